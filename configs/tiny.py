@@ -1,0 +1,70 @@
+"""The default run: SeVa on a procedural world, a few minutes on a CPU."""
+
+from seva_jax.base_model import TrainedBase
+from seva_jax.corrupt import DiffusionNoise
+from seva_jax.evals import Chair, ExactAnswer, Pope
+from seva_jax.experiment import (
+    ComputeOptions,
+    Evaluation,
+    Experiment,
+    RolloutOptions,
+    TextOptions,
+    TrainOptions,
+)
+from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.models import LlavaConfig, LoraConfig, TextConfig, VisionConfig
+from seva_jax.objectives import DPO
+from seva_jax.optim import Optim
+from seva_jax.rollout.sampler import Sampling
+from seva_jax.text.templates import PLAIN
+from seva_jax.worlds import ShapeWorld, WorldPrompts
+from seva_jax.worlds.shapes import COLORS, SHAPES
+
+WORLD = ShapeWorld(seed=0, skew=0.9)
+NUM_EVAL = 600
+OBJECTS = tuple((f"{color} {shape}", f"{color} {shape}") for color in COLORS for shape in SHAPES)
+
+
+def evaluation(kind, skewed, evaluator):
+    """One kind of question on held-out images, balanced or as skewed as the training images."""
+    split = "eval-skewed" if skewed else "eval-balanced"
+    prompts = WorldPrompts(WORLD, split, skewed, (kind,), NUM_EVAL)
+    return Evaluation(evaluator, prompts, max_new_tokens=16)
+
+
+def get_config():
+    """LLaVA with 0.7 M parameters, 32 x 32 images, one-word colour questions for alignment."""
+    vision = VisionConfig(
+        image_size=32, patch_size=8, hidden_size=64, num_layers=5, num_heads=4, mlp_size=192
+    )
+    text = TextConfig(
+        hidden_size=96, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=24, mlp_size=256
+    )
+    return Experiment(
+        workdir="runs/tiny",
+        seed=0,
+        base=TrainedBase(
+            model=LlavaConfig(vision=vision, text=text),
+            processing=ImageProcessing(size=32),
+            prompts=WorldPrompts(WORLD, "train", True, ("color", "presence", "describe"), 12000),
+            steps=800,
+            batch_size=64,
+            optim=Optim(lr=1e-3, warmup_ratio=0.05, weight_decay=0.05, clip_norm=1.0),
+        ),
+        prompts=WorldPrompts(WORLD, "unlabelled", False, ("color",), 3000),
+        corrupt=(DiffusionNoise(step=700),),
+        rollout=RolloutOptions(Sampling(max_new_tokens=4), batch_size=256),
+        text=TextOptions(generate=PLAIN, train=PLAIN, max_length=96),
+        objective=DPO(beta=0.1),
+        lora=LoraConfig(rank=32, alpha=64.0),
+        optim=Optim(lr=5e-5, warmup_ratio=0.1),
+        train=TrainOptions(batch_size=64, epochs=4, save_every=100, log_every=10),
+        compute=ComputeOptions(param_dtype="float32", dtype="float32", remat=False),
+        evals=(
+            evaluation("color", False, ExactAnswer("color-balanced")),
+            evaluation("color", True, ExactAnswer("color-skewed")),
+            evaluation("describe", False, Chair("describe-balanced", synonyms=OBJECTS)),
+            evaluation("describe", True, Chair("describe-skewed", synonyms=OBJECTS)),
+            evaluation("presence", False, Pope("presence-balanced")),
+        ),
+    )

@@ -1,0 +1,22 @@
+"""SeVa in JAX. Read next: README.md, then `seva_jax/step.py`.
+
+`import seva_jax` loads nothing else; `seva_jax.from_pretrained` brings in JAX and transformers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from seva_jax.pretrained import from_pretrained
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "from_pretrained"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "from_pretrained":
+        from seva_jax.pretrained import from_pretrained
+
+        return from_pretrained
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

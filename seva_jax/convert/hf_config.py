@@ -1,0 +1,211 @@
+"""config.json and generation_config.json of a Hugging Face LLaVA directory.
+
+transformers' own config classes fill missing fields and understand both its version 4 and
+version 5 layouts; they need neither torch nor network. What our modules do not implement is
+refused here, by field and value. Weights are read in `load.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import LlavaConfig as HFConfig
+
+from seva_jax.models import LlavaConfig, TextConfig, VisionConfig
+from seva_jax.types import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecialTokens:
+    """Tokens `transformers` generation treats specially.
+
+    Attributes:
+        stop_ids: end an answer; empty when the directory names none.
+        pad_id: fills the rest of the row; None when the directory names none.
+    """
+
+    stop_ids: tuple[int, ...]
+    pad_id: int | None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        DataError: missing, unreadable, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} does not exist: give a local directory that holds a whole Hugging Face "
+            "LLaVA model (for example downloaded with `hf download llava-hf/llava-1.5-7b-hf "
+            "--local-dir DIR`)"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as JSON ({error}): fetch it again") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def read_llava_config(directory: str | Path) -> LlavaConfig:
+    """Our config of the model in a Hugging Face directory.
+
+    Args:
+        directory: holds config.json, as `LlavaForConditionalGeneration.save_pretrained` writes
+            it (transformers 4 and 5).
+
+    Returns:
+        The config; fields the file leaves out take transformers' defaults.
+
+    Raises:
+        DataError: no such file, not a LLaVA config, or fields whose values are not supported,
+            all of them named with their values.
+    """
+    path = Path(directory) / "config.json"
+    hf = _hf_config(path)
+    text, vision = cast(Any, hf.text_config), cast(Any, hf.vision_config)
+    problems = _unsupported(hf, text, vision)
+    if problems:
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        raise DataError(f"{path} describes a model that is not supported:{lines}")
+    config = LlavaConfig(
+        vision=VisionConfig(
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            hidden_size=vision.hidden_size,
+            num_layers=vision.num_hidden_layers,
+            num_heads=vision.num_attention_heads,
+            mlp_size=vision.intermediate_size,
+            norm_eps=vision.layer_norm_eps,
+            activation=vision.hidden_act,
+        ),
+        text=TextConfig(
+            vocab_size=text.vocab_size,
+            hidden_size=text.hidden_size,
+            num_layers=text.num_hidden_layers,
+            num_heads=text.num_attention_heads,
+            num_kv_heads=text.num_key_value_heads,
+            head_dim=text.head_dim,
+            mlp_size=text.intermediate_size,
+            norm_eps=text.rms_norm_eps,
+            rope_base=text.rope_parameters["rope_theta"],
+            tied_head=bool(hf.tie_word_embeddings),
+        ),
+        feature_layer=cast(int, hf.vision_feature_layer),
+        feature_select=hf.vision_feature_select_strategy,
+        projector_bias=hf.multimodal_projector_bias,
+        image_token_id=hf.image_token_index,
+    )
+    if not 0 <= config.tower_depth <= config.vision.num_layers:
+        raise DataError(
+            f"{path}: vision_feature_layer is {config.feature_layer}, but the tower has "
+            f"{config.vision.num_layers} layers"
+        )
+    return config
+
+
+def read_special_tokens(directory: str | Path) -> SpecialTokens:
+    """Stop and pad tokens, found where `transformers` generation finds them.
+
+    Those of generation_config.json; only if there is no such file, those of config.json. A pad
+    token that is not set is the first stop token.
+
+    Raises:
+        DataError: a file that cannot be read, or ids that are not integers.
+    """
+    path = Path(directory) / "generation_config.json"
+    if path.exists():
+        fields = read_json(path)
+        eos, pad = fields.get("eos_token_id"), fields.get("pad_token_id")
+    else:
+        path = Path(directory) / "config.json"
+        text = cast(Any, _hf_config(path).text_config)
+        fields = read_json(path)
+        eos = fields.get("eos_token_id", text.eos_token_id)
+        pad = fields.get("pad_token_id", text.pad_token_id)
+    stop_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
+    for name, value in (
+        ("eos_token_id", stop_ids),
+        ("pad_token_id", () if pad is None else (pad,)),
+    ):
+        if any(type(token) is not int for token in value):
+            raise DataError(f"{path}: {name} holds {list(value)}, expected integers")
+    return SpecialTokens(stop_ids, stop_ids[0] if pad is None and stop_ids else pad)
+
+
+def _hf_config(path: Path) -> HFConfig:
+    raw = read_json(path)
+    if "mm_vision_tower" in raw or raw.get("model_type") == "llava_llama":
+        raise DataError(
+            f"{path} is in the original LLaVA layout (mm_vision_tower), which is not read: "
+            "use the llava-hf version of the model"
+        )
+    if raw.get("model_type") != "llava":
+        raise DataError(
+            f'{path}: model_type is {raw.get("model_type")!r}, only "llava" is supported'
+        )
+    try:
+        return cast(HFConfig, HFConfig.from_dict(raw))
+    # Whatever a hostile or damaged config makes transformers raise is bad input, not a bug.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"{path} is not a valid LLaVA config: {reason}") from error
+
+
+def _unsupported(hf: HFConfig, text: Any, vision: Any) -> list[str]:
+    """Fields our modules cannot honour, each as 'name is value, supported: ...'."""
+    allowed: list[tuple[str, Any, tuple]] = [
+        ("projector_hidden_act", hf.projector_hidden_act, ("gelu",)),
+        (
+            "vision_feature_select_strategy",
+            hf.vision_feature_select_strategy,
+            ("default", "full"),
+        ),
+        ("quantization_config", getattr(hf, "quantization_config", None), (None,)),
+        ("text_config.model_type", text.model_type, ("llama",)),
+        ("vision_config.model_type", vision.model_type, ("clip_vision_model",)),
+    ]
+    if text.model_type == "llama":
+        rope = text.rope_parameters
+        allowed += [
+            ("text_config.hidden_act", text.hidden_act, ("silu",)),
+            ("text_config.attention_bias", text.attention_bias, (False,)),
+            ("text_config.mlp_bias", text.mlp_bias, (False,)),
+            ("text_config.rope_parameters.rope_type", rope.get("rope_type"), ("default",)),
+            (
+                "text_config.rope_parameters.partial_rotary_factor",
+                rope.get("partial_rotary_factor", 1.0),
+                (1.0,),
+            ),
+        ]
+    if vision.model_type == "clip_vision_model":
+        allowed += [
+            ("vision_config.hidden_act", vision.hidden_act, ("quick_gelu", "gelu")),
+            ("vision_config.num_channels", vision.num_channels, (3,)),
+        ]
+    problems = [
+        f"{name} is {value!r}, supported: {', '.join(map(repr, choices))}"
+        for name, value, choices in allowed
+        if value not in choices
+    ]
+    if not isinstance(hf.vision_feature_layer, int):
+        problems.append(
+            f"vision_feature_layer is {hf.vision_feature_layer!r}, supported: one integer"
+        )
+    if vision.model_type == "clip_vision_model":
+        for name in ("image_size", "patch_size"):
+            if not isinstance(getattr(vision, name), int):
+                problems.append(
+                    f"vision_config.{name} is {getattr(vision, name)!r}, supported: one integer"
+                )
+    if text.model_type == "llama" and text.num_attention_heads % text.num_key_value_heads:
+        problems.append(
+            f"text_config.num_key_value_heads is {text.num_key_value_heads}, which does not "
+            f"divide num_attention_heads, {text.num_attention_heads}"
+        )
+    return problems

@@ -1,0 +1,276 @@
+"""Checks a Hugging Face LLaVA directory against the model and reads it onto devices.
+
+Every device's slice is read from disk by itself and cast on the way, so no tensor exists in full
+on the host unless one device holds all of it. Which tensor is which is in `table.py`, the config
+in `hf_config.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from seva_jax.convert.hf_config import read_json
+from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, Index, Row, Shape, canonical, is_unused
+from seva_jax.models import Llava, LlavaConfig
+from seva_jax.types import DataError
+
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
+_DTYPES = ("F64", "F32", "F16", "BF16")
+_EQUAL_CHUNK = 1024  # rows compared at one time
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """Where one of their tensors is, as its file's header says.
+
+    Attributes:
+        path: the file.
+        name: the spelling used in the file.
+        shape: the shape.
+        dtype: safetensors' name of the dtype.
+    """
+
+    path: Path
+    name: str
+    shape: Shape
+    dtype: str
+
+
+def abstract_params(config: LlavaConfig) -> dict[str, Any]:
+    """Shapes of the model's "params" collection (float32, no partitioning boxes), unallocated."""
+
+    def init(key: jax.Array) -> Any:
+        ids = jnp.zeros((1, 1), jnp.int32)
+        side = config.vision.image_size
+        pixels = jnp.zeros((1, 1, side, side, 3))
+        return Llava(config).init(key, ids, ids, jnp.ones((1, 1, 1), bool), ids, pixels)["params"]
+
+    # Parameters come wrapped in their logical dim names, which have a `value`; shapes have none.
+    boxed = jax.eval_shape(init, jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf: getattr(leaf, "value", leaf),
+        boxed,
+        is_leaf=lambda leaf: hasattr(leaf, "value"),
+    )
+
+
+def load_params(
+    directory: str | Path,
+    config: LlavaConfig,
+    dtype: str | np.dtype | type = "float32",
+    shardings: Any = None,
+) -> dict[str, Any]:
+    """Reads the weights of a Hugging Face LLaVA directory.
+
+    Args:
+        directory: holds model.safetensors, or several files and model.safetensors.index.json.
+        config: what `read_llava_config` said of the same directory.
+        dtype: of the parameters, whatever the files hold.
+        shardings: a sharding for each parameter, in a tree like `abstract_params(config)`; None
+            puts everything on this process's first device.
+
+    Returns:
+        The "params" collection, of `jax.Array` leaves.
+
+    Raises:
+        DataError: files that are missing, damaged or not safetensors; or tensors that are
+            missing, unexpected, of another shape or of a dtype that is not read, all listed at
+            once.
+    """
+    directory = Path(directory)
+    tensors = _read_headers(directory)
+    abstract = abstract_params(config)
+    shapes = {
+        "/".join(str(key.key) for key in path): leaf.shape
+        for path, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]
+    }
+    rows = {row.ours: row for row in TABLE if row.ours in shapes}
+    if len(rows) != len(shapes):
+        raise AssertionError(f"not in the conversion table: {sorted(shapes.keys() - rows.keys())}")
+    _check_tensors(
+        directory, tensors, {rows[ours]: shape for ours, shape in shapes.items()}, config
+    )
+    if shardings is None:
+        one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = jax.tree.map(lambda _: one_device, abstract)
+
+    with contextlib.ExitStack() as stack:
+        paths = {tensor.path for tensor in tensors.values()}
+        files = {path: stack.enter_context(safe_open(path, framework="np")) for path in paths}
+
+        def source(name: str) -> Any:
+            return files[tensors[name].path].get_slice(tensors[name].name)
+
+        if config.text.tied_head and HEAD in tensors:
+            _check_tied(directory, source(EMBEDDING), source(HEAD), tensors[HEAD].shape)
+
+        def read(path: tuple[Any, ...], sharding: jax.sharding.Sharding) -> jax.Array:
+            ours = "/".join(str(key.key) for key in path)
+            reader = _reader(rows[ours], shapes[ours], np.dtype(jnp.dtype(dtype)), source)
+            array = jax.make_array_from_callback(shapes[ours], sharding, reader)
+            # Transfers are asynchronous: without this, host buffers of many leaves pile up.
+            return array.block_until_ready()
+
+        return jax.tree_util.tree_map_with_path(read, shardings)
+
+
+def _reader(
+    row: Row, shape: Shape, dtype: np.dtype, source: Callable[[str], Any]
+) -> Callable[[Index | None], np.ndarray]:
+    """Reads any slice of one of our parameters (None: all of it)."""
+    names = row.names(shape)
+
+    def read(index: Index | None) -> np.ndarray:
+        index = index or (slice(None),) * len(shape)
+        bounds = tuple(
+            slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True)
+        )
+        out = np.empty([part.stop - part.start for part in bounds], dtype)
+        if row.stacked:
+            for at, name in enumerate(names[bounds[0]]):
+                out[at] = row.transform.read(source(name), bounds[1:])
+        else:
+            out[...] = row.transform.read(source(names[0]), bounds)
+        return out
+
+    return read
+
+
+def _read_headers(directory: Path) -> dict[str, _Tensor]:
+    """Every tensor of a checkpoint, by canonical name, from the files' headers alone."""
+    problems: list[str] = []
+    tensors: dict[str, _Tensor] = {}
+    found: dict[str, str] = {}
+    files, promised = _list_files(directory)
+    for name in files:
+        for tensor in _read_header(directory / name):
+            found[tensor.name] = name
+            first = tensors.setdefault(canonical(tensor.name), tensor)
+            if first is not tensor:
+                problems.append(
+                    f"{tensor.name} in {name} is the same tensor as {first.name} in "
+                    f"{first.path.name}"
+                )
+    if promised is not None:
+        for tensor, name in promised.items():
+            if found.get(tensor) != name:
+                problems.append(f"{_INDEX} promises {tensor} in {name}, which does not hold it")
+        problems += [
+            f"{tensor} in {name} is not listed in {_INDEX}"
+            for tensor, name in found.items()
+            if tensor not in promised
+        ]
+    if problems:
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        raise DataError(
+            f"{directory}: the weight files contradict each other; fetch them again:{lines}"
+        )
+    return tensors
+
+
+def _list_files(directory: Path) -> tuple[list[str], Mapping[str, str] | None]:
+    """File names of a checkpoint, and the index's tensor-to-file map if there is one."""
+    if (directory / _SINGLE).exists():
+        return [_SINGLE], None
+    path = directory / _INDEX
+    if not path.exists():
+        pickles = sorted(p.name for pattern in _PICKLES for p in directory.glob(pattern))
+        if pickles:
+            raise DataError(
+                f"{directory} holds its weights as pickles ({', '.join(pickles)}). Opening a "
+                "pickle can run code hidden in it, so they are refused: where you trust the "
+                "source, load it once with transformers and save_pretrained() it, which writes "
+                "safetensors"
+            )
+        raise DataError(f"{directory} holds neither {_SINGLE} nor {_INDEX}: fetch the weights")
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise DataError(f"{path} has no weight_map: fetch it again")
+    for name in weight_map.values():
+        # The index is not trusted: it must not reach for files outside of its directory.
+        if not isinstance(name, str) or Path(name).name != name:
+            raise DataError(f"{path} names the file {name!r}, which is not in its own directory")
+        if not name.endswith(".safetensors"):
+            raise DataError(f"{path} names {name}, only safetensors files are read")
+    files = sorted(set(weight_map.values()))
+    missing = [name for name in files if not (directory / name).exists()]
+    if missing:
+        raise DataError(
+            f"{directory} lacks {len(missing)} of the {len(files)} files {_INDEX} names: "
+            f"{', '.join(missing)}; fetch them"
+        )
+    return files, weight_map
+
+
+def _read_header(path: Path) -> list[_Tensor]:
+    """The tensors of one file; the safetensors library checks the header and the file's size."""
+    try:
+        with safe_open(path, framework="np") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return [
+                _Tensor(path, name, tuple(part.get_shape()), part.get_dtype())
+                for name, part in slices.items()
+            ]
+    except (SafetensorError, OSError) as error:
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if file.read(20).startswith(b"version https://git"):
+                raise DataError(
+                    f"{path} is a Git LFS pointer, not the weights: run `git lfs pull`"
+                ) from None
+        raise DataError(
+            f"{path} is not a complete safetensors file ({error}): fetch it again"
+        ) from error
+
+
+def _check_tensors(
+    directory: Path,
+    tensors: Mapping[str, _Tensor],
+    rows: Mapping[Row, Shape],
+    config: LlavaConfig,
+) -> None:
+    """Raises one error with everything in which files and model differ."""
+    expected = {
+        name: row.their_shape(shape) for row, shape in rows.items() for name in row.names(shape)
+    }
+    problems = [
+        f"missing: {name} {list(shape)}" for name, shape in expected.items() if name not in tensors
+    ]
+    for name, tensor in tensors.items():
+        where = f"{tensor.name} {list(tensor.shape)} in {tensor.path.name}"
+        if name in expected:
+            if tensor.shape != expected[name]:
+                problems.append(f"misshapen: {where}, expected {list(expected[name])}")
+            if tensor.dtype not in _DTYPES:
+                problems.append(f"dtype: {where} is {tensor.dtype}, read: {', '.join(_DTYPES)}")
+        elif name == HEAD and config.text.tied_head:
+            if tensor.shape != expected[EMBEDDING]:
+                problems.append(f"misshapen: {where}, expected {list(expected[EMBEDDING])}")
+        elif not is_unused(name, config.tower_depth, config.vision.num_layers):
+            problems.append(f"unexpected: {where}")
+    if problems:
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        raise DataError(
+            f"{directory}: {len(problems)} tensors do not fit config.json; check that weights "
+            f"and config belong to the same LLaVA-1.5 model:{lines}"
+        )
+
+
+def _check_tied(directory: Path, embedding_VD: Any, head_VD: Any, shape: Shape) -> None:
+    """A file may hold the tied head as well, but then it has to be the embedding."""
+    for start in range(0, shape[0], _EQUAL_CHUNK):
+        part = slice(start, min(start + _EQUAL_CHUNK, shape[0]))
+        if not np.array_equal(embedding_VD[part], head_VD[part]):
+            raise DataError(
+                f"{directory}: config.json says tie_word_embeddings, but the files hold an "
+                "lm_head.weight that differs from the embedding; set tie_word_embeddings to false"
+            )

@@ -1,0 +1,217 @@
+"""Which tensor of a Hugging Face LLaVA checkpoint is which of our parameters.
+
+`TABLE` is the only place that knows, and serves both directions: a transform reads a slice of
+ours from theirs and writes theirs from ours. Where the tensors are and whether they fit is in
+`load.py`.
+
+Shape suffixes: D width, p patch side, L layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+Shape = tuple[int, ...]
+Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """How one of their tensors relates to ours, or to one layer of ours; here: it is the same."""
+
+    def their_shape(self, shape: Shape) -> Shape:
+        """The shape of their tensor, from the shape of ours."""
+        return shape
+
+    def read(self, source: Any, index: Index) -> np.ndarray:
+        """The part `index` of our tensor.
+
+        Args:
+            source: their tensor; anything that NumPy-style slicing turns into an array, so that
+                only the slice is read from disk.
+            index: a slice with explicit bounds for each of our dims.
+        """
+        return source[index]
+
+    def write(self, ours: np.ndarray) -> np.ndarray:
+        """Their tensor from the whole of ours; undoes `read`."""
+        return ours
+
+
+@dataclasses.dataclass(frozen=True)
+class Transposed(Transform):
+    """Linear kernels: theirs [out, in], ours [in, out]."""
+
+    def their_shape(self, shape: Shape) -> Shape:
+        """[in, out] -> [out, in]."""
+        return shape[::-1]
+
+    def read(self, source: Any, index: Index) -> np.ndarray:
+        """See `Transform`."""
+        return source[index[::-1]].T
+
+    def write(self, ours: np.ndarray) -> np.ndarray:
+        """See `Transform`."""
+        return np.ascontiguousarray(ours.T)
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchKernel(Transform):
+    """Patch embedding: theirs a convolution [D, 3, p, p], ours a linear kernel [p * p * 3, D].
+
+    Our input dim runs over row, column, channel, slowest first.
+    """
+
+    def their_shape(self, shape: Shape) -> Shape:
+        """[p * p * 3, D] -> [D, 3, p, p]."""
+        side = math.isqrt(shape[0] // 3)
+        return shape[1], 3, side, side
+
+    def read(self, source: Any, index: Index) -> np.ndarray:
+        """See `Transform`."""
+        kernel_D3pp = source[(index[1], slice(None), slice(None), slice(None))]
+        return kernel_D3pp.transpose(2, 3, 1, 0).reshape(-1, kernel_D3pp.shape[0])[index[0]]
+
+    def write(self, ours: np.ndarray) -> np.ndarray:
+        """See `Transform`."""
+        width, _, side, _ = self.their_shape(ours.shape)
+        return np.ascontiguousarray(ours.reshape(side, side, 3, width).transpose(3, 2, 0, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One of our parameters.
+
+    Attributes:
+        theirs: their name as transformers 5 saves it; "{}" stands for the layer number, and then
+            ours is the stack over layers on dim 0.
+        ours: path in the "params" collection, joined by "/".
+        transform: how their tensor relates to ours (to one layer of ours for a stack).
+    """
+
+    theirs: str
+    ours: str
+    transform: Transform = dataclasses.field(default_factory=Transform)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether theirs is one tensor for each layer."""
+        return "{}" in self.theirs
+
+    def names(self, shape: Shape) -> list[str]:
+        """Names of their tensors, in layer order, given our shape."""
+        return [self.theirs.format(i) for i in range(shape[0])] if self.stacked else [self.theirs]
+
+    def their_shape(self, shape: Shape) -> Shape:
+        """The shape of each of their tensors, given ours."""
+        return self.transform.their_shape(shape[1:] if self.stacked else shape)
+
+
+def _linear(theirs: str, ours: str, bias: bool) -> list[Row]:
+    kernel = Row(f"{theirs}.weight", f"{ours}/kernel", Transposed())
+    return [kernel, Row(f"{theirs}.bias", f"{ours}/bias")] if bias else [kernel]
+
+
+def _layer_norm(theirs: str, ours: str) -> list[Row]:
+    return [
+        Row(f"{theirs}.weight", f"{ours}/norm/scale"),
+        Row(f"{theirs}.bias", f"{ours}/norm/bias"),
+    ]
+
+
+_TOWER = "vision_tower.encoder.layers.{}"
+_LLAMA = "language_model.model.layers.{}"
+
+TABLE: tuple[Row, ...] = (
+    Row("vision_tower.embeddings.class_embedding", "vision/class_embedding"),
+    Row("vision_tower.embeddings.position_embedding.weight", "vision/position_embedding"),
+    Row(
+        "vision_tower.embeddings.patch_embedding.weight",
+        "vision/patch_embedding/kernel",
+        PatchKernel(),
+    ),
+    *_layer_norm("vision_tower.pre_layrnorm", "vision/pre_layernorm"),  # their spelling
+    *_layer_norm(f"{_TOWER}.layer_norm1", "vision/layers/layer_norm1"),
+    *_linear(f"{_TOWER}.self_attn.q_proj", "vision/layers/q_proj", bias=True),
+    *_linear(f"{_TOWER}.self_attn.k_proj", "vision/layers/k_proj", bias=True),
+    *_linear(f"{_TOWER}.self_attn.v_proj", "vision/layers/v_proj", bias=True),
+    *_linear(f"{_TOWER}.self_attn.out_proj", "vision/layers/out_proj", bias=True),
+    *_layer_norm(f"{_TOWER}.layer_norm2", "vision/layers/layer_norm2"),
+    *_linear(f"{_TOWER}.mlp.fc1", "vision/layers/fc1", bias=True),
+    *_linear(f"{_TOWER}.mlp.fc2", "vision/layers/fc2", bias=True),
+    *_linear("multi_modal_projector.linear_1", "projector/linear_1", bias=True),
+    *_linear("multi_modal_projector.linear_2", "projector/linear_2", bias=True),
+    Row("language_model.model.embed_tokens.weight", "language/embedding"),
+    Row(f"{_LLAMA}.input_layernorm.weight", "language/layers/input_layernorm/scale"),
+    *_linear(f"{_LLAMA}.self_attn.q_proj", "language/layers/q_proj", bias=False),
+    *_linear(f"{_LLAMA}.self_attn.k_proj", "language/layers/k_proj", bias=False),
+    *_linear(f"{_LLAMA}.self_attn.v_proj", "language/layers/v_proj", bias=False),
+    *_linear(f"{_LLAMA}.self_attn.o_proj", "language/layers/o_proj", bias=False),
+    Row(
+        f"{_LLAMA}.post_attention_layernorm.weight",
+        "language/layers/post_attention_layernorm/scale",
+    ),
+    *_linear(f"{_LLAMA}.mlp.gate_proj", "language/layers/gate_proj", bias=False),
+    *_linear(f"{_LLAMA}.mlp.up_proj", "language/layers/up_proj", bias=False),
+    *_linear(f"{_LLAMA}.mlp.down_proj", "language/layers/down_proj", bias=False),
+    Row("language_model.model.norm.weight", "language/norm/scale"),
+    Row("language_model.lm_head.weight", "language/head", Transposed()),
+)
+
+EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+
+# Three spellings are in circulation: the Hub's (transformers 4: "vision_tower.vision_model.",
+# "language_model.model."), that of modules in memory since 4.52 ("model.language_model.",
+# "lm_head."), and what transformers 5 saves, which `TABLE` uses; transformers reads any mixture,
+# also without the "model" after "language_model". The first match counts.
+_PREFIXES = (
+    ("model.vision_tower.vision_model.", "vision_tower."),
+    ("model.vision_tower.", "vision_tower."),
+    ("vision_tower.vision_model.", "vision_tower."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("model.language_model.", "language_model.model."),
+    ("language_model.lm_head.", "language_model.lm_head."),
+    ("language_model.model.", "language_model.model."),
+    ("language_model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+)
+
+_UNUSED = re.compile(
+    r"vision_tower\.post_layernorm\.(weight|bias)"  # comes after the last feature layer
+    r"|vision_tower\.embeddings\.position_ids"  # 0, 1, 2, ...
+    r"|language_model\.model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"  # from the config
+)
+_TOWER_LAYER = re.compile(r"vision_tower\.encoder\.layers\.(\d+)\.")
+
+
+def canonical(name: str) -> str:
+    """A tensor's name in the spelling of `TABLE`.
+
+    >>> canonical("model.language_model.norm.weight")
+    'language_model.model.norm.weight'
+    >>> canonical("multi_modal_projector.linear_1.bias")
+    'multi_modal_projector.linear_1.bias'
+    """
+    for theirs, ours in _PREFIXES:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def is_unused(name: str, tower_depth: int, tower_layers: int) -> bool:
+    """Whether a tensor outside the table is one that LLaVA checkpoints have and nobody reads.
+
+    Args:
+        name: in the spelling of `TABLE`.
+        tower_depth: tower layers that run.
+        tower_layers: tower layers of the checkpoint.
+    """
+    layer = _TOWER_LAYER.match(name)
+    if layer:
+        return tower_depth <= int(layer[1]) < tower_layers
+    return _UNUSED.fullmatch(name) is not None

@@ -1,0 +1,63 @@
+"""Corruptions: what is done to an image so that the model answers worse.
+
+What lives here: the public names. What does not: reading, padding, resizing and normalising of
+images (`seva_jax.images`). Read next: `base.py`, the contract, then `diffusion.py`.
+"""
+
+from seva_jax.corrupt.auto import AutoAugment, RandAugment
+from seva_jax.corrupt.base import Compose, Corruption, apply_pixels, corruption_key
+from seva_jax.corrupt.colour import (
+    ColorJitter,
+    Grayscale,
+    RandomAutocontrast,
+    RandomEqualize,
+    RandomGrayscale,
+    RandomInvert,
+    RandomPosterize,
+    RandomSolarize,
+)
+from seva_jax.corrupt.diffusion import DiffusionNoise, diffusion_schedule
+from seva_jax.corrupt.geometry import (
+    CenterCrop,
+    Pad,
+    RandomAffine,
+    RandomCrop,
+    RandomHorizontalFlip,
+    RandomPerspective,
+    RandomResizedCrop,
+    RandomRotation,
+)
+from seva_jax.corrupt.recipes import byol, moco, simclr
+from seva_jax.corrupt.sharpness import GaussianBlur, RandomAdjustSharpness
+
+__all__ = [
+    "AutoAugment",
+    "CenterCrop",
+    "ColorJitter",
+    "Compose",
+    "Corruption",
+    "DiffusionNoise",
+    "GaussianBlur",
+    "Grayscale",
+    "Pad",
+    "RandAugment",
+    "RandomAdjustSharpness",
+    "RandomAffine",
+    "RandomAutocontrast",
+    "RandomCrop",
+    "RandomEqualize",
+    "RandomGrayscale",
+    "RandomHorizontalFlip",
+    "RandomInvert",
+    "RandomPerspective",
+    "RandomPosterize",
+    "RandomResizedCrop",
+    "RandomRotation",
+    "RandomSolarize",
+    "apply_pixels",
+    "byol",
+    "corruption_key",
+    "diffusion_schedule",
+    "moco",
+    "simclr",
+]

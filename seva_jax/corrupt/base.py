@@ -1,0 +1,212 @@
+"""What a corruption is, how several compose, which key each one gets, and the host-side call.
+
+What lives here: `Corruption`, `Compose`, `corruption_key`, `apply_pixels`. What does not: any
+operation on pixels (`geometry`, `colour`, `sharpness`, `auto`), the noise of the published method
+(`diffusion`), the published chains (`recipes`). Read next: `diffusion.py`, the shortest one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from typing import ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from seva_jax.types import Array, DataError
+
+Space = Literal["pixels", "normalised"]
+
+SNAP = 32
+MAX_SIDE = 1024
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises `DataError(message)` unless `condition` holds."""
+    if not condition:
+        raise DataError(message)
+
+
+def require_range(name: str, low_high: tuple[float, float], low: float, high: float) -> None:
+    """Raises `DataError` unless `low_high` is an increasing pair within [low, high]."""
+    require(
+        len(low_high) == 2 and low <= low_high[0] <= low_high[1] <= high,
+        f"{name}={low_high!r}: give two increasing numbers between {low} and {high}.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Corruption:
+    """A random change to one image: pure, keyed, and usable under `jit` and `vmap`.
+
+    A subclass is a frozen dataclass with hashable fields (it is a static argument of `jit`). The
+    output shape may differ from the input shape but depends on nothing else.
+
+    Attributes:
+        space: where it applies. "pixels": float32 RGB in [0, 1] before pad and resize, and the
+            result is in [0, 1] again. "normalised": float32 after mean and std, at model size,
+            unbounded.
+    """
+
+    space: ClassVar[Space] = "pixels"
+
+    def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
+        """Corrupts one image.
+
+        Args:
+            key: a typed PRNG key; every random choice comes from it.
+            image_HWC: float32, in the space named by `space`.
+
+        Returns:
+            The corrupted image, float32.
+        """
+        raise NotImplementedError
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply_jitted(corruption: Corruption, key: jax.Array, image_HWC: Array) -> jax.Array:
+    """`corruption(key, image_HWC)`, compiled once for equal corruptions and equal shapes."""
+    return corruption(key, image_HWC)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomlyApplied(Corruption):
+    """A deterministic, shape-preserving operation applied with probability `p`.
+
+    Attributes:
+        p: probability of applying it.
+    """
+
+    p: float = dataclasses.field(default=0.5, kw_only=True)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.p <= 1, f"{type(self).__name__}.p={self.p!r}: give 0 to 1.")
+
+    def apply(self, image_HWC: Array) -> jax.Array:
+        """The operation itself, without the coin."""
+        raise NotImplementedError
+
+    def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
+        """Returns `apply(image_HWC)` with probability `p`, otherwise the image unchanged."""
+        return jnp.where(jax.random.bernoulli(key, self.p), self.apply(image_HWC), image_HWC)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compose(Corruption):
+    """Corruptions applied in the order named; each gets its own key.
+
+    Attributes:
+        steps: at least one corruption, all of one space. The composition has that space.
+    """
+
+    steps: tuple[Corruption, ...]
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.steps, tuple)
+            and bool(self.steps)
+            and all(isinstance(step, Corruption) for step in self.steps),
+            f"Compose.steps={self.steps!r}: give a non-empty tuple of corruptions.",
+        )
+        spaces = [step.space for step in self.steps]
+        require(
+            len(set(spaces)) == 1,
+            f"Compose.steps mixes spaces {spaces}: compose corruptions of one space only.",
+        )
+        # The space belongs to the steps, not to the class; the dataclass is frozen.
+        object.__setattr__(self, "space", spaces[0])
+
+    def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
+        """Applies the steps in order; see `Corruption.__call__`."""
+        corrupted_HWC = jnp.asarray(image_HWC)
+        for step_key, step in zip(jax.random.split(key, len(self.steps)), self.steps, strict=True):
+            # Step by step, so that outside another `jit` the steps after a crop, whose input
+            # has one size, compile once and not for every size of photograph.
+            corrupted_HWC = apply_jitted(step, step_key, corrupted_HWC)
+        return corrupted_HWC
+
+
+def corruption_key(seed: int, example_id: str, corruption_index: int) -> jax.Array:
+    """The key of one corruption of one example.
+
+    Depends on the three arguments only: not on the process, the Python version, the order of the
+    examples or the default PRNG of the process.
+
+    Args:
+        seed: the seed of the run.
+        example_id: the id of the prompt.
+        corruption_index: position of the corruption among those made for each prompt, from 0.
+
+    Returns:
+        A typed threefry key.
+    """
+    require(corruption_index >= 0, f"corruption_index={corruption_index}: give an integer from 0.")
+    # 64 bits of the digest: with 32, some two of 16,000 ids would share a key in 3 % of runs.
+    words = np.frombuffer(hashlib.sha256(example_id.encode("utf-8")).digest()[:8], dtype="<u4")
+    key = jax.random.key(seed, impl="threefry2x32")
+    for word in (*words.tolist(), corruption_index):
+        key = jax.random.fold_in(key, np.uint32(word))
+    return key
+
+
+def snapped_size(height: int, width: int) -> tuple[int, int]:
+    """The (height, width) at which `apply_pixels` corrupts an image.
+
+    Both sides shrink by one factor until the longer is at most 1024, then each goes to the
+    nearest multiple of 32 (at least 32), so at most 32 x 32 shapes exist.
+
+    >>> snapped_size(480, 640), snapped_size(333, 500), snapped_size(3000, 4000)
+    ((480, 640), (320, 512), (768, 1024))
+    """
+    scale = min(1.0, MAX_SIDE / max(height, width))
+    snapped_height, snapped_width = (
+        max(SNAP, int(side * scale / SNAP + 0.5) * SNAP) for side in (height, width)
+    )
+    return snapped_height, snapped_width
+
+
+def apply_pixels(corruption: Corruption, key: jax.Array, image_HWC: np.ndarray) -> np.ndarray:
+    """Corrupts one host image of any size, with a bounded number of compilations.
+
+    Photographs come in thousands of sizes, and every new shape compiles again. So the image is
+    first resized (PIL, bicubic) to `snapped_size`, which leaves a size that is already on the
+    grid untouched. Sizes in pixels (a crop of 224, a pad of 50) count at the snapped size, and
+    the result stays there: it is the input of pad and resize to the model's size.
+
+    Args:
+        corruption: of space "pixels"; equal corruptions share compilations.
+        key: from `corruption_key`.
+        image_HWC: uint8 RGB, any height and width.
+
+    Returns:
+        The corrupted image, uint8 RGB, rounded to the nearest level.
+
+    Raises:
+        DataError: the corruption is not of space "pixels", or the array is no uint8 RGB image.
+    """
+    require(
+        corruption.space == "pixels",
+        f"{type(corruption).__name__} works on normalised images: apply it after mean and std.",
+    )
+    require(
+        image_HWC.dtype == np.uint8
+        and image_HWC.ndim == 3
+        and image_HWC.shape[2] == 3
+        and image_HWC.size > 0,
+        f"image of dtype {image_HWC.dtype} and shape {image_HWC.shape}: give uint8 RGB "
+        "[height, width, 3].",
+    )
+    height, width = snapped_size(*image_HWC.shape[:2])
+    if image_HWC.shape[:2] != (height, width):
+        resized = Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BICUBIC)
+        image_HWC = np.asarray(resized)
+    pixels_HWC = np.asarray(image_HWC, np.float32) / 255
+    if isinstance(corruption, Compose):  # Compiles its own steps.
+        corrupted_HWC = corruption(key, pixels_HWC)
+    else:
+        corrupted_HWC = apply_jitted(corruption, key, pixels_HWC)
+    return np.round(np.clip(corrupted_HWC, 0, 1) * 255).astype(np.uint8)

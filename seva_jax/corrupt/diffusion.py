@@ -1,0 +1,68 @@
+"""The noise of the published method: one jump of the forward diffusion process.
+
+What lives here: `DiffusionNoise` and its schedule. What does not: any operation on unnormalised
+pixels. Read next: `recipes.py`, the other corruptions the paper studies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seva_jax.corrupt.base import Corruption, Space, require
+from seva_jax.types import Array
+
+NUM_STEPS = 1000
+
+
+@functools.cache
+def diffusion_schedule() -> tuple[np.ndarray, np.ndarray]:
+    """The published noise schedule.
+
+    b_i = sigmoid(linspace(-6, 6, 1000)_i) (0.5e-2 - 1e-5) + 1e-5 and
+    abar_t = prod_{i <= t} (1 - b_i). Source: arXiv 2404.10501, whose noise is that of visual
+    contrastive decoding (arXiv 2311.16922).
+
+    Returns:
+        `sqrt(abar)` and `sigma = sqrt(1 - abar)`, each float64 [1000] and read-only.
+
+    >>> root_abar, sigma = diffusion_schedule()
+    >>> round(float(root_abar[500]), 5), round(float(sigma[500]), 5)
+    (0.86302, 0.50517)
+    """
+    betas = 1 / (1 + np.exp(-np.linspace(-6, 6, NUM_STEPS))) * (0.5e-2 - 1e-5) + 1e-5
+    abar = np.cumprod(1 - betas)
+    root_abar, sigma = np.sqrt(abar), np.sqrt(1 - abar)
+    root_abar.flags.writeable = sigma.flags.writeable = False
+    return root_abar, sigma
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionNoise(Corruption):
+    """`x_t = sqrt(abar_t) x + sigma_t eps`, on the normalised image in float32, not clipped.
+
+    Attributes:
+        step: t, an index from 0 to 999; the paper uses 500 and 800.
+    """
+
+    space: ClassVar[Space] = "normalised"
+
+    step: int = 500
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.step, int) and 0 <= self.step < NUM_STEPS,
+            f"DiffusionNoise.step={self.step!r}: give an integer from 0 to {NUM_STEPS - 1}.",
+        )
+
+    def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
+        """Adds the noise of step `step`; any shape works. See `Corruption.__call__`."""
+        root_abar, sigma = diffusion_schedule()
+        image_HWC = jnp.asarray(image_HWC, jnp.float32)
+        noise_HWC = jax.random.normal(key, image_HWC.shape, jnp.float32)
+        return float(root_abar[self.step]) * image_HWC + float(sigma[self.step]) * noise_HWC

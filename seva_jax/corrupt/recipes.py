@@ -1,0 +1,36 @@
+"""The published chains of augmentations, as values.
+
+What lives here: `moco`, `byol`, `simclr`, with the parameters of arXiv 2404.10501. What does not:
+the augmentations they are made of. Read next: `geometry.py`.
+"""
+
+from __future__ import annotations
+
+from seva_jax.corrupt.base import Compose
+from seva_jax.corrupt.colour import ColorJitter, RandomGrayscale
+from seva_jax.corrupt.geometry import RandomHorizontalFlip, RandomResizedCrop
+from seva_jax.corrupt.sharpness import GaussianBlur
+
+
+def _contrastive(min_scale: float, hue: float) -> tuple:
+    return (
+        RandomResizedCrop(224, scale=(min_scale, 1.0)),
+        RandomHorizontalFlip(p=0.5),
+        ColorJitter(0.4, 0.4, 0.4, hue),
+        RandomGrayscale(p=0.2),
+    )
+
+
+def moco() -> Compose:
+    """Crop 224 of 20 to 100 % of the area, flip, jitter, grey (20 %), blur; [224, 224, 3]."""
+    return Compose((*_contrastive(0.2, 0.1), GaussianBlur((0.1, 2.0))))
+
+
+def byol() -> Compose:
+    """`moco` with crops from 8 % of the area."""
+    return Compose((*_contrastive(0.08, 0.1), GaussianBlur((0.1, 2.0))))
+
+
+def simclr() -> Compose:
+    """Crop 224 of 20 to 100 %, flip, jitter with hue 0.4, grey (20 %), no blur."""
+    return Compose(_contrastive(0.2, 0.4))

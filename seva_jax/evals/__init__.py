@@ -1,0 +1,67 @@
+"""Evaluations: ask a model prompts with known answers, score, and compare two models.
+
+Read `base.py` first, then `exact.py`, `chair.py`, `pope.py`, `files.py`, `table.py`.
+"""
+
+from seva_jax.evals.base import (
+    Better,
+    EvalResult,
+    Evaluator,
+    Generate,
+    Metric,
+    Ratio,
+    Record,
+    bootstrap,
+    paired_difference,
+    paired_differences,
+)
+from seva_jax.evals.chair import Chair
+from seva_jax.evals.exact import ExactAnswer
+from seva_jax.evals.files import (
+    read_json_lines,
+    read_records,
+    read_result,
+    write_records,
+    write_summary,
+)
+from seva_jax.evals.pope import (
+    SHORT_ANSWER_SUFFIX,
+    AnswerParser,
+    LlavaParser,
+    Pope,
+    WordParser,
+    load_pope,
+    write_llava_answers,
+)
+from seva_jax.evals.table import Row, comparison_rows, format_markdown, format_table
+
+__all__ = [
+    "SHORT_ANSWER_SUFFIX",
+    "AnswerParser",
+    "Better",
+    "Chair",
+    "EvalResult",
+    "Evaluator",
+    "ExactAnswer",
+    "Generate",
+    "LlavaParser",
+    "Metric",
+    "Pope",
+    "Ratio",
+    "Record",
+    "Row",
+    "WordParser",
+    "bootstrap",
+    "comparison_rows",
+    "format_markdown",
+    "format_table",
+    "load_pope",
+    "paired_difference",
+    "paired_differences",
+    "read_json_lines",
+    "read_records",
+    "read_result",
+    "write_llava_answers",
+    "write_records",
+    "write_summary",
+]

@@ -1,0 +1,353 @@
+"""What every evaluation shares: records, ratio metrics, bootstrap intervals.
+
+What lives here: `Evaluator` (the extension point), `Ratio` (how a metric follows from records),
+`Metric`, `EvalResult`, `bootstrap`, `paired_difference`. What does not: any particular score
+(`exact.py`, `chair.py`, `pope.py`), files (`files.py`), tables (`table.py`), or anything that
+runs a model. Read next: `exact.py`, the smallest evaluator.
+
+Shape suffixes: N examples, F sums per example, T ratio terms, M metrics, S bootstrap samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from seva_jax.types import DataError, Prompt
+
+Better = Literal["higher", "lower", "neither"]
+Generate = Callable[[Sequence[Prompt]], list[str]]
+Record = dict[str, Any]
+
+# Elements of one block of bootstrap counts; 2 million int64 are 16 MB.
+_BLOCK_ELEMENTS = 2_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One measured number with its 95 % percentile bootstrap interval.
+
+    Attributes:
+        value: the number on the examples themselves; NaN where undefined (nothing to divide by).
+        low: 2.5th percentile over bootstrap samples; NaN where undefined.
+        high: 97.5th percentile over bootstrap samples; NaN where undefined.
+        n: how many examples have a share in the denominator.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Ratio:
+    """How a metric follows from records: sum(numerator) / sum(denominator) over examples.
+
+    F1 is one too: (tp + tp) / (tp + tp + fp + fn).
+
+    Attributes:
+        better: which direction is an improvement.
+        numerator: numeric record fields added up; a name given twice counts twice.
+        denominator: the same for the denominator.
+        categories: empty for all records; otherwise the unweighted mean of the ratios within
+            each of these values of the record field `category`.
+    """
+
+    better: Better
+    numerator: tuple[str, ...]
+    denominator: tuple[str, ...]
+    categories: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalResult:
+    """What one evaluation of one model found.
+
+    Attributes:
+        name: the evaluation.
+        metrics: the numbers, by metric name.
+        records: one JSON-ready dict per example: `id, question, images, answer, truth`, and the
+            numeric fields that `definitions` names.
+        definitions: how each metric follows from the records, by metric name.
+    """
+
+    name: str
+    metrics: dict[str, Metric]
+    records: list[Record]
+    definitions: dict[str, Ratio] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def from_records(
+        cls, name: str, records: list[Record], definitions: Mapping[str, Ratio]
+    ) -> EvalResult:
+        """Computes every metric in `definitions`, with intervals, from the records.
+
+        Raises:
+            DataError: a record lacks a numeric field that a definition names.
+        """
+        terms_NT2 = _terms(name, records, definitions.values())
+        found = bootstrap(_stat(definitions.values()), terms_NT2.reshape(len(records), -1))
+        counts = _num_contributing(terms_NT2, definitions.values())
+        return cls(name, _metrics(definitions, found, counts), records, dict(definitions))
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Asks a model every prompt, scores each answer, and sums up. Subclass to add an evaluation.
+
+    A subclass gives `truth`, `definitions` and `score`; or overrides `__call__` when an
+    evaluation is not one answer per prompt.
+
+    Attributes:
+        name: names the evaluation in tables and files; unique within a run.
+    """
+
+    name: str
+
+    def truth(self, prompt: Prompt) -> Any:
+        """The right answer to one prompt, JSON-ready.
+
+        Raises:
+            DataError: the prompt's meta does not hold what this evaluation needs.
+        """
+        raise NotImplementedError
+
+    def definitions(self, prompts: Sequence[Prompt]) -> dict[str, Ratio]:
+        """The metrics to report. Sees prompts only, so that two models get the same ones."""
+        raise NotImplementedError
+
+    def score(self, prompt: Prompt, answer: str) -> Record:
+        """Fields to add to one record; those that `definitions` names are numbers."""
+        raise NotImplementedError
+
+    def __call__(self, generate: Generate, prompts: Sequence[Prompt]) -> EvalResult:
+        """Evaluates one model.
+
+        Args:
+            generate: answers prompts, one text for each, in order.
+            prompts: the examples, with unique ids.
+
+        Returns:
+            Metrics with intervals, and one record per prompt, in order. Every record also has
+            `count` = 1, the denominator of a plain mean.
+
+        Raises:
+            DataError: no prompts, a repeated id, or a prompt without ground truth (all found
+                before anything is generated); or `generate` returned a wrong number of answers.
+        """
+        if not prompts:
+            raise DataError(f"{self.name}: there are no prompts to evaluate; pass at least one")
+        _check_unique(self.name, [prompt.id for prompt in prompts])
+        truths = [self.truth(prompt) for prompt in prompts]
+        definitions = self.definitions(prompts)
+        answers = generate(prompts)
+        if len(answers) != len(prompts):
+            raise DataError(
+                f"{self.name}: generate returned {len(answers)} answers for {len(prompts)} "
+                "prompts; it must return one for each"
+            )
+        records = [
+            {
+                "id": prompt.id,
+                "question": prompt.question,
+                "images": list(prompt.images),
+                "answer": answer,
+                "truth": truth,
+                "count": 1,
+                **self.score(prompt, answer),
+            }
+            for prompt, answer, truth in zip(prompts, answers, truths, strict=True)
+        ]
+        return EvalResult.from_records(self.name, records, definitions)
+
+
+def bootstrap(
+    stat: Callable[[np.ndarray], np.ndarray],
+    sums_per_example: np.ndarray,
+    num_samples: int = 2000,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """95 % percentile bootstrap over examples, of any function of sums over examples.
+
+    Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3. Examples are
+    drawn independently: questions that share an image count as separate.
+
+    Args:
+        stat: maps sums [..., F] to values [..., M]; NaN where undefined. Samples where it is
+            undefined are left out of the interval.
+        sums_per_example: [N, F], what each example adds to each sum.
+        num_samples: S, how many times the N examples are drawn anew.
+        seed: of the draws; the same seed gives the same interval.
+
+    Returns:
+        (value_M, low_M, high_M): the value on the examples themselves, and the 2.5th and 97.5th
+        percentiles; these are NaN wherever the value is.
+    """
+    rows_UF, repeats_U = np.unique(
+        np.asarray(sums_per_example, np.float64), axis=0, return_counts=True
+    )
+    # Drawing N examples with replacement draws how often each *distinct* row appears from a
+    # multinomial: the same distribution as drawing indices, and few rows are distinct.
+    rng = np.random.default_rng(seed)
+    num_examples = int(repeats_U.sum())
+    block = max(1, _BLOCK_ELEMENTS // len(rows_UF))
+    sums_SF = np.concatenate(
+        [
+            rng.multinomial(
+                num_examples, repeats_U / num_examples, size=min(block, num_samples - start)
+            )
+            @ rows_UF
+            for start in range(0, num_samples, block)
+        ]
+    )
+    value_M = np.asarray(stat(repeats_U @ rows_UF))
+    low_M, high_M = np.full_like(value_M, np.nan), np.full_like(value_M, np.nan)
+    for m, sample_S in enumerate(np.asarray(stat(sums_SF)).T):
+        defined = sample_S[~np.isnan(sample_S)]
+        if defined.size and not np.isnan(value_M[m]):
+            low_M[m], high_M[m] = np.percentile(defined, [2.5, 97.5])
+    return value_M, low_M, high_M
+
+
+def paired_difference(base: EvalResult, other: EvalResult, metric: str) -> Metric:
+    """`other` minus `base` in one metric, drawing the same examples for both.
+
+    Raises:
+        DataError: see `paired_differences`; or neither result has this metric.
+    """
+    differences = paired_differences(base, other)
+    if metric not in differences:
+        raise DataError(
+            f"{base.name}: there is no metric {metric!r}; choose from {', '.join(differences)}"
+        )
+    return differences[metric]
+
+
+def paired_differences(base: EvalResult, other: EvalResult) -> dict[str, Metric]:
+    """`other` minus `base` in every metric, drawing the same examples for both.
+
+    Records are matched by id. The `n` of a difference counts the examples with a share in the
+    denominator of either result.
+
+    Raises:
+        DataError: the two results are not about the same examples and metrics.
+    """
+    if base.definitions != other.definitions:
+        raise DataError(
+            f"{base.name}: the two results define their metrics differently "
+            f"({', '.join(base.definitions)} against {', '.join(other.definitions)}); "
+            "evaluate both models with the same evaluator"
+        )
+    definitions = base.definitions.values()
+    aligned = _match(base, other)
+    base_NT2 = _terms(base.name, base.records, definitions)
+    other_NT2 = _terms(other.name, aligned, definitions)
+    num_examples, num_terms, _ = base_NT2.shape
+    both_NF = np.concatenate([base_NT2, other_NT2], axis=1).reshape(num_examples, -1)
+    stat = _stat(definitions)
+
+    def difference(sums: np.ndarray) -> np.ndarray:
+        return stat(sums[..., 2 * num_terms :]) - stat(sums[..., : 2 * num_terms])
+
+    counts = _num_contributing(base_NT2 + other_NT2, definitions)
+    return _metrics(base.definitions, bootstrap(difference, both_NF), counts)
+
+
+def _check_unique(name: str, ids: Sequence[Any]) -> None:
+    seen = set()
+    for id_ in ids:
+        if id_ in seen:
+            raise DataError(f"{name}: the id {id_!r} appears twice; give each example its own")
+        seen.add(id_)
+
+
+def _match(base: EvalResult, other: EvalResult) -> list[Record]:
+    """The records of `other` in the order of `base`, checked to be the same examples."""
+    ids, other_ids = ([record.get("id") for record in r.records] for r in (base, other))
+    _check_unique(base.name, ids)
+    _check_unique(other.name, other_ids)
+    unmatched = set(ids) ^ set(other_ids)
+    if unmatched:
+        shown = ", ".join(sorted(map(str, unmatched))[:3])
+        raise DataError(
+            f"{base.name}: {len(unmatched)} ids are in only one of the two results "
+            f"(for example {shown}); evaluate both models on the same prompts"
+        )
+    others = dict(zip(other_ids, other.records, strict=True))
+    for record in base.records:
+        for field in ("question", "images", "truth"):
+            if record.get(field) != others[record["id"]].get(field):
+                raise DataError(
+                    f"{base.name}: example {record['id']!r} has another {field!r} in each of the "
+                    "two results; evaluate both models on the same prompts"
+                )
+    return [others[id_] for id_ in ids]
+
+
+def _terms(name: str, records: Sequence[Record], definitions: Collection[Ratio]) -> np.ndarray:
+    """What each example adds to (numerator, denominator) of each term, [N, T, 2].
+
+    A definition has one term, or one for each of its categories.
+    """
+    if not records or not definitions:
+        raise DataError(
+            f"{name}: {'no metric definitions' if records else 'no records'} to compute metrics "
+            "from; evaluate again"
+        )
+    columns: dict[str, np.ndarray] = {}
+    for field in {f for d in definitions for f in d.numerator + d.denominator}:
+        for record in records:
+            if not isinstance(record.get(field), int | float):
+                raise DataError(
+                    f"{name}: record {record.get('id')!r} has no number in field {field!r}; "
+                    "evaluate again"
+                )
+        columns[field] = np.array([record[field] for record in records], np.float64)
+    category_N = np.array([str(record.get("category", "")) for record in records])
+    terms = [
+        [
+            sum(columns[field] * inside for field in fields)
+            for fields in (d.numerator, d.denominator)
+        ]
+        for d in definitions
+        for inside in [category_N == c for c in d.categories] or [np.ones(len(records))]
+    ]
+    return np.array(terms, np.float64).transpose(2, 0, 1)
+
+
+def _stat(definitions: Collection[Ratio]) -> Callable[[np.ndarray], np.ndarray]:
+    """Maps flattened sums [..., T * 2] to metrics [..., M]."""
+    ends = np.cumsum([max(1, len(d.categories)) for d in definitions])
+    spans = list(zip([0, *ends[:-1]], ends, strict=True))
+
+    def stat(sums: np.ndarray) -> np.ndarray:
+        top, bottom = sums[..., 0::2], sums[..., 1::2]
+        ratios = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom != 0)
+        return np.stack([ratios[..., a:b].mean(-1) for a, b in spans], axis=-1)
+
+    return stat
+
+
+def _num_contributing(terms_NT2: np.ndarray, definitions: Collection[Ratio]) -> list[int]:
+    """How many examples have a share in each metric's denominator."""
+    counts, start = [], 0
+    for d in definitions:
+        end = start + max(1, len(d.categories))
+        counts.append(int((terms_NT2[:, start:end, 1] != 0).any(-1).sum()))
+        start = end
+    return counts
+
+
+def _metrics(
+    definitions: Mapping[str, Ratio],
+    found: tuple[np.ndarray, np.ndarray, np.ndarray],
+    counts: Sequence[int],
+) -> dict[str, Metric]:
+    return {
+        name: Metric(float(value), float(low), float(high), n)
+        for name, value, low, high, n in zip(definitions, *found, counts, strict=True)
+    }

@@ -1,0 +1,117 @@
+"""Result files: records as JSON lines, the numbers as one JSON summary.
+
+What lives here: reading and writing both, and reading JSON lines with errors that name the line.
+What does not: formats of one benchmark (`pope.py`). Read next: `base.py` for what is stored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import get_args
+
+from seva_jax.evals.base import Better, EvalResult, Metric, Ratio, Record
+from seva_jax.types import DataError
+
+PathLike = str | pathlib.Path
+
+
+def write_records(path: PathLike, records: Sequence[Record]) -> None:
+    """Writes records as JSON lines, one object a line."""
+    with pathlib.Path(path).open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_records(path: PathLike) -> list[Record]:
+    """Reads the records that `write_records` wrote.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not a JSON object.
+    """
+    return [record for _, record in read_json_lines(path)]
+
+
+def write_summary(path: PathLike, result: EvalResult) -> None:
+    """Writes a result without its records as one JSON object; undefined numbers become null."""
+    metrics = {
+        name: {
+            key: None if isinstance(number, float) and math.isnan(number) else number
+            for key, number in dataclasses.asdict(metric).items()
+        }
+        | dataclasses.asdict(result.definitions[name])
+        for name, metric in result.metrics.items()
+    }
+    summary = {"name": result.name, "num_examples": len(result.records), "metrics": metrics}
+    text = json.dumps(summary, ensure_ascii=False, allow_nan=False, indent=2)
+    pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def read_result(summary_path: PathLike, records_path: PathLike) -> EvalResult:
+    """Reads back what `write_summary` and `write_records` wrote of one result.
+
+    Raises:
+        DataError: a file cannot be read, or the two do not belong together.
+    """
+    records = read_records(records_path)
+    try:
+        summary = json.loads(_read_bytes(summary_path))
+        name, num_examples = str(summary["name"]), int(summary["num_examples"])
+        metrics, definitions = {}, {}
+        for key, entry in summary["metrics"].items():
+            numbers = (entry[field] for field in ("value", "low", "high"))
+            metrics[key] = Metric(
+                *(math.nan if number is None else float(number) for number in numbers),
+                n=int(entry["n"]),
+            )
+            if entry["better"] not in get_args(Better):
+                raise ValueError(f"better is {entry['better']!r}")
+            names = ("numerator", "denominator", "categories")
+            definitions[key] = Ratio(entry["better"], *(tuple(entry[field]) for field in names))
+    except DataError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{summary_path}: not an evaluation summary ({error!r}); evaluate again to rewrite it"
+        ) from error
+    if len(records) != num_examples:
+        raise DataError(
+            f"{records_path}: has {len(records)} records where {summary_path} was computed from "
+            f"{num_examples}; evaluate again to rewrite both"
+        )
+    return EvalResult(name, metrics, records, definitions)
+
+
+def read_json_lines(path: PathLike) -> Iterator[tuple[int, Record]]:
+    """Yields (line number from 1, object) of a JSON lines file; blank lines are skipped.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not a JSON object.
+    """
+    # Split bytes, not text: str.splitlines would also cut at U+2028 inside an answer.
+    for number, line in enumerate(_read_bytes(path).split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{path}, line {number}: not valid JSON ({error}); expected one object a line"
+            ) from error
+        if not isinstance(record, dict):
+            raise DataError(
+                f"{path}, line {number}: expected a JSON object, found {type(record).__name__}; "
+                "write one object a line"
+            )
+        yield number, record
+
+
+def _read_bytes(path: PathLike) -> bytes:
+    try:
+        return pathlib.Path(path).read_bytes()
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{path}: cannot be read ({reason}); check the path") from error

@@ -1,0 +1,221 @@
+"""Yes/no questions about objects, as POPE asks them.
+
+What lives here: `Pope`, the parsers that turn an answer into yes or no, and POPE's and LLaVA's
+files. What does not: short answers (`exact.py`). Read next: `table.py`, which compares models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from seva_jax.evals.base import Evaluator, Ratio, Record
+from seva_jax.evals.files import PathLike, read_json_lines
+from seva_jax.types import DataError, Prompt
+
+SHORT_ANSWER_SUFFIX = "\nAnswer the question using a single word or phrase."
+"""What LLaVA's own POPE questions end with; POPE's files do not have it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerParser:
+    """Turns an answer into yes or no. The choice moves POPE by tenths of a point: report it.
+
+    Attributes:
+        always_decides: true where the parser never answers "unparsed".
+    """
+
+    always_decides: ClassVar[bool] = False
+
+    def __call__(self, text: str) -> Literal["yes", "no", "unparsed"]:
+        """What the answer says."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class LlavaParser(AnswerParser):
+    r"""LLaVA's rule: "no" if the first sentence has the word `No`, `not` or `no`, else "yes".
+
+    Commas are removed and words are split at single blanks only, so "NO", "isn't" and "Yes\nno"
+    all count as yes, as they do in LLaVA's published numbers.
+
+    >>> LlavaParser()("There is, no doubt. Yes."), LlavaParser()("Nothing")
+    ('no', 'yes')
+    """
+
+    always_decides: ClassVar[bool] = True
+
+    def __call__(self, text: str) -> Literal["yes", "no", "unparsed"]:
+        """What the answer says."""
+        words = text.split(".")[0].replace(",", "").split(" ")
+        return "no" if {"No", "not", "no"} & set(words) else "yes"
+
+
+@dataclasses.dataclass(frozen=True)
+class WordParser(AnswerParser):
+    """Whole words in any case: "yes" if there is a yes, else "no" if there is a no.
+
+    Anything else is "unparsed". A text with both is a "yes".
+
+    >>> WordParser()("NO!"), WordParser()("Yes, no doubt"), WordParser()("Nothing")
+    ('no', 'yes', 'unparsed')
+    """
+
+    def __call__(self, text: str) -> Literal["yes", "no", "unparsed"]:
+        """What the answer says."""
+        words = set(re.findall(r"\w+", text.lower()))
+        return "yes" if "yes" in words else "no" if "no" in words else "unparsed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pope(Evaluator):
+    """Yes/no questions; `meta["answer"]` is "yes" or "no". "Yes" is the positive class.
+
+    POPE of Li et al., "Evaluating Object Hallucination in Large Vision-Language Models" (2023).
+    Metrics: `accuracy`, `precision`, `recall`, `f1`, `yes_ratio`, and `unparsed` where the parser
+    can fail. An unparsed answer is wrong: a missed object if the truth is yes, never a "yes".
+
+    With `meta["category"]` (random, popular, adversarial) each of the five is also reported per
+    category, as `random/f1`, and the plain name is the unweighted mean over categories, which is
+    how POPE is published.
+
+    Attributes:
+        parser: how an answer is read.
+    """
+
+    name: str = "pope"
+    parser: AnswerParser = LlavaParser()
+
+    def truth(self, prompt: Prompt) -> str:
+        """`meta["answer"]`, in lower case."""
+        answer = str(prompt.meta.get("answer", "")).strip().lower()
+        if answer not in ("yes", "no"):
+            raise DataError(
+                f"{self.name}: prompt {prompt.id!r} has {prompt.meta.get('answer')!r} in "
+                "meta['answer']; give yes or no, or leave the prompt out"
+            )
+        return answer
+
+    def definitions(self, prompts: Sequence[Prompt]) -> dict[str, Ratio]:
+        """The metrics over all prompts or, with categories, for each of them and their mean."""
+        categories = tuple(dict.fromkeys(_category(prompt) for prompt in prompts))
+        if "" in categories and len(categories) > 1:
+            id_ = next(prompt.id for prompt in prompts if not _category(prompt))
+            raise DataError(
+                f"{self.name}: prompt {id_!r} has no meta['category'] but others have; "
+                "give every prompt one, or none"
+            )
+        categories = tuple(c for c in categories if c)
+        plain = {
+            "accuracy": Ratio("higher", ("correct",), ("count",), categories),
+            "precision": Ratio("higher", ("tp",), ("tp", "fp"), categories),
+            "recall": Ratio("higher", ("tp",), ("tp", "fn"), categories),
+            "f1": Ratio("higher", ("tp", "tp"), ("tp", "tp", "fp", "fn"), categories),
+            "yes_ratio": Ratio("neither", ("tp", "fp"), ("count",), categories),
+        }
+        metrics = dict(plain)
+        if not self.parser.always_decides:
+            metrics["unparsed"] = Ratio("lower", ("unparsed",), ("count",), categories)
+        for category in categories:
+            for name, ratio in plain.items():
+                metrics[f"{category}/{name}"] = dataclasses.replace(ratio, categories=(category,))
+        return metrics
+
+    def score(self, prompt: Prompt, answer: str) -> Record:
+        """What the parser read, and 0/1 fields `correct, tp, fp, fn, unparsed`."""
+        truth, parsed = self.truth(prompt), self.parser(answer)
+        source = {key: prompt.meta[key] for key in ("question_id",) if key in prompt.meta}
+        return source | {
+            "category": _category(prompt),
+            "parsed": parsed,
+            "correct": int(parsed == truth),
+            "tp": int(parsed == "yes" and truth == "yes"),
+            "fp": int(parsed == "yes" and truth == "no"),
+            "fn": int(parsed != "yes" and truth == "yes"),
+            "unparsed": int(parsed == "unparsed"),
+        }
+
+
+def _category(prompt: Prompt) -> str:
+    return str(prompt.meta.get("category") or "")
+
+
+def load_pope(
+    path: PathLike, image_folder: PathLike = "", category: str = "", suffix: str = ""
+) -> list[Prompt]:
+    """Reads one POPE file: JSON lines with `question_id`, `image`, `text` and `label`.
+
+    Every set brings its own labels: the release of SeVa scored all three sets against the
+    adversarial ones. Join several sets by adding the lists.
+
+    Args:
+        path: the file, for example `coco_pope_random.json`.
+        image_folder: put before every image name.
+        category: the set, where the lines have no `category` of their own.
+        suffix: put after every question, for example `SHORT_ANSWER_SUFFIX`.
+
+    Returns:
+        Prompts with ids `category-question_id` (the three sets number their questions alike) and
+        meta `question_id`, `answer` and, where known, `category`.
+
+    Raises:
+        DataError: the file cannot be read or has no question; or a line is not JSON, lacks a
+            field, holds a wrong value or repeats a question, naming file and line.
+    """
+    prompts: dict[str, Prompt] = {}
+    for number, line in read_json_lines(path):
+        where = f"{path}, line {number}"
+        for field in ("image", "text", "label"):
+            if not isinstance(line.get(field), str) or not line[field].strip():
+                raise DataError(
+                    f"{where}: field {field!r} is {line.get(field)!r}; it must be a text that is "
+                    "not empty"
+                )
+        question_id = line.get("question_id")
+        if not isinstance(question_id, int | str):
+            raise DataError(
+                f"{where}: field 'question_id' is {question_id!r}; it must be a number or a text"
+            )
+        answer = line["label"].strip().lower()
+        if answer not in ("yes", "no"):
+            raise DataError(f"{where}: field 'label' is {line['label']!r}; it must be yes or no")
+        of_set = str(line.get("category") or category)
+        id_ = f"{of_set}-{question_id}" if of_set else str(question_id)
+        if id_ in prompts:
+            raise DataError(f"{where}: question {id_!r} is there twice; remove one")
+        meta = {"question_id": question_id, "answer": answer}
+        prompts[id_] = Prompt(
+            id=id_,
+            question=line["text"] + suffix,
+            images=(str(pathlib.Path(image_folder) / line["image"]),),
+            meta=meta | ({"category": of_set} if of_set else {}),
+        )
+    if not prompts:
+        raise DataError(f"{path}: has no questions; expected one JSON object a line")
+    return list(prompts.values())
+
+
+def write_llava_answers(path: PathLike, records: Sequence[Record], model_id: str) -> None:
+    """Writes records of any evaluation as LLaVA's answers file, which its scorers read.
+
+    One JSON object a line, in the order of the records (some scorers align by order), with
+    `question_id, prompt, text, answer_id, model_id, metadata`. `answer_id` is a hash of the model
+    and the example, so that the same run writes the same file.
+    """
+    with pathlib.Path(path).open("w", encoding="utf-8") as file:
+        for record in records:
+            unique = json.dumps([model_id, record["id"]]).encode()
+            line = {
+                "question_id": record.get("question_id", record["id"]),
+                "prompt": record["question"],
+                "text": record["answer"],
+                "answer_id": hashlib.sha256(unique).hexdigest()[:22],
+                "model_id": model_id,
+                "metadata": {},
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")

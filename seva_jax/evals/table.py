@@ -1,0 +1,126 @@
+"""Comparing two models: one row per metric, as text for a terminal or as Markdown.
+
+What lives here: `Row`, `comparison_rows` and two formats. What does not: how a metric or its
+interval is computed (`base.py`), or HTML (the report). Read next: nothing, this is the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from seva_jax.evals.base import Better, EvalResult, Metric, paired_differences
+from seva_jax.types import DataError
+
+_HEADER = ("evaluation", "metric", "wanted", "n", "base", "aligned", "difference", "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One metric of two models.
+
+    Attributes:
+        evaluation: name of the evaluation.
+        metric: name of the metric.
+        better: which direction is an improvement.
+        base: the metric before.
+        aligned: the metric after.
+        difference: aligned minus base, both on the same examples.
+    """
+
+    evaluation: str
+    metric: str
+    better: Better
+    base: Metric
+    aligned: Metric
+    difference: Metric
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "higher", "lower", ""]:
+        """What changed; empty unless the interval of the difference excludes zero.
+
+        "higher" and "lower" are for metrics where neither is an improvement.
+        """
+        # Written so that NaN bounds give no verdict.
+        if self.difference.low > 0:
+            moved = "higher"
+        elif self.difference.high < 0:
+            moved = "lower"
+        else:
+            return ""
+        if self.better == "neither":
+            return moved
+        return "better" if moved == self.better else "worse"
+
+
+def comparison_rows(base: Sequence[EvalResult], aligned: Sequence[EvalResult]) -> list[Row]:
+    """One row per evaluation and metric, in the order of `base`.
+
+    Raises:
+        DataError: the two lists do not hold the same evaluations of the same examples.
+    """
+    names = [result.name for result in base]
+    others = {result.name: result for result in aligned}
+    if len(set(names)) != len(names) or len(others) != len(aligned):
+        raise DataError("two evaluations have the same name; give each Evaluator its own name")
+    if set(names) != others.keys():
+        raise DataError(
+            f"base has the evaluations {', '.join(names)} and aligned has {', '.join(others)}; "
+            "run the same evaluators on both"
+        )
+    return [
+        Row(
+            evaluation=result.name,
+            metric=metric,
+            better=result.definitions[metric].better,
+            base=result.metrics[metric],
+            aligned=others[result.name].metrics[metric],
+            difference=difference,
+        )
+        for result in base
+        for metric, difference in paired_differences(result, others[result.name]).items()
+    ]
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """Aligned plain text. Columns: names, wanted direction, examples, values, difference, verdict.
+
+    A number is `value [low, high]` with its 95 % interval, or n/a where it is undefined.
+    """
+    lines = [_HEADER, *(_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(_HEADER))]
+    lines.insert(1, tuple("-" * width for width in widths))
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def format_markdown(rows: Sequence[Row]) -> str:
+    """The same columns as `format_table`, as a Markdown table with the verdict in bold."""
+    lines = [_HEADER, tuple("---" for _ in _HEADER)]
+    for row in rows:
+        *cells, verdict = _cells(row)
+        lines.append((*cells, f"**{verdict}**" if verdict else ""))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.evaluation,
+        row.metric,
+        "" if row.better == "neither" else row.better,
+        str(row.difference.n),
+        _number(row.base, ".3f"),
+        _number(row.aligned, ".3f"),
+        _number(row.difference, "+.3f"),
+        row.verdict,
+    )
+
+
+def _number(metric: Metric, spec: str) -> str:
+    if math.isnan(metric.value):
+        return "n/a"
+    return f"{metric.value:{spec}} [{metric.low:{spec}}, {metric.high:{spec}}]"

@@ -1,0 +1,220 @@
+"""The root config: one frozen dataclass per section, and the checks that cross sections.
+
+A config file is Python with `get_config() -> Experiment`. What implements an extension point is
+a value (`objective=DPO(beta=0.1)`), never a name to look up. Reading files and the command line
+is in `seva_jax/cli.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from seva_jax.base_model import BaseModel, Checkpoint, TrainedBase
+from seva_jax.corrupt import Corruption, DiffusionNoise
+from seva_jax.data.sources import PromptSource
+from seva_jax.evals import Evaluator, ExactAnswer
+from seva_jax.models import LoraConfig
+from seva_jax.objectives import DPO, Objective
+from seva_jax.optim import Optim
+from seva_jax.pairs import CorruptionPairs, PairBuilder
+from seva_jax.rollout.sampler import Sampling
+from seva_jax.sharding import MeshShape
+from seva_jax.text.templates import VICUNA_V1, Template
+from seva_jax.types import DataError
+from seva_jax.worlds import WorldPrompts
+
+
+@dataclasses.dataclass(frozen=True)
+class TextOptions:
+    """How questions and answers become tokens.
+
+    Attributes:
+        generate: template the model is asked with.
+        train: template the model is trained with. SeVa generates with `LLAVA_V1` and trains with
+            `VICUNA_V1`; the sane default is one template for both.
+        max_length: longest trunk plus longest answer, tokens. Images and questions are never
+            cut: what does not fit is dropped and counted.
+    """
+
+    generate: Template = VICUNA_V1
+    train: Template = VICUNA_V1
+    max_length: int = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutOptions:
+    """How prompts are answered.
+
+    Attributes:
+        sampling: greedy by default, as in SeVa.
+        batch_size: rows answered together over all devices; clean and corrupted copies of a
+            prompt are rows of their own.
+    """
+
+    sampling: Sampling = Sampling()
+    batch_size: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """How long, on what, and what is trained.
+
+    Attributes:
+        batch_size: comparisons in an optimiser step, over all devices.
+        micro_batches: the batch is computed in this many parts; gradients are those of the whole.
+        epochs: passes over the comparisons.
+        repeat: the list of comparisons is concatenated with itself this many times before it is
+            shuffled. SeVa uses 2 and one epoch, which is not two epochs.
+        max_steps: stop after this many steps; 0 means no limit.
+        trained: parts of the model that change. "lora" are the adapters. SeVa also trains the
+            projector (its flag meant to freeze it has no effect).
+        reference: "cached" computes reference log-probs once, before training; "in_step"
+            computes them in every step from an untrained copy of the trained parts.
+        save_every: steps between checkpoints.
+        log_every: steps between lines of metrics.
+    """
+
+    batch_size: int = 128
+    micro_batches: int = 1
+    epochs: int = 1
+    repeat: int = 1
+    max_steps: int = 0
+    trained: tuple[Literal["lora", "projector", "language", "vision"], ...] = ("lora", "projector")
+    reference: Literal["cached", "in_step"] = "cached"
+    save_every: int = 50
+    log_every: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeOptions:
+    """Precision and memory.
+
+    Attributes:
+        param_dtype: storage of frozen parameters. Trained parameters are float32 always.
+        dtype: compute dtype; norms, softmax, logits and log-probs are float32 always.
+        remat: recompute layers in the backward pass instead of storing their insides.
+        head_chunk: answer positions whose logits exist at one time, for each row.
+    """
+
+    param_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    remat: bool = True
+    head_chunk: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One evaluator on one set of prompts with known answers.
+
+    Attributes:
+        evaluator: how answers are scored.
+        prompts: the questions.
+        max_new_tokens: longest answer, tokens; answers are greedy.
+    """
+
+    evaluator: Evaluator = ExactAnswer()
+    prompts: PromptSource = WorldPrompts()
+    max_new_tokens: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """What the report page shows.
+
+    Attributes:
+        num_pairs: pairs in the gallery.
+        num_examples: evaluation examples shown before and after, for each evaluation.
+    """
+
+    num_pairs: int = 60
+    num_examples: int = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run, from images to an aligned model.
+
+    Attributes:
+        workdir: everything the run writes goes here; run again to resume.
+        seed: every random choice follows from it.
+        base: the model to align.
+        prompts: unlabelled images and questions.
+        corrupt: corruptions; each gives one rejected answer to every prompt.
+        rollout: how prompts are answered.
+        pairs: which answers become comparisons.
+        text: templates and lengths.
+        objective: what alignment minimises.
+        lora: adapters; rank 0 means none.
+        optim: the optimiser.
+        train: how long, on what, and what is trained.
+        compute: precision and memory.
+        mesh: devices along each axis.
+        evals: evaluations of base and aligned model.
+        report: what the report page shows.
+    """
+
+    workdir: str = "runs/default"
+    seed: int = 42
+    base: BaseModel = Checkpoint()
+    prompts: PromptSource = WorldPrompts()
+    corrupt: tuple[Corruption, ...] = (DiffusionNoise(step=500),)
+    rollout: RolloutOptions = RolloutOptions()
+    pairs: PairBuilder = CorruptionPairs()
+    text: TextOptions = TextOptions()
+    objective: Objective = DPO()
+    lora: LoraConfig = LoraConfig()
+    optim: Optim = Optim()
+    train: TrainOptions = TrainOptions()
+    compute: ComputeOptions = ComputeOptions()
+    mesh: MeshShape = MeshShape()
+    evals: tuple[Evaluation, ...] = ()
+    report: ReportOptions = ReportOptions()
+
+
+def check(experiment: Experiment) -> None:
+    """Checks what crosses sections.
+
+    Raises:
+        DataError: lists every problem at once.
+    """
+    e, problems = experiment, []
+    positive = {
+        "rollout.batch_size": e.rollout.batch_size,
+        "rollout.sampling.max_new_tokens": e.rollout.sampling.max_new_tokens,
+        "train.batch_size": e.train.batch_size,
+        "train.micro_batches": e.train.micro_batches,
+        "train.epochs": e.train.epochs,
+        "train.repeat": e.train.repeat,
+        "train.save_every": e.train.save_every,
+        "train.log_every": e.train.log_every,
+        "compute.head_chunk": e.compute.head_chunk,
+        "text.max_length": e.text.max_length,
+    }
+    problems += [f"{name} must be at least 1, not {v}" for name, v in positive.items() if v < 1]
+    if e.train.micro_batches > 0 and e.train.batch_size % e.train.micro_batches:
+        problems.append(
+            f"train.batch_size {e.train.batch_size} does not divide into "
+            f"train.micro_batches {e.train.micro_batches}"
+        )
+    if not e.corrupt:
+        problems.append("corrupt is empty; without a corruption there are no rejected answers")
+    if not e.train.trained:
+        problems.append("train.trained is empty; nothing would be trained")
+    if "lora" in e.train.trained and not e.lora.rank:
+        problems.append("train.trained names lora but lora.rank is 0")
+    if "lora" not in e.train.trained and e.lora.rank:
+        problems.append("lora.rank is not 0 but train.trained lacks lora; set --lora.rank 0")
+    if e.lora.rank < 0:
+        problems.append(f"lora.rank must not be negative, not {e.lora.rank}")
+    if not 0 <= e.optim.warmup_ratio < 1:
+        problems.append(f"optim.warmup_ratio must be in [0, 1), not {e.optim.warmup_ratio}")
+    if e.optim.lr <= 0:
+        problems.append(f"optim.lr must be positive, not {e.optim.lr}")
+    names = [x.evaluator.name for x in e.evals]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    problems += [f"two evals are named {name!r}" for name in twice]
+    if isinstance(e.base, TrainedBase) and min(e.base.steps, e.base.batch_size) < 1:
+        problems.append("base.steps and base.batch_size must be at least 1")
+    if problems:
+        raise DataError("the config has problems:\n  " + "\n  ".join(problems))

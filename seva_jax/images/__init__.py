@@ -1,0 +1,6 @@
+"""From files to normalised pixels.
+
+What lives here: finding and decoding image files (`load`), and padding, resizing and
+normalising them as the vision tower expects (`preprocess`). What does not: corruptions
+(`seva_jax/corrupt`). Read next: `preprocess.py`.
+"""

@@ -1,0 +1,162 @@
+"""Finding image files and decoding them, whatever a data set throws at us.
+
+What lives here: path resolution inside a root folder, and decoding to uint8 RGB. What does not:
+padding, resizing and normalising (`preprocess.py`). Read next: `preprocess.py`.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path, PurePath
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from seva_jax.types import ExampleError
+
+# Raster formats with decoders inside Pillow. Others are refused: some start programs (EPS runs
+# Ghostscript), and some accept bytes of any kind (TGA has no signature).
+_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".avif")
+
+
+def decode_image(
+    data: bytes | str | Path, *, max_pixels: int = 30_000_000, name: str | None = None
+) -> np.ndarray:
+    """Decodes an image by its content; a file's extension means nothing.
+
+    Transparency is dropped, not blended (as `Image.convert("RGB")` does), EXIF rotation is
+    ignored (LLaVA ignores both), and of several frames the first counts. 16-bit grey is scaled
+    to 8 bits. Modes without a declared range ("I", "F") are taken as what their largest value
+    suggests: 0-1 (only "F"), 0-255, 0-65535, or else as a fraction of that value.
+
+    Args:
+        data: the encoded bytes, or the path of a file.
+        max_pixels: refuse larger images, before their pixels are decoded.
+        name: what error messages call the image; by default the path.
+
+    Returns:
+        uint8 [H, W, 3], RGB.
+
+    Raises:
+        ExampleError: "missing image", "unreadable image" or "image too large".
+    """
+    if isinstance(data, bytes):
+        name = name or f"<{len(data)} bytes>"
+        return _decode(io.BytesIO(data), max_pixels, name)
+    name = name or str(data)
+    try:
+        file = Path(data).open("rb")  # noqa: SIM115 - closed below, where other errors are meant
+    except FileNotFoundError as error:
+        raise ExampleError(f"{name}: no such image; check the path", "missing image") from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(name, error) from error
+    with file:
+        return _decode(file, max_pixels, name)
+
+
+def _decode(file: IO[bytes], max_pixels: int, name: str) -> np.ndarray:
+    Image.init()
+    formats = [format_ for format_ in _FORMATS if format_ in Image.OPEN]
+    try:
+        with Image.open(file, formats=formats) as image:
+            if image.width * image.height <= max_pixels:
+                return _to_rgb(image)
+            size = f"{image.width} x {image.height}"
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        size = f"over {Image.MAX_IMAGE_PIXELS} pixels"
+    # On damaged files Pillow's decoders raise nearly anything (OSError, SyntaxError,
+    # struct.error, IndexError, ...), and all of it means the same.
+    except Exception as error:
+        raise _unreadable(name, error) from error
+    raise ExampleError(
+        f"{name}: the image is too large ({size}, limit {max_pixels} pixels); shrink it or raise "
+        "max_pixels",
+        "image too large",
+    )
+
+
+def _unreadable(name: str, error: Exception) -> ExampleError:
+    return ExampleError(
+        f"{name}: not a readable image ({type(error).__name__}: {error}); it may be cut short or "
+        "an error page saved under an image's name: fetch it again or drop it",
+        "unreadable image",
+    )
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """Converts any mode to uint8 RGB [H, W, 3]."""
+    image.load()
+    if image.mode.startswith("I;16"):
+        return _grey(np.asarray(image), 65535)
+    if image.mode in ("I", "F"):
+        values = np.asarray(image, np.float64)
+        largest = values[np.isfinite(values)].max(initial=0)
+        values = np.nan_to_num(values, nan=0, posinf=largest, neginf=0)
+        ranges = (1, 255, 65535) if image.mode == "F" else (255, 65535)
+        return _grey(values, next((top for top in ranges if largest <= top), largest))
+    # Pillow warns about dropping a palette's transparency, which is what we want.
+    image.info.pop("transparency", None)
+    return np.asarray(image.convert("RGB"))
+
+
+def _grey(values_HW: np.ndarray, top: float) -> np.ndarray:
+    """Scales 0..top to 0..255; below 0 is black."""
+    scaled_HW = np.rint(np.clip(values_HW.astype(np.float64), 0, top) * (255 / top))
+    return np.repeat(scaled_HW.astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def resolve_image(root: Path, name: str) -> Path:
+    """Finds an image inside a folder, by a name that need not be trusted.
+
+    If the exact name is missing, the same name with another extension (or with one, where `name`
+    has none, or without one that was appended) in the same folder is taken: OCR-VQA has 901 GIFs
+    among its JPEGs, and SeVa appends ".jpg" to every name.
+
+    Args:
+        root: the image folder. It may itself be a symbolic link.
+        name: path relative to `root`.
+
+    Returns:
+        The resolved path of an existing file inside `root`.
+
+    Raises:
+        ExampleError: "unsafe image path" if the name leads outside `root` (absolute, "..", NUL,
+            symbolic link), "missing image" if no such file exists.
+    """
+    parts = PurePath(name)
+    if parts.is_absolute() or ".." in parts.parts or "\0" in name:
+        raise _unsafe(root, name)
+    top = Path(root).resolve()
+    for candidate in _spellings(parts):
+        try:
+            path = (top / candidate).resolve()
+            if not path.is_relative_to(top):
+                raise _unsafe(root, name)
+            if path.is_file():
+                return path
+        # Loops of links, names too long, characters the file system does not know.
+        except (OSError, RuntimeError, UnicodeError):
+            continue
+    raise ExampleError(
+        f"{name!r}: no such image in {root}, under any extension; check the image folder",
+        "missing image",
+    )
+
+
+def _unsafe(root: Path, name: str) -> ExampleError:
+    return ExampleError(
+        f"{name!r}: image names must stay inside {root}: no absolute path, '..', NUL or symbolic "
+        "link to elsewhere; fix the data file, or point the image folder higher",
+        "unsafe image path",
+    )
+
+
+def _spellings(name: PurePath) -> list[PurePath]:
+    """The name itself, then its likely misspellings, in a fixed order."""
+    if not name.name:
+        return []
+    stem = name.with_suffix("") if name.suffix.lower() in _EXTENSIONS else name
+    extensions = (*_EXTENSIONS, *(extension.upper() for extension in _EXTENSIONS))
+    return [name, *(stem.with_name(stem.name + extension) for extension in extensions), stem]

@@ -1,0 +1,298 @@
+"""From uint8 images of any size to what the vision tower expects.
+
+What lives here: `ImageProcessing`, equal to the processors of LLaVA and `transformers`, and
+reading it from their config files. What does not: decoding (`load.py`) and corruptions
+(`seva_jax/corrupt`). Read next: `load.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+from PIL import Image
+
+from seva_jax.types import DataError, ExampleError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+# Very long images would need a square, or a strip, far larger than themselves. Above this many
+# pixels the long side is handled without ever building it, at the price of rounding differently.
+_DIRECT_PIXELS = 36_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageProcessing:
+    """Pads to a square, resizes, crops the centre, and normalises.
+
+    The original LLaVA-1.5 pads; processor files of `llava-hf` models do not say so and
+    `transformers` then crops the long side away.
+
+    Attributes:
+        size: output height and width in pixels.
+        pad_to_square: pad the short side on both ends before resizing.
+        pad_colour: RGB 0-255 of the padding. LLaVA: int(255 * mean).
+        mean: RGB mean, of values 0-1.
+        std: RGB standard deviation, of values 0-1.
+        shortest_edge: length of the short side after resizing, before the crop; None for `size`.
+        keep_aspect: False stretches to a square instead of cropping the long side.
+        resample: Pillow's filter for resizing.
+    """
+
+    size: int = 336
+    pad_to_square: bool = True
+    pad_colour: tuple[int, int, int] = (122, 116, 104)
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    shortest_edge: int | None = None
+    keep_aspect: bool = True
+    resample: Image.Resampling = Image.Resampling.BICUBIC
+
+    def __post_init__(self):
+        if self.size < 1:
+            raise DataError(f"ImageProcessing.size is {self.size}; it must be at least 1")
+        if self.shortest_edge is not None and self.shortest_edge < self.size:
+            raise DataError(
+                f"ImageProcessing.shortest_edge ({self.shortest_edge}) is less than size "
+                f"({self.size}): there would be nothing to fill the border with; raise it"
+            )
+        if min(self.std) <= 0:
+            raise DataError(f"ImageProcessing.std is {self.std}; every value must be above 0")
+
+    @classmethod
+    def from_processor_config(
+        cls, directory: str | Path, pad_to_square: bool | None = None
+    ) -> ImageProcessing:
+        """Reads the processing of a local model directory.
+
+        Understands `processor_config.json` with a nested "image_processor" (transformers 5; it
+        wins where both exist, as there) and `preprocessor_config.json` of any age.
+
+        Args:
+            directory: the model directory.
+            pad_to_square: overrides the file's `do_pad`. Original LLaVA models pad although their
+                file does not say so.
+
+        Raises:
+            DataError: a file is missing or unreadable, or a field's value is not supported.
+        """
+        path, config = _read_config(Path(directory))
+        return _Fields(path, config).processing(pad_to_square)
+
+    def __call__(self, image_HWC: np.ndarray) -> np.ndarray:
+        """Preprocesses one image.
+
+        Args:
+            image_HWC: uint8 RGB, any height and width from 1 on.
+
+        Returns:
+            float32 [size, size, 3], normalised.
+
+        Raises:
+            DataError: not a uint8 RGB image.
+            ExampleError: "image too elongated" to be padded to a square in reasonable memory.
+        """
+        if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[-1] != 3:
+            raise DataError(
+                f"expected a uint8 image [H, W, 3], got {image_HWC.dtype} {image_HWC.shape}; "
+                "decode files with seva_jax.images.load.decode_image"
+            )
+        if not image_HWC.size:
+            raise DataError(f"the image has no pixels: shape {image_HWC.shape}")
+        image = Image.fromarray(np.ascontiguousarray(image_HWC))
+        edge = self.shortest_edge or self.size
+        if self.pad_to_square:
+            image = self._pad_and_resize(image, edge)
+        elif not self.keep_aspect:
+            image = image.resize((edge, edge), self.resample)
+        pixels_HWC = np.asarray(self._resize_and_crop(image, edge), np.float32) / 255
+        return (pixels_HWC - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+
+    def denormalise(self, image_HWC: np.ndarray) -> np.ndarray:
+        """Turns normalised pixels back into a picture for people; values outside are clipped.
+
+        Args:
+            image_HWC: float [..., 3], as `__call__` returns it, noise added or not.
+
+        Returns:
+            uint8 [..., 3].
+        """
+        pixels_HWC = np.asarray(image_HWC, np.float32) * np.array(self.std, np.float32)
+        pixels_HWC = (pixels_HWC + np.array(self.mean, np.float32)) * 255
+        return np.clip(np.rint(pixels_HWC), 0, 255).astype(np.uint8)
+
+    def _pad_and_resize(self, image: Image.Image, edge: int) -> Image.Image:
+        """Pads to a square of the longer side and resizes it to `edge` x `edge`."""
+        square_width = square_height = max(image.size)
+        if square_width * square_height > _DIRECT_PIXELS:
+            # Filters are separable: shrink along the long side first, and pad the strip.
+            if image.width > image.height:
+                image, square_width = image.resize((edge, image.height), self.resample), edge
+            else:
+                image, square_height = image.resize((image.width, edge), self.resample), edge
+        if square_width * square_height > _DIRECT_PIXELS:
+            raise ExampleError(
+                f"an image with a side of {max(square_width, square_height)} pixels is too long to "
+                "be padded to a square; crop it or drop it",
+                "image too elongated",
+            )
+        square = Image.new("RGB", (square_width, square_height), self.pad_colour)
+        left, top = (square_width - image.width) // 2, (square_height - image.height) // 2
+        square.paste(image, (left, top))
+        return square.resize((edge, edge), self.resample)
+
+    def _resize_and_crop(self, image: Image.Image, edge: int) -> Image.Image:
+        """Resizes the short side to `edge` and crops the centre `size` x `size`."""
+        short, long = sorted(image.size)
+        long_edge = int(edge * long / short)  # rounded down, as transformers and torchvision do
+        width, height = (long_edge, edge) if image.width > image.height else (edge, long_edge)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        if width * height <= _DIRECT_PIXELS:
+            resized = image.resize((width, height), self.resample)
+            return resized.crop((left, top, left + self.size, top + self.size))
+        # Ask Pillow for the wanted part only.
+        x_scale, y_scale = image.width / width, image.height / height
+        right = min((left + self.size) * x_scale, image.width)
+        bottom = min((top + self.size) * y_scale, image.height)
+        box = (left * x_scale, top * y_scale, right, bottom)
+        return image.resize((self.size, self.size), self.resample, box=box)
+
+
+def _read_config(directory: Path) -> tuple[Path, dict[str, Any]]:
+    for name in ("processor_config.json", "preprocessor_config.json"):
+        path = directory / name
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: not readable as JSON ({error}); save it again") from error
+        if name == "processor_config.json" and isinstance(config, dict):
+            config = config.get("image_processor")
+            if config is None:
+                continue  # transformers 4 keeps only the text side here
+        if not isinstance(config, dict):
+            raise DataError(f"{path}: expected a JSON object describing the image processor")
+        return path, config
+    raise DataError(
+        f"{directory / 'preprocessor_config.json'}: no such file, nor a processor_config.json with "
+        "an image_processor; save the model's processor there with save_pretrained"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fields:
+    """The fields of one processor file.
+
+    Absent fields mean what they mean to transformers, but `size` and `crop_size` must be there.
+    """
+
+    path: Path
+    config: dict[str, Any]
+
+    def processing(self, pad_to_square: bool | None) -> ImageProcessing:
+        kind = str(
+            self.config.get("image_processor_type")
+            or self.config.get("feature_extractor_type")
+            or "LlavaImageProcessor"
+        )
+        for suffix in ("Fast", "Pil"):
+            kind = kind.removesuffix(suffix)
+        if kind not in ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor"):
+            raise self.unsupported("image_processor_type", "use a CLIP or LLaVA processor")
+        for field in ("do_resize", "do_rescale"):
+            if not self.flag(field, True):
+                raise self.unsupported(field, "only true is supported")
+        factor = self.config.get("rescale_factor", 1 / 255)
+        if not isinstance(factor, int | float) or abs(factor * 255 - 1) > 1e-6:
+            raise self.unsupported("rescale_factor", "only 1/255 is supported")
+
+        if pad_to_square is None:
+            pad_to_square = self.flag("do_pad", False)
+            if pad_to_square and kind != "LlavaImageProcessor":
+                # transformers pads these images after the crop, to no effect.
+                raise self.unsupported("do_pad", f"{kind} has no pad-to-square; pass pad_to_square")
+        mean = self.triple("image_mean", CLIP_MEAN)
+        colour = tuple(int(255 * value) for value in mean)
+        if not self.flag("do_normalize", True):
+            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        else:
+            std = self.triple("image_std", CLIP_STD)
+            if min(std) <= 0:
+                raise self.unsupported("image_std", "every value must be above 0")
+
+        edge, keep_aspect = self.resize_target()
+        size = edge
+        if self.flag("do_center_crop", True):
+            size = self.square("crop_size")
+            if size > edge:
+                raise self.unsupported("crop_size", f"larger than size ({edge})")
+        elif keep_aspect and not pad_to_square:
+            raise self.unsupported("do_center_crop", "without it images would not be square")
+        return ImageProcessing(
+            size=size,
+            pad_to_square=pad_to_square,
+            pad_colour=(colour[0], colour[1], colour[2]),
+            mean=mean,
+            std=std,
+            shortest_edge=None if edge == size else edge,
+            keep_aspect=keep_aspect,
+            resample=self.resample(),
+        )
+
+    def unsupported(self, field: str, why: str) -> DataError:
+        value = self.config.get(field, "absent")
+        return DataError(f"{self.path}: {field} is {value!r}: {why}")
+
+    def flag(self, field: str, default: bool) -> bool:
+        value = self.config.get(field)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.unsupported(field, "must be true or false")
+        return value
+
+    def triple(self, field: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
+        value = self.config.get(field, default)
+        if not isinstance(value, list | tuple) or len(value) != 3:
+            raise self.unsupported(field, "must be three numbers")
+        if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+            raise self.unsupported(field, "must be three numbers")
+        return (float(value[0]), float(value[1]), float(value[2]))
+
+    def resize_target(self) -> tuple[int, bool]:
+        """Returns the edge to resize to, and whether the aspect ratio is kept."""
+        value = self.config.get("size")
+        if isinstance(value, dict) and set(value) == {"shortest_edge"}:
+            value = value["shortest_edge"]
+        elif isinstance(value, dict):
+            return self.square("size"), False
+        if not _is_length(value):
+            raise self.unsupported("size", "must be a length, shortest_edge, or height and width")
+        return value, True
+
+    def square(self, field: str) -> int:
+        value = self.config.get(field)
+        if isinstance(value, dict) and set(value) == {"height", "width"}:
+            if value["height"] != value["width"]:
+                raise self.unsupported(field, "only squares are supported")
+            value = value["height"]
+        if not _is_length(value):
+            raise self.unsupported(field, "must be a length, or height and width")
+        return value
+
+    def resample(self) -> Image.Resampling:
+        value = self.config.get("resample", Image.Resampling.BICUBIC)
+        try:
+            return Image.Resampling(value)
+        except ValueError:
+            known = ", ".join(f"{r.value} {r.name.lower()}" for r in Image.Resampling)
+            raise self.unsupported("resample", f"must be one of {known}") from None
+
+
+def _is_length(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,158 @@
+"""The training loop, the same for the base model and for alignment.
+
+Resumes from the newest checkpoint, never waits for the device between log lines, and ends with a
+checkpoint of the last step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from seva_jax.checkpoint import Checkpoints
+from seva_jax.data.pipeline import ComparisonRows, batches
+from seva_jax.models import Llava
+from seva_jax.objectives import Objective
+from seva_jax.sharding import put_batch, replicated, state_shardings
+from seva_jax.step import StepOptions, TrainState, Variables, make_train_step
+from seva_jax.types import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """What to fit, on what, for how long.
+
+    Attributes:
+        name: shown by the progress bar.
+        directory: of the checkpoints.
+        mesh: where arrays live.
+        model: the module.
+        objective: what is minimised.
+        optimizer: how.
+        options: of the step.
+        reference_in_step: see `make_train_step`.
+        rows: the data.
+        batch_size: comparisons in a step, over all processes.
+        micro_batches: parts a batch is computed in.
+        steps: optimiser steps.
+        epochs: passes over the data.
+        repeat: see `TrainOptions`.
+        seed: of the order of the data.
+        save_every: steps between checkpoints.
+        log_every: steps between rows of metrics.
+        learning_rate: schedule, for the log.
+    """
+
+    name: str
+    directory: Path
+    mesh: jax.sharding.Mesh
+    model: Llava
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    options: StepOptions
+    reference_in_step: bool
+    rows: ComparisonRows
+    batch_size: int
+    micro_batches: int
+    steps: int
+    epochs: int
+    repeat: int
+    seed: int
+    save_every: int
+    log_every: int
+    learning_rate: optax.Schedule
+
+
+def init_state(
+    optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh, trainable: Variables
+) -> TrainState:
+    """Step 0, every leaf placed: optimiser moments lie where their parameters lie."""
+
+    def init(trainable: Variables) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
+
+    parameter_shardings = jax.tree.map(lambda x: x.sharding, trainable)
+    abstract = jax.eval_shape(init, trainable)
+    shardings = TrainState(
+        replicated(mesh),
+        parameter_shardings,
+        state_shardings(mesh, abstract.opt_state, parameter_shardings),
+    )
+    return jax.jit(init, out_shardings=shardings)(trainable)
+
+
+def fit(
+    loop: Loop,
+    frozen: Variables,
+    trainable: Variables,
+    write_metrics: Callable[[int, dict[str, float]], None],
+) -> Variables:
+    """Trains to the last step and returns the trained variables.
+
+    Args:
+        loop: see `Loop`.
+        frozen: variables that do not change.
+        trainable: variables at step 0; replaced by those of the newest checkpoint, if any.
+        write_metrics: receives (step, means since the last row).
+
+    Raises:
+        DataError: the batch does not divide by processes, micro-batches and mesh.
+    """
+    parts = loop.micro_batches * loop.mesh.shape["data"] * loop.mesh.shape["fsdp"]
+    if loop.batch_size % parts:
+        raise DataError(
+            f"batch size {loop.batch_size} must be a multiple of {parts} (micro-batches x data x "
+            f"fsdp devices); the nearest is {max(round(loop.batch_size / parts), 1) * parts}"
+        )
+    state = init_state(loop.optimizer, loop.mesh, trainable)
+    checkpoints = Checkpoints(loop.directory)
+    data = batches(loop.rows, loop.batch_size, loop.steps, loop.epochs, loop.repeat, loop.seed)
+    restored = checkpoints.restore(state)
+    if restored is not None:
+        state, position = restored
+        data.set_state(position)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    step_fn = jax.jit(
+        make_train_step(
+            loop.model, loop.objective, loop.optimizer, loop.options, loop.reference_in_step
+        ),
+        out_shardings=(shardings, None),
+        donate_argnums=0,
+    )
+    first = int(state.step)
+    waiting: list[dict[str, jax.Array]] = []
+    clock = time.monotonic()
+    bar = tqdm(
+        total=loop.steps, initial=first, desc=loop.name, unit="step",
+        disable=jax.process_index() != 0, mininterval=1.0, dynamic_ncols=True,
+    )  # fmt: skip
+    for step in range(first + 1, loop.steps + 1):
+        batch = jax.tree.map(lambda x: x.reshape(loop.micro_batches, -1, *x.shape[1:]), next(data))
+        state, metrics = step_fn(state, frozen, put_batch(loop.mesh, batch, leading=1))
+        waiting.append(metrics)
+        bar.update()
+        if step % loop.log_every == 0 or step == loop.steps:
+            rows = jax.device_get(waiting)
+            means = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
+            seconds, clock = time.monotonic() - clock, time.monotonic()
+            for count in ("pairs", "tokens"):
+                means[f"{count}/s"] = means.pop(count) * len(rows) / seconds
+            means["lr"] = float(loop.learning_rate(step - 1))
+            write_metrics(step, means)
+            shown = [k for k in ("loss", "rewards/margins", "rewards/accuracies") if k in means]
+            bar.set_postfix({k.removeprefix("rewards/"): f"{means[k]:.3f}" for k in shown})
+            waiting.clear()
+        if step % loop.save_every == 0 or step == loop.steps:
+            checkpoints.save(state, data.get_state())
+    bar.close()
+    checkpoints.close()
+    data.close()
+    return state.trainable

@@ -1,0 +1,19 @@
+"""Flax modules: CLIP vision tower, projector, Llama, LLaVA, LoRA. The only place that knows flax.
+
+Read next: `llava.py`, which puts the pieces together and is what everybody else calls.
+"""
+
+from seva_jax.models.config import LlavaConfig, LoraConfig, TextConfig, VisionConfig
+from seva_jax.models.init import abstract_params, abstract_variables, init_variables
+from seva_jax.models.llava import Llava
+
+__all__ = [
+    "Llava",
+    "LlavaConfig",
+    "LoraConfig",
+    "TextConfig",
+    "VisionConfig",
+    "abstract_params",
+    "abstract_variables",
+    "init_variables",
+]

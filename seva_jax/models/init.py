@@ -1,0 +1,53 @@
+"""Shapes and initial values of a model's variables, from one place for trainer and planner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seva_jax.models.llava import Llava
+
+
+def _init(model: Llava, key: jax.Array) -> Any:
+    ids = jnp.zeros((1, 1), jnp.int32)
+    side = model.config.vision.image_size
+    pixels = jnp.zeros((1, 1, side, side, 3))
+    return model.init(key, ids, ids, jnp.ones((1, 1, 1), bool), ids, pixels)
+
+
+def _unbox(tree: Any) -> Any:
+    is_boxed = lambda leaf: hasattr(leaf, "names")  # noqa: E731
+    return jax.tree.map(lambda x: x.value if is_boxed(x) else x, tree, is_leaf=is_boxed)
+
+
+def abstract_variables(model: Llava) -> dict[str, Any]:
+    """Shapes of all variables, allocating nothing.
+
+    Returns:
+        {"params": ..., "lora": ...}, every leaf boxed with the logical names of its dims
+        (`.names`, `.value.shape`); "lora" only if the model has adapters.
+    """
+    return jax.eval_shape(lambda key: _init(model, key), jax.random.key(0))
+
+
+def abstract_params(model: Llava) -> dict[str, Any]:
+    """Shapes of the "params" collection as plain `jax.ShapeDtypeStruct`s."""
+    return _unbox(abstract_variables(model)["params"])
+
+
+def init_variables(model: Llava, collection: str, shardings: Any, seed: int) -> Any:
+    """Fresh float32 values of one collection, created where they belong.
+
+    Args:
+        model: the module.
+        collection: "params" or "lora".
+        shardings: a sharding for every leaf of the collection.
+        seed: of the values.
+    """
+
+    def init(key: jax.Array) -> Any:
+        return _unbox(_init(model, key)[collection])
+
+    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))

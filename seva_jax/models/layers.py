@@ -1,0 +1,131 @@
+"""Building blocks shared by the towers: linear layers with optional adapters, norms, attention.
+
+Parameters carry logical dim names ("embed", "heads", ...); `seva_jax/sharding.py` alone decides
+which mesh axis each name means.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from seva_jax.models.config import LoraConfig
+
+LORA = "lora"  # the variable collection of the adapters
+
+
+class Linear(nn.Module):
+    """y = x W (+ b) (+ alpha / R * x A B when the "lora" collection is given).
+
+    Attributes:
+        features: output width.
+        dims: logical names of the kernel's (input, output) dims.
+        bias: whether there is a bias.
+        lora: adapters, or None where this layer takes none.
+        dtype: compute dtype.
+    """
+
+    features: int
+    dims: tuple[str, str]
+    bias: bool = False
+    lora: LoraConfig | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> [..., features]."""
+        init = nn.initializers.normal(0.02)
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(init, self.dims),
+            (x.shape[-1], self.features),
+        )
+        x = x.astype(self.dtype)
+        y = x @ kernel.astype(self.dtype)
+        if self.bias:
+            bias = self.param(
+                "bias",
+                nn.with_logical_partitioning(nn.initializers.zeros, (self.dims[1],)),
+                (self.features,),
+            )
+            y = y + bias.astype(self.dtype)
+        if self.lora is not None and (self.is_initializing() or self.has_variable(LORA, "a")):
+            # Kaiming-uniform A and zero B, as peft initialises them: fresh adapters change nothing.
+            a = self._adapter("a", (x.shape[-1], self.lora.rank), (self.dims[0], "rank"))
+            b = self._adapter("b", (self.lora.rank, self.features), ("rank", self.dims[1]))
+            scale = self.lora.alpha / self.lora.rank
+            y = y + (x @ a.astype(self.dtype)) @ b.astype(self.dtype) * scale
+        return y
+
+    def _adapter(self, name: str, shape: tuple[int, int], dims: tuple[str, str]) -> jax.Array:
+        init = (
+            nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+            if name == "a"
+            else nn.initializers.zeros
+        )
+        boxed = nn.with_logical_partitioning(init, dims)
+        return self.variable(LORA, name, lambda: boxed(self.make_rng("params"), shape)).value
+
+
+class RMSNorm(nn.Module):
+    """Llama's RMSNorm: statistics in float32, result in the compute dtype."""
+
+    eps: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
+        scale = self.param(
+            "scale",
+            nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+            (x.shape[-1],),
+        )
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.eps)
+        return (x * scale.astype(jnp.float32)).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm with scale and bias: statistics in float32, result in the compute dtype."""
+
+    eps: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D]."""
+        norm = nn.LayerNorm(
+            epsilon=self.eps,
+            use_fast_variance=False,
+            dtype=jnp.float32,
+            scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+            bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+            name="norm",
+        )
+        return norm(x.astype(jnp.float32)).astype(self.dtype)
+
+
+def attend(
+    query_BSHQ: jax.Array,
+    key_BUGQ: jax.Array,
+    value_BUGQ: jax.Array,
+    mask_BSU: jax.Array | None,
+) -> jax.Array:
+    """Scaled dot-product attention; H query heads share G key/value heads.
+
+    Args:
+        query_BSHQ: queries, S positions, H heads of width Q.
+        key_BUGQ: keys, U positions, G heads (H divisible by G).
+        value_BUGQ: values.
+        mask_BSU: True where a query may see a key; None for all. A query that may see nothing
+            returns an average of values, which callers ignore.
+
+    Returns:
+        [B, S, H, Q], in the queries' dtype; softmax in float32.
+    """
+    mask = None if mask_BSU is None else mask_BSU[:, None]
+    return jax.nn.dot_product_attention(
+        query_BSHQ, key_BUGQ, value_BUGQ, mask=mask, implementation="xla"
+    )

@@ -1,0 +1,154 @@
+"""Llama decoder: scanned layers, grouped-query attention, rotary positions, explicit cache.
+
+The attention mask is an argument, so the same decoder runs tree rows, padded batches, prefill
+and single-token decoding. The cache is an argument and a result, never hidden state.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from seva_jax.models.config import LoraConfig, TextConfig
+from seva_jax.models.layers import Linear, RMSNorm, attend
+
+
+class Cache(NamedTuple):
+    """Keys and values of all layers.
+
+    Attributes:
+        key_LBUGQ: rotated keys, U slots.
+        value_LBUGQ: values.
+    """
+
+    key_LBUGQ: jax.Array
+    value_LBUGQ: jax.Array
+
+
+def rotary(positions_BS: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [B, S, 1, head_dim] in float32, in Hugging Face's half-split layout."""
+    frequency = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions_BS[..., None].astype(jnp.float32) * frequency
+    angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None]
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BSHQ: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Applies rotary positions (RoFormer, arXiv 2104.09864) to queries or keys."""
+    first, second = jnp.split(x_BSHQ.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([-second, first], axis=-1)
+    return (x_BSHQ * cos + turned * sin).astype(x_BSHQ.dtype)
+
+
+class DecoderLayer(nn.Module):
+    """Attention and gated MLP, pre-norm, no biases."""
+
+    config: TextConfig
+    lora: LoraConfig | None
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BSD: jax.Array,
+        cache_BUGQ: tuple[jax.Array, jax.Array] | None,
+        rope: tuple[jax.Array, jax.Array],
+        mask_BSU: jax.Array,
+        slot: jax.Array | None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """One layer.
+
+        Args:
+            x_BSD: residual stream.
+            cache_BUGQ: this layer's keys and values, or None to attend within x only.
+            rope: cosines and sines of the positions of x.
+            mask_BSU: True where a query may see a key (U = S without a cache).
+            slot: scalar, where the keys and values of x go in the cache; None without a cache.
+
+        Returns:
+            The residual stream and the updated cache.
+        """
+        cfg = self.config
+
+        def linear(name: str, features: int, dims: tuple[str, str]) -> Linear:
+            adapters = self.lora if self.lora and name in self.lora.targets else None
+            return Linear(features, dims, lora=adapters, dtype=self.dtype, name=name)
+
+        def heads(x: jax.Array, num: int) -> jax.Array:
+            return x.reshape(*x.shape[:2], num, cfg.head_dim)
+
+        wide, narrow = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+        y = RMSNorm(cfg.norm_eps, self.dtype, name="input_layernorm")(x_BSD)
+        q = heads(linear("q_proj", wide, ("embed", "heads"))(y), cfg.num_heads)
+        k = heads(linear("k_proj", narrow, ("embed", "kv_heads"))(y), cfg.num_kv_heads)
+        v = heads(linear("v_proj", narrow, ("embed", "kv_heads"))(y), cfg.num_kv_heads)
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        if cache_BUGQ is not None:
+            k = jax.lax.dynamic_update_slice_in_dim(cache_BUGQ[0], k, slot, axis=1)
+            v = jax.lax.dynamic_update_slice_in_dim(cache_BUGQ[1], v, slot, axis=1)
+            cache_BUGQ = (k, v)
+        y = attend(q, k, v, mask_BSU).reshape(*x_BSD.shape[:2], wide)
+        x = x_BSD + linear("o_proj", cfg.hidden_size, ("heads", "embed"))(y)
+
+        y = RMSNorm(cfg.norm_eps, self.dtype, name="post_attention_layernorm")(x)
+        gate = nn.silu(linear("gate_proj", cfg.mlp_size, ("embed", "mlp"))(y))
+        y = gate * linear("up_proj", cfg.mlp_size, ("embed", "mlp"))(y)
+        return x + linear("down_proj", cfg.hidden_size, ("mlp", "embed"))(y), cache_BUGQ
+
+
+class Llama(nn.Module):
+    """Embedding, decoder layers, final norm and head of a Llama model."""
+
+    config: TextConfig
+    lora: LoraConfig | None
+    dtype: jnp.dtype
+    remat: bool
+
+    def setup(self) -> None:
+        """Declares the embedding, the scanned layers, the norm and the head."""
+        cfg = self.config
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+        self.embedding = self.param("embedding", init, (cfg.vocab_size, cfg.hidden_size))
+        layer = nn.remat(DecoderLayer, prevent_cse=False) if self.remat else DecoderLayer
+        self.layers = nn.scan(
+            layer,
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=cfg.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(cfg, self.lora, self.dtype)
+        self.norm = RMSNorm(cfg.norm_eps, self.dtype)
+        if not cfg.tied_head:
+            init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "vocab"))
+            self.head_kernel = self.param("head", init, (cfg.hidden_size, cfg.vocab_size))
+
+    def embed(self, tokens_BS: jax.Array) -> jax.Array:
+        """Token embeddings [B, S, D] in the compute dtype."""
+        return jnp.take(self.embedding, tokens_BS, axis=0).astype(self.dtype)
+
+    def __call__(
+        self,
+        x_BSD: jax.Array,
+        positions_BS: jax.Array,
+        mask_BSU: jax.Array,
+        cache: Cache | None = None,
+        slot: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Embeddings to final hidden states [B, S, D], and the updated cache."""
+        rope = rotary(positions_BS, self.config.head_dim, self.config.rope_base)
+        layers = None if cache is None else tuple(cache)
+        x, layers = self.layers(x_BSD, layers, rope, mask_BSU, slot)
+        return self.norm(x), None if cache is None else Cache(*layers)
+
+    def head(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states [..., D] to logits [..., V] in float32."""
+        kernel = self.embedding.T if self.config.tied_head else self.head_kernel
+        return jnp.matmul(
+            hidden.astype(self.dtype),
+            kernel.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )

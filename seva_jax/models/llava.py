@@ -1,0 +1,136 @@
+"""LLaVA: images become tokens of the language model. What the rest of the package calls.
+
+`Llava` is the module; `tree_logps` and `forward` in `seva_jax/step.py` and
+`seva_jax/rollout/sampler.py` are its two users. `apply({"params": base, "lora": adapters})` is
+the policy; the same call without "lora" is the model without adapters.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from seva_jax.models.clip import VisionTower
+from seva_jax.models.config import LlavaConfig, LoraConfig
+from seva_jax.models.layers import Linear
+from seva_jax.models.llama import Cache, Llama
+
+
+class Projector(nn.Module):
+    """Two linear layers with exact GELU between (LLaVA-1.5's mlp2x_gelu)."""
+
+    config: LlavaConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """[..., vision width] -> [..., language width]."""
+        cfg = self.config
+        width, bias = cfg.text.hidden_size, cfg.projector_bias
+        x = Linear(width, ("vision_embed", "embed"), bias, dtype=self.dtype, name="linear_1")(
+            features
+        )
+        x = nn.gelu(x, approximate=False)
+        return Linear(width, ("embed_in", "embed"), bias, dtype=self.dtype, name="linear_2")(x)
+
+
+class Llava(nn.Module):
+    """Vision tower, projector and language model.
+
+    Attributes:
+        config: sizes.
+        lora: adapters of the language model, or None.
+        dtype: compute dtype; parameters keep the dtype they are stored in.
+        remat: whether layers are recomputed in the backward pass.
+    """
+
+    config: LlavaConfig
+    lora: LoraConfig | None = None
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    def setup(self) -> None:
+        """Declares the three parts."""
+        lora = self.lora if self.lora and self.lora.rank else None
+        self.vision = VisionTower(self.config, self.dtype, self.remat)
+        self.projector = Projector(self.config, self.dtype)
+        self.language = Llama(self.config.text, lora, self.dtype, self.remat)
+
+    def features(self, pixels_NHWC: jax.Array) -> jax.Array:
+        """Pre-projector patch features [N, P, vision width]; constant while the tower is frozen."""
+        return self.vision(pixels_NHWC)
+
+    def embed(
+        self, tokens_BS: jax.Array, patch_BS: jax.Array, pixels_BIHWC: jax.Array
+    ) -> jax.Array:
+        """Token embeddings with image features in place of image tokens.
+
+        Args:
+            tokens_BS: token ids.
+            patch_BS: -1 for text, otherwise an index into the row's I * P image features.
+            pixels_BIHWC: the row's images; I may be 0.
+
+        Returns:
+            [B, S, D].
+        """
+        text_BSD = self.language.embed(tokens_BS)
+        num, images = pixels_BIHWC.shape[:2]
+        if not images:
+            return text_BSD
+        features = self.features(pixels_BIHWC.reshape(-1, *pixels_BIHWC.shape[2:]))
+        image_BQD = self.projector(features).reshape(num, -1, text_BSD.shape[-1])
+        index = jnp.maximum(patch_BS, 0)[..., None]
+        return jnp.where(
+            patch_BS[..., None] >= 0, jnp.take_along_axis(image_BQD, index, axis=1), text_BSD
+        )
+
+    def hidden(
+        self,
+        tokens_BS: jax.Array,
+        positions_BS: jax.Array,
+        mask_BSU: jax.Array,
+        patch_BS: jax.Array,
+        pixels_BIHWC: jax.Array,
+        cache: Cache | None = None,
+        slot: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Final hidden states [B, S, D] of a row, and the updated cache."""
+        x_BSD = self.embed(tokens_BS, patch_BS, pixels_BIHWC)
+        return self.language(x_BSD, positions_BS, mask_BSU, cache, slot)
+
+    def decode(
+        self,
+        tokens_BS: jax.Array,
+        positions_BS: jax.Array,
+        mask_BSU: jax.Array,
+        cache: Cache,
+        slot: jax.Array,
+    ) -> tuple[jax.Array, Cache]:
+        """Logits [B, S, V] (float32) of text tokens that follow the cache."""
+        hidden_BSD, cache = self.language(
+            self.language.embed(tokens_BS), positions_BS, mask_BSU, cache, slot
+        )
+        return self.head(hidden_BSD), cache
+
+    def head(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states [..., D] to float32 logits [..., V]."""
+        return self.language.head(hidden)
+
+    def __call__(
+        self,
+        tokens_BS: jax.Array,
+        positions_BS: jax.Array,
+        mask_BSU: jax.Array,
+        patch_BS: jax.Array,
+        pixels_BIHWC: jax.Array,
+    ) -> jax.Array:
+        """Logits [B, S, V] at every position; for initialisation and small inputs."""
+        hidden_BSD, _ = self.hidden(tokens_BS, positions_BS, mask_BSU, patch_BS, pixels_BIHWC)
+        return self.head(hidden_BSD)
+
+    def empty_cache(self, num_rows: int, num_slots: int) -> Cache:
+        """A zero cache of `num_slots` positions for `num_rows` rows."""
+        cfg = self.config.text
+        shape = (cfg.num_layers, num_rows, num_slots, cfg.num_kv_heads, cfg.head_dim)
+        return Cache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))

@@ -1,0 +1,53 @@
+"""The optimiser: AdamW with warm-up and a cosine or constant schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """AdamW.
+
+    Attributes:
+        lr: peak learning rate.
+        schedule: after warm-up, cosine to 0 or constant.
+        warmup_ratio: share of the steps spent warming up linearly from 0, rounded up.
+        weight_decay: decoupled weight decay.
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root of the second moment.
+        clip_norm: clip the global gradient norm to this; 0 means no clipping.
+    """
+
+    lr: float = 2e-6
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 0.0
+
+    def learning_rate(self, num_steps: int) -> optax.Schedule:
+        """The learning rate as a function of completed steps."""
+        warmup = math.ceil(self.warmup_ratio * num_steps)
+        if self.schedule == "cosine":
+            after = optax.cosine_decay_schedule(self.lr, max(num_steps - warmup, 1))
+        else:
+            after = optax.constant_schedule(self.lr)
+        if not warmup:
+            return after
+        return optax.join_schedules([optax.linear_schedule(0.0, self.lr, warmup), after], [warmup])
+
+    def make(self, num_steps: int) -> optax.GradientTransformation:
+        """The gradient transformation for a run of `num_steps` steps."""
+        schedule = self.learning_rate(num_steps)
+        adamw = optax.adamw(schedule, self.b1, self.b2, self.eps, weight_decay=self.weight_decay)
+        if not self.clip_norm:
+            return adamw
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)

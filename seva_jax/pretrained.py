@@ -1,0 +1,291 @@
+"""A Hugging Face LLaVA directory as an object that answers questions about images.
+
+`from_pretrained` is the whole interface. It takes and returns NumPy arrays as transformers'
+`LlavaProcessor(..., return_tensors="np")` makes them. Reading the files is in `seva_jax/convert`,
+the model in `seva_jax/models`, decoding in `seva_jax/rollout/sampler.py`.
+
+Shape suffixes: B rows, S row length, N images of all rows together, I images of a row, T new
+tokens, V vocabulary, C/H/W channels, height, width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from seva_jax.convert import SpecialTokens, load_params, read_llava_config, read_special_tokens
+from seva_jax.models import Llava, LlavaConfig
+from seva_jax.rollout.sampler import PromptBatch, Sampling, generate
+from seva_jax.types import DataError
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedLlava:
+    """A LLaVA model read from a directory.
+
+    Attributes:
+        directory: where it was read from.
+        config: sizes.
+        params: the "params" collection.
+        special: stop and pad tokens of generation.
+        dtype: of parameters and computation.
+    """
+
+    directory: Path
+    config: LlavaConfig
+    params: dict[str, Any]
+    special: SpecialTokens
+    dtype: str
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The directory's tokenizer, of transformers, read on first use.
+
+        Raises:
+            DataError: the directory has none.
+        """
+        return _read_tokenizer(self.directory)
+
+    @property
+    def model(self) -> Llava:
+        """The Flax module; `model.apply({"params": params}, ...)`."""
+        return Llava(self.config, dtype=jnp.dtype(self.dtype))
+
+    def logits(
+        self,
+        input_ids: np.ndarray,
+        pixel_values: np.ndarray | None = None,
+        attention_mask: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Next-token logits at every position.
+
+        Args:
+            input_ids: [B, S] token ids, every image expanded to `config.tokens_per_image` image
+                tokens.
+            pixel_values: [N, 3, H, W] processed images of all rows, in order of appearance; rows
+                may have different numbers of them. None when there is no image.
+            attention_mask: [B, S], 1 for real tokens; None for all.
+
+        Returns:
+            [B, S, V] float32. Where the mask is 0 the values mean nothing.
+
+        Raises:
+            DataError: the arrays do not fit each other or the model.
+        """
+        batch = to_rows(self.config, input_ids, pixel_values, attention_mask)
+        with self._precision():
+            return np.asarray(_logits(self.model, self.params, batch))
+
+    def generate(
+        self,
+        input_ids: np.ndarray,
+        pixel_values: np.ndarray | None = None,
+        attention_mask: np.ndarray | None = None,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """Answers, as transformers' `generate` returns them.
+
+        Of the directory's generation settings only the stop and pad tokens are used.
+
+        Args:
+            input_ids: [B, S] prompts, see `logits`.
+            pixel_values: [N, 3, H, W] images or None, see `logits`.
+            attention_mask: [B, S], 1 for real tokens; padding may be on either side and does not
+                change the answer. None masks pad tokens, unless they also are stop tokens.
+            max_new_tokens: longest answer, tokens.
+            temperature: 0 is greedy.
+            top_p: nucleus to sample from.
+            seed: of the sampling; row i uses the i-th key made from it.
+
+        Returns:
+            [B, S + T] int64: the prompts as given, then the new tokens including the stop token,
+            then the pad token. T is the longest answer of the batch.
+
+        Raises:
+            DataError: the arrays do not fit each other or the model, or an option is out of
+                range.
+        """
+        if max_new_tokens < 1:
+            raise DataError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
+        if not temperature >= 0:
+            raise DataError(f"temperature is {temperature}, expected at least 0 (0 is greedy)")
+        if not 0 < top_p <= 1:
+            raise DataError(f"top_p is {top_p}, expected above 0 and at most 1")
+        stop_ids = self.special.stop_ids or self._tokenizer_stop_ids()
+        pad_id = self.special.pad_id
+        if pad_id is None:
+            pad_id = stop_ids[0] if stop_ids else 0
+        elif attention_mask is None and pad_id not in stop_ids:
+            attention_mask = np.asarray(input_ids) != pad_id
+
+        batch = to_rows(self.config, input_ids, pixel_values, attention_mask)
+        rows = len(batch.tokens_BS)
+        empty = np.flatnonzero(~np.asarray(batch.mask_BS).any(axis=1))
+        if len(empty):
+            raise DataError(f"attention_mask: row {empty[0]} has no token that is not masked")
+        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(rows))
+        with self._precision():
+            new_BT = np.asarray(
+                generate(
+                    self.model,
+                    {"params": self.params},
+                    batch,
+                    keys_B,
+                    Sampling(max_new_tokens, temperature, top_p),
+                    stop_ids,
+                    pad_id,
+                )
+            )
+        stopped_BT = np.isin(new_BT, stop_ids)
+        length_B = np.where(stopped_BT.any(1), stopped_BT.argmax(1) + 1, max_new_tokens)
+        new_BT = new_BT[:, : length_B.max()]
+        return np.concatenate([np.asarray(input_ids, np.int64), new_BT], axis=1)
+
+    def _tokenizer_stop_ids(self) -> tuple[int, ...]:
+        eos = self.tokenizer.eos_token_id
+        return () if eos is None else (int(eos),)  # pyright: ignore[reportArgumentType]
+
+    def _precision(self) -> contextlib.AbstractContextManager:
+        # Accelerators multiply float32 matrices in fewer bits unless told otherwise, which would
+        # break the agreement with transformers that callers of float32 ask for.
+        if self.dtype == "float32":
+            return jax.default_matmul_precision("highest")
+        return contextlib.nullcontext()
+
+
+def from_pretrained(directory: str | Path, dtype: str = "float32") -> PretrainedLlava:
+    """Opens a local Hugging Face LLaVA-1.5 directory. Needs no torch and no network.
+
+    Args:
+        directory: holds config.json, the weights as safetensors (one file, or several with an
+            index), and normally generation_config.json, tokenizer and processor files.
+        dtype: of parameters and computation: "float32", "bfloat16" or "float16", whatever the
+            files hold.
+
+    Returns:
+        The model, with the weights on the first device.
+
+    Raises:
+        DataError: a file is missing, damaged or of a kind that is not supported, or config and
+            weights disagree. The message names the file or field, and what to do.
+    """
+    if dtype not in _DTYPES:
+        raise DataError(f"dtype is {dtype!r}, expected one of {', '.join(_DTYPES)}")
+    directory = Path(directory)
+    config = read_llava_config(directory)
+    special = read_special_tokens(directory)
+    return PretrainedLlava(directory, config, load_params(directory, config, dtype), special, dtype)
+
+
+def to_rows(
+    config: LlavaConfig,
+    input_ids: np.ndarray,
+    pixel_values: np.ndarray | None,
+    attention_mask: np.ndarray | None,
+) -> PromptBatch:
+    """The processor's flat list of images as a fixed number of images a row, zeros where none.
+
+    Args:
+        config: sizes.
+        input_ids: [B, S] integers.
+        pixel_values: [N, 3, H, W] or None.
+        attention_mask: [B, S] or None.
+
+    Returns:
+        NumPy leaves; I is the most images any row has.
+
+    Raises:
+        DataError: see `PretrainedLlava.logits`.
+    """
+    tokens_BS = np.asarray(input_ids)
+    if tokens_BS.ndim != 2 or not tokens_BS.size or tokens_BS.dtype.kind not in "iu":
+        raise DataError(
+            f"input_ids is {tokens_BS.dtype}{list(tokens_BS.shape)}, expected integers "
+            "[batch, length], not empty"
+        )
+    mask_BS = np.ones(tokens_BS.shape) if attention_mask is None else np.asarray(attention_mask)
+    if mask_BS.shape != tokens_BS.shape:
+        raise DataError(
+            f"attention_mask is {list(mask_BS.shape)}, expected the shape of input_ids, "
+            f"{list(tokens_BS.shape)}"
+        )
+    image_BS = tokens_BS == config.image_token_id
+    outside = tokens_BS[~image_BS & ((tokens_BS < 0) | (tokens_BS >= config.text.vocab_size))]
+    if len(outside):
+        raise DataError(
+            f"input_ids holds {outside[0]}, but the vocabulary has {config.text.vocab_size} "
+            "tokens; use the tokenizer of this model"
+        )
+    side, per_image = config.vision.image_size, config.tokens_per_image
+    pixels_NCHW = np.zeros((0, 3, side, side)) if pixel_values is None else np.asarray(pixel_values)
+    if pixels_NCHW.ndim != 4 or pixels_NCHW.shape[1:] != (3, side, side):
+        raise DataError(
+            f"pixel_values is {list(pixels_NCHW.shape)}, expected [images, 3, {side}, {side}]; "
+            "use the processor of this model"
+        )
+    num_tokens_B = image_BS.sum(axis=1)
+    if num_tokens_B.sum() != len(pixels_NCHW) * per_image:
+        raise DataError(
+            f"input_ids has {num_tokens_B.sum()} image tokens, but pixel_values has "
+            f"{len(pixels_NCHW)} images of {per_image} tokens each, "
+            f"{len(pixels_NCHW) * per_image} in all; expand every image to its tokens (the "
+            "processor does, if its patch_size is set)"
+        )
+    broken = np.flatnonzero(num_tokens_B % per_image)
+    if len(broken):
+        raise DataError(
+            f"input_ids: row {broken[0]} has {num_tokens_B[broken[0]]} image tokens, not a "
+            f"multiple of {per_image}, the tokens of an image"
+        )
+
+    images_B = num_tokens_B // per_image
+    pixels_BIHWC = np.zeros((len(tokens_BS), images_B.max(), side, side, 3), np.float32)
+    exists_BI = np.arange(images_B.max()) < images_B[:, None]
+    pixels_BIHWC[exists_BI] = pixels_NCHW.transpose(0, 2, 3, 1)
+    patch_BS = np.where(image_BS, np.cumsum(image_BS, axis=1) - 1, -1)
+    # An image token may lie outside the vocabulary; its embedding is replaced anyway.
+    tokens_BS = np.where(image_BS, 0, tokens_BS)
+    return PromptBatch(
+        tokens_BS.astype(np.int32), mask_BS.astype(bool), patch_BS.astype(np.int32), pixels_BIHWC
+    )
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _logits(model: Llava, params: dict[str, Any], batch: PromptBatch) -> jax.Array:
+    # Positions count masked tokens too, as transformers' forward does; rotary attention only
+    # depends on their differences.
+    rows, length = batch.tokens_BS.shape
+    positions_BS = jnp.broadcast_to(jnp.arange(length), (rows, length))
+    causal_SU = jnp.arange(length)[:, None] >= jnp.arange(length)
+    mask_BSU = causal_SU & jnp.asarray(batch.mask_BS)[:, None]
+    return model.apply(
+        {"params": params},
+        batch.tokens_BS,
+        positions_BS,
+        mask_BSU,
+        batch.patch_BS,
+        batch.pixels_BIHWC,
+    )  # pyright: ignore[reportReturnType]
+
+
+def _read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    if not any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        raise DataError(f"{directory} has neither tokenizer.json nor tokenizer.model: fetch them")
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    # transformers raises nearly anything on damaged files, and all of it means the same.
+    except Exception as error:
+        raise DataError(f"{directory}: the tokenizer cannot be read ({error})") from error

@@ -1,0 +1,237 @@
+"""What the report page shows, as plain values.
+
+What lives here: the frozen dataclasses that `render` takes, and their checks. What does not:
+collecting them from a run, and any HTML. Read next: `page.py`, which lays the page out.
+
+Shape suffixes: H image height, W image width, C = 3 colour channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args
+
+import numpy as np
+
+from seva_jax.types import DataError
+
+Better = Literal["higher", "lower", "neither"]
+Verdict = Literal["better", "worse", "same", "changed"]
+
+
+def _check_image(image_HWC: np.ndarray, where: str) -> None:
+    """Raises `DataError` unless the image is a non-empty uint8 RGB array."""
+    shape, dtype = np.shape(image_HWC), getattr(image_HWC, "dtype", type(image_HWC).__name__)
+    if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+        raise DataError(
+            f"{where}: an image must be uint8 [height, width, 3], got {dtype} {list(shape)}; "
+            "convert it to RGB bytes first"
+        )
+
+
+def _check_choice(value: str, choices: tuple[str, ...], where: str) -> None:
+    if value not in choices:
+        raise DataError(f"{where}: {value!r} is not one of {', '.join(choices)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of the run.
+
+    Attributes:
+        name: what people call it, such as "pairs".
+        seconds: wall-clock time in seconds.
+        summary: one sentence on what it produced.
+    """
+
+    name: str
+    seconds: float
+    summary: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One line of a chart.
+
+    Attributes:
+        label: name in the legend.
+        xs: horizontal values, ascending.
+        ys: vertical values, as many as `xs`; those that are not finite are counted, not drawn.
+    """
+
+    label: str
+    xs: tuple[float, ...]
+    ys: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.xs) != len(self.ys):
+            raise DataError(
+                f"series {self.label!r}: {len(self.xs)} xs but {len(self.ys)} ys; "
+                "give one y for each x"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """One chart.
+
+    Attributes:
+        title: heading of the chart.
+        x_label: name and unit of the horizontal axis.
+        y_label: name and unit of the vertical axis.
+        series: the lines drawn in it.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Drop:
+    """Candidate pairs left out for one reason.
+
+    Attributes:
+        reason: in words, such as "both answers equal".
+        count: how many, at least 0.
+    """
+
+    reason: str
+    count: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairCard:
+    """One preference pair of the gallery.
+
+    With as many rejected answers as corrupted images, `rejected[i]` came from `corrupted[i]`.
+
+    Attributes:
+        id: the prompt's id.
+        question: the question asked.
+        clean: uint8 [H, W, 3], the image as it is.
+        corrupted: uint8 [H, W, 3] each, the images the rejected answers were given on.
+        chosen: the answer on the clean image.
+        rejected: the answers on the corrupted images.
+        margin_before: reward margin of the model before training: reward(chosen) minus the mean
+            reward(rejected), reward = beta * (log p_model - log p_reference) of the whole answer.
+            0 when the reference is the model before training.
+        margin_after: the same for the trained model.
+        truth: the correct answer, "" when nobody knows it.
+    """
+
+    id: str
+    question: str
+    clean: np.ndarray
+    corrupted: tuple[np.ndarray, ...]
+    chosen: str
+    rejected: tuple[str, ...]
+    margin_before: float
+    margin_after: float
+    truth: str = ""
+
+    def __post_init__(self) -> None:
+        _check_image(self.clean, f"pair {self.id!r}, clean")
+        for index, image_HWC in enumerate(self.corrupted):
+            _check_image(image_HWC, f"pair {self.id!r}, corrupted[{index}]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """A measured value and its 95 % confidence interval. Not finite means not measured.
+
+    Attributes:
+        value: the estimate.
+        low: lower end.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalRow:
+    """One row of the results table.
+
+    Attributes:
+        evaluation: the evaluation it belongs to; neighbouring rows of one are grouped.
+        metric: name of the number, with its unit where it has one.
+        better: which direction is an improvement.
+        base: the model before alignment.
+        aligned: the model after alignment.
+        difference: aligned minus base, with the interval of the *paired* difference.
+    """
+
+    evaluation: str
+    metric: str
+    better: Better
+    base: Interval
+    aligned: Interval
+    difference: Interval
+
+    def __post_init__(self) -> None:
+        _check_choice(self.better, get_args(Better), f"row {self.metric!r}, better")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExampleCard:
+    """One held-out question answered before and after training.
+
+    Attributes:
+        id: the prompt's id.
+        image: uint8 [H, W, 3].
+        question: the question asked.
+        truth: the correct answer, "" when nobody knows it.
+        base_answer: answer before training.
+        aligned_answer: answer after training.
+        verdict: "better" or "worse" where scoring says so; "changed" where the answer differs
+            without being either; "same" otherwise.
+    """
+
+    id: str
+    image: np.ndarray
+    question: str
+    truth: str
+    base_answer: str
+    aligned_answer: str
+    verdict: Verdict
+
+    def __post_init__(self) -> None:
+        _check_image(self.image, f"example {self.id!r}, image")
+        _check_choice(self.verdict, get_args(Verdict), f"example {self.id!r}, verdict")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReportData:
+    """Everything on the page. Every text is shown as text, never read as HTML.
+
+    Attributes:
+        title: heading of the page.
+        subtitle: one line under it, such as the config's name and the date.
+        facts: (label, value) of the run at a glance.
+        config: (dotted field, value) of the whole config.
+        stages: in the order they ran.
+        curves: charts of the training.
+        funnel: why candidate pairs were dropped.
+        pairs_total: pairs *kept* for training; candidates are these plus the drops.
+        pairs: the kept pairs shown in the gallery, at most `pairs_total`.
+        table: the results, in reading order.
+        examples: answers before and after; the page sorts them by verdict.
+        notes: remarks and cautions shown under the facts.
+    """
+
+    title: str
+    subtitle: str
+    facts: tuple[tuple[str, str], ...] = ()
+    config: tuple[tuple[str, str], ...] = ()
+    stages: tuple[Stage, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    funnel: tuple[Drop, ...] = ()
+    pairs_total: int = 0
+    pairs: tuple[PairCard, ...] = ()
+    table: tuple[EvalRow, ...] = ()
+    examples: tuple[ExampleCard, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,162 @@
+"""The cards with pictures: answers before and after, and preference pairs.
+
+What lives here: the markup of both galleries and their script-free filters. What does not: image
+encoding (`pictures.py`), word marking (`diff.py`), the page around them (`page.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from seva_jax.report import charts
+from seva_jax.report.data import ExampleCard, PairCard
+from seva_jax.report.diff import mark_differences
+from seva_jax.report.markup import count_of, esc, number, shorten
+from seva_jax.report.pictures import Album, is_tiny
+
+# In the order shown. style.css hides the cards whose class is not the checked filter's value.
+VERDICT_WORDS = {
+    "better": "Better",
+    "worse": "Worse",
+    "changed": "Changed",
+    "same": "Unchanged",
+}
+MOVE_WORDS = {"up": "Margin rose", "down": "Margin fell", "flat": "Margin did not move"}
+LONG_ANSWER = 420  # characters; longer answers scroll inside their card
+
+
+def examples_gallery(examples: Sequence[ExampleCard], album: Album) -> str:
+    """Filters and cards of the examples, changed for better or worse first."""
+    order = list(VERDICT_WORDS)
+    ranked = sorted(examples, key=lambda card: order.index(card.verdict))
+    filters = _filters("examples", VERDICT_WORDS, [card.verdict for card in ranked])
+    cards = "".join(example_card(card, album) for card in ranked)
+    return f'{filters}<div class="cards examples">{cards}</div>'
+
+
+def example_card(card: ExampleCard, album: Album) -> str:
+    """One question with the answers of both models."""
+    after, (before,) = mark_differences(card.aligned_answer, (card.base_answer,))
+    alt = f"Picture asked about: {shorten(card.question, 100)}"
+    answers = [
+        ("Truth", esc(card.truth), "truth") if card.truth else None,
+        ("Before", before, "rejected"),
+        ("After", after, "chosen"),
+    ]
+    return (
+        f'<article class="card {card.verdict}">'
+        f"<figure>{_image(card.image, alt, album)}</figure>"
+        f'<div class="body"><p class="badge {card.verdict}">{VERDICT_WORDS[card.verdict]}</p>'
+        f"{_question(card.question)}{_answers([one for one in answers if one])}"
+        f'<p class="id">{esc(card.id)}</p></div></article>'
+    )
+
+
+def pairs_gallery(pairs: Sequence[PairCard], album: Album) -> str:
+    """Filters and cards of the pairs, in the order given."""
+    moves = [move(card) for card in pairs]
+    margins = [abs(m) for card in pairs for m in (card.margin_before, card.margin_after)]
+    extent = charts.round_up(max((m for m in margins if math.isfinite(m)), default=0.0))
+    decimals = 3 if extent < 0.1 else 2
+    cards = "".join(pair_card(card, album, extent, decimals) for card in pairs)
+    filters = _filters("pairs", MOVE_WORDS, moves)
+    return f'{filters}<div class="cards pairs">{cards}</div>'
+
+
+def pair_card(card: PairCard, album: Album, extent: float, decimals: int) -> str:
+    """One preference pair.
+
+    Args:
+        card: the pair.
+        album: takes its images.
+        extent: ends of the margin axis, the same for every card of a page.
+        decimals: of the printed margins.
+    """
+    chosen, rejected = mark_differences(card.chosen, card.rejected)
+    asked = shorten(card.question, 100)
+    pictures = [(card.clean, "Clean", f"Clean image for: {asked}")]
+    for index, image_HWC in enumerate(card.corrupted):
+        name = _numbered("Corrupted", index, len(card.corrupted))
+        pictures.append((image_HWC, name, f"{name} image for: {asked}"))
+    figures = "".join(
+        f"<figure>{_image(image_HWC, alt, album)}<figcaption>{name}</figcaption></figure>"
+        for image_HWC, name, alt in pictures
+    )
+    layout = "pictures many" if len(pictures) > 2 else "pictures"
+    answers = [("Truth", esc(card.truth), "truth")] if card.truth else []
+    answers.append(("Chosen", chosen, "chosen"))
+    for index, answer in enumerate(rejected):
+        answers.append((_numbered("Rejected", index, len(rejected)), answer, "rejected"))
+    before = number(card.margin_before, decimals, signed=True)
+    after = number(card.margin_after, decimals, signed=True)
+    strip = charts.margin_strip(card.margin_before, card.margin_after, extent)
+    return (
+        f'<article class="card {move(card)}"><div class="{layout}">{figures}</div>'
+        f'<div class="body">{_question(card.question)}{_answers(answers)}'
+        f'<div class="margins"><p>Reward margin <b>{before}</b> before, <b>{after}</b> after</p>'
+        f"{strip}</div>"
+        f'<p class="id">{esc(card.id)}</p></div></article>'
+    )
+
+
+def move(card: PairCard) -> str:
+    """Which way the margin went: "up", "down" or, also when not measured, "flat"."""
+    change = card.margin_after - card.margin_before
+    return "up" if change > 0 else "down" if change < 0 else "flat"
+
+
+def _filters(group: str, words: dict[str, str], values: Sequence[str]) -> str:
+    """Radio buttons that style.css turns into filters; none when there is nothing to filter."""
+    present = [value for value in words if value in values]
+    if len(present) < 2:
+        return ""
+    options = [("all", "All", len(values))]
+    options += [(value, words[value], values.count(value)) for value in present]
+    labels = "".join(
+        f'<label><input type="radio" name="{group}" value="{value}"'
+        f"{' checked' if value == 'all' else ''}>{word} <span>{count:,}</span></label>"
+        for value, word, count in options
+    )
+    return f'<fieldset class="filters"><legend>Show</legend>{labels}</fieldset>'
+
+
+def _question(question: str) -> str:
+    return f'<h3 class="question" dir="auto">{esc(question)}</h3>'
+
+
+def _answers(answers: Sequence[tuple[str, str, str]]) -> str:
+    """(label, HTML, class) of each answer as a description list."""
+    stacked = any(len(answer) > LONG_ANSWER for _, answer, _ in answers)
+    rows = []
+    for label, answer, style in answers:
+        # A region that scrolls must be reachable by keyboard.
+        scroll = f' tabindex="0" aria-label="{label}"' if len(answer) > LONG_ANSWER else ""
+        shown = answer or '<span class="empty">(empty)</span>'
+        rows.append(
+            f'<div class="{style}{" long" if stacked else ""}"><dt>{label}</dt>'
+            f'<dd dir="auto"{scroll}>{shown}</dd></div>'
+        )
+    return f"<dl>{''.join(rows)}</dl>"
+
+
+def _image(image_HWC: np.ndarray, alt: str, album: Album) -> str:
+    style = ' class="tiny"' if is_tiny(image_HWC) else ""
+    height, width = image_HWC.shape[:2]
+    return (
+        f'<img src="{album.add(image_HWC)}" alt="{esc(alt)}" width="{width}" '
+        f'height="{height}" decoding="async"{style}>'
+    )
+
+
+def _numbered(word: str, index: int, count: int) -> str:
+    return word if count <= 1 else f"{word} {index + 1}"
+
+
+def shown_of(shown: int, total: int) -> str:
+    """How much of all pairs the gallery holds, as a sentence."""
+    if shown < total:
+        return f"Showing {shown:,} of the {count_of(total, 'pair')} trained on."
+    return f"Showing {'all ' if shown > 1 else ''}{count_of(shown, 'pair')} trained on."

@@ -1,0 +1,91 @@
+"""Text and numbers for the page: escaping and formatting.
+
+What lives here: `esc`, through which every text of a run passes, and the number formats. What
+does not: layout. Read next: `page.py`.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+
+MINUS = "−"
+# What a UTF-8 HTML page may not hold: control characters (but tab and newline), lone surrogates.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def esc(text: object) -> str:
+    """Text as HTML that can only ever be text, in an element or in a quoted attribute.
+
+    Args:
+        text: shown as `str(text)`; control characters and lone surrogates become U+FFFD.
+
+    >>> esc('<b title="x">')
+    '&lt;b title=&quot;x&quot;&gt;'
+    """
+    return html.escape(_UNPRINTABLE.sub("\ufffd", str(text).replace("\r\n", "\n")), quote=True)
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most `limit` characters on one line, for alt texts."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def decimals_for(values: tuple[float, ...]) -> int:
+    """Decimals that give the largest of `values` about three significant digits."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    return 3 if largest <= 1 else 2 if largest < 100 else 1
+
+
+def number(value: float, decimals: int, *, signed: bool = False) -> str:
+    """A number with thousands separators and a real minus sign; "–" when not finite.
+
+    >>> number(-1234.5, 1), number(0.25, 2, signed=True), number(-0.0001, 2, signed=True)
+    ('−1,234.5', '+0.25', '0.00')
+    """
+    if not math.isfinite(value):
+        return "–"
+    rounded = round(value, decimals)
+    if rounded == 0:
+        return f"{0:.{decimals}f}"
+    sign = MINUS if rounded < 0 else "+" if signed else ""
+    return f"{sign}{abs(rounded):,.{decimals}f}"
+
+
+def percent(part: float, whole: float) -> str:
+    """A share as a percentage, "–" when there is no whole.
+
+    >>> percent(1, 8), percent(1, 0), percent(1, 5000)
+    ('12.5 %', '–', '<0.1 %')
+    """
+    if whole <= 0:
+        return "–"
+    share = 100 * part / whole
+    return "<0.1 %" if 0 < share < 0.1 else f"{share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """A time people read at a glance.
+
+    >>> duration(0.42), duration(83), duration(4350)
+    ('0.4 s', '1 min 23 s', '1 h 12 min')
+    """
+    if not math.isfinite(seconds):
+        return "–"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def count_of(count: int, noun: str) -> str:
+    """A count with its noun.
+
+    >>> count_of(1, "pair"), count_of(1200, "pair")
+    ('1 pair', '1,200 pairs')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

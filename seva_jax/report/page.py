@@ -1,0 +1,358 @@
+"""The report: one self-contained HTML page about one run.
+
+What lives here: `render`, `write_report` and the page's sections, top to bottom in reading order.
+What does not: charts (`charts.py`), picture cards (`gallery.py`), the style sheet (`style.css`),
+and collecting the data from a run. The page needs no script and no network: its
+Content-Security-Policy forbids both, and every text passes through `markup.esc`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from seva_jax.report import charts, gallery
+from seva_jax.report.data import Drop, EvalRow, Interval, PairCard, ReportData, Stage
+from seva_jax.report.markup import count_of, decimals_for, duration, esc, number, percent
+from seva_jax.report.pictures import Album
+
+CSS = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+WHAT_THIS_IS = (
+    "A vision-language model answered the same questions about clean and about corrupted "
+    "pictures, then learned to prefer what it says when it can see clearly; this page shows "
+    "what that changed."
+)
+
+
+def render(data: ReportData) -> str:
+    """The page as HTML. Equal data gives equal text; an empty run gives a page that says so."""
+    album = Album()
+    sections: list[tuple[str, str, str]] = [
+        ("results", "Results", _results(data.table)),
+        ("examples", "Answers before and after", _examples(data, album)),
+        ("training", "Training curves", _training(data)),
+        ("funnel", "From questions to pairs", _funnel(data.funnel, data.pairs_total)),
+        ("pairs", "Preference pairs", _pairs(data.pairs, data.pairs_total, album)),
+        ("config", "Configuration", _config(data.config)),
+        ("stages", "Stages and times", _stages(data.stages)),
+    ]
+    links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in sections)
+    body = "".join(
+        f'<section id="{key}" aria-labelledby="{key}-title">'
+        f'<h2 id="{key}-title">{name}</h2>{content}</section>\n'
+        for key, name, content in sections
+    )
+    subtitle = f'<p class="subtitle" dir="auto">{esc(data.subtitle)}</p>' if data.subtitle else ""
+    return album.fill(
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{esc(data.title)}</title>\n"
+        # Without an icon of its own the page would make browsers ask a server for one.
+        f'<link rel="icon" href="data:,">\n<style>{CSS}</style>\n</head>\n<body>\n'
+        f'<header><h1 dir="auto">{esc(data.title)}</h1>{subtitle}'
+        f'<p class="what">{WHAT_THIS_IS}</p>'
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n<main>\n'
+        f"{_glance(data)}{body}</main>\n"
+        "<footer><p>Written by seva_jax. Everything is inside this file: it runs no script and "
+        "loads nothing.</p></footer>\n</body>\n</html>\n"
+    )
+
+
+def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
+    """Writes the page; a reader never sees half of one.
+
+    Args:
+        data: what to show.
+        path: the HTML file; missing folders are made, an older file is replaced.
+
+    Returns:
+        The path written.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    page = render(data).encode("utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_bytes(page)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def _glance(data: ReportData) -> str:
+    facts = "".join(
+        f'<div><dt>{esc(label)}</dt><dd dir="auto">{esc(value)}</dd></div>'
+        for label, value in data.facts
+    )
+    notes = "".join(f'<li dir="auto">{esc(note)}</li>' for note in data.notes)
+    return (
+        '<section id="glance" aria-labelledby="glance-title">'
+        '<h2 id="glance-title">The run at a glance</h2>'
+        + (f'<dl class="facts">{facts}</dl>' if facts else _empty("No facts were recorded."))
+        + (f'<div class="notes"><h3>Notes</h3><ul>{notes}</ul></div>' if notes else "")
+        + "</section>\n"
+    )
+
+
+# Results
+
+
+def verdict_of(row: EvalRow) -> tuple[str, str]:
+    """What a row's difference says, as (CSS class, words).
+
+    A change counts only when its interval excludes 0: ("better", "better"), ("worse", "worse"),
+    or ("moved", "higher" or "lower") where neither direction is better.
+    """
+    low, high = row.difference.low, row.difference.high
+    if not all(map(math.isfinite, (row.difference.value, low, high))):
+        return "unclear", "not measured"
+    if low <= 0 <= high:
+        return "unclear", "no clear change"
+    direction = "higher" if low > 0 else "lower"
+    if row.better == "neither":
+        return "moved", direction
+    return ("better", "better") if direction == row.better else ("worse", "worse")
+
+
+def _results(table: Sequence[EvalRow]) -> str:
+    if not table:
+        return _empty("No evaluation was recorded.")
+    words = [verdict_of(row)[1] for row in table]
+    others = [f"{words.count('no clear change'):,} without a clear change"]
+    neutral = words.count("higher") + words.count("lower")
+    if neutral:
+        others.append(f"{neutral:,} that moved where neither way is better")
+    if "not measured" in words:
+        others.append(f"{words.count('not measured'):,} not measured")
+    summary = (
+        f'<p class="summary"><b class="better">{words.count("better"):,} clearly better</b>, '
+        f'<b class="worse">{words.count("worse"):,} clearly worse</b>, {", ".join(others)}.</p>'
+    )
+    rates = [row for row in table if _is_rate(row)]
+    extent = charts.round_up(max(map(charts.row_extent, rates), default=0.0))
+    ends = _strip_ends(extent) if rates else ""
+    groups = "".join(
+        f'<tbody role="rowgroup"><tr role="row" class="group">'
+        f'<th role="rowheader" scope="rowgroup" colspan="6" dir="auto">{esc(name)}</th></tr>'
+        f"{''.join(_result_row(row, extent) for row in rows)}</tbody>"
+        for name, rows in itertools.groupby(table, key=lambda row: row.evaluation)
+    )
+    heads = (
+        ("Metric", "metric"),
+        ("Base", "num"),
+        ("Aligned", "num"),
+        ("Difference", "num"),
+        (f"Difference and its interval{ends}", "strip-cell"),
+        ("In words", "words"),
+    )
+    head = "".join(
+        f'<th role="columnheader" scope="col" class="{style}">{name}</th>' for name, style in heads
+    )
+    return (
+        "<p>The same held-out questions were put to the model before (base) and after (aligned) "
+        "training; brackets are 95&nbsp;% intervals, and a change counts only if the interval of "
+        f"the difference leaves out 0.</p>{summary}"
+        '<table role="table" class="results"><caption class="hidden">Base and aligned model, '
+        "with their difference</caption>"
+        f'<thead role="rowgroup"><tr role="row">{head}</tr></thead>{groups}</table>'
+        '<p class="legend-note">In the small charts the line is 0, the dot the difference, the bar '
+        "its interval, and the tinted half the side that is better. Among many rows, about one "
+        "in twenty leaves out 0 by luck alone.</p>"
+    )
+
+
+def _is_rate(row: EvalRow) -> bool:
+    """Whether a row shares the strips' common axis; other units get an axis of their own."""
+    values = (row.base.value, row.aligned.value)
+    return all(abs(value) <= 1 for value in values if math.isfinite(value))
+
+
+def _result_row(row: EvalRow, rate_extent: float) -> str:
+    style, words = verdict_of(row)
+    decimals = decimals_for((row.base.value, row.aligned.value))
+    low, high = row.difference.low, row.difference.high
+    # Where the interval excludes 0, its near end must not be rounded to 0.
+    finer = decimals
+    while style != "unclear" and finer < 6 and round(min(abs(low), abs(high)), finer) == 0:
+        finer += 1
+    own_axis = not _is_rate(row)
+    extent = charts.round_up(charts.row_extent(row)) if own_axis else rate_extent
+    text = (
+        f"{row.metric}: aligned minus base {number(row.difference.value, finer, signed=True)}, "
+        f"interval {number(low, finer, signed=True)} to {number(high, finer, signed=True)}, "
+        f"{words}; "
+        f"axis from {charts.end_label(-extent)} to {charts.end_label(extent)}"
+    )
+    strip = charts.difference_strip(row, extent, style, text)
+    wish = "" if row.better == "neither" else f"<small>{row.better} is better</small>"
+    symbol = {"better": "✓ ", "worse": "✗ "}.get(style, "")
+    cells = (
+        ("num", "Base", _interval(row.base, decimals)),
+        ("num", "Aligned", _interval(row.aligned, decimals)),
+        ("num", "Difference", _interval(row.difference, finer, signed=True)),
+        ("strip-cell", "", f"{strip}{_strip_ends(extent, 'own' if own_axis else 'narrow')}"),
+        ("words", "", f'<span class="verdict {style}">{symbol}{words}</span>'),
+    )
+    return (
+        f'<tr role="row"><th role="rowheader" scope="row" dir="auto">{esc(row.metric)}{wish}</th>'
+        + "".join(
+            f'<td role="cell" class="{kind}" data-label="{label}">{cell}</td>'
+            for kind, label, cell in cells
+        )
+        + "</tr>"
+    )
+
+
+def _strip_ends(extent: float, style: str = "") -> str:
+    low, high = charts.end_label(-extent), charts.end_label(extent)
+    return (
+        f'<span class="ends {style}" aria-hidden="true">'
+        f"<span>{low}</span><span>0</span><span>{high}</span></span>"
+    )
+
+
+def _interval(interval: Interval, decimals: int, *, signed: bool = False) -> str:
+    value = number(interval.value, decimals, signed=signed)
+    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return value
+    low = number(interval.low, decimals, signed=signed)
+    high = number(interval.high, decimals, signed=signed)
+    return f"{value}<small>[{low}, {high}]</small>"
+
+
+# Examples, training, pairs
+
+
+def _examples(data: ReportData, album: Album) -> str:
+    if not data.examples:
+        return _empty("No example answers were recorded.")
+    return (
+        "<p>The same question put to the model before and after training: words that "
+        "<del>only the old</del> or <mark>only the new</mark> answer has are marked, and answers "
+        "that changed for better or worse come first.</p>"
+        + gallery.examples_gallery(data.examples, album)
+    )
+
+
+def _training(data: ReportData) -> str:
+    if not data.curves:
+        return _empty("No training curves were recorded.")
+    charts_html = "".join(charts.line_chart(curve) for curve in data.curves)
+    return (
+        "<p>How the numbers moved while the model learned: a loss should fall, margins and "
+        "accuracies should rise; point at a line to read a value.</p>"
+        f'<div class="charts">{charts_html}</div>'
+    )
+
+
+def _funnel(funnel: Sequence[Drop], kept: int) -> str:
+    total = kept + sum(drop.count for drop in funnel)
+    if not total:
+        return _empty("No pairs were built.")
+    largest = max(kept, *(drop.count for drop in funnel)) if funnel else kept
+    # Roles keep it a table for screen readers where style.css lays it out as blocks.
+    rows = [_funnel_row("Kept for training", kept, total, largest, "kept")]
+    for drop in sorted(funnel, key=lambda drop: -drop.count):
+        rows.append(_funnel_row(f"Dropped: {drop.reason}", drop.count, total, largest, "dropped"))
+    return (
+        f"<p>Every unlabelled question gave one candidate, {total:,} in all; a candidate is kept "
+        "only if its two answers can teach the model something, and every drop has a reason.</p>"
+        '<table role="table" class="bars"><caption class="hidden">Candidate pairs kept and dropped'
+        '</caption><thead role="rowgroup"><tr role="row">'
+        '<th role="columnheader" scope="col">Outcome</th>'
+        '<th role="columnheader" scope="col" class="num">Pairs</th>'
+        '<th role="columnheader" scope="col" class="num">Share</th>'
+        '<th role="columnheader" scope="col" class="bar-cell"><span class="hidden">Bar</span></th>'
+        f'</tr></thead><tbody role="rowgroup">{"".join(rows)}</tbody></table>'
+    )
+
+
+def _funnel_row(label: str, count: int, total: int, largest: int, style: str) -> str:
+    width = 100 * count / max(largest, 1)
+    return (
+        f'<tr role="row"><th role="rowheader" scope="row" dir="auto">{esc(label)}</th>'
+        f'<td role="cell" class="num">{count:,}</td>'
+        f'<td role="cell" class="num">{percent(count, total)}</td>'
+        f'<td role="cell" class="bar-cell"><span class="bar {style}" style="width:{width:.2f}%">'
+        "</span></td></tr>"
+    )
+
+
+def _pairs(pairs: Sequence[PairCard], kept: int, album: Album) -> str:
+    if not pairs:
+        return _empty("No pairs are shown.")
+    rose = sum(gallery.move(card) == "up" for card in pairs)
+    starts_at_zero = all(card.margin_before == 0 for card in pairs)
+    start = (
+        "it starts at 0, where the model is compared with itself, and " if starts_at_zero else ""
+    )
+    return (
+        "<p><b>Chosen</b> is the model's own answer on the clean image, <b>rejected</b> its answer "
+        "to the same question on the corrupted one. The <b>reward margin</b> is how much more the "
+        "model has come to favour the chosen answer over the rejected one: "
+        f"{start}training should push it up.</p>"
+        f"<p>{gallery.shown_of(len(pairs), kept)} The margin rose in {rose:,} of them. Words that "
+        "<mark>only the chosen</mark> or <del>only the rejected</del> answer has are marked.</p>"
+        + gallery.pairs_gallery(pairs, album)
+    )
+
+
+# Configuration and stages
+
+
+def _config(config: Sequence[tuple[str, str]]) -> str:
+    if not config:
+        return _empty("No configuration was recorded.")
+    groups = "".join(
+        "<tbody>"
+        + "".join(
+            f'<tr><th scope="row">{esc(field)}</th><td>{esc(value)}</td></tr>'
+            for field, value in fields
+        )
+        + "</tbody>"
+        for _, fields in itertools.groupby(
+            config, key=lambda item: item[0].rpartition(".")[0].partition(".")[0]
+        )
+    )
+    return (
+        "<p>Every setting this run used, enough to repeat it.</p>"
+        f"<details><summary>Show all {count_of(len(config), 'field')}</summary>"
+        '<table class="config"><caption class="hidden">Configuration</caption>'
+        f'<thead><tr><th scope="col">Field</th><th scope="col">Value</th></tr></thead>{groups}'
+        "</table></details>"
+    )
+
+
+def _stages(stages: Sequence[Stage]) -> str:
+    if not stages:
+        return _empty("No stages were recorded.")
+    total = sum(stage.seconds for stage in stages if math.isfinite(stage.seconds))
+    rows = "".join(
+        f'<tr><th scope="row" dir="auto">{esc(stage.name)}</th>'
+        f'<td class="num">{duration(stage.seconds)}</td>'
+        f'<td class="num share">{percent(stage.seconds, total)}</td>'
+        f'<td dir="auto">{esc(stage.summary)}</td></tr>'
+        for stage in stages
+    )
+    return (
+        f"<p>What the run did, in order, and how long each step took: {duration(total)} in all.</p>"
+        '<table class="stages"><caption class="hidden">Stages and times</caption>'
+        '<thead><tr><th scope="col">Stage</th><th scope="col" class="num">Time</th>'
+        '<th scope="col" class="num share">Share</th><th scope="col">What it did</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table>"
+    )
+
+
+def _empty(sentence: str) -> str:
+    return f'<p class="empty">{sentence}</p>'

@@ -1,0 +1,230 @@
+"""Collects what a run left behind into the input of the report page.
+
+The page itself is `seva_jax/report`; which stages there are is `seva_jax/train.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seva_jax import report
+from seva_jax.cli import flatten
+from seva_jax.data.pipeline import ComparisonRows
+from seva_jax.evals import EvalResult, comparison_rows
+from seva_jax.evals.base import Record
+from seva_jax.rollout.run import corrupted_pixels
+from seva_jax.types import BranchLogps
+
+if TYPE_CHECKING:
+    from seva_jax.train import Run
+
+_CURVES = {
+    "loss": ("Alignment loss", "loss", ("loss",)),
+    "margin": ("Reward margin", "nats", ("rewards/margins",)),
+    "accuracy": ("Pairs ranked right", "share", ("rewards/accuracies",)),
+    "logps": ("Log-probability of answers", "nats", ("logps/chosen", "logps/rejected")),
+}
+
+
+def write_run_report(run: Run) -> str:
+    """Writes report.html of a finished run and returns a one-line summary."""
+    if not run.workdir.writes:
+        return "written by process 0"
+    index = json.loads((run.workdir.path / "pairs.json").read_text(encoding="utf-8"))
+    metrics = run.workdir.read_metrics()
+    pairs = _pair_cards(run)
+    table, examples = (), ()
+    if run.experiment.evals:
+        base, aligned = run.results()
+        table = tuple(_eval_row(row) for row in comparison_rows(base, aligned))
+        examples = _examples(run, base, aligned)
+    stages = run.workdir.stages()
+    data = report.ReportData(
+        title="SeVa: a model aligned with its own answers",
+        subtitle=f"{run.workdir.path} · seed {run.experiment.seed}",
+        facts=_facts(run, index, metrics),
+        config=tuple((k, str(v)) for k, v in flatten(run.experiment).items()),
+        stages=tuple(report.Stage(n, s["seconds"], s["summary"]) for n, s in stages.items()),
+        curves=_curves(metrics),
+        funnel=tuple(report.Drop(reason, count) for reason, count in index["drops"].items()),
+        pairs_total=index["pairs"],
+        pairs=pairs,
+        table=table,
+        examples=examples,
+        notes=(
+            "One run with one seed. Intervals cover which questions were asked, not how the "
+            "training could have gone otherwise; for that, run several seeds.",
+        ),
+    )
+    path = report.write_report(data, run.workdir.path / "report.html")
+    return f"{path} ({path.stat().st_size / 1e6:.1f} MB)"
+
+
+def _facts(run: Run, index: dict[str, Any], metrics: list[Record]) -> tuple[tuple[str, str], ...]:
+    align = [row for row in metrics if row["stage"] == "align"]
+    seconds = sum(s["seconds"] for s in run.workdir.stages().values())
+    num_params = sum(x.size for x in jax.tree.leaves(run.base_params))
+    facts = [
+        ("base model", f"{num_params:,} parameters"),
+        ("pairs kept", f"{index['pairs']:,} of {index['prompts']:,} prompts"),
+        ("device", f"{jax.device_count()} x {jax.devices()[0].device_kind}"),
+        ("time", f"{seconds / 60:.1f} min before this page"),
+        ("software", f"Python {platform.python_version()}, jax {jax.__version__}"),
+    ]
+    if align:
+        rate = float(np.median([row["pairs/s"] for row in align]))
+        facts += [("training speed", f"{rate:.0f} pairs/s"), ("steps", str(align[-1]["step"]))]
+    return tuple(facts)
+
+
+def _curves(metrics: list[Record]) -> tuple[report.Curve, ...]:
+    align = [row for row in metrics if row["stage"] == "align"]
+    curves = []
+    for title, unit, names in _CURVES.values():
+        series = tuple(
+            report.Series(
+                name,
+                tuple(float(row["step"]) for row in align if name in row),
+                tuple(row[name] for row in align if name in row),
+            )
+            for name in names
+        )
+        if any(s.xs for s in series):
+            curves.append(report.Curve(title, "optimiser step", unit, series))
+    base = [row for row in metrics if row["stage"] == "base"]
+    if base:
+        xs, ys = zip(*((float(row["step"]), row["loss"]) for row in base), strict=True)
+        loss = report.Series("loss", xs, ys)
+        curves.append(report.Curve("Base model's loss", "optimiser step", "nats a token", (loss,)))
+    return tuple(curves)
+
+
+def _spread(total: int, shown: int) -> list[int]:
+    """At most `shown` indices, evenly spread over `total`."""
+    return sorted(set(np.linspace(0, total - 1, min(shown, total)).astype(int).tolist()))
+
+
+def _pair_cards(run: Run) -> tuple[report.PairCard, ...]:
+    """Gallery cards, with the reward margin of the aligned model."""
+    e, processing = run.experiment, run.assets.processing
+    indices = _spread(len(run.comparisons), e.report.num_pairs)
+    shown = [run.comparisons[i] for i in indices]
+    if not shown:
+        return ()
+    rows = run.rows(shown, run.prompts)
+    margins = _margins(run, rows)
+    cards = []
+    for comparison, margin in zip(shown, margins, strict=True):
+        prompt = comparison.prompt
+        corrupted = []
+        for index in comparison.corruptions if prompt.images else ():
+            corruption = e.corrupt[index]
+            pixels = corrupted_pixels(
+                prompt, run.prompts.load_image, processing, corruption, index, e.seed
+            )
+            corrupted.append(processing.denormalise(pixels[0]))
+        clean = _first_image(run.prompts.load_image, processing, prompt.images)
+        truth = str(prompt.meta.get("answer", ""))
+        cards.append(
+            report.PairCard(
+                prompt.id,
+                prompt.question,
+                clean,
+                tuple(corrupted),
+                comparison.answers[0],
+                comparison.answers[1:],
+                0.0,
+                margin,
+                truth,
+            )
+        )
+    return tuple(cards)
+
+
+def _first_image(load_image: Any, processing: Any, images: tuple[str, ...]) -> np.ndarray:
+    """The first image as the model sees it, uint8; a grey square for a text-only prompt."""
+    if not images:
+        return np.full((32, 32, 3), 128, np.uint8)
+    return processing.denormalise(processing(load_image(images[0])))
+
+
+def _margins(run: Run, rows: ComparisonRows) -> list[float]:
+    """Reward margin of each comparison under the aligned model; it is 0 before training."""
+    reference = run.logps(run.base_model, {"params": run.base_params}, rows, "margins: base")
+    policy = run.logps(run.model, run.aligned, rows, "margins: aligned")
+    margins = []
+    for before, after in zip(reference, policy, strict=True):
+        _, metrics = run.experiment.objective(_branches(after), _branches(before))
+        margins.append(float(metrics["rewards/margins"][0]))
+    return margins
+
+
+def _branches(logps: list[np.ndarray]) -> BranchLogps:
+    longest = max(map(len, logps))
+    tokens = np.stack([np.pad(x, (0, longest - len(x))) for x in logps])[None]
+    mask = np.stack([np.arange(longest) < len(x) for x in logps])[None]
+    return BranchLogps(jnp.asarray(tokens), jnp.asarray(mask, jnp.float32))
+
+
+def _interval(metric: Any) -> report.Interval:
+    return report.Interval(metric.value, metric.low, metric.high)
+
+
+def _eval_row(row: Any) -> report.EvalRow:
+    return report.EvalRow(
+        row.evaluation,
+        row.metric,
+        row.better,
+        _interval(row.base),
+        _interval(row.aligned),
+        _interval(row.difference),
+    )
+
+
+def _goodness(record: Record) -> float:
+    """How good an answer is, to tell better from worse: exact answers, or CHAIR counts."""
+    if "correct" in record:
+        return record["correct"]
+    return record.get("found", 0) - record.get("hallucinated", 0)
+
+
+def _examples(
+    run: Run, base: list[EvalResult], aligned: list[EvalResult]
+) -> tuple[report.ExampleCard, ...]:
+    """For every evaluation, answers that changed for better or worse first, then others."""
+    cards = []
+    for evaluation, before, after in zip(run.experiment.evals, base, aligned, strict=True):
+        load_image = evaluation.prompts.open().load_image
+        found = []
+        for old, new in zip(before.records, after.records, strict=True):
+            gain = _goodness(new) - _goodness(old)
+            unmoved = "same" if old["answer"] == new["answer"] else "changed"
+            verdict = "better" if gain > 0 else "worse" if gain < 0 else unmoved
+            found.append((verdict, old, new))
+        order = ("better", "worse", "changed", "same")
+        quota = max(run.experiment.report.num_examples // 3, 1)
+        picked = []
+        for verdict in order:  # the same number of better and worse ones, so as not to flatter
+            of_kind = [f for f in found if f[0] == verdict]
+            picked += [of_kind[i] for i in _spread(len(of_kind), quota)]
+        for verdict, old, new in picked[: run.experiment.report.num_examples]:
+            image = _first_image(load_image, run.assets.processing, tuple(old["images"]))
+            truth = old["truth"] if isinstance(old["truth"], str) else ", ".join(old["truth"])
+            cards.append(
+                report.ExampleCard(
+                    f"{before.name}: {old['id']}",
+                    image,
+                    old["question"],
+                    truth,
+                    old["answer"],
+                    new["answer"],
+                    verdict,
+                )
+            )
+    return tuple(cards)

@@ -1,0 +1,1 @@
+"""Answers: the sampler (`sampler.py`) and who is asked what on which image (`run.py`)."""

@@ -1,0 +1,165 @@
+"""The mesh, and the ONE table from logical dim names to mesh axes, resolved strictly.
+
+Flax replicates a parameter whose logical name is misspelt, and quietly. Here an unknown name, an
+axis used twice, or a dim that does not divide raises and names the parameter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from seva_jax.types import DataError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # mesh axes the batch dim is split over
+
+# Logical dim name -> mesh axis. fsdp splits the width every kernel shares, tensor the width that
+# is private to heads, MLP and vocabulary.
+LOGICAL_AXES: Mapping[str, str | None] = {
+    "layers": None,
+    "norm": None,
+    "rank": None,
+    "patch": None,
+    "position": None,
+    "embed": "fsdp",
+    "embed_in": None,
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "vision_embed": None,
+    "vision_heads": "tensor",
+    "vision_mlp": "tensor",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """Devices along each mesh axis; at most one may be -1 and takes what is left.
+
+    Attributes:
+        data: copies of the model, each with its part of the batch.
+        fsdp: parts of the batch that also split the parameters between them.
+        tensor: devices that split heads, MLP and vocabulary.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def make(self, devices: list[Any] | None = None) -> jax.sharding.Mesh:
+        """The mesh over the given devices, or over all of them.
+
+        Raises:
+            DataError: the sizes do not multiply to the number of devices.
+        """
+        devices = list(jax.devices()) if devices is None else devices
+        sizes = [self.data, self.fsdp, self.tensor]
+        fixed = math.prod(s for s in sizes if s != -1)
+        if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
+            raise DataError(f"mesh sizes must be positive, with at most one -1; got {self}")
+        if -1 in sizes and fixed <= len(devices):
+            sizes[sizes.index(-1)] = len(devices) // fixed
+        if math.prod(sizes) != len(devices):
+            raise DataError(
+                f"{self} needs a multiple of {fixed} devices but there are {len(devices)}; "
+                "change --mesh.data, --mesh.fsdp or --mesh.tensor"
+            )
+        grid = np.array(devices).reshape(sizes)
+        return jax.sharding.Mesh(grid, AXES)
+
+
+def resolve(
+    mesh: jax.sharding.Mesh, names: tuple[str | None, ...], shape: tuple[int, ...], path: str
+) -> NamedSharding:
+    """The sharding of one parameter.
+
+    Args:
+        mesh: the mesh.
+        names: logical name of each dim.
+        shape: sizes.
+        path: the parameter's name, for errors.
+
+    Raises:
+        DataError: unknown name, an axis used for two dims, or a dim that does not divide.
+    """
+    if len(names) != len(shape):
+        raise DataError(f"{path}: {len(names)} dim names {names} for shape {shape}")
+    axes: list[str | None] = []
+    for dim, (name, size) in enumerate(zip(names, shape, strict=True)):
+        if name not in LOGICAL_AXES:
+            raise DataError(
+                f"{path}: dim {dim} has the unknown logical name {name!r}; "
+                f"known: {', '.join(LOGICAL_AXES)}"
+            )
+        axis = LOGICAL_AXES[name]
+        if axis is not None and axis in axes:
+            raise DataError(f"{path}: dims {names} use mesh axis {axis!r} twice")
+        if axis is not None and size % mesh.shape[axis]:
+            raise DataError(
+                f"{path}: dim {dim} ({name!r}, size {size}) does not divide by mesh axis "
+                f"{axis!r} of size {mesh.shape[axis]}"
+            )
+        axes.append(axis)
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def variable_shardings(mesh: jax.sharding.Mesh, boxed: Any) -> Any:
+    """Shardings of a tree of variables that carry logical names (`Llava.init`, unboxed shape)."""
+
+    def one(path: Any, leaf: Any) -> NamedSharding:
+        names = getattr(leaf, "names", None)
+        where = "/".join(str(getattr(k, "key", k)) for k in path)
+        if names is None:
+            raise DataError(f"{where}: no logical dim names")
+        return resolve(mesh, names, leaf.value.shape, where)
+
+    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda x: hasattr(x, "names"))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Every device holds all of it."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: jax.sharding.Mesh, leading: int = 0) -> NamedSharding:
+    """Rows split over the batch axes, behind `leading` unsplit dims."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * leading, BATCH))
+
+
+def put_batch(mesh: jax.sharding.Mesh, batch: Any, leading: int = 0) -> Any:
+    """Local rows of every process to global arrays, split over the batch axes.
+
+    Args:
+        mesh: the mesh.
+        batch: tree of NumPy arrays; dim `leading` holds this process's rows.
+        leading: number of unsplit dims in front.
+    """
+    sharding = batch_sharding(mesh, leading)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def state_shardings(mesh: jax.sharding.Mesh, abstract_state: Any, trainable_shardings: Any) -> Any:
+    """Shardings of optimiser state: a leaf shaped like a trained parameter shards like it.
+
+    Optimiser moments mirror the tree of trained parameters, so their paths end in the path of a
+    parameter; anything else (counters) is replicated.
+    """
+    flat, _ = jax.tree_util.tree_flatten_with_path(trainable_shardings)
+    by_path = {tuple(str(k) for k in path): sharding for path, sharding in flat}
+
+    def one(path: Any, _: Any) -> NamedSharding:
+        keys = tuple(str(k) for k in path)
+        for start in range(len(keys)):
+            if keys[start:] in by_path:
+                return by_path[keys[start:]]
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(one, abstract_state)

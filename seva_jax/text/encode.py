@@ -1,0 +1,219 @@
+"""One question and its answers as token ids: a trunk and its branches.
+
+What lives here: `Encoder`, truncation, and cleaning of decoded answers. What does not: packing
+into rows, positions and masks (`seva_jax/data`). Read next: `templates.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from seva_jax.text.templates import IMAGE_MARKER, Template
+from seva_jax.types import DataError, ExampleError
+
+
+class EncodedTree(NamedTuple):
+    """Token ids of one trunk and its answers. Lengths are exact: there is no padding.
+
+    Attributes:
+        trunk: int32 [N], everything up to and including "ASSISTANT:", image tokens expanded.
+        branches: one int32 [T_k] for each answer, at least one token, closed by the end token
+            unless it was cut.
+        truncated: how many branches were cut.
+    """
+
+    trunk: np.ndarray
+    branches: tuple[np.ndarray, ...]
+    truncated: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """Turns text into the ids the model trains on and generates from.
+
+    Attributes:
+        tokenizer: must know `<image>` as one token.
+        template: the words around question and answer.
+        image_token_id: id that fills the places of image features.
+        tokens_per_image: image features per image; each `<image>` becomes that many ids.
+        max_length: most tokens of trunk and one branch together.
+        answer_budget: most tokens of one branch, end token included; None leaves only
+            `max_length`.
+
+    Raises:
+        DataError: tokenizer, template and image token do not belong together.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    image_token_id: int
+    tokens_per_image: int
+    max_length: int
+    answer_budget: int | None = None
+
+    def __post_init__(self):
+        end_id, template = self.tokenizer.eos_token_id, self.template
+        if end_id is None or self._ids(template.end, add_special_tokens=False) != [end_id]:
+            raise DataError(
+                f"the template closes answers with {template.end!r}, but the tokenizer's end token "
+                f"is {self.tokenizer.eos_token!r}; use Template(end=...) of this tokenizer"
+            )
+        if self._ids(IMAGE_MARKER, add_special_tokens=False) != [self.image_token_id]:
+            raise DataError(
+                f"the tokenizer does not encode {IMAGE_MARKER} as image token {self.image_token_id}"
+                ": use the tokenizer and image_token_id of the same model"
+            )
+        words = self._ids(template.prompt(IMAGE_MARKER + template.user), add_special_tokens=False)
+        if self.tokenizer.unk_token_id in words:
+            raise DataError(
+                f"the tokenizer does not know every word of the template "
+                f"{template.prompt('...')!r}; add them to its vocabulary or use another template"
+            )
+
+    def trunk(self, question: str, num_images: int = 1) -> np.ndarray:
+        """Encodes everything before the answer, with the start token if the tokenizer adds one.
+
+        Equals what `transformers`' `LlavaProcessor` makes of `template.prompt(...)`.
+
+        Returns:
+            int32 [N].
+
+        Raises:
+            ExampleError: see `Template.prompt`; or the question contains a special token.
+        """
+        return self._expand(self._prompt_ids(self.template.prompt(question, num_images)))
+
+    def answer(self, question: str, num_images: int, text: str) -> np.ndarray:
+        """Encodes an answer as the tokens that follow `trunk(question, num_images)`.
+
+        Prompt and answer are tokenised together, as the model meets them, so nothing is guessed
+        about their boundary. Spaces around the answer are dropped.
+
+        Returns:
+            int32 [T], closed by the end token. Unknown words keep their `<unk>` ids.
+
+        Raises:
+            ExampleError: the answer is empty, contains a special token, or merges with the prompt.
+        """
+        prompt = self.template.prompt(question, num_images)
+        return self._answer(prompt, self._prompt_ids(prompt), text)
+
+    def fit(self, trunk_len: int, answer_ids: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Cuts an answer at its end so that trunk and answer fit. The trunk is never cut.
+
+        Returns:
+            int32 [T'], at least one token, and whether it was cut (it then has no end token).
+
+        Raises:
+            ExampleError: no token of the answer fits.
+        """
+        room = self.max_length - trunk_len
+        if room < 1:
+            raise ExampleError(
+                f"images and question take {trunk_len} tokens and leave no room for an answer; "
+                f"raise max_length ({self.max_length}) or drop the example",
+                "too long",
+            )
+        if self.answer_budget is not None:
+            room = min(room, self.answer_budget)
+        return answer_ids[:room], len(answer_ids) > room
+
+    def encode(self, question: str, num_images: int, answers: Sequence[str]) -> EncodedTree:
+        """Encodes one trunk with its answers, each cut on its own to what `max_length` leaves.
+
+        Raises:
+            ExampleError: see `trunk`, `answer` and `fit`.
+        """
+        prompt = self.template.prompt(question, num_images)
+        prompt_ids = self._prompt_ids(prompt)
+        trunk = self._expand(prompt_ids)
+        fitted = [self.fit(len(trunk), self._answer(prompt, prompt_ids, text)) for text in answers]
+        return EncodedTree(trunk, tuple(ids for ids, _ in fitted), sum(cut for _, cut in fitted))
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Decodes generated ids as they are: special tokens dropped, spacing untouched."""
+        text = self.tokenizer.decode(
+            np.asarray(ids, np.int32).tolist(),
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        assert isinstance(text, str)  # one sequence in, one string out
+        return text
+
+    def _ids(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        ids = self._ids(prompt)
+        # The first token is the tokenizer's start token or a word of the template, and the
+        # template has counted the image markers.
+        self._refuse_specials(ids[1:], "question", allowed=self.image_token_id)
+        return ids
+
+    def _answer(self, prompt: str, prompt_ids: list[int], text: str) -> np.ndarray:
+        text = text.strip()
+        if not text:
+            raise ExampleError(
+                "the answer is empty: nothing to learn from; drop it", "empty answer"
+            )
+        joint = self._ids(prompt + self.template.sep + text)
+        ids = joint[len(prompt_ids) :]
+        if joint[: len(prompt_ids)] != prompt_ids or not ids:
+            raise ExampleError(
+                f"the tokenizer merges the end of the prompt with the answer {text[:40]!r}; "
+                "change the template's sep so that a token ends where the answer begins",
+                "answer merges with prompt",
+            )
+        self._refuse_specials(ids, "answer")
+        return np.asarray([*ids, self.tokenizer.eos_token_id], np.int32)
+
+    def _refuse_specials(self, ids: list[int], where: str, allowed: int | None = None) -> None:
+        """A literal "</s>" or "<image>" in a text would end the answer or ask for an image.
+
+        `<unk>` is not one of them, even where it doubles as the padding token: it stands for a
+        genuine word and stays a label.
+        """
+        tokenizer = self.tokenizer
+        refused = (
+            tokenizer.bos_token_id,
+            tokenizer.eos_token_id,
+            tokenizer.pad_token_id,
+            self.image_token_id,
+        )
+        kept = (tokenizer.unk_token_id, allowed)
+        found = [id_ for id_ in ids if id_ in refused and id_ not in kept]
+        if found:
+            token = tokenizer.convert_ids_to_tokens(found[0])
+            raise ExampleError(
+                f"the {where} contains the special token {token!r}; remove it from the text",
+                f"special token in {where}",
+            )
+
+    def _expand(self, ids: list[int]) -> np.ndarray:
+        ids_N = np.asarray(ids, np.int32)
+        counts_N = np.where(ids_N == self.image_token_id, self.tokens_per_image, 1)
+        return np.repeat(ids_N, counts_N)
+
+
+def clean_answer(text: str, newline: Literal["space", "delete"] = "space") -> str:
+    r"""Makes a raw decoded answer fit for training: one line, without `</s>`.
+
+    Args:
+        text: the decoded answer.
+        newline: "space" replaces line breaks and the blanks around them by one space.
+            # SeVa: "delete" removes them, which glues the words at both sides together.
+
+    >>> clean_answer("A cat.\n\nAnd a dog.</s>")
+    'A cat. And a dog.'
+    >>> clean_answer("A cat\nand a dog.</s>", newline="delete")
+    'A catand a dog.'
+    """
+    text = text.replace("</s>", "")
+    text = text.replace("\n", "") if newline == "delete" else re.sub(r"\s*[\r\n]\s*", " ", text)
+    return text.strip()

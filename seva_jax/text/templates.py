@@ -1,0 +1,78 @@
+"""Conversation templates: the exact words around a question and its answer.
+
+What lives here: `Template` and the templates of the LLaVA-1.5 family. What does not: token ids
+(`encode.py`). Read next: `encode.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from seva_jax.types import ExampleError
+
+IMAGE_MARKER = "<image>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    r"""One question and one answer: `SYSTEM USER: <image>\nQUESTION ASSISTANT: ANSWER</s>`.
+
+    Attributes:
+        system: opening sentences; empty for none.
+        user: name of the asking role.
+        assistant: name of the answering role.
+        sep: what follows the system sentences, the user's turn and "ASSISTANT:".
+        end: what closes the answer; must be the tokenizer's end token.
+    """
+
+    system: str
+    user: str = "USER"
+    assistant: str = "ASSISTANT"
+    sep: str = " "
+    end: str = "</s>"
+
+    def prompt(self, question: str, num_images: int = 1) -> str:
+        r"""Returns everything before the answer, up to and including "ASSISTANT:".
+
+        Args:
+            question: the user's words. Image markers already in it stay where they are.
+            num_images: how many images the question is about; where the question has no
+                marker, one `<image>` line for each is put before it.
+
+        Raises:
+            ExampleError: the question is empty, or has markers but not `num_images` of them.
+
+        >>> PLAIN.prompt("What is this?")
+        'USER: <image>\nWhat is this? ASSISTANT:'
+        >>> PLAIN.prompt("Is <image> like <image>?", num_images=2)
+        'USER: Is <image> like <image>? ASSISTANT:'
+        """
+        if not question.replace(IMAGE_MARKER, "").strip():
+            raise ExampleError(
+                f"empty question: {question!r} has no words; remove the example or write one",
+                "empty question",
+            )
+        markers = question.count(IMAGE_MARKER)
+        if markers not in (0, num_images):
+            raise ExampleError(
+                f"the question has {markers} {IMAGE_MARKER} markers but the example has "
+                f"{num_images} images: {question[:80]!r}; make them agree or leave the markers out",
+                "image markers",
+            )
+        if markers == 0:
+            question = f"{IMAGE_MARKER}\n" * num_images + question
+        opening = self.system + self.sep if self.system else ""
+        return f"{opening}{self.user}: {question}{self.sep}{self.assistant}:"
+
+
+# The two system prompts differ in "user" and "human", and nothing else.
+# SeVa: answers are generated with LLAVA_V1 and trained with VICUNA_V1.
+VICUNA_V1 = Template(
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+LLAVA_V1 = Template(
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+PLAIN = Template("")  # for models too small to afford a system prompt

@@ -1,0 +1,134 @@
+"""Tokenizers: opening one from a directory, checking it, and building a word-level one.
+
+What lives here: everything that knows which files a tokenizer is made of. What does not:
+turning examples into ids (`encode.py`). Read next: `encode.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from seva_jax.text.templates import IMAGE_MARKER
+from seva_jax.types import DataError
+
+SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", IMAGE_MARKER)  # ids 0 to 4 of `word_tokenizer`
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+    """Opens the tokenizer of a local model directory. Never reads the network or runs its code.
+
+    Args:
+        directory: holds `tokenizer.json` (or `tokenizer.model`, which needs sentencepiece).
+
+    Raises:
+        DataError: the directory or its tokenizer files are missing or unreadable.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise DataError(f"{directory}: no such directory; give the folder of a saved model")
+    if not any((directory / name).is_file() for name in _FILES):
+        raise DataError(
+            f"{directory / _FILES[0]}: no such file, nor {' or '.join(_FILES[1:])}; "
+            "save the tokenizer there with tokenizer.save_pretrained(directory)"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers and tokenizers raise many types, some bare Exception
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{directory}: the tokenizer does not load: {first_line}; save it again with "
+            "tokenizer.save_pretrained(directory)"
+        ) from error
+
+
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, image_token_id: int
+) -> None:
+    """Checks that a tokenizer fits a model.
+
+    Args:
+        tokenizer: any tokenizer.
+        vocab_size: rows of the model's embedding table.
+        image_token_id: the id whose embedding the model replaces by image features.
+
+    Raises:
+        DataError: with every problem found, one a line.
+    """
+    problems = []
+    outside = sorted(
+        (id_, token) for token, id_ in tokenizer.get_vocab().items() if id_ >= vocab_size
+    )
+    if outside:
+        shown = ", ".join(f"{token!r}={id_}" for id_, token in outside[:3])
+        problems.append(
+            f"{len(outside)} token ids are outside the model's vocabulary of {vocab_size} "
+            f"({shown}{', ...' if len(outside) > 3 else ''}): use the tokenizer saved with it"
+        )
+    if tokenizer.eos_token_id is None:
+        problems.append("there is no end token: set eos_token in tokenizer_config.json")
+    elif tokenizer("a").input_ids[-1:] == [tokenizer.eos_token_id]:
+        problems.append("the tokenizer ends every text with its end token: set add_eos_token=false")
+    if not 0 <= image_token_id < vocab_size:
+        problems.append(
+            f"image token id {image_token_id} is outside the model's vocabulary of {vocab_size}"
+        )
+    found = tokenizer(IMAGE_MARKER, add_special_tokens=False).input_ids
+    if found != [image_token_id]:
+        problems.append(
+            f"{IMAGE_MARKER} becomes {found}, not the model's image token [{image_token_id}]: "
+            f"add {IMAGE_MARKER} to the tokenizer as a special token with that id"
+        )
+    if problems:
+        raise DataError("the tokenizer does not fit the model:\n  " + "\n  ".join(problems))
+
+
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Builds a tokenizer with one id for each word, for worlds with a small vocabulary.
+
+    Text is split at white space and around every punctuation mark; case is kept. Encoding adds
+    `<s>` in front. Decoding joins words by single spaces and attaches `. , ? !` to the word
+    before. Line breaks are not kept, and a word not in the list becomes `<unk>`: a template's
+    own words ("USER", "ASSISTANT", ":") must be in the list.
+
+    Args:
+        words: the vocabulary in id order, from id 5 on; ids 0 to 4 are `SPECIALS`. Repeats are
+            ignored.
+
+    Raises:
+        DataError: an entry is not a single word, so no text could ever produce it.
+
+    >>> tokenizer = word_tokenizer(["a", "red", "circle", "."])
+    >>> tokenizer("a red circle.").input_ids
+    [1, 5, 6, 7, 8]
+    """
+    split = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(behavior="isolated")]
+    )
+    for word in words:
+        if [piece for piece, _ in split.pre_tokenize_str(word)] != [word]:
+            raise DataError(
+                f"word_tokenizer: {word!r} is not a single word; split it at spaces and punctuation"
+            )
+    vocabulary = {token: id_ for id_, token in enumerate(dict.fromkeys((*SPECIALS, *words)))}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = split
+    inner.decoder = decoders.WordPiece(cleanup=True)  # joins by spaces
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": IMAGE_MARKER},
+        clean_up_tokenization_spaces=False,
+    )

@@ -1,0 +1,446 @@
+"""The main command: from images to an aligned model, stage by stage, top to bottom.
+
+    python -m seva_jax.train --config configs/tiny.py --optim.lr 1e-4
+
+base -> rollouts -> pairs -> reference -> align -> evaluate -> report. Every stage reads what the
+earlier ones left in the work directory and is skipped when it has finished before, so running
+the same command again resumes. The inner loop is `seva_jax/loop.py`; the maths is
+`seva_jax/step.py`.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from seva_jax.base_model import Checkpoint, TrainedBase
+from seva_jax.checkpoint import checksum
+from seva_jax.cli import load_experiment, to_source
+from seva_jax.convert import load_params
+from seva_jax.data import store
+from seva_jax.data.pipeline import ComparisonRows, encodable, in_order, num_steps
+from seva_jax.data.sources import PromptSet
+from seva_jax.evals import (
+    EvalResult,
+    comparison_rows,
+    format_table,
+    read_result,
+    write_records,
+    write_summary,
+)
+from seva_jax.experiment import Evaluation, Experiment
+from seva_jax.loop import Loop, fit
+from seva_jax.models import Llava, abstract_variables, init_variables
+from seva_jax.objectives import Objective, Supervised
+from seva_jax.optim import Optim
+from seva_jax.results import write_run_report
+from seva_jax.rollout.run import Asker
+from seva_jax.rollout.sampler import Sampling
+from seva_jax.sharding import put_batch, replicated, variable_shardings
+from seva_jax.step import StepOptions, Variables, make_logps, merge
+from seva_jax.text.encode import Encoder
+from seva_jax.text.templates import Template
+from seva_jax.types import Comparison, DataError, Rollout
+from seva_jax.workdir import Workdir, fingerprint, say
+
+DESCRIPTION = """Aligns a LLaVA-style model with its own answers (SeVa): the model answers
+questions about images, clean (chosen) and corrupted (rejected); where the answers differ, it is
+trained to prefer the first with DPO. Without arguments, runs the whole method on a small
+procedural world in a few minutes on a CPU."""
+
+
+class Run:
+    """One experiment in its work directory. `stages` is the whole run in order."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.mesh = experiment.mesh.make()
+        self.assets = experiment.base.assets()
+        self.workdir = Workdir.open(experiment)
+        compute = experiment.compute
+        make = functools.partial(
+            Llava, self.assets.config, dtype=jnp.dtype(compute.dtype), remat=compute.remat
+        )
+        self.base_model = make()
+        self.model = make(lora=experiment.lora if experiment.lora.rank else None)
+
+    def stages(self) -> None:
+        """Runs what is left to run, then prints the measured table and the report's path."""
+        e, stage = self.experiment, self.workdir.stage
+        base = fingerprint(e.base, e.seed, e.compute)
+        if isinstance(e.base, TrainedBase):
+            stage("base", base, self.train_base)
+        rollouts = fingerprint(
+            base, e.prompts, list(map(fingerprint, e.corrupt)), e.rollout, e.text.generate
+        )
+        stage("rollouts", rollouts, self.roll_out)
+        pairs = fingerprint(rollouts, e.pairs, e.text)
+        stage("pairs", pairs, self.build_pairs)
+        if self.caches_reference:
+            stage("reference", pairs, self.cache_reference)
+        align = fingerprint(pairs, e.objective, e.lora, e.optim, e.train)
+        stage("align", align, self.align)
+        evals = fingerprint(align, list(map(fingerprint, e.evals)))
+        if e.evals:
+            stage("evaluate", evals, self.evaluate)
+        stage("report", fingerprint(evals, e.report), self.report)
+        if e.evals:
+            say("\n" + format_table(comparison_rows(*self.results())))
+        say(f"\nreport: {self.workdir.path / 'report.html'}")
+
+    # --- base ---------------------------------------------------------------------------------
+
+    def train_base(self) -> str:
+        """Trains a small base model from scratch, supervised, by the ordinary loop."""
+        assert isinstance(self.experiment.base, TrainedBase)
+        num = sum(x.size for x in jax.tree.leaves(self.base_params))
+        return f"{num:,} parameters, {self.experiment.base.steps} supervised steps"
+
+    @functools.cached_property
+    def base_params(self) -> Any:
+        """The base model's parameters, sharded: loaded, trained, or restored after training."""
+        base, seed = self.experiment.base, self.experiment.seed
+        shardings = variable_shardings(self.mesh, abstract_variables(self.base_model)["params"])
+        if isinstance(base, Checkpoint):
+            dtype = self.experiment.compute.param_dtype
+            return load_params(base.path, self.assets.config, dtype, shardings)
+        assert isinstance(base, TrainedBase)
+        data = base.prompts.open()
+        answered = [Comparison(p, (p.meta["answer"],)) for p in data.prompts]
+        epochs = -(-base.steps * base.batch_size // len(answered))
+        fresh = {"params": init_variables(self.base_model, "params", shardings, seed)}
+        rows = self.rows(answered, data)
+        return self._fit(
+            "base", self.base_model, Supervised(), base.optim, rows, {}, fresh,
+            batch_size=base.batch_size, steps=base.steps, epochs=epochs,
+        )["params"]  # fmt: skip
+
+    # --- rollouts and pairs -------------------------------------------------------------------
+
+    @functools.cached_property
+    def prompts(self) -> PromptSet:
+        """The unlabelled prompts."""
+        return self.experiment.prompts.open()
+
+    def roll_out(self) -> str:
+        """Answers every prompt on its clean image and on every corrupted copy."""
+        e, prompts = self.experiment, self.prompts.prompts
+        path = self.workdir.path / "rollouts.jsonl"
+        start = len(store.read_lines(path)) if self.workdir.writes else 0
+        start = int(_from_process_0(start))
+        asker = self._asker({"params": self.base_params}, self.base_model)
+        batches = asker.ask(prompts, self.prompts.load_image, e.rollout.sampling, e.corrupt, start)
+        with self._bar("rollouts", len(prompts), "prompt", start) as bar:
+            for batch in batches:
+                records = [
+                    store.rollout_record(Rollout(a.prompt, a.answers[0], a.answers[1:]))
+                    if not a.dropped
+                    else {"id": a.prompt.id, "dropped": a.dropped}
+                    for a in batch
+                ]
+                if self.workdir.writes:
+                    store.append_lines(path, records)
+                bar.update(len(batch))
+        return f"{len(prompts):,} prompts, {1 + len(e.corrupt)} answers each"
+
+    def build_pairs(self) -> str:
+        """Keeps the rollouts whose answers differ, and counts why the others are dropped."""
+        records = store.read_lines(self.workdir.path / "rollouts.jsonl")
+        drops = self.prompts.drops + collections.Counter(
+            r["dropped"] for r in records if "dropped" in r
+        )
+        built, builder_drops = self.experiment.pairs(
+            store.rollout_from(r) for r in records if "dropped" not in r
+        )
+        fits = encodable(built, self._encoder(self.experiment.text.train))
+        drops += builder_drops + fits.drops
+        reasons = ", ".join(f"{n} {reason}" for reason, n in drops.most_common())
+        if not fits.comparisons:
+            raise DataError(
+                f"no pairs are left of {len(records)} prompts ({reasons}); "
+                "use a stronger corruption or other prompts"
+            )
+        if self.workdir.writes:
+            store.write_comparisons(self.workdir.path / "pairs.array_record", fits.comparisons)
+            index = {
+                "pairs": len(fits.comparisons),
+                "prompts": len(records) + sum(self.prompts.drops.values()),
+                "answers cut to fit": fits.num_cut,
+                "drops": dict(drops),
+            }
+            store.write_json(self.workdir.path / "pairs.json", index)
+        return f"{len(fits.comparisons):,} kept of {len(records):,}; dropped: {reasons or 'none'}"
+
+    @functools.cached_property
+    def comparisons(self) -> list[Comparison]:
+        """The pairs."""
+        return store.read_comparisons(self.workdir.path / "pairs.array_record")
+
+    # --- reference and alignment --------------------------------------------------------------
+
+    @property
+    def caches_reference(self) -> bool:
+        """Whether reference log-probs are computed before training."""
+        return (
+            self.experiment.objective.needs_reference
+            and self.experiment.train.reference == "cached"
+        )
+
+    @functools.cached_property
+    def reference_key(self) -> str:
+        """Fingerprint of all that reference log-probs depend on."""
+        return fingerprint(
+            checksum(self.base_params),
+            self.experiment.text.train,
+            self.assets.processing,
+            self.assets.tokenizer.get_vocab(),
+            [c.answers for c in self.comparisons],
+            self.experiment.compute.dtype,
+        )
+
+    def cache_reference(self) -> str:
+        """Computes per-token log-probs of every answer under the base model, once."""
+        rows = self.rows(self.comparisons, self.prompts)
+        logps = self.logps(self.base_model, {"params": self.base_params}, rows, "reference")
+        ids = [c.prompt.id for c in self.comparisons]
+        if self.workdir.writes:
+            path = self.workdir.path / "reference.array_record"
+            store.write_reference(path, ids, logps, self.reference_key)
+        return f"{sum(len(x) for branches in logps for x in branches):,} answer tokens"
+
+    def logps(
+        self, model: Llava, variables: Variables, rows: ComparisonRows, name: str
+    ) -> list[list[np.ndarray]]:
+        """Per-token log-probs of every branch of every row, in order."""
+        e = self.experiment
+        batch_size = e.train.batch_size // e.train.micro_batches
+        everywhere = replicated(self.mesh)
+        pass_fn = jax.jit(make_logps(model, self._step_options), out_shardings=everywhere)
+        out: list[list[np.ndarray]] = []
+        with self._bar(name, len(rows), "pair") as bar:
+            for batch in in_order(rows, batch_size):
+                local = jax.tree.map(_local_rows, batch)
+                found_BCKT = np.asarray(pass_fn(variables, put_batch(self.mesh, local)))
+                keep = [b for b in range(batch_size) if batch.index_BC[b, 0] >= 0]
+                missing = min(batch_size, len(rows) - len(out)) - len(keep)
+                if missing:
+                    raise DataError(f"{missing} images of pairs no longer decode; run again")
+                for b in keep:
+                    lengths = batch.mask_BCKT[b, 0].sum(-1).astype(int)
+                    out.append([x[:n] for x, n in zip(found_BCKT[b, 0], lengths, strict=True) if n])
+                bar.update(len(keep))
+        return out
+
+    def align(self) -> str:
+        """Trains the adapters and the other trained parts with the objective."""
+        _ = self.aligned
+        steps = self._align_steps
+        return f"{steps} steps on {len(self.comparisons):,} pairs"
+
+    @property
+    def _align_steps(self) -> int:
+        t = self.experiment.train
+        return num_steps(len(self.comparisons), t.batch_size, t.epochs, t.repeat, t.max_steps)
+
+    @functools.cached_property
+    def aligned(self) -> Variables:
+        """The aligned model's variables: trained, or restored after training."""
+        e = self.experiment
+        parts = [p for p in e.train.trained if p != "lora"]
+        # Copies: the training state is donated step by step, the base model stays.
+        to_float32 = jax.jit(lambda x: jax.tree.map(lambda y: y.astype(jnp.float32) + 0.0, x))
+        trainable: dict[str, Any] = {"params": {p: to_float32(self.base_params[p]) for p in parts}}
+        if "lora" in e.train.trained:
+            shardings = variable_shardings(self.mesh, abstract_variables(self.model)["lora"])
+            trainable["lora"] = init_variables(self.model, "lora", shardings, e.seed)
+        in_step = e.objective.needs_reference and not self.caches_reference
+        kept = [p for p in self.base_params if in_step or p not in parts]
+        frozen = {"params": {p: self.base_params[p] for p in kept}}
+        reference = None
+        if self.caches_reference:
+            ids = [c.prompt.id for c in self.comparisons]
+            path = self.workdir.path / "reference.array_record"
+            reference = store.read_reference(path, ids, self.reference_key)
+        rows = self.rows(self.comparisons, self.prompts, reference)
+        trained = self._fit(
+            "align", self.model, e.objective, e.optim, rows, frozen, trainable,
+            batch_size=e.train.batch_size, steps=self._align_steps, epochs=e.train.epochs,
+            micro_batches=e.train.micro_batches, repeat=e.train.repeat, in_step=in_step,
+        )  # fmt: skip
+        return merge(frozen, trained)
+
+    # --- evaluation and report ----------------------------------------------------------------
+
+    def evaluate(self) -> str:
+        """Asks base and aligned model every evaluation question."""
+        folder = self.workdir.path / "evals"
+        models = {
+            "base": ({"params": self.base_params}, self.base_model),
+            "aligned": (self.aligned, self.model),
+        }
+        for who, (variables, model) in models.items():
+            asker = self._asker(variables, model)
+            for evaluation in self.experiment.evals:
+                result = self._evaluate(asker, evaluation, who)
+                if self.workdir.writes:
+                    (folder / who).mkdir(parents=True, exist_ok=True)
+                    write_records(folder / who / f"{result.name}.jsonl", result.records)
+                    write_summary(folder / who / f"{result.name}.json", result)
+        return f"{len(self.experiment.evals)} evaluations of 2 models"
+
+    def _evaluate(self, asker: Asker, evaluation: Evaluation, who: str) -> EvalResult:
+        data, answers = evaluation.prompts.open(), {}
+        drops = collections.Counter(data.drops)
+        sampling = Sampling(max_new_tokens=evaluation.max_new_tokens)
+        name = f"{who}: {evaluation.evaluator.name}"
+        with self._bar(name, len(data.prompts), "prompt") as bar:
+            for batch in asker.ask(data.prompts, data.load_image, sampling):
+                answers |= {a.prompt.id: a.answers[0] for a in batch if not a.dropped}
+                drops.update(a.dropped for a in batch if a.dropped)
+                bar.update(len(batch))
+        if drops:
+            say(f"  {name}: {sum(drops.values())} prompts left out: {dict(drops)}")
+        kept = [p for p in data.prompts if p.id in answers]
+        return evaluation.evaluator(lambda prompts: [answers[p.id] for p in prompts], kept)
+
+    def results(self) -> tuple[list[EvalResult], list[EvalResult]]:
+        """Evaluation results of base and aligned model, read back from the work directory."""
+
+        def read(who: str) -> list[EvalResult]:
+            folder = self.workdir.path / "evals" / who
+            names = [x.evaluator.name for x in self.experiment.evals]
+            return [read_result(folder / f"{n}.json", folder / f"{n}.jsonl") for n in names]
+
+        return read("base"), read("aligned")
+
+    def report(self) -> str:
+        """Writes report.html."""
+        return write_run_report(self)
+
+    # --- shared by the stages -----------------------------------------------------------------
+
+    @property
+    def _step_options(self) -> StepOptions:
+        return StepOptions(head_chunk=self.experiment.compute.head_chunk)
+
+    def _encoder(self, template: Template) -> Encoder:
+        config = self.assets.config
+        return Encoder(
+            tokenizer=self.assets.tokenizer,
+            template=template,
+            image_token_id=config.image_token_id,
+            tokens_per_image=config.tokens_per_image,
+            max_length=self.experiment.text.max_length,
+        )
+
+    def _asker(self, variables: Variables, model: Llava) -> Asker:
+        e = self.experiment
+        return Asker(
+            model=model,
+            variables=variables,
+            encoder=self._encoder(e.text.generate),
+            processing=self.assets.processing,
+            mesh=self.mesh,
+            batch_size=e.rollout.batch_size,
+            seed=e.seed,
+        )
+
+    def rows(
+        self,
+        comparisons: Sequence[Comparison],
+        data: PromptSet,
+        reference: Sequence[tuple[np.ndarray, ...]] | None = None,
+    ) -> ComparisonRows:
+        """Comparisons as rows of one shape, with the training template."""
+        encoder = self._encoder(self.experiment.text.train)
+        fits = encodable(comparisons, encoder)
+        if fits.shape is None or len(fits.comparisons) < len(comparisons):
+            raise DataError(f"examples that do not fit the model: {dict(fits.drops)}")
+        processing = self.assets.processing
+        return ComparisonRows(
+            comparisons, encoder, processing, data.load_image, fits.shape, reference
+        )
+
+    def _fit(
+        self,
+        name: str,
+        model: Llava,
+        objective: Objective,
+        optim: Optim,
+        rows: ComparisonRows,
+        frozen: Variables,
+        trainable: Variables,
+        *,
+        batch_size: int,
+        steps: int,
+        epochs: int,
+        micro_batches: int = 1,
+        repeat: int = 1,
+        in_step: bool = False,
+    ) -> Variables:
+        e = self.experiment
+        loop = Loop(
+            name=name,
+            directory=self.workdir.path / "checkpoints" / name,
+            mesh=self.mesh,
+            model=model,
+            objective=objective,
+            optimizer=optim.make(steps),
+            options=self._step_options,
+            reference_in_step=in_step,
+            rows=rows,
+            batch_size=batch_size,
+            micro_batches=micro_batches,
+            steps=steps,
+            epochs=epochs,
+            repeat=repeat,
+            seed=e.seed,
+            save_every=e.train.save_every,
+            log_every=e.train.log_every,
+            learning_rate=optim.learning_rate(steps),
+        )
+        with self.workdir.metrics(name) as write:
+            return fit(loop, frozen, trainable, write)
+
+    def _bar(self, name: str, total: int, unit: str, initial: int = 0) -> tqdm:
+        return tqdm(
+            total=total, initial=initial, desc=name, unit=unit,
+            disable=not self.workdir.writes, mininterval=1.0, dynamic_ncols=True,
+        )  # fmt: skip
+
+
+def _local_rows(x: np.ndarray) -> np.ndarray:
+    """This process's rows of an array that every process has."""
+    return np.split(x, jax.process_count())[jax.process_index()]
+
+
+def _from_process_0(value: int) -> int:
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    try:
+        experiment, flags = load_experiment(DESCRIPTION, argv)
+        if flags.print_config:
+            print(to_source(experiment))
+            return
+        Run(experiment).stages()
+    except DataError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

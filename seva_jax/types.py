@@ -1,0 +1,146 @@
+"""The nouns everything else is made of.
+
+What lives here: `Prompt`, `Rollout`, `Comparison`, `TreeBatch`, `BranchLogps`. What does not:
+anything that computes. Read next: `seva_jax/step.py`, which turns a `TreeBatch` into a loss.
+
+Shape suffixes used across the package: B rows, S row length, C comparisons per row, K branches
+per comparison, T answer tokens per branch, I images per row, P patches per image, H/W image
+height and width, D model width, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+
+
+class DataError(ValueError):
+    """Bad input from outside. The message names the file or field and says what to do."""
+
+
+class ExampleError(DataError):
+    """One bad example among many: callers count it by `reason` and go on.
+
+    Attributes:
+        reason: short and from a small fixed set, such as "empty answer"; the key of a counter.
+    """
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self):
+        # Data workers send their exceptions to the parent process by pickle.
+        return type(self), (str(self), self.reason)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One unlabelled question about zero or more images.
+
+    Attributes:
+        id: unique and stable; keys every random choice made for this prompt.
+        question: text without template or image token.
+        images: names the prompt source can load, in order of appearance.
+        meta: ground truth or provenance; strings, numbers and lists only.
+    """
+
+    id: str
+    question: str
+    images: tuple[str, ...]
+    meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """What the model answered to one prompt.
+
+    Attributes:
+        prompt: the prompt answered.
+        clean: raw decoded answer on the clean image.
+        corrupted: raw decoded answers, one for each corruption, same question.
+    """
+
+    prompt: Prompt
+    clean: str
+    corrupted: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One trunk (images and question) with K branches (answers), best first.
+
+    Attributes:
+        prompt: the trunk.
+        answers: K texts; answers[0] is chosen, the others are rejected.
+        weight: weight in the mean over comparisons, at least 0.
+        corruptions: for each rejected answer, the index of the corruption it came from.
+    """
+
+    prompt: Prompt
+    answers: tuple[str, ...]
+    weight: float = 1.0
+    corruptions: tuple[int, ...] = ()
+
+
+class TreeBatch(NamedTuple):
+    """Rows of packed trees. A token sees its own trunk and its own branch, causally.
+
+    A row is `[trunk | branch 1 | ... | branch K | next trunk | ...]`; positions restart after
+    the trunk for every branch. One example is one comparison. Everything a row needs is inside
+    the row, so sharding dim 0 needs no communication.
+
+    Attributes:
+        tokens_BS: int32 token ids (image positions hold the image token).
+        positions_BS: int32 rotary positions.
+        tree_BS: int32, 0 for padding, otherwise the tree (1, 2, ...) of each token.
+        branch_BS: int32, 0 for trunk, otherwise the branch, unique within the row.
+        patch_BS: int32, -1 for text, otherwise an index into the row's I * P image features.
+        pixels_BIHWC: float32 preprocessed images.
+        source_BCKT: int32 row index whose hidden state predicts each answer token.
+        target_BCKT: int32 answer tokens.
+        mask_BCKT: float32, 1 where there is an answer token.
+        weight_BC: float32, 0 where there is no comparison.
+        ref_BCKT: float32 reference log-probs of the answer tokens; zeros when not cached.
+        index_BC: int32 index of each comparison in its data set; -1 where there is none.
+    """
+
+    tokens_BS: Array
+    positions_BS: Array
+    tree_BS: Array
+    branch_BS: Array
+    patch_BS: Array
+    pixels_BIHWC: Array
+    source_BCKT: Array
+    target_BCKT: Array
+    mask_BCKT: Array
+    weight_BC: Array
+    ref_BCKT: Array
+    index_BC: Array
+
+
+class BranchLogps(NamedTuple):
+    """Log-probs of answer tokens, in float32.
+
+    Attributes:
+        tokens_NKT: log-prob of each answer token; 0 where there is none.
+        mask_NKT: 1 where there is an answer token.
+    """
+
+    tokens_NKT: jax.Array
+    mask_NKT: jax.Array
+
+    @property
+    def sums_NK(self) -> jax.Array:
+        """Summed log-prob of each branch, `log p(answer | trunk)`."""
+        return (self.tokens_NKT * self.mask_NKT).sum(-1)
+
+    @property
+    def exists_NK(self) -> jax.Array:
+        """1 for branches with at least one token, 0 for padding branches."""
+        return self.mask_NKT.max(-1)

@@ -1,0 +1,5 @@
+"""Procedural worlds with ground truth, which make the default run self-contained."""
+
+from seva_jax.worlds.shapes import ShapeWorld, WorldPrompts, world_vocabulary
+
+__all__ = ["ShapeWorld", "WorldPrompts", "world_vocabulary"]

@@ -1,0 +1,179 @@
+"""A world of coloured shapes whose training images lie about which colour a shape has.
+
+In the supervised split most circles are red, most squares blue, and so on; a model trained on it
+learns to see and also learns the prior, and where the colour is hard to see it answers with the
+prior. That is the hallucination SeVa is meant to reduce, and here it can be counted, because
+every image comes with its truth. Nothing is stored: image i of a split is a function of
+(seed, split, i).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Literal
+
+import numpy as np
+
+from seva_jax.data.sources import PromptSet, PromptSource
+from seva_jax.types import Prompt
+
+SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
+COLORS = {
+    "red": (230, 50, 50),
+    "blue": (60, 90, 235),
+    "green": (50, 190, 70),
+    "yellow": (235, 215, 50),
+    "purple": (165, 70, 205),
+    "cyan": (60, 205, 215),
+}
+Kind = Literal["color", "presence", "describe"]
+Scene = tuple[tuple[str, str, int], ...]  # (color, shape, cell) of each object
+_CELL = 16  # pixels; the image is a 2 x 2 grid of cells
+_BACKGROUND = 20.0
+
+
+def world_vocabulary() -> tuple[str, ...]:
+    """Every word that appears in a question or an answer of the world."""
+    questions = ("What color is the ?", "Is there a", "Describe the image .", "USER : ASSISTANT")
+    words = " ".join((*questions, "and yes no")).split()
+    return tuple(dict.fromkeys((*words, *SHAPES, *COLORS)))
+
+
+def prior_color(shape: str) -> str:
+    """The colour the skewed split gives most objects of a shape."""
+    return list(COLORS)[SHAPES.index(shape)]
+
+
+def _mask(shape: str) -> np.ndarray:
+    """Which pixels of a cell a centred shape covers, float [16, 16]."""
+    y, x = np.mgrid[:_CELL, :_CELL] - (_CELL - 1) / 2
+    radius = 5.5
+    distance = np.hypot(x, y)
+    masks = {
+        "circle": distance <= radius,
+        "square": np.maximum(abs(x), abs(y)) <= 4.5,
+        "triangle": (y <= 4.5) & (y >= -5.5) & (abs(x) <= (y + 6.0) / 1.9),
+        "cross": (np.minimum(abs(x), abs(y)) <= 1.5) & (np.maximum(abs(x), abs(y)) <= radius),
+        "ring": (distance <= radius) & (distance >= 2.5),
+        "diamond": abs(x) + abs(y) <= 6.0,
+    }
+    return masks[shape].astype(np.float32)
+
+
+_MASKS = {shape: _mask(shape) for shape in SHAPES}
+
+
+@dataclasses.dataclass(frozen=True)
+class ShapeWorld:
+    """How scenes are sampled and drawn.
+
+    Attributes:
+        seed: everything follows from it.
+        skew: probability that an object of a skewed split has its shape's prior colour.
+        color_noise: standard deviation of the cast on each object's colour, for each of red,
+            green and blue, in levels of 255. It makes colours ambiguous, so that a model that
+            weighs what it sees against the prior answers with the prior where it should not.
+        pixel_noise: standard deviation of the noise on every pixel, in levels of 255.
+        max_objects: objects in a scene, 1 to this (at most 4), each of a different shape.
+    """
+
+    seed: int = 0
+    skew: float = 0.9
+    color_noise: float = 45.0
+    pixel_noise: float = 8.0
+    max_objects: int = 3
+
+    def _rng(self, *key: object) -> np.random.Generator:
+        digest = hashlib.sha256(repr((self.seed, *key)).encode()).digest()
+        return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+
+    def scene(self, split: str, index: int, skewed: bool) -> Scene:
+        """The objects of one image."""
+        rng = self._rng("scene", split, index)
+        num = int(rng.integers(1, self.max_objects + 1))
+        shapes = rng.permutation(len(SHAPES))[:num]
+        cells = rng.permutation(4)[:num]
+        objects = []
+        for shape, cell in zip(shapes, cells, strict=True):
+            name = SHAPES[shape]
+            others = [c for c in COLORS if c != prior_color(name)]
+            is_prior = rng.random() < (self.skew if skewed else 1 / len(COLORS))
+            color = prior_color(name) if is_prior else others[int(rng.integers(len(others)))]
+            objects.append((color, name, int(cell)))
+        return tuple(sorted(objects, key=lambda o: o[2]))
+
+    def draw(self, split: str, index: int, skewed: bool) -> np.ndarray:
+        """The image of a scene, uint8 [32, 32, 3]."""
+        rng = self._rng("draw", split, index)
+        image = np.full((2 * _CELL, 2 * _CELL, 3), _BACKGROUND, np.float32)
+        for color, shape, cell in self.scene(split, index, skewed):
+            cast = rng.normal(0, self.color_noise, 3)
+            paint = (np.array(COLORS[color], np.float32) + cast).clip(0, 255)
+            mask = np.roll(_MASKS[shape], tuple(rng.integers(-2, 3, 2)), (0, 1))[..., None]
+            y, x = divmod(cell, 2)
+            area = image[y * _CELL : (y + 1) * _CELL, x * _CELL : (x + 1) * _CELL]
+            area += mask * (paint - area)
+        image += rng.normal(0, self.pixel_noise, image.shape)
+        return image.clip(0, 255).round().astype(np.uint8)
+
+    def prompt(self, split: str, index: int, skewed: bool, kind: Kind) -> Prompt:
+        """A question about one image, with its true answer in `meta`."""
+        rng = self._rng("ask", split, index, kind)
+        scene = self.scene(split, index, skewed)
+        color, shape, _ = scene[int(rng.integers(len(scene)))]
+        prior = ""
+        if kind == "color":
+            question, answer, prior = f"What color is the {shape} ?", color, prior_color(shape)
+        elif kind == "presence":
+            # Half the questions are true; of the false ones half name the prior's colour of a
+            # shape that is there in another colour (POPE's adversarial set).
+            answer = "yes" if rng.random() < 0.5 else "no"
+            if answer == "no":
+                wrong = [c for c in COLORS if c != color]
+                adversarial = color != prior_color(shape) and rng.random() < 0.5
+                color = prior_color(shape) if adversarial else wrong[int(rng.integers(len(wrong)))]
+            question = f"Is there a {color} {shape} ?"
+        else:
+            question = "Describe the image ."
+            answer = " and ".join(f"a {color} {shape}" for color, shape, _ in scene)
+        meta = {
+            "kind": kind,
+            "answer": answer,
+            "prior": prior,
+            "objects": [[color, shape] for color, shape, _ in scene],
+        }
+        name = f"{split}/{index:06d}"
+        return Prompt(f"{name}/{kind}", question, (name,), meta)
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldPrompts(PromptSource):
+    """Prompts about images of a world.
+
+    Attributes:
+        world: the world.
+        split: its name keeps the images of different splits apart.
+        skewed: whether colours follow the skewed prior or are uniform.
+        kinds: kinds of question, taken in turn.
+        num: how many prompts, one image each.
+    """
+
+    world: ShapeWorld = ShapeWorld()
+    split: str = "unlabelled"
+    skewed: bool = False
+    kinds: tuple[Kind, ...] = ("color",)
+    num: int = 1000
+
+    def open(self) -> PromptSet:
+        """See `PromptSource.open`."""
+        prompts = [
+            self.world.prompt(self.split, i, self.skewed, self.kinds[i % len(self.kinds)])
+            for i in range(self.num)
+        ]
+
+        def load_image(name: str) -> np.ndarray:
+            split, index = name.rsplit("/", 1)
+            return self.world.draw(split, int(index), self.skewed)
+
+        return PromptSet(prompts, load_image)

@@ -1,0 +1,63 @@
+"""A Llama-style tokenizer built locally, for tests that need the real thing's behaviour."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
+
+_START = ("<unk>", "<s>", "</s>")
+_BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+
+
+def llama_style_tokenizer(corpus: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Trains a BPE with byte fallback and Llama's normaliser, laid out as `llava-hf` does.
+
+    Ids: `<unk>` 0, `<s>` 1, `</s>` 2, 256 bytes, learned pieces, then `<image>` and `<pad>` last.
+
+    Args:
+        corpus: texts to learn pieces from.
+        vocab_size: most ids in all (fewer when the corpus has no more to learn); over 261.
+    """
+    normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = normalizer
+    # Llama's pieces never reach across words; the final tokenizer needs no splitting for that.
+    trained.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    num_pieces = vocab_size - len(_START) - len(_BYTES) - 2
+    trained.train_from_iterator(
+        corpus, BpeTrainer(vocab_size=num_pieces, show_progress=False, special_tokens=[])
+    )
+    learned = sorted(trained.get_vocab().items(), key=lambda item: item[1])
+    names = (*_START, *_BYTES, *(name for name, _ in learned))
+    vocabulary = {name: id_ for id_, name in enumerate(names)}
+    merges = [tuple(pair) for pair in json.loads(trained.to_str())["model"]["merges"]]
+
+    inner = Tokenizer(
+        models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    inner.normalizer = normalizer
+    inner.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    inner.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    inner.add_special_tokens([*_START, "<image>", "<pad>"])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens={"image_token": "<image>"},
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+    )

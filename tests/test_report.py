@@ -1,0 +1,582 @@
+"""The report page: safe, accessible, right and small. Collecting its data is tested elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html.parser
+import io
+import itertools
+import math
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seva_jax.report import (
+    Curve,
+    Drop,
+    EvalRow,
+    ExampleCard,
+    Interval,
+    PairCard,
+    ReportData,
+    Series,
+    Stage,
+    charts,
+    gallery,
+    page,
+    pictures,
+    render,
+    write_report,
+)
+from seva_jax.report.diff import mark_differences
+from seva_jax.types import DataError
+
+PAYLOADS = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)' x='",
+    "</title></style></svg><script>alert(1)</script>",
+    "javascript:alert(1)",
+    '<iframe srcdoc="&lt;script&gt;alert(1)&lt;/script&gt;"></iframe>',
+    "--><svg/onload=alert(1)><a href=javascript:alert(1)>x</a><!--",
+    "&lt;script&gt;alert(1)&lt;/script&gt; &#60;b&#62; ]]>",
+)
+# All the page is made of. Nothing here can run, load or submit anything.
+TAGS = re.compile(
+    "html|head|meta|title|link|style|body|header|main|footer|section|nav|article|figure|figcaption"
+    "|h1|h2|h3|p|ul|li|dl|dt|dd|div|span|b|small|a|mark|del|img|svg|path|circle|rect|text|table"
+    "|caption|thead|tbody|tr|th|td|fieldset|legend|label|input|details|summary"
+)
+
+
+class Page(html.parser.HTMLParser):
+    """Tags with attributes, in order, and the text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"<{tag}> repeats an attribute"
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in ("meta", "link", "img", "input"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    def shape(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Tags and attribute names, without the word marks."""
+        return [(tag, tuple(attrs)) for tag, attrs in self.tags if tag not in ("mark", "del")]
+
+
+def image_HWC(seed: int = 0, side: int = 32) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def row(better, low, high, *, base=0.5, metric="metric", evaluation="eval") -> EvalRow:
+    middle = (low + high) / 2
+    return EvalRow(
+        evaluation,
+        metric,
+        better,
+        Interval(base, base - 0.02, base + 0.02),
+        Interval(base + middle, base + middle - 0.02, base + middle + 0.02),
+        Interval(middle, low, high),
+    )
+
+
+def full(text: str = "words") -> ReportData:
+    """A run with `text` in every text field and something in every section."""
+    steps = tuple(range(100))
+    noisy = tuple(math.sin(step * 12.9) for step in steps)
+    return ReportData(
+        title=text,
+        subtitle=text,
+        facts=((text, text),),
+        config=((text, text), ("a.b", text)),
+        stages=(Stage(text, 83.0, text),),
+        curves=(
+            Curve(text, text, text, (Series(text, steps, noisy), Series(text, (1, 2), (3, 4)))),
+        ),
+        funnel=(Drop(text, 5),),
+        pairs_total=2,
+        pairs=(
+            PairCard(text, text, image_HWC(0), (image_HWC(1),), text, (text,), 0.0, 1.5, text),
+            PairCard(
+                text,
+                text,
+                image_HWC(2),
+                (image_HWC(3), image_HWC(4, 80)),
+                text + " one",
+                (text + " two", "three"),
+                0.0,
+                -0.5,
+            ),
+        ),
+        table=(
+            row("higher", 0.01, 0.05, metric=text, evaluation=text),
+            row("neither", 0.1, 0.4, base=12.0, metric=text, evaluation=text),
+        ),
+        examples=(
+            ExampleCard(text, image_HWC(5), text, text, text + " a", text + " b", "better"),
+            ExampleCard(text, image_HWC(6), text, "", text, text, "same"),
+        ),
+        notes=(text,),
+    )
+
+
+def text_fields(value: object) -> int:
+    """How many texts a value holds that a run could have written."""
+    if isinstance(value, str):
+        return 1
+    if dataclasses.is_dataclass(value):
+        fixed = ("better", "verdict")
+        names = [field.name for field in dataclasses.fields(value) if field.name not in fixed]
+        return sum(text_fields(getattr(value, name)) for name in names)
+    return sum(map(text_fields, value)) if isinstance(value, tuple) else 0
+
+
+# Safety
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_text_is_never_markup(payload):
+    parsed = Page(render(full(payload)))
+    assert not parsed.open
+    assert not [tag for tag, _ in parsed.tags if not TAGS.fullmatch(tag)]
+    assert parsed.shape() == Page(render(full())).shape()
+    for tag, attrs in parsed.tags:
+        assert not [name for name in attrs if name.startswith("on")]
+        assert set(attrs).isdisjoint({"srcdoc", "action", "formaction", "srcset", "xlink:href"})
+        assert re.fullmatch(r"width:[\d.]+%", attrs.get("style", "width:0%"))
+        if tag == "a":
+            assert re.fullmatch(r"#[a-z]+", attrs["href"])
+    assert [attrs["href"] for attrs in parsed.all("link")] == ["data:,"]
+    sources = [attrs["src"] for attrs in parsed.all("img")]
+    assert len(sources) == 7
+    assert all(re.match(r"data:image/(png|jpeg);base64,[\w+/=]+$", source) for source in sources)
+    # Escaping must not lose or double anything: people read exactly what the run wrote. Texts
+    # of chart axes and curves repeat in labels, which are attributes.
+    assert parsed.text.count(payload) >= text_fields(full()) - 4
+
+
+def test_control_characters_and_lone_surrogates_are_replaced():
+    # A picture's place is marked with NUL while the page is put together.
+    data = full("\x000\x00\x1b[31m\ud800")
+    text = render(data)
+    assert text.count("data:image") == len(Page(text).all("img")) == 7
+    assert "\ufffd0\ufffd\ufffd[31m\ufffd" in text
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", text)
+    text.encode("utf-8")
+
+
+def test_policy_forbids_scripts_and_network():
+    text = render(full())
+    policy = Page(text).all("meta")[1]
+    assert policy["http-equiv"] == "Content-Security-Policy"
+    assert policy["content"] == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert text.index("Content-Security-Policy") < text.index("<style>")
+    markup = re.sub(r"base64,[^\"]+", "", text)
+    assert not re.search(r"https?:|//|url\(|@import|<script", markup)
+
+
+# Content
+
+
+def test_empty_run_renders():
+    parsed = Page(render(ReportData("Nothing yet", "")))
+    assert not parsed.open
+    assert [attrs["id"] for attrs in parsed.all("section")] == [
+        "glance", "results", "examples", "training", "funnel", "pairs", "config", "stages",
+    ]  # fmt: skip
+    assert not parsed.all("img")
+    assert not parsed.all("table")
+
+
+def test_same_data_gives_same_page():
+    assert render(full()) == render(full())
+
+
+@pytest.mark.parametrize(
+    ("better", "low", "high", "expected"),
+    [
+        ("higher", 0.01, 0.03, ("better", "better")),
+        ("higher", -0.03, -0.01, ("worse", "worse")),
+        ("lower", -0.03, -0.01, ("better", "better")),
+        ("lower", 0.01, 0.03, ("worse", "worse")),
+        ("higher", -0.01, 0.03, ("unclear", "no clear change")),
+        ("higher", 0.0, 0.03, ("unclear", "no clear change")),
+        ("neither", 0.01, 0.03, ("moved", "higher")),
+        ("neither", -0.03, -0.01, ("moved", "lower")),
+        ("higher", math.nan, 0.03, ("unclear", "not measured")),
+    ],
+)
+def test_verdict_needs_an_interval_without_zero(better, low, high, expected):
+    one = row(better, low, high)
+    assert page.verdict_of(one) == expected
+    text = render(ReportData("t", "", table=(one,)))
+    assert expected[1] in Page(text).text
+    colours = re.findall(r'class="(?:dot|range) (\w+)"', text)
+    assert set(colours) <= {expected[0]}
+    assert bool(colours) == math.isfinite(low)
+
+
+def test_near_end_of_an_interval_is_not_rounded_to_zero():
+    text = Page(render(ReportData("t", "", table=(row("higher", 0.0001, 0.0259),)))).text
+    assert "[+0.0001, +0.0259]" in text
+
+
+def test_rates_share_an_axis_and_other_units_have_their_own():
+    table = (
+        row("higher", 0.01, 0.04, metric="first"),
+        row("higher", 0.01, 0.02, metric="second"),
+        row("neither", 0.2, 0.7, base=12.0, metric="words"),
+    )
+    labels = [
+        attrs["aria-label"]
+        for attrs in Page(render(ReportData("t", "", table=table))).all("svg")
+        if attrs["class"] == "strip"
+    ]
+    assert [label.split("; ")[-1] for label in labels] == [
+        "axis from −0.04 to +0.04", "axis from −0.04 to +0.04", "axis from −0.8 to +0.8",
+    ]  # fmt: skip
+
+
+def test_examples_that_changed_come_first():
+    verdicts = ("same", "changed", "worse", "better", "same", "better")
+    cards = tuple(
+        ExampleCard(str(i), image_HWC(), "q", "", "a", "b", verdict)
+        for i, verdict in enumerate(verdicts)
+    )
+    text = render(ReportData("t", "", examples=cards))
+    order = re.findall(r'<article class="card (\w+)"', text)
+    assert order == ["better", "better", "worse", "changed", "same", "same"]
+    assert re.findall(r'<p class="id">(\d)</p>', text) == ["3", "5", "2", "1", "0", "4"]
+
+
+def test_every_filter_has_a_rule():
+    text = render(full())
+    values = {attrs["value"] for attrs in Page(text).all("input")} - {"all"}
+    assert values == {"better", "same", "up", "down"}
+    for value in (*gallery.VERDICT_WORDS, *gallery.MOVE_WORDS):
+        assert f'[value="{value}"]:checked) .card:not(.{value})' in page.CSS
+
+
+def test_funnel_adds_up_and_bars_have_right_lengths():
+    data = ReportData("t", "", funnel=(Drop("equal", 600), Drop("empty", 0)), pairs_total=200)
+    parsed = Page(render(data))
+    assert "800 in all" in parsed.text
+    assert "25.0 %" in parsed.text
+    assert "75.0 %" in parsed.text
+    widths = [attrs["style"] for attrs in parsed.all("span") if "style" in attrs]
+    assert widths == ["width:33.33%", "width:100.00%", "width:0.00%"]
+
+
+def test_margins_are_counted_and_explained():
+    text = Page(render(full())).text
+    assert "Showing all 2 pairs trained on. The margin rose in 1 of them." in text
+    assert "it starts at 0" in text
+    assert "Reward margin 0.00 before, +1.50 after" in text
+    moved = dataclasses.replace(full().pairs[0], margin_before=0.2)
+    text = Page(render(ReportData("t", "", pairs=(moved,), pairs_total=9))).text
+    assert "Showing 1 of the 9 pairs trained on." in text
+    assert "it starts at 0" not in text
+
+
+# Differences
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "expected"),
+    [
+        ("red", ("blue",), ("<mark>red</mark>", ("<del>blue</del>",))),
+        ("Red", ("red",), ("Red", ("red",))),
+        ("a  b", ("a b",), ("a  b", ("a b",))),
+        ("a b c d", ("a d",), ("a <mark>b c</mark> d", ("a d",))),
+        ("red.", ("red!",), ("red<mark>.</mark>", ("red<del>!</del>",))),
+        ("", ("blue",), ("", ("<del>blue</del>",))),
+        ("a b", ("a c", "x b"), ("<mark>a b</mark>", ("a <del>c</del>", "<del>x</del> b"))),
+        ("a <b>", ("a",), ("a <mark>&lt;b&gt;</mark>", ("a",))),
+        ("红色圆", ("蓝色圆",), ("<mark>红</mark>色圆", ("<del>蓝</del>色圆",))),
+        ("don't stop ", ("don't go ",), ("don't <mark>stop</mark> ", ("don't <del>go</del> ",))),
+    ],
+)
+def test_differences_are_marked_by_word(chosen, rejected, expected):
+    expected = (expected[0].replace("'", "&#x27;"), tuple(expected[1]))
+    expected = (expected[0], tuple(answer.replace("'", "&#x27;") for answer in expected[1]))
+    assert mark_differences(chosen, rejected) == expected
+
+
+def test_frequent_words_of_long_answers_are_compared_too():
+    # difflib's default ignores words that make up more than 1 % of 200 or more.
+    answer = "the cat and the dog " * 60
+    assert mark_differences(answer, (answer + "sleep",)) == (answer, (answer + "<del>sleep</del>",))
+    chosen, _ = mark_differences("one " + answer, ("two " + answer,))
+    assert chosen == f"<mark>one</mark> {answer}"
+
+
+def test_marking_keeps_every_character():
+    rng = np.random.default_rng(0)
+    words = ["a", "red", " ", "  ", "\n", ",", "circle", "&", "<", "it's", "_"]
+    for _ in range(100):
+        one, two = ("".join(rng.choice(words, rng.integers(0, 12))) for _ in range(2))
+        chosen, (rejected,) = mark_differences(one, (two,))
+        assert (Page(chosen).text, Page(rejected).text) == (one, two)
+
+
+# Pictures and size
+
+
+def photo_HWC(rng: np.random.Generator) -> np.ndarray:
+    """A 336 px stand-in for a photograph: soft shapes with fine texture."""
+    coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+    smooth_HWC = np.asarray(coarse.resize((336, 336), Image.Resampling.BICUBIC), np.float32)
+    return np.clip(smooth_HWC + rng.normal(0, 8, smooth_HWC.shape), 0, 255).astype(np.uint8)
+
+
+def test_a_thousand_photo_pairs_stay_under_15_mb(monkeypatch):
+    # 200 pairs in a fifth of the size.
+    monkeypatch.setattr(pictures, "PAGE_BYTES", pictures.PAGE_BYTES // 5)
+    rng = np.random.default_rng(0)
+    answer = "The picture shows a person who stands beside a table with two red cups. " * 8
+    pairs = []
+    cleans = [photo_HWC(rng) for _ in range(20)]
+    noises = [np.clip(clean * 0.5 + rng.normal(64, 60, clean.shape), 0, 255) for clean in cleans]
+    for index in range(200):
+        rejected = answer.replace("red", "blue").replace("person", f"dog {index}")
+        pairs.append(
+            PairCard(
+                f"textvqa/{index:06d}",
+                "Describe this image in detail.",
+                cleans[index % 20],
+                (noises[index % 20].astype(np.uint8),),
+                answer,
+                (rejected,),
+                0.0,
+                1.0,
+            )
+        )
+    text = render(ReportData("t", "", pairs=tuple(pairs), pairs_total=200))
+    assert len(text.encode()) < 15_000_000 / 5
+    urls = [attrs["src"] for attrs in Page(text).all("img")]
+    assert len(urls) == 400
+    assert {decoded(url).size for url in urls} == {(144, 144)}
+
+
+def decoded(url: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+
+
+def test_small_images_are_exact_and_larger_ones_are_thumbnails():
+    thumbnails = pictures.Thumbnails(1_000_000)
+    assert thumbnails.data_url(image_HWC(0, 64)).startswith("data:image/png")
+    np.testing.assert_array_equal(
+        np.asarray(decoded(thumbnails.data_url(image_HWC(0, 64)))), image_HWC(0, 64)
+    )
+    wide_HWC = photo_HWC(np.random.default_rng(0))[:168]
+    url = thumbnails.data_url(wide_HWC)
+    assert url.startswith("data:image/jpeg")
+    assert decoded(url).size == (224, 112)
+    assert len(url) <= pictures.MAX_IMAGE_CHARS
+    # Without room even for the smallest thumbnail there still is a picture.
+    assert decoded(pictures.Thumbnails(-5).data_url(wide_HWC)).size == (64, 32)
+
+
+def test_only_small_images_show_their_pixels():
+    classes = [attrs.get("class") for attrs in Page(render(full())).all("img")]
+    assert sorted(classes, key=str) == [None, *["tiny"] * 6]
+    assert re.search(r"\.tiny \{[^}]*image-rendering: pixelated", page.CSS)
+
+
+# Accessibility
+
+
+def test_images_charts_tables_and_headings_are_described():
+    parsed = Page(render(full()))
+    assert all(attrs["alt"].strip() for attrs in parsed.all("img"))
+    assert len({attrs["alt"] for attrs in parsed.all("img")}) > 3
+    for attrs in parsed.all("svg"):
+        assert attrs.get("aria-label") or attrs.get("aria-hidden") == "true"
+    assert all(attrs.get("scope") in ("col", "row", "rowgroup") for attrs in parsed.all("th"))
+    assert len(parsed.all("caption")) == len(parsed.all("table")) == 4
+    levels = [int(tag[1]) for tag, _ in parsed.tags if re.fullmatch(r"h\d", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    assert parsed.all("html")[0]["lang"] == "en"
+    ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert {attrs["href"][1:] for attrs in parsed.all("a")} <= set(ids)
+
+
+def test_long_answers_scroll_and_take_focus():
+    card = dataclasses.replace(full().pairs[0], chosen="word " * 200)
+    parsed = Page(render(ReportData("t", "", pairs=(card,), pairs_total=1)))
+    assert [attrs["aria-label"] for attrs in parsed.all("dd") if "tabindex" in attrs] == ["Chosen"]
+
+
+def contrast(one: str, two: str) -> float:
+    """Contrast ratio of two #rrggbb colours (WCAG 2.2)."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(two)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_contrast(theme):
+    blocks = re.findall(r":root \{([^}]*)\}", page.CSS)
+    assert len(blocks) == 2
+    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", blocks[theme]))
+    for ground in ("page", "card", "sunken"):
+        for ink in ("ink", "muted", "good", "bad", "moved"):
+            assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
+    for ground in ("good-soft", "bad-soft"):
+        for ink in ("ink", "muted"):
+            assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
+    # Lines and dots need 3 : 1.
+    for index in range(charts.NUM_STYLES):
+        assert contrast(colours[f"s{index}"], colours["card"]) >= 3
+    for line in ("axis", "good", "bad", "moved"):
+        for ground in ("page", "card", "tint"):
+            assert contrast(colours[line], colours[ground]) >= 3, (line, ground)
+
+
+# Charts
+
+
+def chart(*series: Series) -> str:
+    return charts.line_chart(Curve("title", "step", "loss", series))
+
+
+@pytest.mark.parametrize(
+    ("xs", "ys"),
+    [
+        ((), ()),
+        ((1.0,), (2.0,)),
+        ((1.0, 2.0), (3.0, 3.0)),
+        ((0.0, 1.0), (0.0, 0.0)),
+        ((0.0, 1.0, 2.0), (1.0, math.nan, 2.0)),
+        ((0.0, 1.0), (math.inf, -math.inf)),
+        ((0.0, 1.0), (-1e299, 1e299)),
+        ((0.0, 1.0), (0.0, 1e-300)),
+        ((1e9, 1e9 + 1), (1e-5, 2e-5)),
+    ],
+)
+def test_charts_take_any_numbers(xs, ys):
+    text = chart(Series("one", xs, ys))
+    assert not Page(text).open
+    # "nan" and "inf" would be swallowed by browsers without a word.
+    for attrs in (attrs for _, attrs in Page(text).tags):
+        for name in ("d", "cx", "cy", "x", "y", "transform"):
+            assert not re.search(r"nan|inf", attrs.get(name, "")), attrs
+    if not any(map(math.isfinite, ys)):
+        assert "No values were recorded." in text
+
+
+def test_chart_puts_values_where_the_axes_say():
+    text = chart(Series("one", (0.0, 10.0), (0.0, 1.0)))
+    bottom, right = charts.HEIGHT - charts.BOTTOM, charts.WIDTH - charts.RIGHT
+    assert f'd="M{charts.LEFT}.0 {bottom}.0L{right}.0 {charts.TOP}.0"' in text
+    assert "<title>one 1 at 10</title>" in text
+    labels = re.findall(r'<text class="end"[^>]*>([^<]*)</text>', text)
+    assert labels == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
+
+
+def test_values_that_are_not_finite_are_counted():
+    text = chart(Series("one", (0, 1, 2, 3), (1.0, math.nan, math.inf, 2.0)))
+    assert "one: 2 values were not finite and are not drawn." in text
+
+
+def test_only_noisy_lines_are_smoothed_and_the_caption_says_so():
+    steps = tuple(range(200))
+    noisy = Series("noisy", steps, tuple(math.sin(step * 12.9) for step in steps))
+    smooth = Series("smooth", steps, tuple(step / 200 for step in steps))
+    assert "mean over 10 neighbouring" in chart(noisy)
+    assert "faint" in chart(noisy)
+    assert "faint" not in chart(smooth)
+    assert "<figcaption>" not in chart(smooth)
+
+
+def test_long_lines_keep_their_extremes():
+    ys = [0.0] * 10_000
+    ys[5_003] = 7.0
+    text = chart(Series("one", tuple(range(10_000)), tuple(ys)))
+    assert len(text) < 20_000
+    drawn = [float(y) for y in re.findall(r"L[\d.]+ ([\d.]+)", text)]
+    assert min(drawn) < charts.HEIGHT / 2
+
+
+def test_lines_differ_in_more_than_colour():
+    rules = [re.search(rf"\.s{i} \{{([^}}]*)\}}", page.CSS) for i in range(charts.NUM_STYLES)]
+    dashes = [re.search(r"stroke-dasharray: ([^;]*)", rule[1]) for rule in rules if rule]
+    assert len({dash and dash[1] for dash in dashes}) == charts.NUM_STYLES
+
+
+# Files and bad input
+
+
+def test_write_report_replaces_in_one_step(tmp_path, monkeypatch):
+    path = tmp_path / "run" / "report.html"
+    assert write_report(ReportData("first", ""), path) == path
+    assert "first" in path.read_text(encoding="utf-8")
+    write_report(ReportData("second ✓ \ud800", ""), str(path))
+    assert "second ✓ \ufffd" in path.read_text(encoding="utf-8")
+
+    def fail(self, target):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(type(path), "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(ReportData("third", ""), path)
+    assert "second" in path.read_text(encoding="utf-8")
+    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((3, 4, 4), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        None,
+    ],
+)
+def test_bad_images_are_named(image):
+    with pytest.raises(DataError, match=r"pair 'p7', corrupted\[0\]: an image must be uint8"):
+        PairCard("p7", "q", image_HWC(), (image,), "a", ("b",), 0.0, 0.0)
+    with pytest.raises(DataError, match="example 'e7', image"):
+        ExampleCard("e7", image, "q", "", "a", "b", "same")
+
+
+def test_bad_choices_and_series_are_named():
+    with pytest.raises(DataError, match=r"'loss': 2 xs but 1 ys"):
+        Series("loss", (1, 2), (1,))
+    with pytest.raises(DataError, match="row 'metric', better: 'up' is not one of higher, lower"):
+        row("up", 0, 1)
+    with pytest.raises(DataError, match="verdict: 'best' is not one of better, worse"):
+        ExampleCard("e", image_HWC(), "q", "", "a", "b", "best")  # pyright: ignore
