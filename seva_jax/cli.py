@@ -42,12 +42,15 @@ def read_config(path: Path) -> Experiment:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent.resolve()))  # variants import the config they vary
+    sys.modules[spec.name] = module  # where dataclasses defined in the file look up their types
     try:
         spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise DataError("a config file defines get_config(), this one does not")
         experiment = module.get_config()
-    except AttributeError as error:
-        raise DataError(f"{path}: {error}; a config file defines get_config()") from error
-    except (SyntaxError, ImportError, TypeError, NameError) as error:
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except Exception as error:
         raise DataError(f"{path}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)

@@ -19,11 +19,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from seva_jax.convert import SpecialTokens, load_params, read_llava_config, read_special_tokens
+from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import Llava, LlavaConfig
 from seva_jax.rollout.sampler import PromptBatch, Sampling, generate
+from seva_jax.text.tokenizer import load_tokenizer
 from seva_jax.types import DataError
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -31,7 +33,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedLlava:
-    """A LLaVA model read from a directory.
+    """A LLaVA model read from a directory, with its `tokenizer` and image `processing`.
 
     Attributes:
         directory: where it was read from.
@@ -52,9 +54,18 @@ class PretrainedLlava:
         """The directory's tokenizer, of transformers, read on first use.
 
         Raises:
-            DataError: the directory has none.
+            DataError: there is none, or it cannot be read.
         """
-        return _read_tokenizer(self.directory)
+        return load_tokenizer(self.directory)
+
+    @functools.cached_property
+    def processing(self) -> ImageProcessing:
+        """From decoded images to `pixel_values`, as the directory says, read on first use.
+
+        Raises:
+            DataError: there is no processor file, or one that is not supported.
+        """
+        return ImageProcessing.from_processor_config(self.directory)
 
     @property
     def model(self) -> Llava:
@@ -279,13 +290,3 @@ def _logits(model: Llava, params: dict[str, Any], batch: PromptBatch) -> jax.Arr
         batch.patch_BS,
         batch.pixels_BIHWC,
     )  # pyright: ignore[reportReturnType]
-
-
-def _read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    if not any((directory / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
-        raise DataError(f"{directory} has neither tokenizer.json nor tokenizer.model: fetch them")
-    try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
-    # transformers raises nearly anything on damaged files, and all of it means the same.
-    except Exception as error:
-        raise DataError(f"{directory}: the tokenizer cannot be read ({error})") from error

@@ -97,7 +97,7 @@ def test_finite_in_range_and_decided_by_the_key(corruption, image_HWC):
 
 # Each of these compiles once more, or operation by operation, for every corruption; the default
 # run takes the ones with the most control flow and the most rounding.
-FEW = ("ColorJitter", "RandomRotation", "DiffusionNoise")
+FEW = ("ColorJitter", "DiffusionNoise")
 SOME_SLOW = [
     pytest.param(c, id=name_of(c), marks=() if name_of(c) in FEW else pytest.mark.slow) for c in ALL
 ]
@@ -125,7 +125,10 @@ def test_equal_corruptions_are_equal_and_hashable():
 
 @pytest.mark.parametrize(
     "corruption",
-    [corrupt.RandomInvert(), corrupt.RandomPerspective(p=0.7)],
+    [
+        corrupt.RandomInvert(),
+        pytest.param(corrupt.RandomPerspective(p=0.7), marks=pytest.mark.slow),
+    ],
     ids=name_of,
 )
 def test_probability(corruption, image_HWC):

@@ -7,7 +7,7 @@ import pytest
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 
-from hf_llava import random_llava, save  # noqa: E402
+from helpers_llava import random_llava, save  # noqa: E402
 
 from seva_jax.convert import load_params, read_llava_config  # noqa: E402
 from seva_jax.models import TextConfig  # noqa: E402

@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 
-from hf_llava import EOS, IMAGE_TOKEN, PAD, VOCAB, random_llava, save  # noqa: E402
+from helpers_llava import EOS, IMAGE_TOKEN, PAD, VOCAB, random_llava, save  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 import seva_jax  # noqa: E402
@@ -261,7 +261,11 @@ def test_arrays_of_the_processor_fit(pair, tmp_path):
     directory = tmp_path / "llava"
     shutil.copytree(ours.directory, directory)
     processor.save_pretrained(directory)
-    assert seva_jax.from_pretrained(directory).tokenizer("w5 <image>")["input_ids"] == [5, 500]
+    again = seva_jax.from_pretrained(directory)
+    assert again.tokenizer("w5 <image>")["input_ids"] == [5, IMAGE_TOKEN]
+    np.testing.assert_allclose(
+        again.processing(photos[0]), arrays["pixel_values"][0].transpose(1, 2, 0), atol=1e-5
+    )
 
 
 def test_spellings_and_shards_give_the_same_parameters(tmp_path):

@@ -9,11 +9,10 @@ table. `load` only needs the table, its name aliases and its list of unused tens
 """
 
 from seva_jax.convert.hf_config import SpecialTokens, read_llava_config, read_special_tokens
-from seva_jax.convert.load import abstract_params, load_params
+from seva_jax.convert.load import load_params
 
 __all__ = [
     "SpecialTokens",
-    "abstract_params",
     "load_params",
     "read_llava_config",
     "read_special_tokens",

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from seva_jax.convert.hf_config import read_json
 from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, Index, Row, Shape, canonical, is_unused
-from seva_jax.models import Llava, LlavaConfig
+from seva_jax.models import Llava, LlavaConfig, abstract_params
 from seva_jax.types import DataError
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -46,24 +46,6 @@ class _Tensor:
     dtype: str
 
 
-def abstract_params(config: LlavaConfig) -> dict[str, Any]:
-    """Shapes of the model's "params" collection (float32, no partitioning boxes), unallocated."""
-
-    def init(key: jax.Array) -> Any:
-        ids = jnp.zeros((1, 1), jnp.int32)
-        side = config.vision.image_size
-        pixels = jnp.zeros((1, 1, side, side, 3))
-        return Llava(config).init(key, ids, ids, jnp.ones((1, 1, 1), bool), ids, pixels)["params"]
-
-    # Parameters come wrapped in their logical dim names, which have a `value`; shapes have none.
-    boxed = jax.eval_shape(init, jax.random.key(0))
-    return jax.tree.map(
-        lambda leaf: getattr(leaf, "value", leaf),
-        boxed,
-        is_leaf=lambda leaf: hasattr(leaf, "value"),
-    )
-
-
 def load_params(
     directory: str | Path,
     config: LlavaConfig,
@@ -76,7 +58,8 @@ def load_params(
         directory: holds model.safetensors, or several files and model.safetensors.index.json.
         config: what `read_llava_config` said of the same directory.
         dtype: of the parameters, whatever the files hold.
-        shardings: a sharding for each parameter, in a tree like `abstract_params(config)`; None
+        shardings: a sharding for each parameter, in a tree like `seva_jax.models.abstract_params`;
+            None
             puts everything on this process's first device.
 
     Returns:
@@ -89,7 +72,7 @@ def load_params(
     """
     directory = Path(directory)
     tensors = _read_headers(directory)
-    abstract = abstract_params(config)
+    abstract = abstract_params(Llava(config))
     shapes = {
         "/".join(str(key.key) for key in path): leaf.shape
         for path, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]
@@ -104,31 +87,29 @@ def load_params(
         one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shardings = jax.tree.map(lambda _: one_device, abstract)
 
-    with contextlib.ExitStack() as stack:
-        paths = {tensor.path for tensor in tensors.values()}
-        files = {path: stack.enter_context(safe_open(path, framework="np")) for path in paths}
+    if config.text.tied_head and HEAD in tensors:
+        _check_tied(directory, tensors[EMBEDDING], tensors[HEAD])
 
-        def source(name: str) -> Any:
-            return files[tensors[name].path].get_slice(tensors[name].name)
+    def read(path: tuple[Any, ...], sharding: jax.sharding.Sharding) -> jax.Array:
+        ours = "/".join(str(key.key) for key in path)
+        reader = _reader(rows[ours], shapes[ours], np.dtype(jnp.dtype(dtype)), tensors)
+        array = jax.make_array_from_callback(shapes[ours], sharding, reader)
+        # Transfers are asynchronous: without this, host buffers of many leaves pile up.
+        return array.block_until_ready()
 
-        if config.text.tied_head and HEAD in tensors:
-            _check_tied(directory, source(EMBEDDING), source(HEAD), tensors[HEAD].shape)
-
-        def read(path: tuple[Any, ...], sharding: jax.sharding.Sharding) -> jax.Array:
-            ours = "/".join(str(key.key) for key in path)
-            reader = _reader(rows[ours], shapes[ours], np.dtype(jnp.dtype(dtype)), source)
-            array = jax.make_array_from_callback(shapes[ours], sharding, reader)
-            # Transfers are asynchronous: without this, host buffers of many leaves pile up.
-            return array.block_until_ready()
-
-        return jax.tree_util.tree_map_with_path(read, shardings)
+    return jax.tree_util.tree_map_with_path(read, shardings)
 
 
 def _reader(
-    row: Row, shape: Shape, dtype: np.dtype, source: Callable[[str], Any]
+    row: Row, shape: Shape, dtype: np.dtype, tensors: Mapping[str, _Tensor]
 ) -> Callable[[Index | None], np.ndarray]:
     """Reads any slice of one of our parameters (None: all of it)."""
     names = row.names(shape)
+
+    def read_one(name: str, index: Index) -> np.ndarray:
+        # Opened for each tensor, because the file's pages count as ours while it is mapped.
+        with safe_open(tensors[name].path, framework="np") as file:
+            return row.transform.read(file.get_slice(tensors[name].name), index)
 
     def read(index: Index | None) -> np.ndarray:
         index = index or (slice(None),) * len(shape)
@@ -138,9 +119,9 @@ def _reader(
         out = np.empty([part.stop - part.start for part in bounds], dtype)
         if row.stacked:
             for at, name in enumerate(names[bounds[0]]):
-                out[at] = row.transform.read(source(name), bounds[1:])
+                out[at] = read_one(name, bounds[1:])
         else:
-            out[...] = row.transform.read(source(names[0]), bounds)
+            out[...] = read_one(names[0], bounds)
         return out
 
     return read
@@ -265,12 +246,19 @@ def _check_tensors(
         )
 
 
-def _check_tied(directory: Path, embedding_VD: Any, head_VD: Any, shape: Shape) -> None:
+def _check_tied(directory: Path, embedding: _Tensor, head: _Tensor) -> None:
     """A file may hold the tied head as well, but then it has to be the embedding."""
-    for start in range(0, shape[0], _EQUAL_CHUNK):
-        part = slice(start, min(start + _EQUAL_CHUNK, shape[0]))
-        if not np.array_equal(embedding_VD[part], head_VD[part]):
-            raise DataError(
-                f"{directory}: config.json says tie_word_embeddings, but the files hold an "
-                "lm_head.weight that differs from the embedding; set tie_word_embeddings to false"
-            )
+    with (
+        safe_open(embedding.path, framework="np") as embedding_file,
+        safe_open(head.path, framework="np") as head_file,
+    ):
+        embedding_VD = embedding_file.get_slice(embedding.name)
+        head_VD = head_file.get_slice(head.name)
+        for start in range(0, head.shape[0], _EQUAL_CHUNK):
+            part = slice(start, min(start + _EQUAL_CHUNK, head.shape[0]))
+            if not np.array_equal(embedding_VD[part], head_VD[part]):
+                raise DataError(
+                    f"{directory}: config.json says tie_word_embeddings, but the files hold an "
+                    "lm_head.weight that differs from the embedding; set tie_word_embeddings to "
+                    "false"
+                )

@@ -1,0 +1,13 @@
+"""The published run with stronger noise, t = 800."""
+
+import dataclasses
+
+from llava15_7b_seva import get_config as base
+
+from seva_jax.corrupt import DiffusionNoise
+
+
+def get_config():
+    """`llava15_7b_seva.py` with another corruption."""
+    corrupt = (DiffusionNoise(step=800),)
+    return dataclasses.replace(base(), workdir="runs/llava15_7b_seva_t800", corrupt=corrupt)

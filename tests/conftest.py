@@ -1,0 +1,14 @@
+"""Eight fake CPU devices for every test, set before jax starts."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import jax  # noqa: E402
+
+# Tests compile many small programs once: compiling less thoroughly halves their time.
+jax.config.update("jax_disable_most_optimizations", True)

@@ -1,0 +1,319 @@
+"""The tree step against the usual two-row layout, and its invariants."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from seva_jax.data.trees import RowShape, TreeExample, pack_row, stack_rows
+from seva_jax.models import Llava, LlavaConfig, LoraConfig, TextConfig, VisionConfig
+from seva_jax.models.init import _init, _unbox
+from seva_jax.objectives import DPO, Supervised
+from seva_jax.step import (
+    StepOptions,
+    TrainState,
+    make_logps,
+    make_train_step,
+    merge,
+    tree_mask,
+)
+from seva_jax.types import BranchLogps
+
+VISION = VisionConfig(
+    image_size=8, patch_size=4, hidden_size=16, num_layers=2, num_heads=2, mlp_size=32
+)
+TEXT = TextConfig(
+    vocab_size=40, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, mlp_size=32
+)
+IMAGE = 4
+CONFIG = LlavaConfig(vision=VISION, text=TEXT, image_token_id=IMAGE)
+PATCHES = VISION.num_patches
+MODEL = Llava(CONFIG, LoraConfig(rank=4, alpha=8.0))
+OPTIONS = StepOptions(head_chunk=7)  # does not divide the number of answer positions
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Weights large enough that attention and MLP matter; B of the adapters not zero."""
+    fresh = _unbox(jax.jit(lambda key: _init(MODEL, key))(jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(fresh)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return jax.tree.unflatten(
+        tree,
+        [x + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)],
+    )
+
+
+logps = jax.jit(make_logps(MODEL, OPTIONS))
+
+
+def example(rng, num_images=1, num_branches=2, index=0, weight=1.0):
+    """A random comparison with images at random places of its trunk."""
+    parts = [rng.integers(5, 40, rng.integers(1, 4))]
+    for _ in range(num_images):
+        parts += [np.full(PATCHES, IMAGE), rng.integers(5, 40, rng.integers(1, 4))]
+    branches = tuple(
+        rng.integers(5, 40, rng.integers(1, 7)).astype(np.int32) for _ in range(num_branches)
+    )
+    pixels = rng.normal(size=(num_images, 8, 8, 3)).astype(np.float32)
+    trunk = np.concatenate(parts).astype(np.int32)
+    return TreeExample(trunk, branches, pixels, weight=weight, index=index)
+
+
+def pack(rows, shape):
+    """Lists of examples to a batch."""
+    sizes = {"image_size": 8, "tokens_per_image": PATCHES, "image_token_id": IMAGE, "pad_id": 0}
+    return stack_rows([pack_row(row, shape, **sizes) for row in rows])
+
+
+def shape_of(examples, comparisons=1):
+    """A row shape for several of the examples in a row."""
+    shape = RowShape.covering(examples)
+    return dataclasses.replace(
+        shape,
+        length=shape.length * comparisons,
+        comparisons=comparisons,
+        images=shape.images * comparisons,
+    )
+
+
+LONGEST, MOST_IMAGES = 32, 2
+
+
+def plain_logps(variables, example):
+    """Per-token log-probs of every branch in a padded row of its own: the usual layout."""
+    out = []
+    for branch in example.branches:
+        tokens = np.concatenate([example.trunk, branch])
+        tokens = np.pad(tokens, (0, LONGEST - len(tokens)))[None]
+        missing = MOST_IMAGES - len(example.pixels_IHWC)
+        pixels = np.pad(example.pixels_IHWC, ((0, missing), (0, 0), (0, 0), (0, 0)))[None]
+        logits = plain_logits(variables, tokens, pixels)[0]
+        start = len(example.trunk)
+        logps = jax.nn.log_softmax(logits[start - 1 : start + len(branch) - 1])
+        out.append(logps[np.arange(len(branch)), branch])
+    return out
+
+
+@jax.jit
+def plain_logits(variables, tokens, pixels):
+    """Logits of a causal row."""
+    is_image = tokens == IMAGE
+    patch = jnp.where(is_image, jnp.cumsum(is_image, 1) - 1, -1)
+    mask = jnp.tril(jnp.ones((LONGEST, LONGEST), bool))[None]
+    return MODEL.apply(variables, tokens, jnp.arange(LONGEST)[None], mask, patch, pixels)
+
+
+def plain_dpo(variables, reference, examples, beta=0.1):
+    """Mean DPO loss written out for two-row layout."""
+    losses = []
+    for e in examples:
+        policy = [x.sum() for x in plain_logps(variables, e)]
+        ref = [x.sum() for x in plain_logps(reference, e)]
+        rewards = jnp.stack([beta * (p - r) for p, r in zip(policy, ref, strict=True)])
+        losses.append(-jax.nn.log_softmax(rewards)[0])
+    return jnp.stack(losses).mean()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_log_probs_equal_separate_rows(variables, seed):
+    """Random lengths, K = 1..4 branches, 0..2 images, one tree a row."""
+    rng = np.random.default_rng(seed)
+    examples = [
+        example(rng, num_images=int(rng.integers(0, 3)), num_branches=1 + seed % 4, index=i)
+        for i in range(3)
+    ]
+    shape = shape_of(examples)
+    batch = pack([[e] for e in examples], shape)
+    found = logps(variables, batch)
+    for b, e in enumerate(examples):
+        for k, expected in enumerate(plain_logps(variables, e)):
+            np.testing.assert_allclose(found[b, 0, k, : len(expected)], expected, atol=2e-5)
+            assert not found[b, 0, k, len(expected) :].any()
+
+
+def test_packing_changes_nothing(variables):
+    """Three trees in one row give what three rows give."""
+    rng = np.random.default_rng(7)
+    examples = [example(rng, num_images=n, index=i) for i, n in enumerate((1, 0, 2))]
+    shape = shape_of(examples, comparisons=3)
+    packed = logps(variables, pack([examples], shape))
+    apart = logps(variables, pack([[e] for e in examples], shape))
+    np.testing.assert_allclose(packed[0], apart[:, 0], atol=2e-5)
+
+
+def test_a_token_sees_its_trunk_and_its_branch_only():
+    """The mask, written out for two trees."""
+    tree = jnp.array([[1, 1, 1, 1, 2, 2, 0]])
+    branch = jnp.array([[0, 0, 1, 2, 0, 3, 0]])
+    expected = np.array(
+        [
+            [1, 0, 0, 0, 0, 0, 0],
+            [1, 1, 0, 0, 0, 0, 0],
+            [1, 1, 1, 0, 0, 0, 0],
+            [1, 1, 0, 1, 0, 0, 0],
+            [0, 0, 0, 0, 1, 0, 0],
+            [0, 0, 0, 0, 1, 1, 0],
+            [0, 0, 0, 0, 0, 0, 1],
+        ],
+        bool,
+    )
+    np.testing.assert_array_equal(tree_mask(tree, branch)[0], expected)
+
+
+def parts(variables):
+    """Trained and frozen parts: adapters and projector train."""
+    params = variables["params"]
+    trainable = {"lora": variables["lora"], "params": {"projector": params["projector"]}}
+    return trainable, {"params": {p: params[p] for p in ("vision", "language")}}
+
+
+def run_step(variables, rows, shape, micro_batches=1, objective=None, reference=None):
+    """One SGD step of size 1, so that the update is minus the gradient; returns both."""
+    trainable, frozen = parts(variables)
+    batch = pack(rows, shape)
+    if reference is not None:
+        batch = batch._replace(ref_BCKT=logps(reference, batch))
+    batch = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+    optimizer = optax.sgd(1.0)
+    state = TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
+    step = make_train_step(MODEL, objective or DPO(beta=0.1), optimizer, OPTIONS, False)
+    new, metrics = jax.jit(step)(state, frozen, batch)
+    gradient = jax.tree.map(jnp.subtract, trainable, new.trainable)
+    return gradient, metrics
+
+
+def assert_trees_close(a, b, atol):
+    """Leaf by leaf."""
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+@pytest.mark.parametrize("num_branches", [2, 3])
+def test_dpo_loss_and_gradient_equal_separate_rows(variables, num_branches):
+    """Tree layout against the usual layout, differentiated by JAX on its own."""
+    rng = np.random.default_rng(3)
+    examples = [example(rng, num_branches=num_branches, index=i) for i in range(3)]
+    reference = {"params": variables["params"]}
+    gradient, metrics = run_step(
+        variables, [[e] for e in examples], shape_of(examples), reference=reference
+    )
+    trainable, frozen = parts(variables)
+    plain = jax.jit(jax.value_and_grad(lambda t: plain_dpo(merge(frozen, t), reference, examples)))
+    loss, expected = plain(trainable)
+    np.testing.assert_allclose(metrics["loss"], loss, atol=1e-5)
+    assert_trees_close(gradient, expected, atol=2e-5)
+
+
+def test_fresh_adapters_start_at_log_2(variables):
+    """Policy and reference are the same model at step 0."""
+    fresh = _unbox(jax.jit(lambda key: _init(MODEL, key))(jax.random.key(5)))["lora"]
+    start = {"params": variables["params"], "lora": fresh}
+    rng = np.random.default_rng(0)
+    examples = [example(rng, index=i) for i in range(4)]
+    reference = {"params": variables["params"]}
+    _, metrics = run_step(start, [[e] for e in examples], shape_of(examples), reference=reference)
+    assert abs(metrics["loss"] - np.log(2)) < 1e-6
+    assert abs(metrics["rewards/margins"]) < 1e-6
+
+
+def test_reference_in_the_step_equals_cached(variables):
+    """The in-step reference uses the frozen projector, not the trained one."""
+    rng = np.random.default_rng(1)
+    examples = [example(rng, index=i) for i in range(2)]
+    reference = {"params": variables["params"]}
+    shape, rows = shape_of(examples), [[e] for e in examples]
+    moved = jax.tree.map(lambda x: x, variables)
+    moved["params"] = dict(variables["params"])
+    moved["params"]["projector"] = jax.tree.map(
+        lambda x: x + 0.1, variables["params"]["projector"]
+    )
+    cached, cached_metrics = run_step(moved, rows, shape, reference=reference)
+    trainable, _ = parts(moved)
+    batch = jax.tree.map(lambda x: x[None], pack(rows, shape))
+    optimizer = optax.sgd(1.0)
+    state = TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
+    step = make_train_step(MODEL, DPO(beta=0.1), optimizer, OPTIONS, True)
+    new, metrics = jax.jit(step)(state, reference, batch)
+    np.testing.assert_allclose(metrics["loss"], cached_metrics["loss"], atol=1e-6)
+    assert abs(metrics["loss"] - np.log(2)) > 1e-3  # the projector did move
+    assert_trees_close(jax.tree.map(jnp.subtract, trainable, new.trainable), cached, atol=1e-5)
+
+
+def test_gradient_is_the_mean_over_the_global_batch(variables):
+    """1 x 8, 4 x 2 accumulated and packed rows agree, with unequal weights and empty rows."""
+    rng = np.random.default_rng(2)
+    examples = [example(rng, index=i, weight=1.0 + i) for i in range(5)]
+    shape = shape_of(examples, comparisons=3)
+    reference = {"params": variables["params"]}
+    rows = [[e] for e in examples] + [[], [], []]
+    whole, metrics = run_step(variables, rows, shape, reference=reference)
+    split, split_metrics = run_step(variables, rows, shape, 4, reference=reference)
+    packed_rows = [examples[:3], examples[3:]]
+    packed, packed_metrics = run_step(variables, packed_rows, shape, 2, reference=reference)
+    for gradient, other in ((split, split_metrics), (packed, packed_metrics)):
+        np.testing.assert_allclose(other["loss"], metrics["loss"], atol=1e-6)
+        np.testing.assert_allclose(
+            other["rewards/margins"], metrics["rewards/margins"], atol=1e-6
+        )
+        assert_trees_close(gradient, whole, atol=1e-6)
+    assert metrics["pairs"] == 5
+
+
+def test_supervised_loss_is_the_mean_negative_log_likelihood(variables):
+    """Against the written-out value."""
+    rng = np.random.default_rng(4)
+    examples = [example(rng, num_branches=1, index=i) for i in range(3)]
+    _, metrics = run_step(
+        variables, [[e] for e in examples], shape_of(examples), objective=Supervised()
+    )
+    expected = np.mean([-np.mean(plain_logps(variables, e)[0]) for e in examples])
+    np.testing.assert_allclose(metrics["loss"], expected, atol=1e-5)
+
+
+def branches(sums):
+    """BranchLogps with one token a branch; NaN marks a branch that does not exist."""
+    sums = np.asarray(sums, np.float32)
+    mask = ~np.isnan(sums)
+    tokens = jnp.asarray(np.nan_to_num(sums))[..., None]
+    return BranchLogps(tokens, jnp.asarray(mask, jnp.float32)[..., None])
+
+
+def test_one_negative_is_exactly_sigmoid_dpo():
+    """-log sigmoid, also where it saturates."""
+    policy = branches([[-1.0, -2.0], [-5.0, -1.0], [-900.0, -1.0], [-1.0, -900.0]])
+    reference = branches([[-1.5, -1.0], [-1.0, -1.0], [-1.0, -1.0], [-1.0, -1.0]])
+    loss, metrics = DPO(beta=0.3)(policy, reference)
+    margin = 0.3 * (
+        (policy.sums_NK - reference.sums_NK)[:, 0] - (policy.sums_NK - reference.sums_NK)[:, 1]
+    )
+    np.testing.assert_allclose(loss, -jax.nn.log_sigmoid(margin), rtol=1e-6)
+    np.testing.assert_allclose(metrics["rewards/margins"], margin, rtol=1e-6)
+    np.testing.assert_array_equal(metrics["rewards/accuracies"], [1, 0, 0, 1])
+
+
+def test_missing_branches_do_not_count():
+    """K = 3 with one branch absent is K = 2, and its gradient is finite."""
+    policy, reference = branches([[-1.0, -2.0, np.nan]]), branches([[-2.0, -1.0, np.nan]])
+    pair_policy, pair_reference = branches([[-1.0, -2.0]]), branches([[-2.0, -1.0]])
+    loss, metrics = DPO()(policy, reference)
+    pair_loss, pair_metrics = DPO()(pair_policy, pair_reference)
+    np.testing.assert_allclose(loss, pair_loss, rtol=1e-6)
+    for name, value in pair_metrics.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-6, err_msg=name)
+
+    def scalar(tokens):
+        return DPO(sft_weight=0.5)(policy._replace(tokens_NKT=tokens), reference)[0].sum()
+
+    assert np.isfinite(jax.grad(scalar)(policy.tokens_NKT)).all()
+
+
+def test_several_negatives_are_infonce():
+    """-log exp(r_c) / (exp(r_c) + sum_k exp(r_k))."""
+    rng = np.random.default_rng(0)
+    policy, reference = (branches(rng.normal(size=(5, 4)) * 20) for _ in range(2))
+    reward = 0.1 * np.asarray(policy.sums_NK - reference.sums_NK)
+    expected = -np.log(np.exp(reward[:, 0]) / np.exp(reward).sum(1))
+    np.testing.assert_allclose(DPO()(policy, reference)[0], expected, rtol=2e-5)
