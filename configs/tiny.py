@@ -20,25 +20,24 @@ from seva_jax.text.templates import PLAIN
 from seva_jax.worlds import ShapeWorld, WorldPrompts
 from seva_jax.worlds.shapes import COLORS, SHAPES
 
-WORLD = ShapeWorld(seed=0, skew=0.9)
-NUM_EVAL = 600
+WORLD = ShapeWorld(seed=0, skew=0.8, color_noise=35.0)
 OBJECTS = tuple((f"{color} {shape}", f"{color} {shape}") for color in COLORS for shape in SHAPES)
 
 
-def evaluation(kind, skewed, evaluator):
+def evaluation(kind, skewed, evaluator, num=400):
     """One kind of question on held-out images, balanced or as skewed as the training images."""
     split = "eval-skewed" if skewed else "eval-balanced"
-    prompts = WorldPrompts(WORLD, split, skewed, (kind,), NUM_EVAL)
+    prompts = WorldPrompts(WORLD, split, skewed, (kind,), num)
     return Evaluation(evaluator, prompts, max_new_tokens=16)
 
 
 def get_config():
     """LLaVA with 0.7 M parameters, 32 x 32 images, one-word colour questions for alignment."""
     vision = VisionConfig(
-        image_size=32, patch_size=8, hidden_size=64, num_layers=5, num_heads=4, mlp_size=192
+        image_size=32, patch_size=8, hidden_size=96, num_layers=3, num_heads=2, mlp_size=256
     )
     text = TextConfig(
-        hidden_size=96, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=24, mlp_size=256
+        hidden_size=128, num_layers=3, num_heads=2, num_kv_heads=2, head_dim=64, mlp_size=256
     )
     return Experiment(
         workdir="runs/tiny",
@@ -46,22 +45,22 @@ def get_config():
         base=TrainedBase(
             model=LlavaConfig(vision=vision, text=text),
             processing=ImageProcessing(size=32),
-            prompts=WorldPrompts(WORLD, "train", True, ("color", "presence", "describe"), 12000),
-            steps=800,
-            batch_size=64,
+            prompts=WorldPrompts(WORLD, "train", True, ("color", "presence", "describe"), 24000),
+            steps=1800,
+            batch_size=32,
             optim=Optim(lr=1e-3, warmup_ratio=0.05, weight_decay=0.05, clip_norm=1.0),
         ),
-        prompts=WorldPrompts(WORLD, "unlabelled", False, ("color",), 3000),
+        prompts=WorldPrompts(WORLD, "unlabelled", False, ("color",), 2000),
         corrupt=(DiffusionNoise(step=700),),
         rollout=RolloutOptions(Sampling(max_new_tokens=4), batch_size=256),
         text=TextOptions(generate=PLAIN, train=PLAIN, max_length=96),
-        objective=DPO(beta=0.1),
+        objective=DPO(beta=0.5),
         lora=LoraConfig(rank=32, alpha=64.0),
-        optim=Optim(lr=5e-5, warmup_ratio=0.1),
-        train=TrainOptions(batch_size=64, epochs=4, save_every=100, log_every=10),
+        optim=Optim(lr=2e-4, warmup_ratio=0.1),
+        train=TrainOptions(batch_size=64, epochs=10, max_steps=100, save_every=50, log_every=5),
         compute=ComputeOptions(param_dtype="float32", dtype="float32", remat=False),
         evals=(
-            evaluation("color", False, ExactAnswer("color-balanced")),
+            evaluation("color", False, ExactAnswer("color-balanced"), num=1000),
             evaluation("color", True, ExactAnswer("color-skewed")),
             evaluation("describe", False, Chair("describe-balanced", synonyms=OBJECTS)),
             evaluation("describe", True, Chair("describe-skewed", synonyms=OBJECTS)),

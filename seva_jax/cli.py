@@ -38,8 +38,8 @@ def read_config(path: Path) -> Experiment:
         shipped = ", ".join(sorted(p.name for p in config_directory().glob("*.py")))
         raise DataError(f"config file {path} does not exist; shipped configs: {shipped}")
     spec = importlib.util.spec_from_file_location(f"seva_jax_config_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise DataError(f"config file {path} is not Python; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent.resolve()))  # variants import the config they vary
     sys.modules[spec.name] = module  # where dataclasses defined in the file look up their types

@@ -68,8 +68,11 @@ class MeshShape:
         if -1 in sizes and fixed <= len(devices):
             sizes[sizes.index(-1)] = len(devices) // fixed
         if math.prod(sizes) != len(devices):
+            needed = (
+                f"a multiple of {fixed}" if -1 in (self.data, self.fsdp, self.tensor) else fixed
+            )
             raise DataError(
-                f"{self} needs a multiple of {fixed} devices but there are {len(devices)}; "
+                f"{self} needs {needed} devices but there are {len(devices)}; "
                 "change --mesh.data, --mesh.fsdp or --mesh.tensor"
             )
         grid = np.array(devices).reshape(sizes)

@@ -181,7 +181,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics |= {
-            "grad_norm": optax.global_norm(gradient),
+            "grad_norm": optax.tree.norm(gradient),
             "pairs": (batch.weight_BC > 0).sum(),
             "tokens": (batch.tree_BS > 0).sum(),
         }

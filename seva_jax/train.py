@@ -88,9 +88,11 @@ class Run:
             stage("reference", pairs, self.cache_reference)
         align = fingerprint(pairs, e.objective, e.lora, e.optim, e.train)
         stage("align", align, self.align)
-        evals = fingerprint(align, list(map(fingerprint, e.evals)))
+        evaluations = list(map(fingerprint, e.evals))
+        evals = fingerprint(align, evaluations)
         if e.evals:
-            stage("evaluate", evals, self.evaluate)
+            stage("evaluate base", fingerprint(base, evaluations), self.evaluate_base)
+            stage("evaluate aligned", evals, self.evaluate_aligned)
         stage("report", fingerprint(evals, e.report), self.report)
         if e.evals:
             say("\n" + format_table(comparison_rows(*self.results())))
@@ -279,22 +281,26 @@ class Run:
 
     # --- evaluation and report ----------------------------------------------------------------
 
-    def evaluate(self) -> str:
-        """Asks base and aligned model every evaluation question."""
-        folder = self.workdir.path / "evals"
-        models = {
-            "base": ({"params": self.base_params}, self.base_model),
-            "aligned": (self.aligned, self.model),
-        }
-        for who, (variables, model) in models.items():
-            asker = self._asker(variables, model)
-            for evaluation in self.experiment.evals:
-                result = self._evaluate(asker, evaluation, who)
-                if self.workdir.writes:
-                    (folder / who).mkdir(parents=True, exist_ok=True)
-                    write_records(folder / who / f"{result.name}.jsonl", result.records)
-                    write_summary(folder / who / f"{result.name}.json", result)
-        return f"{len(self.experiment.evals)} evaluations of 2 models"
+    def evaluate_base(self) -> str:
+        """Asks the base model every evaluation question."""
+        return self._evaluate_all("base", self.base_model, {"params": self.base_params})
+
+    def evaluate_aligned(self) -> str:
+        """Asks the aligned model every evaluation question."""
+        return self._evaluate_all("aligned", self.model, self.aligned)
+
+    def _evaluate_all(self, who: str, model: Llava, variables: Variables) -> str:
+        asker = self._asker(variables, model)
+        folder = self.workdir.path / "evals" / who
+        num = 0
+        for evaluation in self.experiment.evals:
+            result = self._evaluate(asker, evaluation, who)
+            num += len(result.records)
+            if self.workdir.writes:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_records(folder / f"{result.name}.jsonl", result.records)
+                write_summary(folder / f"{result.name}.json", result)
+        return f"{num:,} questions"
 
     def _evaluate(self, asker: Asker, evaluation: Evaluation, who: str) -> EvalResult:
         data, answers = evaluation.prompts.open(), {}

@@ -75,15 +75,15 @@ class Workdir:
                     + "\nchoose another --workdir, or delete that one"
                 )
         elif self.writes:
-            if path.exists() and any(path.iterdir()):
+            if path.is_dir() and any(path.iterdir()):
                 raise DataError(f"{path} is not empty and holds no run; choose another --workdir")
             try:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise DataError(f"workdir {path} cannot be created: {error}") from None
         if self.writes:
+            write_json(config, wanted)  # first: it is what makes the directory a run's
             (path / "config.py").write_text(to_source(experiment), encoding="utf-8")
-            write_json(config, wanted)
         return self
 
     def stages(self) -> dict[str, dict[str, Any]]:

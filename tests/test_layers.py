@@ -23,7 +23,8 @@ LAYERS = (
     "cli",  # config files and the command line
     "workdir",  # stages and their records
     "results",  # what a run left behind, for the report
-    "train",  # the commands
+    "train",  # the main command
+    "bench",  # studies of many runs
 )
 LEVEL = {part: level for level, row in enumerate(LAYERS) for part in row.split()}
 

@@ -26,7 +26,13 @@ VISION = VisionConfig(
     image_size=8, patch_size=4, hidden_size=16, num_layers=2, num_heads=2, mlp_size=32
 )
 TEXT = TextConfig(
-    vocab_size=40, hidden_size=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, mlp_size=32
+    vocab_size=40,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    mlp_size=32,
 )
 IMAGE = 4
 CONFIG = LlavaConfig(vision=VISION, text=TEXT, image_token_id=IMAGE)
@@ -227,9 +233,7 @@ def test_reference_in_the_step_equals_cached(variables):
     shape, rows = shape_of(examples), [[e] for e in examples]
     moved = jax.tree.map(lambda x: x, variables)
     moved["params"] = dict(variables["params"])
-    moved["params"]["projector"] = jax.tree.map(
-        lambda x: x + 0.1, variables["params"]["projector"]
-    )
+    moved["params"]["projector"] = jax.tree.map(lambda x: x + 0.1, variables["params"]["projector"])
     cached, cached_metrics = run_step(moved, rows, shape, reference=reference)
     trainable, _ = parts(moved)
     batch = jax.tree.map(lambda x: x[None], pack(rows, shape))
@@ -255,9 +259,7 @@ def test_gradient_is_the_mean_over_the_global_batch(variables):
     packed, packed_metrics = run_step(variables, packed_rows, shape, 2, reference=reference)
     for gradient, other in ((split, split_metrics), (packed, packed_metrics)):
         np.testing.assert_allclose(other["loss"], metrics["loss"], atol=1e-6)
-        np.testing.assert_allclose(
-            other["rewards/margins"], metrics["rewards/margins"], atol=1e-6
-        )
+        np.testing.assert_allclose(other["rewards/margins"], metrics["rewards/margins"], atol=1e-6)
         assert_trees_close(gradient, whole, atol=1e-6)
     assert metrics["pairs"] == 5
 

@@ -55,20 +55,22 @@ class RowShape:
     images: int
 
     @classmethod
-    def covering(cls, examples: Sequence[TreeExample], multiple: int = 32) -> RowShape:
+    def covering(cls, examples: Sequence[TreeExample]) -> RowShape:
         """The smallest shape that holds each example in a row of its own.
 
-        Lengths are rounded up to `multiple`, so that similar data sets share a compilation.
+        Lengths are rounded up to a multiple of 8, or of 64 where that adds little, so that
+        similar data sets share a compilation.
         """
 
-        def up(value: int, multiple: int) -> int:
+        def up(value: int) -> int:
+            multiple = 8 if value <= 256 else 64
             return -(-value // multiple) * multiple
 
         return cls(
-            length=up(max(e.length for e in examples), multiple),
+            length=up(max(e.length for e in examples)),
             comparisons=1,
             branches=max(len(e.branches) for e in examples),
-            answer=up(max(len(b) for e in examples for b in e.branches), min(multiple, 8)),
+            answer=up(max(len(b) for e in examples for b in e.branches)),
             images=max(len(e.pixels_IHWC) for e in examples),
         )
 

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from seva_jax.data.sources import PromptSet, PromptSource
-from seva_jax.types import Prompt
+from seva_jax.types import DataError, Prompt
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
 COLORS = {
@@ -79,10 +79,16 @@ class ShapeWorld:
     """
 
     seed: int = 0
-    skew: float = 0.9
-    color_noise: float = 45.0
+    skew: float = 0.8
+    color_noise: float = 35.0
     pixel_noise: float = 8.0
     max_objects: int = 3
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_objects <= 4:
+            raise DataError(f"ShapeWorld.max_objects is {self.max_objects}; give 1 to 4")
+        if not 0 <= self.skew <= 1:
+            raise DataError(f"ShapeWorld.skew is {self.skew}; it is a probability, give 0 to 1")
 
     def _rng(self, *key: object) -> np.random.Generator:
         digest = hashlib.sha256(repr((self.seed, *key)).encode()).digest()
@@ -110,7 +116,7 @@ class ShapeWorld:
         for color, shape, cell in self.scene(split, index, skewed):
             cast = rng.normal(0, self.color_noise, 3)
             paint = (np.array(COLORS[color], np.float32) + cast).clip(0, 255)
-            mask = np.roll(_MASKS[shape], tuple(rng.integers(-2, 3, 2)), (0, 1))[..., None]
+            mask = np.roll(_MASKS[shape], tuple(rng.integers(-1, 2, 2)), (0, 1))[..., None]
             y, x = divmod(cell, 2)
             area = image[y * _CELL : (y + 1) * _CELL, x * _CELL : (x + 1) * _CELL]
             area += mask * (paint - area)
@@ -122,18 +128,24 @@ class ShapeWorld:
         rng = self._rng("ask", split, index, kind)
         scene = self.scene(split, index, skewed)
         color, shape, _ = scene[int(rng.integers(len(scene)))]
-        prior = ""
+        prior = category = ""
         if kind == "color":
             question, answer, prior = f"What color is the {shape} ?", color, prior_color(shape)
         elif kind == "presence":
-            # Half the questions are true; of the false ones half name the prior's colour of a
-            # shape that is there in another colour (POPE's adversarial set).
+            # Half the questions are true. A false one names an absent shape ("random"), or a
+            # present shape in a wrong colour, the prior's where that is wrong ("adversarial").
             answer = "yes" if rng.random() < 0.5 else "no"
-            if answer == "no":
+            category = "random" if rng.random() < 0.5 else "adversarial"
+            if category == "random":
+                absent = [s for s in SHAPES if s not in {o[1] for o in scene}]
+                thing = shape if answer == "yes" else absent[int(rng.integers(len(absent)))]
+            else:
                 wrong = [c for c in COLORS if c != color]
-                adversarial = color != prior_color(shape) and rng.random() < 0.5
-                color = prior_color(shape) if adversarial else wrong[int(rng.integers(len(wrong)))]
-            question = f"Is there a {color} {shape} ?"
+                if color != prior_color(shape):
+                    wrong = [prior_color(shape)]
+                color = color if answer == "yes" else wrong[int(rng.integers(len(wrong)))]
+                thing = f"{color} {shape}"
+            question = f"Is there a {thing} ?"
         else:
             question = "Describe the image ."
             answer = " and ".join(f"a {color} {shape}" for color, shape, _ in scene)
@@ -141,6 +153,7 @@ class ShapeWorld:
             "kind": kind,
             "answer": answer,
             "prior": prior,
+            "category": category,
             "objects": [[color, shape] for color, shape, _ in scene],
         }
         name = f"{split}/{index:06d}"

@@ -1,0 +1,1 @@
+"""Measurements: `python -m seva_jax.bench evidence` repeats the study behind the README's table."""

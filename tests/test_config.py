@@ -1,0 +1,496 @@
+"""Config files, overrides, the cross-section checks, and configs written back as source."""
+
+import copy
+import dataclasses
+import enum
+import json
+import re
+import types
+import typing
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from seva_jax.base_model import Checkpoint, TrainedBase
+from seva_jax.cli import config_directory, flatten, load_experiment, read_config, to_source
+from seva_jax.corrupt import Compose, DiffusionNoise, RandomInvert, RandomResizedCrop, moco
+from seva_jax.evals import Chair, ExactAnswer
+from seva_jax.experiment import (
+    ComputeOptions,
+    Evaluation,
+    Experiment,
+    RolloutOptions,
+    TextOptions,
+    TrainOptions,
+    check,
+)
+from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.models import LoraConfig
+from seva_jax.objectives import DPO, Supervised
+from seva_jax.optim import Optim
+from seva_jax.rollout.sampler import Sampling
+from seva_jax.types import DataError
+from seva_jax.workdir import fingerprint
+
+SHIPPED = sorted(config_directory().glob("*.py"))
+
+# Everything a config may hold: nested and empty tuples, pairs, None, an enum, quotes, a class
+# with a computed field, exact floats.
+ODD = Experiment(
+    workdir='a "quoted" \\ path\n',
+    base=TrainedBase(
+        words=("a", "'"),
+        processing=ImageProcessing(size=64, shortest_edge=96, resample=Image.Resampling.NEAREST),
+    ),
+    corrupt=(moco(), DiffusionNoise(step=800), Compose((RandomInvert(p=0.1 + 0.2),))),
+    objective=Supervised(),
+    train=TrainOptions(trained=()),
+    evals=(
+        Evaluation(
+            Chair("chair", synonyms=(("dog", "puppy"), ("dog", "dog"))),
+        ),
+    ),
+)
+
+
+def write(folder, text, name="config.py"):
+    """A config file."""
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def variant(folder, body, imports=""):
+    """A config file whose `get_config` runs `body`."""
+    head = f"from seva_jax.experiment import Experiment\n{imports}\n"
+    return write(folder, f"{head}\ndef get_config():\n    {body}\n")
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def test_missing_file_lists_shipped_configs():
+    """The answer to a wrong name is the list of right ones."""
+    with pytest.raises(DataError, match=r"nowhere\.py does not exist") as caught:
+        read_config(Path("nowhere.py"))
+    assert SHIPPED
+    for path in SHIPPED:
+        assert path.name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x = 1\n", "a config file defines get_config()"),
+        ("def get_config():\n    return 3\n", "returned int, not an Experiment"),
+        ("def get_config(:\n", r"SyntaxError.*line 1"),
+        ("import no_such_module_at_all\n", "no_such_module_at_all"),
+        ("def get_config():\n    return missing_name\n", "NameError.*missing_name"),
+        ("def get_config():\n    return {}['key']\n", "KeyError.*key"),
+        (
+            "from seva_jax.corrupt import DiffusionNoise\n"
+            "def get_config():\n    return DiffusionNoise(step=5000)\n",
+            "step=5000: give an integer from 0 to 999",
+        ),
+        (
+            "from seva_jax.objectives import DPO\ndef get_config():\n    return DPO(bta=1)\n",
+            "TypeError.*bta",
+        ),
+        ("def get_config():\n    return None.beta\n", "AttributeError.*beta"),
+    ],
+)
+def test_what_is_wrong_with_a_config_file(tmp_path, text, expected):
+    """Every failure is one `DataError` that names the file."""
+    path = write(tmp_path, text)
+    with pytest.raises(DataError, match=expected) as caught:
+        read_config(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_config_file_is_python(tmp_path):
+    """A YAML file is refused as what it is."""
+    with pytest.raises(DataError, match=r"must end in \.py"):
+        read_config(write(tmp_path, "a: 1\n", "config.yaml"))
+
+
+def test_a_config_file_may_define_a_corruption(tmp_path):
+    """With postponed annotations too, which dataclasses look up in the module."""
+    path = write(
+        tmp_path,
+        "from __future__ import annotations\n"
+        "import dataclasses\n"
+        "from typing import ClassVar\n"
+        "from seva_jax.corrupt import Corruption\n"
+        "from seva_jax.experiment import Experiment\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Mine(Corruption):\n"
+        "    space: ClassVar[str] = 'pixels'\n"
+        "    level: int = 3\n"
+        "    def __call__(self, key, image_HWC):\n"
+        "        return image_HWC\n"
+        "def get_config():\n"
+        "    return Experiment(corrupt=(Mine(),))\n",
+    )
+    assert flatten(read_config(path))["corrupt.0.level"] == 3
+    experiment, _ = load_experiment("test", ["--config", str(path), "--corrupt.0.level", "4"])
+    assert flatten(experiment)["corrupt.0.level"] == 4
+
+
+def test_a_variant_imports_the_config_it_varies(tmp_path):
+    """From its own directory, wherever the command was started."""
+    write(tmp_path, "from seva_jax.experiment import Experiment\nBASE = Experiment(seed=7)\n",
+          "the_base_of_the_variant.py")  # fmt: skip
+    path = write(
+        tmp_path,
+        "import dataclasses\nfrom the_base_of_the_variant import BASE\n"
+        "def get_config():\n    return dataclasses.replace(BASE, workdir='other')\n",
+    )
+    assert read_config(path) == Experiment(seed=7, workdir="other")
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+def test_without_arguments_the_shipped_tiny_config():
+    """The default command runs what `configs/tiny.py` says."""
+    experiment, flags = load_experiment("test", [])
+    assert experiment == read_config(config_directory() / "tiny.py")
+    assert not flags.print_config
+
+
+def test_overrides_reach_into_what_a_polymorphic_field_holds(tmp_path):
+    """The config names the class, the command line changes its fields."""
+    path = variant(
+        tmp_path,
+        "return Experiment(corrupt=(DiffusionNoise(), RandomInvert()), evals=(Evaluation(),))",
+        "from seva_jax.corrupt import DiffusionNoise, RandomInvert\n"
+        "from seva_jax.experiment import Evaluation",
+    )
+    experiment, flags = load_experiment("test", [
+        "--config", str(path),
+        "--objective.beta", "0.5",
+        "--corrupt.0.step", "3",
+        "--corrupt.1.p", "0.25",
+        "--base.path", "somewhere",
+        "--pairs.newline", "delete",
+        "--evals.0.max-new-tokens", "9",
+        "--evals.0.evaluator.name", "renamed",
+        "--train.trained", "lora", "vision",
+        "--prompts.world.skew", "0.7",
+        "--print-config",
+    ])  # fmt: skip
+    before = read_config(path)
+    expected = {
+        "objective.beta": 0.5,
+        "corrupt.0.step": 3,
+        "corrupt.1.p": 0.25,
+        "base.path": "somewhere",
+        "pairs.newline": "delete",
+        "evals.0.max_new_tokens": 9,
+        "evals.0.evaluator.name": "renamed",
+        "train.trained": ["lora", "vision"],
+        "prompts.world.skew": 0.7,
+    }
+    assert flags.print_config
+    assert flatten(experiment) == flatten(before) | expected
+    assert [type(c) for c in experiment.corrupt] == [DiffusionNoise, RandomInvert]
+
+
+def test_no_override_changes_nothing():
+    """Every shipped config comes back from tyro as it was."""
+    for path in SHIPPED:
+        experiment, _ = load_experiment("test", ["--config", str(path)])
+        assert experiment == read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("--objective.beto", "--objective.beta"),
+        ("--train.bach-size", "--train.batch-size"),
+        ("--corrupt.0.stp", "--corrupt.0.step"),
+    ],
+)
+def test_a_misspelt_option_suggests_the_right_one(capsys, wrong, right):
+    """And exits with an error."""
+    with pytest.raises(SystemExit) as caught:
+        load_experiment("test", [wrong, "1"])
+    assert caught.value.code == 2
+    printed = capsys.readouterr().err
+    assert wrong in printed
+    assert right in printed
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--train.batch-size", "many"],
+        ["--pairs.newline", "keep"],
+        ["--corrupt.1.step", "3"],  # there is only one corruption
+        ["--objective.sft-weight"],
+    ],
+)
+def test_a_bad_value_exits(capsys, argv):
+    """With an error that names the option."""
+    with pytest.raises(SystemExit) as caught:
+        load_experiment("test", argv)
+    assert caught.value.code == 2
+    assert argv[0] in capsys.readouterr().err
+
+
+def test_help_shows_every_option_with_its_docstring(capsys, monkeypatch):
+    """Every leaf of the config is an option, and each says what it is."""
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as caught:
+        load_experiment("What it does.", ["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert "What it does." in text
+    assert "strength of the pull towards the reference" in text
+    for name in leaves(load_experiment("test", [])[0]):
+        option = re.sub(r"_", "-", name)
+        assert f"--{option}" in text, name
+
+
+def test_overrides_are_checked():
+    """The checks that cross sections see the resolved config."""
+    with pytest.raises(DataError, match=r"train\.micro_batches 7"):
+        load_experiment("test", ["--train.micro-batches", "7"])
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+PROBLEMS = {
+    "rollout.batch_size must": {"rollout": RolloutOptions(batch_size=0)},
+    "rollout.sampling.max_new_tokens must": {"rollout": RolloutOptions(Sampling(max_new_tokens=0))},
+    "train.batch_size must": {"train": TrainOptions(batch_size=0)},
+    "train.micro_batches must": {"train": TrainOptions(micro_batches=0)},
+    "train.epochs must": {"train": TrainOptions(epochs=0)},
+    "train.repeat must": {"train": TrainOptions(repeat=0)},
+    "train.save_every must": {"train": TrainOptions(save_every=0)},
+    "train.log_every must": {"train": TrainOptions(log_every=0)},
+    "compute.head_chunk must": {"compute": ComputeOptions(head_chunk=0)},
+    "text.max_length must": {"text": TextOptions(max_length=0)},
+    "does not divide into": {"train": TrainOptions(batch_size=10, micro_batches=4)},
+    "corrupt is empty": {"corrupt": ()},
+    "train.trained is empty": {"train": TrainOptions(trained=()), "lora": LoraConfig(rank=0)},
+    "but lora.rank is 0": {"lora": LoraConfig(rank=0)},
+    "train.trained lacks lora": {"train": TrainOptions(trained=("projector",))},
+    "lora.rank must not be negative": {"lora": LoraConfig(rank=-1)},
+    "optim.warmup_ratio": {"optim": Optim(warmup_ratio=1.0)},
+    "optim.lr must be positive": {"optim": Optim(lr=0.0)},
+    "two evals are named 'same'": {"evals": (Evaluation(ExactAnswer("same")),) * 3},
+    "base.steps": {"base": TrainedBase(steps=0)},
+    "base.batch_size": {"base": TrainedBase(batch_size=0)},
+}
+
+
+@pytest.mark.parametrize("expected", PROBLEMS)
+def test_each_problem_is_found(expected):
+    """Alone, and named once."""
+    with pytest.raises(DataError) as caught:
+        check(Experiment(**PROBLEMS[expected]))
+    first, *lines = str(caught.value).split("\n")
+    assert first == "the config has problems:"
+    assert len(lines) == 1
+    assert expected in lines[0]
+
+
+def test_all_problems_are_reported_at_once():
+    """Nobody wants to find five mistakes in five runs."""
+    bad = Experiment(
+        base=TrainedBase(steps=0),
+        corrupt=(),
+        rollout=RolloutOptions(Sampling(max_new_tokens=-1), batch_size=-1),
+        text=TextOptions(max_length=0),
+        lora=LoraConfig(rank=0),
+        optim=Optim(lr=-1.0, warmup_ratio=-0.1),
+        train=TrainOptions(batch_size=3, micro_batches=2, epochs=0, repeat=0),
+        evals=(Evaluation(), Evaluation()),
+    )
+    with pytest.raises(DataError) as caught:
+        check(bad)
+    assert len(str(caught.value).split("\n")) - 1 == 12
+
+
+def test_the_defaults_and_the_shipped_configs_pass():
+    """`check` has nothing to say about them."""
+    check(Experiment())
+    for path in SHIPPED:
+        check(read_config(path))
+
+
+# --- flatten, fingerprint, to_source --------------------------------------------------------------
+
+
+def leaves(value, prefix=""):
+    """Dotted name -> value of everything that is not a dataclass or a tuple of them."""
+    if dataclasses.is_dataclass(value):
+        children = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
+    elif isinstance(value, tuple) and any(dataclasses.is_dataclass(v) for v in value):
+        children = [(str(i), v) for i, v in enumerate(value)]
+    else:
+        return {prefix: value}
+    out = {}
+    for name, child in children:
+        out |= leaves(child, f"{prefix}.{name}" if prefix else name)
+    return out
+
+
+@pytest.mark.parametrize("name", ["odd", "default", *(p.stem for p in SHIPPED)])
+def test_written_source_rebuilds_an_equal_experiment(tmp_path, name):
+    """Exactly, floats included; and the text is stable."""
+    named = {"odd": ODD, "default": Experiment()}
+    path = config_directory() / f"{name}.py"
+    experiment = named[name] if name in named else read_config(path)
+    source = to_source(experiment)
+    rebuilt = read_config(write(tmp_path, source))
+    assert rebuilt == experiment
+    assert flatten(rebuilt) == flatten(experiment)
+    assert to_source(rebuilt) == source
+
+
+@pytest.mark.parametrize("name", ["odd", "tiny"])
+def test_flatten_covers_every_leaf(name):
+    """By name and value, and everything is plain JSON."""
+    experiment = ODD if name == "odd" else read_config(config_directory() / "tiny.py")
+    flat = flatten(experiment)
+    expected = leaves(experiment)
+    assert len(expected) > 60
+    for key, value in expected.items():
+        if isinstance(value, enum.Enum):
+            value = value.name
+        assert flat[key] == (list(value) if isinstance(value, tuple) else value), key
+    # What is more names the classes and lengths of polymorphic parts.
+    for key in flat.keys() - expected.keys():
+        assert isinstance(flat[key], str), key
+    round_trip = json.loads(json.dumps(flat))
+    assert round_trip.keys() == flat.keys()
+
+
+def test_flatten_tells_classes_and_lengths_apart():
+    """Two objectives with the same fields, no field, or fewer items are different configs."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Other(DPO):
+        """The same fields as DPO."""
+
+    base = Experiment()
+    others = [
+        dataclasses.replace(base, objective=Other()),
+        dataclasses.replace(base, objective=Supervised()),
+        dataclasses.replace(base, corrupt=(DiffusionNoise(), DiffusionNoise())),
+        dataclasses.replace(base, corrupt=()),
+        dataclasses.replace(base, evals=(Evaluation(),)),
+        dataclasses.replace(base, base=TrainedBase()),
+    ]
+    assert len({fingerprint(e) for e in [base, *others]}) == 1 + len(others)
+
+
+def _other(value):
+    """A value of the same type that is not the same."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, enum.Enum):
+        return next(x for x in type(value) if x is not value)
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, str):
+        return value + "x"
+    if isinstance(value, tuple):
+        return (*value, *(value[:1] or ("x",)))
+    assert value is None
+    return 1
+
+
+def _unshared(value):
+    """A copy in which no dataclass occurs at two places, unlike class defaults."""
+    if isinstance(value, tuple):
+        return tuple(_unshared(v) for v in value)
+    if not dataclasses.is_dataclass(value):
+        return value
+    new = copy.copy(value)
+    for field in dataclasses.fields(value):
+        object.__setattr__(new, field.name, _unshared(getattr(value, field.name)))
+    return new
+
+
+def test_every_leaf_changes_the_fingerprint():
+    """A stage can only be skipped if nothing it may depend on has changed."""
+    experiment = _unshared(ODD)  # changed in place below, which frozen dataclasses forbid
+    before, seen = fingerprint(experiment), set()
+
+    def visit(value):
+        if isinstance(value, tuple):
+            for item in value:
+                visit(item)
+        if not dataclasses.is_dataclass(value):
+            return
+        for field in dataclasses.fields(value):
+            old = getattr(value, field.name)
+            if dataclasses.is_dataclass(old):
+                visit(old)
+                continue
+            visit(old)
+            object.__setattr__(value, field.name, _other(old))
+            changed = fingerprint(experiment)
+            assert changed not in seen | {before}, f"{type(value).__name__}.{field.name}"
+            seen.add(changed)
+            object.__setattr__(value, field.name, old)
+
+    visit(experiment)
+    assert fingerprint(experiment) == before
+    assert len(seen) > 60
+
+
+# --- documentation --------------------------------------------------------------------------------
+
+
+def config_classes():
+    """Experiment, what its fields name, and every subclass of those, recursively."""
+    found, queue = set(), [Experiment, Checkpoint, TrainedBase]
+    while queue:
+        kind = queue.pop()
+        if kind in found or not kind.__module__.startswith("seva_jax."):
+            continue
+        found.add(kind)
+        queue += kind.__subclasses__()
+        annotations = list(typing.get_type_hints(kind).values())
+        while annotations:
+            annotation = annotations.pop()
+            annotations += typing.get_args(annotation)
+            if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+                queue.append(annotation)
+    return sorted(found, key=lambda c: (c.__module__, c.__qualname__))
+
+
+def described(kind):
+    """Names with text in the Attributes section of a class's own docstring."""
+    section = re.search(r"Attributes:\n(.*?)(?:\n\s*\n|\Z)", kind.__doc__ or "", re.DOTALL)
+    lines = section.group(1).splitlines() if section else []
+    depth = min((len(x) - len(x.lstrip()) for x in lines if x.strip()), default=0)
+    return set(re.findall(rf"^ {{{depth}}}(\w+): \S", "\n".join(lines), re.MULTILINE))
+
+
+@pytest.mark.parametrize("kind", config_classes(), ids=lambda c: c.__qualname__)
+def test_every_field_of_every_config_class_is_documented(kind):
+    """`--help` shows these lines; an inherited field may be described where it comes from."""
+    assert dataclasses.is_dataclass(kind)
+    assert kind.__dataclass_params__.frozen
+    known = set().union(*(described(c) for c in kind.__mro__))
+    missing = {f.name for f in dataclasses.fields(kind)} - known
+    assert not missing
+    # And nothing is described that does not exist.
+    existing = {f.name for f in dataclasses.fields(kind)}
+    existing |= {n for c in kind.__mro__ for n in typing.get_type_hints(c)}
+    assert described(kind) <= existing
+
+
+def test_the_walk_over_config_classes_is_not_empty():
+    """Base classes, their subclasses and what those hold."""
+    names = {c.__qualname__ for c in config_classes()}
+    assert {"Experiment", "DPO", "Supervised", "RandomResizedCrop", "Compose", "Chair"} <= names
+    assert {"ShapeWorld", "VisionConfig", "Template", "MeshShape", "CorruptionPairs"} <= names
+    assert described(RandomResizedCrop)
+    assert described(types.SimpleNamespace) == set()

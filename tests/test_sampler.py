@@ -1,0 +1,120 @@
+"""The compiled decode loop against decoding by full forward passes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_step import CONFIG, IMAGE, PATCHES
+
+from seva_jax.models import Llava
+from seva_jax.models.init import _init, _unbox
+from seva_jax.rollout.sampler import PromptBatch, Sampling, choose, generate
+
+MODEL = Llava(CONFIG)
+STOP, PAD, NEW, WIDTH = 3, 0, 6, 16
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Weights large enough that answers differ between prompts."""
+    fresh = _unbox(jax.jit(lambda key: _init(MODEL, key))(jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(fresh)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    noise = [x + 0.4 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, noise)
+
+
+def prompts(side):
+    """Prompts of mixed lengths with 0, 1 and 2 images, padded on one side."""
+    rng = np.random.default_rng(0)
+    image = np.full(PATCHES, IMAGE)
+    rows = [
+        np.concatenate([[1], image, rng.integers(5, 40, 3)]),
+        rng.integers(5, 40, 5),
+        np.concatenate([image, rng.integers(5, 40, 2), image, rng.integers(5, 40, 1)]),
+        np.concatenate([rng.integers(5, 40, 9), image, rng.integers(5, 40, 2)]),
+    ]
+    tokens, mask = np.zeros((4, WIDTH), np.int32), np.zeros((4, WIDTH), bool)
+    for i, row in enumerate(rows):
+        at = slice(0, len(row)) if side == "right" else slice(WIDTH - len(row), WIDTH)
+        tokens[i, at], mask[i, at] = row, True
+    is_image = tokens == IMAGE
+    patch = np.where(is_image, np.cumsum(is_image, 1) - 1, -1).astype(np.int32)
+    pixels = rng.normal(size=(4, 2, 8, 8, 3)).astype(np.float32)
+    return rows, PromptBatch(tokens, mask, patch, pixels)
+
+
+def keys(num):
+    """One key a row."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(num))
+
+
+@jax.jit
+def next_logits(variables, tokens, length, pixels):
+    """Logits after the first `length` tokens of one row."""
+    is_image = tokens == IMAGE
+    patch = jnp.where(is_image, jnp.cumsum(is_image) - 1, -1)[None]
+    size = len(tokens)
+    mask = jnp.tril(jnp.ones((size, size), bool))[None]
+    logits = MODEL.apply(variables, tokens[None], jnp.arange(size)[None], mask, patch, pixels[None])
+    return logits[0, length - 1]
+
+
+def by_full_passes(variables, row, pixels):
+    """Greedy decoding without a cache."""
+    tokens, out = list(row), []
+    for _ in range(NEW):
+        padded = np.pad(tokens, (0, WIDTH + NEW - len(tokens)))
+        out.append(int(next_logits(variables, padded, len(tokens), pixels).argmax()))
+        tokens.append(out[-1])
+        if out[-1] == STOP:
+            break
+    return out + [PAD] * (NEW - len(out))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_greedy_equals_full_forward_passes(variables, side):
+    """Mixed lengths, images and padding in one batch."""
+    rows, batch = prompts(side)
+    out = generate(MODEL, variables, batch, keys(4), Sampling(NEW), (STOP,), PAD)
+    expected = [
+        by_full_passes(variables, r, p) for r, p in zip(rows, batch.pixels_BIHWC, strict=True)
+    ]
+    np.testing.assert_array_equal(out, expected)
+    assert len({tuple(r) for r in expected}) == 4  # the rows do differ
+
+
+def test_stops_and_pads(variables):
+    """After a stop token there is only padding; other rows go on."""
+    _, batch = prompts("right")
+    free = generate(MODEL, variables, batch, keys(4), Sampling(NEW), (), PAD)
+    stop = int(free[0, 1])
+    out = np.asarray(generate(MODEL, variables, batch, keys(4), Sampling(NEW), (stop,), PAD))
+    for row, unstopped in zip(out, np.asarray(free), strict=True):
+        end = np.flatnonzero(unstopped == stop)
+        length = end[0] + 1 if len(end) else NEW
+        np.testing.assert_array_equal(row[:length], unstopped[:length])
+        assert (row[length:] == PAD).all()
+
+
+def test_sampling_depends_on_its_own_key_only(variables):
+    """Another order of the rows gives the same answers; another key another answer."""
+    _, batch = prompts("right")
+    sampling = Sampling(NEW, temperature=1.5, top_p=0.95)
+    out = np.asarray(generate(MODEL, variables, batch, keys(4), sampling, (STOP,), PAD))
+    order = np.array([2, 0, 3, 1])
+    moved = PromptBatch(*(x[order] for x in batch))
+    again = np.asarray(generate(MODEL, variables, moved, keys(4)[order], sampling, (STOP,), PAD))
+    np.testing.assert_array_equal(again, out[order])
+    other = generate(MODEL, variables, batch, keys(8)[4:], sampling, (STOP,), PAD)
+    assert (np.asarray(other) != out).any()
+
+
+def test_top_p_keeps_the_smallest_sufficient_set():
+    """Tokens outside the nucleus never come; those inside come in proportion."""
+    probs = np.array([0.5, 0.3, 0.15, 0.05])
+    logits = jnp.broadcast_to(jnp.log(probs), (4000, 4))
+    tokens = choose(logits, keys(4000), Sampling(1, temperature=1.0, top_p=0.7))
+    share = np.bincount(np.asarray(tokens), minlength=4) / 4000
+    np.testing.assert_allclose(share, [0.625, 0.375, 0, 0], atol=0.03)
+    assert (choose(logits, keys(4000), Sampling(1, temperature=1.0, top_p=0.01)) == 0).all()

@@ -1,0 +1,235 @@
+"""Files of a run: what is written comes back exactly, and damage is named."""
+
+import json
+
+import numpy as np
+import pytest
+
+from seva_jax.data import store
+from seva_jax.types import Comparison, DataError, Prompt, Rollout
+
+# Quotes, line ends of every kind, characters outside ASCII and outside the BMP, and an empty text.
+TEXTS = (
+    'say "red"\\',
+    "two\nlines\r\nand\ra\ttab",
+    "unicode separators \u2028 \u2029 \x85 \x0b \x0c \x1c",
+    "été 颜色 🟥",
+    "\x00",
+    "",
+)
+
+
+def prompt(index=0, **meta):
+    """A prompt with a difficult question and ground truth of every allowed kind."""
+    truth = {"objects": [["red", "circle"]], "n": 3, "p": 0.1, "none": "", **meta}
+    return Prompt(f"id/{index}", TEXTS[index % len(TEXTS)], ("a.png", "b/ü.jpg"), truth)
+
+
+def comparisons():
+    """Several shapes of comparison."""
+    return [
+        Comparison(prompt(0), ("yes", "no"), corruptions=(0,)),
+        Comparison(prompt(1), TEXTS[:4], weight=0.1, corruptions=(0, 1, 2)),
+        Comparison(Prompt("text only", "why?", ()), ("because",), weight=0.0),
+    ]
+
+
+# --- JSON lines -----------------------------------------------------------------------------------
+
+
+def test_rollouts_round_trip(tmp_path):
+    """Appended batch by batch."""
+    path = tmp_path / "rollouts.jsonl"
+    rollouts = [Rollout(prompt(i), TEXTS[i], (TEXTS[-i], "x")) for i in range(len(TEXTS))]
+    store.append_lines(path, map(store.rollout_record, rollouts[:2]))
+    store.append_lines(path, [])
+    store.append_lines(path, map(store.rollout_record, rollouts[2:]))
+    assert [store.rollout_from(r) for r in store.read_lines(path)] == rollouts
+    assert path.read_bytes().count(b"\n") == len(rollouts)
+
+
+def test_a_missing_file_has_no_lines(tmp_path):
+    """A run that has not begun."""
+    assert store.read_lines(tmp_path / "none.jsonl") == []
+    assert not (tmp_path / "none.jsonl").exists()
+
+
+def test_every_cut_of_a_file_leaves_whole_lines(tmp_path):
+    """Killed at any byte: finished lines are kept, the rest is cut off, and appending works."""
+    path = tmp_path / "lines.jsonl"
+    records = [{"text": TEXTS[3], "n": 1}, {"n": 22}]
+    store.append_lines(path, records)
+    whole = path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        kept = sum(end <= size for end in ends)
+        assert store.read_lines(path) == records[:kept]
+        assert path.read_bytes() == whole[: ([0, *ends])[kept]]
+        store.append_lines(path, records[kept:])
+        assert path.read_bytes() == whole
+
+
+def test_a_broken_line_before_the_last_is_named(tmp_path):
+    """That is no kill but damage; nothing is cut."""
+    path = tmp_path / "lines.jsonl"
+    content = b'{"n": 1}\n{"n": \n{"n": 3}\n'
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"lines\.jsonl, line 2: not JSON .*delete the file"):
+        store.read_lines(path)
+    assert path.read_bytes() == content
+
+
+def test_bytes_that_are_not_utf8_are_named(tmp_path):
+    """A disk that lies."""
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b'{"n": "\xff"}\n{"n": 3}\n')
+    with pytest.raises(DataError, match="line 1"):
+        store.read_lines(path)
+
+
+def test_json_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    """A kill before the rename leaves the old file."""
+    path = tmp_path / "index.json"
+    store.write_json(path, {"texts": TEXTS})
+    assert json.loads(path.read_text("utf-8")) == {"texts": list(TEXTS)}
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(path), "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.write_json(path, {"texts": []})
+    assert json.loads(path.read_text("utf-8")) == {"texts": list(TEXTS)}
+
+
+# --- ArrayRecord ----------------------------------------------------------------------------------
+
+
+def test_comparisons_round_trip(tmp_path):
+    """Equal, in order, tuples as tuples."""
+    path = tmp_path / "pairs.array_record"
+    store.write_comparisons(path, comparisons())
+    assert store.read_comparisons(path) == comparisons()
+    store.write_comparisons(path, comparisons()[:1])  # replaces
+    assert store.read_comparisons(path) == comparisons()[:1]
+    assert [p.name for p in tmp_path.iterdir()] == ["pairs.array_record"]
+
+
+def test_many_records_keep_their_order(tmp_path):
+    """More than a reader's chunk."""
+    path = tmp_path / "many.array_record"
+    store.write_records(path, ({"n": n, "pad": "x" * (n % 97)} for n in range(3000)))
+    assert [r["n"] for r in store.read_records(path)] == list(range(3000))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    """With what to do."""
+    with pytest.raises(DataError, match=r"gone\.array_record is missing"):
+        store.read_records(tmp_path / "gone.array_record")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: b"x",
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: b"x" * len(content),
+        lambda content: bytes(len(content)),
+    ],
+    ids=["empty", "one byte", "cut in half", "last byte gone", "something else", "zeros"],
+)
+def test_a_damaged_file_is_named(tmp_path, damage):
+    """With what to do."""
+    path = tmp_path / "pairs.array_record"
+    store.write_comparisons(path, comparisons())
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match=r"pairs\.array_record is damaged .*delete it"):
+        store.read_comparisons(path)
+
+
+def test_no_flipped_byte_is_read_as_something_else(tmp_path):
+    """Hashes catch it, unless the byte is one that nobody reads."""
+    path = tmp_path / "pairs.array_record"
+    store.write_comparisons(path, comparisons())
+    content = path.read_bytes()
+    used = np.flatnonzero(np.frombuffer(content, np.uint8))
+    num_caught, places = 0, used[::3].tolist()
+    for place in places:
+        flipped = bytearray(content)
+        flipped[place] ^= 0x11
+        path.write_bytes(flipped)
+        try:
+            assert store.read_comparisons(path) == comparisons(), place
+        except DataError:
+            num_caught += 1
+    assert num_caught > len(places) / 2
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    """Records come from a generator that may fail."""
+    path = tmp_path / "pairs.array_record"
+    store.write_records(path, [{"n": 1}])
+
+    def records():
+        yield {"n": 2}
+        raise RuntimeError("failed")
+
+    with pytest.raises(RuntimeError, match="failed"):
+        store.write_records(path, records())
+    assert store.read_records(path) == [{"n": 1}]
+
+
+# --- reference log-probs --------------------------------------------------------------------------
+
+
+def float32_bits(values):
+    """Their bit patterns, which tell -0.0 from 0.0."""
+    return np.asarray(values, np.float32).view(np.uint32)
+
+
+def test_reference_log_probs_are_exact(tmp_path):
+    """Every bit of a float32 survives: random patterns, denormals, both zeros, the extremes."""
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2**32, 20_000, np.uint64).astype(np.uint32)
+    random = bits.view(np.float32)
+    random = random[np.isfinite(random)]
+    denormals = rng.integers(1, 2**23, 2_000).astype(np.uint32).view(np.float32)
+    tiny, largest = np.finfo(np.float32).tiny, np.finfo(np.float32).max
+    special = np.array([0.0, -0.0, tiny, -tiny, largest, -largest, 1e-45, -0.1], np.float32)
+    typical = -rng.exponential(2, 5_000).astype(np.float32)
+    assert denormals.max() < tiny
+    logps = [(random, special), (denormals, -denormals), (typical,), (special[:1], special[1:])]
+    ids = [f"id {i}" for i in range(len(logps))]
+    path = tmp_path / "reference.array_record"
+    store.write_reference(path, ids, logps, "fingerprint")
+    read = store.read_reference(path, ids, "fingerprint")
+    assert len(read) == len(logps)
+    for found, expected in zip(read, logps, strict=True):
+        assert isinstance(found, tuple)
+        for a, b in zip(found, expected, strict=True):
+            assert a.dtype == np.float32
+            np.testing.assert_array_equal(float32_bits(a), float32_bits(b))
+
+
+def test_stale_reference_log_probs_are_refused(tmp_path):
+    """Other weights, other pairs, another order, or fewer of them."""
+    path = tmp_path / "reference.array_record"
+    ids, logps = ["a", "b"], [[np.zeros(2, np.float32)]] * 2
+    store.write_reference(path, ids, logps, "made for this")
+    assert len(store.read_reference(path, ids, "made for this")) == 2
+    with pytest.raises(DataError, match=r"made for this instead of something else.*delete it"):
+        store.read_reference(path, ids, "something else")
+    for others in (["b", "a"], ["a"], ["a", "b", "c"], []):
+        with pytest.raises(DataError, match=r"reference\.array_record belongs to other pairs"):
+            store.read_reference(path, others, "made for this")
+
+
+def test_reference_needs_one_entry_for_each_id(tmp_path):
+    """A caller's mistake does not become a file."""
+    path = tmp_path / "reference.array_record"
+    with pytest.raises(ValueError, match="zip"):
+        store.write_reference(path, ["a", "b"], [[np.zeros(1, np.float32)]], "f")
+    assert not path.exists()

@@ -1,0 +1,259 @@
+"""The work directory: skipped stages, refused configs, metrics."""
+
+import dataclasses
+import json
+
+import pytest
+
+from seva_jax import workdir as workdir_module
+from seva_jax.cli import read_config
+from seva_jax.experiment import Experiment, ReportOptions, TrainOptions
+from seva_jax.objectives import DPO, Supervised
+from seva_jax.sharding import MeshShape
+from seva_jax.types import DataError
+from seva_jax.workdir import Workdir, fingerprint
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    """The defaults, in a directory that does not exist yet."""
+    return Experiment(workdir=str(tmp_path / "deep" / "run"))
+
+
+def test_opening_writes_a_config_that_rebuilds_the_run(experiment):
+    """As Python for people and `--config`, as JSON for the comparison below."""
+    workdir = Workdir.open(experiment)
+    assert workdir.writes
+    assert read_config(workdir.path / "config.py") == experiment
+    assert json.loads((workdir.path / "config.json").read_text())["objective.beta"] == 0.1
+    assert not list(workdir.path.glob("*.tmp"))
+    assert Workdir.open(experiment) == workdir  # and again
+
+
+def test_an_empty_directory_may_be_there_already(experiment, tmp_path):
+    """Whoever made it."""
+    (tmp_path / "deep" / "run").mkdir(parents=True)
+    Workdir.open(experiment)
+
+
+# --- stages ---------------------------------------------------------------------------------------
+
+
+def test_a_stage_runs_once_for_each_fingerprint(experiment, capsys):
+    """Same fingerprint: skipped, in a new process too. Another one: run again."""
+    ran = []
+
+    def run():
+        ran.append(1)
+        return f"summary {len(ran)}"
+
+    workdir = Workdir.open(experiment)
+    workdir.stage("pairs", "aaaa", run)
+    workdir.stage("pairs", "aaaa", run)
+    Workdir.open(experiment).stage("pairs", "aaaa", run)
+    assert len(ran) == 1
+    assert "done before (summary 1)" in capsys.readouterr().out
+    workdir.stage("pairs", "bbbb", run)
+    assert len(ran) == 2
+    workdir.stage("pairs", "aaaa", run)  # only the last one counts
+    workdir.stage("rollouts", "aaaa", run)  # another stage is another stage
+    assert len(ran) == 4
+    stages = Workdir.open(experiment).stages()
+    assert list(stages) == ["pairs", "rollouts"]
+    assert stages["pairs"]["summary"] == "summary 3"
+    assert stages["pairs"]["fingerprint"] == "aaaa"
+    assert 0 <= stages["pairs"]["seconds"] < 60
+
+
+def test_a_stage_that_fails_is_not_finished(experiment):
+    """Nor does it undo the ones before."""
+    workdir = Workdir.open(experiment)
+    workdir.stage("one", "a", lambda: "fine")
+
+    def fails():
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        workdir.stage("two", "a", fails)
+    assert list(Workdir.open(experiment).stages()) == ["one"]
+
+
+def test_fingerprints_depend_on_every_part():
+    """On order, on classes and on fields; not on the object."""
+    parts = [
+        ("a", 1),
+        (1, "a"),
+        ("a1",),
+        ("a", 1, None),
+        (DPO(),),
+        (DPO(beta=0.2),),
+        (Supervised(),),
+        (Experiment(),),
+    ]
+    assert len({fingerprint(*p) for p in parts}) == len(parts)
+    assert fingerprint(DPO(), "x") == fingerprint(DPO(beta=0.1), "x")
+    assert fingerprint({"b": 1, "a": 2}) == fingerprint({"a": 2, "b": 1})
+
+
+def test_a_fingerprint_is_the_same_in_every_process():
+    """A golden: a change here makes every existing work directory run again.
+
+    Printed by `fingerprint("a", 1, [2.5, None])`.
+    """
+    assert fingerprint("a", 1, [2.5, None]) == "93f17ca066394148"
+
+
+# --- other configs --------------------------------------------------------------------------------
+
+
+def test_another_config_is_refused_field_by_field(experiment):
+    """With the value there and the value now."""
+    Workdir.open(experiment)
+    other = dataclasses.replace(
+        experiment,
+        seed=7,
+        objective=DPO(beta=0.25),
+        train=TrainOptions(trained=("lora",)),
+        corrupt=(),
+    )
+    with pytest.raises(DataError) as caught:
+        Workdir.open(other)
+    text = str(caught.value)
+    for line in (
+        "seed: 42 there, 7 now",
+        "objective.beta: 0.1 there, 0.25 now",
+        "train.trained: ['lora', 'projector'] there, ['lora'] now",
+        "corrupt.0.step: 500 there, 'absent' now",
+    ):
+        assert line in text
+    assert experiment.workdir in text
+    assert "choose another --workdir" in text
+    assert "optim" not in text
+    # What was there is untouched, so the first config still opens it.
+    assert read_config(Workdir.open(experiment).path / "config.py") == experiment
+
+
+def test_another_class_with_the_same_fields_is_another_config(experiment):
+    """The class itself is compared."""
+    Workdir.open(experiment)
+    with pytest.raises(DataError, match=r"objective: 'seva_jax\.objectives\.dpo\.DPO' there"):
+        Workdir.open(dataclasses.replace(experiment, objective=Supervised()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mesh": MeshShape(data=1, tensor=8)},
+        {"report": ReportOptions(num_pairs=3)},
+        {"train": TrainOptions(log_every=3)},
+        {"train": TrainOptions(save_every=3)},
+    ],
+)
+def test_fields_that_change_no_result_may_change(experiment, change):
+    """And the directory remembers the last one."""
+    Workdir.open(experiment)
+    other = dataclasses.replace(experiment, **change)
+    workdir = Workdir.open(other)
+    assert read_config(workdir.path / "config.py") == other
+    Workdir.open(experiment)
+
+
+def test_a_moved_directory_still_belongs_to_its_run(experiment, tmp_path):
+    """The name of the directory is not part of the run."""
+    Workdir.open(experiment)
+    (tmp_path / "deep" / "run").rename(tmp_path / "moved")
+    Workdir.open(dataclasses.replace(experiment, workdir=str(tmp_path / "moved")))
+
+
+def test_a_directory_of_something_else_is_refused(experiment, tmp_path):
+    """Nothing is written into it."""
+    folder = tmp_path / "deep" / "run"
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match=r"run is not empty and holds no run; choose another"):
+        Workdir.open(experiment)
+    assert [p.name for p in folder.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_a_file_in_the_way_is_named(tmp_path, name):
+    """A workdir that is a file, or below one."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="file"):
+        Workdir.open(Experiment(workdir=str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("name", ["to_source", "write_json"])
+def test_a_kill_while_opening_leaves_a_directory_that_opens(experiment, monkeypatch, name):
+    """Whatever was written first."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workdir_module, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            Workdir.open(experiment)
+    assert read_config(Workdir.open(experiment).path / "config.py") == experiment
+
+
+# --- metrics --------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_replayed_step_count_once(experiment):
+    """A resumed run repeats the steps since its last checkpoint; the later row wins."""
+    workdir = Workdir.open(experiment)
+    assert workdir.read_metrics() == []
+    with workdir.metrics("align") as write:
+        for step in (10, 20, 30):
+            write(step, {"loss": float(step)})
+    with workdir.metrics("base") as write:
+        write(20, {"loss": 0.5})
+    with Workdir.open(experiment).metrics("align") as write:  # resumed from step 10
+        for step in (20, 30, 40):
+            write(step, {"loss": step + 0.25})
+    found = [(r["stage"], r["step"], r["loss"]) for r in workdir.read_metrics()]
+    assert found == [
+        ("align", 10, 10.0),
+        ("align", 20, 20.25),
+        ("align", 30, 30.25),
+        ("align", 40, 40.25),
+        ("base", 20, 0.5),
+    ]
+
+
+def test_metrics_are_on_disk_row_by_row(experiment):
+    """A killed run keeps what it logged, but for the line it died in."""
+    workdir = Workdir.open(experiment)
+    with workdir.metrics("align") as write:
+        write(1, {"loss": 0.125, "rewards/margins": -1e-8})
+        lines = (workdir.path / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(x) for x in lines] == [
+            {"stage": "align", "step": 1, "loss": 0.125, "rewards/margins": -1e-8}
+        ]
+    with (workdir.path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "align", "st')
+    assert [r["step"] for r in workdir.read_metrics()] == [1]
+    with workdir.metrics("align") as write:
+        write(2, {"loss": 0.0})
+    assert [r["step"] for r in workdir.read_metrics()] == [1, 2]
+
+
+def test_tensorboard_has_the_same_numbers(experiment):
+    """One event file a stage, with the names of the metrics in it."""
+    workdir = Workdir.open(experiment)
+    with workdir.metrics("align") as write:
+        write(3, {"rewards/margins": 0.5})
+    (events,) = (workdir.path / "tensorboard" / "align").glob("events.out.tfevents.*")
+    assert b"rewards/margins" in events.read_bytes()
+
+
+def test_a_process_that_does_not_write_leaves_no_trace(experiment, tmp_path):
+    """Only process 0 writes; the others run the same code."""
+    other = Workdir(tmp_path / "other", writes=False)
+    ran = []
+    other.stage("pairs", "a", lambda: ran.append(1) or "summary")
+    with other.metrics("align") as write:
+        write(1, {"loss": 0.0})
+    assert ran
+    assert not other.path.exists()
