@@ -197,6 +197,8 @@ def check(experiment: Experiment) -> None:
             f"train.batch_size {e.train.batch_size} does not divide into "
             f"train.micro_batches {e.train.micro_batches}"
         )
+    if not 0 <= e.seed < 2**32:
+        problems.append(f"seed must be in [0, 2^32), not {e.seed}")
     if not e.corrupt:
         problems.append("corrupt is empty; without a corruption there are no rejected answers")
     if not e.train.trained:

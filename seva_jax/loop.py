@@ -81,10 +81,10 @@ def init_state(
 
     parameter_shardings = jax.tree.map(lambda x: x.sharding, trainable)
     abstract = jax.eval_shape(init, trainable)
-    shardings = TrainState(
-        replicated(mesh),
-        parameter_shardings,
-        state_shardings(mesh, abstract.opt_state, parameter_shardings),
+    shardings = abstract._replace(
+        step=replicated(mesh),
+        trainable=parameter_shardings,
+        opt_state=state_shardings(mesh, abstract.opt_state, parameter_shardings),
     )
     return jax.jit(init, out_shardings=shardings)(trainable)
 
@@ -145,7 +145,7 @@ def fit(
             seconds, clock = time.monotonic() - clock, time.monotonic()
             for count in ("pairs", "tokens"):
                 means[f"{count}/s"] = means.pop(count) * len(rows) / seconds
-            means["lr"] = float(loop.learning_rate(step - 1))
+            means["lr"] = np.asarray(loop.learning_rate(step - 1)).item()
             write_metrics(step, means)
             shown = [k for k in ("loss", "rewards/margins", "rewards/accuracies") if k in means]
             bar.set_postfix({k.removeprefix("rewards/"): f"{means[k]:.3f}" for k in shown})

@@ -97,7 +97,7 @@ def resolve(
         raise DataError(f"{path}: {len(names)} dim names {names} for shape {shape}")
     axes: list[str | None] = []
     for dim, (name, size) in enumerate(zip(names, shape, strict=True)):
-        if name not in LOGICAL_AXES:
+        if name is None or name not in LOGICAL_AXES:
             raise DataError(
                 f"{path}: dim {dim} has the unknown logical name {name!r}; "
                 f"known: {', '.join(LOGICAL_AXES)}"

@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
     """
 
     step: jax.Array
-    trainable: dict[str, Any]
+    trainable: Any
     opt_state: optax.OptState
 
 
@@ -96,7 +96,7 @@ def tree_logps(
     def chunk_logps(carry: None, indices: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
         source_BX, target_BX = indices
         hidden_BXD = jnp.take_along_axis(hidden_BSD, source_BX[..., None], axis=1)
-        logits_BXV = model.apply(variables, hidden_BXD, method="head")
+        logits_BXV: Any = model.apply(variables, hidden_BXD, method="head")
         picked_BX = jnp.take_along_axis(logits_BXV, target_BX[..., None], axis=-1)[..., 0]
         return carry, picked_BX - jax.nn.logsumexp(logits_BXV, axis=-1)
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import collections
 import functools
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -436,8 +438,21 @@ def _from_process_0(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
 
 
+def use_compile_cache() -> None:
+    """Keeps compiled programs between runs, in a directory only this user can write.
+
+    Who can write the cache can run code, so it is never in a shared place. JAX's own
+    JAX_COMPILATION_CACHE_DIR takes precedence.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        directory = Path.home() / ".cache" / "seva_jax" / "compiled"
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
+    use_compile_cache()
     try:
         experiment, flags = load_experiment(DESCRIPTION, argv)
         if flags.print_config:

@@ -14,9 +14,8 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
-Array = jax.Array | np.ndarray
+Array = Any  # jax.Array inside a step, np.ndarray on the host: NumPy and JAX share the notation
 
 
 class DataError(ValueError):

@@ -8,7 +8,7 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import jax  # noqa: E402
+import jax
 
 # Tests compile many small programs once: compiling less thoroughly halves their time.
 jax.config.update("jax_disable_most_optimizations", True)

@@ -262,6 +262,8 @@ def test_overrides_are_checked():
 # --- checks ---------------------------------------------------------------------------------------
 
 PROBLEMS = {
+    "seed must be in [0, 2^32), not -1": {"seed": -1},
+    "seed must be in [0, 2^32), not 4294967296": {"seed": 2**32},
     "rollout.batch_size must": {"rollout": RolloutOptions(batch_size=0)},
     "rollout.sampling.max_new_tokens must": {"rollout": RolloutOptions(Sampling(max_new_tokens=0))},
     "train.batch_size must": {"train": TrainOptions(batch_size=0)},

@@ -7,12 +7,14 @@ import sys
 import tyro
 
 from seva_jax.bench.evidence import EvidenceStudy, run_study
+from seva_jax.train import use_compile_cache
 from seva_jax.types import DataError
 
 
 def main() -> None:
     """The command line."""
     study = tyro.extras.subcommand_cli_from_dict({"evidence": EvidenceStudy})
+    use_compile_cache()
     try:
         run_study(study)
     except DataError as error:

@@ -72,7 +72,7 @@ class ComparisonRows:
             image_size=self.processing.size,
             tokens_per_image=self.encoder.tokens_per_image,
             image_token_id=self.encoder.image_token_id,
-            pad_id=self.encoder.tokenizer.pad_token_id or 0,
+            pad_id=self.encoder.pad_id,
         )
 
 
@@ -124,14 +124,16 @@ class _Order:
     """`num_batches * batch_size` indices: shuffled epochs, then None."""
 
     def __init__(self, num: int, epochs: int, seed: int, total: int) -> None:
-        self._order = grain.MapDataset.range(num).shuffle(seed=seed).repeat(epochs)
+        # shuffle(seed=s) would give epoch 1 of seed s the order of epoch 0 of seed s + 1.
+        self._order = grain.MapDataset.range(num).seed(seed).shuffle().repeat(epochs)
         self._total = total
 
     def __len__(self) -> int:
         return self._total
 
     def __getitem__(self, index: int) -> int:
-        return self._order[index] if index < len(self._order) else -1
+        found = self._order[index] if index < len(self._order) else None
+        return -1 if found is None else found
 
 
 def num_steps(num: int, batch_size: int, epochs: int, repeat: int, max_steps: int) -> int:

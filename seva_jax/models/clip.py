@@ -5,6 +5,8 @@ Layers above the feature layer and the post-layernorm do not influence LLaVA and
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -65,8 +67,10 @@ class VisionTower(nn.Module):
         )
 
         init = nn.initializers.normal(0.02)
-        cls = self.param("class_embedding", nn.with_logical_partitioning(init, ("norm",)), (width,))
-        position = self.param(
+        cls: Any = self.param(
+            "class_embedding", nn.with_logical_partitioning(init, ("norm",)), (width,)
+        )
+        position: Any = self.param(
             "position_embedding",
             nn.with_logical_partitioning(init, ("position", "vision_embed")),
             (side * side + 1, width),

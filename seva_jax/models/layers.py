@@ -6,6 +6,8 @@ which mesh axis each name means.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -36,7 +38,7 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., features]."""
         init = nn.initializers.normal(0.02)
-        kernel = self.param(
+        kernel: Any = self.param(
             "kernel",
             nn.with_logical_partitioning(init, self.dims),
             (x.shape[-1], self.features),
@@ -44,7 +46,7 @@ class Linear(nn.Module):
         x = x.astype(self.dtype)
         y = x @ kernel.astype(self.dtype)
         if self.bias:
-            bias = self.param(
+            bias: Any = self.param(
                 "bias",
                 nn.with_logical_partitioning(nn.initializers.zeros, (self.dims[1],)),
                 (self.features,),
@@ -58,7 +60,7 @@ class Linear(nn.Module):
             y = y + (x @ a.astype(self.dtype)) @ b.astype(self.dtype) * scale
         return y
 
-    def _adapter(self, name: str, shape: tuple[int, int], dims: tuple[str, str]) -> jax.Array:
+    def _adapter(self, name: str, shape: tuple[int, int], dims: tuple[str, str]) -> Any:
         init = (
             nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
             if name == "a"
@@ -77,7 +79,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]."""
-        scale = self.param(
+        scale: Any = self.param(
             "scale",
             nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
             (x.shape[-1],),

@@ -6,7 +6,7 @@ and single-token decoding. The cache is an argument and a result, never hidden s
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -57,7 +57,7 @@ class DecoderLayer(nn.Module):
         cache_BUGQ: tuple[jax.Array, jax.Array] | None,
         rope: tuple[jax.Array, jax.Array],
         mask_BSU: jax.Array,
-        slot: jax.Array | None,
+        slot: Any,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """One layer.
 
@@ -111,20 +111,20 @@ class Llama(nn.Module):
         """Declares the embedding, the scanned layers, the norm and the head."""
         cfg = self.config
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
-        self.embedding = self.param("embedding", init, (cfg.vocab_size, cfg.hidden_size))
+        self.embedding: Any = self.param("embedding", init, (cfg.vocab_size, cfg.hidden_size))
         layer = nn.remat(DecoderLayer, prevent_cse=False) if self.remat else DecoderLayer
         self.layers = nn.scan(
             layer,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=cfg.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(cfg, self.lora, self.dtype)
         self.norm = RMSNorm(cfg.norm_eps, self.dtype)
         if not cfg.tied_head:
             init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "vocab"))
-            self.head_kernel = self.param("head", init, (cfg.hidden_size, cfg.vocab_size))
+            self.head_kernel: Any = self.param("head", init, (cfg.hidden_size, cfg.vocab_size))
 
     def embed(self, tokens_BS: jax.Array) -> jax.Array:
         """Token embeddings [B, S, D] in the compute dtype."""
@@ -140,9 +140,9 @@ class Llama(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         """Embeddings to final hidden states [B, S, D], and the updated cache."""
         rope = rotary(positions_BS, self.config.head_dim, self.config.rope_base)
-        layers = None if cache is None else tuple(cache)
+        layers = None if cache is None else (cache.key_LBUGQ, cache.value_LBUGQ)
         x, layers = self.layers(x_BSD, layers, rope, mask_BSU, slot)
-        return self.norm(x), None if cache is None else Cache(*layers)
+        return self.norm(x), None if layers is None else Cache(*layers)
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] to logits [..., V] in float32."""

@@ -108,10 +108,11 @@ class Llava(nn.Module):
         slot: jax.Array,
     ) -> tuple[jax.Array, Cache]:
         """Logits [B, S, V] (float32) of text tokens that follow the cache."""
-        hidden_BSD, cache = self.language(
+        hidden_BSD, new_cache = self.language(
             self.language.embed(tokens_BS), positions_BS, mask_BSU, cache, slot
         )
-        return self.head(hidden_BSD), cache
+        assert new_cache is not None
+        return self.head(hidden_BSD), new_cache
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] to float32 logits [..., V]."""

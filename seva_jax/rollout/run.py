@@ -139,7 +139,7 @@ class Asker:
         width = -(-max(len(p.trunk) for p in good) // 32) * 32
         images = max(p.pixels_VIHWC.shape[1] for p in good)
         size, image_id = self.processing.size, self.encoder.image_token_id
-        pad_id = self.encoder.tokenizer.pad_token_id or 0
+        pad_id = self.encoder.pad_id
         tokens = np.full((rows, width), pad_id, np.int32)
         mask = np.zeros((rows, width), bool)
         mask[:, 0] = True  # rows nobody asked for still need one real token

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +107,8 @@ def generate(
     )
     last_B = width - 1 - jnp.argmax(batch.mask_BS[:, ::-1], axis=1)
     hidden_B1D = jnp.take_along_axis(hidden_BSD, last_B[:, None, None], axis=1)
-    logits_BV = model.apply(variables, hidden_B1D, method="head")[:, 0]
+    logits_B1V: Any = model.apply(variables, hidden_B1D, method="head")
+    logits_BV = logits_B1V[:, 0]
     length_B = batch.mask_BS.sum(axis=1)
     stops = jnp.array(stop_ids, jnp.int32)
 

@@ -76,6 +76,12 @@ class Encoder:
                 f"{template.prompt('...')!r}; add them to its vocabulary or use another template"
             )
 
+    @property
+    def pad_id(self) -> int:
+        """Id for positions that hold nothing; any will do, since they are masked."""
+        pad = self.tokenizer.pad_token_id
+        return pad if isinstance(pad, int) else 0
+
     def trunk(self, question: str, num_images: int = 1) -> np.ndarray:
         """Encodes everything before the answer, with the start token if the tokenizer adds one.
 

@@ -1,0 +1,139 @@
+"""The main command on a very small world: the same code, a smaller config."""
+
+import contextlib
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from seva_jax import train
+from seva_jax.cli import config_directory, load_experiment, read_config
+from seva_jax.corrupt import DiffusionNoise
+from seva_jax.sharding import MeshShape
+from seva_jax.types import DataError
+from seva_jax.workdir import Workdir
+
+SMALL = """
+--base.steps 12 --base.batch-size 16 --base.prompts.num 96 --prompts.num 48
+--rollout.batch-size 32 --train.batch-size 8 --train.max-steps 6 --train.save-every 2
+--train.log-every 1 --lora.rank 4 --seed 3 --mesh.data 1 --mesh.fsdp 2 --mesh.tensor 2
+--base.model.vision.hidden-size 32 --base.model.text.hidden-size 32
+--base.model.text.head-dim 16 --base.optim.lr 3e-3
+"""
+
+
+def small(workdir, *extra):
+    """The default experiment, shrunk; 4 of the 8 fake devices."""
+    sizes = [x for i in range(5) for x in (f"--evals.{i}.prompts.num", "12")]
+    argv = [*SMALL.split(), *sizes, "--workdir", str(workdir), *extra]
+    experiment, _ = load_experiment("test", argv)
+    # Untrained models answer alike on clean and noised images; two corruptions find more pairs.
+    return dataclasses.replace(experiment, corrupt=(DiffusionNoise(999), DiffusionNoise(900)))
+
+
+@pytest.fixture(autouse=True)
+def quiet_home(monkeypatch):
+    """Tests leave no compiled programs in the user's cache."""
+    monkeypatch.setattr(train, "use_compile_cache", lambda: None)
+
+
+@pytest.fixture
+def four_devices(monkeypatch):
+    """The mesh takes the first four devices."""
+    make = MeshShape.make
+    devices = train.jax.devices()[:4]
+    monkeypatch.setattr(MeshShape, "make", lambda self: make(self, devices))
+
+
+def kill_at(step):
+    """A replacement for `Workdir.metrics` that dies when alignment logs a step."""
+    metrics = Workdir.metrics
+
+    @contextlib.contextmanager
+    def killing(self, stage):
+        with metrics(self, stage) as write:
+
+            def write_or_die(at, values):
+                write(at, values)
+                if (stage, at) == ("align", step):
+                    raise Killed
+
+            yield write_or_die
+
+    return killing
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def answers(workdir):
+    """Rollouts that surely differ: stands in for a model that has learned something."""
+    path = workdir / "rollouts.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for i, record in enumerate(records):
+        record["clean"], record["corrupted"] = "red", ["blue" if i % 2 else "red", "a green ring"]
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+
+
+@pytest.mark.slow
+def test_the_whole_run_resumes_and_refuses(tmp_path, monkeypatch, four_devices, capsys):
+    """All stages; killed inside alignment it ends with the same weights; then it is skipped."""
+    build = train.Run.build_pairs
+
+    def with_answers(self):
+        answers(self.workdir.path)
+        return build(self)
+
+    monkeypatch.setattr(train.Run, "build_pairs", with_answers)
+    whole = train.Run(small(tmp_path / "whole"))
+    whole.stages()
+    folder = tmp_path / "whole"
+    for name in ("config.py", "config.json", "pairs.array_record", "metrics.jsonl", "report.html"):
+        assert (folder / name).exists(), name
+    assert list((folder / "tensorboard").rglob("events.*"))
+    rows = [r for r in whole.workdir.read_metrics() if r["stage"] == "align"]
+    assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
+    # Half of the comparisons have two rejected answers, so the loss starts between log 2 and 3.
+    assert np.log(2) - 1e-5 <= rows[0]["loss"] <= np.log(3) + 1e-5
+    assert abs(rows[0]["rewards/margins"]) < 1e-5
+    assert read_config(folder / "config.py") == whole.experiment
+
+    experiment = small(tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(Workdir, "metrics", kill_at(5))
+        with pytest.raises(Killed):
+            train.Run(experiment).stages()
+    resumed = train.Run(experiment)
+    resumed.stages()
+    for a, b in zip(
+        train.jax.tree.leaves(whole.aligned), train.jax.tree.leaves(resumed.aligned), strict=True
+    ):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    again = [r for r in resumed.workdir.read_metrics() if r["stage"] == "align"]
+    assert [r["loss"] for r in again] == [r["loss"] for r in rows]
+
+    capsys.readouterr()
+    train.Run(experiment).stages()
+    shown = capsys.readouterr().out
+    assert shown.count("done before") == len(whole.workdir.stages())
+    with pytest.raises(DataError, match=r"objective\.beta: 0\.5 there, 0\.3 now"):
+        train.Run(small(tmp_path / "killed", "--objective.beta", "0.3"))
+
+
+def test_errors_are_one_line_and_non_zero(capsys):
+    """No traceback for bad input."""
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--config", str(config_directory() / "tiny.py"), "--train.batch-size", "0"])
+    assert "train.batch_size must be at least 1" in str(caught.value.code)
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--config", "nowhere.py"])
+    assert "nowhere.py does not exist" in str(caught.value.code)
+
+
+def test_print_config_rebuilds_the_experiment(capsys, tmp_path):
+    """--print-config shows a config file."""
+    train.main(["--print-config", "--optim.lr", "3e-4"])
+    (tmp_path / "c.py").write_text(capsys.readouterr().out)
+    assert read_config(tmp_path / "c.py").optim.lr == 3e-4
