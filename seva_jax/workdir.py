@@ -75,7 +75,8 @@ class Workdir:
                     + "\nchoose another --workdir, or delete that one"
                 )
         elif self.writes:
-            if path.is_dir() and any(path.iterdir()):
+            # Stages without a config are what `seva_jax.bench` shares between runs.
+            if path.is_dir() and any(path.iterdir()) and not (path / "stages.json").exists():
                 raise DataError(f"{path} is not empty and holds no run; choose another --workdir")
             try:
                 path.mkdir(parents=True, exist_ok=True)

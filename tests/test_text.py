@@ -334,16 +334,6 @@ def test_no_room_for_one_answer_token(words):
         assert info.value.reason == "too long"
 
 
-def test_answer_budget(words):
-    encoder = make_encoder(words, PLAIN, answer_budget=3)
-    tree = encoder.encode("is there a circle?", 1, ("yes", "yes, there is"))
-    assert [len(branch) for branch in tree.branches] == [2, 3]
-    assert tree.truncated == 1
-
-
-# --- decoding and cleaning
-
-
 def test_decode_keeps_spacing_and_drops_special_tokens(llama):
     encoder = make_encoder(llama)
     ids = [*llama("A cat , really ?", add_special_tokens=False).input_ids, llama.eos_token_id]

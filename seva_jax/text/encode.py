@@ -43,8 +43,6 @@ class Encoder:
         image_token_id: id that fills the places of image features.
         tokens_per_image: image features per image; each `<image>` becomes that many ids.
         max_length: most tokens of trunk and one branch together.
-        answer_budget: most tokens of one branch, end token included; None leaves only
-            `max_length`.
 
     Raises:
         DataError: tokenizer, template and image token do not belong together.
@@ -55,7 +53,6 @@ class Encoder:
     image_token_id: int
     tokens_per_image: int
     max_length: int
-    answer_budget: int | None = None
 
     def __post_init__(self):
         end_id, template = self.tokenizer.eos_token_id, self.template
@@ -126,8 +123,6 @@ class Encoder:
                 f"raise max_length ({self.max_length}) or drop the example",
                 "too long",
             )
-        if self.answer_budget is not None:
-            room = min(room, self.answer_budget)
         return answer_ids[:room], len(answer_ids) > room
 
     def encode(self, question: str, num_images: int, answers: Sequence[str]) -> EncodedTree:
