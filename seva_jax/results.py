@@ -18,6 +18,7 @@ from seva_jax.cli import flatten
 from seva_jax.data.pipeline import ComparisonRows
 from seva_jax.evals import EvalResult, comparison_rows
 from seva_jax.evals.base import Record
+from seva_jax.objectives import DPO
 from seva_jax.rollout.run import corrupted_pixels
 from seva_jax.types import BranchLogps
 
@@ -158,9 +159,12 @@ def _margins(run: Run, rows: ComparisonRows) -> list[float]:
     """Reward margin of each comparison under the aligned model; it is 0 before training."""
     reference = run.logps(run.base_model, {"params": run.base_params}, rows, "margins: base")
     policy = run.logps(run.model, run.aligned, rows, "margins: aligned")
+    objective = run.experiment.objective
+    if not objective.needs_reference:  # it has no rewards of its own: show log-ratios, in nats
+        objective = DPO(beta=1.0)
     margins = []
     for before, after in zip(reference, policy, strict=True):
-        _, metrics = run.experiment.objective(_branches(after), _branches(before))
+        _, metrics = objective(_branches(after), _branches(before))
         margins.append(float(metrics["rewards/margins"][0]))
     return margins
 
