@@ -135,38 +135,40 @@ def test_impossible_worlds_are_refused(field, value):
 
 
 def coverage(image):
-    """Pixels of each cell that are not background, and the colours among them."""
+    """What is not background in each cell: (pixels, height, width) and the colours."""
     found = {}
     for cell in range(4):
         y, x = divmod(cell, 2)
-        area = image[y * CELL : (y + 1) * CELL, x * CELL : (x + 1) * CELL].reshape(-1, 3)
-        painted = area[(area != 20).any(1)]
-        found[cell] = (len(painted), {tuple(p) for p in painted.tolist()})
+        area = image[y * CELL : (y + 1) * CELL, x * CELL : (x + 1) * CELL]
+        painted = (area != 20).any(-1)
+        places = np.argwhere(painted)
+        height, width = np.ptp(places, axis=0) + 1 if len(places) else (0, 0)
+        colors = {tuple(p) for p in area[painted].tolist()}
+        found[cell] = (len(places), int(height), int(width)), colors
     return found
 
 
 def test_without_noise_an_image_shows_exactly_its_scene():
     """Each cell has the palette's colour of its object, in the shape's area, and nothing else."""
     world = ShapeWorld(color_noise=0.0, pixel_noise=0.0, max_objects=4)
-    areas = collections.defaultdict(set)
+    sizes = collections.defaultdict(set)
     for index in range(150):
         image = world.draw("plain", index, False)
         assert image.shape == (32, 32, 3)
         assert image.dtype == np.uint8
-        objects = {
-            cell: (color, shape) for color, shape, cell in world.scene("plain", index, False)
-        }
-        for cell, (num, colors) in coverage(image).items():
+        objects = {o[2]: o[:2] for o in world.scene("plain", index, False)}
+        for cell, (size, colors) in coverage(image).items():
             if cell not in objects:
-                assert num == 0
+                assert size == (0, 0, 0)
                 continue
             color, shape = objects[cell]
             assert colors == {COLORS[color]}
-            areas[shape].add(num)
-    # A shape is never cut by the edge of its cell: it has one area, wherever it lies in it.
-    assert set(areas) == set(SHAPES)
-    assert all(len(sizes) == 1 for sizes in areas.values())
-    assert len({sizes.pop() for sizes in areas.values()}) == len(SHAPES)
+            sizes[shape].add(size)
+    # A shape never leaves its cell, where it would come back on the other side: it has one
+    # size, wherever it lies, and no two shapes have the same.
+    assert set(sizes) == set(SHAPES)
+    assert all(len(found) == 1 for found in sizes.values())
+    assert len({found.pop() for found in sizes.values()}) == len(SHAPES)
 
 
 def test_pixel_noise_leaves_colours_recognisable():
