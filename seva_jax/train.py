@@ -11,6 +11,7 @@ the same command again resumes. The inner loop is `seva_jax/loop.py`; the maths 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import os
 import sys
@@ -88,7 +89,8 @@ class Run:
         stage("pairs", pairs, self.build_pairs)
         if self.caches_reference:
             stage("reference", pairs, self.cache_reference)
-        align = fingerprint(pairs, e.objective, e.lora, e.optim, e.train)
+        what = dataclasses.replace(e.train, log_every=1, save_every=1)  # free to change
+        align = fingerprint(pairs, e.objective, e.lora, e.optim, what)
         stage("align", align, self.align)
         evaluations = list(map(fingerprint, e.evals))
         evals = fingerprint(align, evaluations)

@@ -214,8 +214,8 @@ def tables(values: dict[int, dict[str, dict[str, float]]]) -> str:
         return "no seed has finished yet\n"
     names = [f"{e}/{m}" for e, m in METRICS]
     lines = [
-        f"Mean over {len(values)} seeds ± half-width of the 95 % interval over seeds; below the "
-        "first row, differences to the base model of the same seed.",
+        f"Seeds: {', '.join(map(str, values))}. Mean ± half-width of the 95 % interval over seeds "
+        "(none for a single seed); below the first row, differences to the base model.",
         "",
         "| | pairs | " + " | ".join(n.replace("/", " ").replace("_", " ") for n in names) + " |",
         "|---|---|" + "---|" * len(names),
@@ -223,7 +223,7 @@ def tables(values: dict[int, dict[str, dict[str, float]]]) -> str:
 
     def cell(numbers: list[float], sign: str) -> str:
         mean, half = interval(numbers)
-        return f"{mean:{sign}.3f} ± {half:.3f}"
+        return f"{mean:{sign}.3f}" + (f" ± {half:.3f}" if len(numbers) > 1 else "")
 
     base = [cell([v["base"][n] for v in values.values()], "") for n in names]
     lines.append("| base | | " + " | ".join(base) + " |")
@@ -236,5 +236,6 @@ def tables(values: dict[int, dict[str, dict[str, float]]]) -> str:
     lines += ["", "Relative change of prior-driven errors (color-balanced), over seeds:", ""]
     for name in [n for n in some if n != "base"]:
         mean, half = interval([v[name][errors] / v["base"][errors] - 1 for v in values.values()])
-        lines.append(f"- {name}: {100 * mean:+.0f} % ± {100 * half:.0f}")
+        spread = f" ± {100 * half:.0f}" if len(values) > 1 else ""
+        lines.append(f"- {name}: {100 * mean:+.0f} %{spread}")
     return "\n".join(lines) + "\n"

@@ -114,6 +114,9 @@ def encodable(comparisons: Sequence[Comparison], encoder: Encoder) -> Encodable:
         except ExampleError as error:
             drops[error.reason] += 1
             continue
+        if tree.truncated and len({b.tobytes() for b in tree.branches}) < len(tree.branches):
+            drops["equal answers after cutting"] += 1
+            continue
         num_cut += tree.truncated
         kept.append(comparison)
         sizes.append(TreeExample(tree.trunk, tree.branches, np.empty((num_images, 0))))
