@@ -123,7 +123,7 @@ class Llama(nn.Module):
         )(cfg, self.lora, self.dtype)
         self.norm = RMSNorm(cfg.norm_eps, self.dtype)
         if not cfg.tied_head:
-            init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("embed", "vocab"))
+            init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("embed", "vocab"))
             self.head_kernel: Any = self.param("head", init, (cfg.hidden_size, cfg.vocab_size))
 
     def embed(self, tokens_BS: jax.Array) -> jax.Array:

@@ -36,7 +36,7 @@ _BACKGROUND = 20.0
 def world_vocabulary() -> tuple[str, ...]:
     """Every word that appears in a question or an answer of the world."""
     questions = ("What color is the ?", "Is there a", "Describe the image .", "USER : ASSISTANT")
-    words = " ".join((*questions, "and yes no")).split()
+    words = " ".join((*questions, "and in yes no")).split()
     return tuple(dict.fromkeys((*words, *SHAPES, *COLORS)))
 
 
@@ -148,7 +148,7 @@ class ShapeWorld:
             question = f"Is there a {thing} ?"
         else:
             question = "Describe the image ."
-            answer = " and ".join(f"a {color} {shape}" for color, shape, _ in scene)
+            answer = " and ".join(f"a {shape} in {color}" for color, shape, _ in scene)
         meta = {
             "kind": kind,
             "answer": answer,
