@@ -21,13 +21,10 @@ from typing import Any
 import numpy as np
 
 from seva_jax.data.sources import PromptSet, PromptSource
-from seva_jax.images.load import decode_image, resolve_image
+from seva_jax.images.load import IMAGE_EXTENSIONS, decode_image, resolve_image
 from seva_jax.text.templates import IMAGE_MARKER
 from seva_jax.types import DataError, ExampleError, Prompt
 
-IMAGE_EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".avif", ".jp2")
-)
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 
 
@@ -56,7 +53,7 @@ class ImageFolder(PromptSource):
             if path.suffix.lower() in IMAGE_EXTENSIONS and not path.is_dir()
         )
         if not files:
-            kinds = " ".join(sorted(IMAGE_EXTENSIONS))
+            kinds = " ".join(IMAGE_EXTENSIONS)
             raise DataError(f"{root}: no image files below this folder (looked for {kinds})")
         if not self.questions:
             raise DataError(f"{root}: there are no questions to ask about its images; give some")

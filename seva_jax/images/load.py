@@ -18,7 +18,10 @@ from seva_jax.types import ExampleError
 # Raster formats with decoders inside Pillow. Others are refused: some start programs (EPS runs
 # Ghostscript), and some accept bytes of any kind (TGA has no signature).
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".avif")
+IMAGE_EXTENSIONS = tuple(
+    f".{x}"
+    for x in ("jpg", "jpeg", "png", "gif", "bmp", "webp", "tif", "tiff", "ppm", "avif", "jp2")
+)
 
 
 def decode_image(
@@ -157,6 +160,6 @@ def _spellings(name: PurePath) -> list[PurePath]:
     """The name itself, then its likely misspellings, in a fixed order."""
     if not name.name:
         return []
-    stem = name.with_suffix("") if name.suffix.lower() in _EXTENSIONS else name
-    extensions = (*_EXTENSIONS, *(extension.upper() for extension in _EXTENSIONS))
+    stem = name.with_suffix("") if name.suffix.lower() in IMAGE_EXTENSIONS else name
+    extensions = (*IMAGE_EXTENSIONS, *(extension.upper() for extension in IMAGE_EXTENSIONS))
     return [name, *(stem.with_name(stem.name + extension) for extension in extensions), stem]
