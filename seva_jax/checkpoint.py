@@ -63,6 +63,35 @@ class Checkpoints:
         self._manager.close()
 
 
+def read_trained(directory: Path, like: Any) -> Any:
+    """Some of the trained variables of the newest checkpoint; nothing else is read.
+
+    Args:
+        directory: of the training stage.
+        like: any part of the tree of trained variables, of `jax.ShapeDtypeStruct`s with
+            shardings.
+
+    Raises:
+        DataError: there is no checkpoint, or it has other names or shapes.
+    """
+    manager = ocp.CheckpointManager(directory.absolute())
+    step = manager.latest_step()
+    manager.close()
+    if step is None:
+        raise DataError(f"{directory} holds no checkpoint; run the training again")
+    path = directory.absolute() / str(step) / "state"
+    args = ocp.args.PyTreeRestore(
+        item={"trainable": like},
+        partial_restore=True,
+        restore_args=ocp.checkpoint_utils.construct_restore_args({"trainable": like}),
+    )
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(path, args=args)["trainable"]
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        raise DataError(f"checkpoint {path} cannot be read: {error}") from error
+
+
 @jax.jit
 def _checksum(params: Any) -> jax.Array:
     def one(x: jax.Array) -> jax.Array:

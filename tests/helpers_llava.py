@@ -7,11 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from seva_jax.base_model import Checkpoint
+from seva_jax.checkpoint import Checkpoints
+from seva_jax.cli import to_source
+from seva_jax.convert import read_llava_config
 from seva_jax.convert.table import TABLE
-from seva_jax.models import Llava, LlavaConfig, TextConfig, VisionConfig, abstract_params
+from seva_jax.experiment import Experiment, TrainOptions
+from seva_jax.models import (
+    Llava,
+    LlavaConfig,
+    LoraConfig,
+    TextConfig,
+    VisionConfig,
+    abstract_params,
+    abstract_variables,
+)
+from seva_jax.step import TrainState
 
 IMAGE_TOKEN, PAD, EOS, VOCAB = 500, 501, 2, 512
 
@@ -94,6 +109,43 @@ def write_llava(directory, params=None):
     tensors = their_tensors(random_params(CONFIG) if params is None else params)
     save_file(tensors, directory / "model.safetensors")
     return directory
+
+
+def write_run(workdir, directory, rank=4, parts=("lora", "projector"), seed=1):
+    """A finished run's work directory, as far as exports read it, with random trained variables.
+
+    Returns the trained variables, {"params": ..., "lora": ...}, NumPy float32.
+    """
+    lora = LoraConfig(rank=rank, alpha=2.0 * rank, targets=("q_proj", "o_proj", "down_proj"))
+    experiment = Experiment(
+        workdir=str(workdir),
+        base=Checkpoint(str(directory)),
+        lora=lora,
+        train=TrainOptions(trained=parts),
+    )
+    model = Llava(read_llava_config(directory), lora=lora if rank else None)
+    shapes = jax.tree.map(
+        lambda x: x.value.shape,
+        dict(abstract_variables(model)),
+        is_leaf=lambda x: hasattr(x, "names"),
+    )
+    rng = np.random.default_rng(seed)
+    chosen = {"params": {p: shapes["params"][p] for p in parts if p != "lora"}}
+    if "lora" in parts:
+        chosen["lora"] = shapes["lora"]
+    trained = jax.tree.map(
+        lambda shape: rng.normal(0, 0.2, shape).astype(np.float32),
+        chosen,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    workdir.mkdir()
+    (workdir / "config.py").write_text(to_source(experiment))
+    (workdir / "stages.json").write_text(json.dumps({"align": {}}))
+    state = TrainState(jnp.int32(7), jax.tree.map(jnp.asarray, trained), {"mu": jnp.zeros(3)})
+    checkpoints = Checkpoints(workdir / "checkpoints" / "align")
+    checkpoints.save(state, {})
+    checkpoints.close()
+    return trained
 
 
 def random_llava(

@@ -25,12 +25,12 @@ from seva_jax.types import DataError
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
-_DTYPES = ("F64", "F32", "F16", "BF16")
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 _EQUAL_CHUNK = 1024  # rows compared at one time
 
 
 @dataclasses.dataclass(frozen=True)
-class _Tensor:
+class Tensor:
     """Where one of their tensors is, as its file's header says.
 
     Attributes:
@@ -59,8 +59,7 @@ def load_params(
         config: what `read_llava_config` said of the same directory.
         dtype: of the parameters, whatever the files hold.
         shardings: a sharding for each parameter, in a tree like `seva_jax.models.abstract_params`;
-            None
-            puts everything on this process's first device.
+            None puts everything on this process's first device.
 
     Returns:
         The "params" collection, of `jax.Array` leaves.
@@ -71,7 +70,7 @@ def load_params(
             once.
     """
     directory = Path(directory)
-    tensors = _read_headers(directory)
+    tensors = read_headers(directory)
     abstract = abstract_params(Llava(config))
     shapes = {
         "/".join(str(key.key) for key in path): leaf.shape
@@ -101,7 +100,7 @@ def load_params(
 
 
 def _reader(
-    row: Row, shape: Shape, dtype: np.dtype, tensors: Mapping[str, _Tensor]
+    row: Row, shape: Shape, dtype: np.dtype, tensors: Mapping[str, Tensor]
 ) -> Callable[[Index | None], np.ndarray]:
     """Reads any slice of one of our parameters (None: all of it)."""
     names = row.names(shape)
@@ -119,18 +118,26 @@ def _reader(
         out = np.empty([part.stop - part.start for part in bounds], dtype)
         if row.stacked:
             for at, name in enumerate(names[bounds[0]]):
-                out[at] = read_one(name, bounds[1:])
+                _assign(out[at], read_one(name, bounds[1:]))
         else:
-            out[...] = read_one(names[0], bounds)
+            _assign(out, read_one(names[0], bounds))
         return out
 
     return read
 
 
-def _read_headers(directory: Path) -> dict[str, _Tensor]:
+def _assign(out: np.ndarray, values: np.ndarray) -> None:
+    """`out[...] = values`. NumPy copies bfloat16 element by element, integers much faster."""
+    if values.dtype == out.dtype:
+        bits = f"u{out.itemsize}"
+        out, values = out.view(bits), values.view(bits)
+    out[...] = values
+
+
+def read_headers(directory: Path) -> dict[str, Tensor]:
     """Every tensor of a checkpoint, by canonical name, from the files' headers alone."""
     problems: list[str] = []
-    tensors: dict[str, _Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     found: dict[str, str] = {}
     files, promised = _list_files(directory)
     for name in files:
@@ -193,13 +200,13 @@ def _list_files(directory: Path) -> tuple[list[str], Mapping[str, str] | None]:
     return files, weight_map
 
 
-def _read_header(path: Path) -> list[_Tensor]:
+def _read_header(path: Path) -> list[Tensor]:
     """The tensors of one file; the safetensors library checks the header and the file's size."""
     try:
         with safe_open(path, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return [
-                _Tensor(path, name, tuple(part.get_shape()), part.get_dtype())
+                Tensor(path, name, tuple(part.get_shape()), part.get_dtype())
                 for name, part in slices.items()
             ]
     except (SafetensorError, OSError) as error:
@@ -215,7 +222,7 @@ def _read_header(path: Path) -> list[_Tensor]:
 
 def _check_tensors(
     directory: Path,
-    tensors: Mapping[str, _Tensor],
+    tensors: Mapping[str, Tensor],
     rows: Mapping[Row, Shape],
     config: LlavaConfig,
 ) -> None:
@@ -231,8 +238,8 @@ def _check_tensors(
         if name in expected:
             if tensor.shape != expected[name]:
                 problems.append(f"misshapen: {where}, expected {list(expected[name])}")
-            if tensor.dtype not in _DTYPES:
-                problems.append(f"dtype: {where} is {tensor.dtype}, read: {', '.join(_DTYPES)}")
+            if tensor.dtype not in DTYPES:
+                problems.append(f"dtype: {where} is {tensor.dtype}, read: {', '.join(DTYPES)}")
         elif name == HEAD and config.text.tied_head:
             if tensor.shape != expected[EMBEDDING]:
                 problems.append(f"misshapen: {where}, expected {list(expected[EMBEDDING])}")
@@ -246,7 +253,7 @@ def _check_tensors(
         )
 
 
-def _check_tied(directory: Path, embedding: _Tensor, head: _Tensor) -> None:
+def _check_tied(directory: Path, embedding: Tensor, head: Tensor) -> None:
     """A file may hold the tied head as well, but then it has to be the embedding."""
     with (
         safe_open(embedding.path, framework="np") as embedding_file,

@@ -1,0 +1,127 @@
+"""Files of exports: a directory that appears whole or not at all, safetensors written in pieces.
+
+Reading is in `load.py`; what goes into the files is in `export.py` and `peft.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from seva_jax.convert.load import DTYPES, Tensor
+from seva_jax.types import DataError
+
+
+@contextlib.contextmanager
+def new_directory(out: Path, num_bytes: int) -> Iterator[Path]:
+    """Gives an empty directory to write to, and renames it to `out` when all went well.
+
+    Args:
+        out: does not exist, or is an empty directory.
+        num_bytes: what is going to be written, about.
+
+    Raises:
+        DataError: `out` is taken, cannot be written, or the disk has no room.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} exists and is not empty; give another directory, or remove it")
+    scratch = out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out.parent).free
+        if num_bytes > free:
+            raise DataError(
+                f"{out.parent} has {free / 2**30:.1f} GiB free, but {num_bytes / 2**30:.1f} GiB "
+                "are to be written; free some, or give another place"
+            )
+        scratch.mkdir()
+        yield scratch
+        if out.exists():
+            out.rmdir()
+        scratch.rename(out)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def data_start(path: Path) -> dict[str, int]:
+    """Where the bytes of each tensor begin in a safetensors file, from the file's start.
+
+    The file has passed `load.read_headers`, which lets the safetensors library check it.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {
+        name: 8 + length + entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def encode(tensor: Tensor, values: np.ndarray) -> bytes:
+    """Values as the bytes of a tensor.
+
+    Raises:
+        DataError: a value is not finite in the tensor's dtype.
+    """
+    if values.shape != tensor.shape:
+        raise AssertionError(f"{tensor.name} is {tensor.shape}, not {values.shape}")
+    with np.errstate(over="ignore"):
+        stored = values.astype(DTYPES[tensor.dtype])
+    if not np.isfinite(stored.astype(np.float32)).all():
+        raise DataError(
+            f"{tensor.name} has values that are not finite in {tensor.dtype}, the dtype of "
+            f"{tensor.path}; did training diverge?"
+        )
+    return stored.tobytes()
+
+
+class SafetensorsWriter:
+    """Writes one safetensors file tensor by tensor, in any order; a context manager."""
+
+    def __init__(self, path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+        """Writes the header.
+
+        Args:
+            path: the new file.
+            tensors: safetensors' dtype name and shape by tensor name.
+        """
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        self._tensors: dict[str, tuple[Tensor, int]] = {}
+        for name, (dtype, shape) in tensors.items():
+            start, end = end, end + np.dtype(DTYPES[dtype]).itemsize * int(np.prod(shape))
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+            self._tensors[name] = Tensor(path, name, tuple(shape), dtype), start
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the data begins aligned
+        self._file = path.open("xb")
+        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._start = self._file.tell()
+        self._file.truncate(self._start + end)
+        self._left = set(tensors)
+
+    def write(self, name: str, values: np.ndarray) -> None:
+        """Writes one tensor, cast to its dtype."""
+        tensor, start = self._tensors[name]
+        self._file.seek(self._start + start)
+        self._file.write(encode(tensor, values))
+        self._left.remove(name)
+
+    def __enter__(self) -> SafetensorsWriter:
+        """Itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Closes the file; every tensor must have been written."""
+        self._file.close()
+        if self._left and kind is None:
+            raise AssertionError(f"never written: {sorted(self._left)}")

@@ -1,0 +1,89 @@
+"""A run's adapters as a PEFT directory, to load on top of the checkpoint it started from."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from tqdm import tqdm
+
+from seva_jax.convert.files import SafetensorsWriter, new_directory
+from seva_jax.convert.source import Source
+from seva_jax.convert.table import TABLE
+from seva_jax.types import DataError
+
+_PREFIX = "base_model.model.model."  # PeftModel -> LoraModel -> LlavaForConditionalGeneration
+_PROJECTOR = "multi_modal_projector"
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def to_peft(source: Source, out: Path) -> str:
+    """Writes adapter_model.safetensors and adapter_config.json, named as peft names them.
+
+    A trained projector goes along whole, as one of peft's `modules_to_save`.
+
+    Args:
+        source: a run.
+        out: the new directory.
+
+    Returns:
+        What was written, for people.
+
+    Raises:
+        DataError: there are no adapters, other parts were trained too, or `out` cannot be written.
+    """
+    extra = sorted({n.split("/")[1] for n in source.trained if n.startswith("params/")})
+    if not any(n.startswith("lora/") for n in source.trained):
+        raise DataError("nothing was trained with adapters here; to-hf exports the whole model")
+    if not set(extra) <= {"projector"}:
+        raise DataError(
+            f"the run trained {', '.join(extra)} fully, which an adapter cannot hold; to-hf "
+            "exports the whole model"
+        )
+    names: dict[str, tuple[str, ...]] = {}  # ours -> theirs, one a layer
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for target in source.lora.targets:
+        block = "self_attn" if target in _ATTENTION else "mlp"
+        for ours, theirs in (("a", "lora_A"), ("b", "lora_B")):
+            path = f"lora/language/layers/{target}/{ours}"
+            num_layers, *shape = source.trained[path]
+            names[path] = tuple(
+                f"{_PREFIX}language_model.layers.{i}.{block}.{target}.{theirs}.weight"
+                for i in range(num_layers)
+            )
+            shapes |= {name: ("F32", tuple(shape[::-1])) for name in names[path]}
+    whole = [row for row in TABLE if f"params/{row.ours}" in source.trained]
+    for row in whole:
+        shapes[_PREFIX + row.theirs] = "F32", row.their_shape(source.trained[f"params/{row.ours}"])
+    fields = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(source.directory),
+        "r": source.lora.rank,
+        "lora_alpha": source.lora.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        # A pattern, because the vision tower has layers of the same names.
+        "target_modules": r".*language_model\.layers\.\d+\.(self_attn|mlp)\."
+        f"({'|'.join(source.lora.targets)})",
+        "modules_to_save": [_PROJECTOR] if whole else None,
+    }
+    num_bytes = sum(4 * math.prod(shape) for _, shape in shapes.values())
+    with new_directory(out, num_bytes) as scratch:
+        bar = tqdm(total=len(shapes), desc="write", unit="tensor")
+        with bar, SafetensorsWriter(scratch / "adapter_model.safetensors", shapes) as writer:
+            for path, theirs in names.items():
+                (values,) = source.read([path])
+                for name, part in zip(theirs, values, strict=True):
+                    writer.write(name, part.T)
+                    bar.update()
+            for row in whole:
+                (values,) = source.read([f"params/{row.ours}"])
+                writer.write(_PREFIX + row.theirs, row.transform.write(values))
+                bar.update()
+        text = json.dumps(fields, indent=2)
+        (scratch / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+    return f"{out}: rank {source.lora.rank} adapters, {len(shapes)} tensors"
