@@ -7,16 +7,20 @@ import sys
 import tyro
 
 from seva_jax.bench.evidence import EvidenceStudy, run_study
+from seva_jax.bench.load import LoadBench, run_load
 from seva_jax.train import use_compile_cache
 from seva_jax.types import DataError
 
 
 def main() -> None:
     """The command line."""
-    study = tyro.extras.subcommand_cli_from_dict({"evidence": EvidenceStudy})
-    use_compile_cache()
+    chosen = tyro.extras.subcommand_cli_from_dict({"evidence": EvidenceStudy, "load": LoadBench})
     try:
-        run_study(study)
+        if isinstance(chosen, LoadBench):
+            run_load(chosen)
+        else:
+            use_compile_cache()
+            run_study(chosen)
     except DataError as error:
         sys.exit(f"error: {error}")
 
