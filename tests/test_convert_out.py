@@ -1,5 +1,6 @@
 """Exports: files that stay identical, tensors that change, output that appears whole."""
 
+import dataclasses
 import json
 
 import ml_dtypes
@@ -10,10 +11,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from seva_jax.convert import __main__ as command
+from seva_jax.convert.__main__ import open_source
 from seva_jax.convert.export import to_hf
 from seva_jax.convert.files import SafetensorsWriter, new_directory
 from seva_jax.convert.peft import to_peft
-from seva_jax.convert.source import open_source
 from seva_jax.convert.table import canonical
 from seva_jax.types import DataError
 
@@ -162,7 +163,11 @@ def test_sources_that_cannot_be_exported(checkpoint, tmp_path):
         open_source(tmp_path / "empty")
 
 
-def test_nothing_half_written(checkpoint, tmp_path, monkeypatch):
+def full_disk(names):
+    raise OSError("disk full")
+
+
+def test_nothing_half_written(checkpoint, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine").write_text("keep")
@@ -171,7 +176,7 @@ def test_nothing_half_written(checkpoint, tmp_path, monkeypatch):
     assert [p.name for p in out.iterdir()] == ["mine"]
     write_run(tmp_path / "run", checkpoint)
     source = open_source(tmp_path / "run")
-    monkeypatch.setattr(type(source), "read", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    source = dataclasses.replace(source, read=full_disk)
     for write in (to_hf, to_peft):
         with pytest.raises(DataError, match="disk"):
             write(source, tmp_path / "other")
@@ -188,7 +193,7 @@ def test_no_room_and_no_permission(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_values_that_do_not_fit_the_dtype_are_refused(checkpoint, tmp_path, monkeypatch):
+def test_values_that_do_not_fit_the_dtype_are_refused(checkpoint, tmp_path):
     shard(checkpoint, dtype=np.float16)
     write_run(tmp_path / "run", checkpoint)
     source = open_source(tmp_path / "run")

@@ -25,6 +25,7 @@ LAYERS = (
     "results",  # what a run left behind, for the report
     "train",  # the main command
     "bench",  # studies of many runs
+    "commands",  # `__main__` of packages
 )
 LEVEL = {part: level for level, row in enumerate(LAYERS) for part in row.split()}
 
@@ -37,7 +38,7 @@ TYPE_ONLY = {("results", "train")}
 
 def part_of(module):
     """The row entry a dotted seva_jax module belongs to."""
-    return module.split(".")[1]
+    return "commands" if module.endswith(".__main__") else module.split(".")[1]
 
 
 def imports(source, module, is_package=False):

@@ -50,9 +50,9 @@ def keys(num):
 
 
 @jax.jit
-def next_logits(variables, tokens, length, pixels):
-    """Logits after the first `length` tokens of one row."""
-    is_image = tokens == IMAGE
+def next_logits(variables, tokens, length, prompt_length, pixels):
+    """Logits after the first `length` tokens of one row; images are in its prompt only."""
+    is_image = (tokens == IMAGE) & (jnp.arange(len(tokens)) < prompt_length)
     patch = jnp.where(is_image, jnp.cumsum(is_image) - 1, -1)[None]
     size = len(tokens)
     mask = jnp.tril(jnp.ones((size, size), bool))[None]
@@ -65,7 +65,8 @@ def by_full_passes(variables, row, pixels):
     tokens, out = list(row), []
     for _ in range(NEW):
         padded = np.pad(tokens, (0, WIDTH + NEW - len(tokens)))
-        out.append(int(next_logits(variables, padded, len(tokens), pixels).argmax()))
+        logits = next_logits(variables, padded, len(tokens), len(row), pixels)
+        out.append(int(logits.argmax()))
         tokens.append(out[-1])
         if out[-1] == STOP:
             break

@@ -24,10 +24,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import LlavaConfig as HFConfig
 
 from seva_jax.convert import load_params, read_llava_config
 from seva_jax.convert.files import SafetensorsWriter
+from seva_jax.convert.hf_config import llava_config_fields
 from seva_jax.convert.table import TABLE
 from seva_jax.models import Llava, LlavaConfig, abstract_params, abstract_variables
 from seva_jax.sharding import MeshShape, variable_shardings
@@ -59,7 +59,9 @@ def run_load(bench: LoadBench) -> None:
     directory = bench.dir or Path(tempfile.mkdtemp(prefix="seva_jax_load_"))
     try:
         if not (directory / "config.json").exists():
-            write_checkpoint(directory, bench.layers)
+            default = LlavaConfig()
+            text = dataclasses.replace(default.text, num_layers=bench.layers)
+            write_checkpoint(directory, dataclasses.replace(default, text=text))
         flag = f"--xla_force_host_platform_device_count={bench.devices}"
         environment = os.environ | {_CHILD: str(directory), "JAX_PLATFORMS": "cpu"}
         environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
@@ -72,25 +74,16 @@ def run_load(bench: LoadBench) -> None:
         sys.exit(result.returncode)
 
 
-def write_checkpoint(directory: Path, layers: int) -> None:
-    """A Hugging Face LLaVA directory of 7B shapes, bfloat16 values, one tensor at a time.
+def write_checkpoint(directory: Path, config: LlavaConfig) -> None:
+    """A Hugging Face LLaVA directory of random bfloat16 values, one tensor at a time.
 
     Raises:
         DataError: the disk has no room for it.
     """
-    default = LlavaConfig()
-    config = dataclasses.replace(default, text=dataclasses.replace(default.text, num_layers=layers))
-    hf = HFConfig(
-        text_config={"model_type": "llama", "vocab_size": 32064, "num_hidden_layers": layers},
-        vision_config={
-            "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096,
-            "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
-        },
-    )  # fmt: skip
     shapes = {}
     leaves = jax.tree_util.tree_flatten_with_path(abstract_params(Llava(config)))[0]
     ours = {"/".join(str(key.key) for key in path): leaf.shape for path, leaf in leaves}
-    for row in TABLE:
+    for row in [row for row in TABLE if row.ours in ours]:
         for name in row.names(ours[row.ours]):
             shapes[name] = row.their_shape(ours[row.ours])
     directory.mkdir(parents=True, exist_ok=True)
@@ -119,7 +112,9 @@ def write_checkpoint(directory: Path, layers: int) -> None:
     index_text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map})
     (directory / "model.safetensors.index.json").write_text(index_text, encoding="utf-8")
     # Last: it marks the directory as complete.
-    (directory / "config.json").write_text(json.dumps(hf.to_dict()), encoding="utf-8")
+    (directory / "config.json").write_text(
+        json.dumps(llava_config_fields(config)), encoding="utf-8"
+    )
 
 
 def _memory() -> tuple[float, float]:

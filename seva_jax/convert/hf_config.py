@@ -109,6 +109,45 @@ def read_llava_config(directory: str | Path) -> LlavaConfig:
     return config
 
 
+def llava_config_fields(config: LlavaConfig) -> dict[str, Any]:
+    """The fields of a config.json that `read_llava_config` reads back as `config`."""
+    vision, text = config.vision, config.text
+    return {
+        "model_type": "llava",
+        "architectures": ["LlavaForConditionalGeneration"],
+        "image_token_index": config.image_token_id,
+        "image_seq_length": config.tokens_per_image,
+        "vision_feature_layer": config.feature_layer,
+        "vision_feature_select_strategy": config.feature_select,
+        "multimodal_projector_bias": config.projector_bias,
+        "tie_word_embeddings": text.tied_head,
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "image_size": vision.image_size,
+            "patch_size": vision.patch_size,
+            "hidden_size": vision.hidden_size,
+            "num_hidden_layers": vision.num_layers,
+            "num_attention_heads": vision.num_heads,
+            "intermediate_size": vision.mlp_size,
+            "layer_norm_eps": vision.norm_eps,
+            "hidden_act": vision.activation,
+        },
+        "text_config": {
+            "model_type": "llama",
+            "vocab_size": text.vocab_size,
+            "hidden_size": text.hidden_size,
+            "num_hidden_layers": text.num_layers,
+            "num_attention_heads": text.num_heads,
+            "num_key_value_heads": text.num_kv_heads,
+            "head_dim": text.head_dim,
+            "intermediate_size": text.mlp_size,
+            "rms_norm_eps": text.norm_eps,
+            "rope_parameters": {"rope_type": "default", "rope_theta": text.rope_base},
+            "tie_word_embeddings": text.tied_head,
+        },
+    }
+
+
 def read_special_tokens(directory: str | Path) -> SpecialTokens:
     """Stop and pad tokens, found where `transformers` generation finds them.
 

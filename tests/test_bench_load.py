@@ -1,0 +1,89 @@
+"""The loading measurement, on a small model; and that a process reads only its devices' bytes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers_llava import CONFIG
+
+from seva_jax.bench import load as bench
+from seva_jax.convert import load, load_params, read_llava_config
+from seva_jax.models import Llava, abstract_variables
+from seva_jax.sharding import MeshShape, variable_shardings
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "_SHARD_BYTES", 5000)
+    bench.write_checkpoint(tmp_path / "model", CONFIG)
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_checkpoint_it_writes_is_a_llava(tmp_path, tied):
+    config = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, tied_head=tied))
+    bench.write_checkpoint(tmp_path, config)
+    assert read_llava_config(tmp_path) == config
+    assert load_params(tmp_path, config)["language"]["embedding"].shape == (40, 16)
+
+
+def test_measures_and_prints(checkpoint, capsys, monkeypatch):
+    assert len(list(checkpoint.glob("*.safetensors"))) > 2
+    assert bench._load_and_measure(checkpoint) == 0
+    assert "above the result" in capsys.readouterr().out
+    monkeypatch.setattr(bench, "_LIMIT_GIB", -1.0)
+    assert bench._load_and_measure(checkpoint) == 1
+
+
+class CountingFile:
+    """A safetensors file that counts the bytes asked of it."""
+
+    num_bytes = 0
+
+    def __init__(self, path, framework):
+        self._file = CountingFile.original(path, framework=framework)
+
+    def __enter__(self):
+        self._opened = self._file.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        return self._file.__exit__(*error)
+
+    def keys(self):
+        return self._opened.keys()
+
+    def get_slice(self, name):
+        return CountingSlice(self._opened.get_slice(name))
+
+
+class CountingSlice:
+    def __init__(self, inner):
+        self._inner = inner
+        self.get_shape, self.get_dtype = inner.get_shape, inner.get_dtype
+
+    def __getitem__(self, index):
+        values = self._inner[index]
+        CountingFile.num_bytes += values.nbytes
+        return values
+
+
+def test_a_process_reads_only_the_bytes_of_its_devices(checkpoint, monkeypatch):
+    """As if this process had one of eight devices: JAX only asks for the slices of its own."""
+    mesh = MeshShape(fsdp=8).make()
+    shardings = variable_shardings(mesh, abstract_variables(Llava(CONFIG))["params"])
+    mine = []
+
+    def first_device_only(shape, sharding, read):
+        index = sharding.devices_indices_map(shape)[mesh.devices.flat[0]]
+        mine.append(read(index).nbytes)
+        return jnp.zeros(shape, jnp.bfloat16)
+
+    CountingFile.original, CountingFile.num_bytes = load.safe_open, 0
+    monkeypatch.setattr(load, "safe_open", CountingFile)
+    monkeypatch.setattr(jax, "make_array_from_callback", first_device_only)
+    params = load_params(checkpoint, CONFIG, jnp.bfloat16, shardings)
+    assert CountingFile.num_bytes == sum(mine)
+    # The vision tower, whole on every device, is most of this small model.
+    assert sum(mine) < 0.75 * sum(x.nbytes for x in jax.tree.leaves(params))
