@@ -12,3 +12,6 @@ import jax
 
 # Tests compile many small programs once: compiling less thoroughly halves their time.
 jax.config.update("jax_disable_most_optimizations", True)
+
+# Generators of goldens, which need more than the tests do.
+collect_ignore = ["goldens"]

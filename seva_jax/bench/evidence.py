@@ -241,8 +241,16 @@ def tables(values: dict[int, dict[str, dict[str, float]]]) -> str:
         lines.append(f"| {name} | {pairs:,.0f} | " + " | ".join(row) + " |")
     errors = "color-balanced/prior_errors"
     lines += ["", "Relative change of prior-driven errors (color-balanced), over seeds:", ""]
-    for name in [n for n in some if n != "base"]:
-        mean, half = interval([v[name][errors] / v["base"][errors] - 1 for v in values.values()])
+    change = {
+        name: [v[name][errors] / v["base"][errors] - 1 for v in values.values()]
+        for name in some
+        if name != "base"
+    }
+    for control in ("labels shuffled", "supervised on chosen"):
+        both = zip(change[MAIN], change[control], strict=True)
+        change[f"{MAIN} minus {control} (points)"] = [a - b for a, b in both]
+    for name, numbers in change.items():
+        mean, half = interval(numbers)
         spread = f" ± {100 * half:.0f}" if len(values) > 1 else ""
         lines.append(f"- {name}: {100 * mean:+.0f} %{spread}")
     return "\n".join(lines) + "\n"
