@@ -88,6 +88,8 @@ class TrainedBase(BaseModel):
     Attributes:
         model: architecture; its vocabulary size is set from `words`.
         words: vocabulary of the word-level tokenizer.
+        vocab_multiple: the vocabulary is padded with unused ids to a multiple of this; a mesh
+            with `tensor` devices needs a multiple of that many.
         processing: image pipeline.
         prompts: training questions; the answer is `meta["answer"]`.
         steps: optimiser steps.
@@ -97,6 +99,7 @@ class TrainedBase(BaseModel):
 
     model: LlavaConfig = LlavaConfig()
     words: tuple[str, ...] = world_vocabulary()
+    vocab_multiple: int = 1
     processing: ImageProcessing = ImageProcessing()
     prompts: PromptSource = WorldPrompts()
     steps: int = 1000
@@ -106,7 +109,8 @@ class TrainedBase(BaseModel):
     def assets(self) -> Assets:
         """See `BaseModel.assets`."""
         tokenizer = word_tokenizer(self.words)
-        text = dataclasses.replace(self.model.text, vocab_size=len(tokenizer))
+        rows = -(-len(tokenizer) // self.vocab_multiple) * self.vocab_multiple
+        text = dataclasses.replace(self.model.text, vocab_size=rows)
         image_id = tokenizer.convert_tokens_to_ids("<image>")
         config = dataclasses.replace(self.model, text=text, image_token_id=image_id)
         return Assets(config, tokenizer, self.processing)

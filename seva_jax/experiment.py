@@ -216,7 +216,11 @@ def check(experiment: Experiment) -> None:
     names = [x.evaluator.name for x in e.evals]
     twice = sorted({name for name in names if names.count(name) > 1})
     problems += [f"two evals are named {name!r}" for name in twice]
-    if isinstance(e.base, TrainedBase) and min(e.base.steps, e.base.batch_size) < 1:
-        problems.append("base.steps and base.batch_size must be at least 1")
+    if isinstance(e.base, TrainedBase):
+        sizes = e.base.steps, e.base.batch_size, e.base.vocab_multiple
+        if min(sizes) < 1:
+            problems.append(
+                "base.steps, base.batch_size and base.vocab_multiple must be at least 1"
+            )
     if problems:
         raise DataError("the config has problems:\n  " + "\n  ".join(problems))

@@ -19,7 +19,7 @@ SMALL = """
 --rollout.batch-size 32 --train.batch-size 8 --train.max-steps 6 --train.save-every 2
 --train.log-every 1 --lora.rank 4 --seed 3 --mesh.data 1 --mesh.fsdp 2 --mesh.tensor 2
 --base.model.vision.hidden-size 32 --base.model.text.hidden-size 32
---base.model.text.head-dim 16 --base.optim.lr 3e-3
+--base.model.text.head-dim 16 --base.vocab-multiple 8 --base.optim.lr 3e-3
 """
 
 
