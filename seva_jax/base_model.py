@@ -8,9 +8,10 @@ Weights are loaded by `seva_jax/convert`, or trained by the ordinary loop in
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
-from seva_jax.convert import read_llava_config
+from seva_jax.convert import read_llava_config, tower_directory
 from seva_jax.data.sources import PromptSource
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig
@@ -50,27 +51,32 @@ class BaseModel:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint(BaseModel):
-    """A local directory in Hugging Face's LLaVA layout (config, tokenizer, safetensors).
+    """A local directory with a LLaVA-1.5 model (config, tokenizer, safetensors).
 
     Attributes:
-        path: the directory, for example a download of llava-hf/llava-1.5-7b-hf.
+        path: the directory, for example a download of llava-hf/llava-1.5-7b-hf or, in the
+            original layout, liuhaotian/llava-v1.5-7b.
+        vision_tower: the CLIP directory that the original layout needs; empty for the one its
+            config.json names.
         pad_to_square: pad images to a square before resizing, as the original LLaVA does.
             Hugging Face's processors crop instead unless told otherwise; None follows the
             checkpoint's own processor.
     """
 
     path: str = ""
+    vision_tower: str = ""
     pad_to_square: bool | None = True
 
     def assets(self) -> Assets:
         """See `BaseModel.assets`."""
         if not self.path:
             raise DataError("base.path is empty; give the checkpoint directory, --base.path DIR")
-        config = read_llava_config(self.path)
-        tokenizer = load_tokenizer(self.path)
+        config = read_llava_config(self.path, self.vision_tower)
+        tower = tower_directory(Path(self.path), self.vision_tower)
+        tokenizer = load_tokenizer(self.path, original=tower is not None)
         check_tokenizer(tokenizer, config.text.vocab_size, config.image_token_id)
         processing = ImageProcessing.from_processor_config(
-            self.path, pad_to_square=self.pad_to_square
+            tower or self.path, pad_to_square=self.pad_to_square
         )
         if processing.size != config.vision.image_size:
             raise DataError(

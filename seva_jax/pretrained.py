@@ -21,7 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from seva_jax.convert import SpecialTokens, load_params, read_llava_config, read_special_tokens
+from seva_jax.convert import (
+    SpecialTokens,
+    load_params,
+    read_llava_config,
+    read_special_tokens,
+    tower_directory,
+)
+from seva_jax.convert.original import pads_images
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import Llava, LlavaConfig
 from seva_jax.rollout.sampler import PromptBatch, Sampling, generate
@@ -41,6 +48,7 @@ class PretrainedLlava:
         params: the "params" collection.
         special: stop and pad tokens of generation.
         dtype: of parameters and computation.
+        tower: the CLIP directory of an original LLaVA, or None.
     """
 
     directory: Path
@@ -48,6 +56,7 @@ class PretrainedLlava:
     params: dict[str, Any]
     special: SpecialTokens
     dtype: str
+    tower: Path | None = None
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -56,7 +65,7 @@ class PretrainedLlava:
         Raises:
             DataError: there is none, or it cannot be read.
         """
-        return load_tokenizer(self.directory)
+        return load_tokenizer(self.directory, original=self.tower is not None)
 
     @functools.cached_property
     def processing(self) -> ImageProcessing:
@@ -65,7 +74,9 @@ class PretrainedLlava:
         Raises:
             DataError: there is no processor file, or one that is not supported.
         """
-        return ImageProcessing.from_processor_config(self.directory)
+        if self.tower is None:
+            return ImageProcessing.from_processor_config(self.directory)
+        return ImageProcessing.from_processor_config(self.tower, pads_images(self.directory))
 
     @property
     def model(self) -> Llava:
@@ -177,14 +188,18 @@ class PretrainedLlava:
         return contextlib.nullcontext()
 
 
-def from_pretrained(directory: str | Path, dtype: str = "float32") -> PretrainedLlava:
-    """Opens a local Hugging Face LLaVA-1.5 directory. Needs no torch and no network.
+def from_pretrained(
+    directory: str | Path, dtype: str = "float32", vision_tower: str | Path | None = None
+) -> PretrainedLlava:
+    """Opens a local LLaVA-1.5 directory, Hugging Face's or original. Needs no torch, no network.
 
     Args:
         directory: holds config.json, the weights as safetensors (one file, or several with an
             index), and normally generation_config.json, tokenizer and processor files.
         dtype: of parameters and computation: "float32", "bfloat16" or "float16", whatever the
             files hold.
+        vision_tower: the CLIP directory that the original layout needs; None for the one its
+            config.json names.
 
     Returns:
         The model, with the weights on the first device.
@@ -196,9 +211,11 @@ def from_pretrained(directory: str | Path, dtype: str = "float32") -> Pretrained
     if dtype not in _DTYPES:
         raise DataError(f"dtype is {dtype!r}, expected one of {', '.join(_DTYPES)}")
     directory = Path(directory)
-    config = read_llava_config(directory)
+    config = read_llava_config(directory, vision_tower)
     special = read_special_tokens(directory)
-    return PretrainedLlava(directory, config, load_params(directory, config, dtype), special, dtype)
+    tower = tower_directory(directory, vision_tower)
+    params = load_params(directory, config, dtype, tower=tower)
+    return PretrainedLlava(directory, config, params, special, dtype, tower)
 
 
 def to_rows(
@@ -267,8 +284,6 @@ def to_rows(
     exists_BI = np.arange(images_B.max()) < images_B[:, None]
     pixels_BIHWC[exists_BI] = pixels_NCHW.transpose(0, 2, 3, 1)
     patch_BS = np.where(image_BS, np.cumsum(image_BS, axis=1) - 1, -1)
-    # An image token may lie outside the vocabulary; its embedding is replaced anyway.
-    tokens_BS = np.where(image_BS, 0, tokens_BS)
     return PromptBatch(
         tokens_BS.astype(np.int32), mask_BS.astype(bool), patch_BS.astype(np.int32), pixels_BIHWC
     )

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from seva_jax.base_model import Checkpoint, TrainedBase
 from seva_jax.checkpoint import checksum
 from seva_jax.cli import load_experiment, to_source
-from seva_jax.convert import load_params
+from seva_jax.convert import load_params, tower_directory
 from seva_jax.data import store
 from seva_jax.data.pipeline import ComparisonRows, encodable, in_order, num_steps
 from seva_jax.data.sources import PromptSet
@@ -117,7 +117,8 @@ class Run:
         shardings = variable_shardings(self.mesh, abstract_variables(self.base_model)["params"])
         if isinstance(base, Checkpoint):
             dtype = self.experiment.compute.param_dtype
-            return load_params(base.path, self.assets.config, dtype, shardings)
+            tower = tower_directory(Path(base.path), base.vision_tower)
+            return load_params(base.path, self.assets.config, dtype, shardings, tower)
         assert isinstance(base, TrainedBase)
         data = base.prompts.open()
         answered = [Comparison(p, (p.meta["answer"],)) for p in data.prompts]

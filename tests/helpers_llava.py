@@ -27,6 +27,7 @@ from seva_jax.models import (
     abstract_variables,
 )
 from seva_jax.step import TrainState
+from seva_jax.text.tokenizer import word_tokenizer
 
 IMAGE_TOKEN, PAD, EOS, VOCAB = 500, 501, 2, 512
 
@@ -111,7 +112,7 @@ def write_llava(directory, params=None):
     return directory
 
 
-def write_run(workdir, directory, rank=4, parts=("lora", "projector"), seed=1):
+def write_run(workdir, directory, rank=4, parts=("lora", "projector"), seed=1, vision_tower=""):
     """A finished run's work directory, as far as exports read it, with random trained variables.
 
     Returns the trained variables, {"params": ..., "lora": ...}, NumPy float32.
@@ -119,11 +120,11 @@ def write_run(workdir, directory, rank=4, parts=("lora", "projector"), seed=1):
     lora = LoraConfig(rank=rank, alpha=2.0 * rank, targets=("q_proj", "o_proj", "down_proj"))
     experiment = Experiment(
         workdir=str(workdir),
-        base=Checkpoint(str(directory)),
+        base=Checkpoint(str(directory), vision_tower),
         lora=lora,
         train=TrainOptions(trained=parts),
     )
-    model = Llava(read_llava_config(directory), lora=lora if rank else None)
+    model = Llava(read_llava_config(directory, vision_tower), lora=lora if rank else None)
     shapes = jax.tree.map(
         lambda x: x.value.shape,
         dict(abstract_variables(model)),
@@ -214,4 +215,92 @@ def save(model: Any, directory: Path, **options: Any) -> Path:
 
     logging.disable_progress_bar()
     model.save_pretrained(directory, **options)
+    return directory
+
+
+CONFIG_ORIGINAL = {
+    "_name_or_path": "somewhere",
+    "architectures": ["LlavaLlamaForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "freeze_mm_mlp_adapter": False,
+    "head_dim": 4,
+    "hidden_act": "silu",
+    "hidden_size": 16,
+    "image_aspect_ratio": "pad",
+    "intermediate_size": 32,
+    "max_position_embeddings": 4096,
+    "mm_hidden_size": 16,
+    "mm_projector_type": "mlp2x_gelu",
+    "mm_resampler_type": None,
+    "mm_use_im_patch_token": False,
+    "mm_use_im_start_end": False,
+    "mm_vision_select_feature": "patch",
+    "mm_vision_select_layer": -2,
+    "mm_vision_tower": "openai/clip-vit-tiny",
+    "model_type": "llava_llama",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": None,
+    "rope_theta": 500.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+    "use_mm_proj": True,
+    "vocab_size": 40,
+}
+
+
+def write_original(directory: Path, tower: Path | None = None, **fields: Any) -> Path:
+    """`CONFIG`'s model in the original LLaVA's layout, its tower in a CLIP directory beside it.
+
+    Args:
+        directory: made here.
+        tower: CLIP directory to make; None puts the tower's weights into the checkpoint and
+            `directory`/vision_tower holds config.json only.
+        fields: of config.json.
+    """
+    model, clip = {}, {}
+    for name, values in their_tensors(random_params(CONFIG)).items():
+        if name.startswith("vision_tower."):
+            clip["vision_model." + name.removeprefix("vision_tower.")] = values
+        elif name.startswith("multi_modal_projector"):
+            _, layer, kind = name.split(".")
+            at = {"linear_1": 0, "linear_2": 2}[layer]
+            model[f"model.mm_projector.{at}.{kind}"] = values
+        else:
+            model[name.removeprefix("language_model.")] = values
+    rng = np.random.default_rng(7)
+    clip["vision_model.post_layernorm.weight"] = rng.normal(size=16).astype(np.float32)
+    directory.mkdir()
+    place = tower or directory / "vision_tower"
+    place.mkdir()
+    vision = CONFIG_V4["vision_config"]
+    (place / "config.json").write_text(
+        json.dumps({"model_type": "clip", "vision_config": vision, "text_config": {}})
+    )
+    size = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    (place / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "CLIPImageProcessor", **size})
+    )
+    if tower:
+        clip["text_model.final_layer_norm.weight"] = np.ones(3, np.float32)
+        clip["logit_scale"] = np.ones((), np.float32)
+        clip["vision_model.embeddings.position_ids"] = np.arange(5)[None]
+        save_file(clip, tower / "model.safetensors")
+    else:
+        fields = {"mm_vision_tower": "vision_tower", **fields}
+        inside = "model.vision_tower.vision_tower."
+        model |= {inside + name: values for name, values in clip.items()}
+    save_file(model, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(CONFIG_ORIGINAL | fields))
+    words = [f"w{i}" for i in range(35)]
+    tokenizer = word_tokenizer(words)  # 5 special tokens: 40 ids
+    text = tokenizer.backend_tokenizer.to_str().replace("<image>", "w35").replace("<pad>", "w36")
+    (directory / "tokenizer.json").write_text(text)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
     return directory

@@ -274,7 +274,7 @@ def test_no_weights(directory):
     message = refused(directory)
     assert "pytorch_model.bin" in message
     assert "can run code" in message
-    assert "save_pretrained" in message
+    assert "python -m seva_jax.convert from-bin" in message
 
 
 def test_index_and_files_that_contradict_each_other(directory, tensors):

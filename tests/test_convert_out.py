@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 
 from seva_jax.convert import __main__ as command
 from seva_jax.convert.__main__ import open_source
-from seva_jax.convert.export import to_hf
 from seva_jax.convert.files import SafetensorsWriter, new_directory
 from seva_jax.convert.peft import to_peft
+from seva_jax.convert.rewrite import to_hf
 from seva_jax.convert.table import canonical
 from seva_jax.types import DataError
 

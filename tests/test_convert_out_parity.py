@@ -12,8 +12,8 @@ from transformers import LlavaForConditionalGeneration  # noqa: E402
 
 import seva_jax  # noqa: E402
 from seva_jax.convert.__main__ import open_source  # noqa: E402
-from seva_jax.convert.export import to_hf  # noqa: E402
 from seva_jax.convert.peft import to_peft  # noqa: E402
+from seva_jax.convert.rewrite import to_hf  # noqa: E402
 from seva_jax.models import Llava  # noqa: E402
 from seva_jax.pretrained import to_rows  # noqa: E402
 from seva_jax.step import merge  # noqa: E402

@@ -1,4 +1,4 @@
-"""`python -m seva_jax.convert COMMAND SOURCE OUT`: results out, for other tools."""
+"""`python -m seva_jax.convert COMMAND SOURCE OUT`: results out, for other tools; pickles in."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ import tyro
 from seva_jax.base_model import Checkpoint
 from seva_jax.checkpoint import read_trained
 from seva_jax.cli import read_config
-from seva_jax.convert.export import to_hf
 from seva_jax.convert.hf_config import read_llava_config
+from seva_jax.convert.original import tower_directory
 from seva_jax.convert.peft import to_peft
+from seva_jax.convert.pickles import from_bin
+from seva_jax.convert.rewrite import to_hf, to_llava
 from seva_jax.convert.source import Source
 from seva_jax.models import Llava, abstract_variables
 from seva_jax.types import DataError
@@ -26,17 +28,37 @@ from seva_jax.types import DataError
 
 @dataclasses.dataclass(frozen=True)
 class ToHF:
-    """The whole model, adapters merged, in the layout of the checkpoint the run started from.
+    """The whole model, adapters merged, as a Hugging Face directory.
 
     Loads with transformers' LlavaForConditionalGeneration.from_pretrained(OUT), vLLM, lmms-eval.
+    Keeps names, sharding and untouched bytes of a checkpoint that already has this layout.
 
     Attributes:
-        source: work directory of a finished run.
+        source: work directory of a finished run, or a checkpoint.
         out: the new directory.
+        vision_tower: CLIP directory, for a checkpoint in the original layout that needs one.
     """
 
     source: tyro.conf.Positional[Path]
     out: tyro.conf.Positional[Path]
+    vision_tower: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ToLlava:
+    """The whole model, adapters merged, in the original LLaVA's layout.
+
+    Keeps names, sharding and untouched bytes of a checkpoint that already has this layout.
+
+    Attributes:
+        source: work directory of a finished run, or a checkpoint.
+        out: the new directory.
+        vision_tower: CLIP directory, for a checkpoint in the original layout that needs one.
+    """
+
+    source: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[Path]
+    vision_tower: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +77,27 @@ class ToPeft:
     out: tyro.conf.Positional[Path]
 
 
-def open_source(path: Path) -> Source:
+@dataclasses.dataclass(frozen=True)
+class FromBin:
+    """A checkpoint or CLIP directory with pytorch_model*.bin files, as safetensors. Needs torch.
+
+    Nothing in the pickles is run: files that hold more than tensors are refused.
+
+    Attributes:
+        source: the directory.
+        out: the new directory.
+    """
+
+    source: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[Path]
+
+
+def open_source(path: Path, vision_tower: str = "") -> Source:
     """A work directory of `seva_jax.train`, or a checkpoint directory as it is.
+
+    Args:
+        path: the directory.
+        vision_tower: CLIP directory of an original LLaVA; a run has its own.
 
     Raises:
         DataError: neither, or a run that is not finished or did not start from a checkpoint.
@@ -64,7 +105,8 @@ def open_source(path: Path) -> Source:
     if not path.is_dir():
         raise DataError(f"{path} is not a directory; give a work directory or a checkpoint")
     if not (path / "stages.json").exists():
-        return Source(path, read_llava_config(path))
+        config = read_llava_config(path, vision_tower)
+        return Source(path, tower_directory(path, vision_tower), config)
     stages = json.loads((path / "stages.json").read_text(encoding="utf-8"))
     if "align" not in stages:
         raise DataError(f"{path}: alignment has not finished; run seva_jax.train again")
@@ -74,15 +116,16 @@ def open_source(path: Path) -> Source:
             f"{path}: this run trained its base model itself and has no checkpoint directory to "
             "write the result into; export runs whose base is a Checkpoint"
         )
-    directory = Path(experiment.base.path)
-    config = read_llava_config(directory)
+    directory, vision_tower = Path(experiment.base.path), experiment.base.vision_tower
+    config = read_llava_config(directory, vision_tower)
     model = Llava(config, lora=experiment.lora if experiment.lora.rank else None)
     shapes = {name: leaf.shape for name, leaf in _flat(abstract_variables(model)).items()}
     parts = ["lora/" if p == "lora" else f"params/{p}/" for p in experiment.train.trained]
     trained = {n: shape for n, shape in shapes.items() if any(n.startswith(p) for p in parts)}
     stage = path / "checkpoints" / "align"
     read = functools.partial(_read, stage, trained)
-    return Source(directory, config, experiment.lora, trained, read)
+    tower = tower_directory(directory, vision_tower)
+    return Source(directory, tower, config, experiment.lora, trained, read)
 
 
 def _read(
@@ -111,12 +154,22 @@ def _flat(tree: dict) -> dict:
 
 def main() -> None:
     """The command line."""
-    command = tyro.extras.subcommand_cli_from_dict({"to-hf": ToHF, "to-peft": ToPeft})
-    write = {ToHF: to_hf, ToPeft: to_peft}[type(command)]
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"to-hf": ToHF, "to-llava": ToLlava, "to-peft": ToPeft, "from-bin": FromBin}
+    )
     try:
-        print(write(open_source(command.source), command.out))
+        match command:
+            case ToHF():
+                done = to_hf(open_source(command.source, command.vision_tower), command.out)
+            case ToLlava():
+                done = to_llava(open_source(command.source, command.vision_tower), command.out)
+            case ToPeft():
+                done = to_peft(open_source(command.source), command.out)
+            case FromBin():
+                done = from_bin(command.source, command.out)
     except DataError as error:
         sys.exit(f"error: {error}")
+    print(done)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 The checkpoint's files are copied and the trained tensors are written over their old bytes: names,
 order, sharding and untouched tensors stay identical, and memory holds a few tensors at a time.
-Which tensor is which is in `table.py`; adapters on their own are in `peft.py`.
+Which tensor is which is in `table.py`; a change of layout is in `rewrite.py`, adapters on their
+own are in `peft.py`.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,18 +19,23 @@ from tqdm import tqdm
 
 from seva_jax.convert.files import data_start, encode, new_directory
 from seva_jax.convert.load import Tensor, read_headers
+from seva_jax.convert.original import read_json
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, Row
 
 # Weights in other formats, and the indices of such: not copied, since they would be the old ones.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".gguf")
+TOWER = "vision_tower"  # folder for the CLIP directory of an original LLaVA
 
 
-def to_hf(source: Source, out: Path) -> str:
-    """Writes the model with adapters merged and trained parts replaced.
+def patched_copy(source: Source, out: Path) -> str:
+    """Copies the checkpoint, with adapters merged and trained parts replaced.
+
+    The CLIP directory of an original LLaVA goes along where it lies in the checkpoint, or where
+    the tower was trained; in the second case config.json names the copy.
 
     Args:
-        source: what to export. A checkpoint without a run is copied.
+        source: what to export. A checkpoint without a run is copied byte by byte.
         out: the new directory.
 
     Returns:
@@ -37,50 +44,76 @@ def to_hf(source: Source, out: Path) -> str:
     Raises:
         DataError: the checkpoint is damaged, or `out` cannot be written.
     """
-    tensors = read_headers(source.directory)
-    weights = {tensor.path for tensor in tensors.values()}
-    others = [path for path in sorted(source.directory.iterdir()) if _is_copied(path)]
-    files = sorted(weights) + others
+    tensors = read_headers(source.directory, source.tower)
+    changed = [row for row in TABLE if changes(source, row)]
+    files = {path: Path(path.name) for path in _copied(source.directory, tensors)}
+    moved = False
+    if source.tower:
+        inside = source.tower.resolve().is_relative_to(source.directory.resolve())
+        outside = {t.path.parent for t in tensors.values()} - {source.directory}
+        moved = not inside and bool(outside) and any(r.ours.startswith("vision") for r in changed)
+        folder = Path(TOWER)
+        if inside:
+            folder = source.tower.resolve().relative_to(source.directory.resolve())
+        if inside or moved:
+            files |= {path: folder / path.name for path in _copied(source.tower, tensors)}
     with new_directory(out, sum(path.stat().st_size for path in files)) as scratch:
         with tqdm(total=len(files), desc="copy", unit="file") as bar:
-            for path in files:
-                shutil.copyfile(path, scratch / path.name)
+            for path, name in files.items():
+                (scratch / name).parent.mkdir(exist_ok=True, parents=True)
+                shutil.copyfile(path, scratch / name)
                 bar.update()
-        starts = {path: data_start(path) for path in weights}
+        if moved:
+            fields = read_json(scratch / "config.json") | {"mm_vision_tower": TOWER}
+            write_json(scratch / "config.json", fields)
+        starts = {path: data_start(path) for path in {t.path for t in tensors.values()}}
         num = 0
-        changed = [row for row in TABLE if _changes(source, row)]
         with tqdm(total=len(changed), desc="merge", unit="tensor") as bar:
             for row in changed:
-                for tensor, values in _merged(source, row, tensors):
+                for name, values in merged(source, row, tensors):
                     num += 1
-                    with (scratch / tensor.path.name).open("r+b") as file:
+                    tensor = tensors[name]
+                    with (scratch / files[tensor.path]).open("r+b") as file:
                         file.seek(starts[tensor.path][tensor.name])
                         file.write(encode(tensor, values))
                 bar.update()
     return f"{out}: {num} of {len(tensors)} tensors changed"
 
 
-def _is_copied(path: Path) -> bool:
-    name = path.name
-    if name.startswith(".") or not path.is_file():
-        return False
-    if name.endswith(".index.json"):
-        return name == "model.safetensors.index.json"
-    return path.suffix not in _WEIGHTS
+def write_json(path: Path, fields: Mapping[str, object]) -> None:
+    """A JSON object as a file, for people too."""
+    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def other_files(directory: Path) -> list[Path]:
+    """What lies in a checkpoint beside its weights: tokenizer, processor, README, ..."""
+    return [path for path in sorted(directory.iterdir()) if _is_other(path)]
+
+
+def _copied(directory: Path, tensors: Mapping[str, Tensor]) -> list[Path]:
+    weights = {t.path for t in tensors.values() if t.path.parent == directory}
+    index = directory / "model.safetensors.index.json"
+    return [*sorted(weights), *([index] if index.exists() else []), *other_files(directory)]
+
+
+def _is_other(path: Path) -> bool:
+    hidden = path.name.startswith(".") or not path.is_file()
+    return not hidden and path.suffix not in _WEIGHTS and not path.name.endswith(".index.json")
 
 
 def _adapter(row: Row) -> str:
     return "lora/" + row.ours.removesuffix("/kernel")
 
 
-def _changes(source: Source, row: Row) -> bool:
+def changes(source: Source, row: Row) -> bool:
+    """Whether a run changed the tensors of a row."""
     return f"params/{row.ours}" in source.trained or f"{_adapter(row)}/a" in source.trained
 
 
-def _merged(
+def merged(
     source: Source, row: Row, tensors: Mapping[str, Tensor]
-) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Their tensors of one changed row, float32, in their layout."""
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The checkpoint's tensors of one changed row by canonical name, float32, in its layout."""
     ours, adapter = f"params/{row.ours}", _adapter(row)
     wanted = [n for n in (ours, f"{adapter}/a", f"{adapter}/b") if n in source.trained]
     trained = dict(zip(wanted, source.read(wanted), strict=True))
@@ -90,12 +123,17 @@ def _merged(
         if ours in trained:
             values = row.transform.write(part(trained[ours]))
         else:
-            with safe_open(tensors[name].path, framework="np") as file:
-                values = file.get_tensor(tensors[name].name).astype(np.float32)
+            values = read_tensor(tensors[name])
         if adapter + "/a" in trained:
             a, b = part(trained[f"{adapter}/a"]), part(trained[f"{adapter}/b"])
             scale = np.float32(source.lora.alpha / source.lora.rank)
             values = values + row.transform.write(a @ b * scale)
-        yield tensors[name], values
+        yield name, values
         if name == EMBEDDING and source.config.text.tied_head and HEAD in tensors:
-            yield tensors[HEAD], values
+            yield HEAD, values
+
+
+def read_tensor(tensor: Tensor) -> np.ndarray:
+    """One of the checkpoint's tensors, float32."""
+    with safe_open(tensor.path, framework="np") as file:
+        return file.get_tensor(tensor.name).astype(np.float32)

@@ -1,12 +1,13 @@
 """Files of exports: a directory that appears whole or not at all, safetensors written in pieces.
 
-Reading is in `load.py`; what goes into the files is in `export.py` and `peft.py`.
+Reading is in `load.py`; what goes into the files is in `export.py`, `rewrite.py` and `peft.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,14 +18,16 @@ import numpy as np
 from seva_jax.convert.load import DTYPES, Tensor
 from seva_jax.types import DataError
 
+_BITS = {"BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "BF16": 16}  # others end in their number of bits
+
 
 @contextlib.contextmanager
-def new_directory(out: Path, num_bytes: int) -> Iterator[Path]:
+def new_directory(out: Path, size: int) -> Iterator[Path]:
     """Gives an empty directory to write to, and renames it to `out` when all went well.
 
     Args:
         out: does not exist, or is an empty directory.
-        num_bytes: what is going to be written, about.
+        size: bytes that are going to be written, about.
 
     Raises:
         DataError: `out` is taken, cannot be written, or the disk has no room.
@@ -35,9 +38,9 @@ def new_directory(out: Path, num_bytes: int) -> Iterator[Path]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
-        if num_bytes > free:
+        if size > free:
             raise DataError(
-                f"{out.parent} has {free / 2**30:.1f} GiB free, but {num_bytes / 2**30:.1f} GiB "
+                f"{out.parent} has {free / 2**30:.1f} GiB free, but {size / 2**30:.1f} GiB "
                 "are to be written; free some, or give another place"
             )
         scratch.mkdir()
@@ -64,6 +67,11 @@ def data_start(path: Path) -> dict[str, int]:
         for name, entry in header.items()
         if name != "__metadata__"
     }
+
+
+def num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor, by safetensors' name of its dtype."""
+    return math.prod(shape) * (_BITS.get(dtype) or int(dtype[1:])) // 8
 
 
 def encode(tensor: Tensor, values: np.ndarray) -> bytes:
@@ -98,7 +106,7 @@ class SafetensorsWriter:
         end = 0
         self._tensors: dict[str, tuple[Tensor, int]] = {}
         for name, (dtype, shape) in tensors.items():
-            start, end = end, end + np.dtype(DTYPES[dtype]).itemsize * int(np.prod(shape))
+            start, end = end, end + num_bytes(dtype, shape)
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
             self._tensors[name] = Tensor(path, name, tuple(shape), dtype), start
         text = json.dumps(header, separators=(",", ":")).encode()
@@ -111,9 +119,15 @@ class SafetensorsWriter:
 
     def write(self, name: str, values: np.ndarray) -> None:
         """Writes one tensor, cast to its dtype."""
+        self.write_bytes(name, encode(self._tensors[name][0], values))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Writes one tensor as it is stored."""
         tensor, start = self._tensors[name]
+        if len(data) != num_bytes(tensor.dtype, tensor.shape):
+            raise AssertionError(f"{name}: {len(data)} bytes for {tensor.dtype} {tensor.shape}")
         self._file.seek(self._start + start)
-        self._file.write(encode(tensor, values))
+        self._file.write(data)
         self._left.remove(name)
 
     def __enter__(self) -> SafetensorsWriter:

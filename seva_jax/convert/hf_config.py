@@ -1,4 +1,4 @@
-"""config.json and generation_config.json of a Hugging Face LLaVA directory.
+"""config.json and generation_config.json of a LLaVA directory, in either layout.
 
 transformers' own config classes fill missing fields and understand both its version 4 and
 version 5 layouts; they need neither torch nor network. What our modules do not implement is
@@ -8,14 +8,19 @@ refused here, by field and value. Weights are read in `load.py`.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, cast
 
 from transformers import LlavaConfig as HFConfig
 
+from seva_jax.convert.original import as_hf_fields, is_original, read_json, tower_directory
 from seva_jax.models import LlavaConfig, TextConfig, VisionConfig
 from seva_jax.types import DataError
+
+_SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "vocab_size", "image_size", "patch_size"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,33 +36,13 @@ class SpecialTokens:
     pad_id: int | None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        DataError: missing, unreadable, not JSON, or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(
-            f"{path} does not exist: give a local directory that holds a whole Hugging Face "
-            "LLaVA model (for example downloaded with `hf download llava-hf/llava-1.5-7b-hf "
-            "--local-dir DIR`)"
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as JSON ({error}): fetch it again") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path} holds a {type(value).__name__}, expected a JSON object")
-    return value
-
-
-def read_llava_config(directory: str | Path) -> LlavaConfig:
-    """Our config of the model in a Hugging Face directory.
+def read_llava_config(directory: str | Path, vision_tower: str | Path | None = None) -> LlavaConfig:
+    """Our config of the model in a Hugging Face or an original LLaVA directory.
 
     Args:
         directory: holds config.json, as `LlavaForConditionalGeneration.save_pretrained` writes
-            it (transformers 4 and 5).
+            it (transformers 4 and 5), or as the original LLaVA does.
+        vision_tower: the CLIP directory of an original LLaVA, see `original.tower_directory`.
 
     Returns:
         The config; fields the file leaves out take transformers' defaults.
@@ -67,7 +52,7 @@ def read_llava_config(directory: str | Path) -> LlavaConfig:
             all of them named with their values.
     """
     path = Path(directory) / "config.json"
-    hf = _hf_config(path)
+    hf = _hf_config(path, vision_tower)
     text, vision = cast(Any, hf.text_config), cast(Any, hf.vision_config)
     problems = _unsupported(hf, text, vision)
     if problems:
@@ -163,10 +148,13 @@ def read_special_tokens(directory: str | Path) -> SpecialTokens:
         eos, pad = fields.get("eos_token_id"), fields.get("pad_token_id")
     else:
         path = Path(directory) / "config.json"
-        text = cast(Any, _hf_config(path).text_config)
         fields = read_json(path)
-        eos = fields.get("eos_token_id", text.eos_token_id)
-        pad = fields.get("pad_token_id", text.pad_token_id)
+        if is_original(fields):
+            eos, pad = fields.get("eos_token_id", 2), fields.get("pad_token_id")
+        else:
+            text = cast(Any, _hf_config(path).text_config)
+            eos = fields.get("eos_token_id", text.eos_token_id)
+            pad = fields.get("pad_token_id", text.pad_token_id)
     stop_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
     for name, value in (
         ("eos_token_id", stop_ids),
@@ -177,13 +165,11 @@ def read_special_tokens(directory: str | Path) -> SpecialTokens:
     return SpecialTokens(stop_ids, stop_ids[0] if pad is None and stop_ids else pad)
 
 
-def _hf_config(path: Path) -> HFConfig:
+def _hf_config(path: Path, vision_tower: str | Path | None = None) -> HFConfig:
     raw = read_json(path)
-    if "mm_vision_tower" in raw or raw.get("model_type") == "llava_llama":
-        raise DataError(
-            f"{path} is in the original LLaVA layout (mm_vision_tower), which is not read: "
-            "use the llava-hf version of the model"
-        )
+    tower = tower_directory(path.parent, vision_tower)
+    if tower:
+        raw = as_hf_fields(path, raw, tower)
     if raw.get("model_type") != "llava":
         raise DataError(
             f'{path}: model_type is {raw.get("model_type")!r}, only "llava" is supported'
@@ -236,12 +222,14 @@ def _unsupported(hf: HFConfig, text: Any, vision: Any) -> list[str]:
         problems.append(
             f"vision_feature_layer is {hf.vision_feature_layer!r}, supported: one integer"
         )
-    if vision.model_type == "clip_vision_model":
-        for name in ("image_size", "patch_size"):
-            if not isinstance(getattr(vision, name), int):
-                problems.append(
-                    f"vision_config.{name} is {getattr(vision, name)!r}, supported: one integer"
-                )
+    sizes = {"vision_config": vision, "text_config": text}
+    for section, fields in sizes.items():
+        for name in _SIZES:
+            size = getattr(fields, name, 1)
+            if type(size) is not int or not 1 <= size < 2**31:
+                problems.append(f"{section}.{name} is {size!r}, supported: a positive integer")
+    if problems:
+        return problems
     if text.model_type == "llama" and text.num_attention_heads % text.num_key_value_heads:
         problems.append(
             f"text_config.num_key_value_heads is {text.num_key_value_heads}, which does not "

@@ -1,4 +1,4 @@
-"""Checks a Hugging Face LLaVA directory against the model and reads it onto devices.
+"""Checks a LLaVA directory against the model and reads it onto devices.
 
 Every device's slice is read from disk by itself and cast on the way, so no tensor exists in full
 on the host unless one device holds all of it. Which tensor is which is in `table.py`, the config
@@ -18,8 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from seva_jax.convert.hf_config import read_json
-from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, Index, Row, Shape, canonical, is_unused
+from seva_jax.convert.original import read_json
+from seva_jax.convert.table import (
+    EMBEDDING,
+    HEAD,
+    TABLE,
+    Index,
+    Row,
+    Shape,
+    canonical,
+    canonical_of_tower,
+    is_unused,
+)
 from seva_jax.models import Llava, LlavaConfig, abstract_params
 from seva_jax.types import DataError
 
@@ -51,8 +61,9 @@ def load_params(
     config: LlavaConfig,
     dtype: str | np.dtype | type = "float32",
     shardings: Any = None,
+    tower: Path | None = None,
 ) -> dict[str, Any]:
-    """Reads the weights of a Hugging Face LLaVA directory.
+    """Reads the weights of a Hugging Face or an original LLaVA directory.
 
     Args:
         directory: holds model.safetensors, or several files and model.safetensors.index.json.
@@ -60,6 +71,7 @@ def load_params(
         dtype: of the parameters, whatever the files hold.
         shardings: a sharding for each parameter, in a tree like `seva_jax.models.abstract_params`;
             None puts everything on this process's first device.
+        tower: the CLIP directory of an original LLaVA, see `original.tower_directory`.
 
     Returns:
         The "params" collection, of `jax.Array` leaves.
@@ -70,7 +82,7 @@ def load_params(
             once.
     """
     directory = Path(directory)
-    tensors = read_headers(directory)
+    tensors = read_headers(directory, tower)
     abstract = abstract_params(Llava(config))
     shapes = {
         "/".join(str(key.key) for key in path): leaf.shape
@@ -134,8 +146,24 @@ def _assign(out: np.ndarray, values: np.ndarray) -> None:
     out[...] = values
 
 
-def read_headers(directory: Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint, by canonical name, from the files' headers alone."""
+def read_headers(directory: Path, tower: Path | None = None) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, by canonical name, from the files' headers alone.
+
+    Args:
+        directory: the checkpoint.
+        tower: a CLIP directory, for a vision tower that the checkpoint itself does not hold.
+
+    Raises:
+        DataError: files that are missing, damaged or contradict each other.
+    """
+    tensors = _read_headers(directory, canonical)
+    if tower and not any(name.startswith("vision_tower.") for name in tensors):
+        clip = _read_headers(tower, canonical_of_tower)
+        tensors |= {name: t for name, t in clip.items() if name.startswith("vision_tower.")}
+    return tensors
+
+
+def _read_headers(directory: Path, spell: Callable[[str], str]) -> dict[str, Tensor]:
     problems: list[str] = []
     tensors: dict[str, Tensor] = {}
     found: dict[str, str] = {}
@@ -143,7 +171,7 @@ def read_headers(directory: Path) -> dict[str, Tensor]:
     for name in files:
         for tensor in _read_header(directory / name):
             found[tensor.name] = name
-            first = tensors.setdefault(canonical(tensor.name), tensor)
+            first = tensors.setdefault(spell(tensor.name), tensor)
             if first is not tensor:
                 problems.append(
                     f"{tensor.name} in {name} is the same tensor as {first.name} in "
@@ -176,9 +204,8 @@ def _list_files(directory: Path) -> tuple[list[str], Mapping[str, str] | None]:
         if pickles:
             raise DataError(
                 f"{directory} holds its weights as pickles ({', '.join(pickles)}). Opening a "
-                "pickle can run code hidden in it, so they are refused: where you trust the "
-                "source, load it once with transformers and save_pretrained() it, which writes "
-                "safetensors"
+                "pickle can run code hidden in it, so they are refused; convert them once, without "
+                f"running any: python -m seva_jax.convert from-bin {directory} OUT"
             )
         raise DataError(f"{directory} holds neither {_SINGLE} nor {_INDEX}: fetch the weights")
     weight_map = read_json(path).get("weight_map")
@@ -227,6 +254,15 @@ def _check_tensors(
     config: LlavaConfig,
 ) -> None:
     """Raises one error with everything in which files and model differ."""
+    for name, num in (
+        ("text_config.num_hidden_layers", config.text.num_layers),
+        ("vision_config.num_hidden_layers", config.vision.num_layers),
+    ):
+        if num > len(tensors):  # before anything is listed layer by layer
+            raise DataError(
+                f"{directory}: {name} of config.json is {num}, but the files hold only "
+                f"{len(tensors)} tensors; check that they belong to the same model"
+            )
     expected = {
         name: row.their_shape(shape) for row, shape in rows.items() for name in row.names(shape)
     }

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 from tqdm import tqdm
 
-from seva_jax.convert.files import SafetensorsWriter, new_directory
+from seva_jax.convert.files import SafetensorsWriter, new_directory, num_bytes
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import TABLE
 from seva_jax.types import DataError
@@ -71,8 +70,7 @@ def to_peft(source: Source, out: Path) -> str:
         f"({'|'.join(source.lora.targets)})",
         "modules_to_save": [_PROJECTOR] if whole else None,
     }
-    num_bytes = sum(4 * math.prod(shape) for _, shape in shapes.values())
-    with new_directory(out, num_bytes) as scratch:
+    with new_directory(out, sum(num_bytes(*x) for x in shapes.values())) as scratch:
         bar = tqdm(total=len(shapes), desc="write", unit="tensor")
         with bar, SafetensorsWriter(scratch / "adapter_model.safetensors", shapes) as writer:
             for path, theirs in names.items():

@@ -21,7 +21,8 @@ class Source:
     """A checkpoint directory, perhaps with a finished run that was trained from it.
 
     Attributes:
-        directory: the Hugging Face directory.
+        directory: the checkpoint.
+        tower: the CLIP directory of an original LLaVA; None for Hugging Face's layout.
         config: its architecture.
         lora: the run's adapters.
         trained: shapes of the run's trained variables, float32, by collection and path joined by
@@ -30,6 +31,7 @@ class Source:
     """
 
     directory: Path
+    tower: Path | None
     config: LlavaConfig
     lora: LoraConfig = LoraConfig(rank=0)
     trained: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Which tensor of a Hugging Face LLaVA checkpoint is which of our parameters.
+"""Which tensor of a LLaVA checkpoint is which of our parameters.
 
 `TABLE` is the only place that knows, and serves both directions: a transform reads a slice of
 ours from theirs and writes theirs from ours. Where the tensors are and whether they fit is in
@@ -165,11 +165,13 @@ TABLE: tuple[Row, ...] = (
 
 EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 
-# Three spellings are in circulation: the Hub's (transformers 4: "vision_tower.vision_model.",
-# "language_model.model."), that of modules in memory since 4.52 ("model.language_model.",
-# "lm_head."), and what transformers 5 saves, which `TABLE` uses; transformers reads any mixture,
-# also without the "model" after "language_model". The first match counts.
+# Three spellings of Hugging Face's layout are in circulation: the Hub's (transformers 4:
+# "vision_tower.vision_model.", "language_model.model."), that of modules in memory since 4.52
+# ("model.language_model.", "lm_head."), and what transformers 5 saves, which `TABLE` uses;
+# transformers reads any mixture, also without the "model" after "language_model". The last group
+# is the original LLaVA's layout, whose tower may lie inside as well. The first match counts.
 _PREFIXES = (
+    ("model.vision_tower.vision_tower.vision_model.", "vision_tower."),
     ("model.vision_tower.vision_model.", "vision_tower."),
     ("model.vision_tower.", "vision_tower."),
     ("vision_tower.vision_model.", "vision_tower."),
@@ -179,6 +181,18 @@ _PREFIXES = (
     ("language_model.model.", "language_model.model."),
     ("language_model.", "language_model.model."),
     ("lm_head.", "language_model.lm_head."),
+    ("model.mm_projector.0.", "multi_modal_projector.linear_1."),
+    ("model.mm_projector.2.", "multi_modal_projector.linear_2."),
+    ("model.layers.", "language_model.model.layers."),
+    ("model.embed_tokens.", "language_model.model.embed_tokens."),
+    ("model.norm.", "language_model.model.norm."),
+)
+_TO_ORIGINAL = (
+    ("language_model.model.", "model."),
+    ("language_model.", ""),
+    ("multi_modal_projector.linear_1.", "model.mm_projector.0."),
+    ("multi_modal_projector.linear_2.", "model.mm_projector.2."),
+    ("vision_tower.", "vision_model."),
 )
 
 _UNUSED = re.compile(
@@ -200,6 +214,36 @@ def canonical(name: str) -> str:
     for theirs, ours in _PREFIXES:
         if name.startswith(theirs):
             return ours + name.removeprefix(theirs)
+    return name
+
+
+def canonical_of_tower(name: str) -> str:
+    """A tensor's name of a CLIP directory in the spelling of `TABLE`.
+
+    CLIPModel and transformers 4 say "vision_model.", CLIPVisionModel of transformers 5 nothing;
+    what belongs to CLIP's text side keeps its name.
+
+    >>> canonical_of_tower("vision_model.pre_layrnorm.bias")
+    'vision_tower.pre_layrnorm.bias'
+    >>> canonical_of_tower("pre_layrnorm.bias")
+    'vision_tower.pre_layrnorm.bias'
+    """
+    if name.startswith(("text_", "visual_projection.", "logit_scale")):
+        return name
+    return "vision_tower." + name.removeprefix("vision_model.")
+
+
+def original(name: str) -> str:
+    """A name of `TABLE` in the original LLaVA's spelling, or in CLIP's for the tower.
+
+    >>> original("language_model.model.norm.weight")
+    'model.norm.weight'
+    >>> original("language_model.lm_head.weight")
+    'lm_head.weight'
+    """
+    for ours, theirs in _TO_ORIGINAL:
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
     return name
 
 

@@ -83,6 +83,26 @@ class ImageProcessing:
         path, config = _read_config(Path(directory))
         return _Fields(path, config).processing(pad_to_square)
 
+    def to_processor_config(self) -> dict[str, Any]:
+        """The fields of a preprocessor_config.json that `from_processor_config` reads back."""
+        edge = self.shortest_edge or self.size
+        stretched = {"height": edge, "width": edge}
+        return {
+            "image_processor_type": "LlavaImageProcessor",
+            "do_pad": self.pad_to_square,
+            "do_resize": True,
+            "size": {"shortest_edge": edge} if self.keep_aspect else stretched,
+            "resample": int(self.resample),
+            "do_center_crop": True,
+            "crop_size": {"height": self.size, "width": self.size},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+            "do_convert_rgb": True,
+        }
+
     def __call__(self, image_HWC: np.ndarray) -> np.ndarray:
         """Preprocesses one image.
 

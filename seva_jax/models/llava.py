@@ -74,7 +74,8 @@ class Llava(nn.Module):
         Returns:
             [B, S, D].
         """
-        text_BSD = self.language.embed(tokens_BS)
+        # The image token need not be in the vocabulary.
+        text_BSD = self.language.embed(jnp.where(patch_BS >= 0, 0, tokens_BS))
         num, images = pixels_BIHWC.shape[:2]
         if not images:
             return text_BSD

@@ -10,7 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from seva_jax.text.templates import IMAGE_MARKER
 from seva_jax.types import DataError
@@ -19,11 +24,14 @@ SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", IMAGE_MARKER)  # ids 0 to 4 of `wor
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(directory: str | Path, original: bool = False) -> PreTrainedTokenizerBase:
     """Opens the tokenizer of a local model directory. Never reads the network or runs its code.
 
     Args:
-        directory: holds `tokenizer.json` (or `tokenizer.model`, which needs sentencepiece).
+        directory: holds `tokenizer.json` or `tokenizer.model`.
+        original: whether the model is in the original LLaVA's layout. Its config.json says
+            nothing to transformers, and its tokenizer has no image token: it gets one, after its
+            last id.
 
     Raises:
         DataError: the directory or its tokenizer files are missing or unreadable.
@@ -37,8 +45,11 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
             "save the tokenizer there with tokenizer.save_pretrained(directory)"
         )
     try:
-        return AutoTokenizer.from_pretrained(
-            str(directory), local_files_only=True, trust_remote_code=False
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(directory),
+            local_files_only=True,
+            trust_remote_code=False,
+            **({"config": LlamaConfig()} if original else {}),
         )
     except Exception as error:  # transformers and tokenizers raise many types, some bare Exception
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -46,6 +57,9 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
             f"{directory}: the tokenizer does not load: {first_line}; save it again with "
             "tokenizer.save_pretrained(directory)"
         ) from error
+    if original and IMAGE_MARKER not in tokenizer.get_vocab():
+        tokenizer.add_tokens(IMAGE_MARKER, special_tokens=True)
+    return tokenizer
 
 
 def check_tokenizer(
@@ -56,14 +70,17 @@ def check_tokenizer(
     Args:
         tokenizer: any tokenizer.
         vocab_size: rows of the model's embedding table.
-        image_token_id: the id whose embedding the model replaces by image features.
+        image_token_id: the id whose embedding the model replaces by image features; the one
+            after the vocabulary's last in the original LLaVA.
 
     Raises:
         DataError: with every problem found, one a line.
     """
     problems = []
     outside = sorted(
-        (id_, token) for token, id_ in tokenizer.get_vocab().items() if id_ >= vocab_size
+        (id_, token)
+        for token, id_ in tokenizer.get_vocab().items()
+        if id_ >= vocab_size and not id_ == image_token_id == vocab_size
     )
     if outside:
         shown = ", ".join(f"{token!r}={id_}" for id_, token in outside[:3])
@@ -75,7 +92,7 @@ def check_tokenizer(
         problems.append("there is no end token: set eos_token in tokenizer_config.json")
     elif tokenizer("a").input_ids[-1:] == [tokenizer.eos_token_id]:
         problems.append("the tokenizer ends every text with its end token: set add_eos_token=false")
-    if not 0 <= image_token_id < vocab_size:
+    if not 0 <= image_token_id <= vocab_size:  # no embedding is looked up for it
         problems.append(
             f"image token id {image_token_id} is outside the model's vocabulary of {vocab_size}"
         )

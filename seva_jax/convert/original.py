@@ -1,0 +1,156 @@
+"""The layout of the original LLaVA repository (liuhaotian/llava-v1.5-*).
+
+It differs from Hugging Face's in three ways: config.json holds Llama's fields flat, beside
+`mm_*` fields; the vision tower is a CLIP directory of its own, named by `mm_vision_tower`; and
+there is no image token, so ours is the id after the vocabulary's last. Here its config becomes
+Hugging Face's and back; the tensors' names are in `table.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from seva_jax.models import LlavaConfig
+from seva_jax.types import DataError
+
+_SELECT = {"patch": "default", "cls_patch": "full"}  # theirs -> Hugging Face's
+# Supported values of fields of config.json; None: the field may be missing.
+_SUPPORTED = {
+    "mm_projector_type": ("mlp2x_gelu",),
+    "image_aspect_ratio": ("pad", "square", None),
+    "mm_use_im_start_end": (False, None),
+    "mm_vision_select_feature": (*_SELECT, None),
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        DataError: missing, unreadable, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} does not exist: give a local directory that holds a whole LLaVA-1.5 model "
+            "(for example downloaded with `hf download llava-hf/llava-1.5-7b-hf --local-dir DIR`)"
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as JSON ({error}): fetch it again") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def is_original(fields: dict[str, Any]) -> bool:
+    """Whether these are the fields of an original LLaVA's config.json."""
+    return "mm_vision_tower" in fields or fields.get("model_type") == "llava_llama"
+
+
+def tower_directory(directory: Path, vision_tower: str | Path | None = None) -> Path | None:
+    """The CLIP directory of an original LLaVA; None for Hugging Face's layout, which needs none.
+
+    Args:
+        directory: the checkpoint.
+        vision_tower: the CLIP directory; without it, `mm_vision_tower` of config.json counts if
+            it is a directory, looked for in the checkpoint first.
+
+    Raises:
+        DataError: there is none, or one is given that nothing uses.
+    """
+    path = directory / "config.json"
+    fields = read_json(path)
+    if not is_original(fields):
+        if vision_tower:
+            raise DataError(
+                f"{directory} is in Hugging Face's layout, which holds its own vision tower: "
+                f"leave out the vision tower {vision_tower}"
+            )
+        return None
+    named = str(fields.get("mm_vision_tower"))
+    for tower in [Path(vision_tower)] if vision_tower else [directory / named, Path(named)]:
+        if (tower / "config.json").is_file():
+            return tower
+    if vision_tower:
+        raise DataError(f"vision tower {vision_tower}: no config.json there; give a CLIP directory")
+    raise DataError(
+        f"{path}: mm_vision_tower is {named!r}, which is not a local directory. Fetch that CLIP "
+        f"model (`hf download {named} --local-dir CLIP`) and give it: --base.vision-tower CLIP, "
+        "--vision-tower CLIP of seva_jax.convert, or from_pretrained(..., vision_tower=CLIP)"
+    )
+
+
+def pads_images(directory: Path) -> bool:
+    """Whether an original LLaVA pads images to a square (LLaVA-1.5 does)."""
+    return read_json(directory / "config.json").get("image_aspect_ratio") == "pad"
+
+
+def as_hf_fields(path: Path, fields: dict[str, Any], tower: Path) -> dict[str, Any]:
+    """An original LLaVA's config.json and its tower's as one in Hugging Face's layout.
+
+    Args:
+        path: config.json, for errors.
+        fields: its content.
+        tower: the CLIP directory.
+
+    Raises:
+        DataError: the tower is no CLIP model, or a field has a value that is not supported.
+    """
+    problems = [
+        f"{name} is {fields.get(name)!r}, supported: {', '.join(map(repr, values))}"
+        for name, values in _SUPPORTED.items()
+        if fields.get(name) not in values
+    ]
+    if problems:
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        raise DataError(f"{path} describes a model that is not supported:{lines}")
+    clip = read_json(tower / "config.json")
+    vision = clip.get("vision_config") if clip.get("model_type") == "clip" else clip
+    if not isinstance(vision, dict) or clip.get("model_type") not in ("clip", "clip_vision_model"):
+        raise DataError(
+            f"{tower / 'config.json'}: model_type is {clip.get('model_type')!r}, expected a CLIP "
+            "model, clip or clip_vision_model"
+        )
+    text = {name: value for name, value in fields.items() if not name.startswith("mm_")}
+    return {
+        "model_type": "llava",
+        "text_config": text | {"model_type": "llama"},
+        "vision_config": vision | {"model_type": "clip_vision_model"},
+        "vision_feature_layer": fields.get("mm_vision_select_layer", -2),
+        "vision_feature_select_strategy": _SELECT[
+            fields.get("mm_vision_select_feature") or "patch"
+        ],
+        "image_token_index": fields.get("image_token_index", fields.get("vocab_size", 32000)),
+        "tie_word_embeddings": fields.get("tie_word_embeddings", False),
+    }
+
+
+def original_fields(config: LlavaConfig, hf_fields: dict[str, Any], tower: str) -> dict[str, Any]:
+    """The fields of config.json in the original layout.
+
+    Args:
+        config: the model.
+        hf_fields: the same model's in Hugging Face's layout.
+        tower: the CLIP directory, as config.json is to name it.
+    """
+    select = {hf: theirs for theirs, hf in _SELECT.items()}
+    return {
+        **hf_fields["text_config"],
+        "rope_theta": config.text.rope_base,
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "model_type": "llava_llama",
+        "image_aspect_ratio": "pad",
+        "image_token_index": config.image_token_id,
+        "mm_hidden_size": config.vision.hidden_size,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_use_im_patch_token": False,
+        "mm_use_im_start_end": False,
+        "mm_vision_select_feature": select[config.feature_select],
+        "mm_vision_select_layer": config.feature_layer,
+        "mm_vision_tower": tower,
+        "tune_mm_mlp_adapter": False,
+        "use_mm_proj": True,
+    }

@@ -1,0 +1,79 @@
+"""Weights in PyTorch's pickles (.bin) as safetensors, without running anything they contain.
+
+The only place that opens pickles, by torch's reader of weights alone. Needs torch.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from seva_jax.convert.export import other_files, write_json
+from seva_jax.convert.files import new_directory
+from seva_jax.convert.original import read_json
+from seva_jax.types import DataError
+
+_INDEX = "pytorch_model.bin.index.json"
+
+
+def from_bin(directory: Path, out: Path) -> str:
+    """Copies a model directory, its pytorch_model*.bin files as safetensors of the same tensors.
+
+    Args:
+        directory: a LLaVA checkpoint, or a CLIP directory.
+        out: the new directory.
+
+    Returns:
+        What was written, for people.
+
+    Raises:
+        DataError: torch is not there, there are no such files, one holds more than tensors, or
+            `out` cannot be written.
+    """
+    try:
+        import torch
+        from safetensors.torch import save_file
+    except ImportError:
+        raise DataError("from-bin needs torch to read pickles: pip install torch") from None
+    files = sorted(directory.glob("pytorch_model*.bin"))
+    if not files:
+        raise DataError(f"{directory} holds no pytorch_model*.bin")
+    names = {path.name: path.name.replace("pytorch_model", "model") for path in files}
+    names = {old: str(Path(new).with_suffix(".safetensors")) for old, new in names.items()}
+    num, index_path = 0, directory / _INDEX
+    index = read_json(index_path) if index_path.exists() else None
+    with new_directory(out, sum(path.stat().st_size for path in files)) as scratch:
+        for path in other_files(directory):
+            shutil.copyfile(path, scratch / path.name)
+        for path in tqdm(files, desc="convert", unit="file"):
+            tensors = _read(torch, path)
+            num += len(tensors)
+            save_file(tensors, scratch / names[path.name], metadata={"format": "pt"})
+        if index is not None:
+            try:
+                weight_map = {key: names[file] for key, file in index["weight_map"].items()}
+            except (KeyError, TypeError, AttributeError) as error:
+                raise DataError(f"{index_path} names files that are not there: {error}") from None
+            write_json(scratch / "model.safetensors.index.json", index | {"weight_map": weight_map})
+    return f"{out}: {num} tensors in {len(files)} safetensors files"
+
+
+def _read(torch: Any, path: Path) -> dict[str, Any]:
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many types, for damage and for refused content
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} is damaged or holds more than weights: {reason}") from None
+    if not isinstance(tensors, dict) or not all(torch.is_tensor(x) for x in tensors.values()):
+        raise DataError(f"{path} holds more than tensors by name; only such files are converted")
+    # Two names of one storage, as of a tied head, each get their own copy.
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        shared = tensor.untyped_storage().data_ptr() in seen
+        seen.add(tensor.untyped_storage().data_ptr())
+        tensor = tensor.contiguous()
+        tensors[name] = tensor.clone() if shared else tensor
+    return tensors

@@ -1,0 +1,237 @@
+"""A checkpoint, perhaps with a run's result, in the other of the two layouts.
+
+Tensors get their other names and go into new files, a few in memory at a time, byte by byte where
+nothing was trained. Config, tokenizer and processor are written anew. The same layout is in
+`export.py`, the names in `table.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from seva_jax.convert.export import (
+    TOWER,
+    changes,
+    merged,
+    other_files,
+    patched_copy,
+    read_tensor,
+    write_json,
+)
+from seva_jax.convert.files import SafetensorsWriter, data_start, new_directory, num_bytes
+from seva_jax.convert.hf_config import llava_config_fields, read_special_tokens
+from seva_jax.convert.load import Tensor, read_headers
+from seva_jax.convert.original import original_fields, pads_images
+from seva_jax.convert.source import Source
+from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, original
+from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.models import LlavaConfig
+from seva_jax.text.templates import VICUNA_V1
+from seva_jax.text.tokenizer import load_tokenizer
+
+_SHARD_BYTES = 5 * 10**9
+_ROWS = 64  # Hugging Face's LLaVA pads its vocabulary to a multiple of this
+_TORCH_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+_CHAT = (
+    "{{ '%s ' }}{%% for message in messages %%}{%% if message['role'] == 'user' %%}{{ '%s: ' }}"
+    "{%% for part in message['content'] if part['type'] == 'image' %%}{{ '<image>\n' }}"
+    "{%% endfor %%}{%% for part in message['content'] if part['type'] == 'text' %%}"
+    "{{ part['text'] }}{%% endfor %%}{{ ' ' }}{%% else %%}{{ '%s: ' }}"
+    "{%% for part in message['content'] %%}{{ part['text'] }}{%% endfor %%}{{ '</s>' }}"
+    "{%% endif %%}{%% endfor %%}{%% if add_generation_prompt %%}{{ '%s:' }}{%% endif %%}"
+)
+# Files that both layouts have but that say something else in the other one.
+_LAYOUT_FILES = ("config.json", "processor_config.json", "preprocessor_config.json")
+
+
+def to_hf(source: Source, out: Path) -> str:
+    """Writes the model in Hugging Face's layout, adapters merged and trained parts replaced.
+
+    Coming from the original layout, the vocabulary gains `<image>` and `<pad>` and is padded to a
+    multiple of 64; new rows are the mean of the others.
+
+    Args:
+        source: what to export.
+        out: the new directory.
+
+    Returns:
+        What was written, for people.
+
+    Raises:
+        DataError: the checkpoint is damaged, or `out` cannot be written.
+    """
+    if source.tower is None:
+        return patched_copy(source, out)
+    config = source.config
+    rows = config.text.vocab_size
+    if config.image_token_id == rows:
+        rows = -(-(rows + 2) // _ROWS) * _ROWS
+    text = dataclasses.replace(config.text, vocab_size=rows)
+    config = dataclasses.replace(config, text=text)
+    processing = ImageProcessing.from_processor_config(source.tower, pads_images(source.directory))
+    special = read_special_tokens(source.directory)
+    tokenizer = load_tokenizer(source.directory, original=True)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tensors = read_headers(source.directory, source.tower)
+    with new_directory(out, _size(tensors)) as scratch:
+        fields = llava_config_fields(config) | {"dtype": _torch_dtype(tensors)}
+        write_json(scratch / "config.json", fields)
+        tokens = {"eos_token_id": list(special.stop_ids), "pad_token_id": tokenizer.pad_token_id}
+        write_json(scratch / "generation_config.json", {"bos_token_id": 1, **tokens})
+        tokenizer.save_pretrained(scratch)
+        write_processor(scratch, config, processing)
+        num = _rewrite(source, tensors, scratch, lambda name: ("", name), rows)
+    return f"{out}: {num} of {len(tensors)} tensors changed, Hugging Face's layout"
+
+
+def to_llava(source: Source, out: Path) -> str:
+    """Writes the model in the original LLaVA's layout, with its tower in OUT/vision_tower.
+
+    Coming from Hugging Face's layout, all rows of the vocabulary are kept.
+
+    Args:
+        source: what to export.
+        out: the new directory.
+
+    Returns:
+        What was written, for people.
+
+    Raises:
+        DataError: the checkpoint is damaged, or `out` cannot be written.
+    """
+    if source.tower is not None:
+        return patched_copy(source, out)
+    config = source.config
+    processing = ImageProcessing.from_processor_config(source.directory)
+    hf_fields = llava_config_fields(config)
+    special = read_special_tokens(source.directory)
+    tensors = read_headers(source.directory)
+    with new_directory(out, _size(tensors)) as scratch:
+        tower = scratch / TOWER
+        tower.mkdir()
+        for path in other_files(source.directory):
+            if path.name not in _LAYOUT_FILES and not path.name.startswith("chat_template"):
+                shutil.copyfile(path, scratch / path.name)
+        fields = original_fields(config, hf_fields, TOWER)
+        stop = next(iter(special.stop_ids), None)
+        tokens = {"eos_token_id": stop, "pad_token_id": special.pad_id}
+        dtype = {"torch_dtype": _torch_dtype(tensors)}
+        write_json(scratch / "config.json", fields | tokens | dtype)
+        write_json(tower / "config.json", hf_fields["vision_config"] | dtype)
+        clip = processing.to_processor_config() | {"image_processor_type": "CLIPImageProcessor"}
+        del clip["do_pad"]
+        write_json(tower / "preprocessor_config.json", clip)
+
+        def place(name: str) -> tuple[str, str]:
+            return TOWER if name.startswith("vision_tower.") else "", original(name)
+
+        num = _rewrite(source, tensors, scratch, place, config.text.vocab_size)
+    return (
+        f"{out}: {num} of {len(tensors)} tensors changed, original layout; the original LLaVA "
+        f"looks for mm_vision_tower, {TOWER!r}, from the directory it is started in"
+    )
+
+
+def write_processor(directory: Path, config: LlavaConfig, processing: ImageProcessing) -> None:
+    """The files of transformers' LlavaProcessor, beside a tokenizer's."""
+    image = processing.to_processor_config() | {"processor_class": "LlavaProcessor"}
+    write_json(directory / "preprocessor_config.json", image)
+    fields = {
+        "processor_class": "LlavaProcessor",
+        "image_token": "<image>",
+        "patch_size": config.vision.patch_size,
+        "num_additional_image_tokens": 1,  # CLS
+        "vision_feature_select_strategy": config.feature_select,
+    }
+    write_json(directory / "processor_config.json", fields)
+    template = VICUNA_V1
+    roles = (template.user, template.assistant, template.assistant)
+    system = template.system.replace("'", "\\'")
+    text = _CHAT % (system, *roles)
+    (directory / "chat_template.jinja").write_text(text, encoding="utf-8")
+
+
+def _size(tensors: dict[str, Tensor]) -> int:
+    return sum(num_bytes(tensor.dtype, tensor.shape) for tensor in tensors.values())
+
+
+def _torch_dtype(tensors: dict[str, Tensor]) -> str:
+    return _TORCH_DTYPES[tensors[EMBEDDING].dtype]
+
+
+def _rewrite(
+    source: Source,
+    tensors: dict[str, Tensor],
+    scratch: Path,
+    place: Callable[[str], tuple[str, str]],
+    rows: int,
+) -> int:
+    """Writes every tensor into the folder and under the name that `place` gives it.
+
+    Returns:
+        How many tensors a run had changed.
+    """
+
+    def resized(name: str, values: np.ndarray) -> np.ndarray:
+        if name not in (EMBEDDING, HEAD):
+            return values
+        mean = values.mean(axis=0, keepdims=True).repeat(rows - len(values), 0)
+        return np.concatenate([values, mean])
+
+    shapes = {
+        name: (rows, *t.shape[1:]) if name in (EMBEDDING, HEAD) else t.shape
+        for name, t in tensors.items()
+    }
+    shards: dict[str, list[list[str]]] = {}  # folder -> names of each file
+    left: dict[str, int] = {}
+    for name, tensor in tensors.items():
+        folder, size = place(name)[0], num_bytes(tensor.dtype, shapes[name])
+        if size > left.get(folder, 0):
+            shards.setdefault(folder, []).append([])
+            left[folder] = _SHARD_BYTES
+        shards[folder][-1].append(name)
+        left[folder] -= size
+    writers: dict[str, SafetensorsWriter] = {}
+    with contextlib.ExitStack() as stack:
+        for folder, files in shards.items():
+            weight_map = {}
+            for i, names in enumerate(files):
+                file = f"model-{i + 1:05}-of-{len(files):05}.safetensors"
+                file = file if len(files) > 1 else "model.safetensors"
+                plan = {place(n)[1]: (tensors[n].dtype, shapes[n]) for n in names}
+                writer = stack.enter_context(SafetensorsWriter(scratch / folder / file, plan))
+                writers |= dict.fromkeys(names, writer)
+                weight_map |= dict.fromkeys(plan, file)
+            if len(files) > 1:
+                total = sum(num_bytes(tensors[n].dtype, shapes[n]) for f in files for n in f)
+                index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+                path = scratch / folder / "model.safetensors.index.json"
+                path.write_text(json.dumps(index, indent=2), encoding="utf-8")
+        bar = stack.enter_context(tqdm(total=len(tensors), desc="write", unit="tensor"))
+        done = set()
+        for row in TABLE:
+            if changes(source, row):
+                for name, values in merged(source, row, tensors):
+                    writers[name].write(place(name)[1], resized(name, values))
+                    done.add(name)
+                    bar.update()
+        starts = {path: data_start(path) for path in {t.path for t in tensors.values()}}
+        for name in tensors.keys() - done:
+            tensor = tensors[name]
+            if shapes[name] != tensor.shape:
+                writers[name].write(place(name)[1], resized(name, read_tensor(tensor)))
+            else:
+                with tensor.path.open("rb") as file:
+                    file.seek(starts[tensor.path][tensor.name])
+                    data = file.read(num_bytes(tensor.dtype, tensor.shape))
+                writers[name].write_bytes(place(name)[1], data)
+            bar.update()
+    return len(done)

@@ -1,0 +1,217 @@
+"""The original LLaVA's layout: read as it is, written, and changed into Hugging Face's and back."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import sentencepiece
+from helpers_llava import CONFIG, random_params, write_llava, write_original, write_run
+from safetensors.numpy import load_file
+
+import seva_jax
+from seva_jax.base_model import Checkpoint
+from seva_jax.convert import load_params, read_llava_config, tower_directory
+from seva_jax.convert.__main__ import open_source
+from seva_jax.convert.rewrite import to_hf, to_llava
+from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.text.tokenizer import check_tokenizer, load_tokenizer
+from seva_jax.types import DataError
+
+
+@pytest.fixture
+def clip(tmp_path):
+    return tmp_path / "clip"
+
+
+@pytest.fixture
+def checkpoint(tmp_path, clip):
+    return write_original(tmp_path / "llava", clip)
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def same_tensors(a, b):
+    """Both hold the same names and bytes, in files of any division."""
+    a, b = (
+        {k: v for f in d.glob("*.safetensors") for k, v in load_file(f).items()} for d in (a, b)
+    )
+    assert a.keys() == b.keys()
+    for name, values in a.items():
+        assert values.dtype == b[name].dtype
+        assert values.tobytes() == b[name].tobytes(), name
+
+
+def test_reading(checkpoint, clip):
+    config = read_llava_config(checkpoint, clip)
+    assert config.image_token_id == config.text.vocab_size == 40
+    assert config.text == CONFIG.text
+    assert config.vision == CONFIG.vision
+    equal(load_params(checkpoint, config, tower=clip), random_params(CONFIG))
+
+
+def test_tower_inside_the_checkpoint(tmp_path):
+    directory = write_original(tmp_path / "llava")
+    tower = tower_directory(directory)
+    assert tower == directory / "vision_tower"  # only its config is there
+    equal(load_params(directory, read_llava_config(directory), tower=tower), random_params(CONFIG))
+
+
+def test_assets_and_answers(checkpoint, clip):
+    assets = Checkpoint(str(checkpoint), vision_tower=str(clip)).assets()
+    assert assets.tokenizer("w1<image>w2", add_special_tokens=False).input_ids == [6, 40, 7]
+    assert assets.processing.pad_to_square
+    assert assets.processing.size == 28
+    model = seva_jax.from_pretrained(checkpoint, vision_tower=clip)
+    assert model.processing.pad_to_square
+    pixels = np.random.default_rng(0).normal(size=(1, 3, 28, 28)).astype(np.float32)
+    out = model.generate(np.array([[1, 40, 40, 40, 40, 9, 8]]), pixels, max_new_tokens=4)
+    assert out.shape[1] > 7
+    assert np.isfinite(model.logits(out[:, :8], pixels)).all()
+
+
+def test_a_tokenizer_model_alone(checkpoint, tmp_path):
+    (checkpoint / "tokenizer.json").unlink()
+    (tmp_path / "text").write_text("a red circle USER: ASSISTANT: it is blue\n" * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"),
+        model_prefix=str(checkpoint / "tokenizer"),
+        model_type="bpe",
+        vocab_size=280,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    fields = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": False}
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(fields))
+    tokenizer = load_tokenizer(checkpoint, original=True)
+    size = sentencepiece.SentencePieceProcessor(str(checkpoint / "tokenizer.model")).vocab_size()
+    check_tokenizer(tokenizer, size, size)
+    ids = tokenizer("USER: <image>\nit is").input_ids
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(size) == 1
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "USER: \nit is"
+    with pytest.raises(DataError, match="image token id 280 is outside"):
+        check_tokenizer(tokenizer, size - 1, size)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"mm_projector_type": "linear"}, "mm_projector_type is 'linear', supported: 'mlp2x_gelu'"),
+        ({"mm_projector_type": None}, "mm_projector_type is None"),
+        ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio is 'anyres'"),
+        ({"mm_use_im_start_end": True}, "mm_use_im_start_end is True"),
+        ({"mm_vision_select_feature": "cls"}, "mm_vision_select_feature is 'cls'"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"vocab_size": -1}, "vocab_size is -1"),
+    ],
+)
+def test_configs_that_are_not_supported(tmp_path, clip, fields, message):
+    directory = write_original(tmp_path / "llava", clip, **fields)
+    with pytest.raises(DataError) as caught:
+        read_llava_config(directory, clip)
+    assert message in str(caught.value)
+
+
+def test_towers_that_are_not_there(checkpoint, clip, tmp_path):
+    with pytest.raises(DataError, match=r"'openai/clip-vit-tiny', .*--base\.vision-tower"):
+        read_llava_config(checkpoint)
+    with pytest.raises(DataError, match=r"no config\.json there"):
+        read_llava_config(checkpoint, tmp_path / "nothing")
+    (clip / "config.json").write_text(json.dumps({"model_type": "siglip"}))
+    with pytest.raises(DataError, match="model_type is 'siglip', expected a CLIP"):
+        read_llava_config(checkpoint, clip)
+    (tmp_path / "hf").mkdir()
+    with pytest.raises(DataError, match="leave out the vision tower"):
+        read_llava_config(write_llava(tmp_path / "hf"), clip)
+
+
+def test_copying_changes_no_byte(checkpoint, clip, tmp_path):
+    to_llava(open_source(checkpoint, str(clip)), tmp_path / "out")
+    names = {p.name for p in checkpoint.iterdir()}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == names
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (checkpoint / name).read_bytes()
+    # A tower that lies inside goes along.
+    inside = write_original(tmp_path / "inside")
+    to_llava(open_source(inside), tmp_path / "out2")
+    assert (tmp_path / "out2" / "vision_tower" / "config.json").exists()
+    same_tensors(inside, tmp_path / "out2")
+
+
+@pytest.mark.parametrize("parts", [("lora", "projector"), ("lora", "vision")])
+def test_a_run_in_the_layout_it_came_in(checkpoint, clip, tmp_path, parts):
+    trained = write_run(tmp_path / "run", checkpoint, parts=parts, vision_tower=str(clip))
+    before = {p: p.read_bytes() for p in clip.iterdir()}
+    to_llava(open_source(tmp_path / "run"), tmp_path / "out")
+    assert before == {p: p.read_bytes() for p in clip.iterdir()}
+    moved = "vision" in parts  # the tower changed: it is written too, and named
+    assert (tmp_path / "out" / "vision_tower").exists() == moved
+    loaded = seva_jax.from_pretrained(tmp_path / "out", vision_tower=None if moved else clip)
+    expected = random_params(CONFIG) | trained["params"]
+    for name, adapter in trained["lora"]["language"]["layers"].items():
+        kernel = expected["language"]["layers"][name]["kernel"]
+        kernel += np.einsum("lir,lro->lio", adapter["a"], adapter["b"]) * np.float32(2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), loaded.params, expected)
+
+
+def test_to_hugging_face_and_back(checkpoint, clip, tmp_path):
+    to_hf(open_source(checkpoint, str(clip)), tmp_path / "hf")
+    config = read_llava_config(tmp_path / "hf")
+    assert (config.text.vocab_size, config.image_token_id) == (64, 40)
+    new = load_params(tmp_path / "hf", config)
+    old = random_params(CONFIG)
+    embedding = np.asarray(new["language"]["embedding"])
+    np.testing.assert_array_equal(embedding[:40], old["language"]["embedding"])
+    np.testing.assert_allclose(
+        embedding[40:], old["language"]["embedding"].mean(0)[None].repeat(24, 0), atol=1e-6
+    )
+    np.testing.assert_array_equal(
+        np.asarray(new["language"]["head"])[:, :40], old["language"]["head"]
+    )
+    for tree in (new, old):
+        del tree["language"]["embedding"], tree["language"]["head"]
+    equal(new, old)
+    assets = Checkpoint(str(tmp_path / "hf"), pad_to_square=None).assets()
+    assert assets.processing == ImageProcessing(size=28, pad_to_square=True)
+    assert assets.tokenizer.pad_token_id == 41
+    # And back: nothing is lost, and the tower has a directory of its own.
+    to_llava(open_source(tmp_path / "hf"), tmp_path / "back")
+    config_back = read_llava_config(tmp_path / "back")
+    assert config_back == config
+    tower = tower_directory(tmp_path / "back")
+    equal(
+        load_params(tmp_path / "back", config_back, tower=tower),
+        load_params(tmp_path / "hf", config),
+    )
+    names = load_file(tmp_path / "back" / "model.safetensors").keys()
+    assert names == load_file(checkpoint / "model.safetensors").keys()
+    to_hf(open_source(tmp_path / "back"), tmp_path / "again")
+    same_tensors(tmp_path / "hf", tmp_path / "again")
+    shutil.rmtree(tmp_path / "hf")
+    same_tensors(tmp_path / "again", tmp_path / "again")
+
+
+def test_a_run_in_the_other_layout(tmp_path, checkpoint, clip, monkeypatch):
+    """The same as first exporting in its own layout and then changing that."""
+    monkeypatch.setattr("seva_jax.convert.rewrite._SHARD_BYTES", 5000)
+    (tmp_path / "hf").mkdir()
+    directory = write_llava(tmp_path / "hf")
+    shutil.copy(clip / "preprocessor_config.json", directory)
+    for source, there, back in ((directory, to_llava, to_hf), (checkpoint, to_hf, to_llava)):
+        name = there.__name__
+        tower = "" if source == directory else str(clip)
+        write_run(tmp_path / f"run_{name}", source, parts=("lora", "projector"), vision_tower=tower)
+        run = open_source(tmp_path / f"run_{name}")
+        there(run, tmp_path / f"a_{name}")
+        back(run, tmp_path / f"b_{name}")
+        there(open_source(tmp_path / f"b_{name}", tower), tmp_path / f"c_{name}")
+        files = sorted((tmp_path / f"a_{name}").rglob("*.safetensors"))
+        assert len(files) > 2
+        same_tensors(tmp_path / f"a_{name}", tmp_path / f"c_{name}")
+        if there is to_llava:
+            same_tensors(*(tmp_path / x / "vision_tower" for x in (f"a_{name}", f"c_{name}")))
