@@ -1,5 +1,6 @@
 """Weights of Hugging Face LLaVA directories: what is read, and what is refused and how."""
 
+import contextlib
 import dataclasses
 import json
 import pickle
@@ -13,7 +14,7 @@ import pytest
 from helpers_llava import CONFIG, random_params, their_tensors, write_llava
 from safetensors.numpy import save_file
 
-from seva_jax.convert import load_params
+from seva_jax.convert import load_params, read_llava_config
 from seva_jax.convert.table import TABLE, PatchKernel, Transform, Transposed, canonical
 from seva_jax.models import Llava, abstract_params
 from seva_jax.types import DataError
@@ -236,6 +237,12 @@ def entry(shape, start, end):
     return {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
 
 
+# One name twice in the header, for different bytes.
+TWICE = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+TWICE += b'"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'
+TWICE = struct.pack("<Q", len(TWICE)) + TWICE + bytes(8)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -249,6 +256,12 @@ def entry(shape, start, end):
         lambda good: header({"a": entry([4], -16, 0)}, bytes(16)),
         lambda good: header({"a": entry([400], 0, 16)}, bytes(16)),
         lambda good: header({"a": entry([4], 0, 1600)}, bytes(16)),
+        lambda good: header({"a": entry([4], 0, 16), "b": entry([4], 32, 48)}, bytes(48)),  # a hole
+        lambda good: header({"a": entry([2**62, 4], 0, 16)}, bytes(16)),
+        lambda good: header({"a": entry([-4], 0, 16)}, bytes(16)),
+        lambda good: header({"a": entry([4], 0, 16) | {"dtype": "X32"}}, bytes(16)),
+        lambda good: TWICE,
+        lambda good: struct.pack("<Q", 200_003) + b'{"a":' + b"[" * 99_999 + b"]" * 99_999,
         lambda good: struct.pack("<Q", 8) + b"\xff" * 8,
     ],
 )
@@ -258,6 +271,73 @@ def test_damaged_and_hostile_files(directory, damage):
     message = refused(directory)
     assert message.startswith(f"{path} is not a complete safetensors file (")
     assert "\n" not in message
+
+
+def test_a_file_made_to_flood(directory):
+    fields = {f"t{i}": entry([0], 0, 0) for i in range(20_000)}
+    (directory / "model.safetensors").write_bytes(header(fields))
+    message = refused(directory)
+    assert message.count("\n") < 6000
+    assert message.endswith("more")
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "message"),
+    [
+        (
+            "text_config",
+            {"num_hidden_layers": 10**9},
+            "num_hidden_layers of config.json is 1000000",
+        ),
+        ("text_config", {"vocab_size": 2**31 - 1}, "expected [2147483647, 16]"),
+        ("text_config", {"intermediate_size": 10**12}, "intermediate_size is 1000000000000"),
+        ("text_config", {"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ("vision_config", {"num_hidden_layers": 10**9}, "num_hidden_layers of config.json is 1000"),
+        ("vision_config", {"image_size": 2**30}, "image_size is 1073741824, too large"),
+        (
+            "vision_config",
+            {"image_size": 2**30, "patch_size": 2**30},
+            "[16, 3, 1073741824, 10737418",
+        ),
+    ],
+)
+def test_absurd_sizes_are_refused_before_anything_is_allocated(directory, section, fields, message):
+    config = json.loads((directory / "config.json").read_text())
+    config[section] |= fields
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError) as caught:
+        load_params(directory, read_llava_config(directory))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_damage_is_refused_or_harmless(directory, tensors, params, seed):
+    """Flipped, cut or repeated bytes in the header, the index or config.json."""
+    split(directory, tensors, parts=2)
+    files = [p for p in sorted(directory.iterdir()) if p.is_file()]
+    good = {p: p.read_bytes() for p in files}
+    rng = np.random.default_rng(seed)
+    for _ in range(15):
+        path = files[rng.integers(len(files))]
+        data = bytearray(good[path])
+        size = len(data)
+        if path.suffix == ".safetensors":
+            size = 8 + int.from_bytes(data[:8], "little")
+        at, num = int(rng.integers(size)), int(rng.integers(1, 9))
+        match rng.integers(3):
+            case 0:
+                data[at] ^= 1 << int(rng.integers(8))
+            case 1:
+                del data[at : at + num]
+            case 2:
+                data[at:at] = data[at : at + num]
+        path.write_bytes(data)
+        with contextlib.suppress(DataError):
+            config = read_llava_config(directory)
+            loaded = load_params(directory, config)
+            if config == CONFIG:
+                equal(jax.tree.map(jnp.shape, loaded), jax.tree.map(jnp.shape, params))
+        path.write_bytes(good[path])
 
 
 def test_git_lfs_pointer(directory):

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 
 from seva_jax import train
+from seva_jax.base_model import Checkpoint
 from seva_jax.cli import config_directory, load_experiment, read_config
+from seva_jax.convert import load_params
+from seva_jax.convert.__main__ import open_source
+from seva_jax.convert.rewrite import to_hf
 from seva_jax.corrupt import DiffusionNoise
 from seva_jax.sharding import MeshShape
 from seva_jax.types import DataError
@@ -113,6 +117,22 @@ def test_the_whole_run_resumes_and_refuses(tmp_path, monkeypatch, four_devices, 
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     again = [r for r in resumed.workdir.read_metrics() if r["stage"] == "align"]
     assert [r["loss"] for r in again] == [r["loss"] for r in rows]
+
+    # Its base model was trained here, so the export makes a checkpoint of that first.
+    to_hf(open_source(folder), tmp_path / "exported")
+    base, exported = (
+        load_params(directory, whole.assets.config)
+        for directory in (folder / "base-hf", tmp_path / "exported")
+    )
+    train.jax.tree.map(np.testing.assert_array_equal, base, whole.base_params)
+    adapter = train.jax.tree.map(np.asarray, whole.aligned["lora"]["language"]["layers"]["q_proj"])
+    kernels = (x["language"]["layers"]["q_proj"]["kernel"] for x in (base, exported))
+    change = np.einsum("lir,lro->lio", adapter["a"], adapter["b"])
+    change *= experiment.lora.alpha / experiment.lora.rank
+    before, after = map(np.asarray, kernels)
+    np.testing.assert_allclose(after - before, change, atol=1e-6)
+    assert np.abs(change).max() > 1e-4
+    assert Checkpoint(str(tmp_path / "exported")).assets().processing == whole.assets.processing
 
     capsys.readouterr()
     train.Run(experiment).stages()

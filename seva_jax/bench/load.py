@@ -146,7 +146,8 @@ def _load_and_measure(directory: Path) -> int:
     seconds = time.monotonic() - start
     done.set()
     sampler.join()
-    result = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    shards = [shard for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards]
+    result = sum(shard.data.nbytes for shard in shards)  # a replicated leaf counts on each device
     above = (peaks[0] - before - result) / 2**30
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, jax "

@@ -20,7 +20,7 @@ from seva_jax.convert.hf_config import read_llava_config
 from seva_jax.convert.original import tower_directory
 from seva_jax.convert.peft import to_peft
 from seva_jax.convert.pickles import from_bin
-from seva_jax.convert.rewrite import to_hf, to_llava
+from seva_jax.convert.rewrite import to_hf, to_llava, write_new
 from seva_jax.convert.source import Source
 from seva_jax.models import Llava, abstract_variables
 from seva_jax.types import DataError
@@ -95,12 +95,15 @@ class FromBin:
 def open_source(path: Path, vision_tower: str = "") -> Source:
     """A work directory of `seva_jax.train`, or a checkpoint directory as it is.
 
+    A run that trained its base model itself gets a checkpoint to start from, base-hf in its work
+    directory.
+
     Args:
         path: the directory.
         vision_tower: CLIP directory of an original LLaVA; a run has its own.
 
     Raises:
-        DataError: neither, or a run that is not finished or did not start from a checkpoint.
+        DataError: neither, or a run that is not finished.
     """
     if not path.is_dir():
         raise DataError(f"{path} is not a directory; give a work directory or a checkpoint")
@@ -111,21 +114,26 @@ def open_source(path: Path, vision_tower: str = "") -> Source:
     if "align" not in stages:
         raise DataError(f"{path}: alignment has not finished; run seva_jax.train again")
     experiment = read_config(path / "config.py")
-    if not isinstance(experiment.base, Checkpoint):
-        raise DataError(
-            f"{path}: this run trained its base model itself and has no checkpoint directory to "
-            "write the result into; export runs whose base is a Checkpoint"
-        )
-    directory, vision_tower = Path(experiment.base.path), experiment.base.vision_tower
+    stages_of = path / "checkpoints"
+    if isinstance(experiment.base, Checkpoint):
+        directory, vision_tower = Path(experiment.base.path), experiment.base.vision_tower
+    else:
+        directory, vision_tower = path / "base-hf", ""
+    if not isinstance(experiment.base, Checkpoint) and not directory.exists():
+        assets = experiment.base.assets()
+        read = functools.partial(_read, stages_of / "base", _shapes(Llava(assets.config)))
+        write_new(directory, assets.config, assets.tokenizer, assets.processing, read)
     config = read_llava_config(directory, vision_tower)
-    model = Llava(config, lora=experiment.lora if experiment.lora.rank else None)
-    shapes = {name: leaf.shape for name, leaf in _flat(abstract_variables(model)).items()}
+    shapes = _shapes(Llava(config, lora=experiment.lora if experiment.lora.rank else None))
     parts = ["lora/" if p == "lora" else f"params/{p}/" for p in experiment.train.trained]
     trained = {n: shape for n, shape in shapes.items() if any(n.startswith(p) for p in parts)}
-    stage = path / "checkpoints" / "align"
-    read = functools.partial(_read, stage, trained)
+    read = functools.partial(_read, stages_of / "align", trained)
     tower = tower_directory(directory, vision_tower)
     return Source(directory, tower, config, experiment.lora, trained, read)
+
+
+def _shapes(model: Llava) -> dict[str, tuple[int, ...]]:
+    return {name: leaf.shape for name, leaf in _flat(abstract_variables(model)).items()}
 
 
 def _read(

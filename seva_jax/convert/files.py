@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,8 +18,6 @@ import numpy as np
 
 from seva_jax.convert.load import DTYPES, Tensor
 from seva_jax.types import DataError
-
-_BITS = {"BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "BF16": 16}  # others end in their number of bits
 
 
 @contextlib.contextmanager
@@ -71,7 +70,8 @@ def data_start(path: Path) -> dict[str, int]:
 
 def num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor, by safetensors' name of its dtype."""
-    return math.prod(shape) * (_BITS.get(dtype) or int(dtype[1:])) // 8
+    found = re.match(r"[A-Z]+(\d+)", dtype)  # "BF16", "F8_E4M3"; or "BOOL", a byte
+    return math.prod(shape) * (int(found[1]) if found else 8) // 8
 
 
 def encode(tensor: Tensor, values: np.ndarray) -> bytes:

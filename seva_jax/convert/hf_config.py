@@ -230,6 +230,11 @@ def _unsupported(hf: HFConfig, text: Any, vision: Any) -> list[str]:
                 problems.append(f"{section}.{name} is {size!r}, supported: a positive integer")
     if problems:
         return problems
+    if (vision.image_size // vision.patch_size) ** 2 >= 2**31:
+        problems.append(
+            f"vision_config.image_size is {vision.image_size}, too large for patches of "
+            f"{vision.patch_size} pixels"
+        )
     if text.model_type == "llama" and text.num_attention_heads % text.num_key_value_heads:
         problems.append(
             f"text_config.num_key_value_heads is {text.num_key_value_heads}, which does not "

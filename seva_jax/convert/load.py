@@ -36,6 +36,7 @@ from seva_jax.types import DataError
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+_MAX_LINES = 5000  # of one error
 _EQUAL_CHUNK = 1024  # rows compared at one time
 
 
@@ -282,7 +283,9 @@ def _check_tensors(
         elif not is_unused(name, config.tower_depth, config.vision.num_layers):
             problems.append(f"unexpected: {where}")
     if problems:
-        lines = "".join(f"\n  {problem}" for problem in problems)
+        lines = "".join(f"\n  {problem}" for problem in problems[:_MAX_LINES])
+        if len(problems) > _MAX_LINES:  # more than any real model has: a file made to flood
+            lines += f"\n  and {len(problems) - _MAX_LINES:,} more"
         raise DataError(
             f"{directory}: {len(problems)} tensors do not fit config.json; check that weights "
             f"and config belong to the same LLaVA-1.5 model:{lines}"

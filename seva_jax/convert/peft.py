@@ -84,4 +84,7 @@ def to_peft(source: Source, out: Path) -> str:
                 bar.update()
         text = json.dumps(fields, indent=2)
         (scratch / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
-    return f"{out}: rank {source.lora.rank} adapters, {len(shapes)} tensors"
+    done = f"{out}: rank {source.lora.rank} adapters, {len(shapes)} tensors"
+    if source.tower:
+        done += f"; they fit what `to-hf {source.directory} OUT` writes, not the original layout"
+    return done

@@ -11,9 +11,11 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -33,7 +35,7 @@ from seva_jax.convert.original import original_fields, pads_images
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, original
 from seva_jax.images.preprocess import ImageProcessing
-from seva_jax.models import LlavaConfig
+from seva_jax.models import Llava, LlavaConfig, abstract_params
 from seva_jax.text.templates import VICUNA_V1
 from seva_jax.text.tokenizer import load_tokenizer
 
@@ -138,6 +140,45 @@ def to_llava(source: Source, out: Path) -> str:
         f"{out}: {num} of {len(tensors)} tensors changed, original layout; the original LLaVA "
         f"looks for mm_vision_tower, {TOWER!r}, from the directory it is started in"
     )
+
+
+def write_new(
+    directory: Path,
+    config: LlavaConfig,
+    tokenizer: Any,
+    processing: ImageProcessing,
+    read: Callable[[Sequence[str]], list[np.ndarray]],
+) -> None:
+    """Writes a model that was trained from scratch as a new Hugging Face directory, float32.
+
+    Args:
+        directory: does not exist.
+        config: its architecture.
+        tokenizer: a transformers tokenizer.
+        processing: its image pipeline.
+        read: gives variables by names such as "params/language/embedding".
+    """
+    leaves = jax.tree_util.tree_flatten_with_path(abstract_params(Llava(config)))[0]
+    shapes = {"/".join(str(key.key) for key in path): leaf.shape for path, leaf in leaves}
+    rows = [row for row in TABLE if row.ours in shapes]
+    tensors = {
+        name: ("F32", row.their_shape(shapes[row.ours]))
+        for row in rows
+        for name in row.names(shapes[row.ours])
+    }
+    with new_directory(directory, sum(num_bytes(*x) for x in tensors.values())) as scratch:
+        write_json(scratch / "config.json", llava_config_fields(config))
+        ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        ids |= {"pad_token_id": tokenizer.pad_token_id}
+        write_json(scratch / "generation_config.json", ids)
+        tokenizer.save_pretrained(scratch)
+        write_processor(scratch, config, processing)
+        with SafetensorsWriter(scratch / "model.safetensors", tensors) as writer:
+            for row in rows:
+                (values,) = read([f"params/{row.ours}"])
+                parts = values if row.stacked else [values]
+                for name, part in zip(row.names(values.shape), parts, strict=True):
+                    writer.write(name, row.transform.write(part))
 
 
 def write_processor(directory: Path, config: LlavaConfig, processing: ImageProcessing) -> None:
