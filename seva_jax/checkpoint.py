@@ -95,6 +95,8 @@ def read_trained(directory: Path, like: Any) -> Any:
 @jax.jit
 def _checksum(params: Any) -> jax.Array:
     def one(x: jax.Array) -> jax.Array:
+        if x.dtype == jnp.uint4:
+            x = x.astype(jnp.uint8)
         bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
         for dim in range(x.ndim):
             place = jax.lax.broadcasted_iota(jnp.uint32, x.shape, dim)

@@ -14,7 +14,7 @@ from seva_jax.base_model import BaseModel, Checkpoint, TrainedBase
 from seva_jax.corrupt import Corruption, DiffusionNoise
 from seva_jax.data.sources import PromptSource
 from seva_jax.evals import Evaluator, ExactAnswer
-from seva_jax.models import LoraConfig
+from seva_jax.models import BaseWeights, LoraConfig, require_qwix
 from seva_jax.objectives import DPO, Objective
 from seva_jax.optim import Optim
 from seva_jax.pairs import CorruptionPairs, PairBuilder
@@ -92,12 +92,16 @@ class ComputeOptions:
 
     Attributes:
         param_dtype: storage of frozen parameters. Trained parameters are float32 always.
+        base_weights: storage of the frozen kernels of the language model's linear layers. "float"
+            is param_dtype; "int8" (8 bits) and "nf4" (4.5 bits a weight) are QLoRA's quantised
+            base, for adapters; they need the extra "quant".
         dtype: compute dtype; norms, softmax, logits and log-probs are float32 always.
         remat: recompute layers in the backward pass instead of storing their insides.
         head_chunk: answer positions whose logits exist at one time, for each row.
     """
 
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    base_weights: BaseWeights = "float"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: bool = True
     head_chunk: int = 128
@@ -207,6 +211,16 @@ def check(experiment: Experiment) -> None:
         problems.append("train.trained names lora but lora.rank is 0")
     if "lora" not in e.train.trained and e.lora.rank:
         problems.append("lora.rank is not 0 but train.trained lacks lora; set --lora.rank 0")
+    if e.compute.base_weights != "float":
+        if "language" in e.train.trained:
+            problems.append(
+                f"compute.base_weights {e.compute.base_weights} freezes the language model but "
+                "train.trained names language; train adapters (lora), or set it to float"
+            )
+        try:
+            require_qwix()
+        except DataError as error:
+            problems.append(str(error))
     if e.lora.rank < 0:
         problems.append(f"lora.rank must not be negative, not {e.lora.rank}")
     if not 0 <= e.optim.warmup_ratio < 1:

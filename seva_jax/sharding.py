@@ -28,6 +28,7 @@ LOGICAL_AXES: Mapping[str, str | None] = {
     "rank": None,
     "patch": None,
     "position": None,
+    "scale": None,
     "embed": "fsdp",
     "embed_in": None,
     "heads": "tensor",

@@ -41,7 +41,14 @@ from seva_jax.evals import (
 )
 from seva_jax.experiment import Evaluation, Experiment
 from seva_jax.loop import Loop, fit
-from seva_jax.models import Llava, abstract_variables, init_variables
+from seva_jax.models import (
+    Llava,
+    abstract_params,
+    abstract_quantised,
+    abstract_variables,
+    init_variables,
+    quantise_all,
+)
 from seva_jax.objectives import Objective, Supervised
 from seva_jax.optim import Optim
 from seva_jax.results import write_run_report
@@ -107,28 +114,34 @@ class Run:
     def train_base(self) -> str:
         """Trains a small base model from scratch, supervised, by the ordinary loop."""
         assert isinstance(self.experiment.base, TrainedBase)
-        num = sum(x.size for x in jax.tree.leaves(self.base_params))
+        jax.block_until_ready(self.base_params)
+        num = sum(x.size for x in jax.tree.leaves(abstract_params(self.base_model)))
         return f"{num:,} parameters, {self.experiment.base.steps} supervised steps"
 
     @functools.cached_property
     def base_params(self) -> Any:
         """The base model's parameters, sharded: loaded, trained, or restored after training."""
-        base, seed = self.experiment.base, self.experiment.seed
-        shardings = variable_shardings(self.mesh, abstract_variables(self.base_model)["params"])
+        base, seed, compute = self.experiment.base, self.experiment.seed, self.experiment.compute
+        boxed = abstract_variables(self.base_model)["params"]
+        stored = variable_shardings(self.mesh, abstract_quantised(boxed, compute.base_weights))
         if isinstance(base, Checkpoint):
-            dtype = self.experiment.compute.param_dtype
             tower = tower_directory(Path(base.path), base.vision_tower)
-            return load_params(base.path, self.assets.config, dtype, shardings, tower)
+            return load_params(
+                base.path, self.assets.config, compute.param_dtype, stored, tower,
+                compute.base_weights,
+            )  # fmt: skip
         assert isinstance(base, TrainedBase)
         data = base.prompts.open()
         answered = [Comparison(p, (p.meta["answer"],)) for p in data.prompts]
         epochs = -(-base.steps * base.batch_size // len(answered))
+        shardings = variable_shardings(self.mesh, boxed)
         fresh = {"params": init_variables(self.base_model, "params", shardings, seed)}
         rows = self.rows(answered, data)
-        return self._fit(
+        trained = self._fit(
             "base", self.base_model, Supervised(), base.optim, rows, {}, fresh,
             batch_size=base.batch_size, steps=base.steps, epochs=epochs,
         )["params"]  # fmt: skip
+        return quantise_all(trained, compute.base_weights, stored)
 
     # --- rollouts and pairs -------------------------------------------------------------------
 

@@ -30,7 +30,16 @@ from seva_jax.convert.table import (
     canonical_of_tower,
     is_unused,
 )
-from seva_jax.models import Llava, LlavaConfig, abstract_params
+from seva_jax.models import (
+    BaseWeights,
+    Llava,
+    LlavaConfig,
+    abstract_params,
+    abstract_quantised,
+    abstract_variables,
+    is_quantised,
+    quantise,
+)
 from seva_jax.types import DataError
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -63,6 +72,7 @@ def load_params(
     dtype: str | np.dtype | type = "float32",
     shardings: Any = None,
     tower: Path | None = None,
+    base_weights: BaseWeights = "float",
 ) -> dict[str, Any]:
     """Reads the weights of a Hugging Face or an original LLaVA directory.
 
@@ -70,12 +80,14 @@ def load_params(
         directory: holds model.safetensors, or several files and model.safetensors.index.json.
         config: what `read_llava_config` said of the same directory.
         dtype: of the parameters, whatever the files hold.
-        shardings: a sharding for each parameter, in a tree like `seva_jax.models.abstract_params`;
-            None puts everything on this process's first device.
+        shardings: a sharding for each parameter, in a tree like `seva_jax.models.abstract_params`
+            (or `abstract_quantised`); None puts everything on this process's first device.
         tower: the CLIP directory of an original LLaVA, see `original.tower_directory`.
+        base_weights: how the language model's kernels are stored. They are quantised one stack
+            of layers at a time.
 
     Returns:
-        The "params" collection, of `jax.Array` leaves.
+        The "params" collection, of `jax.Array` leaves, or `qwix.QArray`s where quantised.
 
     Raises:
         DataError: files that are missing, damaged or not safetensors; or tensors that are
@@ -84,7 +96,8 @@ def load_params(
     """
     directory = Path(directory)
     tensors = read_headers(directory, tower)
-    abstract = abstract_params(Llava(config))
+    model = Llava(config)
+    abstract = abstract_params(model)
     shapes = {
         "/".join(str(key.key) for key in path): leaf.shape
         for path, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]
@@ -97,19 +110,23 @@ def load_params(
     )
     if shardings is None:
         one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shardings = jax.tree.map(lambda _: one_device, abstract)
+        boxed = abstract_quantised(abstract_variables(model)["params"], base_weights)
+        shardings = jax.tree.map(
+            lambda _: one_device, boxed, is_leaf=lambda leaf: hasattr(leaf, "names")
+        )
 
     if config.text.tied_head and HEAD in tensors:
         _check_tied(directory, tensors[EMBEDDING], tensors[HEAD])
 
-    def read(path: tuple[Any, ...], sharding: jax.sharding.Sharding) -> jax.Array:
+    def read(path: tuple[Any, ...], sharding: Any) -> Any:
         ours = "/".join(str(key.key) for key in path)
         reader = _reader(rows[ours], shapes[ours], np.dtype(jnp.dtype(dtype)), tensors)
-        array = jax.make_array_from_callback(shapes[ours], sharding, reader)
+        read_with = sharding.qvalue if is_quantised(sharding) else sharding
+        array = jax.make_array_from_callback(shapes[ours], read_with, reader)
         # Transfers are asynchronous: without this, host buffers of many leaves pile up.
-        return array.block_until_ready()
+        return jax.block_until_ready(quantise(ours, array, base_weights, sharding))
 
-    return jax.tree_util.tree_map_with_path(read, shardings)
+    return jax.tree_util.tree_map_with_path(read, shardings, is_leaf=is_quantised)
 
 
 def _reader(

@@ -6,14 +6,28 @@ Read next: `llava.py`, which puts the pieces together and is what everybody else
 from seva_jax.models.config import LlavaConfig, LoraConfig, TextConfig, VisionConfig
 from seva_jax.models.init import abstract_params, abstract_variables, init_variables
 from seva_jax.models.llava import Llava
+from seva_jax.models.quant import (
+    BaseWeights,
+    abstract_quantised,
+    is_quantised,
+    quantise,
+    quantise_all,
+    require_qwix,
+)
 
 __all__ = [
+    "BaseWeights",
     "Llava",
     "LlavaConfig",
     "LoraConfig",
     "TextConfig",
     "VisionConfig",
     "abstract_params",
+    "abstract_quantised",
     "abstract_variables",
     "init_variables",
+    "is_quantised",
+    "quantise",
+    "quantise_all",
+    "require_qwix",
 ]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from seva_jax.models.config import LoraConfig
+from seva_jax.models.quant import floats
 
 LORA = "lora"  # the variable collection of the adapters
 
@@ -46,7 +47,7 @@ class Linear(nn.Module):
             (x.shape[-1], self.features),
         )
         x = x.astype(self.dtype)
-        y = x @ kernel.astype(self.dtype)
+        y = x @ floats(kernel, self.dtype)
         if self.bias:
             bias: Any = self.param(
                 "bias",

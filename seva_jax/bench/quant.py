@@ -1,0 +1,100 @@
+"""Memory of the frozen base by how its weights are stored, read from compiled programs.
+
+Each program runs the language model's layers once; XLA's own account of its arguments is what the
+weights occupy on the device, packed or not. Nothing is allocated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from seva_jax.models import Llava, LlavaConfig, abstract_quantised, abstract_variables
+from seva_jax.models.config import TextConfig
+
+_KINDS = ("float32", "bfloat16", "int8", "nf4")
+_SIZES = {
+    "7b": TextConfig(),
+    "13b": TextConfig(
+        hidden_size=5120, num_layers=40, num_heads=40, num_kv_heads=40, mlp_size=13824
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantBench:
+    """Memory of LLaVA-1.5's frozen weights in float32, bfloat16, int8 and nf4.
+
+    Attributes:
+        topology: compile for this TPU slice's chip, for example v5p:2x2x1 (needs libtpu, no
+            TPU); empty compiles for the devices at hand.
+        size: which LLaVA-1.5.
+        layers: language layers; 0 for all of them.
+    """
+
+    topology: str = ""
+    size: Literal["7b", "13b"] = "7b"
+    layers: int = 0
+
+
+def run_quant(bench: QuantBench) -> None:
+    """Prints one line for each way to store the weights."""
+    text = _SIZES[bench.size]
+    text = dataclasses.replace(text, num_layers=bench.layers or text.num_layers)
+    model = Llava(LlavaConfig(text=text), dtype=jnp.dtype("bfloat16"), remat=False)
+    where = f"{jax.default_backend()}, {platform.machine()}"
+    device = jax.devices()[0]
+    if bench.topology:
+        from jax.experimental import topologies
+
+        device = topologies.get_topology_desc(platform="tpu", topology_name=bench.topology).devices[
+            0
+        ]
+        where = f"{device.device_kind}, ahead of time"
+    print(f"LLaVA-1.5-{bench.size}, {text.num_layers} layers; {where}; jax {jax.__version__}")
+    print(f"{'stored as':<10}{'weights, GiB':>14}{'of bfloat16':>13}{'temporaries, GiB':>18}")
+    found = {kind: measure(model, kind, device) for kind in _KINDS}
+    for kind, (weights, temporaries) in found.items():
+        share = weights / found["bfloat16"][0]
+        print(f"{kind:<10}{weights / 2**30:>14.2f}{share:>12.0%} {temporaries / 2**30:>17.2f}")
+
+
+def measure(model: Llava, kind: str, device: Any) -> tuple[int, int]:
+    """Bytes of the weights and of the temporaries of one decoder pass over 64 tokens.
+
+    Args:
+        model: the architecture.
+        kind: "float32", "bfloat16" (everything), or "int8", "nf4" (the rest in bfloat16).
+        device: real, or of a topology.
+    """
+    boxed = abstract_variables(model)["params"]
+    quantised = abstract_quantised(boxed, kind if kind in ("int8", "nf4") else "float")
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    dtype = jnp.float32 if kind == "float32" else jnp.bfloat16
+
+    def place(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+        inside = any(getattr(key, "name", "") in ("qvalue", "scale") for key in path)
+        value = leaf.value
+        return jax.ShapeDtypeStruct(
+            value.shape, value.dtype if inside else dtype, sharding=sharding
+        )
+
+    params = jax.tree_util.tree_map_with_path(
+        place, quantised, is_leaf=lambda leaf: hasattr(leaf, "names")
+    )
+    ids = jax.ShapeDtypeStruct((1, 64), jnp.int32, sharding=sharding)
+    mask = jax.ShapeDtypeStruct((1, 64, 64), jnp.bool_, sharding=sharding)
+    side = model.config.vision.image_size
+    pixels = jax.ShapeDtypeStruct((1, 1, side, side, 3), jnp.float32, sharding=sharding)
+
+    def run(params: Any, ids: Any, mask: Any, pixels: Any) -> Any:
+        return model.apply({"params": params}, ids, ids, mask, ids, pixels)
+
+    memory = jax.jit(run).lower(params, ids, mask, pixels).compile().memory_analysis()
+    assert memory is not None
+    inputs = 64 * 4 + 64 * 64 + 3 * 4 * side**2
+    return memory.argument_size_in_bytes - inputs, memory.temp_size_in_bytes
