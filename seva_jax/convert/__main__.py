@@ -27,11 +27,8 @@ from seva_jax.types import DataError
 
 
 @dataclasses.dataclass(frozen=True)
-class ToHF:
-    """The whole model, adapters merged, as a Hugging Face directory.
-
-    Loads with transformers' LlavaForConditionalGeneration.from_pretrained(OUT), vLLM, lmms-eval.
-    Keeps names, sharding and untouched bytes of a checkpoint that already has this layout.
+class _WholeModel:
+    """What both layouts take.
 
     Attributes:
         source: work directory of a finished run, or a checkpoint.
@@ -45,20 +42,20 @@ class ToHF:
 
 
 @dataclasses.dataclass(frozen=True)
-class ToLlava:
+class ToHF(_WholeModel):
+    """The whole model, adapters merged, as a Hugging Face directory.
+
+    Loads with transformers' LlavaForConditionalGeneration.from_pretrained(OUT), vLLM, lmms-eval.
+    Keeps names, sharding and untouched bytes of a checkpoint that already has this layout.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class ToLlava(_WholeModel):
     """The whole model, adapters merged, in the original LLaVA's layout.
 
     Keeps names, sharding and untouched bytes of a checkpoint that already has this layout.
-
-    Attributes:
-        source: work directory of a finished run, or a checkpoint.
-        out: the new directory.
-        vision_tower: CLIP directory, for a checkpoint in the original layout that needs one.
     """
-
-    source: tyro.conf.Positional[Path]
-    out: tyro.conf.Positional[Path]
-    vision_tower: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
