@@ -18,6 +18,7 @@ from seva_jax.models import BaseWeights, LoraConfig, require_qwix
 from seva_jax.objectives import DPO, Objective
 from seva_jax.optim import Optim
 from seva_jax.pairs import CorruptionPairs, PairBuilder
+from seva_jax.processes import ProcessOptions
 from seva_jax.rollout.sampler import Sampling
 from seva_jax.sharding import MeshShape
 from seva_jax.text.templates import VICUNA_V1, Template
@@ -154,6 +155,7 @@ class Experiment:
         train: how long, on what, and what is trained.
         compute: precision and memory.
         mesh: devices along each axis.
+        processes: how the processes of a run look after each other.
         evals: evaluations of base and aligned model.
         report: what the report page shows.
     """
@@ -172,6 +174,7 @@ class Experiment:
     train: TrainOptions = TrainOptions()
     compute: ComputeOptions = ComputeOptions()
     mesh: MeshShape = MeshShape()
+    processes: ProcessOptions = ProcessOptions()
     evals: tuple[Evaluation, ...] = ()
     report: ReportOptions = ReportOptions()
 
@@ -193,6 +196,7 @@ def check(experiment: Experiment) -> None:
         "train.save_every": e.train.save_every,
         "train.log_every": e.train.log_every,
         "compute.head_chunk": e.compute.head_chunk,
+        "processes.peer_timeout_s": e.processes.peer_timeout_s,
         "text.max_length": e.text.max_length,
     }
     problems += [f"{name} must be at least 1, not {v}" for name, v in positive.items() if v < 1]

@@ -7,9 +7,11 @@ checkpoint of the last step.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ from seva_jax.checkpoint import Checkpoints
 from seva_jax.data.pipeline import ComparisonRows, batches
 from seva_jax.models import Llava
 from seva_jax.objectives import Objective
-from seva_jax.sharding import put_batch, replicated, state_shardings
+from seva_jax.sharding import put_batch, replicated, row_shard, state_shardings
 from seva_jax.step import StepOptions, TrainState, Variables, make_train_step
 from seva_jax.types import DataError
 
@@ -71,22 +73,61 @@ class Loop:
     learning_rate: optax.Schedule
 
 
-def init_state(
+def _first_state(optimizer: optax.GradientTransformation, trainable: Variables) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
+
+
+def state_like(
     optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh, trainable: Variables
 ) -> TrainState:
-    """Step 0, every leaf placed: optimiser moments lie where their parameters lie."""
+    """Shapes and shardings of a state: optimiser moments lie where their parameters lie.
 
-    def init(trainable: Variables) -> TrainState:
-        return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable))
-
+    Args:
+        optimizer: the optimiser.
+        mesh: where the state lies.
+        trainable: arrays or `jax.ShapeDtypeStruct`s with shardings.
+    """
     parameter_shardings = jax.tree.map(lambda x: x.sharding, trainable)
-    abstract = jax.eval_shape(init, trainable)
+    abstract = jax.eval_shape(functools.partial(_first_state, optimizer), trainable)
     shardings = abstract._replace(
         step=replicated(mesh),
         trainable=parameter_shardings,
         opt_state=state_shardings(mesh, abstract.opt_state, parameter_shardings),
     )
-    return jax.jit(init, out_shardings=shardings)(trainable)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+    )
+
+
+def init_state(
+    optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh, trainable: Variables
+) -> TrainState:
+    """Step 0, every leaf placed."""
+    shardings = jax.tree.map(lambda x: x.sharding, state_like(optimizer, mesh, trainable))
+    first = functools.partial(_first_state, optimizer)
+    return jax.jit(first, out_shardings=shardings)(trainable)
+
+
+def jit_step(
+    model: Llava,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    options: StepOptions,
+    reference_in_step: bool,
+    shardings: TrainState,
+) -> Any:
+    """The compiled step (state, frozen, batch) -> (state, metrics); the old state is given up.
+
+    Args:
+        model: the module.
+        objective: what is minimised.
+        optimizer: how.
+        options: of the step.
+        reference_in_step: see `make_train_step`.
+        shardings: of the state.
+    """
+    step = make_train_step(model, objective, optimizer, options, reference_in_step)
+    return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
 
 
 def fit(
@@ -114,19 +155,18 @@ def fit(
         )
     state = init_state(loop.optimizer, loop.mesh, trainable)
     checkpoints = Checkpoints(loop.directory)
-    data = batches(loop.rows, loop.batch_size, loop.steps, loop.epochs, loop.repeat, loop.seed)
+    data = batches(
+        loop.rows, row_shard(loop.mesh), loop.batch_size, loop.steps, loop.epochs, loop.repeat,
+        loop.seed,
+    )  # fmt: skip
     restored = checkpoints.restore(state)
     if restored is not None:
         state, position = restored
         data.set_state(position)
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    step_fn = jax.jit(
-        make_train_step(
-            loop.model, loop.objective, loop.optimizer, loop.options, loop.reference_in_step
-        ),
-        out_shardings=(shardings, None),
-        donate_argnums=0,
-    )
+    step_fn = jit_step(
+        loop.model, loop.objective, loop.optimizer, loop.options, loop.reference_in_step,
+        jax.tree.map(lambda x: x.sharding, state),
+    )  # fmt: skip
     first = int(state.step)
     waiting: list[dict[str, jax.Array]] = []
     clock = time.monotonic()
@@ -136,7 +176,8 @@ def fit(
     )  # fmt: skip
     for step in range(first + 1, loop.steps + 1):
         batch = jax.tree.map(lambda x: x.reshape(loop.micro_batches, -1, *x.shape[1:]), next(data))
-        state, metrics = step_fn(state, frozen, put_batch(loop.mesh, batch, leading=1))
+        with jax.set_mesh(loop.mesh):
+            state, metrics = step_fn(state, frozen, put_batch(loop.mesh, batch, leading=1))
         waiting.append(metrics)
         bar.update()
         if step % loop.log_every == 0 or step == loop.steps:

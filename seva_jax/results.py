@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -20,7 +21,7 @@ from seva_jax.evals import EvalResult, comparison_rows
 from seva_jax.evals.base import Record
 from seva_jax.objectives import DPO
 from seva_jax.rollout.run import corrupted_pixels
-from seva_jax.types import BranchLogps
+from seva_jax.types import BranchLogps, Comparison
 
 if TYPE_CHECKING:
     from seva_jax.train import Run
@@ -34,12 +35,19 @@ _CURVES = {
 
 
 def write_run_report(run: Run) -> str:
-    """Writes report.html of a finished run and returns a one-line summary."""
+    """Writes report.html of a finished run and returns a one-line summary.
+
+    All processes compute the margins, process 0 writes.
+    """
+    shown = [
+        run.comparisons[i] for i in _spread(len(run.comparisons), run.experiment.report.num_pairs)
+    ]
+    margins = _margins(run, run.rows(shown, run.prompts)) if shown else []
     if not run.workdir.writes:
         return "written by process 0"
     index = json.loads((run.workdir.path / "pairs.json").read_text(encoding="utf-8"))
     metrics = run.workdir.read_metrics()
-    pairs = _pair_cards(run)
+    pairs = _pair_cards(run, shown, margins)
     table, examples = (), ()
     if run.experiment.evals:
         base, aligned = run.results()
@@ -111,15 +119,11 @@ def _spread(total: int, shown: int) -> list[int]:
     return sorted(set(np.linspace(0, total - 1, min(shown, total)).astype(int).tolist()))
 
 
-def _pair_cards(run: Run) -> tuple[report.PairCard, ...]:
+def _pair_cards(
+    run: Run, shown: Sequence[Comparison], margins: Sequence[float]
+) -> tuple[report.PairCard, ...]:
     """Gallery cards, with the reward margin of the aligned model."""
     e, processing = run.experiment, run.assets.processing
-    indices = _spread(len(run.comparisons), e.report.num_pairs)
-    shown = [run.comparisons[i] for i in indices]
-    if not shown:
-        return ()
-    rows = run.rows(shown, run.prompts)
-    margins = _margins(run, rows)
     cards = []
     for comparison, margin in zip(shown, margins, strict=True):
         prompt = comparison.prompt

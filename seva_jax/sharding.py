@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from seva_jax.types import DataError
@@ -39,6 +40,63 @@ LOGICAL_AXES: Mapping[str, str | None] = {
     "vision_heads": "tensor",
     "vision_mlp": "tensor",
 }
+
+
+# Adapters are split like what they adapt. Those of a dim that fsdp does not split are split by
+# their rank where it divides (a small rank makes small adapters, which every device may hold).
+RANK, RANK_AXIS = "rank", "fsdp"
+
+# The same for dims of activations.
+ACTIVATION_AXES: Mapping[str, str | tuple[str, ...] | None] = {
+    "layers": None,
+    "batch": BATCH,
+    "length": None,
+    "width": None,
+    "head_dim": None,
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+
+
+def constrain(x: jax.Array, *names: str) -> jax.Array:
+    """Says where an activation lies; does nothing where no mesh is set (`jax.set_mesh`).
+
+    Without this XLA may decide, layer by layer, to split widths instead of rows, and to gather
+    whole stacks of weights or activations in between.
+
+    Args:
+        x: the activation.
+        names: logical name of each dim.
+
+    Raises:
+        DataError: unknown name, or not one for each dim.
+    """
+    if len(names) != x.ndim or not set(names) <= ACTIVATION_AXES.keys():
+        raise DataError(
+            f"an activation of shape {x.shape} has dim names {names}; "
+            f"known: {', '.join(ACTIVATION_AXES)}"
+        )
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(ACTIVATION_AXES[n] for n in names)))
+
+
+def constrain_parameter(x: jax.Array, *names: str) -> jax.Array:
+    """Says where one layer of a parameter lies, and thereby its gradient.
+
+    In the backward pass of a scan the gradients of all layers are kept; without this they are
+    kept whole on every device.
+
+    Args:
+        x: the parameter, as a layer uses it.
+        names: logical name of each dim, see `LOGICAL_AXES`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    spec = _spec(dict(mesh.shape), names, x.shape, "a layer's parameter")
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +134,47 @@ class MeshShape:
                 f"{self} needs {needed} devices but there are {len(devices)}; "
                 "change --mesh.data, --mesh.fsdp or --mesh.tensor"
             )
-        grid = np.array(devices).reshape(sizes)
-        return jax.sharding.Mesh(grid, AXES)
+        return jax.sharding.Mesh(_grid(devices, sizes), AXES)
+
+
+def _grid(devices: list[Any], sizes: list[int]) -> np.ndarray:
+    """Devices in mesh order: neighbours of an axis are neighbours in the machine."""
+    if devices[0].platform != "tpu":
+        return np.array(devices).reshape(sizes)
+    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if num_slices == 1:
+        return mesh_utils.create_device_mesh(sizes, devices)
+    data, fsdp, tensor = sizes
+    if data % num_slices:
+        raise DataError(
+            f"mesh.data {data} is not a multiple of the {num_slices} slices: only data spans "
+            "slices, because their network is slow"
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // num_slices, fsdp, tensor), (num_slices, 1, 1), devices
+    )
+
+
+def row_shard(mesh: jax.sharding.Mesh) -> tuple[int, int]:
+    """Which share of a batch's rows this process prepares: (index, number of shares).
+
+    Processes that the `tensor` axis joins hold the same rows and get the same share.
+
+    Raises:
+        DataError: the mesh gives processes rows that overlap but differ, or different numbers.
+    """
+    held: dict[int, list[int]] = {}
+    for position, devices in enumerate(mesh.devices.reshape(-1, mesh.shape["tensor"])):
+        for process in sorted({device.process_index for device in devices}):
+            held.setdefault(process, []).append(position)
+    shares = sorted({tuple(positions) for positions in held.values()})
+    num = mesh.shape["data"] * mesh.shape["fsdp"]
+    if len({len(share) for share in shares}) != 1 or sum(map(len, shares)) != num:
+        raise DataError(
+            f"mesh {dict(mesh.shape)} gives {len(held)} processes unequal or overlapping rows; "
+            "let tensor divide the devices of a process, or be a multiple of them"
+        )
+    return shares.index(tuple(held[jax.process_index()])), len(shares)
 
 
 def resolve(
@@ -94,6 +191,13 @@ def resolve(
     Raises:
         DataError: unknown name, an axis used for two dims, or a dim that does not divide.
     """
+    return NamedSharding(mesh, _spec(dict(mesh.shape), names, shape, path))
+
+
+def _spec(
+    sizes: Mapping[str, int], names: tuple[str | None, ...], shape: tuple[int, ...], path: str
+) -> PartitionSpec:
+    """See `resolve`; `sizes` are those of the mesh axes."""
     if len(names) != len(shape):
         raise DataError(f"{path}: {len(names)} dim names {names} for shape {shape}")
     axes: list[str | None] = []
@@ -106,13 +210,16 @@ def resolve(
         axis = LOGICAL_AXES[name]
         if axis is not None and axis in axes:
             raise DataError(f"{path}: dims {names} use mesh axis {axis!r} twice")
-        if axis is not None and size % mesh.shape[axis]:
+        if axis is not None and size % sizes[axis]:
             raise DataError(
                 f"{path}: dim {dim} ({name!r}, size {size}) does not divide by mesh axis "
-                f"{axis!r} of size {mesh.shape[axis]}"
+                f"{axis!r} of size {sizes[axis]}"
             )
         axes.append(axis)
-    return NamedSharding(mesh, PartitionSpec(*axes))
+    for dim, (name, size) in enumerate(zip(names, shape, strict=True)):
+        if name == RANK and RANK_AXIS not in axes and size % sizes[RANK_AXIS] == 0:
+            axes[dim] = RANK_AXIS
+    return PartitionSpec(*axes)
 
 
 def variable_shardings(mesh: jax.sharding.Mesh, boxed: Any) -> Any:

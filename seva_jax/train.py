@@ -51,15 +51,16 @@ from seva_jax.models import (
 )
 from seva_jax.objectives import Objective, Supervised
 from seva_jax.optim import Optim
+from seva_jax.processes import gather, join, say
 from seva_jax.results import write_run_report
 from seva_jax.rollout.run import Asker
 from seva_jax.rollout.sampler import Sampling
-from seva_jax.sharding import put_batch, replicated, variable_shardings
+from seva_jax.sharding import put_batch, replicated, row_shard, variable_shardings
 from seva_jax.step import StepOptions, Variables, make_logps, merge
 from seva_jax.text.encode import Encoder
 from seva_jax.text.templates import Template
-from seva_jax.types import Comparison, DataError, Rollout
-from seva_jax.workdir import Workdir, fingerprint, say
+from seva_jax.types import Comparison, DataError, Rollout, TreeBatch
+from seva_jax.workdir import Workdir, fingerprint
 
 DESCRIPTION = """Aligns a LLaVA-style model with its own answers (SeVa): the model answers
 questions about images, clean (chosen) and corrupted (rejected); where the answers differ, it is
@@ -154,8 +155,7 @@ class Run:
         """Answers every prompt on its clean image and on every corrupted copy."""
         e, prompts = self.experiment, self.prompts.prompts
         path = self.workdir.path / "rollouts.jsonl"
-        start = len(store.read_lines(path)) if self.workdir.writes else 0
-        start = int(_from_process_0(start))
+        start = gather(len(store.read_lines(path)) if self.workdir.writes else 0)[0]
         asker = self._asker({"params": self.base_params}, self.base_model)
         batches = asker.ask(prompts, self.prompts.load_image, e.rollout.sampling, e.corrupt, start)
         with self._bar("rollouts", len(prompts), "prompt", start) as bar:
@@ -230,10 +230,10 @@ class Run:
         """Computes per-token log-probs of every answer under the base model, once."""
         rows = self.rows(self.comparisons, self.prompts)
         logps = self.logps(self.base_model, {"params": self.base_params}, rows, "reference")
-        ids = [c.prompt.id for c in self.comparisons]
+        ids, key = [c.prompt.id for c in self.comparisons], self.reference_key  # on all processes
         if self.workdir.writes:
             path = self.workdir.path / "reference.array_record"
-            store.write_reference(path, ids, logps, self.reference_key)
+            store.write_reference(path, ids, logps, key)
         return f"{sum(len(x) for branches in logps for x in branches):,} answer tokens"
 
     def logps(
@@ -242,22 +242,25 @@ class Run:
         """Per-token log-probs of every branch of every row, in order."""
         e = self.experiment
         batch_size = e.train.batch_size // e.train.micro_batches
-        everywhere = replicated(self.mesh)
-        pass_fn = jax.jit(make_logps(model, self._step_options), out_shardings=everywhere)
-        out: list[list[np.ndarray]] = []
+        logps = make_logps(model, self._step_options)
+
+        def everything(variables: Variables, batch: TreeBatch) -> tuple[jax.Array, ...]:
+            return logps(variables, batch), batch.mask_BCKT.sum(-1), batch.index_BC
+
+        pass_fn = jax.jit(everything, out_shardings=replicated(self.mesh))
+        found: dict[int, list[np.ndarray]] = {}
         with self._bar(name, len(rows), "pair") as bar:
-            for batch in in_order(rows, batch_size):
-                local = jax.tree.map(_local_rows, batch)
-                found_BCKT = np.asarray(pass_fn(variables, put_batch(self.mesh, local)))
-                keep = [b for b in range(batch_size) if batch.index_BC[b, 0] >= 0]
-                missing = min(batch_size, len(rows) - len(out)) - len(keep)
-                if missing:
-                    raise DataError(f"{missing} images of pairs no longer decode; run again")
-                for b in keep:
-                    lengths = batch.mask_BCKT[b, 0].sum(-1).astype(int)
-                    out.append([x[:n] for x, n in zip(found_BCKT[b, 0], lengths, strict=True) if n])
-                bar.update(len(keep))
-        return out
+            for batch in in_order(rows, row_shard(self.mesh), batch_size):
+                with jax.set_mesh(self.mesh):
+                    out = jax.device_get(pass_fn(variables, put_batch(self.mesh, batch)))
+                for logps_CKT, lengths_CK, index_C in zip(*out, strict=True):
+                    if index_C[0] >= 0:
+                        branches = zip(logps_CKT[0], lengths_CK[0].astype(int), strict=True)
+                        found[int(index_C[0])] = [x[:n] for x, n in branches if n]
+                bar.update(len(found) - bar.n)
+        if len(found) < len(rows):
+            raise DataError(f"{len(rows) - len(found)} images of pairs no longer decode; run again")
+        return [found[i] for i in range(len(rows))]
 
     def align(self) -> str:
         """Trains the adapters and the other trained parts with the objective."""
@@ -441,19 +444,6 @@ class Run:
         )  # fmt: skip
 
 
-def _local_rows(x: np.ndarray) -> np.ndarray:
-    """This process's rows of an array that every process has."""
-    return np.split(x, jax.process_count())[jax.process_index()]
-
-
-def _from_process_0(value: int) -> int:
-    if jax.process_count() == 1:
-        return value
-    from jax.experimental import multihost_utils
-
-    return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
-
-
 def use_compile_cache() -> None:
     """Keeps compiled programs between runs, in a directory only this user can write.
 
@@ -474,6 +464,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if flags.print_config:
             print(to_source(experiment))
             return
+        join(experiment.processes)
         Run(experiment).stages()
     except DataError as error:
         sys.exit(f"error: {error}")

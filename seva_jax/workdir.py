@@ -21,10 +21,11 @@ from tensorboardX import SummaryWriter
 from seva_jax.cli import flatten, to_source
 from seva_jax.data.store import append_lines, read_lines, write_json
 from seva_jax.experiment import Experiment
+from seva_jax.processes import barrier, say
 from seva_jax.types import DataError
 
 # Fields that change neither results nor files, so they may change between runs.
-_FREE_FIELDS = ("workdir", "mesh", "report", "train.log_every", "train.save_every")
+_FREE_FIELDS = ("workdir", "mesh", "processes", "report", "train.log_every", "train.save_every")
 
 
 def fingerprint(*parts: Any) -> str:
@@ -136,17 +137,3 @@ class Workdir:
             yield write
         finally:
             board.close()
-
-
-def say(text: str) -> None:
-    """Prints a line, on process 0 only."""
-    if jax.process_index() == 0:
-        print(text, flush=True)
-
-
-def barrier(name: str) -> None:
-    """Waits for all processes; what process 0 wrote before is there for the others after."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)

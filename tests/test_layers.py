@@ -15,7 +15,7 @@ PACKAGE = Path(seva_jax.__file__).parent
 # rows above its own, never one of its own row or below.
 LAYERS = (
     "types",  # the nouns
-    "corrupt objectives text images sharding evals report",  # leaves: know the nouns only
+    "corrupt objectives text images sharding processes evals report",  # leaves: know the nouns only
     "models data optim",  # networks; rows and files; updates
     "step convert pairs worlds",  # the maths; weights; comparisons; prompts with truth
     "checkpoint rollout base_model",  # what a stage of a run is made of
@@ -24,7 +24,7 @@ LAYERS = (
     "workdir",  # stages and their records
     "results",  # what a run left behind, for the report
     "train",  # the main command
-    "bench",  # studies of many runs
+    "bench plan",  # studies of many runs; what a run needs
     "commands",  # `__main__` of packages
 )
 LEVEL = {part: level for level, row in enumerate(LAYERS) for part in row.split()}

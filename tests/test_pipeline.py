@@ -6,7 +6,6 @@ import itertools
 import numpy as np
 import pytest
 
-from seva_jax.data import pipeline
 from seva_jax.data.pipeline import ComparisonRows, batches, encodable, in_order, num_steps
 from seva_jax.data.trees import RowShape, TreeExample, pack_row, stack_rows
 from seva_jax.images.preprocess import ImageProcessing
@@ -54,10 +53,13 @@ def indices(batch):
     return batch.index_BC[:, 0].tolist()
 
 
+ONE = (0, 1)  # all of a batch, on one process
+
+
 def run(data, batch_size, epochs=1, repeat=1, seed=0, max_steps=0):
     """All batches of a run."""
     steps = num_steps(len(data), batch_size, epochs, repeat, max_steps)
-    iterator = batches(data, batch_size, steps, epochs, repeat, seed)
+    iterator = batches(data, ONE, batch_size, steps, epochs, repeat, seed)
     found = list(iterator)
     iterator.close()
     assert len(found) == steps
@@ -160,12 +162,12 @@ def test_resuming_continues_as_if_uninterrupted(stop):
     data = rows([comparison(i, images=i % 3) for i in range(7)])
     whole = run(data, 3, epochs=2, seed=5)
     assert len(whole) == 5
-    first = batches(data, 3, 5, 2, 1, 5)
+    first = batches(data, ONE, 3, 5, 2, 1, 5)
     for batch in whole[:stop]:
         assert_equal(next(first), batch)
     state = first.get_state()
     first.close()
-    second = batches(data, 3, 5, 2, 1, 5)
+    second = batches(data, ONE, 3, 5, 2, 1, 5)
     second.set_state(state)
     rest = list(second)
     second.close()
@@ -174,15 +176,13 @@ def test_resuming_continues_as_if_uninterrupted(stop):
         assert_equal(found, expected)
 
 
-def test_processes_share_a_batch(monkeypatch):
+def test_processes_share_a_batch():
     """Two of them, one after another here: each gives half, their states are one and the same."""
     data = rows([comparison(i) for i in range(7)])
     whole = run(data, 4, epochs=2)
     parts, states = [], []
-    monkeypatch.setattr(pipeline.jax, "process_count", lambda: 2)
-    for process in range(2):
-        monkeypatch.setattr(pipeline.jax, "process_index", lambda process=process: process)
-        iterator = batches(data, 4, len(whole), 2, 1, 0)
+    for share in range(2):
+        iterator = batches(data, (share, 2), 4, len(whole), 2, 1, 0)
         parts.append([next(iterator) for _ in whole])
         states.append(iterator.get_state())
         iterator.close()
@@ -259,11 +259,18 @@ def test_in_order_gives_every_row_once():
         (5, [[0, 1, 2, 3, 4]]),
         (8, [[0, 1, 2, 3, 4, -1, -1, -1]]),
     ):
-        found = list(in_order(data, batch_size))
+        found = list(in_order(data, ONE, batch_size))
         assert [indices(b) for b in found] == expected
         rows_of = [data[i] if i >= 0 else data.empty() for i in itertools.chain(*expected)]
         for k, batch in enumerate(found):
             assert_equal(batch, stack_rows(rows_of[k * batch_size : (k + 1) * batch_size]))
+
+
+def test_shares_of_rows_in_order():
+    """Each process reads its block of every batch and nothing else."""
+    data = rows([comparison(i) for i in range(5)])
+    shares = [[indices(b) for b in in_order(data, (share, 2), 4)] for share in range(2)]
+    assert shares == [[[0, 1], [4, -1]], [[2, 3], [-1, -1]]]
 
 
 # --- what can be encoded --------------------------------------------------------------------------

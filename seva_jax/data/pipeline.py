@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
-import jax
 import numpy as np
 from grain.experimental import ElasticIterator
 
@@ -146,13 +145,20 @@ def num_steps(num: int, batch_size: int, epochs: int, repeat: int, max_steps: in
 
 
 def batches(
-    rows: ComparisonRows, batch_size: int, steps: int, epochs: int, repeat: int, seed: int
+    rows: ComparisonRows,
+    shard: tuple[int, int],
+    batch_size: int,
+    steps: int,
+    epochs: int,
+    repeat: int,
+    seed: int,
 ) -> Any:
-    """This process's share of every batch, with `get_state` and `set_state`.
+    """One share of every batch, with `get_state` and `set_state`.
 
     Args:
         rows: the data.
-        batch_size: rows of a batch over all processes.
+        shard: which share, of how many.
+        batch_size: rows of a batch in all shares.
         steps: number of batches.
         epochs: passes; each is shuffled differently.
         repeat: how many times the list is concatenated with itself before it is shuffled.
@@ -160,20 +166,24 @@ def batches(
 
     Returns:
         A Grain iterator over `TreeBatch`es of NumPy arrays. Its state is one integer and valid
-        for any number of processes.
+        for any number of shares.
     """
     order = _Order(len(rows) * repeat, epochs, seed, steps * batch_size)
     dataset = grain.MapDataset.source(order).map(
         lambda i: rows.empty() if i < 0 else rows[int(i) % len(rows)]
     )
-    shard = grain.sharding.ShardOptions(jax.process_index(), jax.process_count())
-    return iter(ElasticIterator(dataset, batch_size, shard))
+    return iter(ElasticIterator(dataset, batch_size, grain.sharding.ShardOptions(*shard)))
 
 
-def in_order(rows: ComparisonRows, batch_size: int) -> Iterator[TreeBatch]:
-    """All rows once, in order, in batches filled up with empty rows. The same on every process."""
-    total = -(-len(rows) // batch_size) * batch_size
-    dataset = grain.MapDataset.range(total).map(
-        lambda i: rows[int(i)] if i < len(rows) else rows.empty()
-    )
-    yield from dataset.batch(batch_size, batch_fn=stack_rows).to_iter_dataset()
+def in_order(rows: ComparisonRows, shard: tuple[int, int], batch_size: int) -> Iterator[TreeBatch]:
+    """One share of batches that hold all rows once, in order, filled up with empty rows."""
+    index, count = shard
+    local = batch_size // count
+
+    def row(i: int) -> TreeBatch:
+        at = i // local * batch_size + index * local + i % local
+        return rows[at] if at < len(rows) else rows.empty()
+
+    total = -(-len(rows) // batch_size) * local
+    dataset = grain.MapDataset.range(total).map(lambda i: row(int(i)))
+    yield from dataset.batch(local, batch_fn=stack_rows).to_iter_dataset()

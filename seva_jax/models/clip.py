@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from seva_jax.models.config import LlavaConfig, VisionConfig
 from seva_jax.models.layers import LayerNorm, Linear, attend
+from seva_jax.sharding import constrain
 
 
 class VisionLayer(nn.Module):
@@ -25,6 +26,7 @@ class VisionLayer(nn.Module):
     def __call__(self, x_BPD: jax.Array, _: None = None) -> tuple[jax.Array, None]:
         """[B, P, D] -> ([B, P, D], None)."""
         cfg = self.config
+        x_BPD = constrain(x_BPD, "batch", "length", "width")
         heads = (*x_BPD.shape[:2], cfg.num_heads, cfg.hidden_size // cfg.num_heads)
 
         def linear(name: str, features: int, dims: tuple[str, str]) -> Linear:
@@ -43,7 +45,8 @@ class VisionLayer(nn.Module):
             y = y * nn.sigmoid(1.702 * y)
         else:
             y = nn.gelu(y, approximate=False)
-        return x + linear("fc2", cfg.hidden_size, ("vision_mlp", "vision_embed"))(y), None
+        x = x + linear("fc2", cfg.hidden_size, ("vision_mlp", "vision_embed"))(y)
+        return constrain(x, "batch", "length", "width"), None
 
 
 class VisionTower(nn.Module):

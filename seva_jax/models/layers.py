@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from seva_jax.models.config import LoraConfig
-from seva_jax.models.quant import floats
+from seva_jax.models.quant import floats, is_quantised
+from seva_jax.sharding import constrain_parameter
 
 LORA = "lora"  # the variable collection of the adapters
 
@@ -47,6 +48,8 @@ class Linear(nn.Module):
             (x.shape[-1], self.features),
         )
         x = x.astype(self.dtype)
+        if not is_quantised(kernel):
+            kernel = constrain_parameter(kernel, *self.dims)
         y = x @ floats(kernel, self.dtype)
         if self.bias:
             bias: Any = self.param(
@@ -70,7 +73,8 @@ class Linear(nn.Module):
             else nn.initializers.zeros
         )
         boxed = nn.with_logical_partitioning(init, dims)
-        return self.variable(LORA, name, lambda: boxed(self.make_rng("params"), shape)).value
+        made: Any = self.variable(LORA, name, lambda: boxed(self.make_rng("params"), shape)).value
+        return constrain_parameter(made, *dims)
 
 
 class RMSNorm(nn.Module):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from seva_jax.models.config import LoraConfig, TextConfig
 from seva_jax.models.layers import Linear, RMSNorm, attend
+from seva_jax.sharding import constrain
 
 
 class Cache(NamedTuple):
@@ -78,8 +79,10 @@ class DecoderLayer(nn.Module):
             return Linear(features, dims, lora=adapters, dtype=self.dtype, name=name)
 
         def heads(x: jax.Array, num: int) -> jax.Array:
-            return x.reshape(*x.shape[:2], num, cfg.head_dim)
+            x = x.reshape(*x.shape[:2], num, cfg.head_dim)
+            return constrain(x, "batch", "length", "heads", "head_dim")
 
+        x_BSD = constrain(x_BSD, "batch", "length", "width")
         wide, narrow = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
         y = RMSNorm(cfg.norm_eps, self.dtype, name="input_layernorm")(x_BSD)
         q = heads(linear("q_proj", wide, ("embed", "heads"))(y), cfg.num_heads)
@@ -91,12 +94,17 @@ class DecoderLayer(nn.Module):
             v = jax.lax.dynamic_update_slice_in_dim(cache_BUGQ[1], v, slot, axis=1)
             cache_BUGQ = (k, v)
         y = attend(q, k, v, mask_BSU).reshape(*x_BSD.shape[:2], wide)
+        y = constrain(y, "batch", "length", "heads")
         x = x_BSD + linear("o_proj", cfg.hidden_size, ("heads", "embed"))(y)
+        x = constrain(x, "batch", "length", "width")
 
         y = RMSNorm(cfg.norm_eps, self.dtype, name="post_attention_layernorm")(x)
         gate = nn.silu(linear("gate_proj", cfg.mlp_size, ("embed", "mlp"))(y))
-        y = gate * linear("up_proj", cfg.mlp_size, ("embed", "mlp"))(y)
-        return x + linear("down_proj", cfg.hidden_size, ("mlp", "embed"))(y), cache_BUGQ
+        y = constrain(
+            gate * linear("up_proj", cfg.mlp_size, ("embed", "mlp"))(y), "batch", "length", "mlp"
+        )
+        x = x + linear("down_proj", cfg.hidden_size, ("mlp", "embed"))(y)
+        return constrain(x, "batch", "length", "width"), cache_BUGQ
 
 
 class Llama(nn.Module):
@@ -128,7 +136,8 @@ class Llama(nn.Module):
 
     def embed(self, tokens_BS: jax.Array) -> jax.Array:
         """Token embeddings [B, S, D] in the compute dtype."""
-        return jnp.take(self.embedding, tokens_BS, axis=0).astype(self.dtype)
+        x_BSD = jnp.take(self.embedding, tokens_BS, axis=0).astype(self.dtype)
+        return constrain(x_BSD, "batch", "length", "width")
 
     def __call__(
         self,
@@ -147,8 +156,9 @@ class Llama(nn.Module):
     def head(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] to logits [..., V] in float32."""
         kernel = self.embedding.T if self.config.tied_head else self.head_kernel
-        return jnp.matmul(
-            hidden.astype(self.dtype),
+        logits = jnp.matmul(
+            constrain(hidden, "batch", "length", "width").astype(self.dtype),
             kernel.astype(self.dtype),
             preferred_element_type=jnp.float32,
         )
+        return constrain(logits, "batch", "length", "vocab")

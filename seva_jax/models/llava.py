@@ -15,6 +15,7 @@ from seva_jax.models.clip import VisionTower
 from seva_jax.models.config import LlavaConfig, LoraConfig
 from seva_jax.models.layers import Linear
 from seva_jax.models.llama import Cache, Llama
+from seva_jax.sharding import constrain
 
 
 class Projector(nn.Module):
@@ -135,4 +136,6 @@ class Llava(nn.Module):
         """A zero cache of `num_slots` positions for `num_rows` rows."""
         cfg = self.config.text
         shape = (cfg.num_layers, num_rows, num_slots, cfg.num_kv_heads, cfg.head_dim)
-        return Cache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype))
+        names = ("layers", "batch", "length", "heads", "head_dim")
+        empty = constrain(jnp.zeros(shape, self.dtype), *names)
+        return Cache(empty, empty)

@@ -19,8 +19,9 @@ from seva_jax.corrupt import Corruption, apply_pixels, corruption_key
 from seva_jax.corrupt.base import apply_jitted
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import Llava
+from seva_jax.processes import gather
 from seva_jax.rollout.sampler import PromptBatch, Sampling, generate
-from seva_jax.sharding import batch_sharding, replicated
+from seva_jax.sharding import put_batch, replicated, row_shard
 from seva_jax.text.encode import Encoder
 from seva_jax.types import ExampleError, Prompt
 
@@ -40,7 +41,7 @@ class Answered(NamedTuple):
 
 
 class _Prepared(NamedTuple):
-    prompt: Prompt
+    index: int
     trunk: np.ndarray
     pixels_VIHWC: np.ndarray  # variant 0 is clean, variant 1 + c has corruption c
     dropped: str
@@ -101,10 +102,14 @@ class Asker:
         corruptions: Sequence[Corruption] = (),
         start: int = 0,
     ) -> Iterator[list[Answered]]:
-        """Answers prompts in order, batch by batch, from prompt `start` on."""
+        """Answers prompts in order, batch by batch, from prompt `start` on.
+
+        Every process prepares its share of each batch and gets all of its answers.
+        """
         variants = 1 + len(corruptions)
-        group = max(self.batch_size // variants, 1)
-        split = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        share, num_shares = row_shard(self.mesh)
+        group = max(self.batch_size // variants // num_shares, 1)  # prompts of a share
+        split = self.mesh.shape["data"] * self.mesh.shape["fsdp"] // num_shares
         rows = -(-group * variants // split) * split
 
         def prepare(index: int) -> _Prepared:
@@ -120,64 +125,85 @@ class Asker:
                     for i, c in enumerate(corruptions)
                 ]
             except ExampleError as error:
-                return _Prepared(prompt, np.zeros(0, np.int32), np.zeros(0), error.reason)
-            return _Prepared(prompt, trunk, np.stack(pixels), "")
+                return _Prepared(index, np.zeros(0, np.int32), np.zeros(0), error.reason)
+            return _Prepared(index, trunk, np.stack(pixels), "")
 
-        dataset = grain.MapDataset.range(start, len(prompts)).map(prepare)
+        firsts = range(start, len(prompts), group * num_shares)  # of each batch
+
+        def prepare_place(i: int) -> list[_Prepared]:
+            index = firsts[i // group] + share * group + i % group
+            return [prepare(index)] if index < len(prompts) else []
+
+        dataset = grain.MapDataset.range(len(firsts) * group).map(prepare_place)
         options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=2 * group)
         batches = dataset.to_iter_dataset(options).batch(group, batch_fn=list)
-        for batch in batches:
-            yield self._answer(batch, rows, variants, sampling)
+        for first, batch in zip(firsts, batches, strict=True):
+            mine = [prepared for place in batch for prepared in place]
+            asked = prompts[first : first + group * num_shares]
+            yield self._answer(mine, asked, first, rows, variants, sampling)
 
     def _answer(
-        self, batch: Sequence[_Prepared], rows: int, variants: int, sampling: Sampling
+        self,
+        mine: Sequence[_Prepared],
+        asked: Sequence[Prompt],
+        first: int,
+        rows: int,
+        variants: int,
+        sampling: Sampling,
     ) -> list[Answered]:
-        good = [p for p in batch if not p.dropped]
-        if not good:
-            return [Answered(p.prompt, (), p.dropped) for p in batch]
+        """Answers one batch: `asked`, from prompt `first` on; `mine` of them were prepared here."""
+        good = [p for p in mine if not p.dropped]
+        width = max((len(p.trunk) for p in good), default=0)
+        images = max((p.pixels_VIHWC.shape[1] for p in good), default=0)
+        drops = [(p.index, p.dropped) for p in mine if p.dropped]
+        told = gather((width, images, drops))
         # Widths are rounded up, so that few distinct shapes are compiled.
-        width = -(-max(len(p.trunk) for p in good) // 32) * 32
-        images = max(p.pixels_VIHWC.shape[1] for p in good)
-        size, image_id = self.processing.size, self.encoder.image_token_id
-        pad_id = self.encoder.pad_id
-        tokens = np.full((rows, width), pad_id, np.int32)
-        mask = np.zeros((rows, width), bool)
-        mask[:, 0] = True  # rows nobody asked for still need one real token
-        pixels = np.zeros((rows, images, size, size, 3), np.float32)
-        keys = [jax.random.key(self.seed)] * rows
-        for i, prepared in enumerate(good):
-            for v in range(variants):
-                row, length = i * variants + v, len(prepared.trunk)
-                tokens[row, :length] = prepared.trunk
-                mask[row, :length] = True
-                pixels[row, : prepared.pixels_VIHWC.shape[1]] = prepared.pixels_VIHWC[v]
-                keys[row] = corruption_key(self.seed, f"{prepared.prompt.id}/answer", v)
-        is_image = tokens == image_id
-        patch = np.where(is_image, np.cumsum(is_image, axis=1) - 1, -1).astype(np.int32)
-
-        sharding = batch_sharding(self.mesh)
-        place = lambda x: jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])  # noqa: E731
-        key_data = place(np.stack([np.asarray(jax.random.key_data(k)) for k in keys]))
-        eos = self.encoder.tokenizer.eos_token_id
-        out = generate(
-            self.model,
-            self.variables,
-            PromptBatch(*map(place, (tokens, mask, patch, pixels))),
-            jax.random.wrap_key_data(key_data),
-            sampling,
-            (eos,),
-            pad_id,
-        )
-        # Every process needs the text, and token ids are small: copy them everywhere.
-        out = np.asarray(jax.device_put(out, replicated(self.mesh)))
-        texts = []
-        for ids in out:
-            stop = np.flatnonzero(ids == eos)
-            texts.append(self.encoder.decode(ids[: stop[0]] if len(stop) else ids))
-        answers = iter(range(0, len(good) * variants, variants))
+        width = -(-max(t[0] for t in told) // 32) * 32
+        images = max(t[1] for t in told)
+        dropped = {index: reason for t in told for index, reason in t[2]}
+        texts: dict[tuple[int, int], str] = {}
+        if len(dropped) < len(asked):
+            size, image_id = self.processing.size, self.encoder.image_token_id
+            pad_id = self.encoder.pad_id
+            tokens = np.full((rows, width), pad_id, np.int32)
+            mask = np.zeros((rows, width), bool)
+            mask[:, 0] = True  # rows nobody asked for still need one real token
+            pixels = np.zeros((rows, images, size, size, 3), np.float32)
+            keys = [jax.random.key(self.seed)] * rows
+            who = np.full((rows, 2), -1, np.int32)
+            for i, prepared in enumerate(good):
+                for v in range(variants):
+                    row, length = i * variants + v, len(prepared.trunk)
+                    tokens[row, :length] = prepared.trunk
+                    mask[row, :length] = True
+                    pixels[row, : prepared.pixels_VIHWC.shape[1]] = prepared.pixels_VIHWC[v]
+                    prompt_id = asked[prepared.index - first].id
+                    keys[row] = corruption_key(self.seed, f"{prompt_id}/answer", v)
+                    who[row] = prepared.index, v
+            is_image = tokens == image_id
+            patch = np.where(is_image, np.cumsum(is_image, axis=1) - 1, -1).astype(np.int32)
+            key_data = np.stack([np.asarray(jax.random.key_data(k)) for k in keys])
+            batch = put_batch(self.mesh, (tokens, mask, patch, pixels, key_data, who))
+            eos = self.encoder.tokenizer.eos_token_id
+            with jax.set_mesh(self.mesh):
+                out = generate(
+                    self.model,
+                    self.variables,
+                    PromptBatch(*batch[:4]),
+                    jax.random.wrap_key_data(batch[4]),
+                    sampling,
+                    (eos,),
+                    pad_id,
+                )
+            # Every process needs the text, and token ids are small: copy them everywhere.
+            out, who = jax.device_get(jax.device_put((out, batch[5]), replicated(self.mesh)))
+            for ids, (index, v) in zip(out, who.tolist(), strict=True):
+                stop = np.flatnonzero(ids == eos)
+                if index >= 0:
+                    texts[index, v] = self.encoder.decode(ids[: stop[0]] if len(stop) else ids)
         return [
-            Answered(p.prompt, (), p.dropped)
-            if p.dropped
-            else Answered(p.prompt, tuple(texts[(at := next(answers)) : at + variants]), "")
-            for p in batch
+            Answered(prompt, (), dropped[i])
+            if i in dropped
+            else Answered(prompt, tuple(texts[i, v] for v in range(variants)), "")
+            for i, prompt in enumerate(asked, first)
         ]

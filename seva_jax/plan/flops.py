@@ -1,0 +1,90 @@
+"""How many floating point operations a step takes, from the architecture alone.
+
+A multiply-add counts as two. Only matrix products count; norms, softmax and activations are below
+a per cent at these sizes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from seva_jax.data.trees import RowShape
+from seva_jax.models import LlavaConfig, LoraConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """Operations of one forward pass over one row.
+
+    Attributes:
+        tower: vision tower.
+        projector: projector.
+        linear: the language model's own linear layers.
+        lora: its adapters.
+        attention: scores and sums of values, over the whole square as plain attention computes.
+        head: logits at answer positions.
+    """
+
+    tower: float
+    projector: float
+    linear: float
+    lora: float
+    attention: float
+    head: float
+
+
+def forward(config: LlavaConfig, lora: LoraConfig, shape: RowShape) -> Forward:
+    """Operations of a forward pass over one row of a shape."""
+    v, t = config.vision, config.text
+    patches = (v.image_size // v.patch_size) ** 2
+    seen = patches + 1
+    per_layer = 2 * seen * (4 * v.hidden_size**2 + 2 * v.hidden_size * v.mlp_size)
+    per_layer += 4 * seen**2 * v.hidden_size
+    tower = config.tower_depth * per_layer + 2 * patches * v.patch_size**2 * 3 * v.hidden_size
+    tokens = config.tokens_per_image
+    projector = 2 * tokens * (v.hidden_size * t.hidden_size + t.hidden_size**2)
+    wide, narrow = t.num_heads * t.head_dim, t.num_kv_heads * t.head_dim
+    sizes = {
+        "q_proj": (t.hidden_size, wide),
+        "k_proj": (t.hidden_size, narrow),
+        "v_proj": (t.hidden_size, narrow),
+        "o_proj": (wide, t.hidden_size),
+        "gate_proj": (t.hidden_size, t.mlp_size),
+        "up_proj": (t.hidden_size, t.mlp_size),
+        "down_proj": (t.mlp_size, t.hidden_size),
+    }
+    length = shape.length
+    linear = 2 * length * t.num_layers * sum(i * o for i, o in sizes.values())
+    adapted = [sizes[name] for name in lora.targets] if lora.rank else []
+    adapters = 2 * length * t.num_layers * lora.rank * sum(i + o for i, o in adapted)
+    attention = 4 * length**2 * wide * t.num_layers
+    answers = shape.comparisons * shape.branches * shape.answer
+    head = 2 * answers * t.hidden_size * t.vocab_size
+    return Forward(
+        shape.images * tower, shape.images * projector, linear, adapters, attention, head
+    )
+
+
+def model_flops(once: Forward, trained: tuple[str, ...]) -> float:
+    """Operations a row needs forward and backward, nothing computed twice.
+
+    The gradient of a product with respect to its input, and with respect to its weights, each
+    takes as many as the product; frozen weights need the first only, a frozen tower neither.
+    """
+    tower = once.tower * (3 if "vision" in trained else 1)
+    # Gradients reach the projector's second layer, and all above, if anything below is trained.
+    below = "vision" in trained or "projector" in trained
+    projector = once.projector * (1 + ("projector" in trained) + ("vision" in trained))
+    if "projector" in trained and "vision" not in trained:
+        projector += once.projector / 2  # through its second layer, about half of it
+    backward = 1 + ("language" in trained)
+    language = once.linear * (1 + backward) + once.lora * 3 + once.attention * 3
+    head = once.head * (1 + backward)
+    return tower + projector + language + head if (below or trained) else 0.0
+
+
+def hardware_flops(once: Forward, trained: tuple[str, ...], remat: bool) -> float:
+    """What the step computes: with `remat`, layers run forward once more; so does the head."""
+    again = once.linear + once.lora + once.attention if remat else 0.0
+    again += once.tower if remat and "vision" in trained else 0.0
+    return model_flops(once, trained) + again + once.head

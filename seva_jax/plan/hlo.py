@@ -1,0 +1,154 @@
+"""Collective operations of a compiled program, read from its HLO text.
+
+XLA's own cost analysis counts the body of a loop once; here a loop counts as often as it runs,
+which its condition (counter < constant) and its body (counter + constant) tell.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+import re
+from collections.abc import Mapping
+
+_BYTES = {
+    "pred": 1, "s8": 1, "u8": 1, "s4": 0.5, "u4": 0.5, "s16": 2, "u16": 2, "bf16": 2, "f16": 2,
+    "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1,
+}  # fmt: skip
+_KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations=\{)=?%([\w.\-]+)")
+
+Computations = Mapping[str, list[str]]
+
+
+def collective_bytes(text: str) -> dict[str, float]:
+    """Bytes each chip sends in one run of a program, by kind of collective.
+
+    An all-gather of n bytes over g chips sends n (g - 1) / g from each, as does a reduce-scatter
+    of n bytes; an all-reduce is one of each; a permute sends what it has.
+
+    Args:
+        text: `compiled.as_text()` of a partitioned program.
+    """
+    computations, entry = _split(text)
+    sent: dict[str, float] = collections.defaultdict(float)
+    seen: set[tuple[str, str]] = set()
+
+    def visit(name: str, times: int) -> None:
+        for line in computations.get(name, ()):
+            found = _INSTRUCTION.match(line)
+            if not found:
+                continue
+            _, shape, operation, rest = found.groups()
+            kind = operation.removesuffix("-start")
+            if kind in _KINDS:
+                # One asynchronous operation appears in several computations, on one channel.
+                channel = re.search(r"channel_id=(\d+)", line)
+                key = (kind, channel[1] if channel else f"{name}/{found[1]}")
+                if key not in seen:
+                    seen.add(key)
+                    sent[kind] += times * _sent(kind, shape, line, operation.endswith("-start"))
+            inner = times
+            if operation == "while":
+                inner *= _trips(computations, line)
+            for called in _CALLED.findall(rest):
+                visit(called, inner)
+
+    visit(entry, 1)
+    return dict(sent)
+
+
+def _split(text: str) -> tuple[Computations, str]:
+    computations: dict[str, list[str]] = {}
+    entry = current = ""
+    for line in text.splitlines():
+        found = _COMPUTATION.match(line)
+        if found:
+            current = found[2]
+            computations[current] = []
+            entry = current if found[1] else entry
+        elif line.startswith("}"):
+            current = ""
+        elif current:
+            computations[current].append(line.strip())
+    return computations, entry
+
+
+def _arrays(shape: str) -> list[float]:
+    """Bytes of each array in a shape, "bf16[8,4]{1,0}" or a tuple of such."""
+    return [
+        _BYTES[dtype] * math.prod(int(d) for d in dims.split(",") if d)
+        for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shape)
+        if dtype in _BYTES
+    ]
+
+
+def _group_size(line: str) -> int:
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", line)
+    if iota:
+        return int(iota[2])
+    mesh = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line)
+    if mesh:
+        sizes = dict(re.findall(r"'([\w]+)'=(\d+)", mesh[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
+    return len(listed[1].split(",")) if listed else 1
+
+
+def _sent(kind: str, shape: str, line: str, start: bool) -> float:
+    arrays = _arrays(shape)
+    if start and kind in ("all-gather", "collective-permute"):
+        arrays = arrays[len(arrays) // 2 :] if kind == "all-gather" else arrays[:1]
+    size, group = sum(arrays), _group_size(line)
+    if kind == "collective-permute":
+        return size
+    if kind == "reduce-scatter":
+        return size * (group - 1)  # the result is one part
+    return size * (group - 1) / group * (2 if kind == "all-reduce" else 1)
+
+
+def _trips(computations: Computations, line: str) -> int:
+    """How often the loop of a `while` line runs; 1 if that cannot be read."""
+    known = re.search(r'known_trip_count.{0,8}"n":"(\d+)"', line)
+    if known:
+        return int(known[1])
+    names = {k: re.search(rf"{k}=%([\w.\-]+)", line) for k in ("condition", "body")}
+    if not all(names.values()):
+        return 1
+    condition, body = (_definitions(computations[found[1]]) for found in names.values() if found)
+    compare = next((x for x in condition.values() if x[0] == "compare"), None)
+    if compare is None or "direction=LT" not in compare[1]:
+        return 1
+    counter, limit = _operands(compare[1])[:2]
+    index = re.search(r"index=(\d+)", condition.get(counter, ("", ""))[1])
+    stop, root = _constant(condition, limit), body.get("ROOT")
+    if index is None or stop is None or root is None or root[0] != "tuple":
+        return 1
+    step = body.get(_operands(root[1])[int(index[1])], ("", ""))
+    amounts = [_constant(body, name) for name in _operands(step[1])] if step[0] == "add" else []
+    amount = next((a for a in amounts if a), 1)
+    return -(-stop // amount)
+
+
+def _definitions(lines: list[str]) -> dict[str, tuple[str, str]]:
+    """(operation, rest of the line) by name, and of the root as "ROOT"."""
+    found = {}
+    for line in lines:
+        match = _INSTRUCTION.match(line)
+        if match:
+            found[match[1]] = (match[3], match[4])
+            if line.startswith("ROOT"):
+                found["ROOT"] = found[match[1]]
+    return found
+
+
+def _operands(rest: str) -> list[str]:
+    return re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
+
+
+def _constant(definitions: Mapping[str, tuple[str, str]], name: str) -> int | None:
+    operation, rest = definitions.get(name, ("", ""))
+    found = re.match(r"(\d+)\)", rest)
+    return int(found[1]) if operation == "constant" and found else None

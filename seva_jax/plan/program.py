@@ -1,0 +1,135 @@
+"""The programs a run consists of, with abstract arrays, lowered for devices that need not exist.
+
+The training step is `seva_jax.loop.jit_step`, prefill and decode are `seva_jax.rollout.sampler`:
+what the trainer runs. Nothing is allocated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seva_jax.data.trees import RowShape, pack_row
+from seva_jax.experiment import Experiment
+from seva_jax.loop import jit_step, state_like
+from seva_jax.models import Llava, LlavaConfig, abstract_quantised, abstract_variables
+from seva_jax.rollout.sampler import PromptBatch, generate
+from seva_jax.sharding import batch_sharding, variable_shardings
+from seva_jax.step import StepOptions
+from seva_jax.types import TreeBatch
+
+
+def _is_boxed(leaf: Any) -> bool:
+    return hasattr(leaf, "names")
+
+
+def abstract_base(experiment: Experiment, config: LlavaConfig, mesh: jax.sharding.Mesh) -> Any:
+    """The "params" collection as it is stored, with shardings."""
+    compute = experiment.compute
+    boxed = abstract_variables(Llava(config))["params"]
+    quantised = abstract_quantised(boxed, compute.base_weights)
+    shardings = variable_shardings(mesh, quantised)
+
+    def place(path: Any, leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        inside = any(getattr(key, "name", "") in ("qvalue", "scale") for key in path)
+        dtype = leaf.value.dtype if inside else jnp.dtype(compute.param_dtype)
+        return jax.ShapeDtypeStruct(leaf.value.shape, dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(place, quantised, shardings, is_leaf=_is_boxed)
+
+
+def lower_step(
+    experiment: Experiment, config: LlavaConfig, mesh: jax.sharding.Mesh, shape: RowShape
+) -> jax.stages.Lowered:
+    """The alignment step of a run.
+
+    Args:
+        experiment: the run.
+        config: architecture.
+        mesh: of real or described devices.
+        shape: sizes of a row.
+    """
+    e = experiment
+    adapted = e.lora if e.lora.rank else None
+    model = Llava(config, adapted, dtype=jnp.dtype(e.compute.dtype), remat=e.compute.remat)
+    params = abstract_base(e, config, mesh)
+    parts = [p for p in e.train.trained if p != "lora"]
+
+    def float32(tree: Any) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), tree
+        )
+
+    trainable: dict[str, Any] = {"params": {p: float32(params[p]) for p in parts}}
+    if adapted:
+        boxed = abstract_variables(model)["lora"]
+        trainable["lora"] = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(
+                leaf.value.shape, jnp.float32, sharding=sharding
+            ),
+            boxed,
+            variable_shardings(mesh, boxed),
+            is_leaf=_is_boxed,
+        )
+    in_step = e.objective.needs_reference and e.train.reference == "in_step"
+    frozen = {"params": {p: x for p, x in params.items() if in_step or p not in parts}}
+    optimizer = e.optim.make(1000)
+    state = state_like(optimizer, mesh, trainable)
+    step = jit_step(
+        model,
+        e.objective,
+        optimizer,
+        StepOptions(head_chunk=e.compute.head_chunk),
+        in_step,
+        jax.tree.map(lambda x: x.sharding, state),
+    )
+    row = pack_row(
+        [],
+        shape,
+        image_size=config.vision.image_size,
+        tokens_per_image=config.tokens_per_image,
+        image_token_id=config.image_token_id,
+        pad_id=0,
+    )
+    rows = (e.train.micro_batches, e.train.batch_size // e.train.micro_batches)
+    split = batch_sharding(mesh, 1)
+    batch: TreeBatch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((*rows, *x.shape), x.dtype, sharding=split), row
+    )
+    with jax.set_mesh(mesh):
+        return step.lower(state, frozen, batch)
+
+
+def lower_rollout(
+    experiment: Experiment, config: LlavaConfig, mesh: jax.sharding.Mesh, prompt: int
+) -> jax.stages.Lowered:
+    """Prefill and decode of one batch of rollouts, one program.
+
+    Args:
+        experiment: the run.
+        config: architecture.
+        mesh: of real or described devices.
+        prompt: tokens of a prompt, image included.
+    """
+    e = experiment
+    model = Llava(config, dtype=jnp.dtype(e.compute.dtype), remat=e.compute.remat)
+    split = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows, side = -(-e.rollout.batch_size // split) * split, config.vision.image_size
+    sharding = batch_sharding(mesh)
+
+    def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
+
+    batch = PromptBatch(
+        array(jnp.int32, prompt),
+        array(jnp.bool_, prompt),
+        array(jnp.int32, prompt),
+        array(jnp.float32, 1, side, side, 3),
+    )
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding)
+    variables = {"params": abstract_base(e, config, mesh)}
+    with jax.set_mesh(mesh):
+        return generate.lower(model, variables, batch, keys, e.rollout.sampling, (2,), 0)

@@ -1,0 +1,92 @@
+"""The processes of one run, one a host: joining them, and what they tell each other.
+
+Which process holds which rows follows from the mesh (`sharding.row_shard`). Process 0 alone writes
+files and prints; the work directory has to be one that all processes see.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from seva_jax.types import DataError
+
+_GIVEN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessOptions:
+    """How processes look after each other.
+
+    Attributes:
+        peer_timeout_s: a process without a sign of life for so many seconds counts as dead, and
+            the others end with a non-zero status.
+    """
+
+    peer_timeout_s: int = 100
+
+
+def join(options: ProcessOptions) -> None:
+    """Joins the other processes of the run; does nothing for a process on its own.
+
+    Cloud TPU, GKE, Slurm and Open MPI are recognised. Elsewhere (`launch/local.py`) three
+    environment variables say who is who: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID. To be called before anything else asks JAX for a device.
+
+    Raises:
+        DataError: some of the variables are missing or not numbers, or the others do not answer.
+    """
+    found = {name: os.environ[name] for name in _GIVEN if name in os.environ}
+    where: dict[str, Any] = {}
+    if found:
+        try:
+            where = {
+                "coordinator_address": found[_GIVEN[0]],
+                "num_processes": int(found[_GIVEN[1]]),
+                "process_id": int(found[_GIVEN[2]]),
+            }
+        except (KeyError, ValueError):
+            raise DataError(
+                f"the environment has {found}; set all of {', '.join(_GIVEN)} (an address with "
+                "port, and two whole numbers), or none of them"
+            ) from None
+    try:
+        jax.distributed.initialize(**where, heartbeat_timeout_seconds=options.peer_timeout_s)
+    except ValueError as error:
+        if found or "coordinator_address" not in str(error):
+            raise DataError(f"the processes of the run cannot be joined: {error}") from None
+
+
+def say(text: str) -> None:
+    """Prints a line, on process 0 only."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def barrier(name: str) -> None:
+    """Waits for all processes; what process 0 wrote before is there for the others after."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def gather(value: Any) -> list[Any]:
+    """What every process has, on every process, in process order.
+
+    Args:
+        value: anything JSON can hold.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(data)))).reshape(-1)
+    width = 1 << int(sizes.max()).bit_length()  # few distinct sizes, so few compilations
+    padded = np.zeros(width, np.uint8)
+    padded[: len(data)] = data
+    everyone = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), width)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(everyone, sizes, strict=True)]

@@ -1,0 +1,64 @@
+"""A whole small run for `test_processes.py`, in one of several processes.
+
+Arguments are those of `seva_jax.train`. With KILL_AT=N in the environment the process named by
+KILL_PROCESS dies by SIGKILL when alignment has reached step N.
+"""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+from collections import Counter
+
+import jax
+
+from seva_jax import train
+from seva_jax.cli import load_experiment
+from seva_jax.pairs import PairBuilder
+from seva_jax.processes import join
+from seva_jax.types import Comparison
+from seva_jax.workdir import Workdir
+
+SMALL = """
+--base.steps 4 --base.batch-size 16 --base.prompts.num 64 --prompts.num 40
+--rollout.batch-size 32 --train.batch-size 8 --train.max-steps 20 --train.save-every 5
+--train.log-every 1 --lora.rank 4 --seed 3 --base.vocab-multiple 8 --base.optim.lr 3e-3
+--base.model.vision.hidden-size 32 --base.model.text.hidden-size 32
+--base.model.text.head-dim 16 --report.num-pairs 4
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class MadeUpPairs(PairBuilder):
+    """Pairs whose answers differ whatever the untrained model said."""
+
+    def __call__(self, rollouts):
+        """See `PairBuilder`."""
+        answers = (("red", "blue"), ("a green ring", "a red circle"))
+        return [Comparison(r.prompt, answers[i % 2]) for i, r in enumerate(rollouts)], Counter()
+
+
+@contextlib.contextmanager
+def killing(self, stage, metrics=Workdir.metrics):
+    """`Workdir.metrics`, with death at a step."""
+    with metrics(self, stage) as write:
+
+        def write_or_die(at, values):
+            write(at, values)
+            killed = int(os.environ.get("KILL_PROCESS", "-1")) == jax.process_index()
+            if stage == "align" and killed and at == int(os.environ["KILL_AT"]):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        yield write_or_die
+
+
+if __name__ == "__main__":
+    Workdir.metrics = killing
+    experiment, _ = load_experiment("test", [*SMALL.split(), *sys.argv[1:]])
+    experiment = dataclasses.replace(experiment, pairs=MadeUpPairs(), evals=experiment.evals[:1])
+    evals = dataclasses.replace(
+        experiment.evals[0], prompts=dataclasses.replace(experiment.evals[0].prompts, num=12)
+    )
+    join(experiment.processes)
+    train.Run(dataclasses.replace(experiment, evals=(evals,))).stages()

@@ -1,0 +1,156 @@
+"""One program on any mesh: the same loss, gradients and answers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_step import CONFIG, OPTIONS, example, pack, shape_of
+
+from seva_jax.models import Llava, LoraConfig, abstract_variables
+from seva_jax.models.init import _init, _unbox
+from seva_jax.objectives import DPO
+from seva_jax.rollout.sampler import PromptBatch, Sampling, generate
+from seva_jax.sharding import MeshShape, put_batch, row_shard, variable_shardings
+from seva_jax.step import TrainState, make_train_step
+from seva_jax.types import DataError
+
+# Eight of everything that `tensor` splits.
+CONFIG8 = dataclasses.replace(
+    CONFIG,
+    vision=dataclasses.replace(CONFIG.vision, num_heads=8, hidden_size=32),
+    text=dataclasses.replace(CONFIG.text, num_heads=8, num_kv_heads=8),
+)
+MODEL = Llava(CONFIG8, LoraConfig(rank=4, alpha=8.0))
+MESHES = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)]
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Weights large enough to matter, adapters not zero."""
+    fresh = _unbox(jax.jit(lambda key: _init(MODEL, key))(jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(fresh)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    random = [
+        (x == 1) + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.map(np.asarray, jax.tree.unflatten(tree, random))
+
+
+def placed(shape, variables):
+    """The mesh, and the variables on it."""
+    mesh = MeshShape(*shape).make(jax.devices()[: np.prod(shape)])
+    boxed = abstract_variables(MODEL)
+    return mesh, {
+        name: jax.device_put(values, variable_shardings(mesh, boxed[name]))
+        for name, values in variables.items()
+    }
+
+
+def step(shape, variables):
+    """Loss, metrics, and gradients of adapters and projector, on a mesh."""
+    rng = np.random.default_rng(0)
+    examples = [example(rng, num_images=i % 3, index=i, weight=1 + i % 2) for i in range(8)]
+    batch = pack([[e] for e in examples], shape_of(examples))
+    batch = batch._replace(ref_BCKT=-2.0 * batch.mask_BCKT)
+    mesh, variables = placed(shape, variables)
+    trainable = {
+        "lora": variables["lora"],
+        "params": {"projector": variables["params"]["projector"]},
+    }
+    frozen = {"params": variables["params"]}
+    optimizer = optax.sgd(1.0)
+    state = TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
+    run = jax.jit(make_train_step(MODEL, DPO(beta=0.5), optimizer, OPTIONS, False))
+    batch = jax.tree.map(lambda x: x[None], batch)
+    with jax.set_mesh(mesh):
+        new, metrics = run(state, frozen, put_batch(mesh, batch, leading=1))
+    gradient = jax.tree.map(
+        lambda old, new: np.asarray(old) - np.asarray(new), trainable, new.trainable
+    )
+    return jax.device_get(metrics), gradient
+
+
+@pytest.fixture(scope="module")
+def alone(variables):
+    """On one device."""
+    return step((1, 1, 1), variables)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_loss_and_gradient(shape, variables, alone):
+    metrics, gradient = step(shape, variables)
+    for name, value in alone[0].items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
+    # In float32 a sum in another order is off by a few ulps of its largest term.
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(alone[1]))
+    assert largest > 1e-2
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * max(largest, 1)),
+        gradient,
+        alone[1],
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)], ids=str)
+def test_answers(shape, variables):
+    """Greedy and sampled, token for token."""
+    rng = np.random.default_rng(3)
+    tokens = rng.integers(5, 40, (8, 9)).astype(np.int32)
+    mask = np.arange(9) < rng.integers(2, 10, 8)[:, None]
+    patch = np.full_like(tokens, -1)
+    batch = PromptBatch(tokens, mask, patch, np.zeros((8, 0, 8, 8, 3), np.float32))
+    key_data = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(5), 8)))
+    for sampling in (Sampling(6), Sampling(6, temperature=1.0, top_p=0.9)):
+        found = []
+        for size in ((1, 1, 1), shape):
+            mesh, on_mesh = placed(size, variables)
+            placed_batch, keys = put_batch(mesh, (batch, key_data))
+            keys = jax.random.wrap_key_data(keys)
+            with jax.set_mesh(mesh):
+                out = generate(MODEL, on_mesh, placed_batch, keys, sampling, (2,), 0)
+            found.append(np.asarray(out))
+        np.testing.assert_array_equal(*found)
+
+
+class Device:
+    """As much of a device as `row_shard` reads."""
+
+    def __init__(self, process_index):
+        self.process_index = process_index
+
+
+class Mesh:
+    """Devices of 4 processes, 2 each, in the given order."""
+
+    def __init__(self, shape, order=range(8)):
+        self.shape = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
+        self.devices = np.array([Device(i // 2) for i in order], object).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "expected"),
+    [
+        (Mesh((8, 1, 1)), [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        (Mesh((2, 4, 1)), [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        (Mesh((2, 2, 2)), [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        (Mesh((2, 1, 4)), [(0, 2), (0, 2), (1, 2), (1, 2)]),  # a tensor group of two processes
+        (Mesh((1, 1, 8)), [(0, 1)] * 4),
+        (Mesh((8, 1, 1), [0, 7, 1, 6, 2, 5, 3, 4]), [(0, 4), (2, 4), (3, 4), (1, 4)]),
+    ],
+)
+def test_which_rows_a_process_prepares(mesh, expected, monkeypatch):
+    for process, share in enumerate(expected):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        assert row_shard(mesh) == share
+
+
+def test_rows_that_overlap_are_refused():
+    mesh = Mesh((2, 1, 4), [0, 2, 4, 6, 1, 3, 5, 7])  # every process is in both groups: fine
+    assert row_shard(mesh) == (0, 1)
+    with pytest.raises(DataError, match="unequal or overlapping rows"):
+        row_shard(Mesh((4, 1, 2), [0, 2, 1, 3, 4, 5, 6, 7]))

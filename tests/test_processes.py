@@ -1,0 +1,122 @@
+"""Real processes that form one run: the same results as one process, and what happens at a death.
+
+`launch/local.py` starts them, with fake CPU devices and gloo between them.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from seva_jax.processes import ProcessOptions, gather, join
+from seva_jax.types import DataError
+
+ROOT = Path(__file__).parent.parent
+WORKER = Path(__file__).parent / "process_worker.py"
+
+
+def launch(workdir, num_processes, num_devices, *options, env=None, status=0):
+    """Runs the worker in several processes; returns what they printed."""
+    command = [
+        *(sys.executable, ROOT / "launch" / "local.py", "--processes", num_processes),
+        *("--devices", num_devices, "--grace", 40, "--", sys.executable, WORKER),
+        *("--workdir", workdir, *options),
+    ]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | (env or {})
+    done = subprocess.run(
+        list(map(str, command)),
+        env=environment | {"TQDM_DISABLE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert (done.returncode == 0) == (status == 0), done.stdout[-3000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def losses(workdir):
+    rows = {r["step"]: r for r in lines(workdir / "metrics.jsonl") if r["stage"] == "align"}
+    return np.array([[rows[i][k] for k in ("loss", "grad_norm")] for i in range(1, 21)])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The run in one process with four devices."""
+    workdir = tmp_path_factory.mktemp("processes") / "alone"
+    launch(workdir, 1, 4, "--mesh.data", 2, "--mesh.fsdp", 2)
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_processes", "mesh"), [(2, (2, 2, 1)), (4, (1, 2, 2))], ids=str)
+def test_processes_equal_one(alone, tmp_path, num_processes, mesh):
+    """Twenty steps of DPO, rollouts, reference, evaluation; with tensor 2 two share their rows."""
+    data, fsdp, tensor = mesh
+    out = launch(
+        tmp_path / "run", num_processes, 4 // num_processes,
+        *("--mesh.data", data, "--mesh.fsdp", fsdp, "--mesh.tensor", tensor),
+    )  # fmt: skip
+    assert "[0] report:" in out
+    assert "[1] report:" not in out
+    for name in ("rollouts.jsonl", "evals/aligned/color-balanced.jsonl"):
+        assert lines(tmp_path / "run" / name) == lines(alone / name), name
+    found, expected = losses(tmp_path / "run"), losses(alone)
+    assert np.ptp(expected[:, 0]) > 0.01  # something was learned
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_dead_process_ends_the_others_and_fewer_resume(alone, tmp_path):
+    """Two processes, one killed after step 12: the other ends; one process finishes the run."""
+    workdir = tmp_path / "run"
+    start = time.monotonic()
+    mesh = ("--mesh.data", 2, "--mesh.fsdp", 2, "--processes.peer-timeout-s", 10)
+    dead = {"KILL_AT": "12", "KILL_PROCESS": "0"}
+    launch(workdir, 2, 2, *mesh, env=dead, status=1)
+    assert "report" not in json.loads((workdir / "stages.json").read_text())
+    assert time.monotonic() - start < 300
+    launch(workdir, 1, 2, "--mesh.data", 1, "--mesh.fsdp", 2, "--processes.peer-timeout-s", 10)
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"JAX_NUM_PROCESSES": "2"},
+        {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_NUM_PROCESSES": "2"},
+        {
+            "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1",
+            "JAX_NUM_PROCESSES": "two",
+            "JAX_PROCESS_ID": "0",
+        },
+    ],
+)
+def test_an_environment_that_says_half(given, monkeypatch):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DataError, match="set all of JAX_COORDINATOR_ADDRESS"):
+        join(ProcessOptions())
+
+
+def test_one_process_has_nothing_to_join():
+    assert gather({"a": [1, "ü"]}) == [{"a": [1, "ü"]}]
+
+
+def test_dry_run_prints_the_commands():
+    command = [sys.executable, ROOT / "launch" / "local.py", "--dry-run", "--processes", "3"]
+    out = subprocess.run(
+        [*map(str, command), "--", "python", "x.py"], capture_output=True, text=True, check=True
+    ).stdout
+    assert [
+        f"JAX_PROCESS_ID='{i}' python x.py" in line for i, line in enumerate(out.splitlines())
+    ] == [True] * 3
