@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# One run on a Cloud TPU slice: creates it, installs this checkout on every worker, starts
+# seva_jax.train on all of them, and starts again after a preemption until the run is finished.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+launch/tpu_vm.sh [options] -- OPTIONS OF seva_jax.train
+
+  --name NAME        of the TPU (default seva, or $TPU_NAME)
+  --type TYPE        accelerator type, as v5litepod-16, v5p-8, v6e-16 ($TPU_TYPE)
+  --zone ZONE        ($TPU_ZONE)
+  --project PROJECT  (default: gcloud's own, or $TPU_PROJECT)
+  --version VERSION  runtime version (default by type)
+  --queued           ask through a queued resource and wait for it
+  --spot             cheaper, may be preempted
+  --attempts N       how often to start again (default 100)
+  --dry-run          print the commands, run nothing
+
+--workdir must be a directory that all workers see (a mounted bucket or Filestore): checkpoints are
+what a restart continues from.
+
+  launch/tpu_vm.sh --type v5litepod-16 --zone us-west4-a --spot -- \
+    --config configs/llava15_7b_seva.py --mesh.fsdp 16 --workdir /mnt/bucket/runs/seva
+TEXT
+}
+
+die() { echo "error: $1" >&2; exit 2; }
+
+name=${TPU_NAME:-seva} type=${TPU_TYPE:-} zone=${TPU_ZONE:-} project=${TPU_PROJECT:-}
+version='' queued='' spot=() attempts=100 dry=''
+while (($#)); do
+  case $1 in
+    --name | --type | --zone | --project | --version | --attempts)
+      (($# > 1)) || die "$1 needs a value"
+      printf -v "${1#--}" '%s' "$2"
+      shift 2
+      ;;
+    --queued) queued=yes && shift ;;
+    --spot) spot=(--spot) && shift ;;
+    --dry-run) dry=yes && shift ;;
+    --help | -h) usage && exit 0 ;;
+    --) shift && break ;;
+    *) die "unknown option $1; see --help (options of seva_jax.train go after --)" ;;
+  esac
+done
+[[ $type ]] || die "give --type, for example v5litepod-16"
+[[ $zone ]] || die "give --zone, for example us-west4-a"
+[[ $attempts =~ ^[1-9][0-9]*$ ]] || die "--attempts must be a whole number of at least 1"
+(($#)) || die "give options of seva_jax.train after --"
+if [[ ! $version ]]; then
+  case $type in
+    v5litepod-*) version=v2-alpha-tpuv5-lite ;;
+    v5p-*) version=v2-alpha-tpuv5 ;;
+    v6e-*) version=v2-alpha-tpuv6e ;;
+    v4-*) version=tpu-ubuntu2204-base ;;
+    *) die "no default runtime for type $type; give --version" ;;
+  esac
+fi
+where=(--zone "$zone")
+[[ ! $project ]] || where+=(--project "$project")
+
+run() {
+  printf '+'
+  printf ' %q' "$@"
+  printf '\n'
+  [[ $dry ]] || "$@"
+}
+
+tpu() { run gcloud compute tpus "$@" "${where[@]}"; }
+
+create() {
+  if [[ $queued ]]; then
+    tpu queued-resources create "$name" --node-id "$name" --accelerator-type "$type" \
+      --runtime-version "$version" "${spot[@]}"
+    until [[ $dry || $(state queued-resources 'value(state.state)') == ACTIVE ]]; do sleep 30; done
+  else
+    tpu tpu-vm create "$name" --accelerator-type "$type" --version "$version" "${spot[@]}"
+  fi
+  tpu tpu-vm scp --recurse --worker all . "$name:seva_jax"
+  tpu tpu-vm ssh "$name" --worker all --command "cd seva_jax && pip install -q -e '.[tpu]'"
+}
+
+delete() {
+  if [[ $queued ]]; then
+    tpu queued-resources delete "$name" --force --quiet || true
+  else
+    tpu tpu-vm delete "$name" --quiet || true
+  fi
+}
+
+state() { gcloud compute tpus "$1" describe "$name" "${where[@]}" --format "$2" 2>/dev/null || true; }
+
+printf -v train ' %q' "$@"
+[[ ! $dry && $(state tpu-vm 'value(state)') == READY ]] || create
+for ((attempt = 1; attempt <= attempts; attempt++)); do
+  # exec: the shell must not outlive a killed trainer.
+  if tpu tpu-vm ssh "$name" --worker all \
+    --command "cd seva_jax && exec python3 -m seva_jax.train$train"; then
+    [[ $dry ]] || echo "the run is finished; $name goes on costing until it is deleted:"
+    echo "gcloud compute tpus tpu-vm delete $name ${where[*]}"
+    exit 0
+  fi
+  found=$(state tpu-vm 'value(state)')
+  [[ $found != READY ]] || die "the run failed, and the TPU is in order; see above"
+  echo "attempt $attempt ended and $name is ${found:-gone}: making it anew"
+  delete
+  create
+done
+die "gave up after $attempts attempts"

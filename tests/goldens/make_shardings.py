@@ -1,0 +1,46 @@
+"""Writes shardings.json: where every variable of the published configs lies on a 4 x 16 x 2 mesh.
+
+python tests/goldens/make_shardings.py
+"""
+
+import json
+from pathlib import Path
+
+import jax
+from jax.sharding import AbstractMesh
+
+from seva_jax.cli import config_directory, read_config
+from seva_jax.models import Llava, LlavaConfig, abstract_quantised, abstract_variables
+from seva_jax.sharding import AXES, variable_shardings
+
+GOLDEN = Path(__file__).with_name("shardings.json")
+SIZES = (4, 16, 2)
+
+
+def resolved(name):
+    """{variable: "shape -> axes"} of one config file, LLaVA-1.5-7B's architecture."""
+    experiment = read_config(config_directory() / f"{name}.py")
+    lora = experiment.lora if experiment.lora.rank else None
+    boxed = dict(abstract_variables(Llava(LlavaConfig(), lora)))
+    boxed["params"] = abstract_quantised(boxed["params"], experiment.compute.base_weights)
+    mesh = AbstractMesh(SIZES, AXES)
+    flat = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=lambda leaf: hasattr(leaf, "names"))[
+        0
+    ]
+    shardings = jax.tree.leaves(variable_shardings(mesh, boxed))
+    return {
+        "/".join(str(getattr(key, "key", key)) for key in path): (
+            f"{list(leaf.value.shape)} -> {tuple(sharding.spec)}"
+        )
+        for (path, leaf), sharding in zip(flat, shardings, strict=True)
+    }
+
+
+def everything():
+    """All published configs."""
+    names = sorted(path.stem for path in config_directory().glob("llava15*.py"))
+    return {name: resolved(name) for name in names}
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(everything(), indent=1) + "\n", encoding="utf-8")
