@@ -143,7 +143,7 @@ def _grid(devices: list[Any], sizes: list[int]) -> np.ndarray:
         return np.array(devices).reshape(sizes)
     num_slices = len({getattr(device, "slice_index", 0) for device in devices})
     if num_slices == 1:
-        return mesh_utils.create_device_mesh(sizes, devices)
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     data, fsdp, tensor = sizes
     if data % num_slices:
         raise DataError(
@@ -151,7 +151,10 @@ def _grid(devices: list[Any], sizes: list[int]) -> np.ndarray:
             "slices, because their network is slow"
         )
     return mesh_utils.create_hybrid_device_mesh(
-        (data // num_slices, fsdp, tensor), (num_slices, 1, 1), devices
+        (data // num_slices, fsdp, tensor),
+        (num_slices, 1, 1),
+        devices,
+        allow_split_physical_axes=True,
     )
 
 

@@ -147,6 +147,7 @@ ENTRY %main (a: f32[4]) -> f32[4] {
   %r = f32[4]{0} all-reduce(%a), channel_id=2, replica_groups=[2,4]<=[8], to_apply=%add
   %q = bf16[2]{0} reduce-scatter(%r), channel_id=3, replica_groups={{0,1},{2,3}}, to_apply=%add
   %g = bf16[8]{0} all-gather(%q), channel_id=4, replica_groups=mesh['a'=2, 'b'=4] {'b'}
+  %h = bf16[8]{0} all-gather(%q), replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}
   %w = (u32[], f32[4]{0}) while(%tuple), condition=%cond, body=%body
   ROOT %o = f32[4]{0} get-tuple-element(%w), index=1
 }
@@ -154,7 +155,7 @@ ENTRY %main (a: f32[4]) -> f32[4] {
     assert collective_bytes(lines) == {
         "all-reduce": 2 * 16 * 3 / 4,
         "reduce-scatter": 4,
-        "all-gather": 16 * 3 / 4,
+        "all-gather": 16 * 3 / 4 + 16 / 2,
         "collective-permute": 4 * 16,  # 0, 2, 4, 6
     }
 

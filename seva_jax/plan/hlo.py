@@ -89,12 +89,17 @@ def _group_size(line: str) -> int:
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", line)
     if iota:
         return int(iota[2])
-    mesh = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line)
+    # mesh['a'=4,'b'=16] {'b'}, perhaps with device_ids=([16,4]T(1,0)) in between
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\].*? \{('[^}]*)\}", line)
     if mesh:
         sizes = dict(re.findall(r"'([\w]+)'=(\d+)", mesh[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
-    return len(listed[1].split(",")) if listed else 1
+    if listed:
+        return len(listed[1].split(","))
+    if "replica_groups=" in line:
+        raise ValueError(f"replica_groups in a form that is not known: {line[:300]}")
+    return 1
 
 
 def _sent(kind: str, shape: str, line: str, start: bool) -> float:
