@@ -23,9 +23,8 @@ from seva_jax.checkpoint import Checkpoints
 from seva_jax.data.pipeline import ComparisonRows, batches
 from seva_jax.models import Llava
 from seva_jax.objectives import Objective
-from seva_jax.sharding import put_batch, replicated, row_shard, state_shardings
+from seva_jax.sharding import check_batch, put_batch, replicated, row_shard, state_shardings
 from seva_jax.step import StepOptions, TrainState, Variables, make_train_step
-from seva_jax.types import DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,12 +146,7 @@ def fit(
     Raises:
         DataError: the batch does not divide by processes, micro-batches and mesh.
     """
-    parts = loop.micro_batches * loop.mesh.shape["data"] * loop.mesh.shape["fsdp"]
-    if loop.batch_size % parts:
-        raise DataError(
-            f"batch size {loop.batch_size} must be a multiple of {parts} (micro-batches x data x "
-            f"fsdp devices); the nearest is {max(round(loop.batch_size / parts), 1) * parts}"
-        )
+    check_batch(loop.mesh, loop.batch_size, loop.micro_batches)
     state = init_state(loop.optimizer, loop.mesh, trainable)
     checkpoints = Checkpoints(loop.directory)
     data = batches(

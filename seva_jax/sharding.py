@@ -132,9 +132,21 @@ class MeshShape:
             )
             raise DataError(
                 f"{self} needs {needed} devices but there are {len(devices)}; "
-                "change --mesh.data, --mesh.fsdp or --mesh.tensor"
+                f"{self._nearest(len(devices))} would fit"
             )
         return jax.sharding.Mesh(_grid(devices, sizes), AXES)
+
+    def _nearest(self, num_devices: int) -> str:
+        """Options of a mesh that fits, with fsdp and tensor as near to the wanted as may be."""
+
+        def nearest(wanted: int, total: int) -> int:
+            divisors = [n for n in range(1, total + 1) if total % n == 0]
+            return min(divisors, key=lambda n: abs(math.log(n / wanted)))
+
+        tensor = nearest(max(self.tensor, 1), num_devices)
+        left = num_devices // tensor
+        fsdp = left if self.fsdp == -1 else nearest(self.fsdp, left)
+        return f"--mesh.data {left // fsdp} --mesh.fsdp {fsdp} --mesh.tensor {tensor}"
 
 
 def _grid(devices: list[Any], sizes: list[int]) -> np.ndarray:
@@ -225,6 +237,11 @@ def _spec(
     return PartitionSpec(*axes)
 
 
+def is_boxed(leaf: Any) -> bool:
+    """Whether a leaf of abstract variables carries logical names."""
+    return hasattr(leaf, "names")
+
+
 def variable_shardings(mesh: jax.sharding.Mesh, boxed: Any) -> Any:
     """Shardings of a tree of variables that carry logical names (`Llava.init`, unboxed shape)."""
 
@@ -235,7 +252,37 @@ def variable_shardings(mesh: jax.sharding.Mesh, boxed: Any) -> Any:
             raise DataError(f"{where}: no logical dim names")
         return resolve(mesh, names, leaf.value.shape, where)
 
-    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda x: hasattr(x, "names"))
+    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_boxed)
+
+
+def placed(boxed: Any, shardings: Any, dtype: Any = None) -> Any:
+    """Boxed variables as plain `jax.ShapeDtypeStruct`s with shardings.
+
+    Args:
+        boxed: as `variable_shardings` takes them.
+        shardings: one for each leaf.
+        dtype: of all leaves; None keeps each one's own.
+    """
+
+    def one(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        kind = leaf.value.dtype if dtype is None else dtype
+        return jax.ShapeDtypeStruct(leaf.value.shape, kind, sharding=sharding)
+
+    return jax.tree.map(one, boxed, shardings, is_leaf=is_boxed)
+
+
+def check_batch(mesh: jax.sharding.Mesh, batch_size: int, micro_batches: int) -> None:
+    """Checks that a batch divides over micro-batches and mesh.
+
+    Raises:
+        DataError: it does not; names the nearest size that does.
+    """
+    parts = micro_batches * mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % parts:
+        raise DataError(
+            f"batch size {batch_size} must be a multiple of {parts} (micro-batches x data x "
+            f"fsdp devices); the nearest is {max(round(batch_size / parts), 1) * parts}"
+        )
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -8,7 +8,7 @@ reference pass (`make_logps`). Everything is a pure function; `seva_jax/train.py
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,6 +46,20 @@ class StepOptions:
     """
 
     head_chunk: int = 128
+
+
+def split_params(
+    params: Mapping[str, Any], trained: Sequence[str], reference_in_step: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parts of a "params" collection that stay frozen, and those that are trained.
+
+    Args:
+        params: the base model's.
+        trained: see `TrainOptions.trained`.
+        reference_in_step: the reference is computed from the frozen parts, so all of them stay.
+    """
+    frozen = {p: x for p, x in params.items() if reference_in_step or p not in trained}
+    return frozen, {p: x for p, x in params.items() if p in trained}
 
 
 def merge(frozen: Variables, trainable: Variables) -> Variables:

@@ -44,7 +44,7 @@ from seva_jax.loop import Loop, fit
 from seva_jax.models import (
     Llava,
     abstract_params,
-    abstract_quantised,
+    abstract_stored,
     abstract_variables,
     init_variables,
     quantise_all,
@@ -56,7 +56,7 @@ from seva_jax.results import write_run_report
 from seva_jax.rollout.run import Asker
 from seva_jax.rollout.sampler import Sampling
 from seva_jax.sharding import put_batch, replicated, row_shard, variable_shardings
-from seva_jax.step import StepOptions, Variables, make_logps, merge
+from seva_jax.step import StepOptions, Variables, make_logps, merge, split_params
 from seva_jax.text.encode import Encoder
 from seva_jax.text.templates import Template
 from seva_jax.types import Comparison, DataError, Rollout, TreeBatch
@@ -124,7 +124,9 @@ class Run:
         """The base model's parameters, sharded: loaded, trained, or restored after training."""
         base, seed, compute = self.experiment.base, self.experiment.seed, self.experiment.compute
         boxed = abstract_variables(self.base_model)["params"]
-        stored = variable_shardings(self.mesh, abstract_quantised(boxed, compute.base_weights))
+        stored = variable_shardings(
+            self.mesh, abstract_stored(boxed, compute.base_weights, compute.param_dtype)
+        )
         if isinstance(base, Checkpoint):
             tower = tower_directory(Path(base.path), base.vision_tower)
             return load_params(
@@ -277,16 +279,14 @@ class Run:
     def aligned(self) -> Variables:
         """The aligned model's variables: trained, or restored after training."""
         e = self.experiment
-        parts = [p for p in e.train.trained if p != "lora"]
+        in_step = e.objective.needs_reference and not self.caches_reference
+        frozen, parts = split_params(self.base_params, e.train.trained, in_step)
         # Copies: the training state is donated step by step, the base model stays.
         to_float32 = jax.jit(lambda x: jax.tree.map(lambda y: y.astype(jnp.float32) + 0.0, x))
-        trainable: dict[str, Any] = {"params": {p: to_float32(self.base_params[p]) for p in parts}}
+        trainable: dict[str, Any] = {"params": to_float32(parts)}
         if "lora" in e.train.trained:
             shardings = variable_shardings(self.mesh, abstract_variables(self.model)["lora"])
             trainable["lora"] = init_variables(self.model, "lora", shardings, e.seed)
-        in_step = e.objective.needs_reference and not self.caches_reference
-        kept = [p for p in self.base_params if in_step or p not in parts]
-        frozen = {"params": {p: self.base_params[p] for p in kept}}
         reference = None
         if self.caches_reference:
             ids = [c.prompt.id for c in self.comparisons]
@@ -294,11 +294,11 @@ class Run:
             reference = store.read_reference(path, ids, self.reference_key)
         rows = self.rows(self.comparisons, self.prompts, reference)
         trained = self._fit(
-            "align", self.model, e.objective, e.optim, rows, frozen, trainable,
+            "align", self.model, e.objective, e.optim, rows, {"params": frozen}, trainable,
             batch_size=e.train.batch_size, steps=self._align_steps, epochs=e.train.epochs,
             micro_batches=e.train.micro_batches, repeat=e.train.repeat, in_step=in_step,
         )  # fmt: skip
-        return merge(frozen, trained)
+        return merge({"params": frozen}, trained)
 
     # --- evaluation and report ----------------------------------------------------------------
 

@@ -24,7 +24,8 @@ LAYERS = (
     "workdir",  # stages and their records
     "results",  # what a run left behind, for the report
     "train",  # the main command
-    "bench plan",  # studies of many runs; what a run needs
+    "plan",  # what a run needs
+    "bench",  # measurements, and studies of many runs
     "commands",  # `__main__` of packages
 )
 LEVEL = {part: level for level, row in enumerate(LAYERS) for part in row.split()}

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from seva_jax.cli import config_directory, load_experiment, read_config
 from seva_jax.data.trees import RowShape
-from seva_jax.experiment import ComputeOptions, Experiment, TrainOptions
+from seva_jax.experiment import ComputeOptions, Experiment, TrainOptions, check
 from seva_jax.models import LlavaConfig, LoraConfig, TextConfig, VisionConfig
 from seva_jax.plan.__main__ import PlanOptions, main, row_shape, variants
 from seva_jax.plan.chips import chip_of, slice_devices
@@ -119,6 +119,17 @@ def test_collectives_of_loops():
     assert found == {"all-gather": 21 * 64 * 64 * 4 * 7 / 8}
 
 
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2), (1, 1, 8)])
+def test_no_activation_is_replicated(sizes, capfd):
+    """XLA says so where it finds no other way from one layout to the next."""
+    eight = dataclasses.replace(
+        CONFIG, text=dataclasses.replace(CONFIG.text, num_heads=8, num_kv_heads=8),
+        vision=dataclasses.replace(CONFIG.vision, num_heads=8),
+    )  # fmt: skip
+    lower_step(experiment(), eight, mesh(*sizes), SHAPE).compile()
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err
+
+
 def test_kinds_and_groups():
     """Read from lines as different compilers write them."""
     lines = """
@@ -177,9 +188,15 @@ def test_published_config_shapes():
     options = PlanOptions(("v5e:4x4", "v5e:8x8"), fsdp=(8, 16), batch=(64, 128))
     found = variants(e, options)
     assert len(found) == 8
-    assert found[-1][0] == "v5e:8x8"
-    assert found[-1][1].mesh == MeshShape(-1, 16, e.mesh.tensor)
-    assert found[-1][1].train.batch_size == 128
+    assert found[-1].topology == "v5e:8x8"
+    assert found[-1].name == "7b LoRA r=1024"
+    assert found[-1].experiment.mesh == MeshShape(-1, 16, e.mesh.tensor)
+    assert found[-1].experiment.train.batch_size == 128
+    full = variants(e, PlanOptions(("v5e:4x4",), size=("7b", "13b"), tune=("config", "full")))
+    assert [v.name for v in full] == ["7b LoRA r=1024", "7b full", "13b LoRA r=1024", "13b full"]
+    assert full[3].config.text.num_layers == 40
+    assert full[3].experiment.lora.rank == 0
+    check(full[3].experiment)
 
 
 @pytest.mark.parametrize("topology", ["v5e", "v5e:", "v9:2x2", "8x8", "v5e:2x"])
@@ -203,8 +220,10 @@ needs_libtpu = pytest.mark.skipif(
 
 @needs_libtpu
 def test_a_slice_that_libtpu_does_not_know():
-    with pytest.raises(DataError, match="libtpu knows no such slice"):
+    with pytest.raises(DataError, match="libtpu knows no such slice; the nearest is v5e:4x4"):
         slice_devices("v5e:3x5")
+    with pytest.raises(DataError, match="the nearest is v5p:2x2x2"):
+        slice_devices("v5p:3x3x1")
 
 
 @needs_libtpu
@@ -223,13 +242,18 @@ def test_the_command(capsys, tmp_path):
     ]
     file = tmp_path / "plan.csv"
     main([
-        *("--topology", "v5e:2x2", "v6e:2x2", "--fsdp", "2", "--tensor", "2"),
-        *("--csv", str(file), *arguments),
+        *("--topology", "v5e:2x2", "v6e:2x2", "--fsdp", "2", "--tensor", "2", "16"),
+        *("--csv", str(file), "--html", str(file.with_suffix(".html")), *arguments),
     ])  # fmt: skip
     shown = capsys.readouterr().out
     assert shown.count("binds") == 3
-    assert "fewest chip-hours of those that fit" in shown
+    assert shown.count("Left out: ") == 2
+    assert "fewest chip-hours that fit, base LoRA r=32: " in shown
     assert len(file.read_text().splitlines()) == 3
+    page = file.with_suffix(".html").read_text()
+    assert page.count('<figure class="chart">') == 4
+    assert page.count("Left out: base LoRA r=32 on v") == 2
+    assert "v6e:2x2" in page
     with pytest.raises(SystemExit, match=r"must be a multiple of 4 .* nearest is 8"):
         main(["--topology", "v5e:2x2", "--batch", "6", "--fsdp", "4", *arguments])
     with pytest.raises(SystemExit, match=r"needs (a multiple of )?16"):

@@ -21,7 +21,7 @@ from seva_jax.models import (
     Llava,
     LoraConfig,
     abstract_params,
-    abstract_quantised,
+    abstract_stored,
     abstract_variables,
     is_quantised,
     quantise,
@@ -46,7 +46,7 @@ def scaled(config=CONFIG):
 
 
 def stored(kind, params):
-    boxed = abstract_quantised(abstract_variables(Llava(CONFIG))["params"], kind)
+    boxed = abstract_stored(abstract_variables(Llava(CONFIG))["params"], kind, "float32")
     mesh = MeshShape().make(jax.devices()[:1])
     return quantise_all(params, kind, variable_shardings(mesh, boxed))
 
@@ -102,7 +102,7 @@ def test_loading_onto_a_mesh(tmp_path, kind):
     expected = stored(kind, jax.tree.map(jnp.asarray, random_params(CONFIG)))
     equal = lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b))  # noqa: E731
     jax.tree.map(equal, load_params(directory, CONFIG, base_weights=kind), expected)
-    boxed = abstract_quantised(abstract_variables(Llava(CONFIG))["params"], kind)
+    boxed = abstract_stored(abstract_variables(Llava(CONFIG))["params"], kind, "float32")
     shardings = variable_shardings(MeshShape(fsdp=2, tensor=2).make(jax.devices()[:4]), boxed)
     loaded = load_params(directory, CONFIG, "float32", shardings, base_weights=kind)
     jax.tree.map(equal, loaded, expected)
@@ -113,7 +113,7 @@ def test_loading_onto_a_mesh(tmp_path, kind):
 def test_tiles_that_a_mesh_cannot_split():
     text = dataclasses.replace(CONFIG.text, hidden_size=192)
     model = Llava(dataclasses.replace(CONFIG, text=text))
-    boxed = abstract_quantised(abstract_variables(model)["params"], "nf4")
+    boxed = abstract_stored(abstract_variables(model)["params"], "nf4", "float32")
     with pytest.raises(
         DataError, match=r"kernel/\.scale: dim 1 \('embed', size 3\).*'fsdp' of size 2"
     ):
@@ -122,7 +122,7 @@ def test_tiles_that_a_mesh_cannot_split():
 
 def test_float_is_left_alone():
     boxed = abstract_variables(Llava(CONFIG))["params"]
-    assert abstract_quantised(boxed, "float") == boxed
+    assert abstract_stored(boxed, "float", "float32") == boxed
     kernel = jnp.ones((2, 4, 4))
     assert quantise("language/layers/q_proj/kernel", kernel, "float") is kernel
     assert quantise("vision/layers/q_proj/kernel", kernel, "int8") is kernel

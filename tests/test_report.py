@@ -25,6 +25,7 @@ from seva_jax.report import (
     Series,
     Stage,
     charts,
+    document,
     gallery,
     page,
     pictures,
@@ -278,7 +279,7 @@ def test_every_filter_has_a_rule():
     values = {attrs["value"] for attrs in Page(text).all("input")} - {"all"}
     assert values == {"better", "same", "up", "down"}
     for value in (*gallery.VERDICT_WORDS, *gallery.MOVE_WORDS):
-        assert f'[value="{value}"]:checked) .card:not(.{value})' in page.CSS
+        assert f'[value="{value}"]:checked) .card:not(.{value})' in document.CSS
 
 
 def test_funnel_adds_up_and_bars_have_right_lengths():
@@ -404,7 +405,7 @@ def test_small_images_are_exact_and_larger_ones_are_thumbnails():
 def test_only_small_images_show_their_pixels():
     classes = [attrs.get("class") for attrs in Page(render(full())).all("img")]
     assert sorted(classes, key=str) == [None, *["tiny"] * 6]
-    assert re.search(r"\.tiny \{[^}]*image-rendering: pixelated", page.CSS)
+    assert re.search(r"\.tiny \{[^}]*image-rendering: pixelated", document.CSS)
 
 
 # Accessibility
@@ -448,7 +449,7 @@ def contrast(one: str, two: str) -> float:
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_contrast(theme):
-    blocks = re.findall(r":root \{([^}]*)\}", page.CSS)
+    blocks = re.findall(r":root \{([^}]*)\}", document.CSS)
     assert len(blocks) == 2
     colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", blocks[theme]))
     for ground in ("page", "card", "sunken"):
@@ -531,7 +532,7 @@ def test_long_lines_keep_their_extremes():
 
 
 def test_lines_differ_in_more_than_colour():
-    rules = [re.search(rf"\.s{i} \{{([^}}]*)\}}", page.CSS) for i in range(charts.NUM_STYLES)]
+    rules = [re.search(rf"\.s{i} \{{([^}}]*)\}}", document.CSS) for i in range(charts.NUM_STYLES)]
     dashes = [re.search(r"stroke-dasharray: ([^;]*)", rule[1]) for rule in rules if rule]
     assert len({dash and dash[1] for dash in dashes}) == charts.NUM_STYLES
 

@@ -13,16 +13,11 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from seva_jax.models import Llava, LlavaConfig, abstract_quantised, abstract_variables
-from seva_jax.models.config import TextConfig
+from seva_jax.models import LLAVA_15, Llava, abstract_stored, abstract_variables
+from seva_jax.plan.chips import slice_devices
+from seva_jax.sharding import is_boxed, placed
 
 _KINDS = ("float32", "bfloat16", "int8", "nf4")
-_SIZES = {
-    "7b": TextConfig(),
-    "13b": TextConfig(
-        hidden_size=5120, num_layers=40, num_heads=40, num_kv_heads=40, mlp_size=13824
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +38,13 @@ class QuantBench:
 
 def run_quant(bench: QuantBench) -> None:
     """Prints one line for each way to store the weights."""
-    text = _SIZES[bench.size]
-    text = dataclasses.replace(text, num_layers=bench.layers or text.num_layers)
-    model = Llava(LlavaConfig(text=text), dtype=jnp.dtype("bfloat16"), remat=False)
+    config = LLAVA_15[bench.size]
+    text = dataclasses.replace(config.text, num_layers=bench.layers or config.text.num_layers)
+    model = Llava(dataclasses.replace(config, text=text), dtype=jnp.dtype("bfloat16"), remat=False)
     where = f"{jax.default_backend()}, {platform.machine()}"
     device = jax.devices()[0]
     if bench.topology:
-        from jax.experimental import topologies
-
-        device = topologies.get_topology_desc(platform="tpu", topology_name=bench.topology).devices[
-            0
-        ]
+        device = slice_devices(bench.topology)[0]
         where = f"{device.device_kind}, ahead of time"
     print(f"LLaVA-1.5-{bench.size}, {text.num_layers} layers; {where}; jax {jax.__version__}")
     print(f"{'stored as':<10}{'weights, GiB':>14}{'of bfloat16':>13}{'temporaries, GiB':>18}")
@@ -72,20 +63,10 @@ def measure(model: Llava, kind: str, device: Any) -> tuple[int, int]:
         device: real, or of a topology.
     """
     boxed = abstract_variables(model)["params"]
-    quantised = abstract_quantised(boxed, kind if kind in ("int8", "nf4") else "float")
-    sharding = jax.sharding.SingleDeviceSharding(device)
     dtype = jnp.float32 if kind == "float32" else jnp.bfloat16
-
-    def place(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-        inside = any(getattr(key, "name", "") in ("qvalue", "scale") for key in path)
-        value = leaf.value
-        return jax.ShapeDtypeStruct(
-            value.shape, value.dtype if inside else dtype, sharding=sharding
-        )
-
-    params = jax.tree_util.tree_map_with_path(
-        place, quantised, is_leaf=lambda leaf: hasattr(leaf, "names")
-    )
+    stored = abstract_stored(boxed, kind if kind in ("int8", "nf4") else "float", dtype)
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    params = placed(stored, jax.tree.map(lambda _: sharding, stored, is_leaf=is_boxed))
     ids = jax.ShapeDtypeStruct((1, 64), jnp.int32, sharding=sharding)
     mask = jax.ShapeDtypeStruct((1, 64, 64), jnp.bool_, sharding=sharding)
     side = model.config.vision.image_size

@@ -35,11 +35,12 @@ from seva_jax.models import (
     Llava,
     LlavaConfig,
     abstract_params,
-    abstract_quantised,
+    abstract_stored,
     abstract_variables,
     is_quantised,
     quantise,
 )
+from seva_jax.sharding import is_boxed
 from seva_jax.types import DataError
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -81,7 +82,7 @@ def load_params(
         config: what `read_llava_config` said of the same directory.
         dtype: of the parameters, whatever the files hold.
         shardings: a sharding for each parameter, in a tree like `seva_jax.models.abstract_params`
-            (or `abstract_quantised`); None puts everything on this process's first device.
+            (or `abstract_stored`); None puts everything on this process's first device.
         tower: the CLIP directory of an original LLaVA, see `original.tower_directory`.
         base_weights: how the language model's kernels are stored. They are quantised one stack
             of layers at a time.
@@ -110,10 +111,8 @@ def load_params(
     )
     if shardings is None:
         one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        boxed = abstract_quantised(abstract_variables(model)["params"], base_weights)
-        shardings = jax.tree.map(
-            lambda _: one_device, boxed, is_leaf=lambda leaf: hasattr(leaf, "names")
-        )
+        boxed = abstract_stored(abstract_variables(model)["params"], base_weights, dtype)
+        shardings = jax.tree.map(lambda _: one_device, boxed, is_leaf=is_boxed)
 
     if config.text.tied_head and HEAD in tensors:
         _check_tied(directory, tensors[EMBEDDING], tensors[HEAD])

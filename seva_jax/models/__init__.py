@@ -3,12 +3,12 @@
 Read next: `llava.py`, which puts the pieces together and is what everybody else calls.
 """
 
-from seva_jax.models.config import LlavaConfig, LoraConfig, TextConfig, VisionConfig
+from seva_jax.models.config import LLAVA_15, LlavaConfig, LoraConfig, TextConfig, VisionConfig
 from seva_jax.models.init import abstract_params, abstract_variables, init_variables
 from seva_jax.models.llava import Llava
 from seva_jax.models.quant import (
     BaseWeights,
-    abstract_quantised,
+    abstract_stored,
     is_quantised,
     quantise,
     quantise_all,
@@ -16,6 +16,7 @@ from seva_jax.models.quant import (
 )
 
 __all__ = [
+    "LLAVA_15",
     "BaseWeights",
     "Llava",
     "LlavaConfig",
@@ -23,7 +24,7 @@ __all__ = [
     "TextConfig",
     "VisionConfig",
     "abstract_params",
-    "abstract_quantised",
+    "abstract_stored",
     "abstract_variables",
     "init_variables",
     "is_quantised",

@@ -102,6 +102,17 @@ class LlavaConfig:
         return layer if layer >= 0 else self.vision.num_layers + 1 + layer
 
 
+# LLaVA-1.5 by size.
+LLAVA_15 = {
+    "7b": LlavaConfig(),
+    "13b": LlavaConfig(
+        text=TextConfig(
+            hidden_size=5120, num_layers=40, num_heads=40, num_kv_heads=40, mlp_size=13824
+        )
+    ),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
     """Low-rank adapters on the language model's linear layers.

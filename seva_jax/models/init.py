@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from seva_jax.models.llava import Llava
+from seva_jax.sharding import is_boxed
 
 
 def _init(model: Llava, key: jax.Array) -> Any:
@@ -18,7 +19,6 @@ def _init(model: Llava, key: jax.Array) -> Any:
 
 
 def _unbox(tree: Any) -> Any:
-    is_boxed = lambda leaf: hasattr(leaf, "names")  # noqa: E731
     return jax.tree.map(lambda x: x.value if is_boxed(x) else x, tree, is_leaf=is_boxed)
 
 

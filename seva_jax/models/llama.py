@@ -136,7 +136,9 @@ class Llama(nn.Module):
 
     def embed(self, tokens_BS: jax.Array) -> jax.Array:
         """Token embeddings [B, S, D] in the compute dtype."""
-        x_BSD = jnp.take(self.embedding, tokens_BS, axis=0).astype(self.dtype)
+        # Looked up with whole rows; split over fsdp, XLA would replicate the result instead.
+        table_VD = constrain(self.embedding, "vocab", "width")
+        x_BSD = jnp.take(table_VD, tokens_BS, axis=0).astype(self.dtype)
         return constrain(x_BSD, "batch", "length", "width")
 
     def __call__(

@@ -25,15 +25,16 @@ class Projector(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, features: jax.Array) -> jax.Array:
-        """[..., vision width] -> [..., language width]."""
+    def __call__(self, features_BPD: jax.Array) -> jax.Array:
+        """[B, P, vision width] -> [B, P, language width]."""
         cfg = self.config
         width, bias = cfg.text.hidden_size, cfg.projector_bias
         x = Linear(width, ("vision_embed", "embed"), bias, dtype=self.dtype, name="linear_1")(
-            features
+            features_BPD
         )
-        x = nn.gelu(x, approximate=False)
-        return Linear(width, ("embed_in", "embed"), bias, dtype=self.dtype, name="linear_2")(x)
+        x = constrain(nn.gelu(x, approximate=False), "batch", "length", "width")
+        x = Linear(width, ("embed_in", "embed"), bias, dtype=self.dtype, name="linear_2")(x)
+        return constrain(x, "batch", "length", "width")
 
 
 class Llava(nn.Module):
@@ -81,7 +82,7 @@ class Llava(nn.Module):
         if not images:
             return text_BSD
         features = self.features(pixels_BIHWC.reshape(-1, *pixels_BIHWC.shape[2:]))
-        image_BQD = self.projector(features).reshape(num, -1, text_BSD.shape[-1])
+        image_BQD = self.projector(features.reshape(num, -1, features.shape[-1]))
         index = jnp.maximum(patch_BS, 0)[..., None]
         return jnp.where(
             patch_BS[..., None] >= 0, jnp.take_along_axis(image_BQD, index, axis=1), text_BSD

@@ -14,7 +14,9 @@ from types import ModuleType
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
+from seva_jax.sharding import is_boxed
 from seva_jax.types import DataError
 
 BaseWeights = Literal["float", "int8", "nf4"]
@@ -93,12 +95,13 @@ def _quantise(kernel_IO: jax.Array, kind: BaseWeights) -> Any:
     )
 
 
-def abstract_quantised(boxed: Mapping[str, Any], kind: BaseWeights) -> dict[str, Any]:
-    """Shapes and logical dim names of a quantised "params" collection.
+def abstract_stored(boxed: Mapping[str, Any], kind: BaseWeights, dtype: Any) -> dict[str, Any]:
+    """Shapes, dtypes and logical dim names of a "params" collection as it is stored.
 
     Args:
-        boxed: the float one, of `abstract_variables`.
-        kind: what is stored.
+        boxed: as it is initialised, of `abstract_variables`.
+        kind: how kernels are stored.
+        dtype: of what is not quantised.
 
     Returns:
         The same tree; a quantised kernel is a QArray of boxed leaves.
@@ -107,7 +110,7 @@ def abstract_quantised(boxed: Mapping[str, Any], kind: BaseWeights) -> dict[str,
     def one(path: Any, leaf: Any) -> Any:
         name = "/".join(str(key.key) for key in path)
         if kind == "float" or not takes(name):
-            return leaf
+            return leaf.replace(value=jax.ShapeDtypeStruct(leaf.value.shape, jnp.dtype(dtype)))
         shapes = jax.eval_shape(lambda x: quantise(name, x, kind), leaf.value)
         layers, inputs, outputs = leaf.names
         if shapes.scale.shape[1] == 1:
@@ -118,4 +121,4 @@ def abstract_quantised(boxed: Mapping[str, Any], kind: BaseWeights) -> dict[str,
             scale=leaf.replace(value=shapes.scale, names=(layers, inputs, outputs)),
         )
 
-    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda x: hasattr(x, "names"))
+    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_boxed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import math
 import os
 import re
 from typing import Any
@@ -40,6 +41,10 @@ CHIPS = {
     "v6e": Chip(31.25, 918e12, 1640e9, 448e9),
 }
 
+# Shapes of slices: chips of two dimensions, and of three.
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
+
 
 def chip_of(topology: str) -> Chip:
     """The chip of a topology name like "v5e:8x8".
@@ -70,7 +75,11 @@ def slice_devices(topology: str) -> list[Any]:
 
     with contextlib.suppress(RuntimeError, ValueError):
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    chip, sides = topology.split(":")
+    wanted = math.prod(map(int, sides.split("x")))
+    known = _FLAT if chip in ("v5e", "v6e") else _CUBES
+    nearest = min(known, key=lambda s: abs(math.log(math.prod(map(int, s.split("x"))) / wanted)))
     raise DataError(
-        f"topology {topology!r}: libtpu knows no such slice; v5e and v6e are 1x1, 2x2, 2x4, 4x4, "
-        "4x8, 8x8, 8x16, 16x16, and v4 and v5p have three sides, as 2x2x1, 2x2x2, 4x4x4"
+        f"topology {topology!r}: libtpu knows no such slice; the nearest is {chip}:{nearest} "
+        f"({chip} has {', '.join(known)})"
     )

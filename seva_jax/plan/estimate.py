@@ -14,7 +14,7 @@ from seva_jax.plan.chips import Chip, chip_of, slice_devices
 from seva_jax.plan.flops import forward, hardware_flops, model_flops
 from seva_jax.plan.hlo import collective_bytes
 from seva_jax.plan.program import lower_rollout, lower_step
-from seva_jax.types import DataError
+from seva_jax.sharding import check_batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,13 +105,8 @@ def plan(
     """
     chip = chip_of(topology)
     mesh = experiment.mesh.make(slice_devices(topology))
-    parts = experiment.train.micro_batches * mesh.shape["data"] * mesh.shape["fsdp"]
+    check_batch(mesh, experiment.train.batch_size, experiment.train.micro_batches)
     size = experiment.train.batch_size
-    if size % parts:
-        raise DataError(
-            f"batch size {size} must be a multiple of {parts} (micro-batches x data x fsdp "
-            f"devices); the nearest is {max(round(size / parts), 1) * parts}"
-        )
     memory, text = _compile(lower_step(experiment, config, mesh, shape), chip)
     rollout = None
     if with_rollout:

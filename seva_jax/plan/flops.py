@@ -72,15 +72,13 @@ def model_flops(once: Forward, trained: tuple[str, ...]) -> float:
     takes as many as the product; frozen weights need the first only, a frozen tower neither.
     """
     tower = once.tower * (3 if "vision" in trained else 1)
-    # Gradients reach the projector's second layer, and all above, if anything below is trained.
-    below = "vision" in trained or "projector" in trained
     projector = once.projector * (1 + ("projector" in trained) + ("vision" in trained))
     if "projector" in trained and "vision" not in trained:
         projector += once.projector / 2  # through its second layer, about half of it
     backward = 1 + ("language" in trained)
     language = once.linear * (1 + backward) + once.lora * 3 + once.attention * 3
     head = once.head * (1 + backward)
-    return tower + projector + language + head if (below or trained) else 0.0
+    return tower + projector + language + head
 
 
 def hardware_flops(once: Forward, trained: tuple[str, ...], remat: bool) -> float:

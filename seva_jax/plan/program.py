@@ -14,30 +14,20 @@ import jax.numpy as jnp
 from seva_jax.data.trees import RowShape, pack_row
 from seva_jax.experiment import Experiment
 from seva_jax.loop import jit_step, state_like
-from seva_jax.models import Llava, LlavaConfig, abstract_quantised, abstract_variables
+from seva_jax.models import Llava, LlavaConfig, abstract_stored, abstract_variables
+from seva_jax.rollout.run import rows_of_batch
 from seva_jax.rollout.sampler import PromptBatch, generate
-from seva_jax.sharding import batch_sharding, variable_shardings
-from seva_jax.step import StepOptions
+from seva_jax.sharding import batch_sharding, placed, variable_shardings
+from seva_jax.step import StepOptions, split_params
 from seva_jax.types import TreeBatch
-
-
-def _is_boxed(leaf: Any) -> bool:
-    return hasattr(leaf, "names")
 
 
 def abstract_base(experiment: Experiment, config: LlavaConfig, mesh: jax.sharding.Mesh) -> Any:
     """The "params" collection as it is stored, with shardings."""
     compute = experiment.compute
     boxed = abstract_variables(Llava(config))["params"]
-    quantised = abstract_quantised(boxed, compute.base_weights)
-    shardings = variable_shardings(mesh, quantised)
-
-    def place(path: Any, leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-        inside = any(getattr(key, "name", "") in ("qvalue", "scale") for key in path)
-        dtype = leaf.value.dtype if inside else jnp.dtype(compute.param_dtype)
-        return jax.ShapeDtypeStruct(leaf.value.shape, dtype, sharding=sharding)
-
-    return jax.tree_util.tree_map_with_path(place, quantised, shardings, is_leaf=_is_boxed)
+    stored = abstract_stored(boxed, compute.base_weights, compute.param_dtype)
+    return placed(stored, variable_shardings(mesh, stored))
 
 
 def lower_step(
@@ -54,27 +44,16 @@ def lower_step(
     e = experiment
     adapted = e.lora if e.lora.rank else None
     model = Llava(config, adapted, dtype=jnp.dtype(e.compute.dtype), remat=e.compute.remat)
-    params = abstract_base(e, config, mesh)
-    parts = [p for p in e.train.trained if p != "lora"]
-
-    def float32(tree: Any) -> Any:
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), tree
+    in_step = e.objective.needs_reference and e.train.reference == "in_step"
+    frozen, parts = split_params(abstract_base(e, config, mesh), e.train.trained, in_step)
+    trainable: dict[str, Any] = {
+        "params": jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), parts
         )
-
-    trainable: dict[str, Any] = {"params": {p: float32(params[p]) for p in parts}}
+    }
     if adapted:
         boxed = abstract_variables(model)["lora"]
-        trainable["lora"] = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(
-                leaf.value.shape, jnp.float32, sharding=sharding
-            ),
-            boxed,
-            variable_shardings(mesh, boxed),
-            is_leaf=_is_boxed,
-        )
-    in_step = e.objective.needs_reference and e.train.reference == "in_step"
-    frozen = {"params": {p: x for p, x in params.items() if in_step or p not in parts}}
+        trainable["lora"] = placed(boxed, variable_shardings(mesh, boxed))
     optimizer = e.optim.make(1000)
     state = state_like(optimizer, mesh, trainable)
     step = jit_step(
@@ -99,7 +78,7 @@ def lower_step(
         lambda x: jax.ShapeDtypeStruct((*rows, *x.shape), x.dtype, sharding=split), row
     )
     with jax.set_mesh(mesh):
-        return step.lower(state, frozen, batch)
+        return step.lower(state, {"params": frozen}, batch)
 
 
 def lower_rollout(
@@ -115,8 +94,8 @@ def lower_rollout(
     """
     e = experiment
     model = Llava(config, dtype=jnp.dtype(e.compute.dtype), remat=e.compute.remat)
-    split = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows, side = -(-e.rollout.batch_size // split) * split, config.vision.image_size
+    _, rows = rows_of_batch(e.rollout.batch_size, 1 + len(e.corrupt), mesh, 1)
+    side = config.vision.image_size
     sharding = batch_sharding(mesh)
 
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:

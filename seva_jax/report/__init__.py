@@ -1,7 +1,7 @@
-"""One self-contained HTML page for people: what a run did and what it changed.
+"""Self-contained HTML pages for people: what a run did and what it changed; several runs compared.
 
-What lives here: the page's input (`data.py`) and its rendering (`page.py`, read next). What does
-not: collecting the input from a run's work directory.
+What lives here: a run's page, its input (`data.py`) and its rendering (`page.py`, read next), and
+pages of charts over a table (`figures.py`). What does not: collecting the input.
 """
 
 from seva_jax.report.data import (
@@ -15,6 +15,7 @@ from seva_jax.report.data import (
     Series,
     Stage,
 )
+from seva_jax.report.figures import FiguresData, write_figures
 from seva_jax.report.page import render, write_report
 
 __all__ = [
@@ -22,11 +23,13 @@ __all__ = [
     "Drop",
     "EvalRow",
     "ExampleCard",
+    "FiguresData",
     "Interval",
     "PairCard",
     "ReportData",
     "Series",
     "Stage",
     "render",
+    "write_figures",
     "write_report",
 ]

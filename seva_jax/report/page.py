@@ -1,9 +1,9 @@
 """The report: one self-contained HTML page about one run.
 
 What lives here: `render`, `write_report` and the page's sections, top to bottom in reading order.
-What does not: charts (`charts.py`), picture cards (`gallery.py`), the style sheet (`style.css`),
-and collecting the data from a run. The page needs no script and no network: its
-Content-Security-Policy forbids both, and every text passes through `markup.esc`.
+What does not: the frame (`document.py`), charts (`charts.py`), picture cards (`gallery.py`), the
+style sheet (`style.css`), and collecting the data from a run. The page needs no script and no
+network: its Content-Security-Policy forbids both, and every text passes through `markup.esc`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ from pathlib import Path
 
 from seva_jax.report import charts, gallery
 from seva_jax.report.data import Drop, EvalRow, Interval, PairCard, ReportData, Stage
+from seva_jax.report.document import document, write_html
 from seva_jax.report.markup import count_of, decimals_for, duration, esc, number, percent
 from seva_jax.report.pictures import Album
-
-CSS = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 WHAT_THIS_IS = (
     "A vision-language model answered the same questions about clean and about corrupted "
@@ -41,53 +39,12 @@ def render(data: ReportData) -> str:
         ("config", "Configuration", _config(data.config)),
         ("stages", "Stages and times", _stages(data.stages)),
     ]
-    links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in sections)
-    body = "".join(
-        f'<section id="{key}" aria-labelledby="{key}-title">'
-        f'<h2 id="{key}-title">{name}</h2>{content}</section>\n'
-        for key, name, content in sections
-    )
-    subtitle = f'<p class="subtitle" dir="auto">{esc(data.subtitle)}</p>' if data.subtitle else ""
-    return album.fill(
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{esc(data.title)}</title>\n"
-        # Without an icon of its own the page would make browsers ask a server for one.
-        f'<link rel="icon" href="data:,">\n<style>{CSS}</style>\n</head>\n<body>\n'
-        f'<header><h1 dir="auto">{esc(data.title)}</h1>{subtitle}'
-        f'<p class="what">{WHAT_THIS_IS}</p>'
-        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n<main>\n'
-        f"{_glance(data)}{body}</main>\n"
-        "<footer><p>Written by seva_jax. Everything is inside this file: it runs no script and "
-        "loads nothing.</p></footer>\n</body>\n</html>\n"
-    )
+    return album.fill(document(data.title, data.subtitle, WHAT_THIS_IS, _glance(data), sections))
 
 
 def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
-    """Writes the page; a reader never sees half of one.
-
-    Args:
-        data: what to show.
-        path: the HTML file; missing folders are made, an older file is replaced.
-
-    Returns:
-        The path written.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    path = Path(path)
-    page = render(data).encode("utf-8")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_bytes(page)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path
+    """Writes the page; see `document.write_html`."""
+    return write_html(render(data), path)
 
 
 def _glance(data: ReportData) -> str:

@@ -72,6 +72,22 @@ def corrupted_pixels(
     return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.float32)
 
 
+def rows_of_batch(
+    batch_size: int, variants: int, mesh: jax.sharding.Mesh, num_shares: int
+) -> tuple[int, int]:
+    """How a batch of rollouts is laid out: prompts and rows of each process's share.
+
+    Args:
+        batch_size: rows wanted over all devices.
+        variants: rows of a prompt, clean and corrupted.
+        mesh: the rows are split over; they are filled up to divide.
+        num_shares: see `seva_jax.sharding.row_shard`.
+    """
+    group = max(batch_size // variants // num_shares, 1)
+    split = mesh.shape["data"] * mesh.shape["fsdp"] // num_shares
+    return group, -(-group * variants // split) * split
+
+
 @dataclasses.dataclass(frozen=True)
 class Asker:
     """A model that answers prompts.
@@ -108,9 +124,7 @@ class Asker:
         """
         variants = 1 + len(corruptions)
         share, num_shares = row_shard(self.mesh)
-        group = max(self.batch_size // variants // num_shares, 1)  # prompts of a share
-        split = self.mesh.shape["data"] * self.mesh.shape["fsdp"] // num_shares
-        rows = -(-group * variants // split) * split
+        group, rows = rows_of_batch(self.batch_size, variants, self.mesh, num_shares)
 
         def prepare(index: int) -> _Prepared:
             prompt = prompts[index]

@@ -10,8 +10,8 @@ import jax
 from jax.sharding import AbstractMesh
 
 from seva_jax.cli import config_directory, read_config
-from seva_jax.models import Llava, LlavaConfig, abstract_quantised, abstract_variables
-from seva_jax.sharding import AXES, variable_shardings
+from seva_jax.models import Llava, LlavaConfig, abstract_stored, abstract_variables
+from seva_jax.sharding import AXES, is_boxed, variable_shardings
 
 GOLDEN = Path(__file__).with_name("shardings.json")
 SIZES = (4, 16, 2)
@@ -22,11 +22,10 @@ def resolved(name):
     experiment = read_config(config_directory() / f"{name}.py")
     lora = experiment.lora if experiment.lora.rank else None
     boxed = dict(abstract_variables(Llava(LlavaConfig(), lora)))
-    boxed["params"] = abstract_quantised(boxed["params"], experiment.compute.base_weights)
+    compute = experiment.compute
+    boxed["params"] = abstract_stored(boxed["params"], compute.base_weights, compute.param_dtype)
     mesh = AbstractMesh(SIZES, AXES)
-    flat = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=lambda leaf: hasattr(leaf, "names"))[
-        0
-    ]
+    flat = jax.tree_util.tree_flatten_with_path(boxed, is_leaf=is_boxed)[0]
     shardings = jax.tree.leaves(variable_shardings(mesh, boxed))
     return {
         "/".join(str(getattr(key, "key", key)) for key in path): (

@@ -1,0 +1,111 @@
+"""What all pages share: the head, the list of sections, and writing a file whole or not at all.
+
+What lives here: `document`, `write_html`, `data_table`. What does not: what the sections say.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from seva_jax.report.markup import esc
+
+CSS = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def document(
+    title: str, subtitle: str, what: str, first: str, sections: Sequence[tuple[str, str, str]]
+) -> str:
+    """A page as HTML.
+
+    Args:
+        title: heading.
+        subtitle: one line under it, may be empty.
+        what: what the page is, one sentence.
+        first: HTML before the sections, not listed among the links.
+        sections: (id, name, HTML) in reading order.
+    """
+    links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in sections)
+    body = "".join(
+        f'<section id="{key}" aria-labelledby="{key}-title">'
+        f'<h2 id="{key}-title">{name}</h2>{content}</section>\n'
+        for key, name, content in sections
+    )
+    under = f'<p class="subtitle" dir="auto">{esc(subtitle)}</p>' if subtitle else ""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{esc(title)}</title>\n"
+        # Without an icon of its own the page would make browsers ask a server for one.
+        f'<link rel="icon" href="data:,">\n<style>{CSS}</style>\n</head>\n<body>\n'
+        f'<header><h1 dir="auto">{esc(title)}</h1>{under}'
+        f'<p class="what">{esc(what)}</p>'
+        f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n<main>\n'
+        f"{first}{body}</main>\n"
+        "<footer><p>Written by seva_jax. Everything is inside this file: it runs no script and "
+        "loads nothing.</p></footer>\n</body>\n</html>\n"
+    )
+
+
+def data_table(
+    caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[str] = ()
+) -> str:
+    """A plain table; its first column names the rows.
+
+    Args:
+        caption: for screen readers.
+        columns: headings.
+        rows: text of the cells.
+        numeric: columns whose cells are set flush right.
+    """
+    styles = [' class="num"' if column in numeric else "" for column in columns]
+
+    def cell(text: str, style: str, first: bool) -> str:
+        kind = 'th scope="row"' if first else "td"
+        return f'<{kind}{style} dir="auto">{esc(text)}</{kind.split()[0]}>'
+
+    head = "".join(
+        f'<th scope="col"{style}>{esc(column)}</th>'
+        for column, style in zip(columns, styles, strict=True)
+    )
+    body = "".join(
+        "<tr>"
+        + "".join(
+            cell(text, style, i == 0)
+            for i, (text, style) in enumerate(zip(row, styles, strict=True))
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="wide"><table class="plain"><caption class="hidden">{esc(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def write_html(page: str, path: str | os.PathLike[str]) -> Path:
+    """Writes a page; a reader never sees half of one.
+
+    Args:
+        page: HTML.
+        path: the file; missing folders are made, an older file is replaced.
+
+    Returns:
+        The path written.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_bytes(page.encode("utf-8"))
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
