@@ -1,6 +1,6 @@
 """Config files and the command line: `--config FILE.py` plus typed overrides.
 
-`load_experiment` is what every command calls. `to_source` writes a resolved config back as
+`load_experiments` is what every command calls. `to_source` writes a resolved config back as
 Python, so that a run can be repeated from its work directory.
 """
 
@@ -32,7 +32,26 @@ def read_config(path: Path) -> Experiment:
     """Runs a config file and returns its experiment.
 
     Raises:
-        DataError: the file is missing, fails, or has no `get_config`; names it.
+        DataError: as `read_configs`, or the file defines several experiments.
+    """
+    return _single(read_configs(path), path)
+
+
+def _single(experiments: list[Experiment], path: Path) -> Experiment:
+    if len(experiments) > 1:
+        raise DataError(
+            f"{path} defines {len(experiments)} runs; pick one with --only 0 to "
+            f"--only {len(experiments) - 1}"
+        )
+    return experiments[0]
+
+
+def read_configs(path: Path) -> list[Experiment]:
+    """Runs a config file and returns its experiments: that of `get_config`, or of `get_configs`.
+
+    Raises:
+        DataError: the file is missing, fails, has neither function, or two of its runs have one
+            work directory; names the file.
     """
     if not path.is_file():
         shipped = ", ".join(sorted(p.name for p in config_directory().glob("*.py")))
@@ -45,32 +64,55 @@ def read_config(path: Path) -> Experiment:
     sys.modules[spec.name] = module  # where dataclasses defined in the file look up their types
     try:
         spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise DataError("a config file defines get_config(), this one does not")
-        experiment = module.get_config()
+        if hasattr(module, "get_configs"):
+            experiments = list(module.get_configs())
+        elif hasattr(module, "get_config"):
+            experiments = [module.get_config()]
+        else:
+            raise DataError(
+                "a config file defines get_config(), or get_configs() for several runs; this one "
+                "defines neither"
+            )
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except Exception as error:
         raise DataError(f"{path}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
-    if not isinstance(experiment, Experiment):
-        kind = type(experiment).__name__
-        raise DataError(f"{path}: get_config() returned {kind}, not an Experiment")
-    return experiment
+    for experiment in experiments:
+        if not isinstance(experiment, Experiment):
+            kind = type(experiment).__name__
+            raise DataError(f"{path}: get_config() returned {kind}, not an Experiment")
+    if not experiments:
+        raise DataError(f"{path}: get_configs() yields no run")
+    return experiments
 
 
 def load_experiment(
     description: str, argv: Sequence[str] | None = None
 ) -> tuple[Experiment, argparse.Namespace]:
-    """The experiment of a command line, checked.
+    """As `load_experiments`, for commands that take one run.
+
+    Raises:
+        DataError: also for several runs.
+    """
+    experiments, flags = load_experiments(description, argv)
+    chosen = experiments if flags.only is None else [experiments[flags.only]]
+    return _single(chosen, flags.config), flags
+
+
+def load_experiments(
+    description: str, argv: Sequence[str] | None = None
+) -> tuple[list[Experiment], argparse.Namespace]:
+    """All experiments of a command line, checked.
 
     Args:
         description: first paragraph of `--help`.
         argv: arguments; None takes the process's own.
 
     Returns:
-        The resolved experiment, and the flags that are not part of it.
+        The resolved experiments, and the flags that are not part of them: `config`,
+        `print_config`, and `only`, the index of the one run that is wanted, or None.
 
     Raises:
         DataError: the config file or the resolved config is bad.
@@ -79,19 +121,30 @@ def load_experiment(
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--config", type=Path, default=config_directory() / "tiny.py")
     parser.add_argument("--print-config", action="store_true")
+    parser.add_argument("--only", type=int)
     flags, rest = parser.parse_known_args(argv)
-    experiment = tyro.cli(
-        Experiment,
-        default=read_config(flags.config),
-        args=rest,
-        description=(
-            f"{description}\n\n--config FILE picks a config file (now {flags.config}); every "
-            "option below changes one of its fields. --print-config shows the resolved config and "
-            "stops."
-        ),
-    )
-    check(experiment)
-    return experiment, flags
+    experiments = [
+        tyro.cli(
+            Experiment,
+            default=default,
+            args=rest,
+            description=(
+                f"{description}\n\n--config FILE picks a config file (now {flags.config}); every "
+                "option below changes one of its fields. --print-config shows the resolved config "
+                "and stops. --only N takes run N, from 0, of a file that defines several."
+            ),
+        )
+        for default in read_configs(flags.config)
+    ]
+    if flags.only is not None and not 0 <= flags.only < len(experiments):
+        raise DataError(
+            f"--only {flags.only}: {flags.config} defines runs 0 to {len(experiments) - 1}"
+        )
+    for experiment in experiments:
+        check(experiment)
+    if len({e.workdir for e in experiments}) < len(experiments):
+        raise DataError(f"{flags.config}: two of its runs have the same workdir")
+    return experiments, flags
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

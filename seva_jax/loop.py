@@ -141,7 +141,8 @@ def fit(
         loop: see `Loop`.
         frozen: variables that do not change.
         trainable: variables at step 0; replaced by those of the newest checkpoint, if any.
-        write_metrics: receives (step, means since the last row).
+        write_metrics: receives (step, means since the last row; pairs, tokens and seconds are
+            sums).
 
     Raises:
         DataError: the batch does not divide by processes, micro-batches and mesh.
@@ -179,7 +180,9 @@ def fit(
             means = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
             seconds, clock = time.monotonic() - clock, time.monotonic()
             for count in ("pairs", "tokens"):
-                means[f"{count}/s"] = means.pop(count) * len(rows) / seconds
+                means[count] *= len(rows)
+                means[f"{count}/s"] = means[count] / seconds
+            means |= {"seconds": seconds, "chips": loop.mesh.size}
             means["lr"] = np.asarray(loop.learning_rate(step - 1)).item()
             write_metrics(step, means)
             shown = [k for k in ("loss", "rewards/margins", "rewards/accuracies") if k in means]

@@ -1,4 +1,4 @@
-"""The processes of one run, one a host: joining them, and what they tell each other.
+"""The processes of one run, one a host: joining them, what they tell each other and keep.
 
 Which process holds which rows follows from the mesh (`sharding.row_shard`). Process 0 alone writes
 files and prints; the work directory has to be one that all processes see.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -90,3 +91,15 @@ def gather(value: Any) -> list[Any]:
     padded[: len(data)] = data
     everyone = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), width)
     return [json.loads(row[:size].tobytes()) for row, size in zip(everyone, sizes, strict=True)]
+
+
+def use_compile_cache() -> None:
+    """Keeps compiled programs between runs, in a directory only this user can write.
+
+    Who can write the cache can run code, so it is never in a shared place. JAX's own
+    JAX_COMPILATION_CACHE_DIR takes precedence.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        directory = Path.home() / ".cache" / "seva_jax" / "compiled"
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        jax.config.update("jax_compilation_cache_dir", str(directory))

@@ -13,7 +13,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,24 +21,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from seva_jax.base_model import Checkpoint, TrainedBase
 from seva_jax.checkpoint import checksum
-from seva_jax.cli import load_experiment, to_source
+from seva_jax.cli import load_experiments, to_source
 from seva_jax.convert import load_params, tower_directory
 from seva_jax.data import store
 from seva_jax.data.pipeline import ComparisonRows, encodable, in_order, num_steps
 from seva_jax.data.sources import PromptSet
-from seva_jax.evals import (
-    EvalResult,
-    comparison_rows,
-    format_table,
-    read_result,
-    write_records,
-    write_summary,
-)
-from seva_jax.experiment import Evaluation, Experiment
+from seva_jax.evals import EvalResult, comparison_rows, format_table
+from seva_jax.evaluate import evaluate_all, read_results
+from seva_jax.experiment import Experiment
 from seva_jax.loop import Loop, fit
 from seva_jax.models import (
     Llava,
@@ -51,10 +43,9 @@ from seva_jax.models import (
 )
 from seva_jax.objectives import Objective, Supervised
 from seva_jax.optim import Optim
-from seva_jax.processes import gather, join, say
+from seva_jax.processes import gather, join, say, use_compile_cache
 from seva_jax.results import write_run_report
 from seva_jax.rollout.run import Asker
-from seva_jax.rollout.sampler import Sampling
 from seva_jax.sharding import put_batch, replicated, row_shard, variable_shardings
 from seva_jax.step import StepOptions, Variables, make_logps, merge, split_params
 from seva_jax.text.encode import Encoder
@@ -69,13 +60,18 @@ procedural world in a few minutes on a CPU."""
 
 
 class Run:
-    """One experiment in its work directory. `stages` is the whole run in order."""
+    """One experiment in its work directory. `stages` is the whole run in order.
 
-    def __init__(self, experiment: Experiment) -> None:
+    Args:
+        experiment: the run.
+        siblings: work directories of runs whose finished stages may serve this one.
+    """
+
+    def __init__(self, experiment: Experiment, siblings: Sequence[Path] = ()) -> None:
         self.experiment = experiment
         self.mesh = experiment.mesh.make()
         self.assets = experiment.base.assets()
-        self.workdir = Workdir.open(experiment)
+        self.workdir = Workdir.open(experiment, siblings)
         compute = experiment.compute
         make = functools.partial(
             Llava, self.assets.config, dtype=jnp.dtype(compute.dtype), remat=compute.remat
@@ -88,22 +84,23 @@ class Run:
         e, stage = self.experiment, self.workdir.stage
         base = fingerprint(e.base, e.seed, e.compute)
         if isinstance(e.base, TrainedBase):
-            stage("base", base, self.train_base)
+            stage("base", base, self.train_base, ["checkpoints/base"])
         rollouts = fingerprint(
             base, e.prompts, list(map(fingerprint, e.corrupt)), e.rollout, e.text.generate
         )
-        stage("rollouts", rollouts, self.roll_out)
+        stage("rollouts", rollouts, self.roll_out, ["rollouts.jsonl"])
         pairs = fingerprint(rollouts, e.pairs, e.text)
-        stage("pairs", pairs, self.build_pairs)
+        stage("pairs", pairs, self.build_pairs, ["pairs.array_record", "pairs.json"])
         if self.caches_reference:
-            stage("reference", pairs, self.cache_reference)
+            stage("reference", pairs, self.cache_reference, ["reference.array_record"])
         what = dataclasses.replace(e.train, log_every=1, save_every=1)  # free to change
         align = fingerprint(pairs, e.objective, e.lora, e.optim, what)
         stage("align", align, self.align)
         evaluations = list(map(fingerprint, e.evals))
         evals = fingerprint(align, evaluations)
         if e.evals:
-            stage("evaluate base", fingerprint(base, evaluations), self.evaluate_base)
+            before = fingerprint(base, evaluations)
+            stage("evaluate base", before, self.evaluate_base, ["evals/base"])
             stage("evaluate aligned", evals, self.evaluate_aligned)
         stage("report", fingerprint(evals, e.report), self.report)
         if e.evals:
@@ -160,7 +157,7 @@ class Run:
         start = gather(len(store.read_lines(path)) if self.workdir.writes else 0)[0]
         asker = self._asker({"params": self.base_params}, self.base_model)
         batches = asker.ask(prompts, self.prompts.load_image, e.rollout.sampling, e.corrupt, start)
-        with self._bar("rollouts", len(prompts), "prompt", start) as bar:
+        with self.workdir.bar("rollouts", len(prompts), "prompt", start) as bar:
             for batch in batches:
                 records = [
                     store.rollout_record(Rollout(a.prompt, a.answers[0], a.answers[1:]))
@@ -251,7 +248,7 @@ class Run:
 
         pass_fn = jax.jit(everything, out_shardings=replicated(self.mesh))
         found: dict[int, list[np.ndarray]] = {}
-        with self._bar(name, len(rows), "pair") as bar:
+        with self.workdir.bar(name, len(rows), "pair") as bar:
             for batch in in_order(rows, row_shard(self.mesh), batch_size):
                 with jax.set_mesh(self.mesh):
                     out = jax.device_get(pass_fn(variables, put_batch(self.mesh, batch)))
@@ -311,42 +308,12 @@ class Run:
         return self._evaluate_all("aligned", self.model, self.aligned)
 
     def _evaluate_all(self, who: str, model: Llava, variables: Variables) -> str:
-        asker = self._asker(variables, model)
-        folder = self.workdir.path / "evals" / who
-        num = 0
-        for evaluation in self.experiment.evals:
-            result = self._evaluate(asker, evaluation, who)
-            num += len(result.records)
-            if self.workdir.writes:
-                folder.mkdir(parents=True, exist_ok=True)
-                write_records(folder / f"{result.name}.jsonl", result.records)
-                write_summary(folder / f"{result.name}.json", result)
-        return f"{num:,} questions"
-
-    def _evaluate(self, asker: Asker, evaluation: Evaluation, who: str) -> EvalResult:
-        data, answers = evaluation.prompts.open(), {}
-        drops = collections.Counter(data.drops)
-        sampling = Sampling(max_new_tokens=evaluation.max_new_tokens)
-        name = f"{who}: {evaluation.evaluator.name}"
-        with self._bar(name, len(data.prompts), "prompt") as bar:
-            for batch in asker.ask(data.prompts, data.load_image, sampling):
-                answers |= {a.prompt.id: a.answers[0] for a in batch if not a.dropped}
-                drops.update(a.dropped for a in batch if a.dropped)
-                bar.update(len(batch))
-        if drops:
-            say(f"  {name}: {sum(drops.values())} prompts left out: {dict(drops)}")
-        kept = [p for p in data.prompts if p.id in answers]
-        return evaluation.evaluator(lambda prompts: [answers[p.id] for p in prompts], kept)
+        return evaluate_all(self._asker(variables, model), self.experiment.evals, who, self.workdir)
 
     def results(self) -> tuple[list[EvalResult], list[EvalResult]]:
         """Evaluation results of base and aligned model, read back from the work directory."""
-
-        def read(who: str) -> list[EvalResult]:
-            folder = self.workdir.path / "evals" / who
-            names = [x.evaluator.name for x in self.experiment.evals]
-            return [read_result(folder / f"{n}.json", folder / f"{n}.jsonl") for n in names]
-
-        return read("base"), read("aligned")
+        evals, path = self.experiment.evals, self.workdir.path
+        return read_results(path, "base", evals), read_results(path, "aligned", evals)
 
     def report(self) -> str:
         """Writes report.html."""
@@ -437,35 +404,22 @@ class Run:
         with self.workdir.metrics(name) as write:
             return fit(loop, frozen, trainable, write)
 
-    def _bar(self, name: str, total: int, unit: str, initial: int = 0) -> tqdm:
-        return tqdm(
-            total=total, initial=initial, desc=name, unit=unit,
-            disable=not self.workdir.writes, mininterval=1.0, dynamic_ncols=True,
-        )  # fmt: skip
-
-
-def use_compile_cache() -> None:
-    """Keeps compiled programs between runs, in a directory only this user can write.
-
-    Who can write the cache can run code, so it is never in a shared place. JAX's own
-    JAX_COMPILATION_CACHE_DIR takes precedence.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        directory = Path.home() / ".cache" / "seva_jax" / "compiled"
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        jax.config.update("jax_compilation_cache_dir", str(directory))
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     use_compile_cache()
     try:
-        experiment, flags = load_experiment(DESCRIPTION, argv)
+        experiments, flags = load_experiments(DESCRIPTION, argv)
+        chosen = experiments if flags.only is None else [experiments[flags.only]]
         if flags.print_config:
-            print(to_source(experiment))
+            print("\n".join(map(to_source, chosen)))
             return
-        join(experiment.processes)
-        Run(experiment).stages()
+        join(chosen[0].processes)
+        for experiment in chosen:
+            if len(chosen) > 1:
+                say(f"\n=== {experiment.workdir} ===")
+            others = [Path(e.workdir) for e in experiments if e is not experiment]
+            Run(experiment, others).stages()
     except DataError as error:
         sys.exit(f"error: {error}")
 

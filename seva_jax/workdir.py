@@ -10,18 +10,20 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from tensorboardX import SummaryWriter
+from tqdm import tqdm
 
 from seva_jax.cli import flatten, to_source
 from seva_jax.data.store import append_lines, read_lines, write_json
 from seva_jax.experiment import Experiment
-from seva_jax.processes import barrier, say
+from seva_jax.processes import barrier, gather, say
 from seva_jax.types import DataError
 
 # Fields that change neither results nor files, so they may change between runs.
@@ -38,6 +40,17 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _stages(path: Path) -> dict[str, dict[str, Any]]:
+    file = path / "stages.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All rows of a run's metrics.jsonl, later rows of a repeated step replacing earlier ones."""
+    rows = {(r["stage"], r["step"]): r for r in read_lines(path / "metrics.jsonl")}
+    return [rows[key] for key in sorted(rows)]
+
+
 @dataclasses.dataclass
 class Workdir:
     """Paths and records of one run. Only process 0 writes.
@@ -45,20 +58,26 @@ class Workdir:
     Attributes:
         path: the directory.
         writes: whether this process writes.
+        siblings: work directories of runs that may share stages with this one.
     """
 
     path: Path
     writes: bool
+    siblings: tuple[Path, ...] = ()
 
     @classmethod
-    def open(cls, experiment: Experiment) -> Workdir:
+    def open(cls, experiment: Experiment, siblings: Sequence[Path] = ()) -> Workdir:
         """Creates the directory or returns to it.
+
+        Args:
+            experiment: its run.
+            siblings: see the attribute.
 
         Raises:
             DataError: it belongs to another config; names the fields with both values.
         """
         path = Path(experiment.workdir)
-        self = cls(path, jax.process_index() == 0)
+        self = cls(path, jax.process_index() == 0, tuple(siblings))
         wanted = json.loads(json.dumps(flatten(experiment)))
         config = path / "config.json"
         if config.exists():
@@ -76,8 +95,7 @@ class Workdir:
                     + "\nchoose another --workdir, or delete that one"
                 )
         elif self.writes:
-            # Stages without a config are what `seva_jax.bench` shares between runs.
-            if path.is_dir() and any(path.iterdir()) and not (path / "stages.json").exists():
+            if path.is_dir() and any(path.iterdir()):
                 raise DataError(f"{path} is not empty and holds no run; choose another --workdir")
             try:
                 path.mkdir(parents=True, exist_ok=True)
@@ -90,35 +108,72 @@ class Workdir:
 
     def stages(self) -> dict[str, dict[str, Any]]:
         """Finished stages by name: fingerprint, seconds, summary."""
-        path = self.path / "stages.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return _stages(self.path)
 
-    def stage(self, name: str, depends_on: str, run: Callable[[], str]) -> None:
-        """Runs a stage unless it has finished with the same fingerprint.
+    def stage(
+        self, name: str, depends_on: str, run: Callable[[], str], files: Sequence[str] = ()
+    ) -> None:
+        """Runs a stage unless it has finished with the same fingerprint, here or in a sibling.
 
         Args:
             name: the stage.
             depends_on: fingerprint of its inputs.
             run: does the work and returns a one-line summary.
+            files: what the stage leaves and a sibling may use; none keeps it to this run.
         """
         done = self.stages().get(name)
         if done and done["fingerprint"] == depends_on:
             say(f"■ {name}: done before ({done['summary']})")
             return
+        if self._adopt(name, depends_on, files):
+            return
         say(f"▶ {name}")
         start = time.monotonic()
         summary = run()
         seconds = time.monotonic() - start
-        if self.writes:
-            record = {"fingerprint": depends_on, "seconds": seconds, "summary": summary}
-            write_json(self.path / "stages.json", self.stages() | {name: record})
-        barrier(name)
+        self._finish(name, {"fingerprint": depends_on, "seconds": seconds, "summary": summary})
         say(f"■ {name}: {summary} ({seconds:.0f} s)")
 
+    def _finish(self, name: str, record: dict[str, Any]) -> None:
+        if self.writes:
+            write_json(self.path / "stages.json", self.stages() | {name: record})
+        barrier(name)
+
+    def _adopt(self, name: str, depends_on: str, files: Sequence[str]) -> bool:
+        """Copies a stage from a sibling that finished it from the same inputs, if one did."""
+        if not files or any((self.path / file).exists() for file in files):
+            return False
+        found = (
+            (str(sibling), record)
+            for sibling in self.siblings
+            if (record := _stages(sibling).get(name)) and record["fingerprint"] == depends_on
+        )
+        source, record = gather(next(found, ("", {})))[0]  # process 0 decides
+        if not source:
+            return False
+        if self.writes:
+            for file in files:
+                target = self.path / file
+                aside = target.with_name(f".{target.name}.tmp")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(aside, ignore_errors=True)  # of a copy that was killed
+                copy = shutil.copytree if (Path(source) / file).is_dir() else shutil.copy
+                copy(Path(source) / file, aside)
+                aside.rename(target)
+        self._finish(name, record)
+        say(f"■ {name}: taken from {source} ({record['summary']})")
+        return True
+
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All rows of metrics.jsonl, later rows of a repeated step replacing earlier ones."""
-        rows = {(r["stage"], r["step"]): r for r in read_lines(self.path / "metrics.jsonl")}
-        return [rows[key] for key in sorted(rows)]
+        """See `read_metrics`."""
+        return read_metrics(self.path)
+
+    def bar(self, name: str, total: int, unit: str, initial: int = 0) -> tqdm:
+        """A progress bar; silent on all processes but the first."""
+        return tqdm(
+            total=total, initial=initial, desc=name, unit=unit,
+            disable=not self.writes, mininterval=1.0, dynamic_ncols=True,
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def metrics(self, stage: str) -> Iterator[Callable[[int, dict[str, float]], None]]:

@@ -13,7 +13,15 @@ import pytest
 from PIL import Image
 
 from seva_jax.base_model import Checkpoint, TrainedBase
-from seva_jax.cli import config_directory, flatten, load_experiment, read_config, to_source
+from seva_jax.cli import (
+    config_directory,
+    flatten,
+    load_experiment,
+    load_experiments,
+    read_config,
+    read_configs,
+    to_source,
+)
 from seva_jax.corrupt import Compose, DiffusionNoise, RandomInvert, RandomResizedCrop, moco
 from seva_jax.evals import Chair, ExactAnswer
 from seva_jax.experiment import (
@@ -200,8 +208,41 @@ def test_overrides_reach_into_what_a_polymorphic_field_holds(tmp_path):
 def test_no_override_changes_nothing():
     """Every shipped config comes back from tyro as it was."""
     for path in SHIPPED:
-        experiment, _ = load_experiment("test", ["--config", str(path)])
-        assert experiment == read_config(path)
+        experiments, _ = load_experiments("test", ["--config", str(path)])
+        assert experiments == read_configs(path)
+
+
+def test_a_file_may_define_several_runs(capsys):
+    """All of them, one of them, overrides for each; and what is wrong with the choice."""
+    path = config_directory() / "tiny_sweep.py"
+    argv = ["--config", str(path), "--seed", "5"]
+    experiments, flags = load_experiments("test", argv)
+    assert len(experiments) == len({e.workdir for e in experiments}) == 6
+    assert flags.only is None
+    assert {e.seed for e in experiments} == {5}
+    assert {(e.train.batch_size, e.optim.lr) for e in experiments} == {
+        (b, lr) for b in (16, 64, 256) for lr in (1e-4, 4e-4)
+    }
+    assert {e.train.batch_size * e.train.max_steps for e in experiments} == {6400}
+    assert load_experiment("test", [*argv, "--only", "2"])[0] == experiments[2]
+    with pytest.raises(DataError, match="defines 6 runs; pick one with --only 0 to --only 5"):
+        load_experiment("test", argv)
+    with pytest.raises(DataError, match=r"--only 6: .*tiny_sweep.py defines runs 0 to 5"):
+        load_experiments("test", [*argv, "--only", "6"])
+    with pytest.raises(DataError, match="two of its runs have the same workdir"):
+        load_experiments("test", [*argv, "--workdir", "here"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("def get_configs():\n    return []\n", "yields no run"),
+        ("def get_configs():\n    yield 3\n", "returned int, not an Experiment"),
+    ],
+)
+def test_what_is_wrong_with_a_sweep(tmp_path, text, expected):
+    with pytest.raises(DataError, match=expected):
+        read_configs(write(tmp_path, text))
 
 
 @pytest.mark.parametrize(
@@ -320,7 +361,7 @@ def test_the_defaults_and_the_shipped_configs_pass():
     """`check` has nothing to say about them."""
     check(Experiment())
     for path in SHIPPED:
-        check(read_config(path))
+        list(map(check, read_configs(path)))
 
 
 # --- flatten, fingerprint, to_source --------------------------------------------------------------
@@ -340,7 +381,9 @@ def leaves(value, prefix=""):
     return out
 
 
-@pytest.mark.parametrize("name", ["odd", "default", *(p.stem for p in SHIPPED)])
+@pytest.mark.parametrize(
+    "name", ["odd", "default", *(p.stem for p in SHIPPED if "sweep" not in p.stem)]
+)
 def test_written_source_rebuilds_an_equal_experiment(tmp_path, name):
     """Exactly, floats included; and the text is stable."""
     named = {"odd": ODD, "default": Experiment()}

@@ -22,7 +22,7 @@ LAYERS = (
     "experiment loop pretrained",  # the root config; the training loop; a model for notebooks
     "cli",  # config files and the command line
     "workdir",  # stages and their records
-    "results",  # what a run left behind, for the report
+    "results compare evaluate",  # what runs left behind, for the pages
     "train",  # the main command
     "plan",  # what a run needs
     "bench",  # measurements, and studies of many runs

@@ -49,10 +49,10 @@ def placed(shape, variables):
     }
 
 
-def step(shape, variables):
+def step(shape, variables, num=8, micro_batches=1):
     """Loss, metrics, and gradients of adapters and projector, on a mesh."""
     rng = np.random.default_rng(0)
-    examples = [example(rng, num_images=i % 3, index=i, weight=1 + i % 2) for i in range(8)]
+    examples = [example(rng, num_images=i % 3, index=i, weight=1 + i % 2) for i in range(num)]
     batch = pack([[e] for e in examples], shape_of(examples))
     batch = batch._replace(ref_BCKT=-2.0 * batch.mask_BCKT)
     mesh, variables = placed(shape, variables)
@@ -64,7 +64,7 @@ def step(shape, variables):
     optimizer = optax.sgd(1.0)
     state = TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
     run = jax.jit(make_train_step(MODEL, DPO(beta=0.5), optimizer, OPTIONS, False))
-    batch = jax.tree.map(lambda x: x[None], batch)
+    batch = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
     with jax.set_mesh(mesh):
         new, metrics = run(state, frozen, put_batch(mesh, batch, leading=1))
     gradient = jax.tree.map(
@@ -79,20 +79,32 @@ def alone(variables):
     return step((1, 1, 1), variables)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", MESHES, ids=str)
-def test_loss_and_gradient(shape, variables, alone):
-    metrics, gradient = step(shape, variables)
-    for name, value in alone[0].items():
-        np.testing.assert_allclose(metrics[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
+def assert_same(found, expected):
+    """Metrics and gradients within 1e-6."""
+    for name, value in expected[0].items():
+        np.testing.assert_allclose(found[0][name], value, rtol=1e-6, atol=1e-6, err_msg=name)
     # In float32 a sum in another order is off by a few ulps of its largest term.
-    largest = max(np.abs(x).max() for x in jax.tree.leaves(alone[1]))
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected[1]))
     assert largest > 1e-2
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * max(largest, 1)),
-        gradient,
-        alone[1],
+        found[1],
+        expected[1],
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_loss_and_gradient(shape, variables, alone):
+    assert_same(step(shape, variables), alone)
+
+
+@pytest.mark.slow
+def test_accumulation_and_devices_change_nothing(variables):
+    """64 pairs at once, 2 x 32 accumulated, 8 x 8 accumulated, and 8 on each of 8 devices."""
+    whole = step((1, 1, 1), variables, num=64)
+    for shape, micro_batches in (((1, 1, 1), 2), ((1, 1, 1), 8), ((8, 1, 1), 1), ((2, 2, 1), 2)):
+        assert_same(step(shape, variables, 64, micro_batches), whole)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from seva_jax.convert import load_params
 from seva_jax.convert.__main__ import open_source
 from seva_jax.convert.rewrite import to_hf
 from seva_jax.corrupt import DiffusionNoise
+from seva_jax.report.__main__ import main as compare_runs
 from seva_jax.sharding import MeshShape
 from seva_jax.types import DataError
 from seva_jax.workdir import Workdir
@@ -140,6 +141,32 @@ def test_the_whole_run_resumes_and_refuses(tmp_path, monkeypatch, four_devices, 
     assert shown.count("done before") == len(whole.workdir.stages())
     with pytest.raises(DataError, match=r"objective\.beta: 0\.5 there, 0\.3 now"):
         train.Run(small(tmp_path / "killed", "--objective.beta", "0.3"))
+
+    other = train.Run(small(tmp_path / "other", "--objective.beta", "0.3"), [folder])
+    other.stages()
+    shown = capsys.readouterr().out
+    assert shown.count(f"taken from {folder}") == 5
+    assert "▶ align" in shown
+    for a, b in zip(
+        train.jax.tree.leaves(whole.base_params),
+        train.jax.tree.leaves(other.base_params),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    compare_runs(
+        ["--runs", str(folder), str(tmp_path / "other"), "--out", str(tmp_path / "c.html")]
+    )
+    page = (tmp_path / "c.html").read_text()
+    assert page.count('<figure class="chart">') == 4
+    assert "objective.beta" in page
+    assert "color-balanced accuracy" in page
+
+
+def test_runs_that_cannot_be_compared(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    for path, expected in ((tmp_path / "no", "no config.json"), (tmp_path, "no alignment metrics")):
+        with pytest.raises(SystemExit, match=f"error: {path} .*{expected}"):
+            compare_runs(["--runs", str(path), "--out", str(tmp_path / "c.html")])
 
 
 def test_errors_are_one_line_and_non_zero(capsys):

@@ -9,7 +9,7 @@ import tyro
 from seva_jax.bench.evidence import EvidenceStudy, run_study
 from seva_jax.bench.load import LoadBench, run_load
 from seva_jax.bench.quant import QuantBench, run_quant
-from seva_jax.train import use_compile_cache
+from seva_jax.processes import use_compile_cache
 from seva_jax.types import DataError
 
 

@@ -2,7 +2,7 @@
 
 Each seed trains its own base model on its own world. Every cell aligns that base with the same
 number of pairs and steps and the same optimiser; cells share what does not depend on them (base
-model, rollouts, pairs) through the work directory's finished stages.
+model, rollouts, pairs) by the fingerprints of stages.
 
 - `seva t=...`: the method, with diffusion noise of that strength.
 - `projector too`: the main cell, but the projector is trained beside the adapters.
@@ -16,7 +16,6 @@ import collections
 import dataclasses
 import json
 import random
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -48,15 +47,6 @@ METRICS = (
     ("describe-skewed", "recall"),
     ("presence-balanced", "accuracy"),
 )
-
-# Which files a stage leaves, so that cells can share it.
-_FILES = {
-    "base": ("checkpoints/base",),
-    "rollouts": ("rollouts.jsonl",),
-    "pairs": ("pairs.array_record", "pairs.json"),
-    "reference": ("reference.array_record",),
-    "evaluate base": ("evals/base",),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,23 +128,6 @@ def cells(seed: int, out: Path) -> dict[str, Experiment]:
     }
 
 
-def _share(source: Path, target: Path, differs_from: str) -> None:
-    """Copies the stages before `differs_from` from a finished run to a new one."""
-    if target.exists():
-        return
-    stages = json.loads((source / "stages.json").read_text(encoding="utf-8"))
-    order = list(_FILES)
-    shared = [s for s in order[: order.index(differs_from)] if s in stages] + ["evaluate base"]
-    scratch = target.with_name(target.name + ".tmp")
-    for stage in shared:
-        for name in _FILES[stage]:
-            (scratch / name).parent.mkdir(parents=True, exist_ok=True)
-            copy = shutil.copytree if (source / name).is_dir() else shutil.copy
-            copy(source / name, scratch / name)
-    write_json(scratch / "stages.json", {s: stages[s] for s in shared})
-    scratch.rename(target)
-
-
 def run_study(study: EvidenceStudy) -> None:
     """Runs the cells that are not finished, then prints and writes the tables."""
     out = Path(study.out)
@@ -164,14 +137,7 @@ def run_study(study: EvidenceStudy) -> None:
             source = Path(experiments[MAIN].workdir)
             for name, experiment in experiments.items():
                 print(f"\n=== seed {seed}: {name} ===", flush=True)
-                if name != MAIN:
-                    first_other = {
-                        "labels shuffled": "pairs",
-                        "supervised on chosen": "reference",
-                        "projector too": "evaluate base",
-                    }.get(name, "rollouts")
-                    _share(source, Path(experiment.workdir), first_other)
-                Run(experiment).stages()
+                Run(experiment, [source]).stages()
     finished = [
         s for s in study.seeds if (out / f"seed{s}" / "seva-t=900" / "report.html").exists()
     ]

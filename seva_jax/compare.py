@@ -1,0 +1,134 @@
+"""Several runs on one page: what scaling studies look at.
+
+Reads the work directories of finished or running runs; the page is `seva_jax/report/figures.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seva_jax.report import Curve, FiguresData, Series
+from seva_jax.types import DataError
+from seva_jax.workdir import read_metrics
+
+_SHOWN = (("Loss", "loss"), ("Reward margin, nats", "rewards/margins"))
+_AXES = (("pairs seen", "pairs"), ("chip-seconds", "chip_seconds"))
+_NOTES = (
+    "Chip-seconds are wall-clock seconds of the alignment times devices, compilation included, "
+    "rollouts and evaluations not.",
+    "Final values are means over the last tenth of the logged rows, at least one. One run each: "
+    "differences of this size may be luck; repeat seeds before concluding.",
+)
+
+
+def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Config and alignment metrics of a run, with sums from its start.
+
+    Returns:
+        The flat config, and rows with "pairs" and "chip_seconds" summed up to each.
+
+    Raises:
+        DataError: not a work directory, or no step has been logged.
+    """
+    config = path / "config.json"
+    if not config.is_file():
+        raise DataError(f"{path} is no work directory of a run: it has no config.json")
+    rows = [row for row in read_metrics(path) if row["stage"] == "align"]
+    if not rows:
+        raise DataError(f"{path} has no alignment metrics yet; run its alignment first")
+    if "chips" not in rows[0]:
+        raise DataError(f"{path} was written by a version that logged no times; run it again")
+    pairs = seconds = 0.0
+    for row in rows:
+        pairs += row["pairs"]
+        seconds += row["seconds"] * row["chips"]
+        row |= {"pairs": pairs, "chip_seconds": seconds}
+    return json.loads(config.read_text(encoding="utf-8")), rows
+
+
+def _differing(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """Fields in which the runs differ, but for their directory."""
+    fields = sorted(set(itertools.chain(*configs)) - {"workdir"})
+    return [f for f in fields if len({json.dumps(c.get(f)) for c in configs}) > 1]
+
+
+def _final(rows: Sequence[dict[str, Any]], name: str) -> str:
+    values = [row[name] for row in rows[-math.ceil(len(rows) / 10) :] if name in row]
+    return f"{np.mean(values):.4f}" if values else "–"
+
+
+def _evaluations(path: Path) -> dict[str, str]:
+    """Metrics of the aligned model by "evaluation metric"."""
+    found = {}
+    for file in sorted((path / "evals" / "aligned").glob("*.json")):
+        metrics = json.loads(file.read_text(encoding="utf-8"))["metrics"]
+        found |= {
+            f"{file.stem} {name}": "–" if m["value"] is None else f"{m['value']:.3f}"
+            for name, m in metrics.items()
+        }
+    return found
+
+
+def compare(paths: Sequence[Path]) -> FiguresData:
+    """The page of several runs.
+
+    Args:
+        paths: work directories.
+
+    Raises:
+        DataError: see `read_run`.
+    """
+    configs, runs = zip(*map(read_run, paths), strict=True)
+    labels = [path.name for path in paths]
+    if len(set(labels)) < len(labels):
+        labels = [str(path) for path in paths]
+    curves = []
+    for (title, name), (x_label, x_name) in itertools.product(_SHOWN, _AXES):
+        series = tuple(
+            Series(
+                label,
+                tuple(row[x_name] for row in rows if name in row),
+                tuple(row[name] for row in rows if name in row),
+            )
+            for label, rows in zip(labels, runs, strict=True)
+        )
+        if any(one.xs for one in series):
+            curves.append(Curve(f"{title.split(',')[0]} by {x_label}", x_label, title, series))
+    fields = _differing(configs)
+    evaluations = [_evaluations(path) for path in paths]
+    measured = list(dict.fromkeys(itertools.chain(*evaluations)))
+    columns = (
+        *("run", *fields, "steps", "pairs seen", "chips", "chip-seconds", "pairs/s"),
+        *("final loss", "final margin", *measured),
+    )
+    table = tuple(
+        (
+            label,
+            *(str(config.get(field, "–")) for field in fields),
+            str(rows[-1]["step"]),
+            f"{rows[-1]['pairs']:,.0f}",
+            str(rows[-1]["chips"]),
+            f"{rows[-1]['chip_seconds']:,.0f}",
+            f"{np.median([row['pairs/s'] for row in rows]):.1f}",
+            _final(rows, "loss"),
+            _final(rows, "rewards/margins"),
+            *(evaluated.get(name, "–") for name in measured),
+        )
+        for label, config, rows, evaluated in zip(labels, configs, runs, evaluations, strict=True)
+    )
+    return FiguresData(
+        title=f"{len(paths)} runs compared",
+        subtitle="",
+        what="How loss and reward margin moved in several alignment runs, by data and by cost.",
+        curves=tuple(curves),
+        columns=columns,
+        rows=table,
+        notes=_NOTES,
+    )

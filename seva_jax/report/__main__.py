@@ -1,0 +1,45 @@
+"""`python -m seva_jax.report`: several runs on one page."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from seva_jax.compare import compare
+from seva_jax.report.figures import write_figures
+from seva_jax.types import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """Draws loss and reward margin of several runs against pairs seen and chip-seconds.
+
+    A run writes its own page, WORKDIR/report.html, by itself.
+
+    Attributes:
+        runs: work directories, finished or still running.
+        out: the HTML page.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="WORKDIR ...")]
+    out: Path = Path("runs.html")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    options = tyro.cli(ReportOptions, args=argv)
+    try:
+        if not options.runs:
+            raise DataError("--runs needs at least one work directory")
+        print(write_figures(compare(options.runs), options.out))
+    except DataError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
