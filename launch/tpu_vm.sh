@@ -13,6 +13,7 @@ launch/tpu_vm.sh [options] -- OPTIONS OF seva_jax.train
   --project PROJECT  (default: gcloud's own, or $TPU_PROJECT)
   --version VERSION  runtime version (default by type)
   --queued           ask through a queued resource and wait for it
+  --slices N         several slices (implies --queued); the mesh axis data spans them
   --spot             cheaper, may be preempted
   --attempts N       how often to start again (default 100)
   --dry-run          print the commands, run nothing
@@ -28,10 +29,10 @@ TEXT
 die() { echo "error: $1" >&2; exit 2; }
 
 name=${TPU_NAME:-seva} type=${TPU_TYPE:-} zone=${TPU_ZONE:-} project=${TPU_PROJECT:-}
-version='' queued='' spot=() attempts=100 dry=''
+version='' queued='' slices=1 spot=() attempts=100 dry=''
 while (($#)); do
   case $1 in
-    --name | --type | --zone | --project | --version | --attempts)
+    --name | --type | --zone | --project | --version | --slices | --attempts)
       (($# > 1)) || die "$1 needs a value"
       printf -v "${1#--}" '%s' "$2"
       shift 2
@@ -46,6 +47,8 @@ while (($#)); do
 done
 [[ $type ]] || die "give --type, for example v5litepod-16"
 [[ $zone ]] || die "give --zone, for example us-west4-a"
+[[ $slices =~ ^[1-9][0-9]*$ ]] || die "--slices must be a whole number of at least 1"
+((slices == 1)) || queued=yes
 [[ $attempts =~ ^[1-9][0-9]*$ ]] || die "--attempts must be a whole number of at least 1"
 (($#)) || die "give options of seva_jax.train after --"
 if [[ ! $version ]]; then
@@ -69,16 +72,27 @@ run() {
 
 tpu() { run gcloud compute tpus "$@" "${where[@]}"; }
 
+# A queued resource may hold several slices, its nodes; a TPU VM is one.
+if ((slices > 1)); then
+  nodes=(--node-count "$slices" --node-prefix "$name")
+  each=(queued-resources)
+  all=(--node all --worker all)
+else
+  nodes=(--node-id "$name")
+  each=(tpu-vm)
+  all=(--worker all)
+fi
+
 create() {
   if [[ $queued ]]; then
-    tpu queued-resources create "$name" --node-id "$name" --accelerator-type "$type" \
+    tpu queued-resources create "$name" "${nodes[@]}" --accelerator-type "$type" \
       --runtime-version "$version" "${spot[@]}"
     until [[ $dry || $(state queued-resources 'value(state.state)') == ACTIVE ]]; do sleep 30; done
   else
     tpu tpu-vm create "$name" --accelerator-type "$type" --version "$version" "${spot[@]}"
   fi
-  tpu tpu-vm scp --recurse --worker all . "$name:seva_jax"
-  tpu tpu-vm ssh "$name" --worker all --command "cd seva_jax && pip install -q -e '.[tpu]'"
+  tpu "${each[@]}" scp --recurse "${all[@]}" . "$name:seva_jax"
+  tpu "${each[@]}" ssh "$name" "${all[@]}" --command "cd seva_jax && pip install -q -e '.[tpu]'"
 }
 
 delete() {
@@ -91,19 +105,35 @@ delete() {
 
 state() { gcloud compute tpus "$1" describe "$name" "${where[@]}" --format "$2" 2>/dev/null || true; }
 
+# READY for a TPU VM in order, ACTIVE for several slices in order.
+found() {
+  if ((slices > 1)); then
+    state queued-resources 'value(state.state)'
+  else
+    state tpu-vm 'value(state)'
+  fi
+}
+in_order() { [[ $1 == READY || $1 == ACTIVE ]]; }
+
 printf -v train ' %q' "$@"
-[[ ! $dry && $(state tpu-vm 'value(state)') == READY ]] || create
+if [[ $dry ]] || ! in_order "$(found)"; then
+  create
+fi
 for ((attempt = 1; attempt <= attempts; attempt++)); do
   # exec: the shell must not outlive a killed trainer.
-  if tpu tpu-vm ssh "$name" --worker all \
+  if tpu "${each[@]}" ssh "$name" "${all[@]}" \
     --command "cd seva_jax && exec python3 -m seva_jax.train$train"; then
     [[ $dry ]] || echo "the run is finished; $name goes on costing until it is deleted:"
-    echo "gcloud compute tpus tpu-vm delete $name ${where[*]}"
+    if [[ $queued ]]; then
+      echo "gcloud compute tpus queued-resources delete $name --force ${where[*]}"
+    else
+      echo "gcloud compute tpus tpu-vm delete $name ${where[*]}"
+    fi
     exit 0
   fi
-  found=$(state tpu-vm 'value(state)')
-  [[ $found != READY ]] || die "the run failed, and the TPU is in order; see above"
-  echo "attempt $attempt ended and $name is ${found:-gone}: making it anew"
+  now=$(found)
+  ! in_order "$now" || die "the run failed, and the TPU is in order; see above"
+  echo "attempt $attempt ended and $name is ${now:-gone}: making it anew"
   delete
   create
 done

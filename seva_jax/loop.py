@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from seva_jax.checkpoint import Checkpoints
 from seva_jax.data.pipeline import ComparisonRows, batches
+from seva_jax.memory import warn_if_too_large
 from seva_jax.models import Llava
 from seva_jax.objectives import Objective
 from seva_jax.sharding import check_batch, put_batch, replicated, row_shard, state_shardings
@@ -171,8 +172,11 @@ def fit(
     )  # fmt: skip
     for step in range(first + 1, loop.steps + 1):
         batch = jax.tree.map(lambda x: x.reshape(loop.micro_batches, -1, *x.shape[1:]), next(data))
+        batch = put_batch(loop.mesh, batch, leading=1)
+        if step == first + 1:
+            warn_if_too_large(loop.model, state, frozen, batch)
         with jax.set_mesh(loop.mesh):
-            state, metrics = step_fn(state, frozen, put_batch(loop.mesh, batch, leading=1))
+            state, metrics = step_fn(state, frozen, batch)
         waiting.append(metrics)
         bar.update()
         if step % loop.log_every == 0 or step == loop.steps:

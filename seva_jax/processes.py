@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -20,17 +20,38 @@ from seva_jax.types import DataError
 
 _GIVEN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
+_OVERLAP = (
+    "--xla_tpu_enable_async_collective_fusion=true",
+    "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true",
+    "--xla_tpu_enable_async_collective_fusion_multiple_steps=true",
+    "--xla_tpu_overlap_compute_collective_tc=true",
+    "--xla_enable_async_all_gather=true",
+    "--xla_tpu_enable_data_parallel_all_reduce_opt=true",
+    "--xla_tpu_data_parallel_opt_different_sized_ops=true",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class ProcessOptions:
-    """How processes look after each other.
+    """How processes look after each other, and how their TPUs are set up.
 
     Attributes:
         peer_timeout_s: a process without a sign of life for so many seconds counts as dead, and
             the others end with a non-zero status.
+        libtpu_flags: "overlap" hides collectives behind compute where XLA can, which helps large
+            fsdp meshes and may cost memory; compare with seva_jax.plan. They go in front of what
+            LIBTPU_INIT_ARGS holds, so that can overrule them.
     """
 
     peer_timeout_s: int = 100
+    libtpu_flags: Literal["none", "overlap"] = "none"
+
+
+def set_libtpu_flags(options: ProcessOptions) -> None:
+    """Puts the preset where libtpu looks when it is loaded; before anything asks for a device."""
+    if options.libtpu_flags == "overlap":
+        own = os.environ.get("LIBTPU_INIT_ARGS", "")
+        os.environ["LIBTPU_INIT_ARGS"] = " ".join((*_OVERLAP, own)).strip()
 
 
 def join(options: ProcessOptions) -> None:
@@ -43,6 +64,7 @@ def join(options: ProcessOptions) -> None:
     Raises:
         DataError: some of the variables are missing or not numbers, or the others do not answer.
     """
+    set_libtpu_flags(options)
     found = {name: os.environ[name] for name in _GIVEN if name in os.environ}
     where: dict[str, Any] = {}
     if found:

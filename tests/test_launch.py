@@ -1,11 +1,14 @@
 """Launch scripts: they parse, quote, say what they do, and start again after a preemption."""
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 TPU = LAUNCH / "tpu_vm.sh"
@@ -39,7 +42,7 @@ def run(*arguments, **env):
     )
 
 
-@pytest.mark.parametrize("script", ["tpu_vm.sh", "slurm.sbatch"])
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "xpk.sh", "slurm.sbatch"])
 def test_scripts_parse(script):
     assert run("bash", "-n", LAUNCH / script).returncode == 0
     if shutil.which("shellcheck"):
@@ -72,8 +75,10 @@ def test_dry_run_quotes_and_runs_nothing():
     assert inner[-4:] == ["--config", "my run.py", "--workdir", "$(touch /tmp/no)"]
 
 
-@pytest.mark.parametrize("queued", [False, True])
-def test_preemptions_are_survived(tmp_path, queued):
+@pytest.mark.parametrize(
+    ("queued", "slices"), [(False, 1), (True, 1), (True, 2)], ids=["vm", "queued", "multislice"]
+)
+def test_preemptions_are_survived(tmp_path, queued, slices):
     (tmp_path / "gcloud").write_text(GCLOUD)
     (tmp_path / "gcloud").chmod(0o755)
     (tmp_path / "left").write_text("2")
@@ -86,6 +91,7 @@ def test_preemptions_are_survived(tmp_path, queued):
         "CREATED": "ACTIVE" if queued else "READY",
     }
     options = ["--type", "v6e-16", "--zone", "z", *(["--queued"] if queued else [])]
+    options += ["--slices", "2"] if slices == 2 else []
     done = run(TPU, *options, "--", "--seed", "1", **env)
     assert done.returncode == 0, done.stdout + done.stderr
     calls = (tmp_path / "log").read_text().splitlines()
@@ -94,6 +100,10 @@ def test_preemptions_are_survived(tmp_path, queued):
     assert len([c for c in calls if f"{kind} delete" in c]) == 2
     assert len([c for c in calls if "seva_jax.train --seed 1" in c]) == 3
     assert "goes on costing until it is deleted" in done.stdout
+    if slices == 2:
+        assert "--node-count 2 --node-prefix seva" in calls[1]
+        ran = [c for c in calls if "seva_jax.train" in c]
+        assert ran[0].startswith("compute tpus queued-resources ssh seva --node all --worker all")
 
 
 def test_a_failing_run_is_not_repeated(tmp_path):
@@ -139,3 +149,105 @@ def test_slurm_dry_run():
     expected = "+ srun --kill-on-bad-exit=1 python -m seva_jax.train --config my\\ run.py"
     assert done.stdout.strip() == expected
     assert run("bash", LAUNCH / "slurm.sbatch").returncode == 2
+
+
+def test_xpk():
+    options = ["--cluster", "c", "--type", "v5litepod-16", "--zone", "z", "--image", "i"]
+    done = run(
+        *(LAUNCH / "xpk.sh", *options, "--slices", "2", "--dry-run", "--", "--config", "my run.py")
+    )
+    assert done.returncode == 0, done.stderr
+    words = subprocess.run(
+        ["bash", "-c", f"set -- {done.stdout[2:].strip()}; printf '%s\\n' \"$@\""],
+        capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    assert words[:3] == ["xpk", "workload", "create"]
+    assert words[words.index("--num-slices") + 1] == "2"
+    assert words[-1] == "python3 -m seva_jax.train --config my\\ run.py"
+    for arguments, message in (
+        (options[2:], "give --cluster"),
+        (options, "give options of seva_jax.train after --"),
+        ([*options, "--slices", "two", "--", "a"], "--slices must be"),
+        ([*options, "--slots"], "unknown option --slots"),
+    ):
+        done = run(LAUNCH / "xpk.sh", *arguments)
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+
+
+def gke(*arguments, **env):
+    return run(sys.executable, LAUNCH / "gke.py", *arguments, **env)
+
+
+def test_gke_job_set():
+    done = gke(
+        *("--topology", "v5p:4x4x4", "--slices", "3", "--image", "registry/image", "--spot"),
+        *("--claim", "shared", "--context", "pool", "--dry-run", "--", "--config", "a 'b' $c.py"),
+    )
+    assert done.returncode == 0, done.stderr
+    text, command = done.stdout.rsplit("\n+ ", 1)
+    assert command.strip() == "kubectl --context pool apply --namespace default -f -"
+    found = json.loads(text)
+    assert found == yaml.safe_load(text)
+    # The fields of a JobSet, by name and type; a misspelt one would be refused by the server.
+    assert set(found) == {"apiVersion", "kind", "metadata", "spec"}
+    assert (found["apiVersion"], found["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert set(found["spec"]) == {"failurePolicy", "replicatedJobs"}
+    (replicated,) = found["spec"]["replicatedJobs"]
+    assert set(replicated) == {"name", "replicas", "template"}
+    assert replicated["replicas"] == 3
+    job = replicated["template"]["spec"]
+    assert set(job) == {"parallelism", "completions", "backoffLimit", "template"}
+    assert job["parallelism"] == job["completions"] == 16  # 64 chips, 4 a host
+    pod = job["template"]["spec"]
+    assert set(pod) == {"restartPolicy", "nodeSelector", "containers", "volumes"}
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice",
+        "cloud.google.com/gke-tpu-topology": "4x4x4",
+        "cloud.google.com/gke-spot": "true",
+    }
+    (container,) = pod["containers"]
+    assert container["command"][-2:] == ["--config", "a 'b' $c.py"]  # no shell in between
+    assert container["resources"] == {"limits": {"google.com/tpu": 4}}
+    assert container["volumeMounts"] == [{"name": "shared", "mountPath": "/mnt/shared"}]
+
+
+def test_gke_sends_it(tmp_path):
+    (tmp_path / "kubectl").write_text('#!/bin/sh\necho "$*" > "$LOG"\ncat >> "$LOG"\nexit 7\n')
+    (tmp_path / "kubectl").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log")}
+    done = gke("--topology", "v5e:2x2", "--image", "i", "--", "--seed", "1", **env)
+    assert done.returncode == 7
+    first, rest = (tmp_path / "log").read_text().split("\n", 1)
+    assert first == "apply --namespace default -f -"
+    assert json.loads(rest)["metadata"]["name"] == "seva"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image", "i", "--", "a"], "for example v5e:4x4"),
+        (["--topology", "v5e:4x4", "--", "a"], "give --image"),
+        (["--topology", "v5e:4x4", "--image", "i"], "give options of seva_jax.train after --"),
+        (["--topology", "v9:4x4", "--image", "i", "--", "a"], "for example v5e:4x4"),
+        (["--topology", "v5e:4x4", "--image", "i", "--name", "A_b", "--", "a"], "small letters"),
+        (["--topology", "v5e:4x4", "--image", "i", "--slices", "0", "--", "a"], "at least 1"),
+    ],
+)
+def test_gke_mistakes(arguments, message):
+    done = gke(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_sky_task():
+    """Fields as SkyPilot's reference names them, and scripts that parse and quote."""
+    task = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
+    known = {"name", "workdir", "resources", "envs", "file_mounts", "setup", "run"}
+    assert set(task) <= known
+    assert set(task["resources"]) <= {"infra", "accelerators", "accelerator_args", "use_spot"}
+    for script in ("setup", "run"):
+        assert run("bash", "-n", "-c", task[script]).returncode == 0
+    script = task["run"].replace("python3 -m", "printf '%s\\n'")
+    done = run("bash", "-c", script, TRAIN="--config 'my run.py'", SKYPILOT_TASK_ID="t")
+    expected = ["seva_jax.train", "--config", "my run.py", "--workdir", "/bucket/runs/t"]
+    assert done.stdout.splitlines() == expected

@@ -2,6 +2,9 @@
 
 import dataclasses
 import importlib.util
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -224,6 +227,24 @@ def test_a_slice_that_libtpu_does_not_know():
         slice_devices("v5e:3x5")
     with pytest.raises(DataError, match="the nearest is v5p:2x2x2"):
         slice_devices("v5p:3x3x1")
+
+
+@needs_libtpu
+def test_libtpu_knows_the_preset():
+    """An unknown flag ends the process as soon as libtpu is loaded."""
+    code = (
+        "from seva_jax.processes import ProcessOptions, set_libtpu_flags\n"
+        "from seva_jax.plan.chips import slice_devices\n"
+        "set_libtpu_flags(ProcessOptions(libtpu_flags='overlap'))\n"
+        "print(len(slice_devices('v5e:2x2')))"
+    )
+    for extra, expected in (("", 0), ("--xla_no_such_flag=1", 1)):
+        env = os.environ | {"LIBTPU_INIT_ARGS": extra, "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode != 0) == expected, done.stderr
+        assert expected or done.stdout.strip() == "4"
 
 
 @needs_libtpu

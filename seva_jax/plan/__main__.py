@@ -18,6 +18,7 @@ from seva_jax.experiment import Experiment
 from seva_jax.models import LLAVA_15, LlavaConfig
 from seva_jax.plan.estimate import plan
 from seva_jax.plan.table import HOW, Row, describe, table, write_csv, write_page
+from seva_jax.processes import set_libtpu_flags
 from seva_jax.sharding import MeshShape
 from seva_jax.types import DataError
 
@@ -118,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             PlanOptions, description=DESCRIPTION, args=argv, return_unknown_args=True
         )
         experiment, _ = load_experiment(DESCRIPTION, rest)
+        set_libtpu_flags(experiment.processes)
         combinations = variants(experiment, options)
         for v in combinations:
             shape = row_shape(v.config, options, 1 + len(experiment.corrupt))

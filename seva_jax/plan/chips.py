@@ -6,7 +6,6 @@ chip: bfloat16 peak, HBM, and the sum of its inter-chip links in one direction.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.util
 import math
@@ -71,15 +70,18 @@ def slice_devices(topology: str) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise DataError("planning for TPUs compiles with libtpu: pip install 'seva_jax[tpu]'")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it waits for a metadata server
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")  # no TPU is opened
     from jax.experimental import topologies
 
-    with contextlib.suppress(RuntimeError, ValueError):
+    try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except (RuntimeError, ValueError) as error:
+        said = str(error).splitlines()[0]
     chip, sides = topology.split(":")
     wanted = math.prod(map(int, sides.split("x")))
     known = _FLAT if chip in ("v5e", "v6e") else _CUBES
     nearest = min(known, key=lambda s: abs(math.log(math.prod(map(int, s.split("x"))) / wanted)))
     raise DataError(
         f"topology {topology!r}: libtpu knows no such slice; the nearest is {chip}:{nearest} "
-        f"({chip} has {', '.join(known)})"
+        f"({chip} has {', '.join(known)}). libtpu says: {said}"
     )
