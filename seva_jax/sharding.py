@@ -72,14 +72,23 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
     Raises:
         DataError: unknown name, or not one for each dim.
     """
-    if len(names) != x.ndim or not set(names) <= ACTIVATION_AXES.keys():
-        raise DataError(
-            f"an activation of shape {x.shape} has dim names {names}; "
-            f"known: {', '.join(ACTIVATION_AXES)}"
-        )
+    spec = activation_spec(*names)
+    if len(names) != x.ndim:
+        raise DataError(f"an activation of shape {x.shape} has dim names {names}")
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(ACTIVATION_AXES[n] for n in names)))
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def activation_spec(*names: str) -> PartitionSpec:
+    """Mesh axes of an activation with these dims.
+
+    Raises:
+        DataError: unknown name.
+    """
+    if not set(names) <= ACTIVATION_AXES.keys():
+        raise DataError(f"dim names {names}; known: {', '.join(ACTIVATION_AXES)}")
+    return PartitionSpec(*(ACTIVATION_AXES[n] for n in names))
 
 
 def constrain_parameter(x: jax.Array, *names: str) -> jax.Array:

@@ -11,8 +11,9 @@ from helpers_llava import random_llava, save  # noqa: E402
 
 from seva_jax.convert import load_params, read_llava_config  # noqa: E402
 from seva_jax.models import TextConfig  # noqa: E402
+from seva_jax.models.attention import attend  # noqa: E402
 from seva_jax.models.clip import VisionTower  # noqa: E402
-from seva_jax.models.layers import LayerNorm, RMSNorm, attend  # noqa: E402
+from seva_jax.models.layers import LayerNorm, RMSNorm  # noqa: E402
 from seva_jax.models.llama import DecoderLayer, rotary, rotate  # noqa: E402
 from seva_jax.models.llava import Projector  # noqa: E402
 

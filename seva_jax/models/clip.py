@@ -11,8 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from seva_jax.models.attention import plain
 from seva_jax.models.config import LlavaConfig, VisionConfig
-from seva_jax.models.layers import LayerNorm, Linear, attend
+from seva_jax.models.layers import LayerNorm, Linear
 from seva_jax.sharding import constrain
 
 
@@ -36,7 +37,7 @@ class VisionLayer(nn.Module):
         q = linear("q_proj", cfg.hidden_size, ("vision_embed", "vision_heads"))(y).reshape(heads)
         k = linear("k_proj", cfg.hidden_size, ("vision_embed", "vision_heads"))(y).reshape(heads)
         v = linear("v_proj", cfg.hidden_size, ("vision_embed", "vision_heads"))(y).reshape(heads)
-        y = attend(q, k, v, None).reshape(x_BPD.shape)
+        y = plain(q, k, v, None).reshape(x_BPD.shape)
         x = x_BPD + linear("out_proj", cfg.hidden_size, ("vision_heads", "vision_embed"))(y)
 
         y = LayerNorm(cfg.norm_eps, self.dtype, name="layer_norm2")(x)

@@ -1,4 +1,4 @@
-"""Building blocks shared by the towers: linear layers with optional adapters, norms, attention.
+"""Building blocks shared by the towers: linear layers with optional adapters, norms.
 
 Parameters carry logical dim names ("embed", "heads", ...); `seva_jax/sharding.py` alone decides
 which mesh axis each name means.
@@ -114,27 +114,3 @@ class LayerNorm(nn.Module):
             name="norm",
         )
         return norm(x.astype(jnp.float32)).astype(self.dtype)
-
-
-def attend(
-    query_BSHQ: jax.Array,
-    key_BUGQ: jax.Array,
-    value_BUGQ: jax.Array,
-    mask_BSU: jax.Array | None,
-) -> jax.Array:
-    """Scaled dot-product attention; H query heads share G key/value heads.
-
-    Args:
-        query_BSHQ: queries, S positions, H heads of width Q.
-        key_BUGQ: keys, U positions, G heads (H divisible by G).
-        value_BUGQ: values.
-        mask_BSU: True where a query may see a key; None for all. A query that may see nothing
-            returns an average of values, which callers ignore.
-
-    Returns:
-        [B, S, H, Q], in the queries' dtype; softmax in float32.
-    """
-    mask = None if mask_BSU is None else mask_BSU[:, None]
-    return jax.nn.dot_product_attention(
-        query_BSHQ, key_BUGQ, value_BUGQ, mask=mask, implementation="xla"
-    )

@@ -12,8 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from seva_jax.models.attention import Attention, attend
 from seva_jax.models.config import LoraConfig, TextConfig
-from seva_jax.models.layers import Linear, RMSNorm, attend
+from seva_jax.models.layers import Linear, RMSNorm
 from seva_jax.sharding import constrain
 
 
@@ -50,6 +51,7 @@ class DecoderLayer(nn.Module):
     config: TextConfig
     lora: LoraConfig | None
     dtype: jnp.dtype
+    attention: Attention
 
     @nn.compact
     def __call__(
@@ -93,7 +95,7 @@ class DecoderLayer(nn.Module):
             k = jax.lax.dynamic_update_slice_in_dim(cache_BUGQ[0], k, slot, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(cache_BUGQ[1], v, slot, axis=1)
             cache_BUGQ = (k, v)
-        y = attend(q, k, v, mask_BSU).reshape(*x_BSD.shape[:2], wide)
+        y = attend(q, k, v, mask_BSU, self.attention).reshape(*x_BSD.shape[:2], wide)
         y = constrain(y, "batch", "length", "heads")
         x = x_BSD + linear("o_proj", cfg.hidden_size, ("heads", "embed"))(y)
         x = constrain(x, "batch", "length", "width")
@@ -114,6 +116,7 @@ class Llama(nn.Module):
     lora: LoraConfig | None
     dtype: jnp.dtype
     remat: bool
+    attention: Attention
 
     def setup(self) -> None:
         """Declares the embedding, the scanned layers, the norm and the head."""
@@ -128,7 +131,7 @@ class Llama(nn.Module):
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=cfg.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(cfg, self.lora, self.dtype)
+        )(cfg, self.lora, self.dtype, self.attention)
         self.norm = RMSNorm(cfg.norm_eps, self.dtype)
         if not cfg.tied_head:
             init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("embed", "vocab"))

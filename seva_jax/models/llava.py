@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from seva_jax.models.attention import Attention
 from seva_jax.models.clip import VisionTower
 from seva_jax.models.config import LlavaConfig, LoraConfig
 from seva_jax.models.layers import Linear
@@ -45,19 +46,21 @@ class Llava(nn.Module):
         lora: adapters of the language model, or None.
         dtype: compute dtype; parameters keep the dtype they are stored in.
         remat: whether layers are recomputed in the backward pass.
+        attention: see `seva_jax.models.attention.attend`.
     """
 
     config: LlavaConfig
     lora: LoraConfig | None = None
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    attention: Attention = "auto"
 
     def setup(self) -> None:
         """Declares the three parts."""
         lora = self.lora if self.lora and self.lora.rank else None
         self.vision = VisionTower(self.config, self.dtype, self.remat)
         self.projector = Projector(self.config, self.dtype)
-        self.language = Llama(self.config.text, lora, self.dtype, self.remat)
+        self.language = Llama(self.config.text, lora, self.dtype, self.remat, self.attention)
 
     def features(self, pixels_NHWC: jax.Array) -> jax.Array:
         """Pre-projector patch features [N, P, vision width]; constant while the tower is frozen."""

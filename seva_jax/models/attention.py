@@ -1,0 +1,137 @@
+"""Attention: one function, `attend`, and the ways it computes the same thing.
+
+`plain` is ordinary XLA and runs everywhere. `splash` is the Pallas kernel that JAX ships for TPUs:
+it keeps no [S, U] array of scores, and skips the blocks that a mask leaves empty (the future, other
+trees, other branches).
+
+Shape suffixes: B rows, S queries, U keys, H query heads, G key and value heads, Q head width.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+from seva_jax.sharding import activation_spec
+
+Attention = Literal["auto", "plain"]
+_BLOCK = 128  # lanes of a TPU's vector unit
+_LARGEST = 512  # side of the blocks a kernel works on, at most
+
+
+def attend(
+    query_BSHQ: jax.Array,
+    key_BUGQ: jax.Array,
+    value_BUGQ: jax.Array,
+    mask_BSU: jax.Array | None,
+    kind: Attention = "auto",
+) -> jax.Array:
+    """Scaled dot-product attention; H query heads share G key/value heads.
+
+    Args:
+        query_BSHQ: queries, S positions, H heads of width Q.
+        key_BUGQ: keys, U positions, G heads (H divisible by G).
+        value_BUGQ: values.
+        mask_BSU: True where a query may see a key; None for all. A query that may see nothing
+            returns something finite, which callers ignore.
+        kind: "auto" takes `splash` where the program is compiled for a TPU, whole rows attend to
+            themselves and heads are a multiple of 128 wide; "plain" never does.
+
+    Returns:
+        [B, S, H, Q], in the queries' dtype; softmax in float32.
+    """
+    whole_rows = mask_BSU is not None and query_BSHQ.shape[1] == key_BUGQ.shape[1] > 1
+    if kind == "plain" or not whole_rows or query_BSHQ.shape[-1] % _BLOCK:
+        return plain(query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU)
+    return jax.lax.platform_dependent(
+        query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU, tpu=_splash_on_mesh, default=plain
+    )
+
+
+def plain(
+    query_BSHQ: jax.Array,
+    key_BUGQ: jax.Array,
+    value_BUGQ: jax.Array,
+    mask_BSU: jax.Array | None,
+) -> jax.Array:
+    """See `attend`."""
+    mask = None if mask_BSU is None else mask_BSU[:, None]
+    return jax.nn.dot_product_attention(
+        query_BSHQ, key_BUGQ, value_BUGQ, mask=mask, implementation="xla"
+    )
+
+
+def _splash_on_mesh(
+    query_BSHQ: jax.Array, key_BUGQ: jax.Array, value_BUGQ: jax.Array, mask_BSU: jax.Array
+) -> jax.Array:
+    """`splash` on every device for its own rows and heads."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return splash(query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU)
+    heads = activation_spec("batch", "length", "heads", "head_dim")
+    rows = activation_spec("batch", "length", "length")
+    return jax.shard_map(
+        splash, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+    )(query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU)
+
+
+def splash(
+    query_BSHQ: jax.Array,
+    key_BSGQ: jax.Array,
+    value_BSGQ: jax.Array,
+    mask_BSS: jax.Array,
+    interpret: bool = False,
+) -> jax.Array:
+    """See `attend`; rows attend to themselves.
+
+    Args:
+        query_BSHQ: queries.
+        key_BSGQ: keys.
+        value_BSGQ: values.
+        mask_BSS: every query sees at least one key.
+        interpret: run the kernel's Python on any platform, for tests.
+    """
+    length, num_heads, width = query_BSHQ.shape[1:]
+    group = num_heads // key_BSGQ.shape[2]
+    pad = -length % _BLOCK
+    if pad:
+        # Padding sees itself: a query without a key would divide by zero.
+        mask_BSS = jnp.pad(mask_BSS, ((0, 0), (0, pad), (0, pad)))
+        mask_BSS |= jnp.diag(jnp.arange(length + pad) >= length)
+    sizes = _block_sizes(length + pad)
+
+    def rows(x: jax.Array, *dims: int) -> jax.Array:
+        """[B, S, heads, Q] -> [B, *dims, S, Q]."""
+        x = jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))).swapaxes(1, 2)
+        return x.reshape(x.shape[0], *dims, length + pad, width)
+
+    def one_row(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+        kernel = splash_attention_kernel.make_splash_mqa(
+            jnp.broadcast_to(mask, (group, *mask.shape)), block_sizes=sizes,
+            head_shards=1, q_seq_shards=1, interpret=interpret,
+        )  # fmt: skip
+        # Under jit this flag is traced, and calling the kernel branches on it to name a scope.
+        kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=None)
+        return jax.vmap(kernel)(query, key, value)
+
+    num_groups = key_BSGQ.shape[2]
+    query = rows(query_BSHQ * (width**-0.5), num_groups, group).astype(query_BSHQ.dtype)
+    out = jax.vmap(one_row)(
+        query, rows(key_BSGQ, num_groups), rows(value_BSGQ, num_groups), mask_BSS
+    )
+    return out.reshape(-1, num_heads, length + pad, width).swapaxes(1, 2)[:, :length]
+
+
+@functools.cache
+def _block_sizes(length: int) -> splash_attention_kernel.BlockSizes:
+    """The largest blocks, up to 512, that divide the length."""
+    side = next(n for n in range(_LARGEST, 0, -_BLOCK) if length % n == 0)
+    return splash_attention_kernel.BlockSizes(
+        block_q=side, block_kv=side, block_kv_compute=side,
+        block_q_dkv=side, block_kv_dkv=side, block_kv_dkv_compute=side,
+        block_q_dq=side, block_kv_dq=side,
+    )  # fmt: skip

@@ -1,0 +1,89 @@
+"""Every way to compute attention against the plain one, and which is chosen where."""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_step import tree_mask
+
+from seva_jax.models import attention
+from seva_jax.plan.chips import slice_devices
+from seva_jax.sharding import MeshShape, batch_sharding
+
+
+def inputs(rows, length, heads, groups, width=128, seed=0):
+    """Random queries, keys and values, and masks of random trees."""
+    rng = np.random.default_rng(seed)
+    shapes = [(rows, length, n, width) for n in (heads, groups, groups)]
+    values = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+    tree, branch = np.zeros((2, rows, length), np.int32)
+    for row in range(rows):
+        at, number, branches = 0, 0, 0
+        while at < length - 20:
+            number += 1
+            trunk = rng.integers(8, length // 2)
+            tree[row, at : at + trunk], at = number, at + trunk
+            for _ in range(rng.integers(1, 4)):
+                branches += 1
+                size = rng.integers(4, length // 4)
+                tree[row, at : at + size], branch[row, at : at + size] = number, branches
+                at += size
+    return values, tree_mask(jnp.asarray(tree), jnp.asarray(branch)), tree > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("length", "heads", "groups"), [(128, 2, 2), (200, 4, 2), (320, 2, 1)], ids=str
+)
+def test_splash_equals_plain(length, heads, groups):
+    """Values and gradients, lengths that blocks do not divide, grouped heads, packed trees."""
+    values, mask, real = inputs(2, length, heads, groups)
+    upstream = np.random.default_rng(9).normal(size=values[0].shape)
+    upstream = jnp.asarray(upstream * real[..., None, None], jnp.float32)
+
+    def loss(attend, values):
+        out = attend(*values, mask)
+        return (out * upstream).sum(), out
+
+    def splash(*arguments):
+        return attention.splash(*arguments, interpret=True)
+
+    (_, expected), gradient = jax.value_and_grad(lambda v: loss(attention.plain, v), has_aux=True)(
+        values
+    )
+    (_, found), ours = jax.value_and_grad(lambda v: loss(splash, v), has_aux=True)(values)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found * real[..., None, None], expected * real[..., None, None],
+                               atol=1e-5)  # fmt: skip
+    for a, b in zip(ours, gradient, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_on_a_cpu_it_is_plain():
+    values, mask, _ = inputs(1, 128, 2, 2)
+    text = jax.jit(attention.attend).lower(*values, mask).as_text()
+    assert "tpu_custom_call" not in text
+    np.testing.assert_array_equal(
+        jax.jit(attention.attend)(*values, mask), jax.jit(attention.plain)(*values, mask)
+    )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="compiles with libtpu")
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_on_a_tpu_it_is_splash(topology):
+    """Compiles forward and backward for rows and heads split over a mesh, unless told not to."""
+    mesh = MeshShape(fsdp=2, tensor=2).make(slice_devices(topology))
+    shape = jax.ShapeDtypeStruct((4, 960, 4, 128), jnp.bfloat16, sharding=batch_sharding(mesh))
+    mask = jax.ShapeDtypeStruct((4, 960, 960), jnp.bool_, sharding=batch_sharding(mesh))
+
+    def loss(kind, q, k, v, mask):
+        return attention.attend(q, k, v, mask, kind).astype(jnp.float32).sum()
+
+    for kind, expected in (("auto", True), ("plain", False)):
+        gradient = jax.jit(jax.grad(loss, (1, 2, 3)), static_argnums=0)
+        with jax.set_mesh(mesh):
+            compiled = gradient.lower(kind, shape, shape, shape, mask).compile()
+        assert ("tpu_custom_call" in compiled.as_text()) == expected
