@@ -66,5 +66,5 @@ def get_config():
             # SeVa: the projector trains too, at the same learning rate.
             trained=("lora", "projector"),
         ),
-        compute=ComputeOptions(param_dtype="bfloat16", dtype="bfloat16", remat=True),
+        compute=ComputeOptions(param_dtype="bfloat16", dtype="bfloat16", remat="layers"),
     )

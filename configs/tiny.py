@@ -69,7 +69,7 @@ def get_config():
             save_every=50,
             log_every=5,
         ),
-        compute=ComputeOptions(param_dtype="float32", dtype="float32", remat=False),
+        compute=ComputeOptions(param_dtype="float32", dtype="float32", remat="none"),
         evals=(
             evaluation("color", False, ExactAnswer("color-balanced"), num=1000),
             evaluation("color", True, ExactAnswer("color-skewed")),

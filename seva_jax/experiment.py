@@ -10,11 +10,21 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+import jax.numpy as jnp
+
 from seva_jax.base_model import BaseModel, Checkpoint, TrainedBase
 from seva_jax.corrupt import Corruption, DiffusionNoise
 from seva_jax.data.sources import PromptSource
 from seva_jax.evals import Evaluator, ExactAnswer
-from seva_jax.models import BaseWeights, LoraConfig, require_qwix
+from seva_jax.models import (
+    Attention,
+    BaseWeights,
+    Llava,
+    LlavaConfig,
+    LoraConfig,
+    Remat,
+    require_qwix,
+)
 from seva_jax.objectives import DPO, Objective
 from seva_jax.optim import Optim
 from seva_jax.pairs import CorruptionPairs, PairBuilder
@@ -97,15 +107,25 @@ class ComputeOptions:
             is param_dtype; "int8" (8 bits) and "nf4" (4.5 bits a weight) are QLoRA's quantised
             base, for adapters; they need the extra "quant".
         dtype: compute dtype; norms, softmax, logits and log-probs are float32 always.
-        remat: recompute layers in the backward pass instead of storing their insides.
+        remat: what the backward pass computes again instead of keeping it: "none", "matmuls"
+            (keeps the results of linear layers) or "layers" (keeps a layer's input only).
+        attention: "auto" uses the platform's kernel where there is one; "plain" never does.
         head_chunk: answer positions whose logits exist at one time, for each row.
     """
 
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     base_weights: BaseWeights = "float"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    remat: bool = True
+    remat: Remat = "layers"
+    attention: Attention = "auto"
     head_chunk: int = 128
+
+
+def make_model(
+    config: LlavaConfig, compute: ComputeOptions, lora: LoraConfig | None = None
+) -> Llava:
+    """The module of a run: with adapters the policy, without them the base model."""
+    return Llava(config, lora, jnp.dtype(compute.dtype), compute.remat, compute.attention)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,8 +27,8 @@ def least_bytes(model: Llava, arguments: Any, trainable: Any, rows: int, length:
     """A lower bound of a step's memory on a device.
 
     Counted are the arguments, a gradient for everything trained, and what the backward pass needs
-    of every layer of the language model: the residual stream if layers are computed again, else
-    also the inputs of its matrix products.
+    of every layer of the language model: the residual stream, and unless layers are computed again
+    the results of its wide matrix products.
 
     Args:
         model: the module.
@@ -39,8 +39,8 @@ def least_bytes(model: Llava, arguments: Any, trainable: Any, rows: int, length:
     """
     text = model.config.text
     width = text.hidden_size
-    if not model.remat:
-        width += 2 * text.hidden_size + 2 * text.num_heads * text.head_dim + 3 * text.mlp_size
+    if model.remat != "layers":
+        width += 2 * text.num_heads * text.head_dim + 2 * text.mlp_size
     kept = text.num_layers * rows * length * width * jnp.dtype(model.dtype).itemsize
     return bytes_on_a_device(arguments) + bytes_on_a_device(trainable) + kept
 

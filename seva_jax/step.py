@@ -79,14 +79,30 @@ def tree_mask(tree_BS: jax.Array, branch_BS: jax.Array) -> jax.Array:
     return causal_SU & same_tree & visible
 
 
+def image_features(model: Llava, variables: Variables, batch: TreeBatch) -> Any:
+    """What the vision tower makes of the images of a batch, [B, I * P, vision width]."""
+    return model.apply(variables, batch.pixels_BIHWC, method="features")
+
+
 def tree_logps(
-    model: Llava, variables: Variables, batch: TreeBatch, options: StepOptions
+    model: Llava,
+    variables: Variables,
+    batch: TreeBatch,
+    options: StepOptions,
+    features_BPV: Any,
 ) -> BranchLogps:
     """Log-probs of every answer token of every branch, [B * C, K, T] in float32.
 
     One pass over the rows serves all branches: trunk and images are computed once. Logits exist
     only at answer positions, `options.head_chunk` of them at a time, and are recomputed in the
     backward pass.
+
+    Args:
+        model: the module.
+        variables: its variables.
+        batch: the rows.
+        options: how to compute.
+        features_BPV: of the images, see `image_features`.
     """
     hidden_BSD, _ = model.apply(
         variables,
@@ -94,7 +110,7 @@ def tree_logps(
         batch.positions_BS,
         tree_mask(batch.tree_BS, batch.branch_BS),
         batch.patch_BS,
-        batch.pixels_BIHWC,
+        features_BPV,
         method="hidden",
     )
     rows = batch.source_BCKT.shape[0]
@@ -125,16 +141,13 @@ def tree_logps(
 
 
 def batch_loss(
-    model: Llava,
     objective: Objective,
-    options: StepOptions,
-    variables: Variables,
-    batch: TreeBatch,
+    policy: BranchLogps,
     reference: BranchLogps | None,
+    batch: TreeBatch,
     total_weight: jax.Array,
 ) -> tuple[jax.Array, Metrics]:
     """Sum over comparisons of weight * loss / total_weight, and metrics averaged the same way."""
-    policy = tree_logps(model, variables, batch, options)
     loss_N, metrics = objective(policy, reference)
     share_N = batch.weight_BC.reshape(-1) / total_weight
 
@@ -172,14 +185,20 @@ def make_train_step(
     def loss_fn(
         trainable: dict[str, Any], frozen: Variables, batch: TreeBatch, total: jax.Array
     ) -> tuple[jax.Array, Metrics]:
+        variables = merge(frozen, trainable)
+        features_BPV = image_features(model, variables, batch)
+        policy = tree_logps(model, variables, batch, options, features_BPV)
         reference = None
         if objective.needs_reference and reference_in_step:
-            reference = jax.lax.stop_gradient(tree_logps(model, frozen, batch, options))
+            if "vision" in trainable.get("params", {}):
+                features_BPV = image_features(model, frozen, batch)
+            reference = jax.lax.stop_gradient(
+                tree_logps(model, frozen, batch, options, features_BPV)
+            )
         elif objective.needs_reference:
             shape = (-1, *batch.mask_BCKT.shape[2:])
             reference = BranchLogps(batch.ref_BCKT.reshape(shape), batch.mask_BCKT.reshape(shape))
-        variables = merge(frozen, trainable)
-        return batch_loss(model, objective, options, variables, batch, reference, total)
+        return batch_loss(objective, policy, reference, batch, total)
 
     def step(state: TrainState, frozen: Variables, batch: TreeBatch) -> tuple[TrainState, Metrics]:
         total = jnp.maximum(batch.weight_BC.sum(), jnp.finfo(jnp.float32).tiny)
@@ -208,8 +227,8 @@ def make_logps(model: Llava, options: StepOptions) -> Callable[[Variables, TreeB
     """The reference pass: (variables, batch with leaves [B, ...]) -> log-probs [B, C, K, T]."""
 
     def logps(variables: Variables, batch: TreeBatch) -> jax.Array:
-        return tree_logps(model, variables, batch, options).tokens_NKT.reshape(
-            batch.mask_BCKT.shape
-        )
+        features_BPV = image_features(model, variables, batch)
+        found = tree_logps(model, variables, batch, options, features_BPV)
+        return found.tokens_NKT.reshape(batch.mask_BCKT.shape)
 
     return logps

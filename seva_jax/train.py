@@ -31,7 +31,7 @@ from seva_jax.data.pipeline import ComparisonRows, encodable, in_order, num_step
 from seva_jax.data.sources import PromptSet
 from seva_jax.evals import EvalResult, comparison_rows, format_table
 from seva_jax.evaluate import evaluate_all, read_results
-from seva_jax.experiment import Experiment
+from seva_jax.experiment import Experiment, make_model
 from seva_jax.loop import Loop, fit
 from seva_jax.models import (
     Llava,
@@ -72,12 +72,9 @@ class Run:
         self.mesh = experiment.mesh.make()
         self.assets = experiment.base.assets()
         self.workdir = Workdir.open(experiment, siblings)
-        compute = experiment.compute
-        make = functools.partial(
-            Llava, self.assets.config, dtype=jnp.dtype(compute.dtype), remat=compute.remat
-        )
-        self.base_model = make()
-        self.model = make(lora=experiment.lora if experiment.lora.rank else None)
+        lora = experiment.lora if experiment.lora.rank else None
+        self.base_model = make_model(self.assets.config, experiment.compute)
+        self.model = make_model(self.assets.config, experiment.compute, lora)
 
     def stages(self) -> None:
         """Runs what is left to run, then prints the measured table and the report's path."""

@@ -33,41 +33,55 @@ def inputs(rows, length, heads, groups, width=128, seed=0):
     return values, tree_mask(jnp.asarray(tree), jnp.asarray(branch)), tree > 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("length", "heads", "groups"), [(128, 2, 2), (200, 4, 2), (320, 2, 1)], ids=str
-)
-def test_splash_equals_plain(length, heads, groups):
-    """Values and gradients, lengths that blocks do not divide, grouped heads, packed trees."""
+def assert_equal_plain(attend, length, heads, groups):
+    """Values and gradients at real tokens."""
     values, mask, real = inputs(2, length, heads, groups)
     upstream = np.random.default_rng(9).normal(size=values[0].shape)
     upstream = jnp.asarray(upstream * real[..., None, None], jnp.float32)
 
     def loss(attend, values):
         out = attend(*values, mask)
-        return (out * upstream).sum(), out
+        return (out * upstream).sum(), out * real[..., None, None]
 
-    def splash(*arguments):
-        return attention.splash(*arguments, interpret=True)
+    def run(attend):
+        return jax.value_and_grad(lambda v: loss(attend, v), has_aux=True)(values)
 
-    (_, expected), gradient = jax.value_and_grad(lambda v: loss(attention.plain, v), has_aux=True)(
-        values
-    )
-    (_, found), ours = jax.value_and_grad(lambda v: loss(splash, v), has_aux=True)(values)
-    assert np.isfinite(found).all()
-    np.testing.assert_allclose(found * real[..., None, None], expected * real[..., None, None],
-                               atol=1e-5)  # fmt: skip
+    (_, expected), gradient = run(attention.plain)
+    (_, found), ours = run(attend)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
     for a, b in zip(ours, gradient, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-def test_on_a_cpu_it_is_plain():
-    values, mask, _ = inputs(1, 128, 2, 2)
-    text = jax.jit(attention.attend).lower(*values, mask).as_text()
-    assert "tpu_custom_call" not in text
-    np.testing.assert_array_equal(
-        jax.jit(attention.attend)(*values, mask), jax.jit(attention.plain)(*values, mask)
-    )
+LENGTHS = [(128, 2, 2), (200, 4, 2), (320, 2, 1)]  # with query heads, key heads
+
+
+@pytest.mark.parametrize(("length", "heads", "groups"), LENGTHS, ids=str)
+def test_blocks_equal_plain(length, heads, groups):
+    """Lengths that blocks do not divide, grouped heads, packed trees."""
+    assert_equal_plain(attention.blocks, length, heads, groups)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("length", "heads", "groups"), LENGTHS, ids=str)
+def test_splash_equals_plain(length, heads, groups):
+    """The same of the TPU's kernel, its Python run here."""
+
+    def splash(*arguments):
+        return attention.splash(*arguments, interpret=True)
+
+    assert_equal_plain(splash, length, heads, groups)
+
+
+@pytest.mark.parametrize("width", [64, 128])
+def test_on_a_cpu_it_is_blocks(width):
+    values, mask, _ = inputs(1, 256, 2, 2, width)
+    found = jax.jit(attention.attend)(*values, mask)
+    np.testing.assert_array_equal(found, jax.jit(attention.blocks)(*values, mask))
+    plain = jax.jit(lambda *x: attention.attend(*x, "plain"))(*values, mask)
+    np.testing.assert_array_equal(plain, jax.jit(attention.plain)(*values, mask))
+    last = [values[0][:, -1:], *values[1:], mask[:, -1:]]  # decoding
+    np.testing.assert_array_equal(attention.attend(*last), attention.plain(*last))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="compiles with libtpu")

@@ -119,7 +119,7 @@ def test_decoder_layer(num_kv_heads, head_dim):
         position_embeddings=llama.rotary_emb(torch.tensor(x), torch.tensor(positions)),
     )
     rope = rotary(jnp.asarray(positions), head_dim, 10000.0)
-    layer = DecoderLayer(config, None, jnp.dtype("float32"))
+    layer = DecoderLayer(config, None, jnp.dtype("float32"), "plain")
     ours, _ = layer.apply({"params": params}, jnp.asarray(x), None, rope, causal, None)
     np.testing.assert_allclose(ours, expected.detach(), **TOLERANCE)
 
@@ -145,7 +145,7 @@ def test_vision_tower_and_projector(tmp_path, feature_layer, select, activation)
 
     tower = model.model.vision_tower(torch.tensor(pixels), output_hidden_states=True)
     expected = tower.hidden_states[feature_layer][:, 1 if select == "default" else 0 :]
-    tower = VisionTower(config, jnp.dtype("float32"), remat=False)
+    tower = VisionTower(config, jnp.dtype("float32"), remat="none")
     features = tower.apply({"params": params["vision"]}, pixels.transpose(0, 2, 3, 1))
     assert features.shape == (3, config.tokens_per_image, 32)
     np.testing.assert_allclose(features, expected.detach(), **TOLERANCE)

@@ -39,7 +39,7 @@ CONFIG = LlavaConfig(
 SHAPE = RowShape(length=192, comparisons=1, branches=2, answer=64, images=1)
 
 
-def experiment(trained=("lora", "projector"), remat=False, **fields):
+def experiment(trained=("lora", "projector"), remat="none", **fields):
     """A run on four rows."""
     lora = LoraConfig(rank=32 if "lora" in trained else 0)
     return Experiment(
@@ -54,28 +54,27 @@ def mesh(*sizes):
     return MeshShape(*sizes).make(jax.devices()[: int(np.prod(sizes))])
 
 
-# Not adapters alone with remat: in one layer, whose input then needs no gradient, XLA drops most of
-# what is computed again.
+# Not adapters alone: the only layer's input then needs no gradient, and XLA drops part of the work.
 @pytest.mark.parametrize(
     ("trained", "remat"),
     [
-        (("lora",), False),
-        (("lora", "projector"), False),
-        (("lora", "projector"), True),
-        (("language", "projector"), False),
-        (("language", "projector"), True),
-        (("language", "vision"), False),
-        (("language", "vision"), True),
+        (("lora", "projector"), "none"),
+        (("lora", "projector"), "layers"),
+        (("lora", "projector"), "matmuls"),
+        (("language", "projector"), "none"),
+        (("language", "projector"), "layers"),
+        (("language", "vision"), "none"),
+        (("language", "vision"), "layers"),
     ],
 )
 def test_operations_agree_with_xla(trained, remat):
-    """Within 4 %: XLA also counts norms, softmax, the optimiser, and may drop a repetition."""
+    """Within 2 %: XLA also counts norms, softmax and the optimiser."""
     e = experiment(trained, remat)
     compiled = lower_step(e, CONFIG, mesh(1, 1, 1), SHAPE).compile()
     analysis = compiled.cost_analysis()
     found = (analysis[0] if isinstance(analysis, list) else analysis)["flops"]
     expected = 4 * hardware_flops(forward(CONFIG, e.lora, SHAPE), trained, remat)
-    assert abs(found / expected - 1) < 0.04, (found / expected, trained, remat)
+    assert abs(found / expected - 1) < 0.02, (found / expected, trained, remat)
 
 
 def test_planned_memory_is_what_arrays_take():

@@ -203,7 +203,7 @@ def answers(workdir):
 
 def test_memory_by_the_compiler():
     """What the compiled program says its weights take is the number of bytes they have."""
-    model = Llava(CONFIG, dtype=jnp.dtype("bfloat16"), remat=False)
+    model = Llava(CONFIG, dtype=jnp.dtype("bfloat16"))
     shapes = abstract_params(model)
     num = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     kernels = [shapes["language"]["layers"][name]["kernel"] for name in KERNELS]

@@ -9,6 +9,7 @@ import tyro
 from seva_jax.bench.evidence import EvidenceStudy, run_study
 from seva_jax.bench.load import LoadBench, run_load
 from seva_jax.bench.quant import QuantBench, run_quant
+from seva_jax.bench.step import StepBench, run_step
 from seva_jax.processes import use_compile_cache
 from seva_jax.types import DataError
 
@@ -16,13 +17,15 @@ from seva_jax.types import DataError
 def main() -> None:
     """The command line."""
     chosen = tyro.extras.subcommand_cli_from_dict(
-        {"evidence": EvidenceStudy, "load": LoadBench, "quant": QuantBench}
+        {"evidence": EvidenceStudy, "load": LoadBench, "quant": QuantBench, "step": StepBench}
     )
     try:
         if isinstance(chosen, LoadBench):
             run_load(chosen)
         elif isinstance(chosen, QuantBench):
             run_quant(chosen)
+        elif isinstance(chosen, StepBench):
+            run_step(chosen)
         else:
             use_compile_cache()
             run_study(chosen)

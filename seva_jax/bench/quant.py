@@ -40,7 +40,7 @@ def run_quant(bench: QuantBench) -> None:
     """Prints one line for each way to store the weights."""
     config = LLAVA_15[bench.size]
     text = dataclasses.replace(config.text, num_layers=bench.layers or config.text.num_layers)
-    model = Llava(dataclasses.replace(config, text=text), dtype=jnp.dtype("bfloat16"), remat=False)
+    model = Llava(dataclasses.replace(config, text=text), dtype=jnp.dtype("bfloat16"))
     where = f"{jax.default_backend()}, {platform.machine()}"
     device = jax.devices()[0]
     if bench.topology:

@@ -3,8 +3,10 @@
 Read next: `llava.py`, which puts the pieces together and is what everybody else calls.
 """
 
+from seva_jax.models.attention import Attention
 from seva_jax.models.config import LLAVA_15, LlavaConfig, LoraConfig, TextConfig, VisionConfig
 from seva_jax.models.init import abstract_params, abstract_variables, init_variables
+from seva_jax.models.layers import Remat
 from seva_jax.models.llava import Llava
 from seva_jax.models.quant import (
     BaseWeights,
@@ -17,10 +19,12 @@ from seva_jax.models.quant import (
 
 __all__ = [
     "LLAVA_15",
+    "Attention",
     "BaseWeights",
     "Llava",
     "LlavaConfig",
     "LoraConfig",
+    "Remat",
     "TextConfig",
     "VisionConfig",
     "abstract_params",

@@ -1,8 +1,9 @@
 """Attention: one function, `attend`, and the ways it computes the same thing.
 
-`plain` is ordinary XLA and runs everywhere. `splash` is the Pallas kernel that JAX ships for TPUs:
-it keeps no [S, U] array of scores, and skips the blocks that a mask leaves empty (the future, other
-trees, other branches).
+`plain` is ordinary XLA over the whole square of scores. `blocks` is XLA over blocks of queries,
+each with the keys up to its end: no scores of the future, and none kept for the backward pass.
+`splash` is the Pallas kernel that JAX ships for TPUs, which also skips the blocks that other trees
+and other branches leave empty.
 
 Shape suffixes: B rows, S queries, U keys, H query heads, G key and value heads, Q head width.
 """
@@ -10,7 +11,7 @@ Shape suffixes: B rows, S queries, U keys, H query heads, G key and value heads,
 from __future__ import annotations
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from seva_jax.sharding import activation_spec
 
 Attention = Literal["auto", "plain"]
-_BLOCK = 128  # lanes of a TPU's vector unit
+BLOCK = 128  # queries of a block; lanes of a TPU's vector unit
+_MASKED = -1e30  # a score that no sum of exponentials notices
 _LARGEST = 512  # side of the blocks a kernel works on, at most
 
 
@@ -37,18 +39,22 @@ def attend(
         key_BUGQ: keys, U positions, G heads (H divisible by G).
         value_BUGQ: values.
         mask_BSU: True where a query may see a key; None for all. A query that may see nothing
-            returns something finite, which callers ignore.
-        kind: "auto" takes `splash` where the program is compiled for a TPU, whole rows attend to
-            themselves and heads are a multiple of 128 wide; "plain" never does.
+            returns something finite, which callers ignore. Where S = U > 1, nobody may see a
+            later position.
+        kind: "auto" takes, where whole rows attend to themselves, `splash` if the program is
+            compiled for a TPU and heads are a multiple of 128 wide, else `blocks`; "plain" takes
+            neither.
 
     Returns:
         [B, S, H, Q], in the queries' dtype; softmax in float32.
     """
-    whole_rows = mask_BSU is not None and query_BSHQ.shape[1] == key_BUGQ.shape[1] > 1
-    if kind == "plain" or not whole_rows or query_BSHQ.shape[-1] % _BLOCK:
+    whole_rows = query_BSHQ.shape[1] == key_BUGQ.shape[1] > 1
+    if kind == "plain" or mask_BSU is None or not whole_rows:
         return plain(query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU)
+    if query_BSHQ.shape[-1] % BLOCK:
+        return blocks(query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU)
     return jax.lax.platform_dependent(
-        query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU, tpu=_splash_on_mesh, default=plain
+        query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU, tpu=_splash_on_mesh, default=blocks
     )
 
 
@@ -63,6 +69,38 @@ def plain(
     return jax.nn.dot_product_attention(
         query_BSHQ, key_BUGQ, value_BUGQ, mask=mask, implementation="xla"
     )
+
+
+def blocks(
+    query_BSHQ: jax.Array, key_BSGQ: jax.Array, value_BSGQ: jax.Array, mask_BSS: jax.Array
+) -> jax.Array:
+    """See `attend`; rows attend to themselves, and nobody to a later position."""
+    length, num_heads, width = query_BSHQ.shape[1:]
+    num_groups = key_BSGQ.shape[2]
+    key_BGSQ, value_BGSQ = key_BSGQ.swapaxes(1, 2), value_BSGQ.swapaxes(1, 2)
+    query_BGHSQ = query_BSHQ.swapaxes(1, 2).reshape(
+        -1, num_groups, num_heads // num_groups, length, width
+    )
+
+    @jax.checkpoint
+    def block(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+        score = jnp.einsum("bghsq,bguq->bghsu", query, key, preferred_element_type=jnp.float32)
+        score = jnp.where(mask[:, None, None], score * width**-0.5, _MASKED)
+        weight = jnp.exp(score - jax.lax.stop_gradient(score.max(-1, keepdims=True)))
+        total = weight.sum(-1, keepdims=True)
+        out = jnp.einsum("bghsu,bguq->bghsq", weight.astype(value.dtype), value)
+        return (out / total).astype(query.dtype)
+
+    out = [
+        block(
+            query_BGHSQ[..., start:end, :], key_BGSQ[:, :, :end], value_BGSQ[:, :, :end],
+            mask_BSS[:, start:end, :end],
+        )
+        for start in range(0, length, BLOCK)
+        for end in [min(start + BLOCK, length)]
+    ]  # fmt: skip
+    joined = jnp.concatenate(out, axis=3)
+    return joined.reshape(-1, num_heads, length, width).swapaxes(1, 2)
 
 
 def _splash_on_mesh(
@@ -97,7 +135,7 @@ def splash(
     """
     length, num_heads, width = query_BSHQ.shape[1:]
     group = num_heads // key_BSGQ.shape[2]
-    pad = -length % _BLOCK
+    pad = -length % BLOCK
     if pad:
         # Padding sees itself: a query without a key would divide by zero.
         mask_BSS = jnp.pad(mask_BSS, ((0, 0), (0, pad), (0, pad)))
@@ -116,7 +154,8 @@ def splash(
         )  # fmt: skip
         # Under jit this flag is traced, and calling the kernel branches on it to name a scope.
         kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=None)
-        return jax.vmap(kernel)(query, key, value)
+        out: Any = jax.vmap(kernel)(query, key, value)
+        return out
 
     num_groups = key_BSGQ.shape[2]
     query = rows(query_BSHQ * (width**-0.5), num_groups, group).astype(query_BSHQ.dtype)
@@ -129,7 +168,7 @@ def splash(
 @functools.cache
 def _block_sizes(length: int) -> splash_attention_kernel.BlockSizes:
     """The largest blocks, up to 512, that divide the length."""
-    side = next(n for n in range(_LARGEST, 0, -_BLOCK) if length % n == 0)
+    side = next(n for n in range(_LARGEST, 0, -BLOCK) if length % n == 0)
     return splash_attention_kernel.BlockSizes(
         block_q=side, block_kv=side, block_kv_compute=side,
         block_q_dkv=side, block_kv_dkv=side, block_kv_dkv_compute=side,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from seva_jax.models.attention import plain
 from seva_jax.models.config import LlavaConfig, VisionConfig
-from seva_jax.models.layers import LayerNorm, Linear
+from seva_jax.models.layers import LayerNorm, Linear, Remat, rematerialised
 from seva_jax.sharding import constrain
 
 
@@ -55,7 +55,7 @@ class VisionTower(nn.Module):
 
     config: LlavaConfig
     dtype: jnp.dtype
-    remat: bool
+    remat: Remat
 
     @nn.compact
     def __call__(self, pixels_NHWC: jax.Array) -> jax.Array:
@@ -85,7 +85,7 @@ class VisionTower(nn.Module):
 
         depth = self.config.tower_depth
         if depth:
-            layer = nn.remat(VisionLayer, prevent_cse=False) if self.remat else VisionLayer
+            layer = rematerialised(VisionLayer, self.remat)
             stack = nn.scan(
                 layer,
                 variable_axes={"params": 0},

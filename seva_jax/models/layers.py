@@ -6,7 +6,7 @@ which mesh axis each name means.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,21 @@ from seva_jax.models.quant import floats, is_quantised
 from seva_jax.sharding import constrain_parameter
 
 LORA = "lora"  # the variable collection of the adapters
+Remat = Literal["none", "matmuls", "layers"]
+
+
+def rematerialised(layer: type[nn.Module], remat: Remat) -> type[nn.Module]:
+    """A layer of a scan, with less to keep for the backward pass.
+
+    Args:
+        layer: the module.
+        remat: "none" keeps everything; "matmuls" keeps results of linear layers and computes
+            norms, activations and attention again; "layers" keeps only a layer's input.
+    """
+    if remat == "none":
+        return layer
+    kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return nn.remat(layer, prevent_cse=False, policy=kept if remat == "matmuls" else None)
 
 
 class Linear(nn.Module):
@@ -47,7 +62,10 @@ class Linear(nn.Module):
             nn.with_logical_partitioning(init, self.dims),
             (x.shape[-1], self.features),
         )
-        x = x.astype(self.dtype)
+        # Rows and positions as one dim: gradients of kernels sum over it, which is one matrix
+        # product, where a sum over two dims makes XLA copy both sides on a CPU.
+        leading = x.shape[:-1]
+        x = x.astype(self.dtype).reshape(-1, x.shape[-1])
         if not is_quantised(kernel):
             kernel = constrain_parameter(kernel, *self.dims)
         y = x @ floats(kernel, self.dtype)
@@ -62,9 +80,9 @@ class Linear(nn.Module):
             # Kaiming-uniform A and zero B, as peft initialises them: fresh adapters change nothing.
             a = self._adapter("a", (x.shape[-1], self.lora.rank), (self.dims[0], "rank"))
             b = self._adapter("b", (self.lora.rank, self.features), ("rank", self.dims[1]))
-            scale = self.lora.alpha / self.lora.rank
-            y = y + (x @ a.astype(self.dtype)) @ b.astype(self.dtype) * scale
-        return y
+            scale = self.lora.alpha / self.lora.rank  # where the result is narrow: it is cheapest
+            y = y + (x @ a.astype(self.dtype) * scale) @ b.astype(self.dtype)
+        return y.reshape(*leading, self.features)
 
     def _adapter(self, name: str, shape: tuple[int, int], dims: tuple[str, str]) -> Any:
         init = (

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from seva_jax.models.attention import Attention, attend
 from seva_jax.models.config import LoraConfig, TextConfig
-from seva_jax.models.layers import Linear, RMSNorm
+from seva_jax.models.layers import Linear, Remat, RMSNorm, rematerialised
 from seva_jax.sharding import constrain
 
 
@@ -115,7 +115,7 @@ class Llama(nn.Module):
     config: TextConfig
     lora: LoraConfig | None
     dtype: jnp.dtype
-    remat: bool
+    remat: Remat
     attention: Attention
 
     def setup(self) -> None:
@@ -123,7 +123,7 @@ class Llama(nn.Module):
         cfg = self.config
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
         self.embedding: Any = self.param("embedding", init, (cfg.vocab_size, cfg.hidden_size))
-        layer = nn.remat(DecoderLayer, prevent_cse=False) if self.remat else DecoderLayer
+        layer = rematerialised(DecoderLayer, self.remat)
         self.layers = nn.scan(
             layer,
             variable_axes={"params": 0, "lora": 0},

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from seva_jax.models.attention import Attention
 from seva_jax.models.clip import VisionTower
 from seva_jax.models.config import LlavaConfig, LoraConfig
-from seva_jax.models.layers import Linear
+from seva_jax.models.layers import Linear, Remat
 from seva_jax.models.llama import Cache, Llama
 from seva_jax.sharding import constrain
 
@@ -45,14 +45,14 @@ class Llava(nn.Module):
         config: sizes.
         lora: adapters of the language model, or None.
         dtype: compute dtype; parameters keep the dtype they are stored in.
-        remat: whether layers are recomputed in the backward pass.
+        remat: what the backward pass computes again, see `layers.rematerialised`.
         attention: see `seva_jax.models.attention.attend`.
     """
 
     config: LlavaConfig
     lora: LoraConfig | None = None
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
+    remat: Remat = "none"
     attention: Attention = "auto"
 
     def setup(self) -> None:
@@ -62,30 +62,36 @@ class Llava(nn.Module):
         self.projector = Projector(self.config, self.dtype)
         self.language = Llama(self.config.text, lora, self.dtype, self.remat, self.attention)
 
-    def features(self, pixels_NHWC: jax.Array) -> jax.Array:
-        """Pre-projector patch features [N, P, vision width]; constant while the tower is frozen."""
-        return self.vision(pixels_NHWC)
+    def features(self, pixels_BIHWC: jax.Array) -> jax.Array:
+        """Features of a row's images before the projector; constant while the tower is frozen.
+
+        Returns:
+            [B, I * P, vision width]; I may be 0.
+        """
+        num, images = pixels_BIHWC.shape[:2]
+        if not images:
+            return jnp.zeros((num, 0, self.config.vision.hidden_size), self.dtype)
+        features = self.vision(pixels_BIHWC.reshape(-1, *pixels_BIHWC.shape[2:]))
+        return features.reshape(num, -1, features.shape[-1])
 
     def embed(
-        self, tokens_BS: jax.Array, patch_BS: jax.Array, pixels_BIHWC: jax.Array
+        self, tokens_BS: jax.Array, patch_BS: jax.Array, features_BPV: jax.Array
     ) -> jax.Array:
         """Token embeddings with image features in place of image tokens.
 
         Args:
             tokens_BS: token ids.
             patch_BS: -1 for text, otherwise an index into the row's I * P image features.
-            pixels_BIHWC: the row's images; I may be 0.
+            features_BPV: see `features`.
 
         Returns:
             [B, S, D].
         """
         # The image token need not be in the vocabulary.
         text_BSD = self.language.embed(jnp.where(patch_BS >= 0, 0, tokens_BS))
-        num, images = pixels_BIHWC.shape[:2]
-        if not images:
+        if not features_BPV.shape[1]:
             return text_BSD
-        features = self.features(pixels_BIHWC.reshape(-1, *pixels_BIHWC.shape[2:]))
-        image_BQD = self.projector(features.reshape(num, -1, features.shape[-1]))
+        image_BQD = self.projector(features_BPV)
         index = jnp.maximum(patch_BS, 0)[..., None]
         return jnp.where(
             patch_BS[..., None] >= 0, jnp.take_along_axis(image_BQD, index, axis=1), text_BSD
@@ -97,12 +103,12 @@ class Llava(nn.Module):
         positions_BS: jax.Array,
         mask_BSU: jax.Array,
         patch_BS: jax.Array,
-        pixels_BIHWC: jax.Array,
+        features_BPV: jax.Array,
         cache: Cache | None = None,
         slot: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Final hidden states [B, S, D] of a row, and the updated cache."""
-        x_BSD = self.embed(tokens_BS, patch_BS, pixels_BIHWC)
+        x_BSD = self.embed(tokens_BS, patch_BS, features_BPV)
         return self.language(x_BSD, positions_BS, mask_BSU, cache, slot)
 
     def decode(
@@ -133,7 +139,8 @@ class Llava(nn.Module):
         pixels_BIHWC: jax.Array,
     ) -> jax.Array:
         """Logits [B, S, V] at every position; for initialisation and small inputs."""
-        hidden_BSD, _ = self.hidden(tokens_BS, positions_BS, mask_BSU, patch_BS, pixels_BIHWC)
+        features_BPV = self.features(pixels_BIHWC)
+        hidden_BSD, _ = self.hidden(tokens_BS, positions_BS, mask_BSU, patch_BS, features_BPV)
         return self.head(hidden_BSD)
 
     def empty_cache(self, num_rows: int, num_slots: int) -> Cache:

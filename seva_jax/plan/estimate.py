@@ -162,6 +162,6 @@ def _hbm_bytes(
     wide = (2 * text.num_heads + 2 * text.num_kv_heads) * text.head_dim
     weights = text.num_layers * text.hidden_size * (wide + 3 * text.mlp_size)
     width = {"float": 2, "int8": 1, "nf4": 0.56}[compute.base_weights]
-    passes = (3 if compute.remat else 2) * experiment.train.micro_batches
+    passes = (3 if compute.remat == "layers" else 2) * experiment.train.micro_batches
     moved = weights * width / mesh.shape["tensor"] * passes * (2 if mesh.shape["fsdp"] > 1 else 1)
     return moved + 2 * memory.arguments + 2 * memory.temporaries

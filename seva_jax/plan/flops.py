@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 
 from seva_jax.data.trees import RowShape
-from seva_jax.models import LlavaConfig, LoraConfig
+from seva_jax.models import LlavaConfig, LoraConfig, Remat
+from seva_jax.models.attention import BLOCK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,14 +21,16 @@ class Forward:
         tower: vision tower.
         projector: projector.
         linear: the language model's own linear layers.
+        down: of these, the last one of each layer, whose result no gradient needs.
         lora: its adapters.
-        attention: scores and sums of values, over the whole square as plain attention computes.
+        attention: scores and sums of values, by blocks of queries with the keys up to their end.
         head: logits at answer positions.
     """
 
     tower: float
     projector: float
     linear: float
+    down: float
     lora: float
     attention: float
     head: float
@@ -37,9 +40,9 @@ def forward(config: LlavaConfig, lora: LoraConfig, shape: RowShape) -> Forward:
     """Operations of a forward pass over one row of a shape."""
     v, t = config.vision, config.text
     patches = (v.image_size // v.patch_size) ** 2
-    seen = patches + 1
-    per_layer = 2 * seen * (4 * v.hidden_size**2 + 2 * v.hidden_size * v.mlp_size)
-    per_layer += 4 * seen**2 * v.hidden_size
+    places = patches + 1
+    per_layer = 2 * places * (4 * v.hidden_size**2 + 2 * v.hidden_size * v.mlp_size)
+    per_layer += 4 * places**2 * v.hidden_size
     tower = config.tower_depth * per_layer + 2 * patches * v.patch_size**2 * 3 * v.hidden_size
     tokens = config.tokens_per_image
     projector = 2 * tokens * (v.hidden_size * t.hidden_size + t.hidden_size**2)
@@ -55,13 +58,18 @@ def forward(config: LlavaConfig, lora: LoraConfig, shape: RowShape) -> Forward:
     }
     length = shape.length
     linear = 2 * length * t.num_layers * sum(i * o for i, o in sizes.values())
+    down = 2 * length * t.num_layers * t.mlp_size * t.hidden_size
     adapted = [sizes[name] for name in lora.targets] if lora.rank else []
     adapters = 2 * length * t.num_layers * lora.rank * sum(i + o for i, o in adapted)
-    attention = 4 * length**2 * wide * t.num_layers
+    seen = sum(
+        (min(start + BLOCK, length) - start) * min(start + BLOCK, length)
+        for start in range(0, length, BLOCK)
+    )
+    attention = 4 * seen * wide * t.num_layers
     answers = shape.comparisons * shape.branches * shape.answer
     head = 2 * answers * t.hidden_size * t.vocab_size
     return Forward(
-        shape.images * tower, shape.images * projector, linear, adapters, attention, head
+        shape.images * tower, shape.images * projector, linear, down, adapters, attention, head
     )
 
 
@@ -81,8 +89,14 @@ def model_flops(once: Forward, trained: tuple[str, ...]) -> float:
     return tower + projector + language + head
 
 
-def hardware_flops(once: Forward, trained: tuple[str, ...], remat: bool) -> float:
-    """What the step computes: with `remat`, layers run forward once more; so does the head."""
-    again = once.linear + once.lora + once.attention if remat else 0.0
-    again += once.tower if remat and "vision" in trained else 0.0
-    return model_flops(once, trained) + again + once.head
+def hardware_flops(once: Forward, trained: tuple[str, ...], remat: Remat) -> float:
+    """What the step computes: `remat` runs layers, or their attention, forward once more.
+
+    The head always runs once more, and so do the scores of attention.
+    """
+    again = once.head + once.attention
+    if remat != "none":
+        again += once.attention
+    if remat == "layers":
+        again += once.linear - once.down + once.lora + (once.tower if "vision" in trained else 0.0)
+    return model_flops(once, trained) + again

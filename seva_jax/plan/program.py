@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from seva_jax.data.trees import RowShape, pack_row
-from seva_jax.experiment import Experiment
+from seva_jax.experiment import Experiment, make_model
 from seva_jax.loop import jit_step, state_like
 from seva_jax.models import Llava, LlavaConfig, abstract_stored, abstract_variables
 from seva_jax.rollout.run import rows_of_batch
@@ -43,7 +43,7 @@ def lower_step(
     """
     e = experiment
     adapted = e.lora if e.lora.rank else None
-    model = Llava(config, adapted, dtype=jnp.dtype(e.compute.dtype), remat=e.compute.remat)
+    model = make_model(config, e.compute, adapted)
     in_step = e.objective.needs_reference and e.train.reference == "in_step"
     frozen, parts = split_params(abstract_base(e, config, mesh), e.train.trained, in_step)
     trainable: dict[str, Any] = {
@@ -93,7 +93,7 @@ def lower_rollout(
         prompt: tokens of a prompt, image included.
     """
     e = experiment
-    model = Llava(config, dtype=jnp.dtype(e.compute.dtype), remat=e.compute.remat)
+    model = make_model(config, e.compute)
     _, rows = rows_of_batch(e.rollout.batch_size, 1 + len(e.corrupt), mesh, 1)
     side = config.vision.image_size
     sharding = batch_sharding(mesh)

@@ -100,7 +100,7 @@ def generate(
         positions_BS,
         seen_BU[:, None] & causal_SU,
         batch.patch_BS,
-        batch.pixels_BIHWC,
+        model.apply(variables, batch.pixels_BIHWC, method="features"),
         cache,
         jnp.int32(0),
         method="hidden",

@@ -1,0 +1,285 @@
+"""Time of a DPO step: tree rows against two rows a pair, and against TRL's trainer.
+
+All sides start from the same random weights and adapters and see the same batch; they run in turns,
+in one process, and each prints the losses of its first two steps, which have to agree. Timed is all
+that repeats: forward, backward and optimiser on a batch that lies on the device.
+
+- `ours, cached reference`: what `seva_jax.train` runs; the batch has the reference's log-probs.
+- `ours, reference in the step`: the same with the reference computed beside the policy.
+- `ours, two rows`: our model in the usual layout, reference in the step.
+- `TRL`: `DPOTrainer.training_step` with peft's adapters and its own defaults (reference in the
+  step, because it refuses to precompute it for images). Needs the extra "bench".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from seva_jax.convert.rewrite import write_new
+from seva_jax.data.trees import RowShape, TreeExample, pack_row, stack_rows
+from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.models import (
+    LLAVA_15,
+    Attention,
+    Llava,
+    LlavaConfig,
+    LoraConfig,
+    Remat,
+    TextConfig,
+    VisionConfig,
+    abstract_variables,
+    init_variables,
+)
+from seva_jax.objectives import DPO
+from seva_jax.sharding import is_boxed
+from seva_jax.step import (
+    StepOptions,
+    TrainState,
+    batch_loss,
+    image_features,
+    make_logps,
+    make_train_step,
+    merge,
+    tree_logps,
+)
+from seva_jax.text.tokenizer import word_tokenizer
+from seva_jax.types import BranchLogps, DataError, TreeBatch
+
+_BETA, _LR = 0.1, 1e-4
+_VISION = VisionConfig(hidden_size=256, num_layers=6, num_heads=4, mlp_size=1024)
+_SIZES = {
+    # 576 image tokens each; narrow enough for a CPU.
+    "small": LlavaConfig(
+        vision=_VISION,
+        text=TextConfig(
+            vocab_size=8192, hidden_size=512, num_layers=6, num_heads=8, num_kv_heads=8,
+            head_dim=64, mlp_size=1408,
+        ),
+        image_token_id=8000,
+    ),
+    "mid": LlavaConfig(
+        vision=dataclasses.replace(_VISION, hidden_size=512, num_heads=8, mlp_size=2048),
+        text=TextConfig(
+            hidden_size=1024, num_layers=8, num_heads=16, num_kv_heads=16, head_dim=64,
+            mlp_size=2816,
+        ),
+    ),
+    **LLAVA_15,
+}  # fmt: skip
+
+Side = Callable[[], float]  # runs a step to its end, returns the loss
+
+
+@dataclasses.dataclass(frozen=True)
+class StepBench:
+    """Time of a DPO step with adapters: ours, ours in two-row layout, TRL's.
+
+    Attributes:
+        size: architecture; "small" and "mid" are LLaVA-shaped and suit a CPU.
+        pairs: in a step.
+        question: tokens of the question with its template, beside the image's.
+        answer: tokens of each answer.
+        rank: of the adapters.
+        dtype: of compute and frozen weights.
+        remat: what our backward pass computes again.
+        attention: see `seva_jax.models.attention.attend`.
+        rounds: timed steps of each side.
+        trl: measure TRL.
+    """
+
+    size: Literal["small", "mid", "7b", "13b"] = "mid"
+    pairs: int = 2
+    question: int = 64
+    answer: int = 128
+    rank: int = 64
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Remat = "none"
+    attention: Attention = "auto"
+    rounds: int = 5
+    trl: bool = True
+
+
+def examples(bench: StepBench, config: LlavaConfig) -> list[TreeExample]:
+    """Random pairs of one image, a question and two answers of full length."""
+    rng = np.random.default_rng(0)
+    side = config.vision.image_size
+
+    def tokens(num: int) -> np.ndarray:
+        return rng.integers(10, 1000, num).astype(np.int32)
+
+    image = np.full(config.tokens_per_image, config.image_token_id, np.int32)
+    half = bench.question // 2
+    return [
+        TreeExample(
+            np.concatenate([tokens(half), image, tokens(bench.question - half)]),
+            (tokens(bench.answer), tokens(bench.answer)),
+            rng.normal(size=(1, side, side, 3)).astype(np.float32),
+        )
+        for _ in range(bench.pairs)
+    ]
+
+
+def _packed(config: LlavaConfig, trees: list[TreeExample], branches: int) -> TreeBatch:
+    answer = max(len(b) for t in trees for b in t.branches)
+    shape = RowShape(max(t.length for t in trees), 1, branches, answer, 1)
+    return stack_rows([
+        pack_row(
+            [tree], shape, image_size=config.vision.image_size, pad_id=0,
+            tokens_per_image=config.tokens_per_image, image_token_id=config.image_token_id,
+        )
+        for tree in trees
+    ])  # fmt: skip
+
+
+def _two_rows(model: Llava, options: StepOptions) -> Any:
+    """`make_train_step` for batches whose rows come in pairs, one answer each."""
+    objective, optimizer = DPO(beta=_BETA), optax.adamw(_LR)
+
+    def logps(variables: Any, batch: TreeBatch) -> BranchLogps:
+        found = tree_logps(
+            model, variables, batch, options, image_features(model, variables, batch)
+        )
+        return jax.tree.map(lambda x: x.reshape(-1, 2, x.shape[-1]), found)
+
+    def step(state: TrainState, frozen: Any, batch: TreeBatch) -> tuple[TrainState, dict]:
+        def loss_fn(trainable: Any) -> Any:
+            policy = logps(merge(frozen, trainable), batch)
+            reference = jax.lax.stop_gradient(logps(frozen, batch))
+            pairs = batch._replace(weight_BC=batch.weight_BC[::2])
+            total = pairs.weight_BC.sum()
+            return batch_loss(objective, policy, reference, pairs, total)
+
+        gradient, metrics = jax.grad(loss_fn, has_aux=True)(state.trainable)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        return TrainState(state.step + 1, trainable, opt_state), metrics
+
+    return step
+
+
+def _side(step: Any, trainable: Any, frozen: Any, batch: TreeBatch) -> Side:
+    """A side of ours, with a state of its own."""
+    batch = jax.device_put(batch)
+    own = jax.tree.map(jnp.copy, trainable)
+    state = [TrainState(jnp.int32(0), own, optax.adamw(_LR).init(own))]
+    compiled = jax.jit(step, donate_argnums=0)
+
+    def run() -> float:
+        state[0], metrics = compiled(state[0], frozen, batch)
+        return float(metrics["loss"])  # waits for the whole step
+
+    return run
+
+
+def sides(bench: StepBench, scratch: Path) -> Iterator[tuple[str, Side]]:
+    """What is measured, by name."""
+    config = _SIZES[bench.size]
+    lora = LoraConfig(rank=bench.rank, alpha=2.0 * bench.rank)
+    dtype = jnp.dtype(bench.dtype)
+    model = Llava(config, lora, dtype, bench.remat, bench.attention)
+    boxed = abstract_variables(model)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shardings = jax.tree.map(lambda _: one, boxed, is_leaf=is_boxed)
+    params = init_variables(model, "params", shardings["params"], 0)
+    adapters = init_variables(model, "lora", shardings["lora"], 1)
+    # Not zero, or every loss would be log 2.
+    adapters = jax.tree_util.tree_map_with_path(
+        lambda path, x: x if path[-1].key == "a" else 0.05 * jnp.ones_like(x).at[:, ::2].set(-1),
+        adapters,
+    )
+    trees = examples(bench, config)
+    options = StepOptions()
+    trainable = {"lora": adapters}
+    frozen = {"params": jax.tree.map(lambda x: x.astype(dtype), params)}
+    batch = _packed(config, trees, 2)
+    reference = jax.jit(make_logps(model, options))(frozen, batch)
+    in_trees = jax.tree.map(lambda x: x[None], batch)
+    cached = in_trees._replace(ref_BCKT=np.asarray(reference)[None])
+    rows = [dataclasses.replace(t, branches=(b,)) for t in trees for b in t.branches]
+
+    def tree_step(in_step: bool) -> Any:
+        return make_train_step(model, DPO(beta=_BETA), optax.adamw(_LR), options, in_step)
+
+    yield "ours, cached reference", _side(tree_step(False), trainable, frozen, cached)
+    yield "ours, reference in the step", _side(tree_step(True), trainable, frozen, in_trees)
+    yield (
+        "ours, two rows",
+        _side(_two_rows(model, options), trainable, frozen, _packed(config, rows, 1)),
+    )
+    if bench.trl:
+        from seva_jax.bench.trl_step import trl_side
+
+        words = tuple(f"w{i}" for i in range(100))
+        processing = ImageProcessing(size=config.vision.image_size)
+        whole = {"params": params}
+
+        def read(names: Any) -> list[np.ndarray]:
+            found = []
+            for name in names:
+                value: Any = whole
+                for key in name.split("/"):
+                    value = value[key]
+                found.append(np.asarray(value))
+            return found
+
+        write_new(scratch / "model", config, word_tokenizer(words), processing, read)
+        layers = jax.tree.map(np.asarray, adapters["language"]["layers"])
+        yield "TRL", trl_side(scratch / "model", trees, layers, lora, bench.dtype, _BETA, _LR)
+
+
+def run_step(bench: StepBench) -> None:
+    """Measures in turns and prints a table."""
+    if bench.pairs < 1 or bench.rounds < 1:
+        raise DataError("--pairs and --rounds must be at least 1")
+    with tempfile.TemporaryDirectory(prefix="seva_jax_step_") as scratch:
+        losses: dict[str, list[float]] = {}
+        times: dict[str, list[float]] = {}
+        running = []
+        for name, side in sides(bench, Path(scratch)):
+            losses[name] = [side(), side()]  # compilation, and what differs after an update
+            times[name] = []
+            running.append((name, side))
+        for _ in range(bench.rounds):
+            for name, side in running:
+                start = time.perf_counter()
+                side()
+                times[name].append(time.perf_counter() - start)
+    print(_head(bench))
+    slowest = statistics.median(times[running[-1][0]])
+    columns = ("median s", "fastest", "slowest", "pairs/s", "speed-up")
+    print(" " * 28 + "".join(f"{x:>10}" for x in columns) + "   losses of two steps")
+    for name, seconds in times.items():
+        middle = statistics.median(seconds)
+        shown = ", ".join(f"{x:.6f}" for x in losses[name])
+        print(
+            f"{name:<28}{middle:>10.3f}{min(seconds):>10.3f}{max(seconds):>10.3f}"
+            f"{bench.pairs / middle:>10.2f}{slowest / middle:>9.2f}x   {shown}"
+        )
+
+
+def _head(bench: StepBench) -> str:
+    packages = ["jax"] + (["trl", "transformers", "peft", "torch"] if bench.trl else [])
+    names = ", ".join(f"{name} {version(name)}" for name in packages)
+    device = jax.devices()[0]
+    kind = platform.processor() or platform.machine() if device.platform == "cpu" else ""
+    config = _SIZES[bench.size]
+    return (
+        f"DPO step, LLaVA {bench.size} ({config.text.num_layers} layers of "
+        f"{config.text.hidden_size}), {bench.pairs} pairs of {config.tokens_per_image} + "
+        f"{bench.question} + 2 x {bench.answer} tokens, LoRA r={bench.rank}, {bench.dtype}, "
+        f"remat {bench.remat}\n{device.device_kind} {kind}; Python {platform.python_version()}, "
+        f"{names}; {bench.rounds} rounds in turns"
+    )

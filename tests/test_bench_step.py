@@ -1,0 +1,45 @@
+"""The step benchmark on a small model: all sides compute the same losses."""
+
+import dataclasses
+import importlib.util
+
+import numpy as np
+import pytest
+
+from seva_jax.bench import step
+from seva_jax.models import LlavaConfig, TextConfig, VisionConfig
+from seva_jax.types import DataError
+
+TINY = LlavaConfig(
+    vision=VisionConfig(
+        image_size=28, patch_size=14, hidden_size=32, num_layers=2, num_heads=2, mlp_size=64
+    ),
+    text=TextConfig(
+        vocab_size=1024, hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=32,
+        mlp_size=96,
+    ),
+    image_token_id=1010,
+)  # fmt: skip
+BENCH = step.StepBench(size="small", question=6, answer=5, rank=4, rounds=1, trl=False)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # TRL's and what it imports
+def test_sides_agree(monkeypatch, capsys):
+    """Two steps of each; TRL's too where it is installed."""
+    monkeypatch.setitem(step._SIZES, "small", TINY)
+    has_trl = importlib.util.find_spec("trl") is not None
+    step.run_step(dataclasses.replace(BENCH, trl=has_trl))
+    shown = capsys.readouterr().out
+    names = ["ours, cached reference", "ours, reference in the step", "ours, two rows"]
+    names += ["TRL"] if has_trl else []
+    rows = [line for line in shown.splitlines() if line[:28].strip() in names]
+    assert [row[:28].strip() for row in rows] == names, shown
+    losses = np.array([[float(x) for x in row.split("x   ")[1].split(", ")] for row in rows])
+    assert np.ptp(losses[0]) > 1e-3  # an update makes a difference
+    np.testing.assert_allclose(losses, np.broadcast_to(losses[0], losses.shape), atol=2e-5)
+
+
+def test_bad_numbers():
+    with pytest.raises(DataError, match="must be at least 1"):
+        step.run_step(dataclasses.replace(BENCH, pairs=0))
