@@ -296,7 +296,8 @@ def _logits(model: Llava, params: dict[str, Any], batch: PromptBatch) -> jax.Arr
     rows, length = batch.tokens_BS.shape
     positions_BS = jnp.broadcast_to(jnp.arange(length), (rows, length))
     causal_SU = jnp.arange(length)[:, None] >= jnp.arange(length)
-    mask_BSU = causal_SU & jnp.asarray(batch.mask_BS)[:, None]
+    # Padding sees itself: kernels divide by the sum over what a query sees.
+    mask_BSU = (causal_SU & jnp.asarray(batch.mask_BS)[:, None]) | jnp.eye(length, dtype=bool)
     return model.apply(
         {"params": params},
         batch.tokens_BS,

@@ -27,7 +27,7 @@ BENCH = step.StepBench(size="small", question=6, answer=5, rank=4, rounds=1, trl
 @pytest.mark.filterwarnings("ignore")  # TRL's and what it imports
 def test_sides_agree(monkeypatch, capsys):
     """Two steps of each; TRL's too where it is installed."""
-    monkeypatch.setitem(step._SIZES, "small", TINY)
+    monkeypatch.setitem(step.SIZES, "small", TINY)
     has_trl = importlib.util.find_spec("trl") is not None
     step.run_step(dataclasses.replace(BENCH, trl=has_trl))
     shown = capsys.readouterr().out

@@ -9,6 +9,7 @@ import tyro
 from seva_jax.bench.evidence import EvidenceStudy, run_study
 from seva_jax.bench.load import LoadBench, run_load
 from seva_jax.bench.quant import QuantBench, run_quant
+from seva_jax.bench.sample import SampleBench, run_sample
 from seva_jax.bench.step import StepBench, run_step
 from seva_jax.processes import use_compile_cache
 from seva_jax.types import DataError
@@ -17,18 +18,27 @@ from seva_jax.types import DataError
 def main() -> None:
     """The command line."""
     chosen = tyro.extras.subcommand_cli_from_dict(
-        {"evidence": EvidenceStudy, "load": LoadBench, "quant": QuantBench, "step": StepBench}
+        {
+            "evidence": EvidenceStudy,
+            "load": LoadBench,
+            "quant": QuantBench,
+            "sample": SampleBench,
+            "step": StepBench,
+        }
     )
     try:
-        if isinstance(chosen, LoadBench):
-            run_load(chosen)
-        elif isinstance(chosen, QuantBench):
-            run_quant(chosen)
-        elif isinstance(chosen, StepBench):
-            run_step(chosen)
-        else:
-            use_compile_cache()
-            run_study(chosen)
+        match chosen:
+            case LoadBench():
+                run_load(chosen)
+            case QuantBench():
+                run_quant(chosen)
+            case SampleBench():
+                run_sample(chosen)
+            case StepBench():
+                run_step(chosen)
+            case EvidenceStudy():
+                use_compile_cache()
+                run_study(chosen)
     except DataError as error:
         sys.exit(f"error: {error}")
 

@@ -18,7 +18,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -60,7 +60,7 @@ from seva_jax.types import BranchLogps, DataError, TreeBatch
 
 _BETA, _LR = 0.1, 1e-4
 _VISION = VisionConfig(hidden_size=256, num_layers=6, num_heads=4, mlp_size=1024)
-_SIZES = {
+SIZES = {
     # 576 image tokens each; narrow enough for a CPU.
     "small": LlavaConfig(
         vision=_VISION,
@@ -110,6 +110,45 @@ class StepBench:
     attention: Attention = "auto"
     rounds: int = 5
     trl: bool = True
+
+
+def _on_one_device(boxed: Any) -> Any:
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda _: one, boxed, is_leaf=is_boxed)
+
+
+def random_params(model: Llava) -> Any:
+    """The "params" collection of a fresh model, float32."""
+    boxed = abstract_variables(model)["params"]
+    return init_variables(model, "params", _on_one_device(boxed), 0)
+
+
+def write_model(directory: Path, config: LlavaConfig, params: Any) -> None:
+    """Parameters as a Hugging Face directory, for the other side."""
+
+    def read(names: Sequence[str]) -> list[np.ndarray]:
+        found = []
+        for name in names:
+            value: Any = {"params": params}
+            for key in name.split("/"):
+                value = value[key]
+            found.append(np.asarray(value))
+        return found
+
+    words = tuple(f"w{i}" for i in range(100))
+    processing = ImageProcessing(size=config.vision.image_size)
+    write_new(directory, config, word_tokenizer(words), processing, read)
+
+
+def machine(packages: Sequence[str], rounds: int) -> str:
+    """Device and versions, a line."""
+    names = ", ".join(f"{name} {version(name)}" for name in ("jax", *packages))
+    device = jax.devices()[0]
+    kind = platform.processor() or platform.machine() if device.platform == "cpu" else ""
+    return (
+        f"{device.device_kind} {kind}; Python {platform.python_version()}, {names}; {rounds} "
+        "rounds in turns"
+    )
 
 
 def examples(bench: StepBench, config: LlavaConfig) -> list[TreeExample]:
@@ -186,15 +225,13 @@ def _side(step: Any, trainable: Any, frozen: Any, batch: TreeBatch) -> Side:
 
 def sides(bench: StepBench, scratch: Path) -> Iterator[tuple[str, Side]]:
     """What is measured, by name."""
-    config = _SIZES[bench.size]
+    config = SIZES[bench.size]
     lora = LoraConfig(rank=bench.rank, alpha=2.0 * bench.rank)
     dtype = jnp.dtype(bench.dtype)
     model = Llava(config, lora, dtype, bench.remat, bench.attention)
     boxed = abstract_variables(model)
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shardings = jax.tree.map(lambda _: one, boxed, is_leaf=is_boxed)
-    params = init_variables(model, "params", shardings["params"], 0)
-    adapters = init_variables(model, "lora", shardings["lora"], 1)
+    params = random_params(model)
+    adapters = init_variables(model, "lora", _on_one_device(boxed["lora"]), 1)
     # Not zero, or every loss would be log 2.
     adapters = jax.tree_util.tree_map_with_path(
         lambda path, x: x if path[-1].key == "a" else 0.05 * jnp.ones_like(x).at[:, ::2].set(-1),
@@ -222,20 +259,7 @@ def sides(bench: StepBench, scratch: Path) -> Iterator[tuple[str, Side]]:
     if bench.trl:
         from seva_jax.bench.trl_step import trl_side
 
-        words = tuple(f"w{i}" for i in range(100))
-        processing = ImageProcessing(size=config.vision.image_size)
-        whole = {"params": params}
-
-        def read(names: Any) -> list[np.ndarray]:
-            found = []
-            for name in names:
-                value: Any = whole
-                for key in name.split("/"):
-                    value = value[key]
-                found.append(np.asarray(value))
-            return found
-
-        write_new(scratch / "model", config, word_tokenizer(words), processing, read)
+        write_model(scratch / "model", config, params)
         layers = jax.tree.map(np.asarray, adapters["language"]["layers"])
         yield "TRL", trl_side(scratch / "model", trees, layers, lora, bench.dtype, _BETA, _LR)
 
@@ -271,15 +295,11 @@ def run_step(bench: StepBench) -> None:
 
 
 def _head(bench: StepBench) -> str:
-    packages = ["jax"] + (["trl", "transformers", "peft", "torch"] if bench.trl else [])
-    names = ", ".join(f"{name} {version(name)}" for name in packages)
-    device = jax.devices()[0]
-    kind = platform.processor() or platform.machine() if device.platform == "cpu" else ""
-    config = _SIZES[bench.size]
+    config = SIZES[bench.size]
     return (
         f"DPO step, LLaVA {bench.size} ({config.text.num_layers} layers of "
         f"{config.text.hidden_size}), {bench.pairs} pairs of {config.tokens_per_image} + "
         f"{bench.question} + 2 x {bench.answer} tokens, LoRA r={bench.rank}, {bench.dtype}, "
-        f"remat {bench.remat}\n{device.device_kind} {kind}; Python {platform.python_version()}, "
-        f"{names}; {bench.rounds} rounds in turns"
+        f"remat {bench.remat}\n"
+        + machine(["trl", "transformers", "peft", "torch"] if bench.trl else [], bench.rounds)
     )

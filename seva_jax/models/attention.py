@@ -58,6 +58,24 @@ def attend(
     )
 
 
+def attend_cached(
+    query_B1HQ: jax.Array, key_BGUQ: jax.Array, value_BGUQ: jax.Array, mask_B1U: jax.Array
+) -> jax.Array:
+    """Attention of one query a row to a cache, whose heads come before positions.
+
+    Returns:
+        [B, 1, H, Q]; softmax in float32.
+    """
+    rows, _, num_heads, width = query_B1HQ.shape
+    num_groups = key_BGUQ.shape[1]
+    query = query_B1HQ.reshape(rows, num_groups, num_heads // num_groups, width)
+    score = jnp.einsum("bghq,bguq->bghu", query, key_BGUQ, preferred_element_type=jnp.float32)
+    score = jnp.where(mask_B1U[:, None], score * width**-0.5, _MASKED)
+    weight = jax.nn.softmax(score, axis=-1).astype(value_BGUQ.dtype)
+    out = jnp.einsum("bghu,bguq->bghq", weight, value_BGUQ)
+    return out.reshape(rows, 1, num_heads, width).astype(query_B1HQ.dtype)
+
+
 def plain(
     query_BSHQ: jax.Array,
     key_BUGQ: jax.Array,

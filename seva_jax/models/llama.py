@@ -12,22 +12,31 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from seva_jax.models.attention import Attention, attend
+from seva_jax.models.attention import Attention, attend, attend_cached
 from seva_jax.models.config import LoraConfig, TextConfig
 from seva_jax.models.layers import Linear, Remat, RMSNorm, rematerialised
 from seva_jax.sharding import constrain
 
 
 class Cache(NamedTuple):
-    """Keys and values of all layers.
+    """Keys and values of all layers; heads before positions, as single queries read them.
 
     Attributes:
-        key_LBUGQ: rotated keys, U slots.
-        value_LBUGQ: values.
+        key_LBGUQ: rotated keys, U slots.
+        value_LBGUQ: values.
     """
 
-    key_LBUGQ: jax.Array
-    value_LBUGQ: jax.Array
+    key_LBGUQ: jax.Array
+    value_LBGUQ: jax.Array
+
+    def write(self, layer: jax.Array, slot: jax.Array, key: jax.Array, value: jax.Array) -> Cache:
+        """With keys and values [B, S, G, Q] of a layer from a slot on."""
+
+        def put(stack: jax.Array, new_BSGQ: jax.Array) -> jax.Array:
+            start = (layer, 0, 0, slot, 0)
+            return jax.lax.dynamic_update_slice(stack, new_BSGQ.swapaxes(1, 2)[None], start)
+
+        return Cache(put(self.key_LBGUQ, key), put(self.value_LBGUQ, value))
 
 
 def rotary(positions_BS: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
@@ -56,24 +65,26 @@ class DecoderLayer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x_BSD: jax.Array,
-        cache_BUGQ: tuple[jax.Array, jax.Array] | None,
+        carry: tuple[jax.Array, Cache | None],
+        layer: jax.Array,
         rope: tuple[jax.Array, jax.Array],
         mask_BSU: jax.Array,
         slot: Any,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+    ) -> tuple[tuple[jax.Array, Cache | None], None]:
         """One layer.
 
         Args:
-            x_BSD: residual stream.
-            cache_BUGQ: this layer's keys and values, or None to attend within x only.
+            carry: the residual stream x [B, S, D] and the cache of all layers, or None.
+            layer: scalar, which layer this is.
             rope: cosines and sines of the positions of x.
-            mask_BSU: True where a query may see a key (U = S without a cache).
+            mask_BSU: True where a query may see a key: of x, or for a single query after a cache,
+                of the cache.
             slot: scalar, where the keys and values of x go in the cache; None without a cache.
 
         Returns:
-            The residual stream and the updated cache.
+            The updated carry, as `nn.scan` wants it.
         """
+        x_BSD, cache = carry
         cfg = self.config
 
         def linear(name: str, features: int, dims: tuple[str, str]) -> Linear:
@@ -91,11 +102,13 @@ class DecoderLayer(nn.Module):
         k = heads(linear("k_proj", narrow, ("embed", "kv_heads"))(y), cfg.num_kv_heads)
         v = heads(linear("v_proj", narrow, ("embed", "kv_heads"))(y), cfg.num_kv_heads)
         q, k = rotate(q, *rope), rotate(k, *rope)
-        if cache_BUGQ is not None:
-            k = jax.lax.dynamic_update_slice_in_dim(cache_BUGQ[0], k, slot, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(cache_BUGQ[1], v, slot, axis=1)
-            cache_BUGQ = (k, v)
-        y = attend(q, k, v, mask_BSU, self.attention).reshape(*x_BSD.shape[:2], wide)
+        if cache is not None:
+            cache = cache.write(layer, slot, k, v)
+        if cache is not None and x_BSD.shape[1] == 1:
+            y = attend_cached(q, cache.key_LBGUQ[layer], cache.value_LBGUQ[layer], mask_BSU)
+        else:
+            y = attend(q, k, v, mask_BSU, self.attention)
+        y = y.reshape(*x_BSD.shape[:2], wide)
         y = constrain(y, "batch", "length", "heads")
         x = x_BSD + linear("o_proj", cfg.hidden_size, ("heads", "embed"))(y)
         x = constrain(x, "batch", "length", "width")
@@ -106,7 +119,7 @@ class DecoderLayer(nn.Module):
             gate * linear("up_proj", cfg.mlp_size, ("embed", "mlp"))(y), "batch", "length", "mlp"
         )
         x = x + linear("down_proj", cfg.hidden_size, ("mlp", "embed"))(y)
-        return constrain(x, "batch", "length", "width"), cache_BUGQ
+        return (constrain(x, "batch", "length", "width"), cache), None
 
 
 class Llama(nn.Module):
@@ -152,11 +165,14 @@ class Llama(nn.Module):
         cache: Cache | None = None,
         slot: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """Embeddings to final hidden states [B, S, D], and the updated cache."""
+        """Embeddings to final hidden states [B, S, D], and the updated cache.
+
+        With a cache, x is either a prompt, which starts it at slot 0, or one token a row.
+        """
         rope = rotary(positions_BS, self.config.head_dim, self.config.rope_base)
-        layers = None if cache is None else (cache.key_LBUGQ, cache.value_LBUGQ)
-        x, layers = self.layers(x_BSD, layers, rope, mask_BSU, slot)
-        return self.norm(x), None if layers is None else Cache(*layers)
+        numbers = jnp.arange(self.config.num_layers)
+        (x, cache), _ = self.layers((x_BSD, cache), numbers, rope, mask_BSU, slot)
+        return self.norm(x), cache
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] to logits [..., V] in float32."""

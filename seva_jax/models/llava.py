@@ -146,7 +146,7 @@ class Llava(nn.Module):
     def empty_cache(self, num_rows: int, num_slots: int) -> Cache:
         """A zero cache of `num_slots` positions for `num_rows` rows."""
         cfg = self.config.text
-        shape = (cfg.num_layers, num_rows, num_slots, cfg.num_kv_heads, cfg.head_dim)
-        names = ("layers", "batch", "length", "heads", "head_dim")
+        shape = (cfg.num_layers, num_rows, cfg.num_kv_heads, num_slots, cfg.head_dim)
+        names = ("layers", "batch", "heads", "length", "head_dim")
         empty = constrain(jnp.zeros(shape, self.dtype), *names)
         return Cache(empty, empty)

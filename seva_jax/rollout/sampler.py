@@ -92,13 +92,15 @@ def generate(
     slots_U = jnp.arange(width + num_new)
     seen_BU = jnp.pad(batch.mask_BS, ((0, 0), (0, num_new)))
     positions_BS = jnp.maximum(jnp.cumsum(batch.mask_BS, axis=1) - 1, 0)
-    causal_SU = slots_U[None] <= slots_U[:width, None]
+    causal_SS = slots_U[:width] <= slots_U[:width, None]
+    # Padding sees itself: kernels divide by the sum over what a query sees.
+    mask_BSS = (batch.mask_BS[:, None] & causal_SS) | jnp.eye(width, dtype=bool)
     cache = model.empty_cache(rows, width + num_new)
     hidden_BSD, cache = model.apply(
         variables,
         batch.tokens_BS,
         positions_BS,
-        seen_BU[:, None] & causal_SU,
+        mask_BSS,
         batch.patch_BS,
         model.apply(variables, batch.pixels_BIHWC, method="features"),
         cache,

@@ -1,0 +1,133 @@
+"""Time of answering prompts: our sampler against `transformers.generate`.
+
+Both sides have the same random weights, prompts and images, answer greedily in one batch without
+stopping early, and run in turns in one process. Answers have to agree token for token up to where
+two tokens are so close that rounding decides; the share that agrees is printed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seva_jax.bench.step import SIZES, machine, random_params, write_model
+from seva_jax.models import Llava
+from seva_jax.rollout.sampler import PromptBatch, Sampling, generate
+from seva_jax.types import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleBench:
+    """Time of greedy answers: our sampler, `transformers.generate`.
+
+    Attributes:
+        size: architecture; "small" and "mid" are LLaVA-shaped and suit a CPU.
+        rows: answered together.
+        question: tokens of the question with its template, beside the image's.
+        answer: new tokens of each row.
+        dtype: of weights and compute.
+        rounds: timed batches of each side.
+        hf: measure transformers.
+    """
+
+    size: Literal["small", "mid", "7b", "13b"] = "small"
+    rows: int = 8
+    question: int = 64
+    answer: int = 64
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    rounds: int = 3
+    hf: bool = True
+
+
+def run_sample(bench: SampleBench) -> None:
+    """Measures in turns and prints a table."""
+    if min(bench.rows, bench.answer, bench.rounds) < 1:
+        raise DataError("--rows, --answer and --rounds must be at least 1")
+    config, dtype = SIZES[bench.size], jnp.dtype(bench.dtype)
+    model = Llava(config, dtype=dtype)
+    params = random_params(model)
+    rng = np.random.default_rng(0)
+    side = config.vision.image_size
+    image = np.full((bench.rows, config.tokens_per_image), config.image_token_id, np.int32)
+    text = rng.integers(10, 1000, (bench.rows, bench.question)).astype(np.int32)
+    half = bench.question // 2
+    tokens = np.concatenate([text[:, :half], image, text[:, half:]], axis=1)
+    pixels = rng.normal(size=(bench.rows, 1, side, side, 3)).astype(np.float32)
+    with tempfile.TemporaryDirectory(prefix="seva_jax_sample_") as scratch:
+        sides = {"ours": _ours(bench, model, params, tokens, pixels)}
+        if bench.hf:
+            write_model(Path(scratch) / "model", config, params)
+            sides["transformers"] = _theirs(bench, Path(scratch) / "model", tokens, pixels)
+        answers = {name: run() for name, run in sides.items()}  # compiles
+        times: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(bench.rounds):
+            for name, run in sides.items():
+                start = time.perf_counter()
+                run()
+                times[name].append(time.perf_counter() - start)
+    print(
+        f"greedy answers, LLaVA {bench.size}, {bench.rows} rows of {tokens.shape[1]} + "
+        f"{bench.answer} tokens, {bench.dtype}\n"
+        + machine(["torch", "transformers"] if bench.hf else [], bench.rounds)
+    )
+    columns = ("median s", "fastest", "slowest", "tokens/s", "speed-up")
+    print(" " * 14 + "".join(f"{x:>10}" for x in columns))
+    last = statistics.median(list(times.values())[-1])
+    for name, seconds in times.items():
+        middle = statistics.median(seconds)
+        rate = bench.rows * bench.answer / middle
+        print(
+            f"{name:<14}{middle:>10.3f}{min(seconds):>10.3f}{max(seconds):>10.3f}{rate:>10.1f}"
+            f"{last / middle:>9.2f}x"
+        )
+    if bench.hf:
+        same = np.cumprod(answers["ours"] == answers["transformers"], axis=1).mean()
+        print(f"the same tokens until the first that differs: {same:.1%}")
+
+
+def _ours(
+    bench: SampleBench, model: Llava, params: Any, tokens: np.ndarray, pixels: np.ndarray
+) -> Callable[[], np.ndarray]:
+    stored = {"params": jax.tree.map(lambda x: x.astype(model.dtype), params)}
+    is_image = tokens == model.config.image_token_id
+    patch = np.where(is_image, np.cumsum(is_image, axis=1) - 1, -1).astype(np.int32)
+    batch = jax.device_put(PromptBatch(tokens, np.ones_like(is_image), patch, pixels))
+    keys = jax.random.split(jax.random.key(0), bench.rows)
+    sampling = Sampling(max_new_tokens=bench.answer)
+    return lambda: np.asarray(generate(model, stored, batch, keys, sampling, (-1,), 0))
+
+
+def _theirs(
+    bench: SampleBench, directory: Path, tokens: np.ndarray, pixels: np.ndarray
+) -> Callable[[], np.ndarray]:
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise DataError(f"{error}; pip install 'seva_jax[bench]', or give --no-hf") from None
+    dtype = getattr(torch, bench.dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model: Any = transformers.LlavaForConditionalGeneration.from_pretrained(directory, dtype=dtype)
+    model = model.to(device).eval()
+    ids = torch.tensor(tokens, dtype=torch.long, device=device)
+    images = torch.tensor(pixels[:, 0].transpose(0, 3, 1, 2), dtype=dtype, device=device)
+
+    def run() -> np.ndarray:
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=images,
+                do_sample=False, max_new_tokens=bench.answer, min_new_tokens=bench.answer,
+                eos_token_id=None, pad_token_id=0,
+            )  # fmt: skip
+        return out[:, ids.shape[1] :].cpu().numpy()
+
+    return run
