@@ -9,7 +9,7 @@ import pytest
 from test_step import tree_mask
 
 from seva_jax.models import attention
-from seva_jax.plan.chips import slice_devices
+from seva_jax.plan.chips import Topology
 from seva_jax.sharding import MeshShape, batch_sharding
 
 
@@ -89,7 +89,7 @@ def test_on_a_cpu_it_is_blocks(width):
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_on_a_tpu_it_is_splash(topology):
     """Compiles forward and backward for rows and heads split over a mesh, unless told not to."""
-    mesh = MeshShape(fsdp=2, tensor=2).make(slice_devices(topology))
+    mesh = MeshShape(fsdp=2, tensor=2).make(Topology.parse(topology).devices())
     shape = jax.ShapeDtypeStruct((4, 960, 4, 128), jnp.bfloat16, sharding=batch_sharding(mesh))
     mask = jax.ShapeDtypeStruct((4, 960, 960), jnp.bool_, sharding=batch_sharding(mesh))
 

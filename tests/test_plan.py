@@ -17,7 +17,7 @@ from seva_jax.data.trees import RowShape
 from seva_jax.experiment import ComputeOptions, Experiment, TrainOptions, check
 from seva_jax.models import LlavaConfig, LoraConfig, TextConfig, VisionConfig
 from seva_jax.plan.__main__ import PlanOptions, main, row_shape, variants
-from seva_jax.plan.chips import chip_of, slice_devices
+from seva_jax.plan.chips import Topology
 from seva_jax.plan.flops import forward, hardware_flops
 from seva_jax.plan.hlo import collective_bytes
 from seva_jax.plan.program import lower_rollout, lower_step
@@ -201,10 +201,12 @@ def test_published_config_shapes():
     check(full[3].experiment)
 
 
-@pytest.mark.parametrize("topology", ["v5e", "v5e:", "v9:2x2", "8x8", "v5e:2x"])
+@pytest.mark.parametrize(
+    "topology", ["v5e", "v5e:", "v9:2x2", "8x8", "v5e:2x", "0xv5e:2x2", "2x:2x2"]
+)
 def test_topologies_that_do_not_exist(topology):
     with pytest.raises(DataError, match="for example v5e:4x4"):
-        chip_of(topology)
+        Topology.parse(topology)
     with pytest.raises(SystemExit, match="error: topology"):
         main(["--topology", topology])
 
@@ -212,7 +214,7 @@ def test_topologies_that_do_not_exist(topology):
 def test_libtpu_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install 'seva_jax\[tpu\]'"):
-        slice_devices("v5e:2x2")
+        Topology.parse("v5e:2x2").devices()
 
 
 needs_libtpu = pytest.mark.skipif(
@@ -223,9 +225,22 @@ needs_libtpu = pytest.mark.skipif(
 @needs_libtpu
 def test_a_slice_that_libtpu_does_not_know():
     with pytest.raises(DataError, match="libtpu knows no such slice; the nearest is v5e:4x4"):
-        slice_devices("v5e:3x5")
+        Topology.parse("v5e:3x5").devices()
     with pytest.raises(DataError, match="the nearest is v5p:2x2x2"):
-        slice_devices("v5p:3x3x1")
+        Topology.parse("v5p:3x3x1").devices()
+
+
+@needs_libtpu
+def test_only_data_spans_slices():
+    """Two slices: every fsdp group lies in one of them."""
+    devices = Topology.parse("2xv5e:4x4").devices()
+    assert len(devices) == 32
+    found = MeshShape(fsdp=8, tensor=2).make(devices)
+    assert dict(found.shape) == {"data": 2, "fsdp": 8, "tensor": 2}
+    slices = [{d.slice_index for d in row.flat} for row in found.devices]
+    assert slices == [{0}, {1}]
+    with pytest.raises(DataError, match="data 1 is not a multiple of the 2 slices"):
+        MeshShape(fsdp=32).make(devices)
 
 
 @needs_libtpu
@@ -233,9 +248,9 @@ def test_libtpu_knows_the_preset():
     """An unknown flag ends the process as soon as libtpu is loaded."""
     code = (
         "from seva_jax.processes import ProcessOptions, set_libtpu_flags\n"
-        "from seva_jax.plan.chips import slice_devices\n"
+        "from seva_jax.plan.chips import Topology\n"
         "set_libtpu_flags(ProcessOptions(libtpu_flags='overlap'))\n"
-        "print(len(slice_devices('v5e:2x2')))"
+        "print(len(Topology.parse('v5e:2x2').devices()))"
     )
     for extra, expected in (("", 0), ("--xla_no_such_flag=1", 1)):
         env = os.environ | {"LIBTPU_INIT_ARGS": extra, "JAX_PLATFORMS": "cpu"}

@@ -7,6 +7,7 @@ import sys
 import tyro
 
 from seva_jax.bench.evidence import EvidenceStudy, run_study
+from seva_jax.bench.input import InputBench, run_input
 from seva_jax.bench.load import LoadBench, run_load
 from seva_jax.bench.quant import QuantBench, run_quant
 from seva_jax.bench.sample import SampleBench, run_sample
@@ -20,6 +21,7 @@ def main() -> None:
     chosen = tyro.extras.subcommand_cli_from_dict(
         {
             "evidence": EvidenceStudy,
+            "input": InputBench,
             "load": LoadBench,
             "quant": QuantBench,
             "sample": SampleBench,
@@ -28,6 +30,8 @@ def main() -> None:
     )
     try:
         match chosen:
+            case InputBench():
+                run_input(chosen)
             case LoadBench():
                 run_load(chosen)
             case QuantBench():

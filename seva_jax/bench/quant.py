@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from seva_jax.models import LLAVA_15, Llava, abstract_stored, abstract_variables
-from seva_jax.plan.chips import slice_devices
+from seva_jax.plan.chips import Topology
 from seva_jax.sharding import is_boxed, placed
 
 _KINDS = ("float32", "bfloat16", "int8", "nf4")
@@ -44,7 +44,7 @@ def run_quant(bench: QuantBench) -> None:
     where = f"{jax.default_backend()}, {platform.machine()}"
     device = jax.devices()[0]
     if bench.topology:
-        device = slice_devices(bench.topology)[0]
+        device = Topology.parse(bench.topology).devices()[0]
         where = f"{device.device_kind}, ahead of time"
     print(f"LLaVA-1.5-{bench.size}, {text.num_layers} layers; {where}; jax {jax.__version__}")
     print(f"{'stored as':<10}{'weights, GiB':>14}{'of bfloat16':>13}{'temporaries, GiB':>18}")

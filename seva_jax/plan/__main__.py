@@ -35,7 +35,8 @@ class PlanOptions:
     """What to plan for.
 
     Attributes:
-        topology: slices, CHIP:SHAPE, as v5e:4x4 (16 chips), v5p:2x2x2 (8), v6e:16x16 (256).
+        topology: slices, CHIP:SHAPE, as v5e:4x4 (16 chips), v5p:2x2x2 (8), v6e:16x16 (256); two
+            slices are 2xv5e:16x16.
         fsdp: sizes of the mesh axis fsdp to try; none takes --mesh.fsdp.
         tensor: sizes of the mesh axis tensor to try; none takes --mesh.tensor.
         batch: batch sizes to try, pairs; none takes --train.batch-size.

@@ -45,43 +45,70 @@ _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
 
 
-def chip_of(topology: str) -> Chip:
-    """The chip of a topology name like "v5e:8x8".
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Slices of one kind.
 
-    Raises:
-        DataError: not such a name, or a chip that is not in the table.
+    Attributes:
+        num_slices: how many; their network is slower than that between chips.
+        kind: name of the chip, a key of `CHIPS`.
+        shape: chips along each side, "8x8".
     """
-    found = re.fullmatch(r"(\w+):(\d+x\d+(x\d+)?)", topology)
-    if not found or found[1] not in CHIPS:
+
+    num_slices: int
+    kind: str
+    shape: str
+
+    @classmethod
+    def parse(cls, name: str) -> Topology:
+        """From a name like "v5e:8x8", or "2xv5e:8x8" for two slices.
+
+        Raises:
+            DataError: not such a name, or a chip that is not in the table.
+        """
+        found = re.fullmatch(r"(?:([1-9]\d*)x)?([a-z]\w*):(\d+x\d+(?:x\d+)?)", name)
+        if not found or found[2] not in CHIPS:
+            raise DataError(
+                f"topology {name!r}: expected CHIP:SHAPE with a chip of {', '.join(CHIPS)}, for "
+                "example v5e:4x4 (16 chips), v5p:2x2x2 (8 chips), v6e:16x16 (256 chips), "
+                "2xv5e:16x16 (two slices)"
+            )
+        return cls(int(found[1] or 1), found[2], found[3])
+
+    @property
+    def chip(self) -> Chip:
+        """The hardware."""
+        return CHIPS[self.kind]
+
+    def devices(self) -> list[Any]:
+        """Descriptions of the devices, to compile for.
+
+        Raises:
+            DataError: libtpu is missing, or it knows no such slice.
+        """
+        if importlib.util.find_spec("libtpu") is None:
+            raise DataError("planning for TPUs compiles with libtpu: pip install 'seva_jax[tpu]'")
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it waits for a metadata server
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")  # no TPU is opened
+        from jax.experimental import topologies
+
+        try:
+            found = topologies.get_topology_desc(
+                platform="tpu",
+                topology_name=f"{self.kind}:{self.shape}",
+                num_slices=self.num_slices,
+            )
+            return list(found.devices)
+        except (RuntimeError, ValueError) as error:
+            said = str(error).splitlines()[0]
+        wanted = _num_chips(self.shape)
+        known = _FLAT if self.kind in ("v5e", "v6e") else _CUBES
+        nearest = min(known, key=lambda shape: abs(math.log(_num_chips(shape) / wanted)))
         raise DataError(
-            f"topology {topology!r}: expected CHIP:SHAPE with a chip of {', '.join(CHIPS)}, for "
-            "example v5e:4x4 (16 chips), v5p:2x2x2 (8 chips), v6e:16x16 (256 chips)"
+            f"topology {self.kind}:{self.shape}: libtpu knows no such slice; the nearest is "
+            f"{self.kind}:{nearest} ({self.kind} has {', '.join(known)}). libtpu says: {said}"
         )
-    return CHIPS[found[1]]
 
 
-def slice_devices(topology: str) -> list[Any]:
-    """Descriptions of the devices of a slice, to compile for.
-
-    Raises:
-        DataError: libtpu is missing, or it knows no such slice.
-    """
-    chip_of(topology)
-    if importlib.util.find_spec("libtpu") is None:
-        raise DataError("planning for TPUs compiles with libtpu: pip install 'seva_jax[tpu]'")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it waits for a metadata server
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")  # no TPU is opened
-    from jax.experimental import topologies
-
-    try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-    except (RuntimeError, ValueError) as error:
-        said = str(error).splitlines()[0]
-    chip, sides = topology.split(":")
-    wanted = math.prod(map(int, sides.split("x")))
-    known = _FLAT if chip in ("v5e", "v6e") else _CUBES
-    nearest = min(known, key=lambda s: abs(math.log(math.prod(map(int, s.split("x"))) / wanted)))
-    raise DataError(
-        f"topology {topology!r}: libtpu knows no such slice; the nearest is {chip}:{nearest} "
-        f"({chip} has {', '.join(known)}). libtpu says: {said}"
-    )
+def _num_chips(shape: str) -> int:
+    return math.prod(map(int, shape.split("x")))

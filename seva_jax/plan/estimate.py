@@ -10,7 +10,7 @@ import jax
 from seva_jax.data.trees import RowShape
 from seva_jax.experiment import Experiment
 from seva_jax.models import LlavaConfig
-from seva_jax.plan.chips import Chip, chip_of, slice_devices
+from seva_jax.plan.chips import Chip, Topology
 from seva_jax.plan.flops import forward, hardware_flops, model_flops
 from seva_jax.plan.hlo import collective_bytes
 from seva_jax.plan.program import lower_rollout, lower_step
@@ -96,15 +96,15 @@ def plan(
     Args:
         experiment: the run; its mesh is laid over the slice.
         config: architecture.
-        topology: the slice, "v5e:8x8".
+        topology: the slice, "v5e:8x8", or slices, "2xv5e:8x8".
         shape: sizes of a row.
         with_rollout: also prefill and decode.
 
     Raises:
         DataError: no such slice, a mesh that does not fit it, a batch that does not divide.
     """
-    chip = chip_of(topology)
-    mesh = experiment.mesh.make(slice_devices(topology))
+    slices = Topology.parse(topology)
+    chip, mesh = slices.chip, experiment.mesh.make(slices.devices())
     check_batch(mesh, experiment.train.batch_size, experiment.train.micro_batches)
     size = experiment.train.batch_size
     memory, text = _compile(lower_step(experiment, config, mesh, shape), chip)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from seva_jax.plan.chips import Topology
 from seva_jax.plan.estimate import Memory, Plan
 from seva_jax.report import Curve, FiguresData, Series, write_figures
 
@@ -22,7 +23,8 @@ HOW = (
     "Memory and collectives are read from the programs XLA compiled for the slice, the very ones "
     "the trainer runs. Operations are counted from the architecture. The time of a step is a "
     "roofline: the longest of compute, HBM and ICI at the chip's peak rates, as if the others hid "
-    "behind it; real steps take longer, often half as long again or twice."
+    "behind it, and as if the network between slices were as fast as that within; real steps take "
+    "longer, often half as long again or twice."
 )
 
 
@@ -143,7 +145,7 @@ def write_page(rows: Sequence[Row], skipped: Sequence[str], path: Path) -> None:
         lines: dict[str, list[tuple[float, float]]] = {}
         for row in rows:
             if row.plan.step.fits or not only_fitting:
-                chip = row.plan.topology.split(":")[0]
+                chip = Topology.parse(row.plan.topology).kind
                 lines.setdefault(f"{row.model}, {chip}", []).append(
                     (row.plan.num_chips, value(row))
                 )

@@ -1,0 +1,91 @@
+"""Images prepared per second on one core: ours against transformers' image processor.
+
+Both decode the same JPEG files with Pillow, pad to a square, resize and normalise; results have to
+agree. What decoding alone takes is printed too, because neither side can save it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import LlavaImageProcessorPil
+
+from seva_jax.bench.step import machine
+from seva_jax.images.load import decode_image
+from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.types import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class InputBench:
+    """Images prepared per second on one core: ours, transformers' LlavaImageProcessorPil.
+
+    Attributes:
+        height: of the images, pixels.
+        width: of the images, pixels.
+        images: different images in a round.
+        rounds: timed rounds of each side.
+    """
+
+    height: int = 480
+    width: int = 640
+    images: int = 16
+    rounds: int = 7
+
+
+def run_input(bench: InputBench) -> None:
+    """Measures in turns and prints a table."""
+    if min(bench.height, bench.width, bench.images, bench.rounds) < 1:
+        raise DataError("--height, --width, --images and --rounds must be at least 1")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    files = [_photo(bench, seed) for seed in range(bench.images)]
+    ours = ImageProcessing()
+    theirs = LlavaImageProcessorPil(
+        do_pad=True,
+        size={"shortest_edge": ours.size},
+        crop_size={"height": ours.size, "width": ours.size},
+    )
+
+    def transformers(data: bytes) -> np.ndarray:
+        found: Any = theirs(Image.open(io.BytesIO(data)).convert("RGB"), return_tensors="np")
+        return found["pixel_values"][0].transpose(1, 2, 0)
+
+    sides: dict[str, Callable[[bytes], np.ndarray]] = {
+        "ours": lambda data: ours(decode_image(data)),
+        "transformers": transformers,
+        "decoding alone": lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")),
+    }
+    apart = max(float(np.abs(sides["ours"](f) - transformers(f)).max()) for f in files)
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(bench.rounds):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            for data in files:
+                side(data)
+            times[name].append((time.perf_counter() - start) / len(files))
+    print(f"JPEG files of {bench.width} x {bench.height} to 336 x 336, one core")
+    print(machine(["transformers", "pillow"], bench.rounds))
+    print(" " * 16 + "".join(f"{x:>12}" for x in ("ms an image", "images/s", "speed-up")))
+    last = statistics.median(times["transformers"])
+    for name, seconds in times.items():
+        middle = statistics.median(seconds)
+        print(f"{name:<16}{1e3 * middle:>12.2f}{1 / middle:>12.1f}{last / middle:>11.2f}x")
+    print(f"largest difference between the two: {apart:.1e}")
+
+
+def _photo(bench: InputBench, seed: int) -> bytes:
+    """A JPEG with the smoothness of a photograph."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), np.uint8)
+    image = Image.fromarray(coarse).resize((bench.width, bench.height), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return file.getvalue()

@@ -1,0 +1,24 @@
+"""The input benchmark: both sides make the same pixels."""
+
+import os
+
+import pytest
+
+from seva_jax.bench.input import InputBench, run_input
+from seva_jax.types import DataError
+
+
+def test_the_same_pixels(capsys):
+    cores = os.sched_getaffinity(0)
+    try:
+        run_input(InputBench(height=300, width=400, images=2, rounds=1))
+    finally:
+        os.sched_setaffinity(0, cores)
+    shown = capsys.readouterr().out
+    assert "largest difference between the two: 0.0e+00" in shown
+    assert shown.count("x\n") == 3
+
+
+def test_bad_numbers():
+    with pytest.raises(DataError, match="must be at least 1"):
+        run_input(InputBench(images=0))
