@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seva_jax.bench.step import SIZES, machine, random_params, write_model
+from seva_jax.bench.step import SIZES, machine, on_device, random_params, write_model
 from seva_jax.models import Llava
 from seva_jax.rollout.sampler import PromptBatch, Sampling, generate
 from seva_jax.types import DataError
@@ -97,7 +97,7 @@ def run_sample(bench: SampleBench) -> None:
 def _ours(
     bench: SampleBench, model: Llava, params: Any, tokens: np.ndarray, pixels: np.ndarray
 ) -> Callable[[], np.ndarray]:
-    stored = {"params": jax.tree.map(lambda x: x.astype(model.dtype), params)}
+    stored = on_device(params, model.dtype)
     is_image = tokens == model.config.image_token_id
     patch = np.where(is_image, np.cumsum(is_image, axis=1) - 1, -1).astype(np.int32)
     batch = jax.device_put(PromptBatch(tokens, np.ones_like(is_image), patch, pixels))

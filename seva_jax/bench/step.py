@@ -100,7 +100,7 @@ class StepBench:
         trl: measure TRL.
     """
 
-    size: Literal["small", "mid", "7b", "13b"] = "mid"
+    size: Literal["small", "mid", "7b", "13b"] = "small"
     pairs: int = 2
     question: int = 64
     answer: int = 128
@@ -118,9 +118,14 @@ def _on_one_device(boxed: Any) -> Any:
 
 
 def random_params(model: Llava) -> Any:
-    """The "params" collection of a fresh model, float32."""
+    """The "params" collection of a fresh model, float32, in host memory."""
     boxed = abstract_variables(model)["params"]
-    return init_variables(model, "params", _on_one_device(boxed), 0)
+    return jax.device_get(init_variables(model, "params", _on_one_device(boxed), 0))
+
+
+def on_device(params: Any, dtype: Any) -> Any:
+    """Parameters as they are computed with."""
+    return {"params": jax.tree.map(lambda x: jax.device_put(x.astype(dtype)), params)}
 
 
 def write_model(directory: Path, config: LlavaConfig, params: Any) -> None:
@@ -240,7 +245,7 @@ def sides(bench: StepBench, scratch: Path) -> Iterator[tuple[str, Side]]:
     trees = examples(bench, config)
     options = StepOptions()
     trainable = {"lora": adapters}
-    frozen = {"params": jax.tree.map(lambda x: x.astype(dtype), params)}
+    frozen = on_device(params, dtype)
     batch = _packed(config, trees, 2)
     reference = jax.jit(make_logps(model, options))(frozen, batch)
     in_trees = jax.tree.map(lambda x: x[None], batch)
