@@ -264,6 +264,12 @@ def variable_shardings(mesh: jax.sharding.Mesh, boxed: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_boxed)
 
 
+def on_one_device(boxed: Any, device: Any) -> Any:
+    """Shardings that put all of a tree of boxed variables on one device."""
+    one = jax.sharding.SingleDeviceSharding(device)
+    return jax.tree.map(lambda _: one, boxed, is_leaf=is_boxed)
+
+
 def placed(boxed: Any, shardings: Any, dtype: Any = None) -> Any:
     """Boxed variables as plain `jax.ShapeDtypeStruct`s with shardings.
 

@@ -10,7 +10,6 @@ import dataclasses
 import io
 import os
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image
 from transformers import LlavaImageProcessorPil
 
-from seva_jax.bench.step import machine
+from seva_jax.bench.timing import in_turns, machine
 from seva_jax.images.load import decode_image
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.types import DataError
@@ -65,19 +64,21 @@ def run_input(bench: InputBench) -> None:
         "decoding alone": lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")),
     }
     apart = max(float(np.abs(sides["ours"](f) - transformers(f)).max()) for f in files)
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(bench.rounds):
-        for name, side in sides.items():
-            start = time.perf_counter()
+
+    def all_files(side: Callable[[bytes], np.ndarray]) -> Callable[[], None]:
+        def run() -> None:
             for data in files:
                 side(data)
-            times[name].append((time.perf_counter() - start) / len(files))
+
+        return run
+
+    times = in_turns({name: all_files(side) for name, side in sides.items()}, bench.rounds)
     print(f"JPEG files of {bench.width} x {bench.height} to 336 x 336, one core")
     print(machine(["transformers", "pillow"], bench.rounds))
     print(" " * 16 + "".join(f"{x:>12}" for x in ("ms an image", "images/s", "speed-up")))
-    last = statistics.median(times["transformers"])
+    last = statistics.median(times["transformers"]) / len(files)
     for name, seconds in times.items():
-        middle = statistics.median(seconds)
+        middle = statistics.median(seconds) / len(files)
         print(f"{name:<16}{1e3 * middle:>12.2f}{1 / middle:>12.1f}{last / middle:>11.2f}x")
     print(f"largest difference between the two: {apart:.1e}")
 

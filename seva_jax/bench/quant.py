@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from seva_jax.models import LLAVA_15, Llava, abstract_stored, abstract_variables
 from seva_jax.plan.chips import Topology
-from seva_jax.sharding import is_boxed, placed
+from seva_jax.sharding import on_one_device, placed
 
 _KINDS = ("float32", "bfloat16", "int8", "nf4")
 
@@ -66,7 +66,7 @@ def measure(model: Llava, kind: str, device: Any) -> tuple[int, int]:
     dtype = jnp.float32 if kind == "float32" else jnp.bfloat16
     stored = abstract_stored(boxed, kind if kind in ("int8", "nf4") else "float", dtype)
     sharding = jax.sharding.SingleDeviceSharding(device)
-    params = placed(stored, jax.tree.map(lambda _: sharding, stored, is_leaf=is_boxed))
+    params = placed(stored, on_one_device(stored, device))
     ids = jax.ShapeDtypeStruct((1, 64), jnp.int32, sharding=sharding)
     mask = jax.ShapeDtypeStruct((1, 64, 64), jnp.bool_, sharding=sharding)
     side = model.config.vision.image_size

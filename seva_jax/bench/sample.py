@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seva_jax.bench.step import SIZES, machine, on_device, random_params, write_model
+from seva_jax.bench.step import SIZES, on_device, random_params, write_model
+from seva_jax.bench.timing import in_turns, machine
 from seva_jax.models import Llava
 from seva_jax.rollout.sampler import PromptBatch, Sampling, generate
 from seva_jax.types import DataError
@@ -68,12 +68,7 @@ def run_sample(bench: SampleBench) -> None:
             write_model(Path(scratch) / "model", config, params)
             sides["transformers"] = _theirs(bench, Path(scratch) / "model", tokens, pixels)
         answers = {name: run() for name, run in sides.items()}  # compiles
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        for _ in range(bench.rounds):
-            for name, run in sides.items():
-                start = time.perf_counter()
-                run()
-                times[name].append(time.perf_counter() - start)
+        times = in_turns(sides, bench.rounds)
     print(
         f"greedy answers, LLaVA {bench.size}, {bench.rows} rows of {tokens.shape[1]} + "
         f"{bench.answer} tokens, {bench.dtype}\n"

@@ -14,12 +14,9 @@ that repeats: forward, backward and optimiser on a batch that lies on the device
 from __future__ import annotations
 
 import dataclasses
-import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from seva_jax.bench.timing import in_turns, machine
 from seva_jax.convert.rewrite import write_new
 from seva_jax.data.trees import RowShape, TreeExample, pack_row, stack_rows
 from seva_jax.images.preprocess import ImageProcessing
@@ -44,7 +42,7 @@ from seva_jax.models import (
     init_variables,
 )
 from seva_jax.objectives import DPO
-from seva_jax.sharding import is_boxed
+from seva_jax.sharding import on_one_device
 from seva_jax.step import (
     StepOptions,
     TrainState,
@@ -112,15 +110,12 @@ class StepBench:
     trl: bool = True
 
 
-def _on_one_device(boxed: Any) -> Any:
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda _: one, boxed, is_leaf=is_boxed)
-
-
 def random_params(model: Llava) -> Any:
     """The "params" collection of a fresh model, float32, in host memory."""
     boxed = abstract_variables(model)["params"]
-    return jax.device_get(init_variables(model, "params", _on_one_device(boxed), 0))
+    return jax.device_get(
+        init_variables(model, "params", on_one_device(boxed, jax.devices()[0]), 0)
+    )
 
 
 def on_device(params: Any, dtype: Any) -> Any:
@@ -143,17 +138,6 @@ def write_model(directory: Path, config: LlavaConfig, params: Any) -> None:
     words = tuple(f"w{i}" for i in range(100))
     processing = ImageProcessing(size=config.vision.image_size)
     write_new(directory, config, word_tokenizer(words), processing, read)
-
-
-def machine(packages: Sequence[str], rounds: int) -> str:
-    """Device and versions, a line."""
-    names = ", ".join(f"{name} {version(name)}" for name in ("jax", *packages))
-    device = jax.devices()[0]
-    kind = platform.processor() or platform.machine() if device.platform == "cpu" else ""
-    return (
-        f"{device.device_kind} {kind}; Python {platform.python_version()}, {names}; {rounds} "
-        "rounds in turns"
-    )
 
 
 def examples(bench: StepBench, config: LlavaConfig) -> list[TreeExample]:
@@ -236,7 +220,7 @@ def sides(bench: StepBench, scratch: Path) -> Iterator[tuple[str, Side]]:
     model = Llava(config, lora, dtype, bench.remat, bench.attention)
     boxed = abstract_variables(model)
     params = random_params(model)
-    adapters = init_variables(model, "lora", _on_one_device(boxed["lora"]), 1)
+    adapters = init_variables(model, "lora", on_one_device(boxed["lora"], jax.devices()[0]), 1)
     # Not zero, or every loss would be log 2.
     adapters = jax.tree_util.tree_map_with_path(
         lambda path, x: x if path[-1].key == "a" else 0.05 * jnp.ones_like(x).at[:, ::2].set(-1),
@@ -275,19 +259,13 @@ def run_step(bench: StepBench) -> None:
         raise DataError("--pairs and --rounds must be at least 1")
     with tempfile.TemporaryDirectory(prefix="seva_jax_step_") as scratch:
         losses: dict[str, list[float]] = {}
-        times: dict[str, list[float]] = {}
-        running = []
+        running: dict[str, Side] = {}
         for name, side in sides(bench, Path(scratch)):
             losses[name] = [side(), side()]  # compilation, and what differs after an update
-            times[name] = []
-            running.append((name, side))
-        for _ in range(bench.rounds):
-            for name, side in running:
-                start = time.perf_counter()
-                side()
-                times[name].append(time.perf_counter() - start)
+            running[name] = side
+        times = in_turns(running, bench.rounds)
     print(_head(bench))
-    slowest = statistics.median(times[running[-1][0]])
+    slowest = statistics.median(list(times.values())[-1])
     columns = ("median s", "fastest", "slowest", "pairs/s", "speed-up")
     print(" " * 28 + "".join(f"{x:>10}" for x in columns) + "   losses of two steps")
     for name, seconds in times.items():

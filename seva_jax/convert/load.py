@@ -40,7 +40,7 @@ from seva_jax.models import (
     is_quantised,
     quantise,
 )
-from seva_jax.sharding import is_boxed
+from seva_jax.sharding import on_one_device
 from seva_jax.types import DataError
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -110,9 +110,8 @@ def load_params(
         directory, tensors, {rows[ours]: shape for ours, shape in shapes.items()}, config
     )
     if shardings is None:
-        one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         boxed = abstract_stored(abstract_variables(model)["params"], base_weights, dtype)
-        shardings = jax.tree.map(lambda _: one_device, boxed, is_leaf=is_boxed)
+        shardings = on_one_device(boxed, jax.local_devices()[0])
 
     if config.text.tied_head and HEAD in tensors:
         _check_tied(directory, tensors[EMBEDDING], tensors[HEAD])
