@@ -159,6 +159,44 @@ def batch_loss(
     return loss, {"loss": loss} | {name: mean(value) for name, value in metrics.items()}
 
 
+def accumulate(
+    loss_fn: Callable[[Any, TreeBatch], tuple[jax.Array, Metrics]], trainable: Any, batch: TreeBatch
+) -> tuple[Any, Metrics]:
+    """Sum of the gradients and of the metrics of micro-batches.
+
+    Backward passes add to the gradients of scanned layers in place, layer by layer: there is
+    never a second set of them, as large as the weights, beside the sum.
+
+    Args:
+        loss_fn: (trainable, micro-batch) -> loss and metrics.
+        trainable: what to differentiate by.
+        batch: leaves [M, B, ...].
+    """
+    leaves, tree = jax.tree.flatten_with_path(trainable)
+    scanned, rest = {}, {}
+    for number, (path, leaf) in enumerate(leaves):
+        part = scanned if jax.tree_util.DictKey("layers") in path else rest
+        part[number] = leaf
+
+    def loss_of(scanned: Any, rest: Any, micro: TreeBatch) -> tuple[jax.Array, Metrics]:
+        whole = scanned | rest
+        return loss_fn(tree.unflatten(whole[number] for number in range(len(whole))), micro)
+
+    def add(carry: Any, micro: TreeBatch) -> tuple[Any, None]:
+        loss, backward, metrics = jax.vjp(
+            lambda scanned, rest: loss_of(scanned, rest, micro), scanned, rest, has_aux=True
+        )
+        _, gradient = backward.with_refs(sums, rest)(jnp.ones_like(loss))
+        return jax.tree.map(jnp.add, carry, (gradient, metrics)), None
+
+    sums = jax.tree.map(lambda x: jax.new_ref(jnp.zeros_like(x)), scanned)
+    like = jax.eval_shape(loss_of, scanned, rest, jax.tree.map(lambda x: x[0], batch))[1]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (rest, like))
+    (gradient, metrics), _ = jax.lax.scan(add, zeros, batch)
+    whole = jax.tree.map(jax.freeze, sums) | gradient
+    return tree.unflatten(whole[number] for number in range(len(whole))), metrics
+
+
 def make_train_step(
     model: Llava,
     objective: Objective,
@@ -202,15 +240,11 @@ def make_train_step(
 
     def step(state: TrainState, frozen: Variables, batch: TreeBatch) -> tuple[TrainState, Metrics]:
         total = jnp.maximum(batch.weight_BC.sum(), jnp.finfo(jnp.float32).tiny)
-        gradient_fn = jax.grad(loss_fn, has_aux=True)
-
-        def accumulate(carry: Any, micro: TreeBatch) -> tuple[Any, None]:
-            new = gradient_fn(state.trainable, frozen, micro, total)
-            return jax.tree.map(jnp.add, carry, new), None
-
-        first = gradient_fn(state.trainable, frozen, jax.tree.map(lambda x: x[0], batch), total)
-        rest = jax.tree.map(lambda x: x[1:], batch)
-        (gradient, metrics), _ = jax.lax.scan(accumulate, first, rest)
+        gradient, metrics = accumulate(
+            lambda trainable, micro: loss_fn(trainable, frozen, micro, total),
+            state.trainable,
+            batch,
+        )
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics |= {

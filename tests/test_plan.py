@@ -150,13 +150,23 @@ HloModule m
   %x = f32[4]{0} get-tuple-element(%p.1), index=1
   %two = u32[] constant(2)
   %next = u32[] add(%i.1, %two)
+  %k = f32[4]{0} custom-call(%x), frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="kernel"}
   %s = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%x), channel_id=1
   %d = f32[4]{0} collective-permute-done(%s)
   ROOT %t = (u32[], f32[4]{0}) tuple(%next, %d)
 }
 
+%all-reduce-scatter.1 (input: f32[8]) -> f32[2] {
+  %input = f32[8]{0} parameter(0)
+  %whole = f32[8]{0} all-reduce(%input), channel_id=5, replica_groups=[2,4]<=[8], to_apply=%add
+  ROOT %part = f32[2]{0} dynamic-slice(%whole, %i), dynamic_slice_sizes={2}
+}
+
 ENTRY %main (a: f32[4]) -> f32[4] {
   %a = f32[4]{0} parameter(0)
+  %f = f32[2]{0} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.1
   %r = f32[4]{0} all-reduce(%a), channel_id=2, replica_groups=[2,4]<=[8], to_apply=%add
   %q = bf16[2]{0} reduce-scatter(%r), channel_id=3, replica_groups={{0,1},{2,3}}, to_apply=%add
   %g = bf16[8]{0} all-gather(%q), channel_id=4, replica_groups=mesh['a'=2, 'b'=4] {'b'}
@@ -167,10 +177,12 @@ ENTRY %main (a: f32[4]) -> f32[4] {
 """
     assert collective_bytes(lines) == {
         "all-reduce": 2 * 16 * 3 / 4,
-        "reduce-scatter": 4,
+        "reduce-scatter": 4 + 32 * 3 / 4,
         "all-gather": 16 * 3 / 4 + 16 / 2,
         "collective-permute": 4 * 16,  # 0, 2, 4, 6
     }
+    with pytest.warns(UserWarning, match="how often a loop runs cannot be read"):
+        collective_bytes(lines.replace("direction=LT", "direction=NE"))
 
 
 def test_rollouts_lower():

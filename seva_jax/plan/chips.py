@@ -42,7 +42,7 @@ CHIPS = {
 
 # Shapes of slices: chips of two dimensions, and of three.
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
+_CUBES = ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,17 +92,17 @@ class Topology:
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")  # no TPU is opened
         from jax.experimental import topologies
 
+        known = _FLAT if self.kind in ("v5e", "v6e") else _CUBES
+        # Libtpu describes whole hosts; one chip is the first of the smallest.
+        shape = known[1] if self.shape == known[0] else self.shape
         try:
             found = topologies.get_topology_desc(
-                platform="tpu",
-                topology_name=f"{self.kind}:{self.shape}",
-                num_slices=self.num_slices,
+                platform="tpu", topology_name=f"{self.kind}:{shape}", num_slices=self.num_slices
             )
-            return list(found.devices)
+            return list(found.devices)[:1] if self.shape == known[0] else list(found.devices)
         except (RuntimeError, ValueError) as error:
             said = str(error).splitlines()[0]
         wanted = _num_chips(self.shape)
-        known = _FLAT if self.kind in ("v5e", "v6e") else _CUBES
         nearest = min(known, key=lambda shape: abs(math.log(_num_chips(shape) / wanted)))
         raise DataError(
             f"topology {self.kind}:{self.shape}: libtpu knows no such slice; the nearest is "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import math
 import re
+import warnings
 from collections.abc import Mapping
 
 _BYTES = {
@@ -49,10 +50,20 @@ def collective_bytes(text: str) -> dict[str, float]:
                 key = (kind, channel[1] if channel else f"{name}/{found[1]}")
                 if key not in seen:
                     seen.add(key)
-                    sent[kind] += times * _sent(kind, shape, line, operation.endswith("-start"))
+                    size = _sent(kind, shape, line, operation.endswith("-start"))
+                    if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
+                        # TPUs' reduce-scatter: a fusion written as all-reduce and slice.
+                        kind, size = "reduce-scatter", size / 2
+                    sent[kind] += times * size
             inner = times
             if operation == "while":
-                inner *= _trips(computations, line)
+                trips = _trips(computations, line)
+                if trips is None:
+                    warnings.warn(
+                        f"how often a loop runs cannot be read, what it sends counts once: {line}",
+                        stacklevel=2,
+                    )
+                inner *= trips or 1
             for called in _CALLED.findall(rest):
                 visit(called, inner)
 
@@ -69,7 +80,7 @@ def _split(text: str) -> tuple[Computations, str]:
             current = found[2]
             computations[current] = []
             entry = current if found[1] else entry
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":  # a kernel's metadata spans lines that start with "}"
             current = ""
         elif current:
             computations[current].append(line.strip())
@@ -114,23 +125,23 @@ def _sent(kind: str, shape: str, line: str, start: bool) -> float:
     return size * (group - 1) / group * (2 if kind == "all-reduce" else 1)
 
 
-def _trips(computations: Computations, line: str) -> int:
-    """How often the loop of a `while` line runs; 1 if that cannot be read."""
+def _trips(computations: Computations, line: str) -> int | None:
+    """How often the loop of a `while` line runs; None if that cannot be read."""
     known = re.search(r'known_trip_count.{0,8}"n":"(\d+)"', line)
     if known:
         return int(known[1])
     names = {k: re.search(rf"{k}=%([\w.\-]+)", line) for k in ("condition", "body")}
     if not all(names.values()):
-        return 1
+        return None
     condition, body = (_definitions(computations[found[1]]) for found in names.values() if found)
     compare = next((x for x in condition.values() if x[0] == "compare"), None)
     if compare is None or "direction=LT" not in compare[1]:
-        return 1
+        return None
     counter, limit = _operands(compare[1])[:2]
     index = re.search(r"index=(\d+)", condition.get(counter, ("", ""))[1])
     stop, root = _constant(condition, limit), body.get("ROOT")
     if index is None or stop is None or root is None or root[0] != "tuple":
-        return 1
+        return None
     step = body.get(_operands(root[1])[int(index[1])], ("", ""))
     amounts = [_constant(body, name) for name in _operands(step[1])] if step[0] == "add" else []
     amount = next((a for a in amounts if a), 1)
