@@ -111,6 +111,9 @@ class ComputeOptions:
             (keeps the results of linear layers) or "layers" (keeps a layer's input only).
         attention: "auto" uses the platform's kernel where there is one; "plain" never does.
         head_chunk: answer positions whose logits exist at one time, for each row.
+        row_shapes: at most this many shapes of batches are compiled. Short comparisons share rows
+            and batches of short ones get shorter rows, where that saves work; with 1 every
+            comparison has a row of its own, as long as the longest.
     """
 
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -119,6 +122,7 @@ class ComputeOptions:
     remat: Remat = "layers"
     attention: Attention = "auto"
     head_chunk: int = 128
+    row_shapes: int = 4
 
 
 def make_model(
@@ -216,6 +220,7 @@ def check(experiment: Experiment) -> None:
         "train.save_every": e.train.save_every,
         "train.log_every": e.train.log_every,
         "compute.head_chunk": e.compute.head_chunk,
+        "compute.row_shapes": e.compute.row_shapes,
         "processes.peer_timeout_s": e.processes.peer_timeout_s,
         "text.max_length": e.text.max_length,
     }

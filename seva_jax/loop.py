@@ -20,11 +20,19 @@ import optax
 from tqdm import tqdm
 
 from seva_jax.checkpoint import Checkpoints
-from seva_jax.data.pipeline import ComparisonRows, batches
+from seva_jax.data.pipeline import Batches, ComparisonRows, RowShapes, shuffled
 from seva_jax.memory import warn_if_too_large
 from seva_jax.models import Llava
 from seva_jax.objectives import Objective
-from seva_jax.sharding import check_batch, put_batch, replicated, row_shard, state_shardings
+from seva_jax.processes import say
+from seva_jax.sharding import (
+    check_batch,
+    put_batch,
+    replicated,
+    row_shard,
+    row_unit,
+    state_shardings,
+)
 from seva_jax.step import StepOptions, TrainState, Variables, make_train_step
 
 
@@ -42,6 +50,7 @@ class Loop:
         options: of the step.
         reference_in_step: see `make_train_step`.
         rows: the data.
+        shapes: of the rows.
         batch_size: comparisons in a step, over all processes.
         micro_batches: parts a batch is computed in.
         steps: optimiser steps.
@@ -62,6 +71,7 @@ class Loop:
     options: StepOptions
     reference_in_step: bool
     rows: ComparisonRows
+    shapes: RowShapes
     batch_size: int
     micro_batches: int
     steps: int
@@ -151,10 +161,13 @@ def fit(
     check_batch(loop.mesh, loop.batch_size, loop.micro_batches)
     state = init_state(loop.optimizer, loop.mesh, trainable)
     checkpoints = Checkpoints(loop.directory)
-    data = batches(
-        loop.rows, row_shard(loop.mesh), loop.batch_size, loop.steps, loop.epochs, loop.repeat,
-        loop.seed,
-    )  # fmt: skip
+    members = shuffled(loop.rows, loop.batch_size, loop.steps, loop.epochs, loop.repeat, loop.seed)
+    unit = row_unit(loop.mesh) * loop.micro_batches
+    batches = Batches.chosen(
+        loop.rows, members, loop.batch_size, row_shard(loop.mesh), unit, loop.shapes
+    )
+    say(f"{loop.name}: {batches.packer.describe()}")
+    data = batches.iterate()
     restored = checkpoints.restore(state)
     if restored is not None:
         state, position = restored
@@ -164,6 +177,7 @@ def fit(
         jax.tree.map(lambda x: x.sharding, state),
     )  # fmt: skip
     first = int(state.step)
+    compiled: set[tuple[int, ...]] = set()
     waiting: list[dict[str, jax.Array]] = []
     clock = time.monotonic()
     bar = tqdm(
@@ -173,7 +187,8 @@ def fit(
     for step in range(first + 1, loop.steps + 1):
         batch = jax.tree.map(lambda x: x.reshape(loop.micro_batches, -1, *x.shape[1:]), next(data))
         batch = put_batch(loop.mesh, batch, leading=1)
-        if step == first + 1:
+        if batch.tokens_BS.shape not in compiled:
+            compiled.add(batch.tokens_BS.shape)
             warn_if_too_large(loop.model, state, frozen, batch)
         with jax.set_mesh(loop.mesh):
             state, metrics = step_fn(state, frozen, batch)

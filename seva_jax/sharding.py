@@ -286,13 +286,18 @@ def placed(boxed: Any, shardings: Any, dtype: Any = None) -> Any:
     return jax.tree.map(one, boxed, shardings, is_leaf=is_boxed)
 
 
+def row_unit(mesh: jax.sharding.Mesh) -> int:
+    """Parts that the rows of a batch are split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def check_batch(mesh: jax.sharding.Mesh, batch_size: int, micro_batches: int) -> None:
     """Checks that a batch divides over micro-batches and mesh.
 
     Raises:
         DataError: it does not; names the nearest size that does.
     """
-    parts = micro_batches * mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = micro_batches * row_unit(mesh)
     if batch_size % parts:
         raise DataError(
             f"batch size {batch_size} must be a multiple of {parts} (micro-batches x data x "

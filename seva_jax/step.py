@@ -113,14 +113,11 @@ def tree_logps(
         features_BPV,
         method="hidden",
     )
-    rows = batch.source_BCKT.shape[0]
-    source_BA = batch.source_BCKT.reshape(rows, -1)
-    target_BA = batch.target_BCKT.reshape(rows, -1)
-    num = source_BA.shape[1]
+    rows, num = batch.source_BA.shape
     chunk = min(options.head_chunk, num)
     pad = -num % chunk
-    source_BA = jnp.pad(source_BA, ((0, 0), (0, pad)))
-    target_BA = jnp.pad(target_BA, ((0, 0), (0, pad)))
+    source_BA = jnp.pad(batch.source_BA, ((0, 0), (0, pad)))
+    target_BA = jnp.pad(batch.target_BA, ((0, 0), (0, pad)))
 
     @jax.checkpoint
     def chunk_logps(carry: None, indices: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
@@ -134,10 +131,12 @@ def tree_logps(
         return x_BA.reshape(rows, -1, chunk).swapaxes(0, 1)
 
     _, logps = jax.lax.scan(chunk_logps, None, (chunks(source_BA), chunks(target_BA)))
-    logps_BA = logps.swapaxes(0, 1).reshape(rows, -1)[:, :num]
+    logps_BA = logps.swapaxes(0, 1).reshape(rows, -1)
+    slots_BA = batch.slot_BCKT.reshape(rows, -1)
     shape = (-1, *batch.mask_BCKT.shape[2:])
     mask_NKT = batch.mask_BCKT.reshape(shape)
-    return BranchLogps(logps_BA.reshape(shape) * mask_NKT, mask_NKT)
+    logps_NKT = jnp.take_along_axis(logps_BA, slots_BA, axis=1).reshape(shape)
+    return BranchLogps(logps_NKT * mask_NKT, mask_NKT)
 
 
 def batch_loss(

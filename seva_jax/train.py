@@ -27,11 +27,20 @@ from seva_jax.checkpoint import checksum
 from seva_jax.cli import load_experiments, to_source
 from seva_jax.convert import load_params, tower_directory
 from seva_jax.data import store
-from seva_jax.data.pipeline import ComparisonRows, encodable, in_order, num_steps
+from seva_jax.data.pipeline import (
+    Batches,
+    ComparisonRows,
+    RowShapes,
+    encodable,
+    in_order,
+    num_steps,
+)
 from seva_jax.data.sources import PromptSet
+from seva_jax.data.trees import RowShape
 from seva_jax.evals import EvalResult, comparison_rows, format_table
 from seva_jax.evaluate import evaluate_all, read_results
 from seva_jax.experiment import Experiment, make_model
+from seva_jax.flops import forward, model_flops
 from seva_jax.loop import Loop, fit
 from seva_jax.models import (
     Llava,
@@ -46,7 +55,7 @@ from seva_jax.optim import Optim
 from seva_jax.processes import gather, join, say, use_compile_cache
 from seva_jax.results import write_run_report
 from seva_jax.rollout.run import Asker
-from seva_jax.sharding import put_batch, replicated, row_shard, variable_shardings
+from seva_jax.sharding import put_batch, replicated, row_shard, row_unit, variable_shardings
 from seva_jax.step import StepOptions, Variables, make_logps, merge, split_params
 from seva_jax.text.encode import Encoder
 from seva_jax.text.templates import Template
@@ -246,13 +255,16 @@ class Run:
         pass_fn = jax.jit(everything, out_shardings=replicated(self.mesh))
         found: dict[int, list[np.ndarray]] = {}
         with self.workdir.bar(name, len(rows), "pair") as bar:
-            for batch in in_order(rows, row_shard(self.mesh), batch_size):
+            members, unit = in_order(rows, batch_size), row_unit(self.mesh)
+            share = row_shard(self.mesh)
+            batches = Batches.chosen(rows, members, batch_size, share, unit, self._row_shapes)
+            for batch in batches.iterate():
                 with jax.set_mesh(self.mesh):
                     out = jax.device_get(pass_fn(variables, put_batch(self.mesh, batch)))
-                for logps_CKT, lengths_CK, index_C in zip(*out, strict=True):
-                    if index_C[0] >= 0:
-                        branches = zip(logps_CKT[0], lengths_CK[0].astype(int), strict=True)
-                        found[int(index_C[0])] = [x[:n] for x, n in branches if n]
+                for logps_KT, lengths_K, index in zip(*_comparisons(out), strict=True):
+                    if index >= 0:
+                        branches = zip(logps_KT, lengths_K.astype(int), strict=True)
+                        found[int(index)] = [x[:n] for x, n in branches if n]
                 bar.update(len(found) - bar.n)
         if len(found) < len(rows):
             raise DataError(f"{len(rows) - len(found)} images of pairs no longer decode; run again")
@@ -322,6 +334,16 @@ class Run:
     def _step_options(self) -> StepOptions:
         return StepOptions(head_chunk=self.experiment.compute.head_chunk)
 
+    @property
+    def _row_shapes(self) -> RowShapes:
+        """A row costs what it takes to train on it."""
+        e, config = self.experiment, self.assets.config
+
+        def cost(shape: RowShape) -> float:
+            return model_flops(forward(config, e.lora, shape), e.train.trained)
+
+        return RowShapes(e.compute.row_shapes, cost)
+
     def _encoder(self, template: Template) -> Encoder:
         config = self.assets.config
         return Encoder(
@@ -357,7 +379,7 @@ class Run:
             raise DataError(f"examples that do not fit the model: {dict(fits.drops)}")
         processing = self.assets.processing
         return ComparisonRows(
-            comparisons, encoder, processing, data.load_image, fits.shape, reference
+            comparisons, encoder, processing, data.load_image, fits.shape, fits.sizes, reference
         )
 
     def _fit(
@@ -388,6 +410,7 @@ class Run:
             options=self._step_options,
             reference_in_step=in_step,
             rows=rows,
+            shapes=self._row_shapes,
             batch_size=batch_size,
             micro_batches=micro_batches,
             steps=steps,
@@ -400,6 +423,11 @@ class Run:
         )
         with self.workdir.metrics(name) as write:
             return fit(loop, frozen, trainable, write)
+
+
+def _comparisons(arrays: Any) -> Any:
+    """[B, C, ...] -> [B * C, ...]."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), arrays)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

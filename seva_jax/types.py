@@ -4,8 +4,8 @@ What lives here: `Prompt`, `Rollout`, `Comparison`, `TreeBatch`, `BranchLogps`. 
 anything that computes. Read next: `seva_jax/step.py`, which turns a `TreeBatch` into a loss.
 
 Shape suffixes used across the package: B rows, S row length, C comparisons per row, K branches
-per comparison, T answer tokens per branch, I images per row, P patches per image, H/W image
-height and width, D model width, V vocabulary, L layers.
+per comparison, T answer tokens per branch, A answer tokens per row, I images per row, P patches
+per image, H/W image height and width, D model width, V vocabulary, L layers.
 """
 
 from __future__ import annotations
@@ -101,8 +101,9 @@ class TreeBatch(NamedTuple):
         branch_BS: int32, 0 for trunk, otherwise the branch, unique within the row.
         patch_BS: int32, -1 for text, otherwise an index into the row's I * P image features.
         pixels_BIHWC: float32 preprocessed images.
-        source_BCKT: int32 row index whose hidden state predicts each answer token.
-        target_BCKT: int32 answer tokens.
+        source_BA: int32 row index whose hidden state predicts each answer token of the row.
+        target_BA: int32 answer tokens of the row, one after another.
+        slot_BCKT: int32 index into A of each answer token.
         mask_BCKT: float32, 1 where there is an answer token.
         weight_BC: float32, 0 where there is no comparison.
         ref_BCKT: float32 reference log-probs of the answer tokens; zeros when not cached.
@@ -115,8 +116,9 @@ class TreeBatch(NamedTuple):
     branch_BS: Array
     patch_BS: Array
     pixels_BIHWC: Array
-    source_BCKT: Array
-    target_BCKT: Array
+    source_BA: Array
+    target_BA: Array
+    slot_BCKT: Array
     mask_BCKT: Array
     weight_BC: Array
     ref_BCKT: Array

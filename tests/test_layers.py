@@ -18,7 +18,7 @@ LAYERS = (
     "corrupt objectives text images sharding processes evals report",  # leaves: know the nouns only
     "models data optim",  # networks; rows and files; updates
     "step convert pairs worlds",  # the maths; weights; comparisons; prompts with truth
-    "checkpoint memory rollout base_model",  # what a stage of a run is made of
+    "checkpoint memory flops rollout base_model",  # what a stage of a run is made of
     "experiment loop pretrained",  # the root config; the training loop; a model for notebooks
     "cli",  # config files and the command line
     "workdir",  # stages and their records

@@ -6,7 +6,15 @@ import itertools
 import numpy as np
 import pytest
 
-from seva_jax.data.pipeline import ComparisonRows, batches, encodable, in_order, num_steps
+from seva_jax.data.pipeline import (
+    Batches,
+    ComparisonRows,
+    RowShapes,
+    encodable,
+    in_order,
+    num_steps,
+    shuffled,
+)
 from seva_jax.data.trees import RowShape, TreeExample, pack_row, stack_rows
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.text.encode import Encoder
@@ -44,8 +52,13 @@ def rows(comparisons, load=load_image, reference=None, **options):
     assert fits.shape is not None
     processing = ImageProcessing(size=SIZE)
     return ComparisonRows(
-        fits.comparisons, encoder(**options), processing, load, fits.shape, reference
+        fits.comparisons, encoder(**options), processing, load, fits.shape, fits.sizes, reference
     )
+
+
+def one(data, index):
+    """A comparison as a row of its own."""
+    return data.row([index], data.shape)
 
 
 def indices(batch):
@@ -56,10 +69,17 @@ def indices(batch):
 ONE = (0, 1)  # all of a batch, on one process
 
 
-def run(data, batch_size, epochs=1, repeat=1, seed=0, max_steps=0):
+def iterate(data, share, batch_size, steps, epochs=1, repeat=1, seed=0, most=1, unit=1):
+    """The batches of a run; by default with a row for every comparison."""
+    members = shuffled(data, batch_size, steps, epochs, repeat, seed)
+    shapes = RowShapes(most, lambda shape: shape.length)
+    return Batches.chosen(data, members, batch_size, share, unit, shapes).iterate()
+
+
+def run(data, batch_size, epochs=1, repeat=1, seed=0, max_steps=0, **options):
     """All batches of a run."""
     steps = num_steps(len(data), batch_size, epochs, repeat, max_steps)
-    iterator = batches(data, ONE, batch_size, steps, epochs, repeat, seed)
+    iterator = iterate(data, ONE, batch_size, steps, epochs, repeat, seed, **options)
     found = list(iterator)
     iterator.close()
     assert len(found) == steps
@@ -162,12 +182,12 @@ def test_resuming_continues_as_if_uninterrupted(stop):
     data = rows([comparison(i, images=i % 3) for i in range(7)])
     whole = run(data, 3, epochs=2, seed=5)
     assert len(whole) == 5
-    first = batches(data, ONE, 3, 5, 2, 1, 5)
+    first = iterate(data, ONE, 3, 5, 2, 1, 5)
     for batch in whole[:stop]:
         assert_equal(next(first), batch)
     state = first.get_state()
     first.close()
-    second = batches(data, ONE, 3, 5, 2, 1, 5)
+    second = iterate(data, ONE, 3, 5, 2, 1, 5)
     second.set_state(state)
     rest = list(second)
     second.close()
@@ -182,7 +202,7 @@ def test_processes_share_a_batch():
     whole = run(data, 4, epochs=2)
     parts, states = [], []
     for share in range(2):
-        iterator = batches(data, (share, 2), 4, len(whole), 2, 1, 0)
+        iterator = iterate(data, (share, 2), 4, len(whole), 2)
         parts.append([next(iterator) for _ in whole])
         states.append(iterator.get_state())
         iterator.close()
@@ -200,7 +220,7 @@ def test_a_row_holds_its_comparison():
     reference = [(np.full(2, -i - 1.0, np.float32), np.full(3, -i - 2.0, np.float32))
                  for i in range(3)]  # fmt: skip
     data = rows([comparison(i, weight=0.5 * i) for i in range(3)], reference=reference)
-    row = data[2]
+    row = one(data, 2)
     tree = encoder().encode("what is it", 1, ("a", "b c"))
     used = len(tree.trunk) + sum(map(len, tree.branches))
     np.testing.assert_array_equal(
@@ -230,13 +250,18 @@ def test_an_image_that_stops_decoding_gives_an_empty_row():
         return load_image(name)
 
     good, bad = rows(data), rows(data, broken)
-    assert_equal(bad[2], bad.empty())
-    assert not bad[2].weight_BC.any()
-    assert bad[2].index_BC.tolist() == [-1]
-    assert not bad[2].tree_BS.any()
-    assert not bad[2].mask_BCKT.any()
+    row = one(bad, 2)
+    assert_equal(row, bad.row([], bad.shape))
+    assert not row.weight_BC.any()
+    assert row.index_BC.tolist() == [-1]
+    assert not row.tree_BS.any()
+    assert not row.mask_BCKT.any()
     for index in (0, 1, 3):
-        assert_equal(bad[index], good[index])
+        assert_equal(one(bad, index), one(good, index))
+    wide = dataclasses.replace(
+        good.shape, length=200, comparisons=4, images=4, targets=2 * good.shape.targets
+    )
+    assert_equal(bad.row([1, 2, 3], wide), good.row([1, 3], wide))
     (batch,) = run(bad, 4)
     assert sorted(indices(batch)) == [-1, 0, 1, 3]
 
@@ -248,7 +273,14 @@ def test_other_failures_are_not_hidden():
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        rows([comparison(0)], broken)[0]
+        one(rows([comparison(0)], broken), 0)
+
+
+def ordered(data, share, batch_size):
+    """All rows in order, each comparison in its own."""
+    shapes = RowShapes(1, lambda shape: shape.length)
+    members = in_order(data, batch_size)
+    return list(Batches.chosen(data, members, batch_size, share, 1, shapes).iterate())
 
 
 def test_in_order_gives_every_row_once():
@@ -259,9 +291,11 @@ def test_in_order_gives_every_row_once():
         (5, [[0, 1, 2, 3, 4]]),
         (8, [[0, 1, 2, 3, 4, -1, -1, -1]]),
     ):
-        found = list(in_order(data, ONE, batch_size))
+        found = ordered(data, ONE, batch_size)
         assert [indices(b) for b in found] == expected
-        rows_of = [data[i] if i >= 0 else data.empty() for i in itertools.chain(*expected)]
+        rows_of = [
+            one(data, i) if i >= 0 else data.row([], data.shape) for i in itertools.chain(*expected)
+        ]
         for k, batch in enumerate(found):
             assert_equal(batch, stack_rows(rows_of[k * batch_size : (k + 1) * batch_size]))
 
@@ -269,7 +303,7 @@ def test_in_order_gives_every_row_once():
 def test_shares_of_rows_in_order():
     """Each process reads its block of every batch and nothing else."""
     data = rows([comparison(i) for i in range(5)])
-    shares = [[indices(b) for b in in_order(data, (share, 2), 4)] for share in range(2)]
+    shares = [[indices(b) for b in ordered(data, (share, 2), 4)] for share in range(2)]
     assert shares == [[[0, 1], [4, -1]], [[2, 3], [-1, -1]]]
 
 
@@ -328,7 +362,7 @@ def test_the_shape_holds_every_comparison():
     assert max(lengths) <= found.shape.length < max(lengths) + 8
     data = rows(data)
     for index in range(4):
-        assert data[index].index_BC.tolist() == [index]
+        assert one(data, index).index_BC.tolist() == [index]
 
 
 # --- packing --------------------------------------------------------------------------------------
@@ -356,6 +390,7 @@ def shape_for(examples):
         branches=max(len(e.branches) for e in examples),
         answer=max(len(b) for e in examples for b in e.branches),
         images=sum(len(e.pixels_IHWC) for e in examples),
+        targets=sum(e.num_targets for e in examples),
     )
 
 
@@ -376,7 +411,11 @@ def test_invariants_of_a_packed_row(seed):
     shape = shape_for(examples)
     if seed % 2:  # room for one more comparison
         shape = dataclasses.replace(
-            shape, length=shape.length + 9, comparisons=shape.comparisons + 1, images=9
+            shape,
+            length=shape.length + 9,
+            comparisons=shape.comparisons + 1,
+            images=9,
+            targets=shape.targets + 5,
         )
     row = pack_row(examples, shape, **PACKING)
     start = first_image = num_branches = 0
@@ -398,8 +437,9 @@ def test_invariants_of_a_packed_row(seed):
             # An answer token is predicted by the token that comes before it on its path.
             mask = row.mask_BCKT[c, k]
             np.testing.assert_array_equal(mask, np.arange(len(mask)) < size)
-            np.testing.assert_array_equal(row.target_BCKT[c, k, :size], answer)
-            sources = row.source_BCKT[c, k, :size]
+            slots = row.slot_BCKT[c, k, :size]
+            np.testing.assert_array_equal(row.target_BA[slots], answer)
+            sources = row.source_BA[slots]
             path = [*range(start, start + trunk), *range(at, at + size)]
             assert [path.index(s) for s in sources] == list(range(trunk - 1, trunk + size - 1))
             np.testing.assert_array_equal(row.positions_BS[sources] + 1, row.positions_BS[branch])
@@ -428,8 +468,11 @@ def test_invariants_of_a_packed_row(seed):
     assert (row.index_BC[len(examples) :] == -1).all()
     assert not row.mask_BCKT[len(examples) :].any()
     # Whatever the gathers of the step read, it is inside the row.
-    assert row.source_BCKT.min() >= 0
-    assert row.source_BCKT.max() < shape.length
+    assert row.source_BA.min() >= 0
+    assert row.source_BA.max() < shape.length
+    assert row.slot_BCKT.max() < shape.targets
+    real = row.slot_BCKT[row.mask_BCKT > 0]
+    np.testing.assert_array_equal(np.sort(real), np.arange(len(real)))
     assert row.patch_BS.max() < shape.images * PATCHES
 
 
@@ -459,6 +502,7 @@ def test_reference_log_probs_lie_where_their_tokens_lie():
         ("branches", "branches"),
         ("answer", "answer tokens"),
         ("images", "images"),
+        ("targets", "answer tokens in all"),
     ],
 )
 def test_what_does_not_fit_is_named(field, message):

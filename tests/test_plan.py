@@ -15,10 +15,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from seva_jax.cli import config_directory, load_experiment, read_config
 from seva_jax.data.trees import RowShape
 from seva_jax.experiment import ComputeOptions, Experiment, TrainOptions, check
+from seva_jax.flops import forward, hardware_flops
 from seva_jax.models import LlavaConfig, LoraConfig, TextConfig, VisionConfig
 from seva_jax.plan.__main__ import PlanOptions, main, row_shape, variants
 from seva_jax.plan.chips import Topology
-from seva_jax.plan.flops import forward, hardware_flops
 from seva_jax.plan.hlo import collective_bytes
 from seva_jax.plan.program import lower_rollout, lower_step
 from seva_jax.rollout.sampler import Sampling
@@ -36,7 +36,7 @@ CONFIG = LlavaConfig(
     ),
     image_token_id=1000,
 )  # fmt: skip
-SHAPE = RowShape(length=192, comparisons=1, branches=2, answer=64, images=1)
+SHAPE = RowShape(length=192, comparisons=1, branches=2, answer=64, images=1, targets=128)
 
 
 def experiment(trained=("lora", "projector"), remat="none", **fields):
@@ -197,7 +197,7 @@ def test_rollouts_lower():
 def test_published_config_shapes():
     """The published run: 576 image tokens, two answers, rounded up."""
     options = PlanOptions(topology=("v5e:4x4",))
-    assert row_shape(LlavaConfig(), options, 2) == RowShape(960, 1, 2, 128, 1)
+    assert row_shape(LlavaConfig(), options, 2) == RowShape(960, 1, 2, 128, 1, 256)
     e = read_config(config_directory() / "llava15_7b_seva.py")
     options = PlanOptions(("v5e:4x4", "v5e:8x8"), fsdp=(8, 16), batch=(64, 128))
     found = variants(e, options)

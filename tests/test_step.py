@@ -86,6 +86,7 @@ def shape_of(examples, comparisons=1):
         length=shape.length * comparisons,
         comparisons=comparisons,
         images=shape.images * comparisons,
+        targets=shape.targets * comparisons,
     )
 
 

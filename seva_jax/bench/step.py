@@ -162,7 +162,8 @@ def examples(bench: StepBench, config: LlavaConfig) -> list[TreeExample]:
 
 def _packed(config: LlavaConfig, trees: list[TreeExample], branches: int) -> TreeBatch:
     answer = max(len(b) for t in trees for b in t.branches)
-    shape = RowShape(max(t.length for t in trees), 1, branches, answer, 1)
+    targets = max(t.num_targets for t in trees)
+    shape = RowShape(max(t.length for t in trees), 1, branches, answer, 1, targets)
     return stack_rows([
         pack_row(
             [tree], shape, image_size=config.vision.image_size, pad_id=0,

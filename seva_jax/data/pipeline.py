@@ -1,20 +1,21 @@
-"""Comparisons to batches: a Grain pipeline with a one-integer position.
+"""Comparisons to batches: a Grain pipeline with a one-integer position, the step.
 
-Example i of epoch e is fixed by the seed, for any number of hosts and reading threads. The last
-batch is filled up with rows of weight 0, so every comparison counts exactly once an epoch.
+The comparisons of step i are fixed by the seed, for any number of hosts and reading threads; rows
+are left over in the last batch, so every comparison counts exactly once an epoch. Which of them
+share a row is decided in `packing.py`.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from grain.experimental import ElasticIterator
 
+from seva_jax.data.packing import Packer, Sizes, choose
 from seva_jax.data.trees import RowShape, TreeExample, pack_row, stack_rows
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.text.encode import Encoder
@@ -23,14 +24,15 @@ from seva_jax.types import Comparison, ExampleError, TreeBatch
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonRows:
-    """Random access to comparisons as rows.
+    """Comparisons as rows of trees.
 
     Attributes:
         comparisons: what to train on.
         encoder: text to tokens.
         processing: image pipeline.
         load_image: image name -> uint8 [H, W, 3].
-        shape: sizes of every row.
+        shape: a row that holds any one comparison.
+        sizes: what each comparison needs of a row.
         reference: reference log-probs of every comparison's answers, or None.
     """
 
@@ -39,13 +41,25 @@ class ComparisonRows:
     processing: ImageProcessing
     load_image: Callable[[str], np.ndarray]
     shape: RowShape
+    sizes: Sizes
     reference: Sequence[tuple[np.ndarray, ...]] | None = None
 
     def __len__(self) -> int:
         return len(self.comparisons)
 
-    def __getitem__(self, index: int) -> TreeBatch:
-        """One comparison as a row. An image that no longer decodes gives a row of weight 0."""
+    def row(self, members: Sequence[int], shape: RowShape) -> TreeBatch:
+        """Comparisons as one row, without those whose images no longer decode."""
+        examples = [example for i in members if (example := self._example(i)) is not None]
+        return pack_row(
+            examples,
+            shape,
+            image_size=self.processing.size,
+            tokens_per_image=self.encoder.tokens_per_image,
+            image_token_id=self.encoder.image_token_id,
+            pad_id=self.encoder.pad_id,
+        )
+
+    def _example(self, index: int) -> TreeExample | None:
         comparison = self.comparisons[index]
         tree = self.encoder.encode(
             comparison.prompt.question, len(comparison.prompt.images), comparison.answers
@@ -53,26 +67,9 @@ class ComparisonRows:
         try:
             pixels = load_pixels(comparison.prompt.images, self.load_image, self.processing)
         except ExampleError:
-            return self.empty()
+            return None
         reference = self.reference[index] if self.reference is not None else None
-        example = TreeExample(
-            tree.trunk, tree.branches, pixels, comparison.weight, reference, index
-        )
-        return self._pack([example])
-
-    def empty(self) -> TreeBatch:
-        """A row without comparisons."""
-        return self._pack([])
-
-    def _pack(self, examples: list[TreeExample]) -> TreeBatch:
-        return pack_row(
-            examples,
-            self.shape,
-            image_size=self.processing.size,
-            tokens_per_image=self.encoder.tokens_per_image,
-            image_token_id=self.encoder.image_token_id,
-            pad_id=self.encoder.pad_id,
-        )
+        return TreeExample(tree.trunk, tree.branches, pixels, comparison.weight, reference, index)
 
 
 def load_pixels(
@@ -86,6 +83,18 @@ def load_pixels(
     return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.float32)
 
 
+class RowShapes(NamedTuple):
+    """How shapes of rows are chosen.
+
+    Attributes:
+        most: different shapes of batches, at most; each is compiled.
+        cost: of a row of a shape, in any unit.
+    """
+
+    most: int
+    cost: Callable[[RowShape], float]
+
+
 class Encodable(NamedTuple):
     """Comparisons whose text fits.
 
@@ -94,17 +103,19 @@ class Encodable(NamedTuple):
         drops: how many do not fit, by reason.
         num_cut: answers that were cut to fit.
         shape: a row shape that holds each of them; None if there are none.
+        sizes: what each of them needs of a row.
     """
 
     comparisons: list[Comparison]
     drops: collections.Counter[str]
     num_cut: int
     shape: RowShape | None
+    sizes: Sizes
 
 
 def encodable(comparisons: Sequence[Comparison], encoder: Encoder) -> Encodable:
     """Sorts out comparisons whose text cannot be encoded, and measures the others."""
-    kept, sizes, num_cut = [], [], 0
+    kept, trees, num_cut = [], [], 0
     drops: collections.Counter[str] = collections.Counter()
     for comparison in comparisons:
         num_images = len(comparison.prompt.images)
@@ -118,24 +129,9 @@ def encodable(comparisons: Sequence[Comparison], encoder: Encoder) -> Encodable:
             continue
         num_cut += tree.truncated
         kept.append(comparison)
-        sizes.append(TreeExample(tree.trunk, tree.branches, np.empty((num_images, 0))))
-    return Encodable(kept, drops, num_cut, RowShape.covering(sizes) if sizes else None)
-
-
-class _Order:
-    """`num_batches * batch_size` indices: shuffled epochs, then None."""
-
-    def __init__(self, num: int, epochs: int, seed: int, total: int) -> None:
-        # shuffle(seed=s) would give epoch 1 of seed s the order of epoch 0 of seed s + 1.
-        self._order = grain.MapDataset.range(num).seed(seed).shuffle().repeat(epochs)
-        self._total = total
-
-    def __len__(self) -> int:
-        return self._total
-
-    def __getitem__(self, index: int) -> int:
-        found = self._order[index] if index < len(self._order) else None
-        return -1 if found is None else found
+        trees.append(TreeExample(tree.trunk, tree.branches, np.empty((num_images, 0))))
+    shape = RowShape.covering(trees) if trees else None
+    return Encodable(kept, drops, num_cut, shape, Sizes.of(trees))
 
 
 def num_steps(num: int, batch_size: int, epochs: int, repeat: int, max_steps: int) -> int:
@@ -144,46 +140,108 @@ def num_steps(num: int, batch_size: int, epochs: int, repeat: int, max_steps: in
     return min(steps, max_steps) if max_steps else steps
 
 
-def batches(
-    rows: ComparisonRows,
-    shard: tuple[int, int],
-    batch_size: int,
-    steps: int,
-    epochs: int,
-    repeat: int,
-    seed: int,
-) -> Any:
-    """One share of every batch, with `get_state` and `set_state`.
+class Members(Sequence[list[int]]):
+    """Indices of the comparisons of every batch.
+
+    Args:
+        order: of the comparisons, all epochs.
+        num: of comparisons; larger indices are repetitions.
+        batch_size: comparisons in a batch; the last may have fewer.
+        steps: number of batches.
+    """
+
+    def __init__(self, order: Sequence[int], num: int, batch_size: int, steps: int) -> None:
+        self._order, self._num, self._batch_size, self._steps = order, num, batch_size, steps
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __getitem__(self, step: Any) -> Any:
+        if isinstance(step, slice):
+            return [self[i] for i in range(*step.indices(len(self)))]
+        first = step * self._batch_size
+        last = min(first + self._batch_size, len(self._order))
+        return [int(self._order[i]) % self._num for i in range(first, last)]
+
+
+def shuffled(
+    rows: ComparisonRows, batch_size: int, steps: int, epochs: int, repeat: int, seed: int
+) -> Members:
+    """Batches of a training run.
 
     Args:
         rows: the data.
-        shard: which share, of how many.
-        batch_size: rows of a batch in all shares.
+        batch_size: comparisons in a batch.
         steps: number of batches.
         epochs: passes; each is shuffled differently.
         repeat: how many times the list is concatenated with itself before it is shuffled.
         seed: of the order.
-
-    Returns:
-        A Grain iterator over `TreeBatch`es of NumPy arrays. Its state is one integer and valid
-        for any number of shares.
     """
-    order = _Order(len(rows) * repeat, epochs, seed, steps * batch_size)
-    dataset = grain.MapDataset.source(order).map(
-        lambda i: rows.empty() if i < 0 else rows[int(i) % len(rows)]
-    )
-    return iter(ElasticIterator(dataset, batch_size, grain.sharding.ShardOptions(*shard)))
+    # shuffle(seed=s) would give epoch 1 of seed s the order of epoch 0 of seed s + 1.
+    order = grain.MapDataset.range(len(rows) * repeat).seed(seed).shuffle().repeat(epochs)
+    return Members(order, len(rows), batch_size, steps)  # pyright: ignore[reportArgumentType]
 
 
-def in_order(rows: ComparisonRows, shard: tuple[int, int], batch_size: int) -> Iterator[TreeBatch]:
-    """One share of batches that hold all rows once, in order, filled up with empty rows."""
-    index, count = shard
-    local = batch_size // count
+def in_order(rows: ComparisonRows, batch_size: int) -> Members:
+    """Batches that hold every comparison once, in order."""
+    return Members(range(len(rows)), len(rows), batch_size, -(-len(rows) // batch_size))
 
-    def row(i: int) -> TreeBatch:
-        at = i // local * batch_size + index * local + i % local
-        return rows[at] if at < len(rows) else rows.empty()
 
-    total = -(-len(rows) // batch_size) * local
-    dataset = grain.MapDataset.range(total).map(lambda i: row(int(i)))
-    yield from dataset.batch(local, batch_fn=stack_rows).to_iter_dataset()
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """One process's share of every batch, by step.
+
+    Attributes:
+        rows: the data.
+        members: comparisons of every batch.
+        packer: batches to rows.
+        share: which share of the rows, of how many.
+    """
+
+    rows: ComparisonRows
+    members: Members
+    packer: Packer
+    share: tuple[int, int]
+
+    @classmethod
+    def chosen(
+        cls,
+        rows: ComparisonRows,
+        members: Members,
+        batch_size: int,
+        share: tuple[int, int],
+        unit: int,
+        shapes: RowShapes,
+    ) -> Batches:
+        """With the layouts that suit these batches.
+
+        Args:
+            rows: the data.
+            members: comparisons of every batch.
+            batch_size: comparisons in a full batch, a multiple of `unit`.
+            share: which share of the rows, of how many.
+            unit: rows of a batch come in multiples of this.
+            shapes: how many layouts, and what is cheap.
+        """
+        packer = choose(rows.sizes, rows.shape, batch_size, members, unit, shapes.most, shapes.cost)
+        return cls(rows, members, packer, share)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: int) -> TreeBatch:
+        """The rows of one step, [B, ...]; B is the layout's rows over the number of shares."""
+        layout, packed = self.packer(self.members[index])
+        packed += [[]] * (layout.rows - len(packed))
+        number, count = self.share
+        local = layout.rows // count
+        mine = packed[number * local : (number + 1) * local]
+        return stack_rows([self.rows.row(members, layout.shape) for members in mine])
+
+    def iterate(self) -> Any:
+        """A Grain iterator over the steps, with `get_state` and `set_state`.
+
+        Its state is one integer, the step, and valid for any number of shares.
+        """
+        options = grain.ReadOptions(num_threads=8, prefetch_buffer_size=8)
+        return iter(grain.MapDataset.source(self).to_iter_dataset(options))

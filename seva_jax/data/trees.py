@@ -33,7 +33,12 @@ class TreeExample:
     @property
     def length(self) -> int:
         """Row positions the example takes."""
-        return len(self.trunk) + sum(map(len, self.branches))
+        return len(self.trunk) + self.num_targets
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens of all answers."""
+        return sum(map(len, self.branches))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +51,7 @@ class RowShape:
         branches: K.
         answer: T, tokens of the longest branch.
         images: I.
+        targets: A, tokens of all answers.
     """
 
     length: int
@@ -53,26 +59,25 @@ class RowShape:
     branches: int
     answer: int
     images: int
+    targets: int
 
     @classmethod
     def covering(cls, examples: Sequence[TreeExample]) -> RowShape:
-        """The smallest shape that holds each example in a row of its own.
-
-        Lengths are rounded up to a multiple of 8, or of 64 where that adds little, so that
-        similar data sets share a compilation.
-        """
-
-        def up(value: int) -> int:
-            multiple = 8 if value <= 256 else 64
-            return -(-value // multiple) * multiple
-
+        """The smallest shape that holds each example in a row of its own, sizes rounded up."""
         return cls(
-            length=up(max(e.length for e in examples)),
+            length=rounded(max(e.length for e in examples)),
             comparisons=1,
             branches=max(len(e.branches) for e in examples),
-            answer=up(max(len(b) for e in examples for b in e.branches)),
+            answer=rounded(max(len(b) for e in examples for b in e.branches)),
             images=max(len(e.pixels_IHWC) for e in examples),
+            targets=rounded(max(e.num_targets for e in examples)),
         )
+
+
+def rounded(length: int) -> int:
+    """Up to a multiple of 8, or of 64 where that adds little: similar data share a compilation."""
+    multiple = 8 if length <= 256 else 64
+    return -(-length // multiple) * multiple
 
 
 def pack_row(
@@ -105,11 +110,12 @@ def pack_row(
     positions, tree, branch = (np.zeros(S, np.int32) for _ in range(3))
     patch = np.full(S, -1, np.int32)
     pixels = np.zeros((shape.images, image_size, image_size, 3), np.float32)
-    source, target = np.zeros((C, K, T), np.int32), np.zeros((C, K, T), np.int32)
+    source, target = np.zeros(shape.targets, np.int32), np.zeros(shape.targets, np.int32)
+    slot = np.zeros((C, K, T), np.int32)
     mask, reference = np.zeros((C, K, T), np.float32), np.zeros((C, K, T), np.float32)
     weight, index = np.zeros(C, np.float32), np.full(C, -1, np.int32)
 
-    start = num_images = num_branches = 0
+    start = num_images = num_branches = num_targets = 0
     for c, example in enumerate(examples):
         trunk_length, end = len(example.trunk), start + example.length
         images = len(example.pixels_IHWC)
@@ -119,6 +125,7 @@ def pack_row(
             "branches": (len(example.branches), K),
             "answer tokens": (max(map(len, example.branches)), T),
             "images": (num_images + images, shape.images),
+            "answer tokens in all": (num_targets + example.num_targets, shape.targets),
         }
         for what, (need, have) in sizes.items():
             if need > have:
@@ -142,8 +149,11 @@ def pack_row(
             positions[at : at + size] = trunk_length + np.arange(size)
             branch[at : at + size] = num_branches
             # Each answer token is predicted by the one before it, the first by the trunk's last.
-            source[c, k, :size] = np.r_[start + trunk_length - 1, np.arange(at, at + size - 1)]
-            target[c, k, :size] = answer
+            here = slice(num_targets, num_targets + size)
+            source[here] = np.r_[start + trunk_length - 1, np.arange(at, at + size - 1)]
+            target[here] = answer
+            slot[c, k, :size] = np.arange(num_targets, num_targets + size)
+            num_targets += size
             mask[c, k, :size] = 1
             if example.reference is not None:
                 reference[c, k, :size] = example.reference[k]
@@ -152,7 +162,7 @@ def pack_row(
         start, num_images = end, num_images + images
     return TreeBatch(
         tokens, positions, tree, branch, patch, pixels,
-        source, target, mask, weight, reference, index,
+        source, target, slot, mask, weight, reference, index,
     )  # fmt: skip
 
 

@@ -83,8 +83,9 @@ class Variant:
 
 def row_shape(config: LlavaConfig, options: PlanOptions, branches: int) -> RowShape:
     """One image, one question and the answers."""
-    length = 1 + config.tokens_per_image + options.question + branches * options.answer
-    return RowShape(-(-length // 64) * 64, 1, branches, options.answer, 1)
+    targets = branches * options.answer
+    length = 1 + config.tokens_per_image + options.question + targets
+    return RowShape(-(-length // 64) * 64, 1, branches, options.answer, 1, targets)
 
 
 def variants(experiment: Experiment, options: PlanOptions) -> list[Variant]:

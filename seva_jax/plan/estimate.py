@@ -9,9 +9,9 @@ import jax
 
 from seva_jax.data.trees import RowShape
 from seva_jax.experiment import Experiment
+from seva_jax.flops import forward, hardware_flops, model_flops
 from seva_jax.models import LlavaConfig
 from seva_jax.plan.chips import Chip, Topology
-from seva_jax.plan.flops import forward, hardware_flops, model_flops
 from seva_jax.plan.hlo import collective_bytes
 from seva_jax.plan.program import lower_rollout, lower_step
 from seva_jax.sharding import check_batch
@@ -110,8 +110,8 @@ def plan(
     memory, text = _compile(lower_step(experiment, config, mesh, shape), chip)
     rollout = None
     if with_rollout:
-        answers = shape.branches * shape.answer
-        rollout, _ = _compile(lower_rollout(experiment, config, mesh, shape.length - answers), chip)
+        prompt = shape.length - shape.targets
+        rollout, _ = _compile(lower_rollout(experiment, config, mesh, prompt), chip)
     once = forward(config, experiment.lora, shape)
     trained = experiment.train.trained
     needed = size * model_flops(once, trained)

@@ -21,7 +21,7 @@ from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import Llava
 from seva_jax.processes import gather
 from seva_jax.rollout.sampler import PromptBatch, Sampling, generate
-from seva_jax.sharding import put_batch, replicated, row_shard
+from seva_jax.sharding import put_batch, replicated, row_shard, row_unit
 from seva_jax.text.encode import Encoder
 from seva_jax.types import ExampleError, Prompt
 
@@ -84,7 +84,7 @@ def rows_of_batch(
         num_shares: see `seva_jax.sharding.row_shard`.
     """
     group = max(batch_size // variants // num_shares, 1)
-    split = mesh.shape["data"] * mesh.shape["fsdp"] // num_shares
+    split = row_unit(mesh) // num_shares
     return group, -(-group * variants // split) * split
 
 

@@ -66,8 +66,7 @@ def forward(config: LlavaConfig, lora: LoraConfig, shape: RowShape) -> Forward:
         for start in range(0, length, BLOCK)
     )
     attention = 4 * seen * wide * t.num_layers
-    answers = shape.comparisons * shape.branches * shape.answer
-    head = 2 * answers * t.hidden_size * t.vocab_size
+    head = 2 * shape.targets * t.hidden_size * t.vocab_size
     return Forward(
         shape.images * tower, shape.images * projector, linear, down, adapters, attention, head
     )
