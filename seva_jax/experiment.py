@@ -19,6 +19,7 @@ from seva_jax.evals import Evaluator, ExactAnswer
 from seva_jax.models import (
     Attention,
     BaseWeights,
+    CacheKind,
     Llava,
     LlavaConfig,
     LoraConfig,
@@ -61,10 +62,16 @@ class RolloutOptions:
         sampling: greedy by default, as in SeVa.
         batch_size: rows answered together over all devices; clean and corrupted copies of a
             prompt are rows of their own.
+        refill: new prompts start when one in this many rows is done, beside those that go on. 1
+            answers whole batches, which costs the time of the longest answer in each, but every
+            answer is then computed beside the same others however a run was interrupted.
+        cache: keys and values of tokens seen, "exact" or "int8" (half of bfloat16's memory).
     """
 
     sampling: Sampling = Sampling()
     batch_size: int = 64
+    refill: int = 4
+    cache: CacheKind = "exact"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,6 +219,7 @@ def check(experiment: Experiment) -> None:
     e, problems = experiment, []
     positive = {
         "rollout.batch_size": e.rollout.batch_size,
+        "rollout.refill": e.rollout.refill,
         "rollout.sampling.max_new_tokens": e.rollout.sampling.max_new_tokens,
         "train.batch_size": e.train.batch_size,
         "train.micro_batches": e.train.micro_batches,

@@ -364,6 +364,8 @@ class Run:
             mesh=self.mesh,
             batch_size=e.rollout.batch_size,
             seed=e.seed,
+            refill=e.rollout.refill,
+            cache=e.rollout.cache,
         )
 
     def rows(

@@ -189,9 +189,10 @@ def test_rollouts_lower():
     """Prefill and decode for a mesh."""
     e = dataclasses.replace(experiment(), rollout=dataclasses.replace(
         experiment().rollout, sampling=Sampling(4), batch_size=8))  # fmt: skip
-    memory = lower_rollout(e, CONFIG, mesh(2, 2, 2), 64).compile().memory_analysis()
-    assert memory is not None
-    assert memory.argument_size_in_bytes > 0
+    for program in lower_rollout(e, CONFIG, mesh(2, 2, 2), 64):
+        memory = program.compile().memory_analysis()
+        assert memory is not None
+        assert memory.argument_size_in_bytes > 0
 
 
 def test_published_config_shapes():

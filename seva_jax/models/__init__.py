@@ -7,7 +7,8 @@ from seva_jax.models.attention import Attention
 from seva_jax.models.config import LLAVA_15, LlavaConfig, LoraConfig, TextConfig, VisionConfig
 from seva_jax.models.init import abstract_params, abstract_variables, init_variables
 from seva_jax.models.layers import Remat
-from seva_jax.models.llava import Llava
+from seva_jax.models.llama import Cache
+from seva_jax.models.llava import CacheKind, Llava
 from seva_jax.models.quant import (
     BaseWeights,
     abstract_stored,
@@ -21,6 +22,8 @@ __all__ = [
     "LLAVA_15",
     "Attention",
     "BaseWeights",
+    "Cache",
+    "CacheKind",
     "Llava",
     "LlavaConfig",
     "LoraConfig",

@@ -59,9 +59,22 @@ def attend(
 
 
 def attend_cached(
-    query_B1HQ: jax.Array, key_BGUQ: jax.Array, value_BGUQ: jax.Array, mask_B1U: jax.Array
+    query_B1HQ: jax.Array,
+    key_BGUQ: jax.Array,
+    value_BGUQ: jax.Array,
+    key_scale_BGU: jax.Array | None,
+    value_scale_BGU: jax.Array | None,
+    mask_B1U: jax.Array,
 ) -> jax.Array:
     """Attention of one query a row to a cache, whose heads come before positions.
+
+    Args:
+        query_B1HQ: queries.
+        key_BGUQ: keys.
+        value_BGUQ: values.
+        key_scale_BGU: factors of int8 keys; None for others.
+        value_scale_BGU: factors of int8 values.
+        mask_B1U: True where a query may see a key.
 
     Returns:
         [B, 1, H, Q]; softmax in float32.
@@ -69,11 +82,18 @@ def attend_cached(
     rows, _, num_heads, width = query_B1HQ.shape
     num_groups = key_BGUQ.shape[1]
     query = query_B1HQ.reshape(rows, num_groups, num_heads // num_groups, width)
-    score = jnp.einsum("bghq,bguq->bghu", query, key_BGUQ, preferred_element_type=jnp.float32)
+    dtype = query.dtype
+    score = jnp.einsum(
+        "bghq,bguq->bghu", query, key_BGUQ.astype(dtype), preferred_element_type=jnp.float32
+    )
+    if key_scale_BGU is not None:
+        score = score * key_scale_BGU[:, :, None]
     score = jnp.where(mask_B1U[:, None], score * width**-0.5, _MASKED)
-    weight = jax.nn.softmax(score, axis=-1).astype(value_BGUQ.dtype)
-    out = jnp.einsum("bghu,bguq->bghq", weight, value_BGUQ)
-    return out.reshape(rows, 1, num_heads, width).astype(query_B1HQ.dtype)
+    weight = jax.nn.softmax(score, axis=-1)
+    if value_scale_BGU is not None:
+        weight = weight * value_scale_BGU[:, :, None]
+    out = jnp.einsum("bghu,bguq->bghq", weight.astype(dtype), value_BGUQ.astype(dtype))
+    return out.reshape(rows, 1, num_heads, width)
 
 
 def plain(

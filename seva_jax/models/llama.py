@@ -22,21 +22,35 @@ class Cache(NamedTuple):
     """Keys and values of all layers; heads before positions, as single queries read them.
 
     Attributes:
-        key_LBGUQ: rotated keys, U slots.
+        key_LBGUQ: rotated keys, U slots; in the compute dtype, or int8.
         value_LBGUQ: values.
+        key_scale_LBGU: float32, what int8 keys are multiples of; None for others.
+        value_scale_LBGU: the same for values.
     """
 
     key_LBGUQ: jax.Array
     value_LBGUQ: jax.Array
+    key_scale_LBGU: jax.Array | None = None
+    value_scale_LBGU: jax.Array | None = None
 
     def write(self, layer: jax.Array, slot: jax.Array, key: jax.Array, value: jax.Array) -> Cache:
         """With keys and values [B, S, G, Q] of a layer from a slot on."""
 
-        def put(stack: jax.Array, new_BSGQ: jax.Array) -> jax.Array:
-            start = (layer, 0, 0, slot, 0)
-            return jax.lax.dynamic_update_slice(stack, new_BSGQ.swapaxes(1, 2)[None], start)
+        def put(
+            stack: jax.Array, scales: jax.Array | None, new_BSGQ: jax.Array
+        ) -> tuple[jax.Array, jax.Array | None]:
+            new_BGSQ = new_BSGQ.swapaxes(1, 2)
+            start = (layer, 0, 0, slot)
+            if scales is not None:
+                new_BGSQ = new_BGSQ.astype(jnp.float32)
+                scale_BGS = jnp.maximum(jnp.abs(new_BGSQ).max(-1), 1e-20) / 127
+                new_BGSQ = jnp.round(new_BGSQ / scale_BGS[..., None]).astype(jnp.int8)
+                scales = jax.lax.dynamic_update_slice(scales, scale_BGS[None], start)
+            return jax.lax.dynamic_update_slice(stack, new_BGSQ[None], (*start, 0)), scales
 
-        return Cache(put(self.key_LBGUQ, key), put(self.value_LBGUQ, value))
+        key, key_scale = put(self.key_LBGUQ, self.key_scale_LBGU, key)
+        value, value_scale = put(self.value_LBGUQ, self.value_scale_LBGU, value)
+        return Cache(key, value, key_scale, value_scale)
 
 
 def rotary(positions_BS: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
@@ -105,7 +119,7 @@ class DecoderLayer(nn.Module):
         if cache is not None:
             cache = cache.write(layer, slot, k, v)
         if cache is not None and x_BSD.shape[1] == 1:
-            y = attend_cached(q, cache.key_LBGUQ[layer], cache.value_LBGUQ[layer], mask_BSU)
+            y = attend_cached(q, *jax.tree.map(lambda x: x[layer], cache), mask_B1U=mask_BSU)
         else:
             y = attend(q, k, v, mask_BSU, self.attention)
         y = y.reshape(*x_BSD.shape[:2], wide)

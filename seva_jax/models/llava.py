@@ -7,6 +7,8 @@ the policy; the same call without "lora" is the model without adapters.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,8 @@ from seva_jax.models.config import LlavaConfig, LoraConfig
 from seva_jax.models.layers import Linear, Remat
 from seva_jax.models.llama import Cache, Llama
 from seva_jax.sharding import constrain
+
+CacheKind = Literal["exact", "int8"]
 
 
 class Projector(nn.Module):
@@ -143,10 +147,21 @@ class Llava(nn.Module):
         hidden_BSD, _ = self.hidden(tokens_BS, positions_BS, mask_BSU, patch_BS, features_BPV)
         return self.head(hidden_BSD)
 
-    def empty_cache(self, num_rows: int, num_slots: int) -> Cache:
-        """A zero cache of `num_slots` positions for `num_rows` rows."""
+    def empty_cache(self, num_rows: int, num_slots: int, kind: CacheKind = "exact") -> Cache:
+        """A zero cache of `num_slots` positions for `num_rows` rows.
+
+        Args:
+            num_rows: B.
+            num_slots: U.
+            kind: "exact" keeps keys and values in the compute dtype, "int8" in half of bfloat16's
+                memory, each head of each position scaled to its largest entry.
+        """
         cfg = self.config.text
         shape = (cfg.num_layers, num_rows, cfg.num_kv_heads, num_slots, cfg.head_dim)
         names = ("layers", "batch", "heads", "length", "head_dim")
-        empty = constrain(jnp.zeros(shape, self.dtype), *names)
-        return Cache(empty, empty)
+        dtype = jnp.int8 if kind == "int8" else self.dtype
+        empty = constrain(jnp.zeros(shape, dtype), *names)
+        if kind == "exact":
+            return Cache(empty, empty)
+        scale = constrain(jnp.zeros(shape[:-1], jnp.float32), *names[:-1])
+        return Cache(empty, empty, scale, scale)

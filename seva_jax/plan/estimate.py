@@ -111,7 +111,8 @@ def plan(
     rollout = None
     if with_rollout:
         prompt = shape.length - shape.targets
-        rollout, _ = _compile(lower_rollout(experiment, config, mesh, prompt), chip)
+        programs = lower_rollout(experiment, config, mesh, prompt)
+        rollout = max((_compile(x, chip)[0] for x in programs), key=lambda memory: memory.needed)
     once = forward(config, experiment.lora, shape)
     trained = experiment.train.trained
     needed = size * model_flops(once, trained)

@@ -10,14 +10,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from seva_jax.data.trees import RowShape, pack_row
 from seva_jax.experiment import Experiment, make_model
 from seva_jax.loop import jit_step, state_like
 from seva_jax.models import Llava, LlavaConfig, abstract_stored, abstract_variables
-from seva_jax.rollout.run import rows_of_batch
-from seva_jax.rollout.sampler import PromptBatch, generate
-from seva_jax.sharding import batch_sharding, placed, variable_shardings
+from seva_jax.rollout.run import rollout_rows
+from seva_jax.rollout.sampler import PromptBatch, Sampler, decode, idle, refill
+from seva_jax.sharding import batch_sharding, placed, row_unit, variable_shardings
 from seva_jax.step import StepOptions, split_params
 from seva_jax.types import TreeBatch
 
@@ -83,8 +84,8 @@ def lower_step(
 
 def lower_rollout(
     experiment: Experiment, config: LlavaConfig, mesh: jax.sharding.Mesh, prompt: int
-) -> jax.stages.Lowered:
-    """Prefill and decode of one batch of rollouts, one program.
+) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
+    """The two programs of rollouts: starting some rows beside those that go on, and decoding.
 
     Args:
         experiment: the run.
@@ -93,22 +94,37 @@ def lower_rollout(
         prompt: tokens of a prompt, image included.
     """
     e = experiment
+    eos, pad_id = 2, 0
     model = make_model(config, e.compute)
-    _, rows = rows_of_batch(e.rollout.batch_size, 1 + len(e.corrupt), mesh, 1)
+    sampler = Sampler(model, e.rollout.sampling, (eos,), pad_id, e.rollout.cache)
+    rollout = e.rollout
+    layout = rollout_rows(rollout.batch_size, rollout.refill, 1 + len(e.corrupt), mesh, 1)
     side = config.vision.image_size
     sharding = batch_sharding(mesh)
 
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
+    fresh = layout.fresh
     batch = PromptBatch(
-        array(jnp.int32, prompt),
-        array(jnp.bool_, prompt),
-        array(jnp.int32, prompt),
-        array(jnp.float32, 1, side, side, 3),
+        array(jnp.int32, fresh, prompt),
+        array(jnp.bool_, fresh, prompt),
+        array(jnp.int32, fresh, prompt),
+        array(jnp.float32, fresh, 1, side, side, 3),
     )
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), fresh))
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding)
     variables = {"params": abstract_base(e, config, mesh)}
     with jax.set_mesh(mesh):
-        return generate.lower(model, variables, batch, keys, e.rollout.sampling, (2,), 0)
+        empty = idle.lower(sampler, layout.rows, prompt, np.zeros((1, 2), np.uint32))
+        lying = empty.compile().output_shardings
+        state = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            empty.out_info,
+            lying,
+        )
+        rows = array(jnp.int32, layout.rows)
+        started = refill.lower(
+            sampler, variables, state, batch, keys, array(jnp.int32, fresh), rows, row_unit(mesh)
+        )
+        return started, decode.lower(sampler, variables, state, np.int32(fresh))

@@ -1,12 +1,13 @@
 """Asks a model many prompts, on clean images and on corrupted copies.
 
 Preparation (decode, corrupt, resize, tokenise) runs in Grain's reading threads while the device
-answers the batch before. A prompt that cannot be prepared is reported with its reason; the
-others go on.
+answers. Rows whose answers are complete take the next prompts while the others go on. A prompt
+that cannot be prepared is reported with its reason; the others go on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -18,9 +19,16 @@ import numpy as np
 from seva_jax.corrupt import Corruption, apply_pixels, corruption_key
 from seva_jax.corrupt.base import apply_jitted
 from seva_jax.images.preprocess import ImageProcessing
-from seva_jax.models import Llava
+from seva_jax.models import CacheKind, Llava
 from seva_jax.processes import gather
-from seva_jax.rollout.sampler import PromptBatch, Sampling, generate
+from seva_jax.rollout.sampler import (
+    PromptBatch,
+    Sampler,
+    Sampling,
+    decode,
+    idle,
+    refill,
+)
 from seva_jax.sharding import put_batch, replicated, row_shard, row_unit
 from seva_jax.text.encode import Encoder
 from seva_jax.types import ExampleError, Prompt
@@ -72,20 +80,47 @@ def corrupted_pixels(
     return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.float32)
 
 
-def rows_of_batch(
-    batch_size: int, variants: int, mesh: jax.sharding.Mesh, num_shares: int
-) -> tuple[int, int]:
-    """How a batch of rollouts is laid out: prompts and rows of each process's share.
+class RolloutRows(NamedTuple):
+    """How rollouts are laid out on one process's share of the devices.
+
+    Attributes:
+        rows: answered together.
+        fresh: of these, as many as are started together.
+        parts: devices, or groups of them, that the rows are split over.
+        group: prompts that the rows hold.
+    """
+
+    rows: int
+    fresh: int
+    parts: int
+    group: int
+
+
+def rollout_rows(
+    batch_size: int, refill: int, variants: int, mesh: jax.sharding.Mesh, num_shares: int
+) -> RolloutRows:
+    """How rollouts are laid out.
 
     Args:
         batch_size: rows wanted over all devices.
+        refill: parts of them that are started together.
         variants: rows of a prompt, clean and corrupted.
         mesh: the rows are split over; they are filled up to divide.
         num_shares: see `seva_jax.sharding.row_shard`.
     """
     group = max(batch_size // variants // num_shares, 1)
-    split = row_unit(mesh) // num_shares
-    return group, -(-group * variants // split) * split
+    parts = row_unit(mesh) // num_shares
+    rows = -(-group * variants // parts) * parts
+    fresh = -(-max(rows // refill, variants) // parts) * parts
+    return RolloutRows(rows, fresh, parts, group)
+
+
+class _Fresh(NamedTuple):
+    """Rows to start, on this process: what `refill` takes, and what became of prompts."""
+
+    arrays: tuple[np.ndarray, ...]  # tokens, mask, patch, pixels, raw keys, tags, from_B
+    admitted: int  # rows
+    dropped: list[tuple[int, str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +135,8 @@ class Asker:
         mesh: where the model lives.
         batch_size: rows answered together, over all devices.
         seed: of corruptions and of sampling; every prompt has its own keys.
+        refill: see `RolloutOptions`.
+        cache: see `RolloutOptions`.
     """
 
     model: Llava
@@ -109,6 +146,8 @@ class Asker:
     mesh: jax.sharding.Mesh
     batch_size: int
     seed: int
+    refill: int = 1
+    cache: CacheKind = "exact"
 
     def ask(
         self,
@@ -118,14 +157,83 @@ class Asker:
         corruptions: Sequence[Corruption] = (),
         start: int = 0,
     ) -> Iterator[list[Answered]]:
-        """Answers prompts in order, batch by batch, from prompt `start` on.
+        """Answers prompts from prompt `start` on, and gives them in order as they complete.
 
-        Every process prepares its share of each batch and gets all of its answers.
+        Every process prepares its share of the prompts and gets all answers.
         """
         variants = 1 + len(corruptions)
         share, num_shares = row_shard(self.mesh)
-        group, rows = rows_of_batch(self.batch_size, variants, self.mesh, num_shares)
+        layout = rollout_rows(self.batch_size, self.refill, variants, self.mesh, num_shares)
+        mine = [
+            index
+            for first in range(
+                start + share * layout.group, len(prompts), layout.group * num_shares
+            )
+            for index in range(first, min(first + layout.group, len(prompts)))
+        ]
+        prepared = self._prepare(prompts, mine, load_image, corruptions, layout.group)
+        width, images = self._widest(prompts[start:])
+        eos: Any = self.encoder.tokenizer.eos_token_id
+        sampler = Sampler(self.model, sampling, (eos,), self.encoder.pad_id, self.cache)
+        total = layout.rows * num_shares
+        key_data = np.asarray(jax.random.key_data(jax.random.key(self.seed)))[None]
+        with jax.set_mesh(self.mesh):
+            state = idle(sampler, total, width, key_data)
+        free = np.arange(layout.rows)
+        texts: dict[int, dict[int, str]] = {}  # by prompt and variant
+        dropped: dict[int, str] = {}
+        left, at = len(mine), start
+        while at < len(prompts):
+            fresh = self._fresh(prepared, prompts, free, layout, variants, width, images)
+            left -= fresh.admitted // variants + len(fresh.dropped)
+            hungry = left > 0 and len(free) - fresh.admitted >= layout.fresh
+            told = gather((fresh.admitted, hungry, fresh.dropped))
+            dropped |= {index: reason for _, _, drops in told for index, reason in drops}
+            with jax.set_mesh(self.mesh):
+                if any(admitted for admitted, _, _ in told):
+                    *batch, keys, tags, places = put_batch(self.mesh, fresh.arrays)
+                    state = refill(
+                        sampler, self.variables, state, PromptBatch(*batch),
+                        jax.random.wrap_key_data(keys), tags, places, row_unit(self.mesh),
+                    )  # fmt: skip
+                enough = 0 if any(hungry for _, hungry, _ in told) else layout.fresh * num_shares
+                state = decode(sampler, self.variables, state, np.int32(enough))
+            # Every process needs the text, and token ids are small: copy them everywhere.
+            small = (state.out_BT, state.done_B, state.tag_B)
+            out, done, tags = jax.device_get(jax.device_put(small, replicated(self.mesh)))
+            free = np.flatnonzero(done[share * layout.rows : (share + 1) * layout.rows])
+            for row in np.flatnonzero(done & (tags >= at * variants)):
+                index, variant = divmod(int(tags[row]), variants)
+                found = texts.setdefault(index, {})
+                if variant not in found:
+                    found[variant] = self._text(out[row])
+            answered = []
+            while at in dropped or len(texts.get(at, ())) == variants:
+                answers = texts.pop(at, {})
+                in_order = tuple(answers[v] for v in sorted(answers))
+                answered.append(Answered(prompts[at], in_order, dropped.get(at, "")))
+                at += 1
+            if answered:
+                yield answered
 
+    def _widest(self, prompts: Sequence[Prompt]) -> tuple[int, int]:
+        """Tokens and images that hold every prompt; tokens rounded up, so that few shapes occur."""
+        longest = 1
+        for prompt in prompts:
+            # One that cannot be encoded is reported where it is prepared.
+            with contextlib.suppress(ExampleError):
+                trunk = self.encoder.trunk(prompt.question, len(prompt.images))
+                longest = max(longest, len(trunk))
+        return -(-longest // 32) * 32, max((len(p.images) for p in prompts), default=0)
+
+    def _prepare(
+        self,
+        prompts: Sequence[Prompt],
+        mine: Sequence[int],
+        load_image: Callable[[str], np.ndarray],
+        corruptions: Sequence[Corruption],
+        ahead: int,
+    ) -> Iterator[_Prepared]:
         def prepare(index: int) -> _Prepared:
             prompt = prompts[index]
             try:
@@ -142,82 +250,61 @@ class Asker:
                 return _Prepared(index, np.zeros(0, np.int32), np.zeros(0), error.reason)
             return _Prepared(index, trunk, np.stack(pixels), "")
 
-        firsts = range(start, len(prompts), group * num_shares)  # of each batch
+        dataset = grain.MapDataset.source(mine).map(lambda index: prepare(int(index)))
+        options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=2 * ahead)
+        return iter(dataset.to_iter_dataset(options))
 
-        def prepare_place(i: int) -> list[_Prepared]:
-            index = firsts[i // group] + share * group + i % group
-            return [prepare(index)] if index < len(prompts) else []
-
-        dataset = grain.MapDataset.range(len(firsts) * group).map(prepare_place)
-        options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=2 * group)
-        batches = dataset.to_iter_dataset(options).batch(group, batch_fn=list)
-        for first, batch in zip(firsts, batches, strict=True):
-            mine = [prepared for place in batch for prepared in place]
-            asked = prompts[first : first + group * num_shares]
-            yield self._answer(mine, asked, first, rows, variants, sampling)
-
-    def _answer(
+    def _fresh(
         self,
-        mine: Sequence[_Prepared],
-        asked: Sequence[Prompt],
-        first: int,
-        rows: int,
+        prepared: Iterator[_Prepared],
+        prompts: Sequence[Prompt],
+        free: np.ndarray,
+        layout: RolloutRows,
         variants: int,
-        sampling: Sampling,
-    ) -> list[Answered]:
-        """Answers one batch: `asked`, from prompt `first` on; `mine` of them were prepared here."""
-        good = [p for p in mine if not p.dropped]
-        width = max((len(p.trunk) for p in good), default=0)
-        images = max((p.pixels_VIHWC.shape[1] for p in good), default=0)
-        drops = [(p.index, p.dropped) for p in mine if p.dropped]
-        told = gather((width, images, drops))
-        # Widths are rounded up, so that few distinct shapes are compiled.
-        width = -(-max(t[0] for t in told) // 32) * 32
-        images = max(t[1] for t in told)
-        dropped = {index: reason for t in told for index, reason in t[2]}
-        texts: dict[tuple[int, int], str] = {}
-        if len(dropped) < len(asked):
-            size, image_id = self.processing.size, self.encoder.image_token_id
-            pad_id = self.encoder.pad_id
-            tokens = np.full((rows, width), pad_id, np.int32)
-            mask = np.zeros((rows, width), bool)
-            mask[:, 0] = True  # rows nobody asked for still need one real token
-            pixels = np.zeros((rows, images, size, size, 3), np.float32)
-            keys = [jax.random.key(self.seed)] * rows
-            who = np.full((rows, 2), -1, np.int32)
-            for i, prepared in enumerate(good):
-                for v in range(variants):
-                    row, length = i * variants + v, len(prepared.trunk)
-                    tokens[row, :length] = prepared.trunk
-                    mask[row, :length] = True
-                    pixels[row, : prepared.pixels_VIHWC.shape[1]] = prepared.pixels_VIHWC[v]
-                    prompt_id = asked[prepared.index - first].id
-                    keys[row] = corruption_key(self.seed, f"{prompt_id}/answer", v)
-                    who[row] = prepared.index, v
-            is_image = tokens == image_id
-            patch = np.where(is_image, np.cumsum(is_image, axis=1) - 1, -1).astype(np.int32)
-            key_data = np.stack([np.asarray(jax.random.key_data(k)) for k in keys])
-            batch = put_batch(self.mesh, (tokens, mask, patch, pixels, key_data, who))
-            eos = self.encoder.tokenizer.eos_token_id
-            with jax.set_mesh(self.mesh):
-                out = generate(
-                    self.model,
-                    self.variables,
-                    PromptBatch(*batch[:4]),
-                    jax.random.wrap_key_data(batch[4]),
-                    sampling,
-                    (eos,),
-                    pad_id,
-                )
-            # Every process needs the text, and token ids are small: copy them everywhere.
-            out, who = jax.device_get(jax.device_put((out, batch[5]), replicated(self.mesh)))
-            for ids, (index, v) in zip(out, who.tolist(), strict=True):
-                stop = np.flatnonzero(ids == eos)
-                if index >= 0:
-                    texts[index, v] = self.encoder.decode(ids[: stop[0]] if len(stop) else ids)
-        return [
-            Answered(prompt, (), dropped[i])
-            if i in dropped
-            else Answered(prompt, tuple(texts[i, v] for v in range(variants)), "")
-            for i, prompt in enumerate(asked, first)
-        ]
+        width: int,
+        images: int,
+    ) -> _Fresh:
+        """Takes the next prompts, as many as there are free rows for, all variants or none."""
+        rows, size = layout.fresh, self.processing.size
+        tokens = np.full((rows, width), self.encoder.pad_id, np.int32)
+        mask = np.zeros((rows, width), bool)
+        mask[:, 0] = True  # rows nobody asked for still need one real token
+        pixels = np.zeros((rows, images, size, size, 3), np.float32)
+        nobody = np.asarray(jax.random.key_data(jax.random.key(self.seed)))
+        key_data = np.tile(nobody, (rows, 1))
+        tags = np.full(rows, -1, np.int32)
+        places = np.full(layout.rows, -1, np.int32)
+        # A row stays on its device: pairs of a fresh row and a free row of the same part.
+        per_part, fresh_per_part = layout.rows // layout.parts, rows // layout.parts
+        pairs = []
+        for part in range(layout.parts):
+            here = free[free // per_part == part][:fresh_per_part]
+            pairs += [(part * fresh_per_part + i, row) for i, row in enumerate(here)]
+        pairs = pairs[: len(pairs) // variants * variants]
+        admitted, dropped = 0, []
+        while admitted < len(pairs):
+            item = next(prepared, None)
+            if item is None:
+                break
+            if item.dropped:
+                dropped.append((item.index, item.dropped))
+                continue
+            for v in range(variants):
+                row, place = pairs[admitted]
+                length = len(item.trunk)
+                tokens[row, :length] = item.trunk
+                mask[row, :length] = True
+                pixels[row, : item.pixels_VIHWC.shape[1]] = item.pixels_VIHWC[v]
+                key = corruption_key(self.seed, f"{prompts[item.index].id}/answer", v)
+                key_data[row] = np.asarray(jax.random.key_data(key))
+                tags[row] = item.index * variants + v
+                places[place] = row % fresh_per_part
+                admitted += 1
+        is_image = tokens == self.encoder.image_token_id
+        patch = np.where(is_image, np.cumsum(is_image, axis=1) - 1, -1).astype(np.int32)
+        arrays = (tokens, mask, patch, pixels, key_data, tags, places)
+        return _Fresh(arrays, admitted, dropped)
+
+    def _text(self, ids: np.ndarray) -> str:
+        stop = np.flatnonzero(ids == self.encoder.tokenizer.eos_token_id)
+        return self.encoder.decode(ids[: stop[0]] if len(stop) else ids)

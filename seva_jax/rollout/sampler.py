@@ -1,7 +1,8 @@
-"""Batched answers: one prefill, then one compiled decode loop with early exit.
+"""Batched answers: prefill, then one compiled decode loop with early exit.
 
-`generate` is the whole interface. Who is asked what, and on which image, is in
-`seva_jax/rollout/run.py`.
+`generate` answers one batch. `refill` and `decode` in turns answer any number of prompts: rows
+that are done take new prompts while the others go on (continuous batching). Who is asked what, and
+on which image, is in `seva_jax/rollout/run.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from seva_jax.models import Llava
+from seva_jax.models import Cache, CacheKind, Llava
+from seva_jax.sharding import constrain
 from seva_jax.step import Variables
 from seva_jax.types import Array
 
@@ -63,7 +65,211 @@ def choose(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.A
     return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "sampling", "stop_ids", "pad_id"))
+class Decoding(NamedTuple):
+    """Rows that are being answered.
+
+    A row's cache has slots for its prompt and, behind them, a ring of as many slots as an answer
+    may have tokens: every step writes the same slot of all rows, whenever their answers began.
+
+    Attributes:
+        clock: int32 scalar, decode steps so far.
+        cache: keys and values.
+        seen_BS: bool, real tokens of the prompt.
+        key_data_BW: raw PRNG keys.
+        tag_B: int32, the caller's.
+        count_B: int32, tokens of the answer so far.
+        token_B: int32, the last of them.
+        done_B: whether the answer is complete; True also where nobody asks.
+        out_BT: int32, the answer, then padding.
+    """
+
+    clock: jax.Array
+    cache: Cache
+    seen_BS: jax.Array
+    key_data_BW: jax.Array
+    tag_B: jax.Array
+    count_B: jax.Array
+    token_B: jax.Array
+    done_B: jax.Array
+    out_BT: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Answers rows: `prefill` starts some, `admit` puts them among others, `decode` goes on.
+
+    Attributes:
+        model: the module.
+        sampling: greedy or random choice, longest answer.
+        stop_ids: tokens that end an answer.
+        pad_id: fills a row after the stop token.
+        cache: see `Llava.empty_cache`.
+    """
+
+    model: Llava
+    sampling: Sampling
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    cache: CacheKind = "exact"
+
+    def prefill(
+        self,
+        variables: Variables,
+        batch: PromptBatch,
+        keys_B: jax.Array,
+        tag_B: jax.Array,
+        num_slots: int,
+    ) -> Decoding:
+        """The first token of every row; a row of negative tag is nobody's and done.
+
+        Args:
+            variables: the model's; without "lora" the adapters are off.
+            batch: prompts of mixed lengths and numbers of images.
+            keys_B: typed PRNG keys; row i's answer depends on keys_B[i] and row i alone.
+            tag_B: int32, kept beside the row.
+            num_slots: of the cache, at least the width of the prompts.
+        """
+        rows, width = batch.tokens_BS.shape
+        positions_BS = jnp.maximum(jnp.cumsum(batch.mask_BS, axis=1) - 1, 0)
+        causal_SS = jnp.arange(width) <= jnp.arange(width)[:, None]
+        # Padding sees itself: kernels divide by the sum over what a query sees.
+        mask_BSS = (batch.mask_BS[:, None] & causal_SS) | jnp.eye(width, dtype=bool)
+        filled: Any = self.model.apply(
+            variables,
+            batch.tokens_BS,
+            positions_BS,
+            mask_BSS,
+            batch.patch_BS,
+            self.model.apply(variables, batch.pixels_BIHWC, method="features"),
+            self.model.empty_cache(rows, num_slots, self.cache),
+            jnp.int32(0),
+            method="hidden",
+        )
+        hidden_BSD, cache = filled
+        last_B = width - 1 - jnp.argmax(batch.mask_BS[:, ::-1], axis=1)
+        hidden_B1D = jnp.take_along_axis(hidden_BSD, last_B[:, None, None], axis=1)
+        logits_B1V: Any = self.model.apply(variables, hidden_B1D, method="head")
+        num_new = self.sampling.max_new_tokens
+        empty = Decoding(
+            clock=jnp.int32(0),
+            cache=cache,
+            seen_BS=batch.mask_BS,
+            key_data_BW=jax.random.key_data(keys_B),
+            tag_B=tag_B,
+            count_B=jnp.zeros(rows, jnp.int32),
+            token_B=jnp.zeros(rows, jnp.int32),
+            done_B=tag_B < 0,
+            out_BT=jnp.full((rows, num_new), self.pad_id, jnp.int32),
+        )
+        return self._pick(empty, logits_B1V[:, 0])
+
+    def _pick(self, state: Decoding, logits_BV: jax.Array) -> Decoding:
+        """With one more token in every row that is not done."""
+        keys = jax.random.wrap_key_data(state.key_data_BW)
+        keys = jax.vmap(jax.random.fold_in)(keys, state.count_B)
+        token_B = jnp.where(state.done_B, self.pad_id, choose(logits_BV, keys, self.sampling))
+        num_new = self.sampling.max_new_tokens
+        here_BT = jnp.arange(num_new) == jnp.where(state.done_B, -1, state.count_B)[:, None]
+        count_B = state.count_B + ~state.done_B
+        stops = jnp.array(self.stop_ids, jnp.int32)
+        stopped_B = (token_B[:, None] == stops).any(-1) | (count_B == num_new)
+        return state._replace(
+            count_B=count_B,
+            token_B=token_B,
+            done_B=state.done_B | stopped_B,
+            out_BT=jnp.where(here_BT, token_B[:, None], state.out_BT),
+        )
+
+    def idle(self, num_rows: int, width: int, key_data_1W: jax.Array) -> Decoding:
+        """Rows that nobody asks.
+
+        Args:
+            num_rows: B.
+            width: of the prompts that may come.
+            key_data_1W: any raw key, for its shape.
+        """
+
+        def full(value: Any, *shape: int) -> jax.Array:
+            rest = ["length"] * len(shape)
+            return constrain(jnp.full((num_rows, *shape), value), "batch", *rest)
+
+        num_new = self.sampling.max_new_tokens
+        return Decoding(
+            clock=jnp.int32(0),
+            cache=self.model.empty_cache(num_rows, width + num_new, self.cache),
+            seen_BS=full(False, width),
+            key_data_BW=full(jnp.zeros_like(key_data_1W[0]), key_data_1W.shape[1]),
+            tag_B=full(jnp.int32(-1)),
+            count_B=full(jnp.int32(0)),
+            token_B=full(jnp.int32(0)),
+            done_B=full(True),
+            out_BT=full(jnp.int32(self.pad_id), num_new),
+        )
+
+    def admit(self, state: Decoding, fresh: Decoding, from_B: jax.Array, parts: int) -> Decoding:
+        """With fresh rows in place of some that are done.
+
+        Args:
+            state: all rows.
+            fresh: from `prefill`, with slots for the prompt only.
+            from_B: for every row its replacement, counted within its part, or -1.
+            parts: the rows of both come in this many equal parts, and no row changes its part
+                (the part of a device).
+        """
+        from_NR = from_B.reshape(parts, -1)
+
+        def taken(old: jax.Array, new: jax.Array, dim: int) -> jax.Array:
+            def split(x: jax.Array) -> jax.Array:
+                return x.reshape(*x.shape[:dim], parts, -1, *x.shape[dim + 1 :])
+
+            def one(old: jax.Array, new: jax.Array, from_R: jax.Array) -> jax.Array:
+                found = jnp.take(new, jnp.maximum(from_R, 0), axis=dim)
+                given = (from_R >= 0).reshape(-1, *[1] * (old.ndim - dim - 1))
+                return jnp.where(given, found, old)
+
+            rows = jax.vmap(one, (dim, dim, 0), dim)(split(old), split(new), from_NR)
+            return rows.reshape(old.shape)
+
+        width = state.seen_BS.shape[1]
+
+        def prompt(old: jax.Array, new: jax.Array) -> jax.Array:
+            return old.at[:, :, :, :width].set(taken(old[:, :, :, :width], new, 1))
+
+        cache = jax.tree.map(prompt, state.cache, fresh.cache)
+        rest: Any = jax.tree.map(
+            lambda old, new: taken(old, new, 0),
+            state._replace(clock=None, cache=None),
+            fresh._replace(clock=None, cache=None),
+        )
+        return rest._replace(clock=state.clock, cache=cache)
+
+    def decode(self, variables: Variables, state: Decoding, enough: jax.Array) -> Decoding:
+        """Goes on until `enough` more rows are done, or all."""
+        rows, width = state.seen_BS.shape
+        num_new = self.sampling.max_new_tokens
+        length_B = state.seen_BS.sum(axis=1)
+        goal = jnp.minimum(state.done_B.sum() + enough, rows)
+
+        def step(state: Decoding) -> Decoding:
+            place = state.clock % num_new
+            age_T = (place - jnp.arange(num_new)) % num_new
+            mask_BU = jnp.concatenate([state.seen_BS, age_T < state.count_B[:, None]], axis=1)
+            logits_B1V, cache = self.model.apply(
+                variables,
+                state.token_B[:, None],
+                (length_B + state.count_B - 1)[:, None],
+                mask_BU[:, None],
+                state.cache,
+                width + place,
+                method="decode",
+            )
+            state = self._pick(state, logits_B1V[:, 0])
+            return state._replace(clock=state.clock + 1, cache=cache)
+
+        return jax.lax.while_loop(lambda s: s.done_B.sum() < goal, step, state)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "sampling", "stop_ids", "pad_id", "cache"))
 def generate(
     model: Llava,
     variables: Variables,
@@ -72,70 +278,45 @@ def generate(
     sampling: Sampling,
     stop_ids: tuple[int, ...],
     pad_id: int,
+    cache: CacheKind = "exact",
 ) -> jax.Array:
-    """Answers a batch of prompts.
-
-    Args:
-        model: the module.
-        variables: its variables; without "lora" the adapters are off.
-        batch: prompts of mixed lengths and numbers of images.
-        keys_B: typed PRNG keys, one a row; row i's answer depends on keys_B[i] and row i alone.
-        sampling: greedy or random choice, longest answer.
-        stop_ids: tokens that end an answer.
-        pad_id: fills the row after the stop token.
+    """Answers a batch of prompts; the arguments are those of `Sampler` and `Sampler.prefill`.
 
     Returns:
         [B, max_new_tokens] int32: new tokens including the stop token, then `pad_id`.
     """
     rows, width = batch.tokens_BS.shape
-    num_new = sampling.max_new_tokens
-    slots_U = jnp.arange(width + num_new)
-    seen_BU = jnp.pad(batch.mask_BS, ((0, 0), (0, num_new)))
-    positions_BS = jnp.maximum(jnp.cumsum(batch.mask_BS, axis=1) - 1, 0)
-    causal_SS = slots_U[:width] <= slots_U[:width, None]
-    # Padding sees itself: kernels divide by the sum over what a query sees.
-    mask_BSS = (batch.mask_BS[:, None] & causal_SS) | jnp.eye(width, dtype=bool)
-    cache = model.empty_cache(rows, width + num_new)
-    hidden_BSD, cache = model.apply(
-        variables,
-        batch.tokens_BS,
-        positions_BS,
-        mask_BSS,
-        batch.patch_BS,
-        model.apply(variables, batch.pixels_BIHWC, method="features"),
-        cache,
-        jnp.int32(0),
-        method="hidden",
-    )
-    last_B = width - 1 - jnp.argmax(batch.mask_BS[:, ::-1], axis=1)
-    hidden_B1D = jnp.take_along_axis(hidden_BSD, last_B[:, None, None], axis=1)
-    logits_B1V: Any = model.apply(variables, hidden_B1D, method="head")
-    logits_BV = logits_B1V[:, 0]
-    length_B = batch.mask_BS.sum(axis=1)
-    stops = jnp.array(stop_ids, jnp.int32)
+    sampler = Sampler(model, sampling, stop_ids, pad_id, cache)
+    tags = jnp.zeros(rows, jnp.int32)
+    slots = width + sampling.max_new_tokens
+    fresh = sampler.prefill(variables, batch, keys_B, tags, slots)
+    return sampler.decode(variables, fresh, jnp.int32(rows)).out_BT
 
-    def pick(logits_BV: jax.Array, done_B: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, t)
-        token_B = jnp.where(done_B, pad_id, choose(logits_BV, keys, sampling))
-        return token_B, done_B | (token_B[:, None] == stops).any(-1)
 
-    def decode(carry: tuple) -> tuple:
-        t, token_B, done_B, out_BT, cache = carry
-        slot = width + t - 1
-        mask_BU = seen_BU | ((slots_U >= width) & (slots_U <= slot))
-        logits_B1V, cache = model.apply(
-            variables,
-            token_B[:, None],
-            (length_B + t - 1)[:, None],
-            mask_BU[:, None],
-            cache,
-            slot,
-            method="decode",
-        )
-        token_B, done_B = pick(logits_B1V[:, 0], done_B, t)
-        return t + 1, token_B, done_B, out_BT.at[:, t].set(token_B), cache
+@functools.partial(jax.jit, static_argnames=("sampler", "parts"), donate_argnames="state")
+def refill(
+    sampler: Sampler,
+    variables: Variables,
+    state: Decoding,
+    batch: PromptBatch,
+    keys_B: jax.Array,
+    tag_B: jax.Array,
+    from_B: jax.Array,
+    parts: int,
+) -> Decoding:
+    """`Sampler.prefill`, then `Sampler.admit`; the old state is given up."""
+    width = batch.tokens_BS.shape[1]
+    fresh = sampler.prefill(variables, batch, keys_B, tag_B, width)
+    return sampler.admit(state, fresh, from_B, parts)
 
-    token_B, done_B = pick(logits_BV, jnp.zeros(rows, bool), jnp.int32(0))
-    out_BT = jnp.full((rows, num_new), pad_id, jnp.int32).at[:, 0].set(token_B)
-    start = (jnp.int32(1), token_B, done_B, out_BT, cache)
-    return jax.lax.while_loop(lambda c: (c[0] < num_new) & ~c[2].all(), decode, start)[3]
+
+@functools.partial(jax.jit, static_argnames="sampler", donate_argnames="state")
+def decode(sampler: Sampler, variables: Variables, state: Decoding, enough: jax.Array) -> Decoding:
+    """`Sampler.decode`; the old state is given up."""
+    return sampler.decode(variables, state, enough)
+
+
+@functools.partial(jax.jit, static_argnames=("sampler", "num_rows", "width"))
+def idle(sampler: Sampler, num_rows: int, width: int, key_data_1W: jax.Array) -> Decoding:
+    """`Sampler.idle`."""
+    return sampler.idle(num_rows, width, key_data_1W)
