@@ -23,6 +23,7 @@ from seva_jax.workdir import Workdir
 SMALL = """
 --base.steps 4 --base.batch-size 16 --base.prompts.num 64 --prompts.num 40
 --rollout.batch-size 32 --train.batch-size 8 --train.max-steps 20 --train.save-every 5
+--compute.row-shapes 1
 --train.log-every 1 --lora.rank 4 --seed 3 --base.vocab-multiple 8 --base.optim.lr 3e-3
 --base.model.vision.hidden-size 32 --base.model.text.hidden-size 32
 --base.model.text.head-dim 16 --report.num-pairs 4

@@ -10,7 +10,9 @@ from seva_jax.bench.evidence import EvidenceStudy, run_study
 from seva_jax.bench.input import InputBench, run_input
 from seva_jax.bench.load import LoadBench, run_load
 from seva_jax.bench.quant import QuantBench, run_quant
+from seva_jax.bench.refill import RefillBench, run_refill
 from seva_jax.bench.sample import SampleBench, run_sample
+from seva_jax.bench.scaling import ScalingBench, run_scaling
 from seva_jax.bench.step import StepBench, run_step
 from seva_jax.processes import use_compile_cache
 from seva_jax.types import DataError
@@ -24,7 +26,9 @@ def main() -> None:
             "input": InputBench,
             "load": LoadBench,
             "quant": QuantBench,
+            "refill": RefillBench,
             "sample": SampleBench,
+            "scaling": ScalingBench,
             "step": StepBench,
         }
     )
@@ -36,8 +40,12 @@ def main() -> None:
                 run_load(chosen)
             case QuantBench():
                 run_quant(chosen)
+            case RefillBench():
+                run_refill(chosen)
             case SampleBench():
                 run_sample(chosen)
+            case ScalingBench():
+                run_scaling(chosen)
             case StepBench():
                 run_step(chosen)
             case EvidenceStudy():

@@ -1,9 +1,9 @@
-"""How much host memory it takes to load a checkpoint: the result, and what is needed above it.
+"""Time and host memory of loading a checkpoint: ours, `transformers.from_pretrained`.
 
-Writes a checkpoint of LLaVA-1.5-7B's shapes with random bfloat16 values in several files, loads it
-in a fresh process with the code that the trainer uses, and samples that process's memory. Mapped
-pages of the files count as resident but can be dropped at any time, so anonymous memory is what
-is judged; both are printed.
+Writes a checkpoint of LLaVA-1.5-7B's shapes with random bfloat16 values in several files. Each side
+loads it in fresh processes, in turns, and that process's memory is sampled. Mapped pages of the
+files count as resident but can be dropped at any time, so anonymous memory above the result is what
+is judged; both are printed. Ours is the code that the trainer uses.
 """
 
 from __future__ import annotations
@@ -12,19 +12,22 @@ import dataclasses
 import json
 import math
 import os
-import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seva_jax.bench.timing import machine
 from seva_jax.convert import load_params, read_llava_config
 from seva_jax.convert.files import SafetensorsWriter
 from seva_jax.convert.hf_config import llava_config_fields
@@ -35,43 +38,82 @@ from seva_jax.types import DataError
 
 _SHARD_BYTES = 5 * 10**9
 _LIMIT_GIB = 3.0
-_CHILD = "SEVA_JAX_BENCH_LOAD"
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadBench:
-    """Host memory of loading a checkpoint; fails if the peak is over 3 GiB above the result.
+    """Time and host memory of loading a checkpoint; fails if ours peaks 3 GiB above the result.
 
     Attributes:
         dir: where the checkpoint is written; kept and used again if given, else a temporary
             directory. LLaVA-1.5-7B takes 14 GB.
         layers: language layers; fewer make a quick check of the same code.
-        devices: fake CPU devices to shard over ("fsdp").
+        devices: fake CPU devices that ours shards over ("fsdp").
+        rounds: processes of each side.
+        hf: measure transformers.
     """
 
     dir: Path | None = None
     layers: int = 32
     devices: int = 1
+    rounds: int = 1
+    hf: bool = True
+
+
+class Loaded(NamedTuple):
+    """What one process measured.
+
+    Attributes:
+        seconds: to load, every byte read.
+        result: bytes of the loaded arrays, copies on several devices included.
+        above: peak of anonymous memory over start and result, bytes.
+        resident: peak of all resident memory, bytes.
+    """
+
+    seconds: float
+    result: float
+    above: float
+    resident: float
 
 
 def run_load(bench: LoadBench) -> None:
-    """Writes the checkpoint if needed, loads it in a child process, prints what that took."""
+    """Writes the checkpoint if needed, loads it in child processes, prints what that took."""
     directory = bench.dir or Path(tempfile.mkdtemp(prefix="seva_jax_load_"))
+    sides = ("ours", "transformers") if bench.hf else ("ours",)
+    found: dict[str, list[Loaded]] = {side: [] for side in sides}
     try:
         if not (directory / "config.json").exists():
             default = LlavaConfig()
             text = dataclasses.replace(default.text, num_layers=bench.layers)
             write_checkpoint(directory, dataclasses.replace(default, text=text))
         flag = f"--xla_force_host_platform_device_count={bench.devices}"
-        environment = os.environ | {_CHILD: str(directory), "JAX_PLATFORMS": "cpu"}
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
         environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
-        command = [sys.executable, "-m", "seva_jax.bench.load"]
-        result = subprocess.run(command, env=environment, check=False)
+        for _ in range(bench.rounds):
+            for side in sides:
+                command = [sys.executable, "-m", "seva_jax.bench.load", side, str(directory)]
+                child = subprocess.run(
+                    command, env=environment, stdout=subprocess.PIPE, text=True, check=False
+                )
+                if child.returncode:
+                    raise DataError(f"loading with {side} failed, see above; --no-hf skips it")
+                found[side].append(Loaded(*json.loads(child.stdout.splitlines()[-1])))
     finally:
         if bench.dir is None:
             shutil.rmtree(directory, ignore_errors=True)
-    if result.returncode:
-        sys.exit(result.returncode)
+    print(machine(["torch", "transformers"] if bench.hf else [], bench.rounds))
+    gib = found["ours"][0].result / 2**30
+    print(f"bfloat16, {bench.layers} layers, {gib:.2f} GiB on {bench.devices} CPU devices")
+    columns = ("median s", "fastest", "slowest", "GB/s", "above, GiB", "resident, GiB")
+    print(" " * 14 + "".join(f"{x:>15}" for x in columns))
+    for side, loads in found.items():
+        seconds = [x.seconds for x in loads]
+        middle = statistics.median(seconds)
+        values = [middle, min(seconds), max(seconds), loads[0].result / 1e9 / middle]
+        values += [max(x.above for x in loads) / 2**30, max(x.resident for x in loads) / 2**30]
+        print(f"{side:<14}" + "".join(f"{x:>15.2f}" for x in values))
+    if max(x.above for x in found["ours"]) > _LIMIT_GIB * 2**30:
+        sys.exit(f"error: more than {_LIMIT_GIB} GiB above the result")
 
 
 def write_checkpoint(directory: Path, config: LlavaConfig) -> None:
@@ -126,11 +168,14 @@ def _memory() -> tuple[float, float]:
     return 1024.0 * (kib["RssAnon"] + kib["RssShmem"]), 1024.0 * kib["VmRSS"]
 
 
-def _load_and_measure(directory: Path) -> int:
-    """Runs in the child: loads, prints, and returns the exit status."""
-    config = read_llava_config(directory)
-    mesh = MeshShape(fsdp=len(jax.devices())).make()
-    shardings = variable_shardings(mesh, abstract_variables(Llava(config))["params"])
+def measure(side: str, directory: Path) -> Loaded:
+    """Loads in this process.
+
+    Args:
+        side: "ours" or "transformers".
+        directory: the checkpoint.
+    """
+    load = {"ours": _ours, "transformers": _theirs}[side](directory)
     before, _ = _memory()
     peaks = [before, 0.0]
     done = threading.Event()
@@ -142,23 +187,40 @@ def _load_and_measure(directory: Path) -> int:
     sampler = threading.Thread(target=sample)
     sampler.start()
     start = time.monotonic()
-    params = jax.block_until_ready(load_params(directory, config, jnp.bfloat16, shardings))
+    result = load()
     seconds = time.monotonic() - start
     done.set()
     sampler.join()
-    shards = [shard for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards]
-    result = sum(shard.data.nbytes for shard in shards)  # a replicated leaf counts on each device
-    above = (peaks[0] - before - result) / 2**30
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, jax "
-        f"{jax.__version__}, {len(jax.devices())} CPU devices\n"
-        f"result {result / 2**30:.2f} GiB (bfloat16), loaded in {seconds:.0f} s "
-        f"({result / 1e9 / seconds:.2f} GB/s)\n"
-        f"peak of anonymous memory above the result: {above:.2f} GiB (limit {_LIMIT_GIB})\n"
-        f"peak resident with mapped file pages: {peaks[1] / 2**30:.2f} GiB"
-    )
-    return int(above > _LIMIT_GIB)
+    return Loaded(seconds, result, peaks[0] - before - result, peaks[1])
+
+
+def _ours(directory: Path) -> Callable[[], float]:
+    config = read_llava_config(directory)
+    mesh = MeshShape(fsdp=len(jax.devices())).make()
+    shardings = variable_shardings(mesh, abstract_variables(Llava(config))["params"])
+
+    def load() -> float:
+        params = jax.block_until_ready(load_params(directory, config, jnp.bfloat16, shardings))
+        shards = [shard for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards]
+        return float(sum(shard.data.nbytes for shard in shards))
+
+    return load
+
+
+def _theirs(directory: Path) -> Callable[[], float]:
+    import torch
+    import transformers
+
+    def load() -> float:
+        model: Any = transformers.LlavaForConditionalGeneration.from_pretrained(
+            directory, dtype=torch.bfloat16
+        )
+        for parameter in model.parameters():
+            parameter.data.view(torch.uint8).max()  # mapped pages are read only when used
+        return float(sum(p.numel() * p.element_size() for p in model.parameters()))
+
+    return load
 
 
 if __name__ == "__main__":
-    sys.exit(_load_and_measure(Path(os.environ[_CHILD])))
+    print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]))))

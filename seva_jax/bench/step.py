@@ -56,7 +56,7 @@ from seva_jax.step import (
 from seva_jax.text.tokenizer import word_tokenizer
 from seva_jax.types import BranchLogps, DataError, TreeBatch
 
-_BETA, _LR = 0.1, 1e-4
+BETA, LR = 0.1, 1e-4
 _VISION = VisionConfig(hidden_size=256, num_layers=6, num_heads=4, mlp_size=1024)
 SIZES = {
     # 576 image tokens each; narrow enough for a CPU.
@@ -118,6 +118,16 @@ def random_params(model: Llava) -> Any:
     )
 
 
+def random_adapters(model: Llava) -> Any:
+    """The "lora" collection; B is not zero, or every loss would be log 2."""
+    boxed = abstract_variables(model)["lora"]
+    adapters = init_variables(model, "lora", on_one_device(boxed, jax.devices()[0]), 1)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x if path[-1].key == "a" else 0.05 * jnp.ones_like(x).at[:, ::2].set(-1),
+        adapters,
+    )
+
+
 def on_device(params: Any, dtype: Any) -> Any:
     """Parameters as they are computed with."""
     return {"params": jax.tree.map(lambda x: jax.device_put(x.astype(dtype)), params)}
@@ -140,8 +150,10 @@ def write_model(directory: Path, config: LlavaConfig, params: Any) -> None:
     write_new(directory, config, word_tokenizer(words), processing, read)
 
 
-def examples(bench: StepBench, config: LlavaConfig) -> list[TreeExample]:
-    """Random pairs of one image, a question and two answers of full length."""
+def examples(
+    config: LlavaConfig, num: int, question: int, answer: int, branches: int = 2
+) -> list[TreeExample]:
+    """Random comparisons of one image, a question and answers of full length."""
     rng = np.random.default_rng(0)
     side = config.vision.image_size
 
@@ -149,18 +161,19 @@ def examples(bench: StepBench, config: LlavaConfig) -> list[TreeExample]:
         return rng.integers(10, 1000, num).astype(np.int32)
 
     image = np.full(config.tokens_per_image, config.image_token_id, np.int32)
-    half = bench.question // 2
+    half = question // 2
     return [
         TreeExample(
-            np.concatenate([tokens(half), image, tokens(bench.question - half)]),
-            (tokens(bench.answer), tokens(bench.answer)),
+            np.concatenate([tokens(half), image, tokens(question - half)]),
+            tuple(tokens(answer) for _ in range(branches)),
             rng.normal(size=(1, side, side, 3)).astype(np.float32),
         )
-        for _ in range(bench.pairs)
+        for _ in range(num)
     ]
 
 
-def _packed(config: LlavaConfig, trees: list[TreeExample], branches: int) -> TreeBatch:
+def packed(config: LlavaConfig, trees: list[TreeExample], branches: int) -> TreeBatch:
+    """A row for each example."""
     answer = max(len(b) for t in trees for b in t.branches)
     targets = max(t.num_targets for t in trees)
     shape = RowShape(max(t.length for t in trees), 1, branches, answer, 1, targets)
@@ -173,21 +186,21 @@ def _packed(config: LlavaConfig, trees: list[TreeExample], branches: int) -> Tre
     ])  # fmt: skip
 
 
-def _two_rows(model: Llava, options: StepOptions) -> Any:
-    """`make_train_step` for batches whose rows come in pairs, one answer each."""
-    objective, optimizer = DPO(beta=_BETA), optax.adamw(_LR)
+def separate_rows(model: Llava, options: StepOptions, branches: int = 2) -> Any:
+    """`make_train_step` for batches with a row for each answer, the usual layout."""
+    objective, optimizer = DPO(beta=BETA), optax.adamw(LR)
 
     def logps(variables: Any, batch: TreeBatch) -> BranchLogps:
         found = tree_logps(
             model, variables, batch, options, image_features(model, variables, batch)
         )
-        return jax.tree.map(lambda x: x.reshape(-1, 2, x.shape[-1]), found)
+        return jax.tree.map(lambda x: x.reshape(-1, branches, x.shape[-1]), found)
 
     def step(state: TrainState, frozen: Any, batch: TreeBatch) -> tuple[TrainState, dict]:
         def loss_fn(trainable: Any) -> Any:
             policy = logps(merge(frozen, trainable), batch)
             reference = jax.lax.stop_gradient(logps(frozen, batch))
-            pairs = batch._replace(weight_BC=batch.weight_BC[::2])
+            pairs = batch._replace(weight_BC=batch.weight_BC[::branches])
             total = pairs.weight_BC.sum()
             return batch_loss(objective, policy, reference, pairs, total)
 
@@ -199,11 +212,11 @@ def _two_rows(model: Llava, options: StepOptions) -> Any:
     return step
 
 
-def _side(step: Any, trainable: Any, frozen: Any, batch: TreeBatch) -> Side:
+def side_of(step: Any, trainable: Any, frozen: Any, batch: TreeBatch) -> Side:
     """A side of ours, with a state of its own."""
     batch = jax.device_put(batch)
     own = jax.tree.map(jnp.copy, trainable)
-    state = [TrainState(jnp.int32(0), own, optax.adamw(_LR).init(own))]
+    state = [TrainState(jnp.int32(0), own, optax.adamw(LR).init(own))]
     compiled = jax.jit(step, donate_argnums=0)
 
     def run() -> float:
@@ -219,39 +232,33 @@ def sides(bench: StepBench, scratch: Path) -> Iterator[tuple[str, Side]]:
     lora = LoraConfig(rank=bench.rank, alpha=2.0 * bench.rank)
     dtype = jnp.dtype(bench.dtype)
     model = Llava(config, lora, dtype, bench.remat, bench.attention)
-    boxed = abstract_variables(model)
     params = random_params(model)
-    adapters = init_variables(model, "lora", on_one_device(boxed["lora"], jax.devices()[0]), 1)
-    # Not zero, or every loss would be log 2.
-    adapters = jax.tree_util.tree_map_with_path(
-        lambda path, x: x if path[-1].key == "a" else 0.05 * jnp.ones_like(x).at[:, ::2].set(-1),
-        adapters,
-    )
-    trees = examples(bench, config)
+    adapters = random_adapters(model)
+    trees = examples(config, bench.pairs, bench.question, bench.answer)
     options = StepOptions()
     trainable = {"lora": adapters}
     frozen = on_device(params, dtype)
-    batch = _packed(config, trees, 2)
+    batch = packed(config, trees, 2)
     reference = jax.jit(make_logps(model, options))(frozen, batch)
     in_trees = jax.tree.map(lambda x: x[None], batch)
     cached = in_trees._replace(ref_BCKT=np.asarray(reference)[None])
     rows = [dataclasses.replace(t, branches=(b,)) for t in trees for b in t.branches]
 
     def tree_step(in_step: bool) -> Any:
-        return make_train_step(model, DPO(beta=_BETA), optax.adamw(_LR), options, in_step)
+        return make_train_step(model, DPO(beta=BETA), optax.adamw(LR), options, in_step)
 
-    yield "ours, cached reference", _side(tree_step(False), trainable, frozen, cached)
-    yield "ours, reference in the step", _side(tree_step(True), trainable, frozen, in_trees)
+    yield "ours, cached reference", side_of(tree_step(False), trainable, frozen, cached)
+    yield "ours, reference in the step", side_of(tree_step(True), trainable, frozen, in_trees)
     yield (
         "ours, two rows",
-        _side(_two_rows(model, options), trainable, frozen, _packed(config, rows, 1)),
+        side_of(separate_rows(model, options), trainable, frozen, packed(config, rows, 1)),
     )
     if bench.trl:
         from seva_jax.bench.trl_step import trl_side
 
         write_model(scratch / "model", config, params)
         layers = jax.tree.map(np.asarray, adapters["language"]["layers"])
-        yield "TRL", trl_side(scratch / "model", trees, layers, lora, bench.dtype, _BETA, _LR)
+        yield "TRL", trl_side(scratch / "model", trees, layers, lora, bench.dtype, BETA, LR)
 
 
 def run_step(bench: StepBench) -> None:

@@ -20,7 +20,7 @@ Members = Sequence[int]  # indices of the comparisons of a batch
 
 _SAMPLE = 2**14  # comparisons that shapes are chosen by
 _LENGTHS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the longest comparison's
-_WORTH = 0.03  # share of all work that one more compilation has to save
+_WORTH = 0.1  # share of all work that one more compilation has to save
 _ROOM = 1.3  # over the mean, for what a row holds besides tokens
 
 

@@ -1,0 +1,111 @@
+"""Time of sampled answers of mixed lengths: whole batches against rows that are refilled.
+
+Both sides are our sampler on the same prompts and keys, and their answers have to agree. The model
+is random, with a small vocabulary of which one token ends an answer, so that lengths differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from seva_jax.bench.step import SIZES, on_device, random_params
+from seva_jax.bench.timing import in_turns, machine
+from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.models import Llava
+from seva_jax.rollout.run import Asker
+from seva_jax.rollout.sampler import Sampling
+from seva_jax.sharding import MeshShape
+from seva_jax.text.encode import Encoder
+from seva_jax.text.templates import PLAIN
+from seva_jax.text.tokenizer import word_tokenizer
+from seva_jax.types import DataError, Prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class RefillBench:
+    """Time of answers of mixed lengths: whole batches, refilled rows.
+
+    Attributes:
+        size: architecture, but for the vocabulary.
+        prompts: to answer; each has an image.
+        rows: answered together.
+        answer: longest answer, tokens.
+        vocabulary: tokens; a random model ends an answer after about as many.
+        refill: parts of the rows that are started together.
+        dtype: of weights and compute.
+        rounds: timed passes of each side.
+    """
+
+    size: Literal["small", "mid", "7b", "13b"] = "small"
+    prompts: int = 32
+    rows: int = 8
+    answer: int = 256
+    vocabulary: int = 64
+    refill: int = 4
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    rounds: int = 3
+
+
+def run_refill(bench: RefillBench) -> None:
+    """Measures in turns and prints a table."""
+    if min(bench.prompts, bench.rows, bench.answer, bench.refill, bench.rounds) < 1:
+        raise DataError("--prompts, --rows, --answer, --refill and --rounds must be at least 1")
+    words = ("USER", "ASSISTANT", ":", *(f"w{i}" for i in range(bench.vocabulary)))
+    tokenizer = word_tokenizer(words)
+    config = SIZES[bench.size]
+    image: Any = tokenizer.convert_tokens_to_ids("<image>")
+    config = dataclasses.replace(
+        config,
+        image_token_id=image,
+        text=dataclasses.replace(config.text, vocab_size=len(tokenizer)),
+    )
+    model = Llava(config, dtype=jnp.dtype(bench.dtype))
+    prompts = [Prompt(f"p{i}", "w1 w2 w3", (str(i),)) for i in range(bench.prompts)]
+    side = config.vision.image_size
+    asker = Asker(
+        model=model,
+        variables=on_device(random_params(model), model.dtype),
+        encoder=Encoder(tokenizer, PLAIN, image, config.tokens_per_image, 4096),
+        processing=ImageProcessing(size=side),
+        mesh=MeshShape().make(jax.devices()[:1]),
+        batch_size=bench.rows,
+        seed=0,
+    )
+
+    def load_image(name: str) -> np.ndarray:
+        return np.random.default_rng(int(name)).integers(0, 256, (side, side, 3), np.uint8)
+
+    sampling = Sampling(bench.answer, temperature=1.0)
+    askers = {"whole batches": asker, "refilled": dataclasses.replace(asker, refill=bench.refill)}
+
+    def answers(name: str) -> list[str]:
+        batches = askers[name].ask(prompts, load_image, sampling)
+        return [answered.answers[0] for batch in batches for answered in batch]
+
+    found = {name: answers(name) for name in askers}  # compiles
+    sides = {name: lambda name=name: answers(name) for name in askers}
+    times = in_turns(sides, bench.rounds)
+    lengths = [len(text.split()) for text in found["refilled"]]
+    print(
+        f"sampled answers, LLaVA {bench.size} with {len(tokenizer)} words, {bench.prompts} prompts "
+        f"of {config.tokens_per_image} + 3 tokens, {bench.rows} rows, {bench.dtype}; answers of "
+        f"{min(lengths)} to {max(lengths)} words, {statistics.mean(lengths):.0f} on average\n"
+        + machine([], bench.rounds)
+    )
+    columns = ("median s", "fastest", "slowest", "words/s", "speed-up")
+    print(" " * 16 + "".join(f"{x:>10}" for x in columns))
+    first = statistics.median(times["whole batches"])
+    for name, seconds in times.items():
+        middle = statistics.median(seconds)
+        print(
+            f"{name:<16}{middle:>10.3f}{min(seconds):>10.3f}{max(seconds):>10.3f}"
+            f"{sum(lengths) / middle:>10.1f}{first / middle:>9.2f}x"
+        )
+    same = np.mean([a == b for a, b in zip(*found.values(), strict=True)])
+    print(f"answers that agree: {same:.1%}")

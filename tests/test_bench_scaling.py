@@ -1,0 +1,38 @@
+"""The scaling and the refill benchmarks on a small model: both sides compute the same."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from test_bench_step import TINY
+
+from seva_jax.bench import refill, scaling
+from seva_jax.types import DataError
+
+SCALING = scaling.ScalingBench(question=(6,), answer=(5,), branches=(2, 3), batch=(1,), rounds=1)
+REFILL = refill.RefillBench(prompts=6, rows=4, answer=6, vocabulary=5, rounds=1)
+
+
+@pytest.mark.slow
+def test_losses_of_both_layouts_agree(monkeypatch, capsys):
+    monkeypatch.setitem(scaling.SIZES, "small", TINY)
+    scaling.run_scaling(dataclasses.replace(SCALING, rank=4))
+    shown = capsys.readouterr().out.splitlines()[3:]
+    assert [line.split()[:4] for line in shown] == [["6", "5", "2", "1"], ["6", "5", "3", "1"]]
+    losses = np.array([[float(x) for x in line.split("x   ")[-1].split(", ")] for line in shown])
+    np.testing.assert_allclose(losses[:, 0], losses[:, 1], atol=2e-5)
+    assert np.ptp(losses[:, 0]) > 1e-3
+
+
+@pytest.mark.slow
+def test_refilled_answers_agree(monkeypatch, capsys):
+    monkeypatch.setitem(refill.SIZES, "small", TINY)
+    refill.run_refill(REFILL)
+    assert "answers that agree: 100.0%" in capsys.readouterr().out
+
+
+def test_bad_numbers():
+    with pytest.raises(DataError, match="1 or more"):
+        scaling.run_scaling(dataclasses.replace(SCALING, batch=()))
+    with pytest.raises(DataError, match="must be at least 1"):
+        refill.run_refill(dataclasses.replace(REFILL, rows=0))
