@@ -27,20 +27,14 @@ from seva_jax.checkpoint import checksum
 from seva_jax.cli import load_experiments, to_source
 from seva_jax.convert import load_params, tower_directory
 from seva_jax.data import store
-from seva_jax.data.pipeline import (
-    Batches,
-    ComparisonRows,
-    RowShapes,
-    encodable,
-    in_order,
-    num_steps,
-)
+from seva_jax.data.pipeline import ComparisonRows, RowShapes, encodable, num_steps
 from seva_jax.data.sources import PromptSet
 from seva_jax.data.trees import RowShape
 from seva_jax.evals import EvalResult, comparison_rows, format_table
 from seva_jax.evaluate import evaluate_all, read_results
 from seva_jax.experiment import Experiment, make_model
 from seva_jax.flops import forward, model_flops
+from seva_jax.logps import answer_logps
 from seva_jax.loop import Loop, fit
 from seva_jax.models import (
     Llava,
@@ -55,11 +49,11 @@ from seva_jax.optim import Optim
 from seva_jax.processes import gather, join, say, use_compile_cache
 from seva_jax.results import write_run_report
 from seva_jax.rollout.run import Asker
-from seva_jax.sharding import put_batch, replicated, row_shard, row_unit, variable_shardings
-from seva_jax.step import StepOptions, Variables, make_logps, merge, split_params
+from seva_jax.sharding import variable_shardings
+from seva_jax.step import StepOptions, Variables, merge, split_params
 from seva_jax.text.encode import Encoder
 from seva_jax.text.templates import Template
-from seva_jax.types import Comparison, DataError, Rollout, TreeBatch
+from seva_jax.types import Comparison, DataError, Rollout
 from seva_jax.workdir import Workdir, fingerprint
 
 DESCRIPTION = """Aligns a LLaVA-style model with its own answers (SeVa): the model answers
@@ -245,30 +239,12 @@ class Run:
         self, model: Llava, variables: Variables, rows: ComparisonRows, name: str
     ) -> list[list[np.ndarray]]:
         """Per-token log-probs of every branch of every row, in order."""
-        e = self.experiment
-        batch_size = e.train.batch_size // e.train.micro_batches
-        logps = make_logps(model, self._step_options)
-
-        def everything(variables: Variables, batch: TreeBatch) -> tuple[jax.Array, ...]:
-            return logps(variables, batch), batch.mask_BCKT.sum(-1), batch.index_BC
-
-        pass_fn = jax.jit(everything, out_shardings=replicated(self.mesh))
-        found: dict[int, list[np.ndarray]] = {}
+        train = self.experiment.train
         with self.workdir.bar(name, len(rows), "pair") as bar:
-            members, unit = in_order(rows, batch_size), row_unit(self.mesh)
-            share = row_shard(self.mesh)
-            batches = Batches.chosen(rows, members, batch_size, share, unit, self._row_shapes)
-            for batch in batches.iterate():
-                with jax.set_mesh(self.mesh):
-                    out = jax.device_get(pass_fn(variables, put_batch(self.mesh, batch)))
-                for logps_KT, lengths_K, index in zip(*_comparisons(out), strict=True):
-                    if index >= 0:
-                        branches = zip(logps_KT, lengths_K.astype(int), strict=True)
-                        found[int(index)] = [x[:n] for x, n in branches if n]
-                bar.update(len(found) - bar.n)
-        if len(found) < len(rows):
-            raise DataError(f"{len(rows) - len(found)} images of pairs no longer decode; run again")
-        return [found[i] for i in range(len(rows))]
+            return answer_logps(
+                model, variables, rows, self.mesh, train.batch_size // train.micro_batches,
+                self._row_shapes, self._step_options, bar.update,
+            )  # fmt: skip
 
     def align(self) -> str:
         """Trains the adapters and the other trained parts with the objective."""
@@ -425,11 +401,6 @@ class Run:
         )
         with self.workdir.metrics(name) as write:
             return fit(loop, frozen, trainable, write)
-
-
-def _comparisons(arrays: Any) -> Any:
-    """[B, C, ...] -> [B * C, ...]."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), arrays)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -21,6 +21,8 @@ from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.text.encode import Encoder
 from seva_jax.types import Comparison, ExampleError, TreeBatch
 
+_AHEAD_BYTES = 2**30  # of batches that are read before they are needed
+
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonRows:
@@ -243,5 +245,8 @@ class Batches:
 
         Its state is one integer, the step, and valid for any number of shares.
         """
-        options = grain.ReadOptions(num_threads=8, prefetch_buffer_size=8)
+        images = max(x.rows * x.shape.images for x in self.packer.layouts) // self.share[1]
+        size = images * 3 * 4 * self.rows.processing.size**2
+        ahead = int(np.clip(_AHEAD_BYTES // max(size, 1), 2, 8))
+        options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
         return iter(grain.MapDataset.source(self).to_iter_dataset(options))
