@@ -124,7 +124,7 @@ def compare(paths: Sequence[Path]) -> FiguresData:
         for label, config, rows, evaluated in zip(labels, configs, runs, evaluations, strict=True)
     )
     return FiguresData(
-        title=f"{len(paths)} runs compared",
+        title="1 run" if len(paths) == 1 else f"{len(paths)} runs compared",
         subtitle="",
         what="How loss and reward margin moved in several alignment runs, by data and by cost.",
         curves=tuple(curves),

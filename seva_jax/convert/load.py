@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 _MAX_LINES = 5000  # of one error
+_THREADS = 4
 _EQUAL_CHUNK = 1024  # rows compared at one time
 
 
@@ -145,8 +147,11 @@ def _reader(
         )
         out = np.empty([part.stop - part.start for part in bounds], dtype)
         if row.stacked:
-            for at, name in enumerate(names[bounds[0]]):
-                _assign(out[at], read_one(name, bounds[1:]))
+            parts = list(zip(out, names[bounds[0]], strict=True))
+            # Turning kernels over takes longest, and NumPy lets other threads run meanwhile; a few,
+            # because each holds a tensor.
+            with ThreadPoolExecutor(_THREADS) as pool:
+                list(pool.map(lambda x: _assign(x[0], read_one(x[1], bounds[1:])), parts))
         else:
             _assign(out, read_one(names[0], bounds))
         return out
