@@ -88,7 +88,7 @@ def expected(variables):
     return found
 
 
-@pytest.mark.parametrize(("refill", "batch_size"), [(4, 2), (2, 7), (4, 8), (8, 16)])
+@pytest.mark.parametrize(("refill", "batch_size"), [(2, 7), (8, 16)])
 def test_refilled_rows_answer_the_same(variables, expected, refill, batch_size):
     """Whatever neighbours a row has, and whenever its answer began."""
     assert ask(asker(variables, batch_size, refill=refill)) == expected
@@ -108,7 +108,7 @@ def test_one_token_answers(variables):
     assert {len(a.answers) for a in whole} == {0, 2}
 
 
-@pytest.mark.parametrize("mesh", [(2, 1, 1), (2, 2, 1), (1, 2, 2)], ids=str)
+@pytest.mark.parametrize("mesh", [(2, 2, 1), (1, 2, 2)], ids=str)
 def test_rows_over_devices(variables, expected, mesh):
     """Each device refills its own rows."""
     assert ask(asker(variables, 16, mesh, refill=2)) == expected
