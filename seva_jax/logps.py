@@ -46,8 +46,8 @@ def answer_logps(
         return logps(variables, batch), batch.mask_BCKT.sum(-1), batch.index_BC
 
     pass_fn = jax.jit(everything, out_shardings=replicated(mesh))
-    members, unit = in_order(rows, batch_size), row_unit(mesh)
-    batches = Batches.chosen(rows, members, batch_size, row_shard(mesh), unit, shapes)
+    schedule, unit = in_order(rows, batch_size), row_unit(mesh)
+    batches = Batches.chosen(rows, schedule, batch_size, row_shard(mesh), unit, shapes)
     found: dict[int, list[np.ndarray]] = {}
     for batch in batches.iterate():
         before = len(found)

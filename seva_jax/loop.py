@@ -161,10 +161,10 @@ def fit(
     check_batch(loop.mesh, loop.batch_size, loop.micro_batches)
     state = init_state(loop.optimizer, loop.mesh, trainable)
     checkpoints = Checkpoints(loop.directory)
-    members = shuffled(loop.rows, loop.batch_size, loop.steps, loop.epochs, loop.repeat, loop.seed)
+    schedule = shuffled(loop.rows, loop.batch_size, loop.steps, loop.epochs, loop.repeat, loop.seed)
     unit = row_unit(loop.mesh) * loop.micro_batches
     batches = Batches.chosen(
-        loop.rows, members, loop.batch_size, row_shard(loop.mesh), unit, loop.shapes
+        loop.rows, schedule, loop.batch_size, row_shard(loop.mesh), unit, loop.shapes
     )
     say(f"{loop.name}: {batches.packer.describe()}")
     data = batches.iterate()

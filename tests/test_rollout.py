@@ -6,12 +6,12 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from test_sampler import random_variables
 from test_step import CONFIG
 
 from seva_jax.corrupt import DiffusionNoise
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import Llava
-from seva_jax.models.init import _init, _unbox
 from seva_jax.rollout.run import Asker, rollout_rows
 from seva_jax.rollout.sampler import Sampling
 from seva_jax.sharding import MeshShape
@@ -36,12 +36,8 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def variables():
-    """Weights large enough that answers differ in content and in length."""
-    fresh = _unbox(jax.jit(lambda key: _init(MODEL, key))(jax.random.key(0)))
-    leaves, tree = jax.tree.flatten(fresh)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    noise = [x + 0.4 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.map(np.asarray, jax.tree.unflatten(tree, noise))
+    """Answers differ in content and in length."""
+    return jax.tree.map(np.asarray, random_variables(MODEL))
 
 
 def load_image(name):

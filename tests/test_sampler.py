@@ -14,14 +14,18 @@ MODEL = Llava(CONFIG)
 STOP, PAD, NEW, WIDTH = 3, 0, 6, 16
 
 
-@pytest.fixture(scope="module")
-def variables():
+def random_variables(model):
     """Weights large enough that answers differ between prompts."""
-    fresh = _unbox(jax.jit(lambda key: _init(MODEL, key))(jax.random.key(0)))
+    fresh = _unbox(jax.jit(lambda key: _init(model, key))(jax.random.key(0)))
     leaves, tree = jax.tree.flatten(fresh)
     keys = jax.random.split(jax.random.key(2), len(leaves))
     noise = [x + 0.4 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
     return jax.tree.unflatten(tree, noise)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return random_variables(MODEL)
 
 
 def prompts(side):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seva_jax.bench.step import SIZES, on_device, random_params
-from seva_jax.bench.timing import in_turns, machine
+from seva_jax.bench.timing import in_turns, machine, table
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import Llava
 from seva_jax.rollout.run import Asker
@@ -98,14 +98,6 @@ def run_refill(bench: RefillBench) -> None:
         f"{min(lengths)} to {max(lengths)} words, {statistics.mean(lengths):.0f} on average\n"
         + machine([], bench.rounds)
     )
-    columns = ("median s", "fastest", "slowest", "words/s", "speed-up")
-    print(" " * 16 + "".join(f"{x:>10}" for x in columns))
-    first = statistics.median(times["whole batches"])
-    for name, seconds in times.items():
-        middle = statistics.median(seconds)
-        print(
-            f"{name:<16}{middle:>10.3f}{min(seconds):>10.3f}{max(seconds):>10.3f}"
-            f"{sum(lengths) / middle:>10.1f}{first / middle:>9.2f}x"
-        )
+    print(table(times, 16, "words", sum(lengths), "whole batches"))
     same = np.mean([a == b for a, b in zip(*found.values(), strict=True)])
     print(f"answers that agree: {same:.1%}")

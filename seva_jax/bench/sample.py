@@ -8,7 +8,6 @@ two tokens are so close that rounding decides; the share that agrees is printed.
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seva_jax.bench.step import SIZES, on_device, random_params, write_model
-from seva_jax.bench.timing import in_turns, machine
+from seva_jax.bench.timing import in_turns, machine, table
 from seva_jax.models import Llava
 from seva_jax.rollout.sampler import PromptBatch, Sampling, generate
 from seva_jax.types import DataError
@@ -74,16 +73,7 @@ def run_sample(bench: SampleBench) -> None:
         f"{bench.answer} tokens, {bench.dtype}\n"
         + machine(["torch", "transformers"] if bench.hf else [], bench.rounds)
     )
-    columns = ("median s", "fastest", "slowest", "tokens/s", "speed-up")
-    print(" " * 14 + "".join(f"{x:>10}" for x in columns))
-    last = statistics.median(list(times.values())[-1])
-    for name, seconds in times.items():
-        middle = statistics.median(seconds)
-        rate = bench.rows * bench.answer / middle
-        print(
-            f"{name:<14}{middle:>10.3f}{min(seconds):>10.3f}{max(seconds):>10.3f}{rate:>10.1f}"
-            f"{last / middle:>9.2f}x"
-        )
+    print(table(times, 14, "tokens", bench.rows * bench.answer, list(times)[-1]))
     if bench.hf:
         same = np.cumprod(answers["ours"] == answers["transformers"], axis=1).mean()
         print(f"the same tokens until the first that differs: {same:.1%}")

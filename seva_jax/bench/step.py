@@ -14,7 +14,6 @@ that repeats: forward, backward and optimiser on a batch that lies on the device
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seva_jax.bench.timing import in_turns, machine
+from seva_jax.bench.timing import in_turns, machine, table
 from seva_jax.convert.rewrite import write_new
 from seva_jax.data.trees import RowShape, TreeExample, pack_row, stack_rows
 from seva_jax.images.preprocess import ImageProcessing
@@ -273,16 +272,9 @@ def run_step(bench: StepBench) -> None:
             running[name] = side
         times = in_turns(running, bench.rounds)
     print(_head(bench))
-    slowest = statistics.median(list(times.values())[-1])
-    columns = ("median s", "fastest", "slowest", "pairs/s", "speed-up")
-    print(" " * 28 + "".join(f"{x:>10}" for x in columns) + "   losses of two steps")
-    for name, seconds in times.items():
-        middle = statistics.median(seconds)
-        shown = ", ".join(f"{x:.6f}" for x in losses[name])
-        print(
-            f"{name:<28}{middle:>10.3f}{min(seconds):>10.3f}{max(seconds):>10.3f}"
-            f"{bench.pairs / middle:>10.2f}{slowest / middle:>9.2f}x   {shown}"
-        )
+    shown = {n: "   " + ", ".join(f"{x:.6f}" for x in both) for n, both in losses.items()}
+    notes = {"": "   losses of two steps"} | shown
+    print(table(times, 28, "pairs", bench.pairs, list(times)[-1], decimals=2, notes=notes))
 
 
 def _head(bench: StepBench) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -31,3 +32,36 @@ def machine(packages: Sequence[str], rounds: int) -> str:
         f"{device.device_kind} {kind}; Python {platform.python_version()}, {names}; {rounds} "
         "rounds in turns"
     )
+
+
+def table(
+    times: Mapping[str, Sequence[float]],
+    width: int,
+    unit: str,
+    amount: float,
+    against: str,
+    decimals: int = 1,
+    notes: Mapping[str, str] | None = None,
+) -> str:
+    """Times of sides as text, a line each under a heading.
+
+    Args:
+        times: seconds, see `in_turns`.
+        width: of the column of names.
+        unit: what is counted, "pairs".
+        amount: how many of them a call computes.
+        against: the side that speed-ups are over.
+        decimals: of the rate.
+        notes: what follows each line; the note of "" follows the heading.
+    """
+    notes = notes or {}
+    columns = ("median s", "fastest", "slowest", f"{unit}/s", "speed-up")
+    lines = [" " * width + "".join(f"{x:>10}" for x in columns) + notes.get("", "")]
+    base = statistics.median(times[against])
+    for name, seconds in times.items():
+        middle = statistics.median(seconds)
+        lines.append(
+            f"{name:<{width}}{middle:>10.3f}{min(seconds):>10.3f}{max(seconds):>10.3f}"
+            f"{amount / middle:>10.{decimals}f}{base / middle:>9.2f}x{notes.get(name, '')}"
+        )
+    return "\n".join(lines)

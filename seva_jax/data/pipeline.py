@@ -142,7 +142,7 @@ def num_steps(num: int, batch_size: int, epochs: int, repeat: int, max_steps: in
     return min(steps, max_steps) if max_steps else steps
 
 
-class Members(Sequence[list[int]]):
+class Schedule(Sequence[list[int]]):
     """Indices of the comparisons of every batch.
 
     Args:
@@ -168,7 +168,7 @@ class Members(Sequence[list[int]]):
 
 def shuffled(
     rows: ComparisonRows, batch_size: int, steps: int, epochs: int, repeat: int, seed: int
-) -> Members:
+) -> Schedule:
     """Batches of a training run.
 
     Args:
@@ -181,12 +181,12 @@ def shuffled(
     """
     # shuffle(seed=s) would give epoch 1 of seed s the order of epoch 0 of seed s + 1.
     order = grain.MapDataset.range(len(rows) * repeat).seed(seed).shuffle().repeat(epochs)
-    return Members(order, len(rows), batch_size, steps)  # pyright: ignore[reportArgumentType]
+    return Schedule(order, len(rows), batch_size, steps)  # pyright: ignore[reportArgumentType]
 
 
-def in_order(rows: ComparisonRows, batch_size: int) -> Members:
+def in_order(rows: ComparisonRows, batch_size: int) -> Schedule:
     """Batches that hold every comparison once, in order."""
-    return Members(range(len(rows)), len(rows), batch_size, -(-len(rows) // batch_size))
+    return Schedule(range(len(rows)), len(rows), batch_size, -(-len(rows) // batch_size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,13 +195,13 @@ class Batches:
 
     Attributes:
         rows: the data.
-        members: comparisons of every batch.
+        schedule: comparisons of every batch.
         packer: batches to rows.
         share: which share of the rows, of how many.
     """
 
     rows: ComparisonRows
-    members: Members
+    schedule: Schedule
     packer: Packer
     share: tuple[int, int]
 
@@ -209,7 +209,7 @@ class Batches:
     def chosen(
         cls,
         rows: ComparisonRows,
-        members: Members,
+        schedule: Schedule,
         batch_size: int,
         share: tuple[int, int],
         unit: int,
@@ -219,21 +219,23 @@ class Batches:
 
         Args:
             rows: the data.
-            members: comparisons of every batch.
+            schedule: comparisons of every batch.
             batch_size: comparisons in a full batch, a multiple of `unit`.
             share: which share of the rows, of how many.
             unit: rows of a batch come in multiples of this.
             shapes: how many layouts, and what is cheap.
         """
-        packer = choose(rows.sizes, rows.shape, batch_size, members, unit, shapes.most, shapes.cost)
-        return cls(rows, members, packer, share)
+        packer = choose(
+            rows.sizes, rows.shape, batch_size, schedule, unit, shapes.most, shapes.cost
+        )
+        return cls(rows, schedule, packer, share)
 
     def __len__(self) -> int:
-        return len(self.members)
+        return len(self.schedule)
 
     def __getitem__(self, index: int) -> TreeBatch:
         """The rows of one step, [B, ...]; B is the layout's rows over the number of shares."""
-        layout, packed = self.packer(self.members[index])
+        layout, packed = self.packer(self.schedule[index])
         packed += [[]] * (layout.rows - len(packed))
         number, count = self.share
         local = layout.rows // count

@@ -94,12 +94,13 @@ class Topology:
 
         known = _FLAT if self.kind in ("v5e", "v6e") else _CUBES
         # Libtpu describes whole hosts; one chip is the first of the smallest.
-        shape = known[1] if self.shape == known[0] else self.shape
+        alone = self.num_slices == 1 and self.shape == known[0]
+        shape = known[1] if alone else self.shape
         try:
             found = topologies.get_topology_desc(
                 platform="tpu", topology_name=f"{self.kind}:{shape}", num_slices=self.num_slices
             )
-            return list(found.devices)[:1] if self.shape == known[0] else list(found.devices)
+            return list(found.devices)[: 1 if alone else None]
         except (RuntimeError, ValueError) as error:
             said = str(error).splitlines()[0]
         wanted = _num_chips(self.shape)

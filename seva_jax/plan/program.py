@@ -93,11 +93,10 @@ def lower_rollout(
         mesh: of real or described devices.
         prompt: tokens of a prompt, image included.
     """
-    e = experiment
+    e, rollout = experiment, experiment.rollout
     eos, pad_id = 2, 0
     model = make_model(config, e.compute)
-    sampler = Sampler(model, e.rollout.sampling, (eos,), pad_id, e.rollout.cache)
-    rollout = e.rollout
+    sampler = Sampler(model, rollout.sampling, (eos,), pad_id, rollout.cache)
     layout = rollout_rows(rollout.batch_size, rollout.refill, 1 + len(e.corrupt), mesh, 1)
     side = config.vision.image_size
     sharding = batch_sharding(mesh)
@@ -116,7 +115,7 @@ def lower_rollout(
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding)
     variables = {"params": abstract_base(e, config, mesh)}
     with jax.set_mesh(mesh):
-        empty = idle.lower(sampler, layout.rows, prompt, np.zeros((1, 2), np.uint32))
+        empty = idle.lower(sampler, layout.rows, prompt)
         lying = empty.compile().output_shardings
         state = jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),

@@ -164,21 +164,14 @@ class Asker:
         variants = 1 + len(corruptions)
         share, num_shares = row_shard(self.mesh)
         layout = rollout_rows(self.batch_size, self.refill, variants, self.mesh, num_shares)
-        mine = [
-            index
-            for first in range(
-                start + share * layout.group, len(prompts), layout.group * num_shares
-            )
-            for index in range(first, min(first + layout.group, len(prompts)))
-        ]
+        firsts = range(start + share * layout.group, len(prompts), layout.group * num_shares)
+        mine = [i for first in firsts for i in range(len(prompts))[first : first + layout.group]]
         prepared = self._prepare(prompts, mine, load_image, corruptions, layout.group)
         width, images = self._widest(prompts[start:])
         eos: Any = self.encoder.tokenizer.eos_token_id
         sampler = Sampler(self.model, sampling, (eos,), self.encoder.pad_id, self.cache)
-        total = layout.rows * num_shares
-        key_data = np.asarray(jax.random.key_data(jax.random.key(self.seed)))[None]
         with jax.set_mesh(self.mesh):
-            state = idle(sampler, total, width, key_data)
+            state = idle(sampler, layout.rows * num_shares, width)
         free = np.arange(layout.rows)
         texts: dict[int, dict[int, str]] = {}  # by prompt and variant
         dropped: dict[int, str] = {}

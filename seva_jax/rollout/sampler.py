@@ -180,32 +180,6 @@ class Sampler:
             out_BT=jnp.where(here_BT, token_B[:, None], state.out_BT),
         )
 
-    def idle(self, num_rows: int, width: int, key_data_1W: jax.Array) -> Decoding:
-        """Rows that nobody asks.
-
-        Args:
-            num_rows: B.
-            width: of the prompts that may come.
-            key_data_1W: any raw key, for its shape.
-        """
-
-        def full(value: Any, *shape: int) -> jax.Array:
-            rest = ["length"] * len(shape)
-            return constrain(jnp.full((num_rows, *shape), value), "batch", *rest)
-
-        num_new = self.sampling.max_new_tokens
-        return Decoding(
-            clock=jnp.int32(0),
-            cache=self.model.empty_cache(num_rows, width + num_new, self.cache),
-            seen_BS=full(False, width),
-            key_data_BW=full(jnp.zeros_like(key_data_1W[0]), key_data_1W.shape[1]),
-            tag_B=full(jnp.int32(-1)),
-            count_B=full(jnp.int32(0)),
-            token_B=full(jnp.int32(0)),
-            done_B=full(True),
-            out_BT=full(jnp.int32(self.pad_id), num_new),
-        )
-
     def admit(self, state: Decoding, fresh: Decoding, from_B: jax.Array, parts: int) -> Decoding:
         """With fresh rows in place of some that are done.
 
@@ -317,6 +291,29 @@ def decode(sampler: Sampler, variables: Variables, state: Decoding, enough: jax.
 
 
 @functools.partial(jax.jit, static_argnames=("sampler", "num_rows", "width"))
-def idle(sampler: Sampler, num_rows: int, width: int, key_data_1W: jax.Array) -> Decoding:
-    """`Sampler.idle`."""
-    return sampler.idle(num_rows, width, key_data_1W)
+def idle(sampler: Sampler, num_rows: int, width: int) -> Decoding:
+    """Rows that nobody asks.
+
+    Args:
+        sampler: who will answer.
+        num_rows: B.
+        width: of the prompts that may come.
+    """
+
+    def full(value: Any, *shape: int) -> jax.Array:
+        rest = ["length"] * len(shape)
+        return constrain(jnp.full((num_rows, *shape), value), "batch", *rest)
+
+    num_new = sampler.sampling.max_new_tokens
+    key_data_W = jax.random.key_data(jax.random.key(0))
+    return Decoding(
+        clock=jnp.int32(0),
+        cache=sampler.model.empty_cache(num_rows, width + num_new, sampler.cache),
+        seen_BS=full(False, width),
+        key_data_BW=full(key_data_W, len(key_data_W)),
+        tag_B=full(jnp.int32(-1)),
+        count_B=full(jnp.int32(0)),
+        token_B=full(jnp.int32(0)),
+        done_B=full(True),
+        out_BT=full(jnp.int32(sampler.pad_id), num_new),
+    )
