@@ -89,6 +89,9 @@ class TrainOptions:
             projector (its flag meant to freeze it has no effect).
         reference: "cached" computes reference log-probs once, before training; "in_step"
             computes them in every step from an untrained copy of the trained parts.
+        feature_cache: directory that keeps what the frozen vision tower made of every image, by
+            content and tower, for this and other runs; empty computes it in every step. An image
+            of LLaVA-1.5 takes 1.1 MiB in bfloat16.
         save_every: steps between checkpoints.
         log_every: steps between lines of metrics.
     """
@@ -100,6 +103,7 @@ class TrainOptions:
     max_steps: int = 0
     trained: tuple[Literal["lora", "projector", "language", "vision"], ...] = ("lora", "projector")
     reference: Literal["cached", "in_step"] = "cached"
+    feature_cache: str = ""
     save_every: int = 50
     log_every: int = 10
 
@@ -244,6 +248,10 @@ def check(experiment: Experiment) -> None:
         problems.append("corrupt is empty; without a corruption there are no rejected answers")
     if not e.train.trained:
         problems.append("train.trained is empty; nothing would be trained")
+    if "vision" in e.train.trained and e.train.feature_cache:
+        problems.append(
+            "train.feature_cache needs a frozen vision tower; leave vision out of train.trained"
+        )
     if "lora" in e.train.trained and not e.lora.rank:
         problems.append("train.trained names lora but lora.rank is 0")
     if "lora" not in e.train.trained and e.lora.rank:

@@ -35,6 +35,11 @@ class Forward:
     attention: float
     head: float
 
+    @property
+    def language(self) -> float:
+        """The language model with its adapters."""
+        return self.linear + self.lora + self.attention + self.head
+
 
 def forward(config: LlavaConfig, lora: LoraConfig, shape: RowShape) -> Forward:
     """Operations of a forward pass over one row of a shape."""

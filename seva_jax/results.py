@@ -42,7 +42,7 @@ def write_run_report(run: Run) -> str:
     shown = [
         run.comparisons[i] for i in _spread(len(run.comparisons), run.experiment.report.num_pairs)
     ]
-    margins = _margins(run, run.rows(shown, run.prompts)) if shown else []
+    margins = _margins(run, run.rows(shown, run.images)) if shown else []
     if not run.workdir.writes:
         return "written by process 0"
     index = json.loads((run.workdir.path / "pairs.json").read_text(encoding="utf-8"))

@@ -81,7 +81,7 @@ def tree_mask(tree_BS: jax.Array, branch_BS: jax.Array) -> jax.Array:
 
 def image_features(model: Llava, variables: Variables, batch: TreeBatch) -> Any:
     """What the vision tower makes of the images of a batch, [B, I * P, vision width]."""
-    return model.apply(variables, batch.pixels_BIHWC, method="features")
+    return model.apply(variables, batch.images_BIX, method="features")
 
 
 def tree_logps(

@@ -27,12 +27,14 @@ from seva_jax.checkpoint import checksum
 from seva_jax.cli import load_experiments, to_source
 from seva_jax.convert import load_params, tower_directory
 from seva_jax.data import store
+from seva_jax.data.inputs import FeatureCache, ImageInput, Pixels
 from seva_jax.data.pipeline import ComparisonRows, RowShapes, encodable, num_steps
 from seva_jax.data.sources import PromptSet
 from seva_jax.data.trees import RowShape
 from seva_jax.evals import EvalResult, comparison_rows, format_table
 from seva_jax.evaluate import evaluate_all, read_results
 from seva_jax.experiment import Experiment, make_model
+from seva_jax.features import cached_features
 from seva_jax.flops import forward, model_flops
 from seva_jax.logps import answer_logps
 from seva_jax.loop import Loop, fit
@@ -136,7 +138,7 @@ class Run:
         epochs = -(-base.steps * base.batch_size // len(answered))
         shardings = variable_shardings(self.mesh, boxed)
         fresh = {"params": init_variables(self.base_model, "params", shardings, seed)}
-        rows = self.rows(answered, data)
+        rows = self.rows(answered, self._pixels(data))
         trained = self._fit(
             "base", self.base_model, Supervised(), base.optim, rows, {}, fresh,
             batch_size=base.batch_size, steps=base.steps, epochs=epochs,
@@ -203,6 +205,29 @@ class Run:
         """The pairs."""
         return store.read_comparisons(self.workdir.path / "pairs.array_record")
 
+    def _pixels(self, data: PromptSet) -> Pixels:
+        return Pixels(data.load_image, self.assets.processing)
+
+    @functools.cached_property
+    def images(self) -> ImageInput:
+        """Images of the pairs as the model gets them."""
+        pixels, config = self._pixels(self.prompts), self.assets.config
+        if not self.experiment.train.feature_cache:
+            return pixels
+        tower = fingerprint(
+            checksum(self.base_params["vision"]), config.vision, config.feature_layer,
+            config.feature_select, self.experiment.compute.dtype,
+        )  # fmt: skip
+        cache = FeatureCache(
+            Path(self.experiment.train.feature_cache) / tower, *self.base_model.feature_kind
+        )
+        names = sorted({name for c in self.comparisons for name in c.prompt.images})
+        with self.workdir.bar("image features", len(names), "image") as bar:
+            return cached_features(
+                cache, self.base_model, {"params": self.base_params}, names, pixels, self.mesh,
+                self.experiment.rollout.batch_size, bar.update,
+            )  # fmt: skip
+
     # --- reference and alignment --------------------------------------------------------------
 
     @property
@@ -227,7 +252,7 @@ class Run:
 
     def cache_reference(self) -> str:
         """Computes per-token log-probs of every answer under the base model, once."""
-        rows = self.rows(self.comparisons, self.prompts)
+        rows = self.rows(self.comparisons, self.images)
         logps = self.logps(self.base_model, {"params": self.base_params}, rows, "reference")
         ids, key = [c.prompt.id for c in self.comparisons], self.reference_key  # on all processes
         if self.workdir.writes:
@@ -274,7 +299,7 @@ class Run:
             ids = [c.prompt.id for c in self.comparisons]
             path = self.workdir.path / "reference.array_record"
             reference = store.read_reference(path, ids, self.reference_key)
-        rows = self.rows(self.comparisons, self.prompts, reference)
+        rows = self.rows(self.comparisons, self.images, reference)
         trained = self._fit(
             "align", self.model, e.objective, e.optim, rows, {"params": frozen}, trainable,
             batch_size=e.train.batch_size, steps=self._align_steps, epochs=e.train.epochs,
@@ -347,7 +372,7 @@ class Run:
     def rows(
         self,
         comparisons: Sequence[Comparison],
-        data: PromptSet,
+        images: ImageInput,
         reference: Sequence[tuple[np.ndarray, ...]] | None = None,
     ) -> ComparisonRows:
         """Comparisons as rows of one shape, with the training template."""
@@ -355,10 +380,7 @@ class Run:
         fits = encodable(comparisons, encoder)
         if fits.shape is None or len(fits.comparisons) < len(comparisons):
             raise DataError(f"examples that do not fit the model: {dict(fits.drops)}")
-        processing = self.assets.processing
-        return ComparisonRows(
-            comparisons, encoder, processing, data.load_image, fits.shape, fits.sizes, reference
-        )
+        return ComparisonRows(comparisons, encoder, images, fits.shape, fits.sizes, reference)
 
     def _fit(
         self,

@@ -4,8 +4,9 @@ What lives here: `Prompt`, `Rollout`, `Comparison`, `TreeBatch`, `BranchLogps`. 
 anything that computes. Read next: `seva_jax/step.py`, which turns a `TreeBatch` into a loss.
 
 Shape suffixes used across the package: B rows, S row length, C comparisons per row, K branches
-per comparison, T answer tokens per branch, A answer tokens per row, I images per row, P patches
-per image, H/W image height and width, D model width, V vocabulary, L layers.
+per comparison, T answer tokens per branch, A answer tokens per row, I images per row, X what an
+image is to the model, P patches per image, H/W image height and width, D model width, V
+vocabulary, L layers.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ class TreeBatch(NamedTuple):
         tree_BS: int32, 0 for padding, otherwise the tree (1, 2, ...) of each token.
         branch_BS: int32, 0 for trunk, otherwise the branch, unique within the row.
         patch_BS: int32, -1 for text, otherwise an index into the row's I * P image features.
-        pixels_BIHWC: float32 preprocessed images.
+        images_BIX: float32 preprocessed images [H, W, 3], or what the frozen vision tower made of
+            them, [P, width of the tower].
         source_BA: int32 row index whose hidden state predicts each answer token of the row.
         target_BA: int32 answer tokens of the row, one after another.
         slot_BCKT: int32 index into A of each answer token.
@@ -115,7 +117,7 @@ class TreeBatch(NamedTuple):
     tree_BS: Array
     branch_BS: Array
     patch_BS: Array
-    pixels_BIHWC: Array
+    images_BIX: Array
     source_BA: Array
     target_BA: Array
     slot_BCKT: Array

@@ -1,4 +1,4 @@
-"""The scaling and the refill benchmarks on a small model: both sides compute the same."""
+"""Benchmarks of ours against ours on a small model: both sides compute the same."""
 
 import dataclasses
 
@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from test_bench_step import TINY
 
-from seva_jax.bench import refill, scaling
+from seva_jax.bench import packing, refill, scaling
 from seva_jax.types import DataError
 
 SCALING = scaling.ScalingBench(question=(6,), answer=(5,), branches=(3,), batch=(1,), rounds=1)
+PACKING = packing.PackingBench(comparisons=12, batch=6, question=6, answer=(2, 60), rounds=1)
 REFILL = refill.RefillBench(prompts=6, rows=4, answer=6, vocabulary=5, rounds=1)
 
 
@@ -24,6 +25,16 @@ def test_losses_of_both_layouts_agree(monkeypatch, capsys):
 
 
 @pytest.mark.slow
+def test_losses_of_packed_rows_agree(monkeypatch, capsys):
+    monkeypatch.setitem(packing.SIZES, "small", TINY)
+    packing.run_packing(dataclasses.replace(PACKING, rank=4))
+    packed, alone = capsys.readouterr().out.splitlines()[3:]
+    assert "up to" in packed and "up to" not in alone  # several comparisons a row
+    losses = [float(line.split("x   ")[1].split()[0]) for line in (packed, alone)]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-5)
+
+
+@pytest.mark.slow
 def test_refilled_answers_agree(monkeypatch, capsys):
     monkeypatch.setitem(refill.SIZES, "small", TINY)
     refill.run_refill(REFILL)
@@ -33,5 +44,7 @@ def test_refilled_answers_agree(monkeypatch, capsys):
 def test_bad_numbers():
     with pytest.raises(DataError, match="1 or more"):
         scaling.run_scaling(dataclasses.replace(SCALING, batch=()))
+    with pytest.raises(DataError, match="rising"):
+        packing.run_packing(dataclasses.replace(PACKING, answer=(9, 8)))
     with pytest.raises(DataError, match="must be at least 1"):
         refill.run_refill(dataclasses.replace(REFILL, rows=0))

@@ -19,7 +19,7 @@ LAYERS = (
     "models data optim",  # networks; rows and files; updates
     "step convert pairs worlds",  # the maths; weights; comparisons; prompts with truth
     "checkpoint memory flops rollout base_model",  # what a stage of a run is made of
-    "experiment logps loop pretrained",  # the root config; the training loop; a model for notebooks
+    "experiment logps loop features pretrained",  # the root config; passes over data; for notebooks
     "cli",  # config files and the command line
     "workdir",  # stages and their records
     "results compare evaluate",  # what runs left behind, for the pages

@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
+from seva_jax.data.inputs import Pixels
 from seva_jax.data.pipeline import (
     Batches,
     ComparisonRows,
@@ -50,9 +51,9 @@ def rows(comparisons, load=load_image, reference=None, **options):
     """Comparisons as rows of the smallest shape."""
     fits = encodable(comparisons, encoder(**options))
     assert fits.shape is not None
-    processing = ImageProcessing(size=SIZE)
+    images = Pixels(load, ImageProcessing(size=SIZE))
     return ComparisonRows(
-        fits.comparisons, encoder(**options), processing, load, fits.shape, fits.sizes, reference
+        fits.comparisons, encoder(**options), images, fits.shape, fits.sizes, reference
     )
 
 
@@ -233,9 +234,9 @@ def test_a_row_holds_its_comparison():
     np.testing.assert_array_equal(row.ref_BCKT[0, 0, :2], [-3, -3])
     np.testing.assert_array_equal(row.ref_BCKT[0, 1, :3], [-4, -4, -4])
     expected = ImageProcessing(size=SIZE)(load_image("2/0"))
-    np.testing.assert_array_equal(row.pixels_BIHWC, expected[None])
+    np.testing.assert_array_equal(row.images_BIX, expected[None])
     dtypes = {name: leaf.dtype for name, leaf in zip(row._fields, row, strict=True)}
-    for name in ("pixels_BIHWC", "mask_BCKT", "weight_BC", "ref_BCKT"):
+    for name in ("images_BIX", "mask_BCKT", "weight_BC", "ref_BCKT"):
         assert dtypes.pop(name) == np.float32
     assert set(dtypes.values()) == {np.dtype(np.int32)}
 
@@ -367,7 +368,12 @@ def test_the_shape_holds_every_comparison():
 
 # --- packing --------------------------------------------------------------------------------------
 
-PACKING = {"image_size": SIZE, "tokens_per_image": PATCHES, "image_token_id": IMAGE, "pad_id": 99}
+PACKING = {
+    "image_shape": (SIZE, SIZE, 3),
+    "tokens_per_image": PATCHES,
+    "image_token_id": IMAGE,
+    "pad_id": 99,
+}
 
 
 def example(rng, images=1, branches=2, **options):
@@ -389,7 +395,7 @@ def shape_for(examples):
         comparisons=len(examples),
         branches=max(len(e.branches) for e in examples),
         answer=max(len(b) for e in examples for b in e.branches),
-        images=sum(len(e.pixels_IHWC) for e in examples),
+        images=sum(len(e.images_IX) for e in examples),
         targets=sum(e.num_targets for e in examples),
     )
 
@@ -447,13 +453,13 @@ def test_invariants_of_a_packed_row(seed):
         assert at == end
         # Patches count on through the row, in the order of the images.
         patches = row.patch_BS[here]
-        images = len(e.pixels_IHWC)
+        images = len(e.images_IX)
         np.testing.assert_array_equal(patches >= 0, row.tokens_BS[here] == IMAGE)
         np.testing.assert_array_equal(
             patches[patches >= 0], first_image * PATCHES + np.arange(images * PATCHES)
         )
         np.testing.assert_array_equal(
-            row.pixels_BIHWC[first_image : first_image + images], e.pixels_IHWC
+            row.images_BIX[first_image : first_image + images], e.images_IX
         )
         assert row.weight_BC[c] == e.weight
         assert row.index_BC[c] == e.index
@@ -463,7 +469,7 @@ def test_invariants_of_a_packed_row(seed):
     assert not row.branch_BS[start:].any()
     assert (row.tokens_BS[start:] == PACKING["pad_id"]).all()
     assert (row.patch_BS[start:] == -1).all()
-    assert not row.pixels_BIHWC[first_image:].any()
+    assert not row.images_BIX[first_image:].any()
     assert not row.weight_BC[len(examples) :].any()
     assert (row.index_BC[len(examples) :] == -1).all()
     assert not row.mask_BCKT[len(examples) :].any()
@@ -523,7 +529,7 @@ def test_image_tokens_and_images_must_agree(images):
     """A trunk whose images were not all expanded, or not all loaded."""
     rng = np.random.default_rng(4)
     one = example(rng, images=1, index=7)
-    wrong = dataclasses.replace(one, pixels_IHWC=np.zeros((images, SIZE, SIZE, 3), np.float32))
+    wrong = dataclasses.replace(one, images_IX=np.zeros((images, SIZE, SIZE, 3), np.float32))
     with pytest.raises(
         DataError, match=f"example 7 has 3 image tokens for {images} images of 3 tokens each"
     ):

@@ -74,7 +74,12 @@ def example(rng, num_images=1, num_branches=2, index=0, weight=1.0):
 
 def pack(rows, shape):
     """Lists of examples to a batch."""
-    sizes = {"image_size": 8, "tokens_per_image": PATCHES, "image_token_id": IMAGE, "pad_id": 0}
+    sizes = {
+        "image_shape": (8, 8, 3),
+        "tokens_per_image": PATCHES,
+        "image_token_id": IMAGE,
+        "pad_id": 0,
+    }
     return stack_rows([pack_row(row, shape, **sizes) for row in rows])
 
 
@@ -99,8 +104,8 @@ def plain_logps(variables, example):
     for branch in example.branches:
         tokens = np.concatenate([example.trunk, branch])
         tokens = np.pad(tokens, (0, LONGEST - len(tokens)))[None]
-        missing = MOST_IMAGES - len(example.pixels_IHWC)
-        pixels = np.pad(example.pixels_IHWC, ((0, missing), (0, 0), (0, 0), (0, 0)))[None]
+        missing = MOST_IMAGES - len(example.images_IX)
+        pixels = np.pad(example.images_IX, ((0, missing), (0, 0), (0, 0), (0, 0)))[None]
         logits = plain_logits(variables, tokens, pixels)[0]
         start = len(example.trunk)
         logps = jax.nn.log_softmax(logits[start - 1 : start + len(branch) - 1])

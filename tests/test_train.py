@@ -142,8 +142,15 @@ def test_the_whole_run_resumes_and_refuses(tmp_path, monkeypatch, four_devices, 
     with pytest.raises(DataError, match=r"objective\.beta: 0\.5 there, 0\.3 now"):
         train.Run(small(tmp_path / "killed", "--objective.beta", "0.3"))
 
-    other = train.Run(small(tmp_path / "other", "--objective.beta", "0.3"), [folder])
+    features = tmp_path / "features"
+    changed = ["--objective.beta", "0.3", "--train.feature-cache", str(features)]
+    other = train.Run(small(tmp_path / "other", *changed), [folder])
     other.stages()
+    images = {name for c in other.comparisons for name in c.prompt.images}
+    assert 0 < len(list(features.rglob("*.npz"))) <= len(images)
+    assert rows[0]["loss"] == pytest.approx(
+        next(r for r in other.workdir.read_metrics() if r["stage"] == "align")["loss"], abs=1e-5
+    )
     shown = capsys.readouterr().out
     assert shown.count(f"taken from {folder}") == 5
     assert "▶ align" in shown

@@ -9,6 +9,7 @@ import tyro
 from seva_jax.bench.evidence import EvidenceStudy, run_study
 from seva_jax.bench.input import InputBench, run_input
 from seva_jax.bench.load import LoadBench, run_load
+from seva_jax.bench.packing import PackingBench, run_packing
 from seva_jax.bench.quant import QuantBench, run_quant
 from seva_jax.bench.refill import RefillBench, run_refill
 from seva_jax.bench.sample import SampleBench, run_sample
@@ -25,6 +26,7 @@ def main() -> None:
             "evidence": EvidenceStudy,
             "input": InputBench,
             "load": LoadBench,
+            "packing": PackingBench,
             "quant": QuantBench,
             "refill": RefillBench,
             "sample": SampleBench,
@@ -38,6 +40,8 @@ def main() -> None:
                 run_input(chosen)
             case LoadBench():
                 run_load(chosen)
+            case PackingBench():
+                run_packing(chosen)
             case QuantBench():
                 run_quant(chosen)
             case RefillBench():

@@ -8,6 +8,7 @@ two tokens are so close that rounding decides; the share that agrees is printed.
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seva_jax.bench.limits import Limit, products, reading
 from seva_jax.bench.step import SIZES, on_device, random_params, write_model
 from seva_jax.bench.timing import in_turns, machine, table
-from seva_jax.models import Llava
+from seva_jax.data.trees import RowShape
+from seva_jax.flops import forward
+from seva_jax.models import Llava, LlavaConfig, LoraConfig
 from seva_jax.rollout.sampler import PromptBatch, Sampling, generate
 from seva_jax.types import DataError
 
@@ -66,17 +70,50 @@ def run_sample(bench: SampleBench) -> None:
         if bench.hf:
             write_model(Path(scratch) / "model", config, params)
             sides["transformers"] = _theirs(bench, Path(scratch) / "model", tokens, pixels)
-        answers = {name: run() for name, run in sides.items()}  # compiles
-        times = in_turns(sides, bench.rounds)
+        limits = _limits(bench, config, tokens.shape[1])
+        both = sides | {name: limit.run for name, limit in limits.items()}
+        answers = {name: run() for name, run in both.items()}  # compiles
+        times = in_turns(both, bench.rounds)
+    rates = {
+        name: limit.amount / statistics.median(times.pop(name)) for name, limit in limits.items()
+    }
     print(
         f"greedy answers, LLaVA {bench.size}, {bench.rows} rows of {tokens.shape[1]} + "
         f"{bench.answer} tokens, {bench.dtype}\n"
         + machine(["torch", "transformers"] if bench.hf else [], bench.rounds)
     )
     print(table(times, 14, "tokens", bench.rows * bench.answer, list(times)[-1]))
+    prefill = bench.rows * _prefill(config, tokens.shape[1]) / rates["products"]
+    decode = bench.answer * limits["reading"].amount / rates["reading"]
+    last = statistics.median(list(times.values())[-1])
+    print(
+        f"matrix products of these sizes: {rates['products'] / 1e9:,.0f} GFLOP/s; matrices times "
+        f"{bench.rows} rows: {rates['reading'] / 1e9:,.1f} GB/s. What is needed takes, at that, "
+        f"{prefill:.3f} s for the prompts and {decode:.3f} s for the answers: "
+        f"{last / (prefill + decode):.2f}x at best"
+    )
     if bench.hf:
         same = np.cumprod(answers["ours"] == answers["transformers"], axis=1).mean()
         print(f"the same tokens until the first that differs: {same:.1%}")
+
+
+def _limits(bench: SampleBench, config: LlavaConfig, prompt: int) -> dict[str, Limit]:
+    """What prompts, and what a token of every row, cannot be faster than."""
+    t, size = config.text, jnp.dtype(bench.dtype).itemsize
+    per_layer = 2 * (t.num_heads + t.num_kv_heads) * t.head_dim + 3 * t.mlp_size
+    weights = t.hidden_size * (t.num_layers * per_layer + t.vocab_size) * size
+    positions = bench.rows * (prompt + bench.answer // 2)
+    cache = 2 * t.num_layers * t.num_kv_heads * t.head_dim * positions * size
+    return {
+        "products": products(config, bench.rows * prompt, bench.dtype),
+        "reading": reading(config, bench.rows, weights + cache, bench.dtype),
+    }
+
+
+def _prefill(config: LlavaConfig, prompt: int) -> float:
+    """Operations of a prompt with one image and one token's logits."""
+    once = forward(config, LoraConfig(rank=0), RowShape(prompt, 1, 1, 1, 1, 1))
+    return once.tower + once.projector + once.language
 
 
 def _ours(

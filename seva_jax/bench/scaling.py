@@ -98,9 +98,9 @@ def _sides(
     rows = [dataclasses.replace(t, branches=(b,)) for t in trees for b in t.branches]
     options = StepOptions()
     step = make_train_step(model, DPO(beta=BETA), optax.adamw(LR), options, True)
-    in_trees = jax.tree.map(lambda x: x[None], packed(model.config, trees, branches))
+    in_trees = jax.tree.map(lambda x: x[None], packed(model.config, trees))
     separate = separate_rows(model, options, branches)
     return {
         "trees": side_of(step, trainable, frozen, in_trees),
-        "rows": side_of(separate, trainable, frozen, packed(model.config, rows, 1)),
+        "rows": side_of(separate, trainable, frozen, packed(model.config, rows)),
     }

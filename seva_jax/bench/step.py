@@ -14,6 +14,7 @@ that repeats: forward, backward and optimiser on a batch that lies on the device
 from __future__ import annotations
 
 import dataclasses
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,9 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from seva_jax.bench.limits import products
 from seva_jax.bench.timing import in_turns, machine, table
 from seva_jax.convert.rewrite import write_new
 from seva_jax.data.trees import RowShape, TreeExample, pack_row, stack_rows
+from seva_jax.flops import forward, model_flops
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import (
     LLAVA_15,
@@ -171,14 +174,22 @@ def examples(
     ]
 
 
-def packed(config: LlavaConfig, trees: list[TreeExample], branches: int) -> TreeBatch:
-    """A row for each example."""
-    answer = max(len(b) for t in trees for b in t.branches)
-    targets = max(t.num_targets for t in trees)
-    shape = RowShape(max(t.length for t in trees), 1, branches, answer, 1, targets)
+def pair_shape(config: LlavaConfig, question: int, answer: int, branches: int = 2) -> RowShape:
+    """A row that one of `examples` fills."""
+    targets = branches * answer
+    length = config.tokens_per_image + question + targets
+    return RowShape(length, 1, branches, answer, 1, targets)
+
+
+def packed(config: LlavaConfig, trees: list[TreeExample]) -> TreeBatch:
+    """A row for each of `examples`, or of their branches."""
+    first = trees[0]
+    branches, answer = len(first.branches), len(first.branches[0])
+    question = len(first.trunk) - config.tokens_per_image
+    shape = pair_shape(config, question, answer, branches)
     return stack_rows([
         pack_row(
-            [tree], shape, image_size=config.vision.image_size, pad_id=0,
+            [tree], shape, image_shape=tree.images_IX.shape[1:], pad_id=0,
             tokens_per_image=config.tokens_per_image, image_token_id=config.image_token_id,
         )
         for tree in trees
@@ -237,7 +248,7 @@ def sides(bench: StepBench, scratch: Path) -> Iterator[tuple[str, Side]]:
     options = StepOptions()
     trainable = {"lora": adapters}
     frozen = on_device(params, dtype)
-    batch = packed(config, trees, 2)
+    batch = packed(config, trees)
     reference = jax.jit(make_logps(model, options))(frozen, batch)
     in_trees = jax.tree.map(lambda x: x[None], batch)
     cached = in_trees._replace(ref_BCKT=np.asarray(reference)[None])
@@ -246,11 +257,17 @@ def sides(bench: StepBench, scratch: Path) -> Iterator[tuple[str, Side]]:
     def tree_step(in_step: bool) -> Any:
         return make_train_step(model, DPO(beta=BETA), optax.adamw(LR), options, in_step)
 
+    features = jax.jit(lambda v, x: model.apply(v, x, method="features"))(frozen, batch.images_BIX)
+    kept = np.asarray(features).reshape(1, bench.pairs, 1, *model.feature_kind[0])
+    yield (
+        "ours, both cached",
+        side_of(tree_step(False), trainable, frozen, cached._replace(images_BIX=kept)),
+    )
     yield "ours, cached reference", side_of(tree_step(False), trainable, frozen, cached)
     yield "ours, reference in the step", side_of(tree_step(True), trainable, frozen, in_trees)
     yield (
         "ours, two rows",
-        side_of(separate_rows(model, options), trainable, frozen, packed(config, rows, 1)),
+        side_of(separate_rows(model, options), trainable, frozen, packed(config, rows)),
     )
     if bench.trl:
         from seva_jax.bench.trl_step import trl_side
@@ -270,11 +287,31 @@ def run_step(bench: StepBench) -> None:
         for name, side in sides(bench, Path(scratch)):
             losses[name] = [side(), side()]  # compilation, and what differs after an update
             running[name] = side
-        times = in_turns(running, bench.rounds)
+        config = SIZES[bench.size]
+        shape = pair_shape(config, bench.question, bench.answer)
+        limit = products(config, bench.pairs * shape.length, bench.dtype)
+        limit.run()
+        times = in_turns(running | {"products": limit.run}, bench.rounds)
+    rate = limit.amount / statistics.median(times.pop("products"))
     print(_head(bench))
     shown = {n: "   " + ", ".join(f"{x:.6f}" for x in both) for n, both in losses.items()}
     notes = {"": "   losses of two steps"} | shown
     print(table(times, 28, "pairs", bench.pairs, list(times)[-1], decimals=2, notes=notes))
+    once = forward(config, LoraConfig(rank=bench.rank), shape)
+    step = model_flops(once, ("lora",))
+    needed = {
+        "ours, both cached": step - once.tower,
+        "ours, cached reference": step,
+        "ours, reference in the step": step + once.projector + once.language - once.lora,
+    }
+    print(
+        f"matrix products of these sizes: {rate / 1e9:,.0f} GFLOP/s. What is needed takes, at that,"
+    )
+    last = statistics.median(list(times.values())[-1])
+    for name, operations in needed.items():
+        best = bench.pairs * operations / rate
+        share = best / statistics.median(times[name])
+        print(f"{name:<28}{best:>10.3f}  {share:.0%} of it reached; {last / best:.2f}x at best")
 
 
 def _head(bench: StepBench) -> str:

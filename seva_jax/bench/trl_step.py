@@ -90,7 +90,7 @@ def trl_side(
     answers = [
         np.arange(len(row)) >= len(t.trunk) for row, t in zip(rows, [*trees] * 2, strict=True)
     ]
-    pixels = np.concatenate([t.pixels_IHWC for t in trees] * 2).transpose(0, 3, 1, 2)
+    pixels = np.concatenate([t.images_IX for t in trees] * 2).transpose(0, 3, 1, 2)
     inputs = {
         "input_ids": torch.tensor(np.stack(rows), dtype=torch.long),
         "attention_mask": torch.ones(len(rows), len(rows[0]), dtype=torch.long),

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
+from seva_jax.data.inputs import ImageInput, load_images
 from seva_jax.data.packing import Packer, Sizes, choose
 from seva_jax.data.trees import RowShape, TreeExample, pack_row, stack_rows
-from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.text.encode import Encoder
 from seva_jax.types import Comparison, ExampleError, TreeBatch
 
@@ -31,8 +32,7 @@ class ComparisonRows:
     Attributes:
         comparisons: what to train on.
         encoder: text to tokens.
-        processing: image pipeline.
-        load_image: image name -> uint8 [H, W, 3].
+        images: image names to what the model gets.
         shape: a row that holds any one comparison.
         sizes: what each comparison needs of a row.
         reference: reference log-probs of every comparison's answers, or None.
@@ -40,8 +40,7 @@ class ComparisonRows:
 
     comparisons: Sequence[Comparison]
     encoder: Encoder
-    processing: ImageProcessing
-    load_image: Callable[[str], np.ndarray]
+    images: ImageInput
     shape: RowShape
     sizes: Sizes
     reference: Sequence[tuple[np.ndarray, ...]] | None = None
@@ -55,7 +54,8 @@ class ComparisonRows:
         return pack_row(
             examples,
             shape,
-            image_size=self.processing.size,
+            image_shape=self.images.shape,
+            image_dtype=self.images.dtype,
             tokens_per_image=self.encoder.tokens_per_image,
             image_token_id=self.encoder.image_token_id,
             pad_id=self.encoder.pad_id,
@@ -67,22 +67,11 @@ class ComparisonRows:
             comparison.prompt.question, len(comparison.prompt.images), comparison.answers
         )
         try:
-            pixels = load_pixels(comparison.prompt.images, self.load_image, self.processing)
+            images = load_images(self.images, comparison.prompt.images)
         except ExampleError:
             return None
         reference = self.reference[index] if self.reference is not None else None
-        return TreeExample(tree.trunk, tree.branches, pixels, comparison.weight, reference, index)
-
-
-def load_pixels(
-    images: Sequence[str],
-    load_image: Callable[[str], np.ndarray],
-    processing: ImageProcessing,
-) -> np.ndarray:
-    """Preprocessed images [I, H, W, 3], float32; I may be 0."""
-    size = processing.size
-    pixels = [processing(load_image(name)) for name in images]
-    return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.float32)
+        return TreeExample(tree.trunk, tree.branches, images, comparison.weight, reference, index)
 
 
 class RowShapes(NamedTuple):
@@ -248,7 +237,8 @@ class Batches:
         Its state is one integer, the step, and valid for any number of shares.
         """
         images = max(x.rows * x.shape.images for x in self.packer.layouts) // self.share[1]
-        size = images * 3 * 4 * self.rows.processing.size**2
+        image = self.rows.images
+        size = images * math.prod(image.shape) * np.dtype(image.dtype).itemsize
         ahead = int(np.clip(_AHEAD_BYTES // max(size, 1), 2, 8))
         options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
         return iter(grain.MapDataset.source(self).to_iter_dataset(options))

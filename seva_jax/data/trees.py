@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ class TreeExample:
     Attributes:
         trunk: int32 token ids, with every image already expanded to its image tokens.
         branches: int32 token ids of each answer, closing token included.
-        pixels_IHWC: float32 preprocessed images, in order of appearance.
+        images_IX: images as the model gets them, in order of appearance.
         weight: weight in the mean over comparisons.
         reference: float32 reference log-probs of each branch's tokens, or None.
         index: position in the data set.
@@ -25,7 +26,7 @@ class TreeExample:
 
     trunk: np.ndarray
     branches: tuple[np.ndarray, ...]
-    pixels_IHWC: np.ndarray
+    images_IX: np.ndarray
     weight: float = 1.0
     reference: tuple[np.ndarray, ...] | None = None
     index: int = -1
@@ -69,7 +70,7 @@ class RowShape:
             comparisons=1,
             branches=max(len(e.branches) for e in examples),
             answer=rounded(max(len(b) for e in examples for b in e.branches)),
-            images=max(len(e.pixels_IHWC) for e in examples),
+            images=max(len(e.images_IX) for e in examples),
             targets=rounded(max(e.num_targets for e in examples)),
         )
 
@@ -84,7 +85,8 @@ def pack_row(
     examples: Sequence[TreeExample],
     shape: RowShape,
     *,
-    image_size: int,
+    image_shape: tuple[int, ...],
+    image_dtype: Any = np.float32,
     tokens_per_image: int,
     image_token_id: int,
     pad_id: int,
@@ -94,7 +96,8 @@ def pack_row(
     Args:
         examples: at most `shape.comparisons`; fewer leave comparisons of weight 0.
         shape: sizes of the row.
-        image_size: side of the preprocessed images, pixels.
+        image_shape: of an image as the model gets it, see `TreeBatch.images_BIX`.
+        image_dtype: of the same.
         tokens_per_image: positions an image takes in a trunk.
         image_token_id: marks those positions.
         pad_id: token of unused positions.
@@ -109,7 +112,7 @@ def pack_row(
     tokens = np.full(S, pad_id, np.int32)
     positions, tree, branch = (np.zeros(S, np.int32) for _ in range(3))
     patch = np.full(S, -1, np.int32)
-    pixels = np.zeros((shape.images, image_size, image_size, 3), np.float32)
+    pixels = np.zeros((shape.images, *image_shape), image_dtype)
     source, target = np.zeros(shape.targets, np.int32), np.zeros(shape.targets, np.int32)
     slot = np.zeros((C, K, T), np.int32)
     mask, reference = np.zeros((C, K, T), np.float32), np.zeros((C, K, T), np.float32)
@@ -118,7 +121,7 @@ def pack_row(
     start = num_images = num_branches = num_targets = 0
     for c, example in enumerate(examples):
         trunk_length, end = len(example.trunk), start + example.length
-        images = len(example.pixels_IHWC)
+        images = len(example.images_IX)
         sizes = {
             "positions": (end, S),
             "comparisons": (c + 1, C),
@@ -140,7 +143,7 @@ def pack_row(
         tokens[start : start + trunk_length] = example.trunk
         positions[start : start + trunk_length] = np.arange(trunk_length)
         patch[start + image_at] = num_images * tokens_per_image + np.arange(len(image_at))
-        pixels[num_images : num_images + images] = example.pixels_IHWC
+        pixels[num_images : num_images + images] = example.images_IX
         at = start + trunk_length
         for k, answer in enumerate(example.branches):
             size = len(answer)

@@ -66,17 +66,28 @@ class Llava(nn.Module):
         self.projector = Projector(self.config, self.dtype)
         self.language = Llama(self.config.text, lora, self.dtype, self.remat, self.attention)
 
-    def features(self, pixels_BIHWC: jax.Array) -> jax.Array:
+    def features(self, images_BIX: jax.Array) -> jax.Array:
         """Features of a row's images before the projector; constant while the tower is frozen.
+
+        Args:
+            images_BIX: preprocessed images [B, I, H, W, 3], or their features [B, I, P, width].
 
         Returns:
             [B, I * P, vision width]; I may be 0.
         """
-        num, images = pixels_BIHWC.shape[:2]
+        num, images = images_BIX.shape[:2]
+        width = self.config.vision.hidden_size
         if not images:
-            return jnp.zeros((num, 0, self.config.vision.hidden_size), self.dtype)
-        features = self.vision(pixels_BIHWC.reshape(-1, *pixels_BIHWC.shape[2:]))
-        return features.reshape(num, -1, features.shape[-1])
+            return jnp.zeros((num, 0, width), self.dtype)
+        if images_BIX.ndim == 4:
+            return images_BIX.reshape(num, -1, width).astype(self.dtype)
+        features = self.vision(images_BIX.reshape(-1, *images_BIX.shape[2:]))
+        return features.reshape(num, -1, width)
+
+    @property
+    def feature_kind(self) -> tuple[tuple[int, int], jnp.dtype]:
+        """Shape [P, width] and dtype of the features of an image."""
+        return (self.config.tokens_per_image, self.config.vision.hidden_size), self.dtype
 
     def embed(
         self, tokens_BS: jax.Array, patch_BS: jax.Array, features_BPV: jax.Array

@@ -65,10 +65,15 @@ def lower_step(
         in_step,
         jax.tree.map(lambda x: x.sharding, state),
     )
+    side = config.vision.image_size
+    image_shape, image_dtype = (side, side, 3), np.float32
+    if e.train.feature_cache:
+        image_shape, image_dtype = model.feature_kind
     row = pack_row(
         [],
         shape,
-        image_size=config.vision.image_size,
+        image_shape=image_shape,
+        image_dtype=image_dtype,
         tokens_per_image=config.tokens_per_image,
         image_token_id=config.image_token_id,
         pad_id=0,

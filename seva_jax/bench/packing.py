@@ -1,0 +1,152 @@
+"""Comparisons of mixed lengths: packed into rows of a few shapes, against a row for each.
+
+Both sides take the same steps on the same batches; their losses have to agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from seva_jax.bench.step import (
+    BETA,
+    LR,
+    SIZES,
+    examples,
+    on_device,
+    random_adapters,
+    random_params,
+)
+from seva_jax.bench.timing import in_turns, machine, table
+from seva_jax.data.packing import Packer, Sizes, choose
+from seva_jax.data.trees import RowShape, TreeExample, pack_row, stack_rows
+from seva_jax.flops import forward, model_flops
+from seva_jax.models import Llava, LlavaConfig, LoraConfig
+from seva_jax.objectives import DPO
+from seva_jax.step import StepOptions, TrainState, make_train_step
+from seva_jax.types import DataError, TreeBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class PackingBench:
+    """Time of a pass over comparisons of mixed lengths: rows of several shapes, rows of one.
+
+    Attributes:
+        size: architecture; "small" and "mid" are LLaVA-shaped and suit a CPU.
+        comparisons: in a pass; each has one image.
+        batch: comparisons in a step.
+        question: tokens of the question beside the image's.
+        answer: tokens of the shortest and of the longest answer; between them, every length of a
+            logarithmic scale is as likely.
+        shapes: of rows, at most, on our side.
+        rank: of the adapters.
+        dtype: of compute and frozen weights.
+        rounds: timed passes of each side.
+    """
+
+    size: Literal["small", "mid", "7b", "13b"] = "small"
+    comparisons: int = 32
+    batch: int = 8
+    question: int = 64
+    answer: tuple[int, int] = (8, 512)
+    shapes: int = 4
+    rank: int = 64
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    rounds: int = 3
+
+
+def run_packing(bench: PackingBench) -> None:
+    """Measures in turns and prints a table."""
+    short, long = bench.answer
+    if min(bench.comparisons, bench.batch, bench.rounds, bench.shapes) < 1 or not 0 < short <= long:
+        raise DataError("--comparisons, --batch, --rounds, --shapes: 1 or more; --answer: rising")
+    config = SIZES[bench.size]
+    lora = LoraConfig(rank=bench.rank, alpha=2.0 * bench.rank)
+    model = Llava(config, lora, jnp.dtype(bench.dtype))
+    frozen = on_device(random_params(model), model.dtype)
+    adapters = random_adapters(model)
+    rng = np.random.default_rng(0)
+    trees = [
+        dataclasses.replace(
+            tree, branches=tuple(b[:n] for b, n in zip(tree.branches, cut, strict=True))
+        )
+        for tree, cut in zip(
+            examples(config, bench.comparisons, bench.question, long),
+            np.exp(rng.uniform(np.log(short), np.log(long), (bench.comparisons, 2))).astype(int),
+            strict=True,
+        )
+    ]
+    index = range(bench.comparisons)
+    batches = [list(index[i : i + bench.batch]) for i in index[:: bench.batch]]
+    sizes, widest = Sizes.of(trees), RowShape.covering(trees)
+
+    def cost(shape: RowShape) -> float:
+        return model_flops(forward(config, lora, shape), ("lora",))
+
+    names = {"packed": bench.shapes, "a row for each": 1}
+    packers = {
+        name: choose(sizes, widest, bench.batch, batches, 1, most, cost)
+        for name, most in names.items()
+    }
+    sides = {
+        name: _side(model, frozen, adapters, trees, batches, packer)
+        for name, packer in packers.items()
+    }
+    losses = {name: side() for name, side in sides.items()}  # compiles
+    times = in_turns(sides, bench.rounds)
+    print(
+        f"{bench.comparisons} comparisons in batches of {bench.batch}, LLaVA {bench.size}, "
+        f"{config.tokens_per_image} + {bench.question} tokens and answers of {short} to {long}, "
+        f"LoRA r={bench.rank}, {bench.dtype}\n" + machine([], bench.rounds)
+    )
+    notes = {name: f"   {losses[name]:.6f}  {p.describe()}" for name, p in packers.items()}
+    notes[""] = "   last loss"
+    print(table(times, 16, "pairs", bench.comparisons, "a row for each", 2, notes))
+
+
+def _side(
+    model: Llava,
+    frozen: Any,
+    adapters: Any,
+    trees: list[TreeExample],
+    batches: list[list[int]],
+    packer: Packer,
+) -> Callable[[], float]:
+    """A pass over all batches from the same adapters; returns the loss of the last."""
+    optimizer = optax.adamw(LR)
+    step = jax.jit(make_train_step(model, DPO(beta=BETA), optimizer, StepOptions(), True))
+    ready = [jax.device_put(_batch(model.config, trees, members, packer)) for members in batches]
+
+    def run() -> float:
+        trainable = {"lora": adapters}
+        state = TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
+        loss = 0.0
+        for batch in ready:
+            state, metrics = step(state, frozen, batch)
+            loss = float(metrics["loss"])
+        return loss
+
+    return run
+
+
+def _batch(
+    config: LlavaConfig, trees: list[TreeExample], members: list[int], packer: Packer
+) -> TreeBatch:
+    """Leaves [1, B, ...]."""
+    layout, rows = packer(members)
+    rows += [[]] * (layout.rows - len(rows))
+    side = config.vision.image_size
+    batch = stack_rows([
+        pack_row(
+            [trees[i] for i in row], layout.shape, image_shape=(side, side, 3), pad_id=0,
+            tokens_per_image=config.tokens_per_image, image_token_id=config.image_token_id,
+        )
+        for row in rows
+    ])  # fmt: skip
+    return TreeBatch(*(x[None] for x in batch))

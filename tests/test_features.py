@@ -1,0 +1,158 @@
+"""Features of the frozen tower, kept on disk: the same numbers, computed once, never stale."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_pipeline import PATCHES as PIPELINE_PATCHES
+from test_pipeline import comparison, rows
+from test_sampler import random_variables
+from test_step import CONFIG, OPTIONS, PATCHES, example, pack, shape_of
+
+from seva_jax.data.inputs import FeatureCache, Features, Pixels
+from seva_jax.features import cached_features
+from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.models import Llava
+from seva_jax.sharding import MeshShape
+from seva_jax.step import make_logps
+from seva_jax.types import DataError, ExampleError
+
+MODEL = Llava(CONFIG)
+NAMES = [f"{i}.png" for i in range(5)]
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return {"params": random_variables(MODEL)["params"]}
+
+
+class Images:
+    """Random images by name; some can be changed or taken away."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.images = {n: rng.integers(0, 256, (9, 7, 3), np.uint8) for n in NAMES}
+
+    def __call__(self, name):
+        if name not in self.images:
+            raise ExampleError(f"{name}: no such image", "missing image")
+        return self.images[name]
+
+    @property
+    def pixels(self):
+        return Pixels(self, ImageProcessing(size=8))
+
+
+def fill(tmp_path, variables, images, mesh=None, names=NAMES, model=MODEL):
+    """A cache that has the images, and how much the progress bar moved."""
+    cache = FeatureCache(tmp_path, *model.feature_kind)
+    progress = []
+    mesh = (mesh or MeshShape(data=1, fsdp=1)).make(jax.devices()[: 8 if mesh else 1])
+    found = cached_features(cache, model, variables, names, images.pixels, mesh, 2, progress.append)
+    assert sum(progress) == len(names)
+    return found
+
+
+@pytest.mark.parametrize("mesh", [None, MeshShape(data=2, fsdp=4)])
+def test_features_are_those_of_the_tower(tmp_path, variables, mesh):
+    """On one device and on eight, whose rows the images do not fill."""
+    images = Images()
+    found = fill(tmp_path, variables, images, mesh)
+    for name in NAMES:
+        pixels = images.pixels(name)[None, None]
+        expected = MODEL.apply(variables, pixels, method="features")[0]
+        np.testing.assert_allclose(found(name), expected, atol=1e-5)
+        again = MODEL.apply(variables, found(name)[None, None], method="features")[0]
+        np.testing.assert_array_equal(again, found(name))
+
+
+def test_only_what_is_new_is_computed(tmp_path, variables, monkeypatch):
+    """A second run computes nothing; a changed image is noticed; equal images share a file."""
+    images = Images()
+    first = fill(tmp_path, variables, images)
+    written = []
+    write = FeatureCache.write
+    monkeypatch.setattr(
+        FeatureCache, "write", lambda self, key, x: (written.append(key), write(self, key, x))
+    )
+    assert fill(tmp_path, variables, images).keys == first.keys
+    assert not written
+    images.images["1.png"] = images.images["1.png"] // 2
+    images.images["copy.png"] = images.images["0.png"]
+    later = fill(tmp_path, variables, images, names=[*NAMES, "copy.png"])
+    assert written == [later.keys["1.png"]]
+    assert later.keys["copy.png"] == later.keys["0.png"] == first.keys["0.png"]
+
+
+def test_a_key_depends_on_content_shape_and_preprocessing():
+    """Not on the name."""
+    images = Images()
+    images.images["turned"] = images.images["0.png"].reshape(7, 9, 3)
+    images.images["again"] = images.images["0.png"].copy()
+    keys = {images.pixels.key(name) for name in ("0.png", "turned", "again", "1.png")}
+    keys.add(Pixels(images, ImageProcessing(size=8, pad_to_square=False)).key("0.png"))
+    assert len(keys) == 4
+
+
+def test_bfloat16_is_kept_bit_for_bit(tmp_path):
+    """NumPy has no such dtype of its own."""
+    cache = FeatureCache(tmp_path, (4, 16), jnp.bfloat16)
+    value = np.asarray(jax.random.normal(jax.random.key(0), (4, 16), jnp.bfloat16))
+    cache.write("ab" * 32, value)
+    found = cache.read("ab" * 32)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found.view(np.uint16), value.view(np.uint16))
+
+
+def test_an_unreadable_image_is_left_out(tmp_path, variables):
+    """And raises what decoding it would raise, for one example."""
+    images = Images()
+    del images.images["2.png"]
+    found = fill(tmp_path, variables, images)
+    with pytest.raises(ExampleError, match=r"2\.png"):
+        found("2.png")
+    assert found("3.png").shape == (CONFIG.tokens_per_image, CONFIG.vision.hidden_size)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_file_is_named(tmp_path, variables, damage):
+    """Sums are checked."""
+    found = fill(tmp_path, variables, Images())
+    path = found.cache.path(found.keys["0.png"])
+    data = bytearray(path.read_bytes())
+    if damage == "gone":
+        path.unlink()
+    else:
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data if damage == "flip" else data[:-200])
+    with pytest.raises(DataError, match=str(path)):
+        found("0.png")
+
+
+def test_log_probs_are_the_same(variables):
+    """Rows with 0, 1 and 2 images that hold features instead of pixels."""
+    rng = np.random.default_rng(0)
+    examples = [example(rng, i, index=i) for i in range(3)]
+    batch = pack([[e] for e in examples], shape_of(examples))
+    features = jax.jit(lambda x: MODEL.apply(variables, x, method="features"))(batch.images_BIX)
+    kept = features.reshape(*batch.images_BIX.shape[:2], PATCHES, -1)
+    logps = jax.jit(make_logps(MODEL, OPTIONS))
+    np.testing.assert_allclose(
+        logps(variables, batch), logps(variables, batch._replace(images_BIX=kept)), rtol=1e-5
+    )
+
+
+def test_rows_hold_features(tmp_path):
+    """In order of appearance, in the cache's dtype; zeros where a row has no image."""
+    cache = FeatureCache(tmp_path, (PIPELINE_PATCHES, 2), jnp.bfloat16)
+    data = rows([comparison(0, images=2), comparison(1, images=0)])
+    keys = {name: f"{i}" * 64 for i, name in enumerate(data.comparisons[0].prompt.images)}
+    for i, key in enumerate(keys.values()):
+        cache.write(key, np.full((PIPELINE_PATCHES, 2), 1 + i))
+    data = dataclasses.replace(data, images=Features(cache, keys))
+    first, second = (data.row([i], data.shape).images_BIX for i in range(2))
+    assert first.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(first.astype(int)[:, 0, 0], [1, 2])
+    assert not second.astype(int).any()
