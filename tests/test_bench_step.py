@@ -31,7 +31,12 @@ def test_sides_agree(monkeypatch, capsys):
     has_trl = importlib.util.find_spec("trl") is not None
     step.run_step(dataclasses.replace(BENCH, trl=has_trl))
     shown = capsys.readouterr().out
-    names = ["ours, both cached", "ours, cached reference", "ours, reference in the step", "ours, two rows"]
+    names = [
+        "ours, both cached",
+        "ours, cached reference",
+        "ours, reference in the step",
+        "ours, two rows",
+    ]
     names += ["TRL"] if has_trl else []
     named = [line for line in shown.splitlines() if line[:28].strip() in names]
     rows, limits = named[: len(names)], named[len(names) :]
