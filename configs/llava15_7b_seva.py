@@ -11,7 +11,8 @@ method. Where the release has an oddity, the sane behaviour is chosen here; the 
 
 from seva_jax.base_model import Checkpoint
 from seva_jax.corrupt import DiffusionNoise
-from seva_jax.data.files import SHORT_ANSWER, Concatenated, ImageFolder, LlavaJson
+from seva_jax.data.files import SHORT_ANSWER, ImageFolder, LlavaJson
+from seva_jax.data.mixed import Concatenated
 from seva_jax.experiment import (
     ComputeOptions,
     Experiment,

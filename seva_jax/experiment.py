@@ -179,7 +179,8 @@ class Experiment:
         workdir: everything the run writes goes here; run again to resume.
         seed: every random choice follows from it.
         base: the model to align.
-        prompts: unlabelled images and questions.
+        prompts: unlabelled images and questions; or pairs of answers that are there already, then
+            corrupt, rollout and pairs are not used.
         corrupt: corruptions; each gives one rejected answer to every prompt.
         rollout: how prompts are answered.
         pairs: which answers become comparisons.
@@ -244,7 +245,7 @@ def check(experiment: Experiment) -> None:
         )
     if not 0 <= e.seed < 2**32:
         problems.append(f"seed must be in [0, 2^32), not {e.seed}")
-    if not e.corrupt:
+    if not e.corrupt and not e.prompts.has_answers:
         problems.append("corrupt is empty; without a corruption there are no rejected answers")
     if not e.train.trained:
         problems.append("train.trained is empty; nothing would be trained")

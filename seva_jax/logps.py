@@ -27,6 +27,8 @@ def answer_logps(
 ) -> list[list[np.ndarray]]:
     """Per-token log-probs of every branch of every comparison, in order, on every process.
 
+    A comparison whose images do not decode has none: an empty list.
+
     Args:
         model: the module.
         variables: its variables.
@@ -38,7 +40,7 @@ def answer_logps(
         progress: called with the number of comparisons that a batch added.
 
     Raises:
-        DataError: an image no longer decodes.
+        DataError: none of the images decodes.
     """
     logps = make_logps(model, options)
 
@@ -59,6 +61,6 @@ def answer_logps(
                 branches = zip(logps_KT, lengths_K.astype(int), strict=True)
                 found[int(index)] = [x[:n] for x, n in branches if n]
         progress(len(found) - before)
-    if len(found) < len(rows):
-        raise DataError(f"{len(rows) - len(found)} images of pairs no longer decode; run again")
-    return [found[i] for i in range(len(rows))]
+    if not found:
+        raise DataError(f"the images of all {len(rows)} pairs are unreadable; check where they are")
+    return [found.get(i, []) for i in range(len(rows))]

@@ -152,8 +152,8 @@ def fit(
         loop: see `Loop`.
         frozen: variables that do not change.
         trainable: variables at step 0; replaced by those of the newest checkpoint, if any.
-        write_metrics: receives (step, means since the last row; pairs, tokens and seconds are
-            sums).
+        write_metrics: receives (step, means since the last row; pairs, tokens, seconds and
+            unreadable, the comparisons left out for their images, are sums).
 
     Raises:
         DataError: the batch does not divide by processes, micro-batches and mesh.
@@ -201,6 +201,9 @@ def fit(
             for count in ("pairs", "tokens"):
                 means[count] *= len(rows)
                 means[f"{count}/s"] = means[count] / seconds
+            steps = range(step - len(rows), step)
+            wanted = sum(loop.rows.comparisons[i].weight > 0 for s in steps for i in schedule[s])
+            means["unreadable"] = wanted - round(means["pairs"])
             means |= {"seconds": seconds, "chips": loop.mesh.size}
             means["lr"] = np.asarray(loop.learning_rate(step - 1)).item()
             write_metrics(step, means)

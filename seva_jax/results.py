@@ -42,12 +42,13 @@ def write_run_report(run: Run) -> str:
     shown = [
         run.comparisons[i] for i in _spread(len(run.comparisons), run.experiment.report.num_pairs)
     ]
-    margins = _margins(run, run.rows(shown, run.images)) if shown else []
+    found = _margins(run, run.rows(shown, run.images)) if shown else []
+    readable = [(c, margin) for c, margin in zip(shown, found, strict=True) if margin is not None]
     if not run.workdir.writes:
         return "written by process 0"
     index = json.loads((run.workdir.path / "pairs.json").read_text(encoding="utf-8"))
     metrics = run.workdir.read_metrics()
-    pairs = _pair_cards(run, shown, margins)
+    pairs = _pair_cards(run, readable)
     table, examples = (), ()
     if run.experiment.evals:
         base, aligned = run.results()
@@ -119,13 +120,11 @@ def _spread(total: int, shown: int) -> list[int]:
     return sorted(set(np.linspace(0, total - 1, min(shown, total)).astype(int).tolist()))
 
 
-def _pair_cards(
-    run: Run, shown: Sequence[Comparison], margins: Sequence[float]
-) -> tuple[report.PairCard, ...]:
+def _pair_cards(run: Run, shown: Sequence[tuple[Comparison, float]]) -> tuple[report.PairCard, ...]:
     """Gallery cards, with the reward margin of the aligned model."""
     e, processing = run.experiment, run.assets.processing
     cards = []
-    for comparison, margin in zip(shown, margins, strict=True):
+    for comparison, margin in shown:
         prompt = comparison.prompt
         corrupted = []
         for index in comparison.corruptions if prompt.images else ():
@@ -159,8 +158,11 @@ def _first_image(load_image: Any, processing: Any, images: tuple[str, ...]) -> n
     return processing.denormalise(processing(load_image(images[0])))
 
 
-def _margins(run: Run, rows: ComparisonRows) -> list[float]:
-    """Reward margin of each comparison under the aligned model; it is 0 before training."""
+def _margins(run: Run, rows: ComparisonRows) -> list[float | None]:
+    """Reward margin of each comparison under the aligned model; it is 0 before training.
+
+    None for comparisons whose images do not decode.
+    """
     reference = run.logps(run.base_model, {"params": run.base_params}, rows, "margins: base")
     policy = run.logps(run.model, run.aligned, rows, "margins: aligned")
     objective = run.experiment.objective
@@ -168,6 +170,9 @@ def _margins(run: Run, rows: ComparisonRows) -> list[float]:
         objective = DPO(beta=1.0)
     margins = []
     for before, after in zip(reference, policy, strict=True):
+        if not before or not after:
+            margins.append(None)
+            continue
         _, metrics = objective(_branches(after), _branches(before))
         margins.append(float(metrics["rewards/margins"][0]))
     return margins

@@ -2,15 +2,15 @@
 
     python -m seva_jax.train --config configs/tiny.py --optim.lr 1e-4
 
-base -> rollouts -> pairs -> reference -> align -> evaluate -> report. Every stage reads what the
-earlier ones left in the work directory and is skipped when it has finished before, so running
-the same command again resumes. The inner loop is `seva_jax/loop.py`; the maths is
+base -> rollouts -> pairs -> reference -> align -> evaluate -> report; pairs that are there already
+(a `PreferenceSource` as prompts) need no rollouts. Every stage reads what the earlier ones left in
+the work directory and is skipped when it has finished before, so running the same command again
+resumes. The inner loop is `seva_jax/loop.py`; the maths is
 `seva_jax/step.py`.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import sys
@@ -48,6 +48,7 @@ from seva_jax.models import (
 )
 from seva_jax.objectives import Objective, Supervised
 from seva_jax.optim import Optim
+from seva_jax.pairs import find_pairs
 from seva_jax.processes import gather, join, say, use_compile_cache
 from seva_jax.results import write_run_report
 from seva_jax.rollout.run import Asker
@@ -87,11 +88,14 @@ class Run:
         base = fingerprint(e.base, e.seed, e.compute)
         if isinstance(e.base, TrainedBase):
             stage("base", base, self.train_base, ["checkpoints/base"])
-        rollouts = fingerprint(
-            base, e.prompts, list(map(fingerprint, e.corrupt)), e.rollout, e.text.generate
-        )
-        stage("rollouts", rollouts, self.roll_out, ["rollouts.jsonl"])
-        pairs = fingerprint(rollouts, e.pairs, e.text)
+        if e.prompts.has_answers:
+            pairs = fingerprint(base, e.prompts, e.text)
+        else:
+            rollouts = fingerprint(
+                base, e.prompts, list(map(fingerprint, e.corrupt)), e.rollout, e.text.generate
+            )
+            stage("rollouts", rollouts, self.roll_out, ["rollouts.jsonl"])
+            pairs = fingerprint(rollouts, e.pairs, e.text)
         stage("pairs", pairs, self.build_pairs, ["pairs.array_record", "pairs.json"])
         if self.caches_reference:
             stage("reference", pairs, self.cache_reference, ["reference.array_record"])
@@ -149,7 +153,7 @@ class Run:
 
     @functools.cached_property
     def prompts(self) -> PromptSet:
-        """The unlabelled prompts."""
+        """The prompts; a `PreferenceSet` if they have answers already."""
         return self.experiment.prompts.open()
 
     def roll_out(self) -> str:
@@ -173,32 +177,13 @@ class Run:
         return f"{len(prompts):,} prompts, {1 + len(e.corrupt)} answers each"
 
     def build_pairs(self) -> str:
-        """Keeps the rollouts whose answers differ, and counts why the others are dropped."""
-        records = store.read_lines(self.workdir.path / "rollouts.jsonl")
-        drops = self.prompts.drops + collections.Counter(
-            r["dropped"] for r in records if "dropped" in r
-        )
-        built, builder_drops = self.experiment.pairs(
-            store.rollout_from(r) for r in records if "dropped" not in r
-        )
-        fits = encodable(built, self._encoder(self.experiment.text.train))
-        drops += builder_drops + fits.drops
-        reasons = ", ".join(f"{n} {reason}" for reason, n in drops.most_common())
-        if not fits.comparisons:
-            raise DataError(
-                f"no pairs are left of {len(records)} prompts ({reasons}); "
-                "use a stronger corruption or other prompts"
-            )
+        """Keeps the comparisons that can be trained on, and counts why others are dropped."""
+        rollouts = store.read_lines(self.workdir.path / "rollouts.jsonl")
+        encoder = self._encoder(self.experiment.text.train)
+        found = find_pairs(self.prompts, rollouts, self.experiment.pairs, encoder)
         if self.workdir.writes:
-            store.write_comparisons(self.workdir.path / "pairs.array_record", fits.comparisons)
-            index = {
-                "pairs": len(fits.comparisons),
-                "prompts": len(records) + sum(self.prompts.drops.values()),
-                "answers cut to fit": fits.num_cut,
-                "drops": dict(drops),
-            }
-            store.write_json(self.workdir.path / "pairs.json", index)
-        return f"{len(fits.comparisons):,} kept of {len(records):,}; dropped: {reasons or 'none'}"
+            found.write(self.workdir.path)
+        return found.describe()
 
     @functools.cached_property
     def comparisons(self) -> list[Comparison]:
@@ -258,7 +243,11 @@ class Run:
         if self.workdir.writes:
             path = self.workdir.path / "reference.array_record"
             store.write_reference(path, ids, logps, key)
-        return f"{sum(len(x) for branches in logps for x in branches):,} answer tokens"
+        missing = sum(not branches for branches in logps)
+        return (
+            f"{sum(len(x) for branches in logps for x in branches):,} answer tokens"
+            + f"; {missing:,} pairs left out, whose images do not decode" * (missing > 0)
+        )
 
     def logps(
         self, model: Llava, variables: Variables, rows: ComparisonRows, name: str
@@ -274,8 +263,12 @@ class Run:
     def align(self) -> str:
         """Trains the adapters and the other trained parts with the objective."""
         _ = self.aligned
-        steps = self._align_steps
-        return f"{steps} steps on {len(self.comparisons):,} pairs"
+        rows = (r for r in self.workdir.read_metrics() if r["stage"] == "align")
+        missing = round(sum(r.get("unreadable", 0) for r in rows))
+        return (
+            f"{self._align_steps} steps on {len(self.comparisons):,} pairs"
+            + f"; {missing:,} times an image did not decode and its pair counted 0" * (missing > 0)
+        )
 
     @property
     def _align_steps(self) -> int:

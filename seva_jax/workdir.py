@@ -36,7 +36,8 @@ def fingerprint(*parts: Any) -> str:
     >>> fingerprint("a", 1) == fingerprint("a", 1) != fingerprint("a", 2)
     True
     """
-    plain = [flatten(p) if dataclasses.is_dataclass(p) else p for p in parts]
+    # With a name in front flatten tells classes with the same fields apart.
+    plain = [flatten(p, "part") if dataclasses.is_dataclass(p) else p for p in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 

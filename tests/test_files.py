@@ -13,12 +13,12 @@ from PIL import Image
 from seva_jax.cli import config_directory, read_config
 from seva_jax.data.files import (
     SHORT_ANSWER,
-    Concatenated,
     ImageFolder,
     LlavaJson,
     QuestionsJsonl,
     SevaJson,
 )
+from seva_jax.data.mixed import Concatenated
 from seva_jax.data.pipeline import num_steps
 from seva_jax.experiment import check
 from seva_jax.types import DataError, ExampleError, Prompt
@@ -195,7 +195,6 @@ BAD_LLAVA = [
     (talk("Q?", image="sub/../../secret.png"), "unsafe image path"),
     (talk("Q?", image="link.png"), "unsafe image path"),
     (talk("Q?", image="/etc/passwd"), "unsafe image path"),
-    (talk("Again?", id="good"), "duplicate id"),
 ]
 
 
@@ -207,18 +206,28 @@ def test_llava_bad_records_are_counted_and_the_others_used(images, tmp_path):
     assert found.drops == collections.Counter(reason for _, reason in BAD_LLAVA)
 
 
-@pytest.mark.parametrize(("record", "reason"), BAD_LLAVA[:-1])
+@pytest.mark.parametrize(("record", "reason"), BAD_LLAVA)
 def test_llava_nothing_left_says_why(images, tmp_path, record, reason):
     path = written(tmp_path / "mix.json", [record])
     with pytest.raises(DataError, match=rf"mix.json.*\(1 {reason}\); the first: record 1: "):
         LlavaJson(path, str(images)).open()
 
 
-def test_llava_an_id_is_free_again_when_its_first_record_is_dropped(images, tmp_path):
-    path = written(tmp_path / "mix.json", [talk("A?", image="gone.png"), talk("B?")])
-    found = LlavaJson(path, str(images)).open()
-    assert [p.question for p in found.prompts] == ["B?"]
-    assert found.drops == {"missing image": 1}
+def test_llava_records_with_one_id_are_told_apart(images, tmp_path):
+    """As in llava_instruct_150k: description, reasoning and talk about one image share its id."""
+    path = written(tmp_path / "mix.json", [talk("A?"), talk("Other?", id="s"), talk("B?", "C?")])
+    found = LlavaJson(path, str(images), questions_per_image=0).open()
+    assert [p.id for p in found.prompts] == ["r@1#0", "s#0", "r@3#0", "r@3#1"]
+
+
+def test_llava_prefix_picks_a_part_of_the_mix(images, tmp_path):
+    records = [talk("A?", id="a"), talk("B?", id="b", image="sub/b.jpg"), {"id": "text only"}]
+    path = written(tmp_path / "mix.json", records)
+    found = LlavaJson(path, str(images), prefix="sub/").open()
+    assert [p.id for p in found.prompts] == ["b#0"]
+    assert not found.drops
+    with pytest.raises(DataError, match=r"no record's image starts with 'ocr_vqa/'"):
+        LlavaJson(path, str(images), prefix="ocr_vqa/").open()
 
 
 def test_llava_a_bad_turn_leaves_the_others(images, tmp_path):

@@ -267,6 +267,15 @@ def test_an_image_that_stops_decoding_gives_an_empty_row():
     assert sorted(indices(batch)) == [-1, 0, 1, 3]
 
 
+def test_what_has_no_reference_log_probs_gives_an_empty_row():
+    """Its image did not decode in the pass over the reference; it may decode again now."""
+    data = [comparison(i) for i in range(2)]
+    logps = tuple(np.full(len(x), -1, np.float32) for x in (range(2), range(3)))
+    found = dataclasses.replace(rows(data), reference=[(), logps])
+    assert one(found, 0).index_BC.tolist() == [-1]
+    assert not one(found, 0).weight_BC.any()
+
+
 def test_other_failures_are_not_hidden():
     """Only an `ExampleError` is one example's problem."""
 

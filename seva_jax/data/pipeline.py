@@ -35,7 +35,8 @@ class ComparisonRows:
         images: image names to what the model gets.
         shape: a row that holds any one comparison.
         sizes: what each comparison needs of a row.
-        reference: reference log-probs of every comparison's answers, or None.
+        reference: reference log-probs of every comparison's answers, or None; without any where
+            images did not decode.
     """
 
     comparisons: Sequence[Comparison]
@@ -49,7 +50,9 @@ class ComparisonRows:
         return len(self.comparisons)
 
     def row(self, members: Sequence[int], shape: RowShape) -> TreeBatch:
-        """Comparisons as one row, without those whose images no longer decode."""
+        """Comparisons as one row, without those whose images do not decode, now or in the pass
+        over the reference; their places have weight 0.
+        """
         examples = [example for i in members if (example := self._example(i)) is not None]
         return pack_row(
             examples,
@@ -71,6 +74,8 @@ class ComparisonRows:
         except ExampleError:
             return None
         reference = self.reference[index] if self.reference is not None else None
+        if reference == ():
+            return None
         return TreeExample(tree.trunk, tree.branches, images, comparison.weight, reference, index)
 
 

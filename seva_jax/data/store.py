@@ -28,6 +28,18 @@ def write_json(path: Path, value: Any) -> None:
     aside.replace(path)
 
 
+def read_json(path: Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error})") from None
+
+
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Appends JSON lines and forces them to disk."""
     with path.open("a", encoding="utf-8") as file:
@@ -69,23 +81,26 @@ def rollout_record(rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def _prompt_from(record: dict[str, Any]) -> Prompt:
+def prompt_from(record: dict[str, Any]) -> Prompt:
+    """A prompt from its JSON."""
     return Prompt(record["id"], record["question"], tuple(record["images"]), record["meta"])
 
 
 def rollout_from(record: dict[str, Any]) -> Rollout:
     """A rollout from its JSON."""
-    return Rollout(_prompt_from(record), record["clean"], tuple(record["corrupted"]))
+    return Rollout(prompt_from(record), record["clean"], tuple(record["corrupted"]))
 
 
-def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Writes JSON records to an ArrayRecord file, aside and then renamed."""
+def write_records(path: Path, records: Iterable[dict[str, Any]]) -> int:
+    """Writes JSON records to an ArrayRecord file, aside and then renamed; returns their number."""
     aside = path.with_name(path.name + ".tmp")
-    writer = ArrayRecordWriter(str(aside), "group_size:1")
+    writer, num = ArrayRecordWriter(str(aside), "group_size:1"), 0
     for record in records:
         writer.write(json.dumps(record, ensure_ascii=False).encode())
+        num += 1
     writer.close()
     aside.replace(path)
+    return num
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -108,17 +123,19 @@ def write_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
     write_records(path, (dataclasses.asdict(c) for c in comparisons))
 
 
+def comparison_from(record: dict[str, Any]) -> Comparison:
+    """A comparison from its JSON."""
+    return Comparison(
+        prompt_from(record["prompt"]),
+        tuple(record["answers"]),
+        record["weight"],
+        tuple(record["corruptions"]),
+    )
+
+
 def read_comparisons(path: Path) -> list[Comparison]:
     """Reads what `write_comparisons` wrote."""
-    return [
-        Comparison(
-            _prompt_from(r["prompt"]),
-            tuple(r["answers"]),
-            r["weight"],
-            tuple(r["corruptions"]),
-        )
-        for r in read_records(path)
-    ]
+    return [comparison_from(record) for record in read_records(path)]
 
 
 def write_reference(

@@ -1,0 +1,143 @@
+"""The preflight of a data set: what can be used, what cannot, and why, before step 0.
+
+What lives here: going through examples and images, and the summary in words. What does not: the
+checks that `open()` makes already (`collect.py`); the command (`__main__.py`).
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from seva_jax.data.collect import counted
+from seva_jax.data.sources import PreferenceSet, PromptSet
+from seva_jax.text.encode import Encoder
+from seva_jax.types import ExampleError
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What a check found.
+
+    Attributes:
+        kind: "prompts" or "pairs".
+        num_examples: in the source, with those it left out.
+        num_usable: with text that fits and images that decode.
+        drops: examples that cannot be used, by reason.
+        notes: what was left out inside pairs, see `PreferenceSet`.
+        num_images: distinct ones.
+        bad_images: name -> reason, of images that do not decode.
+        sizes: width and height of the others, [N, 2].
+        trunk_tokens: images, template and question of each example whose text fits.
+        answer_tokens: each answer of those examples.
+        num_cut: answers that would be cut to fit.
+        max_length: what they have to fit in, tokens.
+    """
+
+    kind: str
+    num_examples: int
+    num_usable: int
+    drops: collections.Counter[str]
+    notes: collections.Counter[str]
+    num_images: int
+    bad_images: dict[str, str]
+    sizes: np.ndarray
+    trunk_tokens: np.ndarray
+    answer_tokens: np.ndarray
+    num_cut: int
+    max_length: int
+
+    def describe(self) -> str:
+        """The findings, one a line."""
+        bad = collections.Counter(self.bad_images.values())
+        lines = [
+            f"{self.kind:8} {self.num_usable:,} usable of {self.num_examples:,}",
+            f"dropped  {counted(self.drops) or 'none'}",
+            f"images   {self.num_images:,} different ones; {counted(bad) or 'all decode'}",
+        ]
+        lines += [f"         {name}" for name in list(self.bad_images)[:5]]
+        lines += ["         ..."] * (len(self.bad_images) > 5)
+        if len(self.sizes):
+            width, height = np.median(self.sizes, axis=0)
+            lines.append(
+                f"sizes    median {width:.0f} x {height:.0f} pixels, "
+                f"sides {self.sizes.min():,} to {self.sizes.max():,}"
+            )
+        lines.append(f"trunks   {_spread(self.trunk_tokens)}; text.max_length {self.max_length:,}")
+        if len(self.answer_tokens):
+            lines.append(f"answers  {_spread(self.answer_tokens)}; {self.num_cut:,} cut to fit")
+        if self.notes:
+            lines.append(f"left out inside pairs: {counted(self.notes)}")
+        return "\n".join(lines)
+
+
+def _spread(lengths: np.ndarray) -> str:
+    if not len(lengths):
+        return "none"
+    low, middle, high, most = np.percentile(lengths, (0, 50, 95, 100))
+    return f"{low:,.0f} to {most:,.0f} tokens, median {middle:,.0f}, 95 % up to {high:,.0f}"
+
+
+def check(
+    data: PromptSet, encoder: Encoder, progress: Callable[[Iterable[Any], int], Iterable[Any]]
+) -> Checked:
+    """Encodes every text and decodes every image.
+
+    Args:
+        data: what `open()` gave.
+        encoder: of the run, with the template the examples are used with.
+        progress: wraps an iterable of known length, to show how far it is.
+    """
+    names = dict.fromkeys(name for prompt in data.prompts for name in prompt.images)
+    bad, sizes = {}, []
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda name: _decode(data, name), names)
+        for name, size in zip(names, progress(found, len(names)), strict=True):
+            if isinstance(size, str):
+                bad[name] = size
+            else:
+                sizes.append(size)
+    pairs = isinstance(data, PreferenceSet)
+    drops, trunks, answers, cut, usable = data.drops.copy(), [], [], 0, 0
+    for i, prompt in enumerate(data.prompts):
+        texts = data.comparisons[i].answers if pairs else ()
+        try:
+            tree = encoder.encode(prompt.question, len(prompt.images), texts)
+            encoder.fit(len(tree.trunk), tree.trunk[:1])
+        except ExampleError as error:
+            drops[error.reason] += 1
+            continue
+        trunks.append(len(tree.trunk))
+        answers += map(len, tree.branches)
+        cut += tree.truncated
+        reasons = [bad[name] for name in prompt.images if name in bad]
+        drops.update(reasons[:1])
+        usable += not reasons
+    return Checked(
+        kind="pairs" if pairs else "prompts",
+        num_examples=len(data.prompts) + data.drops.total(),
+        num_usable=usable,
+        drops=drops,
+        notes=data.notes if pairs else collections.Counter(),
+        num_images=len(names),
+        bad_images=bad,
+        sizes=np.array(sizes, int).reshape(-1, 2),
+        trunk_tokens=np.array(trunks, int),
+        answer_tokens=np.array(answers, int),
+        num_cut=cut,
+        max_length=encoder.max_length,
+    )
+
+
+def _decode(data: PromptSet, name: str) -> tuple[int, int] | str:
+    """Width and height, or why it does not decode."""
+    try:
+        height, width, _ = data.load_image(name).shape
+    except ExampleError as error:
+        return error.reason
+    return width, height

@@ -1,0 +1,164 @@
+"""Prompts whose images are not files: parquet of the Hugging Face Hub, and TFDS data sets.
+
+What lives here: both sources. What does not: reading parquet (`tables.py`) and our own ArrayRecord
+(`records.py`). TensorFlow is not needed and not imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from seva_jax.data.collect import Images, as_object, images_of, meta_of, prompt_set, text_of
+from seva_jax.data.sources import PromptSet, PromptSource
+from seva_jax.data.tables import open_table
+from seva_jax.types import DataError, ExampleError, Prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class HfParquet(PromptSource):
+    """Parquet as the Hub has it: an image column, and a column of questions or none.
+
+    An image cell is a struct `{bytes, path}`, a list of those, or the name of a file. A prompt's
+    id is the number of its row, "#" and the question's number. Strings, numbers and lists in other
+    columns become its `meta`.
+
+    Attributes:
+        path: a parquet file, or a folder of them, in the order of their names.
+        image: the column with images.
+        question: the column with questions; empty to ask `questions` about every row.
+        questions: see `question`.
+        image_root: folder of images that are files.
+        limit: at most this many usable rows, the first ones; 0 means all.
+    """
+
+    path: str = ""
+    image: str = "image"
+    question: str = "question"
+    questions: tuple[str, ...] = ()
+    image_root: str = ""
+    limit: int = 0
+
+    def open(self) -> PromptSet:
+        """See `PromptSource.open`."""
+        _check_questions(self.path, self.question, self.questions)
+        table = open_table(self.path, self.image_root)
+        rows = ((where, self._parse(i, row)) for i, (where, row) in enumerate(table.records))
+        return prompt_set(self.path, table.images, rows, self.limit)
+
+    def _parse(self, index: int, row: Any) -> Iterator[Prompt]:
+        row = as_object(row)
+        for field in filter(None, (self.image, self.question)):
+            if field not in row:
+                raise DataError(f"{self.path}: no column {field!r}; it has {', '.join(row)}")
+        names = images_of(row, self.image, self.image)
+        asked = [text_of(row, self.question)] if self.question else self.questions
+        meta = meta_of(row, (self.image, self.question))
+        for number, question in enumerate(asked):
+            yield Prompt(f"{index}#{number}", question, names, meta)
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsPrompts(PromptSource):
+    """A TFDS data set with an image feature, prepared as ArrayRecord.
+
+    Prepare one with `tfds.builder(NAME, file_format="array_record").download_and_prepare()`. A
+    prompt's id is the number of its example, "#" and the question's number. With `questions`
+    nothing is read before an image is needed; with `question` all examples are read once.
+
+    Attributes:
+        name: of the data set, as in `tfds.load`: "coco/2017", "oxford_iiit_pet:4.0.0".
+        split: "train", "train[:10%]".
+        data_dir: where it was prepared; empty for TFDS's own place.
+        image: the feature with the image.
+        question: the feature with a question, or with several; empty to ask `questions` about
+            every image.
+        questions: see `question`.
+        limit: at most this many usable examples, the first ones; 0 means all.
+    """
+
+    name: str = ""
+    split: str = "train"
+    data_dir: str = ""
+    image: str = "image"
+    question: str = ""
+    questions: tuple[str, ...] = ("Describe this image in detail.",)
+    limit: int = 0
+
+    def open(self) -> PromptSet:
+        """See `PromptSource.open`."""
+        where = f"TFDS {self.name} {self.split}"
+        _check_questions(where, self.question, self.questions)
+        images = TfdsImages(self._open(), self.image)
+        examples = (
+            (f"example {index}", self._parse(index, images)) for index in range(len(images.source))
+        )
+        return prompt_set(where, images, examples, self.limit)
+
+    def _open(self) -> Sequence[dict[str, Any]]:
+        import tensorflow_datasets as tfds  # takes seconds
+
+        try:
+            builder = tfds.builder(self.name, data_dir=self.data_dir or None)
+            features = builder.info.features
+            if not isinstance(features, tfds.features.FeaturesDict):
+                raise DataError(f"TFDS {self.name}: its examples have no named features")
+            for field in filter(None, (self.image, self.question)):
+                if field not in features:
+                    raise DataError(
+                        f"TFDS {self.name}: no feature {field!r}; it has {', '.join(features)}"
+                    )
+            if not isinstance(features[self.image], tfds.features.Image):
+                raise DataError(f"TFDS {self.name}: {self.image!r} is not an image but "
+                                f"{features[self.image]}")  # fmt: skip
+            # Bytes as they are: we decode by content, and TFDS's way warns without OpenCV.
+            decoders: Any = {self.image: tfds.decode.SkipDecoding()}
+            return builder.as_data_source(self.split, decoders=decoders)  # pyright: ignore
+        except DataError:
+            raise
+        # TFDS raises nearly anything for names, versions, splits and formats it does not know.
+        except Exception as error:
+            what = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(
+                f"TFDS {self.name or '(no name)'}, split {self.split}: {what}; the data set must "
+                'be prepared, with file_format="array_record"'
+            ) from error
+
+    def _parse(self, index: int, images: TfdsImages) -> Iterator[Prompt]:
+        asked: Sequence[Any] = self.questions
+        if self.question:
+            found = images.source[index][self.question]
+            asked = list(found) if isinstance(found, list | np.ndarray) else [found]
+        for number, question in enumerate(asked):
+            if isinstance(question, bytes):  # which is what TFDS makes of texts
+                question = question.decode("utf-8", "surrogateescape")
+            if not isinstance(question, str):
+                raise ExampleError(f"{self.question} must be a text", "no question")
+            yield Prompt(f"{index}#{number}", question, (str(index),))
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsImages(Images):
+    """The images of a TFDS data source, called by the numbers of their examples.
+
+    Attributes:
+        source: examples, with encoded images.
+        feature: the image.
+    """
+
+    source: Sequence[dict[str, Any]]
+    feature: str
+
+    def read(self, name: str) -> bytes:
+        """See `Images.read`."""
+        if not name.isdigit() or int(name) >= len(self.source):
+            raise ExampleError(f"{name!r}: there is no such example", "missing image")
+        return self.source[int(name)][self.feature]
+
+
+def _check_questions(source: str, field: str, questions: tuple[str, ...]) -> None:
+    if not field and not questions:
+        raise DataError(f"{source}: there are no questions; set question or questions")

@@ -1,0 +1,202 @@
+"""Any source in the formats of others: SeVa's JSON, TRL's parquet, JSON lines.
+
+What lives here: writing. What does not: reading these formats (`preferences.py`, `messages.py`,
+`files.py`). A comparison with several rejected answers becomes one pair for each.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from seva_jax.data.records import encoded_image
+from seva_jax.data.sources import PreferenceSet, PromptSet
+from seva_jax.data.store import append_lines, write_json
+from seva_jax.text.templates import IMAGE_MARKER
+from seva_jax.types import DataError, ExampleError, Prompt
+
+Format = Literal["seva", "trl", "jsonl"]
+_ROWS = 100  # of a parquet row group: images are large
+
+
+class Pair(NamedTuple):
+    """One prompt with at most one pair of answers.
+
+    Attributes:
+        prompt: the prompt; its id is unique among pairs.
+        chosen: the better answer, or None.
+        rejected: the worse answer, or None.
+    """
+
+    prompt: Prompt
+    chosen: str | None
+    rejected: str | None
+
+
+@dataclasses.dataclass
+class Export:
+    """Writes a data set in another format.
+
+    Attributes:
+        data: what to write.
+        images: where to write the images as files; None keeps their names and writes none.
+        progress: called with 1 after each pair.
+        drops: what could not be written, by reason; filled while writing.
+        num: pairs written.
+    """
+
+    data: PromptSet
+    images: Path | None
+    progress: Callable[[int], Any]
+    drops: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    num: int = 0
+
+    def __call__(self, format_: Format, path: Path) -> None:
+        """Writes the file.
+
+        Raises:
+            DataError: the file exists, or the data has no answers and the format needs them.
+        """
+        if path.exists():
+            raise DataError(f"{path} exists; delete it or give another name")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if format_ == "seva":
+            if not isinstance(self.data, PreferenceSet):
+                raise DataError(
+                    "SeVa's JSON holds pairs and these are prompts without answers; use jsonl, or "
+                    "give the work directory of a run, --run DIR"
+                )
+            write_json(path, list(self._each(self._seva)))
+        elif format_ == "trl":
+            self._write_parquet(path)
+        else:
+            append_lines(path, self._each(self._line))
+
+    # --- records ----------------------------------------------------------------------------------
+
+    def _each(self, write: Callable[[Pair], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        names: dict[str, str] = {}
+        for pair in pairs_of(self.data):
+            self.progress(1)
+            try:
+                if self.images is not None:
+                    files = tuple(self._file(name, names) for name in pair.prompt.images)
+                    pair = pair._replace(prompt=dataclasses.replace(pair.prompt, images=files))
+                yield write(pair)
+            except ExampleError as error:
+                self.drops[error.reason] += 1
+                continue
+            self.num += 1
+
+    def _file(self, name: str, names: dict[str, str]) -> str:
+        """Writes an image once, under a number and the extension of its content."""
+        if name not in names:
+            data = encoded_image(self.data, name)
+            try:
+                with Image.open(io.BytesIO(data)) as image:
+                    extension = (image.format or "img").lower()
+            except OSError as error:
+                raise ExampleError(f"{name}: not an image ({error})", "unreadable image") from error
+            assert self.images is not None
+            self.images.mkdir(parents=True, exist_ok=True)
+            file = f"{len(names):08}.{extension.replace('jpeg', 'jpg')}"
+            (self.images / file).write_bytes(data)
+            names[name] = file
+        return names[name]
+
+    def _seva(self, pair: Pair) -> dict[str, Any]:
+        if len(pair.prompt.images) != 1:
+            raise ExampleError("SeVa's layout has one image", "not one image")
+        return {
+            "chosen": pair.chosen,
+            "reject": pair.rejected,
+            "question": pair.prompt.question,
+            "image_id": pair.prompt.images[0],
+        }
+
+    def _line(self, pair: Pair) -> dict[str, Any]:
+        prompt = pair.prompt
+        names = list(prompt.images)
+        if pair.chosen is None:
+            own = {"id": prompt.id, "question": prompt.question, "images": names}
+            return {k: v for k, v in prompt.meta.items() if k not in ("text", "image")} | own
+        answers = {"chosen": pair.chosen, "rejected": pair.rejected}
+        return {"id": prompt.id, "images": names, "prompt": prompt.question, **answers}
+
+    def _trl(self, pair: Pair) -> dict[str, Any]:
+        images = [
+            {"bytes": encoded_image(self.data, name), "path": None} for name in pair.prompt.images
+        ]
+        row = {"images": images, "prompt": [_message("user", pair.prompt)]}
+        if pair.chosen is not None:
+            row["chosen"] = [_message("assistant", pair.chosen)]
+            row["rejected"] = [_message("assistant", pair.rejected)]
+        return row
+
+    def _write_parquet(self, path: Path) -> None:
+        sides = ("prompt",)
+        if isinstance(self.data, PreferenceSet):
+            sides += ("chosen", "rejected")
+        features: dict[str, Any] = {"images": [{"_type": "Image"}]} | dict.fromkeys(
+            sides, _MESSAGES
+        )
+        schema = pa.schema(
+            [("images", pa.list_(_IMAGE)), *((side, _MESSAGE_TYPE) for side in sides)],
+            {"huggingface": json.dumps({"info": {"features": features}})},
+        )
+        records = self._each(self._trl)
+        with pq.ParquetWriter(path, schema) as writer:
+            while rows := list(itertools.islice(records, _ROWS)):
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_MESSAGE_TYPE = pa.list_(
+    pa.struct(
+        [
+            ("role", pa.string()),
+            ("content", pa.list_(pa.struct([("type", pa.string()), ("text", pa.string())]))),
+        ]
+    )
+)
+_STRING = {"dtype": "string", "_type": "Value"}
+_MESSAGES = [{"role": _STRING, "content": [{"type": _STRING, "text": _STRING}]}]
+
+
+def _message(role: str, said: Prompt | str | None) -> dict[str, Any]:
+    """A message; a prompt's images stand where its markers are, or in front."""
+    if not isinstance(said, Prompt):
+        return {"role": role, "content": [{"type": "text", "text": said}]}
+    text = said.question
+    if IMAGE_MARKER not in text:
+        text = IMAGE_MARKER * len(said.images) + text
+    first, *rest = text.split(IMAGE_MARKER)
+    parts = [first, *(part for words in rest for part in (None, words))]
+    content = [
+        {"type": "image", "text": None} if part is None else {"type": "text", "text": part}
+        for part in parts
+        if part != ""
+    ]
+    return {"role": role, "content": content}
+
+
+def pairs_of(data: PromptSet) -> Iterator[Pair]:
+    """Every prompt, or every pair of chosen and rejected answer, in order."""
+    if not isinstance(data, PreferenceSet):
+        yield from (Pair(prompt, None, None) for prompt in data.prompts)
+        return
+    for comparison in data.comparisons:
+        chosen, *rejected = comparison.answers
+        for number, text in enumerate(rejected):
+            id_ = comparison.prompt.id + f"@{number}" * (number > 0)
+            yield Pair(dataclasses.replace(comparison.prompt, id=id_), chosen, text)

@@ -1,0 +1,143 @@
+"""Several sources as one: one after the other, or mixed by weights.
+
+Ids and image names get the number of their source and "/" in front, so that equal ones in
+different sources stay apart. The sources are all of prompts, or all of preferences.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from seva_jax.data.sources import PreferenceSet, PromptSet, PromptSource
+from seva_jax.types import DataError, Prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Concatenated(PromptSource):
+    """Several sources, one after the other.
+
+    Attributes:
+        sources: the sources; all must be readable.
+    """
+
+    sources: tuple[PromptSource, ...] = ()
+
+    @property
+    def has_answers(self) -> bool:
+        """See `PromptSource.has_answers`."""
+        return _has_answers(self)
+
+    def open(self) -> PromptSet:
+        """See `PromptSource.open`."""
+        opened = _open(self)
+        order = [(n, i) for n, part in enumerate(opened) for i in range(len(part.prompts))]
+        return _joined(opened, order)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture(PromptSource):
+    """Several sources in given shares, spread evenly: any stretch has about these shares.
+
+    Of every source some examples are drawn at random, each at most once. The same sources,
+    weights, number and seed give the same examples in the same order.
+
+    Attributes:
+        sources: the sources; all must be readable.
+        weights: one for each source, above 0; shares are weights over their sum.
+        num: examples in all; 0 means as many as the shares allow before a source runs out.
+        seed: of the draw.
+    """
+
+    sources: tuple[PromptSource, ...] = ()
+    weights: tuple[float, ...] = ()
+    num: int = 0
+    seed: int = 0
+
+    @property
+    def has_answers(self) -> bool:
+        """See `PromptSource.has_answers`."""
+        return _has_answers(self)
+
+    def open(self) -> PromptSet:
+        """See `PromptSource.open`."""
+        weights = np.asarray(self.weights, float)
+        if len(weights) != len(self.sources) or not (np.isfinite(weights) & (weights > 0)).all():
+            raise DataError(
+                f"Mixture.weights {self.weights} must be one number above 0 for each of "
+                f"{len(self.sources)} sources; leave out a source you do not want"
+            )
+        if self.num < 0:
+            raise DataError(f"Mixture.num must be 0 (all) or more, not {self.num}")
+        opened = _open(self)
+        sizes = [len(part.prompts) for part in opened]
+        rng = np.random.default_rng(self.seed)
+        drawn = [rng.permutation(size).tolist() for size in sizes]
+        order: list[tuple[int, int]] = []
+        taken = np.zeros(len(sizes), int)
+        while not self.num or len(order) < self.num:
+            # The source that is furthest behind its share after one more example.
+            number = int(np.argmax(weights / weights.sum() * (len(order) + 1) - taken))
+            if taken[number] == sizes[number]:
+                if self.num:
+                    raise DataError(
+                        f"Mixture.num {self.num} needs more examples of source {number} than its "
+                        f"{sizes[number]}; lower num or its weight, or set num 0"
+                    )
+                break
+            order.append((number, drawn[number][taken[number]]))
+            taken[number] += 1
+        return _joined(opened, order)
+
+
+def _has_answers(mixed: Concatenated | Mixture) -> bool:
+    return bool(mixed.sources) and all(source.has_answers for source in mixed.sources)
+
+
+def _open(mixed: Concatenated | Mixture) -> list[PromptSet]:
+    name = type(mixed).__name__
+    if not mixed.sources:
+        raise DataError(f"{name}.sources is empty; give at least one source")
+    if len({source.has_answers for source in mixed.sources}) > 1:
+        kinds = ", ".join(type(s).__name__ + " (pairs)" * s.has_answers for s in mixed.sources)
+        raise DataError(
+            f"{name}.sources has both prompts and pairs ({kinds}); prompts are answered by the "
+            "model first, so make two runs"
+        )
+    return [source.open() for source in mixed.sources]
+
+
+def _joined(opened: Sequence[PromptSet], order: Sequence[tuple[int, int]]) -> PromptSet:
+    """Examples of several sets, given by number of set and index in it."""
+
+    def renamed(prompt: Prompt, number: int) -> Prompt:
+        images = tuple(f"{number}/{name}" for name in prompt.images)
+        return dataclasses.replace(prompt, id=f"{number}/{prompt.id}", images=images)
+
+    def load_image(name: str) -> np.ndarray:
+        number, _, rest = name.partition("/")
+        return opened[int(number)].load_image(rest)
+
+    def read_image(name: str) -> bytes:
+        number, _, rest = name.partition("/")
+        read = opened[int(number)].read_image
+        assert read is not None  # otherwise this function is not given away
+        return read(rest)
+
+    prompts = [renamed(opened[number].prompts[i], number) for number, i in order]
+    drops = sum((part.drops for part in opened), collections.Counter())
+    stored = all(part.read_image for part in opened)
+    fields: dict[str, Any] = {"read_image": read_image if stored else None}
+    pairs = [part for part in opened if isinstance(part, PreferenceSet)]
+    if not pairs:
+        return PromptSet(prompts, load_image, drops, **fields)
+    comparisons = [
+        dataclasses.replace(pairs[number].comparisons[i], prompt=prompt)
+        for (number, i), prompt in zip(order, prompts, strict=True)
+    ]
+    notes = sum((part.notes for part in pairs), collections.Counter())
+    return PreferenceSet(prompts, load_image, drops, comparisons=comparisons, notes=notes, **fields)

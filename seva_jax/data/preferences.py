@@ -1,0 +1,255 @@
+"""Pairs that somebody else made: the files of SeVa, RLAIF-V, RLHF-V, POVID, HA-DPO, VLFeedback.
+
+What lives here: `PairsFile`, which a format of your own extends with one method, and these
+formats. What does not: formats made of chat messages (`messages.py`), reading files (`tables.py`),
+checks and counting (`collect.py`). Read next: `README.md` beside this file.
+
+Any of these may come as a JSON list, as JSON lines or as parquet: files are read by content.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from seva_jax.data.collect import (
+    Images,
+    as_object,
+    compared,
+    images_of,
+    meta_of,
+    preference_set,
+    text_of,
+)
+from seva_jax.data.files import seva_prompt, turns
+from seva_jax.data.sources import PreferenceSet, PreferenceSource
+from seva_jax.data.tables import open_table
+from seva_jax.text.templates import IMAGE_MARKER
+from seva_jax.types import Comparison, ExampleError, Prompt
+
+
+class Entry(NamedTuple):
+    """One record of a file.
+
+    Attributes:
+        index: its number in the file, from 0; makes the prompt's id unique.
+        record: its fields; of embedded images it has the names.
+        images: to ask for an image whose name has to be found out.
+        notes: counts what is left out of a record that is used.
+    """
+
+    index: int
+    record: dict[str, Any]
+    images: Images
+    notes: collections.Counter[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class PairsFile(PreferenceSource):
+    """Base class: a file with one comparison a record. A format defines `parse`.
+
+    Attributes:
+        path: a JSON list, JSON lines, a parquet file, or a folder of parquet files.
+        image_root: folder the image names are relative to; not needed where the file embeds them.
+        limit: at most this many usable records, the first ones; 0 means all.
+    """
+
+    path: str = ""
+    image_root: str = ""
+    limit: int = 0
+
+    def open(self) -> PreferenceSet:
+        """See `PromptSource.open`."""
+        table = open_table(self.path, self.image_root)
+        notes: collections.Counter[str] = collections.Counter()
+
+        def one(index: int, record: Any) -> Iterator[Comparison]:
+            yield self.parse(Entry(index, as_object(record), table.images, notes))
+
+        records = ((where, one(i, record)) for i, (where, record) in enumerate(table.records))
+        return preference_set(self.path, table.images, records, self.limit, notes)
+
+    def parse(self, entry: Entry) -> Comparison:
+        """The comparison of a record.
+
+        Raises:
+            ExampleError: the record cannot be used; its reason is counted.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define parse")
+
+
+@dataclasses.dataclass(frozen=True)
+class SevaPairs(PairsFile):
+    """SeVa's pairs, `{"chosen", "reject", "question", "image_id"}`: note "reject"."""
+
+    def parse(self, entry: Entry) -> Comparison:
+        """See `PairsFile.parse`."""
+        prompt = seva_prompt(entry.index, entry.record)
+        return compared(prompt, entry.record.get("chosen"), entry.record.get("reject"))
+
+
+@dataclasses.dataclass(frozen=True)
+class RlaifVPairs(PairsFile):
+    """RLAIF-V's and RLHF-V's parquet.
+
+    RLAIF-V has the columns `ds_name, image, question, chosen, rejected, origin_dataset,
+    origin_split, idx, image_path`; in RLHF-V, question and answers are an object in `text`, stored
+    as JSON in a string. A prompt's id is the number of its row.
+    """
+
+    def parse(self, entry: Entry) -> Comparison:
+        """See `PairsFile.parse`."""
+        said = record = entry.record
+        if record.get("text") is not None and "question" not in record:
+            said = record["text"]
+            if isinstance(said, str):
+                try:
+                    said = json.loads(said)
+                except (ValueError, RecursionError) as error:
+                    raise ExampleError(f"text is not JSON ({error})", "broken line") from error
+            said = as_object(said)
+        meta = meta_of(record, ("text", "image", "question", "chosen", "rejected"))
+        names = images_of(record, "image", "image_path")
+        prompt = Prompt(str(entry.index), text_of(said, "question"), names, meta)
+        return compared(prompt, said.get("chosen"), said.get("rejected"))
+
+
+@dataclasses.dataclass(frozen=True)
+class PovidPairs(PairsFile):
+    """POVID's JSON: LLaVA's records with `rejected_conversations` beside `conversations`.
+
+    The first question of a record and both first answers are used; later turns, which both sides
+    would have to see with their own history, are not. A prompt's id is the record's id, "#" and
+    the record's number, from 0.
+    """
+
+    def parse(self, entry: Entry) -> Comparison:
+        """See `PairsFile.parse`."""
+        record, sides = entry.record, ("conversations", "rejected_conversations")
+        asked, asked_too = (turns(record, side, "human")[0] for side in sides)
+        if asked != asked_too or not isinstance(asked, str):
+            raise ExampleError("the two conversations ask different questions", "no question")
+        question = asked.replace(IMAGE_MARKER, "").strip()
+        prompt = Prompt(f"{record.get('id', '')}#{entry.index}", question, images_of(record))
+        return compared(prompt, *(turns(record, side, "gpt")[0] for side in sides))
+
+
+@dataclasses.dataclass(frozen=True)
+class HaDpoPairs(PairsFile):
+    """HA-DPO's JSON, `desc_data.json` and `pope_data.json`.
+
+    A description has lists of `chosen` and `rejected` wordings, of which one each is drawn; a
+    yes/no question has one `chosen` and one `reject`. Images are given by Visual Genome's
+    `image_id`. A prompt's id is the image's, "#" and the record's number, from 0.
+
+    Attributes:
+        question: asked where a record has none, as descriptions do.
+        folders: below `image_root`, where an image may be.
+        seed: of the draw.
+    """
+
+    question: str = "Describe this image in detail."
+    folders: tuple[str, ...] = ("VG_100K", "VG_100K_2")
+    seed: int = 0
+
+    def parse(self, entry: Entry) -> Comparison:
+        """See `PairsFile.parse`."""
+        record, image = entry.record, entry.record.get("image_id")
+        if isinstance(image, bool) or not isinstance(image, str | int):
+            raise ExampleError("image_id must be a number or a text", "no image")
+        question = text_of({"question": self.question} | record, "question")
+        rng = np.random.default_rng((self.seed, entry.index))
+        sides = []
+        for side in (record.get("chosen"), record.get("rejected", record.get("reject"))):
+            texts = side if isinstance(side, list) else [side]
+            sides.append(texts[rng.integers(len(texts))] if texts else "")
+        names = [str(Path(folder) / str(image)) for folder in self.folders]
+        prompt = Prompt(f"{image}#{entry.index}", question, (_first_found(entry.images, names),))
+        return compared(prompt, *sides)
+
+
+@dataclasses.dataclass(frozen=True)
+class VLFeedbackPairs(PairsFile):
+    """VLFeedback: the best against the worst of the rated answers to a question.
+
+    A record is `{"id", "prompt", "models", "completions", "img_path"}`. A completion has a
+    `response`, and `annotations` with a `Rating` and a `Rationale` for each aspect. Ratings are
+    strings; a completion with one that is no number ("N/A") is left out and noted. An answer's
+    rating is the mean over `aspects`; if best and worst are equal, the record is dropped. Of
+    equally rated answers the first counts. Where `img_path` is no file, an image named by the
+    record's id is taken.
+
+    Attributes:
+        aspects: the ratings that count.
+    """
+
+    aspects: tuple[str, ...] = ("Helpfulness", "Visual Faithfulness", "Ethical Considerations")
+
+    def parse(self, entry: Entry) -> Comparison:
+        """See `PairsFile.parse`."""
+        record, unrated = entry.record, 0
+        rated: list[tuple[float, str]] = []
+        for completion in _completions(record.get("completions")):
+            rating = self._rating(completion.get("annotations"))
+            if rating is None:
+                unrated += 1
+            elif isinstance(completion.get("response"), str):
+                rated.append((rating, completion["response"]))
+        if len(rated) < 2:
+            raise ExampleError("fewer than two answers have ratings", "unparsable rating")
+        best, worst = max(rated, key=lambda x: x[0]), min(rated, key=lambda x: x[0])
+        if best[0] == worst[0]:
+            raise ExampleError("all answers are rated equal", "equal ratings")
+        question = text_of(record, "prompt").replace(IMAGE_MARKER, "").strip()
+        id_ = record.get("id", "")
+        if record.get("image") is not None:  # embedded
+            names = images_of(record)
+        else:
+            found = [x for x in (record.get("img_path"), id_) if isinstance(x, str) and x]
+            names = (_first_found(entry.images, found),)
+        meta = {"ratings": [best[0], worst[0]]}
+        prompt = Prompt(f"{id_}#{entry.index}", question, names, meta)
+        comparison = compared(prompt, best[1], worst[1])
+        entry.notes["unparsable rating"] += unrated
+        return comparison
+
+    def _rating(self, annotations: Any) -> float | None:
+        try:
+            mean = np.mean([float(annotations[aspect]["Rating"]) for aspect in self.aspects])
+        except (KeyError, TypeError, ValueError):
+            return None
+        return float(mean) if np.isfinite(mean) else None
+
+
+def _completions(found: Any) -> list[dict[str, Any]]:
+    """One dict for each answer, from a list of them or, as parquet has it, from a dict of lists."""
+    if isinstance(found, list):
+        return [completion for completion in found if isinstance(completion, dict)]
+    if not isinstance(found, dict) or not isinstance(found.get("response"), list):
+        raise ExampleError("completions must be a list of answers", "no answers")
+
+    def pick(value: Any, i: int) -> Any:
+        if isinstance(value, dict):
+            return {key: pick(inner, i) for key, inner in value.items()}
+        return value[i] if isinstance(value, list) and i < len(value) else None
+
+    return [pick(found, i) for i in range(len(found["response"]))]
+
+
+def _first_found(images: Images, names: list[str]) -> str:
+    """The first of several names that is an image; the first error if none is."""
+    first: ExampleError | None = None
+    for name in names:
+        try:
+            images.check(name)
+        except ExampleError as error:
+            first = first or error
+            continue
+        return name
+    raise first or ExampleError("the record names no image", "no image")

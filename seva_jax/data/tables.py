@@ -1,0 +1,238 @@
+"""Files of records, read by their content: JSON lists, JSON lines, Hugging Face's parquet.
+
+What lives here: bytes to records, and images that lie inside parquet files. What does not: what
+the fields mean (`files.py`, `preferences.py`, `messages.py`).
+
+An image in parquet is a struct `{bytes, path}`, or a list of those, which is what the `datasets`
+library writes. Records carry a name in its place; the bytes are read when the image is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from seva_jax.data.collect import FolderImages, Images
+from seva_jax.types import DataError, ExampleError
+
+Record = tuple[str, Any]
+"""Where a record is ("line 3"), and what is there: usually a dict."""
+
+
+class Table(NamedTuple):
+    """A file of records, and the images they name.
+
+    Attributes:
+        records: in file order; a record that is no JSON is an `ExampleError`, not raised.
+        images: where the images are.
+    """
+
+    records: Iterator[Record]
+    images: Images
+
+
+def open_table(path: str, image_root: str) -> Table:
+    """Opens a JSON list, JSON lines, a parquet file, or a folder of parquet files.
+
+    Args:
+        path: the file or folder.
+        image_root: folder of images that are files; may be empty for parquet that embeds them.
+
+    Raises:
+        DataError: nothing can be read; names the file.
+    """
+    folder = Path(path)
+    if path and folder.is_dir():
+        files = sorted(folder.rglob("*.parquet"))
+        if not files:
+            raise DataError(f"{path}: no .parquet files below this folder; give a file")
+        return _open_parquet({f.relative_to(folder).as_posix(): f for f in files}, image_root)
+    data = read_bytes(path, 4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if data.startswith(b"PAR1"):
+        return _open_parquet({folder.name: folder}, image_root)
+    records = json_list(path) if data.startswith(b"[") else json_lines(path)
+    return Table(iter(records), FolderImages(image_root))
+
+
+# --- JSON -----------------------------------------------------------------------------------------
+
+
+def read_bytes(path: str, size: int = -1) -> bytes:
+    """A file's bytes, all or the first `size`.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    if not path:
+        raise DataError("the path of the questions is not set; give the file")
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(size)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{path}: cannot be read ({reason}); check the path") from error
+
+
+def json_list(path: str) -> list[Record]:
+    """The records of a file that holds one JSON list.
+
+    Raises:
+        DataError: it cannot be read, is no JSON, or no list.
+    """
+    data = read_bytes(path)
+    try:
+        records = json.loads(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON ({error}); it may be cut short: fetch it again") from (
+            error
+        )
+    if not isinstance(records, list):
+        raise DataError(f"{path}: expected a JSON list of records, found {type(records).__name__}")
+    return [(f"record {n}", record) for n, record in enumerate(records, 1)]
+
+
+def json_lines(path: str) -> list[Record]:
+    """The records of a file with one JSON value a line; empty lines do not count.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    # Split bytes, not text: str.splitlines would also cut at U+2028 inside a question.
+    lines = enumerate(read_bytes(path).split(b"\n"), 1)
+    return [(f"line {n}", _line(line)) for n, line in lines if line.strip()]
+
+
+def _line(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        return ExampleError(f"not JSON ({error}); write one object a line", "broken line")
+
+
+# --- parquet --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class ParquetImages(Images):
+    """Images inside parquet files, and image files beside them.
+
+    An embedded image is called "FILE/COLUMN/ROW/NUMBER". One row group is held in memory, so
+    reading in order is fast and reading at random is not: `python -m seva_jax.data build` writes
+    a copy that is made for that.
+
+    Attributes:
+        files: by the name that images carry.
+        root: folder of images that are files.
+    """
+
+    files: dict[str, pq.ParquetFile]
+    root: str
+
+    def check(self, name: str) -> None:
+        """See `Images.check`."""
+        if self._place(name) is None:
+            self._folder.check(name)
+
+    def read(self, name: str) -> bytes:
+        """See `Images.read`."""
+        place = self._place(name)
+        if place is None:
+            return self._folder.read(name)
+        file, column, row, number = place
+        for image in _listed(self._cell(file, column, row))[number : number + 1]:
+            if image["bytes"] is not None:
+                return image["bytes"]
+        raise ExampleError(f"{name}: there is no image in this cell", "missing image")
+
+    @functools.cached_property
+    def _folder(self) -> FolderImages:
+        return FolderImages(self.root)
+
+    def _place(self, name: str) -> tuple[str, str, int, int] | None:
+        file, *rest = name.rsplit("/", 3)
+        if file not in self.files or len(rest) != 3 or not (rest[1] + rest[2]).isdigit():
+            return None
+        return file, rest[0], int(rest[1]), int(rest[2])
+
+    def _cell(self, file: str, column: str, row: int) -> Any:
+        parquet = self.files[file]
+        with _LOCK:  # ParquetFile is for one thread
+            for group in range(parquet.num_row_groups):
+                size = parquet.metadata.row_group(group).num_rows
+                if row < size:
+                    return _row_group(parquet, group, column)[row].as_py()
+                row -= size
+        return None
+
+
+_LOCK = threading.Lock()
+
+
+@functools.lru_cache(maxsize=2)
+def _row_group(parquet: pq.ParquetFile, group: int, column: str) -> pa.ChunkedArray:
+    leaves = [leaf for leaf in _leaves(parquet, column) if leaf.endswith(".bytes")]
+    return parquet.read_row_group(group, columns=leaves).column(column)
+
+
+def _leaves(parquet: pq.ParquetFile, column: str) -> list[str]:
+    paths = (parquet.schema.column(i).path for i in range(len(parquet.schema.names)))
+    return [path for path in paths if path.split(".")[0] == column]
+
+
+def _listed(cell: Any) -> list[Any]:
+    return [] if cell is None else cell if isinstance(cell, list) else [cell]
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    return pa.types.is_struct(kind) and {f.name for f in kind} == {"bytes", "path"}
+
+
+def _open_parquet(files: dict[str, Path], image_root: str) -> Table:
+    opened: dict[str, pq.ParquetFile] = {}
+    for name, path in files.items():
+        try:
+            opened[name] = pq.ParquetFile(path)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path}: not readable as parquet ({error}); fetch it again") from error
+    records = (record for name, file in opened.items() for record in _rows(name, file))
+    return Table(records, ParquetImages(opened, image_root))
+
+
+def _rows(name: str, parquet: pq.ParquetFile) -> Iterator[Record]:
+    """The rows without the bytes of their images: those cells hold lists of names."""
+    schema = parquet.schema_arrow
+    images = [field.name for field in schema if _is_image(field.type)]
+    leaves = [leaf for column in schema.names for leaf in _leaves(parquet, column)]
+    light = [x for x in leaves if x.split(".")[0] not in images or not x.endswith(".bytes")]
+    row = 0
+    for group in range(parquet.num_row_groups):
+        embedded = {c: _has_bytes(parquet, group, c) for c in images}
+        for record in parquet.read_row_group(group, columns=light).to_pylist():
+            for column in images:
+                record[column] = [
+                    f"{name}/{column}/{row}/{i}" if embedded[column] else image["path"]
+                    for i, image in enumerate(_listed(record[column]))
+                ]
+            yield f"{name}, row {row}", record
+            row += 1
+
+
+def _has_bytes(parquet: pq.ParquetFile, group: int, column: str) -> bool:
+    """Whether a row group embeds its images, or only names files."""
+    metadata = parquet.metadata.row_group(group)
+    for i in range(metadata.num_columns):
+        leaf = metadata.column(i)
+        if leaf.path_in_schema.split(".")[0] == column and leaf.path_in_schema.endswith(".bytes"):
+            counts = leaf.statistics
+            return counts is None or counts.null_count < leaf.num_values
+    return True

@@ -1,0 +1,164 @@
+"""`python -m seva_jax.data`: the preflight, and every format written comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from seva_jax.cli import load_experiment, to_source
+from seva_jax.data import store
+from seva_jax.data.__main__ import main
+from seva_jax.data.files import QuestionsJsonl
+from seva_jax.data.messages import TrlPairs
+from seva_jax.data.preferences import SevaPairs
+from seva_jax.data.records import ArrayRecordPairs
+from seva_jax.types import Comparison
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """SeVa's pairs over four images: a JPEG, a PNG called .jpg, a broken and a missing one."""
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (8, 6), (10, 20, 30)).save(images / "a.jpg")
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4), (200, 0, 0)).save(file, "PNG")
+    (images / "b.jpg").write_bytes(file.getvalue())
+    (images / "c.jpg").write_bytes(b"<html>")
+    records = [
+        {"chosen": "red", "reject": "blue", "question": "What color ?", "image_id": name}
+        for name in ("a.jpg", "b.png", "a.jpg", "c.jpg", "gone.jpg")
+    ]
+    records[2]["chosen"] = " ".join(["red"] * 80)
+    (tmp_path / "step3.json").write_text(json.dumps(records))
+    return SevaPairs(str(tmp_path / "step3.json"), str(images))
+
+
+def config(tmp_path, source):
+    """The tiny config with this source, as a file."""
+    found, _ = load_experiment("test", [])
+    path = tmp_path / "my_run.py"
+    path.write_text(to_source(dataclasses.replace(found, prompts=source)))
+    return ["--config", str(path)]
+
+
+def test_check(tmp_path, pairs, capsys):
+    main(["check", *config(tmp_path, pairs)])
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == [
+        "pairs    3 usable of 5",
+        "dropped  1 missing image, 1 unreadable image",
+        "images   3 different ones; 1 unreadable image",
+        "         c.jpg",
+        "sizes    median 6 x 5 pixels, sides 4 to 8",
+        "trunks   24 to 24 tokens, median 24, 95 % up to 24; text.max_length 96",
+        "answers  2 to 72 tokens, median 2, 95 % up to 47; 1 cut to fit",
+    ]
+
+
+def test_check_finds_nothing_usable(tmp_path, pairs, capsys):
+    """The status tells scripts."""
+    with pytest.raises(SystemExit) as caught:
+        main(["check", *config(tmp_path, pairs), "--text.max-length", "20"])
+    assert caught.value.code == "error: nothing is usable"
+    assert "4 too long" in capsys.readouterr().out
+    (tmp_path / "gone.json").write_text(
+        json.dumps([{"chosen": "a", "reject": "b", "question": "Q?", "image_id": "gone.jpg"}])
+    )
+    argv = ["check", *config(tmp_path, pairs), "--prompts.path", str(tmp_path / "gone.json")]
+    with pytest.raises(SystemExit, match=r"no usable prompt is left \(1 missing image\)"):
+        main(argv)
+
+
+def test_show(tmp_path, pairs, capsys):
+    main(["show", "--num", "2", *config(tmp_path, pairs)])
+    first, last = capsys.readouterr().out.split("\n\n")
+    assert first.splitlines() == [
+        "[0]       a.jpg#0", "image     a.jpg (8 x 6)", "question  What color ?",
+        "chosen    red", "rejected  blue",
+    ]  # fmt: skip
+    assert "c.jpg (unreadable image)" in last
+
+
+def written(tmp_path, pairs, capsys, name, *options):
+    main(["convert", str(tmp_path / name), *options, *config(tmp_path, pairs)])
+    return capsys.readouterr().out
+
+
+def test_convert_to_seva(tmp_path, pairs, capsys):
+    shown = written(tmp_path, pairs, capsys, "s.json", "--to", "seva", "--images", f"{tmp_path}/i")
+    assert shown.endswith("s.json: 3 written; left out: 1 unreadable image\n")
+    assert sorted(p.name for p in (tmp_path / "i").iterdir()) == ["00000000.jpg", "00000001.png"]
+    before = pairs.open()
+    after = SevaPairs(str(tmp_path / "s.json"), str(tmp_path / "i")).open()
+    for old, new in zip(before.comparisons[:3], after.comparisons, strict=True):
+        assert (new.answers, new.prompt.question) == (old.answers, old.prompt.question)
+        images = (x.load_image(c.prompt.images[0]) for x, c in ((before, old), (after, new)))
+        np.testing.assert_array_equal(*images)
+    with pytest.raises(SystemExit, match=r"s.json exists; delete it"):
+        written(tmp_path, pairs, capsys, "s.json")
+
+
+def test_convert_to_trl(tmp_path, pairs, capsys):
+    """Parquet that TRL and `datasets` read: messages, images inside, the Hub's feature types."""
+    written(tmp_path, pairs, capsys, "t.parquet")
+    table = pq.read_table(tmp_path / "t.parquet")
+    assert table.column_names == ["images", "prompt", "chosen", "rejected"]
+    row = table.to_pylist()[1]
+    assert row["images"] == [{"bytes": _bytes(pairs, "b.jpg"), "path": None}]
+    assert row["prompt"] == [
+        {
+            "role": "user",
+            "content": [{"type": "image", "text": None}, {"type": "text", "text": "What color ?"}],
+        }
+    ]
+    assert row["chosen"] == [{"role": "assistant", "content": [{"type": "text", "text": "red"}]}]
+    features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+    assert features["images"] == [{"_type": "Image"}]
+    after = TrlPairs(str(tmp_path / "t.parquet")).open()
+    assert [c.answers for c in after.comparisons] == [c.answers for c in pairs.open().comparisons]
+
+
+def _bytes(pairs, name):
+    found = pairs.open()
+    return found.read_image(name)
+
+
+def test_convert_to_json_lines(tmp_path, pairs, capsys):
+    written(tmp_path, pairs, capsys, "p.jsonl", "--to", "jsonl")
+    after = TrlPairs(str(tmp_path / "p.jsonl"), pairs.image_root).open()
+    assert list(after.comparisons) == list(pairs.open().comparisons)
+    main(["convert", str(tmp_path / "q.jsonl"), "--to", "jsonl", "--prompts.num", "3",
+          "--images", str(tmp_path / "world")])  # fmt: skip
+    questions = QuestionsJsonl(str(tmp_path / "q.jsonl"), str(tmp_path / "world")).open()
+    assert [p.images for p in questions.prompts] == [(f"{i:08}.png",) for i in range(3)]
+    assert questions.prompts[0].meta["answer"]
+    with pytest.raises(SystemExit, match="these are prompts without answers"):
+        main(["convert", str(tmp_path / "q.json"), "--to", "seva"])
+
+
+def test_the_pairs_of_a_run(tmp_path, capsys):
+    """One line for each rejected answer."""
+    experiment, _ = load_experiment("test", ["--prompts.num", "3"])
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.py").write_text(to_source(experiment))
+    prompts = experiment.prompts.open().prompts
+    made = [Comparison(p, ("red", "blue", "a ring")) for p in prompts]
+    store.write_comparisons(folder / "pairs.array_record", made)
+    main(["convert", str(tmp_path / "x.jsonl"), "--to", "jsonl", "--run", str(folder)])
+    lines = store.read_lines(tmp_path / "x.jsonl")
+    assert [(x["id"], x["rejected"]) for x in lines[:2]] == [
+        (prompts[0].id, "blue"), (prompts[0].id + "@1", "a ring"),
+    ]  # fmt: skip
+    main(["build", str(tmp_path / "built"), "--run", str(folder)])
+    assert "3 pairs, 3 images" in capsys.readouterr().out
+    assert list(ArrayRecordPairs(str(tmp_path / "built")).open().comparisons) == made
+    with pytest.raises(SystemExit, match=r"unknown: --prompts.num 3"):
+        main(["show", "--run", str(folder), "--prompts.num", "3"])

@@ -1,0 +1,62 @@
+"""The page about data is true: its lines are evaluated, its commands parsed, its code run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+from PIL import Image
+
+from seva_jax.data import __main__ as commands
+from seva_jax.data.sources import PreferenceSource, PromptSource
+
+PAGE = (Path(commands.__file__).parent / "README.md").read_text(encoding="utf-8")
+LINES = re.findall(r"^\| (?P<what>[^|]+) \| `(?P<line>[^|]+)` \| `(?P<module>\w+)` \|$", PAGE, re.M)
+MODULES = ("files", "embedded", "records", "preferences", "messages", "mixed")
+CLASSES = {
+    name: (module, value)
+    for module in MODULES
+    for name, value in vars(importlib.import_module(f"seva_jax.data.{module}")).items()
+    if isinstance(value, type) and issubclass(value, PromptSource)
+    and value.__module__ == f"seva_jax.data.{module}"
+}  # fmt: skip
+
+
+def test_every_line_is_a_source_of_the_module_named():
+    names = {name: kind for name, (_, kind) in CLASSES.items()}
+    used = set()
+    for _, line, module in LINES:
+        source = eval(line, names)
+        assert CLASSES[type(source).__name__][0] == module, line
+        used.add(type(source).__name__)
+    assert used == set(CLASSES) - {"PairsFile"}
+    pairs = PAGE[PAGE.index("## Pairs") : PAGE.index("## Several")]
+    for _, line, _ in LINES:
+        assert isinstance(eval(line, names), PreferenceSource) == (line in pairs) or "((" in line
+
+
+def test_every_command_parses(monkeypatch):
+    seen = []
+    for name in ("_check", "_show", "_convert", "_build"):
+        monkeypatch.setattr(commands, name, lambda command, rest: seen.append(rest))
+    lines = re.findall(r"^python -m seva_jax\.data (.*?)(?:\s+#.*)?$", PAGE, re.M)
+    assert len(lines) == 6
+    for line in lines:
+        commands.main(shlex.split(line))
+    assert seen == [[]] * 6
+
+
+def test_a_format_of_your_own(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    names: dict = {"__name__": "__main__"}
+    exec(code, names)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    record = {"file": "a.png", "ask": "What?", "good": "A cat.", "bad": "A dog."}
+    records = [record, record | {"bad": ""}, {}]
+    (tmp_path / "x.json").write_text(json.dumps(records))
+    found = names["MyPairs"](str(tmp_path / "x.json"), str(tmp_path)).open()
+    assert found.comparisons[0].answers == ("A cat.", "A dog.")
+    assert found.drops == {"empty rejected answer": 1, "no question": 1}

@@ -1,0 +1,191 @@
+"""Images inside data files: the Hub's parquet, TFDS without TensorFlow, and our ArrayRecord."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from seva_jax.data.embedded import HfParquet, TfdsPrompts
+from seva_jax.data.preferences import SevaPairs
+from seva_jax.data.records import ArrayRecordPairs, ArrayRecordPrompts, build
+from seva_jax.types import DataError, ExampleError, Prompt
+from seva_jax.worlds import WorldPrompts
+
+
+def encoded(level) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 3), (level,) * 3).save(file, "PNG")
+    return file.getvalue()
+
+
+def levels(found):
+    return [[int(found.load_image(n)[0, 0, 0]) for n in p.images] for p in found.prompts]
+
+
+# --- parquet --------------------------------------------------------------------------------------
+
+
+def test_parquet_of_the_hub(tmp_path):
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema(
+        [("image", image), ("question", pa.string()), ("answers", pa.list_(pa.string()))]
+    )
+    rows = [
+        {"image": {"bytes": encoded(i), "path": "x.png"}, "question": f"Q{i}?", "answers": ["a"]}
+        for i in range(5)
+    ] + [{"image": None, "question": "Q?", "answers": []}]
+    rows += [{"image": {"bytes": encoded(9), "path": None}, "question": None, "answers": []}]
+    path = tmp_path / "data" / "train-00000-of-00001.parquet"
+    path.parent.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, schema), path, row_group_size=3)
+    for where in (path, tmp_path):  # the file, or the folder of a downloaded repository
+        found = HfParquet(str(where)).open()
+        assert levels(found) == [[0], [1], [2], [3], [4], []]
+        assert found.drops == {"no question": 1}
+    assert found.prompts[1].question == "Q1?"
+    assert found.prompts[1].meta == {"answers": ["a"]}
+    asked = HfParquet(str(path), question="", questions=("What?", "Where?"), limit=2).open()
+    assert [(p.id, p.question) for p in asked.prompts] == [
+        ("0#0", "What?"), ("0#1", "Where?"), ("1#0", "What?"), ("1#1", "Where?"),
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"no column 'text'; it has image, question, answers"):
+        HfParquet(str(path), question="text").open()
+    with pytest.raises(DataError, match="there are no questions"):
+        HfParquet(str(path), question="").open()
+
+
+# --- TFDS -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A data set as `tfds` prepares it, without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    class Pictures(tfds.core.GeneratorBasedBuilder):
+        """Three grey images."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(),
+                "question": tfds.features.Text(),
+                "asked": tfds.features.Sequence(tfds.features.Text()),
+                "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(3):
+                yield i, {
+                    "image": encoded(10 * i), "question": f"Wie groß ist {i}?",
+                    "asked": [f"{i}a?", f"{i}b?"], "label": i % 2,
+                }  # fmt: skip
+
+    folder = tmp_path_factory.mktemp("tfds")
+    Pictures(data_dir=str(folder), file_format="array_record").download_and_prepare()
+    return str(folder)
+
+
+def test_tfds(pictures):
+    found = TfdsPrompts("pictures", data_dir=pictures).open()
+    assert [p.question for p in found.prompts] == ["Describe this image in detail."] * 3
+    assert sorted(levels(found)) == [[0], [10], [20]]
+    asked = TfdsPrompts("pictures:1.0.0", "train[:2]", pictures, question="question").open()
+    greys = [grey for (grey,) in levels(asked)]
+    assert [p.question for p in asked.prompts] == [f"Wie groß ist {g // 10}?" for g in greys]
+    assert "tensorflow" not in sys.modules
+    several = TfdsPrompts("pictures", data_dir=pictures, question="asked", limit=1).open()
+    assert [p.id for p in several.prompts] == ["0#0", "0#1"]
+    assert several.read_image is not None
+    assert several.read_image("0") == encoded(greys[0])
+    with pytest.raises(ExampleError) as caught:
+        found.load_image("3")
+    assert caught.value.reason == "missing image"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "nothing"}, "TFDS nothing, split train: .*array_record"),
+        ({"split": "test"}, "split test"),
+        ({"image": "picture"}, "no feature 'picture'; it has image, question"),
+        ({"image": "label"}, "'label' is not an image"),
+        ({"questions": ()}, "there are no questions"),
+        ({"question": "label"}, "no usable prompt"),
+    ],
+)
+def test_tfds_that_cannot_be_read(pictures, change, message):
+    with pytest.raises(DataError, match=message):
+        TfdsPrompts(**{"name": "pictures", "data_dir": pictures} | change).open()
+
+
+# --- ArrayRecord ----------------------------------------------------------------------------------
+
+
+def test_build_and_read_pairs(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for name, data in (("a.png", encoded(1)), ("b.jpg", encoded(2)), ("c.png", b"<html>")):
+        (images / name).write_bytes(data)
+    pairs = [
+        {"chosen": "yes", "reject": "no", "question": f"Q{i}?", "image_id": name}
+        for i, name in enumerate(("a.png", "b.jpg", "a.png", "c.png", "gone.png"))
+    ]
+    (tmp_path / "s.json").write_text(json.dumps(pairs))
+    source = SevaPairs(str(tmp_path / "s.json"), str(images))
+    before, seen = source.open(), []
+    index = build(before, tmp_path / "out", "SevaPairs", seen.append)
+    assert index | {"bytes": 0} == {
+        "kind": "pairs", "source": "SevaPairs", "examples": 3, "images": 2, "bytes": 0,
+        "drops": {"missing image": 1, "unreadable image": 1},
+    }  # fmt: skip
+    assert json.loads((tmp_path / "out" / "index.json").read_text()) == index
+    assert seen == [1] * 4
+    (images / "a.png").unlink()
+    after = ArrayRecordPairs(str(tmp_path / "out")).open()
+    assert list(after.comparisons) == list(before.comparisons)[:3]
+    assert levels(after) == [[1], [2], [1]]
+    with pytest.raises(DataError, match=r"out holds pairs, not prompts; use ArrayRecordPairs"):
+        ArrayRecordPrompts(str(tmp_path / "out")).open()
+    with pytest.raises(DataError, match="out exists; give a new folder"):
+        build(before, tmp_path / "out", "", seen.append)
+    with pytest.raises(DataError, match=r"images: no index.json there"):
+        ArrayRecordPairs(str(images)).open()
+    with pytest.raises(ExampleError) as caught:
+        after.load_image("c.png")
+    assert caught.value.reason == "missing image"
+
+
+def test_build_prompts_that_are_drawn(tmp_path):
+    """Text prompts and drawn images; meta survives."""
+    world = WorldPrompts(num=4)
+    before = world.open()
+    build(before, tmp_path / "out", "world", lambda n: None)
+    after = ArrayRecordPrompts(str(tmp_path / "out")).open()
+    assert list(after.prompts) == list(before.prompts)
+    for prompt in after.prompts:
+        (name,) = prompt.images
+        np.testing.assert_array_equal(after.load_image(name), before.load_image(name))
+
+
+def test_build_without_images(tmp_path):
+    (tmp_path / "q.parquet").touch()
+    pq.write_table(pa.table({"question": ["Why?"], "image": [[]]}), tmp_path / "q.parquet")
+    before = HfParquet(str(tmp_path / "q.parquet")).open()
+    build(before, tmp_path / "out", "", lambda n: None)
+    after = ArrayRecordPrompts(str(tmp_path / "out")).open()
+    assert list(after.prompts) == [Prompt("0#0", "Why?", ())]

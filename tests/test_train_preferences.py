@@ -1,0 +1,111 @@
+"""Training on pairs that somebody else made: no rollouts, the same stages after that."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seva_jax import train
+from seva_jax.cli import load_experiment
+from seva_jax.data import store
+from seva_jax.data.messages import TrlPairs
+from seva_jax.sharding import MeshShape
+from seva_jax.types import DataError
+from seva_jax.worlds import ShapeWorld
+
+SMALL = """
+--base.steps 2 --base.batch-size 4 --base.prompts.num 8 --lora.rank 2 --seed 3
+--base.model.vision.hidden-size 16 --base.model.text.hidden-size 16 --base.model.text.head-dim 8
+--base.model.vision.num-layers 2 --base.model.text.num-layers 1 --compute.row-shapes 1
+--train.batch-size 4 --train.epochs 2 --train.max-steps 4 --train.save-every 2 --train.log-every 1
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_quiet_device(monkeypatch):
+    """Nothing goes to the user's cache of compiled programs, and one device is enough."""
+    make = MeshShape.make
+    monkeypatch.setattr(MeshShape, "make", lambda self: make(self, train.jax.devices()[:1]))
+    monkeypatch.setattr(train, "use_compile_cache", lambda: None)
+
+
+def experiment(tmp_path, num=8):
+    """Pairs in TRL's format: one with two images, one with a broken image, one that is no pair."""
+    images = tmp_path / "images"
+    images.mkdir(exist_ok=True)
+    world = ShapeWorld(seed=0)
+    for i in range(num):
+        Image.fromarray(world.draw("x", i, False)).save(images / f"{i}.png")
+    (images / "3.png").write_bytes(b"<html>not found</html>")
+    lines = [
+        {
+            "images": [f"{i}.png"] + ["0.png"] * (i == 1),
+            "prompt": [{"role": "user", "content": "What color is the circle ?"}],
+            "chosen": [{"role": "assistant", "content": "red"}],
+            "rejected": [{"role": "assistant", "content": "blue and blue" if i % 2 else "green"}],
+        }
+        for i in range(num)
+    ]
+    lines.append(lines[0] | {"rejected": lines[0]["chosen"]})
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found, _ = load_experiment("test", [*SMALL.split(), "--workdir", str(tmp_path / "run")])
+    source = TrlPairs(str(path), str(images))
+    return dataclasses.replace(found, prompts=source, corrupt=(), evals=())
+
+
+def test_stages_of_preferences(tmp_path, monkeypatch, capsys):
+    """Which stages run, and what the pairs stage leaves; the heavy ones are replaced."""
+    for name in ("train_base", "cache_reference", "align", "report"):
+        monkeypatch.setattr(train.Run, name, lambda self: "replaced")
+    run = train.Run(experiment(tmp_path))
+    run.stages()
+    assert list(run.workdir.stages()) == ["base", "pairs", "reference", "align", "report"]
+    assert not (run.workdir.path / "rollouts.jsonl").exists()
+    index = json.loads((run.workdir.path / "pairs.json").read_text())
+    assert index == {
+        "pairs": 8, "prompts": 9, "answers cut to fit": 0, "drops": {"equal answers": 1},
+        "left out inside pairs": {},
+    }  # fmt: skip
+    pairs = store.read_comparisons(run.workdir.path / "pairs.array_record")
+    assert pairs == list(run.prompts.comparisons)
+    assert "pairs: 8 kept of 9; dropped: 1 equal answers" in capsys.readouterr().out
+    train.Run(experiment(tmp_path)).stages()
+    assert capsys.readouterr().out.count("done before") == 5
+
+
+def test_pairs_that_do_not_fit_are_counted(tmp_path, monkeypatch):
+    """`find_pairs` is one function for rollouts and for preferences."""
+    e = experiment(tmp_path)
+    long = dataclasses.replace(e, text=dataclasses.replace(e.text, max_length=30))
+    run = train.Run(long)
+    assert run.build_pairs() == "7 kept of 9; dropped: 1 equal answers, 1 too long"  # two images
+    none = dataclasses.replace(e.text, max_length=8)
+    run = train.Run(dataclasses.replace(e, text=none, workdir=str(tmp_path / "none")))
+    with pytest.raises(DataError, match=r"no pairs are left of 8 prompts \(8 too long, 1 equal"):
+        run.build_pairs()
+
+
+@pytest.mark.slow
+def test_training_on_preferences(tmp_path, capsys):
+    """To the report. The pair whose image does not decode counts 0 everywhere and is counted."""
+    e = experiment(tmp_path)
+    run = train.Run(e)
+    run.stages()
+    shown = capsys.readouterr().out
+    assert "1 pairs left out, whose images do not decode" in shown
+    assert "2 times an image did not decode and its pair counted 0" in shown
+    rows = [r for r in run.workdir.read_metrics() if r["stage"] == "align"]
+    assert [r["step"] for r in rows] == [1, 2, 3, 4]
+    assert rows[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
+    assert sum(r["unreadable"] for r in rows) == 2  # once an epoch
+    assert sum(r["pairs"] for r in rows) == 14
+    changed = [np.abs(np.asarray(x)).max() for x in train.jax.tree.leaves(run.aligned["lora"])]
+    assert min(changed) > 0  # b begins at 0
+    page = (run.workdir.path / "report.html").read_text(encoding="utf-8")
+    assert "blue and blue" in page
+
+    stored = store.read_records(run.workdir.path / "reference.array_record")[1:]
+    assert [len(r["logps"]) for r in stored] == [2, 2, 2, 0, 2, 2, 2, 2]
