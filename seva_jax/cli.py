@@ -11,12 +11,14 @@ import dataclasses
 import enum
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 import tyro
 
+from seva_jax.evals import Suite
 from seva_jax.experiment import Experiment, check
 from seva_jax.types import DataError
 
@@ -56,6 +58,64 @@ def read_configs(path: Path) -> list[Experiment]:
     if not path.is_file():
         shipped = ", ".join(sorted(p.name for p in config_directory().glob("*.py")))
         raise DataError(f"config file {path} does not exist; shipped configs: {shipped}")
+
+    def get(module: ModuleType) -> list[Any]:
+        if hasattr(module, "get_configs"):
+            return list(module.get_configs())
+        if hasattr(module, "get_config"):
+            return [module.get_config()]
+        raise DataError(
+            "a config file defines get_config(), or get_configs() for several runs; this one "
+            "defines neither"
+        )
+
+    experiments = _run_file(path, get)
+    for experiment in experiments:
+        if not isinstance(experiment, Experiment):
+            kind = type(experiment).__name__
+            raise DataError(f"{path}: get_config() returned {kind}, not an Experiment")
+    if not experiments:
+        raise DataError(f"{path}: get_configs() yields no run")
+    return experiments
+
+
+def read_suites(where: str) -> list[Suite]:
+    """Runs a suite file and returns what its `get_suites` gives.
+
+    Args:
+        where: path of the file, or the dotted name of a module that can be imported.
+
+    Raises:
+        DataError: the file is missing, fails or does not give suites; names the file.
+    """
+    path = Path(where)
+    if not path.is_file():
+        try:
+            spec = importlib.util.find_spec(where)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is None or spec.origin is None:
+            raise DataError(
+                f"there is no suite file and no module {where}; give a Python file with "
+                "get_suites()"
+            )
+        path = Path(spec.origin)
+
+    def get(module: ModuleType) -> list[Any]:
+        if not hasattr(module, "get_suites"):
+            raise DataError("a suite file defines get_suites(); this one does not")
+        return list(module.get_suites())
+
+    suites = _run_file(path, get)
+    for suite in suites:
+        if not isinstance(suite, Suite):
+            kind = type(suite).__name__
+            raise DataError(f"{path}: get_suites() gave {kind}, which is no Suite")
+    return suites
+
+
+def _run_file(path: Path, get: Callable[[ModuleType], list[Any]]) -> list[Any]:
+    """Runs a Python file and takes something from it; whatever fails in either names the file."""
     spec = importlib.util.spec_from_file_location(f"seva_jax_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise DataError(f"config file {path} is not Python; its name must end in .py")
@@ -64,28 +124,13 @@ def read_configs(path: Path) -> list[Experiment]:
     sys.modules[spec.name] = module  # where dataclasses defined in the file look up their types
     try:
         spec.loader.exec_module(module)
-        if hasattr(module, "get_configs"):
-            experiments = list(module.get_configs())
-        elif hasattr(module, "get_config"):
-            experiments = [module.get_config()]
-        else:
-            raise DataError(
-                "a config file defines get_config(), or get_configs() for several runs; this one "
-                "defines neither"
-            )
+        return get(module)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except Exception as error:
         raise DataError(f"{path}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
-    for experiment in experiments:
-        if not isinstance(experiment, Experiment):
-            kind = type(experiment).__name__
-            raise DataError(f"{path}: get_config() returned {kind}, not an Experiment")
-    if not experiments:
-        raise DataError(f"{path}: get_configs() yields no run")
-    return experiments
 
 
 def load_experiment(
@@ -168,6 +213,8 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
         return flat
     if isinstance(value, enum.Enum):
         return {prefix: value.name}
+    if isinstance(value, FunctionType):
+        return {prefix: f"{value.__module__}.{value.__qualname__}"}
     return {prefix: list(value) if isinstance(value, tuple) else value}
 
 
@@ -184,6 +231,9 @@ def _source(value: Any, modules: set[str], indent: int) -> str:
         body = "".join(arguments)
         close = f"\n{body}{'    ' * indent})" if body else ")"
         return f"{kind.__module__}.{kind.__qualname__}({close}"
+    if isinstance(value, FunctionType):
+        modules.add(value.__module__)
+        return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, enum.Enum):
         modules.add(type(value).__module__)
         return f"{type(value).__module__}.{type(value).__qualname__}.{value.name}"

@@ -1,72 +1,140 @@
-"""Runs evaluations of a model and keeps their records in the work directory.
+"""`python -m seva_jax.evaluate`: benchmarks of a base model or of an aligned one.
 
-How answers are scored is in `seva_jax/evals`.
+    python -m seva_jax.evaluate --config my_run.py --model base --suite my_suites.py
+    python -m seva_jax.evaluate --model runs/mine --suite my_suites.py
+
+What benchmarks there are, and how a suite file looks, is in `seva_jax/evals/README.md`.
 """
 
 from __future__ import annotations
 
-import collections
+import argparse
+import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from seva_jax.evals import EvalResult, read_result, write_records, write_summary
-from seva_jax.experiment import Evaluation
-from seva_jax.processes import say
-from seva_jax.rollout.run import Asker
-from seva_jax.rollout.sampler import Sampling
-from seva_jax.workdir import Workdir
+from seva_jax.base_model import TrainedBase
+from seva_jax.cli import load_experiment, read_suites
+from seva_jax.evals import EvalResult, Suite, comparison_rows, format_results, format_table
+from seva_jax.examine import evaluate_all, read_results
+from seva_jax.experiment import Experiment
+from seva_jax.processes import join, say, use_compile_cache
+from seva_jax.train import Run
+from seva_jax.types import DataError
+from seva_jax.workdir import fingerprint
+
+DESCRIPTION = """Asks a model every question of the chosen suites, scores the answers and writes
+answer files for other scorers; run again to go on after a kill.
+
+--model base asks the base model of --config FILE; --model WORKDIR the aligned model of a finished
+run, whose config is its own. --suite FILE ... picks Python files (or modules) with get_suites();
+without it, the config's evals are asked. --out DIR is where evals/base and evals/aligned go, by
+default the run's work directory. --batch-size N answers so many questions together, by default as
+many as the run's rollouts. Where both models have been asked, they are compared."""
 
 
-def evaluate_all(
-    asker: Asker, evaluations: Sequence[Evaluation], who: str, workdir: Workdir
-) -> str:
-    """Asks every question of every evaluation and writes what came of it.
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    use_compile_cache()
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model", default="base")
+    parser.add_argument("--suite", nargs="+", default=[])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--batch-size", type=int)
+    flags, rest = parser.parse_known_args(argv)
+    try:
+        aligned = flags.model != "base"
+        if aligned and not (Path(flags.model) / "config.py").is_file():
+            raise DataError(
+                f"--model {flags.model}: neither base nor the work directory of a run (it has no "
+                "config.py)"
+            )
+        if aligned:
+            rest += ["--config", f"{flags.model}/config.py", "--workdir", flags.model]
+        experiment, _ = load_experiment(DESCRIPTION, rest)
+        suites = [s for where in flags.suite for s in read_suites(where)] or list(experiment.evals)
+        _check(experiment, suites)
+        if flags.batch_size is not None and flags.batch_size < 1:
+            raise DataError(f"--batch-size must be at least 1, not {flags.batch_size}")
+        join(experiment.processes)
+        run, who = Run(experiment), "aligned" if aligned else "base"
+        _evaluate(run, suites, who, flags.out or run.workdir.path, flags.batch_size)
+    except DataError as error:
+        sys.exit(f"error: {error}")
+
+
+def _check(experiment: Experiment, suites: Sequence[Suite]) -> None:
+    """Names are unique, also among results that the run itself writes."""
+    if not suites:
+        raise DataError("there is nothing to ask: give --suite FILE, or a config with evals")
+    names = [suite.name for suite in suites]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"two suites are named {name!r}; give one another name")
+    own = {suite.name: suite for suite in experiment.evals}
+    for suite in suites:
+        if suite.name in own and fingerprint(suite) != fingerprint(own[suite.name]):
+            raise DataError(
+                f"the config's evals have another suite named {suite.name!r}; give this one "
+                "another name"
+            )
+
+
+def _evaluate(
+    run: Run, suites: Sequence[Suite], who: str, out: Path, batch_size: int | None
+) -> None:
+    stages = run.workdir.stages()
+    if who == "aligned" and "align" not in stages:
+        raise DataError(f"{run.workdir.path}: its alignment is not finished; run the training")
+    if isinstance(run.experiment.base, TrainedBase) and "base" not in stages:
+        raise DataError(
+            f"{run.workdir.path} has no trained base model yet; run seva_jax.train with this config"
+        )
+    workdir = dataclasses.replace(run.workdir, path=out)
+    base = who == "base"
+    asker = run.asker(
+        {"params": run.base_params} if base else run.aligned,
+        run.base_model if base else run.model,
+    )
+    if batch_size:
+        asker = dataclasses.replace(asker, batch_size=batch_size)
+    say(f"{who}: {evaluate_all(asker, suites, who, workdir)}")
+    say("\n" + tables(workdir.path, who, suites))
+    say(f"\nanswers and scores: {workdir.path / 'evals' / who}")
+
+
+def tables(path: Path, who: str, suites: Sequence[Suite]) -> str:
+    """The results of one model, or of both side by side where the other has been asked as well.
 
     Args:
-        asker: the model.
-        evaluations: what to ask.
-        who: name of the model, and of the folder under evals/.
-        workdir: where records go.
-
-    Returns:
-        A one-line summary.
+        path: holds evals/base and evals/aligned.
+        who: the model that was asked now.
+        suites: what it was asked.
     """
-    folder = workdir.path / "evals" / who
-    num = 0
-    for evaluation in evaluations:
-        result = _evaluate(asker, evaluation, who, workdir)
-        num += len(result.records)
-        if workdir.writes:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_records(folder / f"{result.name}.jsonl", result.records)
-            write_summary(folder / f"{result.name}.json", result)
-    return f"{num:,} questions"
+    other = "base" if who == "aligned" else "aligned"
+    both = [s for s in suites if (path / "evals" / other / f"{s.name}.json").is_file()]
+    alone = [s for s in suites if s not in both]
+    blocks = []
+    if both:
+        rows = comparison_rows(
+            read_results(path, "base", both), read_results(path, "aligned", both)
+        )
+        for per_category in (False, True):
+            chosen = [row for row in rows if ("/" in row.metric) == per_category]
+            blocks += [format_table(chosen)] if chosen else []
+    results = read_results(path, who, alone)
+    for per_category in (False, True):
+        chosen = [_only(result, per_category) for result in results]
+        if any(result.metrics for result in chosen):
+            blocks.append(format_results(chosen, who))
+    return "\n\n".join(blocks)
 
 
-def _evaluate(asker: Asker, evaluation: Evaluation, who: str, workdir: Workdir) -> EvalResult:
-    data, answers = evaluation.prompts.open(), {}
-    drops = collections.Counter(data.drops)
-    sampling = Sampling(max_new_tokens=evaluation.max_new_tokens)
-    name = f"{who}: {evaluation.evaluator.name}"
-    with workdir.bar(name, len(data.prompts), "prompt") as bar:
-        for batch in asker.ask(data.prompts, data.load_image, sampling):
-            answers |= {a.prompt.id: a.answers[0] for a in batch if not a.dropped}
-            drops.update(a.dropped for a in batch if a.dropped)
-            bar.update(len(batch))
-    if drops:
-        say(f"  {name}: {sum(drops.values())} prompts left out: {dict(drops)}")
-    kept = [p for p in data.prompts if p.id in answers]
-    return evaluation.evaluator(lambda prompts: [answers[p.id] for p in prompts], kept)
+def _only(result: EvalResult, per_category: bool) -> EvalResult:
+    metrics = {k: v for k, v in result.metrics.items() if ("/" in k) == per_category}
+    return dataclasses.replace(result, metrics=metrics)
 
 
-def read_results(path: Path, who: str, evaluations: Sequence[Evaluation]) -> list[EvalResult]:
-    """What `evaluate_all` wrote.
-
-    Args:
-        path: the work directory.
-        who: name of the model.
-        evaluations: which.
-    """
-    folder = path / "evals" / who
-    names = [x.evaluator.name for x in evaluations]
-    return [read_result(folder / f"{n}.json", folder / f"{n}.jsonl") for n in names]
+if __name__ == "__main__":
+    main()

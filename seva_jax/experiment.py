@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from seva_jax.base_model import BaseModel, Checkpoint, TrainedBase
 from seva_jax.corrupt import Corruption, DiffusionNoise
 from seva_jax.data.sources import PromptSource
-from seva_jax.evals import Evaluator, ExactAnswer
+from seva_jax.evals import Evaluator, ExactAnswer, Questions, Suite
 from seva_jax.models import (
     Attention,
     BaseWeights,
@@ -144,18 +144,26 @@ def make_model(
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Suite):
     """One evaluator on one set of prompts with known answers.
 
     Attributes:
         evaluator: how answers are scored.
         prompts: the questions.
-        max_new_tokens: longest answer, tokens; answers are greedy.
     """
 
     evaluator: Evaluator = ExactAnswer()
     prompts: PromptSource = WorldPrompts()
-    max_new_tokens: int = 64
+
+    @property
+    def name(self) -> str:
+        """The evaluator's."""
+        return self.evaluator.name
+
+    def open(self) -> Questions:
+        """See `Suite.open`."""
+        data = self.prompts.open()
+        return Questions(data.prompts, data.load_image, data.drops, evaluator=self.evaluator)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +200,8 @@ class Experiment:
         compute: precision and memory.
         mesh: devices along each axis.
         processes: how the processes of a run look after each other.
-        evals: evaluations of base and aligned model.
+        evals: evaluations of base and aligned model, from a few prompts (`Evaluation`) to the
+            benchmarks of `seva_jax/evals/suites`.
         report: what the report page shows.
     """
 
@@ -211,7 +220,7 @@ class Experiment:
     compute: ComputeOptions = ComputeOptions()
     mesh: MeshShape = MeshShape()
     processes: ProcessOptions = ProcessOptions()
-    evals: tuple[Evaluation, ...] = ()
+    evals: tuple[Suite, ...] = ()
     report: ReportOptions = ReportOptions()
 
 
@@ -273,7 +282,7 @@ def check(experiment: Experiment) -> None:
         problems.append(f"optim.warmup_ratio must be in [0, 1), not {e.optim.warmup_ratio}")
     if e.optim.lr <= 0:
         problems.append(f"optim.lr must be positive, not {e.optim.lr}")
-    names = [x.evaluator.name for x in e.evals]
+    names = [x.name for x in e.evals]
     twice = sorted({name for name in names if names.count(name) > 1})
     problems += [f"two evals are named {name!r}" for name in twice]
     if isinstance(e.base, TrainedBase):

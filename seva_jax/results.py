@@ -213,7 +213,7 @@ def _examples(
     """For every evaluation, answers that changed for better or worse first, then others."""
     cards = []
     for evaluation, before, after in zip(run.experiment.evals, base, aligned, strict=True):
-        load_image = evaluation.prompts.open().load_image
+        load_image = evaluation.open().load_image
         found = []
         for old, new in zip(before.records, after.records, strict=True):
             gain = _goodness(new) - _goodness(old)

@@ -32,7 +32,7 @@ from seva_jax.data.pipeline import ComparisonRows, RowShapes, encodable, num_ste
 from seva_jax.data.sources import PromptSet
 from seva_jax.data.trees import RowShape
 from seva_jax.evals import EvalResult, comparison_rows, format_table
-from seva_jax.evaluate import evaluate_all, read_results
+from seva_jax.examine import evaluate_all, read_results
 from seva_jax.experiment import Experiment, make_model
 from seva_jax.features import cached_features
 from seva_jax.flops import forward, model_flops
@@ -161,7 +161,7 @@ class Run:
         e, prompts = self.experiment, self.prompts.prompts
         path = self.workdir.path / "rollouts.jsonl"
         start = gather(len(store.read_lines(path)) if self.workdir.writes else 0)[0]
-        asker = self._asker({"params": self.base_params}, self.base_model)
+        asker = self.asker({"params": self.base_params}, self.base_model)
         batches = asker.ask(prompts, self.prompts.load_image, e.rollout.sampling, e.corrupt, start)
         with self.workdir.bar("rollouts", len(prompts), "prompt", start) as bar:
             for batch in batches:
@@ -311,7 +311,7 @@ class Run:
         return self._evaluate_all("aligned", self.model, self.aligned)
 
     def _evaluate_all(self, who: str, model: Llava, variables: Variables) -> str:
-        return evaluate_all(self._asker(variables, model), self.experiment.evals, who, self.workdir)
+        return evaluate_all(self.asker(variables, model), self.experiment.evals, who, self.workdir)
 
     def results(self) -> tuple[list[EvalResult], list[EvalResult]]:
         """Evaluation results of base and aligned model, read back from the work directory."""
@@ -348,7 +348,8 @@ class Run:
             max_length=self.experiment.text.max_length,
         )
 
-    def _asker(self, variables: Variables, model: Llava) -> Asker:
+    def asker(self, variables: Variables, model: Llava) -> Asker:
+        """A model of this run, ready to answer prompts."""
         e = self.experiment
         return Asker(
             model=model,

@@ -30,7 +30,6 @@ from seva_jax.evals import (
     paired_difference,
     read_records,
     read_result,
-    write_llava_answers,
     write_records,
     write_summary,
 )
@@ -432,6 +431,17 @@ POPE_LINES = (
 )
 
 
+def test_a_second_parser_reads_the_same_answers():
+    """Its metrics stand beside the first one's and equal those of the parser on its own."""
+    prompts = make_prompts(*({"answer": a, "category": c} for a in ("yes", "no") for c in "ab"))
+    answers = ("NO!", "Yes", "Nothing", "No, it is not")
+    both = values(Pope(also_words=True)(saying(*answers), prompts))
+    first = values(Pope()(saying(*answers), prompts))
+    second = values(Pope(parser=WordParser())(saying(*answers), prompts))
+    np.testing.assert_equal(both, first | {f"words: {k}": v for k, v in second.items()})
+    assert both["f1"] != both["words: f1"]
+
+
 def test_load_pope(tmp_path):
     path = tmp_path / "coco_pope_random.json"
     path.write_text(POPE_LINES)
@@ -483,27 +493,6 @@ def test_load_pope_names_missing_and_empty_files(tmp_path):
     (tmp_path / "empty.json").write_text("\n")
     with pytest.raises(DataError, match=r"empty\.json: has no questions"):
         load_pope(tmp_path / "empty.json")
-
-
-def test_llava_answers_file(tmp_path):
-    source = tmp_path / "pope.json"
-    source.write_text(POPE_LINES)
-    result = Pope()(saying("yes", "Nein, nicht 猫"), load_pope(source, category="random"))
-    path, again = tmp_path / "answers.jsonl", tmp_path / "again.jsonl"
-    write_llava_answers(path, result.records, "tiny")
-    write_llava_answers(again, result.records, "tiny")
-    first, second = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    assert path.read_bytes() == again.read_bytes()
-    assert first["answer_id"] != second["answer_id"]
-    del second["answer_id"]
-    assert second == {
-        "question_id": 2,
-        "prompt": "Is there a cat?",
-        "text": "Nein, nicht 猫",
-        "model_id": "tiny",
-        "metadata": {},
-    }
-    assert list(first)[:3] == ["question_id", "prompt", "text"]
 
 
 # Files

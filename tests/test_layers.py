@@ -15,16 +15,16 @@ PACKAGE = Path(seva_jax.__file__).parent
 # rows above its own, never one of its own row or below.
 LAYERS = (
     "types",  # the nouns
-    "corrupt objectives text images sharding processes evals report",  # leaves: know the nouns only
+    "corrupt objectives text images sharding processes report",  # leaves: know the nouns only
     "models data optim",  # networks; rows and files; updates
-    "step convert pairs worlds",  # the maths; weights; comparisons; prompts with truth
+    "step convert pairs worlds evals",  # the maths; weights; comparisons; prompts with truth
     "checkpoint memory flops rollout base_model",  # what a stage of a run is made of
     "experiment logps loop features pretrained",  # the root config; passes over data; for notebooks
     "cli",  # config files and the command line
     "workdir",  # stages and their records
-    "results compare evaluate",  # what runs left behind, for the pages
+    "results compare examine",  # what runs left behind, for the pages; suites asked of a model
     "train",  # the main command
-    "plan",  # what a run needs
+    "plan evaluate",  # what a run needs; benchmarks of a model
     "bench",  # measurements, and studies of many runs
     "commands",  # `__main__` of packages
 )

@@ -98,7 +98,9 @@ def _reseed(experiment: Experiment, seed: int) -> Experiment:
 
     base: Any = experiment.base
     evals = tuple(
-        Evaluation(x.evaluator, world(x.prompts), x.max_new_tokens) for x in experiment.evals
+        dataclasses.replace(x, prompts=world(x.prompts))
+        for x in experiment.evals
+        if isinstance(x, Evaluation)
     )
     return dataclasses.replace(
         experiment,

@@ -1,8 +1,10 @@
 """Evaluations: ask a model prompts with known answers, score, and compare two models.
 
-Read `base.py` first, then `exact.py`, `chair.py`, `pope.py`, `files.py`, `table.py`.
+Read `base.py` first, then `exact.py`, `chair.py`, `pope.py`, `files.py`, `table.py`; for published
+benchmarks `suite.py` and `suites/`. README.md lists them.
 """
 
+from seva_jax.evals.answers import Answer
 from seva_jax.evals.base import (
     Better,
     EvalResult,
@@ -31,13 +33,21 @@ from seva_jax.evals.pope import (
     Pope,
     WordParser,
     load_pope,
-    write_llava_answers,
 )
-from seva_jax.evals.table import Row, comparison_rows, format_markdown, format_table
+from seva_jax.evals.suite import Benchmark, Questions, Suite
+from seva_jax.evals.table import (
+    Row,
+    comparison_rows,
+    format_markdown,
+    format_results,
+    format_table,
+)
 
 __all__ = [
     "SHORT_ANSWER_SUFFIX",
+    "Answer",
     "AnswerParser",
+    "Benchmark",
     "Better",
     "Chair",
     "EvalResult",
@@ -47,13 +57,16 @@ __all__ = [
     "LlavaParser",
     "Metric",
     "Pope",
+    "Questions",
     "Ratio",
     "Record",
     "Row",
+    "Suite",
     "WordParser",
     "bootstrap",
     "comparison_rows",
     "format_markdown",
+    "format_results",
     "format_table",
     "load_pope",
     "paired_difference",
@@ -61,7 +74,6 @@ __all__ = [
     "read_json_lines",
     "read_records",
     "read_result",
-    "write_llava_answers",
     "write_records",
     "write_summary",
 ]

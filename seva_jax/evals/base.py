@@ -54,13 +54,35 @@ class Ratio:
         numerator: numeric record fields added up; a name given twice counts twice.
         denominator: the same for the denominator.
         categories: empty for all records; otherwise the unweighted mean of the ratios within
-            each of these values of the record field `category`.
+            each of these values of the record field `within`.
+        within: the record field that says which category a record is in, a text, or which
+            several, a list.
     """
 
     better: Better
     numerator: tuple[str, ...]
     denominator: tuple[str, ...]
     categories: tuple[str, ...] = ()
+    within: str = "category"
+
+
+def each_category(
+    ratios: Mapping[str, Ratio], prompts: Sequence[Prompt], field: str
+) -> dict[str, Ratio]:
+    """The same ratios for every category that occurs, as `category/name`.
+
+    Args:
+        ratios: by name.
+        prompts: whose `meta[field]` is a category or a list of several; other prompts have none.
+        field: also the record field that will hold them.
+    """
+    found = [prompt.meta.get(field, ()) for prompt in prompts]
+    names = sorted({n for one in found for n in ([one] if isinstance(one, str) else one) if n})
+    return {
+        f"{category}/{name}": dataclasses.replace(ratio, categories=(category,), within=field)
+        for category in names
+        for name, ratio in ratios.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +121,8 @@ class EvalResult:
 class Evaluator:
     """Asks a model every prompt, scores each answer, and sums up. Subclass to add an evaluation.
 
-    A subclass gives `truth`, `definitions` and `score`; or overrides `__call__` when an
-    evaluation is not one answer per prompt.
+    A subclass gives `truth`, `definitions` and `score`; or overrides `scores` where an answer is
+    not scored on its own, and `__call__` where an evaluation is not one answer per prompt.
 
     Attributes:
         name: names the evaluation in tables and files; unique within a run.
@@ -123,6 +145,10 @@ class Evaluator:
     def score(self, prompt: Prompt, answer: str) -> Record:
         """Fields to add to one record; those that `definitions` names are numbers."""
         raise NotImplementedError
+
+    def scores(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Record]:
+        """`score` of every answer, in order."""
+        return [self.score(p, a) for p, a in zip(prompts, answers, strict=True)]
 
     def __call__(self, generate: Generate, prompts: Sequence[Prompt]) -> EvalResult:
         """Evaluates one model.
@@ -158,9 +184,11 @@ class Evaluator:
                 "answer": answer,
                 "truth": truth,
                 "count": 1,
-                **self.score(prompt, answer),
+                **scored,
             }
-            for prompt, answer, truth in zip(prompts, answers, truths, strict=True)
+            for prompt, answer, truth, scored in zip(
+                prompts, answers, truths, self.scores(prompts, answers), strict=True
+            )
         ]
         return EvalResult.from_records(self.name, records, definitions)
 
@@ -307,14 +335,18 @@ def _terms(name: str, records: Sequence[Record], definitions: Collection[Ratio])
                     "evaluate again"
                 )
         columns[field] = np.array([record[field] for record in records], np.float64)
-    category_N = np.array([str(record.get("category", "")) for record in records])
+
+    def inside_N(definition: Ratio, category: str) -> np.ndarray:
+        found = [record.get(definition.within, "") for record in records]
+        return np.array([category in x if isinstance(x, list) else category == x for x in found])
+
     terms = [
         [
             sum(columns[field] * inside for field in fields)
             for fields in (d.numerator, d.denominator)
         ]
         for d in definitions
-        for inside in [category_N == c for c in d.categories] or [np.ones(len(records))]
+        for inside in [inside_N(d, c) for c in d.categories] or [np.ones(len(records))]
     ]
     return np.array(terms, np.float64).transpose(2, 0, 1)
 

@@ -1,6 +1,7 @@
 """Short answers scored by exact match, with the wrong ones split by cause.
 
-What lives here: `ExactAnswer` and the light normalisation it compares under. What does not:
+What lives here: `ExactAnswer`, the light normalisation it compares under, and `Unscored`. What does
+not:
 yes/no questions (`pope.py`), free descriptions (`chair.py`). Read next: `chair.py`.
 """
 
@@ -69,3 +70,20 @@ class ExactAnswer(Evaluator):
         """The prior's answer, normalised; empty where there is none or it is the truth."""
         prior = normalise(str(prompt.meta.get("prior") or ""))
         return "" if prior == normalise(self.truth(prompt)) else prior
+
+
+@dataclasses.dataclass(frozen=True)
+class Unscored(Evaluator):
+    """Keeps answers nobody here can score. Metric: `length`, words per answer."""
+
+    def truth(self, prompt: Prompt) -> str:
+        """Unknown."""
+        return ""
+
+    def definitions(self, prompts: Sequence[Prompt]) -> dict[str, Ratio]:
+        """`length`."""
+        return {"length": Ratio("neither", ("words",), ("count",))}
+
+    def score(self, prompt: Prompt, answer: str) -> Record:
+        """`words`."""
+        return {"words": len(answer.split())}

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
 from seva_jax.evals.base import Better, EvalResult, Metric, Ratio, Record
@@ -35,8 +35,16 @@ def read_records(path: PathLike) -> list[Record]:
     return [record for _, record in read_json_lines(path)]
 
 
-def write_summary(path: PathLike, result: EvalResult) -> None:
-    """Writes a result without its records as one JSON object; undefined numbers become null."""
+def write_summary(
+    path: PathLike, result: EvalResult, about: Mapping[str, object] | None = None
+) -> None:
+    """Writes a result without its records as one JSON object; undefined numbers become null.
+
+    Args:
+        path: the file.
+        result: the result.
+        about: where it comes from, JSON-ready; stored under "about".
+    """
     metrics = {
         name: {
             key: None if isinstance(number, float) and math.isnan(number) else number
@@ -45,7 +53,12 @@ def write_summary(path: PathLike, result: EvalResult) -> None:
         | dataclasses.asdict(result.definitions[name])
         for name, metric in result.metrics.items()
     }
-    summary = {"name": result.name, "num_examples": len(result.records), "metrics": metrics}
+    summary = {
+        "name": result.name,
+        "num_examples": len(result.records),
+        "about": dict(about or {}),
+        "metrics": metrics,
+    }
     text = json.dumps(summary, ensure_ascii=False, allow_nan=False, indent=2)
     pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
 
@@ -70,7 +83,10 @@ def read_result(summary_path: PathLike, records_path: PathLike) -> EvalResult:
             if entry["better"] not in get_args(Better):
                 raise ValueError(f"better is {entry['better']!r}")
             names = ("numerator", "denominator", "categories")
-            definitions[key] = Ratio(entry["better"], *(tuple(entry[field]) for field in names))
+            lists = (tuple(entry[field]) for field in names)
+            definitions[key] = Ratio(
+                entry["better"], *lists, within=str(entry.get("within", "category"))
+            )
     except DataError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:

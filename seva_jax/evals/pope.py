@@ -1,14 +1,12 @@
 """Yes/no questions about objects, as POPE asks them.
 
-What lives here: `Pope`, the parsers that turn an answer into yes or no, and POPE's and LLaVA's
-files. What does not: short answers (`exact.py`). Read next: `table.py`, which compares models.
+What lives here: `Pope`, the parsers that turn an answer into yes or no, and POPE's files. What does
+not: short answers (`exact.py`). Read next: `table.py`, which compares models.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import pathlib
 import re
 from collections.abc import Sequence
@@ -86,10 +84,13 @@ class Pope(Evaluator):
 
     Attributes:
         parser: how an answer is read.
+        also_words: report beside it, as `words: f1` and so on, what `WordParser` reads in the
+            same answers.
     """
 
     name: str = "pope"
     parser: AnswerParser = LlavaParser()
+    also_words: bool = False
 
     def truth(self, prompt: Prompt) -> str:
         """`meta["answer"]`, in lower case."""
@@ -111,34 +112,48 @@ class Pope(Evaluator):
                 "give every prompt one, or none"
             )
         categories = tuple(c for c in categories if c)
-        plain = {
-            "accuracy": Ratio("higher", ("correct",), ("count",), categories),
-            "precision": Ratio("higher", ("tp",), ("tp", "fp"), categories),
-            "recall": Ratio("higher", ("tp",), ("tp", "fn"), categories),
-            "f1": Ratio("higher", ("tp", "tp"), ("tp", "tp", "fp", "fn"), categories),
-            "yes_ratio": Ratio("neither", ("tp", "fp"), ("count",), categories),
-        }
-        metrics = dict(plain)
-        if not self.parser.always_decides:
-            metrics["unparsed"] = Ratio("lower", ("unparsed",), ("count",), categories)
-        for category in categories:
-            for name, ratio in plain.items():
-                metrics[f"{category}/{name}"] = dataclasses.replace(ratio, categories=(category,))
+        metrics = dict(_ratios(self.parser, "", categories))
+        if self.also_words:
+            also = _ratios(WordParser(), "words_", categories)
+            metrics |= {f"words: {name}": ratio for name, ratio in also.items()}
         return metrics
 
     def score(self, prompt: Prompt, answer: str) -> Record:
         """What the parser read, and 0/1 fields `correct, tp, fp, fn, unparsed`."""
-        truth, parsed = self.truth(prompt), self.parser(answer)
-        source = {key: prompt.meta[key] for key in ("question_id",) if key in prompt.meta}
-        return source | {
-            "category": _category(prompt),
-            "parsed": parsed,
-            "correct": int(parsed == truth),
-            "tp": int(parsed == "yes" and truth == "yes"),
-            "fp": int(parsed == "yes" and truth == "no"),
-            "fn": int(parsed != "yes" and truth == "yes"),
-            "unparsed": int(parsed == "unparsed"),
-        }
+        truth = self.truth(prompt)
+        record = {key: prompt.meta[key] for key in ("question_id",) if key in prompt.meta}
+        record["category"] = _category(prompt)
+        parsers = {"": self.parser} | ({"words_": WordParser()} if self.also_words else {})
+        for prefix, parser in parsers.items():
+            parsed = parser(answer)
+            record |= {
+                f"{prefix}parsed": parsed,
+                f"{prefix}correct": int(parsed == truth),
+                f"{prefix}tp": int(parsed == "yes" and truth == "yes"),
+                f"{prefix}fp": int(parsed == "yes" and truth == "no"),
+                f"{prefix}fn": int(parsed != "yes" and truth == "yes"),
+                f"{prefix}unparsed": int(parsed == "unparsed"),
+            }
+        return record
+
+
+def _ratios(parser: AnswerParser, prefix: str, categories: tuple[str, ...]) -> dict[str, Ratio]:
+    """One parser's metrics; `prefix` is that of its record fields."""
+    correct, tp, fp, fn = (f"{prefix}{field}" for field in ("correct", "tp", "fp", "fn"))
+    plain = {
+        "accuracy": Ratio("higher", (correct,), ("count",), categories),
+        "precision": Ratio("higher", (tp,), (tp, fp), categories),
+        "recall": Ratio("higher", (tp,), (tp, fn), categories),
+        "f1": Ratio("higher", (tp, tp), (tp, tp, fp, fn), categories),
+        "yes_ratio": Ratio("neither", (tp, fp), ("count",), categories),
+    }
+    metrics = dict(plain)
+    if not parser.always_decides:
+        metrics["unparsed"] = Ratio("lower", (f"{prefix}unparsed",), ("count",), categories)
+    for category in categories:
+        for name, ratio in plain.items():
+            metrics[f"{category}/{name}"] = dataclasses.replace(ratio, categories=(category,))
+    return metrics
 
 
 def _category(prompt: Prompt) -> str:
@@ -198,24 +213,3 @@ def load_pope(
     if not prompts:
         raise DataError(f"{path}: has no questions; expected one JSON object a line")
     return list(prompts.values())
-
-
-def write_llava_answers(path: PathLike, records: Sequence[Record], model_id: str) -> None:
-    """Writes records of any evaluation as LLaVA's answers file, which its scorers read.
-
-    One JSON object a line, in the order of the records (some scorers align by order), with
-    `question_id, prompt, text, answer_id, model_id, metadata`. `answer_id` is a hash of the model
-    and the example, so that the same run writes the same file.
-    """
-    with pathlib.Path(path).open("w", encoding="utf-8") as file:
-        for record in records:
-            unique = json.dumps([model_id, record["id"]]).encode()
-            line = {
-                "question_id": record.get("question_id", record["id"]),
-                "prompt": record["question"],
-                "text": record["answer"],
-                "answer_id": hashlib.sha256(unique).hexdigest()[:22],
-                "model_id": model_id,
-                "metadata": {},
-            }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -1,7 +1,8 @@
 """Comparing two models: one row per metric, as text for a terminal or as Markdown.
 
-What lives here: `Row`, `comparison_rows` and two formats. What does not: how a metric or its
-interval is computed (`base.py`), or HTML (the report). Read next: nothing, this is the end.
+What lives here: `Row`, `comparison_rows`, two formats, and one for a single model. What does not:
+how a metric or its interval is computed (`base.py`), or HTML (the report). Read next: nothing,
+this is the end.
 """
 
 from __future__ import annotations
@@ -89,12 +90,36 @@ def format_table(rows: Sequence[Row]) -> str:
 
     A number is `value [low, high]` with its 95 % interval, or n/a where it is undefined.
     """
-    lines = [_HEADER, *(_cells(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_HEADER))]
-    lines.insert(1, tuple("-" * width for width in widths))
+    return _aligned([_HEADER, *(_cells(row) for row in rows)])
+
+
+def format_results(results: Sequence[EvalResult], who: str) -> str:
+    """One model on its own, in the same style.
+
+    Args:
+        results: what to show, every metric.
+        who: heads the column of values.
+    """
+    lines = [
+        (
+            result.name,
+            name,
+            "" if result.definitions[name].better == "neither" else result.definitions[name].better,
+            str(metric.n),
+            _number(metric, ".3f"),
+        )
+        for result in results
+        for name, metric in result.metrics.items()
+    ]
+    return _aligned([(*_HEADER[:4], who), *lines])
+
+
+def _aligned(lines: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    ruler = tuple("-" * width for width in widths)
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
+        for line in (lines[0], ruler, *lines[1:])
     )
 
 

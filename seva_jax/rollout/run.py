@@ -167,7 +167,8 @@ class Asker:
         firsts = range(start + share * layout.group, len(prompts), layout.group * num_shares)
         mine = [i for first in firsts for i in range(len(prompts))[first : first + layout.group]]
         prepared = self._prepare(prompts, mine, load_image, corruptions, layout.group)
-        width, images = self._widest(prompts[start:])
+        # Of all prompts, so that who resumes gets the shapes, and so the answers, of who does not.
+        width, images = self._widest(prompts)
         eos: Any = self.encoder.tokenizer.eos_token_id
         sampler = Sampler(self.model, sampling, (eos,), self.encoder.pad_id, self.cache)
         with jax.set_mesh(self.mesh):

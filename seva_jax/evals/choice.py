@@ -1,0 +1,129 @@
+"""Multiple-choice questions answered with a letter.
+
+What lives here: `letter_of`, the rule that reads a letter from an answer, and `MultipleChoice`.
+What does not: the benchmarks' files (`suites/multiple_choice.py`). Read next: `vqa.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from seva_jax.evals.answers import LETTERS
+from seva_jax.evals.base import Evaluator, Ratio, Record, each_category
+from seva_jax.evals.exact import normalise
+from seva_jax.types import DataError, Prompt
+
+LETTER_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
+"""What LLaVA puts after multiple-choice questions."""
+
+_ALONE = re.compile(r"\(?([A-J])\)?[.:]?")
+_FIRST = re.compile(r"(?:\(([A-J])\)|([A-J])[.:)])\s")
+_STATED = re.compile(r"(?i:answer\s*(?:is|:)\s*(?:option\s*)?)\(?([A-J])\b")
+
+
+def with_options(question: str, options: Sequence[str]) -> str:
+    r"""The question with its options below, as LLaVA writes them.
+
+    >>> with_options("Which?", ["one", "two"])
+    'Which?\nA. one\nB. two'
+    """
+    lines = [f"{LETTERS[i]}. {option}" for i, option in enumerate(options)]
+    return "\n".join([question, *lines])
+
+
+def letter_of(text: str, options: Sequence[str]) -> str:
+    """The option an answer chooses, by the first of these rules that applies.
+
+    1. The whole answer is a letter, perhaps in parentheses, with a dot or colon: `B`, `(B)`, `B.`.
+    2. It begins with such a letter that is set off by a dot, colon or parenthesis: `B. A dog`.
+    3. It says "answer is" or "answer:" before a letter: `The answer is B`.
+    4. It is the text of exactly one option, whatever its case and final dot.
+
+    Letters are capitals, and must belong to an option.
+
+    Args:
+        text: the answer.
+        options: texts of options A, B, ...
+
+    Returns:
+        The letter; "" where no rule applies.
+
+    >>> letter_of("The answer is (C).", ["a", "b", "c"]), letter_of("A dog", ["Dog", "Cat"])
+    ('C', '')
+    """
+    text = text.strip()
+    found = ""
+    for match in (_ALONE.fullmatch(text), _FIRST.match(text), _STATED.search(text)):
+        if match:
+            found = next(group for group in match.groups() if group)
+            break
+    if found:
+        return found if LETTERS.index(found) < len(options) else ""
+    same = [i for i, option in enumerate(options) if normalise(option) == normalise(text)]
+    return LETTERS[same[0]] if len(same) == 1 else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class MultipleChoice(Evaluator):
+    """Accuracy of chosen letters; `meta` holds `options` (texts) and `answer` (a letter).
+
+    Metrics: `accuracy`; `unparsed`, the share of answers without a letter, which count as wrong;
+    `accuracy` of every category of the fields in `by`.
+
+    Where some prompts share `meta["group"]` they are one question asked with its options in
+    several orders (MMBench's circular evaluation, Liu et al. 2023, arXiv 2307.06281, section 4.1):
+    `circular_accuracy` then is the share of questions answered right in every order.
+
+    Attributes:
+        by: fields of `meta` that hold a category, or a list of several.
+    """
+
+    name: str = "multiple-choice"
+    by: tuple[str, ...] = ("category",)
+
+    def truth(self, prompt: Prompt) -> str:
+        """The right letter."""
+        answer, options = prompt.meta.get("answer"), prompt.meta.get("options", ())
+        if not isinstance(answer, str) or answer not in set(LETTERS[: len(options)]):
+            raise DataError(
+                f"{self.name}: prompt {prompt.id!r} has the answer {answer!r} and {len(options)} "
+                "options; the answer must be the letter of one"
+            )
+        return answer
+
+    def definitions(self, prompts: Sequence[Prompt]) -> dict[str, Ratio]:
+        """See the class."""
+        accuracy = {"accuracy": Ratio("higher", ("correct",), ("count",))}
+        metrics = dict(accuracy)
+        groups = [prompt.meta.get("group") for prompt in prompts]
+        if len(set(groups)) < len(groups) and None not in groups:
+            metrics["circular_accuracy"] = Ratio("higher", ("all_correct",), ("asked_first",))
+        metrics["unparsed"] = Ratio("lower", ("unparsed",), ("count",))
+        for field in self.by:
+            metrics |= each_category(accuracy, prompts, field)
+        return metrics
+
+    def score(self, prompt: Prompt, answer: str) -> Record:
+        """What was read, 0/1 fields `correct` and `unparsed`, and the categories."""
+        letter = letter_of(answer, prompt.meta["options"])
+        kept = (*self.by, "question_id", "group")
+        return {key: prompt.meta[key] for key in kept if key in prompt.meta} | {
+            "parsed": letter,
+            "correct": int(letter == self.truth(prompt)),
+            "unparsed": int(not letter),
+            "asked_first": 0,
+            "all_correct": 0,
+        }
+
+    def scores(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Record]:
+        """See `Evaluator`; what concerns a whole group is in its first record."""
+        records = super().scores(prompts, answers)
+        groups: dict[object, list[Record]] = {}
+        for prompt, record in zip(prompts, records, strict=True):
+            groups.setdefault(prompt.meta.get("group", prompt.id), []).append(record)
+        for group in groups.values():
+            group[0]["asked_first"] = 1
+            group[0]["all_correct"] = int(all(record["correct"] for record in group))
+        return records

@@ -1,0 +1,24 @@
+"""Published benchmarks, read from the files their authors publish.
+
+What lives here: one `Suite` for each. What does not: scoring (the evaluators one folder up) and
+asking (`seva_jax/examine.py`). README.md, one folder up, says where the files come from. Read
+next: `short_answers.py`.
+"""
+
+from seva_jax.evals.suites.described import CocoChair, Shr
+from seva_jax.evals.suites.judged import LlavaBench, MMVet
+from seva_jax.evals.suites.multiple_choice import MMBench, ScienceQA, SeedBench
+from seva_jax.evals.suites.short_answers import GQA, PopeSets, TextVQA
+
+__all__ = [
+    "GQA",
+    "CocoChair",
+    "LlavaBench",
+    "MMBench",
+    "MMVet",
+    "PopeSets",
+    "ScienceQA",
+    "SeedBench",
+    "Shr",
+    "TextVQA",
+]

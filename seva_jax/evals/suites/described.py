@@ -1,0 +1,210 @@
+"""CHAIR on COCO and SHR on Visual Genome: hallucinations in free descriptions.
+
+What lives here: reading the annotations they need. CHAIR's list of synonyms and all annotations
+are the user's files. How CHAIR is counted is in `../chair.py`. Read next: nothing, this is the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from seva_jax.evals.answers import Answer, write_lines
+from seva_jax.evals.base import Ratio, Record
+from seva_jax.evals.chair import Chair
+from seva_jax.evals.files import read_json_lines
+from seva_jax.evals.judge import Judge, Judged, Verdict
+from seva_jax.evals.suite import Benchmark, Questions, field, read_bytes, read_json
+from seva_jax.evals.suites.judged import NoJudge, scored_if_judged
+from seva_jax.types import DataError, Prompt
+
+SHR_INSTRUCTIONS = """\
+Somebody described an image that you cannot see; each answer below is one sentence of the
+description. The reference lists what people noted in the image, with places as x, y, width and
+height in pixels, and further facts. Score each sentence: 1 if it claims something that the
+reference contradicts or that is not there as far as the reference can tell, 0 if it is right or
+only opinion. The reference is not complete: details that fit it are no error."""
+
+
+def read_synonyms(path: str) -> tuple[tuple[str, str], ...]:
+    """Reads a list of synonyms: one object a line, its name first, commas between.
+
+    Every phrase also stands for its plural (s, es, ies or men at the end), unless the list has
+    that word with a meaning of its own.
+
+    Returns:
+        Pairs (phrase, name), as `Chair` takes them.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or gives a phrase two names.
+    """
+    given: dict[str, str] = {}
+    for line in read_bytes(path).decode("utf-8-sig").splitlines():
+        phrases = [phrase.strip().lower() for phrase in line.split(",") if phrase.strip()]
+        for phrase in phrases:
+            if given.setdefault(phrase, phrases[0]) != phrases[0]:
+                raise DataError(
+                    f"{path}: {phrase!r} stands for {given[phrase]!r} and for {phrases[0]!r}; "
+                    "keep one"
+                )
+    if not given:
+        raise DataError(f"{path}: has no synonyms; one object a line, commas between its names")
+    plurals = {_plural(phrase): name for phrase, name in given.items()}
+    return tuple((plurals | given).items())
+
+
+def _plural(phrase: str) -> str:
+    if re.search(r"(^|wo|[^u])man$", phrase):
+        return f"{phrase[:-3]}men"
+    if re.search(r"[^aeiou]y$", phrase):
+        return f"{phrase[:-1]}ies"
+    return f"{phrase}es" if re.search(r"(s|x|z|ch|sh)$", phrase) else f"{phrase}s"
+
+
+@dataclasses.dataclass(frozen=True)
+class CocoChair(Benchmark):
+    """CHAIR: which objects a description of a COCO image mentions that are not there.
+
+    The truth is what people outlined in the image and, where `captions` is given, what they
+    mentioned in captions, as in the paper. Answer file: `captions.jsonl` (`image_id, caption`).
+
+    Attributes:
+        instances: instances_val2014.json.
+        synonyms: list of synonyms, one object a line, its name first; see `read_synonyms`.
+        captions: captions_val2014.json; empty leaves captions out.
+        question: what is asked about every image.
+        num_images: this many images, drawn at random; 0 means all.
+        seed: of the draw.
+    """
+
+    name: str = "chair"
+    instances: str = ""
+    synonyms: str = ""
+    captions: str = ""
+    question: str = "Describe this image in detail."
+    num_images: int = 500
+    seed: int = 0
+    max_new_tokens: int = dataclasses.field(default=512, kw_only=True)
+
+    def open(self) -> Questions:
+        """See `Suite.open`."""
+        evaluator = Chair(self.name, synonyms=read_synonyms(self.synonyms))
+        data = read_json(self.instances, dict)
+        names = {}
+        for record in field(self.instances, data, "categories", list):
+            name = field(self.instances, record, "name")
+            found = evaluator.mentions(name)
+            if len(found) != 1:
+                raise DataError(f"{self.synonyms}: COCO's category {name!r} is not in it; add it")
+            names[record["id"]] = found[0]
+        objects: dict[Any, set[str]] = {}
+        for record in field(self.instances, data, "annotations", list):
+            objects.setdefault(record["image_id"], set()).add(names[record["category_id"]])
+        if self.captions:
+            found = field(self.captions, read_json(self.captions, dict), "annotations", list)
+            for record in found:
+                mentioned = evaluator.mentions(field(self.captions, record, "caption"))
+                objects.setdefault(record["image_id"], set()).update(mentioned)
+        images = field(self.instances, data, "images", list)
+        if 0 < self.num_images < len(images):
+            drawn = np.random.default_rng(self.seed).permutation(len(images))[: self.num_images]
+            images = [images[i] for i in sorted(drawn.tolist())]
+        prompts = [
+            Prompt(
+                str(image["id"]),
+                self.question + self.suffix,
+                (field(self.instances, image, "file_name"),),
+                {
+                    "question_id": image["id"],
+                    "objects": [name.split() for name in sorted(objects.get(image["id"], ()))],
+                },
+            )
+            for image in images
+        ]
+        return self.questions(prompts, evaluator, [self.instances, self.synonyms, self.captions])
+
+    def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
+        """See `Suite.write_answers`."""
+        super().write_answers(folder, model_id, answers)
+        lines = ({"image_id": a.question_id, "caption": a.text} for a in answers)
+        write_lines(folder / "captions.jsonl", lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class SentenceHallucination(Judged):
+    """The share of sentences that a judge finds hallucinated; lower is better."""
+
+    def ratio(self) -> Ratio:
+        """Hallucinated sentences over sentences."""
+        return Ratio("lower", ("hallucinated",), ("sentences",))
+
+    def answers(self, prompt: Prompt, answer: str) -> tuple[str, ...]:
+        """The sentences, which end with a full stop, an exclamation or a question mark."""
+        return tuple(s for s in re.split(r"(?<=[.!?])\s+", answer.strip()) if s)
+
+    def record(self, verdict: Verdict) -> Record:
+        """Counts of one description."""
+        wrong = sum(score >= 0.5 for score in verdict.scores)
+        return {"hallucinated": wrong, "sentences": len(verdict.scores)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shr(Benchmark):
+    """SHR: the share of hallucinated sentences in descriptions of 200 Visual Genome images.
+
+    Zhao et al., "Beyond Hallucinations: Enhancing LVLMs through Hallucination-Aware Direct
+    Preference Optimization" (arXiv 2311.16839). Metric with a judge: `score`. `image_root` is
+    Visual Genome's folder, which holds VG_100K and VG_100K_2.
+
+    Attributes:
+        folder: with val_images_final.json, shr_factual_part1.jsonl and shr_factual_part2.jsonl.
+        vg_folder: with image_data.json and region_descriptions.json.
+        judge: who scores.
+        instructions: what the judge is told.
+        question: what is asked about every image.
+    """
+
+    name: str = "shr"
+    folder: str = ""
+    vg_folder: str = ""
+    judge: Judge = NoJudge()
+    instructions: str = SHR_INSTRUCTIONS
+    question: str = "Describe this image in detail."
+    max_new_tokens: int = dataclasses.field(default=512, kw_only=True)
+
+    def open(self) -> Questions:
+        """See `Suite.open`."""
+        own, genome = Path(self.folder), Path(self.vg_folder)
+        chosen = str(own / "val_images_final.json")
+        facts_files = [str(own / f"shr_factual_part{part}.jsonl") for part in (1, 2)]
+        data, regions = (str(genome / f"{x}.json") for x in ("image_data", "region_descriptions"))
+        paths = {}
+        for record in read_json(data, list):
+            url = PurePosixPath(field(data, record, "url"))
+            paths[field(data, record, "image_id", int)] = f"{url.parent.name}/{url.name}"
+        noted: dict[int, list[str]] = {}
+        for record in read_json(regions, list):
+            for region in field(regions, record, "regions", list):
+                x, y, width, height = (region.get(k) for k in ("x", "y", "width", "height"))
+                line = f"{field(regions, region, 'phrase')} ({x}, {y}, {width}, {height})"
+                noted.setdefault(field(regions, region, "image_id", int), []).append(line)
+        facts: dict[str, list[str]] = {}
+        for path in facts_files:
+            for _, line in read_json_lines(path):
+                facts |= {id_: list(map(str, texts)) for id_, texts in line.items()}
+        prompts = []
+        for record in read_json(chosen, list):
+            id_ = int(field(chosen, record, "image_id", (int, str)))
+            if id_ not in paths:
+                raise DataError(f"{chosen}: image {id_} is not in {data}")
+            known = [*noted.get(id_, []), *facts.get(str(id_), [])]
+            meta = {"question_id": id_, "reference": "\n".join(known)}
+            prompts.append(Prompt(str(id_), self.question + self.suffix, (paths[id_],), meta))
+        judged = SentenceHallucination(self.name, self.judge, self.instructions)
+        files = [chosen, *facts_files, data, regions]
+        return self.questions(prompts, scored_if_judged(judged), files)

@@ -1,0 +1,204 @@
+"""MMBench, SEED-Bench and ScienceQA: questions answered with a letter.
+
+What lives here: reading their files, and the answer files of their own scorers. How a letter is
+read is in `../choice.py`. Read next: `judged.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from seva_jax.evals.answers import LETTERS, Answer, llava_line, write_lines, write_tsv
+from seva_jax.evals.choice import LETTER_SUFFIX, MultipleChoice, with_options
+from seva_jax.evals.exact import Unscored
+from seva_jax.evals.suite import Benchmark, Questions, base64_loader, field, read_json, read_table
+from seva_jax.text.templates import IMAGE_MARKER
+from seva_jax.types import DataError, Prompt
+
+_CIRCULAR = 1_000_000  # MMBench's rotated copies of question i have the indices i + k * 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class MMBench(Benchmark):
+    """MMBench and every table of its layout (VLMEvalKit's multiple-choice data sets).
+
+    A table with a header: `index, question, hint, A, B, C, D, answer, category, image, ...`,
+    images as base64. Where questions come several times with rotated options (index + k * 1e6),
+    circular accuracy is reported. The test split has no answers: then nothing is scored.
+
+    Answer files: `answers.jsonl` with `round_id, options, option_char`, as LLaVA writes it;
+    `submission.tsv` (`index, question, A-D, answer, category, prediction`), which becomes the
+    workbook MMBench's server takes by `pandas.read_table(...).to_excel(...)`.
+
+    Attributes:
+        path: the table, for example mmbench_dev_20230712.tsv.
+        suffix: LLaVA's request for a letter; the Chinese tables have another.
+    """
+
+    name: str = "mmbench"
+    path: str = ""
+    suffix: str = dataclasses.field(default=LETTER_SUFFIX, kw_only=True)
+    max_new_tokens: int = dataclasses.field(default=32, kw_only=True)
+
+    def open(self) -> Questions:
+        """See `Suite.open`."""
+        prompts, images = [], {}
+        for where, row in read_table(self.path):
+            index = field(where, row, "index")
+            if not index.isdecimal():
+                raise DataError(f"{where}: index is {index!r}; it must be a whole number")
+            options = []
+            for letter in LETTERS:
+                if _absent(row.get(letter)):
+                    break
+                options.append(row[letter])
+            if len(options) < 2:
+                raise DataError(f"{where}: fewer than two options in columns A, B, ...")
+            hint = row.get("hint", "")
+            question = field(where, row, "question")
+            asked = with_options(question if _absent(hint) else f"{hint}\n{question}", options)
+            images[index] = field(where, row, "image")
+            number = int(index)
+            meta = {
+                "question_id": number,
+                "index": number,
+                "group": number % _CIRCULAR,
+                "asked": asked,
+                "plain_question": question,
+                "options": options,
+            }
+            meta |= {k: row[k] for k in ("answer", "category") if not _absent(row.get(k))}
+            prompts.append(Prompt(index, asked + self.suffix, (index,), meta))
+        loader = base64_loader(self.path, images)
+        if any("answer" in prompt.meta for prompt in prompts):
+            return self.questions(prompts, MultipleChoice(self.name), [self.path], (), loader)
+        notes = ["the table has no answers, so nothing is scored: submit the answers instead"]
+        return self.questions(prompts, Unscored(self.name), [self.path], notes, loader)
+
+    def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
+        """See `Suite.write_answers`."""
+        super().write_answers(folder, model_id, answers)
+        write_lines(
+            folder / "answers.jsonl",
+            (
+                llava_line(
+                    answer,
+                    model_id,
+                    options=answer.prompt.meta["options"],
+                    option_char=list(LETTERS[: len(answer.prompt.meta["options"])]),
+                    round_id=answer.question_id // _CIRCULAR,
+                )
+                for answer in answers
+            ),
+        )
+        write_tsv(folder / "submission.tsv", answers)
+
+
+def _absent(value: str | None) -> bool:
+    return value is None or value.strip().lower() in ("", "nan", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedBench(Benchmark):
+    """SEED-Bench, the questions on images: accuracy, also for each of its dimensions.
+
+    Answer files: `answers.jsonl`, for LLaVA's `convert_seed_for_submission.py`, which compares
+    `text` with the letter and nothing else, so an answer such as "A. A dog" is right here and
+    wrong there; `seed.jsonl` (`question_id, prediction`) for the leaderboard.
+
+    Attributes:
+        path: SEED-Bench.json.
+    """
+
+    name: str = "seed"
+    path: str = ""
+    suffix: str = dataclasses.field(default=LETTER_SUFFIX, kw_only=True)
+    max_new_tokens: int = dataclasses.field(default=16, kw_only=True)
+
+    def open(self) -> Questions:
+        """See `Suite.open`."""
+        data = read_json(self.path, dict)
+        kinds = {number: name for name, number in data.get("question_type", {}).items()}
+        prompts, num_other = [], 0
+        for place, record in enumerate(field(self.path, data, "questions", list)):
+            where = f"{self.path}, entry {place} of questions"
+            if field(where, record, "data_type") != "image":
+                num_other += 1
+                continue
+            id_ = str(field(where, record, "question_id", (str, int)))
+            options = [field(where, record, f"choice_{x}") for x in "abcd"]
+            asked = with_options(field(where, record, "question"), options) + self.suffix
+            meta = {
+                "question_id": int(id_) if id_.isdecimal() else id_,
+                "options": options,
+                "answer": field(where, record, "answer"),
+                "category": str(kinds.get(record.get("question_type_id"), "")),
+            }
+            prompts.append(Prompt(id_, asked, (field(where, record, "data_id"),), meta))
+        notes = [f"images only: {num_other} questions on videos are left out"] if num_other else []
+        return self.questions(prompts, MultipleChoice(self.name), [self.path], notes)
+
+    def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
+        """See `Suite.write_answers`."""
+        super().write_answers(folder, model_id, answers)
+        lines = ({"question_id": a.question_id, "prediction": a.text} for a in answers)
+        write_lines(folder / "seed.jsonl", lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScienceQA(Benchmark):
+    """ScienceQA: accuracy over all questions, and of those with an image, by subject and grade.
+
+    Answer file: `answers.jsonl`, for LLaVA's `eval_science_qa.py`, which tells questions with
+    an image by `<image>` in the prompt.
+
+    Attributes:
+        path: LLaVA's llava_test_CQM-A.json, the questions as LLaVA asks them.
+        problems: problems.json of ScienceQA, with the answers.
+        suffix: LLaVA's request for a letter.
+    """
+
+    name: str = "scienceqa"
+    path: str = ""
+    problems: str = ""
+    suffix: str = dataclasses.field(default=LETTER_SUFFIX, kw_only=True)
+    max_new_tokens: int = dataclasses.field(default=64, kw_only=True)
+
+    def open(self) -> Questions:
+        """See `Suite.open`."""
+        problems = read_json(self.problems, dict)
+        prompts = []
+        for place, record in enumerate(read_json(self.path, list)):
+            where = f"{self.path}, entry {place}"
+            id_ = str(field(where, record, "id", (str, int)))
+            problem, there = problems.get(id_), f"{self.problems}, problem {id_}"
+            turns = field(where, record, "conversations", list)
+            value = field(f"{where}, its first turn", turns[0] if turns else None, "value")
+            asked = value.replace(IMAGE_MARKER, "").strip() + self.suffix
+            images = (field(where, record, "image"),) if record.get("image") else ()
+            options = field(there, problem, "choices", list)
+            answer = field(there, problem, "answer", int)
+            if not 0 <= answer < len(options):
+                raise DataError(f"{there}: answer {answer} is not the index of a choice")
+            meta = {
+                "question_id": id_,
+                "asked": f"{IMAGE_MARKER}\n{asked}" if images else asked,
+                "options": options,
+                "answer": LETTERS[answer],
+                "category": "with image" if images else "text only",
+                "subject": str(problem.get("subject", "")),
+                "grade": _grades(str(problem.get("grade", ""))),
+            }
+            prompts.append(Prompt(id_, asked, images, meta))
+        evaluator = MultipleChoice(self.name, by=("category", "subject", "grade"))
+        return self.questions(prompts, evaluator, [self.path, self.problems])
+
+
+def _grades(grade: str) -> str:
+    """ScienceQA's tables have two groups of grades."""
+    number = grade.removeprefix("grade")
+    if not number.isdecimal():
+        return ""
+    return "grades 1-6" if int(number) <= 6 else "grades 7-12"

@@ -1,0 +1,209 @@
+"""POPE, GQA and TextVQA: questions answered with a word or two.
+
+What lives here: reading their files, and the answer files of their own scorers. Read next:
+`multiple_choice.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from seva_jax.evals.answers import Answer, write_json, write_lines
+from seva_jax.evals.base import Ratio, Record, each_category
+from seva_jax.evals.exact import ExactAnswer
+from seva_jax.evals.files import read_json_lines
+from seva_jax.evals.pope import (
+    SHORT_ANSWER_SUFFIX,
+    AnswerParser,
+    LlavaParser,
+    Pope,
+    load_pope,
+)
+from seva_jax.evals.suite import Benchmark, Questions, field, read_json
+from seva_jax.evals.vqa import Vqa
+from seva_jax.types import DataError, Prompt
+
+_SETS = ("random", "popular", "adversarial")
+
+
+@dataclasses.dataclass(frozen=True)
+class PopeSets(Benchmark):
+    """POPE: is there such an object? Three sets of yes/no questions on COCO images.
+
+    Every set is scored against its own labels. A set's random file has 3,000 lines today and had
+    2,910 when LLaVA-1.5 was published; which it is goes into the result, since it moves the score.
+
+    Answer files: `answers.jsonl` and `questions.jsonl`, which LLaVA's `eval_pope.py` takes as
+    --result-file and --question-file, beside the folder of label files; `pope_SET.jsonl` with the
+    field `answer`, as POPE's own scorer and SeVa's read it.
+
+    Attributes:
+        folder: holds coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json.
+        sets: which of them to ask.
+        parser: reads yes or no from an answer; `WordParser`'s numbers are reported beside.
+        suffix: LLaVA's request for short answers by default; POPE's own questions have none.
+    """
+
+    name: str = "pope"
+    folder: str = ""
+    sets: tuple[str, ...] = _SETS
+    parser: AnswerParser = LlavaParser()
+    suffix: str = dataclasses.field(default=SHORT_ANSWER_SUFFIX, kw_only=True)
+    vlmeval_dataset: str = dataclasses.field(default="POPE", kw_only=True)
+    max_new_tokens: int = dataclasses.field(default=16, kw_only=True)
+
+    def open(self) -> Questions:
+        """See `Suite.open`."""
+        prompts: list[Prompt] = []
+        files, notes = [], [f"read by {type(self.parser).__name__}; words: WordParser"]
+        for category in self.sets:
+            files.append(str(Path(self.folder) / f"coco_pope_{category}.json"))
+            found = load_pope(files[-1], category=category, suffix=self.suffix)
+            notes.append(f"{category}: {len(found):,} questions{_variant(category, len(found))}")
+            for prompt in found:
+                # LLaVA's scorer finds a question's set by its number: one numbering for all sets.
+                meta = prompt.meta | {"question_id": len(prompts)}
+                prompts.append(dataclasses.replace(prompt, meta=meta))
+        return self.questions(prompts, Pope(self.name, self.parser, also_words=True), files, notes)
+
+    def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
+        """See `Suite.write_answers`."""
+        super().write_answers(folder, model_id, answers)
+        write_lines(
+            folder / "questions.jsonl",
+            (
+                {
+                    "question_id": answer.question_id,
+                    "image": answer.prompt.images[0],
+                    "text": answer.asked,
+                    "category": answer.prompt.meta["category"],
+                }
+                for answer in answers
+            ),
+        )
+        for category in self.sets:
+            of_set = [a for a in answers if a.prompt.meta["category"] == category]
+            lines = ({"question": a.asked, "answer": a.text} for a in of_set)
+            write_lines(folder / f"pope_{category}.jsonl", lines)
+
+
+def _variant(category: str, num: int) -> str:
+    if category == "random" and num == 2910:
+        return ", the file LLaVA-1.5 was published with"
+    return "" if num == 3000 else ", which is neither 3,000 nor LLaVA-1.5's 2,910 (random only)"
+
+
+@dataclasses.dataclass(frozen=True)
+class GqaAnswer(ExactAnswer):
+    """Exact match, over all questions and for each of GQA's question types."""
+
+    name: str = "gqa"
+
+    def definitions(self, prompts: Sequence[Prompt]) -> dict[str, Ratio]:
+        """`accuracy`, and for each structural and semantic type."""
+        accuracy = {"accuracy": Ratio("higher", ("correct",), ("count",))}
+        return accuracy | each_category(accuracy, prompts, "types")
+
+    def score(self, prompt: Prompt, answer: str) -> Record:
+        """As `ExactAnswer`, with the types."""
+        kept = {key: prompt.meta[key] for key in ("question_id", "types")}
+        return kept | super().score(prompt, answer)
+
+
+@dataclasses.dataclass(frozen=True)
+class GQA(Benchmark):
+    """GQA, test-dev balanced: exact match after lower case and without the final dot.
+
+    Answer file: `gqa.json`, `[{"questionId", "prediction"}]`, as GQA's eval.py takes it.
+
+    Attributes:
+        path: testdev_balanced_questions.json, of GQA's questions1.2.zip.
+        suffix: LLaVA's request for short answers.
+    """
+
+    name: str = "gqa"
+    path: str = ""
+    suffix: str = dataclasses.field(default=SHORT_ANSWER_SUFFIX, kw_only=True)
+    max_new_tokens: int = dataclasses.field(default=16, kw_only=True)
+
+    def open(self) -> Questions:
+        """See `Suite.open`."""
+        prompts = []
+        for id_, record in read_json(self.path, dict).items():
+            where = f"{self.path}, question {id_}"
+            types = record.get("types", {}) if isinstance(record, dict) else {}
+            kinds = (types.get("structural"), types.get("semantic"))
+            meta = {
+                "question_id": id_,
+                "answer": field(where, record, "answer"),
+                "types": [kind for kind in kinds if kind],
+            }
+            question = field(where, record, "question") + self.suffix
+            image = f"{field(where, record, 'imageId')}.jpg"
+            prompts.append(Prompt(id_, question, (image,), meta))
+        return self.questions(prompts, GqaAnswer(self.name), [self.path])
+
+    def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
+        """See `Suite.write_answers`."""
+        super().write_answers(folder, model_id, answers)
+        predictions = [
+            {"questionId": a.question_id, "prediction": a.text.rstrip(".").lower()} for a in answers
+        ]
+        write_json(folder / "gqa.json", predictions)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextVQA(Benchmark):
+    """TextVQA, validation: VQA accuracy over ten people's answers.
+
+    LLaVA asks with recognised text in the question; its question file says so. Without it the
+    plain question is asked, and the numbers are not LLaVA's.
+
+    Answer file: `answers.jsonl`, for LLaVA's `eval_textvqa.py`, which finds questions by image and
+    words.
+
+    Attributes:
+        path: TextVQA_0.5.1_val.json, with the people's answers.
+        questions_path: LLaVA's llava_textvqa_val_v051_ocr.jsonl; empty asks the plain questions.
+        suffix: put after plain questions; LLaVA's file has its own.
+    """
+
+    name: str = "textvqa"
+    path: str = ""
+    questions_path: str = ""
+    suffix: str = dataclasses.field(default=SHORT_ANSWER_SUFFIX, kw_only=True)
+    max_new_tokens: int = dataclasses.field(default=32, kw_only=True)
+
+    def open(self) -> Questions:
+        """See `Suite.open`."""
+        data = field(self.path, read_json(self.path, dict), "data", list)
+        people: dict[tuple[str, str], list[str]] = {}
+        plain = []
+        for number, record in enumerate(data):
+            where = f"{self.path}, entry {number} of data"
+            image, question = field(where, record, "image_id"), field(where, record, "question")
+            people[image, question.lower()] = field(where, record, "answers", list)
+            plain.append((image, f"{image}.jpg", question + self.suffix, question))
+        asked = plain
+        if self.questions_path:
+            asked = []
+            for number, line in read_json_lines(self.questions_path):
+                where = f"{self.questions_path}, line {number}"
+                text = field(where, line, "text")
+                image_id, file = field(where, line, "question_id"), field(where, line, "image")
+                asked.append((image_id, file, text, text.split("\n")[0]))
+        prompts = []
+        for number, (image_id, file, text, question) in enumerate(asked):
+            answers = people.get((image_id, question.lower()))
+            if answers is None:
+                raise DataError(
+                    f"{self.questions_path}: question {question!r} on image {image_id} is not in "
+                    f"{self.path}; take the two files of the same version"
+                )
+            meta = {"question_id": image_id, "people": answers}
+            prompts.append(Prompt(f"{number}-{image_id}", text, (file,), meta))
+        note = "questions with recognised text, as LLaVA asks" if self.questions_path else ""
+        notes = [note or "plain questions, without recognised text"]
+        return self.questions(prompts, Vqa(self.name), [self.path, self.questions_path], notes)

@@ -1,0 +1,274 @@
+"""The evaluation command: answers that survive a kill, changes that are noticed, two models."""
+
+import dataclasses
+import json
+import types
+
+import numpy as np
+import process_worker
+import pytest
+from PIL import Image
+
+from seva_jax import evaluate, examine, train
+from seva_jax.cli import load_experiment, read_suites
+from seva_jax.data.files import QuestionsJsonl
+from seva_jax.evals import ExactAnswer
+from seva_jax.evals.suites import GQA, PopeSets
+from seva_jax.experiment import Evaluation
+from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.rollout.run import Answered
+from seva_jax.text.templates import PLAIN
+from seva_jax.types import DataError
+from seva_jax.workdir import Workdir
+from seva_jax.worlds import ShapeWorld
+
+NUM = 12
+WORLD = ShapeWorld()
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def write_files(folder):
+    """POPE's and GQA's files about images of the procedural world, in words the model knows."""
+    (folder / "images").mkdir(parents=True)
+    gqa, pope = {}, []
+    for i in range(NUM):
+        Image.fromarray(WORLD.draw("e", i, False)).save(folder / f"images/{i}.jpg", "PNG")
+        color, there = (WORLD.prompt("e", i, False, kind) for kind in ("color", "presence"))
+        gqa[f"g{i}"] = {
+            "imageId": str(i), "question": color.question, "answer": color.meta["answer"],
+            "types": {"structural": "query"},
+        }  # fmt: skip
+        label = there.meta["answer"]
+        pope.append({"question_id": i, "image": f"{i}.jpg", "text": there.question, "label": label})
+    (folder / "gqa.json").write_text(json.dumps(gqa))
+    lines = "".join(json.dumps(line) + "\n" for line in pope)
+    (folder / "coco_pope_random.json").write_text(lines)
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path):
+    return write_files(tmp_path / "files")
+
+
+def gqa_suite(files):
+    images = str(files / "images")
+    return GQA(path=str(files / "gqa.json"), image_root=images, suffix="", max_new_tokens=4)
+
+
+def suite_file(files):
+    """A suite file, as users write it."""
+    path = files / "suites.py"
+    path.write_text(
+        "from seva_jax.evals.suites import GQA, PopeSets\n\n\n"
+        "def get_suites():\n"
+        f"    images = {str(files / 'images')!r}\n"
+        f"    common = dict(image_root=images, suffix='', max_new_tokens=4)\n"
+        f"    return [GQA(path={str(files / 'gqa.json')!r}, **common),\n"
+        f"            PopeSets(folder={str(files)!r}, sets=('random',), **common)]\n"
+    )
+    return path
+
+
+@dataclasses.dataclass
+class Parrot:
+    """Stands for an `Asker`: answers "red", three questions at a time."""
+
+    seed: int = 0
+    asked: list = dataclasses.field(default_factory=list)
+
+    processing = ImageProcessing(size=32)
+    cache = "exact"
+
+    @property
+    def variables(self):
+        return {"params": np.full(3, self.seed, np.float32)}
+
+    @property
+    def encoder(self):
+        tokenizer = types.SimpleNamespace(get_vocab=lambda: {"a": 1})
+        return types.SimpleNamespace(template=PLAIN, max_length=9, tokenizer=tokenizer)
+
+    def ask(self, prompts, load_image, sampling, start=0):
+        for first in range(start, len(prompts), 3):
+            batch = prompts[first : first + 3]
+            self.asked += [p.id for p in batch]
+            yield [
+                Answered(p, (), "missing image") if p.id == "g4" else Answered(p, ("red",), "")
+                for p in batch
+            ]
+
+
+def written(folder):
+    """Every file and what is in it."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes().replace(str(folder).encode(), b"")
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def dying(num):
+    """A replacement for `append_lines` that dies after some batches of answers."""
+    left = [num + 1]  # the header is a line too
+
+    def append_or_die(path, records):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        append_lines(path, records)
+
+    append_lines = examine.append_lines
+    return append_or_die
+
+
+def test_answers_survive_a_kill(tmp_path, files, monkeypatch):
+    """The second run asks the rest, and leaves the files of one that was not killed."""
+    suite = gqa_suite(files)
+    examine.evaluate_all(Parrot(), [suite], "base", Workdir(tmp_path / "one" / "run", True))
+    workdir, parrot = Workdir(tmp_path / "two" / "run", True), Parrot()
+    with monkeypatch.context() as patch:
+        patch.setattr(examine, "append_lines", dying(2))
+        with pytest.raises(Killed):
+            examine.evaluate_all(parrot, [suite], "base", workdir)
+    asked = workdir.path / "evals" / "base" / "gqa" / "asked.jsonl"
+    asked.write_text(asked.read_text() + '{"id": "g6", "an')  # cut by the kill
+    parrot.asked.clear()
+    assert examine.evaluate_all(parrot, [suite], "base", workdir) == "12 questions"
+    assert parrot.asked == [f"g{i}" for i in range(6, NUM)]
+    assert written(tmp_path / "two") == written(tmp_path / "one")
+    parrot.asked.clear()
+    examine.evaluate_all(parrot, [suite], "base", workdir)
+    assert not parrot.asked
+
+
+def test_what_cannot_be_asked_is_left_out(tmp_path, files, capsys):
+    """Counted; in files for other scorers it has an empty answer, since some align by order."""
+    workdir = Workdir(tmp_path / "run", True)
+    examine.evaluate_all(Parrot(), [gqa_suite(files)], "base", workdir)
+    assert "1 prompts left out: {'missing image': 1}" in capsys.readouterr().out
+    folder = workdir.path / "evals" / "base"
+    summary = json.loads((folder / "gqa.json").read_text())
+    assert summary["num_examples"] == NUM - 1
+    assert summary["about"]["left_out"] == {"missing image": 1}
+    predictions = json.loads((folder / "gqa" / "gqa.json").read_text())
+    assert predictions[4] == {"questionId": "g4", "prediction": ""}
+
+
+def test_changes_are_noticed(tmp_path, files):
+    """Answers to other questions, of another model or of another file are not mixed."""
+    workdir, suite = Workdir(tmp_path / "run", True), gqa_suite(files)
+    examine.evaluate_all(Parrot(), [suite], "base", workdir)
+    with pytest.raises(DataError, match="a change of the model or how it is asked; delete"):
+        examine.evaluate_all(Parrot(seed=1), [suite], "base", workdir)
+    other = dataclasses.replace(suite, suffix=" Say.")
+    with pytest.raises(DataError, match="a change of the questions; delete"):
+        examine.evaluate_all(Parrot(), [other], "base", workdir)
+    path = files / "gqa.json"
+    path.write_text(path.read_text().replace('"query"', '"verify"'))
+    with pytest.raises(DataError, match=r"of .*gqa\.json \(SHA-256 \w{12} then, \w{12} now\)"):
+        examine.evaluate_all(Parrot(), [suite], "base", workdir)
+
+
+def test_nothing_is_asked_that_cannot_be_scored(tmp_path, files):
+    """A question without truth is found before the model has worked for hours."""
+    parrot, prompts = Parrot(), QuestionsJsonl(str(files / "q.jsonl"), str(files / "images"))
+    (files / "q.jsonl").write_text('{"id": 1, "question": "q?", "image": "0.jpg"}\n')
+    with pytest.raises(DataError, match="has no text in meta"):
+        examine.evaluate_all(
+            parrot, [Evaluation(ExactAnswer("mine"), prompts)], "base", Workdir(tmp_path, True)
+        )
+    assert not parrot.asked
+
+
+def test_two_models_are_compared(tmp_path, files):
+    """Side by side with paired intervals, categories in a table of their own."""
+    workdir, suite = Workdir(tmp_path / "run", True), gqa_suite(files)
+    examine.evaluate_all(Parrot(), [suite], "aligned", workdir)
+    alone = evaluate.tables(workdir.path, "aligned", [suite])
+    assert "aligned" in alone.splitlines()[0]
+    assert "base" not in alone
+    examine.evaluate_all(Parrot(), [suite], "base", workdir)
+    metrics, categories = evaluate.tables(workdir.path, "base", [suite]).split("\n\n")
+    assert "+0.000 [+0.000, +0.000]" in metrics
+    assert "query/accuracy" in categories
+    assert "query/accuracy" not in metrics
+
+
+def test_suite_files(tmp_path, files, monkeypatch):
+    """A file or a module; what is wrong with one is said in a line."""
+    assert [type(s) for s in read_suites(str(suite_file(files)))] == [GQA, PopeSets]
+    monkeypatch.syspath_prepend(files)
+    (files / "my_suites.py").write_text((files / "suites.py").read_text())
+    assert [type(s) for s in read_suites("my_suites")] == [GQA, PopeSets]
+    path = tmp_path / "suites.py"
+    for text, expected in (
+        ("x = 1", "defines get_suites"),
+        ("def get_suites():\n    return [3]", "gave int, which is no Suite"),
+        ("def get_suites():\n    return nothing", "NameError"),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=f"suites.py: .*{expected}"):
+            read_suites(str(path))
+    for name in (str(tmp_path / "no.py"), "no_such.module"):
+        with pytest.raises(DataError, match="no suite file and no module"):
+            read_suites(name)
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """The command without what belongs to a process of its own."""
+    monkeypatch.setattr(evaluate, "use_compile_cache", lambda: None)
+    monkeypatch.setattr(evaluate, "join", lambda options: None)
+    return evaluate.main
+
+
+def test_errors_are_one_line(tmp_path, files, command):
+    """No traceback for bad input."""
+    twice = files / "twice.py"
+    suites = str(suite_file(files))
+    twice.write_text(
+        "from seva_jax.evals import ExactAnswer\nfrom seva_jax.experiment import Evaluation\n\n\n"
+        "def get_suites():\n    return [Evaluation(ExactAnswer('color-skewed'))]\n"
+    )
+    for argv, expected in (
+        (["--model", str(tmp_path)], "neither base nor the work directory of a run"),
+        (["--suite", suites, suites], "two suites are named 'gqa'"),
+        (["--suite", str(twice)], "another suite named 'color-skewed'"),
+        (["--suite", suites, "--workdir", str(tmp_path / "new")], "no trained base model yet"),
+    ):
+        with pytest.raises(SystemExit, match=f"error: .*{expected}"):
+            command(argv)
+
+
+@pytest.mark.slow
+def test_base_and_aligned_end_to_end(tmp_path, files, command, monkeypatch, capsys):
+    """Two suites on a real, small model: killed, resumed with the same files, compared."""
+    folder = tmp_path / "run"
+    argv = [*process_worker.SMALL.split(), "--train.max-steps", "2", "--workdir", str(folder)]
+    experiment, _ = load_experiment("test", argv)
+    train.Run(
+        dataclasses.replace(experiment, pairs=process_worker.MadeUpPairs(), evals=())
+    ).stages()
+    base = ["--config", str(folder / "config.py"), "--suite", str(suite_file(files))]
+    base += ["--batch-size", "8"]
+    command([*base, "--model", "base", "--out", str(tmp_path / "whole" / "run")])
+    with monkeypatch.context() as patch:
+        patch.setattr(examine, "append_lines", dying(1))
+        with pytest.raises(Killed):
+            command([*base, "--model", "base"])
+    command([*base, "--model", "base"])
+    whole, resumed = tmp_path / "whole" / "run" / "evals", folder / "evals"
+    assert written(whole) == written(resumed)
+    assert {p.name for p in (resumed / "base").iterdir()} >= {"gqa", "pope", "pope.json"}
+    capsys.readouterr()
+    command(["--model", str(folder), "--suite", str(suite_file(files))])
+    shown = capsys.readouterr().out
+    assert "difference" in shown
+    assert "words: random/accuracy" in shown
+    (folder / "stages.json").write_text("{}")
+    with pytest.raises(SystemExit, match="alignment is not finished"):
+        command(["--model", str(folder), "--suite", str(suite_file(files))])
