@@ -16,6 +16,7 @@ from seva_jax.base_model import BaseModel, Checkpoint, TrainedBase
 from seva_jax.corrupt import Corruption, DiffusionNoise
 from seva_jax.data.sources import PromptSource
 from seva_jax.evals import Evaluator, ExactAnswer, Questions, Suite
+from seva_jax.loggers import Logger
 from seva_jax.models import (
     Attention,
     BaseWeights,
@@ -173,10 +174,14 @@ class ReportOptions:
     Attributes:
         num_pairs: pairs in the gallery.
         num_examples: evaluation examples shown before and after, for each evaluation.
+        device_hour_price: what an hour of one device costs; 0 shows device-hours only.
+        currency: of that price.
     """
 
     num_pairs: int = 60
     num_examples: int = 12
+    device_hour_price: float = 0.0
+    currency: str = "USD"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +208,8 @@ class Experiment:
         evals: evaluations of base and aligned model, from a few prompts (`Evaluation`) to the
             benchmarks of `seva_jax/evals/suites`.
         report: what the report page shows.
+        loggers: where metrics and a few pairs go beside metrics.jsonl, such as
+            `(TensorBoard(), WandB(project="mine"))`.
     """
 
     workdir: str = "runs/default"
@@ -222,6 +229,7 @@ class Experiment:
     processes: ProcessOptions = ProcessOptions()
     evals: tuple[Suite, ...] = ()
     report: ReportOptions = ReportOptions()
+    loggers: tuple[Logger, ...] = ()
 
 
 def check(experiment: Experiment) -> None:
@@ -274,6 +282,11 @@ def check(experiment: Experiment) -> None:
             )
         try:
             require_qwix()
+        except DataError as error:
+            problems.append(str(error))
+    for logger in e.loggers:
+        try:
+            logger.check()
         except DataError as error:
             problems.append(str(error))
     if e.lora.rank < 0:

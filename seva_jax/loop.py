@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import tqdm
 
 from seva_jax.checkpoint import Checkpoints
 from seva_jax.data.pipeline import Batches, ComparisonRows, RowShapes, shuffled
@@ -34,6 +33,10 @@ from seva_jax.sharding import (
     state_shardings,
 )
 from seva_jax.step import StepOptions, TrainState, Variables, make_train_step
+from seva_jax.terminal import Progress
+
+# What the progress of training shows, by metric.
+_LIVE = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,10 +183,7 @@ def fit(
     compiled: set[tuple[int, ...]] = set()
     waiting: list[dict[str, jax.Array]] = []
     clock = time.monotonic()
-    bar = tqdm(
-        total=loop.steps, initial=first, desc=loop.name, unit="step",
-        disable=jax.process_index() != 0, mininterval=1.0, dynamic_ncols=True,
-    )  # fmt: skip
+    progress = Progress(loop.name, loop.steps, "step", first, jax.process_index() == 0)
     for step in range(first + 1, loop.steps + 1):
         batch = jax.tree.map(lambda x: x.reshape(loop.micro_batches, -1, *x.shape[1:]), next(data))
         batch = put_batch(loop.mesh, batch, leading=1)
@@ -193,7 +193,7 @@ def fit(
         with jax.set_mesh(loop.mesh):
             state, metrics = step_fn(state, frozen, batch)
         waiting.append(metrics)
-        bar.update()
+        shown: dict[str, float] = {}
         if step % loop.log_every == 0 or step == loop.steps:
             rows = jax.device_get(waiting)
             means = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
@@ -207,12 +207,12 @@ def fit(
             means |= {"seconds": seconds, "chips": loop.mesh.size}
             means["lr"] = np.asarray(loop.learning_rate(step - 1)).item()
             write_metrics(step, means)
-            shown = [k for k in ("loss", "rewards/margins", "rewards/accuracies") if k in means]
-            bar.set_postfix({k.removeprefix("rewards/"): f"{means[k]:.3f}" for k in shown})
+            shown = {name: means[key] for key, name in _LIVE.items() if key in means}
             waiting.clear()
+        progress.update(1, **shown)
         if step % loop.save_every == 0 or step == loop.steps:
             checkpoints.save(state, data.get_state())
-    bar.close()
+    progress.close()
     checkpoints.close()
     data.close()
     return state.trainable

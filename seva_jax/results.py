@@ -1,10 +1,11 @@
-"""Collects what a run left behind into the input of the report page.
+"""Collects what a run left behind: for the report page, the loggers and the terminal's last lines.
 
 The page itself is `seva_jax/report`; which stages there are is `seva_jax/train.py`.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import platform
 from collections.abc import Sequence
@@ -15,11 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from seva_jax import report
+from seva_jax.base_model import Checkpoint
 from seva_jax.cli import flatten
 from seva_jax.data.pipeline import ComparisonRows
 from seva_jax.evals import EvalResult, comparison_rows
 from seva_jax.evals.base import Record
+from seva_jax.experiment import ReportOptions
+from seva_jax.loggers import LoggedPair
 from seva_jax.objectives import DPO
+from seva_jax.report import markup
 from seva_jax.rollout.run import corrupted_pixels
 from seva_jax.types import BranchLogps, Comparison
 
@@ -27,11 +32,13 @@ if TYPE_CHECKING:
     from seva_jax.train import Run
 
 _CURVES = {
-    "loss": ("Alignment loss", "loss", ("loss",)),
+    "loss": ("Alignment loss", "loss, mean over pairs", ("loss",)),
     "margin": ("Reward margin", "nats", ("rewards/margins",)),
-    "accuracy": ("Pairs ranked right", "share", ("rewards/accuracies",)),
+    "accuracy": ("Pairs ranked right", "share of pairs", ("rewards/accuracies",)),
     "logps": ("Log-probability of answers", "nats", ("logps/chosen", "logps/rejected")),
+    "speed": ("Training speed", "pairs a second", ("pairs/s",)),
 }
+_NUM_LOGGED = 8
 
 
 def write_run_report(run: Run) -> str:
@@ -77,20 +84,71 @@ def write_run_report(run: Run) -> str:
 
 
 def _facts(run: Run, index: dict[str, Any], metrics: list[Record]) -> tuple[tuple[str, str], ...]:
-    align = [row for row in metrics if row["stage"] == "align"]
-    seconds = sum(s["seconds"] for s in run.workdir.stages().values())
+    e, align = run.experiment, [row for row in metrics if row["stage"] == "align"]
+    stages = run.workdir.stages()
     num_params = sum(x.size for x in jax.tree.leaves(run.base_params))
+    path = f", {e.base.path}" if isinstance(e.base, Checkpoint) else ""
+    mesh = " × ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
+    versions = [("Python", platform.python_version())]
+    versions += [(name, importlib.metadata.version(name)) for name in ("seva_jax", "jax", "flax")]
     facts = [
-        ("base model", f"{num_params:,} parameters"),
+        ("base model", f"{num_params:,} parameters{path}"),
+        ("objective", str(e.objective)),
+        ("rejected answers from", ", ".join(map(str, e.corrupt))),
         ("pairs kept", f"{index['pairs']:,} of {index['prompts']:,} prompts"),
-        ("device", f"{jax.device_count()} x {jax.devices()[0].device_kind}"),
-        ("time", f"{seconds / 60:.1f} min before this page"),
-        ("software", f"Python {platform.python_version()}, jax {jax.__version__}"),
     ]
     if align:
-        rate = float(np.median([row["pairs/s"] for row in align]))
-        facts += [("training speed", f"{rate:.0f} pairs/s"), ("steps", str(align[-1]["step"]))]
-    return tuple(facts)
+        steps = f"{align[-1]['step']:,} steps of {e.train.batch_size:,} pairs"
+        facts += [("training", steps), ("training speed", f"{_speed(align):,.1f} pairs/s")]
+    return (
+        *facts,
+        ("devices", f"{_devices()}, {markup.count_of(jax.process_count(), 'process', 'es')}"),
+        ("mesh", mesh),
+        ("time", f"{markup.duration(_seconds(stages))} before this page"),
+        ("cost", _cost(stages, e.report)),
+        ("software", ", ".join(f"{name} {version}" for name, version in versions)),
+    )
+
+
+def _devices() -> str:
+    return f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+
+
+def _speed(align: list[Record]) -> float:
+    """Pairs a second between log lines; the median leaves compilation out."""
+    return float(np.median([row["pairs/s"] for row in align]))
+
+
+def _seconds(stages: dict[str, Record]) -> float:
+    """Time of the run's own stages, without those taken from another run."""
+    return sum(stage["seconds"] for stage in stages.values() if "source" not in stage)
+
+
+def _cost(stages: dict[str, Record], options: ReportOptions) -> str:
+    """Device-hours of the run's own stages, and their price if one is given."""
+    own = [stage for stage in stages.values() if "source" not in stage]
+    hours = sum(stage["seconds"] * stage["devices"] for stage in own) / 3600
+    text = f"{hours:,.2f} device-hours"
+    if options.device_hour_price:
+        money = hours * options.device_hour_price
+        each = f"{options.device_hour_price:,.2f} {options.currency}"
+        text = f"{money:,.2f} {options.currency} ({text} at {each})"
+    return text
+
+
+def closing_summary(run: Run) -> str:
+    """The terminal's last lines: time for each stage, speed and cost, and where the files are."""
+    stages, path = run.workdir.stages(), run.workdir.path
+    times = ", ".join(f"{name} {markup.duration(s['seconds'])}" for name, s in stages.items())
+    align = [row for row in run.workdir.read_metrics() if row["stage"] == "align"]
+    speed = f"{_speed(align):,.1f} pairs/s in training, " if align else ""
+    return (
+        f"time:   {markup.duration(_seconds(stages))}: {times}\n"
+        f"speed:  {speed}{_cost(stages, run.experiment.report)} on {_devices()}\n"
+        f"files:  {path}: checkpoints/ (the models), evals/ (every answer), pairs.json, "
+        "metrics.jsonl\n"
+        f"report: {path / 'report.html'}"
+    )
 
 
 def _curves(metrics: list[Record]) -> tuple[report.Curve, ...]:
@@ -127,7 +185,9 @@ def _pair_cards(run: Run, shown: Sequence[tuple[Comparison, float]]) -> tuple[re
     for comparison, margin in shown:
         prompt = comparison.prompt
         corrupted = []
-        for index in comparison.corruptions if prompt.images else ():
+        used = comparison.corruptions if prompt.images else ()
+        labels = tuple(markup.shorten(str(e.corrupt[index]), 40) for index in used)
+        for index in used:
             corruption = e.corrupt[index]
             pixels = corrupted_pixels(
                 prompt, run.prompts.load_image, processing, corruption, index, e.seed
@@ -146,9 +206,23 @@ def _pair_cards(run: Run, shown: Sequence[tuple[Comparison, float]]) -> tuple[re
                 0.0,
                 margin,
                 truth,
+                labels,
             )
         )
     return tuple(cards)
+
+
+def logged_pairs(run: Run) -> list[LoggedPair]:
+    """A few pairs, evenly spread, for the loggers."""
+    shown = [run.comparisons[i] for i in _spread(len(run.comparisons), _NUM_LOGGED)]
+    return [
+        LoggedPair(
+            np.concatenate((card.clean, *card.corrupted), axis=1),
+            f"{card.question}\nchosen: {card.chosen}\nrejected: "
+            + "\nrejected: ".join(card.rejected),
+        )
+        for card in _pair_cards(run, shown, [0.0] * len(shown))
+    ]
 
 
 def _first_image(load_image: Any, processing: Any, images: tuple[str, ...]) -> np.ndarray:
@@ -231,13 +305,14 @@ def _examples(
             truth = old["truth"] if isinstance(old["truth"], str) else ", ".join(old["truth"])
             cards.append(
                 report.ExampleCard(
-                    f"{before.name}: {old['id']}",
+                    str(old["id"]),
                     image,
                     old["question"],
                     truth,
                     old["answer"],
                     new["answer"],
                     verdict,
+                    before.name,
                 )
             )
     return tuple(cards)

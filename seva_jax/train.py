@@ -50,7 +50,7 @@ from seva_jax.objectives import Objective, Supervised
 from seva_jax.optim import Optim
 from seva_jax.pairs import find_pairs
 from seva_jax.processes import gather, join, say, use_compile_cache
-from seva_jax.results import write_run_report
+from seva_jax.results import closing_summary, logged_pairs, write_run_report
 from seva_jax.rollout.run import Asker
 from seva_jax.sharding import variable_shardings
 from seva_jax.step import StepOptions, Variables, merge, split_params
@@ -83,7 +83,7 @@ class Run:
         self.model = make_model(self.assets.config, experiment.compute, lora)
 
     def stages(self) -> None:
-        """Runs what is left to run, then prints the measured table and the report's path."""
+        """Runs what is left to run, then prints what was measured and where the files are."""
         e, stage = self.experiment, self.workdir.stage
         base = fingerprint(e.base, e.seed, e.compute)
         if isinstance(e.base, TrainedBase):
@@ -111,7 +111,8 @@ class Run:
         stage("report", fingerprint(evals, e.report), self.report)
         if e.evals:
             say("\n" + format_table(comparison_rows(*self.results())))
-        say(f"\nreport: {self.workdir.path / 'report.html'}")
+        say("\n" + closing_summary(self))
+        self.workdir.close()
 
     # --- base ---------------------------------------------------------------------------------
 
@@ -262,6 +263,7 @@ class Run:
 
     def align(self) -> str:
         """Trains the adapters and the other trained parts with the objective."""
+        self.workdir.log_pairs(lambda: logged_pairs(self))
         _ = self.aligned
         rows = (r for r in self.workdir.read_metrics() if r["stage"] == "align")
         missing = round(sum(r.get("unreadable", 0) for r in rows))

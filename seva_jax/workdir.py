@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from seva_jax.cli import flatten, to_source
 from seva_jax.data.store import append_lines, read_lines, write_json
 from seva_jax.experiment import Experiment
+from seva_jax.loggers import LoggedPair, LoggedRun, Logger, LogWriter
 from seva_jax.processes import barrier, gather, say
+from seva_jax.terminal import Progress
 from seva_jax.types import DataError
 
 # Fields that change neither results nor files, so they may change between runs.
-_FREE_FIELDS = ("workdir", "mesh", "processes", "report", "train.log_every", "train.save_every")
+_FREE_FIELDS = (
+    "workdir", "mesh", "processes", "report", "loggers", "train.log_every", "train.save_every",
+)  # fmt: skip
 
 
 def fingerprint(*parts: Any) -> str:
@@ -60,11 +62,16 @@ class Workdir:
         path: the directory.
         writes: whether this process writes.
         siblings: work directories of runs that may share stages with this one.
+        loggers: where metrics go beside metrics.jsonl.
+        config: of the run, for the loggers: dotted field names and plain values.
     """
 
     path: Path
     writes: bool
     siblings: tuple[Path, ...] = ()
+    loggers: tuple[Logger, ...] = ()
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    _writers: list[LogWriter] | None = dataclasses.field(default=None, compare=False)
 
     @classmethod
     def open(cls, experiment: Experiment, siblings: Sequence[Path] = ()) -> Workdir:
@@ -78,8 +85,8 @@ class Workdir:
             DataError: it belongs to another config; names the fields with both values.
         """
         path = Path(experiment.workdir)
-        self = cls(path, jax.process_index() == 0, tuple(siblings))
         wanted = json.loads(json.dumps(flatten(experiment)))
+        self = cls(path, jax.process_index() == 0, tuple(siblings), experiment.loggers, wanted)
         config = path / "config.json"
         if config.exists():
             found = json.loads(config.read_text(encoding="utf-8"))
@@ -108,7 +115,10 @@ class Workdir:
         return self
 
     def stages(self) -> dict[str, dict[str, Any]]:
-        """Finished stages by name: fingerprint, seconds, summary."""
+        """Finished stages by name: fingerprint, seconds, devices, summary.
+
+        One that was taken from another run also has "source", that run's directory.
+        """
         return _stages(self.path)
 
     def stage(
@@ -132,7 +142,8 @@ class Workdir:
         start = time.monotonic()
         summary = run()
         seconds = time.monotonic() - start
-        self._finish(name, {"fingerprint": depends_on, "seconds": seconds, "summary": summary})
+        record = {"fingerprint": depends_on, "seconds": seconds, "devices": jax.device_count()}
+        self._finish(name, record | {"summary": summary})
         say(f"■ {name}: {summary} ({seconds:.0f} s)")
 
     def _finish(self, name: str, record: dict[str, Any]) -> None:
@@ -161,7 +172,7 @@ class Workdir:
                 copy = shutil.copytree if (Path(source) / file).is_dir() else shutil.copy
                 copy(Path(source) / file, aside)
                 aside.rename(target)
-        self._finish(name, record)
+        self._finish(name, record | {"source": source})
         say(f"■ {name}: taken from {source} ({record['summary']})")
         return True
 
@@ -169,27 +180,47 @@ class Workdir:
         """See `read_metrics`."""
         return read_metrics(self.path)
 
-    def bar(self, name: str, total: int, unit: str, initial: int = 0) -> tqdm:
-        """A progress bar; silent on all processes but the first."""
-        return tqdm(
-            total=total, initial=initial, desc=name, unit=unit,
-            disable=not self.writes, mininterval=1.0, dynamic_ncols=True,
-        )  # fmt: skip
+    def bar(self, name: str, total: int, unit: str, initial: int = 0) -> Progress:
+        """Progress; silent on all processes but the first. See `Progress`."""
+        return Progress(name, total, unit, initial, self.writes)
 
     @contextlib.contextmanager
     def metrics(self, stage: str) -> Iterator[Callable[[int, dict[str, float]], None]]:
-        """Gives write(step, values): one JSON line and TensorBoard scalars; process 0 only."""
+        """Gives write(step, values): one JSON line, and a row for every logger; process 0 only."""
         if not self.writes:
             yield lambda step, values: None
             return
-        board = SummaryWriter(str(self.path / "tensorboard" / stage))
+        writers = self._open_writers()
 
         def write(step: int, values: dict[str, float]) -> None:
             append_lines(self.path / "metrics.jsonl", [{"stage": stage, "step": step, **values}])
-            for name, value in values.items():
-                board.add_scalar(name, value, step)
+            for writer in writers:
+                writer.scalars(stage, step, values)
 
-        try:
-            yield write
-        finally:
-            board.close()
+        yield write
+
+    def log_pairs(self, pairs: Callable[[], Sequence[LoggedPair]]) -> None:
+        """Shows a few pairs to the loggers, once in a run; process 0 only.
+
+        Args:
+            pairs: makes them; not called when nobody would see them.
+        """
+        if not self.writes or not self.loggers:
+            return
+        if not any(row["stage"] == "align" for row in self.read_metrics()):
+            shown = pairs()
+            for writer in self._open_writers():
+                writer.pairs(shown)
+
+    def _open_writers(self) -> list[LogWriter]:
+        if self._writers is None:
+            rows = read_lines(self.path / "metrics.jsonl") if self.loggers else []
+            run = LoggedRun(self.path, self.config, len(rows))
+            self._writers = [logger.open(run) for logger in self.loggers]
+        return self._writers
+
+    def close(self) -> None:
+        """Ends logging."""
+        for writer in self._writers or ():
+            writer.close()
+        self._writers = None

@@ -15,7 +15,7 @@ PACKAGE = Path(seva_jax.__file__).parent
 # rows above its own, never one of its own row or below.
 LAYERS = (
     "types",  # the nouns
-    "corrupt objectives text images sharding processes report",  # leaves: know the nouns only
+    "corrupt objectives text images sharding processes report loggers terminal",  # leaves
     "models data optim",  # networks; rows and files; updates
     "step convert pairs worlds evals",  # the maths; weights; comparisons; prompts with truth
     "checkpoint memory flops rollout base_model",  # what a stage of a run is made of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import html.parser
 import io
 import itertools
@@ -12,6 +13,7 @@ import re
 
 import numpy as np
 import pytest
+from helpers_report import photo_HWC, photo_pairs
 from PIL import Image
 
 from seva_jax.report import (
@@ -26,7 +28,6 @@ from seva_jax.report import (
     Stage,
     charts,
     document,
-    gallery,
     page,
     pictures,
     render,
@@ -45,11 +46,12 @@ PAYLOADS = (
     "--><svg/onload=alert(1)><a href=javascript:alert(1)>x</a><!--",
     "&lt;script&gt;alert(1)&lt;/script&gt; &#60;b&#62; ]]>",
 )
-# All the page is made of. Nothing here can run, load or submit anything.
+# All the page is made of. Nothing here can load anything; the only script is the page's own.
 TAGS = re.compile(
     "html|head|meta|title|link|style|body|header|main|footer|section|nav|article|figure|figcaption"
     "|h1|h2|h3|p|ul|li|dl|dt|dd|div|span|b|small|a|mark|del|img|svg|path|circle|rect|text|table"
-    "|caption|thead|tbody|tr|th|td|fieldset|legend|label|input|details|summary"
+    "|caption|thead|tbody|tr|th|td|fieldset|legend|label|input|details|summary|form|select|option"
+    "|output|button|script"
 )
 
 
@@ -85,8 +87,9 @@ class Page(html.parser.HTMLParser):
         return [attrs for name, attrs in self.tags if name == tag]
 
     def shape(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Tags and attribute names, without the word marks."""
-        return [(tag, tuple(attrs)) for tag, attrs in self.tags if tag not in ("mark", "del")]
+        """Tags and attribute names, without word marks and the menus that depend on lengths."""
+        left_out = ("mark", "del", "label", "select", "option")
+        return [(tag, tuple(attrs)) for tag, attrs in self.tags if tag not in left_out]
 
 
 def image_HWC(seed: int = 0, side: int = 32) -> np.ndarray:
@@ -190,14 +193,20 @@ def test_control_characters_and_lone_surrogates_are_replaced():
     text.encode("utf-8")
 
 
-def test_policy_forbids_scripts_and_network():
+def test_policy_forbids_other_scripts_and_network():
     text = render(full())
     policy = Page(text).all("meta")[1]
     assert policy["http-equiv"] == "Content-Security-Policy"
-    assert policy["content"] == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy["content"] == (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'"
+    )
     assert text.index("Content-Security-Policy") < text.index("<style>")
-    markup = re.sub(r"base64,[^\"]+", "", text)
-    assert not re.search(r"https?:|//|url\(|@import|<script", markup)
+    markup = re.sub(r"base64,[^\"]+", "", text).replace(script, "")
+    assert not re.search(r"https?:|//|url\(|@import", markup)
+    assert not re.search(r"https?:|url\(|import|fetch|XMLHttp|innerHTML|eval", script)
 
 
 # Content
@@ -269,17 +278,37 @@ def test_examples_that_changed_come_first():
         for i, verdict in enumerate(verdicts)
     )
     text = render(ReportData("t", "", examples=cards))
-    order = re.findall(r'<article class="card (\w+)"', text)
+    order = re.findall(r'<article class="card (\w+)" ', text)
     assert order == ["better", "better", "worse", "changed", "same", "same"]
     assert re.findall(r'<p class="id">(\d)</p>', text) == ["3", "5", "2", "1", "0", "4"]
 
 
-def test_every_filter_has_a_rule():
-    text = render(full())
-    values = {attrs["value"] for attrs in Page(text).all("input")} - {"all"}
-    assert values == {"better", "same", "up", "down"}
-    for value in (*gallery.VERDICT_WORDS, *gallery.MOVE_WORDS):
-        assert f'[value="{value}"]:checked) .card:not(.{value})' in document.CSS
+def test_filters_know_every_value_their_cards_have():
+    pair = dataclasses.replace(full().pairs[0], corruptions=("noise",))
+    other = dataclasses.replace(
+        full().pairs[1], corruptions=("blur", "noise"), chosen="word " * 70, rejected=("x", "y")
+    )
+    data = dataclasses.replace(full(), pairs=(pair, other, other))
+    parsed = Page(render(data))
+    cards = [attrs for attrs in parsed.all("article") if "data-move" in attrs]
+    assert [attrs["data-corruption"] for attrs in cards] == ["0", "1 0", "1 0"]
+    assert [attrs["data-length"] for attrs in cards] == ["0", "3", "3"]
+    assert [attrs["data-difference"] for attrs in cards] == ["0", "2", "2"]
+    offered = {
+        (attrs["data-facet"], attrs["value"])
+        for attrs in (*parsed.all("option"), *parsed.all("input"))
+        if attrs.get("value")
+    }
+    held = {
+        (name.removeprefix("data-"), value)
+        for attrs in parsed.all("article")
+        for name, values in attrs.items()
+        if name.startswith("data-")
+        for value in values.split()
+    }
+    assert offered == held - {("evaluation", "0")}  # a menu of one entry filters nothing
+    for text in ("noise (3)", "blur (2)", "over 60 words (2)", "Margin rose 1"):
+        assert text in parsed.text
 
 
 def test_funnel_adds_up_and_bars_have_right_lengths():
@@ -347,36 +376,10 @@ def test_marking_keeps_every_character():
 # Pictures and size
 
 
-def photo_HWC(rng: np.random.Generator) -> np.ndarray:
-    """A 336 px stand-in for a photograph: soft shapes with fine texture."""
-    coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
-    smooth_HWC = np.asarray(coarse.resize((336, 336), Image.Resampling.BICUBIC), np.float32)
-    return np.clip(smooth_HWC + rng.normal(0, 8, smooth_HWC.shape), 0, 255).astype(np.uint8)
-
-
 def test_a_thousand_photo_pairs_stay_under_15_mb(monkeypatch):
-    # 200 pairs in a fifth of the size.
+    # 200 pairs in a fifth of the size; test_report_browser.py has all thousand.
     monkeypatch.setattr(pictures, "PAGE_BYTES", pictures.PAGE_BYTES // 5)
-    rng = np.random.default_rng(0)
-    answer = "The picture shows a person who stands beside a table with two red cups. " * 8
-    pairs = []
-    cleans = [photo_HWC(rng) for _ in range(20)]
-    noises = [np.clip(clean * 0.5 + rng.normal(64, 60, clean.shape), 0, 255) for clean in cleans]
-    for index in range(200):
-        rejected = answer.replace("red", "blue").replace("person", f"dog {index}")
-        pairs.append(
-            PairCard(
-                f"textvqa/{index:06d}",
-                "Describe this image in detail.",
-                cleans[index % 20],
-                (noises[index % 20].astype(np.uint8),),
-                answer,
-                (rejected,),
-                0.0,
-                1.0,
-            )
-        )
-    text = render(ReportData("t", "", pairs=tuple(pairs), pairs_total=200))
+    text = render(ReportData("t", "", pairs=photo_pairs(200), pairs_total=200))
     assert len(text.encode()) < 15_000_000 / 5
     urls = [attrs["src"] for attrs in Page(text).all("img")]
     assert len(urls) == 400
@@ -396,7 +399,7 @@ def test_small_images_are_exact_and_larger_ones_are_thumbnails():
     wide_HWC = photo_HWC(np.random.default_rng(0))[:168]
     url = thumbnails.data_url(wide_HWC)
     assert url.startswith("data:image/jpeg")
-    assert decoded(url).size == (224, 112)
+    assert decoded(url).size == (336, 168)
     assert len(url) <= pictures.MAX_IMAGE_CHARS
     # Without room even for the smallest thumbnail there still is a picture.
     assert decoded(pictures.Thumbnails(-5).data_url(wide_HWC)).size == (64, 32)

@@ -97,7 +97,6 @@ def test_the_whole_run_resumes_and_refuses(tmp_path, monkeypatch, four_devices, 
     folder = tmp_path / "whole"
     for name in ("config.py", "config.json", "pairs.array_record", "metrics.jsonl", "report.html"):
         assert (folder / name).exists(), name
-    assert list((folder / "tensorboard").rglob("events.*"))
     rows = [r for r in whole.workdir.read_metrics() if r["stage"] == "align"]
     assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
     # Half of the comparisons have two rejected answers, so the loss starts between log 2 and 3.

@@ -239,15 +239,6 @@ def test_metrics_are_on_disk_row_by_row(experiment):
     assert [r["step"] for r in workdir.read_metrics()] == [1, 2]
 
 
-def test_tensorboard_has_the_same_numbers(experiment):
-    """One event file a stage, with the names of the metrics in it."""
-    workdir = Workdir.open(experiment)
-    with workdir.metrics("align") as write:
-        write(3, {"rewards/margins": 0.5})
-    (events,) = (workdir.path / "tensorboard" / "align").glob("events.out.tfevents.*")
-    assert b"rewards/margins" in events.read_bytes()
-
-
 def test_a_process_that_does_not_write_leaves_no_trace(experiment, tmp_path):
     """Only process 0 writes; the others run the same code."""
     other = Workdir(tmp_path / "other", writes=False)

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from tqdm import tqdm
 
 from seva_jax.convert.files import data_start, encode, new_directory
 from seva_jax.convert.load import Tensor, read_headers
 from seva_jax.convert.original import read_json
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, Row
+from seva_jax.terminal import Progress
 
 # Weights in other formats, and the indices of such: not copied, since they would be the old ones.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".gguf")
@@ -58,7 +58,7 @@ def patched_copy(source: Source, out: Path) -> str:
         if inside or moved:
             files |= {path: folder / path.name for path in _copied(source.tower, tensors)}
     with new_directory(out, sum(path.stat().st_size for path in files)) as scratch:
-        with tqdm(total=len(files), desc="copy", unit="file") as bar:
+        with Progress("copy", len(files), "file") as bar:
             for path, name in files.items():
                 (scratch / name).parent.mkdir(exist_ok=True, parents=True)
                 shutil.copyfile(path, scratch / name)
@@ -68,7 +68,7 @@ def patched_copy(source: Source, out: Path) -> str:
             write_json(scratch / "config.json", fields)
         starts = {path: data_start(path) for path in {t.path for t in tensors.values()}}
         num = 0
-        with tqdm(total=len(changed), desc="merge", unit="tensor") as bar:
+        with Progress("merge", len(changed), "tensor") as bar:
             for row in changed:
                 for name, values in merged(source, row, tensors):
                     num += 1

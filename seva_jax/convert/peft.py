@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tqdm import tqdm
-
 from seva_jax.convert.files import SafetensorsWriter, new_directory, num_bytes
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import TABLE
+from seva_jax.terminal import Progress
 from seva_jax.types import DataError
 
 _PREFIX = "base_model.model.model."  # PeftModel -> LoraModel -> LlavaForConditionalGeneration
@@ -71,7 +70,7 @@ def to_peft(source: Source, out: Path) -> str:
         "modules_to_save": [_PROJECTOR] if whole else None,
     }
     with new_directory(out, sum(num_bytes(*x) for x in shapes.values())) as scratch:
-        bar = tqdm(total=len(shapes), desc="write", unit="tensor")
+        bar = Progress("write", len(shapes), "tensor")
         with bar, SafetensorsWriter(scratch / "adapter_model.safetensors", shapes) as writer:
             for path, theirs in names.items():
                 (values,) = source.read([path])

@@ -9,11 +9,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from seva_jax.convert.export import other_files, write_json
 from seva_jax.convert.files import new_directory
 from seva_jax.convert.original import read_json
+from seva_jax.terminal import Progress
 from seva_jax.types import DataError
 
 _INDEX = "pytorch_model.bin.index.json"
@@ -48,10 +47,12 @@ def from_bin(directory: Path, out: Path) -> str:
     with new_directory(out, sum(path.stat().st_size for path in files)) as scratch:
         for path in other_files(directory):
             shutil.copyfile(path, scratch / path.name)
-        for path in tqdm(files, desc="convert", unit="file"):
-            tensors = _read(torch, path)
-            num += len(tensors)
-            save_file(tensors, scratch / names[path.name], metadata={"format": "pt"})
+        with Progress("convert", len(files), "file") as progress:
+            for path in files:
+                tensors = _read(torch, path)
+                num += len(tensors)
+                save_file(tensors, scratch / names[path.name], metadata={"format": "pt"})
+                progress.update()
         if index is not None:
             try:
                 weight_map = {key: names[file] for key, file in index["weight_map"].items()}

@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from seva_jax.convert.export import (
     TOWER,
@@ -36,6 +35,7 @@ from seva_jax.convert.source import Source
 from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, original
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import Llava, LlavaConfig, abstract_params
+from seva_jax.terminal import Progress
 from seva_jax.text.templates import VICUNA_V1
 from seva_jax.text.tokenizer import load_tokenizer
 
@@ -50,6 +50,7 @@ _CHAT = (
     "{%% for part in message['content'] %%}{{ part['text'] }}{%% endfor %%}{{ '</s>' }}"
     "{%% endif %%}{%% endfor %%}{%% if add_generation_prompt %%}{{ '%s:' }}{%% endif %%}"
 )
+
 # Files that both layouts have but that say something else in the other one.
 _LAYOUT_FILES = ("config.json", "processor_config.json", "preprocessor_config.json")
 
@@ -256,7 +257,7 @@ def _rewrite(
                 index = {"metadata": {"total_size": total}, "weight_map": weight_map}
                 path = scratch / folder / "model.safetensors.index.json"
                 path.write_text(json.dumps(index, indent=2), encoding="utf-8")
-        bar = stack.enter_context(tqdm(total=len(tensors), desc="write", unit="tensor"))
+        bar = stack.enter_context(Progress("write", len(tensors), "tensor"))
         done = set()
         for row in TABLE:
             if changes(source, row):

@@ -119,6 +119,8 @@ class PairCard:
             0 when the reference is the model before training.
         margin_after: the same for the trained model.
         truth: the correct answer, "" when nobody knows it.
+        corruptions: what made each corrupted image, in a few words; as many as `corrupted`, or
+            none when nobody knows.
     """
 
     id: str
@@ -130,8 +132,14 @@ class PairCard:
     margin_before: float
     margin_after: float
     truth: str = ""
+    corruptions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.corruptions and len(self.corruptions) != len(self.corrupted):
+            raise DataError(
+                f"pair {self.id!r}: {len(self.corruptions)} names of corruptions for "
+                f"{len(self.corrupted)} corrupted images; give one for each, or none"
+            )
         _check_image(self.clean, f"pair {self.id!r}, clean")
         for index, image_HWC in enumerate(self.corrupted):
             _check_image(image_HWC, f"pair {self.id!r}, corrupted[{index}]")
@@ -189,6 +197,7 @@ class ExampleCard:
         aligned_answer: answer after training.
         verdict: "better" or "worse" where scoring says so; "changed" where the answer differs
             without being either; "same" otherwise.
+        evaluation: the evaluation it belongs to, "" when there is only one.
     """
 
     id: str
@@ -198,6 +207,7 @@ class ExampleCard:
     base_answer: str
     aligned_answer: str
     verdict: Verdict
+    evaluation: str = ""
 
     def __post_init__(self) -> None:
         _check_image(self.image, f"example {self.id!r}, image")

@@ -1,4 +1,4 @@
-"""Marks the words in which answers differ.
+"""Marks and counts the words in which answers differ.
 
 What lives here: the word-level comparison of two or more answers and its HTML. What does not: the
 cards the answers stand in (`gallery.py`).
@@ -30,22 +30,54 @@ def mark_differences(chosen: str, rejected: tuple[str, ...]) -> tuple[str, tuple
     ('a <mark>red</mark> circle', ('a <del>blue</del> circle',))
     """
     chosen_tokens = _TOKEN.findall(chosen)
-    chosen_words = _words(chosen_tokens)
     chosen_only: set[int] = set()
     rejected_html = []
     for answer in rejected:
         tokens = _TOKEN.findall(answer)
-        words = _words(tokens)
-        matcher = difflib.SequenceMatcher(
-            None, [word for _, word in chosen_words], [word for _, word in words], autojunk=False
-        )
-        answer_only: set[int] = set()
-        for tag, left, left_end, right, right_end in matcher.get_opcodes():
-            if tag != "equal":
-                chosen_only.update(index for index, _ in chosen_words[left:left_end])
-                answer_only.update(index for index, _ in words[right:right_end])
+        only, answer_only = _compare(chosen_tokens, tokens)
+        chosen_only |= only
         rejected_html.append(_wrap(tokens, answer_only, "del"))
     return _wrap(chosen_tokens, chosen_only, "mark"), tuple(rejected_html)
+
+
+def difference(chosen: str, rejected: tuple[str, ...]) -> float:
+    """Share of all words of both answers that only one has, 0 to 1; the mean over `rejected`.
+
+    >>> difference("a red circle", ("a blue circle", "a red circle"))
+    0.16666666666666666
+    """
+    tokens = _TOKEN.findall(chosen)
+    shares = []
+    for answer in rejected:
+        theirs = _TOKEN.findall(answer)
+        left, right = _compare(tokens, theirs)
+        total = len(_words(tokens)) + len(_words(theirs))
+        shares.append((len(left) + len(right)) / max(total, 1))
+    return sum(shares) / max(len(shares), 1)
+
+
+def num_words(text: str) -> int:
+    """Words of a text, without punctuation; a character of a script without spaces is a word.
+
+    >>> num_words("It's a red circle, I think.")
+    6
+    """
+    return sum(token[0].isalnum() for token in _TOKEN.findall(text))
+
+
+def _compare(left: list[str], right: list[str]) -> tuple[set[int], set[int]]:
+    """Indices of the tokens that only the left, and only the right list has."""
+    left_words, right_words = _words(left), _words(right)
+    matcher = difflib.SequenceMatcher(
+        None, [word for _, word in left_words], [word for _, word in right_words], autojunk=False
+    )
+    left_only: set[int] = set()
+    right_only: set[int] = set()
+    for tag, start, end, other_start, other_end in matcher.get_opcodes():
+        if tag != "equal":
+            left_only.update(index for index, _ in left_words[start:end])
+            right_only.update(index for index, _ in right_words[other_start:other_end])
+    return left_only, right_only
 
 
 def _words(tokens: list[str]) -> list[tuple[int, str]]:

@@ -5,6 +5,8 @@ What lives here: `document`, `write_html`, `data_table`. What does not: what the
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +14,19 @@ from pathlib import Path
 from seva_jax.report.markup import esc
 
 CSS = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+SCRIPT = Path(__file__).with_name("script.js").read_text(encoding="utf-8")
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def document(
-    title: str, subtitle: str, what: str, first: str, sections: Sequence[tuple[str, str, str]]
+    title: str,
+    subtitle: str,
+    what: str,
+    first: str,
+    sections: Sequence[tuple[str, str, str]],
+    script: str = "",
 ) -> str:
-    """A page as HTML.
+    """A page as HTML. It loads nothing, and its policy lets only `script` run, by its hash.
 
     Args:
         title: heading.
@@ -26,7 +34,12 @@ def document(
         what: what the page is, one sentence.
         first: HTML before the sections, not listed among the links.
         sections: (id, name, HTML) in reading order.
+        script: JavaScript of the page itself; empty for a page without any.
     """
+    policy, scripted = POLICY, ""
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode()
+        policy, scripted = f"{POLICY}; script-src 'sha256-{digest}'", f"<script>{script}</script>\n"
     links = "".join(f'<li><a href="#{key}">{name}</a></li>' for key, name, _ in sections)
     body = "".join(
         f'<section id="{key}" aria-labelledby="{key}-title">'
@@ -36,7 +49,7 @@ def document(
     under = f'<p class="subtitle" dir="auto">{esc(subtitle)}</p>' if subtitle else ""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{esc(title)}</title>\n"
@@ -46,8 +59,8 @@ def document(
         f'<p class="what">{esc(what)}</p>'
         f'<nav aria-label="Sections"><ul>{links}</ul></nav></header>\n<main>\n'
         f"{first}{body}</main>\n"
-        "<footer><p>Written by seva_jax. Everything is inside this file: it runs no script and "
-        "loads nothing.</p></footer>\n</body>\n</html>\n"
+        "<footer><p>Written by seva_jax. Everything is inside this file: it loads nothing.</p>"
+        f"</footer>\n{scripted}</body>\n</html>\n"
     )
 
 

@@ -1,6 +1,6 @@
 """The cards with pictures: answers before and after, and preference pairs.
 
-What lives here: the markup of both galleries and their script-free filters. What does not: image
+What lives here: the markup of both galleries. What does not: their filters (`filters.py`), image
 encoding (`pictures.py`), word marking (`diff.py`), the page around them (`page.py`).
 """
 
@@ -13,11 +13,18 @@ import numpy as np
 
 from seva_jax.report import charts
 from seva_jax.report.data import ExampleCard, PairCard
-from seva_jax.report.diff import mark_differences
+from seva_jax.report.diff import difference, mark_differences, num_words
+from seva_jax.report.filters import (
+    Facet,
+    difference_facet,
+    filter_form,
+    label_facet,
+    length_facet,
+)
 from seva_jax.report.markup import count_of, esc, number, shorten
 from seva_jax.report.pictures import Album, is_tiny
 
-# In the order shown. style.css hides the cards whose class is not the checked filter's value.
+# In the order shown.
 VERDICT_WORDS = {
     "better": "Better",
     "worse": "Worse",
@@ -32,41 +39,58 @@ def examples_gallery(examples: Sequence[ExampleCard], album: Album) -> str:
     """Filters and cards of the examples, changed for better or worse first."""
     order = list(VERDICT_WORDS)
     ranked = sorted(examples, key=lambda card: order.index(card.verdict))
-    filters = _filters("examples", VERDICT_WORDS, [card.verdict for card in ranked])
-    cards = "".join(example_card(card, album) for card in ranked)
+    verdicts = Facet("verdict", "Verdict", VERDICT_WORDS, tuple((c.verdict,) for c in ranked))
+    evaluations = label_facet("evaluation", "Evaluation", [(c.evaluation,) for c in ranked])
+    cards = "".join(
+        example_card(card, album, _attributes((verdicts, evaluations), index))
+        for index, card in enumerate(ranked)
+    )
+    filters = filter_form("examples", verdicts, (evaluations,))
     return f'{filters}<div class="cards examples">{cards}</div>'
 
 
-def example_card(card: ExampleCard, album: Album) -> str:
-    """One question with the answers of both models."""
+def _attributes(facets: Sequence[Facet], card: int) -> str:
+    return "".join(facet.attribute(card) for facet in facets)
+
+
+def example_card(card: ExampleCard, album: Album, attributes: str) -> str:
+    """One question with the answers of both models; `attributes` are for the filters."""
     after, (before,) = mark_differences(card.aligned_answer, (card.base_answer,))
     alt = f"Picture asked about: {shorten(card.question, 100)}"
+    where = f"{card.evaluation}: {card.id}" if card.evaluation else card.id
     answers = [
         ("Truth", esc(card.truth), "truth") if card.truth else None,
         ("Before", before, "rejected"),
         ("After", after, "chosen"),
     ]
     return (
-        f'<article class="card {card.verdict}">'
+        f'<article class="card {card.verdict}"{attributes}>'
         f"<figure>{_image(card.image, alt, album)}</figure>"
         f'<div class="body"><p class="badge {card.verdict}">{VERDICT_WORDS[card.verdict]}</p>'
         f"{_question(card.question)}{_answers([one for one in answers if one])}"
-        f'<p class="id">{esc(card.id)}</p></div></article>'
+        f'<p class="id">{esc(where)}</p></div></article>'
     )
 
 
 def pairs_gallery(pairs: Sequence[PairCard], album: Album) -> str:
     """Filters and cards of the pairs, in the order given."""
-    moves = [move(card) for card in pairs]
+    moves = Facet("move", "Margin", MOVE_WORDS, tuple((move(card),) for card in pairs))
+    facets = (
+        label_facet("corruption", "Corruption", [card.corruptions for card in pairs]),
+        length_facet([num_words(card.chosen) for card in pairs]),
+        difference_facet([difference(card.chosen, card.rejected) for card in pairs]),
+    )
     margins = [abs(m) for card in pairs for m in (card.margin_before, card.margin_after)]
     extent = charts.round_up(max((m for m in margins if math.isfinite(m)), default=0.0))
     decimals = 3 if extent < 0.1 else 2
-    cards = "".join(pair_card(card, album, extent, decimals) for card in pairs)
-    filters = _filters("pairs", MOVE_WORDS, moves)
-    return f'{filters}<div class="cards pairs">{cards}</div>'
+    cards = "".join(
+        pair_card(card, album, extent, decimals, _attributes((moves, *facets), index))
+        for index, card in enumerate(pairs)
+    )
+    return f'{filter_form("pairs", moves, facets)}<div class="cards pairs">{cards}</div>'
 
 
-def pair_card(card: PairCard, album: Album, extent: float, decimals: int) -> str:
+def pair_card(card: PairCard, album: Album, extent: float, decimals: int, attributes: str) -> str:
     """One preference pair.
 
     Args:
@@ -74,15 +98,17 @@ def pair_card(card: PairCard, album: Album, extent: float, decimals: int) -> str
         album: takes its images.
         extent: ends of the margin axis, the same for every card of a page.
         decimals: of the printed margins.
+        attributes: for the filters.
     """
     chosen, rejected = mark_differences(card.chosen, card.rejected)
     asked = shorten(card.question, 100)
-    pictures = [(card.clean, "Clean", f"Clean image for: {asked}")]
+    pictures = [(card.clean, "Clean", f"Clean, for: {asked}")]
     for index, image_HWC in enumerate(card.corrupted):
         name = _numbered("Corrupted", index, len(card.corrupted))
-        pictures.append((image_HWC, name, f"{name} image for: {asked}"))
+        how = f"{name}: {card.corruptions[index]}" if card.corruptions else name
+        pictures.append((image_HWC, how, f"{how}, for: {asked}"))
     figures = "".join(
-        f"<figure>{_image(image_HWC, alt, album)}<figcaption>{name}</figcaption></figure>"
+        f"<figure>{_image(image_HWC, alt, album)}<figcaption>{esc(name)}</figcaption></figure>"
         for image_HWC, name, alt in pictures
     )
     layout = "pictures many" if len(pictures) > 2 else "pictures"
@@ -94,7 +120,7 @@ def pair_card(card: PairCard, album: Album, extent: float, decimals: int) -> str
     after = number(card.margin_after, decimals, signed=True)
     strip = charts.margin_strip(card.margin_before, card.margin_after, extent)
     return (
-        f'<article class="card {move(card)}"><div class="{layout}">{figures}</div>'
+        f'<article class="card"{attributes}><div class="{layout}">{figures}</div>'
         f'<div class="body">{_question(card.question)}{_answers(answers)}'
         f'<div class="margins"><p>Reward margin <b>{before}</b> before, <b>{after}</b> after</p>'
         f"{strip}</div>"
@@ -106,21 +132,6 @@ def move(card: PairCard) -> str:
     """Which way the margin went: "up", "down" or, also when not measured, "flat"."""
     change = card.margin_after - card.margin_before
     return "up" if change > 0 else "down" if change < 0 else "flat"
-
-
-def _filters(group: str, words: dict[str, str], values: Sequence[str]) -> str:
-    """Radio buttons that style.css turns into filters; none when there is nothing to filter."""
-    present = [value for value in words if value in values]
-    if len(present) < 2:
-        return ""
-    options = [("all", "All", len(values))]
-    options += [(value, words[value], values.count(value)) for value in present]
-    labels = "".join(
-        f'<label><input type="radio" name="{group}" value="{value}"'
-        f"{' checked' if value == 'all' else ''}>{word} <span>{count:,}</span></label>"
-        for value, word, count in options
-    )
-    return f'<fieldset class="filters"><legend>Show</legend>{labels}</fieldset>'
 
 
 def _question(question: str) -> str:
@@ -145,9 +156,10 @@ def _answers(answers: Sequence[tuple[str, str, str]]) -> str:
 def _image(image_HWC: np.ndarray, alt: str, album: Album) -> str:
     style = ' class="tiny"' if is_tiny(image_HWC) else ""
     height, width = image_HWC.shape[:2]
-    return (
+    return (  # a button, so that the keyboard reaches it; the script enables and enlarges it
+        '<button type="button" class="zoom" aria-haspopup="dialog" disabled>'
         f'<img src="{album.add(image_HWC)}" alt="{esc(alt)}" width="{width}" '
-        f'height="{height}" decoding="async"{style}>'
+        f'height="{height}" loading="lazy" decoding="async"{style}></button>'
     )
 
 

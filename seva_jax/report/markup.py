@@ -82,10 +82,10 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def count_of(count: int, noun: str) -> str:
-    """A count with its noun.
+def count_of(count: int, noun: str, ending: str = "s") -> str:
+    """A count with its noun, which takes `ending` in the plural.
 
     >>> count_of(1, "pair"), count_of(1200, "pair")
     ('1 pair', '1,200 pairs')
     """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return f"{count:,} {noun}{'' if count == 1 else ending}"

@@ -2,8 +2,9 @@
 
 What lives here: `render`, `write_report` and the page's sections, top to bottom in reading order.
 What does not: the frame (`document.py`), charts (`charts.py`), picture cards (`gallery.py`), the
-style sheet (`style.css`), and collecting the data from a run. The page needs no script and no
-network: its Content-Security-Policy forbids both, and every text passes through `markup.esc`.
+style sheet (`style.css`), its behaviour (`script.js`), and collecting the data from a run. Its
+Content-Security-Policy forbids the network and every script but its own, and every text passes
+through `markup.esc`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from seva_jax.report import charts, gallery
 from seva_jax.report.data import Drop, EvalRow, Interval, PairCard, ReportData, Stage
-from seva_jax.report.document import document, write_html
+from seva_jax.report.document import SCRIPT, document, write_html
 from seva_jax.report.markup import count_of, decimals_for, duration, esc, number, percent
 from seva_jax.report.pictures import Album
 
@@ -39,7 +40,9 @@ def render(data: ReportData) -> str:
         ("config", "Configuration", _config(data.config)),
         ("stages", "Stages and times", _stages(data.stages)),
     ]
-    return album.fill(document(data.title, data.subtitle, WHAT_THIS_IS, _glance(data), sections))
+    return album.fill(
+        document(data.title, data.subtitle, WHAT_THIS_IS, _glance(data), sections, SCRIPT)
+    )
 
 
 def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:

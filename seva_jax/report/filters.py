@@ -1,0 +1,111 @@
+"""The controls over a gallery: what its cards can be filtered by.
+
+What lives here: `Facet`, `filter_form`, and the facets that are measured on answers. What does
+not: the filtering itself (`script.js`) and the cards (`gallery.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from seva_jax.report.markup import esc
+
+LENGTHS = ((3, "up to 3 words"), (20, "4 to 20 words"), (60, "21 to 60 words"))
+DIFFERENCES = ((0.25, "up to a quarter"), (0.5, "up to a half"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Facet:
+    """One property of the cards of a gallery.
+
+    Attributes:
+        key: name of the cards' data attribute; lower-case letters.
+        label: for people.
+        words: values in the order shown, with their words.
+        values: for each card the values it has; a card has them as `data-key="value value"`.
+    """
+
+    key: str
+    label: str
+    words: dict[str, str]
+    values: tuple[tuple[str, ...], ...]
+
+    def attribute(self, card: int) -> str:
+        """The attribute of one card, with a leading blank."""
+        return f' data-{self.key}="{esc(" ".join(self.values[card]))}"'
+
+    def counts(self) -> dict[str, int]:
+        """How many cards have each value, without values that no card has."""
+        found = {value: sum(value in held for held in self.values) for value in self.words}
+        return {value: count for value, count in found.items() if count}
+
+
+def length_facet(num_words: Sequence[int]) -> Facet:
+    """Cards by the length of their chosen answer, in words."""
+    words = {str(index): text for index, (_, text) in enumerate(LENGTHS)}
+    words[str(len(LENGTHS))] = f"over {LENGTHS[-1][0]} words"
+    held = tuple((_bucket(number, LENGTHS),) for number in num_words)
+    return Facet("length", "Chosen answer", words, held)
+
+
+def difference_facet(shares: Sequence[float]) -> Facet:
+    """Cards by the share of words in which their answers differ, 0 to 1."""
+    words = {str(index): f"{text} of the words" for index, (_, text) in enumerate(DIFFERENCES)}
+    words[str(len(DIFFERENCES))] = "most words"
+    return Facet(
+        "difference", "Answers differ in", words, tuple((_bucket(s, DIFFERENCES),) for s in shares)
+    )
+
+
+def label_facet(key: str, label: str, labels: Sequence[Sequence[str]]) -> Facet:
+    """Cards by texts that come with the data, in order of appearance."""
+    index = {text: str(i) for i, text in enumerate(dict.fromkeys(t for one in labels for t in one))}
+    held = tuple(tuple(index[text] for text in one) for one in labels)
+    return Facet(key, label, {value: text for text, value in index.items()}, held)
+
+
+def filter_form(group: str, main: Facet, others: Sequence[Facet]) -> str:
+    """The controls as HTML, hidden until the script is there; none for a single card.
+
+    Args:
+        group: name of the gallery, unique on the page.
+        main: shown as buttons; the others are menus, left out where all cards are alike.
+        others: further facets.
+    """
+    if len(main.values) < 2:
+        return ""
+    counts = main.counts()
+    buttons = "".join(
+        f'<label><input type="radio" name="{group}" data-facet="{main.key}" value="{value}"'
+        f"{'' if value else ' checked'}>{word} <span>{count:,}</span></label>"
+        for value, word, count in [
+            ("", "All", len(main.values)),
+            *((value, main.words[value], count) for value, count in counts.items()),
+        ]
+    )
+    menus = "".join(_menu(facet) for facet in others if len(facet.counts()) > 1)
+    # A facet stands on options as it does on radio buttons: the script looks at what is checked.
+    return (
+        f'<form class="filters" role="search" aria-label="Filter {group}" hidden>'
+        f'<fieldset><legend>Show</legend>{buttons}</fieldset><div class="menus">{menus}'
+        '<label class="menu">Text <input type="search" placeholder="question, answer or id">'
+        "</label>"
+        '<button type="reset">Clear</button><output></output></div></form>'
+    )
+
+
+def _menu(facet: Facet) -> str:
+    options = "".join(
+        f'<option data-facet="{facet.key}" value="{value}">{esc(facet.words[value])} '
+        f"({count:,})</option>"
+        for value, count in facet.counts().items()
+    )
+    return (
+        f'<label class="menu">{esc(facet.label)} <select><option value="">any</option>'
+        f"{options}</select></label>"
+    )
+
+
+def _bucket(number: float, ends: Sequence[tuple[float, str]]) -> str:
+    return str(sum(number > end for end, _ in ends))

@@ -1,0 +1,103 @@
+"""What a person sees while something runs: a bar in a terminal, plain lines everywhere else.
+
+What lives here: `Progress`. What does not: banners of stages (`workdir.py`), single lines
+(`processes.say`).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+EVERY_S = 30.0  # between plain lines, so that the log of a day stays readable
+
+
+class Progress:
+    """Counts what is done and shows it with rate and remaining time.
+
+    In a terminal it is one line that moves. A file or a pipe gets a whole line now and then and
+    one at the end, without carriage returns.
+
+    Args:
+        name: what is being done.
+        total: how many there are.
+        unit: what is counted, in the singular.
+        initial: how many were done before; they do not count towards the rate.
+        shown: False shows nothing, for all processes but the first.
+    """
+
+    def __init__(
+        self, name: str, total: int, unit: str, initial: int = 0, shown: bool = True
+    ) -> None:
+        self.name, self.total, self.unit, self.initial = name, total, unit, initial
+        self.done = initial
+        self._values: dict[str, float] = {}
+        self._shown = shown
+        self._start = self._printed_s = time.monotonic()
+        self._printed_at = -1
+        self._bar = None
+        if shown and sys.stdout.isatty():
+            self._bar = tqdm(
+                total=total, initial=initial, desc=name, unit=unit, file=sys.stdout,
+                mininterval=0.5, dynamic_ncols=True,
+            )  # fmt: skip
+
+    def update(self, count: int = 1, **values: float) -> None:
+        """Counts `count` more.
+
+        Args:
+            count: how many more are done.
+            **values: numbers shown behind the progress until others take their place.
+        """
+        self.done += count
+        self._values |= values
+        if self._bar is not None:
+            if values:
+                shown = {name: f"{value:.3f}" for name, value in self._values.items()}
+                self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(count)
+        elif self._shown and time.monotonic() - self._printed_s >= EVERY_S:
+            self._print()
+
+    def line(self) -> str:
+        """The present state as a plain line."""
+        seconds = time.monotonic() - self._start
+        rate = (self.done - self.initial) / seconds if seconds > 0 else 0.0
+        share = f" ({100 * self.done // self.total}%)" if self.total else ""
+        parts = [f"{self.name}: {self.done:,} of {self.total:,} {self.unit}s{share}"]
+        parts.append(f"{tqdm.format_interval(seconds)} so far")
+        if rate > 0 and self.done < self.total:
+            parts.append(f"{tqdm.format_interval((self.total - self.done) / rate)} left")
+        if rate > 0:
+            slow = rate < 1
+            parts.append(
+                f"{1 / rate:.1f} s a {self.unit}" if slow else f"{rate:,.1f} {self.unit}s/s"
+            )
+        return ", ".join(parts + [f"{name} {value:.3f}" for name, value in self._values.items()])
+
+    def _print(self) -> None:
+        print(self.line(), flush=True)
+        self._printed_s, self._printed_at = time.monotonic(), self.done
+
+    def close(self) -> None:
+        """Shows the last state for good; further calls do nothing."""
+        if self._bar is not None:
+            self._bar.close()
+        elif self._shown and self.done != self._printed_at and self.done > self.initial:
+            self._print()
+        self._shown, self._bar = False, None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

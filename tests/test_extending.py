@@ -1,0 +1,107 @@
+"""The code of seva_jax/EXTENDING.md and of the README's script, run as it stands there."""
+
+import dataclasses
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from test_train import answers, small
+
+import seva_jax
+from seva_jax import cli, train
+from seva_jax.cli import read_config
+from seva_jax.sharding import MeshShape
+
+PACKAGE = Path(seva_jax.__file__).parent
+ONE_DEVICE = ("--mesh.fsdp", "1", "--mesh.tensor", "1")
+
+
+def blocks(path):
+    """The Python blocks of a page, in order."""
+    return re.findall(r"^```python\n(.*?)^```$", path.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The page's files, importable while the test runs, and the current directory."""
+    before = set(sys.modules)
+    for block in blocks(PACKAGE / "EXTENDING.md"):
+        if name := re.match(r"# (my_\w+\.py)\n", block):
+            (tmp_path / name[1]).write_text(block, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name.startswith("my_"):
+            del sys.modules[name]
+
+
+def test_the_page_runs(folder):
+    files = {path.name for path in folder.iterdir()}
+    assert len(files) == 6
+    tried = [block for block in blocks(PACKAGE / "EXTENDING.md") if not block.startswith("# my_")]
+    assert len(tried) == 4
+    for block in tried:
+        exec(compile(block, "EXTENDING.md", "exec"), {})
+    experiment = read_config(folder / "my_run.py")
+    assert cli.flatten(experiment)["corrupt.0"] == "my_corruption.Occlude"
+    (folder / "again.py").write_text(cli.to_source(experiment), "utf-8")
+    assert read_config(folder / "again.py") == experiment
+    experiment, _ = cli.load_experiment(
+        "test", ["--config", "my_run.py", "--corrupt.0.share", "0.7", "--objective.margin", "2"]
+    )
+    assert "Occlude(share=0.7)" in str(experiment.corrupt)
+    assert experiment.objective.margin == 2
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Runs are small, and an untrained model's answers to clean and corrupted images differ."""
+    build = train.Run.build_pairs
+
+    def with_answers(self):
+        answers(self.workdir.path)
+        return build(self)
+
+    monkeypatch.setattr(train.Run, "build_pairs", with_answers)
+    make, devices = MeshShape.make, train.jax.devices()[:1]
+    monkeypatch.setattr(MeshShape, "make", lambda self: make(self, devices))
+
+
+@pytest.mark.slow
+def test_a_run_uses_all_of_the_page(folder, quick, capsys):
+    mine = read_config(folder / "my_run.py")
+    mine = dataclasses.replace(mine, corrupt=mine.corrupt * 2, evals=mine.evals[-1:])
+    shrunk = small("runs/mine", *ONE_DEVICE)
+    prompts = dataclasses.replace(shrunk.evals[0].prompts, num=12)
+    names = ("corrupt", "pairs", "objective", "loggers")
+    experiment = dataclasses.replace(
+        shrunk,
+        **{name: getattr(mine, name) for name in names},
+        evals=(dataclasses.replace(mine.evals[0], prompts=prompts),),
+    )
+    train.Run(experiment).stages()
+    rows = [line.split(",") for line in (folder / "runs/mine/metrics.csv").read_text().splitlines()]
+    assert {"rewards/margins", "loss"} <= {name for stage, _, name, _ in rows if stage == "align"}
+    out = capsys.readouterr().out
+    assert re.search(r"^mentions +accuracy +higher +12 ", out, re.MULTILINE)
+    assert re.search(r"^speed: .* pairs/s in training, 0\.\d\d device-hours on 8 × cpu$", out, re.M)
+    assert "\r" not in out
+    page = (folder / "runs/mine/report.html").read_text("utf-8")
+    assert "Occlude(share=0.6)" in page
+    assert "Hinge(beta=0.5, margin=1.0)" in page
+
+
+@pytest.mark.slow
+def test_the_readmes_script_runs(tmp_path, quick, monkeypatch, capsys):
+    (script,) = [b for b in blocks(PACKAGE.parent / "README.md") if "Run(" in b]
+    lines = [line for line in script.splitlines() if line.strip()]
+    assert len(lines) <= 11
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "read_config", lambda path: small("unused", *ONE_DEVICE))
+    exec(compile(script, "README.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert (tmp_path / "runs/notebook/report.html").exists()
+    assert "chosen: red | rejected: " in out
+    assert out.count("Metric(value=") == 2

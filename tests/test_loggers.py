@@ -1,0 +1,173 @@
+"""Loggers: what arrives, in which run, and what happens without their packages."""
+
+import dataclasses
+import sys
+import types
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from seva_jax.experiment import Experiment, check
+from seva_jax.loggers import LoggedPair, Logger, LogWriter, TensorBoard, WandB
+from seva_jax.types import DataError
+from seva_jax.workdir import Workdir
+
+PAIR = LoggedPair(np.zeros((4, 8, 3), np.uint8), "question\nchosen: a\nrejected: b")
+
+
+class Memory(LogWriter):
+    """Keeps what it is given."""
+
+    def __init__(self, seen):
+        self.seen = seen
+
+    def scalars(self, stage, step, values):
+        self.seen.append((stage, step, dict(values)))
+
+    def pairs(self, pairs: Sequence[LoggedPair]):
+        self.seen.append(("pairs", len(pairs)))
+
+    def close(self):
+        self.seen.append("closed")
+
+
+@dataclasses.dataclass(frozen=True)
+class Remember(Logger):
+    """A logger as somebody else would write it."""
+
+    seen: list = dataclasses.field(default_factory=list, hash=False)
+
+    def open(self, run):
+        self.seen.append(("opened", run.folder.name, run.num_rows, run.config["objective.beta"]))
+        return Memory(self.seen)
+
+
+def test_a_logger_gets_what_the_file_gets_once_for_the_run(tmp_path):
+    seen = []
+    workdir = dataclasses.replace(
+        Workdir.open(Experiment(workdir=str(tmp_path / "run"))), loggers=(Remember(seen),)
+    )
+    workdir.log_pairs(lambda: [PAIR])
+    for stage in ("base", "align"):
+        with workdir.metrics(stage) as write:
+            write(1, {"loss": 0.5})
+    workdir.log_pairs(lambda: [PAIR])  # a run that goes on: they were shown before
+    workdir.close()
+    rows = [("base", 1, {"loss": 0.5}), ("align", 1, {"loss": 0.5})]
+    assert seen == [("opened", "run", 0, 0.1), ("pairs", 1), *rows, "closed"]
+
+    again = dataclasses.replace(workdir, writes=False)  # another process of the run
+    again.log_pairs(lambda: [PAIR])
+    with again.metrics("align") as write:
+        write(2, {"loss": 0.5})
+    again.close()
+    assert len(seen) == 5
+
+
+def test_tensorboard_goes_on_and_replaces_repeated_steps(tmp_path):
+    pytest.importorskip("tensorboardX")
+    experiment = Experiment(workdir=str(tmp_path), loggers=(TensorBoard(),))
+    check(experiment)
+    for start in (1, 2):  # killed after step 2, whose checkpoint was that of step 1
+        workdir = Workdir.open(experiment)
+        workdir.log_pairs(lambda: [PAIR])
+        with workdir.metrics("align") as write:
+            for step in (start, start + 1):
+                write(step, {"rewards/margins": step / 2})
+        workdir.close()
+    found, purged = [], []
+    for file in sorted((tmp_path / "tensorboard" / "align").iterdir()):
+        for record in events(file):
+            if record.HasField("session_log"):
+                purged.append(record.step)
+            found += [(record.step, v.simple_value) for v in record.summary.value]
+    assert sorted(set(found)) == [(1, 0.5), (2, 1.0), (3, 1.5)]
+    assert purged[-1] == 2
+    (pictures,) = (tmp_path / "tensorboard" / "pairs").iterdir()
+    tags = {v.tag for record in events(pictures) for v in record.summary.value}
+    assert {"pair/0", "pair/0/text_summary"} <= tags
+
+
+def events(path):
+    """The records of an event file: length, its checksum, data, its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    data = path.read_bytes()
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        yield Event.FromString(data[12 : 12 + size])
+        data = data[16 + size :]
+
+
+class FakeWandB(types.ModuleType):
+    """The part of the package that is used; remembers calls."""
+
+    Error = RuntimeError
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.calls = []
+
+    def Settings(self, **settings):
+        return settings
+
+    def Image(self, image, caption):
+        return image.shape, caption
+
+    def init(self, **options):
+        self.calls.append(("init", options))
+        if options["mode"] == "online":
+            raise self.Error("no API key")
+        return self
+
+    def define_metric(self, name, step_metric=None):
+        self.calls.append((name, step_metric))
+
+    def log(self, row, step):
+        self.calls.append((row, step))
+
+    def finish(self):
+        self.calls.append("finish")
+
+
+def test_wandb_goes_on_as_the_same_run(tmp_path, monkeypatch):
+    fake = FakeWandB()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    experiment = Experiment(workdir=str(tmp_path), loggers=(WandB(project="mine"),))
+    check(experiment)
+    for step in (1, 2):
+        workdir = Workdir.open(experiment)
+        workdir.log_pairs(lambda: [PAIR])
+        with workdir.metrics("align") as write:
+            write(step, {"loss": 0.5})
+        workdir.close()
+    first, second = (call[1] for call in fake.calls if call[0] == "init")
+    assert first["id"] == second["id"] == (tmp_path / "wandb_id.txt").read_text().strip()
+    assert (first["project"], first["name"], first["mode"]) == ("mine", tmp_path.name, "offline")
+    assert first["config"]["objective.beta"] == 0.1
+    assert not first["settings"]["save_code"]
+    rows = [call for call in fake.calls if isinstance(call[0], dict)]
+    assert rows == [
+        ({"pairs": [((4, 8, 3), PAIR.caption)]}, 0),
+        ({"align/loss": 0.5, "align/step": 1}, 0),
+        ({"align/loss": 0.5, "align/step": 2}, 1),
+    ]
+    assert ("align/*", "align/step") in fake.calls
+    assert fake.calls.count("finish") == 2
+    online = Workdir.open(dataclasses.replace(experiment, loggers=(WandB(mode="online"),)))
+    with (
+        pytest.raises(DataError, match=r"no API key; run `wandb login` once, or set mode=\"off"),
+        online.metrics("align"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("logger", "package", "extra"),
+    [(TensorBoard(), "tensorboardX", "tensorboard"), (WandB(), "wandb", "wandb")],
+)
+def test_a_missing_package_is_named_with_its_extra(monkeypatch, logger, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DataError, match=rf"needs {package}: pip install 'seva_jax\[{extra}\]'"):
+        check(Experiment(loggers=(logger,)))
