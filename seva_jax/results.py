@@ -5,6 +5,7 @@ The page itself is `seva_jax/report`; which stages there are is `seva_jax/train.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -26,7 +27,7 @@ from seva_jax.loggers import LoggedPair
 from seva_jax.objectives import DPO
 from seva_jax.report import markup
 from seva_jax.rollout.run import corrupted_pixels
-from seva_jax.types import BranchLogps, Comparison
+from seva_jax.types import BranchLogps, Comparison, ExampleError
 
 if TYPE_CHECKING:
     from seva_jax.train import Run
@@ -213,15 +214,18 @@ def _pair_cards(run: Run, shown: Sequence[tuple[Comparison, float]]) -> tuple[re
 
 
 def logged_pairs(run: Run) -> list[LoggedPair]:
-    """A few pairs, evenly spread, for the loggers."""
-    shown = [run.comparisons[i] for i in _spread(len(run.comparisons), _NUM_LOGGED)]
+    """A few pairs, evenly spread, for the loggers; without those whose images do not decode."""
+    cards: list[report.PairCard] = []
+    for index in _spread(len(run.comparisons), _NUM_LOGGED):
+        with contextlib.suppress(ExampleError):
+            cards += _pair_cards(run, [(run.comparisons[index], 0.0)])
     return [
         LoggedPair(
             np.concatenate((card.clean, *card.corrupted), axis=1),
             f"{card.question}\nchosen: {card.chosen}\nrejected: "
             + "\nrejected: ".join(card.rejected),
         )
-        for card in _pair_cards(run, shown, [0.0] * len(shown))
+        for card in cards
     ]
 
 
