@@ -1,0 +1,59 @@
+"""What the pages name exists: files, links, settings, shipped recipes."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from seva_jax.cli import flatten, read_configs
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(p for part in ("", "*/", "seva_jax/*/") for p in ROOT.glob(f"{part}*.md"))
+EXTENDING = ROOT / "seva_jax/EXTENDING.md"  # its settings are of classes that it defines
+CODE = re.compile(r"`([^`\n]+)`")
+
+
+@pytest.fixture(scope="module")
+def settings():
+    """Names of all settings that a shipped recipe has, as flags."""
+    names = set()
+    for path in (ROOT / "configs").glob("*.py"):
+        for experiment in read_configs(path):
+            names |= {f"--{name.replace('_', '-')}" for name in flatten(experiment)}
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_and_files(page):
+    text = page.read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+    for named in CODE.findall(text):
+        if re.fullmatch(r"(seva_jax|tests|configs|launch)/[\w./]+\.\w+", named):
+            assert (ROOT / named).exists(), named
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p != EXTENDING], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_settings(page, settings):
+    """Flags with a dot are settings of a run."""
+    for flag in re.findall(r"--[a-z_]+(?:\.[a-z0-9_-]+)+", page.read_text("utf-8")):
+        assert flag in settings, flag
+
+
+def test_every_recipe_is_listed():
+    page = (ROOT / "configs/README.md").read_text("utf-8")
+    listed = re.findall(r"^\| `(\w+\.py)` \|", page, re.M)
+    assert sorted(listed) == sorted(p.name for p in (ROOT / "configs").glob("*.py"))
+
+
+def test_the_recipe_of_the_page_runs(tmp_path, monkeypatch):
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "configs/README.md").read_text("utf-8"), re.S
+    )
+    monkeypatch.syspath_prepend(str(ROOT / "configs"))
+    (tmp_path / "my_run.py").write_text(code)
+    (experiment,) = read_configs(tmp_path / "my_run.py")
+    assert [c.step for c in experiment.corrupt] == [500, 800]
