@@ -62,6 +62,7 @@ class Loop:
         seed: of the order of the data.
         save_every: steps between checkpoints.
         log_every: steps between rows of metrics.
+        processes: see `TrainOptions.read_processes`.
         learning_rate: schedule, for the log.
     """
 
@@ -83,6 +84,7 @@ class Loop:
     seed: int
     save_every: int
     log_every: int
+    processes: int
     learning_rate: optax.Schedule
 
 
@@ -170,7 +172,7 @@ def fit(
         loop.rows, schedule, loop.batch_size, row_shard(loop.mesh), unit, loop.shapes
     )
     say(f"{loop.name}: {batches.packer.describe()}")
-    data = batches.iterate()
+    data = batches.iterate(loop.processes)
     restored = checkpoints.restore(state)
     if restored is not None:
         state, position = restored

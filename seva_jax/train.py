@@ -99,7 +99,9 @@ class Run:
         stage("pairs", pairs, self.build_pairs, ["pairs.array_record", "pairs.json"])
         if self.caches_reference:
             stage("reference", pairs, self.cache_reference, ["reference.array_record"])
-        what = dataclasses.replace(e.train, log_every=1, save_every=1)  # free to change
+        what = dataclasses.replace(
+            e.train, log_every=1, save_every=1, read_processes=0
+        )  # free to change
         align = fingerprint(pairs, e.objective, e.lora, e.optim, what)
         stage("align", align, self.align)
         evaluations = list(map(fingerprint, e.evals))
@@ -415,6 +417,7 @@ class Run:
             seed=e.seed,
             save_every=e.train.save_every,
             log_every=e.train.log_every,
+            processes=e.train.read_processes,
             learning_rate=optim.learning_rate(steps),
         )
         with self.workdir.metrics(name) as write:

@@ -28,8 +28,15 @@ from seva_jax.types import DataError
 
 # Fields that change neither results nor files, so they may change between runs.
 _FREE_FIELDS = (
-    "workdir", "mesh", "processes", "report", "loggers", "train.log_every", "train.save_every",
-)  # fmt: skip
+    "workdir",
+    "mesh",
+    "processes",
+    "report",
+    "loggers",
+    "train.log_every",
+    "train.save_every",
+    "train.read_processes",
+)
 
 
 def fingerprint(*parts: Any) -> str:

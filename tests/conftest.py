@@ -9,9 +9,18 @@ os.environ["XLA_FLAGS"] = (
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import jax
+import pytest
 
 # Tests compile many small programs once: compiling less thoroughly halves their time.
 jax.config.update("jax_disable_most_optimizations", True)
 
 # Generators of goldens, which need more than the tests do.
 collect_ignore = ["goldens"]
+
+
+@pytest.fixture(scope="session")
+def tiny_pictures(tmp_path_factory):
+    """Where the TFDS data set `pictures` lies: see `helpers_formats.prepare_pictures`."""
+    from helpers_formats import prepare_pictures
+
+    return prepare_pictures(tmp_path_factory.mktemp("tfds"))

@@ -59,4 +59,4 @@ def test_a_format_of_your_own(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps(records))
     found = names["MyPairs"](str(tmp_path / "x.json"), str(tmp_path)).open()
     assert found.comparisons[0].answers == ("A cat.", "A dog.")
-    assert found.drops == {"empty rejected answer": 1, "no question": 1}
+    assert found.drops == {"empty rejected answer": 1, "no image": 1}

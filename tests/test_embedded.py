@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 
@@ -10,19 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from helpers_formats import encoded
 
 from seva_jax.data.embedded import HfParquet, TfdsPrompts
 from seva_jax.data.preferences import SevaPairs
 from seva_jax.data.records import ArrayRecordPairs, ArrayRecordPrompts, build
 from seva_jax.types import DataError, ExampleError, Prompt
 from seva_jax.worlds import WorldPrompts
-
-
-def encoded(level) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (4, 3), (level,) * 3).save(file, "PNG")
-    return file.getvalue()
 
 
 def levels(found):
@@ -64,51 +57,15 @@ def test_parquet_of_the_hub(tmp_path):
 # --- TFDS -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A data set as `tfds` prepares it, without TensorFlow."""
-    import tensorflow_datasets as tfds
-
-    class Pictures(tfds.core.GeneratorBasedBuilder):
-        """Three grey images."""
-
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            features = {
-                "image": tfds.features.Image(),
-                "question": tfds.features.Text(),
-                "asked": tfds.features.Sequence(tfds.features.Text()),
-                "label": tfds.features.ClassLabel(names=["cat", "dog"]),
-            }
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            for i in range(3):
-                yield i, {
-                    "image": encoded(10 * i), "question": f"Wie groß ist {i}?",
-                    "asked": [f"{i}a?", f"{i}b?"], "label": i % 2,
-                }  # fmt: skip
-
-    folder = tmp_path_factory.mktemp("tfds")
-    Pictures(data_dir=str(folder), file_format="array_record").download_and_prepare()
-    return str(folder)
-
-
-def test_tfds(pictures):
-    found = TfdsPrompts("pictures", data_dir=pictures).open()
+def test_tfds(tiny_pictures):
+    found = TfdsPrompts("pictures", data_dir=tiny_pictures).open()
     assert [p.question for p in found.prompts] == ["Describe this image in detail."] * 3
     assert sorted(levels(found)) == [[0], [10], [20]]
-    asked = TfdsPrompts("pictures:1.0.0", "train[:2]", pictures, question="question").open()
+    asked = TfdsPrompts("pictures:1.0.0", "train[:2]", tiny_pictures, question="question").open()
     greys = [grey for (grey,) in levels(asked)]
     assert [p.question for p in asked.prompts] == [f"Wie groß ist {g // 10}?" for g in greys]
     assert "tensorflow" not in sys.modules
-    several = TfdsPrompts("pictures", data_dir=pictures, question="asked", limit=1).open()
+    several = TfdsPrompts("pictures", data_dir=tiny_pictures, question="asked", limit=1).open()
     assert [p.id for p in several.prompts] == ["0#0", "0#1"]
     assert several.read_image is not None
     assert several.read_image("0") == encoded(greys[0])
@@ -128,9 +85,9 @@ def test_tfds(pictures):
         ({"question": "label"}, "no usable prompt"),
     ],
 )
-def test_tfds_that_cannot_be_read(pictures, change, message):
+def test_tfds_that_cannot_be_read(tiny_pictures, change, message):
     with pytest.raises(DataError, match=message):
-        TfdsPrompts(**{"name": "pictures", "data_dir": pictures} | change).open()
+        TfdsPrompts(**{"name": "pictures", "data_dir": tiny_pictures} | change).open()
 
 
 # --- ArrayRecord ----------------------------------------------------------------------------------

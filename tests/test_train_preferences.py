@@ -3,14 +3,18 @@
 import dataclasses
 import json
 
+import helpers_formats
 import numpy as np
 import pytest
 from PIL import Image
 
 from seva_jax import train
 from seva_jax.cli import load_experiment
+from seva_jax.corrupt import DiffusionNoise
 from seva_jax.data import store
 from seva_jax.data.messages import TrlPairs
+from seva_jax.data.mixed import Concatenated
+from seva_jax.experiment import check
 from seva_jax.sharding import MeshShape
 from seva_jax.types import DataError
 from seva_jax.worlds import ShapeWorld
@@ -60,6 +64,7 @@ def test_stages_of_preferences(tmp_path, monkeypatch, capsys):
     """Which stages run, and what the pairs stage leaves; the heavy ones are replaced."""
     for name in ("train_base", "cache_reference", "align", "report"):
         monkeypatch.setattr(train.Run, name, lambda self: "replaced")
+    check(experiment(tmp_path))  # without corruptions, which pairs do not need
     run = train.Run(experiment(tmp_path))
     run.stages()
     assert list(run.workdir.stages()) == ["base", "pairs", "reference", "align", "report"]
@@ -109,3 +114,27 @@ def test_training_on_preferences(tmp_path, capsys):
 
     stored = store.read_records(run.workdir.path / "reference.array_record")[1:]
     assert [len(r["logps"]) for r in stored] == [2, 2, 2, 0, 2, 2, 2, 2]
+
+
+@pytest.mark.slow
+def test_every_format_through_training_and_rollouts(tmp_path, tiny_pictures):
+    """All formats of pairs to the aligned weights; all formats of prompts to their answers."""
+    e = dataclasses.replace(experiment(tmp_path), prompts=helpers_formats.all_pairs(tmp_path))
+    run = train.Run(e)
+    run.stages()
+    index = json.loads((run.workdir.path / "pairs.json").read_text())
+    assert (index["pairs"], index["drops"]) == (18, {})
+    rows = [r for r in run.workdir.read_metrics() if r["stage"] == "align"]
+    assert [r["unreadable"] for r in rows] == [0] * 4
+
+    sources = helpers_formats.prompt_sources(tmp_path, tiny_pictures)
+    asked = dataclasses.replace(
+        e, workdir=str(tmp_path / "asked"), prompts=Concatenated(sources),
+        corrupt=(DiffusionNoise(900),),
+    )  # fmt: skip
+    run = train.Run(asked)
+    run.__dict__["base_params"] = train.Run(e).base_params  # restored, not trained again
+    assert run.roll_out() == "14 prompts, 2 answers each"
+    records = store.read_lines(run.workdir.path / "rollouts.jsonl")
+    assert [r["id"] for r in records] == [p.id for p in run.prompts.prompts]
+    assert not any("dropped" in r for r in records)

@@ -7,6 +7,7 @@ import pytest
 
 from seva_jax import workdir as workdir_module
 from seva_jax.cli import read_config
+from seva_jax.data.files import QuestionsJsonl, SevaJson
 from seva_jax.experiment import Experiment, ReportOptions, TrainOptions
 from seva_jax.objectives import DPO, Supervised
 from seva_jax.sharding import MeshShape
@@ -248,3 +249,9 @@ def test_a_process_that_does_not_write_leaves_no_trace(experiment, tmp_path):
         write(1, {"loss": 0.0})
     assert ran
     assert not other.path.exists()
+
+
+def test_fingerprints_tell_classes_with_the_same_fields_apart():
+    """LLaVA's questions and TRL's pairs may lie in files of the same names."""
+    assert fingerprint(SevaJson("f", "images")) != fingerprint(QuestionsJsonl("f", "images"))
+    assert fingerprint(SevaJson("f", "images")) == fingerprint(SevaJson("f", "images"))

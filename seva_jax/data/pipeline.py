@@ -18,6 +18,7 @@ import numpy as np
 
 from seva_jax.data.inputs import ImageInput, load_images
 from seva_jax.data.packing import Packer, Sizes, choose
+from seva_jax.data.readers import ProcessIterator
 from seva_jax.data.trees import RowShape, TreeExample, pack_row, stack_rows
 from seva_jax.text.encode import Encoder
 from seva_jax.types import Comparison, ExampleError, TreeBatch
@@ -236,14 +237,20 @@ class Batches:
         mine = packed[number * local : (number + 1) * local]
         return stack_rows([self.rows.row(members, layout.shape) for members in mine])
 
-    def iterate(self) -> Any:
-        """A Grain iterator over the steps, with `get_state` and `set_state`.
+    def iterate(self, processes: int = 0) -> Any:
+        """An iterator over the steps, with `get_state`, `set_state` and `close`.
 
-        Its state is one integer, the step, and valid for any number of shares.
+        Its state is one integer, the step, and valid for any number of shares and processes.
+
+        Args:
+            processes: that read ahead; 0 reads in threads of this one.
         """
         images = max(x.rows * x.shape.images for x in self.packer.layouts) // self.share[1]
         image = self.rows.images
         size = images * math.prod(image.shape) * np.dtype(image.dtype).itemsize
         ahead = int(np.clip(_AHEAD_BYTES // max(size, 1), 2, 8))
+        dataset = grain.MapDataset.source(self)
+        if processes:
+            return ProcessIterator(dataset, processes, max(ahead // processes, 1))
         options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
-        return iter(grain.MapDataset.source(self).to_iter_dataset(options))
+        return iter(dataset.to_iter_dataset(options))

@@ -133,7 +133,7 @@ class ParquetImages(Images):
         root: folder of images that are files.
     """
 
-    files: dict[str, pq.ParquetFile]
+    files: dict[str, Path]
     root: str
 
     def check(self, name: str) -> None:
@@ -163,12 +163,12 @@ class ParquetImages(Images):
         return file, rest[0], int(rest[1]), int(rest[2])
 
     def _cell(self, file: str, column: str, row: int) -> Any:
-        parquet = self.files[file]
         with _LOCK:  # ParquetFile is for one thread
+            parquet = _parquet(self.files[file])
             for group in range(parquet.num_row_groups):
                 size = parquet.metadata.row_group(group).num_rows
                 if row < size:
-                    return _row_group(parquet, group, column)[row].as_py()
+                    return _row_group(self.files[file], group, column)[row].as_py()
                 row -= size
         return None
 
@@ -176,8 +176,18 @@ class ParquetImages(Images):
 _LOCK = threading.Lock()
 
 
+# Opened where they are needed, and not kept in `ParquetImages`: those go to other processes.
+@functools.lru_cache(maxsize=64)
+def _parquet(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not readable as parquet ({error}); fetch it again") from error
+
+
 @functools.lru_cache(maxsize=2)
-def _row_group(parquet: pq.ParquetFile, group: int, column: str) -> pa.ChunkedArray:
+def _row_group(path: Path, group: int, column: str) -> pa.ChunkedArray:
+    parquet = _parquet(path)
     leaves = [leaf for leaf in _leaves(parquet, column) if leaf.endswith(".bytes")]
     return parquet.read_row_group(group, columns=leaves).column(column)
 
@@ -198,18 +208,17 @@ def _is_image(kind: pa.DataType) -> bool:
 
 
 def _open_parquet(files: dict[str, Path], image_root: str) -> Table:
-    opened: dict[str, pq.ParquetFile] = {}
-    for name, path in files.items():
-        try:
-            opened[name] = pq.ParquetFile(path)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path}: not readable as parquet ({error}); fetch it again") from error
-    records = (record for name, file in opened.items() for record in _rows(name, file))
-    return Table(records, ParquetImages(opened, image_root))
+    _parquet.cache_clear()  # a file may have changed since
+    _row_group.cache_clear()
+    for path in files.values():
+        _parquet(path)  # all are readable, before the first is read
+    records = (record for name, path in files.items() for record in _rows(name, path))
+    return Table(records, ParquetImages(files, image_root))
 
 
-def _rows(name: str, parquet: pq.ParquetFile) -> Iterator[Record]:
+def _rows(name: str, path: Path) -> Iterator[Record]:
     """The rows without the bytes of their images: those cells hold lists of names."""
+    parquet = _parquet(path)
     schema = parquet.schema_arrow
     images = [field.name for field in schema if _is_image(field.type)]
     leaves = [leaf for column in schema.names for leaf in _leaves(parquet, column)]

@@ -1,0 +1,72 @@
+"""Batches prepared by processes of their own, for data whose decoding keeps the device waiting."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any
+
+import grain
+import jax
+from absl import flags
+
+
+class ProcessIterator:
+    """Elements of a data set in order, prepared by processes. Its state is the next index.
+
+    Grain's own state depends on the number of processes; this one does not, and is that of
+    Grain's iterators over threads.
+
+    Args:
+        dataset: goes to the processes by cloudpickle.
+        processes: how many.
+        ahead: elements that each prepares before they are needed.
+    """
+
+    def __init__(self, dataset: grain.MapDataset, processes: int, ahead: int) -> None:
+        self._dataset, self._next = dataset, 0
+        self._options = grain.MultiprocessingOptions(processes, ahead)
+        self._iterator: Any = None
+
+    def __iter__(self) -> ProcessIterator:
+        return self
+
+    def __next__(self) -> Any:
+        """The next element; the first one starts the processes, which takes seconds."""
+        if self._iterator is None:
+            if not flags.FLAGS.is_parsed():  # Grain reads absl's flags, and we have none
+                flags.FLAGS.mark_as_parsed()
+            rest = self._dataset.slice(slice(self._next, None)).to_iter_dataset()
+            self._iterator = iter(rest.mp_prefetch(self._options, _begin))
+        element = next(self._iterator)
+        self._next += 1
+        return element
+
+    def get_state(self) -> dict[str, int]:
+        """The next index."""
+        return {"next_index": self._next}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes on from there."""
+        self.close()
+        self._next = state["next_index"]
+
+    def close(self) -> None:
+        """Ends the processes."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+
+def _begin(index: int, count: int) -> None:
+    """In each process: leaves accelerators alone, and ends when the run does, however it ends."""
+    del index, count
+    jax.config.update("jax_platforms", "cpu")
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
