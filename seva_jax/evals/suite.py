@@ -249,7 +249,7 @@ def read_table(path: str) -> Iterator[tuple[str, dict[str, str]]]:
         yield f"{path}, row {number}", row
 
 
-def field(where: str, record: Any, name: str, kind: type | tuple[type, ...] = str) -> Any:
+def require(where: str, record: Any, name: str, kind: type | tuple[type, ...] = str) -> Any:
     """A field of one record, which must be of a kind; a text must not be empty.
 
     Raises:

@@ -19,7 +19,7 @@ from seva_jax.evals.base import Ratio, Record
 from seva_jax.evals.chair import Chair
 from seva_jax.evals.files import read_json_lines
 from seva_jax.evals.judge import Judge, Judged, Verdict
-from seva_jax.evals.suite import Benchmark, Questions, field, read_bytes, read_json
+from seva_jax.evals.suite import Benchmark, Questions, read_bytes, read_json, require
 from seva_jax.evals.suites.judged import NoJudge, scored_if_judged
 from seva_jax.types import DataError, Prompt
 
@@ -96,21 +96,21 @@ class CocoChair(Benchmark):
         evaluator = Chair(self.name, synonyms=read_synonyms(self.synonyms))
         data = read_json(self.instances, dict)
         names = {}
-        for record in field(self.instances, data, "categories", list):
-            name = field(self.instances, record, "name")
+        for record in require(self.instances, data, "categories", list):
+            name = require(self.instances, record, "name")
             found = evaluator.mentions(name)
             if len(found) != 1:
                 raise DataError(f"{self.synonyms}: COCO's category {name!r} is not in it; add it")
             names[record["id"]] = found[0]
         objects: dict[Any, set[str]] = {}
-        for record in field(self.instances, data, "annotations", list):
+        for record in require(self.instances, data, "annotations", list):
             objects.setdefault(record["image_id"], set()).add(names[record["category_id"]])
         if self.captions:
-            found = field(self.captions, read_json(self.captions, dict), "annotations", list)
+            found = require(self.captions, read_json(self.captions, dict), "annotations", list)
             for record in found:
-                mentioned = evaluator.mentions(field(self.captions, record, "caption"))
+                mentioned = evaluator.mentions(require(self.captions, record, "caption"))
                 objects.setdefault(record["image_id"], set()).update(mentioned)
-        images = field(self.instances, data, "images", list)
+        images = require(self.instances, data, "images", list)
         if 0 < self.num_images < len(images):
             drawn = np.random.default_rng(self.seed).permutation(len(images))[: self.num_images]
             images = [images[i] for i in sorted(drawn.tolist())]
@@ -118,7 +118,7 @@ class CocoChair(Benchmark):
             Prompt(
                 str(image["id"]),
                 self.question + self.suffix,
-                (field(self.instances, image, "file_name"),),
+                (require(self.instances, image, "file_name"),),
                 {
                     "question_id": image["id"],
                     "objects": [name.split() for name in sorted(objects.get(image["id"], ()))],
@@ -158,8 +158,9 @@ class Shr(Benchmark):
     """SHR: the share of hallucinated sentences in descriptions of 200 Visual Genome images.
 
     Zhao et al., "Beyond Hallucinations: Enhancing LVLMs through Hallucination-Aware Direct
-    Preference Optimization" (arXiv 2311.16839). Metric with a judge: `score`. `image_root` is
-    Visual Genome's folder, which holds VG_100K and VG_100K_2.
+    Preference Optimization" (arXiv 2311.16839). Metric with a judge: `score`. Answers are greedy,
+    the paper's came from a beam of five. `image_root` is Visual Genome's folder, which holds
+    VG_100K and VG_100K_2.
 
     Attributes:
         folder: with val_images_final.json, shr_factual_part1.jsonl and shr_factual_part2.jsonl.
@@ -185,21 +186,21 @@ class Shr(Benchmark):
         data, regions = (str(genome / f"{x}.json") for x in ("image_data", "region_descriptions"))
         paths = {}
         for record in read_json(data, list):
-            url = PurePosixPath(field(data, record, "url"))
-            paths[field(data, record, "image_id", int)] = f"{url.parent.name}/{url.name}"
+            url = PurePosixPath(require(data, record, "url"))
+            paths[require(data, record, "image_id", int)] = f"{url.parent.name}/{url.name}"
         noted: dict[int, list[str]] = {}
         for record in read_json(regions, list):
-            for region in field(regions, record, "regions", list):
+            for region in require(regions, record, "regions", list):
                 x, y, width, height = (region.get(k) for k in ("x", "y", "width", "height"))
-                line = f"{field(regions, region, 'phrase')} ({x}, {y}, {width}, {height})"
-                noted.setdefault(field(regions, region, "image_id", int), []).append(line)
+                line = f"{require(regions, region, 'phrase')} ({x}, {y}, {width}, {height})"
+                noted.setdefault(require(regions, region, "image_id", int), []).append(line)
         facts: dict[str, list[str]] = {}
         for path in facts_files:
             for _, line in read_json_lines(path):
                 facts |= {id_: list(map(str, texts)) for id_, texts in line.items()}
         prompts = []
         for record in read_json(chosen, list):
-            id_ = int(field(chosen, record, "image_id", (int, str)))
+            id_ = int(require(chosen, record, "image_id", (int, str)))
             if id_ not in paths:
                 raise DataError(f"{chosen}: image {id_} is not in {data}")
             known = [*noted.get(id_, []), *facts.get(str(id_), [])]

@@ -16,7 +16,7 @@ from seva_jax.evals.base import Evaluator, Ratio, Record
 from seva_jax.evals.exact import Unscored
 from seva_jax.evals.files import read_json_lines
 from seva_jax.evals.judge import Judge, Judged, Verdict
-from seva_jax.evals.suite import Benchmark, Questions, field, read_json
+from seva_jax.evals.suite import Benchmark, Questions, read_json, require
 from seva_jax.types import DataError, Prompt
 
 MM_VET_INSTRUCTIONS = """\
@@ -55,7 +55,7 @@ class MMVet(Benchmark):
     judge: Judge = NoJudge()
     instructions: str = MM_VET_INSTRUCTIONS
     vlmeval_dataset: str = dataclasses.field(default="MMVet", kw_only=True)
-    max_new_tokens: int = dataclasses.field(default=512, kw_only=True)
+    max_new_tokens: int = dataclasses.field(default=1024, kw_only=True)
 
     def open(self) -> Questions:
         """See `Suite.open`."""
@@ -67,12 +67,12 @@ class MMVet(Benchmark):
                 raise DataError(f"{where}: ids have the form v1_0, v1_1, ...; check the file")
             meta = {
                 "question_id": int(number),
-                "answer": field(where, record, "answer"),
-                "reference": field(where, record, "answer"),
-                "capability": field(where, record, "capability", list),
+                "answer": require(where, record, "answer"),
+                "reference": require(where, record, "answer"),
+                "capability": require(where, record, "capability", list),
             }
-            question = field(where, record, "question") + self.suffix
-            prompts.append(Prompt(id_, question, (field(where, record, "imagename"),), meta))
+            question = require(where, record, "question") + self.suffix
+            prompts.append(Prompt(id_, question, (require(where, record, "imagename"),), meta))
         evaluator = scored_if_judged(
             Judged(self.name, self.judge, self.instructions, 0.0, 1.0, ("capability",))
         )
@@ -132,17 +132,20 @@ class LlavaBench(Benchmark):
         contexts = {}
         for number, line in read_json_lines(files[1]):
             where = f"{files[1]}, line {number}"
-            caption = field(where, line, "caption", (str, list))
+            caption = require(where, line, "caption", (str, list))
             text = caption if isinstance(caption, str) else "\n".join(map(str, caption))
-            contexts[field(where, line, "image")] = text
+            contexts[require(where, line, "image")] = text
         rivals = {
-            line.get("question_id"): field(f"{files[2]}, line {number}", line, "text")
+            line.get("question_id"): require(f"{files[2]}, line {number}", line, "text")
             for number, line in read_json_lines(files[2])
         }
         prompts = []
         for number, line in read_json_lines(files[0]):
             where = f"{files[0]}, line {number}"
-            id_, image = field(where, line, "question_id", (int, str)), field(where, line, "image")
+            id_, image = (
+                require(where, line, "question_id", (int, str)),
+                require(where, line, "image"),
+            )
             if image not in contexts or id_ not in rivals:
                 raise DataError(
                     f"{where}: question {id_} on {image} has no line in context.jsonl or "
@@ -150,12 +153,12 @@ class LlavaBench(Benchmark):
                 )
             meta = {
                 "question_id": id_,
-                "category": field(where, line, "category"),
+                "category": require(where, line, "category"),
                 "reference": contexts[image],
                 "rival": rivals[id_],
             }
             prompts.append(
-                Prompt(str(id_), field(where, line, "text") + self.suffix, (image,), meta)
+                Prompt(str(id_), require(where, line, "text") + self.suffix, (image,), meta)
             )
         evaluator = scored_if_judged(
             AgainstReference(self.name, self.judge, self.instructions, 1.0, 10.0, ("category",))

@@ -13,7 +13,7 @@ from pathlib import Path
 from seva_jax.evals.answers import LETTERS, Answer, llava_line, write_lines, write_tsv
 from seva_jax.evals.choice import LETTER_SUFFIX, MultipleChoice, with_options
 from seva_jax.evals.exact import Unscored
-from seva_jax.evals.suite import Benchmark, Questions, base64_loader, field, read_json, read_table
+from seva_jax.evals.suite import Benchmark, Questions, base64_loader, read_json, read_table, require
 from seva_jax.text.templates import IMAGE_MARKER
 from seva_jax.types import DataError, Prompt
 
@@ -40,13 +40,13 @@ class MMBench(Benchmark):
     name: str = "mmbench"
     path: str = ""
     suffix: str = dataclasses.field(default=LETTER_SUFFIX, kw_only=True)
-    max_new_tokens: int = dataclasses.field(default=32, kw_only=True)
+    max_new_tokens: int = dataclasses.field(default=128, kw_only=True)
 
     def open(self) -> Questions:
         """See `Suite.open`."""
         prompts, images = [], {}
         for where, row in read_table(self.path):
-            index = field(where, row, "index")
+            index = require(where, row, "index")
             if not index.isdecimal():
                 raise DataError(f"{where}: index is {index!r}; it must be a whole number")
             options = []
@@ -57,9 +57,9 @@ class MMBench(Benchmark):
             if len(options) < 2:
                 raise DataError(f"{where}: fewer than two options in columns A, B, ...")
             hint = row.get("hint", "")
-            question = field(where, row, "question")
+            question = require(where, row, "question")
             asked = with_options(question if _absent(hint) else f"{hint}\n{question}", options)
-            images[index] = field(where, row, "image")
+            images[index] = require(where, row, "image")
             number = int(index)
             meta = {
                 "question_id": number,
@@ -115,28 +115,28 @@ class SeedBench(Benchmark):
     name: str = "seed"
     path: str = ""
     suffix: str = dataclasses.field(default=LETTER_SUFFIX, kw_only=True)
-    max_new_tokens: int = dataclasses.field(default=16, kw_only=True)
+    max_new_tokens: int = dataclasses.field(default=128, kw_only=True)
 
     def open(self) -> Questions:
         """See `Suite.open`."""
         data = read_json(self.path, dict)
         kinds = {number: name for name, number in data.get("question_type", {}).items()}
         prompts, num_other = [], 0
-        for place, record in enumerate(field(self.path, data, "questions", list)):
+        for place, record in enumerate(require(self.path, data, "questions", list)):
             where = f"{self.path}, entry {place} of questions"
-            if field(where, record, "data_type") != "image":
+            if require(where, record, "data_type") != "image":
                 num_other += 1
                 continue
-            id_ = str(field(where, record, "question_id", (str, int)))
-            options = [field(where, record, f"choice_{x}") for x in "abcd"]
-            asked = with_options(field(where, record, "question"), options) + self.suffix
+            id_ = str(require(where, record, "question_id", (str, int)))
+            options = [require(where, record, f"choice_{x}") for x in "abcd"]
+            asked = with_options(require(where, record, "question"), options) + self.suffix
             meta = {
                 "question_id": int(id_) if id_.isdecimal() else id_,
                 "options": options,
-                "answer": field(where, record, "answer"),
+                "answer": require(where, record, "answer"),
                 "category": str(kinds.get(record.get("question_type_id"), "")),
             }
-            prompts.append(Prompt(id_, asked, (field(where, record, "data_id"),), meta))
+            prompts.append(Prompt(id_, asked, (require(where, record, "data_id"),), meta))
         notes = [f"images only: {num_other} questions on videos are left out"] if num_other else []
         return self.questions(prompts, MultipleChoice(self.name), [self.path], notes)
 
@@ -164,7 +164,7 @@ class ScienceQA(Benchmark):
     path: str = ""
     problems: str = ""
     suffix: str = dataclasses.field(default=LETTER_SUFFIX, kw_only=True)
-    max_new_tokens: int = dataclasses.field(default=64, kw_only=True)
+    max_new_tokens: int = dataclasses.field(default=128, kw_only=True)
 
     def open(self) -> Questions:
         """See `Suite.open`."""
@@ -172,14 +172,14 @@ class ScienceQA(Benchmark):
         prompts = []
         for place, record in enumerate(read_json(self.path, list)):
             where = f"{self.path}, entry {place}"
-            id_ = str(field(where, record, "id", (str, int)))
+            id_ = str(require(where, record, "id", (str, int)))
             problem, there = problems.get(id_), f"{self.problems}, problem {id_}"
-            turns = field(where, record, "conversations", list)
-            value = field(f"{where}, its first turn", turns[0] if turns else None, "value")
+            turns = require(where, record, "conversations", list)
+            value = require(f"{where}, its first turn", turns[0] if turns else None, "value")
             asked = value.replace(IMAGE_MARKER, "").strip() + self.suffix
-            images = (field(where, record, "image"),) if record.get("image") else ()
-            options = field(there, problem, "choices", list)
-            answer = field(there, problem, "answer", int)
+            images = (require(where, record, "image"),) if record.get("image") else ()
+            options = require(there, problem, "choices", list)
+            answer = require(there, problem, "answer", int)
             if not 0 <= answer < len(options):
                 raise DataError(f"{there}: answer {answer} is not the index of a choice")
             meta = {

@@ -21,7 +21,7 @@ from seva_jax.evals.pope import (
     Pope,
     load_pope,
 )
-from seva_jax.evals.suite import Benchmark, Questions, field, read_json
+from seva_jax.evals.suite import Benchmark, Questions, read_json, require
 from seva_jax.evals.vqa import Vqa
 from seva_jax.types import DataError, Prompt
 
@@ -52,7 +52,7 @@ class PopeSets(Benchmark):
     parser: AnswerParser = LlavaParser()
     suffix: str = dataclasses.field(default=SHORT_ANSWER_SUFFIX, kw_only=True)
     vlmeval_dataset: str = dataclasses.field(default="POPE", kw_only=True)
-    max_new_tokens: int = dataclasses.field(default=16, kw_only=True)
+    max_new_tokens: int = dataclasses.field(default=128, kw_only=True)
 
     def open(self) -> Questions:
         """See `Suite.open`."""
@@ -126,7 +126,7 @@ class GQA(Benchmark):
     name: str = "gqa"
     path: str = ""
     suffix: str = dataclasses.field(default=SHORT_ANSWER_SUFFIX, kw_only=True)
-    max_new_tokens: int = dataclasses.field(default=16, kw_only=True)
+    max_new_tokens: int = dataclasses.field(default=128, kw_only=True)
 
     def open(self) -> Questions:
         """See `Suite.open`."""
@@ -137,11 +137,11 @@ class GQA(Benchmark):
             kinds = (types.get("structural"), types.get("semantic"))
             meta = {
                 "question_id": id_,
-                "answer": field(where, record, "answer"),
+                "answer": require(where, record, "answer"),
                 "types": [kind for kind in kinds if kind],
             }
-            question = field(where, record, "question") + self.suffix
-            image = f"{field(where, record, 'imageId')}.jpg"
+            question = require(where, record, "question") + self.suffix
+            image = f"{require(where, record, 'imageId')}.jpg"
             prompts.append(Prompt(id_, question, (image,), meta))
         return self.questions(prompts, GqaAnswer(self.name), [self.path])
 
@@ -174,25 +174,25 @@ class TextVQA(Benchmark):
     path: str = ""
     questions_path: str = ""
     suffix: str = dataclasses.field(default=SHORT_ANSWER_SUFFIX, kw_only=True)
-    max_new_tokens: int = dataclasses.field(default=32, kw_only=True)
+    max_new_tokens: int = dataclasses.field(default=128, kw_only=True)
 
     def open(self) -> Questions:
         """See `Suite.open`."""
-        data = field(self.path, read_json(self.path, dict), "data", list)
+        data = require(self.path, read_json(self.path, dict), "data", list)
         people: dict[tuple[str, str], list[str]] = {}
         plain = []
         for number, record in enumerate(data):
             where = f"{self.path}, entry {number} of data"
-            image, question = field(where, record, "image_id"), field(where, record, "question")
-            people[image, question.lower()] = field(where, record, "answers", list)
+            image, question = require(where, record, "image_id"), require(where, record, "question")
+            people[image, question.lower()] = require(where, record, "answers", list)
             plain.append((image, f"{image}.jpg", question + self.suffix, question))
         asked = plain
         if self.questions_path:
             asked = []
             for number, line in read_json_lines(self.questions_path):
                 where = f"{self.questions_path}, line {number}"
-                text = field(where, line, "text")
-                image_id, file = field(where, line, "question_id"), field(where, line, "image")
+                text = require(where, line, "text")
+                image_id, file = require(where, line, "question_id"), require(where, line, "image")
                 asked.append((image_id, file, text, text.split("\n")[0]))
         prompts = []
         for number, (image_id, file, text, question) in enumerate(asked):
