@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from seva_jax.report import Curve, FiguresData, Series
+from seva_jax.report import Curve, FiguresData, MoreNumbers, Series
 from seva_jax.types import DataError
 from seva_jax.workdir import read_metrics
 
@@ -64,15 +64,19 @@ def _final(rows: Sequence[dict[str, Any]], name: str) -> str:
     return f"{np.mean(values):.4f}" if values else "–"
 
 
+def _with_interval(metric: dict[str, Any]) -> str:
+    if metric["value"] is None:
+        return "–"
+    ends = "" if metric["low"] is None else f" [{metric['low']:.3f}, {metric['high']:.3f}]"
+    return f"{metric['value']:.3f}{ends}"
+
+
 def _evaluations(path: Path) -> dict[str, str]:
-    """Metrics of the aligned model by "evaluation metric"."""
+    """Metrics of the aligned model with their intervals, by "evaluation metric"."""
     found = {}
     for file in sorted((path / "evals" / "aligned").glob("*.json")):
         metrics = json.loads(file.read_text(encoding="utf-8"))["metrics"]
-        found |= {
-            f"{file.stem} {name}": "–" if m["value"] is None else f"{m['value']:.3f}"
-            for name, m in metrics.items()
-        }
+        found |= {f"{file.stem} {name}": _with_interval(m) for name, m in metrics.items()}
     return found
 
 
@@ -106,7 +110,7 @@ def compare(paths: Sequence[Path]) -> FiguresData:
     measured = list(dict.fromkeys(itertools.chain(*evaluations)))
     columns = (
         *("run", *fields, "steps", "pairs seen", "chips", "chip-seconds", "pairs/s"),
-        *("final loss", "final margin", *measured),
+        *("final loss", "final margin"),
     )
     table = tuple(
         (
@@ -119,9 +123,11 @@ def compare(paths: Sequence[Path]) -> FiguresData:
             f"{np.median([row['pairs/s'] for row in rows]):.1f}",
             _final(rows, "loss"),
             _final(rows, "rewards/margins"),
-            *(evaluated.get(name, "–") for name in measured),
         )
-        for label, config, rows, evaluated in zip(labels, configs, runs, evaluations, strict=True)
+        for label, config, rows in zip(labels, configs, runs, strict=True)
+    )
+    answered = tuple(
+        (name, *(evaluated.get(name, "–") for evaluated in evaluations)) for name in measured
     )
     return FiguresData(
         title="1 run" if len(paths) == 1 else f"{len(paths)} runs compared",
@@ -131,4 +137,14 @@ def compare(paths: Sequence[Path]) -> FiguresData:
         columns=columns,
         rows=table,
         notes=_NOTES,
+        more=(
+            MoreNumbers(
+                "evaluations",
+                "Evaluations of the aligned models",
+                ("metric", *labels),
+                answered,
+                "Brackets are 95 % intervals over questions. Where runs answered the same "
+                "questions, a difference can be clear although the intervals overlap.",
+            ),
+        ),
     )

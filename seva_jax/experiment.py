@@ -294,6 +294,10 @@ def check(experiment: Experiment) -> None:
             problems.append(str(error))
     if e.train.read_processes < 0:
         problems.append(f"train.read_processes must not be negative, not {e.train.read_processes}")
+    if e.report.device_hour_price < 0:
+        problems.append(
+            f"report.device_hour_price must not be negative, not {e.report.device_hour_price}"
+        )
     if e.lora.rank < 0:
         problems.append(f"lora.rank must not be negative, not {e.lora.rank}")
     if not 0 <= e.optim.warmup_ratio < 1:

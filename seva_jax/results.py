@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import math
 import platform
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,7 @@ def write_run_report(run: Run) -> str:
         subtitle=f"{run.workdir.path} · seed {run.experiment.seed}",
         facts=_facts(run, index, metrics),
         config=tuple((k, str(v)) for k, v in flatten(run.experiment).items()),
-        stages=tuple(report.Stage(n, s["seconds"], s["summary"]) for n, s in stages.items()),
+        stages=tuple(_stage(name, stage) for name, stage in stages.items()),
         curves=_curves(metrics),
         funnel=tuple(report.Drop(reason, count) for reason, count in index["drops"].items()),
         pairs_total=index["pairs"],
@@ -120,14 +121,24 @@ def _speed(align: list[Record]) -> float:
     return float(np.median([row["pairs/s"] for row in align]))
 
 
+def _own(stages: dict[str, Record]) -> dict[str, Record]:
+    """Stages that this run computed, without those taken from another one."""
+    return {name: stage for name, stage in stages.items() if "source" not in stage}
+
+
+def _stage(name: str, stage: Record) -> report.Stage:
+    if "source" in stage:
+        return report.Stage(name, math.nan, f"{stage['summary']} (taken from {stage['source']})")
+    return report.Stage(name, stage["seconds"], stage["summary"])
+
+
 def _seconds(stages: dict[str, Record]) -> float:
-    """Time of the run's own stages, without those taken from another run."""
-    return sum(stage["seconds"] for stage in stages.values() if "source" not in stage)
+    return sum(stage["seconds"] for stage in _own(stages).values())
 
 
 def _cost(stages: dict[str, Record], options: ReportOptions) -> str:
     """Device-hours of the run's own stages, and their price if one is given."""
-    own = [stage for stage in stages.values() if "source" not in stage]
+    own = _own(stages).values()
     hours = sum(stage["seconds"] * stage["devices"] for stage in own) / 3600
     text = f"{hours:,.2f} device-hours"
     if options.device_hour_price:
@@ -140,7 +151,7 @@ def _cost(stages: dict[str, Record], options: ReportOptions) -> str:
 def closing_summary(run: Run) -> str:
     """The terminal's last lines: time for each stage, speed and cost, and where the files are."""
     stages, path = run.workdir.stages(), run.workdir.path
-    times = ", ".join(f"{name} {markup.duration(s['seconds'])}" for name, s in stages.items())
+    times = ", ".join(f"{n} {markup.duration(s['seconds'])}" for n, s in _own(stages).items())
     align = [row for row in run.workdir.read_metrics() if row["stage"] == "align"]
     speed = f"{_speed(align):,.1f} pairs/s in training, " if align else ""
     return (

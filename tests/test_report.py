@@ -432,6 +432,17 @@ def test_images_charts_tables_and_headings_are_described():
     assert {attrs["href"][1:] for attrs in parsed.all("a")} <= set(ids)
 
 
+def test_landmarks_and_stillness():
+    tags = [tag for tag, _ in Page(render(full())).tags]
+    assert [tags.count(one) for one in ("header", "nav", "main", "footer")] == [1] * 4
+    searches = Page(render(full())).all("form")
+    assert [(a["role"], a["aria-label"]) for a in searches] == [
+        ("search", "Filter examples"), ("search", "Filter pairs"),
+    ]  # fmt: skip
+    # Nothing moves, so there is nothing to stop for those who ask for reduced motion.
+    assert not re.search(r"transition|animation|scroll-behavior", document.CSS)
+
+
 def test_long_answers_scroll_and_take_focus():
     card = dataclasses.replace(full().pairs[0], chosen="word " * 200)
     parsed = Page(render(ReportData("t", "", pairs=(card,), pairs_total=1)))

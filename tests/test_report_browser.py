@@ -68,6 +68,9 @@ def test_page_loads_clean_and_fits(tab, page, width, dark):
     assert page.stat().st_size < 15_000_000
     tab.open(page, width, 844, dark)
     assert tab.run("document.documentElement.scrollWidth") <= width
+    # What a box clips does not widen the page.
+    ends = "[...document.querySelectorAll('dt, dd, p, h1, h2, h3, td, input, select, img')].map("
+    assert tab.run(f"Math.max(...{ends}e => e.getBoundingClientRect().right))") <= width
     background = tab.run("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, background[4:-1].split(","))) < 3 * 128) == dark
     loaded = "performance.getEntriesByType('resource').map(entry => entry.name.slice(0, 5))"

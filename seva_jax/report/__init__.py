@@ -15,7 +15,7 @@ from seva_jax.report.data import (
     Series,
     Stage,
 )
-from seva_jax.report.figures import FiguresData, write_figures
+from seva_jax.report.figures import FiguresData, MoreNumbers, write_figures
 from seva_jax.report.page import render, write_report
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "ExampleCard",
     "FiguresData",
     "Interval",
+    "MoreNumbers",
     "PairCard",
     "ReportData",
     "Series",

@@ -13,6 +13,25 @@ from seva_jax.report.markup import esc
 
 
 @dataclasses.dataclass(frozen=True)
+class MoreNumbers:
+    """A further table with a section of its own.
+
+    Attributes:
+        key: the section's anchor, lower-case letters.
+        title: its heading.
+        columns: headings of the table.
+        rows: its cells, the first of a row names it.
+        note: what to know about the numbers.
+    """
+
+    key: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
 class FiguresData:
     """What the page shows. Every text is shown as text, never read as HTML.
 
@@ -24,6 +43,7 @@ class FiguresData:
         columns: headings of the table.
         rows: its cells, the first of a row names it.
         notes: remarks under the table.
+        more: tables after that one; those without rows are left out.
     """
 
     title: str
@@ -33,6 +53,7 @@ class FiguresData:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()
+    more: tuple[MoreNumbers, ...] = ()
 
 
 def write_figures(data: FiguresData, path: str | os.PathLike[str]) -> Path:
@@ -46,8 +67,12 @@ def write_figures(data: FiguresData, path: str | os.PathLike[str]) -> Path:
     table = data_table(data.title, data.columns, data.rows, data.columns[1:])
     if notes:
         table += f'<div class="notes"><h3>Notes</h3><ul>{notes}</ul></div>'
-    sections = (
+    sections = [
         ("charts", "Charts", f'<div class="charts">{drawn}</div>'),
         ("numbers", "Numbers", table),
-    )
+    ]
+    for more in data.more:
+        if more.rows:
+            shown = data_table(more.title, more.columns, more.rows, more.columns[1:])
+            sections.append((more.key, more.title, f"<p>{esc(more.note)}</p>{shown}"))
     return write_html(document(data.title, data.subtitle, data.what, "", sections), path)
