@@ -5,8 +5,8 @@
 base -> rollouts -> pairs -> reference -> align -> evaluate -> report; pairs that are there already
 (a `PreferenceSource` as prompts) need no rollouts. Every stage reads what the earlier ones left in
 the work directory and is skipped when it has finished before, so running the same command again
-resumes. The inner loop is `seva_jax/loop.py`; the maths is
-`seva_jax/step.py`.
+resumes. What the stages share is in `seva_jax/parts.py`; the inner loop is `seva_jax/loop.py`, the
+maths `seva_jax/step.py`.
 """
 
 from __future__ import annotations
@@ -20,24 +20,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from seva_jax.base_model import Checkpoint, TrainedBase
 from seva_jax.checkpoint import checksum
 from seva_jax.cli import load_experiments, to_source
 from seva_jax.convert import load_params, tower_directory
 from seva_jax.data import store
-from seva_jax.data.inputs import FeatureCache, ImageInput, Pixels
-from seva_jax.data.pipeline import ComparisonRows, RowShapes, encodable, num_steps
+from seva_jax.data.inputs import FeatureCache, ImageInput
+from seva_jax.data.pipeline import num_steps
 from seva_jax.data.sources import PromptSet
-from seva_jax.data.trees import RowShape
 from seva_jax.evals import EvalResult, comparison_rows, format_table
 from seva_jax.examine import evaluate_all, read_results
-from seva_jax.experiment import Experiment, make_model
 from seva_jax.features import cached_features
-from seva_jax.flops import forward, model_flops
-from seva_jax.logps import answer_logps
-from seva_jax.loop import Loop, fit
 from seva_jax.models import (
     Llava,
     abstract_params,
@@ -46,18 +40,15 @@ from seva_jax.models import (
     init_variables,
     quantise_all,
 )
-from seva_jax.objectives import Objective, Supervised
-from seva_jax.optim import Optim
+from seva_jax.objectives import Supervised
 from seva_jax.pairs import find_pairs
+from seva_jax.parts import Parts
 from seva_jax.processes import gather, join, say, use_compile_cache
 from seva_jax.results import closing_summary, logged_pairs, write_run_report
-from seva_jax.rollout.run import Asker
 from seva_jax.sharding import variable_shardings
-from seva_jax.step import StepOptions, Variables, merge, split_params
-from seva_jax.text.encode import Encoder
-from seva_jax.text.templates import Template
+from seva_jax.step import Variables, merge, split_params
 from seva_jax.types import Comparison, DataError, Rollout
-from seva_jax.workdir import Workdir, fingerprint
+from seva_jax.workdir import fingerprint
 
 DESCRIPTION = """Aligns a LLaVA-style model with its own answers (SeVa): the model answers
 questions about images, clean (chosen) and corrupted (rejected); where the answers differ, it is
@@ -65,22 +56,8 @@ trained to prefer the first with DPO. Without arguments, runs the whole method o
 procedural world in a few minutes on a CPU."""
 
 
-class Run:
-    """One experiment in its work directory. `stages` is the whole run in order.
-
-    Args:
-        experiment: the run.
-        siblings: work directories of runs whose finished stages may serve this one.
-    """
-
-    def __init__(self, experiment: Experiment, siblings: Sequence[Path] = ()) -> None:
-        self.experiment = experiment
-        self.mesh = experiment.mesh.make()
-        self.assets = experiment.base.assets()
-        self.workdir = Workdir.open(experiment, siblings)
-        lora = experiment.lora if experiment.lora.rank else None
-        self.base_model = make_model(self.assets.config, experiment.compute)
-        self.model = make_model(self.assets.config, experiment.compute, lora)
+class Run(Parts):
+    """One experiment in its work directory. `stages` is the whole run in order."""
 
     def stages(self) -> None:
         """Runs what is left to run, then prints what was measured and where the files are."""
@@ -145,8 +122,8 @@ class Run:
         epochs = -(-base.steps * base.batch_size // len(answered))
         shardings = variable_shardings(self.mesh, boxed)
         fresh = {"params": init_variables(self.base_model, "params", shardings, seed)}
-        rows = self.rows(answered, self._pixels(data))
-        trained = self._fit(
+        rows = self.rows(answered, self.pixels(data))
+        trained = self.fit_rows(
             "base", self.base_model, Supervised(), base.optim, rows, {}, fresh,
             batch_size=base.batch_size, steps=base.steps, epochs=epochs,
         )["params"]  # fmt: skip
@@ -182,7 +159,7 @@ class Run:
     def build_pairs(self) -> str:
         """Keeps the comparisons that can be trained on, and counts why others are dropped."""
         rollouts = store.read_lines(self.workdir.path / "rollouts.jsonl")
-        encoder = self._encoder(self.experiment.text.train)
+        encoder = self.encoder(self.experiment.text.train)
         found = find_pairs(self.prompts, rollouts, self.experiment.pairs, encoder)
         if self.workdir.writes:
             found.write(self.workdir.path)
@@ -193,13 +170,10 @@ class Run:
         """The pairs."""
         return store.read_comparisons(self.workdir.path / "pairs.array_record")
 
-    def _pixels(self, data: PromptSet) -> Pixels:
-        return Pixels(data.load_image, self.assets.processing)
-
     @functools.cached_property
     def images(self) -> ImageInput:
         """Images of the pairs as the model gets them."""
-        pixels, config = self._pixels(self.prompts), self.assets.config
+        pixels, config = self.pixels(self.prompts), self.assets.config
         if not self.experiment.train.feature_cache:
             return pixels
         tower = fingerprint(
@@ -252,17 +226,6 @@ class Run:
             + f"; {missing:,} pairs left out, whose images do not decode" * (missing > 0)
         )
 
-    def logps(
-        self, model: Llava, variables: Variables, rows: ComparisonRows, name: str
-    ) -> list[list[np.ndarray]]:
-        """Per-token log-probs of every branch of every row, in order."""
-        train = self.experiment.train
-        with self.workdir.bar(name, len(rows), "pair") as bar:
-            return answer_logps(
-                model, variables, rows, self.mesh, train.batch_size // train.micro_batches,
-                self._row_shapes, self._step_options, bar.update,
-            )  # fmt: skip
-
     def align(self) -> str:
         """Trains the adapters and the other trained parts with the objective."""
         self.workdir.log_pairs(lambda: logged_pairs(self))
@@ -297,7 +260,7 @@ class Run:
             path = self.workdir.path / "reference.array_record"
             reference = store.read_reference(path, ids, self.reference_key)
         rows = self.rows(self.comparisons, self.images, reference)
-        trained = self._fit(
+        trained = self.fit_rows(
             "align", self.model, e.objective, e.optim, rows, {"params": frozen}, trainable,
             batch_size=e.train.batch_size, steps=self._align_steps, epochs=e.train.epochs,
             micro_batches=e.train.micro_batches, repeat=e.train.repeat, in_step=in_step,
@@ -325,103 +288,6 @@ class Run:
     def report(self) -> str:
         """Writes report.html."""
         return write_run_report(self)
-
-    # --- shared by the stages -----------------------------------------------------------------
-
-    @property
-    def _step_options(self) -> StepOptions:
-        return StepOptions(head_chunk=self.experiment.compute.head_chunk)
-
-    @property
-    def _row_shapes(self) -> RowShapes:
-        """A row costs what it takes to train on it."""
-        e, config = self.experiment, self.assets.config
-
-        def cost(shape: RowShape) -> float:
-            return model_flops(forward(config, e.lora, shape), e.train.trained)
-
-        return RowShapes(e.compute.row_shapes, cost)
-
-    def _encoder(self, template: Template) -> Encoder:
-        config = self.assets.config
-        return Encoder(
-            tokenizer=self.assets.tokenizer,
-            template=template,
-            image_token_id=config.image_token_id,
-            tokens_per_image=config.tokens_per_image,
-            max_length=self.experiment.text.max_length,
-        )
-
-    def asker(self, variables: Variables, model: Llava) -> Asker:
-        """A model of this run, ready to answer prompts."""
-        e = self.experiment
-        return Asker(
-            model=model,
-            variables=variables,
-            encoder=self._encoder(e.text.generate),
-            processing=self.assets.processing,
-            mesh=self.mesh,
-            batch_size=e.rollout.batch_size,
-            seed=e.seed,
-            refill=e.rollout.refill,
-            cache=e.rollout.cache,
-        )
-
-    def rows(
-        self,
-        comparisons: Sequence[Comparison],
-        images: ImageInput,
-        reference: Sequence[tuple[np.ndarray, ...]] | None = None,
-    ) -> ComparisonRows:
-        """Comparisons as rows of one shape, with the training template."""
-        encoder = self._encoder(self.experiment.text.train)
-        fits = encodable(comparisons, encoder)
-        if fits.shape is None or len(fits.comparisons) < len(comparisons):
-            raise DataError(f"examples that do not fit the model: {dict(fits.drops)}")
-        return ComparisonRows(comparisons, encoder, images, fits.shape, fits.sizes, reference)
-
-    def _fit(
-        self,
-        name: str,
-        model: Llava,
-        objective: Objective,
-        optim: Optim,
-        rows: ComparisonRows,
-        frozen: Variables,
-        trainable: Variables,
-        *,
-        batch_size: int,
-        steps: int,
-        epochs: int,
-        micro_batches: int = 1,
-        repeat: int = 1,
-        in_step: bool = False,
-    ) -> Variables:
-        e = self.experiment
-        loop = Loop(
-            name=name,
-            directory=self.workdir.path / "checkpoints" / name,
-            mesh=self.mesh,
-            model=model,
-            objective=objective,
-            optimizer=optim.make(steps),
-            options=self._step_options,
-            reference_in_step=in_step,
-            rows=rows,
-            shapes=self._row_shapes,
-            batch_size=batch_size,
-            micro_batches=micro_batches,
-            steps=steps,
-            epochs=epochs,
-            repeat=repeat,
-            seed=e.seed,
-            save_every=e.train.save_every,
-            log_every=e.train.log_every,
-            processes=e.train.read_processes,
-            learning_rate=optim.learning_rate(steps),
-        )
-        with self.workdir.metrics(name) as write:
-            return fit(loop, frozen, trainable, write)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -22,7 +22,7 @@ LAYERS = (
     "experiment logps loop features pretrained",  # the root config; passes over data; for notebooks
     "cli",  # config files and the command line
     "workdir",  # stages and their records
-    "results compare examine",  # what runs left behind, for the pages; suites asked of a model
+    "parts results compare examine",  # what stages share; what runs left behind; suites asked
     "train",  # the main command
     "plan evaluate",  # what a run needs; benchmarks of a model
     "bench",  # measurements, and studies of many runs
