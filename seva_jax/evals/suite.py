@@ -192,7 +192,11 @@ def sha256(path: str) -> str:
     Raises:
         DataError: it cannot be read.
     """
-    return hashlib.sha256(read_bytes(path)).hexdigest()
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def read_bytes(path: str) -> bytes:
@@ -206,7 +210,11 @@ def read_bytes(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be read ({error.strerror}); check the path")
 
 
 def read_json(path: str, kind: type[dict] | type[list]) -> Any:

@@ -10,7 +10,6 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
@@ -101,19 +100,28 @@ class CocoChair(Benchmark):
             found = evaluator.mentions(name)
             if len(found) != 1:
                 raise DataError(f"{self.synonyms}: COCO's category {name!r} is not in it; add it")
-            names[record["id"]] = found[0]
-        objects: dict[Any, set[str]] = {}
-        for record in require(self.instances, data, "annotations", list):
-            objects.setdefault(record["image_id"], set()).add(names[record["category_id"]])
-        if self.captions:
-            found = require(self.captions, read_json(self.captions, dict), "annotations", list)
-            for record in found:
-                mentioned = evaluator.mentions(require(self.captions, record, "caption"))
-                objects.setdefault(record["image_id"], set()).update(mentioned)
+            names[require(self.instances, record, "id", int)] = found[0]
         images = require(self.instances, data, "images", list)
         if 0 < self.num_images < len(images):
             drawn = np.random.default_rng(self.seed).permutation(len(images))[: self.num_images]
             images = [images[i] for i in sorted(drawn.tolist())]
+        objects: dict[int, set[str]] = {
+            require(self.instances, image, "id", int): set() for image in images
+        }
+        for record in require(self.instances, data, "annotations", list):
+            id_ = require(self.instances, record, "image_id", int)
+            category = require(self.instances, record, "category_id", int)
+            if category not in names:
+                raise DataError(f"{self.instances}: category {category} is not in its categories")
+            if id_ in objects:
+                objects[id_].add(names[category])
+        if self.captions:
+            captions = require(self.captions, read_json(self.captions, dict), "annotations", list)
+            for record in captions:
+                id_ = require(self.captions, record, "image_id", int)
+                if id_ in objects:
+                    mentioned = evaluator.mentions(require(self.captions, record, "caption"))
+                    objects[id_].update(mentioned)
         prompts = [
             Prompt(
                 str(image["id"]),
@@ -121,7 +129,7 @@ class CocoChair(Benchmark):
                 (require(self.instances, image, "file_name"),),
                 {
                     "question_id": image["id"],
-                    "objects": [name.split() for name in sorted(objects.get(image["id"], ()))],
+                    "objects": [name.split() for name in sorted(objects[image["id"]])],
                 },
             )
             for image in images
@@ -188,22 +196,26 @@ class Shr(Benchmark):
         for record in read_json(data, list):
             url = PurePosixPath(require(data, record, "url"))
             paths[require(data, record, "image_id", int)] = f"{url.parent.name}/{url.name}"
-        noted: dict[int, list[str]] = {}
+        ids = [
+            int(require(chosen, record, "image_id", (int, str)))
+            for record in read_json(chosen, list)
+        ]
+        noted: dict[int, list[str]] = {id_: [] for id_ in ids}
         for record in read_json(regions, list):
             for region in require(regions, record, "regions", list):
-                x, y, width, height = (region.get(k) for k in ("x", "y", "width", "height"))
-                line = f"{require(regions, region, 'phrase')} ({x}, {y}, {width}, {height})"
-                noted.setdefault(require(regions, region, "image_id", int), []).append(line)
+                if region.get("image_id") in noted:
+                    x, y, width, height = (region.get(k) for k in ("x", "y", "width", "height"))
+                    line = f"{require(regions, region, 'phrase')} ({x}, {y}, {width}, {height})"
+                    noted[region["image_id"]].append(line)
         facts: dict[str, list[str]] = {}
         for path in facts_files:
             for _, line in read_json_lines(path):
                 facts |= {id_: list(map(str, texts)) for id_, texts in line.items()}
         prompts = []
-        for record in read_json(chosen, list):
-            id_ = int(require(chosen, record, "image_id", (int, str)))
+        for id_ in ids:
             if id_ not in paths:
                 raise DataError(f"{chosen}: image {id_} is not in {data}")
-            known = [*noted.get(id_, []), *facts.get(str(id_), [])]
+            known = [*noted[id_], *facts.get(str(id_), [])]
             meta = {"question_id": id_, "reference": "\n".join(known)}
             prompts.append(Prompt(str(id_), self.question + self.suffix, (paths[id_],), meta))
         judged = SentenceHallucination(self.name, self.judge, self.instructions)

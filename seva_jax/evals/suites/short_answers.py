@@ -133,7 +133,7 @@ class GQA(Benchmark):
         prompts = []
         for id_, record in read_json(self.path, dict).items():
             where = f"{self.path}, question {id_}"
-            types = record.get("types", {}) if isinstance(record, dict) else {}
+            types = (record.get("types") if isinstance(record, dict) else None) or {}
             kinds = (types.get("structural"), types.get("semantic"))
             meta = {
                 "question_id": id_,
