@@ -40,8 +40,8 @@ def test_parquet_of_the_hub(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows, schema), path, row_group_size=3)
     for where in (path, tmp_path):  # the file, or the folder of a downloaded repository
         found = HfParquet(str(where)).open()
-        assert levels(found) == [[0], [1], [2], [3], [4], []]
-        assert found.drops == {"no question": 1}
+        assert levels(found) == [[0], [1], [2], [3], [4]]
+        assert found.drops == {"no image": 1, "no question": 1}
     assert found.prompts[1].question == "Q1?"
     assert found.prompts[1].meta == {"answers": ["a"]}
     asked = HfParquet(str(path), question="", questions=("What?", "Where?"), limit=2).open()

@@ -356,7 +356,7 @@ def test_broken_json(images, tmp_path, source, text, message):
 def test_missing_files(images, tmp_path, source):
     with pytest.raises(DataError, match=r"none.json: cannot be read \(No such file"):
         source(str(tmp_path / "none.json"), str(images)).open()
-    with pytest.raises(DataError, match="path of the questions is not set"):
+    with pytest.raises(DataError, match="path of the data is not set"):
         source("", str(images)).open()
     path = written(tmp_path / "f.json", [talk("Q?")])
     with pytest.raises(DataError, match="nowhere: no such image folder"):

@@ -402,7 +402,7 @@ def test_swift_lines(root, tmp_path):
 
 
 def test_nothing_to_read(root, tmp_path):
-    with pytest.raises(DataError, match="path of the questions is not set"):
+    with pytest.raises(DataError, match="path of the data is not set"):
         TrlPairs().open()
     with pytest.raises(DataError, match=r"no \.parquet files below"):
         RlaifVPairs(str(root)).open()

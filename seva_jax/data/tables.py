@@ -72,7 +72,7 @@ def read_bytes(path: str, size: int = -1) -> bytes:
         DataError: there is no such file.
     """
     if not path:
-        raise DataError("the path of the questions is not set; give the file")
+        raise DataError("the path of the data is not set; give the file")
     try:
         with Path(path).open("rb") as file:
             return file.read(size)
@@ -228,6 +228,8 @@ def _rows(name: str, path: Path) -> Iterator[Record]:
         embedded = {c: _has_bytes(parquet, group, c) for c in images}
         for record in parquet.read_row_group(group, columns=light).to_pylist():
             for column in images:
+                if record[column] is None:
+                    continue
                 record[column] = [
                     f"{name}/{column}/{row}/{i}" if embedded[column] else image["path"]
                     for i, image in enumerate(_listed(record[column]))

@@ -123,10 +123,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         experiment, _ = load_experiment(DESCRIPTION, rest)
         set_libtpu_flags(experiment.processes)
         combinations = variants(experiment, options)
+        answered = experiment.prompts.has_answers  # pairs need no rollouts
         for v in combinations:
-            shape = row_shape(v.config, options, 1 + len(experiment.corrupt))
+            branches = 2 if answered else 1 + len(experiment.corrupt)
+            shape = row_shape(v.config, options, branches)
+            rollout = options.rollout and not answered
             try:
-                found = plan(v.experiment, v.config, v.topology, shape, options.rollout)
+                found = plan(v.experiment, v.config, v.topology, shape, rollout)
             except DataError as error:
                 if len(combinations) == 1:
                     raise
