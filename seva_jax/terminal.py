@@ -6,6 +6,7 @@ What lives here: `Progress`. What does not: banners of stages (`workdir.py`), si
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from types import TracebackType
@@ -41,9 +42,11 @@ class Progress:
         self._printed_at = -1
         self._bar = None
         if shown and sys.stdout.isatty():
+            # Not tqdm's own measure: terminals of containers may say that they are 0 by 0.
+            columns, lines = shutil.get_terminal_size()
             self._bar = tqdm(
                 total=total, initial=initial, desc=name, unit=unit, file=sys.stdout,
-                mininterval=0.5, dynamic_ncols=True,
+                mininterval=0.5, ncols=columns - 1, nrows=lines,
             )  # fmt: skip
 
     def update(self, count: int = 1, **values: float) -> None:

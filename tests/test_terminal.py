@@ -1,6 +1,7 @@
 """Progress: a bar in a terminal, plain lines elsewhere, nothing on other processes."""
 
-import io
+import os
+import pty
 import re
 import sys
 
@@ -8,13 +9,6 @@ import pytest
 
 from seva_jax import terminal
 from seva_jax.terminal import Progress
-
-
-class Screen(io.StringIO):
-    """A terminal."""
-
-    def isatty(self):
-        return True
 
 
 @pytest.fixture
@@ -50,15 +44,19 @@ def test_slow_things_show_seconds_each(clock):
 
 
 def test_a_terminal_gets_one_line_that_moves(monkeypatch):
-    screen = Screen()
-    monkeypatch.setattr(sys, "stdout", screen)
-    with Progress("align", 2, "step") as progress:
-        progress.update(loss=0.25)
-        progress.update(margin=1.5)
-    text = screen.getvalue()
+    ours, theirs = pty.openpty()  # which says that it has 0 columns, as in a container
+    with os.fdopen(theirs, "w") as screen, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", screen)
+        patch.setenv("COLUMNS", "100")
+        with Progress("align", 2, "step") as progress:
+            progress.update(loss=0.25)
+            progress.update(margin=1.5)
+        text = os.read(ours, 4096).decode().replace("\r\n", "\n")
+    os.close(ours)
     assert text.count("\n") == 1
-    last = text.split("\r")[-1]
+    last = text.strip().split("\r")[-1]
     assert re.search(r"align: 100%.* 2/2 .*step/s, loss=0\.250, margin=1\.500", last)
+    assert len(last) < 100
 
 
 def test_nothing_is_shown_for_other_processes_and_nothing_done(capsys):
