@@ -1,11 +1,117 @@
-"""Pages of photographs for the tests of the report."""
+"""Pages and photographs for the tests of the report."""
 
 from __future__ import annotations
+
+import html.parser
+import math
 
 import numpy as np
 from PIL import Image
 
-from seva_jax.report import PairCard
+from seva_jax.report import (
+    Curve,
+    Drop,
+    EvalRow,
+    ExampleCard,
+    Interval,
+    PairCard,
+    ReportData,
+    Series,
+    Stage,
+)
+
+
+class Page(html.parser.HTMLParser):
+    """Tags with attributes, in order, and the text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), f"<{tag}> repeats an attribute"
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in ("meta", "link", "img", "input"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    def shape(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Tags and attribute names, without word marks and the menus that depend on lengths."""
+        left_out = ("mark", "del", "label", "select", "option")
+        return [(tag, tuple(attrs)) for tag, attrs in self.tags if tag not in left_out]
+
+
+def image_HWC(seed: int = 0, side: int = 32) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+
+
+def row(better, low, high, *, base=0.5, metric="metric", evaluation="eval") -> EvalRow:
+    middle = (low + high) / 2
+    return EvalRow(
+        evaluation,
+        metric,
+        better,
+        Interval(base, base - 0.02, base + 0.02),
+        Interval(base + middle, base + middle - 0.02, base + middle + 0.02),
+        Interval(middle, low, high),
+    )
+
+
+def full(text: str = "words") -> ReportData:
+    """A run with `text` in every text field and something in every section."""
+    steps = tuple(range(100))
+    noisy = tuple(math.sin(step * 12.9) for step in steps)
+    return ReportData(
+        title=text,
+        subtitle=text,
+        facts=((text, text),),
+        config=((text, text), ("a.b", text)),
+        stages=(Stage(text, 83.0, text),),
+        curves=(
+            Curve(text, text, text, (Series(text, steps, noisy), Series(text, (1, 2), (3, 4)))),
+        ),
+        funnel=(Drop(text, 5),),
+        pairs_total=2,
+        pairs=(
+            PairCard(text, text, image_HWC(0), (image_HWC(1),), text, (text,), 0.0, 1.5, text),
+            PairCard(
+                text,
+                text,
+                image_HWC(2),
+                (image_HWC(3), image_HWC(4, 80)),
+                text + " one",
+                (text + " two", "three"),
+                0.0,
+                -0.5,
+            ),
+        ),
+        table=(
+            row("higher", 0.01, 0.05, metric=text, evaluation=text),
+            row("neither", 0.1, 0.4, base=12.0, metric=text, evaluation=text),
+        ),
+        examples=(
+            ExampleCard(text, image_HWC(5), text, text, text + " a", text + " b", "better"),
+            ExampleCard(text, image_HWC(6), text, "", text, text, "same"),
+        ),
+        notes=(text,),
+    )
 
 
 def photo_HWC(rng: np.random.Generator) -> np.ndarray:

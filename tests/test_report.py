@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
-import html.parser
 import io
 import itertools
 import math
@@ -13,19 +12,15 @@ import re
 
 import numpy as np
 import pytest
-from helpers_report import photo_HWC, photo_pairs
+from helpers_report import Page, full, image_HWC, photo_HWC, photo_pairs, row
 from PIL import Image
 
 from seva_jax.report import (
-    Curve,
     Drop,
-    EvalRow,
     ExampleCard,
-    Interval,
     PairCard,
     ReportData,
     Series,
-    Stage,
     charts,
     document,
     page,
@@ -33,7 +28,6 @@ from seva_jax.report import (
     render,
     write_report,
 )
-from seva_jax.report.diff import mark_differences
 from seva_jax.types import DataError
 
 PAYLOADS = (
@@ -53,99 +47,6 @@ TAGS = re.compile(
     "|caption|thead|tbody|tr|th|td|fieldset|legend|label|input|details|summary|form|select|option"
     "|output|button|script"
 )
-
-
-class Page(html.parser.HTMLParser):
-    """Tags with attributes, in order, and the text of a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        names = [name for name, _ in attrs]
-        assert len(names) == len(set(names)), f"<{tag}> repeats an attribute"
-        self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in ("meta", "link", "img", "input"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag, f"</{tag}> closes something else"
-
-    def handle_data(self, data):
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attrs for name, attrs in self.tags if name == tag]
-
-    def shape(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Tags and attribute names, without word marks and the menus that depend on lengths."""
-        left_out = ("mark", "del", "label", "select", "option")
-        return [(tag, tuple(attrs)) for tag, attrs in self.tags if tag not in left_out]
-
-
-def image_HWC(seed: int = 0, side: int = 32) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-
-
-def row(better, low, high, *, base=0.5, metric="metric", evaluation="eval") -> EvalRow:
-    middle = (low + high) / 2
-    return EvalRow(
-        evaluation,
-        metric,
-        better,
-        Interval(base, base - 0.02, base + 0.02),
-        Interval(base + middle, base + middle - 0.02, base + middle + 0.02),
-        Interval(middle, low, high),
-    )
-
-
-def full(text: str = "words") -> ReportData:
-    """A run with `text` in every text field and something in every section."""
-    steps = tuple(range(100))
-    noisy = tuple(math.sin(step * 12.9) for step in steps)
-    return ReportData(
-        title=text,
-        subtitle=text,
-        facts=((text, text),),
-        config=((text, text), ("a.b", text)),
-        stages=(Stage(text, 83.0, text),),
-        curves=(
-            Curve(text, text, text, (Series(text, steps, noisy), Series(text, (1, 2), (3, 4)))),
-        ),
-        funnel=(Drop(text, 5),),
-        pairs_total=2,
-        pairs=(
-            PairCard(text, text, image_HWC(0), (image_HWC(1),), text, (text,), 0.0, 1.5, text),
-            PairCard(
-                text,
-                text,
-                image_HWC(2),
-                (image_HWC(3), image_HWC(4, 80)),
-                text + " one",
-                (text + " two", "three"),
-                0.0,
-                -0.5,
-            ),
-        ),
-        table=(
-            row("higher", 0.01, 0.05, metric=text, evaluation=text),
-            row("neither", 0.1, 0.4, base=12.0, metric=text, evaluation=text),
-        ),
-        examples=(
-            ExampleCard(text, image_HWC(5), text, text, text + " a", text + " b", "better"),
-            ExampleCard(text, image_HWC(6), text, "", text, text, "same"),
-        ),
-        notes=(text,),
-    )
 
 
 def text_fields(value: object) -> int:
@@ -332,47 +233,6 @@ def test_margins_are_counted_and_explained():
     assert "it starts at 0" not in text
 
 
-# Differences
-
-
-@pytest.mark.parametrize(
-    ("chosen", "rejected", "expected"),
-    [
-        ("red", ("blue",), ("<mark>red</mark>", ("<del>blue</del>",))),
-        ("Red", ("red",), ("Red", ("red",))),
-        ("a  b", ("a b",), ("a  b", ("a b",))),
-        ("a b c d", ("a d",), ("a <mark>b c</mark> d", ("a d",))),
-        ("red.", ("red!",), ("red<mark>.</mark>", ("red<del>!</del>",))),
-        ("", ("blue",), ("", ("<del>blue</del>",))),
-        ("a b", ("a c", "x b"), ("<mark>a b</mark>", ("a <del>c</del>", "<del>x</del> b"))),
-        ("a <b>", ("a",), ("a <mark>&lt;b&gt;</mark>", ("a",))),
-        ("红色圆", ("蓝色圆",), ("<mark>红</mark>色圆", ("<del>蓝</del>色圆",))),
-        ("don't stop ", ("don't go ",), ("don't <mark>stop</mark> ", ("don't <del>go</del> ",))),
-    ],
-)
-def test_differences_are_marked_by_word(chosen, rejected, expected):
-    expected = (expected[0].replace("'", "&#x27;"), tuple(expected[1]))
-    expected = (expected[0], tuple(answer.replace("'", "&#x27;") for answer in expected[1]))
-    assert mark_differences(chosen, rejected) == expected
-
-
-def test_frequent_words_of_long_answers_are_compared_too():
-    # difflib's default ignores words that make up more than 1 % of 200 or more.
-    answer = "the cat and the dog " * 60
-    assert mark_differences(answer, (answer + "sleep",)) == (answer, (answer + "<del>sleep</del>",))
-    chosen, _ = mark_differences("one " + answer, ("two " + answer,))
-    assert chosen == f"<mark>one</mark> {answer}"
-
-
-def test_marking_keeps_every_character():
-    rng = np.random.default_rng(0)
-    words = ["a", "red", " ", "  ", "\n", ",", "circle", "&", "<", "it's", "_"]
-    for _ in range(100):
-        one, two = ("".join(rng.choice(words, rng.integers(0, 12))) for _ in range(2))
-        chosen, (rejected,) = mark_differences(one, (two,))
-        assert (Page(chosen).text, Page(rejected).text) == (one, two)
-
-
 # Pictures and size
 
 
@@ -478,77 +338,6 @@ def test_contrast(theme):
     for line in ("axis", "good", "bad", "moved"):
         for ground in ("page", "card", "tint"):
             assert contrast(colours[line], colours[ground]) >= 3, (line, ground)
-
-
-# Charts
-
-
-def chart(*series: Series) -> str:
-    return charts.line_chart(Curve("title", "step", "loss", series))
-
-
-@pytest.mark.parametrize(
-    ("xs", "ys"),
-    [
-        ((), ()),
-        ((1.0,), (2.0,)),
-        ((1.0, 2.0), (3.0, 3.0)),
-        ((0.0, 1.0), (0.0, 0.0)),
-        ((0.0, 1.0, 2.0), (1.0, math.nan, 2.0)),
-        ((0.0, 1.0), (math.inf, -math.inf)),
-        ((0.0, 1.0), (-1e299, 1e299)),
-        ((0.0, 1.0), (0.0, 1e-300)),
-        ((1e9, 1e9 + 1), (1e-5, 2e-5)),
-    ],
-)
-def test_charts_take_any_numbers(xs, ys):
-    text = chart(Series("one", xs, ys))
-    assert not Page(text).open
-    # "nan" and "inf" would be swallowed by browsers without a word.
-    for attrs in (attrs for _, attrs in Page(text).tags):
-        for name in ("d", "cx", "cy", "x", "y", "transform"):
-            assert not re.search(r"nan|inf", attrs.get(name, "")), attrs
-    if not any(map(math.isfinite, ys)):
-        assert "No values were recorded." in text
-
-
-def test_chart_puts_values_where_the_axes_say():
-    text = chart(Series("one", (0.0, 10.0), (0.0, 1.0)))
-    bottom, right = charts.HEIGHT - charts.BOTTOM, charts.WIDTH - charts.RIGHT
-    assert f'd="M{charts.LEFT}.0 {bottom}.0L{right}.0 {charts.TOP}.0"' in text
-    assert "<title>one 1 at 10</title>" in text
-    labels = re.findall(r'<text class="end"[^>]*>([^<]*)</text>', text)
-    assert labels == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
-
-
-def test_values_that_are_not_finite_are_counted():
-    text = chart(Series("one", (0, 1, 2, 3), (1.0, math.nan, math.inf, 2.0)))
-    assert "one: 2 values were not finite and are not drawn." in text
-
-
-def test_only_noisy_lines_are_smoothed_and_the_caption_says_so():
-    steps = tuple(range(200))
-    noisy = Series("noisy", steps, tuple(math.sin(step * 12.9) for step in steps))
-    smooth = Series("smooth", steps, tuple(step / 200 for step in steps))
-    assert "mean over 10 neighbouring" in chart(noisy)
-    assert "faint" in chart(noisy)
-    assert "faint" not in chart(smooth)
-    assert "<figcaption>" not in chart(smooth)
-
-
-def test_long_lines_keep_their_extremes():
-    ys = [0.0] * 10_000
-    ys[5_003] = 7.0
-    text = chart(Series("one", tuple(range(10_000)), tuple(ys)))
-    assert len(text) < 20_000
-    drawn = [float(y) for y in re.findall(r"L[\d.]+ ([\d.]+)", text)]
-    assert min(drawn) < charts.HEIGHT / 2
-
-
-def test_lines_differ_in_more_than_colour():
-    rules = [re.search(rf"\.s{i} \{{([^}}]*)\}}", document.CSS) for i in range(charts.NUM_STYLES)]
-    dashes = [re.search(r"stroke-dasharray: ([^;]*)", rule[1]) for rule in rules if rule]
-    assert len({dash and dash[1] for dash in dashes}) == charts.NUM_STYLES
 
 
 # Files and bad input
