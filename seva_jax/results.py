@@ -63,9 +63,12 @@ def write_run_report(run: Run) -> str:
         base, aligned = run.results()
         table = tuple(_eval_row(row) for row in comparison_rows(base, aligned))
         examples = _examples(run, base, aligned)
-    stages = run.workdir.stages()
+    stages, given = run.workdir.stages(), run.experiment.prompts.has_answers
     data = report.ReportData(
-        title="SeVa: a model aligned with its own answers",
+        title="A model aligned with given answers"
+        if given
+        else "SeVa: a model aligned with its own answers",
+        given=given,
         subtitle=f"{run.workdir.path} · seed {run.experiment.seed}",
         facts=_facts(run, index, metrics),
         config=tuple((k, str(v)) for k, v in flatten(run.experiment).items()),
@@ -96,7 +99,10 @@ def _facts(run: Run, index: dict[str, Any], metrics: list[Record]) -> tuple[tupl
     facts = [
         ("base model", f"{num_params:,} parameters{path}"),
         ("objective", str(e.objective)),
-        ("rejected answers from", ", ".join(map(str, e.corrupt))),
+        (
+            "rejected answers from",
+            "the data" if e.prompts.has_answers else ", ".join(map(str, e.corrupt)),
+        ),
         ("pairs kept", f"{index['pairs']:,} of {index['prompts']:,} prompts"),
     ]
     if align:

@@ -384,3 +384,11 @@ def test_bad_choices_and_series_are_named():
         row("up", 0, 1)
     with pytest.raises(DataError, match="verdict: 'best' is not one of better, worse"):
         ExampleCard("e", image_HWC(), "q", "", "a", "b", "best")  # pyright: ignore
+
+
+def test_given_answers_are_not_called_the_models_own():
+    """Pairs of others have no clean and corrupted images."""
+    own, given = (render(dataclasses.replace(full(), given=x)) for x in (False, True))
+    for words in ("corrupted pictures", "own answer on the clean image"):
+        assert words in own
+        assert words not in given

@@ -231,6 +231,7 @@ class ReportData:
         table: the results, in reading order.
         examples: answers before and after; the page sorts them by verdict.
         notes: remarks and cautions shown under the facts.
+        given: the answers of pairs came with the data, instead of from the model.
     """
 
     title: str
@@ -245,3 +246,4 @@ class ReportData:
     table: tuple[EvalRow, ...] = ()
     examples: tuple[ExampleCard, ...] = ()
     notes: tuple[str, ...] = ()
+    given: bool = False

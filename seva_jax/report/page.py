@@ -16,15 +16,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seva_jax.report import charts, gallery
-from seva_jax.report.data import Drop, EvalRow, Interval, PairCard, ReportData, Stage
+from seva_jax.report.data import Drop, EvalRow, Interval, ReportData, Stage
 from seva_jax.report.document import SCRIPT, document, write_html
 from seva_jax.report.markup import count_of, decimals_for, duration, esc, number, percent
 from seva_jax.report.pictures import Album
 
-WHAT_THIS_IS = (
+OWN_ANSWERS = (
     "A vision-language model answered the same questions about clean and about corrupted "
     "pictures, then learned to prefer what it says when it can see clearly; this page shows "
     "what that changed."
+)
+GIVEN_ANSWERS = (
+    "A vision-language model learned to prefer the better of two given answers to questions about "
+    "pictures; this page shows what that changed."
 )
 
 
@@ -36,13 +40,12 @@ def render(data: ReportData) -> str:
         ("examples", "Answers before and after", _examples(data, album)),
         ("training", "Training curves", _training(data)),
         ("funnel", "From questions to pairs", _funnel(data.funnel, data.pairs_total)),
-        ("pairs", "Preference pairs", _pairs(data.pairs, data.pairs_total, album)),
+        ("pairs", "Preference pairs", _pairs(data, album)),
         ("config", "Configuration", _config(data.config)),
         ("stages", "Stages and times", _stages(data.stages)),
     ]
-    return album.fill(
-        document(data.title, data.subtitle, WHAT_THIS_IS, _glance(data), sections, SCRIPT)
-    )
+    what = GIVEN_ANSWERS if data.given else OWN_ANSWERS
+    return album.fill(document(data.title, data.subtitle, what, _glance(data), sections, SCRIPT))
 
 
 def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
@@ -249,7 +252,8 @@ def _funnel_row(label: str, count: int, total: int, largest: int, style: str) ->
     )
 
 
-def _pairs(pairs: Sequence[PairCard], kept: int, album: Album) -> str:
+def _pairs(data: ReportData, album: Album) -> str:
+    pairs, kept = data.pairs, data.pairs_total
     if not pairs:
         return _empty("No pairs are shown.")
     rose = sum(gallery.move(card) == "up" for card in pairs)
@@ -257,9 +261,14 @@ def _pairs(pairs: Sequence[PairCard], kept: int, album: Album) -> str:
     start = (
         "it starts at 0, where the model is compared with itself, and " if starts_at_zero else ""
     )
+    sides = (
+        "<b>Chosen</b> and <b>rejected</b> are the answers that came with the data."
+        if data.given
+        else "<b>Chosen</b> is the model's own answer on the clean image, <b>rejected</b> its "
+        "answer to the same question on the corrupted one."
+    )
     return (
-        "<p><b>Chosen</b> is the model's own answer on the clean image, <b>rejected</b> its answer "
-        "to the same question on the corrupted one. The <b>reward margin</b> is how much more the "
+        f"<p>{sides} The <b>reward margin</b> is how much more the "
         "model has come to favour the chosen answer over the rejected one: "
         f"{start}training should push it up.</p>"
         f"<p>{gallery.shown_of(len(pairs), kept)} The margin rose in {rose:,} of them. Words that "
