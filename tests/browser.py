@@ -20,6 +20,8 @@ _START = (
     "--disable-dev-shm-usage", "--remote-debugging-pipe",
 )  # fmt: skip
 
+_PATIENCE_S = 180  # on a busy machine, with a page of a thousand pairs
+
 
 class Tab:
     """One page in the browser.
@@ -64,7 +66,7 @@ class Tab:
         data = json.dumps(message).encode() + b"\0"
         while data:
             data = data[os.write(self._writer, data) :]
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + _PATIENCE_S
         while (event := self._receive(deadline)).get("id") != self._last:
             pass
         assert "error" not in event, (method, event["error"])
@@ -80,7 +82,7 @@ class Tab:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Page.navigate", url=path.resolve().as_uri())
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + _PATIENCE_S
         while self._receive(deadline).get("method") != "Page.loadEventFired":
             pass
 

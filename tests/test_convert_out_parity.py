@@ -42,7 +42,7 @@ def run(tmp_path_factory):
     causal = np.tril(np.ones((12, 12), bool))[None].repeat(2, 0)
     positions = np.arange(12)[None].repeat(2, 0)
     ours = Llava(base.config, lora=source.lora).apply(
-        variables, batch.tokens_BS, positions, causal, batch.patch_BS, batch.images_BIX
+        variables, batch.tokens_BS, positions, causal, batch.patch_BS, batch.pixels_BIHWC
     )
     untrained = base.logits(ids, pixels)
     assert np.abs(ours - untrained).max() > 1  # what was trained matters

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from seva_jax.cli import load_experiment
+from seva_jax.data.inputs import Pixels
 from seva_jax.data.pipeline import Batches, ComparisonRows, RowShapes, encodable, shuffled
 from seva_jax.data.readers import ProcessIterator
 from seva_jax.text.encode import Encoder
@@ -39,7 +40,11 @@ def batches(folder):
     fits = encodable(data.comparisons, encoder)
     assert fits.shape is not None
     rows = ComparisonRows(
-        fits.comparisons, encoder, assets.processing, data.load_image, fits.shape, fits.sizes
+        fits.comparisons,
+        encoder,
+        Pixels(data.load_image, assets.processing),
+        fits.shape,
+        fits.sizes,
     )
     shapes = RowShapes(2, lambda shape: shape.length)
     return Batches.chosen(rows, shuffled(rows, 4, 8, 2, 1, 5), 4, (0, 1), 1, shapes)
