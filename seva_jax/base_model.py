@@ -16,6 +16,8 @@ from seva_jax.data.sources import PromptSource
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig
 from seva_jax.optim import Optim
+from seva_jax.text.encode import Encoder
+from seva_jax.text.templates import Template
 from seva_jax.text.tokenizer import check_tokenizer, load_tokenizer, word_tokenizer
 from seva_jax.types import DataError
 from seva_jax.worlds import WorldPrompts, world_vocabulary
@@ -34,6 +36,21 @@ class Assets:
     config: LlavaConfig
     tokenizer: Any
     processing: ImageProcessing
+
+    def encoder(self, template: Template, max_length: int) -> Encoder:
+        """Text to tokens of this model.
+
+        Args:
+            template: how questions and answers are put.
+            max_length: longest trunk plus longest answer, tokens.
+        """
+        return Encoder(
+            tokenizer=self.tokenizer,
+            template=template,
+            image_token_id=self.config.image_token_id,
+            tokens_per_image=self.config.tokens_per_image,
+            max_length=max_length,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

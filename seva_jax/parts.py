@@ -65,14 +65,7 @@ class Parts:
 
     def encoder(self, template: Template) -> Encoder:
         """Text to tokens with one of the run's templates."""
-        config = self.assets.config
-        return Encoder(
-            tokenizer=self.assets.tokenizer,
-            template=template,
-            image_token_id=config.image_token_id,
-            tokens_per_image=config.tokens_per_image,
-            max_length=self.experiment.text.max_length,
-        )
+        return self.assets.encoder(template, self.experiment.text.max_length)
 
     def asker(self, variables: Variables, model: Llava) -> Asker:
         """A model of this run, ready to answer prompts."""

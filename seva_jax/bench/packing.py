@@ -19,13 +19,14 @@ from seva_jax.bench.step import (
     LR,
     SIZES,
     examples,
+    laid_out,
     on_device,
     random_adapters,
     random_params,
 )
 from seva_jax.bench.timing import in_turns, machine, table
 from seva_jax.data.packing import Packer, Sizes, choose
-from seva_jax.data.trees import RowShape, TreeExample, pack_row, stack_rows
+from seva_jax.data.trees import RowShape, TreeExample
 from seva_jax.flops import forward, model_flops
 from seva_jax.models import Llava, LlavaConfig, LoraConfig
 from seva_jax.objectives import DPO
@@ -141,12 +142,5 @@ def _batch(
     """Leaves [1, B, ...]."""
     layout, rows = packer(members)
     rows += [[]] * (layout.rows - len(rows))
-    side = config.vision.image_size
-    batch = stack_rows([
-        pack_row(
-            [trees[i] for i in row], layout.shape, image_shape=(side, side, 3), pad_id=0,
-            tokens_per_image=config.tokens_per_image, image_token_id=config.image_token_id,
-        )
-        for row in rows
-    ])  # fmt: skip
+    batch = laid_out(config, [[trees[i] for i in row] for row in rows], layout.shape)
     return TreeBatch(*(x[None] for x in batch))

@@ -187,12 +187,20 @@ def packed(config: LlavaConfig, trees: list[TreeExample]) -> TreeBatch:
     branches, answer = len(first.branches), len(first.branches[0])
     question = len(first.trunk) - config.tokens_per_image
     shape = pair_shape(config, question, answer, branches)
+    return laid_out(config, [[tree] for tree in trees], shape)
+
+
+def laid_out(
+    config: LlavaConfig, rows: Sequence[Sequence[TreeExample]], shape: RowShape
+) -> TreeBatch:
+    """Rows of several examples each, of a shape."""
+    side = config.vision.image_size
     return stack_rows([
         pack_row(
-            [tree], shape, image_shape=tree.images_IX.shape[1:], pad_id=0,
+            row, shape, image_shape=(side, side, 3), pad_id=0,
             tokens_per_image=config.tokens_per_image, image_token_id=config.image_token_id,
         )
-        for tree in trees
+        for row in rows
     ])  # fmt: skip
 
 

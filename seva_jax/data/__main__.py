@@ -21,7 +21,6 @@ from seva_jax.data.records import build
 from seva_jax.data.show import describe
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.experiment import Experiment
-from seva_jax.text.encode import Encoder
 from seva_jax.types import DataError
 
 DESCRIPTION = """Data of a run: look at it before, check it, convert it, build a fast copy. Options
@@ -135,15 +134,9 @@ def _words(experiment: Experiment) -> str:
 def _check(command: Check, rest: Sequence[str]) -> None:
     experiment = _experiment(command, rest)
     data = experiment.prompts.open()
-    assets, text = experiment.base.assets(), experiment.text
+    text = experiment.text
     template = text.train if experiment.prompts.has_answers else text.generate
-    encoder = Encoder(
-        tokenizer=assets.tokenizer,
-        template=template,
-        image_token_id=assets.config.image_token_id,
-        tokens_per_image=assets.config.tokens_per_image,
-        max_length=text.max_length,
-    )
+    encoder = experiment.base.assets().encoder(template, text.max_length)
 
     def progress(items: Iterable[Any], total: int) -> Iterable[Any]:
         return tqdm(items, "images", total, unit="image", mininterval=1.0, dynamic_ncols=True)

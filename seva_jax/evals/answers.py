@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from seva_jax.data.store import write_json
 from seva_jax.types import Prompt
 
 LETTERS = "ABCDEFGHIJ"
@@ -77,11 +78,6 @@ def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Writes JSON lines."""
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     path.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes one JSON value."""
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def write_lmms_log(path: Path, task: str, model_id: str, answers: Sequence[Answer]) -> None:

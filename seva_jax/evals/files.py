@@ -71,7 +71,7 @@ def read_result(summary_path: PathLike, records_path: PathLike) -> EvalResult:
     """
     records = read_records(records_path)
     try:
-        summary = json.loads(_read_bytes(summary_path))
+        summary = json.loads(read_bytes(summary_path))
         name, num_examples = str(summary["name"]), int(summary["num_examples"])
         metrics, definitions = {}, {}
         for key, entry in summary["metrics"].items():
@@ -108,7 +108,7 @@ def read_json_lines(path: PathLike) -> Iterator[tuple[int, Record]]:
         DataError: the file cannot be read, or a line is not a JSON object.
     """
     # Split bytes, not text: str.splitlines would also cut at U+2028 inside an answer.
-    for number, line in enumerate(_read_bytes(path).split(b"\n"), start=1):
+    for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -125,7 +125,12 @@ def read_json_lines(path: PathLike) -> Iterator[tuple[int, Record]]:
         yield number, record
 
 
-def _read_bytes(path: PathLike) -> bytes:
+def read_bytes(path: PathLike) -> bytes:
+    """A whole file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         return pathlib.Path(path).read_bytes()
     except OSError as error:

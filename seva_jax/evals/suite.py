@@ -25,6 +25,7 @@ import numpy as np
 from seva_jax.data.sources import PromptSet
 from seva_jax.evals.answers import Answer, write_llava, write_lmms_log, write_tsv
 from seva_jax.evals.base import Evaluator
+from seva_jax.evals.files import read_bytes
 from seva_jax.images.load import decode_image, resolve_image
 from seva_jax.types import DataError, Prompt
 
@@ -196,10 +197,10 @@ def sha256(path: str) -> str:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
 
 
-def read_bytes(path: str) -> bytes:
+def read_file(path: str) -> bytes:
     """A whole file.
 
     Raises:
@@ -207,14 +208,7 @@ def read_bytes(path: str) -> bytes:
     """
     if not path:
         raise DataError("the path of a benchmark's file is empty; give it in the config")
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: str, error: OSError) -> DataError:
-    return DataError(f"{path}: cannot be read ({error.strerror}); check the path")
+    return read_bytes(path)
 
 
 def read_json(path: str, kind: type[dict] | type[list]) -> Any:
@@ -224,7 +218,7 @@ def read_json(path: str, kind: type[dict] | type[list]) -> Any:
         DataError: it cannot be read, is not JSON or holds something else.
     """
     try:
-        value = json.loads(read_bytes(path).decode("utf-8-sig"))
+        value = json.loads(read_file(path).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
@@ -245,7 +239,7 @@ def read_table(path: str) -> Iterator[tuple[str, dict[str, str]]]:
     """
     csv.field_size_limit(1 << 30)  # images as base64 are longer than csv's default allows
     try:
-        text = read_bytes(path).decode("utf-8-sig")
+        text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error}); fetch it again") from error
     rows = csv.DictReader(io.StringIO(text, newline=""), dialect="excel-tab")

@@ -18,7 +18,7 @@ from seva_jax.evals.base import Ratio, Record
 from seva_jax.evals.chair import Chair
 from seva_jax.evals.files import read_json_lines
 from seva_jax.evals.judge import Judge, Judged, Verdict
-from seva_jax.evals.suite import Benchmark, Questions, read_bytes, read_json, require
+from seva_jax.evals.suite import Benchmark, Questions, read_file, read_json, require
 from seva_jax.evals.suites.judged import NoJudge, scored_if_judged
 from seva_jax.types import DataError, Prompt
 
@@ -43,7 +43,7 @@ def read_synonyms(path: str) -> tuple[tuple[str, str], ...]:
         DataError: the file cannot be read, is empty, or gives a phrase two names.
     """
     given: dict[str, str] = {}
-    for line in read_bytes(path).decode("utf-8-sig").splitlines():
+    for line in read_file(path).decode("utf-8-sig").splitlines():
         phrases = [phrase.strip().lower() for phrase in line.split(",") if phrase.strip()]
         for phrase in phrases:
             if given.setdefault(phrase, phrases[0]) != phrases[0]:

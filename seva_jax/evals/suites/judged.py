@@ -11,7 +11,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from seva_jax.evals.answers import Answer, write_json
+from seva_jax.data.store import write_json
+from seva_jax.evals.answers import Answer
 from seva_jax.evals.base import Evaluator, Ratio, Record
 from seva_jax.evals.exact import Unscored
 from seva_jax.evals.files import read_json_lines

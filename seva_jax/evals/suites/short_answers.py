@@ -10,7 +10,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from seva_jax.evals.answers import Answer, write_json, write_lines
+from seva_jax.data.store import write_json
+from seva_jax.evals.answers import Answer, write_lines
 from seva_jax.evals.base import Ratio, Record, each_category
 from seva_jax.evals.exact import ExactAnswer
 from seva_jax.evals.files import read_json_lines
