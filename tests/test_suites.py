@@ -141,6 +141,7 @@ def test_pope_sets(tmp_path, images):
     table = read_table(tmp_path / "out" / "tiny_POPE.tsv")
     assert list(table[0]) == ["index", "question", "answer", "category", "prediction"]
     assert [row["prediction"] for row in table] == texts
+    assert [row["answer"] for row in table] == ["Yes", "No"] * 2
     assert records[0]["parsed"] == "yes"
 
 
@@ -222,7 +223,9 @@ def test_mmbench(tmp_path):
     """Base64 images, hints, circular copies that repeat an image, and both answer files."""
     row = {"question": "Which\nis it?", "hint": "A hint.", "A": "cat", "B": "dog", "answer": "A"}
     rows = [
-        row | {"index": 241, "image": base64.b64encode(png()).decode(), "category": "identity"},
+        row
+        | {"index": 241, "image": base64.b64encode(png()).decode(), "category": "identity"}
+        | {"split": "dev"},
         row | {"index": 1_000_241, "image": "241", "A": "dog", "B": "cat", "answer": "B"},
         row | {"index": 5, "image": "241", "hint": "", "C": "ram", "category": "identity"},
     ]
@@ -244,16 +247,9 @@ def test_mmbench(tmp_path):
     assert third["option_char"] == ["A", "B", "C"]
     for name in ("submission.tsv", "tiny_MMBench_DEV_EN.tsv"):
         table = read_table(tmp_path / "out" / name)
-        assert list(table[0]) == [
-            "index",
-            "question",
-            "A",
-            "B",
-            "C",
-            "answer",
-            "category",
-            "prediction",
-        ]
+        split = ["split"] if name != "submission.tsv" else []
+        columns = ["index", "question", "A", "B", "C", "answer", "category", *split, "prediction"]
+        assert list(table[0]) == columns
         assert [row["index"] for row in table] == ["241", "1000241", "5"]
         assert table[0]["question"] == "Which\nis it?"
     without = [{k: v for k, v in row.items() if k != "answer"} for row in rows]
@@ -362,7 +358,7 @@ def test_mm_vet(tmp_path, images):
     saved = json.loads((tmp_path / "out" / "mm-vet.json").read_text())
     assert saved == {"v1_0": "word", "v1_1": "broken"}
     table = (tmp_path / "out" / "tiny_MMVet.tsv").read_text().splitlines()
-    assert table[0].split("\t") == ["index", "question", "answer", "capability", "prediction"]
+    assert table[0].split("\t") == ["index", "question", "answer", "category", "prediction"]
     assert table[1].split("\t")[3] == "ocr,math"
     judged = dataclasses.replace(suite, judge=LocalJudge(half_right))
     _, metrics, records = outcome(judged, texts, tmp_path / "out")
@@ -388,6 +384,14 @@ def test_llava_bench(tmp_path, images):
     assert metrics["score"] == metrics["conv/score"] == 3 / 8
     ids = [a["question_id"] for a in read_lines(tmp_path / "out" / "answers.jsonl")]
     assert ids == [1, 0]
+    assert read_table(tmp_path / "out" / "tiny_LLaVABench.tsv")[0] == {
+        "index": "0",
+        "question": "Q1?",
+        "category": "conv",
+        "caption": "A volcano.",
+        "gpt4_ans": "four words are here",
+        "prediction": "one two",
+    }
 
 
 def test_coco_chair(tmp_path, images):

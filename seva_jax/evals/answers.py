@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +25,8 @@ class Answer(NamedTuple):
     Attributes:
         prompt: the question. Writers know these fields of its `meta`: `question_id`; `asked`, the
             question in the words that scorers expect to find beside the answer, where they differ
-            from those the model saw; `answer`, the truth; `category` and `capability`;
-            `options`, the texts of options A, B, ...; `index` and `plain_question`, what tables
-            show instead of the running number and the whole prompt.
+            from those the model saw; `options`, the texts of options A, B, ...; `index` and
+            `plain_question`, what tables show instead of the running number and the whole prompt.
         text: what the model said, without blanks around it.
     """
 
@@ -92,19 +91,24 @@ def write_lmms_log(path: Path, task: str, model_id: str, answers: Sequence[Answe
     write_json(path, {"args": args, "model_configs": {"task": task}, "logs": logs})
 
 
-def write_tsv(path: Path, answers: Sequence[Answer]) -> None:
+def write_tsv(
+    path: Path, answers: Sequence[Answer], columns: Callable[[Prompt], Mapping[str, str]]
+) -> None:
     """Writes a table as VLMEvalKit reads it with PRED_FORMAT=tsv, and pandas' `read_table`.
 
-    Columns: `index, question`, one for each letter that occurs as an option, `answer`, `category`
-    and `capability` where there are such, `prediction`.
+    Args:
+        path: the file.
+        answers: its lines.
+        columns: what a question's line holds besides `index, question`, one column for each
+            letter that occurs as an option, and `prediction`.
     """
     letters = LETTERS[: max((len(a.prompt.meta.get("options", ())) for a in answers), default=0)]
-    names = ("answer", "category", "capability")
-    optional = [name for name in names if any(name in a.prompt.meta for a in answers)]
+    known = [columns(answer.prompt) for answer in answers]
+    optional = list(dict.fromkeys(name for cells in known for name in cells))
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, dialect="excel-tab", lineterminator="\n")
         table.writerow(["index", "question", *letters, *optional, "prediction"])
-        for number, answer in enumerate(answers):
+        for number, (answer, cells) in enumerate(zip(answers, known, strict=True)):
             meta = answer.prompt.meta
             options = meta.get("options", [])
             table.writerow(
@@ -112,11 +116,7 @@ def write_tsv(path: Path, answers: Sequence[Answer]) -> None:
                     meta.get("index", number),
                     meta.get("plain_question", answer.prompt.question),
                     *(options[i] if i < len(options) else "" for i in range(len(letters))),
-                    *(_cell(meta.get(name, "")) for name in optional),
+                    *(cells.get(name, "") for name in optional),
                     answer.text,
                 ]
             )
-
-
-def _cell(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -149,9 +149,13 @@ class Benchmark(Suite):
         """See `Suite.write_answers`; also VLMEvalKit's and lmms-eval's files."""
         super().write_answers(folder, model_id, answers)
         if self.vlmeval_dataset:
-            write_tsv(folder / f"{model_id}_{self.vlmeval_dataset}.tsv", answers)
+            write_tsv(folder / f"{model_id}_{self.vlmeval_dataset}.tsv", answers, self.columns)
         if self.lmms_task:
             write_lmms_log(folder / "lmms_eval.json", self.lmms_task, model_id, answers)
+
+    def columns(self, prompt: Prompt) -> dict[str, str]:
+        """What VLMEvalKit's scorer of the benchmark reads of a question, by column."""
+        return {k: str(prompt.meta[k]) for k in ("answer", "category") if k in prompt.meta}
 
 
 def folder_loader(name: str, root: str) -> Callable[[str], np.ndarray]:

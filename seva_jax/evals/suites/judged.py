@@ -84,6 +84,10 @@ class MMVet(Benchmark):
         super().write_answers(folder, model_id, answers)
         write_json(folder / "mm-vet.json", {f"v1_{a.question_id}": a.text for a in answers})
 
+    def columns(self, prompt: Prompt) -> dict[str, str]:
+        """VLMEvalKit calls the capabilities together a category."""
+        return super().columns(prompt) | {"category": ",".join(prompt.meta["capability"])}
+
 
 @dataclasses.dataclass(frozen=True)
 class AgainstReference(Judged):
@@ -165,6 +169,11 @@ class LlavaBench(Benchmark):
             AgainstReference(self.name, self.judge, self.instructions, 1.0, 10.0, ("category",))
         )
         return self.questions(prompts, evaluator, files)
+
+    def columns(self, prompt: Prompt) -> dict[str, str]:
+        """VLMEvalKit's judge reads the description of the image and GPT-4's answer here."""
+        more = {"caption": prompt.meta["reference"], "gpt4_ans": prompt.meta["rival"]}
+        return super().columns(prompt) | more
 
 
 def scored_if_judged(judged: Judged) -> Evaluator:

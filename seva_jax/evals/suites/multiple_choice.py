@@ -18,6 +18,7 @@ from seva_jax.text.templates import IMAGE_MARKER
 from seva_jax.types import DataError, Prompt
 
 _CIRCULAR = 1_000_000  # MMBench's rotated copies of question i have the indices i + k * 1e6
+_GROUPS = ("l2-category", "split")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,8 @@ class MMBench(Benchmark):
                 "plain_question": question,
                 "options": options,
             }
-            meta |= {k: row[k] for k in ("answer", "category") if not _absent(row.get(k))}
+            known = ("answer", "category", *_GROUPS)
+            meta |= {k: row[k] for k in known if not _absent(row.get(k))}
             prompts.append(Prompt(index, asked + self.suffix, (index,), meta))
         loader = base64_loader(self.path, images)
         if any("answer" in prompt.meta for prompt in prompts):
@@ -93,7 +95,12 @@ class MMBench(Benchmark):
                 for answer in answers
             ),
         )
-        write_tsv(folder / "submission.tsv", answers)
+        write_tsv(folder / "submission.tsv", answers, super().columns)
+
+    def columns(self, prompt: Prompt) -> dict[str, str]:
+        """VLMEvalKit also counts by groups of categories and by split."""
+        more = {k: prompt.meta[k] for k in _GROUPS if k in prompt.meta}
+        return super().columns(prompt) | more
 
 
 def _absent(value: str | None) -> bool:

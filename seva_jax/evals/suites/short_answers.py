@@ -89,6 +89,11 @@ class PopeSets(Benchmark):
             lines = ({"question": a.asked, "answer": a.text} for a in of_set)
             write_lines(folder / f"pope_{category}.jsonl", lines)
 
+    def columns(self, prompt: Prompt) -> dict[str, str]:
+        """VLMEvalKit knows the answers Yes and No, and no others."""
+        found = super().columns(prompt)
+        return found | {"answer": found["answer"].capitalize()}
+
 
 def _variant(category: str, num: int) -> str:
     if category == "random" and num == 2910:
