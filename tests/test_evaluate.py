@@ -7,6 +7,7 @@ import types
 import numpy as np
 import process_worker
 import pytest
+from helpers_suites import every_suite
 from PIL import Image
 
 from seva_jax import evaluate, examine, train
@@ -264,6 +265,16 @@ def test_base_and_aligned_end_to_end(tmp_path, files, command, monkeypatch, caps
     whole, resumed = tmp_path / "whole" / "run" / "evals", folder / "evals"
     assert written(whole) == written(resumed)
     assert {p.name for p in (resumed / "base").iterdir()} >= {"gqa", "pope", "pope.json"}
+    (tmp_path / "every").mkdir()
+    (tmp_path / "every.py").write_text(
+        f"import pathlib\nfrom helpers_suites import every_suite\n\n\ndef get_suites():\n"
+        f"    return every_suite(pathlib.Path({str(tmp_path / 'every')!r}))\n"
+    )
+    command(
+        [*base[:2], *base[4:], "--suite", str(tmp_path / "every.py"), "--out", str(folder / "x")]
+    )
+    named = {p.stem for p in (folder / "x" / "evals" / "base").glob("*.json")}
+    assert named == {suite.name for suite in every_suite(tmp_path / "names")}
     capsys.readouterr()
     command(["--model", str(folder), "--suite", str(suite_file(files))])
     shown = capsys.readouterr().out
