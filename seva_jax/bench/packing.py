@@ -40,9 +40,10 @@ class PackingBench:
 
     Attributes:
         size: architecture; "small" and "mid" are LLaVA-shaped and suit a CPU.
-        comparisons: in a pass; each has one image.
+        comparisons: in a pass.
         batch: comparisons in a step.
-        question: tokens of the question beside the image's.
+        images: of each comparison; 0 for text alone.
+        question: tokens of the question beside the images'.
         answer: tokens of the shortest and of the longest answer; between them, every length of a
             logarithmic scale is as likely.
         shapes: of rows, at most, on our side.
@@ -54,6 +55,7 @@ class PackingBench:
     size: Literal["small", "mid", "7b", "13b"] = "small"
     comparisons: int = 32
     batch: int = 8
+    images: int = 1
     question: int = 64
     answer: tuple[int, int] = (8, 512)
     shapes: int = 4
@@ -67,6 +69,8 @@ def run_packing(bench: PackingBench) -> None:
     short, long = bench.answer
     if min(bench.comparisons, bench.batch, bench.rounds, bench.shapes) < 1 or not 0 < short <= long:
         raise DataError("--comparisons, --batch, --rounds, --shapes: 1 or more; --answer: rising")
+    if bench.images < 0:
+        raise DataError(f"--images: 0 or more, not {bench.images}")
     config = SIZES[bench.size]
     lora = LoraConfig(rank=bench.rank, alpha=2.0 * bench.rank)
     model = Llava(config, lora, jnp.dtype(bench.dtype))
@@ -78,7 +82,7 @@ def run_packing(bench: PackingBench) -> None:
             tree, branches=tuple(b[:n] for b, n in zip(tree.branches, cut, strict=True))
         )
         for tree, cut in zip(
-            examples(config, bench.comparisons, bench.question, long),
+            examples(config, bench.comparisons, bench.question, long, images=bench.images),
             np.exp(rng.uniform(np.log(short), np.log(long), (bench.comparisons, 2))).astype(int),
             strict=True,
         )
@@ -103,8 +107,8 @@ def run_packing(bench: PackingBench) -> None:
     times = in_turns(sides, bench.rounds)
     print(
         f"{bench.comparisons} comparisons in batches of {bench.batch}, LLaVA {bench.size}, "
-        f"{config.tokens_per_image} + {bench.question} tokens and answers of {short} to {long}, "
-        f"LoRA r={bench.rank}, {bench.dtype}\n" + machine([], bench.rounds)
+        f"{bench.images} x {config.tokens_per_image} + {bench.question} tokens and answers of "
+        f"{short} to {long}, LoRA r={bench.rank}, {bench.dtype}\n" + machine([], bench.rounds)
     )
     notes = {name: f"   {losses[name]:.6f}  {p.describe()}" for name, p in packers.items()}
     notes[""] = "   last loss"

@@ -153,22 +153,22 @@ def write_model(directory: Path, config: LlavaConfig, params: Any) -> None:
 
 
 def examples(
-    config: LlavaConfig, num: int, question: int, answer: int, branches: int = 2
+    config: LlavaConfig, num: int, question: int, answer: int, branches: int = 2, images: int = 1
 ) -> list[TreeExample]:
-    """Random comparisons of one image, a question and answers of full length."""
+    """Random comparisons: images, a question around them, answers of full length."""
     rng = np.random.default_rng(0)
     side = config.vision.image_size
 
     def tokens(num: int) -> np.ndarray:
         return rng.integers(10, 1000, num).astype(np.int32)
 
-    image = np.full(config.tokens_per_image, config.image_token_id, np.int32)
+    patches = np.full(images * config.tokens_per_image, config.image_token_id, np.int32)
     half = question // 2
     return [
         TreeExample(
-            np.concatenate([tokens(half), image, tokens(question - half)]),
+            np.concatenate([tokens(half), patches, tokens(question - half)]),
             tuple(tokens(answer) for _ in range(branches)),
-            rng.normal(size=(1, side, side, 3)).astype(np.float32),
+            rng.normal(size=(images, side, side, 3)).astype(np.float32),
         )
         for _ in range(num)
     ]
