@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from seva_jax.evals import EvalResult, comparison_rows, format_metric, read_result
 from seva_jax.report import Curve, FiguresData, MoreNumbers, Series
 from seva_jax.types import DataError
 from seva_jax.workdir import read_metrics
@@ -64,19 +65,32 @@ def _final(rows: Sequence[dict[str, Any]], name: str) -> str:
     return f"{np.mean(values):.4f}" if values else "–"
 
 
-def _with_interval(metric: dict[str, Any]) -> str:
-    if metric["value"] is None:
-        return "–"
-    ends = "" if metric["low"] is None else f" [{metric['low']:.3f}, {metric['high']:.3f}]"
-    return f"{metric['value']:.3f}{ends}"
+def _evaluations(path: Path) -> dict[str, EvalResult]:
+    """What the aligned model was asked, by name."""
+    files = sorted((path / "evals" / "aligned").glob("*.json"))
+    return {file.stem: read_result(file, file.with_suffix(".jsonl")) for file in files}
 
 
-def _evaluations(path: Path) -> dict[str, str]:
-    """Metrics of the aligned model with their intervals, by "evaluation metric"."""
+def _metrics(evaluated: dict[str, EvalResult]) -> dict[str, str]:
+    """Metrics with their intervals, by "evaluation metric"."""
+    return {
+        f"{name} {metric}": format_metric(value, ".3f")
+        for name, result in evaluated.items()
+        for metric, value in result.metrics.items()
+    }
+
+
+def _differences(first: dict[str, EvalResult], other: dict[str, EvalResult]) -> dict[str, str]:
+    """Of what both were asked, the paired differences with their intervals and verdicts."""
     found = {}
-    for file in sorted((path / "evals" / "aligned").glob("*.json")):
-        metrics = json.loads(file.read_text(encoding="utf-8"))["metrics"]
-        found |= {f"{file.stem} {name}": _with_interval(m) for name, m in metrics.items()}
+    for name in first:
+        try:
+            rows = comparison_rows([first[name]], [other[name]]) if name in other else []
+        except DataError:  # other questions
+            continue
+        for row in rows:
+            shown = f"{format_metric(row.difference, '+.3f')} {row.verdict}"
+            found[f"{name} {row.metric}"] = shown.rstrip()
     return found
 
 
@@ -106,8 +120,7 @@ def compare(paths: Sequence[Path]) -> FiguresData:
         if any(one.xs for one in series):
             curves.append(Curve(f"{title.split(',')[0]} by {x_label}", x_label, title, series))
     fields = _differing(configs)
-    evaluations = [_evaluations(path) for path in paths]
-    measured = list(dict.fromkeys(itertools.chain(*evaluations)))
+    evaluated = [_evaluations(path) for path in paths]
     columns = (
         *("run", *fields, "steps", "pairs seen", "chips", "chip-seconds", "pairs/s"),
         *("final loss", "final margin"),
@@ -126,9 +139,27 @@ def compare(paths: Sequence[Path]) -> FiguresData:
         )
         for label, config, rows in zip(labels, configs, runs, strict=True)
     )
-    answered = tuple(
-        (name, *(evaluated.get(name, "–") for evaluated in evaluations)) for name in measured
-    )
+    more = [
+        MoreNumbers(
+            "evaluations",
+            "Evaluations of the aligned models",
+            ("metric", *labels),
+            _side_by_side([_metrics(results) for results in evaluated]),
+            "Brackets are 95 % intervals over questions.",
+        )
+    ]
+    if len(paths) > 1:
+        more.append(
+            MoreNumbers(
+                "differences",
+                f"Differences to {labels[0]}",
+                ("metric", *labels[1:]),
+                _side_by_side([_differences(evaluated[0], other) for other in evaluated[1:]]),
+                "On the questions that both runs answered, with 95 % intervals over questions: "
+                "they can be clear although the intervals above overlap. Other seeds would add to "
+                "them.",
+            )
+        )
     return FiguresData(
         title="1 run" if len(paths) == 1 else f"{len(paths)} runs compared",
         subtitle="",
@@ -137,14 +168,11 @@ def compare(paths: Sequence[Path]) -> FiguresData:
         columns=columns,
         rows=table,
         notes=_NOTES,
-        more=(
-            MoreNumbers(
-                "evaluations",
-                "Evaluations of the aligned models",
-                ("metric", *labels),
-                answered,
-                "Brackets are 95 % intervals over questions. Where runs answered the same "
-                "questions, a difference can be clear although the intervals overlap.",
-            ),
-        ),
+        more=tuple(more),
     )
+
+
+def _side_by_side(columns: Sequence[dict[str, str]]) -> tuple[tuple[str, ...], ...]:
+    """A row for every name that a column has."""
+    names = dict.fromkeys(itertools.chain(*columns))
+    return tuple((name, *(column.get(name, "–") for column in columns)) for name in names)

@@ -39,6 +39,7 @@ from seva_jax.evals.table import (
     Row,
     comparison_rows,
     format_markdown,
+    format_metric,
     format_results,
     format_table,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "bootstrap",
     "comparison_rows",
     "format_markdown",
+    "format_metric",
     "format_results",
     "format_table",
     "load_pope",

@@ -106,7 +106,7 @@ def format_results(results: Sequence[EvalResult], who: str) -> str:
             name,
             "" if result.definitions[name].better == "neither" else result.definitions[name].better,
             str(metric.n),
-            _number(metric, ".3f"),
+            format_metric(metric, ".3f"),
         )
         for result in results
         for name, metric in result.metrics.items()
@@ -138,14 +138,15 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.metric,
         "" if row.better == "neither" else row.better,
         str(row.difference.n),
-        _number(row.base, ".3f"),
-        _number(row.aligned, ".3f"),
-        _number(row.difference, "+.3f"),
+        format_metric(row.base, ".3f"),
+        format_metric(row.aligned, ".3f"),
+        format_metric(row.difference, "+.3f"),
         row.verdict,
     )
 
 
-def _number(metric: Metric, spec: str) -> str:
+def format_metric(metric: Metric, spec: str) -> str:
+    """`value [low, high]`, or n/a where the metric is undefined."""
     if math.isnan(metric.value):
         return "n/a"
     return f"{metric.value:{spec}} [{metric.low:{spec}}, {metric.high:{spec}}]"
