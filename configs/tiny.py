@@ -66,7 +66,7 @@ def get_config():
             epochs=10,
             max_steps=100,
             trained=("lora",),
-            save_every=50,
+            save_every_s=30.0,
             log_every=5,
         ),
         compute=ComputeOptions(param_dtype="float32", dtype="float32", remat="none"),

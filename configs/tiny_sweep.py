@@ -22,9 +22,7 @@ def get_configs():
     """Six runs that differ in batch size and learning rate."""
     e = base()
     for batch_size, lr in itertools.product(BATCH_SIZES, LEARNING_RATES):
-        train = dataclasses.replace(
-            e.train, batch_size=batch_size, max_steps=PAIRS // batch_size, save_every=1000
-        )
+        train = dataclasses.replace(e.train, batch_size=batch_size, max_steps=PAIRS // batch_size)
         yield dataclasses.replace(
             e,
             workdir=f"runs/sweep/batch{batch_size}-lr{lr:g}",

@@ -7,7 +7,8 @@ r"""One run on TPU slices of a GKE cluster, as a JobSet: every host of every sli
 Needs kubectl, pointed at a cluster with the JobSet controller and a TPU node pool, and an image
 with this checkout installed (`pip install -e '.[tpu]'`). The work directory has to be one that all
 hosts see; a preempted or failed slice starts the whole run again, which continues from its last
-checkpoint. With several slices only the mesh axis `data` spans them.
+checkpoint, or from where SIGTERM made it save. With several slices only the mesh axis `data` spans
+them.
 """
 
 from __future__ import annotations
@@ -41,6 +42,17 @@ def manifest(options: argparse.Namespace) -> dict:
         "image": options.image,
         "command": ["python3", "-m", "seva_jax.train", *options.train],
         "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
+        # From the second start on the pods before these are gone: their lock may be taken over.
+        "env": [
+            {
+                "name": "SEVA_JAX_RESTARTED",
+                "valueFrom": {
+                    "fieldRef": {
+                        "fieldPath": "metadata.annotations['jobset.sigs.k8s.io/restart-attempt']"
+                    }
+                },
+            }
+        ],
         "resources": {"limits": {"google.com/tpu": min(chips, options.chips_per_host)}},
     }
     pod: dict = {

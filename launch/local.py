@@ -5,7 +5,8 @@
 
 Each process gets fake CPU devices and the variables that `seva_jax.processes` reads. Output lines
 are prefixed with the process number. When one process fails the others are ended, and the status
-is that of the first one that failed.
+is that of the first one that failed. SIGTERM and Ctrl-C reach all of them and they end by
+themselves, saved (status 75); a second Ctrl-C ends at once.
 """
 
 from __future__ import annotations
@@ -89,6 +90,14 @@ def main() -> int:
     ]
     for copier in copiers:
         copier.start()
+
+    def forward(number: int, frame: object) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    signal.signal(signal.SIGTERM, forward)
+    signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the processes itself
     first_failure, failed_at = 0, 0.0
     try:
         while any(process.poll() is None for process in processes):

@@ -120,9 +120,14 @@ if [[ $dry ]] || ! in_order "$(found)"; then
   create
 fi
 for ((attempt = 1; attempt <= attempts; attempt++)); do
-  # exec: the shell must not outlive a killed trainer.
-  if tpu "${each[@]}" ssh "$name" "${all[@]}" \
-    --command "cd seva_jax && exec python3 -m seva_jax.train$train"; then
+  # exec: the shell must not outlive a killed trainer. The processes of an earlier attempt are gone
+  # with their TPU, so their lock may be taken over.
+  restarted=''
+  ((attempt == 1)) || restarted='SEVA_JAX_RESTARTED=1 '
+  status=0
+  tpu "${each[@]}" ssh "$name" "${all[@]}" \
+    --command "cd seva_jax && ${restarted}exec python3 -m seva_jax.train$train" || status=$?
+  if ((status == 0)); then
     [[ $dry ]] || echo "the run is finished; $name goes on costing until it is deleted:"
     if [[ $queued ]]; then
       echo "gcloud compute tpus queued-resources delete $name --force ${where[*]}"
@@ -132,6 +137,10 @@ for ((attempt = 1; attempt <= attempts; attempt++)); do
     exit 0
   fi
   now=$(found)
+  if ((status == 75)) && in_order "$now"; then
+    echo "attempt $attempt was stopped by a signal and has saved: starting it again"
+    continue
+  fi
   ! in_order "$now" || die "the run failed, and the TPU is in order; see above"
   echo "attempt $attempt ended and $name is ${now:-gone}: making it anew"
   delete

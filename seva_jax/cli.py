@@ -18,8 +18,10 @@ from typing import Any
 
 import tyro
 
+from seva_jax import stopping
 from seva_jax.evals import Suite
 from seva_jax.experiment import Experiment, check
+from seva_jax.home import expand_home, hide_home
 from seva_jax.types import DataError
 
 
@@ -76,7 +78,7 @@ def read_configs(path: Path) -> list[Experiment]:
             raise DataError(f"{path}: get_config() returned {kind}, not an Experiment")
     if not experiments:
         raise DataError(f"{path}: get_configs() yields no run")
-    return experiments
+    return list(map(expand_home, experiments))
 
 
 def read_suites(where: str) -> list[Suite]:
@@ -176,11 +178,13 @@ def load_experiments(
             description=(
                 f"{description}\n\n--config FILE picks a config file (now {flags.config}); every "
                 "option below changes one of its fields. --print-config shows the resolved config "
-                "and stops. --only N takes run N, from 0, of a file that defines several."
+                "and stops. --only N takes run N, from 0, of a file that defines several.\n\n"
+                f"{stopping.HELP}"
             ),
         )
         for default in read_configs(flags.config)
     ]
+    experiments = list(map(expand_home, experiments))
     if flags.only is not None and not 0 <= flags.only < len(experiments):
         raise DataError(
             f"--only {flags.only}: {flags.config} defines runs 0 to {len(experiments) - 1}"
@@ -194,6 +198,8 @@ def load_experiments(
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """A config as dotted field names and plain values, with the class of every polymorphic part.
+
+    Paths in the home directory begin with `~`.
 
     >>> flatten(Experiment())["objective.beta"]
     0.1
@@ -215,7 +221,9 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: value.name}
     if isinstance(value, FunctionType):
         return {prefix: f"{value.__module__}.{value.__qualname__}"}
-    return {prefix: list(value) if isinstance(value, tuple) else value}
+    if isinstance(value, tuple):
+        return {prefix: [hide_home(v) if isinstance(v, str) else v for v in value]}
+    return {prefix: hide_home(value) if isinstance(value, str) else value}
 
 
 def _source(value: Any, modules: set[str], indent: int) -> str:
@@ -240,11 +248,11 @@ def _source(value: Any, modules: set[str], indent: int) -> str:
     if isinstance(value, tuple) and value:
         items = "".join(f"{pad}{_source(v, modules, indent + 1)},\n" for v in value)
         return f"(\n{items}{'    ' * indent})"
-    return repr(value)
+    return repr(hide_home(value) if isinstance(value, str) else value)
 
 
 def to_source(experiment: Experiment) -> str:
-    """The experiment as a config file that rebuilds it."""
+    """The experiment as a config file that rebuilds it; paths at home begin with `~`."""
     modules: set[str] = set()
     body = _source(experiment, modules, 1)
     imports = "".join(f"import {m}\n" for m in sorted(modules))

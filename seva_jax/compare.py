@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from seva_jax.evals import EvalResult, comparison_rows, format_metric, read_result
+from seva_jax.home import hide_home
 from seva_jax.report import Curve, FiguresData, MoreNumbers, Series
 from seva_jax.types import DataError
 from seva_jax.workdir import read_metrics
@@ -106,7 +107,7 @@ def compare(paths: Sequence[Path]) -> FiguresData:
     configs, runs = zip(*map(read_run, paths), strict=True)
     labels = [path.name for path in paths]
     if len(set(labels)) < len(labels):
-        labels = [str(path) for path in paths]
+        labels = [hide_home(str(path)) for path in paths]
     curves = []
     for (title, name), (x_label, x_name) in itertools.product(_SHOWN, _AXES):
         series = tuple(

@@ -19,7 +19,8 @@ from seva_jax.cli import load_experiment, read_suites
 from seva_jax.evals import EvalResult, Suite, comparison_rows, format_results, format_table
 from seva_jax.examine import evaluate_all, read_results
 from seva_jax.experiment import Experiment
-from seva_jax.processes import join, say, use_compile_cache
+from seva_jax.home import hide_home
+from seva_jax.processes import joined, say, use_compile_cache
 from seva_jax.train import Run
 from seva_jax.types import DataError
 from seva_jax.workdir import fingerprint
@@ -57,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         _check(experiment, suites)
         if flags.batch_size is not None and flags.batch_size < 1:
             raise DataError(f"--batch-size must be at least 1, not {flags.batch_size}")
-        join(experiment.processes)
-        run, who = Run(experiment), "aligned" if aligned else "base"
-        _evaluate(run, suites, who, flags.out or run.workdir.path, flags.batch_size)
+        with joined(experiment.processes):
+            run, who = Run(experiment), "aligned" if aligned else "base"
+            _evaluate(run, suites, who, flags.out or run.workdir.path, flags.batch_size)
     except DataError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(hide_home(f"error: {error}"))
 
 
 def _check(experiment: Experiment, suites: Sequence[Suite]) -> None:
@@ -92,6 +93,8 @@ def _evaluate(
             f"{run.workdir.path} has no trained base model yet; run seva_jax.train with this config"
         )
     workdir = dataclasses.replace(run.workdir, path=out)
+    out.mkdir(parents=True, exist_ok=True)
+    workdir.claim()
     base = who == "base"
     asker = run.asker(
         {"params": run.base_params} if base else run.aligned,
@@ -102,6 +105,8 @@ def _evaluate(
     say(f"{who}: {evaluate_all(asker, suites, who, workdir)}")
     say("\n" + tables(workdir.path, who, suites))
     say(f"\nanswers and scores: {workdir.path / 'evals' / who}")
+    workdir.close()
+    run.workdir.close()
 
 
 def tables(path: Path, who: str, suites: Sequence[Suite]) -> str:

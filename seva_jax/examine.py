@@ -25,6 +25,8 @@ from seva_jax.evals import (
     write_records,
     write_summary,
 )
+from seva_jax.evals.suite import open_suite
+from seva_jax.home import hide_home
 from seva_jax.processes import barrier, gather, say
 from seva_jax.rollout.run import Asker
 from seva_jax.rollout.sampler import Sampling
@@ -57,7 +59,7 @@ def evaluate_all(asker: Asker, suites: Sequence[Suite], who: str, workdir: Workd
     )  # fmt: skip
     num = 0
     for suite in suites:
-        questions = suite.open()
+        questions = open_suite(suite)
         for prompt in questions.prompts:
             questions.evaluator.truth(prompt)  # what cannot be scored need not be asked
         path = workdir.path / "evals" / who / suite.name / "asked.jsonl"
@@ -84,7 +86,7 @@ def _ask(
         "model": model,
         "questions": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
         "max_new_tokens": suite.max_new_tokens,
-        "files": dict(questions.files),
+        "files": {hide_home(path): digest for path, digest in questions.files.items()},
     }
     problem, start = gather(_resume(path, header) if workdir.writes else ("", 0))[0]
     if problem:
@@ -156,7 +158,7 @@ def _score(suite: Suite, questions: Questions, who: str, workdir: Workdir, path:
     result = questions.evaluator(lambda prompts: [texts[p.id] for p in prompts], kept)
     write_records(path.parent.with_name(f"{suite.name}.jsonl"), result.records)
     about = {
-        "files": dict(questions.files),
+        "files": {hide_home(path): digest for path, digest in questions.files.items()},
         "notes": list(questions.notes),
         "left_out": dict(drops),
         "suite": flatten(suite),

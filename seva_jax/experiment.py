@@ -8,7 +8,7 @@ is in `seva_jax/cli.py`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 
@@ -31,6 +31,7 @@ from seva_jax.objectives import DPO, Objective
 from seva_jax.optim import Optim
 from seva_jax.pairs import CorruptionPairs, PairBuilder
 from seva_jax.processes import ProcessOptions
+from seva_jax.ranges import ABOVE_0, FROM_0, Range, Ranges, out_of_range
 from seva_jax.rollout.sampler import Sampling
 from seva_jax.sharding import MeshShape
 from seva_jax.text.templates import VICUNA_V1, Template
@@ -93,11 +94,23 @@ class TrainOptions:
         feature_cache: directory that keeps what the frozen vision tower made of every image, by
             content and tower, for this and other runs; empty computes it in every step. An image
             of LLaVA-1.5 takes 1.1 MiB in bfloat16.
-        save_every: steps between checkpoints.
+        save_every_s: seconds between checkpoints, which is what a kill may cost; one is written
+            at the next line of metrics.
+        save_every: steps between checkpoints, beside those by time; 0 means by time only.
         log_every: steps between lines of metrics.
+        max_nonfinite: so many steps, one after another, whose loss or gradient is not finite end
+            the run with exit code 65. Such a step changes nothing, and the ids of its examples go
+            to nonfinite.jsonl.
         read_processes: processes that prepare batches; 0 prepares them in threads, which starts
             sooner and is enough until decoding images keeps the device waiting.
     """
+
+    ranges: ClassVar[Ranges] = {
+        "max_steps": FROM_0,
+        "save_every_s": ABOVE_0,
+        "save_every": FROM_0,
+        "read_processes": Range(0, 1024),
+    }
 
     batch_size: int = 128
     micro_batches: int = 1
@@ -107,8 +120,10 @@ class TrainOptions:
     trained: tuple[Literal["lora", "projector", "language", "vision"], ...] = ("lora", "projector")
     reference: Literal["cached", "in_step"] = "cached"
     feature_cache: str = ""
-    save_every: int = 50
+    save_every_s: float = 600.0
+    save_every: int = 0
     log_every: int = 10
+    max_nonfinite: int = 3
     read_processes: int = 0
 
 
@@ -181,6 +196,12 @@ class ReportOptions:
         currency: of that price.
     """
 
+    ranges: ClassVar[Ranges] = {
+        "num_pairs": FROM_0,
+        "num_examples": FROM_0,
+        "device_hour_price": FROM_0,
+    }
+
     num_pairs: int = 60
     num_examples: int = 12
     device_hour_price: float = 0.0
@@ -194,6 +215,9 @@ class Experiment:
     Attributes:
         workdir: everything the run writes goes here; run again to resume.
         seed: every random choice follows from it.
+        strict: look at every text and image before the first stage, and stop if one cannot be
+            used. Otherwise those are counted and left out, see `seva_jax.data check`. What the
+            method itself leaves out, such as equal answers of the model, is no error.
         base: the model to align.
         prompts: unlabelled images and questions; or pairs of answers that are there already, then
             corrupt, rollout and pairs are not used.
@@ -217,6 +241,7 @@ class Experiment:
 
     workdir: str = "runs/default"
     seed: int = 42
+    strict: bool = False
     base: BaseModel = Checkpoint()
     prompts: PromptSource = WorldPrompts()
     corrupt: tuple[Corruption, ...] = (DiffusionNoise(step=500),)
@@ -241,7 +266,9 @@ def check(experiment: Experiment) -> None:
     Raises:
         DataError: lists every problem at once.
     """
-    e, problems = experiment, []
+    e, problems = experiment, list(out_of_range(experiment))
+    if any("number, not" in problem for problem in problems):
+        raise _problems(problems)  # nothing below could be computed
     positive = {
         "rollout.batch_size": e.rollout.batch_size,
         "rollout.refill": e.rollout.refill,
@@ -250,8 +277,8 @@ def check(experiment: Experiment) -> None:
         "train.micro_batches": e.train.micro_batches,
         "train.epochs": e.train.epochs,
         "train.repeat": e.train.repeat,
-        "train.save_every": e.train.save_every,
         "train.log_every": e.train.log_every,
+        "train.max_nonfinite": e.train.max_nonfinite,
         "compute.head_chunk": e.compute.head_chunk,
         "compute.row_shapes": e.compute.row_shapes,
         "processes.peer_timeout_s": e.processes.peer_timeout_s,
@@ -263,8 +290,8 @@ def check(experiment: Experiment) -> None:
             f"train.batch_size {e.train.batch_size} does not divide into "
             f"train.micro_batches {e.train.micro_batches}"
         )
-    if not 0 <= e.seed < 2**32:
-        problems.append(f"seed must be in [0, 2^32), not {e.seed}")
+    if e.seed < 0:
+        problems.append(f"seed must be at least 0, not {e.seed}")
     if not e.corrupt and not e.prompts.has_answers:
         problems.append("corrupt is empty; without a corruption there are no rejected answers")
     if not e.train.trained:
@@ -272,6 +299,11 @@ def check(experiment: Experiment) -> None:
     if "vision" in e.train.trained and e.train.feature_cache:
         problems.append(
             "train.feature_cache needs a frozen vision tower; leave vision out of train.trained"
+        )
+    if e.objective.computes_reference and e.train.reference == "cached":
+        problems.append(
+            f"objective {type(e.objective).__name__} needs the reference itself in the step, not "
+            "only its log-probs; set --train.reference in_step"
         )
     if "lora" in e.train.trained and not e.lora.rank:
         problems.append("train.trained names lora but lora.rank is 0")
@@ -292,21 +324,14 @@ def check(experiment: Experiment) -> None:
             logger.check()
         except DataError as error:
             problems.append(str(error))
-    if e.train.read_processes < 0:
-        problems.append(f"train.read_processes must not be negative, not {e.train.read_processes}")
-    if e.report.device_hour_price < 0:
-        problems.append(
-            f"report.device_hour_price must not be negative, not {e.report.device_hour_price}"
-        )
-    if e.lora.rank < 0:
-        problems.append(f"lora.rank must not be negative, not {e.lora.rank}")
-    if not 0 <= e.optim.warmup_ratio < 1:
-        problems.append(f"optim.warmup_ratio must be in [0, 1), not {e.optim.warmup_ratio}")
-    if e.optim.lr <= 0:
-        problems.append(f"optim.lr must be positive, not {e.optim.lr}")
     names = [x.name for x in e.evals]
     twice = sorted({name for name in names if names.count(name) > 1})
     problems += [f"two evals are named {name!r}" for name in twice]
+    problems += [
+        f"an eval is named {name!r}, but names become files: no '/', and no '.' in front"
+        for name in names
+        if not name or "/" in name or "\0" in name or name.startswith(".")
+    ]
     if isinstance(e.base, TrainedBase):
         sizes = e.base.steps, e.base.batch_size, e.base.vocab_multiple
         if min(sizes) < 1:
@@ -314,4 +339,8 @@ def check(experiment: Experiment) -> None:
                 "base.steps, base.batch_size and base.vocab_multiple must be at least 1"
             )
     if problems:
-        raise DataError("the config has problems:\n  " + "\n  ".join(problems))
+        raise _problems(problems)
+
+
+def _problems(problems: list[str]) -> DataError:
+    return DataError("the config has problems:\n  " + "\n  ".join(problems))

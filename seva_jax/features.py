@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from seva_jax import stopping
 from seva_jax.data.inputs import FeatureCache, Features, Pixels
 from seva_jax.models import Llava
 from seva_jax.processes import barrier, gather
@@ -60,6 +61,7 @@ def cached_features(
         rows = -(-min(batch_size, max(len(missing), 1)) // unit) * unit
         local = rows // num_shares
         for group in _groups(missing, rows):
+            stopping.check()
             wanted = group[share * local : (share + 1) * local]
             batch = np.zeros((local, 1, *pixels.shape), pixels.dtype)
             for row, image in enumerate(pool.map(lambda k: pixels(of_content[k]), wanted)):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from seva_jax import stopping
 from seva_jax.data.pipeline import Batches, ComparisonRows, RowShapes, in_order
 from seva_jax.models import Llava
 from seva_jax.sharding import put_batch, replicated, row_shard, row_unit
@@ -52,6 +53,7 @@ def answer_logps(
     batches = Batches.chosen(rows, schedule, batch_size, row_shard(mesh), unit, shapes)
     found: dict[int, list[np.ndarray]] = {}
     for batch in batches.iterate():
+        stopping.check()  # a pass is not saved in parts
         before = len(found)
         with jax.set_mesh(mesh):
             out = jax.device_get(pass_fn(variables, put_batch(mesh, batch)))

@@ -1,7 +1,9 @@
 """The training loop, the same for the base model and for alignment.
 
-Resumes from the newest checkpoint, never waits for the device between log lines, and ends with a
-checkpoint of the last step.
+Resumes from the newest intact checkpoint, never waits for the device between log lines, saves by
+the clock or when it is told to stop (`stopping.py`), and ends with a checkpoint of the last step. A
+run that was interrupted, in whatever way, ends with the parameters and the rows of metrics of one
+that was not.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from seva_jax import stopping
 from seva_jax.checkpoint import Checkpoints
 from seva_jax.data.pipeline import Batches, ComparisonRows, RowShapes, shuffled
+from seva_jax.health import Health, trainable_share
 from seva_jax.memory import warn_if_too_large
 from seva_jax.models import Llava
 from seva_jax.objectives import Objective
-from seva_jax.processes import say
+from seva_jax.processes import gather, say
 from seva_jax.sharding import (
     check_batch,
     put_batch,
@@ -34,6 +38,7 @@ from seva_jax.sharding import (
 )
 from seva_jax.step import StepOptions, TrainState, Variables, make_train_step
 from seva_jax.terminal import Progress
+from seva_jax.types import Comparison
 
 # What the progress of training shows, by metric.
 _LIVE = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
@@ -46,6 +51,7 @@ class Loop:
     Attributes:
         name: shown by the progress bar.
         directory: of the checkpoints.
+        facts: see `Checkpoints`.
         mesh: where arrays live.
         model: the module.
         objective: what is minimised.
@@ -60,7 +66,8 @@ class Loop:
         epochs: passes over the data.
         repeat: see `TrainOptions`.
         seed: of the order of the data.
-        save_every: steps between checkpoints.
+        save_every: see `TrainOptions`.
+        save_every_s: see `TrainOptions`.
         log_every: steps between rows of metrics.
         processes: see `TrainOptions.read_processes`.
         learning_rate: schedule, for the log.
@@ -68,6 +75,7 @@ class Loop:
 
     name: str
     directory: Path
+    facts: Mapping[str, Any]
     mesh: jax.sharding.Mesh
     model: Llava
     objective: Objective
@@ -83,6 +91,7 @@ class Loop:
     repeat: int
     seed: int
     save_every: int
+    save_every_s: float
     log_every: int
     processes: int
     learning_rate: optax.Schedule
@@ -150,6 +159,8 @@ def fit(
     frozen: Variables,
     trainable: Variables,
     write_metrics: Callable[[int, dict[str, float]], None],
+    starts_after: Callable[[int], None],
+    health: Health,
 ) -> Variables:
     """Trains to the last step and returns the trained variables.
 
@@ -158,33 +169,46 @@ def fit(
         frozen: variables that do not change.
         trainable: variables at step 0; replaced by those of the newest checkpoint, if any.
         write_metrics: receives (step, means since the last row; pairs, tokens, seconds and
-            unreadable, the comparisons left out for their images, are sums).
+            unreadable, the comparisons left out for their images, are sums; see also `Health`).
+        starts_after: receives the last step whose metrics are written, before others are: what
+            was written of later ones was lost with an interrupted process.
+        health: looks for steps that are not as they should be.
 
     Raises:
-        DataError: the batch does not divide by processes, micro-batches and mesh.
+        DataError: the batch does not divide by processes, micro-batches and mesh, there is nothing
+            to train on, or checkpoints cannot be read or written.
+        NotFinite: too many steps in a row were not finite.
+        Stopped: a signal came; the last step is saved.
     """
     check_batch(loop.mesh, loop.batch_size, loop.micro_batches)
     state = init_state(loop.optimizer, loop.mesh, trainable)
-    checkpoints = Checkpoints(loop.directory)
+    checkpoints = Checkpoints(loop.directory, loop.facts)
     schedule = shuffled(loop.rows, loop.batch_size, loop.steps, loop.epochs, loop.repeat, loop.seed)
     unit = row_unit(loop.mesh) * loop.micro_batches
     batches = Batches.chosen(
         loop.rows, schedule, loop.batch_size, row_shard(loop.mesh), unit, loop.shapes
     )
-    say(f"{loop.name}: {batches.packer.describe()}")
+    say(f"{loop.name}: {batches.packer.describe()}; {trainable_share(loop.rows)}")
     data = batches.iterate(loop.processes)
     restored = checkpoints.restore(state)
+    waiting: list[dict[str, Any]] = []  # metrics since the last row
     if restored is not None:
         state, position = restored
+        waiting += position.pop("waiting", [])
         data.set_state(position)
     step_fn = jit_step(
         loop.model, loop.objective, loop.optimizer, loop.options, loop.reference_in_step,
         jax.tree.map(lambda x: x.sharding, state),
     )  # fmt: skip
     first = int(state.step)
+    starts_after(first - len(waiting))
+    health.resume(first - len(waiting))
     compiled: set[tuple[int, ...]] = set()
-    waiting: list[dict[str, jax.Array]] = []
-    clock = time.monotonic()
+    clock = saved_s = time.monotonic()
+
+    def comparisons(step: int) -> list[Comparison]:
+        return [loop.rows.comparisons[i] for i in schedule[step - 1]]
+
     progress = Progress(loop.name, loop.steps, "step", first, jax.process_index() == 0)
     for step in range(first + 1, loop.steps + 1):
         batch = jax.tree.map(lambda x: x.reshape(loop.micro_batches, -1, *x.shape[1:]), next(data))
@@ -196,25 +220,43 @@ def fit(
             state, metrics = step_fn(state, frozen, batch)
         waiting.append(metrics)
         shown: dict[str, float] = {}
+        stop = stopping.reached() and step < loop.steps
+        save = stop or step == loop.steps or (loop.save_every and step % loop.save_every == 0)
         if step % loop.log_every == 0 or step == loop.steps:
-            rows = jax.device_get(waiting)
-            means = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
+            rows = _numbers(waiting)
+            steps = range(step - len(rows) + 1, step + 1)
+            means = health.averages(steps, rows, comparisons)
             seconds, clock = time.monotonic() - clock, time.monotonic()
             for count in ("pairs", "tokens"):
-                means[count] *= len(rows)
+                means[count] = float(sum(r[count] for r in rows))
                 means[f"{count}/s"] = means[count] / seconds
-            steps = range(step - len(rows), step)
-            wanted = sum(loop.rows.comparisons[i].weight > 0 for s in steps for i in schedule[s])
+            wanted = sum(c.weight > 0 for s in steps for c in comparisons(s))
             means["unreadable"] = wanted - round(means["pairs"])
             means |= {"seconds": seconds, "chips": loop.mesh.size}
             means["lr"] = np.asarray(loop.learning_rate(step - 1)).item()
             write_metrics(step, means)
+            health.check()
+            checkpoints.check()
             shown = {name: means[key] for key, name in _LIVE.items() if key in means}
             waiting.clear()
+            save |= gather(clock - saved_s >= loop.save_every_s)[0]  # by the clock of process 0
         progress.update(1, **shown)
-        if step % loop.save_every == 0 or step == loop.steps:
-            checkpoints.save(state, data.get_state())
+        if save:
+            waiting = _numbers(waiting)
+            # A copy: it is written while training goes on.
+            checkpoints.save(state, data.get_state() | {"waiting": list(waiting)})
+            saved_s = time.monotonic()
+        if stop:
+            break
     progress.close()
     checkpoints.close()
     data.close()
+    if int(state.step) < loop.steps:
+        say(f"{loop.name}: saved at step {int(state.step):,} of {loop.steps:,}")
+        raise stopping.Stopped
     return state.trainable
+
+
+def _numbers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Metrics of steps as plain numbers, which JSON keeps exactly."""
+    return jax.tree.map(lambda x: np.asarray(x).item(), jax.device_get(rows))

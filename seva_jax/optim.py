@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import optax
+
+from seva_jax.ranges import DECAY, FROM_0, Range, Ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,16 @@ class Optim:
         eps: added to the root of the second moment.
         clip_norm: clip the global gradient norm to this; 0 means no clipping.
     """
+
+    ranges: ClassVar[Ranges] = {
+        "lr": Range(0, 100, above=True),
+        "warmup_ratio": DECAY,
+        "weight_decay": Range(0, 100),
+        "b1": DECAY,
+        "b2": DECAY,
+        "eps": Range(0, 1, above=True),
+        "clip_norm": FROM_0,
+    }
 
     lr: float = 2e-6
     schedule: Literal["cosine", "constant"] = "cosine"

@@ -5,17 +5,22 @@ The stages themselves are in `seva_jax/train.py`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from seva_jax.checkpoint import checksum
+from seva_jax.cli import flatten
 from seva_jax.data.inputs import ImageInput, Pixels
 from seva_jax.data.pipeline import ComparisonRows, RowShapes, encodable
 from seva_jax.data.sources import PromptSet
 from seva_jax.data.trees import RowShape
 from seva_jax.experiment import Experiment, make_model
 from seva_jax.flops import forward, model_flops
+from seva_jax.health import Health
 from seva_jax.logps import answer_logps
 from seva_jax.loop import Loop, fit
 from seva_jax.models import (
@@ -28,7 +33,7 @@ from seva_jax.step import StepOptions, Variables
 from seva_jax.text.encode import Encoder
 from seva_jax.text.templates import Template
 from seva_jax.types import Comparison, DataError
-from seva_jax.workdir import Workdir
+from seva_jax.workdir import Workdir, fingerprint
 
 
 class Parts:
@@ -93,7 +98,10 @@ class Parts:
         fits = encodable(comparisons, encoder)
         if fits.shape is None or len(fits.comparisons) < len(comparisons):
             raise DataError(f"examples that do not fit the model: {dict(fits.drops)}")
-        return ComparisonRows(comparisons, encoder, images, fits.shape, fits.sizes, reference)
+        spans = "spans" in self.experiment.objective.needs
+        return ComparisonRows(
+            comparisons, encoder, images, fits.shape, fits.sizes, reference, spans
+        )
 
     def fit_rows(
         self,
@@ -133,9 +141,11 @@ class Parts:
             The trained variables.
         """
         e = self.experiment
+        stage_facts = {"batch_size": batch_size, "steps": steps, "repeat": repeat, "seed": e.seed}
         loop = Loop(
             name=name,
             directory=self.workdir.path / "checkpoints" / name,
+            facts=stage_facts | self._facts(model, rows.comparisons, frozen),
             mesh=self.mesh,
             model=model,
             objective=objective,
@@ -151,12 +161,31 @@ class Parts:
             repeat=repeat,
             seed=e.seed,
             save_every=e.train.save_every,
+            save_every_s=e.train.save_every_s,
             log_every=e.train.log_every,
             processes=e.train.read_processes,
             learning_rate=optim.learning_rate(steps),
         )
+        past = self.workdir.read_metrics() if self.workdir.writes else []
+        past = [row for row in past if row["stage"] == name]
+        health = Health(name, self.workdir.path, e.train.max_nonfinite, past)
         with self.workdir.metrics(name) as write:
-            return fit(loop, frozen, trainable, write)
+            forget = functools.partial(self.workdir.forget_steps, name)
+            return fit(loop, frozen, trainable, write, forget, health)
+
+    def _facts(
+        self, model: Llava, comparisons: Sequence[Comparison], frozen: Variables
+    ) -> dict[str, Any]:
+        """What a checkpoint depends on and config.json does not show, such as files by content."""
+        tokenizer = self.assets.tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        data = [(c.prompt.id, c.prompt.question, c.answers, c.weight) for c in comparisons]
+        facts = flatten(model.config, "model") | {
+            "tokenizer": fingerprint(tokenizer.get_vocab(), backend.to_str() if backend else ""),
+            "examples": fingerprint(data),
+            "frozen weights": fingerprint(checksum(frozen)) if frozen else "none",
+        }
+        return facts | (flatten(model.lora, "lora") if model.lora else {"lora": "none"})
 
     def logps(
         self, model: Llava, variables: Variables, rows: ComparisonRows, name: str

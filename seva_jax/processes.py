@@ -6,16 +6,21 @@ files and prints; the work directory has to be one that all processes see.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from seva_jax import stopping
+from seva_jax.home import hide_home
+from seva_jax.ranges import ABOVE_0, Ranges
 from seva_jax.types import DataError
 
 _GIVEN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -38,12 +43,18 @@ class ProcessOptions:
     Attributes:
         peer_timeout_s: a process without a sign of life for so many seconds counts as dead, and
             the others end with a non-zero status.
+        grace_s: after SIGTERM or Ctrl-C a run saves at its next safe point; where it finds none
+            for so many seconds, in a compilation for instance, it ends with what was saved
+            before. Kubernetes and Slurm kill after 30 s unless told otherwise.
         libtpu_flags: "overlap" hides collectives behind compute where XLA can, which helps large
             fsdp meshes and may cost memory; compare with seva_jax.plan. They go in front of what
             LIBTPU_INIT_ARGS holds, so that can overrule them.
     """
 
+    ranges: ClassVar[Ranges] = {"grace_s": ABOVE_0}
+
     peer_timeout_s: int = 100
+    grace_s: float = 25.0
     libtpu_flags: Literal["none", "overlap"] = "none"
 
 
@@ -80,16 +91,37 @@ def join(options: ProcessOptions) -> None:
                 "port, and two whole numbers), or none of them"
             ) from None
     try:
-        jax.distributed.initialize(**where, heartbeat_timeout_seconds=options.peer_timeout_s)
+        jax.distributed.initialize(
+            **where,
+            heartbeat_timeout_seconds=options.peer_timeout_s,
+            shutdown_timeout_seconds=options.peer_timeout_s,  # others may hang in a collective
+        )
     except ValueError as error:
         if found or "coordinator_address" not in str(error):
             raise DataError(f"the processes of the run cannot be joined: {error}") from None
 
 
+@contextlib.contextmanager
+def joined(options: ProcessOptions) -> Iterator[None]:
+    """Joins the other processes; SIGTERM and Ctrl-C stop the body at its next safe point.
+
+    Raises:
+        DataError: as `join`.
+    """
+    with stopping.watch(options.grace_s) as watch:
+        join(options)
+        watch.joined()
+        try:
+            yield
+        except stopping.Stopped:
+            say("stopped, everything finished is saved; run the same command again to go on")
+            raise
+
+
 def say(text: str) -> None:
-    """Prints a line, on process 0 only."""
+    """Prints a line, on process 0 only; paths at home begin with `~`."""
     if jax.process_index() == 0:
-        print(text, flush=True)
+        print(hide_home(text), flush=True)
 
 
 def barrier(name: str) -> None:

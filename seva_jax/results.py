@@ -24,6 +24,7 @@ from seva_jax.data.pipeline import ComparisonRows
 from seva_jax.evals import EvalResult, comparison_rows
 from seva_jax.evals.base import Record
 from seva_jax.experiment import ReportOptions
+from seva_jax.home import hide_home
 from seva_jax.loggers import LoggedPair
 from seva_jax.objectives import DPO
 from seva_jax.report import markup
@@ -69,7 +70,7 @@ def write_run_report(run: Run) -> str:
         if given
         else "SeVa: a model aligned with its own answers",
         given=given,
-        subtitle=f"{run.workdir.path} · seed {run.experiment.seed}",
+        subtitle=f"{hide_home(str(run.workdir.path))} · seed {run.experiment.seed}",
         facts=_facts(run, index, metrics),
         config=tuple((k, str(v)) for k, v in flatten(run.experiment).items()),
         stages=tuple(_stage(name, stage) for name, stage in stages.items()),
@@ -92,7 +93,7 @@ def _facts(run: Run, index: dict[str, Any], metrics: list[Record]) -> tuple[tupl
     e, align = run.experiment, [row for row in metrics if row["stage"] == "align"]
     stages = run.workdir.stages()
     num_params = sum(x.size for x in jax.tree.leaves(run.base_params))
-    path = f", {e.base.path}" if isinstance(e.base, Checkpoint) else ""
+    path = f", {hide_home(e.base.path)}" if isinstance(e.base, Checkpoint) else ""
     mesh = " × ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
     versions = [("Python", platform.python_version())]
     versions += [(name, importlib.metadata.version(name)) for name in ("seva_jax", "jax", "flax")]
@@ -220,7 +221,7 @@ def _pair_cards(run: Run, shown: Sequence[tuple[Comparison, float]]) -> tuple[re
                 clean,
                 tuple(corrupted),
                 comparison.answers[0],
-                comparison.answers[1:],
+                comparison.all_answers[1:],
                 0.0,
                 margin,
                 truth,
@@ -261,7 +262,8 @@ def _margins(run: Run, rows: ComparisonRows) -> list[float | None]:
     reference = run.logps(run.base_model, {"params": run.base_params}, rows, "margins: base")
     policy = run.logps(run.model, run.aligned, rows, "margins: aligned")
     objective = run.experiment.objective
-    if not objective.needs_reference:  # it has no rewards of its own: show log-ratios, in nats
+    # Without rewards of its own, or with ones of more than log-probs: show log-ratios, in nats.
+    if not objective.needs_reference or objective.needs:
         objective = DPO(beta=1.0)
     margins = []
     for before, after in zip(reference, policy, strict=True):

@@ -1,8 +1,9 @@
 """READ FIRST: from a batch of trees to log-probs, loss, gradient and update.
 
 Top to bottom: who may see whom in a row (`tree_mask`), the log-probs of all answers
-(`tree_logps`), the weighted loss (`batch_loss`), one optimiser step (`make_train_step`) and the
-reference pass (`make_logps`). Everything is a pure function; `seva_jax/train.py` owns the loop.
+(`tree_logps`, by way of `statistics.py`), the weighted loss (`batch_loss`), one optimiser step
+(`make_train_step`) and the reference pass (`make_logps`). Everything is a pure function;
+`seva_jax/train.py` owns the loop.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 import optax
 
 from seva_jax.models import Llava
-from seva_jax.objectives import Metrics, Objective
+from seva_jax.objectives import NOTHING, Metrics, Need, Objective
+from seva_jax.statistics import answer_statistics
 from seva_jax.types import BranchLogps, TreeBatch
 
 Variables = Mapping[str, Any]  # {"params": {...}, "lora": {...}}
@@ -84,24 +86,15 @@ def image_features(model: Llava, variables: Variables, batch: TreeBatch) -> Any:
     return model.apply(variables, batch.images_BIX, method="features")
 
 
-def tree_logps(
-    model: Llava,
-    variables: Variables,
-    batch: TreeBatch,
-    options: StepOptions,
-    features_BPV: Any,
-) -> BranchLogps:
-    """Log-probs of every answer token of every branch, [B * C, K, T] in float32.
-
-    One pass over the rows serves all branches: trunk and images are computed once. Logits exist
-    only at answer positions, `options.head_chunk` of them at a time, and are recomputed in the
-    backward pass.
+def tree_hidden(
+    model: Llava, variables: Variables, batch: TreeBatch, features_BPV: Any
+) -> jax.Array:
+    """Last hidden states of the rows, [B, S, D]: one pass serves all branches of a tree.
 
     Args:
         model: the module.
         variables: its variables.
         batch: the rows.
-        options: how to compute.
         features_BPV: of the images, see `image_features`.
     """
     hidden_BSD, _ = model.apply(
@@ -113,42 +106,77 @@ def tree_logps(
         features_BPV,
         method="hidden",
     )
-    rows, num = batch.source_BA.shape
-    chunk = min(options.head_chunk, num)
-    pad = -num % chunk
-    source_BA = jnp.pad(batch.source_BA, ((0, 0), (0, pad)))
-    target_BA = jnp.pad(batch.target_BA, ((0, 0), (0, pad)))
+    return hidden_BSD
 
-    @jax.checkpoint
-    def chunk_logps(carry: None, indices: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
-        source_BX, target_BX = indices
-        hidden_BXD = jnp.take_along_axis(hidden_BSD, source_BX[..., None], axis=1)
-        logits_BXV: Any = model.apply(variables, hidden_BXD, method="head")
-        picked_BX = jnp.take_along_axis(logits_BXV, target_BX[..., None], axis=-1)[..., 0]
-        return carry, picked_BX - jax.nn.logsumexp(logits_BXV, axis=-1)
 
-    def chunks(x_BA: jax.Array) -> jax.Array:
-        return x_BA.reshape(rows, -1, chunk).swapaxes(0, 1)
+def tree_logps(
+    model: Llava,
+    variables: Variables,
+    batch: TreeBatch,
+    options: StepOptions,
+    hidden_BSD: jax.Array,
+    needs: frozenset[Need] = NOTHING,
+    reference: tuple[Variables, jax.Array] | None = None,
+) -> BranchLogps:
+    """Log-probs of every answer token of every branch, [B * C, K, T] in float32.
 
-    _, logps = jax.lax.scan(chunk_logps, None, (chunks(source_BA), chunks(target_BA)))
-    logps_BA = logps.swapaxes(0, 1).reshape(rows, -1)
-    slots_BA = batch.slot_BCKT.reshape(rows, -1)
+    Logits exist only at answer positions, `options.head_chunk` of them at a time.
+
+    Args:
+        model: the module.
+        variables: its variables.
+        batch: the rows.
+        options: how to compute.
+        hidden_BSD: see `tree_hidden`.
+        needs: optional fields of `BranchLogps` to fill.
+        reference: variables and hidden states of the reference, for "kl".
+    """
+    rows, blank = len(hidden_BSD), blank_logps(batch, needs)
+
+    def statistics(source_BA: jax.Array, target_BA: jax.Array, needs: frozenset[Need]) -> Any:
+        return answer_statistics(
+            model, variables, hidden_BSD, source_BA, target_BA, options.head_chunk, needs, reference
+        )
+
+    def at(x_BA: jax.Array, slots: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(x_BA, slots.reshape(rows, -1), axis=1)
+
+    found = statistics(batch.source_BA, batch.target_BA, needs)
+    fields = {
+        f"{name}_NKT": at(x_BA, batch.slot_BCKT).reshape(blank.mask_NKT.shape) * blank.mask_NKT
+        for name, x_BA in found.items()
+        if name != "top"
+    }
+    if "own" in needs:
+        first_BCT, last_BCT = batch.slot_BCKT[:, :, 0], batch.slot_BCKT[:, :, -1]
+        own = statistics(at(batch.source_BA, first_BCT), at(found["top"], last_BCT), NOTHING)
+        mask_NT = blank.mask_NKT[:, 0] * blank.mask_NKT[:, -1]
+        fields["own_NT"] = own["logps"].reshape(mask_NT.shape) * mask_NT
+    return blank._replace(tokens_NKT=fields.pop("logps_NKT"), **fields)
+
+
+def blank_logps(batch: TreeBatch, needs: frozenset[Need] = NOTHING) -> BranchLogps:
+    """What data says of every branch; its log-probs are those stored in the batch."""
     shape = (-1, *batch.mask_BCKT.shape[2:])
-    mask_NKT = batch.mask_BCKT.reshape(shape)
-    logps_NKT = jnp.take_along_axis(logps_BA, slots_BA, axis=1).reshape(shape)
-    return BranchLogps(logps_NKT * mask_NKT, mask_NKT)
+    return BranchLogps(
+        batch.ref_BCKT.reshape(shape),
+        batch.mask_BCKT.reshape(shape),
+        batch.weight_BC.reshape(-1),
+        scores_NK=batch.scores_BCK.reshape(shape[:2]) if "scores" in needs else None,
+        spans_NKT=batch.spans_BCKT.reshape(shape) if "spans" in needs else None,
+    )
 
 
 def batch_loss(
     objective: Objective,
     policy: BranchLogps,
     reference: BranchLogps | None,
-    batch: TreeBatch,
+    weight_N: jax.Array,
     total_weight: jax.Array,
 ) -> tuple[jax.Array, Metrics]:
     """Sum over comparisons of weight * loss / total_weight, and metrics averaged the same way."""
     loss_N, metrics = objective(policy, reference)
-    share_N = batch.weight_BC.reshape(-1) / total_weight
+    share_N = weight_N / total_weight
 
     def mean(value_N: jax.Array) -> jax.Array:
         # where, not multiplication: a comparison of weight 0 must not turn the sum into NaN.
@@ -159,7 +187,7 @@ def batch_loss(
 
 
 def accumulate(
-    loss_fn: Callable[[Any, TreeBatch], tuple[jax.Array, Metrics]], trainable: Any, batch: TreeBatch
+    loss_fn: Callable[[Any, Any], tuple[jax.Array, Metrics]], trainable: Any, batch: Any
 ) -> tuple[Any, Metrics]:
     """Sum of the gradients and of the metrics of micro-batches.
 
@@ -177,11 +205,11 @@ def accumulate(
         part = scanned if jax.tree_util.DictKey("layers") in path else rest
         part[number] = leaf
 
-    def loss_of(scanned: Any, rest: Any, micro: TreeBatch) -> tuple[jax.Array, Metrics]:
+    def loss_of(scanned: Any, rest: Any, micro: Any) -> tuple[jax.Array, Metrics]:
         whole = scanned | rest
         return loss_fn(tree.unflatten(whole[number] for number in range(len(whole))), micro)
 
-    def add(carry: Any, micro: TreeBatch) -> tuple[Any, None]:
+    def add(carry: Any, micro: Any) -> tuple[Any, None]:
         loss, backward, metrics = jax.vjp(
             lambda scanned, rest: loss_of(scanned, rest, micro), scanned, rest, has_aux=True
         )
@@ -216,38 +244,85 @@ def make_train_step(
 
     Returns:
         step(state, frozen, batch) with batch leaves [M, B, ...]. The gradient is that of the
-        mean over all comparisons of the global batch, whatever M, B and the layout.
+        mean over all comparisons of the global batch, whatever M, B and the layout. Where the
+        loss or the gradient is not finite, parameters and optimiser state stay as they are, bit
+        for bit, only the step counts on, and the metric "nonfinite" is true.
     """
 
-    def loss_fn(
-        trainable: dict[str, Any], frozen: Variables, batch: TreeBatch, total: jax.Array
-    ) -> tuple[jax.Array, Metrics]:
-        variables = merge(frozen, trainable)
+    def both_logps(
+        trainable: dict[str, Any], frozen: Variables, batch: TreeBatch
+    ) -> tuple[BranchLogps, BranchLogps | None]:
+        variables, needs = merge(frozen, trainable), objective.needs
         features_BPV = image_features(model, variables, batch)
-        policy = tree_logps(model, variables, batch, options, features_BPV)
-        reference = None
-        if objective.needs_reference and reference_in_step:
-            if "vision" in trainable.get("params", {}):
-                features_BPV = image_features(model, frozen, batch)
-            reference = jax.lax.stop_gradient(
-                tree_logps(model, frozen, batch, options, features_BPV)
-            )
-        elif objective.needs_reference:
-            shape = (-1, *batch.mask_BCKT.shape[2:])
-            reference = BranchLogps(batch.ref_BCKT.reshape(shape), batch.mask_BCKT.reshape(shape))
-        return batch_loss(objective, policy, reference, batch, total)
+        hidden_BSD = tree_hidden(model, variables, batch, features_BPV)
+        if not objective.needs_reference:
+            return tree_logps(model, variables, batch, options, hidden_BSD, needs), None
+        if not reference_in_step:
+            assert not objective.computes_reference, "a run asks for the reference in the step"
+            policy = tree_logps(model, variables, batch, options, hidden_BSD, needs)
+            return policy, blank_logps(batch)
+        if "vision" in trainable.get("params", {}):
+            features_BPV = image_features(model, frozen, batch)
+        before_BSD = jax.lax.stop_gradient(tree_hidden(model, frozen, batch, features_BPV))
+        policy = tree_logps(
+            model, variables, batch, options, hidden_BSD, needs, (frozen, before_BSD)
+        )
+        same = needs - {"kl"} if objective.computes_reference else NOTHING
+        reference = tree_logps(model, frozen, batch, options, before_BSD, same)
+        return policy, jax.lax.stop_gradient(reference)
+
+    def apart(
+        trainable: dict[str, Any], frozen: Variables, batch: TreeBatch, total: jax.Array
+    ) -> tuple[dict[str, Any], Metrics]:
+        """Gradient and metrics where the loss of a comparison depends on no other."""
+
+        def loss_fn(trainable: dict[str, Any], micro: TreeBatch) -> tuple[jax.Array, Metrics]:
+            policy, reference = both_logps(trainable, frozen, micro)
+            weight_N = micro.weight_BC.reshape(-1)
+            return batch_loss(objective, policy, reference, weight_N, total)
+
+        return accumulate(loss_fn, trainable, batch)
+
+    def together(
+        trainable: dict[str, Any], frozen: Variables, batch: TreeBatch, total: jax.Array
+    ) -> tuple[dict[str, Any], Metrics]:
+        """The same where it does: the gradient by the log-probs of the whole batch comes first."""
+        found = jax.lax.map(lambda micro: both_logps(trainable, frozen, micro), batch)
+        policy, reference = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+
+        def loss_of(policy: BranchLogps) -> tuple[jax.Array, Metrics]:
+            return batch_loss(objective, policy, reference, found[0].weight_N.ravel(), total)
+
+        slope, metrics = jax.grad(loss_of, has_aux=True)(policy)
+        slope = jax.tree.map(lambda x, like: x.reshape(like.shape), slope, found[0])
+
+        def linear(trainable: dict[str, Any], micro: Any) -> tuple[jax.Array, Metrics]:
+            batch, slope = micro
+            policy, _ = both_logps(trainable, frozen, batch)
+            products = jax.tree.map(lambda x, by: (x * by).sum(), policy, slope)
+            return jnp.stack(jax.tree.leaves(products)).sum(), {}
+
+        gradient, _ = accumulate(linear, trainable, (batch, slope))
+        return gradient, metrics
 
     def step(state: TrainState, frozen: Variables, batch: TreeBatch) -> tuple[TrainState, Metrics]:
         total = jnp.maximum(batch.weight_BC.sum(), jnp.finfo(jnp.float32).tiny)
-        gradient, metrics = accumulate(
-            lambda trainable, micro: loss_fn(trainable, frozen, micro, total),
-            state.trainable,
-            batch,
-        )
+        parted = objective.whole_batch and len(batch.weight_BC) > 1
+        gradient, metrics = (together if parted else apart)(state.trainable, frozen, batch, total)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
+        norm = optax.tree.norm(gradient)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        # The choice is one operation of each update, so it needs no second state; the step counts
+        # on, since it is the position in the data.
+        trainable, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (trainable, opt_state),
+            (state.trainable, state.opt_state),
+        )
         metrics |= {
-            "grad_norm": optax.tree.norm(gradient),
+            "grad_norm": norm,
+            "nonfinite": ~finite,
             "pairs": (batch.weight_BC > 0).sum(),
             "tokens": (batch.tree_BS > 0).sum(),
         }
@@ -261,7 +336,8 @@ def make_logps(model: Llava, options: StepOptions) -> Callable[[Variables, TreeB
 
     def logps(variables: Variables, batch: TreeBatch) -> jax.Array:
         features_BPV = image_features(model, variables, batch)
-        found = tree_logps(model, variables, batch, options, features_BPV)
+        hidden_BSD = tree_hidden(model, variables, batch, features_BPV)
+        found = tree_logps(model, variables, batch, options, hidden_BSD)
         return found.tokens_NKT.reshape(batch.mask_BCKT.shape)
 
     return logps

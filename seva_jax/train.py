@@ -5,16 +5,17 @@
 base -> rollouts -> pairs -> reference -> align -> evaluate -> report; pairs that are there already
 (a `PreferenceSource` as prompts) need no rollouts. Every stage reads what the earlier ones left in
 the work directory and is skipped when it has finished before, so running the same command again
-resumes. What the stages share is in `seva_jax/parts.py`; the inner loop is `seva_jax/loop.py`, the
-maths `seva_jax/step.py`.
+resumes; SIGTERM and Ctrl-C save first (`seva_jax/stopping.py`). What the stages share is in
+`seva_jax/parts.py`; the inner loop is `seva_jax/loop.py`, the maths `seva_jax/step.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,15 @@ from seva_jax.checkpoint import checksum
 from seva_jax.cli import load_experiments, to_source
 from seva_jax.convert import load_params, tower_directory
 from seva_jax.data import store
+from seva_jax.data.check import check as check_data
 from seva_jax.data.inputs import FeatureCache, ImageInput
 from seva_jax.data.pipeline import num_steps
 from seva_jax.data.sources import PromptSet
 from seva_jax.evals import EvalResult, comparison_rows, format_table
 from seva_jax.examine import evaluate_all, read_results
 from seva_jax.features import cached_features
+from seva_jax.health import NotFinite
+from seva_jax.home import hide_home
 from seva_jax.models import (
     Llava,
     abstract_params,
@@ -43,10 +47,11 @@ from seva_jax.models import (
 from seva_jax.objectives import Supervised
 from seva_jax.pairs import find_pairs
 from seva_jax.parts import Parts
-from seva_jax.processes import gather, join, say, use_compile_cache
+from seva_jax.processes import gather, joined, say, use_compile_cache
 from seva_jax.results import closing_summary, logged_pairs, write_run_report
 from seva_jax.sharding import variable_shardings
 from seva_jax.step import Variables, merge, split_params
+from seva_jax.stopping import Status
 from seva_jax.types import Comparison, DataError, Rollout
 from seva_jax.workdir import fingerprint
 
@@ -62,6 +67,8 @@ class Run(Parts):
     def stages(self) -> None:
         """Runs what is left to run, then prints what was measured and where the files are."""
         e, stage = self.experiment, self.workdir.stage
+        if e.strict:
+            self.require_all_prompts()
         base = fingerprint(e.base, e.seed, e.compute)
         if isinstance(e.base, TrainedBase):
             stage("base", base, self.train_base, ["checkpoints/base"])
@@ -77,7 +84,7 @@ class Run(Parts):
         if self.caches_reference:
             stage("reference", pairs, self.cache_reference, ["reference.array_record"])
         what = dataclasses.replace(
-            e.train, log_every=1, save_every=1, read_processes=0
+            e.train, log_every=1, save_every=0, save_every_s=1.0, max_nonfinite=1, read_processes=0
         )  # free to change
         align = fingerprint(pairs, e.objective, e.lora, e.optim, what)
         stage("align", align, self.align)
@@ -136,6 +143,19 @@ class Run(Parts):
         """The prompts; a `PreferenceSet` if they have answers already."""
         return self.experiment.prompts.open()
 
+    def require_all_prompts(self) -> None:
+        """Raises `DataError` unless every prompt, or pair, can be used; see `Experiment.strict`."""
+        e = self.experiment
+        template = e.text.train if e.prompts.has_answers else e.text.generate
+
+        def progress(items: Iterable[Any], total: int) -> Iterator[Any]:
+            with self.workdir.bar("check", total, "image") as bar:
+                for item in items:
+                    yield item
+                    bar.update()
+
+        check_data(self.prompts, self.encoder(template), progress).require_all()
+
     def roll_out(self) -> str:
         """Answers every prompt on its clean image and on every corrupted copy."""
         e, prompts = self.experiment, self.prompts.prompts
@@ -167,8 +187,10 @@ class Run(Parts):
 
     @functools.cached_property
     def comparisons(self) -> list[Comparison]:
-        """The pairs."""
-        return store.read_comparisons(self.workdir.path / "pairs.array_record")
+        """The pairs, with all that the objective needs of them."""
+        comparisons = store.read_comparisons(self.workdir.path / "pairs.array_record")
+        self.experiment.objective.check(comparisons)
+        return comparisons
 
     @functools.cached_property
     def images(self) -> ImageInput:
@@ -183,7 +205,7 @@ class Run(Parts):
         cache = FeatureCache(
             Path(self.experiment.train.feature_cache) / tower, *self.base_model.feature_kind
         )
-        names = sorted({name for c in self.comparisons for name in c.prompt.images})
+        names = sorted({name for c in self.comparisons for name in c.images})
         with self.workdir.bar("image features", len(names), "image") as bar:
             return cached_features(
                 cache, self.base_model, {"params": self.base_params}, names, pixels, self.mesh,
@@ -208,7 +230,7 @@ class Run(Parts):
             self.experiment.text.train,
             self.assets.processing,
             self.assets.tokenizer.get_vocab(),
-            [c.answers for c in self.comparisons],
+            [c.all_answers for c in self.comparisons],
             self.experiment.compute.dtype,
         )
 
@@ -299,14 +321,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         if flags.print_config:
             print("\n".join(map(to_source, chosen)))
             return
-        join(chosen[0].processes)
-        for experiment in chosen:
-            if len(chosen) > 1:
-                say(f"\n=== {experiment.workdir} ===")
-            others = [Path(e.workdir) for e in experiments if e is not experiment]
-            Run(experiment, others).stages()
+        with joined(chosen[0].processes):
+            for experiment in chosen:
+                if len(chosen) > 1:
+                    say(f"\n=== {experiment.workdir} ===")
+                others = [Path(e.workdir) for e in experiments if e is not experiment]
+                Run(experiment, others).stages()
     except DataError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(hide_home(f"error: {error}"))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+            raise
+        problem = f"error: {error}; make room or make it writable, then run the same command again"
+        sys.exit(hide_home(problem))
+    except NotFinite as error:
+        print(hide_home(f"error: {error}"), file=sys.stderr)
+        sys.exit(Status.NOT_FINITE)
 
 
 if __name__ == "__main__":

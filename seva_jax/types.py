@@ -72,28 +72,65 @@ class Rollout:
 
 
 @dataclasses.dataclass(frozen=True)
+class View:
+    """Images and a question, with answers to them.
+
+    Attributes:
+        prompt: the trunk.
+        answers: the branches.
+    """
+
+    prompt: Prompt
+    answers: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Comparison:
     """One trunk (images and question) with K branches (answers), best first.
+
+    Where the sides see different images, a comparison has several trees: the answers of `more`
+    follow its own. Two examples: the same answer to the image (chosen) and to a changed image
+    (rejected), as in MMedPO; the steps of two trajectories, as in GRAPE.
 
     Attributes:
         prompt: the trunk.
         answers: K texts; answers[0] is chosen, the others are rejected.
         weight: weight in the mean over comparisons, at least 0.
         corruptions: for each rejected answer, the index of the corruption it came from.
+        scores: how good each answer is, in any unit, where a judge said so; or empty. Only
+            objectives that ask for scores read them (`objectives/weighting.py`).
+        more: further trees of the comparison.
     """
 
     prompt: Prompt
     answers: tuple[str, ...]
     weight: float = 1.0
     corruptions: tuple[int, ...] = ()
+    scores: tuple[float, ...] = ()
+    more: tuple[View, ...] = ()
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """All trees."""
+        return (View(self.prompt, self.answers), *self.more)
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Names of the images of all trees, in order; some may come twice."""
+        return tuple(name for view in self.views for name in view.prompt.images)
+
+    @property
+    def all_answers(self) -> tuple[str, ...]:
+        """The answers of all trees, in the order of branches."""
+        return tuple(answer for view in self.views for answer in view.answers)
 
 
 class TreeBatch(NamedTuple):
     """Rows of packed trees. A token sees its own trunk and its own branch, causally.
 
     A row is `[trunk | branch 1 | ... | branch K | next trunk | ...]`; positions restart after
-    the trunk for every branch. One example is one comparison. Everything a row needs is inside
-    the row, so sharding dim 0 needs no communication.
+    the trunk for every branch. One example is one comparison, of one tree or several. Everything
+    a row needs is inside the row, so sharding dim 0 needs no communication.
 
     Attributes:
         tokens_BS: int32 token ids (image positions hold the image token).
@@ -110,6 +147,8 @@ class TreeBatch(NamedTuple):
         weight_BC: float32, 0 where there is no comparison.
         ref_BCKT: float32 reference log-probs of the answer tokens; zeros when not cached.
         index_BC: int32 index of each comparison in its data set; -1 where there is none.
+        scores_BCK: float32, see `Comparison.scores`; zeros where there are none.
+        spans_BCKT: float32, see `BranchLogps.spans_NKT`; zeros unless asked for.
     """
 
     tokens_BS: Array
@@ -125,18 +164,38 @@ class TreeBatch(NamedTuple):
     weight_BC: Array
     ref_BCKT: Array
     index_BC: Array
+    scores_BCK: Array
+    spans_BCKT: Array
 
 
 class BranchLogps(NamedTuple):
-    """Log-probs of answer tokens, in float32.
+    """Log-probs of answer tokens, in float32, and what else an objective asked for.
 
     Attributes:
         tokens_NKT: log-prob of each answer token; 0 where there is none.
         mask_NKT: 1 where there is an answer token.
+        weight_N: weight of each comparison in the mean, 0 where there is none; None: all 1. Only
+            objectives of whole batches need it, the step weighs the losses of all others.
+        scores_NK: see `Comparison.scores`. This and the following are None unless asked for
+            (`Objective.needs`), and 0 where there is no answer token.
+        squares_NKT: `log sum_v p(v)^2` at each answer token, without gradient.
+        others_NKT: log-prob of the likeliest token that is not the answer token.
+        own_NT: for each token of the first branch, the log-prob there of the token that is the
+            likeliest after the same tokens in the last branch, whose trunk has other images.
+        kl_NKT: KL divergence from the reference to the policy, `sum_v p_ref(v) (log p_ref(v) -
+            log p_policy(v))`, over the vocabulary; of the policy only.
+        spans_NKT: 1 for answer tokens that differ between chosen and rejected answer.
     """
 
     tokens_NKT: jax.Array
     mask_NKT: jax.Array
+    weight_N: jax.Array | None = None
+    scores_NK: jax.Array | None = None
+    squares_NKT: jax.Array | None = None
+    others_NKT: jax.Array | None = None
+    own_NT: jax.Array | None = None
+    kl_NKT: jax.Array | None = None
+    spans_NKT: jax.Array | None = None
 
     @property
     def sums_NK(self) -> jax.Array:

@@ -18,9 +18,12 @@ from typing import Any
 
 import jax
 
+from seva_jax import lock, stopping
 from seva_jax.cli import flatten, to_source
-from seva_jax.data.store import append_lines, read_lines, write_json
+from seva_jax.data.store import append_lines, read_lines, write_json, write_lines
 from seva_jax.experiment import Experiment
+from seva_jax.health import NOTES
+from seva_jax.home import hide_home
 from seva_jax.loggers import LoggedPair, LoggedRun, Logger, LogWriter
 from seva_jax.processes import barrier, gather, say
 from seva_jax.terminal import Progress
@@ -29,12 +32,15 @@ from seva_jax.types import DataError
 # Fields that change neither results nor files, so they may change between runs.
 _FREE_FIELDS = (
     "workdir",
+    "strict",
     "mesh",
     "processes",
     "report",
     "loggers",
     "train.log_every",
+    "train.max_nonfinite",
     "train.save_every",
+    "train.save_every_s",
     "train.read_processes",
 )
 
@@ -89,7 +95,8 @@ class Workdir:
             siblings: see the attribute.
 
         Raises:
-            DataError: it belongs to another config; names the fields with both values.
+            DataError: it belongs to another config, and the fields are named with both values;
+                or another process is writing there.
         """
         path = Path(experiment.workdir)
         wanted = json.loads(json.dumps(flatten(experiment)))
@@ -110,16 +117,36 @@ class Workdir:
                     + "\nchoose another --workdir, or delete that one"
                 )
         elif self.writes:
-            if path.is_dir() and any(path.iterdir()):
+            left = {lock.NAME, "config.json.tmp"}  # by a kill in the lines below
+            if path.is_dir() and any(found.name not in left for found in path.iterdir()):
                 raise DataError(f"{path} is not empty and holds no run; choose another --workdir")
             try:
                 path.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise DataError(f"workdir {path} cannot be created: {error}") from None
+        self.claim()
         if self.writes:
             write_json(config, wanted)  # first: it is what makes the directory a run's
             (path / "config.py").write_text(to_source(experiment), encoding="utf-8")
         return self
+
+    def claim(self) -> None:
+        """Makes this run the one that writes here, see `lock.claim`; process 0 for all.
+
+        Raises:
+            DataError: another process is writing here; the same on every process.
+        """
+        problem, news = "", ""
+        if self.writes:
+            try:
+                news = lock.claim(self.path)
+            except DataError as error:
+                problem = str(error)
+        problem, news = gather((problem, news))[0]
+        if problem:
+            raise DataError(problem)
+        if news:
+            say(news)
 
     def stages(self) -> dict[str, dict[str, Any]]:
         """Finished stages by name: fingerprint, seconds, devices, summary.
@@ -145,9 +172,10 @@ class Workdir:
             return
         if self._adopt(name, depends_on, files):
             return
+        stopping.check()
         say(f"▶ {name}")
         start = time.monotonic()
-        summary = run()
+        summary = hide_home(run())
         seconds = time.monotonic() - start
         record = {"fingerprint": depends_on, "seconds": seconds, "devices": jax.device_count()}
         self._finish(name, record | {"summary": summary})
@@ -179,13 +207,28 @@ class Workdir:
                 copy = shutil.copytree if (Path(source) / file).is_dir() else shutil.copy
                 copy(Path(source) / file, aside)
                 aside.rename(target)
-        self._finish(name, record | {"source": source})
+        self._finish(name, record | {"source": hide_home(source)})
         say(f"■ {name}: taken from {source} ({record['summary']})")
         return True
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """See `read_metrics`."""
         return read_metrics(self.path)
+
+    def forget_steps(self, stage: str, after: int) -> None:
+        """Drops what is written of steps that were lost with an interrupted process.
+
+        Args:
+            stage: the stage.
+            after: its last step that is not reported again.
+        """
+        if not self.writes:
+            return
+        for name in ("metrics.jsonl", *NOTES):
+            rows = read_lines(self.path / name)
+            kept = [row for row in rows if row["stage"] != stage or row["step"] <= after]
+            if len(kept) < len(rows):
+                write_lines(self.path / name, kept)
 
     def bar(self, name: str, total: int, unit: str, initial: int = 0) -> Progress:
         """Progress; silent on all processes but the first. See `Progress`."""
@@ -227,7 +270,8 @@ class Workdir:
         return self._writers
 
     def close(self) -> None:
-        """Ends logging."""
+        """Ends logging, and lets other processes write here."""
         for writer in self._writers or ():
             writer.close()
         self._writers = None
+        lock.release(self.path)

@@ -14,8 +14,8 @@ import pytest
 # Tests compile many small programs once: compiling less thoroughly halves their time.
 jax.config.update("jax_disable_most_optimizations", True)
 
-# Generators of goldens, which need more than the tests do.
-collect_ignore = ["goldens"]
+# Generators of goldens, which need more than the tests do, and what runs in a process of its own.
+collect_ignore = ["goldens", "alone_worker.py"]
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +24,13 @@ def tiny_pictures(tmp_path_factory):
     from helpers_formats import prepare_pictures
 
     return prepare_pictures(tmp_path_factory.mktemp("tfds"))
+
+
+@pytest.fixture(scope="module")
+def fuzz_folder(tmp_path_factory):
+    """Where files are written, with one image."""
+    from helpers_fuzz import picture
+
+    found = tmp_path_factory.mktemp("fuzz")
+    (found / "a.png").write_bytes(picture())
+    return found

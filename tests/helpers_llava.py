@@ -143,7 +143,7 @@ def write_run(workdir, directory, rank=4, parts=("lora", "projector"), seed=1, v
     (workdir / "config.py").write_text(to_source(experiment))
     (workdir / "stages.json").write_text(json.dumps({"align": {}}))
     state = TrainState(jnp.int32(7), jax.tree.map(jnp.asarray, trained), {"mu": jnp.zeros(3)})
-    checkpoints = Checkpoints(workdir / "checkpoints" / "align")
+    checkpoints = Checkpoints(workdir / "checkpoints" / "align", {})
     checkpoints.save(state, {})
     checkpoints.close()
     return trained

@@ -16,7 +16,7 @@ import jax
 from seva_jax import train
 from seva_jax.cli import load_experiment
 from seva_jax.pairs import PairBuilder
-from seva_jax.processes import join
+from seva_jax.processes import joined
 from seva_jax.types import Comparison
 from seva_jax.workdir import Workdir
 
@@ -49,6 +49,7 @@ def killing(self, stage, metrics=Workdir.metrics):
             write(at, values)
             killed = int(os.environ.get("KILL_PROCESS", "-1")) == jax.process_index()
             if stage == "align" and killed and at == int(os.environ["KILL_AT"]):
+                (self.path / "died").touch()
                 os.kill(os.getpid(), signal.SIGKILL)
 
         yield write_or_die
@@ -61,5 +62,5 @@ if __name__ == "__main__":
     evals = dataclasses.replace(
         experiment.evals[0], prompts=dataclasses.replace(experiment.evals[0].prompts, num=12)
     )
-    join(experiment.processes)
-    train.Run(dataclasses.replace(experiment, evals=(evals,))).stages()
+    with joined(experiment.processes):
+        train.Run(dataclasses.replace(experiment, evals=(evals,))).stages()

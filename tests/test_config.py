@@ -4,12 +4,14 @@ import copy
 import dataclasses
 import enum
 import json
+import math
 import re
 import types
 import typing
 from pathlib import Path
 
 import pytest
+from helpers_fuzz import clean, inputs
 from PIL import Image
 
 from seva_jax.base_model import Checkpoint, TrainedBase
@@ -23,6 +25,7 @@ from seva_jax.cli import (
     to_source,
 )
 from seva_jax.corrupt import Compose, DiffusionNoise, RandomInvert, RandomResizedCrop, moco
+from seva_jax.data.files import ImageFolder
 from seva_jax.evals import Chair, ExactAnswer
 from seva_jax.experiment import (
     ComputeOptions,
@@ -37,9 +40,11 @@ from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO, Supervised
 from seva_jax.optim import Optim
+from seva_jax.processes import ProcessOptions
 from seva_jax.rollout.sampler import Sampling
 from seva_jax.types import DataError
 from seva_jax.workdir import fingerprint
+from seva_jax.worlds import ShapeWorld, WorldPrompts
 
 SHIPPED = sorted(config_directory().glob("*.py"))
 
@@ -304,15 +309,17 @@ def test_overrides_are_checked():
 # --- checks ---------------------------------------------------------------------------------------
 
 PROBLEMS = {
-    "seed must be in [0, 2^32), not -1": {"seed": -1},
-    "seed must be in [0, 2^32), not 4294967296": {"seed": 2**32},
+    "seed must be at least 0, not -1": {"seed": -1},
+    "seed must be below 2^32, not 4294967296": {"seed": 2**32},
     "rollout.batch_size must": {"rollout": RolloutOptions(batch_size=0)},
     "rollout.sampling.max_new_tokens must": {"rollout": RolloutOptions(Sampling(max_new_tokens=0))},
     "train.batch_size must": {"train": TrainOptions(batch_size=0)},
     "train.micro_batches must": {"train": TrainOptions(micro_batches=0)},
     "train.epochs must": {"train": TrainOptions(epochs=0)},
     "train.repeat must": {"train": TrainOptions(repeat=0)},
-    "train.save_every must": {"train": TrainOptions(save_every=0)},
+    "train.save_every must": {"train": TrainOptions(save_every=-1)},
+    "train.save_every_s must": {"train": TrainOptions(save_every_s=0)},
+    "processes.grace_s must": {"processes": ProcessOptions(grace_s=float("nan"))},
     "train.log_every must": {"train": TrainOptions(log_every=0)},
     "compute.head_chunk must": {"compute": ComputeOptions(head_chunk=0)},
     "text.max_length must": {"text": TextOptions(max_length=0)},
@@ -321,9 +328,32 @@ PROBLEMS = {
     "train.trained is empty": {"train": TrainOptions(trained=()), "lora": LoraConfig(rank=0)},
     "but lora.rank is 0": {"lora": LoraConfig(rank=0)},
     "train.trained lacks lora": {"train": TrainOptions(trained=("projector",))},
-    "lora.rank must not be negative": {"lora": LoraConfig(rank=-1)},
+    "lora.rank must be at least 0 and at most 65536, not -1": {"lora": LoraConfig(rank=-1)},
     "optim.warmup_ratio": {"optim": Optim(warmup_ratio=1.0)},
-    "optim.lr must be positive": {"optim": Optim(lr=0.0)},
+    "optim.lr must be above 0 and at most 100, not 0.0": {"optim": Optim(lr=0.0)},
+    "optim.lr must be a finite number, not nan": {"optim": Optim(lr=math.nan)},
+    "optim.lr must be above 0 and at most 100, not 1e+30": {"optim": Optim(lr=1e30)},
+    "optim.lr must be a number, not '1e-4'": {"optim": Optim(lr=typing.cast(typing.Any, "1e-4"))},
+    "optim.b2 must be at least 0 and below 1, not 1.0": {"optim": Optim(b2=1.0)},
+    "optim.clip_norm must be a finite number, not inf": {"optim": Optim(clip_norm=math.inf)},
+    "objective.beta must be a finite number, not nan": {"objective": DPO(beta=math.nan)},
+    "rollout.sampling.temperature must be at least 0": {
+        "rollout": RolloutOptions(Sampling(temperature=-0.1))
+    },
+    "rollout.sampling.top_p must be above 0 and at most 1, not 1.5": {
+        "rollout": RolloutOptions(Sampling(top_p=1.5))
+    },
+    "train.batch_size must be below 2^32, not 4294967296": {
+        "train": TrainOptions(batch_size=2**32)
+    },
+    "train.max_steps must be at least 0": {"train": TrainOptions(max_steps=-1)},
+    "prompts.num must be at least 1": {"prompts": WorldPrompts(num=0)},
+    "evals.0.prompts.world.pixel_noise must be at least 0": {
+        "evals": (Evaluation(prompts=WorldPrompts(world=ShapeWorld(pixel_noise=-1.0))),)
+    },
+    "evals.0.max_new_tokens must be at least 1": {"evals": (Evaluation(max_new_tokens=0),)},
+    "an eval is named '..'": {"evals": (Evaluation(ExactAnswer("..")),)},
+    "an eval is named 'a/b'": {"evals": (Evaluation(ExactAnswer("a/b")),)},
     "two evals are named 'same'": {"evals": (Evaluation(ExactAnswer("same")),) * 3},
     "base.steps": {"base": TrainedBase(steps=0)},
     "base.batch_size": {"base": TrainedBase(batch_size=0)},
@@ -339,6 +369,42 @@ def test_each_problem_is_found(expected):
     assert first == "the config has problems:"
     assert len(lines) == 1
     assert expected in lines[0]
+
+
+def numbers(config, name=()):
+    """Paths to all numbers of a config."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from numbers(value, (*name, field.name))
+        elif type(value) in (int, float):
+            yield (*name, field.name)
+
+
+# These check their numbers when they are made, inside the config file.
+NUMBERS = sorted(
+    p
+    for p in numbers(Experiment(base=TrainedBase()))
+    if not {"world", "processing", "objective"} & {*p}
+)
+WILD = (0, -1, 1, 7, 2**31, 2**63, 10**400, 0.5, -0.0, 1e-300, 1e308, math.nan, math.inf, "1", None)
+
+
+def replaced(config, path, value):
+    inner = replaced(getattr(config, path[0]), path[1:], value) if path[1:] else value
+    return dataclasses.replace(config, **{path[0]: inner})
+
+
+@inputs(lambda rng: [(rng.choice(NUMBERS), rng.choice(WILD)) for _ in range(rng.randrange(1, 4))])
+def test_numbers_of_any_kind(changes):
+    """A config that passes can also be used: the schedule and the row counts can be computed."""
+    with clean():
+        changed = Experiment(base=TrainedBase())
+        for path, value in changes:
+            changed = replaced(changed, path, value)
+        check(changed)
+        assert not any(type(value) is str or value is None for _, value in changes)
+        assert 0 <= float(changed.optim.learning_rate(10)(5)) <= 100
 
 
 def test_all_problems_are_reported_at_once():
@@ -395,6 +461,34 @@ def test_written_source_rebuilds_an_equal_experiment(tmp_path, name):
     assert rebuilt == experiment
     assert flatten(rebuilt) == flatten(experiment)
     assert to_source(rebuilt) == source
+
+
+def test_the_home_directory_is_not_written(tmp_path, monkeypatch):
+    """Paths in it begin with ~ in config files, and are the same paths again when read."""
+    home = tmp_path / "alice"
+    monkeypatch.setenv("HOME", str(home))
+    experiment = Experiment(
+        workdir=f"{home}/runs/a",
+        base=Checkpoint(str(home), f"{home}2/clip"),
+        evals=(Evaluation(prompts=ImageFolder("~/x", questions=("Is it ~/x?", "~"))),),
+    )
+    source = to_source(experiment)
+    path = write(tmp_path, source)
+    assert str(home) not in source.replace(f"{home}2", "")  # another directory
+    rebuilt = read_config(path)
+    assert rebuilt.workdir == experiment.workdir
+    assert rebuilt.base == experiment.base
+    evaluation = rebuilt.evals[0]
+    assert isinstance(evaluation, Evaluation)
+    assert evaluation.prompts == ImageFolder(f"{home}/x", questions=("Is it ~/x?", str(home)))
+    flat = flatten(experiment)
+    assert (flat["workdir"], flat["base.path"]) == ("~/runs/a", "~")
+    assert flatten(rebuilt) == flat  # so that it is the same run
+    argv = ["--config", str(path), "--workdir", "~/other"]
+    monkeypatch.setattr("seva_jax.cli.check", lambda experiment: None)
+    assert load_experiment("test", argv)[0].workdir == f"{home}/other"
+    monkeypatch.setenv("HOME", "/")
+    assert flatten(experiment)["workdir"] == f"{home}/runs/a"
 
 
 @pytest.mark.parametrize("name", ["odd", "tiny"])

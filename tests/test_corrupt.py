@@ -36,6 +36,7 @@ PIXELS = (
     corrupt.GaussianBlur(),
     corrupt.RandAugment(),
     corrupt.AutoAugment(),
+    corrupt.PixelNoise(),
     corrupt.Compose((corrupt.RandomCrop(40), corrupt.RandomInvert())),
 )
 ALL = (*PIXELS, corrupt.DiffusionNoise())

@@ -54,6 +54,9 @@ def test_check(tmp_path, pairs, capsys):
     assert shown == [
         "pairs    3 usable of 5",
         "dropped  1 missing image, 1 unreadable image",
+        f"         record 5: missing image: 'gone.jpg': no such image in {tmp_path / 'images'}, "
+        "under any extension; check the image folder",
+        "         c.jpg#3: unreadable image: c.jpg",
         "images   3 different ones; 1 unreadable image",
         "         c.jpg",
         "sizes    median 6 x 5 pixels, sides 4 to 8",

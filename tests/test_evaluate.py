@@ -1,5 +1,6 @@
 """The evaluation command: answers that survive a kill, changes that are noticed, two models."""
 
+import contextlib
 import dataclasses
 import json
 import types
@@ -223,7 +224,7 @@ def test_suite_files(tmp_path, files, monkeypatch):
 def command(monkeypatch):
     """The command without what belongs to a process of its own."""
     monkeypatch.setattr(evaluate, "use_compile_cache", lambda: None)
-    monkeypatch.setattr(evaluate, "join", lambda options: None)
+    monkeypatch.setattr(evaluate, "joined", lambda options: contextlib.nullcontext())
     return evaluate.main
 
 

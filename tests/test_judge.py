@@ -177,6 +177,21 @@ def test_a_judge_that_is_not_set_up(tmp_path, monkeypatch):
         judge("http://127.0.0.1:9/v1", tmp_path)(case())
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("base_url", f"https://me:{KEY}@host/v1", "a user, a password or a query"),
+        ("base_url", f"https://host/v1?api_key={KEY}", "a user, a password or a query"),
+        ("api_key_env", KEY, "no name of an environment variable"),
+    ],
+)
+def test_a_key_cannot_get_into_a_config(field, value, message):
+    """Configs are written to files; and the error does not repeat the key."""
+    with pytest.raises(DataError, match=message) as caught:
+        OpenAICompatible(**{"model": "m", "base_url": "https://host/v1"} | {field: value})
+    assert KEY not in str(caught.value)
+
+
 def test_a_config_names_judges(tmp_path):
     """A written config rebuilds them, functions included."""
     for chosen in (LocalJudge(exact_or_nothing), OpenAICompatible("https://x/v1", "m")):

@@ -24,7 +24,7 @@ case "$*" in
     if ((left > 0)); then
       echo $((left - 1)) > "$LEFT"
       echo "$ENDED" > "$STATE"
-      exit 1
+      exit "${STATUS:-1}"
     fi ;;
 esac
 """
@@ -118,6 +118,39 @@ def test_a_failing_run_is_not_repeated(tmp_path):
     done = run(TPU, "--type", "v6e-16", "--zone", "z", "--", "--seed", "1", **env)
     assert done.returncode == 2
     assert "the run failed, and the TPU is in order" in done.stderr
+
+
+def test_a_stopped_run_goes_on(tmp_path):
+    """Status 75 and a TPU in order: the same command again, on the same TPU."""
+    (tmp_path / "gcloud").write_text(GCLOUD)
+    (tmp_path / "gcloud").chmod(0o755)
+    (tmp_path / "left").write_text("1")
+    env = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        **{k: str(tmp_path / k.lower()) for k in ("LOG", "STATE", "LEFT")},
+        "ENDED": "READY",
+        "STATUS": "75",
+    }
+    done = run(TPU, "--type", "v6e-16", "--zone", "z", "--", "--seed", "1", **env)
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "log").read_text().splitlines()
+    ran = [call.partition("seva_jax && ")[2] for call in calls if "seva_jax.train" in call]
+    ran = [command.partition(" --zone")[0] for command in ran]
+    train = "exec python3 -m seva_jax.train --seed 1"
+    assert ran == [train, f"SEVA_JAX_RESTARTED=1 {train}"]
+    assert not any("delete" in call for call in calls)
+
+
+@pytest.mark.parametrize(("state", "requeued"), [("RUNNING", True), ("CANCELLED", False)])
+def test_slurm_queues_a_stopped_job_again(tmp_path, state, requeued):
+    """But not one that somebody cancelled."""
+    said = f'#!/bin/bash\necho "$*" >> {tmp_path}/log\necho JobState={state}\n'
+    for name, text in (("scontrol", said), ("srun", "#!/bin/bash\nexit 75\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    assert run("bash", LAUNCH / "slurm.sbatch", "--seed", "1", **env).returncode == 75
+    assert ("requeue 7" in (tmp_path / "log").read_text()) == requeued
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ PACKAGE = Path(seva_jax.__file__).parent
 # Low to high. A part (module or sub-package of seva_jax) may import itself and the parts of the
 # rows above its own, never one of its own row or below.
 LAYERS = (
-    "types",  # the nouns
-    "corrupt objectives text images sharding processes report loggers terminal",  # leaves
-    "models data optim",  # networks; rows and files; updates
-    "step convert pairs worlds evals",  # the maths; weights; comparisons; prompts with truth
+    "types stopping ranges home",  # the nouns; when to end; what configs hold; paths as written
+    "corrupt objectives text images sharding processes report loggers terminal lock",  # leaves
+    "models data optim digests",  # networks; rows and files; updates; which files are intact
+    "statistics",  # of the answers in a batch: log-probs and what objectives ask for beside
+    "step convert pairs worlds evals health",  # the maths; weights; comparisons; prompts with truth
     "checkpoint memory flops rollout base_model",  # what a stage of a run is made of
     "experiment logps loop features pretrained",  # the root config; passes over data; for notebooks
     "cli",  # config files and the command line
@@ -154,7 +155,7 @@ def test_importing_the_package_loads_nothing():
         ("seva_jax.text.encode", "from seva_jax import step", "text (layer 1) imports"),
         ("seva_jax.text.encode", "from ..models import Llava", "text (layer 1) imports"),
         ("seva_jax.text.encode", "import seva_jax.images.load", "text (layer 1) imports"),
-        ("seva_jax.step", "def f():\n    from seva_jax.loop import fit", "step (layer 3) imports"),
+        ("seva_jax.step", "def f():\n    from seva_jax.loop import fit", "step (layer 4) imports"),
         ("seva_jax.step", "import flax.linen as nn", "which seva_jax.models may"),
         ("seva_jax.step", "def f():\n    import torchvision", "nobody may"),
         ("seva_jax.models.llama", "import tensorflow as tf", "nobody may"),
@@ -164,7 +165,7 @@ def test_importing_the_package_loads_nothing():
             "which seva_jax.convert and seva_jax.bench may",
         ),
         ("seva_jax.step", "from seva_jax import from_pretrained", "from_pretrained has no layer"),
-        ("seva_jax.results", "from seva_jax.train import Run", "results (layer 8) imports"),
+        ("seva_jax.results", "from seva_jax.train import Run", "results (layer 9) imports"),
         ("seva_jax.newcomer", "", "newcomer has no layer"),
     ],
 )

@@ -236,7 +236,7 @@ def test_a_row_holds_its_comparison():
     expected = ImageProcessing(size=SIZE)(load_image("2/0"))
     np.testing.assert_array_equal(row.images_BIX, expected[None])
     dtypes = {name: leaf.dtype for name, leaf in zip(row._fields, row, strict=True)}
-    for name in ("images_BIX", "mask_BCKT", "weight_BC", "ref_BCKT"):
+    for name in ("images_BIX", "mask_BCKT", "weight_BC", "ref_BCKT", "scores_BCK", "spans_BCKT"):
         assert dtypes.pop(name) == np.float32
     assert set(dtypes.values()) == {np.dtype(np.int32)}
 

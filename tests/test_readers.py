@@ -1,5 +1,7 @@
 """Batches from processes: the same ones, resumable either way, and no process outlives its run."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,10 +24,13 @@ import grain
 from seva_jax.data.readers import ProcessIterator
 
 if __name__ == "__main__":
-    numbers = grain.MapDataset.range(50).map(lambda x: x * x)
+    numbers = grain.MapDataset.range(10**6).map(lambda x: x * x)
     iterator = ProcessIterator(numbers, 2, 2)
     print(next(iterator), *(c.pid for c in multiprocessing.active_children()), flush=True)
-    time.sleep(100)
+    print(next(iterator), flush=True)  # of the other one, which has begun too then
+    for number in iterator:
+        time.sleep(0.05)
+        print(number, flush=True)
 """
 
 
@@ -80,23 +85,50 @@ def test_an_iterator_without_processes_yet_has_a_state():
     iterator.close()
 
 
-@pytest.mark.slow
-def test_processes_end_with_a_killed_run(tmp_path):
+@pytest.fixture
+def reading(tmp_path):
+    """A process that reads with two others, and the ids of these."""
     (tmp_path / "reading.py").write_text(READING)
     argv = [sys.executable, "-W", "ignore", str(tmp_path / "reading.py")]
-    run = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-    assert run.stdout is not None
-    first, *pids = map(int, run.stdout.readline().split())
-    assert first == 0
-    assert len(pids) == 2
-    assert all(alive(pid) for pid in pids)
-    run.kill()
-    run.wait()
-    deadline = time.monotonic() + 30
+    pipe = subprocess.PIPE
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    with subprocess.Popen(argv, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=env) as run:
+        assert run.stdout is not None
+        first, *pids = map(int, run.stdout.readline().split())
+        assert first == 0
+        assert len(pids) == 2
+        assert all(alive(pid) for pid in pids)
+        assert run.stdout.readline() == "1\n"
+        yield run, pids
+        run.kill()
+    deadline = time.monotonic() + 5
     while any(alive(pid) for pid in pids):
         assert time.monotonic() < deadline, "processes outlive their run"
         time.sleep(0.2)
-    run.stdout.close()
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_killed_run(reading):
+    """Within five seconds."""
+    run, _ = reading
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run(reading):
+    """With an error that says so; not so a Ctrl-C, which is for the run to answer."""
+    run, pids = reading
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(pids[0], number)
+    for _ in range(20):
+        assert int(run.stdout.readline()) > 0
+    start = time.monotonic()
+    os.kill(pids[0], signal.SIGKILL)
+    text = run.stdout.read()
+    assert time.monotonic() - start < 5
+    assert "DataError: a process that prepares batches was killed" in text
+    assert run.wait() == 1
 
 
 def alive(pid):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seva_jax.data import store
-from seva_jax.types import Comparison, DataError, Prompt, Rollout
+from seva_jax.types import Comparison, DataError, Prompt, Rollout, View
 
 # Quotes, line ends of every kind, characters outside ASCII and outside the BMP, and an empty text.
 TEXTS = (
@@ -30,6 +30,7 @@ def comparisons():
     return [
         Comparison(prompt(0), ("yes", "no"), corruptions=(0,)),
         Comparison(prompt(1), TEXTS[:4], weight=0.1, corruptions=(0, 1, 2)),
+        Comparison(prompt(2), ("yes",), scores=(0.1, 3.0), more=(View(prompt(3), ("no",)),)),
         Comparison(Prompt("text only", "why?", ()), ("because",), weight=0.0),
     ]
 

@@ -175,6 +175,30 @@ def test_check_tokenizer_reports_every_problem(words, llama):
     assert "<image> becomes [4]" in message
 
 
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("bos_token", "there is no start token: set bos_token"),
+        ("eos_token", "there is no end token: set eos_token"),
+        ("pad_token", None),
+    ],
+)
+def test_missing_special_tokens_are_named(tmp_path, missing, message):
+    """With the directory; only padding can be done without."""
+    tokenizer = word_tokenizer(WORDS)
+    setattr(tokenizer, missing, None)
+    if missing == "bos_token":
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A")
+    tokenizer.save_pretrained(tmp_path)
+    found = load_tokenizer(tmp_path)
+    if message is None:
+        check_tokenizer(found, len(found), 4)
+        assert Encoder(found, PLAIN, 4, 1, 50).pad_id == 0
+        return
+    with pytest.raises(DataError, match=f"the tokenizer of {tmp_path} does not fit.*\n  {message}"):
+        check_tokenizer(found, len(found), 4)
+
+
 def test_check_tokenizer_notices_added_end_tokens():
     tokenizer = word_tokenizer(WORDS)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(

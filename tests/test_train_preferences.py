@@ -12,9 +12,11 @@ from seva_jax import train
 from seva_jax.cli import load_experiment
 from seva_jax.corrupt import DiffusionNoise
 from seva_jax.data import store
+from seva_jax.data.changed import ChangedImages
 from seva_jax.data.messages import TrlPairs
 from seva_jax.data.mixed import Concatenated
 from seva_jax.experiment import check
+from seva_jax.objectives import DPO, Inherent, ScoreGap
 from seva_jax.sharding import MeshShape
 from seva_jax.types import DataError
 from seva_jax.worlds import ShapeWorld
@@ -114,6 +116,34 @@ def test_training_on_preferences(tmp_path, capsys):
 
     stored = store.read_records(run.workdir.path / "reference.array_record")[1:]
     assert [len(r["logps"]) for r in stored] == [2, 2, 2, 0, 2, 2, 2, 2]
+
+
+@pytest.mark.slow
+def test_training_with_changed_images(tmp_path):
+    """POVID's second stage, to the report; what does not go together is refused."""
+    e = experiment(tmp_path)
+    changed = ChangedImages(e.prompts)
+    options = dataclasses.replace(e.train, reference="in_step")
+    compute = dataclasses.replace(e.compute, row_shapes=4)
+    e = dataclasses.replace(e, prompts=changed, objective=Inherent(beta=0.5), compute=compute)
+    with pytest.raises(DataError, match=r"set --train\.reference in_step"):
+        check(e)
+    e = dataclasses.replace(e, train=options)
+    check(e)
+    run = train.Run(e)
+    run.stages()
+    rows = [r for r in run.workdir.read_metrics() if r["stage"] == "align"]
+    assert rows[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
+    assert rows[-1]["loss"] != rows[0]["loss"]
+
+
+def test_scores_that_are_missing_are_named_before_training(tmp_path):
+    """Where the objective is the first to ask for them."""
+    e = experiment(tmp_path)
+    run = train.Run(dataclasses.replace(e, objective=DPO(weighting=ScoreGap())))
+    run.build_pairs()
+    with pytest.raises(DataError, match="has 0 scores for 2 answers"):
+        _ = run.comparisons
 
 
 @pytest.mark.slow

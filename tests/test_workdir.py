@@ -147,7 +147,7 @@ def test_another_class_with_the_same_fields_is_another_config(experiment):
         {"mesh": MeshShape(data=1, tensor=8)},
         {"report": ReportOptions(num_pairs=3)},
         {"train": TrainOptions(log_every=3)},
-        {"train": TrainOptions(save_every=3)},
+        {"train": TrainOptions(save_every=3, save_every_s=5)},
     ],
 )
 def test_fields_that_change_no_result_may_change(experiment, change):
@@ -221,6 +221,23 @@ def test_rows_of_a_replayed_step_count_once(experiment):
         ("align", 40, 40.25),
         ("base", 20, 0.5),
     ]
+
+
+def test_rows_of_lost_steps_are_dropped(experiment):
+    """Those of the stage that is resumed, after its checkpoint; numbers stay as they were."""
+    workdir = Workdir.open(experiment)
+    for stage in ("base", "align"):
+        with workdir.metrics(stage) as write:
+            for step in (2, 4, 6):
+                write(step, {"loss": step / 3})
+    file = workdir.path / "metrics.jsonl"
+    before = file.read_bytes().splitlines()
+    workdir.forget_steps("align", 4)
+    assert file.read_bytes().splitlines() == before[:5]
+    workdir.forget_steps("align", 6)
+    assert file.read_bytes().splitlines() == before[:5]
+    workdir.forget_steps("base", 0)
+    assert file.read_bytes().splitlines() == before[3:5]
 
 
 def test_metrics_are_on_disk_row_by_row(experiment):

@@ -15,6 +15,7 @@ from seva_jax.bench.refill import RefillBench, run_refill
 from seva_jax.bench.sample import SampleBench, run_sample
 from seva_jax.bench.scaling import ScalingBench, run_scaling
 from seva_jax.bench.step import StepBench, run_step
+from seva_jax.home import hide_home
 from seva_jax.processes import use_compile_cache
 from seva_jax.types import DataError
 
@@ -56,7 +57,7 @@ def main() -> None:
                 use_compile_cache()
                 run_study(chosen)
     except DataError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(hide_home(f"error: {error}"))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ from seva_jax.step import (
     make_logps,
     make_train_step,
     merge,
+    tree_hidden,
     tree_logps,
 )
 from seva_jax.text.tokenizer import word_tokenizer
@@ -209,10 +210,11 @@ def separate_rows(model: Llava, options: StepOptions, branches: int = 2) -> Any:
     objective, optimizer = DPO(beta=BETA), optax.adamw(LR)
 
     def logps(variables: Any, batch: TreeBatch) -> BranchLogps:
-        found = tree_logps(
-            model, variables, batch, options, image_features(model, variables, batch)
-        )
-        return jax.tree.map(lambda x: x.reshape(-1, branches, x.shape[-1]), found)
+        features_BPV = image_features(model, variables, batch)
+        hidden_BSD = tree_hidden(model, variables, batch, features_BPV)
+        found = tree_logps(model, variables, batch, options, hidden_BSD)
+        sides = (found.tokens_NKT, found.mask_NKT)
+        return BranchLogps(*(x.reshape(-1, branches, x.shape[-1]) for x in sides))
 
     def step(state: TrainState, frozen: Any, batch: TreeBatch) -> tuple[TrainState, dict]:
         def loss_fn(trainable: Any) -> Any:
@@ -220,7 +222,7 @@ def separate_rows(model: Llava, options: StepOptions, branches: int = 2) -> Any:
             reference = jax.lax.stop_gradient(logps(frozen, batch))
             pairs = batch._replace(weight_BC=batch.weight_BC[::branches])
             total = pairs.weight_BC.sum()
-            return batch_loss(objective, policy, reference, pairs, total)
+            return batch_loss(objective, policy, reference, pairs.weight_BC.reshape(-1), total)
 
         gradient, metrics = jax.grad(loss_fn, has_aux=True)(state.trainable)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)

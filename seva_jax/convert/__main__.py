@@ -22,6 +22,7 @@ from seva_jax.convert.peft import to_peft
 from seva_jax.convert.pickles import from_bin
 from seva_jax.convert.rewrite import to_hf, to_llava, write_new
 from seva_jax.convert.source import Source
+from seva_jax.home import hide_home
 from seva_jax.models import Llava, abstract_variables
 from seva_jax.types import DataError
 
@@ -173,8 +174,8 @@ def main() -> None:
             case FromBin():
                 done = from_bin(command.source, command.out)
     except DataError as error:
-        sys.exit(f"error: {error}")
-    print(done)
+        sys.exit(hide_home(f"error: {error}"))
+    print(hide_home(done))
 
 
 if __name__ == "__main__":

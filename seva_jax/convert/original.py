@@ -8,6 +8,7 @@ Hugging Face's and back; the tensors' names are in `table.py`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,9 @@ def tower_directory(directory: Path, vision_tower: str | Path | None = None) -> 
         return None
     named = str(fields.get("mm_vision_tower"))
     for tower in [Path(vision_tower)] if vision_tower else [directory / named, Path(named)]:
-        if (tower / "config.json").is_file():
-            return tower
+        with contextlib.suppress(OSError):  # a name that no file system would take
+            if (tower / "config.json").is_file():
+                return tower
     if vision_tower:
         raise DataError(f"vision tower {vision_tower}: no config.json there; give a CLIP directory")
     raise DataError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from seva_jax.convert.files import SafetensorsWriter, new_directory, num_bytes
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import TABLE
+from seva_jax.home import hide_home
 from seva_jax.terminal import Progress
 from seva_jax.types import DataError
 
@@ -57,7 +58,7 @@ def to_peft(source: Source, out: Path) -> str:
     fields = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(source.directory),
+        "base_model_name_or_path": hide_home(str(source.directory)),
         "r": source.lora.rank,
         "lora_alpha": source.lora.alpha,
         "lora_dropout": 0.0,

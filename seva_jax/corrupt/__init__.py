@@ -16,7 +16,7 @@ from seva_jax.corrupt.colour import (
     RandomPosterize,
     RandomSolarize,
 )
-from seva_jax.corrupt.diffusion import DiffusionNoise, diffusion_schedule
+from seva_jax.corrupt.diffusion import DiffusionNoise, PixelNoise, diffusion_schedule
 from seva_jax.corrupt.geometry import (
     CenterCrop,
     Pad,
@@ -40,6 +40,7 @@ __all__ = [
     "GaussianBlur",
     "Grayscale",
     "Pad",
+    "PixelNoise",
     "RandAugment",
     "RandomAdjustSharpness",
     "RandomAffine",

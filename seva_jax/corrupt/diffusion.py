@@ -1,7 +1,7 @@
 """The noise of the published method: one jump of the forward diffusion process.
 
-What lives here: `DiffusionNoise` and its schedule. What does not: any operation on unnormalised
-pixels. Read next: `recipes.py`, the other corruptions the paper studies.
+What lives here: `DiffusionNoise`, POVID's `PixelNoise`, and their schedule. Read next:
+`recipes.py`, the other corruptions the paper studies.
 """
 
 from __future__ import annotations
@@ -66,3 +66,18 @@ class DiffusionNoise(Corruption):
         image_HWC = jnp.asarray(image_HWC, jnp.float32)
         noise_HWC = jax.random.normal(key, image_HWC.shape, jnp.float32)
         return float(root_abar[self.step]) * image_HWC + float(sigma[self.step]) * noise_HWC
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelNoise(DiffusionNoise):
+    """The same noise on pixels in [0, 1], before pad, resize and mean (POVID, arXiv 2402.11411).
+
+    The result is clipped to [0, 1], as an image has to be; at the published step 500 its noise is
+    stronger than `DiffusionNoise`'s, since pixels vary less than normalised ones.
+    """
+
+    space: ClassVar[Space] = "pixels"
+
+    def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
+        """See `Corruption.__call__`."""
+        return super().__call__(key, image_HWC).clip(0, 1)

@@ -21,6 +21,7 @@ from seva_jax.data.records import build
 from seva_jax.data.show import describe
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.experiment import Experiment
+from seva_jax.home import hide_home
 from seva_jax.types import DataError
 
 DESCRIPTION = """Data of a run: look at it before, check it, convert it, build a fast copy. Options
@@ -55,7 +56,8 @@ class Check(_Config):
     """Looks at all data of a config before a run does.
 
     Counts examples, missing files and images that do not decode, tokens against text.max_length,
-    and what is left out, by reason. The status is 1 if nothing is usable.
+    and what is left out, by reason, with the places of the first. The status is 1 if nothing is
+    usable or, with --strict, if anything is not.
     """
 
 
@@ -142,9 +144,11 @@ def _check(command: Check, rest: Sequence[str]) -> None:
         return tqdm(items, "images", total, unit="image", mininterval=1.0, dynamic_ncols=True)
 
     found = check(data, encoder, progress)
-    print(found.describe())
+    print(hide_home(found.describe()))
     if not found.num_usable:
         sys.exit("error: nothing is usable")
+    if experiment.strict:
+        found.require_all()
 
 
 def _show(command: Show, rest: Sequence[str]) -> None:
@@ -196,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             case Build():
                 _build(command, rest)
     except DataError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(hide_home(f"error: {error}"))
 
 
 if __name__ == "__main__":

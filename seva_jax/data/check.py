@@ -9,15 +9,15 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from seva_jax.data.collect import counted
+from seva_jax.data.collect import NAMED, counted
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.text.encode import Encoder
-from seva_jax.types import ExampleError
+from seva_jax.types import DataError, ExampleError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Checked:
         answer_tokens: each answer of those examples.
         num_cut: answers that would be cut to fit.
         max_length: what they have to fit in, tokens.
+        left_out: of the first examples that cannot be used, where each is and why.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Checked:
     answer_tokens: np.ndarray
     num_cut: int
     max_length: int
+    left_out: Sequence[str] = ()
 
     def describe(self) -> str:
         """The findings, one a line."""
@@ -58,10 +60,10 @@ class Checked:
         lines = [
             f"{self.kind:8} {self.num_usable:,} usable of {self.num_examples:,}",
             f"dropped  {counted(self.drops) or 'none'}",
+            *_some(self.left_out),
             f"images   {self.num_images:,} different ones; {counted(bad) or 'all decode'}",
         ]
-        lines += [f"         {name}" for name in list(self.bad_images)[:5]]
-        lines += ["         ..."] * (len(self.bad_images) > 5)
+        lines += _some(list(self.bad_images))
         if len(self.sizes):
             width, height = np.median(self.sizes, axis=0)
             lines.append(
@@ -74,6 +76,23 @@ class Checked:
         if self.notes:
             lines.append(f"left out inside pairs: {counted(self.notes)}")
         return "\n".join(lines)
+
+    def require_all(self) -> None:
+        """What `Experiment.strict` asks for.
+
+        Raises:
+            DataError: an example cannot be used; counts all and names the first.
+        """
+        if self.drops:
+            raise DataError(
+                f"strict: {self.drops.total():,} of {self.num_examples:,} {self.kind} cannot be "
+                f"used ({counted(self.drops)}); mend or remove them, or leave out --strict:\n"
+                + "\n".join(_some(self.left_out))
+            )
+
+
+def _some(lines: Sequence[str]) -> list[str]:
+    return [f"         {line}" for line in lines[:5]] + ["         ..."] * (len(lines) > 5)
 
 
 def _spread(lengths: np.ndarray) -> str:
@@ -104,6 +123,7 @@ def check(
                 sizes.append(size)
     pairs = isinstance(data, PreferenceSet)
     drops, trunks, answers, cut, usable = data.drops.copy(), [], [], 0, 0
+    left_out = list(data.left_out)
     for i, prompt in enumerate(data.prompts):
         texts = data.comparisons[i].answers if pairs else ()
         try:
@@ -111,13 +131,15 @@ def check(
             encoder.fit(len(tree.trunk), tree.trunk[:1])
         except ExampleError as error:
             drops[error.reason] += 1
+            left_out.append(f"{prompt.id}: {error.reason}: {error}")
             continue
         trunks.append(len(tree.trunk))
         answers += map(len, tree.branches)
         cut += tree.truncated
-        reasons = [bad[name] for name in prompt.images if name in bad]
-        drops.update(reasons[:1])
-        usable += not reasons
+        broken = [name for name in prompt.images if name in bad]
+        drops.update(bad[name] for name in broken[:1])
+        left_out += [f"{prompt.id}: {bad[name]}: {name}" for name in broken[:1]]
+        usable += not broken
     return Checked(
         kind="pairs" if pairs else "prompts",
         num_examples=len(data.prompts) + data.drops.total(),
@@ -131,6 +153,7 @@ def check(
         answer_tokens=np.array(answers, int),
         num_cut=cut,
         max_length=encoder.max_length,
+        left_out=left_out[:NAMED],
     )
 
 

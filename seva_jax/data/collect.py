@@ -25,6 +25,9 @@ from seva_jax.types import Comparison, DataError, ExampleError, Prompt
 
 Example = TypeVar("Example", Prompt, Comparison)
 
+NAMED = 100  # examples left out that are named one by one; the others are only counted
+_MAX_TEXT = 1_000_000  # characters: far beyond any context, and slow to tokenise
+
 
 @dataclasses.dataclass(frozen=True)
 class Images:
@@ -157,10 +160,20 @@ def compared(prompt: Prompt, chosen: Any, *rejected: Any) -> Comparison:
 def _check(example: Prompt | Comparison, images: Images) -> None:
     """What has to hold for the examples of every source."""
     try:
-        json.dumps(dataclasses.asdict(example), ensure_ascii=False, allow_nan=False).encode()
-    except ValueError as error:  # half a surrogate pair, or NaN: no file of the run could hold it
+        stored = json.dumps(dataclasses.asdict(example), ensure_ascii=False, allow_nan=False)
+        stored.encode()
+    # Half a surrogate pair, NaN, lists in lists without end: no file of the run could hold it.
+    except (ValueError, RecursionError) as error:
         raise ExampleError(f"not storable as JSON in UTF-8 ({error})", "invalid text") from error
+    if len(stored) > _MAX_TEXT:
+        raise ExampleError(
+            f"its texts have {len(stored):,} characters, above {_MAX_TEXT:,}; shorten them",
+            "too long",
+        )
     prompt = _prompt(example)
+    answers = example.answers if isinstance(example, Comparison) else ()
+    if any("\0" in text for text in (prompt.id, prompt.question, *answers)):
+        raise ExampleError("a text holds NUL characters; remove them", "invalid text")
     if not prompt.question.replace(IMAGE_MARKER, "").strip():
         raise ExampleError("the question is empty; write one", "empty question")
     for name in prompt.images:
@@ -197,29 +210,30 @@ def _collect(
     images: Images,
     records: Iterable[tuple[str, Iterator[Example]]],
     limit: int,
-) -> tuple[list[Example], collections.Counter[str]]:
+) -> tuple[list[Example], collections.Counter[str], list[str]]:
     if limit < 0:
         raise DataError(f"{source}: limit must be 0 (all) or more, not {limit}")
     kept: list[Example] = []
     drops: collections.Counter[str] = collections.Counter()
-    first, seen, num_good = "", set(), 0
+    left_out, seen, num_good = list[str](), set[str](), 0
     for where, examples in records:
         num_before = len(kept)
         for found in _checked(examples, images, seen):
             if not isinstance(found, ExampleError):
                 kept.append(found)
                 continue
-            first = first or f"{where}: {found}"
             drops[found.reason] += 1
+            if len(left_out) < NAMED:
+                left_out.append(f"{where}: {found.reason}: {found}")
         num_good += len(kept) > num_before
         if limit and num_good == limit:
             break
     if not kept:
         raise DataError(
             f"{source}: no usable prompt is left ({counted(drops) or 'it is empty'})"
-            + (f"; the first: {first}" if first else "")
+            + (f"; the first: {left_out[0]}" if left_out else "")
         )
-    return kept, drops
+    return kept, drops, left_out
 
 
 def counted(drops: collections.Counter[str]) -> str:
@@ -245,8 +259,8 @@ def prompt_set(
     Raises:
         DataError: no prompt is left, or the limit is negative.
     """
-    prompts, drops = _collect(source, images, records, limit)
-    return PromptSet(prompts, images.load, drops, images.read)
+    prompts, drops, left_out = _collect(source, images, records, limit)
+    return PromptSet(prompts, images.load, drops, images.read, left_out=left_out)
 
 
 def preference_set(
@@ -265,8 +279,9 @@ def preference_set(
         limit: see `prompt_set`.
         notes: counts that reading `records` fills; see `PreferenceSet`.
     """
-    comparisons, drops = _collect(source, images, records, limit)
+    comparisons, drops, left_out = _collect(source, images, records, limit)
     prompts = [c.prompt for c in comparisons]
     return PreferenceSet(
-        prompts, images.load, drops, images.read, comparisons, notes or collections.Counter()
-    )
+        prompts, images.load, drops, images.read, comparisons, notes or collections.Counter(),
+        left_out=left_out,
+    )  # fmt: skip

@@ -196,6 +196,11 @@ def pairs_of(data: PromptSet) -> Iterator[Pair]:
         yield from (Pair(prompt, None, None) for prompt in data.prompts)
         return
     for comparison in data.comparisons:
+        if comparison.more:
+            raise DataError(
+                f"comparison {comparison.prompt.id!r} has answers to several images, for which no "
+                "export format has a place"
+            )
         chosen, *rejected = comparison.answers
         for number, text in enumerate(rejected):
             id_ = comparison.prompt.id + f"@{number}" * (number > 0)

@@ -112,7 +112,10 @@ def _text(content: Any) -> str:
         if not isinstance(part, dict) or part.get("type") not in ("image", "text"):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             raise ExampleError(f"content of type {kind!r}; use image and text", "no messages")
-        text += IMAGE_MARKER if part["type"] == "image" else part.get("text") or ""
+        said = IMAGE_MARKER if part["type"] == "image" else part.get("text") or ""
+        if not isinstance(said, str):
+            raise ExampleError(f"a text that is {type(said).__name__}", "no messages")
+        text += said
     return text.strip()
 
 

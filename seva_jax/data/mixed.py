@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from seva_jax.data.sources import PreferenceSet, PromptSet, PromptSource
-from seva_jax.types import DataError, Prompt
+from seva_jax.types import DataError, Prompt, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,13 +131,17 @@ def _joined(opened: Sequence[PromptSet], order: Sequence[tuple[int, int]]) -> Pr
     prompts = [renamed(opened[number].prompts[i], number) for number, i in order]
     drops = sum((part.drops for part in opened), collections.Counter())
     stored = all(part.read_image for part in opened)
-    fields: dict[str, Any] = {"read_image": read_image if stored else None}
+    fields: dict[str, Any] = {
+        "read_image": read_image if stored else None,
+        "left_out": [f"{number}/{x}" for number, part in enumerate(opened) for x in part.left_out],
+    }
     pairs = [part for part in opened if isinstance(part, PreferenceSet)]
     if not pairs:
         return PromptSet(prompts, load_image, drops, **fields)
-    comparisons = [
-        dataclasses.replace(pairs[number].comparisons[i], prompt=prompt)
-        for (number, i), prompt in zip(order, prompts, strict=True)
-    ]
+    comparisons = []
+    for (number, i), prompt in zip(order, prompts, strict=True):
+        pair = pairs[number].comparisons[i]
+        more = tuple(View(renamed(v.prompt, number), v.answers) for v in pair.more)
+        comparisons.append(dataclasses.replace(pair, prompt=prompt, more=more))
     notes = sum((part.notes for part in pairs), collections.Counter())
     return PreferenceSet(prompts, load_image, drops, comparisons=comparisons, notes=notes, **fields)

@@ -40,7 +40,7 @@ class Sizes(NamedTuple):
     @classmethod
     def of(cls, examples: Sequence[TreeExample]) -> Sizes:
         """Of tokenised comparisons."""
-        found = [(e.length, e.num_targets, len(e.images_IX)) for e in examples]
+        found = [(e.length, e.num_targets, e.num_images) for e in examples]
         return cls(*np.array(found, np.int64).reshape(-1, 3).T)
 
 

@@ -19,8 +19,8 @@ import numpy as np
 from seva_jax.data.inputs import ImageInput, load_images
 from seva_jax.data.packing import Packer, Sizes, choose
 from seva_jax.data.readers import ProcessIterator
-from seva_jax.data.trees import RowShape, TreeExample, pack_row, stack_rows
-from seva_jax.text.encode import Encoder
+from seva_jax.data.trees import RowShape, TreeExample, differing, pack_row, stack_rows
+from seva_jax.text.encode import EncodedTree, Encoder
 from seva_jax.types import Comparison, ExampleError, TreeBatch
 
 _AHEAD_BYTES = 2**30  # of batches that are read before they are needed
@@ -38,6 +38,7 @@ class ComparisonRows:
         sizes: what each comparison needs of a row.
         reference: reference log-probs of every comparison's answers, or None; without any where
             images did not decode.
+        spans: whether rows say which tokens of a chosen and a rejected answer differ.
     """
 
     comparisons: Sequence[Comparison]
@@ -46,6 +47,7 @@ class ComparisonRows:
     shape: RowShape
     sizes: Sizes
     reference: Sequence[tuple[np.ndarray, ...]] | None = None
+    spans: bool = False
 
     def __len__(self) -> int:
         return len(self.comparisons)
@@ -67,17 +69,42 @@ class ComparisonRows:
 
     def _example(self, index: int) -> TreeExample | None:
         comparison = self.comparisons[index]
-        tree = self.encoder.encode(
-            comparison.prompt.question, len(comparison.prompt.images), comparison.answers
-        )
-        try:
-            images = load_images(self.images, comparison.prompt.images)
-        except ExampleError:
-            return None
         reference = self.reference[index] if self.reference is not None else None
         if reference == ():
             return None
-        return TreeExample(tree.trunk, tree.branches, images, comparison.weight, reference, index)
+        try:
+            first, *more = (
+                TreeExample(tree.trunk, tree.branches, load_images(self.images, view.prompt.images))
+                for view, tree in zip(
+                    comparison.views, encode_views(comparison, self.encoder), strict=True
+                )
+            )
+        except ExampleError:
+            return None
+        spans = None
+        if self.spans and len(first.branches) == 2:
+            spans = differing(*first.branches)
+        return dataclasses.replace(
+            first,
+            weight=comparison.weight,
+            reference=reference,
+            index=index,
+            scores=comparison.scores,
+            spans=spans,
+            more=tuple(more),
+        )
+
+
+def encode_views(comparison: Comparison, encoder: Encoder) -> list[EncodedTree]:
+    """The trees of a comparison.
+
+    Raises:
+        ExampleError: see `Encoder.encode`.
+    """
+    return [
+        encoder.encode(view.prompt.question, len(view.prompt.images), view.answers)
+        for view in comparison.views
+    ]
 
 
 class RowShapes(NamedTuple):
@@ -115,18 +142,24 @@ def encodable(comparisons: Sequence[Comparison], encoder: Encoder) -> Encodable:
     kept, trees, num_cut = [], [], 0
     drops: collections.Counter[str] = collections.Counter()
     for comparison in comparisons:
-        num_images = len(comparison.prompt.images)
         try:
-            tree = encoder.encode(comparison.prompt.question, num_images, comparison.answers)
+            encoded = encode_views(comparison, encoder)
         except ExampleError as error:
             drops[error.reason] += 1
             continue
-        if tree.truncated and len({b.tobytes() for b in tree.branches}) < len(tree.branches):
+        if any(
+            tree.truncated and len({b.tobytes() for b in tree.branches}) < len(tree.branches)
+            for tree in encoded
+        ):
             drops["equal answers after cutting"] += 1
             continue
-        num_cut += tree.truncated
+        num_cut += sum(tree.truncated for tree in encoded)
         kept.append(comparison)
-        trees.append(TreeExample(tree.trunk, tree.branches, np.empty((num_images, 0))))
+        first, *more = (
+            TreeExample(tree.trunk, tree.branches, np.empty((len(view.prompt.images), 0)))
+            for view, tree in zip(comparison.views, encoded, strict=True)
+        )
+        trees.append(dataclasses.replace(first, more=tuple(more)))
     shape = RowShape.covering(trees) if trees else None
     return Encodable(kept, drops, num_cut, shape, Sizes.of(trees))
 

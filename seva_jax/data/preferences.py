@@ -216,6 +216,7 @@ class VLFeedbackPairs(PairsFile):
         meta = {"ratings": [best[0], worst[0]]}
         prompt = Prompt(f"{id_}#{entry.index}", question, names, meta)
         comparison = compared(prompt, best[1], worst[1])
+        comparison = dataclasses.replace(comparison, scores=(best[0], worst[0]))
         entry.notes["unparsable rating"] += unrated
         return comparison
 

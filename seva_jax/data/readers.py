@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import signal
 import threading
 import time
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import grain
 import jax
 from absl import flags
+
+from seva_jax.types import DataError
 
 
 class ProcessIterator:
@@ -33,15 +37,31 @@ class ProcessIterator:
         return self
 
     def __next__(self) -> Any:
-        """The next element; the first one starts the processes, which takes seconds."""
-        if self._iterator is None:
-            if not flags.FLAGS.is_parsed():  # Grain reads absl's flags, and we have none
-                flags.FLAGS.mark_as_parsed()
-            rest = self._dataset.slice(slice(self._next, None)).to_iter_dataset()
-            self._iterator = iter(rest.mp_prefetch(self._options, _begin))
-        element = next(self._iterator)
+        """The next element; the first one starts the processes, which takes seconds.
+
+        Raises:
+            DataError: a process was killed.
+        """
+        try:
+            element = self._first() if self._iterator is None else next(self._iterator)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            self.close()
+            raise DataError(
+                "a process that prepares batches was killed, often because memory ran out; use "
+                f"fewer train.read_processes ({error})"
+            ) from error
         self._next += 1
         return element
+
+    def _first(self) -> Any:
+        if not flags.FLAGS.is_parsed():  # Grain reads absl's flags, and we have none
+            flags.FLAGS.mark_as_parsed()
+        rest = self._dataset.slice(slice(self._next, None)).to_iter_dataset()
+        begin = functools.partial(_begin, os.getpid())
+        self._iterator = iter(rest.mp_prefetch(self._options, begin))
+        return next(self._iterator)
 
     def get_state(self) -> dict[str, int]:
         """The next index."""
@@ -59,11 +79,17 @@ class ProcessIterator:
             self._iterator = None
 
 
-def _begin(index: int, count: int) -> None:
-    """In each process: leaves accelerators alone, and ends when the run does, however it ends."""
+def _begin(parent: int, index: int, count: int) -> None:
+    """In each process: leaves accelerators alone, and ends when the run does, however it ends.
+
+    Not earlier: signals that come to the whole group of processes are the run's to answer, which
+    may need further batches until it has saved.
+    """
     del index, count
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     jax.config.update("jax_platforms", "cpu")
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from PIL import Image
 from seva_jax.data import store
 from seva_jax.data.collect import Images, preference_set, prompt_set
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSet, PromptSource
-from seva_jax.types import DataError, ExampleError, Prompt
+from seva_jax.types import DataError, ExampleError
 
 EXAMPLES, IMAGES, INDEX = "examples.array_record", "images.array_record", "index.json"
 
@@ -109,8 +109,9 @@ def _open(path: str, kind: str) -> tuple[RecordImages, list[tuple[str, dict[str,
     numbers: dict[str, int] = {}
     for record in records:
         example = record["example"]
-        names = example.get("prompt", example)["images"]
-        numbers |= dict(zip(names, record["images"], strict=True))
+        has_answers = "prompt" in example
+        whole = store.comparison_from(example) if has_answers else store.prompt_from(example)
+        numbers |= dict(zip(whole.images, record["images"], strict=True))
     images = RecordImages(ArrayRecordDataSource([str(folder / IMAGES)]), numbers)
     return images, [(f"example {i}", record) for i, record in enumerate(records)]
 
@@ -150,13 +151,13 @@ def build(
         return numbers[name]
 
     def records() -> Iterator[dict[str, Any]]:
-        for example, prompt in zip(examples, data.prompts, strict=True):
+        for example in examples:
             progress(1)
-            bad = _broken(data, prompt, numbers, broken)
+            bad = _broken(data, example.images, numbers, broken)
             if bad:
                 drops[bad] += 1
                 continue
-            images = [add(name) for name in prompt.images]
+            images = [add(name) for name in example.images]
             yield {"example": dataclasses.asdict(example), "images": images}
 
     num = store.write_records(folder / EXAMPLES, records())
@@ -175,9 +176,11 @@ def build(
     return index
 
 
-def _broken(data: PromptSet, prompt: Prompt, good: dict[str, int], broken: dict[str, str]) -> str:
+def _broken(
+    data: PromptSet, names: Sequence[str], good: dict[str, int], broken: dict[str, str]
+) -> str:
     """Why an example's images cannot be used, or ""; each image is decoded once."""
-    for name in prompt.images:
+    for name in names:
         if name not in good and name not in broken:
             try:
                 data.load_image(name)

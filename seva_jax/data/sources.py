@@ -26,12 +26,14 @@ class PromptSet:
         drops: how many examples were left out, by reason.
         read_image: image name -> the encoded image as it is stored; raises `ExampleError`. None
             where images are drawn and not stored.
+        left_out: of the first examples left out, where each is and why: "line 3: no id: ...".
     """
 
     prompts: Sequence[Prompt]
     load_image: Callable[[str], np.ndarray]
     drops: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     read_image: Callable[[str], bytes] | None = None
+    left_out: Sequence[str] = dataclasses.field(default=(), kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)

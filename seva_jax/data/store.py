@@ -18,7 +18,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from seva_jax.types import Comparison, DataError, Prompt, Rollout
+from seva_jax.types import Comparison, DataError, Prompt, Rollout, View
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -38,6 +38,14 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error})") from None
+
+
+def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Writes JSON lines in place of what a file held, aside and then renamed."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.unlink(missing_ok=True)
+    append_lines(aside, records)
+    aside.replace(path)
 
 
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -130,6 +138,9 @@ def comparison_from(record: dict[str, Any]) -> Comparison:
         tuple(record["answers"]),
         record["weight"],
         tuple(record["corruptions"]),
+        # Files of earlier versions lack these two.
+        tuple(record.get("scores", ())),
+        tuple(View(prompt_from(v["prompt"]), tuple(v["answers"])) for v in record.get("more", ())),
     )
 
 

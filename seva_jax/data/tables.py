@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ import pyarrow.parquet as pq
 
 from seva_jax.data.collect import FolderImages, Images
 from seva_jax.types import DataError, ExampleError
+
+_MAX_LINE = 2**24  # bytes of a JSON line; the text of an example is far shorter
 
 Record = tuple[str, Any]
 """Where a record is ("line 3"), and what is there: usually a dict."""
@@ -111,6 +114,10 @@ def json_lines(path: str) -> list[Record]:
 
 
 def _line(line: bytes) -> Any:
+    if len(line) > _MAX_LINE:
+        return ExampleError(
+            f"{len(line):,} bytes, above {_MAX_LINE:,}; write one object a line", "too long"
+        )
     try:
         return json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -147,8 +154,12 @@ class ParquetImages(Images):
         if place is None:
             return self._folder.read(name)
         file, column, row, number = place
-        for image in _listed(self._cell(file, column, row))[number : number + 1]:
-            if image["bytes"] is not None:
+        try:
+            cell = self._cell(file, column, row)
+        except _DAMAGE as error:
+            raise ExampleError(f"{name}: cannot be read ({error})", "unreadable image") from error
+        for image in _listed(cell)[number : number + 1]:
+            if image is not None and image["bytes"] is not None:
                 return image["bytes"]
         raise ExampleError(f"{name}: there is no image in this cell", "missing image")
 
@@ -158,7 +169,7 @@ class ParquetImages(Images):
 
     def _place(self, name: str) -> tuple[str, str, int, int] | None:
         file, *rest = name.rsplit("/", 3)
-        if file not in self.files or len(rest) != 3 or not (rest[1] + rest[2]).isdigit():
+        if file not in self.files or len(rest) != 3 or not all(map(_NUMBER.fullmatch, rest[1:])):
             return None
         return file, rest[0], int(rest[1]), int(rest[2])
 
@@ -174,6 +185,8 @@ class ParquetImages(Images):
 
 
 _LOCK = threading.Lock()
+_DAMAGE = (OSError, pa.ArrowException, ValueError, KeyError)  # what pyarrow says of damaged files
+_NUMBER = re.compile("[0-9]{1,18}")
 
 
 # Opened where they are needed, and not kept in `ParquetImages`: those go to other processes.
@@ -181,7 +194,7 @@ _LOCK = threading.Lock()
 def _parquet(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
-    except (OSError, pa.ArrowException) as error:
+    except _DAMAGE as error:
         raise DataError(f"{path}: not readable as parquet ({error}); fetch it again") from error
 
 
@@ -194,7 +207,11 @@ def _row_group(path: Path, group: int, column: str) -> pa.ChunkedArray:
 
 def _leaves(parquet: pq.ParquetFile, column: str) -> list[str]:
     paths = (parquet.schema.column(i).path for i in range(len(parquet.schema.names)))
-    return [path for path in paths if path.split(".")[0] == column]
+    return [path for path in paths if _is_of(path, column)]
+
+
+def _is_of(leaf: str, column: str) -> bool:
+    return leaf == column or leaf.startswith(f"{column}.")
 
 
 def _listed(cell: Any) -> list[Any]:
@@ -204,7 +221,10 @@ def _listed(cell: Any) -> list[Any]:
 def _is_image(kind: pa.DataType) -> bool:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         kind = kind.value_type
-    return pa.types.is_struct(kind) and {f.name for f in kind} == {"bytes", "path"}
+    if not pa.types.is_struct(kind) or {f.name for f in kind} != {"bytes", "path"}:
+        return False
+    data = kind.field("bytes").type
+    return pa.types.is_binary(data) or pa.types.is_large_binary(data) or pa.types.is_null(data)
 
 
 def _open_parquet(files: dict[str, Path], image_root: str) -> Table:
@@ -222,20 +242,43 @@ def _rows(name: str, path: Path) -> Iterator[Record]:
     schema = parquet.schema_arrow
     images = [field.name for field in schema if _is_image(field.type)]
     leaves = [leaf for column in schema.names for leaf in _leaves(parquet, column)]
-    light = [x for x in leaves if x.split(".")[0] not in images or not x.endswith(".bytes")]
+    heavy = {leaf for column in images for leaf in _leaves(parquet, column)}
+    light = [leaf for leaf in leaves if leaf not in heavy or not leaf.endswith(".bytes")]
     row = 0
     for group in range(parquet.num_row_groups):
         embedded = {c: _has_bytes(parquet, group, c) for c in images}
-        for record in parquet.read_row_group(group, columns=light).to_pylist():
+        for record in _records(path, group, light):
+            if isinstance(record, ExampleError):
+                yield f"{name}, row {row}", record
+                row += 1
+                continue
             for column in images:
-                if record[column] is None:
+                if record.get(column) is None:
                     continue
                 record[column] = [
-                    f"{name}/{column}/{row}/{i}" if embedded[column] else image["path"]
+                    f"{name}/{column}/{row}/{i}" if embedded[column] else image and image["path"]
                     for i, image in enumerate(_listed(record[column]))
                 ]
             yield f"{name}, row {row}", record
             row += 1
+
+
+def _records(path: Path, group: int, columns: list[str]) -> Iterator[Any]:
+    """The rows of a group; an `ExampleError` stands for one whose text is not UTF-8."""
+    try:
+        rows = _parquet(path).read_row_group(group, columns=columns)
+    except _DAMAGE as error:
+        raise DataError(f"{path}: row group {group} is damaged ({error}); fetch it again") from (
+            error
+        )
+    try:
+        yield from rows.to_pylist()
+    except UnicodeDecodeError:
+        for i in range(rows.num_rows):
+            try:
+                yield rows.slice(i, 1).to_pylist()[0]
+            except UnicodeDecodeError as error:
+                yield ExampleError(f"a text is not UTF-8 ({error})", "broken line")
 
 
 def _has_bytes(parquet: pq.ParquetFile, group: int, column: str) -> bool:
@@ -243,7 +286,7 @@ def _has_bytes(parquet: pq.ParquetFile, group: int, column: str) -> bool:
     metadata = parquet.metadata.row_group(group)
     for i in range(metadata.num_columns):
         leaf = metadata.column(i)
-        if leaf.path_in_schema.split(".")[0] == column and leaf.path_in_schema.endswith(".bytes"):
+        if _is_of(leaf.path_in_schema, column) and leaf.path_in_schema.endswith(".bytes"):
             counts = leaf.statistics
             return counts is None or counts.null_count < leaf.num_values
     return True

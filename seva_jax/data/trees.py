@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,10 @@ class TreeExample:
         weight: weight in the mean over comparisons.
         reference: float32 reference log-probs of each branch's tokens, or None.
         index: position in the data set.
+        scores: of each branch, or empty.
+        spans: for each branch, 1 at tokens that differ; or None.
+        more: further trees of the comparison. Their branches follow these; reference, scores and
+            spans are those of all branches, and everything else is taken from the first tree.
     """
 
     trunk: np.ndarray
@@ -30,16 +35,51 @@ class TreeExample:
     weight: float = 1.0
     reference: tuple[np.ndarray, ...] | None = None
     index: int = -1
+    scores: tuple[float, ...] = ()
+    spans: tuple[np.ndarray, ...] | None = None
+    more: tuple[TreeExample, ...] = ()
+
+    @property
+    def trees(self) -> tuple[TreeExample, ...]:
+        """All trees."""
+        return (self, *self.more)
+
+    @property
+    def all_branches(self) -> list[np.ndarray]:
+        """Branches of all trees."""
+        return [branch for tree in self.trees for branch in tree.branches]
 
     @property
     def length(self) -> int:
         """Row positions the example takes."""
-        return len(self.trunk) + self.num_targets
+        return sum(len(tree.trunk) for tree in self.trees) + self.num_targets
 
     @property
     def num_targets(self) -> int:
         """Tokens of all answers."""
-        return sum(map(len, self.branches))
+        return sum(map(len, self.all_branches))
+
+    @property
+    def num_images(self) -> int:
+        """Images of all trees."""
+        return sum(len(tree.images_IX) for tree in self.trees)
+
+
+def differing(chosen: np.ndarray, rejected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each of two answers, 1 at the tokens that an alignment of both leaves without a partner.
+
+    The alignment is that of `difflib`: the longest common run of tokens, then the same left and
+    right of it.
+
+    >>> differing(np.array([5, 6, 7, 2]), np.array([5, 8, 9, 7, 2]))[1].tolist()
+    [0, 1, 1, 0, 0]
+    """
+    matcher = difflib.SequenceMatcher(None, chosen.tolist(), rejected.tolist(), autojunk=False)
+    spans = np.ones(len(chosen), np.int32), np.ones(len(rejected), np.int32)
+    for block in matcher.get_matching_blocks():
+        spans[0][block.a : block.a + block.size] = 0
+        spans[1][block.b : block.b + block.size] = 0
+    return spans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +108,9 @@ class RowShape:
         return cls(
             length=rounded(max(e.length for e in examples)),
             comparisons=1,
-            branches=max(len(e.branches) for e in examples),
-            answer=rounded(max(len(b) for e in examples for b in e.branches)),
-            images=max(len(e.images_IX) for e in examples),
+            branches=max(len(e.all_branches) for e in examples),
+            answer=rounded(max(len(b) for e in examples for b in e.all_branches)),
+            images=max(e.num_images for e in examples),
             targets=rounded(max(e.num_targets for e in examples)),
         )
 
@@ -117,55 +157,62 @@ def pack_row(
     slot = np.zeros((C, K, T), np.int32)
     mask, reference = np.zeros((C, K, T), np.float32), np.zeros((C, K, T), np.float32)
     weight, index = np.zeros(C, np.float32), np.full(C, -1, np.int32)
+    scores, spans = np.zeros((C, K), np.float32), np.zeros((C, K, T), np.float32)
 
-    start = num_images = num_branches = num_targets = 0
+    start = num_images = num_trees = num_branches = num_targets = 0
     for c, example in enumerate(examples):
-        trunk_length, end = len(example.trunk), start + example.length
-        images = len(example.images_IX)
         sizes = {
-            "positions": (end, S),
+            "positions": (start + example.length, S),
             "comparisons": (c + 1, C),
-            "branches": (len(example.branches), K),
-            "answer tokens": (max(map(len, example.branches)), T),
-            "images": (num_images + images, shape.images),
+            "branches": (len(example.all_branches), K),
+            "answer tokens": (max(map(len, example.all_branches)), T),
+            "images": (num_images + example.num_images, shape.images),
             "answer tokens in all": (num_targets + example.num_targets, shape.targets),
         }
         for what, (need, have) in sizes.items():
             if need > have:
                 raise DataError(f"example {example.index} needs {need} {what}, the row has {have}")
-        image_at = np.flatnonzero(example.trunk == image_token_id)
-        if len(image_at) != images * tokens_per_image:
-            raise DataError(
-                f"example {example.index} has {len(image_at)} image tokens for {images} images "
-                f"of {tokens_per_image} tokens each"
-            )
-        tree[start:end] = c + 1
-        tokens[start : start + trunk_length] = example.trunk
-        positions[start : start + trunk_length] = np.arange(trunk_length)
-        patch[start + image_at] = num_images * tokens_per_image + np.arange(len(image_at))
-        pixels[num_images : num_images + images] = example.images_IX
-        at = start + trunk_length
-        for k, answer in enumerate(example.branches):
-            size = len(answer)
-            num_branches += 1
-            tokens[at : at + size] = answer
-            positions[at : at + size] = trunk_length + np.arange(size)
-            branch[at : at + size] = num_branches
-            # Each answer token is predicted by the one before it, the first by the trunk's last.
-            here = slice(num_targets, num_targets + size)
-            source[here] = np.r_[start + trunk_length - 1, np.arange(at, at + size - 1)]
-            target[here] = answer
-            slot[c, k, :size] = np.arange(num_targets, num_targets + size)
-            num_targets += size
-            mask[c, k, :size] = 1
-            if example.reference is not None:
-                reference[c, k, :size] = example.reference[k]
-            at += size
+        k = 0  # branch of the comparison
+        for part in example.trees:
+            trunk_length, images = len(part.trunk), len(part.images_IX)
+            image_at = np.flatnonzero(part.trunk == image_token_id)
+            if len(image_at) != images * tokens_per_image:
+                raise DataError(
+                    f"example {example.index} has {len(image_at)} image tokens for {images} "
+                    f"images of {tokens_per_image} tokens each"
+                )
+            num_trees += 1
+            at = start + trunk_length
+            tree[start : at + sum(map(len, part.branches))] = num_trees
+            tokens[start:at] = part.trunk
+            positions[start:at] = np.arange(trunk_length)
+            patch[start + image_at] = num_images * tokens_per_image + np.arange(len(image_at))
+            pixels[num_images : num_images + images] = part.images_IX
+            for answer in part.branches:
+                size = len(answer)
+                num_branches += 1
+                tokens[at : at + size] = answer
+                positions[at : at + size] = trunk_length + np.arange(size)
+                branch[at : at + size] = num_branches
+                # Each answer token is predicted by the one before it, the first by the trunk's
+                # last.
+                here = slice(num_targets, num_targets + size)
+                source[here] = np.r_[start + trunk_length - 1, np.arange(at, at + size - 1)]
+                target[here] = answer
+                slot[c, k, :size] = np.arange(num_targets, num_targets + size)
+                num_targets += size
+                mask[c, k, :size] = 1
+                if example.reference is not None:
+                    reference[c, k, :size] = example.reference[k]
+                if example.spans is not None:
+                    spans[c, k, :size] = example.spans[k]
+                k, at = k + 1, at + size
+            start, num_images = at, num_images + images
         weight[c], index[c] = example.weight, example.index
-        start, num_images = end, num_images + images
+        scores[c, : len(example.scores)] = example.scores
     return TreeBatch(
         tokens, positions, tree, branch, patch, pixels,
-        source, target, slot, mask, weight, reference, index,
+        source, target, slot, mask, weight, reference, index, scores, spans,
     )  # fmt: skip
 
 

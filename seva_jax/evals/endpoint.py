@@ -15,18 +15,21 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tqdm import tqdm
 
 from seva_jax.data.store import append_lines, read_lines
 from seva_jax.evals.judge import Case, Judge, Verdict, check
 from seva_jax.processes import say
+from seva_jax.ranges import ABOVE_0, FROM_0, FROM_1, Ranges
 from seva_jax.types import DataError, ExampleError
 
 _CHARS_PER_TOKEN = 4  # of English text, for the estimate
@@ -76,6 +79,18 @@ class OpenAICompatible(Judge):
         max_usd: refuse to start where the estimate is above; 0 sets no limit.
     """
 
+    ranges: ClassVar[Ranges] = {
+        "temperature": FROM_0,
+        "max_tokens": FROM_1,
+        "concurrency": FROM_1,
+        "timeout_s": ABOVE_0,
+        "retries": FROM_0,
+        "backoff_s": FROM_0,
+        "usd_per_million_in": FROM_0,
+        "usd_per_million_out": FROM_0,
+        "max_usd": FROM_0,
+    }
+
     base_url: str = ""
     model: str = ""
     api_key_env: str = "OPENAI_API_KEY"
@@ -89,6 +104,20 @@ class OpenAICompatible(Judge):
     usd_per_million_in: float = 0.0
     usd_per_million_out: float = 0.0
     max_usd: float = 0.0
+
+    def __post_init__(self) -> None:
+        # Configs are written to files, so a secret must not get into one.
+        address = urllib.parse.urlsplit(self.base_url)
+        if "@" in address.netloc or address.query:
+            raise DataError(
+                "the judge's base_url holds a user, a password or a query, and configs are written "
+                "to files; put the key into an environment variable and name that in api_key_env"
+            )
+        if self.api_key_env and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            raise DataError(
+                "the judge's api_key_env is no name of an environment variable; give the name, not "
+                "the key"
+            )
 
     def __call__(self, case: Case) -> Verdict:
         """See `Judge`."""
@@ -250,6 +279,6 @@ def _verdict(reply: str, case: Case) -> Verdict | ExampleError:
             return check(Verdict(scores, str(value.get("explanation", ""))), case)
         except ExampleError as error:
             return error
-        except (ValueError, LookupError, TypeError, RecursionError):
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
             start = reply.find("{", start + 1)
     return ExampleError("the judge's reply holds no scores", "malformed verdict")

@@ -89,7 +89,7 @@ def read_result(summary_path: PathLike, records_path: PathLike) -> EvalResult:
             )
     except DataError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{summary_path}: not an evaluation summary ({error!r}); evaluate again to rewrite it"
         ) from error

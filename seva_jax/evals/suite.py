@@ -18,7 +18,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from seva_jax.evals.answers import Answer, write_llava, write_lmms_log, write_ts
 from seva_jax.evals.base import Evaluator
 from seva_jax.evals.files import read_bytes
 from seva_jax.images.load import decode_image, resolve_image
+from seva_jax.ranges import FROM_1, Ranges
 from seva_jax.types import DataError, Prompt
 
 
@@ -53,6 +54,10 @@ class Suite:
         max_new_tokens: longest answer, tokens; answers are greedy.
     """
 
+    ranges: ClassVar[Ranges] = {
+        "max_new_tokens": FROM_1,
+    }
+
     max_new_tokens: int = dataclasses.field(default=64, kw_only=True)
 
     @property
@@ -77,6 +82,23 @@ class Suite:
             answers: to every question, in the order of the file; "" where none was given.
         """
         write_llava(folder / "answers.jsonl", model_id, answers)
+
+
+def open_suite(suite: Suite) -> Questions:
+    """`suite.open()`; what a file of another shape makes it raise becomes a clean error.
+
+    Raises:
+        DataError: see `Suite.open`.
+    """
+    try:
+        return suite.open()
+    except DataError:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise DataError(
+            f"{suite.name}: a file is not what it should be ({type(error).__name__}: "
+            f"{str(error)[:200]}); fetch the benchmark's files again"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)

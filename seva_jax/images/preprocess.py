@@ -23,6 +23,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # Very long images would need a square, or a strip, far larger than themselves. Above this many
 # pixels the long side is handled without ever building it, at the price of rounding differently.
 _DIRECT_PIXELS = 36_000_000
+_MAX_EDGE = 2**14  # of images as a model gets them; a larger one is a damaged file
+_MAX_LEVEL = 1e6  # of means and deviations, for the same reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,7 +290,8 @@ class _Fields:
         value = self.config.get(field, default)
         if not isinstance(value, list | tuple) or len(value) != 3:
             raise self.unsupported(field, "must be three numbers")
-        if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+        numbers = (isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+        if not all(numbers) or not all(abs(v) < _MAX_LEVEL for v in value):  # false for NaN
             raise self.unsupported(field, "must be three numbers")
         return (float(value[0]), float(value[1]), float(value[2]))
 
@@ -323,4 +326,4 @@ class _Fields:
 
 
 def _is_length(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MAX_EDGE

@@ -7,7 +7,9 @@ The defaults are LLaVA-1.5-7B. Reading these from a checkpoint directory is in
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
+
+from seva_jax.ranges import ABOVE_0, FROM_1, Range, Ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +26,16 @@ class VisionConfig:
         norm_eps: LayerNorm epsilon.
         activation: CLIP's own towers use quick_gelu.
     """
+
+    ranges: ClassVar[Ranges] = {
+        "image_size": FROM_1,
+        "patch_size": FROM_1,
+        "hidden_size": FROM_1,
+        "num_layers": FROM_1,
+        "num_heads": FROM_1,
+        "mlp_size": FROM_1,
+        "norm_eps": Range(0, 1, above=True),
+    }
 
     image_size: int = 336
     patch_size: int = 14
@@ -56,6 +68,18 @@ class TextConfig:
         rope_base: base of the rotary frequencies.
         tied_head: whether the output head is the embedding, transposed.
     """
+
+    ranges: ClassVar[Ranges] = {
+        "vocab_size": FROM_1,
+        "hidden_size": FROM_1,
+        "num_layers": FROM_1,
+        "num_heads": FROM_1,
+        "num_kv_heads": FROM_1,
+        "head_dim": FROM_1,
+        "mlp_size": FROM_1,
+        "norm_eps": Range(0, 1, above=True),
+        "rope_base": ABOVE_0,
+    }
 
     vocab_size: int = 32064
     hidden_size: int = 4096
@@ -122,6 +146,11 @@ class LoraConfig:
         alpha: the update is scaled by alpha / rank.
         targets: which linear layers of every decoder layer.
     """
+
+    ranges: ClassVar[Ranges] = {
+        "rank": Range(0, 2**16),
+        "alpha": Range(0, 1e6, above=True),
+    }
 
     rank: int = 1024
     alpha: float = 2048.0

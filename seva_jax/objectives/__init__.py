@@ -1,7 +1,60 @@
 """Objectives: pure functions of branch log-probs. `base.py` has the contract."""
 
-from seva_jax.objectives.base import Metrics, Objective
+from seva_jax.objectives.base import NOTHING, Metrics, Need, Objective
+from seva_jax.objectives.divergences import AlphaDivergence, Divergence, ForwardKL, JensenShannon
 from seva_jax.objectives.dpo import DPO
+from seva_jax.objectives.margin import IPO, DiscoPOP, ExoPair, Hinge, Robust, SigmoidNorm
+from seva_jax.objectives.mixed import Mixed, Part, mpo
+from seva_jax.objectives.phrases import RRPO
+from seva_jax.objectives.pointwise import APODown, APOZero, BCOPair, NCAPair, SPPOHard
 from seva_jax.objectives.supervised import Supervised
+from seva_jax.objectives.trajectory import Trajectory
+from seva_jax.objectives.transport import AOT, AOTUnpaired
+from seva_jax.objectives.visual import Inherent, ReAlign
+from seva_jax.objectives.weighting import (
+    ClippedZScore,
+    OnPolicy,
+    RawScore,
+    Scored,
+    ScoreGap,
+    Weighting,
+)
 
-__all__ = ["DPO", "Metrics", "Objective", "Supervised"]
+__all__ = [
+    "AOT",
+    "DPO",
+    "IPO",
+    "NOTHING",
+    "RRPO",
+    "AOTUnpaired",
+    "APODown",
+    "APOZero",
+    "AlphaDivergence",
+    "BCOPair",
+    "ClippedZScore",
+    "DiscoPOP",
+    "Divergence",
+    "ExoPair",
+    "ForwardKL",
+    "Hinge",
+    "Inherent",
+    "JensenShannon",
+    "Metrics",
+    "Mixed",
+    "NCAPair",
+    "Need",
+    "Objective",
+    "OnPolicy",
+    "Part",
+    "RawScore",
+    "ReAlign",
+    "Robust",
+    "SPPOHard",
+    "ScoreGap",
+    "Scored",
+    "SigmoidNorm",
+    "Supervised",
+    "Trajectory",
+    "Weighting",
+    "mpo",
+]

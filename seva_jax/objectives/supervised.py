@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 
-from seva_jax.objectives.base import Metrics, Objective
+from seva_jax.objectives.base import Metrics, Objective, mean_nll
 from seva_jax.types import BranchLogps
 
 
 @dataclasses.dataclass(frozen=True)
 class Supervised(Objective):
-    """Negative log-likelihood of the first branch, mean over its tokens."""
+    """Negative log-likelihood of the first branch.
+
+    Attributes:
+        mean: "answers" is the mean over answers of the mean over their tokens; "tokens" the mean
+            over all tokens of the batch, in which long answers count more (TRL's `sft`, of the
+            optimiser's batch instead of a device's micro-batch).
+    """
 
     needs_reference: ClassVar[bool] = False
+    mean: Literal["answers", "tokens"] = "answers"
+
+    @property
+    def whole_batch(self) -> bool:
+        """See `Objective.whole_batch`."""
+        return self.mean == "tokens"
 
     def __call__(
         self, policy: BranchLogps, reference: BranchLogps | None
     ) -> tuple[jax.Array, Metrics]:
         """See `Objective.__call__`."""
-        num_tokens_N = jnp.maximum(policy.mask_NKT[:, 0].sum(-1), 1)
-        nll_N = -policy.sums_NK[:, 0] / num_tokens_N
-        return nll_N, {"nll_loss": nll_N, "logps/chosen": policy.sums_NK[:, 0]}
+        nll_N = mean_nll(policy)
+        loss_N = nll_N
+        if self.mean == "tokens":
+            tokens_N = policy.mask_NKT[:, 0].sum(-1)
+            weight_N = jnp.ones_like(tokens_N) if policy.weight_N is None else policy.weight_N
+            per_answer = (weight_N * tokens_N).sum() / jnp.maximum(weight_N.sum(), 1e-30)
+            loss_N = nll_N * tokens_N / jnp.maximum(per_answer, 1e-30)
+        return loss_N, {"nll_loss": nll_N, "logps/chosen": policy.sums_NK[:, 0]}

@@ -15,6 +15,7 @@ import tyro
 from seva_jax.cli import load_experiment
 from seva_jax.data.trees import RowShape
 from seva_jax.experiment import Experiment
+from seva_jax.home import hide_home
 from seva_jax.models import LLAVA_15, LlavaConfig
 from seva_jax.plan.estimate import plan
 from seva_jax.plan.table import HOW, Row, describe, table, write_csv, write_page
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows.append(Row(v.name, found, options.pairs))
             print(describe(rows[-1]), flush=True)
     except DataError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(hide_home(f"error: {error}"))
     if not rows:
         sys.exit("error: none of the combinations can be planned; see above")
     if len(rows) > 1:

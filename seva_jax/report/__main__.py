@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from seva_jax.compare import compare
+from seva_jax.home import hide_home
 from seva_jax.report.figures import write_figures
 from seva_jax.types import DataError
 
@@ -36,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if not options.runs:
             raise DataError("--runs needs at least one work directory")
-        print(write_figures(compare(options.runs), options.out))
+        print(hide_home(str(write_figures(compare(options.runs), options.out))))
     except DataError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(hide_home(f"error: {error}"))
 
 
 if __name__ == "__main__":

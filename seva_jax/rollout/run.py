@@ -16,6 +16,7 @@ import grain
 import jax
 import numpy as np
 
+from seva_jax import stopping
 from seva_jax.corrupt import Corruption, apply_pixels, corruption_key
 from seva_jax.corrupt.base import apply_jitted
 from seva_jax.images.preprocess import ImageProcessing
@@ -178,6 +179,7 @@ class Asker:
         dropped: dict[int, str] = {}
         left, at = len(mine), start
         while at < len(prompts):
+            stopping.check()  # what was given is on disk
             fresh = self._fresh(prepared, prompts, free, layout, variants, width, images)
             left -= fresh.admitted // variants + len(fresh.dropped)
             hungry = left > 0 and len(free) - fresh.admitted >= layout.fresh

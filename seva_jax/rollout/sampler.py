@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from seva_jax.models import Cache, CacheKind, Llava
+from seva_jax.ranges import Range, Ranges
 from seva_jax.sharding import constrain
 from seva_jax.step import Variables
 from seva_jax.types import Array
@@ -45,6 +46,11 @@ class Sampling:
         temperature: 0 is greedy.
         top_p: keep the smallest set of tokens whose probability reaches this (nucleus).
     """
+
+    ranges: ClassVar[Ranges] = {
+        "temperature": Range(0, 100),
+        "top_p": Range(0, 1, above=True),
+    }
 
     max_new_tokens: int = 512
     temperature: float = 0.0

@@ -148,7 +148,12 @@ class Encoder:
         return text
 
     def _ids(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
+        try:
+            return list(self.tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
+        except TypeError as error:  # what tokenizers say of half a surrogate pair
+            raise ExampleError(
+                f"{text[:40]!r} is no text that UTF-8 could hold; mend it", "invalid text"
+            ) from error
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         ids = self._ids(prompt)

@@ -88,6 +88,10 @@ def check_tokenizer(
             f"{len(outside)} token ids are outside the model's vocabulary of {vocab_size} "
             f"({shown}{', ...' if len(outside) > 3 else ''}): use the tokenizer saved with it"
         )
+    # Without padding token any id serves, since padding is masked.
+    plain = tokenizer("a", add_special_tokens=False).input_ids
+    if tokenizer.bos_token_id is None and tokenizer("a").input_ids == plain:
+        problems.append("there is no start token: set bos_token in tokenizer_config.json")
     if tokenizer.eos_token_id is None:
         problems.append("there is no end token: set eos_token in tokenizer_config.json")
     elif tokenizer("a").input_ids[-1:] == [tokenizer.eos_token_id]:
@@ -103,7 +107,9 @@ def check_tokenizer(
             f"add {IMAGE_MARKER} to the tokenizer as a special token with that id"
         )
     if problems:
-        raise DataError("the tokenizer does not fit the model:\n  " + "\n  ".join(problems))
+        where = f" of {name}" if (name := tokenizer.name_or_path) else ""
+        lines = "\n  ".join(problems)
+        raise DataError(f"the tokenizer{where} does not fit the model:\n  {lines}")
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from seva_jax.data.sources import PromptSet, PromptSource
+from seva_jax.ranges import FROM_0, FROM_1, Ranges
 from seva_jax.types import DataError, Prompt
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
@@ -77,6 +78,12 @@ class ShapeWorld:
         pixel_noise: standard deviation of the noise on every pixel, in levels of 255.
         max_objects: objects in a scene, 1 to this (at most 4), each of a different shape.
     """
+
+    ranges: ClassVar[Ranges] = {
+        "seed": FROM_0,
+        "color_noise": FROM_0,
+        "pixel_noise": FROM_0,
+    }
 
     seed: int = 0
     skew: float = 0.8
@@ -171,6 +178,10 @@ class WorldPrompts(PromptSource):
         kinds: kinds of question, taken in turn.
         num: how many prompts, one image each.
     """
+
+    ranges: ClassVar[Ranges] = {
+        "num": FROM_1,
+    }
 
     world: ShapeWorld = ShapeWorld()
     split: str = "unlabelled"

@@ -144,7 +144,7 @@ class GQA(Benchmark):
             meta = {
                 "question_id": id_,
                 "answer": require(where, record, "answer"),
-                "types": [kind for kind in kinds if kind],
+                "types": [kind for kind in kinds if kind and isinstance(kind, str)],
             }
             question = require(where, record, "question") + self.suffix
             image = f"{require(where, record, 'imageId')}.jpg"

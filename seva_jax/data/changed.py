@@ -1,0 +1,75 @@
+"""Pairs with a second view in which the images are changed: for objectives that compare images.
+
+What lives here: `ChangedImages`. What does not: the changes (`seva_jax/corrupt/`), the objectives
+(`seva_jax/objectives/visual.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from seva_jax.corrupt import Corruption, PixelNoise, apply_pixels, corruption_key
+from seva_jax.data.sources import PreferenceSet, PreferenceSource
+from seva_jax.types import Comparison, DataError, View
+
+_PREFIX = "changed:"
+
+
+@dataclasses.dataclass(frozen=True)
+class ChangedImages(PreferenceSource):
+    """The pairs of a source, each with its chosen answer once more, to changed images.
+
+    An image is changed in one way only, which follows from the seed and its name. Scores of the
+    source are left out, because none says anything of the new side.
+
+    Attributes:
+        source: the pairs.
+        change: what is done to images, of space "pixels".
+        keep_rejected: whether the rejected answers stay, as POVID's second stage wants; without
+            them the chosen answer to the changed images is the only rejected side (MMedPO's
+            visual pairs).
+        seed: of the changes.
+    """
+
+    source: PreferenceSource = PreferenceSource()
+    change: Corruption = PixelNoise()
+    keep_rejected: bool = True
+    seed: int = 0
+
+    def open(self) -> PreferenceSet:
+        """See `PromptSource.open`."""
+        if self.change.space != "pixels":
+            raise DataError(
+                f"ChangedImages: {type(self.change).__name__} works on normalised images; give a "
+                "change of pixels, such as PixelNoise"
+            )
+        data = self.source.open()
+
+        def load_image(name: str) -> np.ndarray:
+            original = name.removeprefix(_PREFIX)
+            image_HWC = data.load_image(original)
+            if original == name:
+                return image_HWC
+            return apply_pixels(self.change, corruption_key(self.seed, original, 0), image_HWC)
+
+        def changed(comparison: Comparison) -> Comparison:
+            prompt = comparison.prompt
+            if not prompt.images or any(name.startswith(_PREFIX) for name in prompt.images):
+                raise DataError(
+                    f"ChangedImages: comparison {prompt.id!r} has no images to change, or its "
+                    f"images are changed already; leave it out"
+                )
+            names = tuple(_PREFIX + name for name in prompt.images)
+            again = View(dataclasses.replace(prompt, images=names), comparison.answers[:1])
+            answers = comparison.answers if self.keep_rejected else comparison.answers[:1]
+            return dataclasses.replace(comparison, answers=answers, scores=(), more=(again,))
+
+        return PreferenceSet(
+            data.prompts,
+            load_image,
+            data.drops,
+            comparisons=list(map(changed, data.comparisons)),
+            notes=data.notes,
+        )

@@ -1,0 +1,177 @@
+"""One writer for a directory: a lock file that names who holds it.
+
+What lives here: `claim` and `release`. What does not: which commands claim what (`workdir.py`,
+`evaluate.py`).
+
+The file is there while its holder lives and says host, process and since when, because `flock`
+alone says nothing to a person, and on network file systems (NFS without a lock daemon, buckets
+mounted by FUSE) it does not reach from host to host. `flock` is taken as well: on one host it keeps
+two processes that start together apart, and the system lets go of it however its holder ends.
+"""
+
+from __future__ import annotations
+
+import atexit
+import datetime
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+from typing import NamedTuple
+
+from seva_jax.types import DataError
+
+NAME = "lock.json"
+RESTARTED = "SEVA_JAX_RESTARTED"
+
+_held: dict[Path, int] = {}  # the open file of every lock of this process
+
+
+class Holder(NamedTuple):
+    """Who holds a lock.
+
+    Attributes:
+        host: name of its machine.
+        pid: its process.
+        started: when that process started, in the system's own words; tells it from a later one
+            with the same number. "" where the system does not say.
+        since: when it took the lock, for people.
+    """
+
+    host: str
+    pid: int
+    started: str
+    since: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+    @property
+    def gone(self) -> bool:
+        """Whether it is known to have ended; False for processes of other hosts."""
+        if self.host != socket.gethostname():
+            return False
+        found = _started(self.pid)
+        return found is None or found != self.started
+
+
+def claim(directory: Path) -> str:
+    """Makes this process the one that writes into a directory, until `release` or its end.
+
+    A lock whose process is gone is taken over. One of another host cannot be checked: a launcher
+    that knows the processes before this one to be gone sets SEVA_JAX_RESTARTED to 1, and it is
+    taken over as well.
+
+    Args:
+        directory: exists. Claimed again by the same process it stays claimed.
+
+    Returns:
+        A line about the lock that was taken over, or "".
+
+    Raises:
+        DataError: another process writes there; names it and the file.
+    """
+    path = directory.resolve() / NAME
+    for known, held in list(_held.items()):
+        if _is(path, held):  # under this name or, if the directory was moved, under another
+            _held[path] = _held.pop(known)
+            return ""
+    if path in _held:  # the directory was deleted meanwhile
+        os.close(_held.pop(path))
+    file, free = _open(path)
+    try:
+        holder = _holder(file, path)
+        vouched = os.environ.get(RESTARTED, "") not in ("", "0")
+        if not free or (holder and not holder.gone and not vouched):
+            raise DataError(_refusal(directory, holder))
+        me = Holder(socket.gethostname(), os.getpid(), _started(os.getpid()) or "", _now())
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(me._asdict()).encode() + b"\n", 0)
+    except BaseException:
+        os.close(file)
+        raise
+    _held[path] = file
+    return f"{directory}: took over from {holder}, which is gone" if holder else ""
+
+
+def release(directory: Path) -> None:
+    """Ends what `claim` began; nothing happens if it did not."""
+    _release(directory.resolve() / NAME)
+
+
+def _release(path: Path) -> None:
+    if path in _held:
+        file = _held.pop(path)
+        if _is(path, file):
+            path.unlink()
+        os.close(file)
+
+
+@atexit.register
+def _release_all() -> None:
+    for path in list(_held):
+        _release(path)
+
+
+def _is(path: Path, file: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except OSError:
+        return False
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """The lock file, open, and whether no living process is known to hold it."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file, False
+        except OSError:
+            pass  # this file system has none: what the file says has to do
+        if _is(path, file):
+            return file, True
+        os.close(file)  # its holder removed it meanwhile
+
+
+def _holder(file: int, path: Path) -> Holder | None:
+    text = os.pread(file, 4096, 0)
+    if not text:
+        return None  # new, or of a process that was killed in this very moment
+    try:
+        return Holder(**json.loads(text))
+    except (ValueError, TypeError):
+        raise DataError(f"{path} is damaged; delete it if no other process runs there") from None
+
+
+def _refusal(directory: Path, holder: Holder | None) -> str:
+    if holder is None:
+        return f"{directory}: another process is just starting to write there; choose another"
+    text = f"{directory} is in use by {holder}; wait for it, or choose another directory"
+    if holder.host != socket.gethostname():
+        text += f"; if that process is gone (it cannot be seen from here), delete {NAME} there"
+    return text
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this host started; "" where the system does not say, None if it is gone."""
+    try:
+        # After the name in brackets, which may hold anything: state first, start the twentieth.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass  # it is somebody else's
+    return ""

@@ -1,0 +1,149 @@
+"""What preference objectives share: a chosen answer against each of its rejected ones.
+
+What lives here: `Pairs`, the numbers a loss works on, and `PairObjective`, which makes them,
+weighs the losses and reports rewards. What does not: any loss. Read next: `margin.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from seva_jax.objectives.base import Metrics, Need, Objective, mean_existing, mean_nll
+from seva_jax.objectives.weighting import Weighting
+from seva_jax.ranges import Range, Ranges
+from seva_jax.types import BranchLogps, Comparison
+
+
+class Pairs(NamedTuple):
+    """Chosen and rejected answers side by side; J = K - 1 rejected answers of a comparison.
+
+    Attributes:
+        chosen_NJ: log-prob of the chosen answer under the policy. It depends on the rejected
+            answer only with `PairObjective.ld_alpha`.
+        rejected_NJ: log-prob of the rejected answer under the policy.
+        ref_chosen_NJ: the same under the reference, without gradient.
+        ref_rejected_NJ: the same under the reference, without gradient.
+        chosen_tokens_N1: tokens of the chosen answer, at least 1.
+        rejected_tokens_NJ: tokens of the rejected answer, at least 1.
+        exists_NJ: 1 where there is a rejected answer.
+        weight_N: weight of the comparison, see `BranchLogps.weight_N`.
+    """
+
+    chosen_NJ: jax.Array
+    rejected_NJ: jax.Array
+    ref_chosen_NJ: jax.Array
+    ref_rejected_NJ: jax.Array
+    chosen_tokens_N1: jax.Array
+    rejected_tokens_NJ: jax.Array
+    exists_NJ: jax.Array
+    weight_N: jax.Array
+
+    @property
+    def chosen_ratio_NJ(self) -> jax.Array:
+        """Log-ratio of policy and reference of the chosen answer."""
+        return self.chosen_NJ - self.ref_chosen_NJ
+
+    @property
+    def rejected_ratio_NJ(self) -> jax.Array:
+        """Log-ratio of policy and reference of the rejected answer."""
+        return self.rejected_NJ - self.ref_rejected_NJ
+
+
+@dataclasses.dataclass(frozen=True)
+class PairObjective(Objective):
+    """Base class: a loss for each chosen answer and rejected answer.
+
+    Of several rejected answers, the loss of a comparison is the mean. A family defines
+    `pair_loss`.
+
+    Attributes:
+        beta: strength of the pull towards the reference; larger is closer.
+        ld_alpha: weight of the log-probs of tokens beyond the length of the shorter answer of a
+            pair, in [0, 1] (LD-DPO, arXiv 2409.06411). 1 changes nothing.
+        weighting: what the loss of each pair is multiplied by.
+    """
+
+    ranges: ClassVar[Ranges] = {"beta": Range(0, 1000, above=True), "ld_alpha": Range(0, 1)}
+
+    beta: float = 0.1
+    ld_alpha: float = 1.0
+    weighting: Weighting = Weighting()
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See `Objective.needs`."""
+        return self.weighting.needs
+
+    def check(self, comparisons: Sequence[Comparison]) -> None:
+        """See `Objective.check`."""
+        for comparison in comparisons:
+            self.weighting.check(comparison)
+
+    def __call__(
+        self, policy: BranchLogps, reference: BranchLogps | None
+    ) -> tuple[jax.Array, Metrics]:
+        """See `Objective.__call__`; metric names and meanings are TRL's."""
+        assert reference is not None, "preference objectives compare with a reference"
+        pairs = self.pairs(policy, reference)
+        weight_NJ = jax.lax.stop_gradient(self.weighting(policy))
+        return self.loss(pairs, weight_NJ), self.metrics(policy, pairs)
+
+    def pair_loss(self, pairs: Pairs) -> jax.Array:
+        """Loss of every pair, [N, J]; any finite value where there is no rejected answer."""
+        raise NotImplementedError(f"{type(self).__name__} must define pair_loss")
+
+    def loss(self, pairs: Pairs, weight_NJ: jax.Array) -> jax.Array:
+        """Loss of every comparison, [N]."""
+        return mean_existing(weight_NJ * self.pair_loss(pairs), pairs.exists_NJ)
+
+    def pairs(self, policy: BranchLogps, reference: BranchLogps) -> Pairs:
+        """Log-probs of the answers of every pair."""
+        mask_NKT = policy.mask_NKT
+        tokens_NK = jnp.maximum(mask_NKT.sum(-1), 1)
+        if self.ld_alpha == 1.0:
+            weight_N1KT = mask_NKT[:, None]
+        else:  # [N, J, K, T]: of the pair of the chosen answer and rejected answer j
+            shorter_NJ = jnp.minimum(tokens_NK[:, :1], tokens_NK[:, 1:])
+            place_N1KT = jnp.cumsum(mask_NKT, axis=-1)[:, None]
+            shared = place_N1KT <= shorter_NJ[..., None, None]
+            weight_N1KT = mask_NKT[:, None] * jnp.where(shared, 1.0, self.ld_alpha)
+
+        def both(logps: BranchLogps) -> tuple[jax.Array, jax.Array]:
+            sums_NJK = (logps.tokens_NKT[:, None] * weight_N1KT).sum(-1)
+            chosen_NJ = sums_NJK[:, :, 0]
+            if self.ld_alpha == 1.0:
+                return chosen_NJ, sums_NJK[:, 0, 1:]
+            return chosen_NJ, jnp.diagonal(sums_NJK[:, :, 1:], axis1=1, axis2=2)
+
+        weight_N = policy.weight_N
+        return Pairs(
+            *both(policy),
+            *jax.lax.stop_gradient(both(reference)),
+            tokens_NK[:, :1],
+            tokens_NK[:, 1:],
+            policy.exists_NK[:, 1:],
+            jnp.ones(len(tokens_NK)) if weight_N is None else weight_N,
+        )
+
+    def metrics(self, policy: BranchLogps, pairs: Pairs) -> Metrics:
+        """Rewards `beta * log-ratio`, log-probs; an accurate comparison has all pairs right."""
+        exists_NJ = pairs.exists_NJ
+        reward_NJ = self.beta * pairs.chosen_ratio_NJ + jnp.zeros_like(exists_NJ)
+        rejected_NJ = self.beta * pairs.rejected_ratio_NJ
+        chosen_NJ = pairs.chosen_NJ + jnp.zeros_like(exists_NJ)
+        wrong_NJ = (exists_NJ > 0) & (reward_NJ <= rejected_NJ)
+        chosen_N, rejected_N = (mean_existing(x, exists_NJ) for x in (reward_NJ, rejected_NJ))
+        return {
+            "rewards/chosen": chosen_N,
+            "rewards/rejected": rejected_N,
+            "rewards/margins": chosen_N - rejected_N,
+            "rewards/accuracies": 1.0 - wrong_NJ.any(-1),
+            "logps/chosen": mean_existing(chosen_NJ, exists_NJ),
+            "logps/rejected": mean_existing(pairs.rejected_NJ, exists_NJ),
+            "nll_loss": mean_nll(policy),
+        }

@@ -1,0 +1,74 @@
+"""Preferences between trajectories: the log-ratios of several steps inside one loss (GRAPE)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from seva_jax.objectives.base import Metrics, Objective, mean_existing
+from seva_jax.objectives.dpo import DPO
+from seva_jax.objectives.pairs import PairObjective
+from seva_jax.ranges import FROM_1, Ranges
+from seva_jax.types import BranchLogps, Comparison, DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory(Objective):
+    """A preference objective of windows of steps (GRAPE, arXiv 2411.19309).
+
+    `-log sigmoid(sum_t beta * (log-ratio of chosen step t - log-ratio of rejected step t))`, the
+    sum over a window: the objective of the answers of all its steps one after another. Windows of
+    one step give each step a DPO loss of its own.
+
+    The branches of a comparison are chosen step 1, rejected step 1, chosen step 2, and so on; a
+    step has its own observation, so it is usually a tree of its own (`Comparison.more`). The loss
+    of a comparison is the mean over its windows, of which the last may be shorter; the release
+    has windows of 8 steps and makes each of them an example. Here actions are any text; the
+    release writes them as 256 bins, the last ids of the vocabulary.
+
+    Attributes:
+        window: steps of a window.
+        objective: what a window is scored by; it must need log-probs only.
+    """
+
+    ranges: ClassVar[Ranges] = {"window": FROM_1}
+
+    window: int = 8
+    objective: PairObjective = DPO()
+
+    def __post_init__(self) -> None:
+        if self.objective.needs or self.objective.whole_batch:
+            raise DataError("Trajectory: its objective must need log-probs of one window only")
+
+    def check(self, comparisons: Sequence[Comparison]) -> None:
+        """See `Objective.check`."""
+        for comparison in comparisons:
+            if len(comparison.all_answers) % 2:
+                raise DataError(
+                    f"Trajectory: comparison {comparison.prompt.id!r} has "
+                    f"{len(comparison.all_answers)} answers; give as many chosen as rejected steps"
+                )
+
+    def __call__(
+        self, policy: BranchLogps, reference: BranchLogps | None
+    ) -> tuple[jax.Array, Metrics]:
+        """See `Objective.__call__`."""
+        assert reference is not None, "preference objectives compare with a reference"
+        num, branches, length = policy.mask_NKT.shape
+
+        def windows(x_NKT: jax.Array) -> jax.Array:  # [N * windows, 2, steps * T]
+            padded = jnp.pad(x_NKT, ((0, 0), (0, -branches % (2 * self.window)), (0, 0)))
+            steps = padded.reshape(-1, self.window, 2, length).swapaxes(1, 2)
+            return steps.reshape(-1, 2, self.window * length)
+
+        def joined(logps: BranchLogps) -> BranchLogps:
+            return BranchLogps(windows(logps.tokens_NKT), windows(logps.mask_NKT))
+
+        policy, reference = joined(policy), joined(reference)
+        exists_NW = policy.exists_NK[:, 1].reshape(num, -1)
+        found = self.objective(policy, reference)
+        return jax.tree.map(lambda x: mean_existing(x.reshape(num, -1), exists_NW), found)

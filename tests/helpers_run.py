@@ -1,0 +1,231 @@
+"""The smallest whole run, as a config file for the real commands: `--config tests/helpers_run.py`.
+
+What lives here: the config, starting a command with it, and what two runs must have in common. What
+does not: faults (`test_kills.py`, `test_signals.py`, `test_lock.py`).
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from seva_jax.base_model import TrainedBase
+from seva_jax.cli import config_directory, read_config
+from seva_jax.models import LlavaConfig, LoraConfig, TextConfig, VisionConfig
+from seva_jax.pairs import PairBuilder
+from seva_jax.rollout.sampler import Sampling
+from seva_jax.types import Comparison
+
+ROOT = Path(__file__).parent.parent
+STEPS = 24  # of both trainings
+_OTHER = ("config.py", "config.json", "stages.json", "metrics.jsonl", "report.html")  # have times
+TIMING = {"seconds", "pairs/s", "tokens/s"}
+
+
+@dataclasses.dataclass(frozen=True)
+class MadeUpPairs(PairBuilder):
+    """Pairs whose answers differ whatever the untrained model said.
+
+    Attributes:
+        wait_s: how long it takes, so that a fault can come meanwhile.
+    """
+
+    wait_s: float = 0.2
+
+    def __call__(self, rollouts):
+        """See `PairBuilder`."""
+        time.sleep(self.wait_s)
+        answers = (("red", "blue"), ("a green ring", "a red circle"))
+        return [Comparison(r.prompt, answers[i % 2]) for i, r in enumerate(rollouts)], Counter()
+
+
+def get_config():
+    """All stages of the default run, tiny."""
+    from helpers_run import MadeUpPairs  # by a name that the run's own config.py can import
+
+    tiny = read_config(config_directory() / "tiny.py")
+    vision = VisionConfig(
+        image_size=16, patch_size=8, hidden_size=16, num_layers=1, num_heads=2, mlp_size=32
+    )
+    text = TextConfig(
+        hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8, mlp_size=32
+    )
+    assert isinstance(tiny.base, TrainedBase)
+    small = dataclasses.replace
+    return small(
+        tiny,
+        base=small(
+            tiny.base,
+            model=LlavaConfig(vision=vision, text=text),
+            processing=small(tiny.base.processing, size=16),
+            prompts=small(tiny.base.prompts, num=128),
+            steps=STEPS,
+            batch_size=8,
+        ),
+        prompts=small(tiny.prompts, num=96),
+        rollout=small(tiny.rollout, sampling=Sampling(max_new_tokens=6), batch_size=16),
+        pairs=MadeUpPairs(),
+        lora=LoraConfig(rank=2),
+        train=small(tiny.train, batch_size=8, max_steps=STEPS, log_every=2, save_every_s=600.0),
+        compute=small(tiny.compute, row_shapes=1),
+        evals=tuple(
+            small(e, prompts=small(e.prompts, num=96), max_new_tokens=6)
+            for e in (tiny.evals[0], tiny.evals[4])
+        ),
+        report=small(tiny.report, num_pairs=4, num_examples=2),
+    )
+
+
+class Command:
+    """A command of the package in a process of its own, with its output so far.
+
+    Args:
+        cache: of compiled programs.
+        argv: the module and its options.
+        launcher: what comes before python, such as launch/local.py and its options.
+        env: more variables.
+    """
+
+    def __init__(self, cache, *argv, launcher=(), env=None):
+        command = [*launcher, sys.executable, "-W", "ignore", "-m", *map(str, argv)]
+        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            "TQDM_DISABLE": "1",
+            "PYTHONPATH": str(Path(__file__).parent),
+        }
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment | (env or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.output = ""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self):
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output += line
+
+    def when(self, condition, timeout_s=200):
+        """Waits for a condition, looked at every few milliseconds."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            assert self.process.poll() is None, "ended before:\n" + self.output[-3000:]
+            assert time.monotonic() < deadline, "never came:\n" + self.output[-3000:]
+            time.sleep(0.002)
+
+    def send(self, number):
+        """Sends a signal to the process."""
+        self.process.send_signal(number)
+
+    def status(self, timeout_s=300):
+        """Waits for the end; the exit status, negative for a signal."""
+        try:
+            return self.process.wait(timeout_s)
+        finally:
+            self.process.kill()
+            self._reader.join()
+            if self.process.stdout is not None:
+                self.process.stdout.close()
+
+    def kill(self):
+        """Ends it at once and waits."""
+        self.send(signal.SIGKILL)
+        return self.status()
+
+
+@contextlib.contextmanager
+def running(*args, **kwargs):
+    """A `Command` that does not outlive the body."""
+    command = Command(*args, **kwargs)
+    try:
+        yield command
+    finally:
+        command.kill()
+
+
+def train(cache, workdir, *options, **kwargs):
+    """`seva_jax.train` with the config above, started; to be used with `with`."""
+    config = ("--config", ROOT / "tests" / "helpers_run.py", "--workdir", workdir)
+    return running(cache, "seva_jax.train", *config, *options, **kwargs)
+
+
+def lines(path):
+    """The finished lines of a file, of JSON."""
+    text = path.read_bytes() if path.exists() else b""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def rows(workdir, stage):
+    """Rows of metrics in file order, without those of time."""
+    return [
+        {k: v for k, v in row.items() if k not in TIMING}
+        for row in lines(workdir / "metrics.jsonl")
+        if row["stage"] == stage
+    ]
+
+
+def saved_steps(workdir, stage):
+    """Steps with a finished checkpoint."""
+    folder = workdir / "checkpoints" / stage
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+
+
+def saving(workdir, stage, since):
+    """Whether a checkpoint is being written that was begun after a time of the clock."""
+    for path in (workdir / "checkpoints" / stage).glob("*tmp*"):
+        with contextlib.suppress(FileNotFoundError):
+            return path.stat().st_mtime > since
+    return False
+
+
+def stages(workdir):
+    """Names of finished stages."""
+    path = workdir / "stages.json"
+    return list(json.loads(path.read_text())) if path.exists() else []
+
+
+def parameters(workdir, stage):
+    """Leaves of the last checkpoint's state: parameters, moments, step."""
+    path = (workdir / "checkpoints" / stage / str(saved_steps(workdir, stage)[-1])).absolute()
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(path / "state").item_metadata.tree
+        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        found = checkpointer.restore(path / "state", restore_args=arguments)
+        return jax.tree.leaves(found)
+
+
+def assert_same_run(found, expected):
+    """Everything a run leaves is equal bit for bit, but for times and the report.
+
+    Both directories have the same name, which files of answers mention.
+    """
+    assert found.name == expected.name
+    assert stages(found) == stages(expected)
+    files = [p for p in expected.rglob("*") if p.is_file()]
+    names = {p.relative_to(expected) for p in files if "checkpoints" not in p.parts}
+    for name in sorted(names - set(map(Path, _OTHER))):
+        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+    for stage in ("base", "align"):
+        assert rows(found, stage) == rows(expected, stage)
+        for a, b in zip(parameters(found, stage), parameters(expected, stage), strict=True):
+            np.testing.assert_array_equal(a, b)

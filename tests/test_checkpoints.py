@@ -1,0 +1,236 @@
+"""Checkpoints: every kind of damage is noticed and named, and the one before is used."""
+
+import random
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from seva_jax.checkpoint import ASIDE, Checkpoints, read_trained
+from seva_jax.digests import NAME, newest
+from seva_jax.step import TrainState
+from seva_jax.types import DataError
+
+FACTS = {
+    "model.text.hidden_size": 32,
+    "model.text.vocab_size": 99,
+    "lora.rank": 4,
+    "tokenizer": "a",
+}
+
+
+def state(step, width=24):
+    """As much of a training state as there is to save, different in every step."""
+    kernel = jax.random.normal(jax.random.key(step), (width, 40))
+    return TrainState(jnp.int32(step), {"lora": {"a": kernel}}, ({"mu": kernel * 2}, jnp.int32(5)))
+
+
+def save(directory, *steps, facts=FACTS):
+    checkpoints = Checkpoints(directory, facts)
+    for step in steps:
+        checkpoints.save(state(step), {"next": step})
+    checkpoints.close()
+
+
+def restored(directory, like=None, facts=FACTS):
+    """Step and data position of what is restored; its values are those that were saved."""
+    checkpoints = Checkpoints(directory, facts)
+    found = checkpoints.restore(like or state(0))
+    checkpoints.close()
+    if found is None:
+        return None
+    step = int(found[0].step)
+    jax.tree.map(np.testing.assert_array_equal, found[0], state(step))
+    trained = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0).trainable
+    )
+    jax.tree.map(
+        np.testing.assert_array_equal, read_trained(directory, trained), state(step).trainable
+    )
+    assert found[1] == {"next": step}
+    return step
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Steps 2 and 3 of a stage."""
+    directory = tmp_path_factory.mktemp("checkpoints") / "align"
+    save(directory, 1, 2, 3)
+    return directory
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "align")
+
+
+def files(step):
+    return sorted(p for p in step.rglob("*") if p.is_file() and p.parent != step)
+
+
+def test_two_are_kept_and_the_newest_is_used(copied):
+    assert newest(copied) == (3, [])
+    assert sorted(p.name for p in copied.iterdir()) == ["2", "3"]
+    assert restored(copied) == 3
+
+
+def test_flipped_bytes(copied):
+    """At 20 places of all bytes of the newest; without digests Orbax restores most of them."""
+    chance = random.Random(7)
+    places = [(f, i) for f in files(copied / "3") for i in range(f.stat().st_size)]
+    for file, offset in chance.sample(places, 20):
+        whole = file.read_bytes()
+        flipped = bytearray(whole)
+        flipped[offset] ^= 1 << chance.randrange(8)
+        file.write_bytes(flipped)
+        step, ((name, why),) = newest(copied)
+        assert (step, name) == (2, "3")
+        assert (
+            why == f"{file.relative_to(copied / '3')} has another digest than when it was written"
+        )
+        file.write_bytes(whole)
+    assert newest(copied) == (3, [])
+
+
+@pytest.mark.parametrize("harm", ["cut", "emptied", "deleted"])
+def test_every_file_is_looked_at(copied, harm):
+    """Truncated, emptied and deleted files, each of the newest checkpoint's in turn."""
+    for file in files(copied / "3"):
+        whole = file.read_bytes()
+        if harm == "deleted":
+            file.unlink()
+        else:
+            file.write_bytes(whole[: len(whole) // 2] if harm == "cut" else b"")
+        step, found = newest(copied)
+        if whole or harm == "deleted":  # some of Orbax's are empty
+            assert step == 2
+            assert str(file.relative_to(copied / "3")) in found[0].why
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("commit_success.txt", None, "commit_success.txt is missing"),
+        (NAME, None, f"{NAME} is missing"),
+        (NAME, b"", f"{NAME} is damaged"),
+        (NAME, b"{}", f"{NAME} is damaged"),
+        (NAME, b"[1]", f"{NAME} is damaged"),
+        (NAME, b'{"state/x": 5}', f"{NAME} is damaged"),
+    ],
+)
+def test_unfinished_checkpoints(copied, capsys, name, content, why):
+    """Said and put aside; the one before is used, and training goes on from there."""
+    (copied / "3" / name).unlink()
+    if content is not None:
+        (copied / "3" / name).write_bytes(content)
+    assert restored(copied) == 2
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert f"{copied}/3 is not used: {why}" in said
+    assert (copied / ASIDE / "3" / "state").is_dir()
+
+
+def test_a_damaged_step_never_pushes_out_the_last_good_one(copied):
+    """Two are kept, and both are good, however often the newest is damaged."""
+    for round_ in range(3):
+        shutil.rmtree(copied / "3" / "state" / "d")
+        save(copied, 3)
+        assert newest(copied) == (3, [])
+        assert sorted(p.name for p in copied.iterdir()) == ["2", "3", ASIDE], round_
+    assert len(list((copied / ASIDE).iterdir())) == 3
+    assert restored(copied) == 3
+
+
+def test_stray_directories(copied, capsys):
+    """Empty, of something else, or a file: not used, not deleted, not in the way of a save."""
+    (copied / "4").mkdir()
+    (copied / "1").mkdir()
+    (copied / "2024").mkdir()
+    (copied / "2024" / "photo.jpg").write_bytes(b"mine")
+    (copied / "5").write_bytes(b"a file")
+    (copied / "0x7").mkdir()
+    (copied / "6.orbax-checkpoint-tmp").mkdir()  # of a save that was killed
+    assert restored(copied) == 3
+    said = capsys.readouterr().out
+    for name in ("1", "4", "5", "2024"):
+        assert said.count(f"{copied}/{name} is not used: ") == 1
+    save(copied, 4, 5, 6)
+    assert sorted(p.name for p in copied.iterdir()) == ["0x7", "5", "6", ASIDE]
+    assert (copied / ASIDE / "2024" / "photo.jpg").read_bytes() == b"mine"
+    assert restored(copied) == 6
+
+
+def test_nothing_intact_is_an_error(copied):
+    """Not a silent start from zero; nothing is moved, so that a person can look."""
+    for step in ("2", "3"):
+        (copied / step / "data" / "metadata").unlink()
+    for reads in (restored, lambda path: read_trained(path, {})):
+        with pytest.raises(
+            DataError, match=r"align has no intact checkpoint \(3: data/metadata ca"
+        ):
+            reads(copied)
+    assert {"2", "3"} <= {p.name for p in copied.iterdir()}
+
+
+def test_a_run_killed_before_its_first_save_starts(tmp_path):
+    """Orbax's unfinished directory is no checkpoint."""
+    (tmp_path / "align" / "1.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    assert restored(tmp_path / "align") is None
+    with pytest.raises(DataError, match="holds no checkpoint"):
+        read_trained(tmp_path / "nowhere", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "here"),
+    [
+        ("model.text.hidden_size", 64),
+        ("model.text.vocab_size", 100),
+        ("lora.rank", 8),
+        ("tokenizer", "b"),
+        ("objective", "new"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(saved, name, here):
+    """In one line, with both values."""
+    with pytest.raises(DataError) as caught:
+        restored(saved, facts=FACTS | {name: here})
+    there = repr(FACTS.get(name, "absent"))
+    assert f"{saved}/3 is of another run: {name} is {there} there and {here!r} here" in str(
+        caught.value
+    )
+    assert "\n" not in str(caught.value)
+
+
+def test_other_shapes_are_refused(saved):
+    """The parameter and both shapes, in a resumed run and in an export."""
+    wide = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0, width=48)
+    )
+    expected = r"lora\.a has shape \(24, 40\) there and \(48, 40\) here"
+    with pytest.raises(DataError, match=expected):
+        restored(saved, like=wide)
+    with pytest.raises(DataError, match=expected):
+        read_trained(saved, wide.trainable)
+    with pytest.raises(
+        DataError, match=r"it has no trainable\.lora\.b, which has shape \(24, 40\)"
+    ):
+        read_trained(saved, {"lora": {"b": state(0).trainable["lora"]["a"]}})
+
+
+def test_processes_share_the_reading(saved, monkeypatch):
+    """Together they read every file, each only its own; one that finds damage tells all."""
+    from seva_jax import digests
+
+    read = []
+    monkeypatch.setattr(digests, "_differs", lambda step, name, facts: read.append(name))
+    parts = [digests.damage(saved / "3", (i, 3)) for i in range(3)]
+    assert parts == [None] * 3
+    assert sorted(read) == [str(f.relative_to(saved / "3")) for f in files(saved / "3")]
+    monkeypatch.setattr(
+        digests, "gather", lambda x: [x, "state/x is damaged"] if not isinstance(x, list) else [x]
+    )
+    with pytest.raises(DataError, match="state/x is damaged"):
+        newest(saved)

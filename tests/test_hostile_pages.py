@@ -1,0 +1,64 @@
+"""R15 with the real commands: what data, models, judges, configs and file names say is only text.
+
+Every field of the report's own data is tried in test_report.py. Here: what goes the long way, from
+the files of a run to the page that compares runs, and from a config into a file.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from helpers_report import Page
+from test_report import PAYLOADS
+
+import seva_jax
+from seva_jax.data.store import append_lines
+from seva_jax.evals import EvalResult, Metric, Ratio, write_records, write_summary
+from seva_jax.report import document
+from seva_jax.report.__main__ import main as compare_runs
+
+ACTIVE = {"script", "iframe", "object", "embed", "form", "base", "img", "link", "video", "math"}
+
+
+def write_run(folder: Path, text: str, number: int) -> Path:
+    """What `compare` reads of a run, with `text` wherever somebody else may choose it."""
+    run = folder / f"{number}{text.replace('/', chr(0x2215))[:200]}"
+    (run / "evals" / "aligned").mkdir(parents=True)
+    config = {"workdir": str(run), text: number, "prompts.path": f"{text} {number}"}
+    (run / "config.json").write_text(json.dumps(config))
+    row = {"stage": "align", "loss": 0.5, "rewards/margins": 0.1, "pairs": 8, "pairs/s": 1.0}
+    rows = [row | {"step": step, "seconds": 1.0, "chips": 1} for step in (1, 2)]
+    append_lines(run / "metrics.jsonl", rows)
+    result = EvalResult(
+        text, {text: Metric(0.5, 0.4, 0.6, 10)}, [], {text: Ratio("higher", (text,), ("n",))}
+    )
+    write_summary(run / "evals" / "aligned" / "e.json", result)
+    write_records(run / "evals" / "aligned" / "e.jsonl", [])
+    return run
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_the_page_of_several_runs(tmp_path, payload):
+    runs = [write_run(tmp_path, payload, number) for number in range(2)]
+    out = tmp_path / "page.html"
+    compare_runs(["--runs", *map(str, runs), "--out", str(out)])
+    page = Page(out.read_text())
+    assert not page.open
+    for tag, attrs in page.tags:
+        assert tag not in ACTIVE or (tag == "link" and attrs["href"] == "data:,")
+        assert not any(name.startswith("on") or name == "srcdoc" for name in attrs)
+        assert not re.match(r"\s*javascript:", attrs.get("href", ""))
+    policy = page.all("meta")[1]
+    assert policy == {"http-equiv": "Content-Security-Policy", "content": document.POLICY}
+    assert page.text.count(payload) >= 4  # the field, its two values, the metric
+
+
+def test_every_page_has_the_policy():
+    """There is one place that begins a page, and it sets the policy before anything else."""
+    package = Path(seva_jax.__file__).parent
+    begins = re.compile("<(!DOCTYPE|html)", re.IGNORECASE)
+    makers = [path for path in package.rglob("*.py") if begins.search(path.read_text())]
+    assert makers == [package / "report" / "document.py"]
+    head = document.document("t", "", "", "", ()).split("<title>")[0]
+    assert re.search(r"<meta charset.*\n<meta http-equiv=\"Content-Security-Policy\"", head)

@@ -1,0 +1,79 @@
+"""SIGKILL in every stage of the real command: what a run ends with does not depend on it.
+
+Ten kills a seed, at moments that are certain and delays that are drawn; SEVA_JAX_KILLS=30 takes
+three seeds.
+"""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from helpers_run import assert_same_run, lines, rows, saved_steps, saving, stages, train
+
+SAVE_EVERY = 5
+SEEDS = range(int(os.environ.get("SEVA_JAX_KILLS", "10")) // 10)
+
+# What is looked for while the command runs, and the stage that it falls into.
+MOMENTS = (
+    ("base", lambda w, since: rows(w, "base")),
+    ("base", lambda w, since: saving(w, "base", since)),
+    ("rollouts", lambda w, since: lines(w / "rollouts.jsonl")),
+    ("pairs", lambda w, since: stages(w)[-1:] == ["rollouts"]),
+    ("reference", lambda w, since: stages(w)[-1:] == ["pairs"]),
+    ("align", lambda w, since: rows(w, "align")),
+    ("align", lambda w, since: saving(w, "align", since)),
+    ("align", lambda w, since: len(rows(w, "align")) > 6),
+    ("evaluate base", lambda w, since: len(answers(w, "base")) > 2),
+    ("evaluate aligned", lambda w, since: len(answers(w, "aligned")) > 2),
+)
+ORDER = ["base", "rollouts", "pairs", "reference", "align", "evaluate base", "evaluate aligned"]
+
+
+def answers(workdir, who):
+    """Lines of answers to the first evaluation."""
+    return lines(workdir / "evals" / who / "color-balanced" / "asked.jsonl")
+
+
+def finished(workdir):
+    """The finished examples: what must never be computed again."""
+    names = ("rollouts.jsonl", "evals/*/*/asked.jsonl")
+    paths = [path for name in names for path in workdir.glob(name)]
+    return {path: path.read_bytes().rpartition(b"\n")[0] for path in paths}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run without faults, and its compiled programs; saved by the clock at every row."""
+    folder = tmp_path_factory.mktemp("kills")
+    options = ("--train.save-every-s", 1e-3)
+    with train(folder / "cache", folder / "whole" / "run", *options) as run:
+        assert run.status() == 0, run.output[-3000:]
+    # The rows are 2 steps apart, and the two newest checkpoints are kept.
+    assert saved_steps(folder / "whole" / "run", "align") == [22, 24]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ten_kills(whole, seed):
+    """Each is resumed by the same command; nothing finished is done again."""
+    draw = random.Random(seed)
+    workdir, options = whole / f"killed{seed}" / "run", ("--train.save-every", SAVE_EVERY)
+    for stage, condition in MOMENTS:
+        before, since = finished(workdir), time.time()
+        with train(whole / "cache", workdir, *options) as run:
+            run.when(lambda: condition(workdir, since))  # noqa: B023
+            time.sleep(draw.uniform(0, 0.05))
+            assert run.kill() == -signal.SIGKILL, run.output[-3000:]
+        assert ORDER[len(stages(workdir))] == stage, "the kill came too late"
+        for path, text in before.items():
+            assert path.read_bytes().startswith(text), f"{path} was begun anew"
+        if found := rows(workdir, stage):
+            saved = max(saved_steps(workdir, stage), default=0)
+            # One interval, and what is computed while a checkpoint is written: one more at most.
+            assert found[-1]["step"] - saved <= 2 * SAVE_EVERY
+    with train(whole / "cache", workdir, *options) as run:
+        assert run.status() == 0, run.output[-3000:]
+    assert_same_run(workdir, whole / "whole" / "run")

@@ -1,0 +1,160 @@
+"""Every objective through the train step: one loss and gradient, however a batch is laid out."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_step import (
+    LONGEST,
+    MODEL,
+    MOST_IMAGES,
+    OPTIONS,
+    assert_trees_close,
+    example,
+    pack,
+    parts,
+    plain_logits,
+    shape_of,
+)
+from test_step import variables as variables  # a fixture
+
+from seva_jax import objectives as ours
+from seva_jax.data.trees import differing
+from seva_jax.sharding import MeshShape, put_batch
+from seva_jax.step import (
+    TrainState,
+    image_features,
+    make_train_step,
+    tree_hidden,
+    tree_logps,
+)
+
+EACH = (
+    ours.mpo(),
+    ours.DPO(sft_weight=0.5, label_smoothing=0.1, divergence=ours.ForwardKL()),
+    ours.DPO(weighting=ours.ScoreGap(scale=1.0)),
+    ours.Hinge(weighting=ours.RawScore(), ld_alpha=0.5),
+    ours.IPO(divergence=ours.JensenShannon()),
+    ours.SigmoidNorm(weighting=ours.OnPolicy()),
+    ours.ExoPair(),
+    ours.Robust(label_smoothing=0.1),
+    ours.DiscoPOP(),
+    ours.NCAPair(),
+    ours.SPPOHard(beta=1.0),
+    ours.APOZero(),
+    ours.APODown(),
+)
+TOGETHER = (
+    ours.AOT(beta=0.5),
+    ours.AOTUnpaired(beta=0.5),
+    ours.Supervised(mean="tokens"),
+    ours.DPO(weighting=ours.ScoreGap(scale=1.0)),
+    ours.RRPO(alpha=0.5),
+    ours.ReAlign(form="top"),
+    ours.Inherent(),
+    ours.Trajectory(window=1),
+)
+MIXES = {
+    "each": ours.Mixed(tuple(ours.Part(x, 0.3) for x in EACH)),
+    "whole batch": ours.Mixed(tuple(map(ours.Part, TOGETHER))),
+}
+
+
+def run(variables, objective, batch, devices, micro_batches):
+    """Metrics and gradient of one step with the reference in it."""
+    trainable, _ = parts(variables)
+    frozen = {"params": variables["params"]}
+    optimizer = optax.sgd(1.0)
+    state = TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
+    step = jax.jit(make_train_step(MODEL, objective, optimizer, OPTIONS, True))
+    batch = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+    mesh = MeshShape(devices, 1, 1).make(jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        new, metrics = step(state, frozen, put_batch(mesh, batch, leading=1))
+    difference = jax.tree.map(lambda a, b: np.asarray(a) - b, trainable, new.trainable)
+    return jax.device_get(metrics), difference
+
+
+def two_trees(rng, index):
+    """Two answers to an image, and the first of them to another image."""
+    first = example(rng, index=index, weight=1.0 + index % 3)
+    other = dataclasses.replace(first, images_IX=rng.normal(size=first.images_IX.shape))
+    spans = differing(*first.branches)
+    return dataclasses.replace(
+        first,
+        scores=(1.0 + index, 0.5, 0.1 * index),
+        spans=(*spans, spans[0]),
+        more=(dataclasses.replace(other, branches=first.branches[:1]),),
+    )
+
+
+def all_logps(variables, tree, branch):
+    """Log-probs of the whole vocabulary at the tokens of an answer, in a row of its own."""
+    tokens = np.concatenate([tree.trunk, tree.branches[branch]])
+    padded = np.pad(tokens, (0, LONGEST - len(tokens)))[None]
+    pixels = np.pad(tree.images_IX, ((0, MOST_IMAGES - 1), (0, 0), (0, 0), (0, 0)))[None]
+    logits = plain_logits(variables, padded, pixels.astype(np.float32))[0]
+    return jax.nn.log_softmax(logits[len(tree.trunk) - 1 : len(tokens) - 1])
+
+
+def test_statistics_are_those_of_whole_distributions(variables):
+    """What the step reduces chunk by chunk, against log-softmax over everything."""
+    rng = np.random.default_rng(1)
+    examples = [two_trees(rng, i) for i in range(2)]
+    batch = pack([examples], shape_of(examples, comparisons=2))
+    reference = {"params": variables["params"]}
+    needs = frozenset({"squares", "others", "own", "kl"})
+
+    @jax.jit
+    def found_in(variables, reference, batch):
+        hidden, before = (
+            tree_hidden(MODEL, v, batch, image_features(MODEL, v, batch))
+            for v in (variables, reference)
+        )
+        return tree_logps(MODEL, variables, batch, OPTIONS, hidden, needs, (reference, before))
+
+    found = found_in(variables, reference, batch)
+    for n, whole in enumerate(examples):
+        logps, before = (
+            [all_logps(v, tree, k) for tree in whole.trees for k in range(len(tree.branches))]
+            for v in (variables, reference)
+        )
+        for k, (answer, now, then) in enumerate(
+            zip(whole.all_branches, logps, before, strict=True)
+        ):
+            place = np.arange(len(answer))
+            others = now.at[place, answer].set(-np.inf).max(-1)
+            kl = (jnp.exp(then) * (then - now)).sum(-1)
+            squares = jnp.log(jnp.exp(2 * now).sum(-1))
+            for name, expected in {"others": others, "kl": kl, "squares": squares}.items():
+                got = getattr(found, f"{name}_NKT")[n, k]
+                np.testing.assert_allclose(got[: len(answer)], expected, atol=1e-4, err_msg=name)
+                assert not got[len(answer) :].any()
+            assert kl.min() > 1e-3
+        own = logps[0][np.arange(len(logps[0])), logps[2].argmax(-1)]
+        np.testing.assert_allclose(found.own_NT[n, : len(own)], own, atol=1e-4)
+        assert (logps[2].argmax(-1) != logps[0].argmax(-1)).any()
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_the_layout_changes_nothing(variables, mix):
+    """8 devices and 2 micro-batches against 1 and 1, with comparisons of weight 0 between."""
+    rng = np.random.default_rng(0)
+    examples = [two_trees(rng, i) for i in range(8)]
+    shape = shape_of(examples)
+    objective = MIXES[mix]
+    metrics, gradient = run(variables, objective, pack([[e] for e in examples], shape), 1, 1)
+    assert np.isfinite(metrics["loss"])
+    assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(gradient))
+    order = [5, 0, 7, 2, 1, 4, 3, 6]
+    unused = [example(rng, weight=0.0, index=9) for _ in range(8)]
+    rows = [[x] for i in order for x in (examples[i], unused[i])]
+    other, other_gradient = run(variables, objective, pack(rows, shape), 8, 2)
+    np.testing.assert_allclose(other["loss"], metrics["loss"], rtol=1e-5)
+    for name in ("rewards/margins", "nll_loss"):
+        np.testing.assert_allclose(other[name], metrics[name], atol=1e-5)
+    scale = max(np.abs(x).max() for x in jax.tree.leaves(gradient))
+    assert_trees_close(other_gradient, gradient, atol=2e-6 * scale)

@@ -1,0 +1,41 @@
+"""A long run holds no more memory, files or threads at its end, and is no slower."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from soak import problems
+
+SOAK = Path(__file__).parent / "soak.py"
+
+
+@pytest.mark.slow
+def test_two_thousand_steps(tmp_path):
+    """With 40 checkpoints and 8 evaluations; `soak.svg` shows a run, soak.py how to draw it."""
+    kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    here = {"PYTHONPATH": str(SOAK.parent.parent), "JAX_PLATFORMS": "cpu", "TQDM_DISABLE": "1"}
+    command = [sys.executable, SOAK, "--steps", "2000", "--samples", tmp_path / "samples.json"]
+    done = subprocess.run(
+        list(map(str, command)), env=kept | here,
+        capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    samples = json.loads((tmp_path / "samples.json").read_text())
+    assert [samples[0]["step"], samples[-1]["step"]] == [50, 2000]
+    assert problems(samples) == []
+
+
+@pytest.mark.parametrize(
+    ("what", "slope"), [("memory", 2), ("files", 0.2), ("threads", 0.2), ("milliseconds", 1)]
+)
+def test_growth_is_noticed(what, slope):
+    """As little as 2 MiB or a fifth of a file between samples; a flat run passes."""
+    flat = {"memory": 800.0, "files": 10, "threads": 40, "milliseconds": 8.0}
+    samples = [{"step": i, **flat} for i in range(40)]
+    assert problems(samples) == []
+    samples = [s | {what: s[what] + slope * i} for i, s in enumerate(samples)]
+    (problem,) = problems(samples)
+    assert problem.startswith(f"{what} grew from ")
