@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from seva_jax.convert import read_llava_config, tower_directory
 from seva_jax.data.sources import PromptSource
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig
 from seva_jax.optim import Optim
+from seva_jax.ranges import FROM_1, Ranges
 from seva_jax.text.encode import Encoder
 from seva_jax.text.templates import Template
 from seva_jax.text.tokenizer import check_tokenizer, load_tokenizer, word_tokenizer
@@ -119,6 +120,8 @@ class TrainedBase(BaseModel):
         batch_size: examples in a step.
         optim: the optimiser.
     """
+
+    ranges: ClassVar[Ranges] = {"vocab_multiple": FROM_1, "steps": FROM_1, "batch_size": FROM_1}
 
     model: LlavaConfig = LlavaConfig()
     words: tuple[str, ...] = world_vocabulary()

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 
-from seva_jax.base_model import BaseModel, Checkpoint, TrainedBase
+from seva_jax.base_model import BaseModel, Checkpoint
 from seva_jax.corrupt import Corruption, DiffusionNoise
 from seva_jax.data.sources import PromptSource
 from seva_jax.evals import Evaluator, ExactAnswer, Questions, Suite
@@ -31,7 +31,7 @@ from seva_jax.objectives import DPO, Objective
 from seva_jax.optim import Optim
 from seva_jax.pairs import CorruptionPairs, PairBuilder
 from seva_jax.processes import ProcessOptions
-from seva_jax.ranges import ABOVE_0, FROM_0, Range, Ranges, out_of_range
+from seva_jax.ranges import ABOVE_0, FROM_0, FROM_1, Range, Ranges, out_of_range
 from seva_jax.rollout.sampler import Sampling
 from seva_jax.sharding import MeshShape
 from seva_jax.text.templates import VICUNA_V1, Template
@@ -51,6 +51,8 @@ class TextOptions:
             cut: what does not fit is dropped and counted.
     """
 
+    ranges: ClassVar[Ranges] = {"max_length": FROM_1}
+
     generate: Template = VICUNA_V1
     train: Template = VICUNA_V1
     max_length: int = 2048
@@ -69,6 +71,8 @@ class RolloutOptions:
             answer is then computed beside the same others however a run was interrupted.
         cache: keys and values of tokens seen, "exact" or "int8" (half of bfloat16's memory).
     """
+
+    ranges: ClassVar[Ranges] = {"batch_size": FROM_1, "refill": FROM_1}
 
     sampling: Sampling = Sampling()
     batch_size: int = 64
@@ -106,7 +110,13 @@ class TrainOptions:
     """
 
     ranges: ClassVar[Ranges] = {
+        "batch_size": FROM_1,
+        "micro_batches": FROM_1,
+        "epochs": FROM_1,
+        "repeat": FROM_1,
         "max_steps": FROM_0,
+        "log_every": FROM_1,
+        "max_nonfinite": FROM_1,
         "save_every_s": ABOVE_0,
         "save_every": FROM_0,
         "read_processes": Range(0, 1024),
@@ -145,6 +155,8 @@ class ComputeOptions:
             and batches of short ones get shorter rows, where that saves work; with 1 every
             comparison has a row of its own, as long as the longest.
     """
+
+    ranges: ClassVar[Ranges] = {"head_chunk": FROM_1, "row_shapes": FROM_1}
 
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     base_weights: BaseWeights = "float"
@@ -239,6 +251,8 @@ class Experiment:
             `(TensorBoard(), WandB(project="mine"))`.
     """
 
+    ranges: ClassVar[Ranges] = {"seed": FROM_0}
+
     workdir: str = "runs/default"
     seed: int = 42
     strict: bool = False
@@ -269,29 +283,11 @@ def check(experiment: Experiment) -> None:
     e, problems = experiment, list(out_of_range(experiment))
     if any("number, not" in problem for problem in problems):
         raise _problems(problems)  # nothing below could be computed
-    positive = {
-        "rollout.batch_size": e.rollout.batch_size,
-        "rollout.refill": e.rollout.refill,
-        "rollout.sampling.max_new_tokens": e.rollout.sampling.max_new_tokens,
-        "train.batch_size": e.train.batch_size,
-        "train.micro_batches": e.train.micro_batches,
-        "train.epochs": e.train.epochs,
-        "train.repeat": e.train.repeat,
-        "train.log_every": e.train.log_every,
-        "train.max_nonfinite": e.train.max_nonfinite,
-        "compute.head_chunk": e.compute.head_chunk,
-        "compute.row_shapes": e.compute.row_shapes,
-        "processes.peer_timeout_s": e.processes.peer_timeout_s,
-        "text.max_length": e.text.max_length,
-    }
-    problems += [f"{name} must be at least 1, not {v}" for name, v in positive.items() if v < 1]
     if e.train.micro_batches > 0 and e.train.batch_size % e.train.micro_batches:
         problems.append(
             f"train.batch_size {e.train.batch_size} does not divide into "
             f"train.micro_batches {e.train.micro_batches}"
         )
-    if e.seed < 0:
-        problems.append(f"seed must be at least 0, not {e.seed}")
     if not e.corrupt and not e.prompts.has_answers:
         problems.append("corrupt is empty; without a corruption there are no rejected answers")
     if not e.train.trained:
@@ -332,12 +328,6 @@ def check(experiment: Experiment) -> None:
         for name in names
         if not name or "/" in name or "\0" in name or name.startswith(".")
     ]
-    if isinstance(e.base, TrainedBase):
-        sizes = e.base.steps, e.base.batch_size, e.base.vocab_multiple
-        if min(sizes) < 1:
-            problems.append(
-                "base.steps, base.batch_size and base.vocab_multiple must be at least 1"
-            )
     if problems:
         raise _problems(problems)
 

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from seva_jax import stopping
 from seva_jax.home import hide_home
-from seva_jax.ranges import ABOVE_0, Ranges
+from seva_jax.ranges import ABOVE_0, FROM_1, Ranges
 from seva_jax.types import DataError
 
 _GIVEN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -51,7 +51,7 @@ class ProcessOptions:
             LIBTPU_INIT_ARGS holds, so that can overrule them.
     """
 
-    ranges: ClassVar[Ranges] = {"grace_s": ABOVE_0}
+    ranges: ClassVar[Ranges] = {"peer_timeout_s": FROM_1, "grace_s": ABOVE_0}
 
     peer_timeout_s: int = 100
     grace_s: float = 25.0

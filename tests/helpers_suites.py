@@ -6,19 +6,8 @@ import json
 
 from PIL import Image
 
+from seva_jax.evals import suites
 from seva_jax.evals.judge import Case, LocalJudge, Verdict
-from seva_jax.evals.suites import (
-    GQA,
-    CocoChair,
-    LlavaBench,
-    MMBench,
-    MMVet,
-    PopeSets,
-    ScienceQA,
-    SeedBench,
-    Shr,
-    TextVQA,
-)
 from seva_jax.worlds import ShapeWorld
 
 NUM = 2
@@ -159,14 +148,16 @@ def every_suite(folder):
 
     judge = LocalJudge(by_words)
     return [
-        PopeSets(folder=str(folder), sets=("random",), lmms_task="pope", **short),
-        GQA(path=gqa, **short),
-        TextVQA(path=textvqa, **short),
-        MMBench(path=str(folder / "mmbench.tsv"), vlmeval_dataset="MMBench_DEV_EN", **short),
-        SeedBench(path=seed, **short),
-        ScienceQA(path=science, problems=problems, **short),
-        CocoChair(instances=instances, synonyms=str(folder / "synonyms.txt"), num_images=2, **long),
-        MMVet(path=vet, judge=judge, **long),
-        LlavaBench(folder=str(folder), judge=judge, **long),
-        Shr(folder=str(folder), vg_folder=str(folder), judge=judge, **long),
+        suites.PopeSets(folder=str(folder), sets=("random",), lmms_task="pope", **short),
+        suites.GQA(path=gqa, **short),
+        suites.TextVQA(path=textvqa, **short),
+        suites.MMBench(path=str(folder / "mmbench.tsv"), vlmeval_dataset="MMBench_DEV_EN", **short),
+        suites.SeedBench(path=seed, **short),
+        suites.ScienceQA(path=science, problems=problems, **short),
+        suites.CocoChair(
+            instances=instances, synonyms=str(folder / "synonyms.txt"), num_images=2, **long
+        ),
+        suites.MMVet(path=vet, judge=judge, **long),
+        suites.LlavaBench(folder=str(folder), judge=judge, **long),
+        suites.Shr(folder=str(folder), vg_folder=str(folder), judge=judge, **long),
     ]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from seva_jax.models import Cache, CacheKind, Llava
-from seva_jax.ranges import Range, Ranges
+from seva_jax.ranges import FROM_1, Range, Ranges
 from seva_jax.sharding import constrain
 from seva_jax.step import Variables
 from seva_jax.types import Array
@@ -48,6 +48,7 @@ class Sampling:
     """
 
     ranges: ClassVar[Ranges] = {
+        "max_new_tokens": FROM_1,
         "temperature": Range(0, 100),
         "top_p": Range(0, 1, above=True),
     }
