@@ -23,7 +23,7 @@ import optax
 from seva_jax import stopping
 from seva_jax.checkpoint import Checkpoints
 from seva_jax.data.pipeline import Batches, ComparisonRows, RowShapes, shuffled
-from seva_jax.health import Health, trainable_share
+from seva_jax.health import Health, NotFinite, trainable_share
 from seva_jax.memory import warn_if_too_large
 from seva_jax.models import Llava
 from seva_jax.objectives import Objective
@@ -235,7 +235,11 @@ def fit(
             means |= {"seconds": seconds, "chips": loop.mesh.size}
             means["lr"] = np.asarray(loop.learning_rate(step - 1)).item()
             write_metrics(step, means)
-            health.check()
+            try:
+                health.check()
+            except NotFinite:
+                checkpoints.close()  # what is being saved is good
+                raise
             checkpoints.check()
             shown = {name: means[key] for key, name in _LIVE.items() if key in means}
             waiting.clear()

@@ -3,6 +3,8 @@
 The disks are real: a small tmpfs where this may be mounted (as root), else a limit on file sizes.
 """
 
+import contextlib
+import errno
 import gc
 import os
 import resource
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 from test_checkpoints import FACTS, restored, save, state
 
+from seva_jax import train
 from seva_jax.checkpoint import Checkpoints
 from seva_jax.digests import newest
 from seva_jax.types import DataError
@@ -131,6 +134,21 @@ def test_files_that_may_not_grow(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert restored(directory) == 2
+
+
+def test_other_files_on_a_full_disk(tmp_path, monkeypatch):
+    """Rollouts or metrics, say: one line as well; errors of other kinds are not hidden."""
+    monkeypatch.setattr(train, "use_compile_cache", lambda: None)
+    monkeypatch.setattr(train, "joined", lambda options: contextlib.nullcontext())
+    for number, expected in ((errno.ENOSPC, SystemExit), (errno.EIO, OSError)):
+
+        def stages(self, number=number):
+            raise OSError(number, os.strerror(number), "rollouts.jsonl")
+
+        monkeypatch.setattr(train.Run, "stages", stages)
+        with pytest.raises(expected, match=r"rollouts\.jsonl") as caught:
+            train.main(["--workdir", str(tmp_path / str(number))])
+        assert ("make room" in str(caught.value)) == (expected is SystemExit)
 
 
 @pytest.mark.slow
