@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,8 +18,7 @@ from seva_jax.cli import load_experiment, read_suites
 from seva_jax.evals import EvalResult, Suite, comparison_rows, format_results, format_table
 from seva_jax.examine import evaluate_all, read_results
 from seva_jax.experiment import Experiment
-from seva_jax.home import hide_home
-from seva_jax.processes import joined, say, use_compile_cache
+from seva_jax.processes import joined, one_line_errors, say, use_compile_cache
 from seva_jax.train import Run
 from seva_jax.types import DataError
 from seva_jax.workdir import fingerprint
@@ -35,6 +33,7 @@ default the run's work directory. --batch-size N answers so many questions toget
 many as the run's rollouts. Where both models have been asked, they are compared."""
 
 
+@one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     use_compile_cache()
@@ -44,25 +43,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--batch-size", type=int)
     flags, rest = parser.parse_known_args(argv)
-    try:
-        aligned = flags.model != "base"
-        if aligned and not (Path(flags.model) / "config.py").is_file():
-            raise DataError(
-                f"--model {flags.model}: neither base nor the work directory of a run (it has no "
-                "config.py)"
-            )
-        if aligned:
-            rest += ["--config", f"{flags.model}/config.py", "--workdir", flags.model]
-        experiment, _ = load_experiment(DESCRIPTION, rest)
-        suites = [s for where in flags.suite for s in read_suites(where)] or list(experiment.evals)
-        _check(experiment, suites)
-        if flags.batch_size is not None and flags.batch_size < 1:
-            raise DataError(f"--batch-size must be at least 1, not {flags.batch_size}")
-        with joined(experiment.processes):
-            run, who = Run(experiment), "aligned" if aligned else "base"
-            _evaluate(run, suites, who, flags.out or run.workdir.path, flags.batch_size)
-    except DataError as error:
-        sys.exit(hide_home(f"error: {error}"))
+    aligned = flags.model != "base"
+    if aligned and not (Path(flags.model) / "config.py").is_file():
+        raise DataError(
+            f"--model {flags.model}: neither base nor the work directory of a run (it has no "
+            "config.py)"
+        )
+    if aligned:
+        rest += ["--config", f"{flags.model}/config.py", "--workdir", flags.model]
+    experiment, _ = load_experiment(DESCRIPTION, rest)
+    suites = [s for where in flags.suite for s in read_suites(where)] or list(experiment.evals)
+    _check(experiment, suites)
+    if flags.batch_size is not None and flags.batch_size < 1:
+        raise DataError(f"--batch-size must be at least 1, not {flags.batch_size}")
+    with joined(experiment.processes):
+        run, who = Run(experiment), "aligned" if aligned else "base"
+        _evaluate(run, suites, who, flags.out or run.workdir.path, flags.batch_size)
 
 
 def _check(experiment: Experiment, suites: Sequence[Suite]) -> None:

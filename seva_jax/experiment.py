@@ -273,6 +273,11 @@ class Experiment:
     report: ReportOptions = ReportOptions()
     loggers: tuple[Logger, ...] = ()
 
+    @property
+    def prompt_template(self) -> Template:
+        """How the prompts are put: as in training where they have answers already."""
+        return self.text.train if self.prompts.has_answers else self.text.generate
+
 
 def check(experiment: Experiment) -> None:
     """Checks what crosses sections.

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -116,6 +118,20 @@ def joined(options: ProcessOptions) -> Iterator[None]:
         except stopping.Stopped:
             say("stopped, everything finished is saved; run the same command again to go on")
             raise
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Bad input, or a disk that takes no more, ends the command with one line and status 1."""
+    try:
+        yield
+    except DataError as error:
+        sys.exit(hide_home(f"error: {error}"))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+            raise
+        problem = f"error: {error}; make room or make it writable, then run the same command again"
+        sys.exit(hide_home(problem))
 
 
 def say(text: str) -> None:

@@ -12,7 +12,6 @@ resumes; SIGTERM and Ctrl-C save first (`seva_jax/stopping.py`). What the stages
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,12 +46,12 @@ from seva_jax.models import (
 from seva_jax.objectives import Supervised
 from seva_jax.pairs import find_pairs
 from seva_jax.parts import Parts
-from seva_jax.processes import gather, joined, say, use_compile_cache
+from seva_jax.processes import gather, joined, one_line_errors, say, use_compile_cache
 from seva_jax.results import closing_summary, logged_pairs, write_run_report
 from seva_jax.sharding import variable_shardings
 from seva_jax.step import Variables, merge, split_params
 from seva_jax.stopping import Status
-from seva_jax.types import Comparison, DataError, Rollout
+from seva_jax.types import Comparison, Rollout
 from seva_jax.workdir import fingerprint
 
 DESCRIPTION = """Aligns a LLaVA-style model with its own answers (SeVa): the model answers
@@ -146,7 +145,6 @@ class Run(Parts):
     def require_all_prompts(self) -> None:
         """Raises `DataError` unless every prompt, or pair, can be used; see `Experiment.strict`."""
         e = self.experiment
-        template = e.text.train if e.prompts.has_answers else e.text.generate
 
         def progress(items: Iterable[Any], total: int) -> Iterator[Any]:
             with self.workdir.bar("check", total, "image") as bar:
@@ -154,7 +152,7 @@ class Run(Parts):
                     yield item
                     bar.update()
 
-        check_data(self.prompts, self.encoder(template), progress).require_all()
+        check_data(self.prompts, self.encoder(e.prompt_template), progress).require_all()
 
     def roll_out(self) -> str:
         """Answers every prompt on its clean image and on every corrupted copy."""
@@ -312,6 +310,7 @@ class Run(Parts):
         return write_run_report(self)
 
 
+@one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     use_compile_cache()
@@ -327,13 +326,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                     say(f"\n=== {experiment.workdir} ===")
                 others = [Path(e.workdir) for e in experiments if e is not experiment]
                 Run(experiment, others).stages()
-    except DataError as error:
-        sys.exit(hide_home(f"error: {error}"))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
-            raise
-        problem = f"error: {error}; make room or make it writable, then run the same command again"
-        sys.exit(hide_home(problem))
     except NotFinite as error:
         print(hide_home(f"error: {error}"), file=sys.stderr)
         sys.exit(Status.NOT_FINITE)

@@ -75,21 +75,26 @@ def test_dry_run_quotes_and_runs_nothing():
     assert inner[-4:] == ["--config", "my run.py", "--workdir", "$(touch /tmp/no)"]
 
 
+def fake_gcloud(folder, left, **state):
+    """A `gcloud` that plays a TPU, and the environment that finds it.
+
+    Args:
+        folder: where it, its log and its state lie.
+        left: runs that end badly before one ends well.
+        state: further variables that it reads.
+    """
+    (folder / "gcloud").write_text(GCLOUD)
+    (folder / "gcloud").chmod(0o755)
+    (folder / "left").write_text(str(left))
+    files = {name: str(folder / name.lower()) for name in ("LOG", "STATE", "LEFT")}
+    return {"PATH": f"{folder}:{os.environ['PATH']}", **files, **state}
+
+
 @pytest.mark.parametrize(
     ("queued", "slices"), [(False, 1), (True, 1), (True, 2)], ids=["vm", "queued", "multislice"]
 )
 def test_preemptions_are_survived(tmp_path, queued, slices):
-    (tmp_path / "gcloud").write_text(GCLOUD)
-    (tmp_path / "gcloud").chmod(0o755)
-    (tmp_path / "left").write_text("2")
-    env = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "LOG": str(tmp_path / "log"),
-        "STATE": str(tmp_path / "state"),
-        "LEFT": str(tmp_path / "left"),
-        "ENDED": "PREEMPTED",
-        "CREATED": "ACTIVE" if queued else "READY",
-    }
+    env = fake_gcloud(tmp_path, 2, ENDED="PREEMPTED", CREATED="ACTIVE" if queued else "READY")
     options = ["--type", "v6e-16", "--zone", "z", *(["--queued"] if queued else [])]
     options += ["--slices", "2"] if slices == 2 else []
     done = run(TPU, *options, "--", "--seed", "1", **env)
@@ -107,14 +112,7 @@ def test_preemptions_are_survived(tmp_path, queued, slices):
 
 
 def test_a_failing_run_is_not_repeated(tmp_path):
-    (tmp_path / "gcloud").write_text(GCLOUD)
-    (tmp_path / "gcloud").chmod(0o755)
-    (tmp_path / "left").write_text("9")
-    env = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        **{k: str(tmp_path / k.lower()) for k in ("LOG", "STATE", "LEFT")},
-        "ENDED": "READY",
-    }
+    env = fake_gcloud(tmp_path, 9, ENDED="READY")
     done = run(TPU, "--type", "v6e-16", "--zone", "z", "--", "--seed", "1", **env)
     assert done.returncode == 2
     assert "the run failed, and the TPU is in order" in done.stderr
@@ -122,15 +120,7 @@ def test_a_failing_run_is_not_repeated(tmp_path):
 
 def test_a_stopped_run_goes_on(tmp_path):
     """Status 75 and a TPU in order: the same command again, on the same TPU."""
-    (tmp_path / "gcloud").write_text(GCLOUD)
-    (tmp_path / "gcloud").chmod(0o755)
-    (tmp_path / "left").write_text("1")
-    env = {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        **{k: str(tmp_path / k.lower()) for k in ("LOG", "STATE", "LEFT")},
-        "ENDED": "READY",
-        "STATUS": "75",
-    }
+    env = fake_gcloud(tmp_path, 1, ENDED="READY", STATUS="75")
     done = run(TPU, "--type", "v6e-16", "--zone", "z", "--", "--seed", "1", **env)
     assert done.returncode == 0, done.stderr
     calls = (tmp_path / "log").read_text().splitlines()

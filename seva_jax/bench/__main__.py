@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 import tyro
 
 from seva_jax.bench.evidence import EvidenceStudy, run_study
@@ -15,11 +13,10 @@ from seva_jax.bench.refill import RefillBench, run_refill
 from seva_jax.bench.sample import SampleBench, run_sample
 from seva_jax.bench.scaling import ScalingBench, run_scaling
 from seva_jax.bench.step import StepBench, run_step
-from seva_jax.home import hide_home
-from seva_jax.processes import use_compile_cache
-from seva_jax.types import DataError
+from seva_jax.processes import one_line_errors, use_compile_cache
 
 
+@one_line_errors()
 def main() -> None:
     """The command line."""
     chosen = tyro.extras.subcommand_cli_from_dict(
@@ -35,29 +32,26 @@ def main() -> None:
             "step": StepBench,
         }
     )
-    try:
-        match chosen:
-            case InputBench():
-                run_input(chosen)
-            case LoadBench():
-                run_load(chosen)
-            case PackingBench():
-                run_packing(chosen)
-            case QuantBench():
-                run_quant(chosen)
-            case RefillBench():
-                run_refill(chosen)
-            case SampleBench():
-                run_sample(chosen)
-            case ScalingBench():
-                run_scaling(chosen)
-            case StepBench():
-                run_step(chosen)
-            case EvidenceStudy():
-                use_compile_cache()
-                run_study(chosen)
-    except DataError as error:
-        sys.exit(hide_home(f"error: {error}"))
+    match chosen:
+        case InputBench():
+            run_input(chosen)
+        case LoadBench():
+            run_load(chosen)
+        case PackingBench():
+            run_packing(chosen)
+        case QuantBench():
+            run_quant(chosen)
+        case RefillBench():
+            run_refill(chosen)
+        case SampleBench():
+            run_sample(chosen)
+        case ScalingBench():
+            run_scaling(chosen)
+        case StepBench():
+            run_step(chosen)
+        case EvidenceStudy():
+            use_compile_cache()
+            run_study(chosen)
 
 
 if __name__ == "__main__":

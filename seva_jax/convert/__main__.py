@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from seva_jax.convert.rewrite import to_hf, to_llava, write_new
 from seva_jax.convert.source import Source
 from seva_jax.home import hide_home
 from seva_jax.models import Llava, abstract_variables
+from seva_jax.processes import one_line_errors
 from seva_jax.types import DataError
 
 
@@ -158,23 +158,21 @@ def _flat(tree: dict) -> dict:
     }
 
 
+@one_line_errors()
 def main() -> None:
     """The command line."""
     command = tyro.extras.subcommand_cli_from_dict(
         {"to-hf": ToHF, "to-llava": ToLlava, "to-peft": ToPeft, "from-bin": FromBin}
     )
-    try:
-        match command:
-            case ToHF():
-                done = to_hf(open_source(command.source, command.vision_tower), command.out)
-            case ToLlava():
-                done = to_llava(open_source(command.source, command.vision_tower), command.out)
-            case ToPeft():
-                done = to_peft(open_source(command.source), command.out)
-            case FromBin():
-                done = from_bin(command.source, command.out)
-    except DataError as error:
-        sys.exit(hide_home(f"error: {error}"))
+    match command:
+        case ToHF():
+            done = to_hf(open_source(command.source, command.vision_tower), command.out)
+        case ToLlava():
+            done = to_llava(open_source(command.source, command.vision_tower), command.out)
+        case ToPeft():
+            done = to_peft(open_source(command.source), command.out)
+        case FromBin():
+            done = from_bin(command.source, command.out)
     print(hide_home(done))
 
 

@@ -22,6 +22,7 @@ from seva_jax.data.show import describe
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.experiment import Experiment
 from seva_jax.home import hide_home
+from seva_jax.processes import one_line_errors
 from seva_jax.types import DataError
 
 DESCRIPTION = """Data of a run: look at it before, check it, convert it, build a fast copy. Options
@@ -136,9 +137,8 @@ def _words(experiment: Experiment) -> str:
 def _check(command: Check, rest: Sequence[str]) -> None:
     experiment = _experiment(command, rest)
     data = experiment.prompts.open()
-    text = experiment.text
-    template = text.train if experiment.prompts.has_answers else text.generate
-    encoder = experiment.base.assets().encoder(template, text.max_length)
+    max_length = experiment.text.max_length
+    encoder = experiment.base.assets().encoder(experiment.prompt_template, max_length)
 
     def progress(items: Iterable[Any], total: int) -> Iterable[Any]:
         return tqdm(items, "images", total, unit="image", mininterval=1.0, dynamic_ncols=True)
@@ -177,6 +177,7 @@ def _build(command: Build, rest: Sequence[str]) -> None:
     )
 
 
+@one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     kind: Any = (
@@ -189,18 +190,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         kind, prog="python -m seva_jax.data", description=DESCRIPTION, args=argv,
         return_unknown_args=True,
     )  # fmt: skip
-    try:
-        match command:
-            case Check():
-                _check(command, rest)
-            case Show():
-                _show(command, rest)
-            case Convert():
-                _convert(command, rest)
-            case Build():
-                _build(command, rest)
-    except DataError as error:
-        sys.exit(hide_home(f"error: {error}"))
+    match command:
+        case Check():
+            _check(command, rest)
+        case Show():
+            _show(command, rest)
+        case Convert():
+            _convert(command, rest)
+        case Build():
+            _build(command, rest)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,10 @@ import tyro
 from seva_jax.cli import load_experiment
 from seva_jax.data.trees import RowShape
 from seva_jax.experiment import Experiment
-from seva_jax.home import hide_home
 from seva_jax.models import LLAVA_15, LlavaConfig
 from seva_jax.plan.estimate import plan
 from seva_jax.plan.table import HOW, Row, describe, table, write_csv, write_page
-from seva_jax.processes import set_libtpu_flags
+from seva_jax.processes import one_line_errors, set_libtpu_flags
 from seva_jax.sharding import MeshShape
 from seva_jax.types import DataError
 
@@ -112,35 +111,33 @@ def variants(experiment: Experiment, options: PlanOptions) -> list[Variant]:
     return out
 
 
+@one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line; a status of 1 means that nothing fits."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the TPUs are only described
     rows: list[Row] = []
     skipped: list[str] = []
-    try:
-        options, rest = tyro.cli(
-            PlanOptions, description=DESCRIPTION, args=argv, return_unknown_args=True
-        )
-        experiment, _ = load_experiment(DESCRIPTION, rest)
-        set_libtpu_flags(experiment.processes)
-        combinations = variants(experiment, options)
-        answered = experiment.prompts.has_answers  # pairs need no rollouts
-        for v in combinations:
-            branches = 2 if answered else 1 + len(experiment.corrupt)
-            shape = row_shape(v.config, options, branches)
-            rollout = options.rollout and not answered
-            try:
-                found = plan(v.experiment, v.config, v.topology, shape, rollout)
-            except DataError as error:
-                if len(combinations) == 1:
-                    raise
-                skipped.append(f"Left out: {v.name} on {v.topology}: {error}")
-                print(skipped[-1], flush=True)
-                continue
-            rows.append(Row(v.name, found, options.pairs))
-            print(describe(rows[-1]), flush=True)
-    except DataError as error:
-        sys.exit(hide_home(f"error: {error}"))
+    options, rest = tyro.cli(
+        PlanOptions, description=DESCRIPTION, args=argv, return_unknown_args=True
+    )
+    experiment, _ = load_experiment(DESCRIPTION, rest)
+    set_libtpu_flags(experiment.processes)
+    combinations = variants(experiment, options)
+    answered = experiment.prompts.has_answers  # pairs need no rollouts
+    for v in combinations:
+        branches = 2 if answered else 1 + len(experiment.corrupt)
+        shape = row_shape(v.config, options, branches)
+        rollout = options.rollout and not answered
+        try:
+            found = plan(v.experiment, v.config, v.topology, shape, rollout)
+        except DataError as error:
+            if len(combinations) == 1:
+                raise
+            skipped.append(f"Left out: {v.name} on {v.topology}: {error}")
+            print(skipped[-1], flush=True)
+            continue
+        rows.append(Row(v.name, found, options.pairs))
+        print(describe(rows[-1]), flush=True)
     if not rows:
         sys.exit("error: none of the combinations can be planned; see above")
     if len(rows) > 1:

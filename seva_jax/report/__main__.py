@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +11,7 @@ import tyro
 
 from seva_jax.compare import compare
 from seva_jax.home import hide_home
+from seva_jax.processes import one_line_errors
 from seva_jax.report.figures import write_figures
 from seva_jax.types import DataError
 
@@ -31,15 +31,13 @@ class ReportOptions:
     out: Path = Path("runs.html")
 
 
+@one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     options = tyro.cli(ReportOptions, args=argv)
-    try:
-        if not options.runs:
-            raise DataError("--runs needs at least one work directory")
-        print(hide_home(str(write_figures(compare(options.runs), options.out))))
-    except DataError as error:
-        sys.exit(hide_home(f"error: {error}"))
+    if not options.runs:
+        raise DataError("--runs needs at least one work directory")
+    print(hide_home(str(write_figures(compare(options.runs), options.out))))
 
 
 if __name__ == "__main__":
