@@ -293,7 +293,7 @@ def check(experiment: Experiment) -> None:
             f"train.batch_size {e.train.batch_size} does not divide into "
             f"train.micro_batches {e.train.micro_batches}"
         )
-    if not e.corrupt and not e.prompts.has_answers:
+    if not e.corrupt and not e.prompts.has_answers and e.pairs.uses_corruptions:
         problems.append("corrupt is empty; without a corruption there are no rejected answers")
     if not e.train.trained:
         problems.append("train.trained is empty; nothing would be trained")

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from seva_jax.base_model import Checkpoint, TrainedBase
+from seva_jax.calls import Calls
 from seva_jax.checkpoint import checksum
 from seva_jax.cli import load_experiments, to_source
 from seva_jax.convert import load_params, tower_directory
@@ -178,7 +179,8 @@ class Run(Parts):
         """Keeps the comparisons that can be trained on, and counts why others are dropped."""
         rollouts = store.read_lines(self.workdir.path / "rollouts.jsonl")
         encoder = self.encoder(self.experiment.text.train)
-        found = find_pairs(self.prompts, rollouts, self.experiment.pairs, encoder)
+        builder = self.experiment.pairs
+        found = find_pairs(self.prompts, rollouts, builder, encoder, Calls(self))
         if self.workdir.writes:
             found.write(self.workdir.path)
         return found.describe()

@@ -18,12 +18,13 @@ LAYERS = (
     "corrupt objectives text images sharding processes report loggers terminal lock",  # leaves
     "models data optim digests",  # networks; rows and files; updates; which files are intact
     "statistics",  # of the answers in a batch: log-probs and what objectives ask for beside
-    "step convert pairs worlds evals health",  # the maths; weights; comparisons; prompts with truth
-    "checkpoint memory flops rollout base_model",  # what a stage of a run is made of
+    "step convert worlds evals health",  # the maths; weights; prompts with truth
+    "rollout",  # answers to prompts
+    "pairs checkpoint memory flops base_model",  # what a stage of a run is made of
     "experiment logps loop features pretrained",  # the root config; passes over data; for notebooks
     "cli",  # config files and the command line
     "workdir",  # stages and their records
-    "parts results compare examine",  # what stages share; what runs left behind; suites asked
+    "parts calls results compare examine",  # what stages share; what runs left behind; suites asked
     "train",  # the main command
     "plan evaluate",  # what a run needs; benchmarks of a model
     "bench",  # measurements, and studies of many runs
@@ -41,7 +42,7 @@ FENCED = {
 }
 
 # Upward imports that only type checkers see, and the package's own lazy attribute.
-TYPE_ONLY = {("results", "train")}
+TYPE_ONLY = {("results", "train"), ("calls", "parts")}
 
 
 def part_of(module):
@@ -165,7 +166,7 @@ def test_importing_the_package_loads_nothing():
             "which seva_jax.convert and seva_jax.bench may",
         ),
         ("seva_jax.step", "from seva_jax import from_pretrained", "from_pretrained has no layer"),
-        ("seva_jax.results", "from seva_jax.train import Run", "results (layer 9) imports"),
+        ("seva_jax.results", "from seva_jax.train import Run", "results (layer 10) imports"),
         ("seva_jax.newcomer", "", "newcomer has no layer"),
     ],
 )

@@ -1,19 +1,45 @@
-"""Which rollouts become comparisons, with a counted reason for every one that does not."""
+"""Which rollouts become comparisons, with a counted reason for every one that does not.
+
+What lives here: the base class and SeVa's own builder. What does not: what a builder may ask of
+the model (`model.py`).
+"""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
+from seva_jax.data.sources import PromptSet
+from seva_jax.pairs.model import PairModel
 from seva_jax.text.encode import clean_answer
 from seva_jax.types import Comparison, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
 class PairBuilder:
-    """Base class: rollouts to comparisons."""
+    """Base class: rollouts to comparisons.
+
+    A builder defines `__call__`, or `build` where it needs the images or the model.
+    """
+
+    @property
+    def uses_corruptions(self) -> bool:
+        """Whether rejected answers come from corrupted images, so that a run must have some."""
+        return True
+
+    def build(
+        self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel
+    ) -> tuple[list[Comparison], collections.Counter[str]]:
+        """As `__call__`, with more to work with.
+
+        Args:
+            rollouts: what the model answered.
+            data: all prompts, and the way to their images.
+            model: the model to be aligned, see `PairModel`.
+        """
+        return self(rollouts)
 
     def __call__(
         self, rollouts: Iterable[Rollout]

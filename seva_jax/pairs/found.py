@@ -12,6 +12,7 @@ from seva_jax.data.collect import counted
 from seva_jax.data.pipeline import encodable
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.pairs.builders import PairBuilder
+from seva_jax.pairs.model import PairModel
 from seva_jax.text.encode import Encoder
 from seva_jax.types import Comparison, DataError
 
@@ -52,7 +53,11 @@ class FoundPairs(NamedTuple):
 
 
 def find_pairs(
-    data: PromptSet, rollouts: Sequence[dict[str, Any]], builder: PairBuilder, encoder: Encoder
+    data: PromptSet,
+    rollouts: Sequence[dict[str, Any]],
+    builder: PairBuilder,
+    encoder: Encoder,
+    model: PairModel,
 ) -> FoundPairs:
     """The comparisons of preferences, or those that a builder makes of rollouts.
 
@@ -61,6 +66,7 @@ def find_pairs(
         rollouts: records of rollouts.jsonl; not used for a `PreferenceSet`.
         builder: makes comparisons of rollouts.
         encoder: tells which comparisons fit the model.
+        model: what the builder may ask.
 
     Raises:
         DataError: none is left; says why.
@@ -73,7 +79,8 @@ def find_pairs(
     else:
         num = len(rollouts)
         drops.update(r["dropped"] for r in rollouts if "dropped" in r)
-        built, unused = builder(store.rollout_from(r) for r in rollouts if "dropped" not in r)
+        answered = [store.rollout_from(r) for r in rollouts if "dropped" not in r]
+        built, unused = builder.build(answered, data, model)
         drops += unused
     fits = encodable(built, encoder)
     drops += fits.drops
