@@ -149,7 +149,8 @@ class ComputeOptions:
         dtype: compute dtype; norms, softmax, logits and log-probs are float32 always.
         remat: what the backward pass computes again instead of keeping it: "none", "matmuls"
             (keeps the results of linear layers) or "layers" (keeps a layer's input only).
-        attention: "auto" uses the platform's kernel where there is one; "plain" never does.
+        attention: "auto" uses a TPU's kernel where there is one; "cudnn" uses cuDNN's, on NVIDIA
+            GPUs and in bfloat16; "plain" uses none.
         head_chunk: answer positions whose logits exist at one time, for each row.
         row_shapes: at most this many shapes of batches are compiled. Short comparisons share rows
             and batches of short ones get shorter rows, where that saves work; with 1 every
@@ -310,6 +311,10 @@ def check(experiment: Experiment) -> None:
         problems.append("train.trained names lora but lora.rank is 0")
     if "lora" not in e.train.trained and e.lora.rank:
         problems.append("lora.rank is not 0 but train.trained lacks lora; set --lora.rank 0")
+    if e.compute.attention == "cudnn" and e.compute.dtype != "bfloat16":
+        problems.append(
+            f"compute.attention cudnn computes in bfloat16, but compute.dtype is {e.compute.dtype}"
+        )
     if e.compute.base_weights != "float":
         if "language" in e.train.trained:
             problems.append(

@@ -47,6 +47,12 @@ class Parts:
     def __init__(self, experiment: Experiment, siblings: Sequence[Path] = ()) -> None:
         self.experiment = experiment
         self.mesh = experiment.mesh.make()
+        platform = self.mesh.devices.flat[0].platform
+        if experiment.compute.attention == "cudnn" and platform != "gpu":
+            raise DataError(
+                f"compute.attention cudnn is for NVIDIA GPUs; these devices are {platform}s: set "
+                "--compute.attention auto"
+            )
         self.assets = experiment.base.assets()
         self.workdir = Workdir.open(experiment, siblings)
         lora = experiment.lora if experiment.lora.rank else None

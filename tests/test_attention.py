@@ -1,5 +1,6 @@
 """Every way to compute attention against the plain one, and which is chosen where."""
 
+import importlib
 import importlib.util
 
 import jax
@@ -101,3 +102,35 @@ def test_on_a_tpu_it_is_splash(topology):
         with jax.set_mesh(mesh):
             compiled = gradient.lower(kind, shape, shape, shape, mask).compile()
         assert ("tpu_custom_call" in compiled.as_text()) == expected
+
+
+def gradient_of(attend, dtype):
+    """Values and masks of two rows of odd length, and the compiled gradient of their attention."""
+    values, mask, real = inputs(2, 201, 4, 2)
+    upstream = np.random.default_rng(9).normal(size=values[0].shape) * real[..., None, None]
+
+    def loss(q, k, v, mask):
+        return (attend(q, k, v, mask).astype(jnp.float32) * upstream).sum()
+
+    return jax.jit(jax.grad(loss, (0, 1, 2))), [x.astype(dtype) for x in values], mask
+
+
+def test_cudnn_lowers_for_a_gpu(monkeypatch):
+    """Forward and backward become cuDNN's kernels. What is on the machine is not asked for."""
+    stablehlo = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(stablehlo, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(stablehlo, "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(stablehlo, "is_cuda_compute_capability_equal", lambda capability: False)
+    gradient, values, mask = gradient_of(lambda *x: attention.attend(*x, "cudnn"), jnp.bfloat16)
+    text = gradient.trace(*values, mask).lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmhaScaleBiasSoftmax(" in text
+    assert "__cudnn$fmhaScaleBiasSoftmaxBackward(" in text
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="runs on an NVIDIA GPU")
+def test_cudnn_equals_plain():
+    """Gradients in bfloat16. On a GPU: `SEVA_JAX_TEST_PLATFORM=cuda pytest ... -k cudnn`."""
+    gradient, values, mask = gradient_of(attention.cudnn, jnp.bfloat16)
+    plain, exact, _ = gradient_of(attention.plain, jnp.float32)
+    for found, expected in zip(gradient(*values, mask), plain(*exact, mask), strict=True):
+        np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.05)

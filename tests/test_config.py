@@ -40,6 +40,7 @@ from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO, Supervised
 from seva_jax.optim import Optim
+from seva_jax.parts import Parts
 from seva_jax.processes import ProcessOptions
 from seva_jax.rollout.sampler import Sampling
 from seva_jax.types import DataError
@@ -323,6 +324,9 @@ PROBLEMS = {
     "train.log_every must": {"train": TrainOptions(log_every=0)},
     "compute.head_chunk must": {"compute": ComputeOptions(head_chunk=0)},
     "text.max_length must": {"text": TextOptions(max_length=0)},
+    "compute.attention cudnn computes in bfloat16": {
+        "compute": ComputeOptions(attention="cudnn", dtype="float32")
+    },
     "does not divide into": {"train": TrainOptions(batch_size=10, micro_batches=4)},
     "corrupt is empty": {"corrupt": ()},
     "train.trained is empty": {"train": TrainOptions(trained=()), "lora": LoraConfig(rank=0)},
@@ -634,3 +638,11 @@ def test_the_walk_over_config_classes_is_not_empty():
     assert {"ShapeWorld", "VisionConfig", "Template", "MeshShape", "CorruptionPairs"} <= names
     assert described(RandomResizedCrop)
     assert described(types.SimpleNamespace) == set()
+
+
+def test_cudnn_without_a_gpu_is_refused(tmp_path):
+    tiny = read_config(config_directory() / "tiny.py")
+    compute = ComputeOptions(attention="cudnn", dtype="bfloat16")
+    with pytest.raises(DataError, match=r"devices are cpus: set --compute\.attention auto"):
+        Parts(dataclasses.replace(tiny, compute=compute, workdir=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()

@@ -3,7 +3,7 @@
 `plain` is ordinary XLA over the whole square of scores. `blocks` is XLA over blocks of queries,
 each with the keys up to its end: no scores of the future, and none kept for the backward pass.
 `splash` is the Pallas kernel that JAX ships for TPUs, which also skips the blocks that other trees
-and other branches leave empty.
+and other branches leave empty. `cudnn` is NVIDIA's fused kernel with the mask as a bias.
 
 Shape suffixes: B rows, S queries, U keys, H query heads, G key and value heads, Q head width.
 """
@@ -11,6 +11,7 @@ Shape suffixes: B rows, S queries, U keys, H query heads, G key and value heads,
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -19,7 +20,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 
 from seva_jax.sharding import activation_spec
 
-Attention = Literal["auto", "plain"]
+Attention = Literal["auto", "plain", "cudnn"]
 BLOCK = 128  # queries of a block; lanes of a TPU's vector unit
 _MASKED = -1e30  # a score that no sum of exponentials notices
 _LARGEST = 512  # side of the blocks a kernel works on, at most
@@ -42,8 +43,8 @@ def attend(
             returns something finite, which callers ignore. Where S = U > 1, nobody may see a
             later position.
         kind: "auto" takes, where whole rows attend to themselves, `splash` if the program is
-            compiled for a TPU and heads are a multiple of 128 wide, else `blocks`; "plain" takes
-            neither.
+            compiled for a TPU and heads are a multiple of 128 wide, else `blocks`; "cudnn" takes
+            `cudnn` there; "plain" takes none of them.
 
     Returns:
         [B, S, H, Q], in the queries' dtype; softmax in float32.
@@ -51,11 +52,14 @@ def attend(
     whole_rows = query_BSHQ.shape[1] == key_BUGQ.shape[1] > 1
     if kind == "plain" or mask_BSU is None or not whole_rows:
         return plain(query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU)
+    if kind == "cudnn":
+        return _on_mesh(cudnn, query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU)
     if query_BSHQ.shape[-1] % BLOCK:
         return blocks(query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU)
     return jax.lax.platform_dependent(
-        query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU, tpu=_splash_on_mesh, default=blocks
-    )
+        query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU,
+        tpu=functools.partial(_on_mesh, splash), default=blocks,
+    )  # fmt: skip
 
 
 def attend_cached(
@@ -141,17 +145,35 @@ def blocks(
     return joined.reshape(-1, num_heads, length, width).swapaxes(1, 2)
 
 
-def _splash_on_mesh(
-    query_BSHQ: jax.Array, key_BUGQ: jax.Array, value_BUGQ: jax.Array, mask_BSU: jax.Array
+def cudnn(
+    query_BSHQ: jax.Array, key_BSGQ: jax.Array, value_BSGQ: jax.Array, mask_BSS: jax.Array
 ) -> jax.Array:
-    """`splash` on every device for its own rows and heads."""
+    """See `attend`; rows attend to themselves. For GPUs of NVIDIA, in bfloat16 or float16."""
+    length = query_BSHQ.shape[1]
+    pad = length % 2  # cuDNN's backward pass wants an even length
+    query, key, value = (
+        jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (query_BSHQ, key_BSGQ, value_BSGQ)
+    )
+    mask = jnp.pad(mask_BSS, ((0, 0), (0, pad), (0, pad)))[:, None]
+    out = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
+    return out[:, :length]
+
+
+def _on_mesh(
+    kernel: Callable[..., jax.Array],
+    query_BSHQ: jax.Array,
+    key_BUGQ: jax.Array,
+    value_BUGQ: jax.Array,
+    mask_BSU: jax.Array,
+) -> jax.Array:
+    """A kernel on every device for its own rows and heads."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return splash(query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU)
+        return kernel(query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU)
     heads = activation_spec("batch", "length", "heads", "head_dim")
     rows = activation_spec("batch", "length", "length")
     return jax.shard_map(
-        splash, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+        kernel, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
     )(query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU)
 
 
