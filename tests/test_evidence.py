@@ -1,6 +1,7 @@
 """The study's cells and tables; the study itself takes an hour."""
 
-from seva_jax.bench.evidence import MAIN, METRICS, ShuffledPairs, cells, tables
+from seva_jax.bench.evidence import MAIN, ShuffledPairs, cells, tables
+from seva_jax.bench.study import NAMES
 from seva_jax.pairs import CorruptionPairs
 from seva_jax.types import Prompt, Rollout
 
@@ -29,12 +30,11 @@ def test_shuffled_pairs_swap_half_and_keep_the_rest():
 
 
 def test_tables():
-    names = [f"{e}/{m}" for e, m in METRICS]
     values = {}
     for seed, base in ((1, 0.2), (2, 0.4)):
-        values[seed] = {"base": dict.fromkeys(names, base)}
+        values[seed] = {"base": dict.fromkeys(NAMES, base)}
         for cell, factor in ((MAIN, 0.5), ("labels shuffled", 1.0), ("supervised on chosen", 0.75)):
-            values[seed][cell] = dict.fromkeys(names, base * factor) | {"pairs": 100 * seed}
+            values[seed][cell] = dict.fromkeys(NAMES, base * factor) | {"pairs": 100 * seed}
     text = tables(values)
     assert "| base | | 0.300 ± 1.271 |" in text
     assert f"| {MAIN} | 150 | -0.150 ± 0.635 |" in text

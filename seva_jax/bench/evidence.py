@@ -14,39 +14,21 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import random
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from seva_jax.bench.study import difference_table, interval, num_pairs, read_metrics, reseed
 from seva_jax.cli import config_directory, read_config
 from seva_jax.corrupt import DiffusionNoise
 from seva_jax.data.store import write_json
-from seva_jax.experiment import Evaluation, Experiment
+from seva_jax.experiment import Experiment
 from seva_jax.objectives import Supervised
 from seva_jax.pairs import PairBuilder
 from seva_jax.train import Run
 from seva_jax.types import Comparison, Rollout
-from seva_jax.worlds import WorldPrompts
 
 MAIN = "seva t=700"
-
-# Two-sided 95 % points of Student's t by degrees of freedom.
-_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-
-# (evaluation, metric): shown in this order.
-METRICS = (
-    ("color-balanced", "prior_errors"),
-    ("color-balanced", "accuracy"),
-    ("color-skewed", "accuracy"),
-    ("describe-balanced", "chair_i"),
-    ("describe-balanced", "recall"),
-    ("describe-skewed", "recall"),
-    ("presence-balanced", "accuracy"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,31 +71,9 @@ class EvidenceStudy:
     tables_only: bool = False
 
 
-def _reseed(experiment: Experiment, seed: int) -> Experiment:
-    """The experiment with its seed and the seed of every world in it."""
-
-    def world(prompts: Any) -> Any:
-        assert isinstance(prompts, WorldPrompts)
-        return dataclasses.replace(prompts, world=dataclasses.replace(prompts.world, seed=seed))
-
-    base: Any = experiment.base
-    evals = tuple(
-        dataclasses.replace(x, prompts=world(x.prompts))
-        for x in experiment.evals
-        if isinstance(x, Evaluation)
-    )
-    return dataclasses.replace(
-        experiment,
-        seed=seed,
-        base=dataclasses.replace(base, prompts=world(base.prompts)),
-        prompts=world(experiment.prompts),
-        evals=evals,
-    )
-
-
 def cells(seed: int, out: Path) -> dict[str, Experiment]:
     """The experiments of one seed, the first one first."""
-    main = _reseed(read_config(config_directory() / "tiny.py"), seed)
+    main = reseed(read_config(config_directory() / "tiny.py"), seed)
     variants = {
         MAIN: main,
         "labels shuffled": dataclasses.replace(main, pairs=ShuffledPairs(main.pairs, seed)),
@@ -152,67 +112,24 @@ def run_study(study: EvidenceStudy) -> None:
 
 def _read(experiments: dict[str, Experiment]) -> dict[str, dict[str, float]]:
     """Metric values of every cell of one seed, and of the base model."""
-
-    def metrics(workdir: str, who: str) -> dict[str, float]:
-        found = {}
-        for evaluation, metric in METRICS:
-            path = Path(workdir) / "evals" / who / f"{evaluation}.json"
-            summary = json.loads(path.read_text(encoding="utf-8"))
-            found[f"{evaluation}/{metric}"] = summary["metrics"][metric]["value"]
-        return found
-
     main = experiments[MAIN].workdir
-    values = {"base": metrics(main, "base")}
+    values: dict[str, dict[str, float]] = {"base": read_metrics(main, "base")}
     for name, experiment in experiments.items():
-        values[name] = metrics(experiment.workdir, "aligned")
-        index = json.loads((Path(experiment.workdir) / "pairs.json").read_text(encoding="utf-8"))
-        values[name]["pairs"] = index["pairs"]
+        values[name] = read_metrics(experiment.workdir, "aligned")
+        values[name]["pairs"] = num_pairs(experiment.workdir)
     return values
-
-
-def interval(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and half-width of the 95 % Student-t interval over seeds.
-
-    >>> mean, half = interval([1.0, 2.0, 3.0])
-    >>> round(mean, 3), round(half, 3)
-    (2.0, 2.484)
-    """
-    x = np.array(list(values), float)
-    if len(x) < 2:
-        return float(x.mean()), float("nan")
-    return float(x.mean()), float(_T95[len(x) - 1] * x.std(ddof=1) / np.sqrt(len(x)))
 
 
 def tables(values: dict[int, dict[str, dict[str, float]]]) -> str:
     """Markdown: the base model, then each cell minus the base, mean and interval over seeds."""
     if not values:
         return "no seed has finished yet\n"
-    names = [f"{e}/{m}" for e, m in METRICS]
-    lines = [
-        f"Seeds: {', '.join(map(str, values))}. Mean ± half-width of the 95 % interval over seeds "
-        "(none for a single seed); below the first row, differences to the base model.",
-        "",
-        "| | pairs | " + " | ".join(n.replace("/", " ").replace("_", " ") for n in names) + " |",
-        "|---|---|" + "---|" * len(names),
-    ]
-
-    def cell(numbers: list[float], sign: str) -> str:
-        mean, half = interval(numbers)
-        return f"{mean:{sign}.3f}" + (f" ± {half:.3f}" if len(numbers) > 1 else "")
-
-    base = [cell([v["base"][n] for v in values.values()], "") for n in names]
-    lines.append("| base | | " + " | ".join(base) + " |")
-    some = next(iter(values.values()))
-    for name in [n for n in some if n != "base"]:
-        pairs = np.mean([v[name]["pairs"] for v in values.values()])
-        row = [cell([v[name][n] - v["base"][n] for v in values.values()], "+") for n in names]
-        lines.append(f"| {name} | {pairs:,.0f} | " + " | ".join(row) + " |")
+    lines = difference_table(values)
+    names = [name for name in next(iter(values.values())) if name != "base"]
     errors = "color-balanced/prior_errors"
     lines += ["", "Relative change of prior-driven errors (color-balanced), over seeds:", ""]
     change = {
-        name: [v[name][errors] / v["base"][errors] - 1 for v in values.values()]
-        for name in some
-        if name != "base"
+        name: [v[name][errors] / v["base"][errors] - 1 for v in values.values()] for name in names
     }
     for control in ("labels shuffled", "supervised on chosen"):
         both = zip(change[MAIN], change[control], strict=True)

@@ -1,0 +1,105 @@
+"""What studies on the procedural world share: seeds, metrics, intervals, a table of differences.
+
+What lives here: no study. Those are `evidence.py` (does SeVa help, with controls) and `methods.py`
+(all systems beside each other).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seva_jax.experiment import Experiment
+from seva_jax.worlds import ShapeWorld
+
+# (evaluation, metric): shown in this order.
+METRICS = (
+    ("color-balanced", "prior_errors"),
+    ("color-balanced", "accuracy"),
+    ("color-skewed", "accuracy"),
+    ("describe-balanced", "chair_i"),
+    ("describe-balanced", "recall"),
+    ("describe-skewed", "recall"),
+    ("presence-balanced", "accuracy"),
+)
+NAMES = tuple(f"{evaluation}/{metric}" for evaluation, metric in METRICS)
+
+# Two-sided 95 % points of Student's t by degrees of freedom.
+_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+# Of one seed: of the base model and of every cell, the values of metrics, and "pairs" of cells.
+Values = Mapping[str, Mapping[str, float]]
+
+
+def reseed(experiment: Experiment, seed: int) -> Experiment:
+    """The experiment with its seed, and that of every world in it."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, tuple) and not hasattr(value, "_fields"):
+            return tuple(map(changed, value))
+        if not dataclasses.is_dataclass(value) or isinstance(value, type):
+            return value
+        if isinstance(value, ShapeWorld):
+            return dataclasses.replace(value, seed=seed)
+        fields = [f.name for f in dataclasses.fields(value) if f.init]
+        return dataclasses.replace(value, **{f: changed(getattr(value, f)) for f in fields})
+
+    return dataclasses.replace(changed(experiment), seed=seed)
+
+
+def read_metrics(workdir: str | Path, who: str) -> dict[str, float]:
+    """`METRICS` of one model of a run, "base" or "aligned"."""
+    found = {}
+    for evaluation, metric in METRICS:
+        path = Path(workdir) / "evals" / who / f"{evaluation}.json"
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        found[f"{evaluation}/{metric}"] = summary["metrics"][metric]["value"]
+    return found
+
+
+def num_pairs(workdir: str | Path) -> int:
+    """Pairs of a run."""
+    return json.loads((Path(workdir) / "pairs.json").read_text(encoding="utf-8"))["pairs"]
+
+
+def interval(values: Iterable[float]) -> tuple[float, float]:
+    """Mean and half-width of the 95 % Student-t interval over seeds.
+
+    >>> mean, half = interval([1.0, 2.0, 3.0])
+    >>> round(mean, 3), round(half, 3)
+    (2.0, 2.484)
+    """
+    x = np.array(list(values), float)
+    if len(x) < 2:
+        return float(x.mean()), float("nan")
+    return float(x.mean()), float(_T95[len(x) - 1] * x.std(ddof=1) / np.sqrt(len(x)))
+
+
+def difference_table(values: Mapping[int, Values]) -> list[str]:
+    """Lines of Markdown: the base model, then each cell minus the base, over seeds."""
+    names = [n.replace("/", " ").replace("_", " ") for n in NAMES]
+    lines = [
+        f"Seeds: {', '.join(map(str, values))}. Mean ± half-width of the 95 % interval over seeds "
+        "(none for a single seed); below the first row, differences to the base model.",
+        "",
+        "| | pairs | " + " | ".join(names) + " |",
+        "|---|---|" + "---|" * len(NAMES),
+    ]
+
+    def cell(numbers: list[float], sign: str) -> str:
+        mean, half = interval(numbers)
+        return f"{mean:{sign}.3f}" + (f" ± {half:.3f}" if len(numbers) > 1 else "")
+
+    base = [cell([v["base"][n] for v in values.values()], "") for n in NAMES]
+    lines.append("| base | | " + " | ".join(base) + " |")
+    some = next(iter(values.values()))
+    for name in [n for n in some if n != "base"]:
+        pairs = np.mean([v[name]["pairs"] for v in values.values()])
+        row = [cell([v[name][n] - v["base"][n] for v in values.values()], "+") for n in NAMES]
+        lines.append(f"| {name} | {pairs:,.0f} | " + " | ".join(row) + " |")
+    return lines
