@@ -13,7 +13,7 @@ from seva_jax.text.encode import Encoder
 from seva_jax.text.templates import PLAIN
 from seva_jax.text.tokenizer import word_tokenizer
 from seva_jax.types import DataError
-from seva_jax.worlds import ShapeWorld, WorldPrompts, world_vocabulary
+from seva_jax.worlds import ShapeWorld, WorldPairs, WorldPrompts, world_vocabulary
 from seva_jax.worlds.shapes import COLORS, SHAPES, prior_color
 
 WORLD = ShapeWorld(skew=0.9, color_noise=40.0)  # its own numbers; defaults may be tuned
@@ -323,3 +323,47 @@ def test_skewed_and_balanced_sources_load_their_own_images():
         for p in skewed.prompts
     ]
     assert sum(differ) > 20
+
+
+# --- pairs ----------------------------------------------------------------------------------------
+
+
+def share_true(answer, prompt):
+    """Of what an answer names, how much is in the image; read from the text alone."""
+    objects = {f"a {shape} in {color}" for color, shape in prompt.meta["objects"]}
+    named = answer.split(" and ")
+    return sum(it in objects for it in named) / len(named)
+
+
+def test_pairs_prefer_the_truth():
+    """Chosen is what the prompt's meta says, rejected is wrong, scores are counted in the text."""
+    source = WorldPairs(WORLD, "pairs", kinds=KINDS, num=300)
+    data = source.open()
+    asked = WorldPrompts(WORLD, "pairs", kinds=KINDS, num=300).open()
+    assert data.prompts == asked.prompts == [c.prompt for c in data.comparisons]
+    np.testing.assert_array_equal(data.load_image("pairs/000003"), asked.load_image("pairs/000003"))
+    vocabulary = set(world_vocabulary())
+    ways = collections.Counter()
+    for pair in data.comparisons:
+        prompt, (chosen, rejected) = pair.prompt, pair.answers
+        assert chosen == prompt.meta["answer"] != rejected
+        assert set(rejected.split()) <= vocabulary
+        kind = prompt.meta["kind"]
+        if kind == "describe":
+            assert pair.scores == (share_true(chosen, prompt), share_true(rejected, prompt))
+            assert pair.scores[0] == 1 > pair.scores[1]
+            grown = len(rejected.split()) > len(chosen.split())
+            kept = all(it in rejected for it in chosen.split(" and "))
+            ways["absent" * grown + " recoloured" * (not kept)] += 1
+        else:
+            assert pair.scores == (1, 0)
+        if kind == "color":
+            assert rejected in COLORS
+            assert rejected == prompt.meta["prior"] or chosen == prompt.meta["prior"]
+        if kind == "presence":
+            assert {chosen, rejected} == {"yes", "no"}
+    assert set(ways) == {"absent", " recoloured", "absent recoloured"}
+    assert source.open().comparisons == data.comparisons
+    assert dataclasses.replace(source, num=100).open().comparisons == data.comparisons[:100]
+    other = dataclasses.replace(source, split="other").open()
+    assert [c.answers for c in other.comparisons] != [c.answers for c in data.comparisons]

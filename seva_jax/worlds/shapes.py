@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -44,6 +45,11 @@ def world_vocabulary() -> tuple[str, ...]:
 def prior_color(shape: str) -> str:
     """The colour the skewed split gives most objects of a shape."""
     return list(COLORS)[SHAPES.index(shape)]
+
+
+def describe(objects: Sequence[tuple[str, str]]) -> str:
+    """The answer that names objects, (color, shape) each."""
+    return " and ".join(f"a {shape} in {color}" for color, shape in objects)
 
 
 def _mask(shape: str) -> np.ndarray:
@@ -97,13 +103,14 @@ class ShapeWorld:
         if not 0 <= self.skew <= 1:
             raise DataError(f"ShapeWorld.skew is {self.skew}; it is a probability, give 0 to 1")
 
-    def _rng(self, *key: object) -> np.random.Generator:
+    def rng(self, *key: object) -> np.random.Generator:
+        """Random numbers that follow from the world and a key."""
         digest = hashlib.sha256(repr((self.seed, *key)).encode()).digest()
         return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
     def scene(self, split: str, index: int, skewed: bool) -> Scene:
         """The objects of one image."""
-        rng = self._rng("scene", split, index)
+        rng = self.rng("scene", split, index)
         num = int(rng.integers(1, self.max_objects + 1))
         shapes = rng.permutation(len(SHAPES))[:num]
         cells = rng.permutation(4)[:num]
@@ -118,7 +125,7 @@ class ShapeWorld:
 
     def draw(self, split: str, index: int, skewed: bool) -> np.ndarray:
         """The image of a scene, uint8 [32, 32, 3]."""
-        rng = self._rng("draw", split, index)
+        rng = self.rng("draw", split, index)
         image = np.full((2 * _CELL, 2 * _CELL, 3), _BACKGROUND, np.float32)
         for color, shape, cell in self.scene(split, index, skewed):
             cast = rng.normal(0, self.color_noise, 3)
@@ -132,7 +139,7 @@ class ShapeWorld:
 
     def prompt(self, split: str, index: int, skewed: bool, kind: Kind) -> Prompt:
         """A question about one image, with its true answer in `meta`."""
-        rng = self._rng("ask", split, index, kind)
+        rng = self.rng("ask", split, index, kind)
         scene = self.scene(split, index, skewed)
         color, shape, _ = scene[int(rng.integers(len(scene)))]
         prior = category = ""
@@ -155,7 +162,7 @@ class ShapeWorld:
             question = f"Is there a {thing} ?"
         else:
             question = "Describe the image ."
-            answer = " and ".join(f"a {shape} in {color}" for color, shape, _ in scene)
+            answer = describe([(color, shape) for color, shape, _ in scene])
         meta = {
             "kind": kind,
             "answer": answer,

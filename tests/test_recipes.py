@@ -1,0 +1,141 @@
+"""Every recipe of `configs/`: all can be read and written back; the tiny ones train to the end."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from seva_jax import train
+from seva_jax.base_model import TrainedBase
+from seva_jax.cli import config_directory, load_experiments, read_configs
+from seva_jax.data import store
+from seva_jax.data.sources import PromptSource
+from seva_jax.experiment import Evaluation
+from seva_jax.models import LlavaConfig, TextConfig, VisionConfig
+from seva_jax.sharding import MeshShape
+from seva_jax.worlds.pairs import wrong_answer
+
+ALL = sorted(config_directory().glob("*.py"))
+TINY = [path for path in ALL if path.stem.startswith("tiny")]
+PROMPTS = 24
+MODEL = LlavaConfig(
+    vision=VisionConfig(
+        image_size=32, patch_size=8, hidden_size=16, num_layers=2, num_heads=2, mlp_size=32
+    ),
+    text=TextConfig(
+        hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16, mlp_size=32
+    ),
+)
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
+def test_every_recipe_reads_and_rebuilds(path, tmp_path, capsys):
+    """It passes the checks, `--print-config` shows it, and what that shows is the same recipe."""
+    experiments, _ = load_experiments("test", ["--config", str(path)])
+    assert experiments == read_configs(path)
+    assert len({e.workdir for e in experiments}) == len(experiments)
+    for index in {0, len(experiments) - 1}:
+        train.main(["--config", str(path), "--print-config", "--only", str(index)])
+        printed = tmp_path / f"{index}.py"
+        printed.write_text(capsys.readouterr().out)
+        assert read_configs(printed) == [experiments[index]]
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def fewer(config):
+    """A part of a config in which every source of prompts has at most `PROMPTS` of them."""
+    if isinstance(config, tuple):
+        return tuple(map(fewer, config))
+    if not dataclasses.is_dataclass(config):
+        return config
+    new = {f.name: fewer(getattr(config, f.name)) for f in dataclasses.fields(config) if f.init}
+    if isinstance(config, PromptSource) and "num" in new:
+        new["num"] = min(new["num"], PROMPTS)
+    return dataclasses.replace(config, **new)
+
+
+def shrunk(e):
+    """A recipe in which everything is small: what it computes, not what it learns, is tested."""
+    small = dataclasses.replace
+    base = e.base
+    if isinstance(base, TrainedBase):
+        vision = small(MODEL.vision, image_size=base.model.vision.image_size)
+        base = small(base, model=small(base.model, vision=vision, text=MODEL.text))
+        base = small(base, steps=20, batch_size=8, prompts=small(base.prompts, num=160))
+    sampling = small(e.rollout.sampling, max_new_tokens=min(e.rollout.sampling.max_new_tokens, 12))
+    batch_size = min(e.train.batch_size, 8 * e.train.micro_batches)
+    evals = [fewer(x) for x in e.evals if isinstance(x, Evaluation)][:1]
+    return small(
+        e,
+        base=base,
+        prompts=fewer(e.prompts),
+        rollout=small(e.rollout, sampling=sampling, batch_size=16),
+        lora=small(e.lora, rank=min(e.lora.rank, 2)),
+        train=small(e.train, batch_size=batch_size, max_steps=3, log_every=1, feature_cache=""),
+        compute=small(e.compute, row_shapes=1),
+        evals=tuple(small(x, max_new_tokens=4) for x in evals),
+        report=small(e.report, num_pairs=4, num_examples=2),
+    )
+
+
+def plausible(path):
+    """Rollouts of a model that has learned something: the truth, and wrong answers.
+
+    Those of a model that was trained for a few steps do not differ, so there would be no pairs.
+    """
+    records, rng = store.read_lines(path), np.random.default_rng(0)
+    for record in records:
+        if "kind" in record["meta"]:
+            record["clean"] = record["meta"]["answer"]
+            prompt = store.prompt_from(record)
+            record["corrupted"] = [wrong_answer(prompt, rng)[0] for _ in record["corrupted"]]
+    store.write_lines(path, records)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tmp_path_factory):
+    """One device; nothing goes to the user's cache of compiled programs; rollouts give pairs."""
+    make, devices, roll_out = MeshShape.make, jax.devices()[:1], train.Run.roll_out
+    monkeypatch.setattr(MeshShape, "make", lambda self: make(self, devices))
+    monkeypatch.setattr(train, "use_compile_cache", lambda: None)
+
+    def with_answers(self):
+        said = roll_out(self)
+        plausible(self.workdir.path / "rollouts.jsonl")
+        return said
+
+    monkeypatch.setattr(train.Run, "roll_out", with_answers)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where all recipes run, so that later ones take their base model from earlier ones."""
+    return tmp_path_factory.mktemp("recipes")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", TINY, ids=lambda p: p.stem)
+def test_a_tiny_recipe_trains(path, folder, capsys):
+    """To the report, with finite losses; called again, there is nothing left to do."""
+    others = [found.parent for found in folder.rglob("stages.json")]
+    experiments = [
+        dataclasses.replace(shrunk(e), workdir=str(folder / path.stem / str(index)))
+        for index, e in enumerate(read_configs(path)[:2])  # two runs of a sweep
+    ]
+    for experiment in experiments:
+        run = train.Run(experiment, others)
+        run.stages()
+        rows = [row for row in run.workdir.read_metrics() if row["stage"] == "align"]
+        assert rows
+        assert np.isfinite([row["loss"] for row in rows]).all()
+        assert np.isfinite([row["grad_norm"] for row in rows]).all()
+        assert {"pairs", "align", "report"} <= run.workdir.stages().keys()
+        capsys.readouterr()
+        train.Run(experiment, others).stages()
+        shown = capsys.readouterr().out
+        assert shown.count("done before") == len(run.workdir.stages())
+        assert "▶" not in shown
+        others.append(run.workdir.path)
