@@ -185,7 +185,10 @@ class Parts:
         """What a checkpoint depends on and config.json does not show, such as files by content."""
         tokenizer = self.assets.tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        data = [(c.prompt.id, c.prompt.question, c.answers, c.weight) for c in comparisons]
+        data = [
+            (c.prompt.id, c.prompt.question, c.answers, c.weight, *filter(None, [c.prompt.start]))
+            for c in comparisons
+        ]
         facts = flatten(model.config, "model") | {
             "tokenizer": fingerprint(tokenizer.get_vocab(), backend.to_str() if backend else ""),
             "examples": fingerprint(data),

@@ -180,7 +180,8 @@ class Run(Parts):
         rollouts = store.read_lines(self.workdir.path / "rollouts.jsonl")
         encoder = self.encoder(self.experiment.text.train)
         builder = self.experiment.pairs
-        found = find_pairs(self.prompts, rollouts, builder, encoder, Calls(self))
+        calls = Calls(self, self.prompts, lambda: {"params": self.base_params})
+        found = find_pairs(self.prompts, rollouts, builder, encoder, calls)
         if self.workdir.writes:
             found.write(self.workdir.path)
         return found.describe()

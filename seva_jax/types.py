@@ -48,12 +48,15 @@ class Prompt:
         question: text without template or image token.
         images: names the prompt source can load, in order of appearance.
         meta: ground truth or provenance; strings, numbers and lists only.
+        start: the beginning of the answer. It belongs to the trunk: answers go on from there, and
+            nothing of it is learnt.
     """
 
     id: str
     question: str
     images: tuple[str, ...]
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+    start: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

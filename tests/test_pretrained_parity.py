@@ -16,6 +16,8 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 
 import seva_jax  # noqa: E402
 from seva_jax.convert import SpecialTokens, load_params, read_llava_config  # noqa: E402
+from seva_jax.pretrained import to_rows  # noqa: E402
+from seva_jax.rollout.sampler import Sampling, generate  # noqa: E402
 
 # Each setting shows by itself in tests/test_models_parity.py; here they meet, because every config
 # costs a compilation.
@@ -186,6 +188,25 @@ def test_greedy_answers_with_early_stop(pair, name, images, texts):
     got = ours.generate(*right, max_new_tokens=NEW)
     np.testing.assert_array_equal(got[:, :prompt], right[0])
     np.testing.assert_array_equal(got[:, prompt:], expected[:, prompt:])
+
+
+@pytest.mark.parametrize("penalty", [1.1, 3.0, 0.8])
+def test_repetition_penalty(pair, penalty):
+    """Of tokens of prompt and answer; row by row, as theirs counts padding among the tokens."""
+    theirs, ours = pair(PLAIN)
+    free = {1.0: [], penalty: []}
+    for images, text, seed in ((1, 7, 1), (0, 9, 2), (2, 5, 3)):
+        batch = inputs((images,), (text,), "left", ours.config.tokens_per_image, seed)
+        options = {"max_new_tokens": 2 * NEW, "eos_token_id": VOCAB}
+        for value, found in free.items():
+            expected = their_answers(theirs, batch, repetition_penalty=value, **options)
+            found.append(expected[0, batch[0].shape[1] :].tolist())
+            got = generate(
+                ours.model, {"params": ours.params}, to_rows(ours.config, *batch),
+                jax.random.key(0)[None], Sampling(2 * NEW, repetition_penalty=value), (), PAD,
+            )  # fmt: skip
+            np.testing.assert_array_equal(got[0], found[-1])
+    assert free[1.0] != free[penalty]
 
 
 def test_stop_and_pad_tokens_come_from_the_directory(pair, tmp_path):

@@ -90,6 +90,17 @@ def test_refilled_rows_answer_the_same(variables, expected, refill, batch_size):
     assert ask(asker(variables, batch_size, refill=refill)) == expected
 
 
+def test_a_repetition_penalty_under_refill(variables):
+    """A row that takes a new prompt forgets the tokens of the old one."""
+    sampling = Sampling(12, repetition_penalty=1.3)
+    plain, expected = ask(asker(variables), Sampling(12)), ask(asker(variables), sampling)
+    assert plain != expected
+    assert ask(asker(variables, 7, refill=4), sampling) == expected
+    int8 = ask(asker(variables, cache="int8"), sampling)
+    assert ask(asker(variables, refill=4, cache="int8"), sampling) == int8
+    assert ask(asker(variables, 16, (1, 2, 2), refill=2), sampling) == expected
+
+
 def test_answers_come_as_they_complete(variables, expected):
     """Not all at the end; and from any start on."""
     assert len(rounds(asker(variables, refill=4))) > 5

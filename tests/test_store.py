@@ -1,5 +1,6 @@
 """Files of a run: what is written comes back exactly, and damage is named."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -47,6 +48,23 @@ def test_rollouts_round_trip(tmp_path):
     store.append_lines(path, map(store.rollout_record, rollouts[2:]))
     assert [store.rollout_from(r) for r in store.read_lines(path)] == rollouts
     assert path.read_bytes().count(b"\n") == len(rollouts)
+
+
+def test_beginnings_of_answers_are_written_where_there_are_some(tmp_path):
+    """Files of prompts without one are what they were, and are read as before."""
+    begun = dataclasses.replace(prompt(), start="The circle")
+    for one in (prompt(start=""), begun):
+        rollout = Rollout(one, "is red", ())
+        record = store.rollout_record(rollout)
+        assert ("start" in record) == (one is begun)
+        assert record["meta"] == one.meta  # a field of the same name there stays
+        assert store.rollout_from(json.loads(json.dumps(record))) == rollout
+        pairs = [Comparison(one, ("a", "b"), more=(View(one, ("c",)),))]
+        store.write_comparisons(tmp_path / "pairs.array_record", pairs)
+        assert store.read_comparisons(tmp_path / "pairs.array_record") == pairs
+        (record,) = store.read_records(tmp_path / "pairs.array_record")
+        assert ("start" in record["prompt"]) == ("start" in record["more"][0]["prompt"])
+        assert ("start" in record["prompt"]) == (one is begun)
 
 
 def test_a_missing_file_has_no_lines(tmp_path):

@@ -323,6 +323,49 @@ def test_encoder_refuses_parts_that_do_not_belong_together(llama, words):
         make_encoder(words, VICUNA_V1)
 
 
+# --- beginnings of answers
+
+
+@pytest.mark.parametrize("start", ["The", "The circle", "The circle is red."])
+def test_a_start_belongs_to_the_trunk(llama, start):
+    """Trunk and answer are together what they are without a start; only the border moves."""
+    encoder = make_encoder(llama)
+    text = "The circle is red. The square is blue."
+    rest = text.removeprefix(start)
+    plain = [*encoder.trunk("Why?", 1), *encoder.answer("Why?", 1, text)]
+    trunk, answer = encoder.trunk("Why?", 1, start), encoder.answer("Why?", 1, rest, start)
+    assert [*trunk, *answer] == plain
+    assert len(trunk) > len(encoder.trunk("Why?", 1))
+    tree = encoder.encode("Why?", 1, (rest, " , yes"), start)
+    np.testing.assert_array_equal(tree.trunk, trunk)
+    np.testing.assert_array_equal(tree.branches[0], answer)
+    # Decoded after the trunk, the blank before the first word is there.
+    assert encoder.decode(answer, trunk) == rest
+    assert encoder.decode(answer) == rest.strip()
+    assert encoder.decode([], trunk) == ""
+
+
+@pytest.mark.parametrize(
+    ("start", "rest"), [("The ", "circle is red."), ("The cir", "cle is red.")]
+)
+def test_a_start_that_merges_with_the_answer_is_refused(llama, start, rest):
+    """A word, or the blank before it, is one token of the whole: there is no border."""
+    with pytest.raises(ExampleError, match="end its start where a word ends") as info:
+        make_encoder(llama).answer("Why?", 1, rest, start)
+    assert info.value.reason == "answer merges with prompt"
+
+
+def test_what_a_start_may_not_hold(llama):
+    """The end token would end the answer before it begins; after a start comes something."""
+    encoder = make_encoder(llama)
+    with pytest.raises(ExampleError, match="</s>") as info:
+        encoder.trunk("Why?", 1, "A </s> cat")
+    assert info.value.reason == "special token in answer"
+    with pytest.raises(ExampleError) as info:
+        encoder.answer("Why?", 1, " ", "The circle")
+    assert info.value.reason == "empty answer"
+
+
 # --- trees and truncation
 
 

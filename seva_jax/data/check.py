@@ -127,7 +127,7 @@ def check(
     for i, prompt in enumerate(data.prompts):
         texts = data.comparisons[i].answers if pairs else ()
         try:
-            tree = encoder.encode(prompt.question, len(prompt.images), texts)
+            tree = encoder.encode(prompt.question, len(prompt.images), texts, prompt.start)
             encoder.fit(len(tree.trunk), tree.trunk[:1])
         except ExampleError as error:
             drops[error.reason] += 1

@@ -102,8 +102,9 @@ def encode_views(comparison: Comparison, encoder: Encoder) -> list[EncodedTree]:
         ExampleError: see `Encoder.encode`.
     """
     return [
-        encoder.encode(view.prompt.question, len(view.prompt.images), view.answers)
+        encoder.encode(p.question, len(p.images), view.answers, p.start)
         for view in comparison.views
+        for p in [view.prompt]
     ]
 
 

@@ -83,15 +83,30 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def rollout_record(rollout: Rollout) -> dict[str, Any]:
     """A rollout as JSON; the inverse of `rollout_from`."""
     return {
-        **dataclasses.asdict(rollout.prompt),
+        **plain(rollout.prompt),
         "clean": rollout.clean,
         "corrupted": list(rollout.corrupted),
     }
 
 
+def plain(value: Prompt | Comparison) -> dict[str, Any]:
+    """A prompt or comparison as JSON, without `Prompt.start` where it is empty."""
+    return dataclasses.asdict(value, dict_factory=_without_empty_start)
+
+
+def _without_empty_start(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in items if (name, value) != ("start", "")}
+
+
 def prompt_from(record: dict[str, Any]) -> Prompt:
     """A prompt from its JSON."""
-    return Prompt(record["id"], record["question"], tuple(record["images"]), record["meta"])
+    return Prompt(
+        record["id"],
+        record["question"],
+        tuple(record["images"]),
+        record["meta"],
+        record.get("start", ""),
+    )
 
 
 def rollout_from(record: dict[str, Any]) -> Rollout:
@@ -128,7 +143,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 def write_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
     """Writes comparisons to an ArrayRecord file."""
-    write_records(path, (dataclasses.asdict(c) for c in comparisons))
+    write_records(path, map(plain, comparisons))
 
 
 def comparison_from(record: dict[str, Any]) -> Comparison:

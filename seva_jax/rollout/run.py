@@ -202,7 +202,7 @@ class Asker:
                 index, variant = divmod(int(tags[row]), variants)
                 found = texts.setdefault(index, {})
                 if variant not in found:
-                    found[variant] = self._text(out[row])
+                    found[variant] = self._text(prompts[index], out[row])
             answered = []
             while at in dropped or len(texts.get(at, ())) == variants:
                 answers = texts.pop(at, {})
@@ -218,7 +218,7 @@ class Asker:
         for prompt in prompts:
             # One that cannot be encoded is reported where it is prepared.
             with contextlib.suppress(ExampleError):
-                trunk = self.encoder.trunk(prompt.question, len(prompt.images))
+                trunk = self.encoder.trunk(prompt.question, len(prompt.images), prompt.start)
                 longest = max(longest, len(trunk))
         return -(-longest // 32) * 32, max((len(p.images) for p in prompts), default=0)
 
@@ -233,7 +233,7 @@ class Asker:
         def prepare(index: int) -> _Prepared:
             prompt = prompts[index]
             try:
-                trunk = self.encoder.trunk(prompt.question, len(prompt.images))
+                trunk = self.encoder.trunk(prompt.question, len(prompt.images), prompt.start)
                 self.encoder.fit(len(trunk), trunk[:1])  # room for at least one answer token
                 clean = [self.processing(load_image(name)) for name in prompt.images]
                 shape = (0, self.processing.size, self.processing.size, 3)
@@ -301,6 +301,9 @@ class Asker:
         arrays = (tokens, mask, patch, pixels, key_data, tags, places)
         return _Fresh(arrays, admitted, dropped)
 
-    def _text(self, ids: np.ndarray) -> str:
+    def _text(self, prompt: Prompt, ids: np.ndarray) -> str:
         stop = np.flatnonzero(ids == self.encoder.tokenizer.eos_token_id)
-        return self.encoder.decode(ids[: stop[0]] if len(stop) else ids)
+        trunk = ()
+        if prompt.start:
+            trunk = self.encoder.trunk(prompt.question, len(prompt.images), prompt.start)
+        return self.encoder.decode(ids[: stop[0]] if len(stop) else ids, trunk)

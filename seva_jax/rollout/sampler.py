@@ -45,17 +45,27 @@ class Sampling:
         max_new_tokens: longest answer, tokens.
         temperature: 0 is greedy.
         top_p: keep the smallest set of tokens whose probability reaches this (nucleus).
+        repetition_penalty: above 1, tokens that the prompt or the answer has already become less
+            likely: their logits are divided by it where positive and multiplied where negative
+            (CTRL, arXiv 1909.05858, as transformers does it). 1 is none.
     """
 
     ranges: ClassVar[Ranges] = {
         "max_new_tokens": FROM_1,
         "temperature": Range(0, 100),
         "top_p": Range(0, 1, above=True),
+        "repetition_penalty": Range(0, 100, above=True),
     }
 
     max_new_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+    @property
+    def penalises(self) -> bool:
+        """Whether it matters which tokens there were."""
+        return self.repetition_penalty != 1.0
 
 
 def choose(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
@@ -88,6 +98,7 @@ class Decoding(NamedTuple):
         token_B: int32, the last of them.
         done_B: whether the answer is complete; True also where nobody asks.
         out_BT: int32, the answer, then padding.
+        met_BV: whether prompt or answer has a token; None where that does not matter.
     """
 
     clock: jax.Array
@@ -99,6 +110,7 @@ class Decoding(NamedTuple):
     token_B: jax.Array
     done_B: jax.Array
     out_BT: jax.Array
+    met_BV: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,13 +180,29 @@ class Sampler:
             done_B=tag_B < 0,
             out_BT=jnp.full((rows, num_new), self.pad_id, jnp.int32),
         )
+        if self.sampling.penalises:
+            size = logits_B1V.shape[-1]
+            met_BS = jnp.where(batch.mask_BS, batch.tokens_BS, size)  # beyond: nothing is met
+            met_BV = (
+                jnp.zeros((rows, size), bool)
+                .at[jnp.arange(rows)[:, None], met_BS]
+                .set(True, mode="drop")
+            )
+            empty = empty._replace(met_BV=constrain(met_BV, "batch", "vocab"))
         return self._pick(empty, logits_B1V[:, 0])
 
     def _pick(self, state: Decoding, logits_BV: jax.Array) -> Decoding:
         """With one more token in every row that is not done."""
         keys = jax.random.wrap_key_data(state.key_data_BW)
         keys = jax.vmap(jax.random.fold_in)(keys, state.count_B)
+        met_BV = state.met_BV
+        if met_BV is not None:
+            penalty = self.sampling.repetition_penalty
+            less_BV = jnp.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty)
+            logits_BV = jnp.where(met_BV, less_BV, logits_BV)
         token_B = jnp.where(state.done_B, self.pad_id, choose(logits_BV, keys, self.sampling))
+        if met_BV is not None:
+            met_BV |= jnp.arange(logits_BV.shape[-1]) == token_B[:, None]
         num_new = self.sampling.max_new_tokens
         here_BT = jnp.arange(num_new) == jnp.where(state.done_B, -1, state.count_B)[:, None]
         count_B = state.count_B + ~state.done_B
@@ -185,6 +213,7 @@ class Sampler:
             token_B=token_B,
             done_B=state.done_B | stopped_B,
             out_BT=jnp.where(here_BT, token_B[:, None], state.out_BT),
+            met_BV=met_BV,
         )
 
     def admit(self, state: Decoding, fresh: Decoding, from_B: jax.Array, parts: int) -> Decoding:
@@ -307,9 +336,8 @@ def idle(sampler: Sampler, num_rows: int, width: int) -> Decoding:
         width: of the prompts that may come.
     """
 
-    def full(value: Any, *shape: int) -> jax.Array:
-        rest = ["length"] * len(shape)
-        return constrain(jnp.full((num_rows, *shape), value), "batch", *rest)
+    def full(value: Any, *shape: int, name: str = "length") -> jax.Array:
+        return constrain(jnp.full((num_rows, *shape), value), "batch", *[name] * len(shape))
 
     num_new = sampler.sampling.max_new_tokens
     key_data_W = jax.random.key_data(jax.random.key(0))
@@ -323,4 +351,7 @@ def idle(sampler: Sampler, num_rows: int, width: int) -> Decoding:
         token_B=full(jnp.int32(0)),
         done_B=full(True),
         out_BT=full(jnp.int32(sampler.pad_id), num_new),
+        met_BV=full(False, sampler.model.config.text.vocab_size, name="vocab")
+        if sampler.sampling.penalises
+        else None,
     )

@@ -22,7 +22,8 @@ class EncodedTree(NamedTuple):
     """Token ids of one trunk and its answers. Lengths are exact: there is no padding.
 
     Attributes:
-        trunk: int32 [N], everything up to and including "ASSISTANT:", image tokens expanded.
+        trunk: int32 [N], everything up to and including "ASSISTANT:", image tokens expanded, and
+            the beginning of the answer where one is given.
         branches: one int32 [T_k] for each answer, at least one token, closed by the end token
             unless it was cut.
         truncated: how many branches were cut.
@@ -31,6 +32,20 @@ class EncodedTree(NamedTuple):
     trunk: np.ndarray
     branches: tuple[np.ndarray, ...]
     truncated: int
+
+
+class _Before(NamedTuple):
+    """All that comes before an answer.
+
+    Attributes:
+        text: up to the answer's first character.
+        ids: of the trunk, one for each image.
+        started: whether there is a beginning of the answer among it.
+    """
+
+    text: str
+    ids: list[int]
+    started: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,24 +94,30 @@ class Encoder:
         pad = self.tokenizer.pad_token_id
         return pad if isinstance(pad, int) else 0
 
-    def trunk(self, question: str, num_images: int = 1) -> np.ndarray:
+    def trunk(self, question: str, num_images: int = 1, start: str = "") -> np.ndarray:
         """Encodes everything before the answer, with the start token if the tokenizer adds one.
 
         Equals what `transformers`' `LlavaProcessor` makes of `template.prompt(...)`.
+
+        Args:
+            question: see `Template.prompt`.
+            num_images: see `Template.prompt`.
+            start: see `Prompt.start`; tokenised together with the prompt.
 
         Returns:
             int32 [N].
 
         Raises:
-            ExampleError: see `Template.prompt`; or the question contains a special token.
+            ExampleError: see `Template.prompt`; or question or start contain a special token.
         """
-        return self._expand(self._prompt_ids(self.template.prompt(question, num_images)))
+        return self._expand(self._before(question, num_images, start).ids)
 
-    def answer(self, question: str, num_images: int, text: str) -> np.ndarray:
-        """Encodes an answer as the tokens that follow `trunk(question, num_images)`.
+    def answer(self, question: str, num_images: int, text: str, start: str = "") -> np.ndarray:
+        """Encodes an answer as the tokens that follow `trunk(question, num_images, start)`.
 
         Prompt and answer are tokenised together, as the model meets them, so nothing is guessed
-        about their boundary. Spaces around the answer are dropped.
+        about their boundary. Spaces around the answer are dropped; where it goes on from a start,
+        only those behind it.
 
         Returns:
             int32 [T], closed by the end token. Unknown words keep their `<unk>` ids.
@@ -104,8 +125,7 @@ class Encoder:
         Raises:
             ExampleError: the answer is empty, contains a special token, or merges with the prompt.
         """
-        prompt = self.template.prompt(question, num_images)
-        return self._answer(prompt, self._prompt_ids(prompt), text)
+        return self._answer(self._before(question, num_images, start), text)
 
     def fit(self, trunk_len: int, answer_ids: np.ndarray) -> tuple[np.ndarray, bool]:
         """Cuts an answer at its end so that trunk and answer fit. The trunk is never cut.
@@ -125,20 +145,31 @@ class Encoder:
             )
         return answer_ids[:room], len(answer_ids) > room
 
-    def encode(self, question: str, num_images: int, answers: Sequence[str]) -> EncodedTree:
+    def encode(
+        self, question: str, num_images: int, answers: Sequence[str], start: str = ""
+    ) -> EncodedTree:
         """Encodes one trunk with its answers, each cut on its own to what `max_length` leaves.
 
         Raises:
             ExampleError: see `trunk`, `answer` and `fit`.
         """
-        prompt = self.template.prompt(question, num_images)
-        prompt_ids = self._prompt_ids(prompt)
-        trunk = self._expand(prompt_ids)
-        fitted = [self.fit(len(trunk), self._answer(prompt, prompt_ids, text)) for text in answers]
+        before = self._before(question, num_images, start)
+        trunk = self._expand(before.ids)
+        fitted = [self.fit(len(trunk), self._answer(before, text)) for text in answers]
         return EncodedTree(trunk, tuple(ids for ids, _ in fitted), sum(cut for _, cut in fitted))
 
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Decodes generated ids as they are: special tokens dropped, spacing untouched."""
+    def decode(
+        self, ids: Sequence[int] | np.ndarray, trunk: Sequence[int] | np.ndarray = ()
+    ) -> str:
+        """Decodes generated ids as they are: special tokens dropped, spacing untouched.
+
+        Args:
+            ids: what was generated.
+            trunk: what was there before, where the answer has a start: the blank before a first
+                word is not decoded.
+        """
+        if len(trunk):
+            return self.decode([*trunk, *ids])[len(self.decode(trunk)) :]
         text = self.tokenizer.decode(
             np.asarray(ids, np.int32).tolist(),
             skip_special_tokens=True,
@@ -162,18 +193,29 @@ class Encoder:
         self._refuse_specials(ids[1:], "question", allowed=self.image_token_id)
         return ids
 
-    def _answer(self, prompt: str, prompt_ids: list[int], text: str) -> np.ndarray:
-        text = text.strip()
+    def _before(self, question: str, num_images: int, start: str) -> _Before:
+        prompt = self.template.prompt(question, num_images)
+        ids, text = self._prompt_ids(prompt), prompt + self.template.sep + start
+        if not start:
+            return _Before(text, ids, False)
+        self._refuse_specials(self._ids(start, add_special_tokens=False), "answer")
+        return _Before(text, self._ids(text), True)
+
+    def _answer(self, before: _Before, text: str) -> np.ndarray:
+        text = text.rstrip() if before.started else text.strip()
         if not text:
             raise ExampleError(
                 "the answer is empty: nothing to learn from; drop it", "empty answer"
             )
-        joint = self._ids(prompt + self.template.sep + text)
-        ids = joint[len(prompt_ids) :]
-        if joint[: len(prompt_ids)] != prompt_ids or not ids:
+        advice = "change the template's sep so that a token ends where the answer begins"
+        if before.started:
+            advice = "end its start where a word ends, without a blank behind it"
+        joint = self._ids(before.text + text)
+        ids = joint[len(before.ids) :]
+        if joint[: len(before.ids)] != before.ids or not ids:
             raise ExampleError(
-                f"the tokenizer merges the end of the prompt with the answer {text[:40]!r}; "
-                "change the template's sep so that a token ends where the answer begins",
+                "the tokenizer merges the end of the prompt with the answer "
+                f"{text[:40]!r}; {advice}",
                 "answer merges with prompt",
             )
         self._refuse_specials(ids, "answer")
