@@ -50,8 +50,19 @@ class Health:
         self._highest: collections.deque[float] = collections.deque(maxlen=_HISTORY)
         self._in_a_row = self._longest = 0
 
-    def resume(self, step: int) -> None:
-        """Forgets what came after a step and comes again: spikes are those of an unbroken run."""
+    @property
+    def in_a_row(self) -> int:
+        """Non-finite steps, one after another, up to the last row of metrics."""
+        return self._in_a_row
+
+    def resume(self, step: int, in_a_row: int = 0) -> None:
+        """Forgets what came after a step and comes again: all is noticed as in an unbroken run.
+
+        Args:
+            step: the last one whose row of metrics stays.
+            in_a_row: what it was at that row.
+        """
+        self._in_a_row = in_a_row
         self._highest.extend(x for at, x in self._past if at <= step and np.isfinite(x))
 
     def averages(

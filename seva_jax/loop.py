@@ -192,9 +192,11 @@ def fit(
     data = batches.iterate(loop.processes)
     restored = checkpoints.restore(state)
     waiting: list[dict[str, Any]] = []  # metrics since the last row
+    in_a_row = 0
     if restored is not None:
         state, position = restored
         waiting += position.pop("waiting", [])
+        in_a_row = position.pop("nonfinite", 0)
         data.set_state(position)
     step_fn = jit_step(
         loop.model, loop.objective, loop.optimizer, loop.options, loop.reference_in_step,
@@ -202,7 +204,7 @@ def fit(
     )  # fmt: skip
     first = int(state.step)
     starts_after(first - len(waiting))
-    health.resume(first - len(waiting))
+    health.resume(first - len(waiting), in_a_row)
     compiled: set[tuple[int, ...]] = set()
     clock = saved_s = time.monotonic()
 
@@ -248,7 +250,8 @@ def fit(
         if save:
             waiting = _numbers(waiting)
             # A copy: it is written while training goes on.
-            checkpoints.save(state, data.get_state() | {"waiting": list(waiting)})
+            noticed = {"waiting": list(waiting), "nonfinite": health.in_a_row}
+            checkpoints.save(state, data.get_state() | noticed)
             saved_s = time.monotonic()
         if stop:
             break

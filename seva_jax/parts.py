@@ -5,6 +5,7 @@ The stages themselves are in `seva_jax/train.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -185,13 +186,9 @@ class Parts:
         """What a checkpoint depends on and config.json does not show, such as files by content."""
         tokenizer = self.assets.tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        data = [
-            (c.prompt.id, c.prompt.question, c.answers, c.weight, *filter(None, [c.prompt.start]))
-            for c in comparisons
-        ]
         facts = flatten(model.config, "model") | {
             "tokenizer": fingerprint(tokenizer.get_vocab(), backend.to_str() if backend else ""),
-            "examples": fingerprint(data),
+            "examples": fingerprint([dataclasses.asdict(c) for c in comparisons]),
             "frozen weights": fingerprint(checksum(frozen)) if frozen else "none",
         }
         return facts | (flatten(model.lora, "lora") if model.lora else {"lora": "none"})

@@ -231,7 +231,7 @@ class Run(Parts):
             self.experiment.text.train,
             self.assets.processing,
             self.assets.tokenizer.get_vocab(),
-            [c.all_answers for c in self.comparisons],
+            [dataclasses.asdict(c) for c in self.comparisons],
             self.experiment.compute.dtype,
         )
 

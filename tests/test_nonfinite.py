@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -12,13 +13,13 @@ from helpers_fit import ARGS, compiled_once, fit, tiny_run  # noqa: F401 (a fixt
 from test_layouts import CONFIG8, MODEL, placed, variables  # noqa: F401 (a fixture)
 from test_step import OPTIONS, example, pack, shape_of
 
-from seva_jax import train
+from seva_jax import stopping, train
 from seva_jax.health import Health, NotFinite, trainable_share
 from seva_jax.loop import init_state, jit_step
 from seva_jax.objectives import Objective
 from seva_jax.optim import Optim
 from seva_jax.sharding import put_batch
-from seva_jax.types import Comparison, DataError, Prompt
+from seva_jax.types import Comparison, DataError, Prompt, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +134,22 @@ def test_too_many_end_the_run(tmp_path):
     assert not any(x.any() for x in ups)  # as they were before the first step
 
 
+def test_a_stop_does_not_start_the_count_again(tmp_path, monkeypatch):
+    """A broken run that is preempted again and again ends all the same."""
+    options = ("--train.log-every", "2", "--train.max-nonfinite", "6")
+    for steps in (2, 3):  # it stops at a row of metrics, then between two
+        asked = itertools.count(1)
+        with monkeypatch.context() as patch:
+            patch.setattr(stopping, "reached", lambda asked=asked, n=steps: next(asked) == n)
+            with pytest.raises(stopping.Stopped):
+                fit(tiny_run(tmp_path / "run", *options), 12, np.nan)
+    run = tiny_run(tmp_path / "run", *options)
+    with pytest.raises(NotFinite, match="6 steps one after another"):
+        fit(run, 12, np.nan)
+    assert [r["step"] for r in rows_of(run)] == [2, 4, 6]
+    assert [n["step"] for n in lines(run.workdir.path / "nonfinite.jsonl")] == [1, 2, 3, 4, 5, 6]
+
+
 @pytest.mark.slow
 def test_the_exit_code(tmp_path, capsys, monkeypatch):
     """The command, with a learning rate that no model survives: 65 and one line."""
@@ -224,6 +241,24 @@ def test_examples_without_a_token(tmp_path):
             return 4
 
     assert trainable_share(Rows()) == "3 of 4 examples have no token to train on"
+
+
+def test_facts_cover_all_of_the_examples(tmp_path):
+    """Every field of a comparison, and of its further trees."""
+    run = tiny_run(tmp_path / "run")
+    prompt = Prompt("a", "?", ("a.png",))
+    pair = Comparison(prompt, ("x", "y"), more=(View(prompt, ("z",)),))
+    other = Prompt("a", "?", ("b.png",))
+    changed = [
+        dataclasses.replace(pair, **change)
+        for change in (
+            {"prompt": other}, {"answers": ("x", "z")}, {"weight": 2.0}, {"corruptions": (1,)},
+            {"scores": (1.0, 0.0)}, {"more": ()}, {"more": (View(prompt, ("y",)),)},
+            {"more": (View(other, ("z",)),)},
+        )
+    ]  # fmt: skip
+    found = {run._facts(run.model, [c], {})["examples"] for c in [pair, *changed]}
+    assert len(found) == 1 + len(changed)
 
 
 @pytest.mark.slow
