@@ -7,6 +7,7 @@ import tyro
 from seva_jax.bench.evidence import EvidenceStudy, run_study
 from seva_jax.bench.input import InputBench, run_input
 from seva_jax.bench.load import LoadBench, run_load
+from seva_jax.bench.methods import MethodsStudy, run_methods
 from seva_jax.bench.packing import PackingBench, run_packing
 from seva_jax.bench.quant import QuantBench, run_quant
 from seva_jax.bench.refill import RefillBench, run_refill
@@ -24,6 +25,7 @@ def main() -> None:
             "evidence": EvidenceStudy,
             "input": InputBench,
             "load": LoadBench,
+            "methods": MethodsStudy,
             "packing": PackingBench,
             "quant": QuantBench,
             "refill": RefillBench,
@@ -52,6 +54,9 @@ def main() -> None:
         case EvidenceStudy():
             use_compile_cache()
             run_study(chosen)
+        case MethodsStudy():
+            use_compile_cache()
+            run_methods(chosen)
 
 
 if __name__ == "__main__":

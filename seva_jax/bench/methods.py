@@ -1,0 +1,139 @@
+"""All systems beside each other on the procedural world, under one budget.
+
+Each seed has its own world and base model, which methods share. Every `configs/tiny_*.py` of one
+run trains on the same number of comparisons (those of all its stages together) and is asked the
+same questions. Two controls are supervised: on the model's own clean answers, and on the known
+answers that methods for given preferences start from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from seva_jax.bench.study import (
+    Values,
+    difference_table,
+    num_pairs,
+    read_metrics,
+    reseed,
+)
+from seva_jax.cli import config_directory, read_configs
+from seva_jax.data.store import write_json
+from seva_jax.experiment import Experiment
+from seva_jax.objectives import Supervised
+from seva_jax.ranges import FROM_1, Ranges
+from seva_jax.train import Run
+from seva_jax.types import DataError
+from seva_jax.worlds import WorldPairs
+
+_KNOWN = " (known answers)"
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodsStudy:
+    """The study behind the table of all systems.
+
+    Attributes:
+        out: work directories and results go here; run again to resume.
+        seeds: which seeds to run; each has its own world and base model.
+        comparisons: trained on by every method, over all its stages.
+        methods: names of configs/tiny_NAME.py to run; none means all.
+        tables_only: only read finished cells and print the table.
+    """
+
+    ranges: ClassVar[Ranges] = {"comparisons": FROM_1}
+
+    out: str = "runs/methods"
+    seeds: tuple[int, ...] = (1, 2, 3)
+    comparisons: int = 6400
+    methods: tuple[str, ...] = ()
+    tables_only: bool = False
+
+
+def cells(study: MethodsStudy, seed: int) -> dict[str, tuple[Experiment, ...]]:
+    """The runs of one seed by name of the method, the base's own config first."""
+    (tiny,) = read_configs(config_directory() / "tiny.py")
+    pairs = WorldPairs(num=tiny.prompts.num) if hasattr(tiny.prompts, "num") else WorldPairs()
+    found = {
+        "seva": tiny,
+        "control: supervised": dataclasses.replace(tiny, objective=Supervised()),
+        "control: supervised" + _KNOWN: dataclasses.replace(
+            tiny, objective=Supervised(), prompts=pairs, corrupt=()
+        ),
+    }
+    for path in sorted(config_directory().glob("tiny_*.py")):
+        experiments = read_configs(path)
+        if len(experiments) == 1:  # a sweep is no method
+            known = _KNOWN if experiments[0].prompts.has_answers else ""
+            found[path.stem.removeprefix("tiny_") + known] = experiments[0]
+    chosen = {name: e for name, e in found.items() if _wanted(study, name)}
+    return {name: _budgeted(study, seed, name, e, tiny) for name, e in chosen.items()}
+
+
+def _wanted(study: MethodsStudy, name: str) -> bool:
+    return not study.methods or name == "seva" or name.removesuffix(_KNOWN) in study.methods
+
+
+def _budgeted(
+    study: MethodsStudy, seed: int, name: str, experiment: Experiment, tiny: Experiment
+) -> tuple[Experiment, ...]:
+    """The runs of one cell: base and questions of the default run, steps for the budget."""
+    folder = name.replace(_KNOWN, "-known").replace(": ", "-")
+    workdir = str(Path(study.out) / f"seed{seed}" / folder)
+    shared = dataclasses.replace(
+        experiment, base=tiny.base, evals=tiny.evals, compute=tiny.compute, workdir=workdir
+    )
+    stages = shared.curriculum(reseed(shared, seed))
+
+    def limited(stage: Experiment) -> Experiment:
+        steps = max(study.comparisons // len(stages) // stage.train.batch_size, 1)
+        train = dataclasses.replace(stage.train, max_steps=steps, epochs=1000, repeat=1)
+        return dataclasses.replace(stage, train=train)
+
+    return tuple(map(limited, stages))
+
+
+def run_methods(study: MethodsStudy) -> None:
+    """Runs the cells that are not finished, then prints and writes the table."""
+    values: dict[int, dict[str, dict[str, float]]] = {}
+    without: list[str] = []
+    for seed in study.seeds:
+        values[seed] = {}
+        for name, runs in cells(study, seed).items():
+            if not study.tables_only:
+                print(f"\n=== seed {seed}: {name} ===", flush=True)
+                try:
+                    _run(runs, Path(study.out) / f"seed{seed}")
+                except DataError as error:
+                    without.append(f"{name}, seed {seed}: {error}")
+                    continue
+            last = Path(runs[-1].workdir)
+            if (last / "report.html").exists():
+                if name == "seva":
+                    values[seed]["base"] = read_metrics(last, "base")
+                pairs = sum(num_pairs(run.workdir) for run in runs)
+                values[seed][name] = read_metrics(last, "aligned") | {"pairs": pairs}
+    text = table(study, values) + "".join(f"\n- not run: {line}" for line in without)
+    print("\n" + text)
+    out = Path(study.out)
+    (out / "methods.md").write_text(text + "\n", encoding="utf-8")
+    write_json(out / "methods.json", values)
+
+
+def _run(runs: Sequence[Experiment], folder: Path) -> None:
+    """The stages of a cell in order; what other cells of its seed have done already is taken."""
+    for run in runs:
+        Run(run, sorted(path.parent for path in folder.rglob("stages.json"))).stages()
+
+
+def table(study: MethodsStudy, values: Mapping[int, Values]) -> str:
+    """Markdown: methods that finished for all seeds, minus the base model."""
+    everywhere = [n for n in next(iter(values.values())) if all(n in v for v in values.values())]
+    if "base" not in everywhere:
+        return "the default run has not finished for every seed yet\n"
+    kept = {seed: {name: v[name] for name in everywhere} for seed, v in values.items()}
+    lines = [f"{study.comparisons:,} comparisons for each method.", *difference_table(kept)]
+    return "\n".join(lines) + "\n"
