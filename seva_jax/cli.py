@@ -175,6 +175,7 @@ def load_experiments(
             Experiment,
             default=default,
             args=rest,
+            config=(tyro.conf.AvoidSubcommands,),  # a field that may be None is what it is
             description=(
                 f"{description}\n\n--config FILE picks a config file (now {flags.config}); every "
                 "option below changes one of its fields. --print-config shows the resolved config "

@@ -15,7 +15,7 @@ from typing import Any
 
 from seva_jax.checkpoint import checksum
 from seva_jax.cli import flatten
-from seva_jax.data.store import append_lines, read_lines
+from seva_jax.data.store import append_lines, read_lines, write_lines
 from seva_jax.evals import (
     Answer,
     EvalResult,
@@ -34,7 +34,9 @@ from seva_jax.types import DataError
 from seva_jax.workdir import Workdir, fingerprint
 
 
-def evaluate_all(asker: Asker, suites: Sequence[Suite], who: str, workdir: Workdir) -> str:
+def evaluate_all(
+    asker: Asker, suites: Sequence[Suite], who: str, workdir: Workdir, same: Path | None = None
+) -> str:
     """Asks every question of every suite and writes what came of it.
 
     Each suite leaves evals/WHO/NAME.json (numbers), evals/WHO/NAME.jsonl (one record a question)
@@ -45,6 +47,8 @@ def evaluate_all(asker: Asker, suites: Sequence[Suite], who: str, workdir: Workd
         suites: what to ask.
         who: name of the model, and of the folder under evals/.
         workdir: where all this goes.
+        same: evals/WHO of another run whose model is this one and was asked in the same way; what
+            it answered to the same questions is taken.
 
     Returns:
         A one-line summary.
@@ -63,7 +67,8 @@ def evaluate_all(asker: Asker, suites: Sequence[Suite], who: str, workdir: Workd
         for prompt in questions.prompts:
             questions.evaluator.truth(prompt)  # what cannot be scored need not be asked
         path = workdir.path / "evals" / who / suite.name / "asked.jsonl"
-        _ask(asker, suite, questions, who, workdir, path, model)
+        taken = same / suite.name / path.name if same else None
+        _ask(asker, suite, questions, who, workdir, path, model, taken)
         num += len(questions.prompts)
         if workdir.writes:
             _score(suite, questions, who, workdir, path)
@@ -79,6 +84,7 @@ def _ask(
     workdir: Workdir,
     path: Path,
     model: str,
+    taken: Path | None,
 ) -> None:
     """Asks what has not been asked yet."""
     asked = [[p.id, p.question, list(p.images)] for p in questions.prompts]
@@ -88,6 +94,8 @@ def _ask(
         "max_new_tokens": suite.max_new_tokens,
         "files": {hide_home(path): digest for path, digest in questions.files.items()},
     }
+    if taken and workdir.writes:
+        _take(taken, path, header)
     problem, start = gather(_resume(path, header) if workdir.writes else ("", 0))[0]
     if problem:
         raise DataError(problem)
@@ -107,6 +115,15 @@ def _ask(
                     ),
                 )
             bar.update(len(batch))
+
+
+def _take(taken: Path, path: Path, header: dict[str, Any]) -> None:
+    """Copies answers to the same questions from another run, if there are any."""
+    lines = read_lines(taken)
+    if not path.exists() and lines and lines[0] | {"model": header["model"]} == header:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_lines(path, [header, *lines[1:]])
+        say(f"  {path.parent.name}: {len(lines) - 1:,} answers taken from {taken.parent}")
 
 
 def _resume(path: Path, header: dict[str, Any]) -> tuple[str, int]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from seva_jax.base_model import BaseModel, Checkpoint
 from seva_jax.corrupt import Corruption, DiffusionNoise
+from seva_jax.curriculum import Curriculum, Once
 from seva_jax.data.sources import PromptSource
 from seva_jax.evals import Evaluator, ExactAnswer, Questions, Suite
 from seva_jax.loggers import Logger
@@ -250,6 +251,7 @@ class Experiment:
         report: what the report page shows.
         loggers: where metrics and a few pairs go beside metrics.jsonl, such as
             `(TensorBoard(), WandB(project="mine"))`.
+        curriculum: which runs the config stands for, one after another; see `seva_jax/stages.py`.
     """
 
     ranges: ClassVar[Ranges] = {"seed": FROM_0}
@@ -273,6 +275,7 @@ class Experiment:
     evals: tuple[Suite, ...] = ()
     report: ReportOptions = ReportOptions()
     loggers: tuple[Logger, ...] = ()
+    curriculum: Curriculum = Once()
 
     @property
     def prompt_template(self) -> Template:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,11 +22,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seva_jax.base_model import Checkpoint, TrainedBase
+from seva_jax.base_model import TrainedBase
 from seva_jax.calls import Calls
 from seva_jax.checkpoint import checksum
 from seva_jax.cli import load_experiments, to_source
-from seva_jax.convert import load_params, tower_directory
+from seva_jax.compare import compare
+from seva_jax.curriculum import Once
 from seva_jax.data import store
 from seva_jax.data.check import check as check_data
 from seva_jax.data.inputs import FeatureCache, ImageInput
@@ -33,6 +35,7 @@ from seva_jax.data.pipeline import num_steps
 from seva_jax.data.sources import PromptSet
 from seva_jax.evals import EvalResult, comparison_rows, format_table
 from seva_jax.examine import evaluate_all, read_results
+from seva_jax.experiment import Experiment
 from seva_jax.features import cached_features
 from seva_jax.health import NotFinite
 from seva_jax.home import hide_home
@@ -47,13 +50,22 @@ from seva_jax.models import (
 from seva_jax.objectives import Supervised
 from seva_jax.pairs import find_pairs
 from seva_jax.parts import Parts
+from seva_jax.prior import (
+    PriorRun,
+    base_fingerprint,
+    problems,
+    reference_params,
+    trained_variables,
+)
 from seva_jax.processes import gather, joined, one_line_errors, say, use_compile_cache
+from seva_jax.report.figures import write_figures
 from seva_jax.results import closing_summary, logged_pairs, write_run_report
 from seva_jax.sharding import variable_shardings
+from seva_jax.stages import runs_of
 from seva_jax.step import Variables, merge, split_params
 from seva_jax.stopping import Status
-from seva_jax.types import Comparison, Rollout
-from seva_jax.workdir import fingerprint
+from seva_jax.types import Comparison, DataError, Rollout
+from seva_jax.workdir import fingerprint, read_stages
 
 DESCRIPTION = """Aligns a LLaVA-style model with its own answers (SeVa): the model answers
 questions about images, clean (chosen) and corrupted (rejected); where the answers differ, it is
@@ -69,9 +81,14 @@ class Run(Parts):
         e, stage = self.experiment, self.workdir.stage
         if e.strict:
             self.require_all_prompts()
-        base = fingerprint(e.base, e.seed, e.compute)
+        if not isinstance(e.curriculum, Once):
+            raise DataError("this config stands for several runs; see seva_jax.stages.runs_of")
+        base = base_fingerprint(e)
         if isinstance(e.base, TrainedBase):
             stage("base", base, self.train_base, ["checkpoints/base"])
+        if isinstance(e.base, PriorRun):
+            self.workdir.start_over("base", base, f"{e.base.workdir} has another result now")
+            stage("base", base, self.take_over)
         if e.prompts.has_answers:
             pairs = fingerprint(base, e.prompts, e.text)
         else:
@@ -91,7 +108,8 @@ class Run(Parts):
         evaluations = list(map(fingerprint, e.evals))
         evals = fingerprint(align, evaluations)
         if e.evals:
-            before = fingerprint(base, evaluations)
+            asked = (e.text.generate, e.text.max_length, e.rollout.cache)
+            before = fingerprint(base, evaluations, *asked)
             stage("evaluate base", before, self.evaluate_base, ["evals/base"])
             stage("evaluate aligned", evals, self.evaluate_aligned)
         stage("report", fingerprint(evals, e.report), self.report)
@@ -109,21 +127,26 @@ class Run(Parts):
         num = sum(x.size for x in jax.tree.leaves(abstract_params(self.base_model)))
         return f"{num:,} parameters, {self.experiment.base.steps} supervised steps"
 
+    def take_over(self) -> str:
+        """Takes what an earlier run made."""
+        base = self.experiment.base
+        assert isinstance(base, PriorRun)
+        if found := problems(self.experiment, base.earlier()):
+            raise DataError("this run cannot start from " + "\n  ".join([base.workdir, *found]))
+        jax.block_until_ready(self.base_params)
+        what = "merged: the reference" if base.merge else "going on, with its reference"
+        return f"what {base.workdir} trained, {what}"
+
     @functools.cached_property
     def base_params(self) -> Any:
-        """The base model's parameters, sharded: loaded, trained, or restored after training."""
+        """The reference policy's parameters, sharded: loaded, or trained, or restored."""
         base, seed, compute = self.experiment.base, self.experiment.seed, self.experiment.compute
+        if not isinstance(base, TrainedBase):
+            return reference_params(self.experiment, self.assets.config, self.mesh)
         boxed = abstract_variables(self.base_model)["params"]
         stored = variable_shardings(
             self.mesh, abstract_stored(boxed, compute.base_weights, compute.param_dtype)
         )
-        if isinstance(base, Checkpoint):
-            tower = tower_directory(Path(base.path), base.vision_tower)
-            return load_params(
-                base.path, self.assets.config, compute.param_dtype, stored, tower,
-                compute.base_weights,
-            )  # fmt: skip
-        assert isinstance(base, TrainedBase)
         data = base.prompts.open()
         answered = [Comparison(p, (p.meta["answer"],)) for p in data.prompts]
         epochs = -(-base.steps * base.batch_size // len(answered))
@@ -135,6 +158,22 @@ class Run(Parts):
             batch_size=base.batch_size, steps=base.steps, epochs=epochs,
         )["params"]  # fmt: skip
         return quantise_all(trained, compute.base_weights, stored)
+
+    @functools.cached_property
+    def start(self) -> Variables:
+        """The policy before alignment: what answers prompts, and is evaluated as base.
+
+        These are the reference's variables, but where an earlier run's adapters go on.
+        """
+        base, reference = self.experiment.base, {"params": self.base_params}
+        if not isinstance(base, PriorRun) or base.merge:
+            return reference
+        return merge(reference, trained_variables(base.earlier(), self.assets.config, self.mesh))
+
+    @property
+    def start_model(self) -> Llava:
+        """The module of `start`."""
+        return self.model if "lora" in self.start else self.base_model
 
     # --- rollouts and pairs -------------------------------------------------------------------
 
@@ -160,7 +199,7 @@ class Run(Parts):
         e, prompts = self.experiment, self.prompts.prompts
         path = self.workdir.path / "rollouts.jsonl"
         start = gather(len(store.read_lines(path)) if self.workdir.writes else 0)[0]
-        asker = self.asker({"params": self.base_params}, self.base_model)
+        asker = self.asker(self.start, self.start_model)
         batches = asker.ask(prompts, self.prompts.load_image, e.rollout.sampling, e.corrupt, start)
         with self.workdir.bar("rollouts", len(prompts), "prompt", start) as bar:
             for batch in batches:
@@ -270,13 +309,18 @@ class Run(Parts):
         """The aligned model's variables: trained, or restored after training."""
         e = self.experiment
         in_step = e.objective.needs_reference and not self.caches_reference
-        frozen, parts = split_params(self.base_params, e.train.trained, in_step)
+        frozen, _ = split_params(self.base_params, e.train.trained, in_step)
+        _, parts = split_params(self.start["params"], e.train.trained, in_step)
         # Copies: the training state is donated step by step, the base model stays.
         to_float32 = jax.jit(lambda x: jax.tree.map(lambda y: y.astype(jnp.float32) + 0.0, x))
         trainable: dict[str, Any] = {"params": to_float32(parts)}
         if "lora" in e.train.trained:
             shardings = variable_shardings(self.mesh, abstract_variables(self.model)["lora"])
-            trainable["lora"] = init_variables(self.model, "lora", shardings, e.seed)
+            trainable["lora"] = (
+                to_float32(self.start["lora"])
+                if "lora" in self.start
+                else init_variables(self.model, "lora", shardings, e.seed)
+            )
         reference = None
         if self.caches_reference:
             ids = [c.prompt.id for c in self.comparisons]
@@ -293,15 +337,30 @@ class Run(Parts):
     # --- evaluation and report ----------------------------------------------------------------
 
     def evaluate_base(self) -> str:
-        """Asks the base model every evaluation question."""
-        return self._evaluate_all("base", self.base_model, {"params": self.base_params})
+        """Asks the model before alignment every evaluation question."""
+        return self._evaluate_all("base", self.start_model, self.start, self._asked_before())
 
     def evaluate_aligned(self) -> str:
         """Asks the aligned model every evaluation question."""
         return self._evaluate_all("aligned", self.model, self.aligned)
 
-    def _evaluate_all(self, who: str, model: Llava, variables: Variables) -> str:
-        return evaluate_all(self.asker(variables, model), self.experiment.evals, who, self.workdir)
+    def _evaluate_all(
+        self, who: str, model: Llava, variables: Variables, same: Path | None = None
+    ) -> str:
+        asker = self.asker(variables, model)
+        return evaluate_all(asker, self.experiment.evals, who, self.workdir, same)
+
+    def _asked_before(self) -> Path | None:
+        """Answers of an earlier run's aligned model, if it was asked as this run's base is."""
+        e = self.experiment
+        if not isinstance(e.base, PriorRun):
+            return None
+        earlier, asked = e.base.earlier(), Path(e.base.workdir) / "evals" / "aligned"
+        same = (e.compute, e.text.generate, e.text.max_length, e.rollout.cache) == (
+            earlier.compute, earlier.text.generate, earlier.text.max_length, earlier.rollout.cache
+        )  # fmt: skip
+        done = read_stages(Path(e.base.workdir))
+        return asked if same and "evaluate aligned" in done else None
 
     def results(self) -> tuple[list[EvalResult], list[EvalResult]]:
         """Evaluation results of base and aligned model, read back from the work directory."""
@@ -313,22 +372,46 @@ class Run(Parts):
         return write_run_report(self)
 
 
+def run_all(
+    runs: Sequence[Experiment], others: Sequence[Path] = (), comparison: Path | None = None
+) -> None:
+    """Runs what `runs_of` gives, in order; what has finished before is skipped.
+
+    Args:
+        runs: one run, or several that go on from each other.
+        others: work directories of runs that may share stages with these.
+        comparison: where the page that compares several runs goes; None for the directory that
+            holds the first one's.
+    """
+    for number, run in enumerate(runs, start=1):
+        if len(runs) > 1:
+            say(f"\n=== stage {number} of {len(runs)}: {run.workdir} ===")
+        Run(run, [path for path in others if path != Path(run.workdir)]).stages()
+        gc.collect()  # before the next one needs the memory
+    if len(runs) > 1:
+        page = comparison or Path(runs[0].workdir).parent / "stages.html"
+        if jax.process_index() == 0:
+            write_figures(compare([Path(run.workdir) for run in runs]), page)
+        say(f"\nall stages: {page}")
+
+
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     use_compile_cache()
     try:
         experiments, flags = load_experiments(DESCRIPTION, argv)
+        plans = list(map(runs_of, experiments))
         chosen = experiments if flags.only is None else [experiments[flags.only]]
         if flags.print_config:
             print("\n".join(map(to_source, chosen)))
             return
         with joined(chosen[0].processes):
-            for experiment in chosen:
-                if len(chosen) > 1:
-                    say(f"\n=== {experiment.workdir} ===")
-                others = [Path(e.workdir) for e in experiments if e is not experiment]
-                Run(experiment, others).stages()
+            others = [Path(run.workdir) for runs in plans for run in runs]
+            for runs in plans if flags.only is None else [plans[flags.only]]:
+                if len(chosen) > 1 and len(runs) == 1:
+                    say(f"\n=== {runs[0].workdir} ===")
+                run_all(runs, others)
     except NotFinite as error:
         print(hide_home(f"error: {error}"), file=sys.stderr)
         sys.exit(Status.NOT_FINITE)

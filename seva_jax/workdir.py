@@ -32,6 +32,8 @@ from seva_jax.types import DataError
 # Fields that change neither results nor files, so they may change between runs.
 _FREE_FIELDS = (
     "workdir",
+    "base.workdir",
+    "curriculum",
     "strict",
     "mesh",
     "processes",
@@ -56,7 +58,8 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _stages(path: Path) -> dict[str, dict[str, Any]]:
+def read_stages(path: Path) -> dict[str, dict[str, Any]]:
+    """See `Workdir.stages`."""
     file = path / "stages.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
@@ -153,7 +156,7 @@ class Workdir:
 
         One that was taken from another run also has "source", that run's directory.
         """
-        return _stages(self.path)
+        return read_stages(self.path)
 
     def stage(
         self, name: str, depends_on: str, run: Callable[[], str], files: Sequence[str] = ()
@@ -193,7 +196,7 @@ class Workdir:
         found = (
             (str(sibling), record)
             for sibling in self.siblings
-            if (record := _stages(sibling).get(name)) and record["fingerprint"] == depends_on
+            if (record := read_stages(sibling).get(name)) and record["fingerprint"] == depends_on
         )
         source, record = gather(next(found, ("", {})))[0]  # process 0 decides
         if not source:
@@ -210,6 +213,30 @@ class Workdir:
         self._finish(name, record | {"source": hide_home(source)})
         say(f"■ {name}: taken from {source} ({record['summary']})")
         return True
+
+    def start_over(self, name: str, depends_on: str, why: str) -> None:
+        """Sets everything aside if a stage, the first one, has finished with another fingerprint.
+
+        Args:
+            name: the stage.
+            depends_on: fingerprint of its inputs now.
+            why: what may have changed, for people.
+        """
+        done = self.stages().get(name)
+        again = done is not None and done["fingerprint"] != depends_on
+        if not gather(again)[0]:
+            return
+        aside = self.path / "set-aside"
+        aside /= str(1 + sum(1 for _ in aside.glob("*")))
+        if self.writes:
+            aside.mkdir(parents=True)
+            kept = {aside.parent.name, lock.NAME, "config.json", "config.py", "stages.json"}
+            for found in [path for path in self.path.iterdir() if path.name not in kept]:
+                found.rename(aside / found.name)
+            # Last, so that a kill in between is noticed, and the rest goes aside, too.
+            (self.path / "stages.json").rename(aside / "stages.json")
+        barrier("start over")
+        say(f"{self.path}: {why}; what it held is now in {aside}, and all is done again")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """See `read_metrics`."""

@@ -20,11 +20,12 @@ LAYERS = (
     "statistics",  # of the answers in a batch: log-probs and what objectives ask for beside
     "step convert worlds evals health",  # the maths; weights; prompts with truth
     "rollout",  # answers to prompts
-    "pairs checkpoint memory flops base_model",  # what a stage of a run is made of
+    "pairs checkpoint memory flops base_model curriculum",  # what a stage of a run is made of
     "experiment logps loop features pretrained",  # the root config; passes over data; for notebooks
     "cli",  # config files and the command line
     "workdir",  # stages and their records
-    "parts calls results compare examine",  # what stages share; what runs left behind; suites asked
+    "prior",  # what an earlier run made
+    "parts calls results compare examine stages",  # what stages share; what runs left; curricula
     "train",  # the main command
     "plan evaluate",  # what a run needs; benchmarks of a model
     "bench",  # measurements, and studies of many runs
@@ -42,7 +43,7 @@ FENCED = {
 }
 
 # Upward imports that only type checkers see, and the package's own lazy attribute.
-TYPE_ONLY = {("results", "train"), ("calls", "parts")}
+TYPE_ONLY = {("results", "train"), ("calls", "parts"), ("curriculum", "experiment")}
 
 
 def part_of(module):
@@ -166,7 +167,7 @@ def test_importing_the_package_loads_nothing():
             "which seva_jax.convert and seva_jax.bench may",
         ),
         ("seva_jax.step", "from seva_jax import from_pretrained", "from_pretrained has no layer"),
-        ("seva_jax.results", "from seva_jax.train import Run", "results (layer 10) imports"),
+        ("seva_jax.results", "from seva_jax.train import Run", "results (layer 11) imports"),
         ("seva_jax.newcomer", "", "newcomer has no layer"),
     ],
 )

@@ -1,6 +1,7 @@
 """Every recipe of `configs/`: all can be read and written back; the tiny ones train to the end."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,6 +15,8 @@ from seva_jax.data.sources import PromptSource
 from seva_jax.experiment import Evaluation
 from seva_jax.models import LlavaConfig, TextConfig, VisionConfig
 from seva_jax.sharding import MeshShape
+from seva_jax.stages import runs_of
+from seva_jax.workdir import read_metrics, read_stages
 from seva_jax.worlds.pairs import wrong_answer
 
 ALL = sorted(config_directory().glob("*.py"))
@@ -121,21 +124,24 @@ def folder(tmp_path_factory):
 def test_a_tiny_recipe_trains(path, folder, capsys):
     """To the report, with finite losses; called again, there is nothing left to do."""
     others = [found.parent for found in folder.rglob("stages.json")]
-    experiments = [
-        dataclasses.replace(shrunk(e), workdir=str(folder / path.stem / str(index)))
-        for index, e in enumerate(read_configs(path)[:2])  # two runs of a sweep
-    ]
-    for experiment in experiments:
-        run = train.Run(experiment, others)
-        run.stages()
-        rows = [row for row in run.workdir.read_metrics() if row["stage"] == "align"]
-        assert rows
-        assert np.isfinite([row["loss"] for row in rows]).all()
-        assert np.isfinite([row["grad_norm"] for row in rows]).all()
-        assert {"pairs", "align", "report"} <= run.workdir.stages().keys()
+    for index, experiment in enumerate(read_configs(path)[:2]):  # two runs of a sweep
+        workdir = folder / path.stem / str(index)
+        whole = dataclasses.replace(experiment, workdir=str(workdir))
+        runs = tuple(map(shrunk, runs_of(whole)))
+        train.run_all(runs, others)
+        finished = 0
+        for run in runs:
+            rows = [row for row in read_metrics(Path(run.workdir)) if row["stage"] == "align"]
+            assert rows
+            assert np.isfinite([row["loss"] for row in rows]).all()
+            assert np.isfinite([row["grad_norm"] for row in rows]).all()
+            stages = read_stages(Path(run.workdir))
+            assert {"pairs", "align", "report"} <= stages.keys()
+            finished += len(stages)
+        assert (workdir / "stages.html").exists() == (len(runs) > 1)
         capsys.readouterr()
-        train.Run(experiment, others).stages()
+        train.run_all(runs, others)
         shown = capsys.readouterr().out
-        assert shown.count("done before") == len(run.workdir.stages())
+        assert shown.count("done before") == finished
         assert "▶" not in shown
-        others.append(run.workdir.path)
+        others += [Path(run.workdir) for run in runs]

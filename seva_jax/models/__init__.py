@@ -9,6 +9,7 @@ from seva_jax.models.init import abstract_params, abstract_variables, init_varia
 from seva_jax.models.layers import Remat
 from seva_jax.models.llama import Cache
 from seva_jax.models.llava import CacheKind, Llava
+from seva_jax.models.merge import merge_adapters
 from seva_jax.models.quant import (
     BaseWeights,
     abstract_stored,
@@ -35,6 +36,7 @@ __all__ = [
     "abstract_variables",
     "init_variables",
     "is_quantised",
+    "merge_adapters",
     "quantise",
     "quantise_all",
     "require_qwix",
