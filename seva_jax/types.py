@@ -103,6 +103,8 @@ class Comparison:
         scores: how good each answer is, in any unit, where a judge said so; or empty. Only
             objectives that ask for scores read them (`objectives/weighting.py`).
         more: further trees of the comparison.
+        spans: for each answer, the phrases that were marked, as [start, end) in characters; or
+            empty where nobody marked any. Only objectives of phrases read them.
     """
 
     prompt: Prompt
@@ -111,6 +113,7 @@ class Comparison:
     corruptions: tuple[int, ...] = ()
     scores: tuple[float, ...] = ()
     more: tuple[View, ...] = ()
+    spans: tuple[tuple[tuple[int, int], ...], ...] = ()
 
     @property
     def views(self) -> tuple[View, ...]:
@@ -187,7 +190,8 @@ class BranchLogps(NamedTuple):
             likeliest after the same tokens in the last branch, whose trunk has other images.
         kl_NKT: KL divergence from the reference to the policy, `sum_v p_ref(v) (log p_ref(v) -
             log p_policy(v))`, over the vocabulary; of the policy only.
-        spans_NKT: 1 for answer tokens that differ between chosen and rejected answer.
+        spans_NKT: 1 for answer tokens inside marked phrases (`Comparison.spans`); where nobody
+            marked any, for those that differ between chosen and rejected answer.
     """
 
     tokens_NKT: jax.Array

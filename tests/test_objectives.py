@@ -255,6 +255,7 @@ def test_phrases():
     policy, reference = pairs_only(logps(0)), pairs_only(logps(1))
     rng = np.random.default_rng(3)
     spans = rng.integers(0, 2, policy.mask_NKT.shape) * np.asarray(policy.mask_NKT)
+    assert (spans.sum((1, 2)) > 0).all()
     kl = rng.random(policy.mask_NKT.shape).astype(np.float32) * policy.mask_NKT
     policy = policy._replace(spans_NKT=jnp.asarray(spans), kl_NKT=kl)
     loss, gradient = loss_and_gradient(ours.RRPO(0.4, alpha=0.05), policy, reference)
@@ -263,6 +264,10 @@ def test_phrases():
     expected = softplus(reward[:, 1] - reward[:, 0]) + 0.05 * np.asarray(kl)[:, 0].sum(-1)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     assert not gradient[spans == 0].any()
+    first = policy._replace(spans_NKT=policy.spans_NKT.at[1:].set(0))
+    only, gradient = loss_and_gradient(ours.RRPO(0.4, alpha=0.05), first, reference)
+    np.testing.assert_allclose(only, [loss[0], *[0] * (len(loss) - 1)])
+    assert not gradient[1:].any()
     everywhere = policy._replace(spans_NKT=policy.mask_NKT)
     plain, _ = loss_and_gradient(ours.DPO(0.4), policy, reference)
     whole, _ = loss_and_gradient(ours.RRPO(0.4, alpha=0.0), everywhere, reference)

@@ -64,7 +64,9 @@ class ChangedImages(PreferenceSource):
             names = tuple(_PREFIX + name for name in prompt.images)
             again = View(dataclasses.replace(prompt, images=names), comparison.answers[:1])
             answers = comparison.answers if self.keep_rejected else comparison.answers[:1]
-            return dataclasses.replace(comparison, answers=answers, scores=(), more=(again,))
+            return dataclasses.replace(
+                comparison, answers=answers, scores=(), more=(again,), spans=()
+            )
 
         return PreferenceSet(
             data.prompts,

@@ -38,7 +38,8 @@ class ComparisonRows:
         sizes: what each comparison needs of a row.
         reference: reference log-probs of every comparison's answers, or None; without any where
             images did not decode.
-        spans: whether rows say which tokens of a chosen and a rejected answer differ.
+        spans: whether rows say which tokens of a chosen and a rejected answer are marked or, if
+            none are, differ.
     """
 
     comparisons: Sequence[Comparison]
@@ -82,7 +83,9 @@ class ComparisonRows:
         except ExampleError:
             return None
         spans = None
-        if self.spans and len(first.branches) == 2:
+        if self.spans and comparison.spans:
+            spans = marked(comparison, first.branches, self.encoder)
+        elif self.spans and len(first.branches) == 2:
             spans = differing(*first.branches)
         return dataclasses.replace(
             first,
@@ -106,6 +109,17 @@ def encode_views(comparison: Comparison, encoder: Encoder) -> list[EncodedTree]:
         for view in comparison.views
         for p in [view.prompt]
     ]
+
+
+def marked(
+    comparison: Comparison, branches: Sequence[np.ndarray], encoder: Encoder
+) -> tuple[np.ndarray, ...]:
+    """For each answer of a comparison's own view, 1 at tokens inside its marked phrases."""
+    prompt = comparison.prompt
+    return tuple(
+        encoder.marked(prompt.question, len(prompt.images), text, spans, prompt.start)[: len(branch)]
+        for text, spans, branch in zip(comparison.answers, comparison.spans, branches, strict=True)
+    )
 
 
 class RowShapes(NamedTuple):
@@ -153,6 +167,11 @@ def encodable(comparisons: Sequence[Comparison], encoder: Encoder) -> Encodable:
             for tree in encoded
         ):
             drops["equal answers after cutting"] += 1
+            continue
+        if comparison.spans and not any(
+            x.any() for x in marked(comparison, encoded[0].branches, encoder)
+        ):
+            drops["no marked phrase"] += 1  # they were cut off
             continue
         num_cut += sum(tree.truncated for tree in encoded)
         kept.append(comparison)

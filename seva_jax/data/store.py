@@ -153,9 +153,10 @@ def comparison_from(record: dict[str, Any]) -> Comparison:
         tuple(record["answers"]),
         record["weight"],
         tuple(record["corruptions"]),
-        # Files of earlier versions lack these two.
+        # Files of earlier versions lack these.
         tuple(record.get("scores", ())),
         tuple(View(prompt_from(v["prompt"]), tuple(v["answers"])) for v in record.get("more", ())),
+        tuple(tuple((a, b) for a, b in marked) for marked in record.get("spans", ())),
     )
 
 

@@ -23,9 +23,10 @@ class RRPO(MarginObjective):
     answer minus that of the rejected one, over those tokens only in which they differ; the KL, of
     whole next-token distributions, is summed over all tokens of the chosen answer.
 
-    Which tokens differ is found by aligning the two answers, as the release does for VideoChat2;
-    phrases marked in data (`<MASK>`) are not read. Published: beta 0.1 and alpha 0.01 for
-    LLaVA-Video, 0.5 and 0.1 for VideoChat2.
+    These are the tokens of phrases marked in the data (`data/marked.py`); where nothing is marked,
+    they are found by aligning the two answers, as the release does for VideoChat2. A pair without
+    any such token has no loss; the metric "skipped" is the share of these. Published: beta 0.1 and
+    alpha 0.01 for LLaVA-Video, 0.5 and 0.1 for VideoChat2.
 
     Attributes:
         alpha: weight of the KL.
@@ -60,9 +61,12 @@ class RRPO(MarginObjective):
     ) -> tuple[jax.Array, Metrics]:
         """See `Objective.__call__`."""
         assert policy.kl_NKT is not None, "the step gives what `needs` names"
+        assert policy.spans_NKT is not None, "the step gives what `needs` names"
         loss_N, metrics = super().__call__(policy, reference)
         kl_N = policy.kl_NKT[:, 0].sum(-1)
-        return loss_N + self.alpha * kl_N, metrics | {"kl": kl_N}
+        used_N = 1.0 * (policy.spans_NKT.sum((1, 2)) > 0)
+        loss_N = used_N * (loss_N + self.alpha * kl_N)
+        return loss_N, metrics | {"kl": kl_N, "skipped": 1.0 - used_N}
 
     def pairs(self, policy: BranchLogps, reference: BranchLogps) -> Pairs:
         """See `PairObjective.pairs`."""

@@ -158,6 +158,45 @@ class Encoder:
         fitted = [self.fit(len(trunk), self._answer(before, text)) for text in answers]
         return EncodedTree(trunk, tuple(ids for ids, _ in fitted), sum(cut for _, cut in fitted))
 
+    def marked(
+        self,
+        question: str,
+        num_images: int,
+        text: str,
+        spans: Sequence[tuple[int, int]],
+        start: str = "",
+    ) -> np.ndarray:
+        """Which tokens of `answer(question, num_images, text, start)` hold a character of some span.
+
+        Args:
+            question: as in `answer`.
+            num_images: as in `answer`.
+            text: as in `answer`.
+            spans: [start, end) in characters of `text`.
+            start: as in `answer`.
+
+        Returns:
+            int32 [T], 0 at the end token.
+
+        Raises:
+            DataError: the tokenizer does not say which characters its tokens come from.
+        """
+        if not self.tokenizer.is_fast:
+            raise DataError(
+                f"{type(self.tokenizer).__name__} does not say which characters a token comes "
+                "from, which marked phrases need; save it as a fast tokenizer (tokenizer.json)"
+            )
+        before = self._before(question, num_images, start)
+        stripped = text.rstrip() if before.started else text.strip()
+        offsets = self.tokenizer(before.text + stripped, return_offsets_mapping=True).offset_mapping
+        lead = 0 if before.started else len(text) - len(text.lstrip())
+        shift = len(before.text) - lead  # of characters of `text`
+        inside = [
+            any(begin < last + shift and first + shift < stop for first, last in spans)
+            for begin, stop in offsets[len(before.ids) :]
+        ]
+        return np.asarray([*inside, False], np.int32)
+
     def decode(
         self, ids: Sequence[int] | np.ndarray, trunk: Sequence[int] | np.ndarray = ()
     ) -> str:

@@ -1,0 +1,39 @@
+"""GRAPE: preferences between robot trajectories, on LLaVA-1.5-7B (arXiv 2411.19309).
+
+    python -m seva_jax.train --config configs/grape.py \
+        --base.path DIR --prompts.path FILE --prompts.image-root DIR --mesh.fsdp 8
+
+beta, windows of 8 steps, adapters, learning rate and batch are published; the schedule is that of
+`llava15_7b_seva.py`. GRAPE aligns OpenVLA, whose vision towers this package does not have, and
+whose actions are the last 256 ids of the vocabulary: here an action is text, by default the numbers
+of the bins (`seva_jax/data/trajectories.py` has the file format and the score). A comparison is up
+to 16 trees with an image each, about 10,000 positions in one row.
+"""
+
+import dataclasses
+
+from llava15_7b_seva import get_config as seva
+
+from seva_jax.data.trajectories import Gcpg, TrajectoryPairs
+from seva_jax.models import LoraConfig
+from seva_jax.objectives import DPO, Trajectory
+
+
+def get_config():
+    """The best scored trajectory of a task against the worst."""
+    e = seva()
+    return dataclasses.replace(
+        e,
+        workdir="runs/grape",
+        prompts=TrajectoryPairs(
+            "data/trajectories.jsonl",
+            "data/frames",
+            judge=Gcpg(likelihood=0.01, cost=0.01, success=5.0),
+            window=8,
+        ),
+        corrupt=(),
+        objective=Trajectory(window=8, objective=DPO(beta=0.1)),
+        lora=LoraConfig(rank=32, alpha=64.0),  # alpha is not published
+        optim=dataclasses.replace(e.optim, lr=2e-5),
+        train=dataclasses.replace(e.train, batch_size=1, repeat=1, trained=("lora",)),
+    )

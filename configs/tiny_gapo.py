@@ -1,0 +1,23 @@
+"""GAPO's weights on the procedural world: a wrong answer with a true part counts less.
+
+python -m seva_jax.train --config configs/tiny_gapo.py
+"""
+
+import dataclasses
+
+from tiny import WORLD
+from tiny import get_config as tiny
+
+from seva_jax.objectives import DPO, ScoreGap
+from seva_jax.worlds import WorldPairs
+
+
+def get_config():
+    """Scores of the world are in [0, 1]; other forms of the weight as in `gapo.py`."""
+    return dataclasses.replace(
+        tiny(),
+        workdir="runs/tiny_gapo",
+        prompts=WorldPairs(WORLD, kinds=("color", "describe"), num=4000),
+        corrupt=(),
+        objective=DPO(beta=0.5, weighting=ScoreGap(scale=1.0)),
+    )

@@ -1,0 +1,25 @@
+"""GRAPE on the procedural world: images described in turn, the best attempt against the worst.
+
+python -m seva_jax.train --config configs/tiny_grape.py
+"""
+
+import dataclasses
+
+from tiny import WORLD
+from tiny import get_config as tiny
+
+from seva_jax.objectives import DPO, Trajectory
+from seva_jax.worlds.trajectories import WorldTrajectories
+
+
+def get_config():
+    """Windows of 4 steps, so that rows stay short."""
+    e = tiny()
+    return dataclasses.replace(
+        e,
+        workdir="runs/tiny_grape",
+        prompts=WorldTrajectories(WORLD, num=1000, steps=4, window=4),
+        corrupt=(),
+        objective=Trajectory(window=4, objective=DPO(beta=0.5)),
+        train=dataclasses.replace(e.train, batch_size=16),
+    )

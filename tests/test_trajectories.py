@@ -1,0 +1,153 @@
+"""Trajectories from files to comparisons, and the score that ranks them."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seva_jax.data.trajectories import Gcpg, Outcome, TrajectoryPairs, binned
+from seva_jax.objectives import Trajectory
+from seva_jax.types import DataError
+from seva_jax.worlds.trajectories import WorldTrajectories
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_score_against_numpy(seed):
+    """The product over stages, written as a product."""
+    rng = np.random.default_rng(seed)
+    costs = [rng.uniform(0, 30, (int(rng.integers(0, 4)), 2)) for _ in range(3)]
+    log_prob, success = float(-rng.uniform(0, 100)), bool(rng.integers(2))
+    expected = 0.01 * log_prob + 5 * success
+    expected += np.prod([np.exp(-sum(0.01 * max(0, c - top) for c, top in x)) for x in costs])
+    stages = tuple(tuple((float(a), float(b)) for a, b in x) for x in costs)
+    assert Gcpg()(Outcome(log_prob, stages, success)) == pytest.approx(expected)
+
+
+def test_score_of_its_parts():
+    """Costs below their threshold cost nothing; each weight is its own."""
+    free = ((3.0, 5.0), (4.0, 4.0)), ()
+    assert Gcpg()(Outcome(0.0, free, False)) == 1.0
+    assert Gcpg(success=2.0)(Outcome(0.0, free, True)) == 3.0
+    assert Gcpg(likelihood=0.1)(Outcome(-10.0, free, False)) == pytest.approx(0.0)
+    one = (((15.0, 5.0),),)
+    assert Gcpg(cost=0.1)(Outcome(0.0, one, False)) == pytest.approx(np.exp(-1))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bins_against_numpy(seed):
+    """Equal widths, both ends included, nothing outside."""
+    values = np.random.default_rng(seed).uniform(-1.2, 1.2, 50)
+    edges = np.linspace(-1, 1, 257)
+    expected = (np.digitize(values, edges) - 1).clip(0, 255)
+    assert binned(values.tolist()) == " ".join(map(str, expected))
+    assert binned([0.0, 5.0, 10.0], 0, 10, 4) == "0 2 3"
+
+
+def trajectory(name, actions, **facts):
+    """Steps with an image each; all trajectories begin with the same one."""
+    names = ["0.png", *(f"{name}{i}.png" for i in range(1, len(actions)))]
+    steps = [{"images": [n], "action": a} for n, a in zip(names, actions, strict=True)]
+    return {"steps": steps} | facts
+
+
+def measured(log_prob, cost, success):
+    """What a score needs."""
+    return {"log_prob": log_prob, "stages": [[[cost, 10.0]]], "success": success}
+
+
+GOOD = trajectory("a", ["up", "left", [-1, 1]], **measured(-10.0, 0.0, True))
+MIDDLE = trajectory("b", ["up", "right"], **measured(-10.0, 0.0, False))
+BAD = trajectory("c", ["down", "right", "stop", "stop"], **measured(-10.0, 300.0, False))
+
+
+def write(tmp_path, *records, **options):
+    """A source of these records."""
+    for name in ("0", *(f"{x}{i}" for x in "abc" for i in range(1, 4))):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    lines = [{"id": str(i), "task": "fetch it"} | record for i, record in enumerate(records)]
+    path = tmp_path / "trajectories.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return TrajectoryPairs(str(path), str(tmp_path), **options)
+
+
+def test_the_best_against_the_worst(tmp_path):
+    """The order of branches is that of the objective; steps of one image share a tree."""
+    data = write(tmp_path, {"trajectories": [BAD, MIDDLE, GOOD]}).open()
+    (pair,) = data.comparisons
+    assert pair.prompt.question == "What action should the robot take to fetch it?"
+    assert pair.prompt.id == "0#0"
+    assert pair.all_answers == ("up", "down", "left", "right", "0 255", "stop")
+    assert [view.prompt.images for view in pair.views] == [
+        ("0.png",), ("a1.png",), ("c1.png",), ("a2.png",), ("c2.png",),
+    ]  # fmt: skip
+    assert data.notes == {"steps without partner": 1}
+    Trajectory().check(data.comparisons)
+
+
+def test_windows_and_further_pairs(tmp_path):
+    """Each window is a comparison; the second best goes against the second worst."""
+    ranked = [dict(t, score=s) for t, s in ((BAD, 0), (MIDDLE, 1), (GOOD, 2), (GOOD, 3))]
+    data = write(tmp_path, {"trajectories": ranked}, window=2, pairs=5).open()
+    found = {c.prompt.id: c.all_answers for c in data.comparisons}
+    assert found == {
+        "0#0": ("up", "down", "left", "right"),
+        "0#2": ("0 255", "stop"),
+        "0@1#0": ("up", "up", "left", "right"),
+    }
+
+
+def test_windows_in_which_nothing_differs_are_left_out(tmp_path):
+    same = trajectory("a", ["up", "left", "down"])
+    data = write(tmp_path, {"chosen": GOOD, "rejected": same}, window=1).open()
+    assert [c.prompt.id for c in data.comparisons] == ["0#2"]
+
+
+def test_what_cannot_be_used_is_counted(tmp_path):
+    """One reason each; the good record stays."""
+    gone = trajectory("z", ["up", "down"])
+    one = {"steps": [{"images": ["0.png"], "action": ""}]}
+    records = [
+        {"chosen": GOOD, "rejected": BAD},
+        {"trajectories": [GOOD]},
+        {"trajectories": [GOOD, GOOD]},
+        {"trajectories": [GOOD, MIDDLE | {"success": 1}]},
+        {"trajectories": [GOOD, MIDDLE | {"log_prob": None}]},
+        {"trajectories": [GOOD, MIDDLE | {"stages": [[1.0]]}]},
+        {"trajectories": [GOOD, MIDDLE | {"stages": [[["far", 1.0]]]}]},
+        {"chosen": GOOD, "rejected": gone},
+        {"chosen": GOOD, "rejected": GOOD},
+        {"chosen": GOOD, "rejected": one},
+        {"chosen": GOOD, "rejected": {"steps": []}},
+        {"chosen": GOOD},
+        {"chosen": GOOD, "rejected": trajectory("b", [[1, True]])},
+        {"task": 3, "chosen": GOOD, "rejected": BAD},
+    ]
+    data = write(tmp_path, *records).open()
+    assert [c.prompt.id for c in data.comparisons] == ["0#0"]
+    assert data.drops == {
+        "no trajectories": 1, "equal scores": 1, "no score": 4, "missing image": 1,
+        "equal trajectories": 1, "no action": 2, "no steps": 1, "not an object": 1,
+        "no question": 1,
+    }  # fmt: skip
+    with pytest.raises(DataError, match=r"low 1\.0 must be below high -1\.0"):
+        dataclasses.replace(write(tmp_path, *records), low=1.0, high=-1.0).open()
+
+
+def test_trajectories_of_the_world():
+    """The better attempt has fewer wrong steps, and every image can be drawn."""
+    data = WorldTrajectories(num=30, steps=4, window=3).open()
+    assert {c.prompt.id.split("#")[1] for c in data.comparisons} == {"0", "3"}
+    truth = {}
+    for pair in data.comparisons:
+        Trajectory(window=3).check([pair])
+        for view in pair.views:
+            (name,) = view.prompt.images
+            split, index = name.rsplit("/", 1)
+            said = WorldTrajectories().world.prompt(split, int(index), False, "describe")
+            right = [answer == said.meta["answer"] for answer in view.answers]
+            truth.setdefault(pair.prompt.id.split("#")[0], []).append(right)
+    wrong = {task: (~np.array(steps)).sum(0) for task, steps in truth.items()}
+    assert all(chosen < rejected for chosen, rejected in wrong.values())
+    assert data.load_image(data.comparisons[0].images[0]).shape == (32, 32, 3)
