@@ -7,6 +7,7 @@ does not: which checkpoint is intact (`digests.py`).
 from __future__ import annotations
 
 import concurrent.futures
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Checkpoints:
             say(f"{directory}/{name} is not used: {why}; it is now {aside}")
         barrier(f"checkpoints {directory}")
         self._saving = 0
+        self._took_s: float | None = None
         self._pending: concurrent.futures.Future[None] | None = None
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         options = ocp.CheckpointManagerOptions(
@@ -101,12 +103,26 @@ class Checkpoints:
             data=ocp.args.JsonSave(data),
             facts=ocp.args.JsonSave(self._facts),
         )
-        self._saving = step
+        self._saving, start = step, time.monotonic()
         try:
             self._manager.save(step, args=items)
         except Exception as error:  # tensorstore and Orbax raise many types
             raise self._failure(self._directory / str(step), error) from error
-        self._pending = self._worker.submit(self._manager.wait_until_finished)
+        self._pending = self._worker.submit(self._finish, start)
+
+    def _finish(self, start: float) -> None:
+        self._manager.wait_until_finished()
+        self._took_s = max(time.monotonic() - start, self._took_s or 0.0)
+
+    @property
+    def saving(self) -> bool:
+        """Whether one is still being written."""
+        return self._pending is not None and not self._pending.done()
+
+    @property
+    def took_s(self) -> float | None:
+        """The longest time that one took, from `save` until a kill leaves it; None before any."""
+        return self._took_s
 
     def check(self) -> None:
         """Finds out whether the last save failed, without waiting for one that goes on.

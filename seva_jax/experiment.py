@@ -99,9 +99,11 @@ class TrainOptions:
         feature_cache: directory that keeps what the frozen vision tower made of every image, by
             content and tower, for this and other runs; empty computes it in every step. An image
             of LLaVA-1.5 takes 1.1 MiB in bfloat16.
-        save_every_s: seconds between checkpoints, which is what a kill may cost; one is written
-            at the next line of metrics.
-        save_every: steps between checkpoints, beside those by time; 0 means by time only.
+        save_every_s: a kill costs at most so many seconds of training, also while a checkpoint is
+            written: one is begun earlier by the time that writing takes, at a line of metrics,
+            and where writing takes too long, training waits for it (`seva_jax/saving.py`).
+        save_every: a kill costs at most so many steps: there is a checkpoint beside those by time
+            every so many, and training waits until it is written; 0 means by time only.
         log_every: steps between lines of metrics.
         max_nonfinite: so many steps, one after another, whose loss or gradient is not finite end
             the run with exit code 65. Such a step changes nothing, and the ids of its examples go

@@ -28,6 +28,7 @@ from seva_jax.memory import warn_if_too_large
 from seva_jax.models import Llava
 from seva_jax.objectives import Objective
 from seva_jax.processes import gather, say
+from seva_jax.saving import Due, Pace
 from seva_jax.sharding import (
     check_batch,
     put_batch,
@@ -206,7 +207,7 @@ def fit(
     starts_after(first - len(waiting))
     health.resume(first - len(waiting), in_a_row)
     compiled: set[tuple[int, ...]] = set()
-    clock = saved_s = time.monotonic()
+    clock, pace = time.monotonic(), Pace(loop.save_every_s)
 
     def comparisons(step: int) -> list[Comparison]:
         return [loop.rows.comparisons[i] for i in schedule[step - 1]]
@@ -223,7 +224,8 @@ def fit(
         waiting.append(metrics)
         shown: dict[str, float] = {}
         stop = stopping.reached() and step < loop.steps
-        save = stop or step == loop.steps or (loop.save_every and step % loop.save_every == 0)
+        wait = bool(loop.save_every) and step % loop.save_every == 0
+        save = stop or step == loop.steps or wait
         if step % loop.log_every == 0 or step == loop.steps:
             rows = _numbers(waiting)
             steps = range(step - len(rows) + 1, step + 1)
@@ -245,14 +247,20 @@ def fit(
             checkpoints.check()
             shown = {name: means[key] for key, name in _LIVE.items() if key in means}
             waiting.clear()
-            save |= gather(clock - saved_s >= loop.save_every_s)[0]  # by the clock of process 0
+            # By the clock of process 0.
+            due = Due(*gather(pace.due(checkpoints.took_s, checkpoints.saving))[0])
+            save, wait = save or due.save, wait or due.wait
         progress.update(1, **shown)
         if save:
             waiting = _numbers(waiting)
             # A copy: it is written while training goes on.
             noticed = {"waiting": list(waiting), "nonfinite": health.in_a_row}
-            checkpoints.save(state, data.get_state() | noticed)
-            saved_s = time.monotonic()
+            pace.begin()
+            with pace.standing():
+                checkpoints.save(state, data.get_state() | noticed)
+        if wait:
+            with pace.standing():
+                checkpoints.wait()
         if stop:
             break
     progress.close()

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from seva_jax import checkpoint
 from seva_jax.base_model import TrainedBase
 from seva_jax.cli import config_directory, read_config
 from seva_jax.models import LlavaConfig, LoraConfig, TextConfig, VisionConfig
@@ -50,8 +51,21 @@ class MadeUpPairs(PairBuilder):
         return [Comparison(r.prompt, answers[i % 2]) for i, r in enumerate(rollouts)], Counter()
 
 
+def _commit_slowly(seconds):
+    """Checkpoints are complete some time before they are published."""
+    write_digests = checkpoint.write_digests
+
+    def slowly(step):
+        write_digests(step)
+        time.sleep(seconds)
+
+    checkpoint.write_digests = slowly
+
+
 def get_config():
-    """All stages of the default run, tiny."""
+    """All stages of the default run, tiny; with COMMIT_S in the environment commits are slow."""
+    if "COMMIT_S" in os.environ:
+        _commit_slowly(float(os.environ["COMMIT_S"]))
     from helpers_run import MadeUpPairs  # by a name that the run's own config.py can import
 
     tiny = read_config(config_directory() / "tiny.py")

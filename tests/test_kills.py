@@ -1,7 +1,8 @@
 """SIGKILL in every stage of the real command: what a run ends with does not depend on it.
 
-Ten kills a seed, at moments that are certain and delays that are drawn; SEVA_JAX_KILLS=30 takes
-three seeds.
+Checkpoints are published late there, so a kill in a save comes at the worst moment. Ten kills a
+seed, at moments that are certain and delays that are drawn; SEVA_JAX_KILLS=30
+takes three seeds.
 """
 
 import os
@@ -63,7 +64,7 @@ def test_ten_kills(whole, seed):
     workdir, options = whole / f"killed{seed}" / "run", ("--train.save-every", SAVE_EVERY)
     for stage, condition in MOMENTS:
         before, since = finished(workdir), time.time()
-        with train(whole / "cache", workdir, *options) as run:
+        with train(whole / "cache", workdir, *options, env={"COMMIT_S": "0.3"}) as run:
             run.when(lambda: condition(workdir, since))  # noqa: B023
             time.sleep(draw.uniform(0, 0.05))
             assert run.kill() == -signal.SIGKILL, run.output[-3000:]
@@ -72,8 +73,7 @@ def test_ten_kills(whole, seed):
             assert path.read_bytes().startswith(text), f"{path} was begun anew"
         if found := rows(workdir, stage):
             saved = max(saved_steps(workdir, stage), default=0)
-            # One interval, and what is computed while a checkpoint is written: one more at most.
-            assert found[-1]["step"] - saved <= 2 * SAVE_EVERY
+            assert found[-1]["step"] - saved <= SAVE_EVERY, "more than one interval is lost"
     with train(whole / "cache", workdir, *options) as run:
         assert run.status() == 0, run.output[-3000:]
     assert_same_run(workdir, whole / "whole" / "run")

@@ -18,7 +18,7 @@ LAYERS = (
     "corrupt objectives text images sharding processes report loggers terminal lock",  # leaves
     "models data optim digests",  # networks; rows and files; updates; which files are intact
     "statistics",  # of the answers in a batch: log-probs and what objectives ask for beside
-    "step convert worlds evals health",  # the maths; weights; prompts with truth
+    "step convert worlds evals health saving",  # the maths; weights; prompts with truth; saves
     "rollout",  # answers to prompts
     "pairs checkpoint memory flops base_model curriculum",  # what a stage of a run is made of
     "experiment logps loop features pretrained",  # the root config; passes over data; for notebooks
