@@ -56,7 +56,7 @@ class MethodsStudy:
 def cells(study: MethodsStudy, seed: int) -> dict[str, tuple[Experiment, ...]]:
     """The runs of one seed by name of the method, the base's own config first."""
     (tiny,) = read_configs(config_directory() / "tiny.py")
-    pairs = WorldPairs(num=tiny.prompts.num) if hasattr(tiny.prompts, "num") else WorldPairs()
+    pairs = WorldPairs(num=2000)
     found = {
         "seva": tiny,
         "control: supervised": dataclasses.replace(tiny, objective=Supervised()),

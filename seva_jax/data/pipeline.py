@@ -117,7 +117,9 @@ def marked(
     """For each answer of a comparison's own view, 1 at tokens inside its marked phrases."""
     prompt = comparison.prompt
     return tuple(
-        encoder.marked(prompt.question, len(prompt.images), text, spans, prompt.start)[: len(branch)]
+        encoder.marked(prompt.question, len(prompt.images), text, spans, prompt.start)[
+            : len(branch)
+        ]
         for text, spans, branch in zip(comparison.answers, comparison.spans, branches, strict=True)
     )
 

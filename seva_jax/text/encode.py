@@ -166,7 +166,7 @@ class Encoder:
         spans: Sequence[tuple[int, int]],
         start: str = "",
     ) -> np.ndarray:
-        """Which tokens of `answer(question, num_images, text, start)` hold a character of some span.
+        """Which tokens of `answer(question, ..., start)` hold a character of some span.
 
         Args:
             question: as in `answer`.
