@@ -9,7 +9,7 @@ answers that methods for given preferences start from.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,7 +25,8 @@ from seva_jax.data.store import write_json
 from seva_jax.experiment import Experiment
 from seva_jax.objectives import Supervised
 from seva_jax.ranges import FROM_1, Ranges
-from seva_jax.train import Run
+from seva_jax.stages import runs_of
+from seva_jax.train import run_all
 from seva_jax.types import DataError
 from seva_jax.worlds import WorldPairs
 
@@ -66,7 +67,8 @@ def cells(study: MethodsStudy, seed: int) -> dict[str, tuple[Experiment, ...]]:
     }
     for path in sorted(config_directory().glob("tiny_*.py")):
         experiments = read_configs(path)
-        if len(experiments) == 1:  # a sweep is no method
+        # A sweep is no method, and what has a base model of its own has nothing to compare with.
+        if len(experiments) == 1 and experiments[0].base == tiny.base:
             known = _KNOWN if experiments[0].prompts.has_answers else ""
             found[path.stem.removeprefix("tiny_") + known] = experiments[0]
     chosen = {name: e for name, e in found.items() if _wanted(study, name)}
@@ -84,9 +86,9 @@ def _budgeted(
     folder = name.replace(_KNOWN, "-known").replace(": ", "-")
     workdir = str(Path(study.out) / f"seed{seed}" / folder)
     shared = dataclasses.replace(
-        experiment, base=tiny.base, evals=tiny.evals, compute=tiny.compute, workdir=workdir
+        experiment, evals=tiny.evals, compute=tiny.compute, workdir=workdir
     )
-    stages = shared.curriculum(reseed(shared, seed))
+    stages = runs_of(reseed(shared, seed))
 
     def limited(stage: Experiment) -> Experiment:
         steps = max(study.comparisons // len(stages) // stage.train.batch_size, 1)
@@ -94,6 +96,12 @@ def _budgeted(
         return dataclasses.replace(stage, train=train)
 
     return tuple(map(limited, stages))
+
+
+def _finished(study: MethodsStudy, seed: int) -> list[Path]:
+    """Work directories of one seed, whose finished stages may serve others."""
+    folder = Path(study.out) / f"seed{seed}"
+    return sorted(path.parent for path in folder.rglob("stages.json"))
 
 
 def run_methods(study: MethodsStudy) -> None:
@@ -106,7 +114,7 @@ def run_methods(study: MethodsStudy) -> None:
             if not study.tables_only:
                 print(f"\n=== seed {seed}: {name} ===", flush=True)
                 try:
-                    _run(runs, Path(study.out) / f"seed{seed}")
+                    run_all(runs, _finished(study, seed))
                 except DataError as error:
                     without.append(f"{name}, seed {seed}: {error}")
                     continue
@@ -121,12 +129,6 @@ def run_methods(study: MethodsStudy) -> None:
     out = Path(study.out)
     (out / "methods.md").write_text(text + "\n", encoding="utf-8")
     write_json(out / "methods.json", values)
-
-
-def _run(runs: Sequence[Experiment], folder: Path) -> None:
-    """The stages of a cell in order; what other cells of its seed have done already is taken."""
-    for run in runs:
-        Run(run, sorted(path.parent for path in folder.rglob("stages.json"))).stages()
 
 
 def table(study: MethodsStudy, values: Mapping[int, Values]) -> str:
