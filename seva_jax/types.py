@@ -100,8 +100,8 @@ class Comparison:
         answers: K texts; answers[0] is chosen, the others are rejected.
         weight: weight in the mean over comparisons, at least 0.
         corruptions: for each rejected answer, the index of the corruption it came from.
-        scores: how good each answer is, in any unit, where a judge said so; or empty. Only
-            objectives that ask for scores read them (`objectives/weighting.py`).
+        scores: how good each answer of all trees is, in any unit, where a judge said so; or empty.
+            Only objectives that ask for scores read them (`objectives/weighting.py`).
         more: further trees of the comparison.
         spans: for each answer, the phrases that were marked, as [start, end) in characters; or
             empty where nobody marked any. Only objectives of phrases read them.

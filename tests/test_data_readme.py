@@ -11,11 +11,13 @@ from pathlib import Path
 from PIL import Image
 
 from seva_jax.data import __main__ as commands
+from seva_jax.data.regions import MapFolder
 from seva_jax.data.sources import PreferenceSource, PromptSource
 
 PAGE = (Path(commands.__file__).parent / "README.md").read_text(encoding="utf-8")
 LINES = re.findall(r"^\| (?P<what>[^|]+) \| `(?P<line>[^|]+)` \| `(?P<module>\w+)` \|$", PAGE, re.M)
-MODULES = ("files", "embedded", "records", "preferences", "messages", "mixed", "changed")
+MODULES = ("files", "embedded", "records", "preferences", "messages", "mixed", "changed", "marked",
+           "trajectories", "regions", "scores")  # fmt: skip
 CLASSES = {
     name: (module, value)
     for module in MODULES
@@ -26,7 +28,7 @@ CLASSES = {
 
 
 def test_every_line_is_a_source_of_the_module_named():
-    names = {name: kind for name, (_, kind) in CLASSES.items()}
+    names: dict = {name: kind for name, (_, kind) in CLASSES.items()} | {"MapFolder": MapFolder}
     used = set()
     for _, line, module in LINES:
         source = eval(line, names)

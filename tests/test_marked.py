@@ -115,6 +115,7 @@ def test_spans_of_words():
     assert coder.marked("What ?", 1, " a red ball . ", [(3, 6)]).tolist() == [0, 1, 0, 0, 0]
     assert coder.marked("What ?", 0, "a red ball", [(0, 1), (6, 10)]).tolist() == [1, 0, 1, 0]
     assert coder.marked("What ?", 0, "a red ball", []).tolist() == [0, 0, 0, 0]
+    assert coder.marked("What ?", 0, " red ball", [(1, 4)], start="a").tolist() == [1, 0, 0]
 
 
 def write(tmp_path, answers):

@@ -79,7 +79,7 @@ class Scored(Weighting):
 
     def check(self, comparison: Comparison) -> None:
         """See `Weighting.check`."""
-        scores, num = comparison.scores, len(comparison.answers)
+        scores, num = comparison.scores, len(comparison.all_answers)
         what = f"{type(self).__name__}: comparison {comparison.prompt.id!r}"
         if len(scores) != num:
             raise DataError(
@@ -146,6 +146,7 @@ class ClippedZScore(Scored):
 
     The release does not normalise: `RawScore`. Mean and standard deviation are those of the whole
     data set, given here, never those of a batch: the weight of a pair is the same wherever it is.
+    `seva_jax.data.scores.ClippedZScores` computes them from the data.
 
     Attributes:
         mean: of the scores of the data set.

@@ -166,7 +166,9 @@ class Encoder:
         spans: Sequence[tuple[int, int]],
         start: str = "",
     ) -> np.ndarray:
-        """Which tokens of `answer(question, ..., start)` hold a character of some span.
+        """Which tokens of `answer(question, num_images, text, start)` are inside of some span.
+
+        A token that shares a character with a span is inside.
 
         Args:
             question: as in `answer`.
@@ -187,13 +189,12 @@ class Encoder:
                 "from, which marked phrases need; save it as a fast tokenizer (tokenizer.json)"
             )
         before = self._before(question, num_images, start)
-        stripped = text.rstrip() if before.started else text.strip()
-        offsets = self.tokenizer(before.text + stripped, return_offsets_mapping=True).offset_mapping
-        lead = 0 if before.started else len(text) - len(text.lstrip())
-        shift = len(before.text) - lead  # of characters of `text`
+        dropped = 0 if before.started else len(text) - len(text.lstrip())
+        shift = len(before.text) - dropped  # from characters of `text` to those of all
+        joint = self.tokenizer(before.text + text[dropped:].rstrip(), return_offsets_mapping=True)
         inside = [
-            any(begin < last + shift and first + shift < stop for first, last in spans)
-            for begin, stop in offsets[len(before.ids) :]
+            any(begin < last + shift and first + shift < end for first, last in spans)
+            for begin, end in joint.offset_mapping[len(before.ids) :]
         ]
         return np.asarray([*inside, False], np.int32)
 

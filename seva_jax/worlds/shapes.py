@@ -31,7 +31,7 @@ COLORS = {
 }
 Kind = Literal["color", "presence", "describe"]
 Scene = tuple[tuple[str, str, int], ...]  # (color, shape, cell) of each object
-_CELL = 16  # pixels; the image is a 2 x 2 grid of cells
+CELL = 16  # pixels; the image is a 2 x 2 grid of cells
 _BACKGROUND = 20.0
 
 
@@ -54,7 +54,7 @@ def describe(objects: Sequence[tuple[str, str]]) -> str:
 
 def _mask(shape: str) -> np.ndarray:
     """Which pixels of a cell a centred shape covers, float [16, 16]."""
-    y, x = np.mgrid[:_CELL, :_CELL] - (_CELL - 1) / 2
+    y, x = np.mgrid[:CELL, :CELL] - (CELL - 1) / 2
     radius = 5.5
     distance = np.hypot(x, y)
     masks = {
@@ -126,13 +126,13 @@ class ShapeWorld:
     def draw(self, split: str, index: int, skewed: bool) -> np.ndarray:
         """The image of a scene, uint8 [32, 32, 3]."""
         rng = self.rng("draw", split, index)
-        image = np.full((2 * _CELL, 2 * _CELL, 3), _BACKGROUND, np.float32)
+        image = np.full((2 * CELL, 2 * CELL, 3), _BACKGROUND, np.float32)
         for color, shape, cell in self.scene(split, index, skewed):
             cast = rng.normal(0, self.color_noise, 3)
             paint = (np.array(COLORS[color], np.float32) + cast).clip(0, 255)
             mask = np.roll(_MASKS[shape], tuple(rng.integers(-1, 2, 2)), (0, 1))[..., None]
             y, x = divmod(cell, 2)
-            area = image[y * _CELL : (y + 1) * _CELL, x * _CELL : (x + 1) * _CELL]
+            area = image[y * CELL : (y + 1) * CELL, x * CELL : (x + 1) * CELL]
             area += mask * (paint - area)
         image += rng.normal(0, self.pixel_noise, image.shape)
         return image.clip(0, 255).round().astype(np.uint8)

@@ -1,0 +1,24 @@
+"""MMedPO by its paper's formulas: clipped z-scores as weights, diffusion noise in the region.
+
+    python -m seva_jax.train --config configs/mmedpo_paper.py --base.path DIR --mesh.fsdp 8
+
+Everything else as in `mmedpo.py`. The bounds of the clipping are ours.
+"""
+
+import dataclasses
+
+from mmedpo import get_config as release
+from mmedpo import pairs
+
+from seva_jax.corrupt.region import RegionNoise
+from seva_jax.data.scores import ClippedZScores
+
+
+def get_config():
+    """Mean and standard deviation are those of both kinds of pairs together."""
+    noise = RegionNoise(region="heat", noise="diffusion", step=500)
+    return dataclasses.replace(
+        release(),
+        workdir="runs/mmedpo_paper",
+        prompts=ClippedZScores(pairs(noise), low=0.1, high=2.0),
+    )

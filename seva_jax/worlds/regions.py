@@ -1,0 +1,45 @@
+"""Where the objects of a world are, as masks of its images.
+
+What lives here: `AskedObject`. What does not: the world (`shapes.py`), what is done with masks
+(`seva_jax/data/regions.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from seva_jax.data.regions import Maps
+from seva_jax.types import ExampleError, Prompt
+from seva_jax.worlds.shapes import CELL, SHAPES, ShapeWorld
+
+
+@dataclasses.dataclass(frozen=True)
+class AskedObject(Maps):
+    """1 in the cell of the object that a question names, and 0 elsewhere.
+
+    Attributes:
+        world: that the images are of.
+        skewed: as in the source of the prompts.
+    """
+
+    world: ShapeWorld = ShapeWorld()
+    skewed: bool = False
+
+    def name(self, prompt: Prompt, image: str) -> str:
+        """See `Maps.name`."""
+        named = [word for word in prompt.question.split() if word in SHAPES]
+        split, index = image.rsplit("/", 1)
+        scene = self.world.scene(split, int(index), self.skewed)
+        cells = [cell for _, shape, cell in scene if shape in named]
+        if not cells:
+            raise ExampleError("the question names no object of the image", "missing mask")
+        return str(cells[0])
+
+    def load(self, name: str) -> np.ndarray:
+        """See `Maps.load`."""
+        map_HW = np.zeros((2 * CELL, 2 * CELL), np.float32)
+        y, x = divmod(int(name), 2)
+        map_HW[y * CELL : (y + 1) * CELL, x * CELL : (x + 1) * CELL] = 1
+        return map_HW
