@@ -100,7 +100,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the processes itself
     first_failure, failed_at = 0, 0.0
     try:
-        while any(process.poll() is None for process in processes):
+        while None in [process.poll() for process in processes]:  # all are asked
             failed = [p.returncode for p in processes if p.returncode]
             if failed and not failed_at:
                 first_failure, failed_at = failed[0], time.monotonic()

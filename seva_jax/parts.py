@@ -22,7 +22,7 @@ from seva_jax.data.trees import RowShape
 from seva_jax.experiment import Experiment, make_model
 from seva_jax.flops import forward, model_flops
 from seva_jax.health import Health
-from seva_jax.logps import answer_logps
+from seva_jax.logps import Journal, answer_logps
 from seva_jax.loop import Loop, fit
 from seva_jax.models import (
     Llava,
@@ -194,14 +194,19 @@ class Parts:
         return facts | (flatten(model.lora, "lora") if model.lora else {"lora": "none"})
 
     def logps(
-        self, model: Llava, variables: Variables, rows: ComparisonRows, name: str
+        self,
+        model: Llava,
+        variables: Variables,
+        rows: ComparisonRows,
+        name: str,
+        journal: Journal | None = None,
     ) -> list[list[np.ndarray]]:
-        """Per-token log-probs of every branch of every row, in order."""
+        """Per-token log-probs of every branch of every row, in order; see `answer_logps`."""
         train = self.experiment.train
         with self.workdir.bar(name, len(rows), "pair") as bar:
             return answer_logps(
                 model, variables, rows, self.mesh, train.batch_size // train.micro_batches,
-                self.row_shapes, self.step_options, bar.update,
+                self.row_shapes, self.step_options, bar.update, journal,
             )  # fmt: skip
 
     def pixels(self, data: PromptSet) -> Pixels:

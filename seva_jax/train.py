@@ -39,6 +39,7 @@ from seva_jax.experiment import Experiment
 from seva_jax.features import cached_features
 from seva_jax.health import NotFinite
 from seva_jax.home import hide_home
+from seva_jax.logps import Journal
 from seva_jax.models import (
     Llava,
     abstract_params,
@@ -100,6 +101,7 @@ class Run(Parts):
         stage("pairs", pairs, self.build_pairs, ["pairs.array_record", "pairs.json"])
         if self.caches_reference:
             stage("reference", pairs, self.cache_reference, ["reference.array_record"])
+            self.workdir.remove("reference.jsonl")  # all of it is in the other file now
         what = dataclasses.replace(
             e.train, log_every=1, save_every=0, save_every_s=1.0, max_nonfinite=1, read_processes=0
         )  # free to change
@@ -277,8 +279,10 @@ class Run(Parts):
     def cache_reference(self) -> str:
         """Computes per-token log-probs of every answer under the base model, once."""
         rows = self.rows(self.comparisons, self.images)
-        logps = self.logps(self.base_model, {"params": self.base_params}, rows, "reference")
         ids, key = [c.prompt.id for c in self.comparisons], self.reference_key  # on all processes
+        journal = Journal(self.workdir.path / "reference.jsonl", key)
+        base = {"params": self.base_params}
+        logps = self.logps(self.base_model, base, rows, "reference", journal)
         if self.workdir.writes:
             path = self.workdir.path / "reference.array_record"
             store.write_reference(path, ids, logps, key)

@@ -257,6 +257,11 @@ class Workdir:
             if len(kept) < len(rows):
                 write_lines(self.path / name, kept)
 
+    def remove(self, name: str) -> None:
+        """Deletes a file that is not needed any more, if it is there."""
+        if self.writes:
+            (self.path / name).unlink(missing_ok=True)
+
     def bar(self, name: str, total: int, unit: str, initial: int = 0) -> Progress:
         """Progress; silent on all processes but the first. See `Progress`."""
         return Progress(name, total, unit, initial, self.writes)

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from seva_jax import checkpoint
+from seva_jax import checkpoint, logps
 from seva_jax.base_model import TrainedBase
 from seva_jax.cli import config_directory, read_config
 from seva_jax.models import LlavaConfig, LoraConfig, TextConfig, VisionConfig
@@ -52,14 +52,18 @@ class MadeUpPairs(PairBuilder):
 
 
 def _commit_slowly(seconds):
-    """Checkpoints are complete some time before they are published."""
-    write_digests = checkpoint.write_digests
+    """Checkpoints are complete some time before they are published; reference passes are slow."""
+    write_digests, add = checkpoint.write_digests, logps.Journal.add
 
     def slowly(step):
         write_digests(step)
         time.sleep(seconds)
 
-    checkpoint.write_digests = slowly
+    def add_slowly(journal, batch):
+        add(journal, batch)
+        time.sleep(seconds / 4)
+
+    checkpoint.write_digests, logps.Journal.add = slowly, add_slowly
 
 
 def get_config():

@@ -22,7 +22,7 @@ MOMENTS = (
     ("base", lambda w, since: saving(w, "base", since)),
     ("rollouts", lambda w, since: lines(w / "rollouts.jsonl")),
     ("pairs", lambda w, since: stages(w)[-1:] == ["rollouts"]),
-    ("reference", lambda w, since: stages(w)[-1:] == ["pairs"]),
+    ("reference", lambda w, since: len(lines(w / "reference.jsonl")) > 3),
     ("align", lambda w, since: rows(w, "align")),
     ("align", lambda w, since: saving(w, "align", since)),
     ("align", lambda w, since: len(rows(w, "align")) > 6),

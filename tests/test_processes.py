@@ -117,6 +117,17 @@ def test_one_process_has_nothing_to_join():
     assert gather({"a": [1, "ü"]}) == [{"a": [1, "ü"]}]
 
 
+@pytest.mark.parametrize("dies", [0, 1])
+def test_the_launcher_notices_any_death(dies):
+    """The others get the grace, then they are ended; the status is that of the dead one."""
+    command = f"[ $JAX_PROCESS_ID = {dies} ] && exit 7; exec sleep 60"
+    start = time.monotonic()
+    local = [sys.executable, str(ROOT / "launch" / "local.py"), "--grace", "0.5"]
+    done = subprocess.run([*local, "--", "bash", "-c", command], timeout=50, check=False)
+    assert done.returncode == 7
+    assert time.monotonic() - start < 30
+
+
 def test_dry_run_prints_the_commands():
     command = [sys.executable, ROOT / "launch" / "local.py", "--dry-run", "--processes", "3"]
     out = subprocess.run(
