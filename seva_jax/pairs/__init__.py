@@ -1,15 +1,21 @@
 """From rollouts to comparisons: builders, and the files they are kept in."""
 
 from seva_jax.pairs.builders import CorruptionPairs, PairBuilder
+from seva_jax.pairs.cooccurrence import Cooccurrence
 from seva_jax.pairs.found import FoundPairs, find_pairs
+from seva_jax.pairs.injection import InjectedPairs
 from seva_jax.pairs.model import Measured, PairModel, Reply
+from seva_jax.pairs.retrieval import RetrievedPairs
 
 __all__ = [
+    "Cooccurrence",
     "CorruptionPairs",
     "FoundPairs",
+    "InjectedPairs",
     "Measured",
     "PairBuilder",
     "PairModel",
     "Reply",
+    "RetrievedPairs",
     "find_pairs",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -42,17 +42,22 @@ def read_synonyms(path: str) -> tuple[tuple[str, str], ...]:
     Raises:
         DataError: the file cannot be read, is empty, or gives a phrase two names.
     """
+    return with_plurals(path, read_file(path).decode("utf-8-sig").splitlines())
+
+
+def with_plurals(where: str, lines: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """`read_synonyms` of lines; `where` they are is for errors."""
     given: dict[str, str] = {}
-    for line in read_file(path).decode("utf-8-sig").splitlines():
+    for line in lines:
         phrases = [phrase.strip().lower() for phrase in line.split(",") if phrase.strip()]
         for phrase in phrases:
             if given.setdefault(phrase, phrases[0]) != phrases[0]:
                 raise DataError(
-                    f"{path}: {phrase!r} stands for {given[phrase]!r} and for {phrases[0]!r}; "
+                    f"{where}: {phrase!r} stands for {given[phrase]!r} and for {phrases[0]!r}; "
                     "keep one"
                 )
     if not given:
-        raise DataError(f"{path}: has no synonyms; one object a line, commas between its names")
+        raise DataError(f"{where}: has no synonyms; one object a line, commas between its names")
     plurals = {_plural(phrase): name for phrase, name in given.items()}
     return tuple((plurals | given).items())
 

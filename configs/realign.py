@@ -1,0 +1,34 @@
+"""Re-Align (rDPO) for LLaVA-1.5-7B: answers refilled in view of a similar image, and that image.
+
+    python -m seva_jax.train --config configs/realign.py \
+        --base.path DIR --prompts.sources.0.path FILE --prompts.sources.0.image-root DIR \
+        --prompts.sources.1.root DIR --mesh.fsdp 8
+
+The paper's formula is `--objective.form label`. The release's differs: `--objective.form top
+--train.reference in_step` (see `ReAlign`). The images are those of the prompts: an image retrieved
+for one is that of another.
+"""
+
+import dataclasses
+
+from llava15_7b_seva import get_config as base
+
+from seva_jax.models import LoraConfig
+from seva_jax.objectives import ReAlign
+from seva_jax.optim import Optim
+from seva_jax.pairs import RetrievedPairs
+
+
+def get_config():
+    """With the prompts of `llava15_7b_seva.py`."""
+    e = base()
+    return dataclasses.replace(
+        e,
+        workdir="runs/realign",
+        corrupt=(),
+        pairs=RetrievedPairs(),
+        objective=ReAlign(beta=0.1, form="label"),
+        lora=LoraConfig(rank=128, alpha=256.0),
+        optim=Optim(lr=1e-6, schedule="cosine", warmup_ratio=0.03, weight_decay=0.0, clip_norm=0.0),
+        train=dataclasses.replace(e.train, repeat=1, trained=("lora",)),
+    )

@@ -1,0 +1,202 @@
+"""APASI's pairs: the model's own description against itself with made-up objects in it.
+
+What lives here: `InjectedPairs`, which sentences it replaces, and its templates. What does not:
+which objects go together (`cooccurrence.py`), and how sentences are completed (`rewrite.py`).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from seva_jax.data.sources import PromptSet
+from seva_jax.evals import Chair
+from seva_jax.pairs.builders import PairBuilder
+from seva_jax.pairs.cooccurrence import Cooccurrence, read_objects, read_texts
+from seva_jax.pairs.model import PairModel
+from seva_jax.pairs.rewrite import Draft, generator, rewrite, split
+from seva_jax.ranges import FROM_1, Range, Ranges
+from seva_jax.rollout.sampler import Sampling
+from seva_jax.text.encode import clean_answer
+from seva_jax.text.templates import IMAGE_MARKER
+from seva_jax.types import Comparison, DataError, Rollout
+
+TEMPLATES = (
+    "There is {object}",
+    "There is also {object}",
+    "In addition, there is {object}",
+    "Nearby there is {object}",
+    "In the background there is {object}",
+    "In the foreground there is {object}",
+    "On one side there is {object}",
+    "A little further away there is {object}",
+    "Next to it one can see {object}",
+    "One can also see {object}",
+    "One can make out {object}",
+    "The image also shows {object}",
+    "The picture includes {object}",
+    "The scene also contains {object}",
+    "Part of the scene is {object}",
+    "Close by is {object}",
+    "Also visible is {object}",
+    "Another thing to notice is {object}",
+    "Somewhat hidden is {object}",
+    "Not to be overlooked is {object}",
+)
+# Written with a vowel and spoken without, and the other way round.
+_CONSONANT = re.compile(r"(e[uw]|one\b|u(ni(?!n)|ri|[kst][aeiou]))", re.IGNORECASE)
+_VOWEL = re.compile(r"([aeiou]|hour|heir|honest|x-?ray)", re.IGNORECASE)
+
+
+def with_article(name: str) -> str:
+    """A noun with "a" or "an", by its spelling and a short list of exceptions.
+
+    >>> [with_article(name) for name in ("cat", "umbrella", "unicycle", "hourglass")]
+    ['a cat', 'an umbrella', 'a unicycle', 'an hourglass']
+    """
+    vowel = _VOWEL.match(name) and not _CONSONANT.match(name)
+    return f"{'an' if vowel else 'a'} {name}"
+
+
+def position_weights(num: int) -> np.ndarray:
+    """How likely each sentence is to be replaced, in proportion: float64 [num], the first 0.
+
+    The others are counted i = 1, 2, ... and have `a sqrt(i) + b`, which is 1 for the first of them
+    and 2 for the last.
+    """
+    weights = np.zeros(num)
+    if num > 1:
+        roots = np.sqrt(np.arange(1, num))
+        weights[1:] = 1 + (roots - 1) / max(roots[-1] - 1, 1e-9)
+    return weights
+
+
+def choose(weights: np.ndarray, num: int, rng: np.random.Generator) -> list[int]:
+    """Draws places one after another in proportion to their weights, each at most once.
+
+    Args:
+        weights: float64 [N], at least 0.
+        num: how many, at most the number of weights above 0.
+        rng: gives N numbers.
+
+    Returns:
+        The places, increasing. Equal in distribution to drawing one by one, by Efraimidis and
+        Spirakis, "Weighted random sampling with a reservoir" (2006).
+    """
+    waits = rng.exponential(size=len(weights)) / np.where(weights > 0, weights, 1)
+    waits[weights <= 0] = np.inf
+    return sorted(np.argsort(waits)[:num].tolist())
+
+
+@dataclasses.dataclass(frozen=True)
+class InjectedPairs(PairBuilder):
+    """Chosen is the model's description; rejected the same with some sentences made up (APASI).
+
+    A sentence that is replaced begins with a template and an object that the description lacks but
+    that often comes with those it has, and the same language model completes it without seeing the
+    image. Which ones are replaced follows from the seed and the prompt's id. The published facts
+    leave open, and here it is so: an object is drawn from those with the highest sum of counts with
+    all objects of the description, no object twice, and what stands before a new sentence, other
+    new ones included, is what it goes on from.
+
+    Attributes:
+        rate: share of the sentences that are replaced, rounded (a half to the even number). Never
+            the first; later ones more often, see `position_weights`.
+        objects_file: the vocabulary: one object a line, its name first, commas between synonyms;
+            or a JSON list. Plurals are added.
+        objects: the same, line by line, in place of a file.
+        captions_file: texts to count objects in, one a line or a JSON list; empty takes the
+            model's own descriptions.
+        most_objects: an object is drawn from so many.
+        templates: how a new sentence may begin; "{object}" becomes the object with its article.
+        separator: what stands between sentences; empty for full stops, see `rewrite.split`.
+        sampling: how sentences are completed.
+    """
+
+    ranges: ClassVar[Ranges] = {"rate": Range(0, 1, above=True), "most_objects": FROM_1}
+
+    rate: float = 0.2
+    objects_file: str = ""
+    objects: tuple[str, ...] = ()
+    captions_file: str = ""
+    most_objects: int = 10
+    templates: tuple[str, ...] = TEMPLATES
+    separator: str = ""
+    sampling: Sampling = Sampling(max_new_tokens=64, repetition_penalty=1.1)
+
+    def __post_init__(self) -> None:
+        if not self.templates or not all("{object}" in text for text in self.templates):
+            raise DataError('InjectedPairs.templates: give some, each with "{object}" in it')
+
+    @property
+    def uses_corruptions(self) -> bool:
+        """Never: no image is changed."""
+        return False
+
+    def build(
+        self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel
+    ) -> tuple[list[Comparison], collections.Counter[str]]:
+        """See `PairBuilder.build`.
+
+        Raises:
+            DataError: there is no vocabulary, or a file cannot be used.
+        """
+        chair = Chair("objects", synonyms=read_objects(self.objects_file, self.objects))
+        answers = [clean_answer(rollout.clean) for rollout in rollouts]
+        mentioned = [chair.mentions(answer) for answer in answers]
+        counted = mentioned
+        if self.captions_file:
+            captions = (" ".join(texts) for texts in read_texts(self.captions_file))
+            counted = [chair.mentions(caption) for caption in captions]
+        graph = Cooccurrence.count(counted)
+        drops: collections.Counter[str] = collections.Counter()
+        drafts: list[Draft] = []
+        kept: list[tuple[Rollout, str]] = []
+        for rollout, answer, names in zip(rollouts, answers, mentioned, strict=True):
+            draft = self._draft(rollout, answer, names, graph, model.seed)
+            if isinstance(draft, str):
+                drops[draft] += 1
+                continue
+            drafts.append(draft)
+            kept.append((rollout, answer))
+        comparisons = []
+        replies = rewrite("injection", drafts, model, self.sampling, self.separator)
+        for (rollout, answer), reply in zip(kept, replies, strict=True):
+            if reason := reply.dropped or ("equal answers" if reply.text == answer else ""):
+                drops[reason] += 1
+            else:
+                comparisons.append(Comparison(rollout.prompt, (answer, reply.text)))
+        return comparisons, drops
+
+    def _draft(
+        self, rollout: Rollout, answer: str, names: list[str], graph: Cooccurrence, seed: int
+    ) -> Draft | str:
+        """What is to be replaced, and how it begins; or why nothing is."""
+        if not answer:
+            return "empty chosen answer"
+        parts = split(answer, self.separator)
+        num = len(parts) // 2 + 1
+        num_chosen = min(round(self.rate * num), num - 1)
+        if not num_chosen:
+            return "too few sentences"
+        if not names:
+            return "no known object"
+        absent = graph.absent(names, self.most_objects)
+        if not absent:
+            return "no absent object"
+        rng = generator(seed, "injection", rollout.prompt.id)
+        places = choose(position_weights(num), min(num_chosen, len(absent)), rng)
+        objects = rng.permutation(absent)[: len(places)].tolist()
+        templates = rng.integers(len(self.templates), size=len(places)).tolist()
+        leads = {
+            place: self.templates[template].replace("{object}", with_article(name))
+            for place, template, name in zip(places, templates, objects, strict=True)
+        }
+        question = rollout.prompt.question.replace(IMAGE_MARKER, "").strip()
+        blind = dataclasses.replace(rollout.prompt, question=question, images=())
+        return Draft(blind, parts, leads)
