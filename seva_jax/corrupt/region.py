@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import jax
 import numpy as np
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from seva_jax.corrupt.diffusion import NUM_STEPS, diffusion_schedule
 from seva_jax.ranges import FROM_0, Range, Ranges
@@ -61,7 +62,8 @@ class RegionNoise:
             whole = whole.resize((width, height), Image.Resampling.BILINEAR)
         if self.region == "mask":
             return np.asarray(whole) > 0.5
-        heat_HW = _blurred(np.asarray(whole, np.float64), self.blur * max(height, width))
+        sigma = self.blur * max(height, width)
+        heat_HW = gaussian_filter(np.asarray(whole, np.float64), sigma, mode="nearest", truncate=3)
         return heat_HW > heat_HW.mean() - heat_HW.std()
 
     def __call__(self, key: jax.Array, image_HWC: np.ndarray, map_HW: np.ndarray) -> np.ndarray:
@@ -86,18 +88,3 @@ class RegionNoise:
             levels_HWC = root_abar[self.step] * image_HWC + 255 * sigma[self.step] * noise_HWC
         noised_HWC = np.round(levels_HWC.clip(0, 255)).astype(np.uint8)
         return np.where(self.inside(map_HW, height, width)[..., None], noised_HWC, image_HWC)
-
-
-def _blurred(values_HW: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur, to three standard deviations, the edge repeated outwards."""
-    reach = int(np.ceil(3 * sigma))
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma, 1e-9)) ** 2)
-    weights /= weights.sum()
-    for axis in (0, 1):
-        pad = [(reach, reach) if axis == a else (0, 0) for a in (0, 1)]
-        padded = np.pad(values_HW, pad, mode="edge")
-        size = values_HW.shape[axis]
-        values_HW = sum(
-            w * np.take(padded, np.arange(i, i + size), axis) for i, w in enumerate(weights)
-        )
-    return values_HW
