@@ -19,9 +19,10 @@ from seva_jax.evals import EvalResult, Suite, comparison_rows, format_results, f
 from seva_jax.examine import evaluate_all, read_results
 from seva_jax.experiment import Experiment
 from seva_jax.processes import joined, one_line_errors, say, use_compile_cache
+from seva_jax.stages import runs_of
 from seva_jax.train import Run
 from seva_jax.types import DataError
-from seva_jax.workdir import fingerprint
+from seva_jax.workdir import fingerprint, instead_of
 
 DESCRIPTION = """Asks a model every question of the chosen suites, scores the answers and writes
 answer files for other scorers; run again to go on after a kill.
@@ -47,11 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if aligned and not (Path(flags.model) / "config.py").is_file():
         raise DataError(
             f"--model {flags.model}: neither base nor the work directory of a run (it has no "
-            "config.py)"
+            f"config.py){instead_of(Path(flags.model))}"
         )
     if aligned:
         rest += ["--config", f"{flags.model}/config.py", "--workdir", flags.model]
     experiment, _ = load_experiment(DESCRIPTION, rest)
+    experiment = runs_of(experiment)[0]  # the base of several stages is the first one's
     suites = [s for where in flags.suite for s in read_suites(where)] or list(experiment.evals)
     _check(experiment, suites)
     if flags.batch_size is not None and flags.batch_size < 1:
@@ -93,8 +95,8 @@ def _evaluate(
     workdir.claim()
     base = who == "base"
     asker = run.asker(
-        {"params": run.base_params} if base else run.aligned,
-        run.base_model if base else run.model,
+        run.start if base else run.aligned,
+        run.start_model if base else run.model,
     )
     if batch_size:
         asker = dataclasses.replace(asker, batch_size=batch_size)

@@ -27,6 +27,7 @@ from seva_jax.experiment import ReportOptions
 from seva_jax.home import hide_home
 from seva_jax.loggers import LoggedPair
 from seva_jax.objectives import DPO
+from seva_jax.prior import PriorRun
 from seva_jax.report import markup
 from seva_jax.rollout.run import corrupted_pixels
 from seva_jax.types import BranchLogps, Comparison, ExampleError
@@ -94,6 +95,9 @@ def _facts(run: Run, index: dict[str, Any], metrics: list[Record]) -> tuple[tupl
     stages = run.workdir.stages()
     num_params = sum(x.size for x in jax.tree.leaves(run.base_params))
     path = f", {hide_home(e.base.path)}" if isinstance(e.base, Checkpoint) else ""
+    if isinstance(e.base, PriorRun):
+        path = f", the result of {hide_home(e.base.workdir)}"
+        path += ", merged" if e.base.merge else ", which goes on; the reference is that run's"
     mesh = " × ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
     versions = [("Python", platform.python_version())]
     versions += [(name, importlib.metadata.version(name)) for name in ("seva_jax", "jax", "flax")]

@@ -389,9 +389,9 @@ def run_all(
     """
     for number, run in enumerate(runs, start=1):
         if len(runs) > 1:
+            gc.collect()  # the one before has let go of its memory
             say(f"\n=== stage {number} of {len(runs)}: {run.workdir} ===")
         Run(run, [path for path in others if path != Path(run.workdir)]).stages()
-        gc.collect()  # before the next one needs the memory
     if len(runs) > 1:
         page = comparison or Path(runs[0].workdir).parent / "stages.html"
         if jax.process_index() == 0:

@@ -64,6 +64,13 @@ def read_stages(path: Path) -> dict[str, dict[str, Any]]:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
+def instead_of(path: Path) -> str:
+    """What to say where a directory of several stages was named in place of one run's."""
+    numbers = [int(p.name) for p in path.glob("*") if p.name.isdecimal()]
+    found = [n for n in numbers if (path / str(n) / "config.py").is_file()]
+    return f"; it holds several stages, give one, such as {path}/{max(found)}" if found else ""
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All rows of a run's metrics.jsonl, later rows of a repeated step replacing earlier ones."""
     rows = {(r["stage"], r["step"]): r for r in read_lines(path / "metrics.jsonl")}

@@ -10,6 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 # Tests compile many small programs once: compiling less thoroughly halves their time.
 jax.config.update("jax_disable_most_optimizations", True)
@@ -34,3 +35,21 @@ def fuzz_folder(tmp_path_factory):
     found = tmp_path_factory.mktemp("fuzz")
     (found / "a.png").write_bytes(picture())
     return found
+
+
+@pytest.fixture(scope="module")
+def shared_programs(tmp_path_factory):
+    """Programs that several runs of a module need are compiled once."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

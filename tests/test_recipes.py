@@ -114,8 +114,8 @@ def quick(monkeypatch, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where all recipes run, so that later ones take their base model from earlier ones."""
+def folder(tmp_path_factory, shared_programs):
+    """Where all recipes run: later ones take base model and compiled programs from earlier ones."""
     return tmp_path_factory.mktemp("recipes")
 
 
@@ -123,7 +123,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("path", TINY, ids=lambda p: p.stem)
 def test_a_tiny_recipe_trains(path, folder, capsys):
     """To the report, with finite losses; called again, there is nothing left to do."""
-    others = [found.parent for found in folder.rglob("stages.json")]
+    others = [found.parent for found in folder.rglob("*/stages.json")]
     for index, experiment in enumerate(read_configs(path)[:2]):  # two runs of a sweep
         workdir = folder / path.stem / str(index)
         whole = dataclasses.replace(experiment, workdir=str(workdir))

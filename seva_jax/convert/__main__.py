@@ -21,10 +21,13 @@ from seva_jax.convert.peft import to_peft
 from seva_jax.convert.pickles import from_bin
 from seva_jax.convert.rewrite import to_hf, to_llava, write_new
 from seva_jax.convert.source import Source
+from seva_jax.experiment import Experiment
 from seva_jax.home import hide_home
 from seva_jax.models import Llava, abstract_variables
+from seva_jax.prior import PriorRun
 from seva_jax.processes import one_line_errors
 from seva_jax.types import DataError
+from seva_jax.workdir import instead_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,28 +109,40 @@ def open_source(path: Path, vision_tower: str = "") -> Source:
     if not path.is_dir():
         raise DataError(f"{path} is not a directory; give a work directory or a checkpoint")
     if not (path / "stages.json").exists():
+        if several := instead_of(path):
+            raise DataError(f"{path} is no run{several}")
         config = read_llava_config(path, vision_tower)
         return Source(path, tower_directory(path, vision_tower), config)
     stages = json.loads((path / "stages.json").read_text(encoding="utf-8"))
     if "align" not in stages:
         raise DataError(f"{path}: alignment has not finished; run seva_jax.train again")
-    experiment = read_config(path / "config.py")
-    stages_of = path / "checkpoints"
+    experiment = dataclasses.replace(read_config(path / "config.py"), workdir=str(path))
+    runs = [experiment]  # newest first: those whose results are parts of this one's
+    while isinstance(base := experiment.base, PriorRun):
+        base.aligned()
+        experiment = base.earlier()
+        runs += [experiment] * base.merge
     if isinstance(experiment.base, Checkpoint):
         directory, vision_tower = Path(experiment.base.path), experiment.base.vision_tower
     else:
-        directory, vision_tower = path / "base-hf", ""
+        directory, vision_tower = Path(experiment.workdir) / "base-hf", ""
     if not isinstance(experiment.base, Checkpoint) and not directory.exists():
         assets = experiment.base.assets()
-        read = functools.partial(_read, stages_of / "base", _shapes(Llava(assets.config)))
+        trained_here = Path(experiment.workdir) / "checkpoints" / "base"
+        read = functools.partial(_read, trained_here, _shapes(Llava(assets.config)))
         write_new(directory, assets.config, assets.tokenizer, assets.processing, read)
     config = read_llava_config(directory, vision_tower)
-    shapes = _shapes(Llava(config, lora=experiment.lora if experiment.lora.rank else None))
-    parts = ["lora/" if p == "lora" else f"params/{p}/" for p in experiment.train.trained]
-    trained = {n: shape for n, shape in shapes.items() if any(n.startswith(p) for p in parts)}
-    read = functools.partial(_read, stages_of / "align", trained)
     tower = tower_directory(directory, vision_tower)
-    return Source(directory, tower, config, experiment.lora, trained, read)
+
+    def result(run: Experiment) -> Source:
+        shapes = _shapes(Llava(config, lora=run.lora if run.lora.rank else None))
+        parts = ["lora/" if p == "lora" else f"params/{p}/" for p in run.train.trained]
+        trained = {n: shape for n, shape in shapes.items() if any(n.startswith(p) for p in parts)}
+        read = functools.partial(_read, Path(run.workdir) / "checkpoints" / "align", trained)
+        return Source(directory, tower, config, run.lora, trained, read)
+
+    last, *before = map(result, runs)
+    return dataclasses.replace(last, before=tuple(before[::-1]))
 
 
 def _shapes(model: Llava) -> dict[str, tuple[int, ...]]:

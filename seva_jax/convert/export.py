@@ -106,8 +106,9 @@ def _adapter(row: Row) -> str:
 
 
 def changes(source: Source, row: Row) -> bool:
-    """Whether a run changed the tensors of a row."""
-    return f"params/{row.ours}" in source.trained or f"{_adapter(row)}/a" in source.trained
+    """Whether a run, or one before it, changed the tensors of a row."""
+    trained = source.trained.keys() | set().union(*(run.trained for run in source.before))
+    return bool(trained & {f"params/{row.ours}", f"{_adapter(row)}/a"})
 
 
 def merged(
@@ -115,19 +116,24 @@ def merged(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The checkpoint's tensors of one changed row by canonical name, float32, in its layout."""
     ours, adapter = f"params/{row.ours}", _adapter(row)
-    wanted = [n for n in (ours, f"{adapter}/a", f"{adapter}/b") if n in source.trained]
-    trained = dict(zip(wanted, source.read(wanted), strict=True))
-    shape = source.trained.get(ours) or (source.trained[f"{adapter}/a"][0],)
+    runs: list[tuple[np.float32, dict[str, np.ndarray]]] = []
+    shape: tuple[int, ...] = ()
+    for run in (*source.before, source):
+        wanted = [n for n in (ours, f"{adapter}/a", f"{adapter}/b") if n in run.trained]
+        if wanted:
+            shape = run.trained.get(ours) or (run.trained[f"{adapter}/a"][0],)
+            scale = np.float32(run.lora.alpha / max(run.lora.rank, 1))
+            runs.append((scale, dict(zip(wanted, run.read(wanted), strict=True))))
     for layer, name in enumerate(row.names(shape)):
         part = (lambda x, at=layer: x[at]) if row.stacked else (lambda x: x)
-        if ours in trained:
-            values = row.transform.write(part(trained[ours]))
-        else:
-            values = read_tensor(tensors[name])
-        if adapter + "/a" in trained:
-            a, b = part(trained[f"{adapter}/a"]), part(trained[f"{adapter}/b"])
-            scale = np.float32(source.lora.alpha / source.lora.rank)
-            values = values + row.transform.write(a @ b * scale)
+        values = None if ours in runs[0][1] else read_tensor(tensors[name])
+        for scale, trained in runs:
+            if ours in trained:
+                values = row.transform.write(part(trained[ours]))
+            if adapter + "/a" in trained:
+                a, b = part(trained[f"{adapter}/a"]), part(trained[f"{adapter}/b"])
+                values = values + row.transform.write(a @ b * scale)
+        assert values is not None
         yield name, values
         if name == EMBEDDING and source.config.text.tied_head and HEAD in tensors:
             yield HEAD, values

@@ -32,6 +32,11 @@ def to_peft(source: Source, out: Path) -> str:
     Raises:
         DataError: there are no adapters, other parts were trained too, or `out` cannot be written.
     """
+    if source.before:
+        raise DataError(
+            "these adapters change the merged model of an earlier run, not a checkpoint that peft "
+            "could load; to-hf exports the whole model"
+        )
     extra = sorted({n.split("/")[1] for n in source.trained if n.startswith("params/")})
     if not any(n.startswith("lora/") for n in source.trained):
         raise DataError("nothing was trained with adapters here; to-hf exports the whole model")

@@ -28,6 +28,7 @@ class Source:
         trained: shapes of the run's trained variables, float32, by collection and path joined by
             "/" ("lora/language/layers/q_proj/a"); empty without a run.
         read: gives some of the trained variables, by those names.
+        before: earlier runs, oldest first, whose merged results each next run started from.
     """
 
     directory: Path
@@ -36,3 +37,4 @@ class Source:
     lora: LoraConfig = LoraConfig(rank=0)
     trained: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     read: Callable[[Sequence[str]], list[np.ndarray]] = read_nothing
+    before: tuple[Source, ...] = ()

@@ -33,17 +33,20 @@ def merge_adapters(
         for parent in parents:
             adapter = adapter.get(parent, {}) if isinstance(adapter, Mapping) else {}
         if name == "kernel" and "a" in adapter:
-            run = jax.jit(
-                functools.partial(_merged, scale=lora.alpha / lora.rank, dtype=dtype),
-                out_shardings=sharding,
-                donate_argnums=(0,) if leaf.dtype == dtype else (),
-            )
-            return run(leaf, adapter["a"], adapter["b"])
+            merge = _program(lora.alpha / lora.rank, dtype, sharding, leaf.dtype == dtype)
+            return merge(leaf, adapter["a"], adapter["b"])
         if leaf.dtype == dtype:
             return leaf
         return jax.jit(lambda x: x.astype(dtype), out_shardings=sharding)(leaf)
 
     return jax.tree_util.tree_map_with_path(one, params, shardings)
+
+
+@functools.cache
+def _program(scale: float, dtype: Any, sharding: Any, in_place: bool) -> Any:
+    """Compiled once for all kernels of one shape."""
+    merge = functools.partial(_merged, scale=scale, dtype=dtype)
+    return jax.jit(merge, out_shardings=sharding, donate_argnums=(0,) if in_place else ())
 
 
 def _merged(

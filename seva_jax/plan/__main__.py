@@ -20,6 +20,7 @@ from seva_jax.plan.estimate import plan
 from seva_jax.plan.table import HOW, Row, describe, table, write_csv, write_page
 from seva_jax.processes import one_line_errors, set_libtpu_flags
 from seva_jax.sharding import MeshShape
+from seva_jax.stages import runs_of
 from seva_jax.types import DataError
 
 DESCRIPTION = f"""What a run needs on a TPU slice, before one is rented. Needs libtpu (the extra
@@ -88,8 +89,25 @@ def row_shape(config: LlavaConfig, options: PlanOptions, branches: int) -> RowSh
     return RowShape(-(-length // 64) * 64, 1, branches, options.answer, 1, targets)
 
 
+def stages(experiment: Experiment) -> list[tuple[str, Experiment]]:
+    """The runs that a config stands for, with a name; of those whose programs are equal, one."""
+    named: list[tuple[str, Experiment]] = []
+    first, *_ = runs = runs_of(experiment)
+    for number, run in enumerate(runs, start=1):
+        asked = run.prompts.has_answers == first.prompts.has_answers
+        prompts = first.prompts if asked else run.prompts
+        alike = dataclasses.replace(run, workdir="", base=experiment.base, prompts=prompts)
+        if alike not in [before for _, before in named]:
+            named.append((f", stage {number}" * (len(runs) > 1), alike))
+    return named
+
+
 def variants(experiment: Experiment, options: PlanOptions) -> list[Variant]:
-    """Every combination."""
+    """Every combination, for every stage of a curriculum."""
+    return [v for name, run in stages(experiment) for v in _variants(name, run, options)]
+
+
+def _variants(stage: str, experiment: Experiment, options: PlanOptions) -> list[Variant]:
     out = []
     for size, tune, topology, fsdp, tensor, batch in itertools.product(
         options.size,
@@ -107,7 +125,7 @@ def variants(experiment: Experiment, options: PlanOptions) -> list[Variant]:
             train = dataclasses.replace(train, trained=("language", "projector"))
             e = dataclasses.replace(e, lora=dataclasses.replace(e.lora, rank=0), train=train)
         what = f"LoRA r={e.lora.rank}" if e.lora.rank else "full"
-        out.append(Variant(f"{size} {what}", topology, config, e))
+        out.append(Variant(f"{size} {what}{stage}", topology, config, e))
     return out
 
 
@@ -123,9 +141,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     experiment, _ = load_experiment(DESCRIPTION, rest)
     set_libtpu_flags(experiment.processes)
     combinations = variants(experiment, options)
-    answered = experiment.prompts.has_answers  # pairs need no rollouts
     for v in combinations:
-        branches = 2 if answered else 1 + len(experiment.corrupt)
+        answered = v.experiment.prompts.has_answers  # pairs need no rollouts
+        branches = 2 if answered else 1 + len(v.experiment.corrupt)
         shape = row_shape(v.config, options, branches)
         rollout = options.rollout and not answered
         try:
