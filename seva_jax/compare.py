@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from seva_jax.evals import EvalResult, comparison_rows, format_metric, read_result
-from seva_jax.home import hide_home
+from seva_jax.home import short_path
 from seva_jax.report import Curve, FiguresData, MoreNumbers, Series
 from seva_jax.types import DataError
 from seva_jax.workdir import read_metrics
@@ -107,7 +107,7 @@ def compare(paths: Sequence[Path]) -> FiguresData:
     configs, runs = zip(*map(read_run, paths), strict=True)
     labels = [path.name for path in paths]
     if len(set(labels)) < len(labels):
-        labels = [hide_home(str(path)) for path in paths]
+        labels = [f"{number}: {label}" for number, label in enumerate(labels, 1)]
     curves = []
     for (title, name), (x_label, x_name) in itertools.product(_SHOWN, _AXES):
         series = tuple(
@@ -129,7 +129,7 @@ def compare(paths: Sequence[Path]) -> FiguresData:
     table = tuple(
         (
             label,
-            *(str(config.get(field, "–")) for field in fields),
+            *(short_path(str(config.get(field, "–"))) for field in fields),
             str(rows[-1]["step"]),
             f"{rows[-1]['pairs']:,.0f}",
             str(rows[-1]["chips"]),

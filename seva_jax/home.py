@@ -1,7 +1,7 @@
 """The user's home directory, which names the user: written as `~`, and read back.
 
-What lives here: both directions, for single paths and for texts that hold some. Read next:
-`cli.py`, which writes configs so.
+What lives here: both directions, for single paths and for texts that hold some; and what others get
+to see of paths elsewhere. Read next: `cli.py`, which writes configs so.
 """
 
 from __future__ import annotations
@@ -25,6 +25,16 @@ def hide_home(text: str) -> str:
     """
     home = _home()
     return re.sub(rf"(?<![\w./~-]){re.escape(home)}(?![\w.-])", "~", text) if home else text
+
+
+def short_path(text: str) -> str:
+    """For pages and services that others see: of an absolute path outside of home, its last name.
+
+    >>> short_path("/mnt/disks/of-alice/images"), short_path("runs/a"), short_path("a word")
+    ('…/images', 'runs/a', 'a word')
+    """
+    hidden = hide_home(text)
+    return f"…/{Path(text).name}" if hidden.startswith("/") else hidden
 
 
 def expand_home(config: Any) -> Any:

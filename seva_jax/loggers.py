@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from seva_jax.home import short_path
 from seva_jax.types import DataError
 
 
@@ -172,7 +173,9 @@ class WandB(Logger):
     """Weights & Biases (extra "wandb").
 
     The run's id is kept in WORKDIR/wandb_id.txt, so a run that is started again goes on as the
-    same run there. No source code and no terminal output is sent.
+    same run there. No source code, terminal output, host or user name, list of packages or path of
+    this machine is sent; of paths in the config, the last name. Its own debug.log, which stays in
+    WORKDIR/wandb, has paths.
 
     Attributes:
         project: where the run is listed.
@@ -207,9 +210,17 @@ class WandB(Logger):
                 resume="allow" if self.mode == "online" else None,
                 dir=str(run.folder),
                 mode=self.mode,
-                config=dict(run.config),
+                config={name: _shown(value) for name, value in run.config.items()},
                 settings=wandb.Settings(
-                    silent=True, console="off", save_code=False, disable_git=True
+                    silent=True,
+                    console="off",
+                    save_code=False,
+                    disable_code=True,
+                    disable_git=True,
+                    host="-",
+                    # Paths of script and Python, account and arguments; names of packages.
+                    x_disable_meta=True,
+                    x_save_requirements=False,
                 ),
             )
         except wandb.Error as error:
@@ -218,6 +229,13 @@ class WandB(Logger):
                 'mode="offline"'
             ) from None
         return _WandBWriter(opened, wandb.Image, run.num_rows)
+
+
+def _shown(value: Any) -> Any:
+    """A plain value of a config as others may see it."""
+    if isinstance(value, list):
+        return [_shown(x) for x in value]
+    return short_path(value) if isinstance(value, str) else value
 
 
 class _WandBWriter(LogWriter):

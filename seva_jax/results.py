@@ -24,7 +24,7 @@ from seva_jax.data.pipeline import ComparisonRows
 from seva_jax.evals import EvalResult, comparison_rows
 from seva_jax.evals.base import Record
 from seva_jax.experiment import ReportOptions
-from seva_jax.home import hide_home
+from seva_jax.home import short_path
 from seva_jax.loggers import LoggedPair
 from seva_jax.objectives import DPO
 from seva_jax.prior import PriorRun
@@ -71,7 +71,7 @@ def write_run_report(run: Run) -> str:
         if given
         else "SeVa: a model aligned with its own answers",
         given=given,
-        subtitle=f"{hide_home(str(run.workdir.path))} · seed {run.experiment.seed}",
+        subtitle=f"{short_path(str(run.workdir.path))} · seed {run.experiment.seed}",
         facts=_facts(run, index, metrics),
         config=tuple((k, str(v)) for k, v in flatten(run.experiment).items()),
         stages=tuple(_stage(name, stage) for name, stage in stages.items()),
@@ -94,9 +94,9 @@ def _facts(run: Run, index: dict[str, Any], metrics: list[Record]) -> tuple[tupl
     e, align = run.experiment, [row for row in metrics if row["stage"] == "align"]
     stages = run.workdir.stages()
     num_params = sum(x.size for x in jax.tree.leaves(run.base_params))
-    path = f", {hide_home(e.base.path)}" if isinstance(e.base, Checkpoint) else ""
+    path = f", {short_path(e.base.path)}" if isinstance(e.base, Checkpoint) else ""
     if isinstance(e.base, PriorRun):
-        path = f", the result of {hide_home(e.base.workdir)}"
+        path = f", the result of {short_path(e.base.workdir)}"
         path += ", merged" if e.base.merge else ", which goes on; the reference is that run's"
     mesh = " × ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
     versions = [("Python", platform.python_version())]

@@ -1,15 +1,19 @@
 """Loggers: what arrives, in which run, and what happens without their packages."""
 
 import dataclasses
+import re
+import socket
 import sys
 import types
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from seva_jax.base_model import Checkpoint
 from seva_jax.experiment import Experiment, check
-from seva_jax.loggers import LoggedPair, Logger, LogWriter, TensorBoard, WandB
+from seva_jax.loggers import LoggedPair, LoggedRun, Logger, LogWriter, TensorBoard, WandB
 from seva_jax.types import DataError
 from seva_jax.workdir import Workdir
 
@@ -134,7 +138,8 @@ class FakeWandB(types.ModuleType):
 def test_wandb_goes_on_as_the_same_run(tmp_path, monkeypatch):
     fake = FakeWandB()
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    experiment = Experiment(workdir=str(tmp_path), loggers=(WandB(project="mine"),))
+    base = Checkpoint("/mnt/of-alice/llava")
+    experiment = Experiment(workdir=str(tmp_path), base=base, loggers=(WandB(project="mine"),))
     check(experiment)
     for step in (1, 2):
         workdir = Workdir.open(experiment)
@@ -147,6 +152,8 @@ def test_wandb_goes_on_as_the_same_run(tmp_path, monkeypatch):
     assert (first["project"], first["name"], first["mode"]) == ("mine", tmp_path.name, "offline")
     assert first["config"]["objective.beta"] == 0.1
     assert not first["settings"]["save_code"]
+    assert first["config"]["base.path"] == "…/llava"
+    assert first["config"]["workdir"] == f"…/{tmp_path.name}"
     rows = [call for call in fake.calls if isinstance(call[0], dict)]
     assert rows == [
         ({"pairs": [((4, 8, 3), PAIR.caption)]}, 0),
@@ -161,6 +168,26 @@ def test_wandb_goes_on_as_the_same_run(tmp_path, monkeypatch):
         online.metrics("align"),
     ):
         pass
+
+
+def test_what_wandb_writes_does_not_tell_whose_machine_it_is(tmp_path):
+    """The real package, offline: what it would send has no host, user, path or package list."""
+    wandb = pytest.importorskip("wandb")
+    run = LoggedRun(tmp_path / "run", {"workdir": str(tmp_path / "run"), "beta": 0.1}, 0)
+    run.folder.mkdir()
+    writer = WandB().open(run)
+    writer.scalars("align", 1, {"loss": 0.5})
+    writer.pairs([PAIR])
+    writer.close()
+    wandb.teardown()  # its service writes the last
+    (folder,) = (run.folder / "wandb").glob("offline-run-*")
+    sent = [p for p in folder.rglob("*") if p.is_file() and p.parent.name != "logs"]
+    assert {p.suffix for p in sent} == {".wandb", ".png"}
+    (record,) = (p.read_bytes() for p in sent if p.suffix == ".wandb")
+    assert b"align/loss" in record
+    machine = (socket.gethostname(), str(tmp_path), sys.executable, sys.prefix, str(Path.cwd()))
+    for secret in (*machine, sys.argv[0], "numpy"):
+        assert not re.search(rb"(?<!\w)" + re.escape(secret.encode()) + rb"(?!\w)", record), secret
 
 
 @pytest.mark.parametrize(
