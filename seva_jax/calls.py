@@ -7,6 +7,7 @@ after an interruption. What does not: the contract (`pairs/model.py`), the sampl
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
@@ -16,12 +17,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seva_jax.data import store
+from seva_jax.data.pipeline import ComparisonRows, encodable
 from seva_jax.data.sources import PromptSet
+from seva_jax.features import mean_features
+from seva_jax.images.compose import Box, box_patches
+from seva_jax.measure import Reader, Reading
 from seva_jax.pairs import Measured, Reply
 from seva_jax.processes import gather, say
 from seva_jax.rollout.sampler import Sampling
 from seva_jax.step import Variables
-from seva_jax.types import DataError, Prompt, View
+from seva_jax.types import Comparison, DataError, Prompt, View
 from seva_jax.workdir import fingerprint
 
 if TYPE_CHECKING:
@@ -50,7 +55,7 @@ class Calls:
 
     def answer(self, name: str, prompts: Sequence[Prompt], sampling: Sampling) -> list[Reply]:
         """See `PairModel.answer`."""
-        asked = [[p.id, p.question, list(p.images), p.start] for p in prompts]
+        asked = [[p.id, *_prompt_key(p)] for p in prompts]
         path, done = self._kept(name, fingerprint("answer", asked, sampling))
         replies = [Reply(r["text"], r["dropped"]) for r in done]
         if len(replies) == len(prompts):
@@ -75,11 +80,90 @@ class Calls:
         targets: Sequence[np.ndarray] = (),
     ) -> list[Measured | None]:
         """See `PairModel.measure`."""
-        raise NotImplementedError
+        self._check_measure(views, layer, targets)
+        asked = [[*_prompt_key(v.prompt), v.answers[0]] for v in views]
+        bits = [np.packbits(target).tobytes().hex() for target in targets]
+        path, done = self._kept(name, fingerprint("measure", asked, layer, bits))
+        e, parts = self.parts.experiment, self.parts
+        encoder = parts.encoder(e.text.generate)  # as it was asked
+        comparisons = [Comparison(view.prompt, view.answers[:1]) for view in views]
+        fits = encodable(comparisons, encoder)
+        kept = set(map(id, fits.comparisons))
+        which = [i for i, comparison in enumerate(comparisons) if id(comparison) in kept]
+        if len(done) < len(which):
+            assert fits.shape is not None
+            pixels = parts.pixels(self.data)
+            rows = ComparisonRows(fits.comparisons, encoder, pixels, fits.shape, fits.sizes)
+            size = e.train.batch_size // e.train.micro_batches
+            reader = Reader(
+                parts.base_model, self.variables(), parts.mesh, size, parts.row_shapes,
+                parts.step_options,
+            )  # fmt: skip
+            with parts.workdir.bar(name, len(rows), "answer", len(done)) as bar:
+                for readings in reader(rows, layer, len(done)):
+                    begun = which[len(done) :]
+                    fresh = [
+                        _record(reading, targets[i] if layer is not None else None)
+                        for i, reading in zip(begun, readings, strict=False)
+                    ]
+                    self._append(path, fresh)
+                    done += fresh
+                    bar.update(len(fresh))
+        measured: list[Measured | None] = [None] * len(views)
+        for i, record in zip(which, done, strict=True):
+            measured[i] = _measured(record)
+        return measured
+
+    def patches(self, box: Box | None = None) -> np.ndarray:
+        """See `PairModel.patches`."""
+        config = self.parts.assets.config
+        if box is None:
+            return np.ones(config.tokens_per_image, bool)
+        side = config.vision.image_size // config.vision.patch_size
+        found = box_patches(self.parts.assets.processing, box, side).ravel()
+        # A tower that keeps its class token has that first: it shows no part.
+        return np.pad(found, (config.tokens_per_image - len(found), 0))
 
     def features(self, name: str, images: Sequence[str]) -> np.ndarray:
         """See `PairModel.features`."""
-        raise NotImplementedError
+        parts = self.parts
+        path, done = self._kept(name, fingerprint("features", list(images)))
+        rows = [_row(record) for record in done]
+        if len(rows) < len(images):
+            groups = mean_features(
+                parts.base_model, self.variables(), images[len(rows) :], parts.pixels(self.data),
+                parts.mesh, parts.experiment.rollout.batch_size,
+            )  # fmt: skip
+            with parts.workdir.bar(name, len(images), "image", len(rows)) as bar:
+                for group in groups:
+                    self._append(path, [_features_record(row) for row in group])
+                    rows += list(group)
+                    bar.update(len(group))
+        width = self.parts.base_model.config.vision.hidden_size
+        found = np.stack(rows) if rows else np.zeros((0, width), np.float32)
+        missing = int((~found.any(axis=1)).sum())
+        if missing:
+            say(f"{name}: {missing:,} of {len(images):,} images cannot be read")
+        return found
+
+    def _check_measure(
+        self, views: Sequence[View], layer: int | None, targets: Sequence[np.ndarray]
+    ) -> None:
+        config = self.parts.base_model.config
+        if layer is None:
+            return
+        if not 0 <= layer < config.text.num_layers:
+            raise DataError(
+                f"attention is asked for at layer {layer}, and the model's are 0 to "
+                f"{config.text.num_layers - 1}; choose one of them"
+            )
+        for view, target in zip(views, targets, strict=True):
+            num = len(view.prompt.images) * config.tokens_per_image
+            if target.shape != (num,):
+                raise DataError(
+                    f"prompt {view.prompt.id!r} has {num} image tokens, and its target is for "
+                    f"{target.shape}; give one bool for each"
+                )
 
     # --- files ----------------------------------------------------------------------------------
 
@@ -109,3 +193,39 @@ class Calls:
     def _append(self, path: Path, records: Sequence[dict[str, Any]]) -> None:
         if self.parts.workdir.writes:
             store.append_lines(path, records)
+
+
+def _prompt_key(prompt: Prompt) -> list[Any]:
+    """All that an answer depends on."""
+    return [prompt.question, list(prompt.images), prompt.start]
+
+
+def _record(reading: Reading | None, target_P: np.ndarray | None) -> dict[str, Any]:
+    """What is kept of a reading; nothing of one whose images do not decode."""
+    if reading is None:
+        return {}
+    share = None
+    if target_P is not None and len(target_P):
+        share = float(reading.attention_P[target_P].sum() / reading.attention_P.sum())
+    return {
+        "tokens": [float(x) for x in reading.tokens_T],
+        "best": [float(x) for x in reading.best_T],
+        "attention": share,
+    }
+
+
+def _measured(record: dict[str, Any]) -> Measured | None:
+    if not record:
+        return None
+    tokens_T, best_T = (np.array(record[name], np.float32) for name in ("tokens", "best"))
+    share = record["attention"]
+    return Measured(tokens_T, best_T, float("nan") if share is None else share)
+
+
+def _features_record(row: np.ndarray) -> dict[str, Any]:
+    """As the bytes of little-endian float32, a third as long as digits."""
+    return {"features": base64.b64encode(row.astype("<f4").tobytes()).decode()}
+
+
+def _row(record: dict[str, Any]) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(record["features"]), "<f4").astype(np.float32)

@@ -1,4 +1,4 @@
-"""Features of images under the frozen vision tower, computed once and kept between runs."""
+"""Features of images under the frozen vision tower: kept between runs, or as means."""
 
 from __future__ import annotations
 
@@ -73,6 +73,57 @@ def cached_features(
             progress(len(group))
     barrier("image features")
     return Features(cache, keys)
+
+
+def mean_features(
+    model: Llava,
+    variables: Variables,
+    names: Sequence[str],
+    pixels: Pixels,
+    mesh: jax.sharding.Mesh,
+    batch_size: int,
+) -> Iterator[np.ndarray]:
+    """Mean over patches of each image's features, scaled to length 1, group by group in order.
+
+    Every process prepares its share of the images and gets all features. Nothing is cached.
+
+    Args:
+        model: the module.
+        variables: its variables.
+        names: of the images.
+        pixels: where they come from.
+        mesh: where the model lives.
+        batch_size: images computed together, over all devices.
+
+    Returns:
+        float32 [images of the group, width]; zeros for an image that cannot be read.
+    """
+    tower = jax.jit(_tower, static_argnums=0, out_shardings=replicated(mesh))
+    (share, num_shares), unit = row_shard(mesh), row_unit(mesh)
+    rows = -(-min(batch_size, max(len(names), 1)) // unit) * unit
+    local = rows // num_shares
+
+    def read(name: str) -> np.ndarray | None:
+        try:
+            return pixels(name)
+        except ExampleError:
+            return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for group in _groups(names, rows):
+            stopping.check()  # what was given is on disk
+            images = list(pool.map(read, group[share * local : (share + 1) * local]))
+            batch = np.zeros((local, 1, *pixels.shape), pixels.dtype)
+            for row, image in enumerate(images):
+                if image is not None:
+                    batch[row, 0] = image
+            with jax.set_mesh(mesh):
+                found = jax.device_get(tower(model, variables, put_batch(mesh, batch)))
+            mean = found.astype(np.float32).mean(axis=1)[: len(group)]
+            mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+            missing = [share * local + row for row, image in enumerate(images) if image is None]
+            mean[[row for part in gather(missing) for row in part]] = 0
+            yield mean
 
 
 def _key(pixels: Pixels, name: str) -> str:

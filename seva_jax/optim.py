@@ -1,4 +1,4 @@
-"""The optimiser: AdamW with warm-up and a cosine or constant schedule."""
+"""The optimiser: AdamW with warm-up and a cosine, linear or constant schedule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Optim:
 
     Attributes:
         lr: peak learning rate.
-        schedule: after warm-up, cosine to 0 or constant.
+        schedule: after warm-up, cosine or linear to 0, or constant.
         warmup_ratio: share of the steps spent warming up linearly from 0, rounded up.
         weight_decay: decoupled weight decay.
         b1: decay of the first moment.
@@ -37,7 +37,7 @@ class Optim:
     }
 
     lr: float = 2e-6
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
     b1: float = 0.9
@@ -50,6 +50,8 @@ class Optim:
         warmup = math.ceil(self.warmup_ratio * num_steps)
         if self.schedule == "cosine":
             after = optax.cosine_decay_schedule(self.lr, max(num_steps - warmup, 1))
+        elif self.schedule == "linear":
+            after = optax.linear_schedule(self.lr, 0.0, max(num_steps - warmup, 1))
         else:
             after = optax.constant_schedule(self.lr)
         if not warmup:

@@ -4,15 +4,36 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
-from test_rollout import MODEL, PROMPTS, SAMPLING, asker, load_image
+from test_rollout import (
+    CONFIG_HERE,
+    IMAGE,
+    MODEL,
+    PROMPTS,
+    SAMPLING,
+    TOKENIZER,
+    asker,
+    load_image,
+)
 from test_sampler import random_variables
 
 from seva_jax.calls import Calls
+from seva_jax.data.inputs import Pixels
+from seva_jax.data.pipeline import RowShapes
 from seva_jax.data.sources import PromptSet
+from seva_jax.images.compose import Box
+from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.rollout.sampler import Sampling
+from seva_jax.sharding import MeshShape
+from seva_jax.step import StepOptions
 from seva_jax.terminal import Progress
-from seva_jax.types import DataError, Prompt
+from seva_jax.text.encode import Encoder
+from seva_jax.text.templates import PLAIN
+from seva_jax.types import DataError, Prompt, View
+
+PROCESSING = ImageProcessing(size=8)
 
 
 class Parts(SimpleNamespace):
@@ -22,11 +43,38 @@ class Parts(SimpleNamespace):
         def bar(name, total, unit, initial=0):
             return Progress(name, total, unit, initial, shown=False)
 
-        workdir = SimpleNamespace(path=path, writes=True, bar=bar)
+        experiment = SimpleNamespace(
+            seed=1,
+            text=SimpleNamespace(generate=PLAIN),
+            train=SimpleNamespace(batch_size=8, micro_batches=2),
+            rollout=SimpleNamespace(batch_size=4),
+        )
         super().__init__(
-            experiment=SimpleNamespace(seed=1), workdir=workdir, base_model=MODEL, asked=[],
+            experiment=experiment,
+            workdir=SimpleNamespace(path=path, writes=True, bar=bar),
+            base_model=MODEL,
+            asked=[],
             stop_after=stop_after,
-        )  # fmt: skip
+            mesh=MeshShape(1, 1, 1).make(jax.devices()[:1]),
+            assets=SimpleNamespace(config=CONFIG_HERE, processing=PROCESSING),
+            row_shapes=RowShapes(1, lambda shape: shape.length),
+            step_options=StepOptions(),
+        )
+
+    def pixels(self, data):
+        """As `Parts.pixels`, which may stop in the middle."""
+
+        def load(name):
+            if len(self.asked) >= self.stop_after:
+                raise KeyboardInterrupt
+            self.asked.append(name)
+            return data.load_image(name)
+
+        return Pixels(load, PROCESSING)
+
+    def encoder(self, template):
+        """As `Parts.encoder`."""
+        return Encoder(TOKENIZER, template, IMAGE, CONFIG_HERE.tokens_per_image, 64)
 
     def asker(self, variables, model):
         """As `Parts.asker`."""
@@ -98,7 +146,6 @@ def test_a_call_with_other_arguments_is_started_again(make, tmp_path, capsys):
     before = make()[0].answer("x", PROMPTS[:4], Sampling(6))
     changed = [
         (PROMPTS[:3], Sampling(6)),
-        (PROMPTS[:4], Sampling(5)),
         (PROMPTS[:4], Sampling(6, repetition_penalty=1.5)),
         ([dataclasses.replace(p, start="a b") for p in PROMPTS[:4]], Sampling(6)),
         ([dataclasses.replace(p, images=("9",)) for p in PROMPTS[:4]], Sampling(6)),
@@ -149,3 +196,100 @@ def test_answers_go_on_from_a_start(make):
         begun = dataclasses.replace(prompt, start=start)
         reply = make()[0].answer(f"from {number}", [begun], Sampling(6 - number))[0]
         assert start + reply.text == whole
+
+
+# --- measures -------------------------------------------------------------------------------------
+
+VIEWS = [View(p, (("a b", "c", "k l m n")[i % 3], "not read")) for i, p in enumerate(PROMPTS)]
+NUM = CONFIG_HERE.tokens_per_image
+LATER = np.arange(NUM) >= NUM // 2  # the lower half of an image
+TARGETS = [np.tile(LATER, len(v.prompt.images)) for v in VIEWS]
+
+
+def equal(found, others):
+    """Whether two lists of measures are the same, bit for bit."""
+    for one, other in zip(found, others, strict=True):
+        assert (one is None) == (other is None)
+        for a, b in zip(one or (), other or (), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_measures_are_kept_and_gone_on_with(make):
+    """The same numbers whether or not it was interrupted; None for what cannot be read."""
+    views = [*VIEWS[:7], View(Prompt("long", "what " * 80, ()), ("a",)), *VIEWS[7:]]
+    targets = [*TARGETS[:7], np.zeros(0, bool), *TARGETS[7:]]
+    whole = make()[0].measure("whole", views, 1, targets)
+    assert [i for i, m in enumerate(whole) if m is None] == [5, 6, 7]
+    calls, _, _ = make(stop_after=12)
+    with pytest.raises(KeyboardInterrupt):
+        calls.measure("part", views, 1, targets)
+    equal(make()[0].measure("part", views, 1, targets), whole)
+    calls, read, loads = make()
+    equal(calls.measure("part", views, 1, targets), whole)
+    assert (read, loads) == ([], [])
+
+    for view, one in zip(views, whole, strict=True):
+        if one is None:
+            continue
+        assert len(one.tokens_T) == len(view.answers[0].split()) + 1  # and the end token
+        assert (one.best_T >= one.tokens_T).all()
+        assert np.isnan(one.attention) == (not view.prompt.images)
+    # Shares of the two halves of an image make one.
+    others = [~target for target in targets]
+    for one, other in zip(whole, make()[0].measure("rest", views, 1, others), strict=True):
+        if one is not None and not np.isnan(one.attention):
+            np.testing.assert_allclose(one.attention + other.attention, 1, atol=1e-6)
+            assert 0.02 < one.attention < 0.98
+    (first, *_), (again, *_) = whole, make()[0].measure("none", views[:4])
+    assert np.isnan(again.attention)
+    np.testing.assert_allclose(first.tokens_T, again.tokens_T, atol=1e-5)
+
+
+def test_targets_and_layers_must_fit(make):
+    """Named before the model is loaded."""
+    calls, _, loads = make()
+    with pytest.raises(DataError, match=r"layer 2, and the model's are 0 to 1"):
+        calls.measure("x", VIEWS[:1], 2, TARGETS[:1])
+    with pytest.raises(DataError, match="has 4 image tokens"):
+        calls.measure("x", VIEWS[:1], 1, [np.ones(3, bool)])
+    assert not loads
+
+
+def test_patches_of_a_box(make):
+    """All of an image, or a part of it, as the processing sees it."""
+    calls, _, _ = make()
+    assert calls.patches().tolist() == [True] * NUM
+    assert calls.patches(Box(0, 0, 5, 10, 10, 10)).tolist() == [True, False] * (NUM // 2)
+
+
+# --- features -------------------------------------------------------------------------------------
+
+
+def test_features_are_kept_and_gone_on_with(make, capsys):
+    """Of length 1, and zeros where an image cannot be read, which is said."""
+    names = [str(i) for i in (0, 1, 5, 2, 3, 0, 4)]
+    whole = make()[0].features("whole", names)
+    assert "whole: 1 of 7 images cannot be read" in capsys.readouterr().out
+    assert whole.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(whole, axis=1), [1, 1, 0, 1, 1, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(whole[0], whole[5], atol=1e-6)
+    assert (whole[0] @ whole[[1, 3, 4]].T < 0.9999).all()
+
+    calls, _, _ = make(stop_after=5)
+    with pytest.raises(KeyboardInterrupt):
+        calls.features("part", names)
+    calls, read, _ = make()
+    np.testing.assert_array_equal(calls.features("part", names), whole)
+    assert sorted(read) == ["0", "3", "4"]  # without the four of the first group
+    calls, read, loads = make()
+    np.testing.assert_array_equal(calls.features("part", names), whole)
+    assert (read, loads) == ([], [])
+
+
+def test_features_are_means_of_the_tower(make, variables):
+    """Over the patches that the model selects."""
+    (found,) = make()[0].features("x", ["2"])
+    pixels = PROCESSING(load_image("2"))[None, None]
+    features = np.asarray(MODEL.apply(variables, pixels, method="features"))[0]
+    mean = features.mean(0)
+    np.testing.assert_allclose(found, mean / np.linalg.norm(mean), atol=1e-6)

@@ -1,6 +1,7 @@
 """The code of seva_jax/EXTENDING.md and of the README's script, run as it stands there."""
 
 import dataclasses
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from test_train import answers, small
 
 import seva_jax
 from seva_jax import cli, train
+from seva_jax.calls import Calls
 from seva_jax.cli import read_config
+from seva_jax.data.store import read_comparisons
 from seva_jax.sharding import MeshShape
 
 PACKAGE = Path(seva_jax.__file__).parent
@@ -39,9 +42,9 @@ def folder(tmp_path, monkeypatch):
 
 def test_the_page_runs(folder):
     files = {path.name for path in folder.iterdir()}
-    assert len(files) == 6
+    assert len(files) == 7
     tried = [block for block in blocks(PACKAGE / "EXTENDING.md") if not block.startswith("# my_")]
-    assert len(tried) == 4
+    assert len(tried) == 5
     for block in tried:
         exec(compile(block, "EXTENDING.md", "exec"), {})
     experiment = read_config(folder / "my_run.py")
@@ -91,6 +94,42 @@ def test_a_run_uses_all_of_the_page(folder, quick, capsys):
     page = (folder / "runs/mine/report.html").read_text("utf-8")
     assert "Occlude(share=0.6)" in page
     assert "Hinge(beta=0.5, margin=1.0)" in page
+
+
+@pytest.mark.slow
+def test_a_builder_of_the_page_asks_the_model(folder, monkeypatch, capsys):
+    """In a run, with real calls; interrupted in the middle of one, it makes the same pairs."""
+    make, devices = MeshShape.make, train.jax.devices()[:1]
+    monkeypatch.setattr(MeshShape, "make", lambda self: make(self, devices))
+    for name in ("cache_reference", "align", "report"):
+        monkeypatch.setattr(train.Run, name, lambda self: "replaced")
+    blind, append, pairs = read_builder(folder), Calls._append, []
+
+    def interrupted(self, path, records):
+        append(self, path, records)
+        raise KeyboardInterrupt
+
+    for name in ("whole", "parts"):
+        experiment = dataclasses.replace(
+            small(f"runs/{name}", *ONE_DEVICE), pairs=blind, corrupt=(), evals=()
+        )
+        if name == "parts":
+            monkeypatch.setattr(Calls, "_append", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                train.Run(experiment).stages()
+            monkeypatch.setattr(Calls, "_append", append)
+        train.Run(experiment).stages()
+        pairs.append(read_comparisons(folder / "runs" / name / "pairs.array_record"))
+        (call,) = (folder / "runs" / name / "calls").iterdir()
+        assert call.name == "without the image.jsonl"
+    assert pairs[0] == pairs[1]
+    assert all(pair.answers[0] != pair.answers[1] for pair in pairs[0])
+
+
+def read_builder(folder):
+    """The page's builder, from its file."""
+    assert (folder / "my_builder.py").exists()
+    return importlib.import_module("my_builder").Blind()
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ LAYERS = (
     "step convert worlds evals health saving",  # the maths; weights; prompts with truth; saves
     "rollout",  # answers to prompts
     "pairs checkpoint memory flops base_model curriculum",  # what a stage of a run is made of
-    "experiment logps loop features pretrained",  # the root config; passes over data; for notebooks
+    "experiment logps loop features measure pretrained",  # root config; passes over data; notebooks
     "cli",  # config files and the command line
     "workdir",  # stages and their records
     "prior",  # what an earlier run made

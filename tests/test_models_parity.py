@@ -120,8 +120,8 @@ def test_decoder_layer(num_kv_heads, head_dim):
     )
     rope = rotary(jnp.asarray(positions), head_dim, 10000.0)
     layer = DecoderLayer(config, None, jnp.dtype("float32"), "plain")
-    carry = jnp.asarray(x), None
-    (ours, _), _ = layer.apply({"params": params}, carry, 0, rope, causal, None)
+    carry = jnp.asarray(x), None, None
+    (ours, *_), _ = layer.apply({"params": params}, carry, 0, rope, causal, None)
     np.testing.assert_allclose(ours, expected.detach(), **TOLERANCE)
 
 

@@ -74,7 +74,7 @@ class ImageFolder(PromptSource):
 
 @dataclasses.dataclass(frozen=True)
 class LlavaJson(PromptSource):
-    r"""Questions of LLaVA's conversation files; their answers are not used.
+    r"""Questions of LLaVA's conversation files; their answers are not learnt.
 
     The file is a list of `{"id", "image", "conversations": [{"from": "human", "value":
     "<image>\nWhat is this?"}, {"from": "gpt", ...}, ...]}`. A prompt is one human turn on its
@@ -94,6 +94,8 @@ class LlavaJson(PromptSource):
         limit: at most this many records with at least one good question, drawn at random; 0
             means all, in file order.
         seed: of the draw.
+        answers: keep the file's answer to each question as `meta["answer"]`, for builders that take
+            it as the truth.
     """
 
     path: str = ""
@@ -103,6 +105,7 @@ class LlavaJson(PromptSource):
     questions_per_image: int = 1
     limit: int = 0
     seed: int = 0
+    answers: bool = False
 
     def open(self) -> PromptSet:
         """See `PromptSource.open`."""
@@ -133,13 +136,23 @@ class LlavaJson(PromptSource):
         asked = turns(fields, "conversations", "human")
         for number, value in enumerate(asked[: self.questions_per_image or None]):
             question = self._question(value) if isinstance(value, str) else ""
-            yield Prompt(f"{id_}#{number}", question, images)
+            meta = _answer_of(fields["conversations"], number) if self.answers else {}
+            yield Prompt(f"{id_}#{number}", question, images, meta)
 
     def _question(self, value: str) -> str:
         question = re.sub(rf"\s*{re.escape(IMAGE_MARKER)}\s*", " ", value)
         for sentence in self.remove:
             question = re.sub(rf"\s*{re.escape(sentence)}", "", question)
         return question.strip()
+
+
+def _answer_of(conversation: list[dict[str, Any]], number: int) -> dict[str, Any]:
+    """What follows the question of a number, where it is a text of the model's side."""
+    asked = [i for i, turn in enumerate(conversation) if turn.get("from") == "human"]
+    for turn in conversation[asked[number] + 1 :][:1]:
+        if turn.get("from") == "gpt" and isinstance(turn.get("value"), str):
+            return {"answer": turn["value"].strip()}
+    return {}
 
 
 def _has_plain_id(record: Any) -> bool:

@@ -10,6 +10,7 @@ from seva_jax.models.layers import Remat
 from seva_jax.models.llama import Cache
 from seva_jax.models.llava import CacheKind, Llava
 from seva_jax.models.merge import merge_adapters
+from seva_jax.models.probe import attention_weights, layer_heads
 from seva_jax.models.quant import (
     BaseWeights,
     abstract_stored,
@@ -34,8 +35,10 @@ __all__ = [
     "abstract_params",
     "abstract_stored",
     "abstract_variables",
+    "attention_weights",
     "init_variables",
     "is_quantised",
+    "layer_heads",
     "merge_adapters",
     "quantise",
     "quantise_all",

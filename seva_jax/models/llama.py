@@ -53,6 +53,21 @@ class Cache(NamedTuple):
         return Cache(key, value, key_scale, value_scale)
 
 
+class Input(NamedTuple):
+    """What one layer reads, kept while the layers are scanned.
+
+    Attributes:
+        layer: int32 scalar, which layer.
+        x_BSD: the residual stream before it.
+    """
+
+    layer: jax.Array
+    x_BSD: jax.Array
+
+
+Carry = tuple[jax.Array, Cache | None, Input | None]
+
+
 def rotary(positions_BS: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines [B, S, 1, head_dim] in float32, in Hugging Face's half-split layout."""
     frequency = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
@@ -79,16 +94,17 @@ class DecoderLayer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        carry: tuple[jax.Array, Cache | None],
+        carry: Carry,
         layer: jax.Array,
         rope: tuple[jax.Array, jax.Array],
         mask_BSU: jax.Array,
         slot: Any,
-    ) -> tuple[tuple[jax.Array, Cache | None], None]:
+    ) -> tuple[Carry, None]:
         """One layer.
 
         Args:
-            carry: the residual stream x [B, S, D] and the cache of all layers, or None.
+            carry: the residual stream x [B, S, D]; the cache of all layers, or None; what is kept
+                of one layer, or None.
             layer: scalar, which layer this is.
             rope: cosines and sines of the positions of x.
             mask_BSU: True where a query may see a key: of x, or for a single query after a cache,
@@ -98,7 +114,9 @@ class DecoderLayer(nn.Module):
         Returns:
             The updated carry, as `nn.scan` wants it.
         """
-        x_BSD, cache = carry
+        x_BSD, cache, kept = carry
+        if kept is not None:
+            kept = kept._replace(x_BSD=jnp.where(layer == kept.layer, x_BSD, kept.x_BSD))
         cfg = self.config
 
         def linear(name: str, features: int, dims: tuple[str, str]) -> Linear:
@@ -133,7 +151,7 @@ class DecoderLayer(nn.Module):
             gate * linear("up_proj", cfg.mlp_size, ("embed", "mlp"))(y), "batch", "length", "mlp"
         )
         x = x + linear("down_proj", cfg.hidden_size, ("mlp", "embed"))(y)
-        return (constrain(x, "batch", "length", "width"), cache), None
+        return (constrain(x, "batch", "length", "width"), cache, kept), None
 
 
 class Llama(nn.Module):
@@ -183,10 +201,25 @@ class Llama(nn.Module):
 
         With a cache, x is either a prompt, which starts it at slot 0, or one token a row.
         """
+        x, cache, _ = self._scan((x_BSD, cache, None), positions_BS, mask_BSU, slot)
+        return self.norm(x), cache
+
+    def with_input(
+        self, x_BSD: jax.Array, positions_BS: jax.Array, mask_BSU: jax.Array, layer: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """Final hidden states, as without a cache, and what a layer reads, both [B, S, D]."""
+        kept = Input(jnp.int32(layer), jnp.zeros_like(x_BSD))
+        x, _, kept = self._scan((x_BSD, None, kept), positions_BS, mask_BSU, None)
+        assert kept is not None
+        return self.norm(x), kept.x_BSD
+
+    def _scan(
+        self, carry: Carry, positions_BS: jax.Array, mask_BSU: jax.Array, slot: jax.Array | None
+    ) -> Carry:
         rope = rotary(positions_BS, self.config.head_dim, self.config.rope_base)
         numbers = jnp.arange(self.config.num_layers)
-        (x, cache), _ = self.layers((x_BSD, cache), numbers, rope, mask_BSU, slot)
-        return self.norm(x), cache
+        carry, _ = self.layers(carry, numbers, rope, mask_BSU, slot)
+        return carry
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [..., D] to logits [..., V] in float32."""

@@ -126,6 +126,19 @@ class Llava(nn.Module):
         x_BSD = self.embed(tokens_BS, patch_BS, features_BPV)
         return self.language(x_BSD, positions_BS, mask_BSU, cache, slot)
 
+    def hidden_and_input(
+        self,
+        tokens_BS: jax.Array,
+        positions_BS: jax.Array,
+        mask_BSS: jax.Array,
+        patch_BS: jax.Array,
+        features_BPV: jax.Array,
+        layer: int,
+    ) -> tuple[jax.Array, jax.Array]:
+        """As `hidden` without a cache, and what a decoder layer reads, both [B, S, D]."""
+        x_BSD = self.embed(tokens_BS, patch_BS, features_BPV)
+        return self.language.with_input(x_BSD, positions_BS, mask_BSS, layer)
+
     def decode(
         self,
         tokens_BS: jax.Array,

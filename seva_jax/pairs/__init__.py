@@ -4,6 +4,7 @@ from seva_jax.pairs.builders import CorruptionPairs, PairBuilder
 from seva_jax.pairs.cooccurrence import Cooccurrence
 from seva_jax.pairs.found import FoundPairs, find_pairs
 from seva_jax.pairs.injection import InjectedPairs
+from seva_jax.pairs.mia import MiaPairs
 from seva_jax.pairs.model import Measured, PairModel, Reply
 from seva_jax.pairs.retrieval import RetrievedPairs
 
@@ -13,6 +14,7 @@ __all__ = [
     "FoundPairs",
     "InjectedPairs",
     "Measured",
+    "MiaPairs",
     "PairBuilder",
     "PairModel",
     "Reply",

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from seva_jax.images.compose import Box
 from seva_jax.rollout.sampler import Sampling
 from seva_jax.types import Prompt, View
 
@@ -76,6 +77,14 @@ class PairModel(Protocol):
             layer: where attention is looked at, from 0; None computes none.
             targets: for each view, which of its image tokens are the target: bool [I * P], the
                 images in order.
+        """
+        ...
+
+    def patches(self, box: Box | None = None) -> np.ndarray:
+        """Which tokens of an image show a part of it: bool [P], for `targets`.
+
+        Args:
+            box: the part; None for all of the image.
         """
         ...
 

@@ -1,0 +1,137 @@
+"""Several pictures as one, and where a part of a picture is after preprocessing, for MIA-DPO.
+
+What lives here: drawing, and boxes. What does not: which pictures are put together
+(`seva_jax/data/composed.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.types import DataError
+
+GRIDS = {2: (1, 2), 3: (1, 3), 4: (2, 2), 6: (2, 3), 9: (3, 3)}  # rows and columns
+_GROUND = (255, 255, 255)
+
+
+class Box(NamedTuple):
+    """A part of a picture, in pixels.
+
+    Attributes:
+        left: first column.
+        top: first row.
+        right: one after the last column.
+        bottom: one after the last row.
+        width: of the whole picture.
+        height: of the whole picture.
+    """
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    width: int
+    height: int
+
+
+def grid_box(num: int, number: int, tile: int) -> Box:
+    """Where tile `number` (from 0, row by row) of a grid of `num` is.
+
+    Raises:
+        DataError: there is no grid of so many tiles.
+    """
+    if num not in GRIDS:
+        raise DataError(f"a grid has {', '.join(map(str, GRIDS))} tiles, not {num}")
+    rows, columns = GRIDS[num]
+    row, column = divmod(number, columns)
+    left, top = column * tile, row * tile
+    return Box(left, top, left + tile, top + tile, columns * tile, rows * tile)
+
+
+def inset_box(share: float, side: int) -> Box:
+    """Where the picture in a picture is: centred, `share` of the side of a square."""
+    inner = max(round(share * side), 1)
+    start = (side - inner) // 2
+    return Box(start, start, start + inner, start + inner, side, side)
+
+
+def draw_grid(images: Sequence[np.ndarray], tile: int, label: str) -> np.ndarray:
+    """Pictures beside each other, each in a square with its number from 1 in a corner.
+
+    Args:
+        images: uint8 RGB [H, W, 3] of any sizes; kept whole on white.
+        tile: side of a square.
+        label: what stands in the corner, with {number}; empty for nothing.
+    """
+    first = grid_box(len(images), 0, tile)
+    canvas = Image.new("RGB", (first.width, first.height), _GROUND)
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(max(tile // 14, 8))
+    for number, image_HWC in enumerate(images):
+        box = grid_box(len(images), number, tile)
+        _place(canvas, image_HWC, box)
+        if label:
+            text, at = label.format(number=number + 1), (box.left, box.top)
+            draw.rectangle(draw.textbbox(at, text, font), fill=(0, 0, 0))
+            draw.text(at, text, (255, 255, 255), font)
+    return np.asarray(canvas)
+
+
+def draw_inset(outer_HWC: np.ndarray, inner_HWC: np.ndarray, share: float, side: int) -> np.ndarray:
+    """One picture in the middle of another, both kept whole on white, uint8 [side, side, 3]."""
+    canvas = Image.new("RGB", (side, side), _GROUND)
+    _place(canvas, outer_HWC, Box(0, 0, side, side, side, side))
+    box = inset_box(share, side)
+    canvas.paste(_GROUND, box[:4])
+    _place(canvas, inner_HWC, box)
+    return np.asarray(canvas)
+
+
+def _place(canvas: Image.Image, image_HWC: np.ndarray, box: Box) -> None:
+    """Draws a picture in the middle of a box, as large as fits."""
+    image = Image.fromarray(np.ascontiguousarray(image_HWC))
+    width, height = box.right - box.left, box.bottom - box.top
+    scale = min(width / image.width, height / image.height)
+    size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = box.left + (width - size[0]) // 2, box.top + (height - size[1]) // 2
+    canvas.paste(image, (left, top))
+
+
+def box_patches(processing: ImageProcessing, box: Box, side: int) -> np.ndarray:
+    """Which patches show a box: those whose centre is inside it after preprocessing.
+
+    Args:
+        processing: padding, resizing and cropping.
+        box: in pixels of the picture before that.
+        side: patches in a row and in a column.
+
+    Returns:
+        bool [side, side], rows first.
+    """
+    edge = processing.shortest_edge or processing.size
+    width, height = box.width, box.height
+    if processing.pad_to_square:
+        longest = max(width, height)
+        scale_x = scale_y = edge / longest
+        shift_x, shift_y = (longest - width) // 2 * scale_x, (longest - height) // 2 * scale_y
+        wide = tall = edge
+    elif processing.keep_aspect:
+        scale_x = scale_y = edge / min(width, height)
+        shift_x = shift_y = 0.0
+        wide, tall = int(width * scale_x), int(height * scale_y)
+    else:
+        scale_x, scale_y = edge / width, edge / height
+        shift_x = shift_y = 0.0
+        wide = tall = edge
+    centres = (np.arange(side) + 0.5) * processing.size / side
+    x = centres + (wide - processing.size) // 2 - shift_x
+    y = centres + (tall - processing.size) // 2 - shift_y
+    in_x = (box.left * scale_x <= x) & (x < box.right * scale_x)
+    in_y = (box.top * scale_y <= y) & (y < box.bottom * scale_y)
+    return in_y[:, None] & in_x

@@ -1,0 +1,178 @@
+"""MIA-DPO's pairs (arXiv 2410.17637): wrong answers of a model that looked at the wrong image.
+
+What lives here: which answers are kept. What does not: prompts about one of several images
+(`data/composed.py`), and how attention is measured (`measure.py`).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from seva_jax.data.composed import target_of
+from seva_jax.data.sources import PromptSet
+from seva_jax.pairs.builders import PairBuilder
+from seva_jax.pairs.model import Measured, PairModel
+from seva_jax.ranges import FROM_0, FROM_1, Range, Ranges
+from seva_jax.text.encode import clean_answer
+from seva_jax.types import Comparison, DataError, Prompt, Rollout, View
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """The largest share of attention for prompts of so many images.
+
+    Attributes:
+        num_images: of the prompt.
+        share: of the attention to all images, the share on the target.
+    """
+
+    ranges: ClassVar[Ranges] = {"num_images": FROM_1, "share": Range(0, 1)}
+
+    num_images: int = 2
+    share: float = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class MiaPairs(PairBuilder):
+    """Chosen is the known answer; rejected the model's, where it shows that it looked elsewhere.
+
+    A wrong answer is kept if the model was not sure of it, `exp(-mean log p of the likeliest
+    tokens)` being above `min_perplexity`, and if the share of its attention on the target image is
+    low: at most the limit for a sequence, below it for a grid or an inset. Defaults are those of
+    the released code. The paper also names a filter on the ratio of lengths and one on the edit
+    distance, which the released code lacks; they are off.
+
+    Attributes:
+        layer: where attention is looked at, from 0.
+        max_truth: known answers must be shorter than this, in characters.
+        min_perplexity: see above.
+        sequence: limits for sequences.
+        grid: limits for grids.
+        inset: limit for a picture in a picture.
+        max_length_ratio: of the longer answer to the shorter one, in characters, at most; None
+            for any.
+        min_edit_distance: characters that are inserted, deleted or replaced between the answers, at
+            least; None for any.
+    """
+
+    ranges: ClassVar[Ranges] = {
+        "layer": FROM_0,
+        "max_truth": FROM_1,
+        "min_perplexity": FROM_0,
+        "inset": Range(0, 1),
+    }
+
+    layer: int = 16
+    max_truth: int = 512
+    min_perplexity: float = 1.1
+    sequence: tuple[Limit, ...] = (Limit(2, 0.8), Limit(3, 0.7), Limit(4, 0.6), Limit(5, 0.6))
+    grid: tuple[Limit, ...] = (
+        Limit(2, 0.7),
+        Limit(3, 0.6),
+        Limit(4, 0.5),
+        Limit(6, 0.4),
+        Limit(9, 0.3),
+    )
+    inset: float = 0.8
+    max_length_ratio: float | None = None
+    min_edit_distance: int | None = None
+
+    @property
+    def uses_corruptions(self) -> bool:
+        """See `PairBuilder.uses_corruptions`."""
+        return False
+
+    def build(
+        self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel
+    ) -> tuple[list[Comparison], collections.Counter[str]]:
+        """See `PairBuilder.build`."""
+        pairs: list[Comparison] = []
+        drops: collections.Counter[str] = collections.Counter()
+        for rollout in rollouts:
+            target_of(rollout.prompt)  # or refuses it
+            truth, answer = _truth(rollout.prompt), clean_answer(rollout.clean)
+            if reason := self._unfit(truth, answer):
+                drops[reason] += 1
+            else:
+                pairs.append(Comparison(rollout.prompt, (truth, answer)))
+        views = [View(pair.prompt, pair.answers[1:]) for pair in pairs]
+        targets = [_target(pair.prompt, model) for pair in pairs]
+        kept = []
+        measured = model.measure("attention", views, self.layer, targets)
+        for pair, found in zip(pairs, measured, strict=True):
+            if reason := self._sound(pair.prompt, found):
+                drops[reason] += 1
+            else:
+                kept.append(pair)
+        return kept, drops
+
+    def _unfit(self, truth: str, answer: str) -> str:
+        """Why the texts make no pair, or ""."""
+        if not answer:
+            return "empty answer"
+        if answer == truth:
+            return "right answer"
+        if len(truth) >= self.max_truth:
+            return "long ground truth"
+        short, long = sorted((len(truth), len(answer)))
+        if self.max_length_ratio is not None and long > self.max_length_ratio * short:
+            return "lengths differ"
+        if (
+            self.min_edit_distance is not None
+            and edit_distance(truth, answer) < self.min_edit_distance
+        ):
+            return "similar answers"
+        return ""
+
+    def _sound(self, prompt: Prompt, found: Measured | None) -> str:
+        """Why an answer is no hallucination from the wrong image, or ""."""
+        if found is None:
+            return "unreadable answer or image"
+        if not np.exp(-found.best_T.mean(dtype=np.float64)) > self.min_perplexity:
+            return "low perplexity"
+        arrangement, num, _, _ = target_of(prompt)
+        if arrangement == "sequence":
+            low = found.attention <= self._limit("sequence", self.sequence, num)
+        elif arrangement == "grid":
+            low = found.attention < self._limit("grid", self.grid, num)
+        else:
+            low = found.attention < self.inset
+        return "" if low else "attention on the target"
+
+    def _limit(self, field: str, limits: tuple[Limit, ...], num: int) -> float:
+        for limit in limits:
+            if limit.num_images == num:
+                return limit.share
+        raise DataError(f"MiaPairs.{field} has no limit for {num} images; add Limit({num}, ...)")
+
+
+def _truth(prompt: Prompt) -> str:
+    return clean_answer(str(prompt.meta["answer"]))
+
+
+def _target(prompt: Prompt, model: PairModel) -> np.ndarray:
+    """Which image tokens of a prompt show what is asked about."""
+    _, num, target, box = target_of(prompt)
+    if box is not None:
+        return model.patches(box)
+    everything = model.patches()
+    return np.concatenate([everything & (number == target) for number in range(num)])
+
+
+def edit_distance(one: str, other: str) -> int:
+    """Levenshtein's: characters to insert, delete or replace.
+
+    >>> edit_distance("kitten", "sitting")
+    3
+    """
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one, 1):
+        before, row[0] = row[0], i
+        for j, b in enumerate(other, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
+    return row[-1]

@@ -1,0 +1,325 @@
+"""MIA-DPO: images put together, where a part of them is after preprocessing, and what is kept."""
+
+import collections
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from seva_jax.data.composed import Composed, target_of
+from seva_jax.data.files import LlavaJson
+from seva_jax.data.sources import PromptSet, PromptSource
+from seva_jax.images.compose import GRIDS, Box, box_patches, draw_grid, draw_inset, grid_box
+from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.optim import Optim
+from seva_jax.pairs import Measured, MiaPairs
+from seva_jax.pairs.mia import edit_distance
+from seva_jax.types import DataError, ExampleError, Prompt, Rollout
+
+WHITE = (255, 255, 255)
+
+
+def plain(color, height=10, width=10):
+    """An image of one colour."""
+    return np.full((height, width, 3), color, np.uint8)
+
+
+# --- drawing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num", GRIDS)
+def test_every_tile_shows_its_image(num):
+    """Row by row, whole, on white; the label is in a corner of the tile."""
+    colors = [(20 * i + 10, 100, 200 - 20 * i) for i in range(num)]
+    images = [plain(color, *((10, 20) if i % 2 else (20, 10))) for i, color in enumerate(colors)]
+    bare, labelled = draw_grid(images, 64, ""), draw_grid(images, 64, "Image{number}")
+    rows, columns = GRIDS[num]
+    assert bare.shape == labelled.shape == (64 * rows, 64 * columns, 3)
+    expected = np.full_like(bare, 255)
+    corners = set()
+    for i, color in enumerate(colors):
+        box = grid_box(num, i, 64)
+        assert (box.width, box.height) == (64 * columns, 64 * rows)
+        half = (slice(16, 48), slice(0, 64)) if i % 2 else (slice(0, 64), slice(16, 48))
+        expected[box.top : box.bottom, box.left : box.right][half] = color
+        tile = labelled[box.top : box.bottom, box.left : box.right]
+        changed = (tile != bare[box.top : box.bottom, box.left : box.right]).any(-1)
+        assert changed.any()
+        assert not changed[20:].any()
+        corners.add(tile[:20].tobytes())
+    np.testing.assert_array_equal(bare, expected)
+    assert len(corners) == num  # every number looks different
+
+
+def test_a_picture_in_a_picture():
+    """Centred, 70 % of the side; white where either leaves room."""
+    found = draw_inset(plain((255, 0, 0), 10, 20), plain((0, 0, 255), 10, 10), 0.7, 100)
+    expected = plain(WHITE, 100, 100)
+    expected[25:75] = (255, 0, 0)
+    expected[15:85, 15:85] = (0, 0, 255)
+    np.testing.assert_array_equal(found, expected)
+
+
+PROCESSINGS = {
+    "padded": ImageProcessing(size=32),
+    "cropped": ImageProcessing(size=32, pad_to_square=False),
+    "cropped from a larger one": ImageProcessing(size=32, pad_to_square=False, shortest_edge=40),
+    "padded, then cropped": ImageProcessing(size=32, shortest_edge=40),
+    "stretched": ImageProcessing(size=32, pad_to_square=False, keep_aspect=False),
+}
+BOXES = [
+    *(grid_box(num, number, 48) for num in GRIDS for number in range(num)),
+    Box(15, 15, 85, 85, 100, 100),
+    Box(10, 0, 40, 90, 60, 90),
+]
+
+
+@pytest.mark.parametrize("name", PROCESSINGS)
+def test_patches_of_a_box_are_those_that_show_it(name):
+    """A white box on black, through the same processing: the patch is white at its centre."""
+    processing, seen = PROCESSINGS[name], collections.Counter()
+    for box in BOXES:
+        image = plain((0, 0, 0), box.height, box.width)
+        image[box.top : box.bottom, box.left : box.right] = 255
+        shown = processing.denormalise(processing(image))[..., 0]
+        patches = box_patches(processing, box, 8)
+        assert patches.shape == (8, 8)
+        for y, x in np.ndindex(8, 8):
+            middle = shown[4 * y + 1 : 4 * y + 3, 4 * x + 1 : 4 * x + 3].mean()
+            if abs(middle - 128) > 100:  # an edge of the box is elsewhere
+                assert patches[y, x] == (middle > 128), (box, y, x)
+                seen[bool(patches[y, x])] += 1
+    assert min(seen.values()) > 100
+
+
+# --- prompts --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered(PromptSource):
+    """Questions about plain images of different shapes; some cannot be used."""
+
+    num: int = 30
+
+    def open(self):
+        """See `PromptSource.open`."""
+        prompts = [
+            Prompt(f"p{i}", f"what is {i} ?", (f"{i}.png",), {"answer": f"a{i}", "kind": "x"})
+            for i in range(self.num)
+        ]
+        prompts += [
+            Prompt("none", "what ?", ("0.png",)),
+            Prompt("blank", "what ?", ("0.png",), {"answer": " "}),
+            Prompt("two", "what ?", ("0.png", "1.png"), {"answer": "a"}),
+            Prompt("marked", "what <image> ?", ("0.png",), {"answer": "a"}),
+        ]
+
+        def load_image(name):
+            number = int(name.removesuffix(".png"))
+            if number == 29:
+                raise ExampleError("broken", "unreadable image")
+            return plain((number, 0, 0), 10 + number, 20)
+
+        return PromptSet(prompts, load_image)
+
+
+def test_prompts_about_one_of_several_images():
+    """Every arrangement and size comes; the target's image is where the prompt says."""
+    source = Composed(Answered(), tile=40, label="", seed=3)
+    data = source.open()
+    assert len(data.prompts) == 30
+    assert data.drops == {"no answer": 2, "not one image": 2}
+    assert "two: not one image" in data.left_out
+    seen, places = collections.Counter(), collections.Counter()
+    for i, prompt in enumerate(data.prompts):
+        arrangement, num, target, box = target_of(prompt)
+        seen[arrangement, num] += 1
+        assert (prompt.id, prompt.meta["answer"], prompt.meta["kind"]) == (f"p{i}", f"a{i}", "x")
+        json.dumps(prompt.meta)
+        if arrangement == "sequence":
+            assert prompt.question == f"In Image{target + 1}, what is {i} ?"
+            assert len(set(prompt.images)) == len(prompt.images) == num
+            assert prompt.images[target] == f"{i}.png"
+            assert box is None
+            places[target] += 1
+            continue
+        assert len(prompt.images) == 1
+        own = f"{i}.png"
+        parts = json.loads(prompt.images[0].removeprefix("composed:"))[3:]
+        assert len(set(parts)) == len(parts) == num
+        assert parts[target] == own
+        if "29.png" in parts:
+            with pytest.raises(ExampleError, match="broken"):
+                data.load_image(prompt.images[0])
+            continue
+        image = data.load_image(prompt.images[0])
+        assert image.shape == (box.height, box.width, 3)
+        region = image[box.top : box.bottom, box.left : box.right]
+        middle = region[len(region) // 2, len(region) // 2]
+        np.testing.assert_array_equal(middle, (i, 0, 0))
+        if arrangement == "inset":
+            assert prompt.question == f"In the image in the centre, what is {i} ?"
+            assert target == 1
+            assert (box.width, box.left, box.right) == (40, 6, 34)
+        else:
+            assert prompt.question == f"In Image{target + 1}, what is {i} ?"
+    assert {a for a, _ in seen} == {"sequence", "grid", "inset"}
+    assert {n for a, n in seen if a == "sequence"} == {2, 3, 4, 5}
+    assert {n for a, n in seen if a == "grid"} == set(GRIDS)
+    assert len(places) > 2
+    again = source.open()
+    assert again.prompts == data.prompts
+    assert dataclasses.replace(source, seed=4).open().prompts != data.prompts
+
+
+def test_too_few_images_are_refused():
+    """A grid of nine needs nine."""
+    with pytest.raises(DataError, match="8 images with an answered question"):
+        Composed(Answered(8)).open()
+    assert len(Composed(Answered(8), grid_sizes=(2, 3), sequence_sizes=(2,)).open().prompts) == 8
+    with pytest.raises(DataError, match="a grid has 2, 3, 4, 6, 9 tiles, not 5"):
+        Composed(Answered(), grid_sizes=(5,)).open()
+    with pytest.raises(DataError, match="arrangements is empty"):
+        Composed(Answered(), arrangements=()).open()
+
+
+def test_llava_files_keep_their_answers_where_asked(tmp_path):
+    """The turn after the question, of the model's side."""
+    (tmp_path / "a.jpg").write_bytes(b"")
+    said = [("human", "<image>\nWhat?"), ("gpt", " A cat. "), ("human", "Why?"), ("human", "Who?")]
+    said += [("gpt", "Bob.")]
+    record = {
+        "id": "1",
+        "image": "a.jpg",
+        "conversations": [{"from": who, "value": text} for who, text in said],
+    }
+    (tmp_path / "x.json").write_text(json.dumps([record]))
+    source = LlavaJson(str(tmp_path / "x.json"), str(tmp_path), questions_per_image=0)
+    assert [p.meta for p in source.open().prompts] == [{}, {}, {}]
+    found = dataclasses.replace(source, answers=True).open().prompts
+    assert [p.meta for p in found] == [{"answer": "A cat."}, {}, {"answer": "Bob."}]
+
+
+# --- pairs ----------------------------------------------------------------------------------------
+
+
+class Planted:
+    """A model with given log-probs and shares of attention, which checks what it is asked."""
+
+    def __init__(self, share, best=-1.0, missing=False):
+        self.share, self.best, self.missing = share, best, missing
+        self.calls = []
+
+    def patches(self, box=None):
+        """Six tokens an image; a box is a number of the first of them."""
+        return np.arange(6) < (6 if box is None else box.left)
+
+    def measure(self, name, views, layer=None, targets=()):
+        """The same for every view."""
+        self.calls.append((name, views, layer, targets))
+        best = np.full(3, self.best, np.float32)
+        return [None if self.missing else Measured(best - 1, best, self.share) for _ in views]
+
+
+def rollout(answer="blue", truth="red", arrangement="sequence", num=2, target=1, box=None):
+    """An answer to a composed prompt."""
+    meta = {"answer": truth, "arrangement": arrangement, "num_images": num, "target": target}
+    meta |= {"box": list(box)} if box else {}
+    images = tuple(map(str, range(num if arrangement == "sequence" else 1)))
+    return Rollout(Prompt("p", "what ?", images, meta), answer, ())
+
+
+def build(one, model, **options):
+    """Answers kept, and the drops."""
+    kept, drops = MiaPairs(**options).build([one], PromptSet([], lambda name: None), model)
+    return [c.answers for c in kept], dict(drops)
+
+
+KEPT = ([("red", "blue")], {})
+PUBLISHED = [
+    *(("sequence", n, limit, True) for n, limit in ((2, 0.8), (3, 0.7), (4, 0.6), (5, 0.6))),
+    *(("grid", n, x, False) for n, x in ((2, 0.7), (3, 0.6), (4, 0.5), (6, 0.4), (9, 0.3))),
+    ("inset", 2, 0.8, False),
+]
+
+
+@pytest.mark.parametrize(("arrangement", "num", "limit", "inclusive"), PUBLISHED)
+def test_every_limit_of_attention_on_both_sides(arrangement, num, limit, inclusive):
+    """At most the limit for sequences, below it for images made of several."""
+    box = None if arrangement == "sequence" else Box(2, 0, 4, 4, 4, 4)
+    one = rollout(arrangement=arrangement, num=num, box=box)
+    looked = ([], {"attention on the target": 1})
+    assert build(one, Planted(limit - 1e-6)) == KEPT
+    assert build(one, Planted(limit + 1e-6)) == looked
+    assert build(one, Planted(limit)) == (KEPT if inclusive else looked)
+    assert build(one, Planted(float("nan"))) == looked
+
+
+def test_what_the_model_is_asked():
+    """The wrong answer alone, at the layer, with the target's tokens."""
+    model = Planted(0.1)
+    build(rollout(num=3, target=1), model, layer=5)
+    build(rollout(arrangement="grid", num=4, box=Box(2, 0, 4, 4, 4, 4)), model)
+    (name, (view,), layer, (target,)), (_, _, default, (part,)) = model.calls
+    assert (name, layer, default) == ("attention", 5, 16)
+    assert view.answers == ("blue",)
+    assert target.tolist() == [False] * 6 + [True] * 6 + [False] * 6
+    assert part.tolist() == [True] * 2 + [False] * 4
+    assert MiaPairs().uses_corruptions is False
+
+
+@pytest.mark.parametrize(
+    ("one", "reason"),
+    [
+        (rollout(" red\n"), "right answer"),
+        (rollout(" \n"), "empty answer"),
+        (rollout(truth="x" * 512), "long ground truth"),
+    ],
+)
+def test_what_is_dropped_before_anything_is_measured(one, reason):
+    """Counted by reason."""
+    model = Planted(0.1)
+    assert build(one, model) == ([], {reason: 1})
+    assert model.calls[0][1] == []
+    assert build(rollout(truth="x" * 511), model)[1] == {}
+
+
+def test_perplexity_on_both_sides():
+    """Above 1.1 is unsure enough; the log-probs are the likeliest tokens', not the answer's."""
+    bound = -np.log(1.1)
+    assert build(rollout(), Planted(0.1, bound - 1e-4)) == KEPT
+    assert build(rollout(), Planted(0.1, bound + 1e-4)) == ([], {"low perplexity": 1})
+    assert build(rollout(), Planted(0.1, -0.02)) == ([], {"low perplexity": 1})
+    missing = Planted(0.1, missing=True)
+    assert build(rollout(), missing) == ([], {"unreadable answer or image": 1})
+
+
+def test_the_papers_filters_are_options():
+    """Off by default, because the release has none of them."""
+    one = rollout("blue and green", "red")  # 14 and 3 characters, distance 12
+    assert build(one, Planted(0.1))[1] == {}
+    assert build(one, Planted(0.1), max_length_ratio=4.6)[1] == {"lengths differ": 1}
+    assert build(one, Planted(0.1), max_length_ratio=4.7)[1] == {}
+    distance = edit_distance("blue and green", "red")
+    assert build(one, Planted(0.1), min_edit_distance=distance)[1] == {}
+    assert build(one, Planted(0.1), min_edit_distance=distance + 1)[1] == {"similar answers": 1}
+    assert edit_distance("", "abc") == edit_distance("abc", "") == 3
+    assert edit_distance("flaw", "lawn") == 2
+
+
+def test_prompts_of_other_kinds_are_refused():
+    """With a message that says what to wrap."""
+    one = Rollout(Prompt("p", "what ?", ("0",), {"answer": "red"}), "blue", ())
+    with pytest.raises(DataError, match="Composed"):
+        build(one, Planted(0.1))
+    with pytest.raises(DataError, match=r"MiaPairs\.sequence has no limit for 7 images"):
+        build(rollout(num=7), Planted(0.1))
+
+
+def test_a_linear_schedule():
+    """From the peak to 0, after the warm-up."""
+    rate = Optim(lr=5e-5, schedule="linear", warmup_ratio=0.0).learning_rate(10)
+    np.testing.assert_allclose([rate(i) for i in (0, 5, 10)], [5e-5, 2.5e-5, 0], atol=1e-12)
+    rate = Optim(lr=1.0, schedule="linear", warmup_ratio=0.2).learning_rate(10)
+    np.testing.assert_allclose([rate(i) for i in (0, 1, 2, 6, 10)], [0, 0.5, 1, 0.5, 0], atol=1e-6)
