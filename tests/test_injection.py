@@ -146,6 +146,7 @@ def test_graph_of_a_toy_corpus():
     assert graph.absent(["cat", "cat"], 2) == ["dog", "bench"]
     assert graph.absent(["dog", "bench"], 10) == ["cat"]  # 2 + 1
     assert graph.absent(["umbrella", "bench"], 10) == ["cat", "dog"]  # 1 + 1 and 2: by alphabet
+    assert graph.absent(["bench", "bench", "umbrella"], 10) == ["cat", "dog"]  # each counts once
     assert graph.absent(["dog", "cat", "bench"], 10) == ["umbrella"]
     assert graph.absent(["tree", "car"], 10) == []
 

@@ -227,11 +227,12 @@ def test_how_much_is_masked():
     assert {c.answers[1] for c in comparisons.values()} == {"blue"}  # no stop where there was none
 
 
-def test_copies_are_never_retrieved_and_counted():
+def test_copies_are_never_retrieved_and_counted(capsys):
     """The picture's copies under other names are skipped, and the view says how many there were."""
     pictures = Pictures(7, {"4.png": "1.png", "6.png": "1.png"})
     comparisons, drops, _ = built(rollouts(7), pictures)
     assert drops == {}
+    assert "3 of 7 images are one picture under several names" in capsys.readouterr().out
     for i, comparison in enumerate(comparisons.values()):
         (view,) = comparison.more
         (name,) = view.prompt.images
@@ -264,7 +265,7 @@ def test_every_reason_for_a_drop():
 
     comparisons, drops, _ = built(mixed, pictures, say)
     assert drops == {
-        "empty chosen answer": 1, "not one image": 2, "no other image": 1, "equal answers": 1,
+        "empty chosen answer": 1, "not one image": 2, "unreadable image": 1, "equal answers": 1,
         "too long": 1,
     }  # fmt: skip
     assert list(comparisons) == ["4", "6"]

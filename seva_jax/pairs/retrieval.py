@@ -18,6 +18,7 @@ from seva_jax.data.sources import PromptSet
 from seva_jax.pairs.builders import PairBuilder
 from seva_jax.pairs.model import PairModel
 from seva_jax.pairs.rewrite import Draft, generator, rewrite, split
+from seva_jax.processes import say
 from seva_jax.ranges import FROM_1, Range, Ranges
 from seva_jax.rollout.sampler import Sampling
 from seva_jax.text.encode import clean_answer
@@ -114,8 +115,9 @@ class RetrievedPairs(PairBuilder):
     model finds them here: some sentences, drawn by seed and prompt id, keep their first words, and
     what follows up to their end is written anew.
 
-    Only prompts with one image are used. The second view's `meta` says how similar its image is and
-    how many other names have the first image's content; those are never retrieved for each other.
+    Only prompts with one image are used. Images of equal content are never retrieved for each
+    other; their number is printed. The second view's `meta` says how similar its image is
+    ("cosine") and how many others have the first image's content ("copies").
 
     Attributes:
         chosen: "rollout" is the model's answer to the image; "answer" is `meta["answer"]` of the
@@ -162,9 +164,13 @@ class RetrievedPairs(PairBuilder):
                 drops["empty chosen answer"] += 1
             else:
                 kept.append((rollout.prompt, answer))
+        found: list[tuple[Prompt, str, Prompt]] = []
         views = self._similar([prompt for prompt, _ in kept], data, model)
-        drops["no other image"] += sum(view is None for view in views)
-        found = [(*k, view) for k, view in zip(kept, views, strict=True) if view is not None]
+        for (prompt, answer), view in zip(kept, views, strict=True):
+            if isinstance(view, str):
+                drops[view] += 1
+            else:
+                found.append((prompt, answer, view))
         drafts = [self._draft(view, answer, model.seed) for _, answer, view in found]
         replies = rewrite("refill", drafts, model, self.sampling, self.separator)
         comparisons = []
@@ -174,12 +180,12 @@ class RetrievedPairs(PairBuilder):
                 continue
             again = View(view, (answer,))
             comparisons.append(Comparison(prompt, (answer, reply.text), more=(again,)))
-        return comparisons, +drops
+        return comparisons, drops
 
     def _similar(
         self, prompts: Sequence[Prompt], data: PromptSet, model: PairModel
-    ) -> list[Prompt | None]:
-        """Each prompt with the most similar other image instead of its own."""
+    ) -> list[Prompt | str]:
+        """Each prompt with the most similar other image instead of its own; or why not."""
         names = list(dict.fromkeys(prompt.images[0] for prompt in prompts))
 
         def same_image(i: int, j: int) -> bool:
@@ -190,17 +196,19 @@ class RetrievedPairs(PairBuilder):
 
         features_ND = model.features("images", names)
         found, copies_N = nearest_other(features_ND, same_image, self.block)
+        if num_copies := int((copies_N > 0).sum()):
+            say(f"{num_copies:,} of {len(names):,} images are one picture under several names")
         number = {name: i for i, name in enumerate(names)}
-        similar: list[Prompt | None] = []
+        similar: list[Prompt | str] = []
         for prompt in prompts:
             i = number[prompt.images[0]]
             j = int(found.index_N[i])
             about = {"cosine": round(float(found.cosine_N[i]), 4), "copies": int(copies_N[i])}
-            similar.append(
-                dataclasses.replace(prompt, images=(names[j],), meta=prompt.meta | about)
-                if j >= 0
-                else None
-            )
+            if j >= 0:
+                again = dataclasses.replace(prompt, images=(names[j],), meta=prompt.meta | about)
+                similar.append(again)
+            else:
+                similar.append("no other image" if features_ND[i].any() else "unreadable image")
         return similar
 
     def _draft(self, prompt: Prompt, answer: str, seed: int) -> Draft:
