@@ -16,8 +16,10 @@ from seva_jax.data.sources import PreferenceSource, PromptSource
 
 PAGE = (Path(commands.__file__).parent / "README.md").read_text(encoding="utf-8")
 LINES = re.findall(r"^\| (?P<what>[^|]+) \| `(?P<line>[^|]+)` \| `(?P<module>\w+)` \|$", PAGE, re.M)
-MODULES = ("files", "embedded", "records", "preferences", "messages", "mixed", "changed", "composed", "marked",
-           "trajectories", "regions", "scores")  # fmt: skip
+MODULES = (
+    *("files", "embedded", "records", "preferences", "messages", "mixed"),
+    *("changed", "composed", "marked", "trajectories", "regions", "scores"),
+)
 CLASSES = {
     name: (module, value)
     for module in MODULES
