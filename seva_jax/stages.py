@@ -89,7 +89,8 @@ class Iterations(Curriculum):
 
     Attributes:
         num: how many runs.
-        refresh: see `Stage`.
+        refresh: whether the reference becomes the model of the iteration before and adapters start
+            anew; see `PriorRun.merge`.
         prompts: what each iteration is asked; () asks all of them what the config says.
     """
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from seva_jax.cli import flatten, read_configs
+from seva_jax.stages import runs_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(p for part in ("", "*/", "seva_jax/*/") for p in ROOT.glob(f"{part}*.md"))
@@ -50,11 +51,15 @@ def test_every_recipe_is_listed():
     assert listed == {p.name for p in (ROOT / "configs").glob("*.py")}
 
 
-def test_the_recipe_of_the_page_runs(tmp_path, monkeypatch):
-    (code,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "configs/README.md").read_text("utf-8"), re.S
-    )
+def test_the_recipes_of_the_page_run(tmp_path, monkeypatch):
+    page = (ROOT / "configs/README.md").read_text("utf-8")
     monkeypatch.syspath_prepend(str(ROOT / "configs"))
-    (tmp_path / "my_run.py").write_text(code)
-    (experiment,) = read_configs(tmp_path / "my_run.py")
-    assert [c.step for c in experiment.corrupt] == [500, 800]
+    found = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.S):
+        path = tmp_path / code.split()[1]
+        path.write_text(code)
+        (found[path.stem],) = read_configs(path)
+    assert [c.step for c in found["my_run"].corrupt] == [500, 800]
+    stages = runs_of(found["my_stages"])
+    assert [run.corrupt[0].step for run in stages] == [999, 500, 500]
+    assert [run.train.max_steps for run in stages] == [0, 50, 50]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import itertools
 import re
 import shutil
@@ -212,22 +213,9 @@ def one_device():
 def done(tmp_path_factory, one_device, shared_programs):
     """All stages, finished: their configs and what was printed."""
     runs = runs_of(experiment(tmp_path_factory.mktemp("stages") / "done"))
-    with contextlib.redirect_stdout(Lines()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as said:
         train.run_all(runs)
-    return runs, said.text
-
-
-class Lines:
-    """Keeps what is printed."""
-
-    text = ""
-
-    def write(self, text):
-        """As a file does."""
-        self.text += text
-
-    def flush(self):
-        """Nothing is held back."""
+    return runs, said.getvalue()
 
 
 def first_row(run):

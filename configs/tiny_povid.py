@@ -1,0 +1,41 @@
+"""POVID's two stages on the procedural world: descriptions, and copies with invented objects.
+
+python -m seva_jax.train --config configs/tiny_povid.py
+"""
+
+import dataclasses
+
+from tiny import WORLD
+from tiny import get_config as base
+
+from seva_jax.corrupt import PixelNoise
+from seva_jax.data.changed import ChangedImages
+from seva_jax.objectives import DPO, Inherent
+from seva_jax.stages import Stage, Stages
+from seva_jax.worlds import WorldPairs
+
+PAIRS = WorldPairs(WORLD, "preferences", kinds=("describe", "color"), num=2000)
+
+
+def get_config():
+    """DPO, merge, then DPO with the model's own answer under noise as one more rejected one."""
+    e = base()
+    second = dataclasses.replace(e.train, max_steps=30, reference="in_step")
+    return dataclasses.replace(
+        e,
+        workdir="runs/tiny_povid",
+        prompts=PAIRS,
+        corrupt=(),
+        objective=DPO(beta=0.5),
+        train=dataclasses.replace(e.train, max_steps=60),
+        curriculum=Stages(
+            (
+                Stage(),
+                Stage(
+                    prompts=ChangedImages(PAIRS, PixelNoise(step=500)),
+                    objective=Inherent(beta=0.5),
+                    train=second,
+                ),
+            )
+        ),
+    )
