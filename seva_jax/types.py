@@ -130,6 +130,11 @@ class Comparison:
         """The answers of all trees, in the order of branches."""
         return tuple(answer for view in self.views for answer in view.answers)
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """As `all_answers`, each whole: behind the start that its prompt gives it."""
+        return tuple(view.prompt.start + answer for view in self.views for answer in view.answers)
+
 
 class TreeBatch(NamedTuple):
     """Rows of packed trees. A token sees its own trunk and its own branch, causally.

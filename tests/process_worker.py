@@ -12,12 +12,14 @@ import sys
 from collections import Counter
 
 import jax
+import numpy as np
 
 from seva_jax import train
 from seva_jax.cli import load_experiment
 from seva_jax.pairs import PairBuilder
 from seva_jax.processes import joined
-from seva_jax.types import Comparison
+from seva_jax.rollout.sampler import Sampling
+from seva_jax.types import Comparison, View
 from seva_jax.workdir import Workdir
 
 SMALL = """
@@ -32,7 +34,17 @@ SMALL = """
 
 @dataclasses.dataclass(frozen=True)
 class MadeUpPairs(PairBuilder):
-    """Pairs whose answers differ whatever the untrained model said."""
+    """Pairs whose answers differ whatever the untrained model said; asks the model as well."""
+
+    def build(self, rollouts, data, model):
+        """See `PairBuilder`; what the calls gave is in their files."""
+        prompts = [rollout.prompt for rollout in rollouts]
+        model.answer("answers", prompts[:9], Sampling(4, repetition_penalty=1.2))
+        views = [View(prompt, ("red", "blue")[:1]) for prompt in prompts[:10]]
+        target = model.patches() & (np.arange(len(model.patches())) < 8)
+        model.measure("measures", views, 1, [target] * len(views))
+        model.features("features", [prompt.images[0] for prompt in prompts])
+        return self(rollouts)
 
     def __call__(self, rollouts):
         """See `PairBuilder`."""

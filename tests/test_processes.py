@@ -3,11 +3,13 @@
 `launch/local.py` starts them, with fake CPU devices and gloo between them.
 """
 
+import base64
 import json
 import os
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,19 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def calls_of(workdir):
+    """Numbers that a builder's calls of the model gave; texts must be equal, so they are hashed."""
+    answers, measures, features = (
+        lines(workdir / "calls" / f"{name}.jsonl")[1:]
+        for name in ("answers", "measures", "features")
+    )
+    assert len(answers) == 9
+    assert len(measures) == 10
+    yield [zlib.crc32(json.dumps(record).encode()) for record in answers]
+    yield [[*r["tokens"], *r["best"], r["attention"]] for r in measures]
+    yield [np.frombuffer(base64.b64decode(r["features"]), "<f4") for r in features]
+
+
 def losses(workdir):
     rows = {r["step"]: r for r in lines(workdir / "metrics.jsonl") if r["stage"] == "align"}
     return np.array([[rows[i][k] for k in ("loss", "grad_norm")] for i in range(1, 21)])
@@ -70,6 +85,9 @@ def test_processes_equal_one(alone, tmp_path, num_processes, mesh):
     assert "[1] report:" not in out
     for name in ("rollouts.jsonl", "evals/aligned/color-balanced.jsonl"):
         assert lines(tmp_path / "run" / name) == lines(alone / name), name
+    calls = [calls_of(folder) for folder in (tmp_path / "run", alone)]
+    for found, expected in zip(*calls, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
     found, expected = losses(tmp_path / "run"), losses(alone)
     assert np.ptp(expected[:, 0]) > 0.01  # something was learned
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)

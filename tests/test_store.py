@@ -65,6 +65,7 @@ def test_beginnings_of_answers_are_written_where_there_are_some(tmp_path):
         (record,) = store.read_records(tmp_path / "pairs.array_record")
         assert ("start" in record["prompt"]) == ("start" in record["more"][0]["prompt"])
         assert ("start" in record["prompt"]) == (one is begun)
+        assert pairs[0].texts == tuple(one.start + x for x in ("a", "b", "c"))
 
 
 def test_a_missing_file_has_no_lines(tmp_path):

@@ -201,7 +201,7 @@ def pairs_of(data: PromptSet) -> Iterator[Pair]:
                 f"comparison {comparison.prompt.id!r} has answers to several images, for which no "
                 "export format has a place"
             )
-        chosen, *rejected = comparison.answers
+        chosen, *rejected = comparison.texts
         for number, text in enumerate(rejected):
             id_ = comparison.prompt.id + f"@{number}" * (number > 0)
             yield Pair(dataclasses.replace(comparison.prompt, id=id_), chosen, text)
