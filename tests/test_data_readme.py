@@ -19,6 +19,7 @@ LINES = re.findall(r"^\| (?P<what>[^|]+) \| `(?P<line>[^|]+)` \| `(?P<module>\w+
 MODULES = (
     *("files", "embedded", "records", "preferences", "messages", "mixed"),
     *("changed", "composed", "marked", "trajectories", "regions", "scores"),
+    *("captions", "answered"),
 )
 CLASSES = {
     name: (module, value)
@@ -37,9 +38,13 @@ def test_every_line_is_a_source_of_the_module_named():
         assert CLASSES[type(source).__name__][0] == module, line
         used.add(type(source).__name__)
     assert used == set(CLASSES) - {"PairsFile"}
-    pairs = PAGE[PAGE.index("## Pairs") : PAGE.index("## Several")]
+    pairs = PAGE[PAGE.index("## Pairs") : PAGE.index("## Clips")]
     for _, line, _ in LINES:
-        assert isinstance(eval(line, names), PreferenceSource) == (line in pairs) or "((" in line
+        assert (
+            isinstance(eval(line, names), PreferenceSource)
+            == (line in pairs or line.startswith("AnsweredPrompts"))
+            or "((" in line
+        )
 
 
 def test_every_command_parses(monkeypatch):

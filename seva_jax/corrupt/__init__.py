@@ -28,6 +28,7 @@ from seva_jax.corrupt.geometry import (
     RandomRotation,
 )
 from seva_jax.corrupt.recipes import byol, moco, simclr
+from seva_jax.corrupt.sequence import Drop, Reverse, SequenceCorruption, Shuffle
 from seva_jax.corrupt.sharpness import GaussianBlur, RandomAdjustSharpness
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Compose",
     "Corruption",
     "DiffusionNoise",
+    "Drop",
     "GaussianBlur",
     "Grayscale",
     "Pad",
@@ -55,6 +57,9 @@ __all__ = [
     "RandomResizedCrop",
     "RandomRotation",
     "RandomSolarize",
+    "Reverse",
+    "SequenceCorruption",
+    "Shuffle",
     "apply_pixels",
     "byol",
     "corruption_key",

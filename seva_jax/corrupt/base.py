@@ -19,7 +19,7 @@ from PIL import Image
 
 from seva_jax.types import Array, DataError
 
-Space = Literal["pixels", "normalised"]
+Space = Literal["pixels", "normalised", "sequence"]
 
 SNAP = 32
 MAX_SIDE = 1024
@@ -49,7 +49,7 @@ class Corruption:
     Attributes:
         space: where it applies. "pixels": float32 RGB in [0, 1] before pad and resize, and the
             result is in [0, 1] again. "normalised": float32 after mean and std, at model size,
-            unbounded.
+            unbounded. "sequence": not an image but what a prompt is about, see `sequence.py`.
     """
 
     space: ClassVar[Space] = "pixels"

@@ -42,7 +42,7 @@ class ChangedImages(PreferenceSource):
         """See `PromptSource.open`."""
         if self.change.space != "pixels":
             raise DataError(
-                f"ChangedImages: {type(self.change).__name__} works on normalised images; give a "
+                f"ChangedImages: {type(self.change).__name__} does not work on pixels; give a "
                 "change of pixels, such as PixelNoise"
             )
         data = self.source.open()

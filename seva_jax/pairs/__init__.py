@@ -7,6 +7,7 @@ from seva_jax.pairs.injection import InjectedPairs
 from seva_jax.pairs.mia import MiaPairs
 from seva_jax.pairs.model import Measured, PairModel, Reply
 from seva_jax.pairs.retrieval import RetrievedPairs
+from seva_jax.pairs.temple import TemplePairs
 
 __all__ = [
     "Cooccurrence",
@@ -19,5 +20,6 @@ __all__ = [
     "PairModel",
     "Reply",
     "RetrievedPairs",
+    "TemplePairs",
     "find_pairs",
 ]

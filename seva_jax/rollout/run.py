@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from seva_jax import stopping
-from seva_jax.corrupt import Corruption, apply_pixels, corruption_key
+from seva_jax.corrupt import Corruption, SequenceCorruption, apply_pixels, corruption_key
 from seva_jax.corrupt.base import apply_jitted
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import CacheKind, Llava
@@ -51,9 +51,17 @@ class Answered(NamedTuple):
 
 class _Prepared(NamedTuple):
     index: int
-    trunk: np.ndarray
-    pixels_VIHWC: np.ndarray  # variant 0 is clean, variant 1 + c has corruption c
+    trunks: list[np.ndarray]  # variant 0 is clean, variant 1 + c has corruption c
+    pixels: list[np.ndarray]  # [I, H, W, 3] of each; a changed sequence may have fewer images
     dropped: str
+
+
+def corrupted_prompt(prompt: Prompt, corruption: Corruption, index: int, seed: int) -> Prompt:
+    """What is asked under corruption `index`: the prompt itself, unless its sequence is changed."""
+    if not isinstance(corruption, SequenceCorruption):
+        return prompt
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return corruption.changed(corruption_key(seed, prompt.id, index), prompt)
 
 
 def corrupted_pixels(
@@ -68,6 +76,9 @@ def corrupted_pixels(
 
     Runs on the host's CPU, so the same images come out on every platform.
     """
+    if corruption.space == "sequence":
+        names = corrupted_prompt(prompt, corruption, index, seed).images
+        return stacked([processing(load_image(name)) for name in names], processing)
     pixels = []
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         for number, name in enumerate(prompt.images):
@@ -77,6 +88,11 @@ def corrupted_pixels(
                 pixels.append(processing(apply_pixels(corruption, key, image)))
             else:
                 pixels.append(np.asarray(apply_jitted(corruption, key, processing(image))))
+    return stacked(pixels, processing)
+
+
+def stacked(pixels: list[np.ndarray], processing: ImageProcessing) -> np.ndarray:
+    """Preprocessed images as one array, [I, H, W, 3]; I may be 0."""
     size = processing.size
     return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.float32)
 
@@ -169,7 +185,7 @@ class Asker:
         mine = [i for first in firsts for i in range(len(prompts))[first : first + layout.group]]
         prepared = self._prepare(prompts, mine, load_image, corruptions, layout.group)
         # Of all prompts, so that who resumes gets the shapes, and so the answers, of who does not.
-        width, images = self._widest(prompts)
+        width, images = self._widest(prompts, corruptions)
         eos: Any = self.encoder.tokenizer.eos_token_id
         sampler = Sampler(self.model, sampling, (eos,), self.encoder.pad_id, self.cache)
         with jax.set_mesh(self.mesh):
@@ -212,14 +228,27 @@ class Asker:
             if answered:
                 yield answered
 
-    def _widest(self, prompts: Sequence[Prompt]) -> tuple[int, int]:
+    def _trunks(self, prompt: Prompt, corruptions: Sequence[Corruption]) -> list[np.ndarray]:
+        """Of the prompt, and of the prompt under each corruption."""
+        changed = (corrupted_prompt(prompt, c, i, self.seed) for i, c in enumerate(corruptions))
+        trunks = [self.encoder.trunk(prompt.question, len(prompt.images), prompt.start)]
+        for asked in changed:
+            trunks.append(
+                trunks[0]
+                if asked is prompt
+                else self.encoder.trunk(asked.question, len(asked.images), asked.start)
+            )
+        return trunks
+
+    def _widest(
+        self, prompts: Sequence[Prompt], corruptions: Sequence[Corruption]
+    ) -> tuple[int, int]:
         """Tokens and images that hold every prompt; tokens rounded up, so that few shapes occur."""
         longest = 1
         for prompt in prompts:
             # One that cannot be encoded is reported where it is prepared.
             with contextlib.suppress(ExampleError):
-                trunk = self.encoder.trunk(prompt.question, len(prompt.images), prompt.start)
-                longest = max(longest, len(trunk))
+                longest = max(longest, *map(len, self._trunks(prompt, corruptions)))
         return -(-longest // 32) * 32, max((len(p.images) for p in prompts), default=0)
 
     def _prepare(
@@ -233,18 +262,18 @@ class Asker:
         def prepare(index: int) -> _Prepared:
             prompt = prompts[index]
             try:
-                trunk = self.encoder.trunk(prompt.question, len(prompt.images), prompt.start)
-                self.encoder.fit(len(trunk), trunk[:1])  # room for at least one answer token
+                trunks = self._trunks(prompt, corruptions)
+                for trunk in trunks:
+                    self.encoder.fit(len(trunk), trunk[:1])  # room for at least one answer token
                 clean = [self.processing(load_image(name)) for name in prompt.images]
-                shape = (0, self.processing.size, self.processing.size, 3)
-                pixels = [np.stack(clean) if clean else np.zeros(shape, np.float32)]
+                pixels = [stacked(clean, self.processing)]
                 pixels += [
                     corrupted_pixels(prompt, load_image, self.processing, c, i, self.seed)
                     for i, c in enumerate(corruptions)
                 ]
             except ExampleError as error:
-                return _Prepared(index, np.zeros(0, np.int32), np.zeros(0), error.reason)
-            return _Prepared(index, trunk, np.stack(pixels), "")
+                return _Prepared(index, [], [], error.reason)
+            return _Prepared(index, trunks, pixels, "")
 
         dataset = grain.MapDataset.source(mine).map(lambda index: prepare(int(index)))
         options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=2 * ahead)
@@ -287,10 +316,10 @@ class Asker:
                 continue
             for v in range(variants):
                 row, place = pairs[admitted]
-                length = len(item.trunk)
-                tokens[row, :length] = item.trunk
+                length = len(item.trunks[v])
+                tokens[row, :length] = item.trunks[v]
                 mask[row, :length] = True
-                pixels[row, : item.pixels_VIHWC.shape[1]] = item.pixels_VIHWC[v]
+                pixels[row, : len(item.pixels[v])] = item.pixels[v]
                 key = corruption_key(self.seed, f"{prompts[item.index].id}/answer", v)
                 key_data[row] = np.asarray(jax.random.key_data(key))
                 tags[row] = item.index * variants + v

@@ -1,0 +1,20 @@
+"""SeVa with several rejected answers: noise t = 500 and t = 800, and MoCo's augmentations.
+
+The paper names this as InfoNCE over K negatives; with one it is DPO exactly. Which corruptions to
+take together is not published.
+"""
+
+import dataclasses
+
+from llava15_7b_seva import get_config as base
+
+from seva_jax.corrupt import DiffusionNoise, moco
+
+
+def get_config():
+    """`llava15_7b_seva.py` with three corruptions; equal answers count once."""
+    return dataclasses.replace(
+        base(),
+        workdir="runs/llava15_7b_seva_k",
+        corrupt=(DiffusionNoise(step=500), DiffusionNoise(step=800), moco()),
+    )

@@ -1,0 +1,79 @@
+"""Prompts about clips that have captions: asked with them, trained on without (TEMPLE).
+
+What lives here: putting captions into questions and taking them out. What does not: other orders of
+captions (`seva_jax/corrupt/sequence.py`), which of the answers become pairs
+(`seva_jax/pairs/temple.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from seva_jax.corrupt.sequence import captioned
+from seva_jax.data.collect import NAMED, counted
+from seva_jax.data.sources import PromptSet, PromptSource
+from seva_jax.types import DataError, ExampleError, Prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionedPrompts(PromptSource):
+    """Prompts of a source with the captions of their clips in front of the question.
+
+    Captions are a list of texts in the prompt's `meta["captions"]`, where `QuestionsJsonl` puts a
+    field of that name. Prompts without any are counted ("no captions"). What was asked before is in
+    `meta["question"]` and `meta["images"]`, for `without_captions`.
+
+    Attributes:
+        source: the prompts.
+        images: whether the images are shown beside the captions.
+    """
+
+    source: PromptSource = PromptSource()
+    images: bool = False
+
+    def open(self) -> PromptSet:
+        """See `PromptSource.open`.
+
+        Raises:
+            DataError: the prompts have answers already, or none has captions.
+        """
+        if self.source.has_answers:
+            raise DataError(
+                f"CaptionedPrompts.source is {type(self.source).__name__}, which has answers "
+                "already; give a source of prompts"
+            )
+        data = self.source.open()
+        kept, drops, left_out = list[Prompt](), data.drops.copy(), list(data.left_out)
+        for prompt in data.prompts:
+            try:
+                kept.append(self._captioned(prompt))
+            except ExampleError as error:
+                drops[error.reason] += 1
+                if len(left_out) < NAMED:
+                    left_out.append(f"prompt {prompt.id!r}: {error.reason}: {error}")
+        if not kept:
+            raise DataError(f"CaptionedPrompts: no prompt has captions ({counted(drops)})")
+        return dataclasses.replace(data, prompts=kept, drops=drops, left_out=left_out)
+
+    def _captioned(self, prompt: Prompt) -> Prompt:
+        captions = prompt.meta.get("captions")
+        if not isinstance(captions, list) or not captions:
+            raise ExampleError("meta has no list of captions; give one", "no captions")
+        if not all(isinstance(text, str) and text.strip() for text in captions):
+            raise ExampleError("a caption is empty or no text; mend it", "no captions")
+        return dataclasses.replace(
+            prompt,
+            question=captioned(prompt.question, captions),
+            images=prompt.images if self.images else (),
+            meta=prompt.meta | {"question": prompt.question, "images": list(prompt.images)},
+        )
+
+
+def without_captions(prompt: Prompt) -> Prompt:
+    """The prompt as it was before `CaptionedPrompts`; one that never had captions is unchanged."""
+    if "captions" not in prompt.meta or "question" not in prompt.meta:
+        return prompt
+    meta = {key: x for key, x in prompt.meta.items() if key not in ("question", "images")}
+    return dataclasses.replace(
+        prompt, question=prompt.meta["question"], images=tuple(prompt.meta["images"]), meta=meta
+    )

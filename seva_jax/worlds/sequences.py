@@ -1,0 +1,56 @@
+"""Prompts about several images of a world in a row, such as the frames of a clip.
+
+What lives here: `WorldSequences`. What does not: the world and questions about one image
+(`shapes.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
+
+from seva_jax.data.sources import PromptSet, PromptSource
+from seva_jax.ranges import FROM_1, Ranges
+from seva_jax.types import Prompt
+from seva_jax.worlds.shapes import ShapeWorld, WorldPrompts, describe
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldSequences(PromptSource):
+    """Several images to be described in their order; the answer is in `meta`.
+
+    Attributes:
+        world: the world.
+        split: its name keeps the images of different splits apart.
+        skewed: whether colours follow the skewed prior or are uniform.
+        images: images of a prompt.
+        num: how many prompts.
+    """
+
+    ranges: ClassVar[Ranges] = {"images": FROM_1, "num": FROM_1}
+
+    world: ShapeWorld = ShapeWorld(max_objects=1)
+    split: str = "sequences"
+    skewed: bool = False
+    images: int = 4
+    num: int = 1000
+
+    def open(self) -> PromptSet:
+        """See `PromptSource.open`."""
+        data = WorldPrompts(
+            self.world, self.split, self.skewed, ("describe",), self.num * self.images
+        ).open()
+        prompts = [
+            self._joined(i, data.prompts[i * self.images : (i + 1) * self.images])
+            for i in range(self.num)
+        ]
+
+        return PromptSet(prompts, data.load_image)
+
+    def _joined(self, number: int, parts: Sequence[Prompt]) -> Prompt:
+        objects = [it for part in parts for it in part.meta["objects"]]
+        answer = describe([(color, shape) for color, shape in objects])
+        meta = parts[0].meta | {"answer": answer, "objects": objects}
+        names = tuple(name for part in parts for name in part.images)
+        return Prompt(f"{self.split}/{number:06d}/sequence", parts[0].question, names, meta)
