@@ -32,6 +32,7 @@ from seva_jax.data import store
 from seva_jax.data.check import check as check_data
 from seva_jax.data.inputs import FeatureCache, ImageInput
 from seva_jax.data.pipeline import num_steps
+from seva_jax.data.rollouts import INDEX, LINES, RECORDS, read_rollouts, write_rollouts
 from seva_jax.data.sources import PromptSet
 from seva_jax.evals import EvalResult, comparison_rows, format_table
 from seva_jax.examine import evaluate_all, read_results
@@ -96,12 +97,13 @@ class Run(Parts):
             rollouts = fingerprint(
                 base, e.prompts, list(map(fingerprint, e.corrupt)), e.rollout, e.text.generate
             )
-            stage("rollouts", rollouts, self.roll_out, ["rollouts.jsonl"])
+            stage("rollouts", rollouts, self.roll_out, [RECORDS, INDEX])
+            self.workdir.replaced(LINES, RECORDS)
             pairs = fingerprint(rollouts, e.pairs, e.text)
         stage("pairs", pairs, self.build_pairs, ["pairs.array_record", "pairs.json"])
         if self.caches_reference:
             stage("reference", pairs, self.cache_reference, ["reference.array_record"])
-            self.workdir.remove("reference.jsonl")  # all of it is in the other file now
+            self.workdir.replaced("reference.jsonl", "reference.array_record")
         what = dataclasses.replace(
             e.train, log_every=1, save_every=0, save_every_s=1.0, max_nonfinite=1, read_processes=0
         )  # free to change
@@ -199,7 +201,7 @@ class Run(Parts):
     def roll_out(self) -> str:
         """Answers every prompt on its clean image and on every corrupted copy."""
         e, prompts = self.experiment, self.prompts.prompts
-        path = self.workdir.path / "rollouts.jsonl"
+        path = self.workdir.path / LINES
         start = gather(len(store.read_lines(path)) if self.workdir.writes else 0)[0]
         asker = self.asker(self.start, self.start_model)
         batches = asker.ask(prompts, self.prompts.load_image, e.rollout.sampling, e.corrupt, start)
@@ -214,11 +216,13 @@ class Run(Parts):
                 if self.workdir.writes:
                     store.append_lines(path, records)
                 bar.update(len(batch))
+        if self.workdir.writes:
+            write_rollouts(self.workdir.path, store.read_lines(path), list(map(repr, e.corrupt)))
         return f"{len(prompts):,} prompts, {1 + len(e.corrupt)} answers each"
 
     def build_pairs(self) -> str:
         """Keeps the comparisons that can be trained on, and counts why others are dropped."""
-        rollouts = store.read_lines(self.workdir.path / "rollouts.jsonl")
+        rollouts = read_rollouts(self.workdir.path)
         encoder = self.encoder(self.experiment.text.train)
         builder = self.experiment.pairs
         calls = Calls(self, self.prompts, lambda: {"params": self.base_params})

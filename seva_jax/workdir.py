@@ -203,7 +203,10 @@ class Workdir:
         found = (
             (str(sibling), record)
             for sibling in self.siblings
-            if (record := read_stages(sibling).get(name)) and record["fingerprint"] == depends_on
+            if (record := read_stages(sibling).get(name))
+            and record["fingerprint"] == depends_on
+            # One that an earlier version wrote may have other files.
+            and all((sibling / file).exists() for file in files)
         )
         source, record = gather(next(found, ("", {})))[0]  # process 0 decides
         if not source:
@@ -264,10 +267,10 @@ class Workdir:
             if len(kept) < len(rows):
                 write_lines(self.path / name, kept)
 
-    def remove(self, name: str) -> None:
-        """Deletes a file that is not needed any more, if it is there."""
-        if self.writes:
-            (self.path / name).unlink(missing_ok=True)
+    def replaced(self, journal: str, file: str) -> None:
+        """Deletes a stage's journal when the stage has finished and all of it is in a file."""
+        if self.writes and (self.path / file).exists():
+            (self.path / journal).unlink(missing_ok=True)
 
     def bar(self, name: str, total: int, unit: str, initial: int = 0) -> Progress:
         """Progress; silent on all processes but the first. See `Progress`."""

@@ -1,5 +1,6 @@
 """Eight fake CPU devices for every test, set before jax starts."""
 
+import fcntl
 import os
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("SEVA_JAX_TEST_PLATFORM", "cpu")
@@ -17,6 +18,44 @@ jax.config.update("jax_disable_most_optimizations", True)
 
 # Generators of goldens, which need more than the tests do, and what runs in a process of its own.
 collect_ignore = ["goldens", "alone_worker.py"]
+
+
+# Files that take minutes go first, so that no process is left alone with one at the end; needs
+# --no-loadscope-reorder, for pytest-xdist would begin with those of many tests.
+_LONG = ("test_signals", "test_processes", "test_signals_two", "test_kills", "test_soak")
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first, all others as they come."""
+
+    def place(item):
+        name = item.path.stem
+        return _LONG.index(name) if name in _LONG else len(_LONG)
+
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory):
+    """A folder with the run of `helpers_run` without faults and its compiled programs.
+
+    Made once for all processes that test.
+    """
+    from helpers_run import saved_steps, train
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "whole"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "finished").exists():
+            # A checkpoint at every row of metrics.
+            with train(folder / "cache", folder / "run", "--train.save-every-s", 1e-3) as run:
+                assert run.status() == 0, run.output[-3000:]
+            # The rows are 2 steps apart, and the two newest checkpoints are kept.
+            assert saved_steps(folder / "run", "align") == [22, 24]
+            (folder / "finished").touch()
+    return folder
 
 
 @pytest.fixture(scope="session")

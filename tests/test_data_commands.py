@@ -14,11 +14,14 @@ from PIL import Image
 from seva_jax.cli import load_experiment, to_source
 from seva_jax.data import store
 from seva_jax.data.__main__ import main
+from seva_jax.data.check import check
 from seva_jax.data.files import QuestionsJsonl
 from seva_jax.data.messages import TrlPairs
 from seva_jax.data.preferences import SevaPairs
 from seva_jax.data.records import ArrayRecordPairs
-from seva_jax.types import Comparison
+from seva_jax.data.sources import PreferenceSet
+from seva_jax.text.templates import PLAIN
+from seva_jax.types import Comparison, View
 
 
 @pytest.fixture
@@ -50,7 +53,8 @@ def config(tmp_path, source):
 
 def test_check(tmp_path, pairs, capsys):
     main(["check", *config(tmp_path, pairs)])
-    shown = capsys.readouterr().out.splitlines()
+    progress, *shown = capsys.readouterr().out.splitlines()
+    assert progress.startswith("check: 3 of 3 images (100%), ")
     assert shown == [
         "pairs    3 usable of 5",
         "dropped  1 missing image, 1 unreadable image",
@@ -63,6 +67,28 @@ def test_check(tmp_path, pairs, capsys):
         "trunks   24 to 24 tokens, median 24, 95 % up to 24; text.max_length 96",
         "answers  2 to 72 tokens, median 2, 95 % up to 47; 1 cut to fit",
     ]
+
+
+def test_check_looks_at_all_trees(tmp_path, pairs):
+    """Their images and answers, as a run does: in a further tree too nothing bad is missed."""
+    data = pairs.open()
+    encoder = load_experiment("test", [])[0].base.assets().encoder(PLAIN, 96)
+    first = data.comparisons[0]
+
+    def looked_at(*answers, image="a.jpg"):
+        more = (View(dataclasses.replace(first.prompt, images=(image,)), answers),)
+        comparisons = [dataclasses.replace(first, more=more)]
+        found = PreferenceSet([first.prompt], data.load_image, comparisons=comparisons)
+        return check(found, encoder, lambda items, total: items)
+
+    good = looked_at("a red circle", image="b.png")
+    assert (good.num_usable, good.num_images, len(good.trunk_tokens)) == (1, 2, 2)
+    assert good.answer_tokens.tolist() == [2, 2, 4]
+    assert looked_at("red", image="c.jpg").drops == {"unreadable image": 1}
+    assert looked_at("red", "").drops == {"empty answer": 1}
+    long = " ".join(["red"] * 80)
+    assert looked_at(long).num_cut == 1
+    assert looked_at(long, long + " blue").drops == {"equal answers after cutting": 1}
 
 
 def test_check_finds_nothing_usable(tmp_path, pairs, capsys):

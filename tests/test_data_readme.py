@@ -11,8 +11,11 @@ from pathlib import Path
 from PIL import Image
 
 from seva_jax.data import __main__ as commands
+from seva_jax.data import store
 from seva_jax.data.regions import MapFolder
+from seva_jax.data.rollouts import write_rollouts
 from seva_jax.data.sources import PreferenceSource, PromptSource
+from seva_jax.types import Prompt, Rollout
 
 PAGE = (Path(commands.__file__).parent / "README.md").read_text(encoding="utf-8")
 LINES = re.findall(r"^\| (?P<what>[^|]+) \| `(?P<line>[^|]+)` \| `(?P<module>\w+)` \|$", PAGE, re.M)
@@ -58,8 +61,18 @@ def test_every_command_parses(monkeypatch):
     assert seen == [[]] * 6
 
 
+def test_reading_rollouts(tmp_path, monkeypatch, capsys):
+    code = re.findall(r"```python\n(.*?)```", PAGE, re.S)[0]
+    record = store.rollout_record(Rollout(Prompt("a", "What?", ()), "red", ("blue",)))
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    write_rollouts(tmp_path / "runs" / "tiny", [record], ["noise"])
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert capsys.readouterr().out == "What? red ['blue']\n"
+
+
 def test_a_format_of_your_own(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    code = re.findall(r"```python\n(.*?)```", PAGE, re.S)[-1]
     names: dict = {"__name__": "__main__"}
     exec(code, names)
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")

@@ -23,7 +23,7 @@ from PIL import Image  # noqa: E402
 from transformers import CLIPImageProcessorPil, LlavaProcessor  # noqa: E402
 
 from seva_jax.cli import load_experiment  # noqa: E402
-from seva_jax.data import store  # noqa: E402
+from seva_jax.data.rollouts import read_rollouts  # noqa: E402
 from seva_jax.images.preprocess import ImageProcessing  # noqa: E402
 from seva_jax.text.encode import Encoder  # noqa: E402
 from seva_jax.text.templates import LLAVA_V1, VICUNA_V1  # noqa: E402
@@ -144,7 +144,7 @@ def finished(world, decoded):
 def test_the_run_leaves_its_files(finished):
     path = finished.workdir.path
     names = (
-        "config.json", "config.py", "rollouts.jsonl", "pairs.array_record",
+        "config.json", "config.py", "rollouts.json", "rollouts.array_record", "pairs.array_record",
         "reference.array_record", "metrics.jsonl", "report.html", "checkpoints/align",
     )  # fmt: skip
     assert [name for name in names if not (path / name).exists()] == []
@@ -164,7 +164,7 @@ def test_the_run_leaves_its_files(finished):
 
 def test_every_prompt_is_answered_and_every_drop_is_counted(finished):
     prompts = len(PHOTOS) * len(QUESTIONS)
-    records = store.read_lines(finished.workdir.path / "rollouts.jsonl")
+    records = read_rollouts(finished.workdir.path)
     assert len({record["id"] for record in records}) == len(records) == prompts
     index = json.loads((finished.workdir.path / "pairs.json").read_text())
     assert index["prompts"] == prompts
@@ -200,7 +200,7 @@ def test_adapters_and_projector_train_and_nothing_else(finished):
 
 
 def test_chosen_answers_are_greedy_answers_of_transformers(world, finished, decoded):
-    records = store.read_lines(finished.workdir.path / "rollouts.jsonl")
+    records = read_rollouts(finished.workdir.path)
     assert len(decoded) == 2 * len(records)  # clean and corrupted
     tokenizer = world.processor.tokenizer
     lengths = set()
@@ -251,8 +251,8 @@ def test_a_changed_config_is_refused_by_name(world, finished):
 def test_moco_is_a_corruption_of_the_same_photographs(world, finished):
     run = Run(load(world, "llava15_7b_seva_moco.py", workdir="moco", limit=4))
     run.roll_out()
-    records = store.read_lines(run.workdir.path / "rollouts.jsonl")
-    noise = store.read_lines(finished.workdir.path / "rollouts.jsonl")[: len(records)]
+    records = read_rollouts(run.workdir.path)
+    noise = read_rollouts(finished.workdir.path)[: len(records)]
     assert len(records) == 4 * len(QUESTIONS)
     for ours, theirs in zip(records, noise, strict=True):
         assert ours["id"] == theirs["id"]

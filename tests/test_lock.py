@@ -87,9 +87,9 @@ def test_another_host_cannot_be_checked(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_trainers_and_an_evaluation(tmp_path):
+def test_two_trainers_and_an_evaluation(whole_run, tmp_path):
     """The real commands; the first one is held still, and nothing of it is touched."""
-    workdir, cache = tmp_path / "run", tmp_path / "cache"
+    workdir, cache = tmp_path / "run", whole_run / "cache"
     with train(cache, workdir) as first:
         first.when(lambda: "base: at most" in first.output)
         first.send(signal.SIGSTOP)  # it would be done before the others have started

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import sys
 
 import jax
@@ -16,6 +15,8 @@ from test_train import small
 from seva_jax import train
 from seva_jax.bench.quant import measure
 from seva_jax.convert import load_params
+from seva_jax.data import store
+from seva_jax.data.rollouts import RECORDS, read_rollouts
 from seva_jax.experiment import ComputeOptions, Experiment, TrainOptions, check
 from seva_jax.models import (
     Llava,
@@ -194,11 +195,10 @@ def test_a_whole_run(tmp_path, monkeypatch, kind):
 
 def answers(workdir):
     """Rollouts that differ."""
-    path = workdir / "rollouts.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records = read_rollouts(workdir)
     for record in records:
         record["clean"], record["corrupted"] = "red", ["blue"]
-    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    store.write_records(workdir / RECORDS, records)
 
 
 def test_memory_by_the_compiler():

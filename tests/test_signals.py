@@ -1,15 +1,16 @@
-"""SIGTERM and Ctrl-C: saved, the documented status, and nothing lost, with one process and two."""
+"""SIGTERM and Ctrl-C: saved, the documented status, and nothing lost, with one process.
+
+With two: `test_signals_two.py`.
+"""
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from helpers_run import ROOT, assert_same_run, lines, rows, saved_steps, train
+from helpers_run import STEPS, assert_same_run, lines, rows, saved_steps, stages, train
 
 from seva_jax.stopping import Status
 
@@ -66,14 +67,15 @@ def compiling(run, workdir):
     return "base: at most" in run.output
 
 
-# What is looked for, the signals that come then, and the status.
+# The stage, what is looked for, the signals that come then, and the status.
 MOMENTS = (
-    (compiling, [signal.SIGTERM], Status.STOPPED),
-    (compiling, [signal.SIGINT, signal.SIGINT], Status.AT_ONCE),
-    (lambda _, w: lines(w / "rollouts.jsonl"), [signal.SIGTERM], Status.STOPPED),
-    (lambda _, w: rows(w, "align"), [signal.SIGTERM], Status.STOPPED),
-    (lambda _, w: len(answers(w, "base")) > 2, [signal.SIGINT], Status.STOPPED),
-    (lambda _, w: len(answers(w, "aligned")) > 2, [signal.SIGTERM], Status.STOPPED),
+    ("compilation", compiling, [signal.SIGTERM], Status.STOPPED),
+    ("compilation", compiling, [signal.SIGINT, signal.SIGINT], Status.AT_ONCE),
+    ("base", lambda _, w: rows(w, "base"), [signal.SIGTERM], Status.STOPPED),
+    ("rollouts", lambda _, w: lines(w / "rollouts.jsonl"), [signal.SIGTERM], Status.STOPPED),
+    ("reference", lambda _, w: len(computed(w)) > 2, [signal.SIGTERM], Status.STOPPED),
+    ("align", lambda _, w: rows(w, "align"), [signal.SIGTERM], Status.STOPPED),
+    ("evaluation", lambda _, w: len(answers(w, "base")) > 2, [signal.SIGINT], Status.STOPPED),
 )
 
 
@@ -82,76 +84,38 @@ def answers(workdir, who):
     return lines(workdir / "evals" / who / "color-balanced" / "asked.jsonl")
 
 
+def computed(workdir):
+    """The journal of the reference pass: a line each batch, after the first."""
+    return lines(workdir / "reference.jsonl")
+
+
 @pytest.mark.slow
-def test_one_process(tmp_path):
+def test_one_process(whole_run, tmp_path):
     """One run, stopped in every stage that has something to save, against one that was not."""
-    cache, whole, workdir = (tmp_path / name for name in ("cache", "whole/run", "stopped/run"))
-    took = []
-    for number, (condition, signals, status) in enumerate(MOMENTS):
-        grace = 2 if number == 0 else 60
-        # A cold cache where a compilation is wanted.
-        where = tmp_path / f"cold{number}" if condition is compiling else cache
-        with train(where, workdir, "--processes.grace-s", grace) as run:
+    workdir, took = tmp_path / "run", []
+    for number, (stage, condition, signals, status) in enumerate(MOMENTS):
+        # A cold cache where a compilation is wanted, and time for a signal in a short pass.
+        cold = stage == "compilation"
+        cache = tmp_path / f"cold{number}" if cold else whole_run / "cache"
+        env = {"COMMIT_S": "0.3"} if stage == "reference" else {}
+        with train(cache, workdir, "--processes.grace-s", 2 if cold else 60, env=env) as run:
             run.when(lambda: condition(run, workdir))  # noqa: B023
             start = time.monotonic()
-            for number in signals:
-                run.send(number)
+            for signal_ in signals:
+                run.send(signal_)
                 time.sleep(0.3)
             assert run.status() == status, run.output[-3000:]
             took.append(time.monotonic() - start)
-            if status == Status.STOPPED and condition is not compiling:
+            if status == Status.STOPPED and not cold:
                 assert "run the same command again to go on" in run.output
-        if condition is MOMENTS[3][0]:
-            (saved,) = saved_steps(workdir, "align")  # no other save was due
-            assert 2 <= saved < 24
-        assert not (workdir / "lock.json").exists() or condition is compiling
+        if stage in ("base", "align"):
+            (saved,) = saved_steps(workdir, stage)  # no other save was due
+            assert 2 <= saved < STEPS
+        if stage == "reference":
+            assert 2 < len(computed(workdir)) < 13, "it was over before"
+            assert stages(workdir)[-1] == "pairs"
+        assert not (workdir / "lock.json").exists() or cold
     assert max(took) < 60, took
-    for where in (workdir, whole):
-        with train(cache, where) as run:
-            assert run.status() == 0, run.output[-3000:]
-    assert_same_run(workdir, whole)
-
-
-def children(pid):
-    """Processes that a process has started, in order."""
-    return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-
-
-def two(cache, workdir, *options):
-    """The command in two processes, one device each, started."""
-    local = (sys.executable, str(ROOT / "launch" / "local.py"), "--devices", "1", "--grace", "60")
-    mesh = ("--mesh.data", 2, "--mesh.fsdp", 1)
-    return train(cache, workdir, *mesh, *options, launcher=(*local, "--"))
-
-
-# What is looked for, and which of the two processes gets SIGTERM.
-OF_TWO = (
-    (compiling, 1),
-    (lambda _, w: lines(w / "rollouts.jsonl"), 1),
-    (lambda _, w: rows(w, "align"), 0),
-    (lambda _, w: len(answers(w, "base")) > 2, 1),
-)
-
-
-@pytest.mark.slow
-def test_one_of_two_processes(tmp_path):
-    """Both stop at the same step, with the same status, and go on from there."""
-    cache, whole, workdir = (tmp_path / name for name in ("cache", "whole/run", "stopped/run"))
-    took = []
-    for condition, rank in OF_TWO:
-        cold = condition is compiling
-        grace = 2 if cold else 60
-        with two(
-            tmp_path / "cold" if cold else cache, workdir, "--processes.grace-s", grace
-        ) as run:
-            run.when(lambda: condition(run, workdir))  # noqa: B023
-            start = time.monotonic()
-            os.kill(children(run.process.pid)[rank], signal.SIGTERM)
-            assert run.status() == Status.STOPPED, run.output[-3000:]
-            took.append(time.monotonic() - start)
-            assert run.output.count("SIGTERM: stopping") == 1
-    assert max(took) < 60, took
-    for where in (workdir, whole):
-        with two(cache, where) as run:
-            assert run.status() == 0, run.output[-3000:]
-    assert_same_run(workdir, whole)
+    with train(whole_run / "cache", workdir) as run:
+        assert run.status() == 0, run.output[-3000:]
+    assert_same_run(workdir, whole_run / "run")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from seva_jax.data import store
+from seva_jax.data.rollouts import INDEX, LINES, RECORDS, read_rollouts, write_rollouts
 from seva_jax.types import Comparison, DataError, Prompt, Rollout, View
 
 # Quotes, line ends of every kind, characters outside ASCII and outside the BMP, and an empty text.
@@ -66,6 +67,52 @@ def test_beginnings_of_answers_are_written_where_there_are_some(tmp_path):
         assert ("start" in record["prompt"]) == ("start" in record["more"][0]["prompt"])
         assert ("start" in record["prompt"]) == (one is begun)
         assert pairs[0].texts == tuple(one.start + x for x in ("a", "b", "c"))
+
+
+def test_finished_rollouts(tmp_path):
+    """ArrayRecord with an index for people; a run of an earlier version has its lines."""
+    records = [
+        store.rollout_record(Rollout(prompt(0), "a red circle", ("red", "a red circle"))),
+        {"id": "gone", "dropped": "unreadable image"},
+        store.rollout_record(Rollout(prompt(1), "", ("blue", "a"))),
+    ]
+    records = json.loads(json.dumps(records))  # lists for tuples
+    store.append_lines(tmp_path / LINES, records)
+    assert read_rollouts(tmp_path) == records
+    write_rollouts(tmp_path, records[:2], ["DiffusionNoise(step=900)", "Solarize()"])
+    assert read_rollouts(tmp_path) == records[:2]
+    (tmp_path / LINES).unlink()
+    write_rollouts(tmp_path, records, ["DiffusionNoise(step=900)", "Solarize()"])
+    assert read_rollouts(tmp_path) == records
+    assert json.loads((tmp_path / INDEX).read_text()) == {
+        "prompts": 3,
+        "answered": 2,
+        "drops": {"unreadable image": 1},
+        "clean": {
+            "different answers": 2,
+            "empty": 1,
+            "words": {"least": 0, "median": 1.5, "most": 3},
+        },
+        "corrupted": [
+            {
+                "corruption": "DiffusionNoise(step=900)",
+                "different answers": 2,
+                "empty": 0,
+                "words": {"least": 1, "median": 1, "most": 1},
+                "equal to clean": 0,
+            },
+            {
+                "corruption": "Solarize()",
+                "different answers": 2,
+                "empty": 0,
+                "words": {"least": 1, "median": 2, "most": 3},
+                "equal to clean": 1,
+            },
+        ],
+    }
+    (tmp_path / RECORDS).write_bytes(b"")
+    with pytest.raises(DataError, match="is damaged"):
+        read_rollouts(tmp_path)
 
 
 def test_a_missing_file_has_no_lines(tmp_path):

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import re
 
 import numpy as np
@@ -15,6 +14,8 @@ from seva_jax.convert import load_params
 from seva_jax.convert.__main__ import open_source
 from seva_jax.convert.rewrite import to_hf
 from seva_jax.corrupt import DiffusionNoise
+from seva_jax.data import store
+from seva_jax.data.rollouts import RECORDS, read_rollouts
 from seva_jax.report.__main__ import main as compare_runs
 from seva_jax.sharding import MeshShape
 from seva_jax.types import DataError
@@ -76,11 +77,10 @@ class Killed(Exception):
 
 def answers(workdir):
     """Rollouts that surely differ: stands in for a model that has learned something."""
-    path = workdir / "rollouts.jsonl"
-    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records = read_rollouts(workdir)
     for i, record in enumerate(records):
         record["clean"], record["corrupted"] = "red", ["blue" if i % 2 else "red", "a green ring"]
-    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    store.write_records(workdir / RECORDS, records)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from seva_jax.data import store
 from seva_jax.data.changed import ChangedImages
 from seva_jax.data.messages import TrlPairs
 from seva_jax.data.mixed import Concatenated
+from seva_jax.data.rollouts import RECORDS, read_rollouts
 from seva_jax.experiment import check
 from seva_jax.objectives import DPO, Inherent, ScoreGap
 from seva_jax.sharding import MeshShape
@@ -70,7 +71,7 @@ def test_stages_of_preferences(tmp_path, monkeypatch, capsys):
     run = train.Run(experiment(tmp_path))
     run.stages()
     assert list(run.workdir.stages()) == ["base", "pairs", "reference", "align", "report"]
-    assert not (run.workdir.path / "rollouts.jsonl").exists()
+    assert not (run.workdir.path / RECORDS).exists()
     index = json.loads((run.workdir.path / "pairs.json").read_text())
     assert index == {
         "pairs": 8, "prompts": 9, "answers cut to fit": 0, "drops": {"equal answers": 1},
@@ -165,6 +166,6 @@ def test_every_format_through_training_and_rollouts(tmp_path, tiny_pictures):
     run = train.Run(asked)
     run.__dict__["base_params"] = train.Run(e).base_params  # restored, not trained again
     assert run.roll_out() == "14 prompts, 2 answers each"
-    records = store.read_lines(run.workdir.path / "rollouts.jsonl")
+    records = read_rollouts(run.workdir.path)
     assert [r["id"] for r in records] == [p.id for p in run.prompts.prompts]
     assert not any("dropped" in r for r in records)

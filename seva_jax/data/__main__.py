@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from seva_jax.cli import config_directory, flatten, load_experiment, read_config
 from seva_jax.data import store
@@ -23,6 +22,7 @@ from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.experiment import Experiment
 from seva_jax.home import hide_home
 from seva_jax.processes import one_line_errors
+from seva_jax.terminal import Progress
 from seva_jax.types import DataError
 
 DESCRIPTION = """Data of a run: look at it before, check it, convert it, build a fast copy. Options
@@ -106,10 +106,6 @@ class Build(_Source):
     out: tyro.conf.Positional[Path]
 
 
-def _bar(total: int, unit: str) -> tqdm:
-    return tqdm(total=total, unit=unit, mininterval=1.0, dynamic_ncols=True)
-
-
 def _open(source: _Source, rest: Sequence[str]) -> tuple[PromptSet, str]:
     """The data, and where it is from in words."""
     if source.run is None:
@@ -141,7 +137,10 @@ def _check(command: Check, rest: Sequence[str]) -> None:
     encoder = experiment.base.assets().encoder(experiment.prompt_template, max_length)
 
     def progress(items: Iterable[Any], total: int) -> Iterable[Any]:
-        return tqdm(items, "images", total, unit="image", mininterval=1.0, dynamic_ncols=True)
+        with Progress("check", total, "image") as bar:
+            for item in items:
+                yield item
+                bar.update()
 
     found = check(data, encoder, progress)
     print(hide_home(found.describe()))
@@ -161,7 +160,7 @@ def _show(command: Show, rest: Sequence[str]) -> None:
 def _convert(command: Convert, rest: Sequence[str]) -> None:
     data, _ = _open(command, rest)
     total = sum(1 for _ in pairs_of(data))
-    with _bar(total, "example") as bar:
+    with Progress("convert", total, "example") as bar:
         export = Export(data, command.images, bar.update)
         export(command.to, command.out)
     print(f"{command.out}: {export.num:,} written; left out: {counted(export.drops) or 'none'}")
@@ -169,7 +168,7 @@ def _convert(command: Convert, rest: Sequence[str]) -> None:
 
 def _build(command: Build, rest: Sequence[str]) -> None:
     data, source = _open(command, rest)
-    with _bar(len(data.prompts), "example") as bar:
+    with Progress("build", len(data.prompts), "example") as bar:
         index = build(data, command.out, source, bar.update)
     print(
         f"{command.out}: {index['examples']:,} {index['kind']}, {index['images']:,} images, "

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from seva_jax.data.collect import NAMED, counted
+from seva_jax.data.pipeline import fitting_views
 from seva_jax.data.sources import PreferenceSet, PromptSet
-from seva_jax.text.encode import Encoder
-from seva_jax.types import DataError, ExampleError
+from seva_jax.text.encode import EncodedTree, Encoder
+from seva_jax.types import Comparison, DataError, ExampleError, Prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Checked:
         num_images: distinct ones.
         bad_images: name -> reason, of images that do not decode.
         sizes: width and height of the others, [N, 2].
-        trunk_tokens: images, template and question of each example whose text fits.
-        answer_tokens: each answer of those examples.
+        trunk_tokens: images, template and question of each tree of the examples whose text fits.
+        answer_tokens: each answer of those examples, of all trees.
         num_cut: answers that would be cut to fit.
         max_length: what they have to fit in, tokens.
         left_out: of the first examples that cannot be used, where each is and why.
@@ -105,14 +106,16 @@ def _spread(lengths: np.ndarray) -> str:
 def check(
     data: PromptSet, encoder: Encoder, progress: Callable[[Iterable[Any], int], Iterable[Any]]
 ) -> Checked:
-    """Encodes every text and decodes every image.
+    """Encodes every text and decodes every image, those of all trees of a comparison.
 
     Args:
         data: what `open()` gave.
         encoder: of the run, with the template the examples are used with.
         progress: wraps an iterable of known length, to show how far it is.
     """
-    names = dict.fromkeys(name for prompt in data.prompts for name in prompt.images)
+    pairs = isinstance(data, PreferenceSet)
+    examples = data.comparisons if pairs else data.prompts
+    names = dict.fromkeys(name for example in examples for name in example.images)
     bad, sizes = {}, []
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         found = pool.map(lambda name: _decode(data, name), names)
@@ -121,22 +124,19 @@ def check(
                 bad[name] = size
             else:
                 sizes.append(size)
-    pairs = isinstance(data, PreferenceSet)
     drops, trunks, answers, cut, usable = data.drops.copy(), [], [], 0, 0
     left_out = list(data.left_out)
-    for i, prompt in enumerate(data.prompts):
-        texts = data.comparisons[i].answers if pairs else ()
+    for prompt, example in zip(data.prompts, examples, strict=True):
         try:
-            tree = encoder.encode(prompt.question, len(prompt.images), texts, prompt.start)
-            encoder.fit(len(tree.trunk), tree.trunk[:1])
+            trees = _trees(example, encoder)
         except ExampleError as error:
             drops[error.reason] += 1
             left_out.append(f"{prompt.id}: {error.reason}: {error}")
             continue
-        trunks.append(len(tree.trunk))
-        answers += map(len, tree.branches)
-        cut += tree.truncated
-        broken = [name for name in prompt.images if name in bad]
+        trunks += (len(tree.trunk) for tree in trees)
+        answers += (len(branch) for tree in trees for branch in tree.branches)
+        cut += sum(tree.truncated for tree in trees)
+        broken = [name for name in example.images if name in bad]
         drops.update(bad[name] for name in broken[:1])
         left_out += [f"{prompt.id}: {bad[name]}: {name}" for name in broken[:1]]
         usable += not broken
@@ -155,6 +155,14 @@ def check(
         max_length=encoder.max_length,
         left_out=left_out[:NAMED],
     )
+
+
+def _trees(example: Prompt | Comparison, encoder: Encoder) -> Sequence[EncodedTree]:
+    if isinstance(example, Comparison):
+        return fitting_views(example, encoder)
+    tree = encoder.encode(example.question, len(example.images), (), example.start)
+    encoder.fit(len(tree.trunk), tree.trunk[:1])  # room for at least one answer token
+    return [tree]
 
 
 def _decode(data: PromptSet, name: str) -> tuple[int, int] | str:

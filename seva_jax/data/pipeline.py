@@ -124,6 +124,25 @@ def marked(
     )
 
 
+def fitting_views(comparison: Comparison, encoder: Encoder) -> list[EncodedTree]:
+    """The trees of a comparison that can be trained on.
+
+    Raises:
+        ExampleError: see `Encoder.encode`; or cutting has made two answers of a tree equal,
+            or has left no marked phrase.
+    """
+    trees = encode_views(comparison, encoder)
+    if any(t.truncated and len({b.tobytes() for b in t.branches}) < len(t.branches) for t in trees):
+        reason = "equal answers after cutting"
+        raise ExampleError(f"{comparison.prompt.id}: {reason}", reason)
+    if comparison.spans and not any(
+        x.any() for x in marked(comparison, trees[0].branches, encoder)
+    ):
+        reason = "no marked phrase"  # they were cut off
+        raise ExampleError(f"{comparison.prompt.id}: {reason}", reason)
+    return trees
+
+
 class RowShapes(NamedTuple):
     """How shapes of rows are chosen.
 
@@ -160,20 +179,9 @@ def encodable(comparisons: Sequence[Comparison], encoder: Encoder) -> Encodable:
     drops: collections.Counter[str] = collections.Counter()
     for comparison in comparisons:
         try:
-            encoded = encode_views(comparison, encoder)
+            encoded = fitting_views(comparison, encoder)
         except ExampleError as error:
             drops[error.reason] += 1
-            continue
-        if any(
-            tree.truncated and len({b.tobytes() for b in tree.branches}) < len(tree.branches)
-            for tree in encoded
-        ):
-            drops["equal answers after cutting"] += 1
-            continue
-        if comparison.spans and not any(
-            x.any() for x in marked(comparison, encoded[0].branches, encoder)
-        ):
-            drops["no marked phrase"] += 1  # they were cut off
             continue
         num_cut += sum(tree.truncated for tree in encoded)
         kept.append(comparison)

@@ -1,8 +1,8 @@
-"""Files of a run: rollouts as JSON lines, comparisons and reference log-probs as ArrayRecord.
+"""Files of a run: what comes bit by bit as JSON lines, what is finished as ArrayRecord.
 
-Rollouts are appended batch by batch, so a killed run keeps every finished line. Comparisons and
-reference log-probs are written once, as JSON in ArrayRecord (which checks its own hashes), with
-an index beside them that a person can read.
+Lines are appended batch by batch, so a killed run keeps every finished one. Rollouts, comparisons
+and reference log-probs are written once they are all there, as JSON in ArrayRecord (which checks
+its own hashes); rollouts and comparisons have an index beside them that a person can read.
 """
 
 from __future__ import annotations

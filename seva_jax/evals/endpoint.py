@@ -24,12 +24,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tqdm import tqdm
-
 from seva_jax.data.store import append_lines, read_lines
 from seva_jax.evals.judge import Case, Judge, Verdict, check
 from seva_jax.processes import say
 from seva_jax.ranges import ABOVE_0, FROM_0, FROM_1, Ranges
+from seva_jax.terminal import Progress
 from seva_jax.types import DataError, ExampleError
 
 _CHARS_PER_TOKEN = 4  # of English text, for the estimate
@@ -139,11 +138,13 @@ class OpenAICompatible(Judge):
             path.parent.mkdir(parents=True, exist_ok=True)
         found: dict[str, Verdict | ExampleError] = {}
         pool = concurrent.futures.ThreadPoolExecutor(max(self.concurrency, 1))
+        progress = Progress("judge", len(cases), "answer", len(cases) - len(waiting), bool(waiting))
         jobs = {pool.submit(self._ask, bodies[i], cases[i]): k for k, i in waiting.items()}
         try:
             done = concurrent.futures.as_completed(jobs)
-            for job in tqdm(done, "judge", len(jobs), mininterval=1.0, disable=not jobs):
+            for job in done:
                 key = jobs[job]
+                progress.update()
                 try:
                     reply = job.result()
                 except ExampleError as error:
@@ -153,6 +154,7 @@ class OpenAICompatible(Judge):
                 append_lines(path, [{"key": key, "request": body, "reply": reply}])
                 known[key] = reply
         finally:
+            progress.close()
             pool.shutdown(cancel_futures=True)
         return [
             found[k] if k in found else _verdict(known[k], case)

@@ -63,7 +63,7 @@ def find_pairs(
 
     Args:
         data: the prompts; a `PreferenceSet` has its comparisons already.
-        rollouts: records of rollouts.jsonl; not used for a `PreferenceSet`.
+        rollouts: see `data.rollouts.read_rollouts`; not used for a `PreferenceSet`.
         builder: makes comparisons of rollouts.
         encoder: tells which comparisons fit the model.
         model: what the builder may ask.
