@@ -90,6 +90,22 @@ def base_fingerprint(experiment: Experiment) -> str:
     return fingerprint(base, *rest)
 
 
+def answers_of_base(experiment: Experiment) -> Path | None:
+    """Where a run finds what its base answered to evaluations before, as the earlier run's result.
+
+    Args:
+        experiment: the run. None is found unless the earlier run asked in the same way.
+    """
+    e, base = experiment, experiment.base
+    if not isinstance(base, PriorRun):
+        return None
+    earlier, path = base.earlier(), Path(base.workdir)
+    same = (e.compute, e.text.generate, e.text.max_length, e.rollout.cache) == (
+        earlier.compute, earlier.text.generate, earlier.text.max_length, earlier.rollout.cache
+    )  # fmt: skip
+    return path / "evals" / "aligned" if same and "evaluate aligned" in read_stages(path) else None
+
+
 def problems(experiment: Experiment, earlier: Experiment) -> list[str]:
     """What keeps a run from going on from another one.
 

@@ -54,6 +54,7 @@ from seva_jax.pairs import find_pairs
 from seva_jax.parts import Parts
 from seva_jax.prior import (
     PriorRun,
+    answers_of_base,
     base_fingerprint,
     problems,
     reference_params,
@@ -67,7 +68,7 @@ from seva_jax.stages import runs_of
 from seva_jax.step import Variables, merge, split_params
 from seva_jax.stopping import Status
 from seva_jax.types import Comparison, DataError, Rollout
-from seva_jax.workdir import fingerprint, read_stages
+from seva_jax.workdir import fingerprint
 
 DESCRIPTION = """Aligns a LLaVA-style model with its own answers (SeVa): the model answers
 questions about images, clean (chosen) and corrupted (rejected); where the answers differ, it is
@@ -84,7 +85,10 @@ class Run(Parts):
         if e.strict:
             self.require_all_prompts()
         if not isinstance(e.curriculum, Once):
-            raise DataError("this config stands for several runs; see seva_jax.stages.runs_of")
+            raise DataError(
+                "this config stands for several runs: run_all(runs_of(experiment)) runs them "
+                "(seva_jax.train, seva_jax.stages)"
+            )
         base = base_fingerprint(e)
         if isinstance(e.base, TrainedBase):
             stage("base", base, self.train_base, ["checkpoints/base"])
@@ -346,7 +350,8 @@ class Run(Parts):
 
     def evaluate_base(self) -> str:
         """Asks the model before alignment every evaluation question."""
-        return self._evaluate_all("base", self.start_model, self.start, self._asked_before())
+        e = self.experiment
+        return self._evaluate_all("base", self.start_model, self.start, answers_of_base(e))
 
     def evaluate_aligned(self) -> str:
         """Asks the aligned model every evaluation question."""
@@ -357,18 +362,6 @@ class Run(Parts):
     ) -> str:
         asker = self.asker(variables, model)
         return evaluate_all(asker, self.experiment.evals, who, self.workdir, same)
-
-    def _asked_before(self) -> Path | None:
-        """Answers of an earlier run's aligned model, if it was asked as this run's base is."""
-        e = self.experiment
-        if not isinstance(e.base, PriorRun):
-            return None
-        earlier, asked = e.base.earlier(), Path(e.base.workdir) / "evals" / "aligned"
-        same = (e.compute, e.text.generate, e.text.max_length, e.rollout.cache) == (
-            earlier.compute, earlier.text.generate, earlier.text.max_length, earlier.rollout.cache
-        )  # fmt: skip
-        done = read_stages(Path(e.base.workdir))
-        return asked if same and "evaluate aligned" in done else None
 
     def results(self) -> tuple[list[EvalResult], list[EvalResult]]:
         """Evaluation results of base and aligned model, read back from the work directory."""
