@@ -180,6 +180,9 @@ def test_too_few_images_are_refused():
     assert len(Composed(Answered(8), grid_sizes=(2, 3), sequence_sizes=(2,)).open().prompts) == 8
     with pytest.raises(DataError, match="a grid has 2, 3, 4, 6, 9 tiles, not 5"):
         Composed(Answered(), grid_sizes=(5,)).open()
+    for sizes in ((), (1, 2)):
+        with pytest.raises(DataError, match="numbers of 2 or more"):
+            Composed(Answered(), sequence_sizes=sizes).open()
     with pytest.raises(DataError, match="arrangements is empty"):
         Composed(Answered(), arrangements=()).open()
 

@@ -76,6 +76,12 @@ class Composed(PromptSource):
             raise DataError("Composed.source holds pairs; give prompts with answers in their meta")
         if not self.arrangements:
             raise DataError("Composed.arrangements is empty; give at least one")
+        for field, sizes in (
+            ("sequence_sizes", self.sequence_sizes),
+            ("grid_sizes", self.grid_sizes),
+        ):
+            if min(sizes, default=0) < 2:
+                raise DataError(f"Composed.{field} is {sizes}; give numbers of 2 or more")
         data = self.source.open()
         reasons = [_unusable(prompt) for prompt in data.prompts]
         usable = [p for p, reason in zip(data.prompts, reasons, strict=True) if not reason]
