@@ -26,7 +26,7 @@ def get_config():
         objects=SHAPES,
         templates=("{object}",),
         separator=" and ",
-        sampling=Sampling(max_new_tokens=4, repetition_penalty=1.1),
+        sampling=Sampling(max_new_tokens=2),  # "in COLOR"; no penalty, every object has an "in"
     )
     fewer = dataclasses.replace(made_up, rate=0.5)
     return dataclasses.replace(
