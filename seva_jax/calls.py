@@ -22,6 +22,7 @@ from seva_jax.data.sources import PromptSet
 from seva_jax.features import mean_features
 from seva_jax.images.compose import Box, box_patches
 from seva_jax.measure import Reader, Reading
+from seva_jax.models import Llava
 from seva_jax.pairs import Measured, Reply
 from seva_jax.processes import gather, say
 from seva_jax.rollout.sampler import Sampling
@@ -40,7 +41,8 @@ class Calls:
     Attributes:
         parts: of the run.
         data: the prompts, and the way to their images.
-        variables: gives the base model's; called when the model is first asked something.
+        variables: gives those of the model to be aligned, with adapters where an earlier run's go
+            on; called when the model is first asked something.
     """
 
     parts: Parts
@@ -62,7 +64,7 @@ class Calls:
             return replies
         # With the name, a prompt that is asked twice at a temperature is answered differently.
         named = [dataclasses.replace(p, id=f"{name}/{p.id}") for p in prompts]
-        asker = self.parts.asker(self.variables(), self.parts.base_model)
+        asker = self.parts.asker(*self._loaded())
         batches = asker.ask(named, self.data.load_image, sampling, start=len(replies))
         with self.parts.workdir.bar(name, len(prompts), "prompt", len(replies)) as bar:
             for batch in batches:
@@ -95,10 +97,10 @@ class Calls:
             pixels = parts.pixels(self.data)
             rows = ComparisonRows(fits.comparisons, encoder, pixels, fits.shape, fits.sizes)
             size = e.train.batch_size // e.train.micro_batches
+            variables, model = self._loaded()
             reader = Reader(
-                parts.base_model, self.variables(), parts.mesh, size, parts.row_shapes,
-                parts.step_options,
-            )  # fmt: skip
+                model, variables, parts.mesh, size, parts.row_shapes, parts.step_options
+            )
             with parts.workdir.bar(name, len(rows), "answer", len(done)) as bar:
                 for readings in reader(rows, layer, len(done)):
                     begun = which[len(done) :]
@@ -130,8 +132,9 @@ class Calls:
         path, done = self._kept(name, fingerprint("features", list(images)))
         rows = [_row(record) for record in done]
         if len(rows) < len(images):
+            params = {"params": self.variables()["params"]}
             groups = mean_features(
-                parts.base_model, self.variables(), images[len(rows) :], parts.pixels(self.data),
+                parts.base_model, params, images[len(rows) :], parts.pixels(self.data),
                 parts.mesh, parts.experiment.rollout.batch_size,
             )  # fmt: skip
             with parts.workdir.bar(name, len(images), "image", len(rows)) as bar:
@@ -164,6 +167,10 @@ class Calls:
                     f"prompt {view.prompt.id!r} has {num} image tokens, and its target is for "
                     f"{target.shape}; give one bool for each"
                 )
+
+    def _loaded(self) -> tuple[Variables, Llava]:
+        variables = self.variables()
+        return variables, self.parts.model if "lora" in variables else self.parts.base_model
 
     # --- files ----------------------------------------------------------------------------------
 

@@ -229,7 +229,7 @@ class Run(Parts):
         rollouts = read_rollouts(self.workdir.path)
         encoder = self.encoder(self.experiment.text.train)
         builder = self.experiment.pairs
-        calls = Calls(self, self.prompts, lambda: {"params": self.base_params})
+        calls = Calls(self, self.prompts, lambda: self.start)
         found = find_pairs(self.prompts, rollouts, builder, encoder, calls)
         if self.workdir.writes:
             found.write(self.workdir.path)

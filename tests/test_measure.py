@@ -1,5 +1,6 @@
 """What the model thinks of answers, and where one layer looks: against plain forward passes."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,8 +11,8 @@ from test_sampler import random_variables
 from test_step import CONFIG, IMAGE, LONGEST, MOST_IMAGES, OPTIONS, example, pack, shape_of
 
 from seva_jax.measure import _pass, _readings
-from seva_jax.models import Llava
-from seva_jax.sharding import MeshShape, put_batch
+from seva_jax.models import Llava, LoraConfig, merge_adapters
+from seva_jax.sharding import MeshShape, put_batch, replicated
 
 MODEL = Llava(CONFIG)
 TEXT = CONFIG.text
@@ -23,9 +24,9 @@ def variables():
     return jax.tree.map(np.asarray, random_variables(MODEL))
 
 
-def read(variables, batch, layer, mesh=None):
+def read(variables, batch, layer, mesh=None, model=MODEL):
     """Readings of a batch, by index."""
-    one = jax.jit(functools.partial(_pass, MODEL, OPTIONS, layer))
+    one = jax.jit(functools.partial(_pass, model, OPTIONS, layer))
     if mesh is None:
         return {r.index: r for r in _readings(*jax.device_get(one(variables, batch)))}
     with jax.set_mesh(mesh):
@@ -138,6 +139,28 @@ def test_eight_devices_read_as_one(variables):
     for index, reading in alone.items():
         for ours, theirs in zip(reading, apart[index], strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_adapters_count(variables):
+    """A model with adapters reads as the one they are merged into."""
+    lora = LoraConfig(rank=2, alpha=8.0)
+    adapted = dataclasses.replace(MODEL, lora=lora)
+    adapters = random_variables(adapted)["lora"]
+    data = examples()
+    batch = pack([[e] for e in data], shape_of(data))
+    mesh = MeshShape().make(jax.devices()[:1])
+    shardings = jax.tree.map(lambda _: replicated(mesh), variables["params"])
+    copy = jax.tree.map(jnp.array, variables["params"])
+    adapters = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), adapters)
+    merged = merge_adapters(copy, adapters, lora, jnp.float32, shardings)
+    plain = read(variables, batch, 1)
+    found = read({**variables, "lora": adapters}, batch, 1, model=adapted)
+    for index, expected in read({"params": merged}, batch, 1).items():
+        assert np.abs(expected.attention_P - plain[index].attention_P).max(initial=0) > 1e-3 or (
+            not expected.attention_P.size
+        )
+        for ours, theirs in zip(found[index], expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
 
 
 def scan_carries(function, *arguments):

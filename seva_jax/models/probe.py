@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from seva_jax.models.layers import Linear, RMSNorm
+from seva_jax.models.layers import LORA, Linear, RMSNorm
 from seva_jax.models.llama import rotary, rotate
 from seva_jax.models.llava import Llava
 from seva_jax.sharding import constrain
@@ -28,11 +28,11 @@ def layer_heads(
     x_BXD: jax.Array,
     positions_BX: jax.Array,
 ) -> jax.Array:
-    """Rotated queries or keys [B, X, heads, Q] of a decoder layer of the base model.
+    """Rotated queries or keys [B, X, heads, Q] of a decoder layer.
 
     Args:
         model: the module.
-        variables: its variables; adapters are not used.
+        variables: its variables, with adapters or without.
         layer: which layer, from 0.
         which: queries or keys.
         x_BXD: what the layer reads, at some positions.
@@ -44,8 +44,12 @@ def layer_heads(
     num, name = {"q_proj": (cfg.num_heads, "heads"), "k_proj": (cfg.num_kv_heads, "kv_heads")}[
         which
     ]
-    linear = Linear(num * cfg.head_dim, ("embed", name), dtype=dtype)
-    y = linear.apply({"params": params[which]}, y)
+    linear = Linear(num * cfg.head_dim, ("embed", name), lora=model.lora, dtype=dtype)
+    collections = {"params": params[which]}
+    adapters = variables.get(LORA, {}).get("language", {}).get("layers", {})
+    if which in adapters:
+        collections[LORA] = jax.tree.map(lambda x: x[layer], adapters[which])
+    y = linear.apply(collections, y)
     y = constrain(y.reshape(*x_BXD.shape[:2], num, -1), "batch", "length", "heads", "head_dim")
     return rotate(y, *rotary(positions_BX, cfg.head_dim, cfg.rope_base))
 
