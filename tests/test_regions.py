@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pickle
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -158,6 +160,23 @@ def test_no_map_outside_of_the_folder(folder, name):
     with pytest.raises(ExampleError) as caught:
         maps.name(Prompt("p", "q", (name,)), name)
     assert caught.value.reason == "unsafe mask path"
+
+
+class Touch:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_not_opened(folder):
+    (folder / "maps/k.npy").write_bytes(pickle.dumps(Touch(folder / "opened")))
+    with pytest.raises(ExampleError, match=r"k\.npy: not a readable mask"):
+        MapFolder(str(folder / "maps")).load("k.npy")
+    assert not (folder / "opened").exists()
 
 
 def test_a_huge_map_is_refused(folder, monkeypatch):
