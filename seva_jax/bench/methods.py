@@ -1,9 +1,10 @@
 """All systems beside each other on the procedural world, under one budget.
 
-Each seed has its own world and base model, which methods share. Every `configs/tiny_*.py` of one
-run trains on the same number of comparisons (those of all its stages together) and is asked the
-same questions. Two controls are supervised: on the model's own clean answers, and on the known
-answers that methods for given preferences start from.
+Each seed has its own world and base model, which methods share but for those whose prompts need a
+base that knows more, such as several images. Every `configs/tiny_*.py` of one run trains on the
+same number of comparisons (those of all its stages together) and is asked the same questions. Two
+controls are supervised: on the model's own clean answers, and on the known answers that methods for
+given preferences start from.
 """
 
 from __future__ import annotations
@@ -67,8 +68,7 @@ def cells(study: MethodsStudy, seed: int) -> dict[str, tuple[Experiment, ...]]:
     }
     for path in sorted(config_directory().glob("tiny_*.py")):
         experiments = read_configs(path)
-        # A sweep is no method, and what has a base model of its own has nothing to compare with.
-        if len(experiments) == 1 and experiments[0].base == tiny.base:
+        if len(experiments) == 1:  # a sweep is no method
             known = _KNOWN if experiments[0].prompts.has_answers else ""
             found[path.stem.removeprefix("tiny_") + known] = experiments[0]
     chosen = {name: e for name, e in found.items() if _wanted(study, name)}
@@ -107,10 +107,13 @@ def _finished(study: MethodsStudy, seed: int) -> list[Path]:
 def run_methods(study: MethodsStudy) -> None:
     """Runs the cells that are not finished, then prints and writes the table."""
     values: dict[int, dict[str, dict[str, float]]] = {}
+    bases: dict[str, str] = {}
     without: list[str] = []
     for seed in study.seeds:
         values[seed] = {}
-        for name, runs in cells(study, seed).items():
+        found = cells(study, seed)
+        shared = found["seva"][0].base
+        for name, runs in found.items():
             if not study.tables_only:
                 print(f"\n=== seed {seed}: {name} ===", flush=True)
                 try:
@@ -120,22 +123,28 @@ def run_methods(study: MethodsStudy) -> None:
                     continue
             last = Path(runs[-1].workdir)
             if (last / "report.html").exists():
+                first = runs[0]
                 if name == "seva":
-                    values[seed]["base"] = read_metrics(last, "base")
+                    values[seed]["base"] = read_metrics(first.workdir, "base")
+                elif first.base != shared:
+                    bases[name] = f"base of {name}"
+                    values[seed][bases[name]] = read_metrics(first.workdir, "base")
                 pairs = sum(num_pairs(run.workdir) for run in runs)
                 values[seed][name] = read_metrics(last, "aligned") | {"pairs": pairs}
-    text = table(study, values) + "".join(f"\n- not run: {line}" for line in without)
+    text = table(study, values, bases) + "".join(f"\n- not run: {line}" for line in without)
     print("\n" + text)
     out = Path(study.out)
     (out / "methods.md").write_text(text + "\n", encoding="utf-8")
     write_json(out / "methods.json", values)
 
 
-def table(study: MethodsStudy, values: Mapping[int, Values]) -> str:
-    """Markdown: methods that finished for all seeds, minus the base model."""
+def table(
+    study: MethodsStudy, values: Mapping[int, Values], bases: Mapping[str, str] | None = None
+) -> str:
+    """Markdown: methods that finished for all seeds, see `difference_table`."""
     everywhere = [n for n in next(iter(values.values())) if all(n in v for v in values.values())]
     if "base" not in everywhere:
         return "the default run has not finished for every seed yet\n"
     kept = {seed: {name: v[name] for name in everywhere} for seed, v in values.items()}
-    lines = [f"{study.comparisons:,} comparisons for each method.", *difference_table(kept)]
+    lines = [f"{study.comparisons:,} comparisons for each method.", *difference_table(kept, bases)]
     return "\n".join(lines) + "\n"

@@ -80,12 +80,20 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
     return float(x.mean()), float(_T95[len(x) - 1] * x.std(ddof=1) / np.sqrt(len(x)))
 
 
-def difference_table(values: Mapping[int, Values]) -> list[str]:
-    """Lines of Markdown: the base model, then each cell minus the base, over seeds."""
+def difference_table(
+    values: Mapping[int, Values], bases: Mapping[str, str] | None = None
+) -> list[str]:
+    """Lines of Markdown: base models, and each cell minus its base model, over seeds.
+
+    Args:
+        values: by seed.
+        bases: cells whose base model is not "base" but the one of this name among the values.
+    """
+    bases = bases or {}
     names = [n.replace("/", " ").replace("_", " ") for n in NAMES]
     lines = [
         f"Seeds: {', '.join(map(str, values))}. Mean ± half-width of the 95 % interval over seeds "
-        "(none for a single seed); below the first row, differences to the base model.",
+        "(none for a single seed); below a base model, differences to it.",
         "",
         "| | pairs | " + " | ".join(names) + " |",
         "|---|---|" + "---|" * len(NAMES),
@@ -95,11 +103,14 @@ def difference_table(values: Mapping[int, Values]) -> list[str]:
         mean, half = interval(numbers)
         return f"{mean:{sign}.3f}" + (f" ± {half:.3f}" if len(numbers) > 1 else "")
 
-    base = [cell([v["base"][n] for v in values.values()], "") for n in NAMES]
-    lines.append("| base | | " + " | ".join(base) + " |")
     some = next(iter(values.values()))
-    for name in [n for n in some if n != "base"]:
+    for name in some:
+        if name == "base" or name in bases.values():
+            absolute = [cell([v[name][n] for v in values.values()], "") for n in NAMES]
+            lines.append(f"| {name} | | " + " | ".join(absolute) + " |")
+            continue
+        base = bases.get(name, "base")
         pairs = np.mean([v[name]["pairs"] for v in values.values()])
-        row = [cell([v[name][n] - v["base"][n] for v in values.values()], "+") for n in NAMES]
+        row = [cell([v[name][n] - v[base][n] for v in values.values()], "+") for n in NAMES]
         lines.append(f"| {name} | {pairs:,.0f} | " + " | ".join(row) + " |")
     return lines
