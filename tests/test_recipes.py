@@ -11,6 +11,7 @@ from seva_jax import train
 from seva_jax.base_model import TrainedBase
 from seva_jax.cli import config_directory, load_experiments, read_configs
 from seva_jax.data import store
+from seva_jax.data.rollouts import RECORDS, read_rollouts
 from seva_jax.data.sources import PromptSource
 from seva_jax.experiment import Evaluation
 from seva_jax.models import LlavaConfig, TextConfig, VisionConfig
@@ -84,18 +85,18 @@ def shrunk(e):
     )
 
 
-def plausible(path):
+def plausible(workdir):
     """Rollouts of a model that has learned something: the truth, and wrong answers.
 
     Those of a model that was trained for a few steps do not differ, so there would be no pairs.
     """
-    records, rng = store.read_lines(path), np.random.default_rng(0)
+    records, rng = read_rollouts(workdir), np.random.default_rng(0)
     for record in records:
         if "kind" in record["meta"]:
             record["clean"] = record["meta"]["answer"]
             prompt = store.prompt_from(record)
             record["corrupted"] = [wrong_answer(prompt, rng)[0] for _ in record["corrupted"]]
-    store.write_lines(path, records)
+    store.write_records(workdir / RECORDS, records)
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +108,7 @@ def quick(monkeypatch, tmp_path_factory):
 
     def with_answers(self):
         said = roll_out(self)
-        plausible(self.workdir.path / "rollouts.jsonl")
+        plausible(self.workdir.path)
         return said
 
     monkeypatch.setattr(train.Run, "roll_out", with_answers)
