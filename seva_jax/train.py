@@ -226,7 +226,7 @@ class Run(Parts):
 
     def build_pairs(self) -> str:
         """Keeps the comparisons that can be trained on, and counts why others are dropped."""
-        rollouts = read_rollouts(self.workdir.path)
+        rollouts = [] if self.experiment.prompts.has_answers else read_rollouts(self.workdir.path)
         encoder = self.encoder(self.experiment.text.train)
         builder = self.experiment.pairs
         calls = Calls(self, self.prompts, lambda: self.start)

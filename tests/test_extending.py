@@ -42,9 +42,9 @@ def folder(tmp_path, monkeypatch):
 
 def test_the_page_runs(folder):
     files = {path.name for path in folder.iterdir()}
-    assert len(files) == 7
+    assert len(files) == 8
     tried = [block for block in blocks(PACKAGE / "EXTENDING.md") if not block.startswith("# my_")]
-    assert len(tried) == 5
+    assert len(tried) == 6
     for block in tried:
         exec(compile(block, "EXTENDING.md", "exec"), {})
     experiment = read_config(folder / "my_run.py")

@@ -36,9 +36,9 @@ def resolved(name):
 
 
 def everything():
-    """All published configs."""
+    """The published configs of SeVa; those of other systems are variations of them."""
     names = sorted(path.stem for path in config_directory().glob("llava15*.py"))
-    return {name: resolved(name) for name in names}
+    return {n: resolved(n) for n in names if not n.endswith(("_iterated", "_k"))}
 
 
 if __name__ == "__main__":
