@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,20 +56,9 @@ def cached_features(
         # Process 0 decides: on a network's file system others may see its files later.
         missing = gather([key for key in of_content if not cache.path(key).exists()])[0]
         progress(len(names) - len(missing))
-        tower = jax.jit(_tower, static_argnums=0, out_shardings=replicated(mesh))
-        share, num_shares = row_shard(mesh)
-        unit = row_unit(mesh)
-        rows = -(-min(batch_size, max(len(missing), 1)) // unit) * unit
-        local = rows // num_shares
-        for group in _groups(missing, rows):
-            stopping.check()
-            wanted = group[share * local : (share + 1) * local]
-            batch = np.zeros((local, 1, *pixels.shape), pixels.dtype)
-            for row, image in enumerate(pool.map(lambda k: pixels(of_content[k]), wanted)):
-                batch[row, 0] = image
-            with jax.set_mesh(mesh):
-                features = jax.device_get(tower(model, variables, put_batch(mesh, batch)))
-            for key, value in list(zip(group, features, strict=False))[number::count]:
+        run = _Tower(model, variables, pixels, mesh, batch_size)
+        for group, features, _ in run(missing, lambda key: pixels(of_content[key])):
+            for key, value in list(zip(group, features, strict=True))[number::count]:
                 cache.write(key, value)
             progress(len(group))
     barrier("image features")
@@ -98,10 +88,6 @@ def mean_features(
     Returns:
         float32 [images of the group, width]; zeros for an image that cannot be read.
     """
-    tower = jax.jit(_tower, static_argnums=0, out_shardings=replicated(mesh))
-    (share, num_shares), unit = row_shard(mesh), row_unit(mesh)
-    rows = -(-min(batch_size, max(len(names), 1)) // unit) * unit
-    local = rows // num_shares
 
     def read(name: str) -> np.ndarray | None:
         try:
@@ -109,21 +95,47 @@ def mean_features(
         except ExampleError:
             return None
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for group in _groups(names, rows):
-            stopping.check()  # what was given is on disk
-            images = list(pool.map(read, group[share * local : (share + 1) * local]))
-            batch = np.zeros((local, 1, *pixels.shape), pixels.dtype)
-            for row, image in enumerate(images):
-                if image is not None:
-                    batch[row, 0] = image
-            with jax.set_mesh(mesh):
-                found = jax.device_get(tower(model, variables, put_batch(mesh, batch)))
-            mean = found.astype(np.float32).mean(axis=1)[: len(group)]
-            mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
-            missing = [share * local + row for row, image in enumerate(images) if image is None]
-            mean[[row for part in gather(missing) for row in part]] = 0
-            yield mean
+    for _, features, missing in _Tower(model, variables, pixels, mesh, batch_size)(names, read):
+        mean = features.astype(np.float32).mean(axis=1)
+        mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+        mean[missing] = 0
+        yield mean
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tower:
+    """Images through the vision tower, group by group, each process preparing its share."""
+
+    model: Llava
+    variables: Variables
+    pixels: Pixels
+    mesh: jax.sharding.Mesh
+    batch_size: int
+
+    def __call__(
+        self, names: Sequence[str], read: Callable[[str], np.ndarray | None]
+    ) -> Iterator[tuple[Sequence[str], np.ndarray, list[int]]]:
+        """A group's names, their features [N, P, width], and which of them `read` gave None for."""
+        tower = jax.jit(_tower, static_argnums=0, out_shardings=replicated(self.mesh))
+        (share, num_shares), unit = row_shard(self.mesh), row_unit(self.mesh)
+        rows = -(-min(self.batch_size, max(len(names), 1)) // unit) * unit
+        local = rows // num_shares
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for first in range(0, len(names), rows):
+                stopping.check()  # what was given is on disk
+                group = names[first : first + rows]
+                batch = np.zeros((local, 1, *self.pixels.shape), self.pixels.dtype)
+                missing = []
+                mine = group[share * local : (share + 1) * local]
+                for row, image in enumerate(pool.map(read, mine)):
+                    if image is None:
+                        missing.append(share * local + row)
+                    else:
+                        batch[row, 0] = image
+                with jax.set_mesh(self.mesh):
+                    found = tower(self.model, self.variables, put_batch(self.mesh, batch))
+                    features = jax.device_get(found)[: len(group)]
+                yield group, features, [row for part in gather(missing) for row in part]
 
 
 def _key(pixels: Pixels, name: str) -> str:
@@ -132,10 +144,6 @@ def _key(pixels: Pixels, name: str) -> str:
         return pixels.key(name)
     except ExampleError:
         return ""
-
-
-def _groups(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    return (keys[i : i + size] for i in range(0, len(keys), size))
 
 
 def _tower(model: Llava, variables: Variables, pixels_BIHWC: jax.Array) -> Any:
