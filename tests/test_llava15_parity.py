@@ -130,9 +130,9 @@ def finished(world, decoded):
     """The whole run, once."""
     decode = Encoder.decode
 
-    def spy(self, ids):
+    def spy(self, ids, trunk=()):
         decoded.append(list(ids))
-        return decode(self, ids)
+        return decode(self, ids, trunk)
 
     run = Run(load(world, "llava15_7b_seva.py"))
     with pytest.MonkeyPatch.context() as patch:

@@ -96,6 +96,8 @@ def plausible(workdir):
             record["clean"] = record["meta"]["answer"]
             prompt = store.prompt_from(record)
             record["corrupted"] = [wrong_answer(prompt, rng)[0] for _ in record["corrupted"]]
+            if "arrangement" in record["meta"]:  # MIA-DPO compares wrong answers with the truth
+                record["clean"] = wrong_answer(prompt, rng)[0]
     store.write_records(workdir / RECORDS, records)
 
 
