@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import gc
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,14 +193,8 @@ class Run(Parts):
     def require_all_prompts(self) -> None:
         """Raises `DataError` unless every prompt, or pair, can be used; see `Experiment.strict`."""
         e = self.experiment
-
-        def progress(items: Iterable[Any], total: int) -> Iterator[Any]:
-            with self.workdir.bar("check", total, "image") as bar:
-                for item in items:
-                    yield item
-                    bar.update()
-
-        check_data(self.prompts, self.encoder(e.prompt_template), progress).require_all()
+        encoder = self.encoder(e.prompt_template)
+        check_data(self.prompts, encoder, self.workdir.bar).require_all()
 
     def roll_out(self) -> str:
         """Answers every prompt on its clean image and on every corrupted copy."""
@@ -373,16 +367,12 @@ class Run(Parts):
         return write_run_report(self)
 
 
-def run_all(
-    runs: Sequence[Experiment], others: Sequence[Path] = (), comparison: Path | None = None
-) -> None:
+def run_all(runs: Sequence[Experiment], others: Sequence[Path] = ()) -> None:
     """Runs what `runs_of` gives, in order; what has finished before is skipped.
 
     Args:
         runs: one run, or several that go on from each other.
         others: work directories of runs that may share stages with these.
-        comparison: where the page that compares several runs goes; None for the directory that
-            holds the first one's.
     """
     for number, run in enumerate(runs, start=1):
         if len(runs) > 1:
@@ -390,7 +380,7 @@ def run_all(
             say(f"\n=== stage {number} of {len(runs)}: {run.workdir} ===")
         Run(run, [path for path in others if path != Path(run.workdir)]).stages()
     if len(runs) > 1:
-        page = comparison or Path(runs[0].workdir).parent / "stages.html"
+        page = Path(runs[0].workdir).parent / "stages.html"
         if jax.process_index() == 0:
             write_figures(compare([Path(run.workdir) for run in runs]), page)
         say(f"\nall stages: {page}")

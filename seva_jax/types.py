@@ -18,6 +18,8 @@ import jax
 
 Array = Any  # jax.Array inside a step, np.ndarray on the host: NumPy and JAX share the notation
 
+IMAGE_MARKER = "<image>"  # where an image goes in a question
+
 
 class DataError(ValueError):
     """Bad input from outside. The message names the file or field and says what to do."""

@@ -20,6 +20,7 @@ from seva_jax.data.messages import TrlPairs
 from seva_jax.data.preferences import SevaPairs
 from seva_jax.data.records import ArrayRecordPairs
 from seva_jax.data.sources import PreferenceSet
+from seva_jax.terminal import Progress
 from seva_jax.text.templates import PLAIN
 from seva_jax.types import Comparison, View
 
@@ -79,7 +80,7 @@ def test_check_looks_at_all_trees(tmp_path, pairs):
         more = (View(dataclasses.replace(first.prompt, images=(image,)), answers),)
         comparisons = [dataclasses.replace(first, more=more)]
         found = PreferenceSet([first.prompt], data.load_image, comparisons=comparisons)
-        return check(found, encoder, lambda items, total: items)
+        return check(found, encoder, Progress)
 
     good = looked_at("a red circle", image="b.png")
     assert (good.num_usable, good.num_images, len(good.trunk_tokens)) == (1, 2, 2)

@@ -20,7 +20,7 @@ from seva_jax.corrupt import (
     Shuffle,
     corruption_key,
 )
-from seva_jax.corrupt.sequence import IMAGE_MARKER, captioned
+from seva_jax.corrupt.sequence import captioned
 from seva_jax.data.answered import AnsweredPrompts
 from seva_jax.data.captions import CaptionedPrompts, without_captions
 from seva_jax.data.files import QuestionsJsonl
@@ -29,7 +29,7 @@ from seva_jax.pairs import TemplePairs
 from seva_jax.prior import PriorRun
 from seva_jax.stages import runs_of
 from seva_jax.text import templates
-from seva_jax.types import DataError, ExampleError, Prompt, Rollout
+from seva_jax.types import IMAGE_MARKER, DataError, ExampleError, Prompt, Rollout
 from seva_jax.worlds import WorldPairs, WorldPrompts
 from seva_jax.worlds.sequences import WorldSequences
 
@@ -110,7 +110,6 @@ def test_places_of_dropped_images_go_with_them():
     assert found.question.split(IMAGE_MARKER)[0] == before
     assert templates.PLAIN.prompt(found.question, 1)
     assert Shuffle().changed(jax.random.key(0), prompt).question == question
-    assert templates.IMAGE_MARKER == IMAGE_MARKER
 
 
 @pytest.mark.parametrize(

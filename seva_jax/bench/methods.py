@@ -120,6 +120,7 @@ def run_methods(study: MethodsStudy) -> None:
                     run_all(runs, _finished(study, seed))
                 except DataError as error:
                     without.append(f"{name}, seed {seed}: {error}")
+                    print(f"not run: {error}", flush=True)
                     continue
             last = Path(runs[-1].workdir)
             if (last / "report.html").exists():

@@ -19,9 +19,7 @@ import numpy as np
 
 from seva_jax.corrupt.base import Corruption, Space
 from seva_jax.ranges import Range, Ranges
-from seva_jax.types import Array, DataError, ExampleError, Prompt
-
-IMAGE_MARKER = "<image>"  # as in text/templates.py, which this layer does not see
+from seva_jax.types import IMAGE_MARKER, Array, DataError, ExampleError, Prompt
 
 
 def captioned(question: str, captions: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -135,14 +135,7 @@ def _check(command: Check, rest: Sequence[str]) -> None:
     data = experiment.prompts.open()
     max_length = experiment.text.max_length
     encoder = experiment.base.assets().encoder(experiment.prompt_template, max_length)
-
-    def progress(items: Iterable[Any], total: int) -> Iterable[Any]:
-        with Progress("check", total, "image") as bar:
-            for item in items:
-                yield item
-                bar.update()
-
-    found = check(data, encoder, progress)
+    found = check(data, encoder, Progress)
     print(hide_home(found.describe()))
     if not found.num_usable:
         sys.exit("error: nothing is usable")

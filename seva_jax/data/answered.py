@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from seva_jax.data.collect import NAMED, counted
+from seva_jax.data.collect import counted
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSource
-from seva_jax.types import Comparison, DataError
+from seva_jax.data.wrapped import changed, opened_prompts
+from seva_jax.types import Comparison, DataError, ExampleError, Prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,25 +29,17 @@ class AnsweredPrompts(PreferenceSource):
 
     def open(self) -> PreferenceSet:
         """See `PromptSource.open`."""
-        if self.source.has_answers:
-            raise DataError(
-                f"AnsweredPrompts.source is {type(self.source).__name__}, which has pairs; give a "
-                "source of prompts"
-            )
-        data = self.source.open()
-        drops, left_out = data.drops.copy(), list(data.left_out)
-        kept: list[Comparison] = []
-        for prompt in data.prompts:
-            answer = prompt.meta.get(self.field)
-            if isinstance(answer, str) and answer.strip():
-                kept.append(Comparison(prompt, (answer.strip(),)))
-                continue
-            drops["no answer"] += 1
-            if len(left_out) < NAMED:
-                left_out.append(f"prompt {prompt.id!r}: no answer: {self.field} must be a text")
+        data = opened_prompts(self.source, "AnsweredPrompts")
+        kept, drops, left_out = changed(data, data.prompts, self._answered)
         if not kept:
             raise DataError(f"AnsweredPrompts: no prompt has an answer ({counted(drops)})")
         return PreferenceSet(
             [c.prompt for c in kept], data.load_image, drops, data.read_image, kept,
             left_out=left_out,
         )  # fmt: skip
+
+    def _answered(self, prompt: Prompt) -> Comparison:
+        answer = prompt.meta.get(self.field)
+        if not isinstance(answer, str) or not answer.strip():
+            raise ExampleError(f"{self.field} must be a text", "no answer")
+        return Comparison(prompt, (answer.strip(),))

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 
 from seva_jax.corrupt.sequence import captioned
-from seva_jax.data.collect import NAMED, counted
+from seva_jax.data.collect import counted
 from seva_jax.data.sources import PromptSet, PromptSource
+from seva_jax.data.wrapped import changed, opened_prompts
 from seva_jax.types import DataError, ExampleError, Prompt
 
 
@@ -37,20 +38,8 @@ class CaptionedPrompts(PromptSource):
         Raises:
             DataError: the prompts have answers already, or none has captions.
         """
-        if self.source.has_answers:
-            raise DataError(
-                f"CaptionedPrompts.source is {type(self.source).__name__}, which has answers "
-                "already; give a source of prompts"
-            )
-        data = self.source.open()
-        kept, drops, left_out = list[Prompt](), data.drops.copy(), list(data.left_out)
-        for prompt in data.prompts:
-            try:
-                kept.append(self._captioned(prompt))
-            except ExampleError as error:
-                drops[error.reason] += 1
-                if len(left_out) < NAMED:
-                    left_out.append(f"prompt {prompt.id!r}: {error.reason}: {error}")
+        data = opened_prompts(self.source, "CaptionedPrompts")
+        kept, drops, left_out = changed(data, data.prompts, self._captioned)
         if not kept:
             raise DataError(f"CaptionedPrompts: no prompt has captions ({counted(drops)})")
         return dataclasses.replace(data, prompts=kept, drops=drops, left_out=left_out)

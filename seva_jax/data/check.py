@@ -9,14 +9,14 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from seva_jax.data.collect import NAMED, counted
 from seva_jax.data.pipeline import fitting_views
 from seva_jax.data.sources import PreferenceSet, PromptSet
+from seva_jax.terminal import Progress
 from seva_jax.text.encode import EncodedTree, Encoder
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt
 
@@ -103,27 +103,29 @@ def _spread(lengths: np.ndarray) -> str:
     return f"{low:,.0f} to {most:,.0f} tokens, median {middle:,.0f}, 95 % up to {high:,.0f}"
 
 
-def check(
-    data: PromptSet, encoder: Encoder, progress: Callable[[Iterable[Any], int], Iterable[Any]]
-) -> Checked:
+def check(data: PromptSet, encoder: Encoder, bar: Callable[[str, int, str], Progress]) -> Checked:
     """Encodes every text and decodes every image, those of all trees of a comparison.
 
     Args:
         data: what `open()` gave.
         encoder: of the run, with the template the examples are used with.
-        progress: wraps an iterable of known length, to show how far it is.
+        bar: makes the progress bar from its name, how many there are, and of what.
     """
     pairs = isinstance(data, PreferenceSet)
     examples = data.comparisons if pairs else data.prompts
     names = dict.fromkeys(name for example in examples for name in example.images)
     bad, sizes = {}, []
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    with (
+        concurrent.futures.ThreadPoolExecutor(8) as pool,
+        bar("check", len(names), "image") as shown,
+    ):
         found = pool.map(lambda name: _decode(data, name), names)
-        for name, size in zip(names, progress(found, len(names)), strict=True):
+        for name, size in zip(names, found, strict=True):
             if isinstance(size, str):
                 bad[name] = size
             else:
                 sizes.append(size)
+            shown.update()
     drops, trunks, answers, cut, usable = data.drops.copy(), [], [], 0, 0
     left_out = list(data.left_out)
     for prompt, example in zip(data.prompts, examples, strict=True):

@@ -6,7 +6,6 @@ which answers are kept (`pairs/mia.py`).
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
 import json
@@ -15,12 +14,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from seva_jax.data.collect import NAMED
+from seva_jax.data.collect import counted
 from seva_jax.data.sources import PromptSet, PromptSource
+from seva_jax.data.wrapped import changed, opened_prompts
 from seva_jax.images.compose import GRIDS, Box, draw_grid, draw_inset, grid_box, inset_box
 from seva_jax.ranges import FROM_0, FROM_1, Range, Ranges
-from seva_jax.text.templates import IMAGE_MARKER
-from seva_jax.types import DataError, Prompt
+from seva_jax.types import IMAGE_MARKER, DataError, ExampleError, Prompt
 
 Arrangement = Literal["sequence", "grid", "inset"]
 _PREFIX = "composed:"
@@ -72,8 +71,6 @@ class Composed(PromptSource):
 
     def open(self) -> PromptSet:
         """See `PromptSource.open`."""
-        if self.source.has_answers:
-            raise DataError("Composed.source holds pairs; give prompts with answers in their meta")
         if not self.arrangements:
             raise DataError("Composed.arrangements is empty; give at least one")
         for field, sizes in (
@@ -82,17 +79,15 @@ class Composed(PromptSource):
         ):
             if min(sizes, default=0) < 2:
                 raise DataError(f"Composed.{field} is {sizes}; give numbers of 2 or more")
-        data = self.source.open()
-        reasons = [_unusable(prompt) for prompt in data.prompts]
-        usable = [p for p, reason in zip(data.prompts, reasons, strict=True) if not reason]
-        bad = [(p.id, why) for p, why in zip(data.prompts, reasons, strict=True) if why]
+        data = opened_prompts(self.source, "Composed")
+        usable, drops, left_out = changed(data, data.prompts, _usable)
         names = sorted({prompt.images[0] for prompt in usable})
         most = max(2, *self.sequence_sizes, *self.grid_sizes)
         if len(names) < most:
             raise DataError(
                 f"Composed.source has {len(names)} images with an answered question "
-                f"({dict(collections.Counter(why for _, why in bad))} left out), and {most} are "
-                "put together; give more, or fewer in sequence_sizes and grid_sizes"
+                f"(left out: {counted(drops) or 'none'}), and {most} are put together; give "
+                "more, or fewer in sequence_sizes and grid_sizes"
             )
 
         def load_image(name: str) -> np.ndarray:
@@ -107,8 +102,8 @@ class Composed(PromptSource):
         return PromptSet(
             [self._composed(i, prompt, names) for i, prompt in enumerate(usable)],
             load_image,
-            data.drops + collections.Counter(why for _, why in bad),
-            left_out=[*data.left_out, *(f"{id_}: {why}" for id_, why in bad)][:NAMED],
+            drops,
+            left_out=left_out,
         )
 
     def _composed(self, index: int, prompt: Prompt, names: Sequence[str]) -> Prompt:
@@ -140,14 +135,18 @@ class Composed(PromptSource):
         return Prompt(prompt.id, question, tuple(images), prompt.meta | meta)
 
 
-def _unusable(prompt: Prompt) -> str:
-    """Why a prompt cannot be used, or ""."""
+def _usable(prompt: Prompt) -> Prompt:
+    """The prompt.
+
+    Raises:
+        ExampleError: no other images can be put around its own.
+    """
     answer = prompt.meta.get("answer")
     if not isinstance(answer, str) or not answer.strip():
-        return "no answer"
+        raise ExampleError("meta has no answer; give one", "no answer")
     if len(prompt.images) != 1 or IMAGE_MARKER in prompt.question:
-        return "not one image"
-    return ""
+        raise ExampleError("needs one image, and no marker in the question", "not one image")
+    return prompt
 
 
 def _others(rng: np.random.Generator, names: Sequence[str], own: str, num: int) -> list[str]:

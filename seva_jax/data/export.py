@@ -22,8 +22,7 @@ from PIL import Image
 from seva_jax.data.records import encoded_image
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.data.store import append_lines, write_json
-from seva_jax.text.templates import IMAGE_MARKER
-from seva_jax.types import DataError, ExampleError, Prompt
+from seva_jax.types import IMAGE_MARKER, DataError, ExampleError, Prompt
 
 Format = Literal["seva", "trl", "jsonl"]
 _ROWS = 100  # of a parquet row group: images are large

@@ -12,8 +12,7 @@ from typing import Any
 
 from seva_jax.data.collect import compared, either, images_of, meta_of
 from seva_jax.data.preferences import Entry, PairsFile
-from seva_jax.text.templates import IMAGE_MARKER
-from seva_jax.types import Comparison, ExampleError, Prompt
+from seva_jax.types import IMAGE_MARKER, Comparison, ExampleError, Prompt
 
 
 @dataclasses.dataclass(frozen=True)

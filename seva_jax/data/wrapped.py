@@ -1,17 +1,23 @@
-"""Sources that change the pairs of another source, one by one.
+"""Sources that change the examples of another source, one by one.
 
-What lives here: opening the other source, and counting pairs that cannot be changed. What does not:
-any change (`marked.py`, `scores.py`, `regions.py`).
+What lives here: opening the other source, and counting examples that cannot be changed. What does
+not: any change (`answered.py`, `captions.py`, `composed.py` for prompts; `marked.py`, `scores.py`,
+`regions.py` for pairs).
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from seva_jax.data.collect import NAMED, counted
-from seva_jax.data.sources import PreferenceSet, PromptSource
-from seva_jax.types import Comparison, DataError, ExampleError
+from seva_jax.data.sources import PreferenceSet, PromptSet, PromptSource
+from seva_jax.types import Comparison, DataError, ExampleError, Prompt
+
+_Example = TypeVar("_Example", Prompt, Comparison)
+_Changed = TypeVar("_Changed")
 
 
 def opened_pairs(source: PromptSource, name: str) -> PreferenceSet:
@@ -33,24 +39,57 @@ def opened_pairs(source: PromptSource, name: str) -> PreferenceSet:
     return data
 
 
-def rewritten(data: PreferenceSet, change: Callable[[Comparison], Comparison]) -> PreferenceSet:
-    """Pairs with every one changed; those that `change` refuses are left out and counted.
+def opened_prompts(source: PromptSource, name: str) -> PromptSet:
+    """The prompts of a source.
 
     Args:
-        data: the pairs.
-        change: gives the new pair, or raises `ExampleError`.
+        source: what to open.
+        name: of the class that wants prompts.
+
+    Raises:
+        DataError: it is a source of pairs.
+    """
+    if source.has_answers:
+        raise DataError(
+            f"{name}.source is {type(source).__name__}, which has answers already; give a source "
+            "of prompts"
+        )
+    return source.open()
+
+
+def changed(
+    data: PromptSet, examples: Iterable[_Example], change: Callable[[_Example], _Changed]
+) -> tuple[list[_Changed], collections.Counter[str], list[str]]:
+    """What `change` makes of every example; those that it refuses are left out and counted.
+
+    Args:
+        data: where the examples are from.
+        examples: its prompts, or its comparisons.
+        change: gives the new one, or raises `ExampleError`.
+
+    Returns:
+        the new ones; `drops` and `left_out` of a `PromptSet` of them.
+    """
+    kept, drops, left_out = list[_Changed](), data.drops.copy(), list(data.left_out)
+    for example in examples:
+        try:
+            kept.append(change(example))
+        except ExampleError as error:
+            drops[error.reason] += 1
+            if len(left_out) < NAMED:
+                pair = isinstance(example, Comparison)
+                where = f"pair {example.prompt.id!r}" if pair else f"prompt {example.id!r}"
+                left_out.append(f"{where}: {error.reason}: {error}")
+    return kept, drops, left_out
+
+
+def rewritten(data: PreferenceSet, change: Callable[[Comparison], Comparison]) -> PreferenceSet:
+    """Pairs with every one changed; see `changed`.
 
     Raises:
         DataError: none is left.
     """
-    drops, left_out, kept = data.drops.copy(), list(data.left_out), list[Comparison]()
-    for comparison in data.comparisons:
-        try:
-            kept.append(change(comparison))
-        except ExampleError as error:
-            drops[error.reason] += 1
-            if len(left_out) < NAMED:
-                left_out.append(f"pair {comparison.prompt.id!r}: {error.reason}: {error}")
+    kept, drops, left_out = changed(data, data.comparisons, change)
     if not kept:
         raise DataError(
             f"no usable pair is left ({counted(drops)})"

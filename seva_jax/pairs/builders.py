@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from seva_jax.data.sources import PromptSet
 from seva_jax.pairs.model import PairModel
@@ -22,12 +22,13 @@ class PairBuilder:
     """Base class: rollouts to comparisons.
 
     A builder defines `__call__`, or `build` where it needs the images or the model.
+
+    Attributes:
+        uses_corruptions: whether rejected answers come from corrupted images, so that a run must
+            have some.
     """
 
-    @property
-    def uses_corruptions(self) -> bool:
-        """Whether rejected answers come from corrupted images, so that a run must have some."""
-        return True
+    uses_corruptions: ClassVar[bool] = True
 
     def build(
         self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel

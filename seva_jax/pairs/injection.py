@@ -23,8 +23,7 @@ from seva_jax.pairs.rewrite import Draft, generator, rewrite, split
 from seva_jax.ranges import FROM_1, Range, Ranges
 from seva_jax.rollout.sampler import Sampling
 from seva_jax.text.encode import clean_answer
-from seva_jax.text.templates import IMAGE_MARKER
-from seva_jax.types import Comparison, DataError, Rollout
+from seva_jax.types import IMAGE_MARKER, Comparison, DataError, Rollout
 
 TEMPLATES = (
     "There is {object}",
@@ -118,6 +117,7 @@ class InjectedPairs(PairBuilder):
         sampling: how sentences are completed.
     """
 
+    uses_corruptions: ClassVar[bool] = False
     ranges: ClassVar[Ranges] = {"rate": Range(0, 1, above=True), "most_objects": FROM_1}
 
     rate: float = 0.2
@@ -132,11 +132,6 @@ class InjectedPairs(PairBuilder):
     def __post_init__(self) -> None:
         if not self.templates or not all("{object}" in text for text in self.templates):
             raise DataError('InjectedPairs.templates: give some, each with "{object}" in it')
-
-    @property
-    def uses_corruptions(self) -> bool:
-        """Never: no image is changed."""
-        return False
 
     def build(
         self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel

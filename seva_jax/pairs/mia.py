@@ -60,6 +60,7 @@ class MiaPairs(PairBuilder):
             least; None for any.
     """
 
+    uses_corruptions: ClassVar[bool] = False
     ranges: ClassVar[Ranges] = {
         "layer": FROM_0,
         "max_truth": FROM_1,
@@ -81,11 +82,6 @@ class MiaPairs(PairBuilder):
     inset: float = 0.8
     max_length_ratio: float | None = None
     min_edit_distance: int | None = None
-
-    @property
-    def uses_corruptions(self) -> bool:
-        """See `PairBuilder.uses_corruptions`."""
-        return False
 
     def build(
         self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel

@@ -129,6 +129,7 @@ class RetrievedPairs(PairBuilder):
         block: see `nearest`.
     """
 
+    uses_corruptions: ClassVar[bool] = False
     ranges: ClassVar[Ranges] = {
         "rate": Range(0, 1, above=True),
         "keep": Range(0, 1, below=True),
@@ -141,11 +142,6 @@ class RetrievedPairs(PairBuilder):
     separator: str = ""
     sampling: Sampling = Sampling(max_new_tokens=64)
     block: int = 2048
-
-    @property
-    def uses_corruptions(self) -> bool:
-        """Never: no image is changed."""
-        return False
 
     def build(
         self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel

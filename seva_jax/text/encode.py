@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from seva_jax.text.templates import IMAGE_MARKER, Template
-from seva_jax.types import DataError, ExampleError
+from seva_jax.text.templates import Template
+from seva_jax.types import IMAGE_MARKER, DataError, ExampleError
 
 
 class EncodedTree(NamedTuple):

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from seva_jax.types import ExampleError
-
-IMAGE_MARKER = "<image>"
+from seva_jax.types import IMAGE_MARKER, ExampleError
 
 
 @dataclasses.dataclass(frozen=True)

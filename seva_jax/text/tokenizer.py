@@ -17,8 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from seva_jax.text.templates import IMAGE_MARKER
-from seva_jax.types import DataError
+from seva_jax.types import IMAGE_MARKER, DataError
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", IMAGE_MARKER)  # ids 0 to 4 of `word_tokenizer`
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
