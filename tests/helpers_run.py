@@ -116,7 +116,8 @@ class Command:
     """
 
     def __init__(self, cache, *argv, launcher=(), env=None):
-        command = [*launcher, sys.executable, "-W", "ignore", "-m", *map(str, argv)]
+        lean = Path(__file__).parent / "lean.py"
+        command = [*launcher, sys.executable, "-W", "ignore", lean, *map(str, argv)]
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",

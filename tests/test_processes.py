@@ -20,8 +20,7 @@ from seva_jax.processes import ProcessOptions, gather, join
 from seva_jax.types import DataError
 
 ROOT = Path(__file__).parent.parent
-WORKER = Path(__file__).parent / "process_worker.py"
-
+LEAN = Path(__file__).parent / "lean.py"
 
 FAST = {
     "TQDM_DISABLE": "1",
@@ -35,7 +34,7 @@ def launch(workdir, num_processes, num_devices, *options, env=None, status=0):
     """Runs the worker in several processes; returns what they printed."""
     command = [
         *(sys.executable, ROOT / "launch" / "local.py", "--processes", num_processes),
-        *("--devices", num_devices, "--grace", 40, "--", sys.executable, WORKER),
+        *("--devices", num_devices, "--grace", 40, "--", sys.executable, LEAN, "process_worker"),
         *("--workdir", workdir, *options),
     ]
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | (env or {})
