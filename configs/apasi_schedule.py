@@ -1,5 +1,8 @@
 """APASI with increasing difficulty: fewer made-up sentences in each round.
 
+    python -m seva_jax.train --config configs/apasi_schedule.py \
+        --base.path DIR --prompts.root DIR --pairs.objects-file FILE --mesh.fsdp 8
+
 The paper's schedule is not in its release, whose rate is always 0.2 (`apasi.py`). These rates are
 ours: they end at the released one, and a rejected answer that differs in fewer sentences is harder
 to tell. With one seed, a lower rate replaces some of the places of a higher one.

@@ -21,12 +21,6 @@ from llava15_7b_seva import get_config as seva
 from seva_jax.data.preferences import VLFeedbackPairs
 from seva_jax.objectives import DPO, ScoreGap
 
-FORMS = {
-    "release": ScoreGap(scale=5.0),
-    "base 3": ScoreGap(scale=5.0, base=3.0),
-    "relative": ScoreGap(scale=5.0, relative=True),
-}
-
 
 def get_config():
     """The best against the worst rated answer."""
@@ -36,6 +30,6 @@ def get_config():
         workdir="runs/gapo",
         prompts=VLFeedbackPairs("data/vlfeedback_80k.jsonl", "data/vlfeedback_images"),
         corrupt=(),
-        objective=DPO(beta=0.1, weighting=FORMS["release"]),
+        objective=DPO(beta=0.1, weighting=ScoreGap(scale=5.0, base=2.0)),
         train=dataclasses.replace(e.train, repeat=1),
     )

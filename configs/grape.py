@@ -1,13 +1,14 @@
 """GRAPE: preferences between robot trajectories, on LLaVA-1.5-7B (arXiv 2411.19309).
 
     python -m seva_jax.train --config configs/grape.py \
-        --base.path DIR --prompts.path FILE --prompts.image-root DIR --mesh.fsdp 8
+        --base.path DIR --prompts.path FILE --prompts.image-root DIR
 
 beta, windows of 8 steps, adapters, learning rate and batch are published; the schedule is that of
 `llava15_7b_seva.py`. GRAPE aligns OpenVLA, whose vision towers this package does not have, and
 whose actions are the last 256 ids of the vocabulary: here an action is text, by default the numbers
 of the bins (`seva_jax/data/trajectories.py` has the file format and the score). A comparison is up
-to 16 trees with an image each, about 10,000 positions in one row.
+to 16 trees with an image each, about 10,000 positions in one row. A batch of one comparison cannot
+be split, so devices split the model instead (`mesh`): 1, 2, 4, 8 or 16 of them.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from llava15_7b_seva import get_config as seva
 from seva_jax.data.trajectories import Gcpg, TrajectoryPairs
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO, Trajectory
+from seva_jax.sharding import MeshShape
 
 
 def get_config():
@@ -36,4 +38,5 @@ def get_config():
         lora=LoraConfig(rank=32, alpha=64.0),  # alpha is not published
         optim=dataclasses.replace(e.optim, lr=2e-5),
         train=dataclasses.replace(e.train, batch_size=1, repeat=1, trained=("lora",)),
+        mesh=MeshShape(data=1, tensor=-1),
     )

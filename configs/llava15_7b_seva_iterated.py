@@ -1,7 +1,8 @@
 """SeVa in rounds on LLaVA-1.5-7B: each asks the model that the last one made. Not in the paper.
 
-    python -m seva_jax.train --config configs/llava15_7b_seva_iterated.py (options of
-        llava15_7b_seva.py)
+    python -m seva_jax.train --config configs/llava15_7b_seva_iterated.py \
+        --base.path DIR --prompts.sources.0.path FILE --prompts.sources.0.image-root DIR \
+        --prompts.sources.1.root DIR --mesh.fsdp 8
 
 Every round is the published run: rollouts, pairs, reference and adapters are made anew, from the
 model with the adapters of the round before merged. `--curriculum.no-refresh` keeps the first model

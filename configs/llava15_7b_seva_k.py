@@ -1,5 +1,9 @@
 """SeVa with several rejected answers: noise t = 500 and t = 800, and MoCo's augmentations.
 
+    python -m seva_jax.train --config configs/llava15_7b_seva_k.py \
+        --base.path DIR --prompts.sources.0.path FILE --prompts.sources.0.image-root DIR \
+        --prompts.sources.1.root DIR --mesh.fsdp 8
+
 The paper names this as InfoNCE over K negatives; with one it is DPO exactly. Which corruptions to
 take together is not published.
 """

@@ -1,4 +1,11 @@
-"""The published run with stronger noise, t = 800."""
+"""The published run with stronger noise, t = 800.
+
+    python -m seva_jax.train --config configs/llava15_7b_seva_t800.py \
+        --base.path DIR --prompts.sources.0.path FILE --prompts.sources.0.image-root DIR \
+        --prompts.sources.1.root DIR --mesh.fsdp 8
+
+Everything else as in `llava15_7b_seva.py`.
+"""
 
 import dataclasses
 

@@ -1,7 +1,8 @@
 """MIA-DPO (arXiv 2410.17637): LLaVA-1.5-7B on prompts about one of several images.
 
     python -m seva_jax.train --config configs/mia_dpo.py --base.path DIR \
-        --prompts.source.path llava_v1_5_mix665k.json --prompts.source.image-root DIR
+        --prompts.source.path llava_v1_5_mix665k.json --prompts.source.image-root DIR \
+        --mesh.fsdp 8
 
 What is kept and its limits: `seva_jax/pairs/mia.py`. Number of images and batch size are ours.
 """

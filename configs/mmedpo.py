@@ -1,16 +1,19 @@
 """MMedPO: weighted pairs with hallucinated answers and with noised regions (arXiv 2412.06141).
 
-    python -m seva_jax.train --config configs/mmedpo.py --base.path DIR --mesh.fsdp 8
+    python -m seva_jax.train --config configs/mmedpo.py --base.path DIR --mesh.fsdp 8 \
+        --prompts.sources.0.source.path FILE --prompts.sources.0.source.image-root DIR \
+        --prompts.sources.1.source.path FILE --prompts.sources.1.source.image-root DIR \
+        --prompts.sources.1.maps.root DIR
 
 Adapters, learning rate, epochs and the noise of the release are published; batch and schedule are
-those of `llava15_7b_seva.py`. The base is LLaVA-Med v1.5, LLaVA-Med's successor on Mistral: it is
-not LLaVA-1.5's architecture, so unless its checkpoint is converted to that layout, LLaVA-1.5-7B
-takes its place.
+those of `llava15_7b_seva.py`. Whether the projector was trained is not known to us; adapters only
+are. The base is LLaVA-Med v1.5, LLaVA-Med's successor on Mistral: it is not LLaVA-1.5's
+architecture, so unless its checkpoint is converted to that layout, LLaVA-1.5-7B takes its place.
 
 Two kinds of pairs, one after the other. D_t is TRL's format with the weight of every pair in the
 field "score". D_v has the same chosen answers, their images, heat maps of these under
-`data/medical_heat`, and the field "confidence". This is the release: raw weights, and nearly black
-pixels as noise. The paper's formulas: `mmedpo_paper.py`.
+`data/medical_heat`, and the field "confidence"; its rejected answers are not used. This is the
+release: raw weights, and nearly black pixels as noise. The paper's formulas: `mmedpo_paper.py`.
 """
 
 import dataclasses
@@ -48,5 +51,5 @@ def get_config():
         objective=DPO(beta=0.1, weighting=RawScore()),
         lora=LoraConfig(rank=128, alpha=256.0),
         optim=dataclasses.replace(e.optim, lr=1e-7),
-        train=dataclasses.replace(e.train, epochs=3, repeat=1),
+        train=dataclasses.replace(e.train, epochs=3, repeat=1, trained=("lora",)),
     )

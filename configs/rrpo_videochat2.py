@@ -1,4 +1,10 @@
-"""RRPO as published for VideoChat2: alpha 0.1, beta 0.5, phrases found by aligning the answers."""
+"""RRPO as published for VideoChat2: alpha 0.1, beta 0.5, phrases found by aligning the answers.
+
+    python -m seva_jax.train --config configs/rrpo_videochat2.py \
+        --base.path DIR --prompts.source.path FILE --prompts.source.image-root DIR --mesh.fsdp 8
+
+Adapters, batch and schedule are those of `rrpo.py`: none are known to us for VideoChat2.
+"""
 
 import dataclasses
 

@@ -1,6 +1,9 @@
 """TEMPLE: answers to clip captions against those to fewer or reordered captions (AAAI 2026).
 
-    python -m seva_jax.train --config configs/temple.py --base.path DIR --mesh.fsdp 8
+    python -m seva_jax.train --config configs/temple.py --base.path DIR --mesh.fsdp 8 \
+        --prompts.source.path FILE --prompts.source.image-root DIR \
+        --curriculum.stages.4.prompts.source.path FILE \
+        --curriculum.stages.4.prompts.source.image-root DIR
 
 Four stages, easy to hard: captions are dropped to n / m of n, or m groups of them shuffled or
 reversed, m = 16, 8, 4, 2; the adapters of a stage are merged before the next, which asks the model

@@ -2,7 +2,9 @@
 
     python -m seva_jax.train --config configs/temple_image.py \
         --base.path DIR --prompts.sources.0.path FILE --prompts.sources.0.image-root DIR \
-        --prompts.sources.1.root DIR --mesh.fsdp 8
+        --prompts.sources.1.root DIR --mesh.fsdp 8 \
+        --curriculum.stages.4.prompts.source.path FILE \
+        --curriculum.stages.4.prompts.source.image-root DIR
 
 An analogue, not a published run: adapters, learning rates, batch and sampling as in `temple.py`,
 prompts as in `llava15_7b_seva.py`.

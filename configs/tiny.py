@@ -1,4 +1,7 @@
-"""The default run: SeVa on a procedural world, a few minutes on a CPU."""
+"""The default run: SeVa on a procedural world, a few minutes on a CPU.
+
+python -m seva_jax.train --config configs/tiny.py
+"""
 
 from seva_jax.base_model import TrainedBase
 from seva_jax.corrupt import DiffusionNoise

@@ -1,5 +1,7 @@
 """APASI on the procedural world: "a circle in red" against a shape that is not in the image.
 
+python -m seva_jax.train --config configs/tiny_apasi.py
+
 A description is up to three objects with " and " between them, which stand for sentences: the
 separator is an option, the rate is higher because there are so few, and the template is "a SHAPE",
 whose colour the language model adds without the image, so it is the one it expects. Two rounds: all

@@ -1,5 +1,7 @@
 """Re-Align on the procedural world: "a circle in" whichever colour a similar image suggests.
 
+python -m seva_jax.train --config configs/tiny_realign.py
+
 Descriptions, whose objects with " and " between them stand for sentences: half of them keep their
 first half, "a circle", and the rest is said in view of the most similar other image.
 """

@@ -7,11 +7,13 @@ Python, so that a run can be repeated from its work directory.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import enum
+import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -23,6 +25,8 @@ from seva_jax.evals import Suite
 from seva_jax.experiment import Experiment, check
 from seva_jax.home import expand_home, hide_home
 from seva_jax.types import DataError
+
+_OWN = "seva_jax_config_"  # with the name of a config file, its module
 
 
 def config_directory() -> Path:
@@ -118,21 +122,44 @@ def read_suites(where: str) -> list[Suite]:
 
 def _run_file(path: Path, get: Callable[[ModuleType], list[Any]]) -> list[Any]:
     """Runs a Python file and takes something from it; whatever fails in either names the file."""
-    spec = importlib.util.spec_from_file_location(f"seva_jax_config_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(_OWN + path.stem, path)
     if spec is None or spec.loader is None:
         raise DataError(f"config file {path} is not Python; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent.resolve()))  # variants import the config they vary
     sys.modules[spec.name] = module  # where dataclasses defined in the file look up their types
     try:
-        spec.loader.exec_module(module)
-        return get(module)
+        with files_in(path.parent):  # variants import the config they vary
+            spec.loader.exec_module(module)
+            return get(module)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except Exception as error:
         raise DataError(f"{path}: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def files_in(folder: str | Path) -> Iterator[None]:
+    """Inside, the Python files of a folder can be imported, before all others of their names."""
+    sys.path.insert(0, str(Path(folder).expanduser().resolve()))
+    try:
+        yield
     finally:
         sys.path.pop(0)
+
+
+def config_module(path: str | Path) -> ModuleType:
+    """The module of a config file, for classes that it defines.
+
+    Raises:
+        DataError: the file is missing or fails.
+    """
+    path = Path(path).expanduser()
+    found = sys.modules.get(_OWN + path.stem)
+    if found is not None and found.__file__ == str(path):
+        return found
+    if not path.is_file():
+        raise DataError(f"{path} is not there, and it defines classes of this run; put it back")
+    return _run_file(path, lambda module: [module])[0]
 
 
 def load_experiment(
@@ -256,8 +283,24 @@ def to_source(experiment: Experiment) -> str:
     """The experiment as a config file that rebuilds it; paths at home begin with `~`."""
     modules: set[str] = set()
     body = _source(experiment, modules, 1)
-    imports = "".join(f"import {m}\n" for m in sorted(modules))
+    imports = "".join(map(_import, sorted(modules)))
     return (
         '"""Resolved config of a run, written by seva_jax. Usable with --config."""\n\n'
         f"{imports}\n\ndef get_config():\n    return {body}\n"
+    )
+
+
+def _import(name: str) -> str:
+    """Lines that import a module, in a process that knows nothing of the config that named it."""
+    file = str(getattr(sys.modules.get(name), "__file__", ""))
+    if name.startswith(_OWN):
+        return f"import seva_jax.cli\n{name} = seva_jax.cli.config_module({hide_home(file)!r})\n"
+    top = name.split(".")[0]
+    if not file or importlib.machinery.PathFinder.find_spec(top):
+        return f"import {name}\n"
+    folder = Path(sys.modules[top].__file__ or file).parent  # of a file beside the config
+    folder = folder.parent if hasattr(sys.modules[top], "__path__") else folder
+    return (
+        "import seva_jax.cli\n"
+        f"with seva_jax.cli.files_in({hide_home(str(folder))!r}):\n    import {name}\n"
     )

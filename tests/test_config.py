@@ -6,6 +6,7 @@ import enum
 import json
 import math
 import re
+import sys
 import types
 import typing
 from pathlib import Path
@@ -493,6 +494,51 @@ def test_the_home_directory_is_not_written(tmp_path, monkeypatch):
     assert load_experiment("test", argv)[0].workdir == f"{home}/other"
     monkeypatch.setenv("HOME", "/")
     assert flatten(experiment)["workdir"] == f"{home}/runs/a"
+
+
+def test_classes_of_the_config_are_found_again(tmp_path, monkeypatch):
+    """Those it defines and those of files beside it, by a process that knows neither."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    text = (
+        "import dataclasses\n"
+        "from seva_jax.objectives import DPO\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class {name}(DPO):\n"
+        "    more: float = 1.0\n"
+    )
+    write(mine, text.format(name="Beside"), "config_beside.py")
+    path = write(
+        mine,
+        text.format(name="Mine")
+        + "import config_beside\n"
+        + "from seva_jax.experiment import Experiment\n"
+        + "from seva_jax.objectives import Mixed, Part\n"
+        + "def get_config():\n"
+        + "    parts = Part(Mine(more=2.0)), Part(config_beside.Beside(more=3.0))\n"
+        + "    return Experiment(objective=Mixed(parts))\n",
+        "own.py",
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    experiment = read_config(path)
+    source = to_source(experiment)
+    assert str(tmp_path) not in source
+    written = write(tmp_path, source)
+    assert read_config(written) == experiment
+    for _ in range(2):  # in a process that has read nothing; and once more
+        names = [name for name in sys.modules if name in ("config_beside", "seva_jax_config_own")]
+        for name in names:
+            monkeypatch.delitem(sys.modules, name)
+        rebuilt = read_config(written)
+        assert flatten(rebuilt) == flatten(experiment)
+        assert [part.objective.more for part in rebuilt.objective.parts] == [2.0, 3.0]
+        assert to_source(rebuilt) == source
+    path.unlink()
+    for name in ("config_beside", "seva_jax_config_own"):
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(DataError, match=r"mine/own\.py.* defines classes of this run"):
+        read_config(written)
 
 
 @pytest.mark.parametrize("name", ["odd", "tiny"])

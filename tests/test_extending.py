@@ -15,6 +15,8 @@ from seva_jax.calls import Calls
 from seva_jax.cli import read_config
 from seva_jax.data.store import read_comparisons
 from seva_jax.sharding import MeshShape
+from seva_jax.stages import runs_of
+from seva_jax.workdir import read_metrics
 
 PACKAGE = Path(seva_jax.__file__).parent
 ONE_DEVICE = ("--mesh.fsdp", "1", "--mesh.tensor", "1")
@@ -36,13 +38,13 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     for name in set(sys.modules) - before:
-        if name.startswith("my_"):
+        if name.removeprefix("seva_jax_config_").startswith("my_"):
             del sys.modules[name]
 
 
 def test_the_page_runs(folder):
     files = {path.name for path in folder.iterdir()}
-    assert len(files) == 8
+    assert len(files) == 9
     tried = [block for block in blocks(PACKAGE / "EXTENDING.md") if not block.startswith("# my_")]
     assert len(tried) == 6
     for block in tried:
@@ -56,6 +58,38 @@ def test_the_page_runs(folder):
     )
     assert "Occlude(share=0.7)" in str(experiment.corrupt)
     assert experiment.objective.margin == 2
+
+
+def test_a_system_in_one_file(folder):
+    """Its classes are parts, options and a config that can be rebuilt, and nothing lists them."""
+    argv = "--config my_system.py --pairs.lead 3 --objective.beta 0.3 --curriculum.rounds 3"
+    experiment, _ = cli.load_experiment("test", argv.split())
+    assert (experiment.pairs.lead, experiment.objective.beta) == (3, 0.3)
+    runs = runs_of(experiment)
+    assert [run.optim.lr for run in runs] == [experiment.optim.lr / x for x in (1, 2, 4)]
+    (folder / "again.py").write_text(cli.to_source(experiment), "utf-8")
+    del sys.modules["seva_jax_config_my_system"]  # as in another process
+    assert cli.flatten(read_config(folder / "again.py")) == cli.flatten(experiment)
+    for name in ("Wordier", "SquaredHinge", "Slower"):
+        assert not [path for path in PACKAGE.rglob("*.py") if name in path.read_text("utf-8")]
+
+
+@pytest.mark.slow
+def test_a_system_in_one_file_trains(folder, quick):
+    """All rounds, the second with the first one's result as its reference."""
+    mine = read_config(folder / "my_system.py")
+    names = ("pairs", "objective", "curriculum")
+    parts = {name: getattr(mine, name) for name in names}
+    experiment = dataclasses.replace(small("runs/wordier", *ONE_DEVICE), evals=(), **parts)
+    runs = runs_of(experiment)
+    train.run_all(runs)
+    for run in runs:
+        rows = [row for row in read_metrics(Path(run.workdir)) if row["stage"] == "align"]
+        assert rows[0]["loss"] == pytest.approx(1.0, abs=1e-5)  # the margin is 0
+    del sys.modules["seva_jax_config_my_system"]
+    found = read_config(folder / "runs/wordier/2/config.py")
+    assert cli.flatten(found) == cli.flatten(runs[1])
+    assert cli.flatten(found.base.earlier()) == cli.flatten(runs[0])
 
 
 @pytest.fixture

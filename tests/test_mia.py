@@ -187,6 +187,25 @@ def test_too_few_images_are_refused():
         Composed(Answered(), arrangements=()).open()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"numbered": "In Image{number}"},  # asks nothing
+        {"numbered": "{question}"},  # about no image
+        {"centred": "In the centre"},
+        {"numbered": "In {image}, {question} {number}"},
+        {"centred": "{question} {"},
+        {"centred": "In Image{number}, {question}"},
+        {"label": "{}"},
+        {"label": "{letter}"},
+    ],
+)
+def test_words_that_cannot_be_filled_in(options):
+    """Are refused before anything is made of them, by the name of their field."""
+    with pytest.raises(DataError, match=rf"Composed\.{next(iter(options))} "):
+        Composed(Answered(), **options).open()
+
+
 def test_llava_files_keep_their_answers_where_asked(tmp_path):
     """The turn after the question, of the model's side."""
     (tmp_path / "a.jpg").write_bytes(b"")

@@ -90,6 +90,21 @@ def test_scores_as_weights():
     assert {0.25, 1.5} < set(expected)
 
 
+def test_parts_of_one_kind_are_told_apart():
+    """The sum is that of all parts, and each has its own loss among the metrics."""
+    policy, reference = logps(0), logps(1)
+    objectives = ours.DPO(0.1), ours.Hinge(), ours.DPO(0.5), ours.DPO(2.0)
+    mixed = ours.Mixed(tuple(ours.Part(x, 0.5 + i) for i, x in enumerate(objectives)))
+    loss_N, metrics = mixed(policy, reference)
+    each = [x(policy, reference)[0] for x in objectives]
+    names = "losses/DPO", "losses/Hinge", "losses/DPO 2", "losses/DPO 3"
+    for name, expected in zip(names, each, strict=True):
+        np.testing.assert_array_equal(metrics[name], expected)
+    total = sum((0.5 + i) * np.asarray(x) for i, x in enumerate(each))
+    np.testing.assert_allclose(loss_N, total, rtol=1e-6)
+    assert metrics["rewards/margins"] is not None
+
+
 def test_data_without_scores_is_refused():
     prompt = Prompt("p7", "what?", ())
     objective = ours.Mixed((ours.Part(ours.DPO(weighting=ours.ScoreGap())),))
@@ -207,6 +222,15 @@ def test_trajectories(window):
         plain = loss_and_gradient(ours.DPO(beta=0.7), pairs_only(policy), pairs_only(reference))
         np.testing.assert_allclose(loss[2], plain[0][2], atol=1e-6)
         np.testing.assert_allclose(gradient[2, :2], plain[1][2], rtol=1e-6)
+    if window == 8:  # all steps: DPO of the answers one after another
+
+        def joined(x):
+            return x.reshape(3, 5, 2, 3).swapaxes(1, 2).reshape(3, 2, 15)
+
+        whole = (BranchLogps(*map(joined, x[:2])) for x in (policy, reference))
+        plain, slope = loss_and_gradient(ours.DPO(beta=0.7), *whole)
+        np.testing.assert_allclose(loss, plain, rtol=1e-6)
+        np.testing.assert_allclose(joined(gradient), slope, atol=1e-6)
 
 
 def other_tokens(seed, mask):

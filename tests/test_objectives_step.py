@@ -25,6 +25,7 @@ from seva_jax import objectives as ours
 from seva_jax.data.trees import differing
 from seva_jax.sharding import MeshShape, put_batch
 from seva_jax.step import (
+    StepOptions,
     TrainState,
     image_features,
     make_train_step,
@@ -158,3 +159,34 @@ def test_the_layout_changes_nothing(variables, mix):
         np.testing.assert_allclose(other[name], metrics[name], atol=1e-5)
     scale = max(np.abs(x).max() for x in jax.tree.leaves(gradient))
     assert_trees_close(other_gradient, gradient, atol=2e-6 * scale)
+
+
+def arrays(jaxpr):
+    """Shapes of all that a program computes, in loops and branches too."""
+    for equation in jaxpr.eqns:
+        yield from (out.aval.shape for out in equation.outvars if hasattr(out.aval, "shape"))
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from arrays(inner)
+
+
+def test_whole_distributions_exist_for_a_chunk_only(variables):
+    """RRPO's KL to the reference: in the step and its backward pass, also with long answers."""
+    rng = np.random.default_rng(0)
+    examples = [dataclasses.replace(two_trees(rng, i), more=()) for i in range(2)]
+    examples = [dataclasses.replace(e, spans=e.spans[:2], scores=()) for e in examples]
+    batch = pack([[e] for e in examples], shape_of(examples))
+    chunk = 3
+    assert batch.target_BA.shape[1] > 2 * chunk
+    trainable, _ = parts(variables)
+    optimizer = optax.sgd(1.0)
+    state = TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
+    step = make_train_step(MODEL, ours.RRPO(), optimizer, StepOptions(chunk), True)
+    batch = jax.tree.map(lambda x: x[None], batch)
+    program = jax.make_jaxpr(step)(state, {"params": variables["params"]}, batch).jaxpr
+    size, width = MODEL.config.text.vocab_size, MODEL.config.text.hidden_size
+    wide = {shape for shape in arrays(program) if shape[-1:] == (size,)}
+    assert (2, chunk, size) in wide
+    tables = {(size,), (width, size), (1, width, size)}
+    assert all(np.prod(s) <= 2 * chunk * size for s in wide - tables), wide

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from seva_jax.cli import flatten, read_configs
+from seva_jax.prior import PriorRun
 from seva_jax.stages import runs_of
 
 ROOT = Path(__file__).parents[1]
@@ -62,4 +63,10 @@ def test_the_recipes_of_the_page_run(tmp_path, monkeypatch):
     assert [c.step for c in found["my_run"].corrupt] == [500, 800]
     stages = runs_of(found["my_stages"])
     assert [run.corrupt[0].step for run in stages] == [999, 500, 500]
+    assert [run.prompts.weights for run in stages] == [(1, 3), (1, 1), (1, 1)]
     assert [run.train.max_steps for run in stages] == [0, 50, 50]
+    both = ("lora", "projector")
+    assert [run.train.trained for run in stages] == [both, ("lora",), ("lora",)]
+    assert [run.base for run in stages[1:]] == [
+        PriorRun("runs/stages/1", merge=True), PriorRun("runs/stages/2", merge=False),
+    ]  # fmt: skip

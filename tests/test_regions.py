@@ -12,6 +12,7 @@ from PIL import Image
 
 from seva_jax.corrupt import diffusion_schedule
 from seva_jax.corrupt.region import RegionNoise
+from seva_jax.data.changed import ChangedImages
 from seva_jax.data.messages import TrlPairs
 from seva_jax.data.mixed import Concatenated
 from seva_jax.data.regions import MapFolder, NoisedRegions
@@ -151,6 +152,12 @@ def test_pairs_with_noised_regions(folder):
     np.testing.assert_array_equal(noised, again.load_image(pair.images[1]))
     other = dataclasses.replace(source, seed=1).open().load_image(pair.images[1])
     assert (other != noised).any()
+
+
+def test_no_view_is_lost():
+    """Pairs that have a second view already are not for this: each is counted."""
+    with pytest.raises(DataError, match="3 several views"):
+        NoisedRegions(ChangedImages(WorldPairs(num=3)), AskedObject()).open()
 
 
 @pytest.mark.parametrize("name", ["../a.png", "/etc/passwd", "link.png"])

@@ -1,5 +1,6 @@
 """Comparisons of several trees: sides that see different images, steps of trajectories."""
 
+import collections
 import dataclasses
 
 import numpy as np
@@ -10,11 +11,13 @@ from test_step import variables as variables  # a fixture
 
 from seva_jax.corrupt import DiffusionNoise, PixelNoise
 from seva_jax.data.changed import ChangedImages
+from seva_jax.data.mixed import Concatenated
 from seva_jax.data.records import ArrayRecordPairs, build
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
 from seva_jax.data.trees import RowShape
 from seva_jax.objectives import Inherent
 from seva_jax.types import DataError, Prompt, View
+from seva_jax.worlds import WorldPrompts
 
 
 def several(rng, index=0, trees=3, **options):
@@ -90,6 +93,44 @@ def test_pairs_with_changed_images():
     assert visual.all_answers == ("a", "a")
     with pytest.raises(DataError, match="give a change of pixels"):
         ChangedImages(Two(), DiffusionNoise()).open()
+
+
+@dataclasses.dataclass(frozen=True)
+class Partly(PreferenceSource):
+    """Two pairs, one of which has no image, and one more that was left out."""
+
+    def open(self):
+        data = Two().open()
+        first, second = data.comparisons
+        blind = dataclasses.replace(first, prompt=dataclasses.replace(first.prompt, images=()))
+        return dataclasses.replace(
+            data,
+            prompts=[blind.prompt, second.prompt],
+            comparisons=[blind, second],
+            drops=collections.Counter({"equal answers": 1}),
+            left_out=["line 3: equal answers"],
+        )
+
+
+def test_a_pair_without_images_is_left_out_and_named():
+    """Among others; and what the source had left out is still known."""
+    data = ChangedImages(Partly()).open()
+    assert [c.prompt.id for c in data.comparisons] == [p.id for p in data.prompts] == ["p1"]
+    assert data.drops == {"equal answers": 1, "no image": 1}
+    before, mine = data.left_out
+    assert before == "line 3: equal answers"
+    assert mine.startswith("pair 'p0': no image: ")
+
+
+def test_images_are_changed_once_only():
+    """Of a mixture, and of nothing that has no answers."""
+    data = ChangedImages(Concatenated((Two(), Two()))).open()
+    assert [c.prompt.id for c in data.comparisons] == ["0/p0", "0/p1", "1/p0", "1/p1"]
+    assert data.load_image(data.comparisons[0].more[0].prompt.images[0]).std() > 40
+    with pytest.raises(DataError, match="4 several views"):
+        ChangedImages(ChangedImages(Concatenated((Two(), Two())))).open()
+    with pytest.raises(DataError, match="WorldPrompts, which has no answers"):
+        ChangedImages(WorldPrompts()).open()
 
 
 def test_a_copy_has_all_trees(tmp_path):

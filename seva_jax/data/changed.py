@@ -11,8 +11,9 @@ import dataclasses
 import numpy as np
 
 from seva_jax.corrupt import Corruption, PixelNoise, apply_pixels, corruption_key
-from seva_jax.data.sources import PreferenceSet, PreferenceSource
-from seva_jax.types import Comparison, DataError, View
+from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSource
+from seva_jax.data.wrapped import opened_pairs, rewritten
+from seva_jax.types import Comparison, DataError, ExampleError, View
 
 _PREFIX = "changed:"
 
@@ -22,7 +23,8 @@ class ChangedImages(PreferenceSource):
     """The pairs of a source, each with its chosen answer once more, to changed images.
 
     An image is changed in one way only, which follows from the seed and its name. Scores of the
-    source are left out, because none says anything of the new side.
+    source are left out, because none says anything of the new side. A pair without images ("no
+    image"), or with a second view already ("several views"), is left out and counted.
 
     Attributes:
         source: the pairs.
@@ -33,7 +35,7 @@ class ChangedImages(PreferenceSource):
         seed: of the changes.
     """
 
-    source: PreferenceSource = PreferenceSource()
+    source: PromptSource = PreferenceSource()
     change: Corruption = PixelNoise()
     keep_rejected: bool = True
     seed: int = 0
@@ -45,7 +47,7 @@ class ChangedImages(PreferenceSource):
                 f"ChangedImages: {type(self.change).__name__} does not work on pixels; give a "
                 "change of pixels, such as PixelNoise"
             )
-        data = self.source.open()
+        data = opened_pairs(self.source, "ChangedImages")
 
         def load_image(name: str) -> np.ndarray:
             original = name.removeprefix(_PREFIX)
@@ -54,13 +56,12 @@ class ChangedImages(PreferenceSource):
                 return image_HWC
             return apply_pixels(self.change, corruption_key(self.seed, original, 0), image_HWC)
 
-        def changed(comparison: Comparison) -> Comparison:
+        def pair(comparison: Comparison) -> Comparison:
             prompt = comparison.prompt
-            if not prompt.images or any(name.startswith(_PREFIX) for name in prompt.images):
-                raise DataError(
-                    f"ChangedImages: comparison {prompt.id!r} has no images to change, or its "
-                    f"images are changed already; leave it out"
-                )
+            if not prompt.images:
+                raise ExampleError("there is no image to change", "no image")
+            if comparison.more:
+                raise ExampleError("the pair has a second view already", "several views")
             names = tuple(_PREFIX + name for name in prompt.images)
             again = View(dataclasses.replace(prompt, images=names), comparison.answers[:1])
             answers = comparison.answers if self.keep_rejected else comparison.answers[:1]
@@ -68,10 +69,4 @@ class ChangedImages(PreferenceSource):
                 comparison, answers=answers, scores=(), more=(again,), spans=()
             )
 
-        return PreferenceSet(
-            data.prompts,
-            load_image,
-            data.drops,
-            comparisons=list(map(changed, data.comparisons)),
-            notes=data.notes,
-        )
+        return dataclasses.replace(rewritten(data, pair), load_image=load_image, read_image=None)

@@ -79,6 +79,7 @@ class Composed(PromptSource):
         ):
             if min(sizes, default=0) < 2:
                 raise DataError(f"Composed.{field} is {sizes}; give numbers of 2 or more")
+        self._check_words()
         data = opened_prompts(self.source, "Composed")
         usable, drops, left_out = changed(data, data.prompts, _usable)
         names = sorted({prompt.images[0] for prompt in usable})
@@ -105,6 +106,26 @@ class Composed(PromptSource):
             drops,
             left_out=left_out,
         )
+
+    def _check_words(self) -> None:
+        """Raises `DataError` where a question or a label could not be written."""
+        number, question = {"number": 1}, {"question": ""}
+        for field, given, needed in (
+            ("label", number, ()),
+            ("numbered", number | question, ("{number}", "{question}")),
+            ("centred", question, ("{question}",)),
+        ):
+            text = getattr(self, field)
+            try:
+                text.format(**given)
+            except (LookupError, ValueError, AttributeError) as error:
+                names = " and ".join(f"{{{name}}}" for name in given)
+                raise DataError(
+                    f"Composed.{field} {text!r} cannot be filled in ({type(error).__name__}: "
+                    f"{error}); use no braces but {names}"
+                ) from error
+            if missing := [word for word in needed if word not in text]:
+                raise DataError(f"Composed.{field} {text!r} lacks {' and '.join(missing)}; add it")
 
     def _composed(self, index: int, prompt: Prompt, names: Sequence[str]) -> Prompt:
         turn, kind = divmod(index, len(self.arrangements))

@@ -105,8 +105,8 @@ class NoisedRegions(PreferenceSource):
     """The chosen answers of a source, to the image (chosen) and to the noised image (rejected).
 
     Comparisons have two trees, for `DPO` and others that need log-probs only. Pairs whose images
-    lack a map, or whose map cannot be read, are left out and counted. The noise of an image follows
-    from the seed, its name and its map.
+    lack a map, whose map cannot be read, or that have a second view already are left out and
+    counted. The noise of an image follows from the seed, its name and its map.
 
     Attributes:
         source: the pairs; their rejected answers are not used.
@@ -140,6 +140,8 @@ class NoisedRegions(PreferenceSource):
             prompt, names = comparison.prompt, []
             if not prompt.images:
                 raise ExampleError("there is no image to noise", "no image")
+            if comparison.more:
+                raise ExampleError("the pair has a second view already", "several views")
             for image in prompt.images:
                 map_ = self.maps.name(prompt, image)
                 self.maps.load(map_)

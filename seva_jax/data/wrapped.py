@@ -2,7 +2,7 @@
 
 What lives here: opening the other source, and counting examples that cannot be changed. What does
 not: any change (`answered.py`, `captions.py`, `composed.py` for prompts; `marked.py`, `scores.py`,
-`regions.py` for pairs).
+`regions.py`, `changed.py` for pairs).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
@@ -37,7 +38,8 @@ class Mixed(Objective):
     """A weighted sum of losses, TRL's lists `loss_type` and `loss_weights`.
 
     Metrics are those of the first part that reports them, and each part's loss as
-    `losses/<class>`. Every part has a beta, a weighting and so on of its own.
+    `losses/<class>`, the second one of a class as `losses/<class> 2`. Every part has a beta, a
+    weighting and so on of its own.
 
     Attributes:
         parts: the terms.
@@ -70,10 +72,14 @@ class Mixed(Objective):
     ) -> tuple[jax.Array, Metrics]:
         """See `Objective.__call__`."""
         total_N, metrics = jnp.zeros(len(policy.mask_NKT)), {}
+        seen: collections.Counter[str] = collections.Counter()
         for part in self.parts:
             loss_N, own = part.objective(policy, reference)
             total_N = total_N + part.weight * loss_N
-            metrics = own | {f"losses/{type(part.objective).__name__}": loss_N} | metrics
+            kind = type(part.objective).__name__
+            seen[kind] += 1
+            number = f" {seen[kind]}" if seen[kind] > 1 else ""
+            metrics = own | {f"losses/{kind}{number}": loss_N} | metrics
         return total_N, metrics
 
 

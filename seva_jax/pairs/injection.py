@@ -105,7 +105,8 @@ class InjectedPairs(PairBuilder):
 
     Attributes:
         rate: share of the sentences that are replaced, rounded (a half to the even number). Never
-            the first; later ones more often, see `position_weights`.
+            the first; later ones more often, see `position_weights`. Fewer where fewer objects can
+            be put in.
         objects_file: the vocabulary: one object a line, its name first, commas between synonyms;
             or a JSON list. Plurals are added.
         objects: the same, line by line, in place of a file.

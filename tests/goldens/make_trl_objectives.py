@@ -30,19 +30,32 @@ OPTIONS = {
 SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")
 MARGIN = ("sigmoid", "hinge", "ipo", "discopop", "sigmoid_norm")
 POINTWISE = ("nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down")
+
+
+def smoothed(name):
+    """A loss, with the smoothing that those which have it are tried with."""
+    return {"loss_types": [name]} | ({"label_smoothing": 0.2} if name in SMOOTHED else {})
+
+
 CASES = [
     *({"beta": beta} for beta in (0.1, 0.5, 5.0)),
     *({"loss_types": [name], "beta": 0.3} for name in (*MARGIN, *POINTWISE, "aot", "aot_unpaired")),
-    *({"loss_types": [name], "label_smoothing": 0.2} for name in SMOOTHED),
-    *({"loss_types": [name], "ld_alpha": 0.4} for name in ("sigmoid", "ipo", "bco_pair", "aot")),
+    *map(smoothed, SMOOTHED),
+    *(smoothed(name) | {"ld_alpha": 0.4} for name in (*MARGIN, *POINTWISE, *SMOOTHED)),
     *(
-        {"loss_types": [name], "f_divergence_type": kind}
+        smoothed(name) | {"f_divergence_type": kind}
         for kind in ("forward_kl", "js_divergence", "alpha_divergence")
-        for name in ("sigmoid", "ipo", "sigmoid_norm")
+        for name in (*MARGIN, "exo_pair", "robust")
+        # TRL's exponential overflows at these margins, and 0 times infinity is NaN.
+        if name != "discopop" or kind == "js_divergence"
     ),
     {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 1.7},
-    # Not hinge: TRL 1.16 multiplies in place there, which autograd refuses.
-    *({"loss_types": [name], "use_weighting": True} for name in ("sigmoid", "robust", "apo_zero")),
+    # Not hinge: TRL 1.16 multiplies in place there, which autograd refuses. Not AOT, which sorts.
+    *(
+        smoothed(name) | {"use_weighting": True}
+        for name in (*MARGIN, *POINTWISE, "exo_pair", "robust")
+        if name != "hinge"
+    ),
     {"loss_types": ["sft"]},
     {"loss_types": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
 ]
