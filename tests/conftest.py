@@ -1,17 +1,23 @@
-"""Eight fake CPU devices for every test, set before jax starts."""
+"""Eight fake CPU devices and one cache of compiled programs for every test, before jax starts."""
 
+import atexit
 import fcntl
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("SEVA_JAX_TEST_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have the environment of the first process
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="seva_jax_programs_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 # Tests compile many small programs once: compiling less thoroughly halves their time.
 jax.config.update("jax_disable_most_optimizations", True)
@@ -74,21 +80,3 @@ def fuzz_folder(tmp_path_factory):
     found = tmp_path_factory.mktemp("fuzz")
     (found / "a.png").write_bytes(picture())
     return found
-
-
-@pytest.fixture(scope="module")
-def shared_programs(tmp_path_factory):
-    """Programs that several runs of a module need are compiled once."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()

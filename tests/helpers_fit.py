@@ -5,8 +5,6 @@ from unittest import mock
 
 import jax
 import numpy as np
-import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from seva_jax.cli import load_experiment
 from seva_jax.models import abstract_variables, init_variables
@@ -23,20 +21,6 @@ ARGS = """
 --base.model.vision.mlp-size 32 --base.model.text.hidden-size 16 --base.model.text.num-layers 1
 --base.model.text.num-heads 2 --base.model.text.head-dim 8 --base.model.text.mlp-size 32
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_once(tmp_path_factory):
-    """Tests that import this compile equal programs once."""
-    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
-    before = [getattr(jax.config, name) for name in names]
-    for name, value in zip(names, (str(tmp_path_factory.mktemp("compiled")), 0.0), strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in zip(names, before, strict=True):
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def tiny_run(workdir, *argv):

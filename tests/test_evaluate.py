@@ -223,7 +223,6 @@ def test_suite_files(tmp_path, files, monkeypatch):
 @pytest.fixture
 def command(monkeypatch):
     """The command without what belongs to a process of its own."""
-    monkeypatch.setattr(evaluate, "use_compile_cache", lambda: None)
     monkeypatch.setattr(evaluate, "joined", lambda options: contextlib.nullcontext())
     return evaluate.main
 

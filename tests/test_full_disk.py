@@ -138,7 +138,6 @@ def test_files_that_may_not_grow(tmp_path):
 
 def test_other_files_on_a_full_disk(tmp_path, monkeypatch):
     """Rollouts or metrics, say: one line as well; errors of other kinds are not hidden."""
-    monkeypatch.setattr(train, "use_compile_cache", lambda: None)
     monkeypatch.setattr(train, "joined", lambda options: contextlib.nullcontext())
     for number, expected in ((errno.ENOSPC, SystemExit), (errno.EIO, OSError)):
 

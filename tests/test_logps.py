@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers_fit import compiled_once, random_base, tiny_run  # noqa: F401 (a fixture)
+from helpers_fit import random_base, tiny_run
 
 from seva_jax import stopping
 from seva_jax.logps import Journal

@@ -169,7 +169,6 @@ def test_what_cannot_be(kind, monkeypatch):
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_a_whole_run(tmp_path, monkeypatch, kind):
     """On four devices: rollouts with a cache, reference, step-0 loss, training, evaluation."""
-    monkeypatch.setattr(train, "use_compile_cache", lambda: None)
     make, devices = MeshShape.make, jax.devices()[:4]
     monkeypatch.setattr(MeshShape, "make", lambda self: make(self, devices))
     experiment = small(tmp_path / "run", "--compute.base-weights", kind)

@@ -102,11 +102,10 @@ def plausible(workdir):
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch, tmp_path_factory):
-    """One device; nothing goes to the user's cache of compiled programs; rollouts give pairs."""
+def quick(monkeypatch):
+    """One device; rollouts give pairs."""
     make, devices, roll_out = MeshShape.make, jax.devices()[:1], train.Run.roll_out
     monkeypatch.setattr(MeshShape, "make", lambda self: make(self, devices))
-    monkeypatch.setattr(train, "use_compile_cache", lambda: None)
 
     def with_answers(self):
         said = roll_out(self)
@@ -117,8 +116,8 @@ def quick(monkeypatch, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, shared_programs):
-    """Where all recipes run: later ones take base model and compiled programs from earlier ones."""
+def folder(tmp_path_factory):
+    """Where all recipes run: later ones take the base model from earlier ones."""
     return tmp_path_factory.mktemp("recipes")
 
 

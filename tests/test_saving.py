@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers_fit import compiled_once, fit, tiny_run  # noqa: F401 (a fixture)
+from helpers_fit import fit, tiny_run
 from helpers_run import saved_steps
 
 from seva_jax import checkpoint

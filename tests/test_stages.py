@@ -200,18 +200,16 @@ def experiment(workdir, stages=CURRICULUM):
 
 @pytest.fixture(scope="module")
 def one_device():
-    """One device is enough, and nothing goes to the user's cache of compiled programs."""
+    """One device is enough, and the process joins no others."""
     with pytest.MonkeyPatch.context() as patch:
         make, devices = MeshShape.make, jax.devices()[:1]
         patch.setattr(MeshShape, "make", lambda self: make(self, devices))
-        patch.setattr(train, "use_compile_cache", lambda: None)
-        patch.setattr(evaluate, "use_compile_cache", lambda: None)
         patch.setattr(evaluate, "joined", lambda options: contextlib.nullcontext())
         yield
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory, one_device, shared_programs):
+def done(tmp_path_factory, one_device):
     """All stages, finished: their configs and what was printed."""
     runs = runs_of(experiment(tmp_path_factory.mktemp("stages") / "done"))
     with contextlib.redirect_stdout(io.StringIO()) as said:

@@ -39,12 +39,6 @@ def small(workdir, *extra):
     return dataclasses.replace(experiment, corrupt=(DiffusionNoise(999), DiffusionNoise(900)))
 
 
-@pytest.fixture(autouse=True)
-def quiet_home(monkeypatch):
-    """Tests leave no compiled programs in the user's cache."""
-    monkeypatch.setattr(train, "use_compile_cache", lambda: None)
-
-
 @pytest.fixture
 def four_devices(monkeypatch):
     """The mesh takes the first four devices."""

@@ -31,11 +31,10 @@ SMALL = """
 
 
 @pytest.fixture(autouse=True)
-def one_quiet_device(monkeypatch):
-    """Nothing goes to the user's cache of compiled programs, and one device is enough."""
+def one_device(monkeypatch):
+    """One device is enough."""
     make = MeshShape.make
     monkeypatch.setattr(MeshShape, "make", lambda self: make(self, train.jax.devices()[:1]))
-    monkeypatch.setattr(train, "use_compile_cache", lambda: None)
 
 
 def experiment(tmp_path, num=8):
