@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,20 @@ import numpy as np
 from seva_jax.evals import EvalResult, comparison_rows, format_metric, read_result
 from seva_jax.home import short_path
 from seva_jax.report import Curve, FiguresData, MoreNumbers, Series
+from seva_jax.report.markup import MINUS, count_of
 from seva_jax.types import DataError
 from seva_jax.workdir import read_metrics
 
 _SHOWN = (("Loss", "loss"), ("Reward margin, nats", "rewards/margins"))
 _AXES = (("pairs seen", "pairs"), ("chip-seconds", "chip_seconds"))
+_CLASS = re.compile(r"(\w+\.)+[A-Z]\w*")
 _NOTES = (
     "Chip-seconds are wall-clock seconds of the alignment times devices, compilation included, "
     "rollouts and evaluations not.",
     "Final values are means over the last tenth of the logged rows, at least one. One run each: "
     "differences of this size may be luck; repeat seeds before concluding.",
 )
+_OBJECTIVES = "The objectives differ, and so do the scales of their losses."
 
 
 def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -56,9 +60,23 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _differing(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """Fields in which the runs differ, but for their directory."""
+    """Fields in which the runs differ, but for their directory.
+
+    Of a part that is of another class in every run, its own fields, and not those of their parts.
+    """
+
+    def everywhere(field: str) -> bool:
+        return len({field in config for config in configs}) == 1
+
     fields = sorted(set(itertools.chain(*configs)) - {"workdir"})
-    return [f for f in fields if len({json.dumps(c.get(f)) for c in configs}) > 1]
+    comparable = [f for f in fields if everywhere(f.rpartition(".")[0])]
+    return [f for f in comparable if len({json.dumps(c.get(f)) for c in configs}) > 1]
+
+
+def _setting(value: object) -> str:
+    """A config's value as people read it: classes without their modules, paths without folders."""
+    text = str(value)
+    return text.rsplit(".", 1)[1] if _CLASS.fullmatch(text) else short_path(text)
 
 
 def _final(rows: Sequence[dict[str, Any]], name: str) -> str:
@@ -75,7 +93,7 @@ def _evaluations(path: Path) -> dict[str, EvalResult]:
 def _metrics(evaluated: dict[str, EvalResult]) -> dict[str, str]:
     """Metrics with their intervals, by "evaluation metric"."""
     return {
-        f"{name} {metric}": format_metric(value, ".3f")
+        f"{name} {metric}": format_metric(value, ".3f").replace("-", MINUS)
         for name, result in evaluated.items()
         for metric, value in result.metrics.items()
     }
@@ -90,22 +108,23 @@ def _differences(first: dict[str, EvalResult], other: dict[str, EvalResult]) -> 
         except DataError:  # other questions
             continue
         for row in rows:
-            shown = f"{format_metric(row.difference, '+.3f')} {row.verdict}"
+            shown = f"{format_metric(row.difference, '+.3f').replace('-', MINUS)} {row.verdict}"
             found[f"{name} {row.metric}"] = shown.rstrip()
     return found
 
 
-def compare(paths: Sequence[Path]) -> FiguresData:
+def compare(paths: Sequence[Path], noun: str = "") -> FiguresData:
     """The page of several runs.
 
     Args:
         paths: work directories.
+        noun: put before the names of the runs, "stage" where these are numbers.
 
     Raises:
         DataError: see `read_run`.
     """
     configs, runs = zip(*map(read_run, paths), strict=True)
-    labels = [path.name for path in paths]
+    labels = [f"{noun} {path.name}".lstrip() for path in paths]
     if len(set(labels)) < len(labels):
         labels = [f"{number}: {label}" for number, label in enumerate(labels, 1)]
     curves = []
@@ -123,13 +142,12 @@ def compare(paths: Sequence[Path]) -> FiguresData:
     fields = _differing(configs)
     evaluated = [_evaluations(path) for path in paths]
     columns = (
-        *("run", *fields, "steps", "pairs seen", "chips", "chip-seconds", "pairs/s"),
-        *("final loss", "final margin"),
+        *("run", "steps", "pairs seen", "chips", "chip-seconds", "pairs/s"),
+        *("final loss", "final margin, nats"),
     )
     table = tuple(
         (
             label,
-            *(short_path(str(config.get(field, "–"))) for field in fields),
             str(rows[-1]["step"]),
             f"{rows[-1]['pairs']:,.0f}",
             str(rows[-1]["chips"]),
@@ -138,16 +156,24 @@ def compare(paths: Sequence[Path]) -> FiguresData:
             _final(rows, "loss"),
             _final(rows, "rewards/margins"),
         )
-        for label, config, rows in zip(labels, configs, runs, strict=True)
+        for label, rows in zip(labels, runs, strict=True)
     )
     more = [
+        MoreNumbers(
+            "settings",
+            "Settings that differ",
+            ("setting", *labels),
+            tuple((f, *(_setting(c.get(f, "–")) for c in configs)) for f in fields),
+            "Of the configs, but for the work directories.",
+            numeric=False,
+        ),
         MoreNumbers(
             "evaluations",
             "Evaluations of the aligned models",
             ("metric", *labels),
             _side_by_side([_metrics(results) for results in evaluated]),
             "Brackets are 95 % intervals over questions.",
-        )
+        ),
     ]
     if len(paths) > 1:
         more.append(
@@ -161,14 +187,15 @@ def compare(paths: Sequence[Path]) -> FiguresData:
                 "them.",
             )
         )
+    of_losses = (_OBJECTIVES,) if any(f.split(".")[0] == "objective" for f in fields) else ()
     return FiguresData(
-        title="1 run" if len(paths) == 1 else f"{len(paths)} runs compared",
+        title=f"{count_of(len(paths), noun or 'run')} compared" if len(paths) > 1 else "1 run",
         subtitle="",
         what="How loss and reward margin moved in several alignment runs, by data and by cost.",
         curves=tuple(curves),
         columns=columns,
         rows=table,
-        notes=_NOTES,
+        notes=_NOTES + of_losses,
         more=tuple(more),
     )
 

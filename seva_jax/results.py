@@ -6,6 +6,7 @@ The page itself is `seva_jax/report`; which stages there are is `seva_jax/train.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -103,10 +104,10 @@ def _facts(run: Run, index: dict[str, Any], metrics: list[Record]) -> tuple[tupl
     versions += [(name, importlib.metadata.version(name)) for name in ("seva_jax", "jax", "flax")]
     facts = [
         ("base model", f"{num_params:,} parameters{path}"),
-        ("objective", str(e.objective)),
+        ("objective", brief(e.objective)),
         (
             "rejected answers from",
-            "the data" if e.prompts.has_answers else ", ".join(map(str, e.corrupt)),
+            "the data" if e.prompts.has_answers else ", ".join(map(brief, e.corrupt)),
         ),
         ("pairs kept", f"{index['pairs']:,} of {index['prompts']:,} prompts"),
     ]
@@ -121,6 +122,28 @@ def _facts(run: Run, index: dict[str, Any], metrics: list[Record]) -> tuple[tupl
         ("cost", _cost(stages, e.report)),
         ("software", ", ".join(f"{name} {version}" for name, version in versions)),
     )
+
+
+def brief(value: object) -> str:
+    """A part of the config as an expression, without what is switched off as by default.
+
+    >>> brief(DPO(beta=0.5, label_smoothing=0.0))
+    'DPO(beta=0.5, ld_alpha=1.0)'
+    """
+    if isinstance(value, tuple):
+        return f"({', '.join(map(brief, value))}{',' if len(value) == 1 else ''})"
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return repr(value)
+    usual = {
+        f.name: f.default_factory() if callable(f.default_factory) else f.default
+        for f in dataclasses.fields(value)
+    }
+    shown = [
+        f"{name}={brief(getattr(value, name))}"
+        for name, default in usual.items()
+        if getattr(value, name) != default or (default and not dataclasses.is_dataclass(default))
+    ]
+    return f"{type(value).__name__}({', '.join(shown)})"
 
 
 def _devices() -> str:

@@ -382,7 +382,7 @@ def run_all(runs: Sequence[Experiment], others: Sequence[Path] = ()) -> None:
     if len(runs) > 1:
         page = Path(runs[0].workdir).parent / "stages.html"
         if jax.process_index() == 0:
-            write_figures(compare([Path(run.workdir) for run in runs]), page)
+            write_figures(compare([Path(run.workdir) for run in runs], "stage"), page)
         say(f"\nall stages: {page}")
 
 

@@ -93,8 +93,8 @@ def pair_sources(folder):
         }
         for i in range(2)
     ]
-    swift = [{"messages": messages, "rejected_response": rejected, "images": [f"{i}.png"]}
-             for i in range(2)]  # fmt: skip
+    swift = [{"messages": messages, "rejected_response": rejected, "images": [f"{i}.png"],
+              "rejected_images": ["1.png"]} for i in range(2)]  # fmt: skip
     built = SevaPairs(_write(folder, "seva.json", seva), root)
     build(built.open(), folder / "built", "", lambda n: None)
     return (

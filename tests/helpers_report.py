@@ -36,7 +36,7 @@ class Page(html.parser.HTMLParser):
         names = [name for name, _ in attrs]
         assert len(names) == len(set(names)), f"<{tag}> repeats an attribute"
         self.tags.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in ("meta", "link", "img", "input"):
+        if tag not in ("meta", "link", "img", "input", "wbr"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -54,7 +54,7 @@ class Page(html.parser.HTMLParser):
 
     def shape(self) -> list[tuple[str, tuple[str, ...]]]:
         """Tags and attribute names, without word marks and the menus that depend on lengths."""
-        left_out = ("mark", "del", "label", "select", "option")
+        left_out = ("mark", "del", "wbr", "label", "select", "option")
         return [(tag, tuple(attrs)) for tag, attrs in self.tags if tag not in left_out]
 
 

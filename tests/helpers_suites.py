@@ -19,8 +19,11 @@ def by_words(case: Case) -> Verdict:
     return Verdict(tuple(min(float(len(a.split())), 1.0) for a in case.answers), "by length")
 
 
-def every_suite(folder):
-    """Writes the files below a folder and gives one suite of each kind, NUM questions each."""
+def every_suite(folder, num=NUM):
+    """Writes the files below a folder and gives one suite of each kind, `num` questions each.
+
+    POPE has them in two sets, MMBench once more with rotated options.
+    """
 
     def dump(name, value):
         (folder / name).write_text(json.dumps(value))
@@ -32,28 +35,30 @@ def every_suite(folder):
 
     images = folder / "images"
     (images / "VG_100K").mkdir(parents=True)
-    for i in range(NUM):
+    (folder / "pope").mkdir()
+    for i in range(num):
         for name in (f"{i}.jpg", f"VG_100K/{i}.jpg"):
             Image.fromarray(_WORLD.draw("e", i, False)).save(images / name, "PNG")
-    asked = [_WORLD.prompt("e", i, False, "color") for i in range(NUM)]
+    asked = [_WORLD.prompt("e", i, False, "color") for i in range(num)]
     texts, truths = [p.question for p in asked], [p.meta["answer"] for p in asked]
     short = {"image_root": str(images), "suffix": "", "max_new_tokens": 4}
     long = {"image_root": str(images), "max_new_tokens": 8}
-    ids = range(NUM)
+    ids = range(num)
 
     there = [_WORLD.prompt("e", i, False, "presence") for i in ids]
-    lines(
-        "coco_pope_random.json",
-        [
-            {
-                "question_id": i,
-                "image": f"{i}.jpg",
-                "text": there[i].question,
-                "label": there[i].meta["answer"],
-            }
-            for i in ids
-        ],
-    )
+    for category in ("random", "popular"):
+        lines(
+            f"pope/coco_pope_{category}.json",
+            [
+                {
+                    "question_id": i,
+                    "image": f"{i}.jpg",
+                    "text": there[i].question,
+                    "label": there[i].meta["answer"],
+                }
+                for i in ids
+            ],
+        )
     gqa = dump(
         "gqa.json",
         {
@@ -69,7 +74,7 @@ def every_suite(folder):
                     "question": texts[i],
                     "image_id": str(i),
                     "question_id": i,
-                    "answers": [truths[i]] * 10,
+                    "answers": [truths[i]] * (10 - i % 9) + ["gray"] * (i % 9),
                 }
                 for i in ids
             ]
@@ -77,10 +82,14 @@ def every_suite(folder):
     )
     with (folder / "mmbench.tsv").open("w", newline="") as file:
         table = csv.writer(file, dialect="excel-tab", lineterminator="\n")
-        table.writerow(["index", "question", "A", "B", "answer", "category", "split", "image"])
+        columns = ["index", "question", "hint", "A", "B", "answer", "category", "image", "source"]
+        table.writerow([*columns, "l2-category", "comment", "split"])
         for i in ids:
             image = base64.b64encode((images / f"{i}.jpg").read_bytes()).decode()
-            table.writerow([i, texts[i], "red", "blue", "A", "color", "dev", image])
+            more = ["made up", "perception", "", "dev"]
+            table.writerow([i, texts[i], "", "red", "blue", "A", "color", image, *more])
+            rotated = [i + 1_000_000, texts[i], "", "blue", "red", "B", "color", i]
+            table.writerow([*rotated, *more])
     seed = dump(
         "seed.json",
         {
@@ -148,9 +157,11 @@ def every_suite(folder):
 
     judge = LocalJudge(by_words)
     return [
-        suites.PopeSets(folder=str(folder), sets=("random",), lmms_task="pope", **short),
-        suites.GQA(path=gqa, **short),
-        suites.TextVQA(path=textvqa, **short),
+        suites.PopeSets(
+            folder=str(folder / "pope"), sets=("random", "popular"), lmms_task="pope", **short
+        ),
+        suites.GQA(path=gqa, vlmeval_dataset="GQA_TestDev_Balanced", **short),
+        suites.TextVQA(path=textvqa, lmms_task="textvqa_val", **short),
         suites.MMBench(path=str(folder / "mmbench.tsv"), vlmeval_dataset="MMBench_DEV_EN", **short),
         suites.SeedBench(path=seed, **short),
         suites.ScienceQA(path=science, problems=problems, **short),

@@ -13,6 +13,7 @@ from helpers_report import Page
 from test_report import PAYLOADS
 
 import seva_jax
+from seva_jax.compare import compare
 from seva_jax.data.store import append_lines
 from seva_jax.evals import EvalResult, Metric, Ratio, write_records, write_summary
 from seva_jax.report import document
@@ -52,6 +53,25 @@ def test_the_page_of_several_runs(tmp_path, payload):
     policy = page.all("meta")[1]
     assert policy == {"http-equiv": "Content-Security-Policy", "content": document.POLICY}
     assert page.text.count(payload) >= 4  # the field, its two values, the metric
+
+
+def test_settings_that_differ(tmp_path):
+    """One line a setting; of parts of different classes not every part of theirs."""
+    runs = [write_run(tmp_path, "run", number) for number in range(2)]
+    parts = {"objective": "seva_jax.objectives.dpo.DPO", "objective.beta": 0.1}
+    parts |= {"objective.weighting": "seva_jax.Weighting", "objective.weighting.power": 1.0}
+    for run, more in zip(runs, (parts, {"objective": "mine.Loss"}), strict=True):
+        (run / "config.json").write_text(json.dumps({"seed": 1, "data": "/far/a", **more}))
+    page = compare(runs, "stage")
+    assert page.title == "2 stages compared"
+    assert page.more[0].columns == ("setting", "stage 0run", "stage 1run")
+    assert page.more[0].rows == (
+        ("objective", "DPO", "Loss"),
+        ("objective.beta", "0.1", "–"),
+        ("objective.weighting", "Weighting", "–"),
+    )
+    assert "scales of their losses" in page.notes[-1]
+    assert "scales" not in compare([runs[0]]).notes[-1]
 
 
 def test_every_page_has_the_policy():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from seva_jax.data.changed import ChangedImages
 from seva_jax.data.files import ImageFolder
 from seva_jax.data.messages import SwiftPairs, TrlPairs
 from seva_jax.data.mixed import Concatenated, Mixture
@@ -22,7 +24,7 @@ from seva_jax.data.preferences import (
     SevaPairs,
     VLFeedbackPairs,
 )
-from seva_jax.types import Comparison, DataError, ExampleError, Prompt
+from seva_jax.types import Comparison, DataError, ExampleError, Prompt, View
 
 HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -384,9 +386,14 @@ def test_swift_lines(root, tmp_path):
     good = [SWIFT, SWIFT | same, {**SWIFT, **same, "rejected_messages": whole}]
     good[2].pop("rejected_response")
     bad = [
-        (SWIFT | {"rejected_images": ["b.gif"]}, "different images"),
+        (SWIFT | {"rejected_images": ["nowhere.png"]}, "missing image"),
+        (SWIFT | {"rejected_images": ["a.png", "a.png"]}, "image markers"),
         (SWIFT | {"rejected_response": None}, "empty rejected answer"),
-        (SWIFT | {"rejected_messages": SWIFT["messages"][1:]}, "no question"),
+        (SWIFT | {"rejected_messages": SWIFT["messages"][1:]}, "not one turn"),
+        (
+            SWIFT | {"rejected_messages": [{"role": "user", "content": "Who?"}, whole[1]]},
+            "no question",
+        ),
         (SWIFT | {"messages": whole * 2}, "not one turn"),
         (SWIFT | {"images": []}, "image markers"),
     ]
@@ -395,7 +402,31 @@ def test_swift_lines(root, tmp_path):
     assert list(found.comparisons) == [
         Comparison(Prompt(str(i), "What?", ("a.png",)), ("A cat.", "A dog.")) for i in range(3)
     ]
-    assert found.drops == {reason: 1 for _, reason in bad}
+    assert found.drops == collections.Counter(reason for _, reason in bad)
+
+
+def test_swift_sides_that_see_different_images(root, tmp_path):
+    """Two trees; without a rejected text the same answer to both."""
+    apart = SWIFT | {"rejected_images": ["b.png"]}
+    alone = {k: v for k, v in apart.items() if k != "rejected_response"}
+    whole = [
+        {"role": "user", "content": "<image><image>What?"},
+        {"role": "assistant", "content": "A dog."},
+    ]
+    many = alone | {"rejected_images": ["b.png", "a.png"], "rejected_messages": whole}
+    path = write_lines(tmp_path / "swift.jsonl", [apart, alone, many])
+    found = SwiftPairs(path, str(root)).open()
+    assert not found.drops
+    for i, (answer, images) in enumerate(
+        [("A dog.", ("b.png",)), ("A cat.", ("b.png",)), ("A dog.", ("b.png", "a.png"))]
+    ):
+        comparison = found.comparisons[i]
+        assert comparison.prompt == Prompt(str(i), "What?", ("a.png",))
+        assert comparison.answers == ("A cat.",)
+        assert comparison.more == (View(Prompt(str(i), "What?", images), (answer,)),)
+    assert found.load_image("b.png")[0, 0, 0] == 20  # which is b.gif
+    with pytest.raises(DataError, match="see different images already"):
+        ChangedImages(SwiftPairs(path, str(root))).open()
 
 
 # --- files that cannot be read --------------------------------------------------------------------

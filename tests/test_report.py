@@ -45,7 +45,7 @@ TAGS = re.compile(
     "html|head|meta|title|link|style|body|header|main|footer|section|nav|article|figure|figcaption"
     "|h1|h2|h3|p|ul|li|dl|dt|dd|div|span|b|small|a|mark|del|img|svg|path|circle|rect|text|table"
     "|caption|thead|tbody|tr|th|td|fieldset|legend|label|input|details|summary|form|select|option"
-    "|output|button|script"
+    "|output|button|script|wbr"
 )
 
 

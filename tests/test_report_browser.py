@@ -1,4 +1,4 @@
-"""The report page in a real browser: its console, filters, pictures, themes and sizes."""
+"""The pages in a real browser: console, filters, pictures, themes and sizes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import dataclasses
 import pytest
 from browser import CHROMIUM, browser
 from helpers_report import photo_pairs
+from test_hostile_pages import write_run
 
+from seva_jax.compare import compare
 from seva_jax.report import ExampleCard, ReportData, write_report
+from seva_jax.report.figures import write_figures
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,6 +36,14 @@ def page(tmp_path_factory):
         facts=(("objective", "DPO(" + "beta=0.1,very_long_name=1.0" * 4 + ")"),),
     )  # fmt: skip
     return write_report(data, tmp_path_factory.mktemp("report") / "report.html")
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    """The page a run of several stages writes, with settings that are wider than a phone."""
+    folder = tmp_path_factory.mktemp("stages")
+    runs = [write_run(folder, "objective.setting_" * 9, number) for number in range(3)]
+    return write_figures(compare(runs, "stage"), folder / "stages.html")
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +73,41 @@ def choose(tab, control, value):
     )
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 390])
-def test_page_loads_clean_and_fits(tab, page, width, dark):
-    assert page.stat().st_size < 15_000_000
+def check_fit(tab, page, width, dark):
+    """Opens a page; nothing is wider than it, the theme is right, nothing is loaded."""
     tab.open(page, width, 844, dark)
     assert tab.run("document.documentElement.scrollWidth") <= width
-    # What a box clips does not widen the page.
-    ends = "[...document.querySelectorAll('dt, dd, p, h1, h2, h3, td, input, select, img')].map("
-    assert tab.run(f"Math.max(...{ends}e => e.getBoundingClientRect().right))") <= width
+    # What a box clips does not widen the page; a box with a scroll bar may.
+    boxes = "[...document.querySelectorAll('dt, dd, p, h1, h2, h3, td, input, select, img, .wide')]"
+    ends = f"{boxes}.filter(e => !e.closest('.wide td')).map(e => e.getBoundingClientRect().right)"
+    assert tab.run(f"Math.max(...{ends})") <= width
     background = tab.run("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, background[4:-1].split(","))) < 3 * 128) == dark
     loaded = "performance.getEntriesByType('resource').map(entry => entry.name.slice(0, 5))"
     assert set(tab.run(loaded)) <= {"data:"}
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 390])
+def test_stages_load_clean_and_fit(tab, stages, width, dark):
+    check_fit(tab, stages, width, dark)
+    assert tab.run("document.querySelector('h1').textContent") == "3 stages compared"
+    assert tab.run("document.querySelectorAll('svg .line').length") >= 3 * 4
+    if width == 390:  # what is cut off is reached from the keyboard
+        wide = "document.querySelector('#settings .wide')"
+        assert tab.run(f"{wide}.scrollWidth > {wide}.clientWidth")
+        tab.run(f"{wide}.focus()")
+        tab.press("ArrowRight", 39)
+        moved = f"new Promise(done => setTimeout(() => done({wide}.scrollLeft), 500))"
+        assert tab.run(moved) > 0
+    assert not tab.errors
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 390])
+def test_page_loads_clean_and_fits(tab, page, width, dark):
+    assert page.stat().st_size < 15_000_000
+    check_fit(tab, page, width, dark)
     # Pictures in sight are decoded, those far below wait.
     tab.run("document.querySelector('#pairs .cards').scrollIntoView()")
     images = "[...document.querySelectorAll('#pairs img')]"

@@ -274,8 +274,8 @@ def test_answers_are_not_asked_for_twice(done):
         assert asked.read_text().splitlines()[1:] == taken.read_text().splitlines()[1:]
     folder = Path(runs[0].workdir).parent
     page = (folder / "stages.html").read_text("utf-8")
-    assert "3 runs compared" in page
-    assert "Differences to 1</h2>" in page
+    assert "3 stages compared" in page
+    assert "Differences to stage 1</h2>" in page
     assert "the result of" in (folder / "3" / "report.html").read_text("utf-8")
     for run in runs:
         assert read_config(Path(run.workdir) / "config.py") == run

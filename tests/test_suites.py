@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers_suites import every_suite
 from PIL import Image
+from scorers import SCORERS, answered
 
 from seva_jax.evals import (
     Answer,
@@ -510,6 +512,16 @@ def test_limit_is_noted(tmp_path, images):
     questions = suite.open()
     assert len(questions.prompts) == 3
     assert questions.notes[-1] == "only the first 3 of 5 questions"
+
+
+def test_scorers_are_given_what_they_ask_for(tmp_path):
+    """`python tests/scorers.py` needs other packages; what it prepares for them does not."""
+    suites = {suite.name: suite for suite in every_suite(tmp_path, 12)}
+    for name in dict.fromkeys(name for _, name in SCORERS):
+        task = answered(suites[name], tmp_path, spoil=True)
+        kept, given = (read_lines(path / "answers.jsonl") for path in (task.kept, task.given))
+        assert all(a["text"] != b["text"] for a, b in zip(kept, given, strict=True))
+        assert name in ("textvqa", "mm-vet") or task.ours["accuracy"] == pytest.approx(2 / 3)
 
 
 def test_the_readme_names_suites_that_exist():

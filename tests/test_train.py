@@ -159,11 +159,11 @@ def test_the_whole_run_resumes_and_refuses(tmp_path, monkeypatch, four_devices, 
     )
     page = (tmp_path / "c.html").read_text()
     assert page.count('<figure class="chart">') == 4
-    assert "objective.beta" in page
+    assert "objective.<wbr>beta" in page
     assert re.search(r">color-balanced accuracy</th><td[^>]*>[01]\.\d{3} \[[01]\.\d{3}, ", page)
     differences = page.partition("Differences to whole</h2>")[2]
     assert re.search(
-        r">color-balanced accuracy</th><td[^>]*>[+-]\d\.\d{3} \[[+-]\d\.\d", differences
+        r">color-balanced accuracy</th><td[^>]*>[+−]\d\.\d{3} \[[+−]\d\.\d", differences
     )
 
 

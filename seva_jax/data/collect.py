@@ -21,7 +21,7 @@ import numpy as np
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.images.load import decode_image, resolve_image
 from seva_jax.text.templates import IMAGE_MARKER
-from seva_jax.types import Comparison, DataError, ExampleError, Prompt
+from seva_jax.types import Comparison, DataError, ExampleError, Prompt, View
 
 Example = TypeVar("Example", Prompt, Comparison)
 
@@ -145,13 +145,27 @@ def compared(prompt: Prompt, chosen: Any, *rejected: Any) -> Comparison:
     Raises:
         ExampleError: an answer is empty or no text, or a rejected one equals the chosen one.
     """
-    texts = [text.strip() if isinstance(text, str) else "" for text in (chosen, *rejected)]
-    for side, text in zip(("chosen", *["rejected"] * len(rejected)), texts, strict=True):
-        if not text:
-            raise ExampleError(f"the {side} answer is empty or no text", f"empty {side} answer")
+    texts = (_said(chosen, "chosen"), *(_said(text, "rejected") for text in rejected))
     if texts[0] in texts[1:]:
         raise ExampleError("both answers are the same text", "equal answers")
-    return Comparison(prompt, tuple(texts))
+    return Comparison(prompt, texts)
+
+
+def compared_apart(prompt: Prompt, chosen: Any, other: Prompt, rejected: Any) -> Comparison:
+    """A comparison of an answer to `prompt` with one to `other` images; they may be equal.
+
+    Raises:
+        ExampleError: an answer is empty or no text.
+    """
+    apart = View(other, (_said(rejected, "rejected"),))
+    return Comparison(prompt, (_said(chosen, "chosen"),), more=(apart,))
+
+
+def _said(text: Any, side: str) -> str:
+    said = text.strip() if isinstance(text, str) else ""
+    if not said:
+        raise ExampleError(f"the {side} answer is empty or no text", f"empty {side} answer")
+    return said
 
 
 # --- collecting -----------------------------------------------------------------------------------
@@ -170,14 +184,20 @@ def _check(example: Prompt | Comparison, images: Images) -> None:
             f"its texts have {len(stored):,} characters, above {_MAX_TEXT:,}; shorten them",
             "too long",
         )
-    prompt = _prompt(example)
-    answers = example.answers if isinstance(example, Comparison) else ()
-    if any("\0" in text for text in (prompt.id, prompt.question, *answers)):
-        raise ExampleError("a text holds NUL characters; remove them", "invalid text")
-    if not prompt.question.replace(IMAGE_MARKER, "").strip():
-        raise ExampleError("the question is empty; write one", "empty question")
-    for name in prompt.images:
-        images.check(name)
+    for prompt, answers in _views(example):
+        if any("\0" in text for text in (prompt.id, prompt.question, *answers)):
+            raise ExampleError("a text holds NUL characters; remove them", "invalid text")
+        if not prompt.question.replace(IMAGE_MARKER, "").strip():
+            raise ExampleError("the question is empty; write one", "empty question")
+        for name in prompt.images:
+            images.check(name)
+
+
+def _views(example: Prompt | Comparison) -> list[tuple[Prompt, tuple[str, ...]]]:
+    """Each tree's prompt and answers."""
+    if isinstance(example, Prompt):
+        return [(example, ())]
+    return [(view.prompt, view.answers) for view in example.views]
 
 
 def _prompt(example: Prompt | Comparison) -> Prompt:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from seva_jax.data.collect import compared, either, images_of, meta_of
+from seva_jax.data.collect import compared, compared_apart, either, images_of, meta_of
 from seva_jax.data.preferences import Entry, PairsFile
 from seva_jax.types import IMAGE_MARKER, Comparison, ExampleError, Prompt
 
@@ -49,33 +49,36 @@ class TrlPairs(PairsFile):
 class SwiftPairs(PairsFile):
     """ms-swift's preferences: `messages` that end in the chosen answer, and what is rejected.
 
-    That is `rejected_response`, or `rejected_messages`; images are in `images`. `rejected_images`
-    that equal `images` change nothing. A record whose sides see different images cannot be held
-    yet, as a comparison has one trunk: it is counted as "different images" and left out. A
-    prompt's id is the record's number, from 0.
+    That is `rejected_response`, or `rejected_messages`; images are in `images`. Where there are
+    `rejected_images` other than these, the rejected side is a tree of its own (`Comparison.more`),
+    and without a rejected text its answer is the chosen one. A prompt's id is the record's
+    number, from 0.
     """
 
     def parse(self, entry: Entry) -> Comparison:
         """See `PairsFile.parse`."""
         record = entry.record
         names = _names(record, "images", "images")
-        if _names(record, "rejected_images", "images") != names:
-            raise ExampleError(
-                "chosen and rejected see different images, which a comparison cannot hold yet",
-                "different images",
-            )
+        others = _names(record, "rejected_images", "images")
         *asked, chosen = _messages(record.get("messages"), "user")
         if record.get("rejected_messages") is not None:
             *asked_too, rejected = _messages(record["rejected_messages"], "user")
-            if asked_too != asked:
-                raise ExampleError("chosen and rejected answer different prompts", "no question")
             rejected = _answer([rejected])
         else:
-            rejected = record.get("rejected_response")
+            asked_too, rejected = asked, record.get("rejected_response")
+            if rejected is None and others != names:
+                rejected = _answer([chosen])
         used = (key for key in record if key.startswith("rejected"))
         meta = meta_of(record, ("messages", "images", *used))
         prompt = Prompt(str(entry.index), _question(asked, len(names)), names, meta)
-        return compared(prompt, _answer([chosen]), rejected)
+        shown = dataclasses.replace(
+            prompt, question=_question(asked_too, len(others)), images=others
+        )
+        if shown.question != prompt.question:
+            raise ExampleError("chosen and rejected answer different prompts", "no question")
+        if others == names:
+            return compared(prompt, _answer([chosen]), rejected)
+        return compared_apart(prompt, _answer([chosen]), shown, rejected)
 
 
 def _names(record: dict[str, Any], field: str, other: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from seva_jax.report.markup import esc
+from seva_jax.report.markup import breakable, esc
 
 CSS = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 SCRIPT = Path(__file__).with_name("script.js").read_text(encoding="utf-8")
@@ -79,7 +79,7 @@ def data_table(
 
     def cell(text: str, style: str, first: bool) -> str:
         kind = 'th scope="row"' if first else "td"
-        return f'<{kind}{style} dir="auto">{esc(text)}</{kind.split()[0]}>'
+        return f'<{kind}{style} dir="auto">{breakable(text)}</{kind.split()[0]}>'
 
     head = "".join(
         f'<th scope="col"{style}>{esc(column)}</th>'
@@ -95,7 +95,8 @@ def data_table(
         for row in rows
     )
     return (
-        f'<div class="wide"><table class="plain"><caption class="hidden">{esc(caption)}</caption>'
+        f'<div class="wide" role="region" tabindex="0" aria-label="{esc(caption)}">'
+        f'<table class="plain"><caption class="hidden">{esc(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -22,6 +22,7 @@ class MoreNumbers:
         columns: headings of the table.
         rows: its cells, the first of a row names it.
         note: what to know about the numbers.
+        numeric: whether the cells are numbers, which are set flush right.
     """
 
     key: str
@@ -29,6 +30,7 @@ class MoreNumbers:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str
+    numeric: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +75,7 @@ def write_figures(data: FiguresData, path: str | os.PathLike[str]) -> Path:
     ]
     for more in data.more:
         if more.rows:
-            shown = data_table(more.title, more.columns, more.rows, more.columns[1:])
+            numeric = more.columns[1:] if more.numeric else ()
+            shown = data_table(more.title, more.columns, more.rows, numeric)
             sections.append((more.key, more.title, f"<p>{esc(more.note)}</p>{shown}"))
     return write_html(document(data.title, data.subtitle, data.what, "", sections), path)

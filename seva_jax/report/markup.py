@@ -27,6 +27,15 @@ def esc(text: object) -> str:
     return html.escape(_UNPRINTABLE.sub("\ufffd", str(text).replace("\r\n", "\n")), quote=True)
 
 
+def breakable(text: object) -> str:
+    """As `esc`; long expressions and paths may break behind their punctuation.
+
+    >>> breakable("objective.beta=0.5, x")
+    'objective.<wbr>beta=<wbr>0.5, x'
+    """
+    return re.sub(r"([(,=/_](?=\S)|\.(?=[A-Za-z]))", r"\1<wbr>", esc(text))
+
+
 def shorten(text: str, limit: int) -> str:
     """At most `limit` characters on one line, for alt texts."""
     line = " ".join(text.split())

@@ -18,7 +18,7 @@ from pathlib import Path
 from seva_jax.report import charts, gallery
 from seva_jax.report.data import Drop, EvalRow, Interval, ReportData, Stage
 from seva_jax.report.document import SCRIPT, document, write_html
-from seva_jax.report.markup import count_of, decimals_for, duration, esc, number, percent
+from seva_jax.report.markup import breakable, count_of, decimals_for, duration, esc, number, percent
 from seva_jax.report.pictures import Album
 
 OWN_ANSWERS = (
@@ -55,7 +55,7 @@ def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
 
 def _glance(data: ReportData) -> str:
     facts = "".join(
-        f'<div><dt>{esc(label)}</dt><dd dir="auto">{esc(value)}</dd></div>'
+        f'<div><dt>{esc(label)}</dt><dd dir="auto">{breakable(value)}</dd></div>'
         for label, value in data.facts
     )
     notes = "".join(f'<li dir="auto">{esc(note)}</li>' for note in data.notes)
