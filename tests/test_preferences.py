@@ -425,7 +425,7 @@ def test_swift_sides_that_see_different_images(root, tmp_path):
         assert comparison.answers == ("A cat.",)
         assert comparison.more == (View(Prompt(str(i), "What?", images), (answer,)),)
     assert found.load_image("b.png")[0, 0, 0] == 20  # which is b.gif
-    with pytest.raises(DataError, match="see different images already"):
+    with pytest.raises(DataError, match="several views"):
         ChangedImages(SwiftPairs(path, str(root))).open()
 
 
