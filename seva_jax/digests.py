@@ -11,6 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -49,7 +50,10 @@ def write_digests(step: Path) -> None:
         found = dict(
             zip((str(p.relative_to(step)) for p in files), pool.map(_facts, files), strict=True)
         )
-    (step / NAME).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    with (step / NAME).open("w", encoding="utf-8") as file:
+        file.write(json.dumps(found, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _facts(file: Path) -> list[int | str]:

@@ -198,7 +198,10 @@ class Evaluation(Suite):
     def open(self) -> Questions:
         """See `Suite.open`."""
         data = self.prompts.open()
-        return Questions(data.prompts, data.load_image, data.drops, evaluator=self.evaluator)
+        return Questions(
+            data.prompts, data.load_image, data.drops, left_out=data.left_out,
+            evaluator=self.evaluator,
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,9 +234,10 @@ class Experiment:
     Attributes:
         workdir: everything the run writes goes here; run again to resume.
         seed: every random choice follows from it.
-        strict: look at every text and image before the first stage, and stop if one cannot be
-            used. Otherwise those are counted and left out, see `seva_jax.data check`. What the
-            method itself leaves out, such as equal answers of the model, is no error.
+        strict: look at every text and image before the first stage, those of evaluations too,
+            and stop if one cannot be used. Otherwise those are counted and left out, see
+            `seva_jax.data check`. What the method itself leaves out, such as equal answers of the
+            model, is no error.
         base: the model to align.
         prompts: unlabelled images and questions; or pairs of answers that are there already, then
             corrupt, rollout and pairs are not used.

@@ -35,6 +35,7 @@ from seva_jax.data.pipeline import num_steps
 from seva_jax.data.rollouts import INDEX, LINES, RECORDS, read_rollouts, write_rollouts
 from seva_jax.data.sources import PromptSet
 from seva_jax.evals import EvalResult, comparison_rows, format_table
+from seva_jax.evals.suite import open_suite
 from seva_jax.examine import evaluate_all, read_results
 from seva_jax.experiment import Experiment
 from seva_jax.features import cached_features
@@ -191,10 +192,14 @@ class Run(Parts):
         return self.experiment.prompts.open()
 
     def require_all_prompts(self) -> None:
-        """Raises `DataError` unless every prompt, or pair, can be used; see `Experiment.strict`."""
+        """Raises `DataError` unless all texts and images can be used; see `Experiment.strict`."""
         e = self.experiment
-        encoder = self.encoder(e.prompt_template)
-        check_data(self.prompts, encoder, self.workdir.bar).require_all()
+        found = [("", self.prompts, e.prompt_template)]
+        if isinstance(e.base, TrainedBase):
+            found.append(("base: ", e.base.prompts.open(), e.text.train))
+        found += [(f"{x.name}: ", open_suite(x), e.text.generate) for x in e.evals]
+        for what, data, template in found:
+            check_data(data, self.encoder(template), self.workdir.bar).require_all(what)
 
     def roll_out(self) -> str:
         """Answers every prompt on its clean image and on every corrupted copy."""

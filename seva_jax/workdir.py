@@ -20,7 +20,7 @@ import jax
 
 from seva_jax import lock, stopping
 from seva_jax.cli import flatten, to_source
-from seva_jax.data.store import append_lines, read_lines, write_json, write_lines
+from seva_jax.data.store import append_lines, read_json, read_lines, write_json, write_lines
 from seva_jax.experiment import Experiment
 from seva_jax.health import NOTES
 from seva_jax.home import hide_home
@@ -61,7 +61,7 @@ def fingerprint(*parts: Any) -> str:
 def read_stages(path: Path) -> dict[str, dict[str, Any]]:
     """See `Workdir.stages`."""
     file = path / "stages.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return read_json(file) if file.exists() else {}
 
 
 def instead_of(path: Path) -> str:
@@ -113,7 +113,7 @@ class Workdir:
         self = cls(path, jax.process_index() == 0, tuple(siblings), experiment.loggers, wanted)
         config = path / "config.json"
         if config.exists():
-            found = json.loads(config.read_text(encoding="utf-8"))
+            found = read_json(config)
             changed = [
                 f"{k}: {found.get(k, 'absent')!r} there, {wanted.get(k, 'absent')!r} now"
                 for k in sorted(found.keys() | wanted.keys())

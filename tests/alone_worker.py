@@ -8,6 +8,7 @@ import contextlib
 import importlib.machinery
 import json
 import os
+import platform
 import socket
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ home = Path(sys.argv[1])
 # Before any import, so that libraries see it as the user's.
 os.environ |= {"HOME": str(home), "USER": "alice", "LOGNAME": "alice", "JUDGE_KEY": KEY}
 os.environ |= {"HF_TOKEN": KEY, "WANDB_API_KEY": KEY, "HF_HUB_OFFLINE": "0"}
+socket.gethostname = lambda: "pc-of-alice"
+platform.node = lambda: "pc-of-alice"
 
 find = importlib.machinery.PathFinder.find_spec
 importlib.machinery.PathFinder.find_spec = staticmethod(

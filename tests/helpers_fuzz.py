@@ -24,16 +24,24 @@ def inputs(*makes):
     )  # fmt: skip
 
     def decorate(check):
+        num = 0
+
         @settings
         @hypothesis.given(st.randoms(use_true_random=True))
-        def run(rng):
+        def ten(rng):
+            nonlocal num
             for _ in range(10):
                 found = [make(rng) for make in makes]
+                num += 1
                 try:
                     check(*found)
                 except Exception as error:
                     error.add_note(f"input: {found!r:.2000}")
                     raise
+
+        def run():
+            ten()
+            assert num >= 500
 
         return run
 

@@ -15,7 +15,7 @@ TESTS = Path(__file__).parent
 
 @pytest.mark.slow
 def test_all_commands_alone_and_what_they_leave(tmp_path):
-    """No torch, no TensorFlow, no network; no key, user or home in any file or on the screen."""
+    """No torch, no TensorFlow, no network; no key, user, home or host in any file or on screen."""
     home = tmp_path / "people" / "alice"
     environment = {
         **{k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "XLA_FLAGS")},

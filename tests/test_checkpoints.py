@@ -1,5 +1,6 @@
 """Checkpoints: every kind of damage is noticed and named, and the one before is used."""
 
+import json
 import random
 import shutil
 
@@ -92,6 +93,35 @@ def test_flipped_bytes(copied):
         )
         file.write_bytes(whole)
     assert newest(copied) == (3, [])
+
+
+def test_flipped_bytes_of_the_digests(copied):
+    """At 20 places of the list itself."""
+    chance, file = random.Random(8), copied / "3" / NAME
+    whole = file.read_bytes()
+    for offset in chance.sample(range(len(whole)), 20):
+        flipped = bytearray(whole)
+        flipped[offset] ^= 1 << chance.randrange(8)
+        file.write_bytes(flipped)
+        assert newest(copied)[0] == 2, bytes(flipped[max(0, offset - 20) : offset + 20])
+
+
+def test_the_only_file_without_a_digest_is_not_needed(copied):
+    """Orbax changes it after the digests are written."""
+    listed = json.loads((copied / "3" / NAME).read_text())
+    others = {p.name for p in (copied / "3").iterdir() if p.is_file()}
+    assert listed.keys() == {str(p.relative_to(copied / "3")) for p in files(copied / "3")}
+    assert others == {"_CHECKPOINT_METADATA", "commit_success.txt", NAME}
+    file, chance = copied / "3" / "_CHECKPOINT_METADATA", random.Random(9)
+    whole = file.read_bytes()
+    flipped = bytearray(whole)
+    for offset in chance.sample(range(len(whole)), 9):
+        flipped[offset] ^= 1 << chance.randrange(8)
+    for damaged in (flipped, whole[: len(whole) // 2], b""):
+        file.write_bytes(damaged)
+        assert restored(copied) == 3
+    file.unlink()
+    assert restored(copied) == 3
 
 
 @pytest.mark.parametrize("harm", ["cut", "emptied", "deleted"])

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import enum
+import importlib
 import json
 import math
 import re
@@ -15,6 +16,7 @@ import pytest
 from helpers_fuzz import clean, inputs
 from PIL import Image
 
+import seva_jax
 from seva_jax.base_model import Checkpoint, TrainedBase
 from seva_jax.cli import (
     config_directory,
@@ -376,6 +378,33 @@ def test_each_problem_is_found(expected):
     assert expected in lines[0]
 
 
+# Checked where they are used, as one of them may be -1 or each depends on another.
+TOGETHER = {
+    *("MeshShape.data", "MeshShape.fsdp", "MeshShape.tensor"),
+    *("LlavaConfig.feature_layer", "LlavaConfig.image_token_id"),
+    *("TrajectoryPairs.low", "TrajectoryPairs.high", "Judged.low", "Judged.high"),
+}
+
+
+def test_every_number_of_every_config_class_has_a_range():
+    """Unless its class checks it when it is made."""
+    parts = ("corrupt", "data", "evals", "objectives", "pairs", "worlds")
+    package = Path(seva_jax.__file__).parent
+    for file in (file for part in parts for file in (package / part).rglob("[a-z]*.py")):
+        importlib.import_module(".".join(file.relative_to(package.parent).with_suffix("").parts))
+    without = set()
+    for kind in config_classes():
+        ranges = {name for c in kind.__mro__ for name in vars(c).get("ranges", ())}
+        if any("__post_init__" in vars(c) for c in kind.__mro__):
+            continue
+        for field in dataclasses.fields(kind):
+            owners = [c for c in kind.__mro__ if field.name in vars(c).get("__annotations__", {})]
+            if field.type in ("int", "float") and field.name not in ranges:
+                without.add(f"{owners[-1].__qualname__}.{field.name}")
+    missing = without - TOGETHER
+    assert not missing
+
+
 def numbers(config, name=()):
     """Paths to all numbers of a config."""
     for field in dataclasses.fields(config):
@@ -408,7 +437,8 @@ def test_numbers_of_any_kind(changes):
         for path, value in changes:
             changed = replaced(changed, path, value)
         check(changed)
-        assert not any(type(value) is str or value is None for _, value in changes)
+        left = dict(changes).values()  # the last of each
+        assert not any(type(value) is str or value is None for value in left)
         assert 0 <= float(changed.optim.learning_rate(10)(5)) <= 100
 
 

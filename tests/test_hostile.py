@@ -23,12 +23,16 @@ from PIL import Image
 from test_fuzz_data import FORMATS, LISTS
 
 from seva_jax import train
+from seva_jax.base_model import TrainedBase
 from seva_jax.cli import load_experiment, to_source
 from seva_jax.data.__main__ import main as data_command
 from seva_jax.data.files import QuestionsJsonl
 from seva_jax.data.preferences import HaDpoPairs, RlaifVPairs, SevaPairs, VLFeedbackPairs
+from seva_jax.evals import ExactAnswer
 from seva_jax.evals.suite import folder_loader
+from seva_jax.experiment import Evaluation
 from seva_jax.types import DataError, ExampleError
+from seva_jax.worlds import WorldPrompts
 
 # Reads a folder of images and refuses checkpoints in a process of its own, whose memory can be
 # measured. ru_maxrss is in KiB and never falls.
@@ -270,7 +274,25 @@ def test_strict_runs_stop_before_they_start(folder, capsys, monkeypatch):
     with pytest.raises(DataError, match=expected):
         strict.stages()
     (folder / "p.json").write_text(json.dumps(bad[:1]))
-    train.Run(dataclasses.replace(experiment, strict=True)).require_all_prompts()
+    assert isinstance(experiment.base, TrainedBase)
+    base = dataclasses.replace(experiment.base, prompts=WorldPrompts(num=4))
+    good = dataclasses.replace(
+        experiment, strict=True, base=base, evals=(), workdir=str(folder / "good")
+    )
+    train.Run(good).require_all_prompts()
+
+    (folder / "q.jsonl").write_text(
+        '{"id": 1, "question": "what color ?", "image": "a.png", "answer": "red"}\n{"id": 2\n'
+    )
+    questions = QuestionsJsonl(str(folder / "q.jsonl"), str(folder / "images"))
+    expected = r"strict: {}: 1 of 2 prompts cannot be used \(1 broken line.*\n +line 2: "
+    for what, change in (
+        ("exact", {"evals": (Evaluation(ExactAnswer("exact"), questions),)}),
+        ("base", {"base": dataclasses.replace(base, prompts=questions)}),
+    ):
+        run = train.Run(dataclasses.replace(good, workdir=str(folder / what), **change))
+        with pytest.raises(DataError, match=expected.format(what)):
+            run.stages()
 
 
 # --- R12 ------------------------------------------------------------------------------------------

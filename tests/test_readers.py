@@ -11,6 +11,7 @@ import grain
 import helpers_formats
 import numpy as np
 import pytest
+from helpers_run import assert_same_run, rows, stages, train
 
 from seva_jax.cli import load_experiment
 from seva_jax.data.inputs import Pixels
@@ -129,6 +130,38 @@ def test_a_killed_process_ends_the_run(reading):
     assert time.monotonic() - start < 5
     assert "DataError: a process that prepares batches was killed" in text
     assert run.wait() == 1
+
+
+@pytest.mark.slow
+def test_the_command_with_reading_processes(whole_run, tmp_path):
+    """Killed with two and finished with one it ends as the one that reads in threads."""
+    workdir, cache = tmp_path / "run", whole_run / "cache"
+    options = ("--train.save-every", 1, "--train.read-processes", 2)
+    with train(cache, workdir, *options, env={"COMMIT_S": "0.3"}) as run:
+        run.when(lambda: rows(workdir, "base"))
+        pids = descendants(run.process.pid)
+        assert sum("spawn_main" in command_of(pid) for pid in pids) == 2
+        assert run.kill() == -signal.SIGKILL, run.output[-3000:]
+    deadline = time.monotonic() + 5
+    while any(map(alive, pids)):
+        assert time.monotonic() < deadline, "processes outlive their run"
+        time.sleep(0.1)
+    assert not stages(workdir)
+    with train(cache, workdir, "--train.read-processes", 1) as run:
+        assert run.status() == 0, run.output[-3000:]
+    assert_same_run(workdir, whole_run / "run")
+
+
+def descendants(pid):
+    """Processes that a process has started, and those that these have."""
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for path in found for child in path.read_text().split()]
+    return children + [pid for child in children for pid in descendants(child)]
+
+
+def command_of(pid):
+    """A process's command line."""
+    return Path(f"/proc/{pid}/cmdline").read_text()
 
 
 def alive(pid):

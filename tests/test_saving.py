@@ -8,6 +8,7 @@ from helpers_fit import fit, tiny_run
 from helpers_run import saved_steps
 
 from seva_jax import checkpoint
+from seva_jax.cli import config_directory, read_configs
 from seva_jax.saving import Pace
 
 EVERY_S = 100.0
@@ -99,3 +100,11 @@ def test_training_waits_for_slow_disks(tmp_path, monkeypatch, options, ahead):
 
     fit(run, 10, write=write)
     assert found == ahead
+
+
+def test_saves_are_by_the_clock_unless_told_otherwise():
+    """In every shipped config; ten minutes at most."""
+    for path in config_directory().glob("*.py"):
+        for experiment in read_configs(path):
+            options = experiment.train
+            assert (options.save_every, 0 < options.save_every_s <= 600) == (0, True), path.name

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -300,3 +303,37 @@ def test_reference_needs_one_entry_for_each_id(tmp_path):
     with pytest.raises(ValueError, match="zip"):
         store.write_reference(path, ["a", "b"], [[np.zeros(1, np.float32)]], "f")
     assert not path.exists()
+
+
+# --- power loss -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: store.write_json(path, {"a": "x" * 5000}),
+        lambda path: store.write_lines(path, [{"a": "x" * 5000}]),
+        lambda path: store.write_records(path, [{"a": "x" * 5000}]),
+    ],
+    ids=["JSON", "lines", "records"],
+)
+def test_files_are_on_disk_before_they_have_their_names(tmp_path, monkeypatch, write):
+    """All of the file is synchronised, then it is renamed, then its folder is synchronised."""
+    events, replace, fsync = [], Path.replace, os.fsync
+
+    def synchronised(file):
+        fsync(file)
+        found = os.fstat(file)
+        events.append((found.st_ino, 0 if stat.S_ISDIR(found.st_mode) else found.st_size))
+
+    def renamed(aside, path):
+        events.append("renamed")
+        return replace(aside, path)
+
+    monkeypatch.setattr(store.os, "fsync", synchronised)
+    monkeypatch.setattr(Path, "replace", renamed)
+    path = tmp_path / "file"
+    write(path)
+    found = path.stat()
+    expected = [(found.st_ino, found.st_size), "renamed", (tmp_path.stat().st_ino, 0)]
+    assert events[-3:] == expected

@@ -198,6 +198,16 @@ def test_a_kill_while_opening_leaves_a_directory_that_opens(experiment, monkeypa
     assert read_config(Workdir.open(experiment).path / "config.py") == experiment
 
 
+@pytest.mark.parametrize("name", ["config.json", "stages.json"])
+def test_damaged_records_are_named(experiment, name):
+    """As a disk may leave them; in one line."""
+    path = Workdir.open(experiment).path
+    (path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=rf"{name} cannot be read") as caught:
+        Workdir.open(experiment).stages()
+    assert "\n" not in str(caught.value)
+
+
 # --- metrics --------------------------------------------------------------------------------------
 
 

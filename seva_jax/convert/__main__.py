@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from seva_jax.models import Llava, abstract_variables
 from seva_jax.prior import PriorRun
 from seva_jax.processes import one_line_errors
 from seva_jax.types import DataError
-from seva_jax.workdir import instead_of
+from seva_jax.workdir import instead_of, read_stages
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +112,7 @@ def open_source(path: Path, vision_tower: str = "") -> Source:
             raise DataError(f"{path} is no run{several}")
         config = read_llava_config(path, vision_tower)
         return Source(path, tower_directory(path, vision_tower), config)
-    stages = json.loads((path / "stages.json").read_text(encoding="utf-8"))
-    if "align" not in stages:
+    if "align" not in read_stages(path):
         raise DataError(f"{path}: alignment has not finished; run seva_jax.train again")
     experiment = dataclasses.replace(read_config(path / "config.py"), workdir=str(path))
     runs = [experiment]  # newest first: those whose results are parts of this one's

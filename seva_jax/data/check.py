@@ -78,16 +78,19 @@ class Checked:
             lines.append(f"left out inside pairs: {counted(self.notes)}")
         return "\n".join(lines)
 
-    def require_all(self) -> None:
+    def require_all(self, what: str = "") -> None:
         """What `Experiment.strict` asks for.
+
+        Args:
+            what: put in front of an error, where it is not about the run's prompts.
 
         Raises:
             DataError: an example cannot be used; counts all and names the first.
         """
         if self.drops:
             raise DataError(
-                f"strict: {self.drops.total():,} of {self.num_examples:,} {self.kind} cannot be "
-                f"used ({counted(self.drops)}); mend or remove them, or leave out --strict:\n"
+                f"strict: {what}{self.drops.total():,} of {self.num_examples:,} {self.kind} cannot "
+                f"be used ({counted(self.drops)}); mend or remove them, or leave out --strict:\n"
                 + "\n".join(_some(self.left_out))
             )
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from seva_jax.data.collect import Images, as_object, images_of, meta_of, prompt_set, text_of
 from seva_jax.data.sources import PromptSet, PromptSource
 from seva_jax.data.tables import open_table
+from seva_jax.ranges import FROM_0, Ranges
 from seva_jax.types import DataError, ExampleError, Prompt
 
 
@@ -34,6 +35,8 @@ class HfParquet(PromptSource):
         image_root: folder of images that are files.
         limit: at most this many usable rows, the first ones; 0 means all.
     """
+
+    ranges: ClassVar[Ranges] = {"limit": FROM_0}
 
     path: str = ""
     image: str = "image"
@@ -79,6 +82,8 @@ class TfdsPrompts(PromptSource):
         questions: see `question`.
         limit: at most this many usable examples, the first ones; 0 means all.
     """
+
+    ranges: ClassVar[Ranges] = {"limit": FROM_0}
 
     name: str = ""
     split: str = "train"

@@ -13,7 +13,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from seva_jax.data.collect import (
 from seva_jax.data.sources import PromptSet, PromptSource
 from seva_jax.data.tables import Record, json_lines, json_list
 from seva_jax.images.load import IMAGE_EXTENSIONS
+from seva_jax.ranges import FROM_0, Ranges
 from seva_jax.text.templates import IMAGE_MARKER
 from seva_jax.types import DataError, ExampleError, Prompt
 
@@ -46,6 +47,8 @@ class ImageFolder(PromptSource):
         questions: asked about every image.
         limit: at most this many images, the first ones; 0 means all.
     """
+
+    ranges: ClassVar[Ranges] = {"limit": FROM_0}
 
     root: str = ""
     questions: tuple[str, ...] = ("Describe this image in detail.",)
@@ -97,6 +100,8 @@ class LlavaJson(PromptSource):
         answers: keep the file's answer to each question as `meta["answer"]`, for builders that take
             it as the truth.
     """
+
+    ranges: ClassVar[Ranges] = {"questions_per_image": FROM_0, "limit": FROM_0, "seed": FROM_0}
 
     path: str = ""
     image_root: str = ""

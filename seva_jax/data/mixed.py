@@ -9,11 +9,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from seva_jax.data.sources import PreferenceSet, PromptSet, PromptSource
+from seva_jax.ranges import FROM_0, Ranges
 from seva_jax.types import DataError, Prompt, View
 
 
@@ -52,6 +53,8 @@ class Mixture(PromptSource):
         num: examples in all; 0 means as many as the shares allow before a source runs out.
         seed: of the draw.
     """
+
+    ranges: ClassVar[Ranges] = {"num": FROM_0, "seed": FROM_0}
 
     sources: tuple[PromptSource, ...] = ()
     weights: tuple[float, ...] = ()

@@ -14,7 +14,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,7 @@ from seva_jax.data.collect import (
 from seva_jax.data.files import seva_prompt, turns
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
 from seva_jax.data.tables import open_table
+from seva_jax.ranges import FROM_0, Ranges
 from seva_jax.text.templates import IMAGE_MARKER
 from seva_jax.types import Comparison, ExampleError, Prompt
 
@@ -59,6 +60,8 @@ class PairsFile(PreferenceSource):
         image_root: folder the image names are relative to; not needed where the file embeds them.
         limit: at most this many usable records, the first ones; 0 means all.
     """
+
+    ranges: ClassVar[Ranges] = {"limit": FROM_0}
 
     path: str = ""
     image_root: str = ""
@@ -153,6 +156,8 @@ class HaDpoPairs(PairsFile):
         folders: below `image_root`, where an image may be.
         seed: of the draw.
     """
+
+    ranges: ClassVar[Ranges] = {"seed": FROM_0}
 
     question: str = "Describe this image in detail."
     folders: tuple[str, ...] = ("VG_100K", "VG_100K_2")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path, PurePath
+from typing import ClassVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from seva_jax.corrupt.region import RegionNoise
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSource
 from seva_jax.data.wrapped import opened_pairs, rewritten
 from seva_jax.images.load import decode_image, resolve_image
+from seva_jax.ranges import FROM_0, Ranges
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt, View
 
 _MAX_VALUES = 30_000_000  # as of images
@@ -117,6 +119,8 @@ class NoisedRegions(PreferenceSource):
             are 1.
         seed: of the noise.
     """
+
+    ranges: ClassVar[Ranges] = {"seed": FROM_0}
 
     source: PromptSource = PreferenceSource()
     maps: Maps = MapFolder()

@@ -7,6 +7,7 @@ its own hashes); rollouts and comparisons have an index beside them that a perso
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -21,11 +22,27 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from seva_jax.types import Comparison, DataError, Prompt, Rollout, View
 
 
+def _publish(aside: Path, path: Path) -> None:
+    """Puts a finished file in place of another; not even a power loss leaves half of it there."""
+    _synchronise(aside)
+    aside.replace(path)
+    with contextlib.suppress(OSError):  # not every file system lets folders be synchronised
+        _synchronise(path.parent)
+
+
+def _synchronise(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON aside, then renames: a reader sees the old file or the new one."""
     aside = path.with_name(path.name + ".tmp")
     aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    _publish(aside, path)
 
 
 def read_json(path: Path) -> Any:
@@ -45,7 +62,7 @@ def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     aside = path.with_name(path.name + ".tmp")
     aside.unlink(missing_ok=True)
     append_lines(aside, records)
-    aside.replace(path)
+    _publish(aside, path)
 
 
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -122,7 +139,7 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> int:
         writer.write(json.dumps(record, ensure_ascii=False).encode())
         num += 1
     writer.close()
-    aside.replace(path)
+    _publish(aside, path)
     return num
 
 

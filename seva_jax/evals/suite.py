@@ -27,7 +27,7 @@ from seva_jax.evals.answers import Answer, write_llava, write_lmms_log, write_ts
 from seva_jax.evals.base import Evaluator
 from seva_jax.evals.files import read_bytes
 from seva_jax.images.load import decode_image, resolve_image
-from seva_jax.ranges import FROM_1, Ranges
+from seva_jax.ranges import FROM_0, FROM_1, Ranges
 from seva_jax.types import DataError, Prompt
 
 
@@ -118,6 +118,8 @@ class Benchmark(Suite):
             it where the questions have the order of lmms-eval's data set, which goes by number.
         vlmeval_dataset: the data set's name in VLMEvalKit, for its files; empty writes none.
     """
+
+    ranges: ClassVar[Ranges] = {"limit": FROM_0}
 
     name: str = ""
     image_root: str = dataclasses.field(default="", kw_only=True)

@@ -10,6 +10,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from seva_jax.evals.files import read_json_lines
 from seva_jax.evals.judge import Judge, Judged, Verdict
 from seva_jax.evals.suite import Benchmark, Questions, read_file, read_json, require
 from seva_jax.evals.suites.judged import NoJudge, scored_if_judged
+from seva_jax.ranges import FROM_0, Ranges
 from seva_jax.types import DataError, Prompt
 
 SHR_INSTRUCTIONS = """\
@@ -85,6 +87,8 @@ class CocoChair(Benchmark):
         num_images: this many images, drawn at random; 0 means all.
         seed: of the draw.
     """
+
+    ranges: ClassVar[Ranges] = {"num_images": FROM_0, "seed": FROM_0}
 
     name: str = "chair"
     instances: str = ""

@@ -1,0 +1,299 @@
+"""Takes one defence away at a time and sees that its test fails: `python tests/breaks.py`.
+
+What lives here: the table `BREAKS`, and the program that tries it on a copy of the repository. What
+does not: the promises, which the table "When something breaks" in README.md numbers and names.
+`test_breaks.py` keeps this table true without running it.
+
+    python tests/breaks.py                     all but the slow ones: a quarter of an hour
+    python tests/breaks.py --only R7 --slow    one promise, also its tests that take minutes
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Break(NamedTuple):
+    """One defence, and the test that must not pass without it.
+
+    Attributes:
+        promise: number of the promise in README.md, or a word where it has none.
+        fault: what the defence is against.
+        file: where it is.
+        without: what the code does when it is gone.
+        text: the defence, which is in the file exactly once.
+        instead: what replaces it.
+        test: pytest's name of the test, of a file in tests/.
+        slow: whether it takes minutes.
+    """
+
+    promise: str
+    fault: str
+    file: str
+    without: str
+    text: str
+    instead: str
+    test: str
+    slow: bool = False
+
+
+KILLS, PROCESSES = "test_kills.py::test_ten_kills", "test_processes.py::"
+DEAD = PROCESSES + "test_a_dead_process_ends_the_others_and_fewer_resume"
+LINES = "test_hostile.py::test_every_bad_line_is_counted_and_placed"
+COST = "test_hostile.py::test_what_hostile_files_cost"
+KEPT = "test_nonfinite.py::test_the_state_is_kept"
+CHECKPOINTS, FINITE = "test_checkpoints.py::test_", "test_nonfinite.py::test_"
+
+# What other readers of safetensors do.
+BELIEVE = """with open(path, "rb") as file:
+            found = __import__("json").loads(file.read(int.from_bytes(file.read(8), "little")))
+            return [Tensor(path, k, tuple(v["shape"]), v["dtype"]) for k, v in found.items()]"""
+
+# fmt: off
+BREAKS = (
+    Break("R1", "kill in the reference pass", "seva_jax/logps.py", "the pass begins anew",
+          "done = journal.begin(batch_size) if journal else []", "done = []",
+          "test_logps.py::test_a_pass_goes_on_where_it_was"),
+    Break("R1", "kill inside a line", "seva_jax/data/store.py", "half a line stays in the file",
+          "os.truncate(path, good)", "pass", "test_logps.py::test_a_pass_goes_on_where_it_was"),
+    Break("R1", "kill inside a save", "seva_jax/loop.py", "training runs ahead of slow disks",
+          "        if wait:\n", "        if False:\n",
+          "test_saving.py::test_training_waits_for_slow_disks"),
+    Break("R1", "kill before a save is complete", "seva_jax/saving.py", "training runs ahead",
+          "(save or saving) and next_s - self._held_s >= self._every_s", "False",
+          "test_saving.py::test_never_more_than_an_interval"),
+    Break("R1", "kill in training", "seva_jax/loop.py", "the data begin anew",
+          "data.set_state(position)", "pass", KILLS, slow=True),
+    Break("R1", "kill in the rollouts", "seva_jax/train.py", "finished answers are asked again",
+          "start = gather(len(store.read_lines(path)) if self.workdir.writes else 0)[0]",
+          "start = 0", KILLS, slow=True),
+    Break("R2", "SIGTERM, Ctrl-C", "seva_jax/stopping.py", "signals are not taken",
+          "signal.signal(number, lambda *_: None)", "pass",
+          "test_signals.py::test_what_a_signal_does"),
+    Break("R2", "SIGTERM in training", "seva_jax/loop.py", "it stops without a save",
+          "save = stop or step == loop.steps or wait", "save = step == loop.steps or wait",
+          "test_signals.py::test_one_process", slow=True),
+    Break("R2", "SIGTERM to one of two", "seva_jax/stopping.py", "the other one is not told",
+          'client.key_value_set(f"{_KEY}/wanted", "yes", allow_overwrite=True)', "pass",
+          "test_signals_two.py::test_one_of_two_processes", slow=True),
+    Break("R3", "several processes", "seva_jax/data/pipeline.py", "all read the first share",
+          "packed[number * local : (number + 1) * local]", "packed[:local]",
+          "test_pipeline.py::test_processes_share_a_batch"),
+    Break("R3", "several processes", "seva_jax/data/pipeline.py", "all read the first share",
+          "packed[number * local : (number + 1) * local]", "packed[:local]",
+          PROCESSES + "test_processes_equal_one", slow=True),
+    Break("R4", "examples of an epoch", "seva_jax/data/pipeline.py", "epochs are not complete",
+          ".shuffle().repeat(epochs)", ".repeat(epochs).shuffle()",
+          "test_pipeline.py::test_every_comparison_counts_once_an_epoch"),
+    Break("R4", "fewer processes", "seva_jax/checkpoint.py", "the mesh of the save is wanted",
+          "lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like",
+          "lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like", DEAD, slow=True),
+    Break("R5", "a dead process", "launch/local.py", "the launcher waits for the others",
+          "if failed_at and time.monotonic() - failed_at > options.grace:", "if False:",
+          PROCESSES + "test_the_launcher_notices_any_death"),
+    Break("R5", "a dead process", "seva_jax/processes.py", "its peers wait 100 s for it",
+          "heartbeat_timeout_seconds=options.peer_timeout_s,", "", DEAD, slow=True),
+    Break("R6", "the trainer dies", "seva_jax/data/readers.py", "its processes live on",
+          "threading.Thread(target=_end_with, args=(parent,), daemon=True).start()", "pass",
+          "test_readers.py::test_processes_end_with_a_killed_run"),
+    Break("R6", "a reader dies", "seva_jax/data/readers.py", "Grain's error is shown",
+          'if "terminated unexpectedly" not in str(error):', "if True:",
+          "test_readers.py::test_a_killed_process_ends_the_run"),
+    Break("R7", "a byte flips", "seva_jax/digests.py", "hashes are not compared",
+          "if _facts(step / name) != facts:", "if False:", CHECKPOINTS + "flipped_bytes"),
+    Break("R7", "a file is cut", "seva_jax/digests.py", "sizes and hashes are not compared",
+          "size = (step / name).stat().st_size", "return None",
+          CHECKPOINTS + "every_file_is_looked_at"),
+    Break("R7", "a file is deleted", "seva_jax/digests.py", "it is not missed",
+          'return f"{name} cannot be read ({error.strerror})"', "return None",
+          CHECKPOINTS + "every_file_is_looked_at"),
+    Break("R7", "no commit file", "seva_jax/digests.py", "it is not asked for",
+          "for name in (_COMMITTED, NAME):", "for name in (NAME,):",
+          CHECKPOINTS + "unfinished_checkpoints"),
+    Break("R7", "stray directories", "seva_jax/checkpoint.py", "they stay in the way",
+          "aside = self._set_aside(name)", "aside = ASIDE", CHECKPOINTS + "stray_directories"),
+    Break("R7", "nothing is intact", "seva_jax/digests.py", "training starts from zero",
+          "if numbers and step is None:", "if False:", CHECKPOINTS + "nothing_intact_is_an_error"),
+    Break("R8", "a full disk", "seva_jax/checkpoint.py", "a failed save is not noticed",
+          "if self._pending is not None and self._pending.done():", "if False:",
+          "test_full_disk.py::test_files_that_may_not_grow"),
+    Break("R8", "a full disk", "seva_jax/processes.py", "other files end in a traceback",
+          "(errno.ENOSPC, errno.EDQUOT,", "(errno.EDQUOT,",
+          "test_full_disk.py::test_other_files_on_a_full_disk"),
+    Break("R9", "NaN in loss or gradient", "seva_jax/step.py", "the update is applied",
+          "lambda new, old: jnp.where(finite, new, old),", "lambda new, old: new,", KEPT),
+    Break("R9", "NaN in the gradient alone", "seva_jax/step.py", "only the loss is looked at",
+          " & jnp.isfinite(norm)", "", KEPT),
+    Break("R9", "NaN again and again", "seva_jax/health.py", "the run goes on",
+          "if self._longest >= self._most:", "if False:", FINITE + "too_many_end_the_run"),
+    Break("R9", "NaN, preempted in between", "seva_jax/loop.py", "the count starts again",
+          'in_a_row = position.pop("nonfinite", 0)', 'in_a_row = 0 * position.pop("nonfinite", 0)',
+          FINITE + "a_stop_does_not_start_the_count_again"),
+    Break("R9", "NaN from one example", "seva_jax/health.py", "its id is written nowhere",
+          "ids = [comparison.prompt.id for comparison in examples]", "ids = []",
+          FINITE + "one_bad_example"),
+    Break("R9", "nothing to train on", "seva_jax/health.py", "the run goes on",
+          "    if not num:\n", "    if False:\n", FINITE + "examples_without_a_token"),
+    Break("R10", "81 megapixels", "seva_jax/images/load.py", "size is not looked at",
+          "if image.width * image.height <= max_pixels:", "if True:", COST),
+    Break("R10", "16-bit images", "seva_jax/images/load.py", "they saturate",
+          'if image.mode.startswith("I;16"):', "if False:",
+          "test_images.py::test_sixteen_bits_are_scaled_not_saturated"),
+    Break("R11", "a line of 50 MB", "seva_jax/data/tables.py", "it is parsed",
+          "if len(line) > _MAX_LINE:", "if False:", LINES),
+    Break("R11", "NUL", "seva_jax/data/collect.py", "it is used",
+          'if any("\\0" in text for text in', "if any(False for text in", LINES),
+    Break("R11", "an id twice", "seva_jax/data/collect.py", "both are used",
+          "if id_ in seen:", "if False:", LINES),
+    Break("R11", "chosen = rejected", "seva_jax/data/collect.py", "it is used",
+          "if texts[0] in texts[1:]:", "if False:", LINES),
+    Break("R11", "any bad line", "seva_jax/data/collect.py", "its number is not said",
+          'left_out.append(f"{where}: {found.reason}', 'left_out.append(f"{found.reason}', LINES),
+    Break("R11", "any, with --strict", "seva_jax/data/check.py", "the run starts",
+          "        if self.drops:\n", "        if False:\n",
+          "test_hostile.py::test_strict_runs_stop_before_they_start"),
+    Break("R12", "absolute, '..', NUL", "seva_jax/images/load.py", "names are not looked at",
+          'if parts.is_absolute() or ".." in parts.parts or "\\0" in name:', "if False:",
+          "test_images.py::test_resolve_refuses_ways_out"),
+    Break("R12", "links that lead out", "seva_jax/images/load.py", "they are followed",
+          "if not path.is_relative_to(top):", "if False:",
+          "test_hostile.py::test_no_reader_leaves_the_image_folder"),
+    Break("R13", "headers that lie", "seva_jax/convert/load.py", "they are believed",
+          'with safe_open(path, framework="np") as file:', BELIEVE, COST),
+    Break("R13", "pickles", "seva_jax/convert/load.py", "they are not recognised",
+          "        if pickles:\n", "        if False:\n", COST),
+    Break("R14", "a checkpoint of another run", "seva_jax/checkpoint.py", "it is used",
+          "    if differing:\n", "    if False:\n",
+          CHECKPOINTS + "a_checkpoint_of_another_run_is_refused"),
+    Break("R14", "parameters of other shapes", "seva_jax/checkpoint.py", "Orbax has to notice",
+          "if held[name] != leaf.shape:", "if False:", CHECKPOINTS + "other_shapes_are_refused"),
+    Break("R15", "HTML in any text", "seva_jax/report/markup.py", "it is not escaped",
+          "html.escape(_UNPRINTABLE", "(lambda text, quote: text)(_UNPRINTABLE",
+          "test_report.py::test_text_is_never_markup"),
+    Break("R15", "HTML of several runs", "seva_jax/report/document.py", "it is not escaped",
+          'dir="auto">{esc(text)}</{kind', 'dir="auto">{text}</{kind',
+          "test_hostile_pages.py::test_the_page_of_several_runs"),
+    Break("R15", "scripts that got in", "seva_jax/report/document.py", "no policy forbids them",
+          '<meta http-equiv="Content-Security-Policy" content="{policy}">', "",
+          "test_report.py::test_policy_forbids_other_scripts_and_network"),
+    Break("R16", "shares of a batch", "seva_jax/data/pipeline.py", "all read the first one",
+          "packed[number * local : (number + 1) * local]", "packed[:local]",
+          "test_determinism.py::test_shares_make_up_the_batches"),
+    Break("R16", "another run", "seva_jax/data/pipeline.py", "the order is drawn anew",
+          ".seed(seed)", '.seed(int.from_bytes(__import__("os").urandom(3)))',
+          "test_determinism.py::test_the_seed_and_nothing_else_decides"),
+    Break("R16", "reading processes", "seva_jax/data/readers.py", "they begin at the start",
+          "slice(self._next, None)", "slice(0, None)",
+          "test_readers.py::test_processes_give_what_threads_give"),
+    Break("R17", "no torch", "seva_jax/train.py", "training needs it",
+          "import gc\n", "import gc\nimport torch\n",
+          "test_layers.py::test_imports_go_down_only"),
+    Break("R17", "no torch", "seva_jax/train.py", "training needs it",
+          "import gc\n", "import gc\nimport torch\n",
+          "test_alone.py::test_all_commands_alone_and_what_they_leave", slow=True),
+    Break("R18", "two trainers", "seva_jax/lock.py", "the second one starts",
+          "if not free or (holder and not holder.gone and not vouched):", "if False:",
+          "test_lock.py::test_a_second_process_is_refused_and_a_killed_one_is_not_obeyed"),
+    Break("R18", "a stale lock", "seva_jax/lock.py", "it is obeyed",
+          "return found is None or found != self.started", "return False",
+          "test_lock.py::test_who_is_gone"),
+    Break("secrets", "the user's name", "seva_jax/home.py", "paths at home stay whole",
+          '"~", text) if home else text', 'home, text) if home else text',
+          "test_config.py::test_the_home_directory_is_not_written"),
+    Break("secrets", "a key in a config", "seva_jax/evals/endpoint.py", "it is written there",
+          'not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.api_key_env)', "False",
+          "test_judge.py::test_a_key_cannot_get_into_a_config"),
+    Break("ranges", "numbers out of range", "seva_jax/ranges.py", "they are taken",
+          "field.name in ranges and value not in ranges[field.name]", "False",
+          "test_config.py::test_each_problem_is_found"),
+    Break("tokenizers", "no end token", "seva_jax/text/tokenizer.py", "nobody notices",
+          "if tokenizer.eos_token_id is None:", "if False:",
+          "test_text.py::test_missing_special_tokens_are_named"),
+    Break("power", "a power loss", "seva_jax/data/store.py", "names come before the bytes",
+          "    _synchronise(aside)\n", "",
+          "test_store.py::test_files_are_on_disk_before_they_have_their_names"),
+    Break("power", "what it left", "seva_jax/workdir.py", "ends in a traceback",
+          "return read_json(file) if", "return json.loads(file.read_text()) if",
+          "test_workdir.py::test_damaged_records_are_named"),
+    Break("fuzz", "damaged images", "seva_jax/images/load.py", "Pillow's errors come through",
+          "    except Exception as error:\n", "    except OSError as error:\n",
+          "test_fuzz_data.py::test_damaged_images"),
+)
+# fmt: on
+
+
+def copy_to(folder: Path) -> None:
+    """Copies what git would: tracked files as they are now, and new ones."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.check_output(listed, cwd=ROOT, text=True).split("\0"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """Pytest's status and output; 0 all passed, 1 some failed, others are no answer."""
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", ""]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *(f"tests/{test}" for test in tests)],
+        cwd=folder, env=os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def attempt(folder: Path, found: Break) -> str:
+    """What its test says without a defence, in the copy, which is whole again afterwards."""
+    path = folder / found.file
+    whole = path.read_text(encoding="utf-8")
+    if whole.count(found.text) != 1:
+        return f"WRONG: its text is there {whole.count(found.text)} times"
+    path.write_text(whole.replace(found.text, found.instead), encoding="utf-8")
+    try:
+        status, output = run_tests(folder, [found.test])
+    finally:
+        path.write_text(whole, encoding="utf-8")
+    if status == 1:
+        errors = [line[1:].strip() for line in output.splitlines() if line.startswith("E  ")]
+        return f"failed as it should ({errors[0][:70] if errors else 'see pytest'})"
+    if status == 0 and "passed" not in output.splitlines()[-1]:
+        return "skipped: cannot be tried here"
+    return "WRONG: it passed" if status == 0 else f"WRONG: no answer\n{output[-2000:]}"
+
+
+def main() -> int:
+    """The command line; status 1 if a test passed, or did not pass before."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("`")[0])
+    promises = list(dict.fromkeys(found.promise for found in BREAKS))
+    parser.add_argument("--only", nargs="+", choices=promises, default=promises, metavar="R7")
+    parser.add_argument("--slow", action="store_true", help="also those that take minutes")
+    options = parser.parse_args()
+    chosen = [x for x in BREAKS if x.promise in options.only and (options.slow or not x.slow)]
+    wrong = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        copy_to(folder)
+        status, output = run_tests(folder, list(dict.fromkeys(x.test for x in chosen)))
+        if status:
+            sys.exit(f"{output[-3000:]}\nerror: these tests fail with all defences in place")
+        for found in chosen:
+            said = attempt(folder, found)
+            wrong += said.startswith("WRONG")
+            where = f"{found.file}: {found.without} | {found.test}"
+            print(f"{found.promise} {found.fault} | {where} | {said}", flush=True)
+    print(f"{len(chosen)} tried, {wrong} wrong")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
