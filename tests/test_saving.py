@@ -79,7 +79,10 @@ def test_a_slow_first_row():
 @pytest.mark.parametrize(
     ("options", "ahead"),
     [
-        (("--train.save-every", "3"), [1, 2, 3, 1, 2, 3, 1, 2, 3, 1]),
+        (
+            ("--train.save-every", "3", "--train.save-every-s", "600"),
+            [1, 2, 3, 1, 2, 3, 1, 2, 3, 1],
+        ),
         (("--train.save-every", "0", "--train.save-every-s", "1e-3"), [1] * 10),
     ],
     ids=["by steps", "by the clock"],
