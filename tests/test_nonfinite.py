@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers_fit import ARGS, fit, tiny_run
-from test_layouts import MODEL, placed
+from test_layouts import CONFIG8, MODEL, placed, variables  # noqa: F401 (a fixture)
 from test_step import OPTIONS, example, pack, shape_of
 
 from seva_jax import stopping, train
@@ -42,7 +42,7 @@ BAD = {"loss NaN": np.nan, "loss infinite": np.inf, "gradient": 0.0}
     [((1, 1, 1), 2), pytest.param((2, 2, 2), 1, marks=pytest.mark.slow)],
     ids=str,
 )
-def test_the_state_is_kept(shape, micro_batches, variables):
+def test_the_state_is_kept(shape, micro_batches, variables):  # noqa: F811
     """Bit for bit, inside jit, with donated buffers, on a mesh; the next step goes on from it."""
     mesh, on_mesh = placed(shape, variables)
     optimizer = Optim(lr=1e-2, warmup_ratio=0.0, clip_norm=1.0).make(10)

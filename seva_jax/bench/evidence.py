@@ -17,6 +17,7 @@ import dataclasses
 import random
 from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
 from seva_jax.bench.study import difference_table, interval, num_pairs, read_metrics, reseed
 from seva_jax.cli import config_directory, read_config
@@ -25,6 +26,7 @@ from seva_jax.data.store import write_json
 from seva_jax.experiment import Experiment
 from seva_jax.objectives import Supervised
 from seva_jax.pairs import PairBuilder
+from seva_jax.ranges import FROM_0, Ranges
 from seva_jax.train import Run
 from seva_jax.types import Comparison, Rollout
 
@@ -39,6 +41,8 @@ class ShuffledPairs(PairBuilder):
         inner: the builder.
         seed: of the coin.
     """
+
+    ranges: ClassVar[Ranges] = {"seed": FROM_0}
 
     inner: PairBuilder
     seed: int = 0
