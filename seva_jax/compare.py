@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from seva_jax.evals import EvalResult, comparison_rows, format_metric, read_result
+from seva_jax.evals import EvalResult, Metric, comparison_rows, format_metric, read_result
 from seva_jax.home import short_path
 from seva_jax.report import Curve, FiguresData, MoreNumbers, Series
 from seva_jax.report.markup import MINUS, count_of
@@ -90,10 +90,14 @@ def _evaluations(path: Path) -> dict[str, EvalResult]:
     return {file.stem: read_result(file, file.with_suffix(".jsonl")) for file in files}
 
 
+def _measured(value: Metric, spec: str) -> str:
+    return format_metric(value, spec).replace("-", MINUS)
+
+
 def _metrics(evaluated: dict[str, EvalResult]) -> dict[str, str]:
     """Metrics with their intervals, by "evaluation metric"."""
     return {
-        f"{name} {metric}": format_metric(value, ".3f").replace("-", MINUS)
+        f"{name} {metric}": _measured(value, ".3f")
         for name, result in evaluated.items()
         for metric, value in result.metrics.items()
     }
@@ -108,7 +112,7 @@ def _differences(first: dict[str, EvalResult], other: dict[str, EvalResult]) -> 
         except DataError:  # other questions
             continue
         for row in rows:
-            shown = f"{format_metric(row.difference, '+.3f').replace('-', MINUS)} {row.verdict}"
+            shown = f"{_measured(row.difference, '+.3f')} {row.verdict}"
             found[f"{name} {row.metric}"] = shown.rstrip()
     return found
 
