@@ -116,6 +116,19 @@ def test_page_loads_clean_and_fits(tab, page, width, dark):
     assert not tab.errors
 
 
+def test_only_what_is_near_the_screen_is_drawn(tab, page):
+    """So a thousand pairs scroll as a few do: the browser lays out the cards that come near."""
+    tab.open(page)
+    drawn = (
+        "[...document.querySelectorAll('#pairs .card .pictures')]"
+        ".map(inside => inside.checkVisibility({contentVisibilityAuto: true}))"
+    )
+    assert not tab.run(f"{drawn}.at(-1)")
+    tab.run("document.querySelector('#pairs .card:last-of-type').scrollIntoView()")
+    assert tab.run(f"new Promise(done => setTimeout(() => done({drawn}.at(-1)), 500))")
+    assert 0 < tab.run(f"{drawn}.filter(x => x).length") < NUM / 10
+
+
 def test_filters_narrow_and_clear(tab, page):
     tab.open(page)
     assert shown(tab) == NUM
