@@ -50,7 +50,6 @@ socket.socket.connect_ex = refuse(socket.socket.connect_ex, 1)
 socket.getaddrinfo = refuse(socket.getaddrinfo, 0)
 socket.gethostbyname = refuse(socket.gethostbyname, 0)
 
-import jax  # noqa: E402
 from PIL import Image  # noqa: E402
 from process_worker import SMALL  # noqa: E402
 from test_judge import chat, server  # noqa: E402
@@ -96,7 +95,6 @@ def arguments(*argv):
 
 def main():
     """All commands."""
-    jax.config.update("jax_disable_most_optimizations", True)  # it compiles more than it computes
     world = ShapeWorld()
     (home / "images").mkdir(parents=True)
     lines = []

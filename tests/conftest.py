@@ -5,11 +5,16 @@ import fcntl
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("SEVA_JAX_TEST_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+if version("jaxlib").startswith("0.10."):
+    # Fused loops by the older of two code generators, which compiles three times as fast; later
+    # versions have only the other.
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have the environment of the first process
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="seva_jax_programs_")

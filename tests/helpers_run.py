@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -105,6 +106,17 @@ def get_config():
     )
 
 
+def environment(**more):
+    """Variables of a command in a process of its own: this tree, compiled cheaply, no fake devices.
+
+    Its compiled programs are kept for all tests (`conftest.py`).
+    """
+    flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
+    here = os.pathsep.join((str(ROOT / "tests"), str(ROOT)))
+    cheap = {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "TQDM_DISABLE": "1"}
+    return os.environ | cheap | {"PYTHONPATH": here} | more
+
+
 class Command:
     """A command of the package in a process of its own, with its output so far.
 
@@ -118,19 +130,10 @@ class Command:
     def __init__(self, cache, *argv, launcher=(), env=None):
         lean = Path(__file__).parent / "lean.py"
         command = [*launcher, sys.executable, "-W", "ignore", lean, *map(str, argv)]
-        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-            "TQDM_DISABLE": "1",
-            "PYTHONPATH": str(Path(__file__).parent),
-        }
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment | (env or {}),
+            env=environment(JAX_COMPILATION_CACHE_DIR=str(cache), **(env or {})),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

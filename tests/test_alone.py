@@ -1,7 +1,6 @@
 """Nothing is needed but the package, and nothing that a run leaves tells who made it."""
 
 import base64
-import os
 import re
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers_report import Page
+from helpers_run import environment
 
 TESTS = Path(__file__).parent
 
@@ -17,13 +17,9 @@ TESTS = Path(__file__).parent
 def test_all_commands_alone_and_what_they_leave(tmp_path):
     """No torch, no TensorFlow, no network; no key, user, home or host in any file or on screen."""
     home = tmp_path / "people" / "alice"
-    environment = {
-        **{k: v for k, v in os.environ.items() if k not in ("HF_HUB_OFFLINE", "XLA_FLAGS")},
-        "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent))),
-    }
     done = subprocess.run(
         [sys.executable, str(TESTS / "alone_worker.py"), str(home)],
-        env=environment, capture_output=True, text=True, timeout=900, check=False,
+        env=environment(), capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert done.stdout.endswith("alone\n")

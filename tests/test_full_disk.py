@@ -12,17 +12,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from helpers_run import environment
 from test_checkpoints import FACTS, restored, save, state
 
 from seva_jax import train
 from seva_jax.checkpoint import Checkpoints
 from seva_jax.digests import newest
 from seva_jax.types import DataError
-
-ROOT = Path(__file__).parent.parent
 
 # What tensorstore drops where a write fails complains later that its event loop is closed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -159,7 +157,7 @@ def test_the_command_on_a_small_disk(small_disk):
     command = [sys.executable, "-m", "seva_jax.train", *ARGS.split(), *size, "--workdir", "run"]
     done = subprocess.run(
         command, cwd=small_disk, capture_output=True, text=True, timeout=500, check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", "XLA_FLAGS": ""},
+        env=environment(),
     )  # fmt: skip
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

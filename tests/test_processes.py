@@ -5,7 +5,6 @@
 
 import base64
 import json
-import os
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers_run import environment
 
 from seva_jax.data.rollouts import read_rollouts
 from seva_jax.processes import ProcessOptions, gather, join
@@ -21,13 +21,6 @@ from seva_jax.types import DataError
 
 ROOT = Path(__file__).parent.parent
 LEAN = Path(__file__).parent / "lean.py"
-
-FAST = {
-    "TQDM_DISABLE": "1",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
 
 
 def launch(workdir, num_processes, num_devices, *options, env=None, status=0):
@@ -37,14 +30,12 @@ def launch(workdir, num_processes, num_devices, *options, env=None, status=0):
         *("--devices", num_devices, "--grace", 40, "--", sys.executable, LEAN, "process_worker"),
         *("--workdir", workdir, *options),
     ]
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | (env or {})
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent.parent / "cache")}  # for all tests
     done = subprocess.run(
         list(map(str, command)),
-        env=environment | FAST | cache,
+        env=environment(**(env or {})),
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
         check=False,
     )
     assert (done.returncode == 0) == (status == 0), done.stdout[-3000:] + done.stderr[-2000:]

@@ -1,12 +1,12 @@
 """A long run holds no more memory, files or threads at its end, and is no slower."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from helpers_run import environment
 from soak import problems
 
 SOAK = Path(__file__).parent / "soak.py"
@@ -15,11 +15,9 @@ SOAK = Path(__file__).parent / "soak.py"
 @pytest.mark.slow
 def test_two_thousand_steps(tmp_path):
     """With 40 checkpoints and 8 evaluations; `soak.svg` shows a run, soak.py how to draw it."""
-    kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    here = {"PYTHONPATH": str(SOAK.parent.parent), "JAX_PLATFORMS": "cpu", "TQDM_DISABLE": "1"}
     command = [sys.executable, SOAK, "--steps", "2000", "--samples", tmp_path / "samples.json"]
     done = subprocess.run(
-        list(map(str, command)), env=kept | here,
+        list(map(str, command)), env=environment(),
         capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
