@@ -1,7 +1,7 @@
 """A whole small run for `test_processes.py`, in one of several processes.
 
 Arguments are those of `seva_jax.train`. With KILL_AT=N in the environment the process named by
-KILL_PROCESS dies by SIGKILL when alignment has reached step N.
+KILL_PROCESS gets KILL_SIGNAL (SIGKILL if nothing is said) when alignment has reached step N.
 """
 
 import contextlib
@@ -62,7 +62,7 @@ def killing(self, stage, metrics=Workdir.metrics):
             killed = int(os.environ.get("KILL_PROCESS", "-1")) == jax.process_index()
             if stage == "align" and killed and at == int(os.environ["KILL_AT"]):
                 (self.path / "died").touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), signal.Signals[os.environ.get("KILL_SIGNAL", "SIGKILL")])
 
         yield write_or_die
 

@@ -24,11 +24,11 @@ ROOT = Path(__file__).parent.parent
 LEAN = Path(__file__).parent / "lean.py"
 
 
-def launch(workdir, num_processes, num_devices, *options, env=None, status=0):
+def launch(workdir, num_processes, num_devices, *options, env=None, status=0, grace=40):
     """Runs the worker in several processes; returns what they printed."""
     command = [
         *(sys.executable, ROOT / "launch" / "local.py", "--processes", num_processes),
-        *("--devices", num_devices, "--grace", 40, "--", sys.executable, LEAN, "process_worker"),
+        *("--devices", num_devices, "--grace", grace, "--", sys.executable, LEAN, "process_worker"),
         *("--workdir", workdir, *options),
     ]
     done = subprocess.run(
@@ -122,6 +122,19 @@ def test_a_dead_process_ends_the_others_and_fewer_resume(begun, alone, tmp_path)
             assert survived_s < 15, "the launcher had to end them"
             assert "align" not in json.loads((workdir / "stages.json").read_text())
     np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-6, atol=0)
+
+
+@pytest.mark.slow
+def test_a_frozen_process_ends_the_other(begun, tmp_path):
+    """It keeps its connections, so that only its silence tells."""
+    workdir = shutil.copytree(begun, tmp_path / "run")
+    (workdir / "died").unlink()
+    frozen = {"KILL_PROCESS": "1", "KILL_AT": "8", "KILL_SIGNAL": "SIGSTOP"}
+    launch(
+        workdir, 2, 1, "--mesh.data", 2, "--mesh.fsdp", 1, "--processes.peer-timeout-s", 10,
+        env=frozen, status=1, grace=0,
+    )  # fmt: skip
+    assert 5 < time.time() - (workdir / "died").stat().st_mtime < 15
 
 
 @pytest.mark.parametrize(
