@@ -101,8 +101,9 @@ BREAKS = (
     Break("R5", "a dead process", "launch/local.py", "the launcher waits for the others",
           "if failed_at and time.monotonic() - failed_at > options.grace:", "if False:",
           PROCESSES + "test_the_launcher_notices_any_death"),
-    Break("R5", "a dead process", "seva_jax/processes.py", "its peers wait 300 s for it",
-          "shutdown_timeout_seconds=options.peer_timeout_s,", "", DEAD, slow=True),
+    Break("R5", "a dead process", "seva_jax/processes.py", "its peers wait minutes for it",
+          "heartbeat_timeout_seconds=options.peer_timeout_s,\n"
+          "            shutdown_timeout_seconds=options.peer_timeout_s,", "", DEAD, slow=True),
     Break("R5", "a frozen process", "seva_jax/processes.py", "its peers wait 100 s for it",
           "heartbeat_timeout_seconds=options.peer_timeout_s,", "",
           PROCESSES + "test_a_frozen_process_ends_the_other", slow=True),
