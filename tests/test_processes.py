@@ -71,6 +71,7 @@ def begun(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("processes") / "begun"
     death = {"KILL_PROCESS": "0", "KILL_AT": "2"}
     launch(workdir, 1, 4, "--mesh.data", 2, "--mesh.fsdp", 2, env=death, status=1)
+    (workdir / "died").unlink()  # it says when the next one dies
     return workdir
 
 
@@ -108,7 +109,6 @@ def test_processes_equal_one(alone, tmp_path, num_processes, mesh):
 def test_a_dead_process_ends_the_others_and_fewer_resume(begun, alone, tmp_path):
     """Four processes, then two, then one; one dies each time, and the others end by themselves."""
     workdir = shutil.copytree(begun, tmp_path / "run")
-    (workdir / "died").unlink()
     for number, (num_processes, (data, fsdp), dead, at) in enumerate(
         [(4, (4, 1), "1", "8"), (2, (2, 2), "0", "14"), (1, (1, 1), "-1", "0")]
     ):
@@ -128,7 +128,6 @@ def test_a_dead_process_ends_the_others_and_fewer_resume(begun, alone, tmp_path)
 def test_a_frozen_process_ends_the_other(begun, tmp_path):
     """It keeps its connections, so that only its silence tells."""
     workdir = shutil.copytree(begun, tmp_path / "run")
-    (workdir / "died").unlink()
     frozen = {"KILL_PROCESS": "1", "KILL_AT": "8", "KILL_SIGNAL": "SIGSTOP"}
     launch(
         workdir, 2, 1, "--mesh.data", 2, "--mesh.fsdp", 1, "--processes.peer-timeout-s", 10,
