@@ -8,8 +8,8 @@ which loops ask between two units of work. What does not: saving, which is the l
 A thread waits for signals, because the main thread may be inside a compilation for minutes. With
 several processes the one that gets a signal tells the others through JAX's key-value store, and
 all agree on the next question that none of them has asked yet: they stop at the same step,
-without waiting for a device. JAX's own preemption notice is not used: it knows no SIGINT, and
-Orbax asks it with step numbers of its own.
+without waiting for a device. There they wait for each other, so that all save or none. JAX's own
+preemption notice is not used: it knows no SIGINT, and Orbax asks it with step numbers of its own.
 """
 
 from __future__ import annotations
@@ -97,7 +97,13 @@ class Watch:
     def joined(self) -> None:
         """To be called when processes have joined: JAX took SIGTERM, and they can talk now."""
         self._take_signals()
-        self._client = distributed.global_state.client
+        with self._lock:
+            self._client = distributed.global_state.client
+            alone = self._client is None or self._stop_at == math.inf
+            if not alone:  # a signal came while they joined, and the others do not know
+                self._stop_at = math.inf
+        if not alone:
+            self._start_to_agree()
 
     def _take_signals(self) -> None:
         for number in _SIGNALS:
@@ -109,8 +115,19 @@ class Watch:
             self._asked += 1
             if self._asked < self._stop_at:
                 return False
+        self._meet()
         self._reached.set()
         return True
+
+    def _meet(self) -> None:
+        """Waits for all processes; where one does not come, the thread ends this one."""
+        if self._client is None:
+            return
+        ends_ms = int(1000 * (self._grace_s + _LAST_S))
+        try:
+            self._client.wait_at_barrier(f"{_KEY}/reached", ends_ms)
+        except Exception:  # one has ended, or it is late: so is this one
+            threading.Event().wait()
 
     def end(self) -> None:
         """Gives the signals back."""
@@ -155,9 +172,13 @@ class Watch:
             name = signal.Signals(received[0]).name
             again = "; Ctrl-C again ends at once" if received[0] == signal.SIGINT else ""
             print(f"{name}: stopping at the next safe point{again}", flush=True)
-        if self._client is None:
-            self._stop_at = 0
-            return
+        with self._lock:
+            if self._client is None:
+                self._stop_at = 0
+                return
+        self._start_to_agree()
+
+    def _start_to_agree(self) -> None:
         # In a thread of its own, so that a second Ctrl-C is seen meanwhile.
         self._threads.append(threading.Thread(target=self._agree, daemon=True))
         self._threads[-1].start()

@@ -1,16 +1,21 @@
 """SIGTERM to one of two processes: both save at the same step, and nothing is lost."""
 
+import contextlib
 import os
+import runpy
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from helpers_run import ROOT, assert_same_run, lines, rows, train
+from helpers_run import ROOT, assert_same_run, environment, lines, rows, train
 from test_signals import answers, compiling
 
 from seva_jax.stopping import Status
+
+free_port = runpy.run_path(str(ROOT / "launch" / "local.py"))["free_port"]
 
 
 def children(pid):
@@ -56,3 +61,64 @@ def test_one_of_two_processes(tmp_path):
         with two(cache, where) as run:
             assert run.status() == 0, run.output[-3000:]
     assert_same_run(workdir, whole)
+
+
+SCRIPT = """
+import sys, time
+from seva_jax import processes, stopping
+
+print("ready", flush=True)
+with processes.joined(processes.ProcessOptions(grace_s=float(sys.argv[2]))):
+    print("joined", flush=True)
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        if sys.argv[1] == "asks":
+            stopping.check()
+        time.sleep(0.02)
+"""
+
+
+def start(stack, address, number, what, grace):
+    """One of two processes of the script, which has begun."""
+    env = environment(
+        JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(number)
+    )
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, what, str(grace)]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    stack.enter_context(process)
+    stack.callback(process.kill)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def statuses(processes, timeout_s=20):
+    """How they end, which is soon."""
+    return [process.wait(timeout_s) for process in processes]
+
+
+@pytest.mark.parametrize("what", [("asks", "busy"), ("busy", "asks")])
+def test_all_save_or_none(what):
+    """Where one finds no safe point within the grace the other, which does, does not go on alone.
+
+    It would save without the other, and wait for it.
+    """
+    address = f"127.0.0.1:{free_port()}"
+    with contextlib.ExitStack() as stack:
+        both = [start(stack, address, number, what[number], 2) for number in range(2)]
+        for process in both:
+            assert process.stdout.readline() == "joined\n"
+        both[1].send_signal(signal.SIGTERM)
+        assert statuses(both) == [Status.STOPPED] * 2
+        assert not any("everything finished is saved" in p.stdout.read() for p in both)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_signal_while_processes_join(first):
+    """It is not forgotten, and the one that comes later hears of it."""
+    address = f"127.0.0.1:{free_port()}"
+    with contextlib.ExitStack() as stack:
+        early = start(stack, address, first, "asks", 60)
+        time.sleep(1)  # it waits for the other
+        early.send_signal(signal.SIGTERM)
+        late = start(stack, address, 1 - first, "asks", 60)
+        assert statuses([early, late], 40) == [Status.STOPPED] * 2
