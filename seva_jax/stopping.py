@@ -99,10 +99,10 @@ class Watch:
         self._take_signals()
         with self._lock:
             self._client = distributed.global_state.client
-            alone = self._client is None or self._stop_at == math.inf
-            if not alone:  # a signal came while they joined, and the others do not know
+            early = self._client is not None and self._stop_at == 0
+            if early:  # a signal came while they joined: the others do not know
                 self._stop_at = math.inf
-        if not alone:
+        if early:
             self._start_to_agree()
 
     def _take_signals(self) -> None:
@@ -115,8 +115,9 @@ class Watch:
             self._asked += 1
             if self._asked < self._stop_at:
                 return False
-        self._meet()
-        self._reached.set()
+        if not self._reached.is_set():
+            self._meet()
+            self._reached.set()
         return True
 
     def _meet(self) -> None:

@@ -72,8 +72,8 @@ with processes.joined(processes.ProcessOptions(grace_s=float(sys.argv[2]))):
     print("joined", flush=True)
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        if sys.argv[1] == "asks":
-            stopping.check()
+        if sys.argv[1] == "asks" and stopping.reached():
+            stopping.check()  # as the stage after a last step does
         time.sleep(0.02)
 """
 
