@@ -113,7 +113,7 @@ def environment(**more):
     """
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
     here = os.pathsep.join((str(ROOT / "tests"), str(ROOT)))
-    cheap = {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "TQDM_DISABLE": "1"}
+    cheap = {"XLA_FLAGS": flags.strip(), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "TQDM_DISABLE": "1"}
     return os.environ | cheap | {"PYTHONPATH": here} | more
 
 
