@@ -10,22 +10,34 @@ import sys
 import time
 
 import pytest
-from helpers_run import STEPS, assert_same_run, lines, rows, saved_steps, stages, train
+from helpers_run import STEPS, assert_same_run, environment, lines, rows, saved_steps, stages, train
 
 from seva_jax.stopping import Status
 
 SCRIPT = """
 import sys, time
-from seva_jax import stopping
+from seva_jax import processes, stopping
 
-with stopping.watch(float(sys.argv[1])):
-    print("ready", flush=True)
+print("ready", flush=True)
+with processes.joined(processes.ProcessOptions(grace_s=float(sys.argv[1]))):
+    print("joined", flush=True)
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        if sys.argv[2] == "asks":
-            stopping.check()
+        if sys.argv[2] == "asks" and stopping.reached():
+            stopping.check()  # as the stage after a last step does
         time.sleep(0.02)  # a handler does not end this, as it does not end a compilation
 """
+
+
+def started(stack, grace_s, asks, **variables):
+    """A process of the script, which lives as long as the stack."""
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(grace_s), asks]
+    process = subprocess.Popen(
+        command, env=environment(**variables), stdout=subprocess.PIPE, text=True
+    )
+    stack.enter_context(process)
+    stack.callback(process.kill)
+    return process
 
 
 # Arguments of the script, signals a second apart, and the status.
@@ -42,14 +54,10 @@ CASES = (
 def test_what_a_signal_does():
     """A loop that asks stops there; one that does not is ended after the grace, or by Ctrl-C."""
     with contextlib.ExitStack() as stack:
-        processes = []
-        for grace, asks, _, _ in CASES:
-            command = [sys.executable, "-c", SCRIPT, str(grace), asks]
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-            processes.append(stack.enter_context(process))
-            stack.callback(process.kill)
+        processes = [started(stack, grace, asks) for grace, asks, _, _ in CASES]
         for process in processes:
             assert process.stdout.readline() == "ready\n"
+            assert process.stdout.readline() == "joined\n"
         start = time.monotonic()
         for round_ in range(2):
             for process, (_, _, signals, _) in zip(processes, CASES, strict=True):

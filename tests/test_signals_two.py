@@ -4,14 +4,13 @@ import contextlib
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from helpers_run import ROOT, assert_same_run, environment, lines, rows, train
-from test_signals import answers, compiling
+from helpers_run import ROOT, assert_same_run, lines, rows, train
+from test_signals import answers, compiling, started
 
 from seva_jax.stopping import Status
 
@@ -63,30 +62,10 @@ def test_one_of_two_processes(tmp_path):
     assert_same_run(workdir, whole)
 
 
-SCRIPT = """
-import sys, time
-from seva_jax import processes, stopping
-
-print("ready", flush=True)
-with processes.joined(processes.ProcessOptions(grace_s=float(sys.argv[2]))):
-    print("joined", flush=True)
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        if sys.argv[1] == "asks" and stopping.reached():
-            stopping.check()  # as the stage after a last step does
-        time.sleep(0.02)
-"""
-
-
-def start(stack, address, number, what, grace):
+def start(stack, address, number, asks, grace_s):
     """One of two processes of the script, which has begun."""
-    env = environment(
-        JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(number)
-    )
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, what, str(grace)]
-    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
-    stack.enter_context(process)
-    stack.callback(process.kill)
+    who = {"JAX_PROCESS_ID": str(number), "JAX_NUM_PROCESSES": "2"}
+    process = started(stack, grace_s, asks, JAX_COORDINATOR_ADDRESS=address, **who)
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -96,15 +75,15 @@ def statuses(processes, timeout_s=20):
     return [process.wait(timeout_s) for process in processes]
 
 
-@pytest.mark.parametrize("what", [("asks", "busy"), ("busy", "asks")])
-def test_all_save_or_none(what):
+@pytest.mark.parametrize("asks", [("asks", "busy"), ("busy", "asks")])
+def test_all_save_or_none(asks):
     """Where one finds no safe point within the grace the other, which does, does not go on alone.
 
     It would save without the other, and wait for it.
     """
     address = f"127.0.0.1:{free_port()}"
     with contextlib.ExitStack() as stack:
-        both = [start(stack, address, number, what[number], 2) for number in range(2)]
+        both = [start(stack, address, number, asks[number], 2) for number in range(2)]
         for process in both:
             assert process.stdout.readline() == "joined\n"
         both[1].send_signal(signal.SIGTERM)
