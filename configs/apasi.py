@@ -16,12 +16,12 @@ import dataclasses
 
 from llava15_7b_seva import get_config as base
 
+from seva_jax.config.rounds import Iterations
 from seva_jax.data.files import ImageFolder
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO
-from seva_jax.optim import Optim
 from seva_jax.pairs import InjectedPairs
-from seva_jax.stages import Iterations
+from seva_jax.training.optimizer import Optim
 
 
 def get_config():

@@ -12,8 +12,8 @@ import dataclasses
 
 from apasi import get_config as base
 
+from seva_jax.config.rounds import Round, Rounds
 from seva_jax.pairs import InjectedPairs
-from seva_jax.stages import Stage, Stages
 
 RATES = (0.4, 0.3, 0.2)
 
@@ -26,5 +26,5 @@ def get_config():
     return dataclasses.replace(
         e,
         workdir="runs/apasi_schedule",
-        curriculum=Stages(tuple(Stage(pairs=p) for p in pairs)),
+        curriculum=Rounds(tuple(Round(pairs=p) for p in pairs)),
     )

@@ -9,23 +9,18 @@ method. Where the release has an oddity, the sane behaviour is chosen here; the 
 `llava15_7b_seva_faithful.py`. Variants: `llava15_7b_seva_t800.py`, `llava15_7b_seva_moco.py`.
 """
 
-from seva_jax.base_model import Checkpoint
+from seva_jax.config.base_models import Checkpoint
+from seva_jax.config.experiment import Experiment
+from seva_jax.config.options import ComputeOptions, RolloutOptions, TextOptions, TrainOptions
 from seva_jax.corrupt import DiffusionNoise
 from seva_jax.data.files import SHORT_ANSWER, ImageFolder, LlavaJson
 from seva_jax.data.mixed import Concatenated
-from seva_jax.experiment import (
-    ComputeOptions,
-    Experiment,
-    RolloutOptions,
-    TextOptions,
-    TrainOptions,
-)
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO
-from seva_jax.optim import Optim
 from seva_jax.pairs import CorruptionPairs
-from seva_jax.rollout.sampler import Sampling
+from seva_jax.text.sampling import Sampling
 from seva_jax.text.templates import VICUNA_V1
+from seva_jax.training.optimizer import Optim
 
 # 4,000 images x 2 questions and 8,000 images x 1 question: 16,000 prompts.
 OCR_VQA = LlavaJson(

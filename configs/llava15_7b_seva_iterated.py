@@ -14,7 +14,7 @@ import dataclasses
 
 from llava15_7b_seva import get_config as published
 
-from seva_jax.stages import Iterations
+from seva_jax.config.rounds import Iterations
 
 
 def get_config():

@@ -18,15 +18,15 @@ import dataclasses
 
 from llava15_7b_seva import get_config as published
 
+from seva_jax.config.options import TextOptions, TrainOptions
+from seva_jax.config.rounds import Round, Rounds
 from seva_jax.corrupt import PixelNoise
 from seva_jax.data.changed import ChangedImages
 from seva_jax.data.preferences import PovidPairs
-from seva_jax.experiment import TextOptions, TrainOptions
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO, Inherent
-from seva_jax.optim import Optim
-from seva_jax.stages import Stage, Stages
 from seva_jax.text.templates import VICUNA_V1
+from seva_jax.training.optimizer import Optim
 
 PAIRS = PovidPairs("data/povid.json", "data/coco")
 
@@ -45,10 +45,10 @@ def get_config():
         lora=LoraConfig(rank=128, alpha=256.0),
         optim=Optim(lr=1e-7, schedule="cosine", warmup_ratio=0.03),
         train=train,
-        curriculum=Stages(
+        curriculum=Rounds(
             (
-                Stage(),
-                Stage(
+                Round(),
+                Round(
                     prompts=ChangedImages(PAIRS, PixelNoise(step=500)),
                     objective=Inherent(beta=0.1),
                     train=second,

@@ -15,8 +15,8 @@ from llava15_7b_seva import get_config as base
 
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import ReAlign
-from seva_jax.optim import Optim
 from seva_jax.pairs import RetrievedPairs
+from seva_jax.training.optimizer import Optim
 
 
 def get_config():

@@ -21,16 +21,16 @@ from typing import Literal
 
 from llava15_7b_seva import get_config as seva
 
+from seva_jax.config.options import RolloutOptions
+from seva_jax.config.rounds import Round, Rounds
 from seva_jax.corrupt import Drop, Reverse, Shuffle
 from seva_jax.data.answered import AnsweredPrompts
 from seva_jax.data.captions import CaptionedPrompts
 from seva_jax.data.files import QuestionsJsonl
-from seva_jax.experiment import RolloutOptions
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO, Supervised
 from seva_jax.pairs import TemplePairs
-from seva_jax.rollout.sampler import Sampling
-from seva_jax.stages import Stage, Stages
+from seva_jax.text.sampling import Sampling
 
 GROUPS = (16, 8, 4, 2)
 SAMPLING = Sampling(max_new_tokens=512, temperature=0.7, repetition_penalty=1.05)
@@ -43,7 +43,7 @@ def corruptions(groups, of: Literal["images", "captions"] = "captions"):
 
 def supervised(optim):
     """The last stage."""
-    return Stage(
+    return Round(
         prompts=AnsweredPrompts(QuestionsJsonl("data/supervised.jsonl", "data/frames")),
         corrupt=(),
         objective=Supervised(),
@@ -55,7 +55,7 @@ def get_config():
     """Files are yours to set."""
     e = seva()
     optim = dataclasses.replace(e.optim, lr=5e-6)
-    stages = (*(Stage(corrupt=corruptions(m)) for m in GROUPS), supervised(optim))
+    stages = (*(Round(corrupt=corruptions(m)) for m in GROUPS), supervised(optim))
     return dataclasses.replace(
         e,
         workdir="runs/temple",
@@ -67,5 +67,5 @@ def get_config():
         lora=LoraConfig(rank=32, alpha=64.0),
         optim=optim,
         train=dataclasses.replace(e.train, batch_size=16, repeat=1, trained=("lora",)),
-        curriculum=Stages(stages),
+        curriculum=Rounds(stages),
     )

@@ -16,8 +16,8 @@ from llava15_7b_seva import get_config as seva
 from temple import get_config as temple
 from temple import supervised
 
+from seva_jax.config.rounds import Round, Rounds
 from seva_jax.corrupt import DiffusionNoise
-from seva_jax.stages import Stage, Stages
 
 STEPS = (999, 800, 500, 300)
 
@@ -26,7 +26,7 @@ def get_config():
     """Four stages of preferences; the supervised one is `temple.py`'s."""
     e = seva()
     t = temple()
-    noises = tuple(Stage(corrupt=(DiffusionNoise(step=step),)) for step in STEPS)
+    noises = tuple(Round(corrupt=(DiffusionNoise(step=step),)) for step in STEPS)
     return dataclasses.replace(
         e,
         workdir="runs/temple_image",
@@ -35,5 +35,5 @@ def get_config():
         lora=t.lora,
         optim=t.optim,
         train=t.train,
-        curriculum=Stages((*noises, supervised(t.optim))),
+        curriculum=Rounds((*noises, supervised(t.optim))),
     )

@@ -3,23 +3,17 @@
 python -m seva_jax.train --config configs/tiny.py
 """
 
-from seva_jax.base_model import TrainedBase
+from seva_jax.config.base_models import TrainedBase
+from seva_jax.config.experiment import Evaluation, Experiment
+from seva_jax.config.options import ComputeOptions, RolloutOptions, TextOptions, TrainOptions
 from seva_jax.corrupt import DiffusionNoise
 from seva_jax.evals import Chair, ExactAnswer, Pope
-from seva_jax.experiment import (
-    ComputeOptions,
-    Evaluation,
-    Experiment,
-    RolloutOptions,
-    TextOptions,
-    TrainOptions,
-)
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig, LoraConfig, TextConfig, VisionConfig
 from seva_jax.objectives import DPO
-from seva_jax.optim import Optim
-from seva_jax.rollout.sampler import Sampling
+from seva_jax.text.sampling import Sampling
 from seva_jax.text.templates import PLAIN
+from seva_jax.training.optimizer import Optim
 from seva_jax.worlds import ShapeWorld, WorldPrompts
 from seva_jax.worlds.shapes import COLORS, SHAPES
 

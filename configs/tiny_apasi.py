@@ -13,9 +13,9 @@ import dataclasses
 from tiny import WORLD
 from tiny import get_config as base
 
+from seva_jax.config.rounds import Round, Rounds
 from seva_jax.pairs import InjectedPairs
-from seva_jax.rollout.sampler import Sampling
-from seva_jax.stages import Stage, Stages
+from seva_jax.text.sampling import Sampling
 from seva_jax.worlds import WorldPrompts
 from seva_jax.worlds.shapes import SHAPES
 
@@ -39,5 +39,5 @@ def get_config():
         rollout=dataclasses.replace(e.rollout, sampling=Sampling(max_new_tokens=16)),
         pairs=made_up,
         train=dataclasses.replace(e.train, max_steps=50),
-        curriculum=Stages((Stage(), Stage(pairs=fewer))),
+        curriculum=Rounds((Round(), Round(pairs=fewer))),
     )

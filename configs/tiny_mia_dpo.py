@@ -5,8 +5,8 @@ python -m seva_jax.train --config configs/tiny_mia_dpo.py
 
 import dataclasses
 
-from seva_jax.base_model import TrainedBase
-from seva_jax.cli import config_directory, read_config
+from seva_jax.config.base_models import TrainedBase
+from seva_jax.config.config_files import config_directory, read_config
 from seva_jax.data.composed import Composed
 from seva_jax.data.mixed import Mixture
 from seva_jax.objectives import DPO

@@ -8,10 +8,10 @@ import dataclasses
 from tiny import WORLD
 from tiny import get_config as base
 
+from seva_jax.config.rounds import Round, Rounds
 from seva_jax.corrupt import PixelNoise
 from seva_jax.data.changed import ChangedImages
 from seva_jax.objectives import DPO, Inherent
-from seva_jax.stages import Stage, Stages
 from seva_jax.worlds import WorldPairs
 
 PAIRS = WorldPairs(WORLD, "preferences", kinds=("describe", "color"), num=2000)
@@ -28,10 +28,10 @@ def get_config():
         corrupt=(),
         objective=DPO(beta=0.5),
         train=dataclasses.replace(e.train, max_steps=60),
-        curriculum=Stages(
+        curriculum=Rounds(
             (
-                Stage(),
-                Stage(
+                Round(),
+                Round(
                     prompts=ChangedImages(PAIRS, PixelNoise(step=500)),
                     objective=Inherent(beta=0.5),
                     train=second,

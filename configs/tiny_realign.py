@@ -13,7 +13,7 @@ from tiny import get_config as base
 
 from seva_jax.objectives import ReAlign
 from seva_jax.pairs import RetrievedPairs
-from seva_jax.rollout.sampler import Sampling
+from seva_jax.text.sampling import Sampling
 from seva_jax.worlds import WorldPrompts
 
 

@@ -8,7 +8,7 @@ import dataclasses
 from tiny import WORLD
 from tiny import get_config as base
 
-from seva_jax.stages import Iterations
+from seva_jax.config.rounds import Iterations
 from seva_jax.worlds import WorldPrompts
 
 

@@ -9,12 +9,12 @@ from temple import corruptions
 from tiny import KINDS, WORLD
 from tiny import get_config as tiny
 
+from seva_jax.config.rounds import Round, Rounds
 from seva_jax.data.answered import AnsweredPrompts
 from seva_jax.data.mixed import Mixture
 from seva_jax.objectives import Supervised
 from seva_jax.pairs import TemplePairs
-from seva_jax.rollout.sampler import Sampling
-from seva_jax.stages import Stage, Stages
+from seva_jax.text.sampling import Sampling
 from seva_jax.worlds import WorldPrompts
 from seva_jax.worlds.sequences import WorldSequences
 
@@ -29,7 +29,7 @@ def get_config():
         WorldPrompts(WORLD, "train", True, KINDS, 24000),
         WorldSequences(ONE, "train-sequences", True, num=8000),
     )
-    supervised = Stage(
+    supervised = Round(
         prompts=AnsweredPrompts(WorldSequences(ONE, "supervised", num=1000)),
         corrupt=(),
         objective=Supervised(),
@@ -49,5 +49,5 @@ def get_config():
         pairs=TemplePairs(rules=("longer", "ratio", "ratio")),
         text=dataclasses.replace(e.text, max_length=128),
         train=dataclasses.replace(e.train, max_steps=50),
-        curriculum=Stages((*(Stage(corrupt=corruptions(m, "images")) for m in GROUPS), supervised)),
+        curriculum=Rounds((*(Round(corrupt=corruptions(m, "images")) for m in GROUPS), supervised)),
     )

@@ -3,7 +3,7 @@
 
     python launch/local.py --processes 4 --devices 2 -- python -m seva_jax.train --mesh.fsdp 2
 
-Each process gets fake CPU devices and the variables that `seva_jax.processes` reads. Output lines
+Each process gets fake CPU devices and the variables that `seva_jax.runtime.processes` reads. Output lines
 are prefixed with the process number. When one process fails the others are ended, and the status
 is that of the first one that failed. SIGTERM and Ctrl-C reach all of them and they end by
 themselves, saved (status 75); a second Ctrl-C ends at once.

@@ -1,4 +1,4 @@
-"""SeVa in JAX. Read next: README.md, then `seva_jax/step.py`.
+"""SeVa in JAX. Read next: README.md, then `seva_jax/training/step.py`.
 
 `import seva_jax` loads nothing else; `seva_jax.from_pretrained` brings in JAX and transformers.
 """

@@ -13,16 +13,18 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from seva_jax.base_model import TrainedBase
-from seva_jax.cli import load_experiment, read_suites
+from seva_jax.config.base_models import TrainedBase
+from seva_jax.config.command_line import load_experiment
+from seva_jax.config.config_files import read_suites
+from seva_jax.config.experiment import Experiment
+from seva_jax.config.rounds import runs_of
+from seva_jax.config.source import fingerprint
 from seva_jax.evals import EvalResult, Suite, comparison_rows, format_results, format_table
-from seva_jax.examine import evaluate_all, read_results
-from seva_jax.experiment import Experiment
-from seva_jax.processes import joined, one_line_errors, say, use_compile_cache
-from seva_jax.stages import runs_of
+from seva_jax.run.evaluations import evaluate_all, read_results
+from seva_jax.run.workdir import instead_of
+from seva_jax.runtime.processes import joined, one_line_errors, say, use_compile_cache
 from seva_jax.train import Run
 from seva_jax.types import DataError
-from seva_jax.workdir import fingerprint, instead_of
 
 DESCRIPTION = """Asks a model every question of the chosen suites, scores the answers and writes
 answer files for other scorers; run again to go on after a kill.
@@ -94,13 +96,13 @@ def _evaluate(
     out.mkdir(parents=True, exist_ok=True)
     workdir.claim()
     base = who == "base"
-    asker = run.asker(
+    engine = run.engine(
         run.start if base else run.aligned,
         run.start_model if base else run.model,
     )
     if batch_size:
-        asker = dataclasses.replace(asker, batch_size=batch_size)
-    say(f"{who}: {evaluate_all(asker, suites, who, workdir)}")
+        engine = dataclasses.replace(engine, batch_size=batch_size)
+    say(f"{who}: {evaluate_all(engine, suites, who, workdir)}")
     say("\n" + tables(workdir.path, who, suites))
     say(f"\nanswers and scores: {workdir.path / 'evals' / who}")
     workdir.close()

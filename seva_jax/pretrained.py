@@ -1,8 +1,8 @@
 """A Hugging Face LLaVA directory as an object that answers questions about images.
 
 `from_pretrained` is the whole interface. It takes and returns NumPy arrays as transformers'
-`LlavaProcessor(..., return_tensors="np")` makes them. Reading the files is in `seva_jax/convert`,
-the model in `seva_jax/models`, decoding in `seva_jax/rollout/sampler.py`.
+`LlavaProcessor(..., return_tensors="np")` makes them. TokenStats the files is in `seva_jax/convert`,
+the model in `seva_jax/models`, decoding in `seva_jax/inference/sampler.py`.
 
 Shape suffixes: B rows, S row length, N images of all rows together, I images of a row, T new
 tokens, V vocabulary, C/H/W channels, height, width.
@@ -30,8 +30,9 @@ from seva_jax.convert import (
 )
 from seva_jax.convert.original import pads_images
 from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.inference.sampler import PromptBatch, generate
 from seva_jax.models import Llava, LlavaConfig
-from seva_jax.rollout.sampler import PromptBatch, Sampling, generate
+from seva_jax.text.sampling import Sampling
 from seva_jax.text.tokenizer import load_tokenizer
 from seva_jax.types import DataError
 

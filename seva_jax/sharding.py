@@ -179,7 +179,7 @@ def _grid(devices: list[Any], sizes: list[int]) -> np.ndarray:
     )
 
 
-def row_shard(mesh: jax.sharding.Mesh) -> tuple[int, int]:
+def process_row_share(mesh: jax.sharding.Mesh) -> tuple[int, int]:
     """Which share of a batch's rows this process prepares: (index, number of shares).
 
     Processes that the `tensor` axis joins hold the same rows and get the same share.
@@ -286,7 +286,7 @@ def placed(boxed: Any, shardings: Any, dtype: Any = None) -> Any:
     return jax.tree.map(one, boxed, shardings, is_leaf=is_boxed)
 
 
-def row_unit(mesh: jax.sharding.Mesh) -> int:
+def row_multiple(mesh: jax.sharding.Mesh) -> int:
     """Parts that the rows of a batch are split into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
@@ -297,7 +297,7 @@ def check_batch(mesh: jax.sharding.Mesh, batch_size: int, micro_batches: int) ->
     Raises:
         DataError: it does not; names the nearest size that does.
     """
-    parts = micro_batches * row_unit(mesh)
+    parts = micro_batches * row_multiple(mesh)
     if batch_size % parts:
         raise DataError(
             f"batch size {batch_size} must be a multiple of {parts} (micro-batches x data x "

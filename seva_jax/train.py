@@ -5,8 +5,8 @@
 base -> rollouts -> pairs -> reference -> align -> evaluate -> report; pairs that are there already
 (a `PreferenceSource` as prompts) need no rollouts. Every stage reads what the earlier ones left in
 the work directory and is skipped when it has finished before, so running the same command again
-resumes; SIGTERM and Ctrl-C save first (`seva_jax/stopping.py`). What the stages share is in
-`seva_jax/parts.py`; the inner loop is `seva_jax/loop.py`, the maths `seva_jax/step.py`.
+resumes; SIGTERM and Ctrl-C save first (`seva_jax/runtime/shutdown.py`). What the stages share is in
+`seva_jax/run/context.py`; the inner loop is `seva_jax/training/loop.py`, the maths `seva_jax/training/step.py`.
 """
 
 from __future__ import annotations
@@ -22,26 +22,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seva_jax.base_model import TrainedBase
-from seva_jax.calls import Calls
-from seva_jax.checkpoint import checksum
-from seva_jax.cli import load_experiments, to_source
-from seva_jax.compare import compare
-from seva_jax.curriculum import Once
-from seva_jax.data import store
+from seva_jax.batches.image_inputs import FeatureCache, ImageInput
+from seva_jax.batches.pipeline import num_steps
+from seva_jax.config.base_models import TrainedBase
+from seva_jax.config.command_line import load_experiments
+from seva_jax.config.experiment import Experiment, Once
+from seva_jax.config.prior_run import PriorRun, answers_of_base, base_fingerprint, problems
+from seva_jax.config.rounds import runs_of
+from seva_jax.config.source import fingerprint, to_source
+from seva_jax.data import json_records
 from seva_jax.data.check import check as check_data
-from seva_jax.data.inputs import FeatureCache, ImageInput
-from seva_jax.data.pipeline import num_steps
-from seva_jax.data.rollouts import INDEX, LINES, RECORDS, read_rollouts, write_rollouts
 from seva_jax.data.sources import PromptSet
 from seva_jax.evals import EvalResult, comparison_rows, format_table
 from seva_jax.evals.suite import open_suite
-from seva_jax.examine import evaluate_all, read_results
-from seva_jax.experiment import Experiment
-from seva_jax.features import cached_features
-from seva_jax.health import NotFinite
-from seva_jax.home import hide_home
-from seva_jax.logps import Journal
+from seva_jax.inference.answer_logps import Journal
+from seva_jax.inference.features import cached_features
 from seva_jax.models import (
     Llava,
     abstract_params,
@@ -51,25 +46,25 @@ from seva_jax.models import (
     quantise_all,
 )
 from seva_jax.objectives import Supervised
-from seva_jax.pairs import find_pairs
-from seva_jax.parts import Parts
-from seva_jax.prior import (
-    PriorRun,
-    answers_of_base,
-    base_fingerprint,
-    problems,
-    reference_params,
-    trained_variables,
-)
-from seva_jax.processes import gather, joined, one_line_errors, say, use_compile_cache
+from seva_jax.pairs import build_pairs
+from seva_jax.report.compare import compare
 from seva_jax.report.figures import write_figures
-from seva_jax.results import closing_summary, logged_pairs, write_run_report
+from seva_jax.report.run_report import closing_summary, logged_pairs, write_run_report
+from seva_jax.run.context import Parts
+from seva_jax.run.evaluations import evaluate_all, read_results
+from seva_jax.run.recorded_model import RecordedModel
+from seva_jax.run.reference import read_reference, write_reference
+from seva_jax.run.rollout_files import INDEX, LINES, RECORDS, read_rollouts, write_rollouts
+from seva_jax.run.weights import reference_params, trained_variables
+from seva_jax.runtime import files
+from seva_jax.runtime.paths import hide_home
+from seva_jax.runtime.processes import gather, joined, one_line_errors, say, use_compile_cache
+from seva_jax.runtime.shutdown import Status
 from seva_jax.sharding import variable_shardings
-from seva_jax.stages import runs_of
-from seva_jax.step import Variables, merge, split_params
-from seva_jax.stopping import Status
+from seva_jax.training.checkpoint import checksum
+from seva_jax.training.health import NotFinite
+from seva_jax.training.step import Variables, merge, split_params
 from seva_jax.types import Comparison, DataError, Rollout
-from seva_jax.workdir import fingerprint
 
 DESCRIPTION = """Aligns a LLaVA-style model with its own answers (SeVa): the model answers
 questions about images, clean (chosen) and corrupted (rejected); where the answers differ, it is
@@ -88,7 +83,7 @@ class Run(Parts):
         if not isinstance(e.curriculum, Once):
             raise DataError(
                 "this config stands for several runs: run_all(runs_of(experiment)) runs them "
-                "(seva_jax.train, seva_jax.stages)"
+                "(seva_jax.train, seva_jax.config.rounds)"
             )
         base = base_fingerprint(e)
         if isinstance(e.base, TrainedBase):
@@ -205,22 +200,24 @@ class Run(Parts):
         """Answers every prompt on its clean image and on every corrupted copy."""
         e, prompts = self.experiment, self.prompts.prompts
         path = self.workdir.path / LINES
-        start = gather(len(store.read_lines(path)) if self.workdir.writes else 0)[0]
-        asker = self.asker(self.start, self.start_model)
-        batches = asker.ask(prompts, self.prompts.load_image, e.rollout.sampling, e.corrupt, start)
+        start = gather(len(files.read_lines(path)) if self.workdir.writes else 0)[0]
+        engine = self.engine(self.start, self.start_model)
+        batches = engine.answer(
+            prompts, self.prompts.load_image, e.rollout.sampling, e.corrupt, start
+        )
         with self.workdir.bar("rollouts", len(prompts), "prompt", start) as bar:
             for batch in batches:
                 records = [
-                    store.rollout_record(Rollout(a.prompt, a.answers[0], a.answers[1:]))
+                    json_records.rollout_record(Rollout(a.prompt, a.answers[0], a.answers[1:]))
                     if not a.dropped
                     else {"id": a.prompt.id, "dropped": a.dropped}
                     for a in batch
                 ]
                 if self.workdir.writes:
-                    store.append_lines(path, records)
+                    files.append_lines(path, records)
                 bar.update(len(batch))
         if self.workdir.writes:
-            write_rollouts(self.workdir.path, store.read_lines(path), list(map(repr, e.corrupt)))
+            write_rollouts(self.workdir.path, files.read_lines(path), list(map(repr, e.corrupt)))
         return f"{len(prompts):,} prompts, {1 + len(e.corrupt)} answers each"
 
     def build_pairs(self) -> str:
@@ -228,8 +225,8 @@ class Run(Parts):
         rollouts = [] if self.experiment.prompts.has_answers else read_rollouts(self.workdir.path)
         encoder = self.encoder(self.experiment.text.train)
         builder = self.experiment.pairs
-        calls = Calls(self, self.prompts, lambda: self.start)
-        found = find_pairs(self.prompts, rollouts, builder, encoder, calls)
+        calls = RecordedModel(self, self.prompts, lambda: self.start)
+        found = build_pairs(self.prompts, rollouts, builder, encoder, calls)
         if self.workdir.writes:
             found.write(self.workdir.path)
         return found.describe()
@@ -237,7 +234,7 @@ class Run(Parts):
     @functools.cached_property
     def comparisons(self) -> list[Comparison]:
         """The pairs, with all that the objective needs of them."""
-        comparisons = store.read_comparisons(self.workdir.path / "pairs.array_record")
+        comparisons = json_records.read_comparisons(self.workdir.path / "pairs.array_record")
         self.experiment.objective.check(comparisons)
         return comparisons
 
@@ -292,7 +289,7 @@ class Run(Parts):
         logps = self.logps(self.base_model, base, rows, "reference", journal)
         if self.workdir.writes:
             path = self.workdir.path / "reference.array_record"
-            store.write_reference(path, ids, logps, key)
+            write_reference(path, ids, logps, key)
         missing = sum(not branches for branches in logps)
         return (
             f"{sum(len(x) for branches in logps for x in branches):,} answer tokens"
@@ -336,7 +333,7 @@ class Run(Parts):
         if self.caches_reference:
             ids = [c.prompt.id for c in self.comparisons]
             path = self.workdir.path / "reference.array_record"
-            reference = store.read_reference(path, ids, self.reference_key)
+            reference = read_reference(path, ids, self.reference_key)
         rows = self.rows(self.comparisons, self.images, reference)
         trained = self.fit_rows(
             "align", self.model, e.objective, e.optim, rows, {"params": frozen}, trainable,
@@ -359,8 +356,8 @@ class Run(Parts):
     def _evaluate_all(
         self, who: str, model: Llava, variables: Variables, same: Path | None = None
     ) -> str:
-        asker = self.asker(variables, model)
-        return evaluate_all(asker, self.experiment.evals, who, self.workdir, same)
+        engine = self.engine(variables, model)
+        return evaluate_all(engine, self.experiment.evals, who, self.workdir, same)
 
     def results(self) -> tuple[list[EvalResult], list[EvalResult]]:
         """Evaluation results of base and aligned model, read back from the work directory."""

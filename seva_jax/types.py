@@ -1,7 +1,7 @@
 """The nouns everything else is made of.
 
 What lives here: `Prompt`, `Rollout`, `Comparison`, `TreeBatch`, `BranchLogps`. What does not:
-anything that computes. Read next: `seva_jax/step.py`, which turns a `TreeBatch` into a loss.
+anything that computes. Read next: `seva_jax/training/step.py`, which turns a `TreeBatch` into a loss.
 
 Shape suffixes used across the package: B rows, S row length, C comparisons per row, K branches
 per comparison, T answer tokens per branch, A answer tokens per row, I images per row, X what an
@@ -185,15 +185,15 @@ class BranchLogps(NamedTuple):
     """Log-probs of answer tokens, in float32, and what else an objective asked for.
 
     Attributes:
-        tokens_NKT: log-prob of each answer token; 0 where there is none.
+        logp_NKT: log-prob of each answer token; 0 where there is none.
         mask_NKT: 1 where there is an answer token.
         weight_N: weight of each comparison in the mean, 0 where there is none; None: all 1. Only
             objectives of whole batches need it, the step weighs the losses of all others.
         scores_NK: see `Comparison.scores`. This and the following are None unless asked for
             (`Objective.needs`), and 0 where there is no answer token.
-        squares_NKT: `log sum_v p(v)^2` at each answer token, without gradient.
-        others_NKT: log-prob of the likeliest token that is not the answer token.
-        own_NT: for each token of the first branch, the log-prob there of the token that is the
+        log_sum_sq_NKT: `log sum_v p(v)^2` at each answer token, without gradient.
+        best_other_NKT: log-prob of the likeliest token that is not the answer token.
+        last_argmax_NT: for each token of the first branch, the log-prob there of the token that is the
             likeliest after the same tokens in the last branch, whose trunk has other images.
         kl_NKT: KL divergence from the reference to the policy, `sum_v p_ref(v) (log p_ref(v) -
             log p_policy(v))`, over the vocabulary; of the policy only.
@@ -201,20 +201,20 @@ class BranchLogps(NamedTuple):
             marked any, for those that differ between chosen and rejected answer.
     """
 
-    tokens_NKT: jax.Array
+    logp_NKT: jax.Array
     mask_NKT: jax.Array
     weight_N: jax.Array | None = None
     scores_NK: jax.Array | None = None
-    squares_NKT: jax.Array | None = None
-    others_NKT: jax.Array | None = None
-    own_NT: jax.Array | None = None
+    log_sum_sq_NKT: jax.Array | None = None
+    best_other_NKT: jax.Array | None = None
+    last_argmax_NT: jax.Array | None = None
     kl_NKT: jax.Array | None = None
     spans_NKT: jax.Array | None = None
 
     @property
     def sums_NK(self) -> jax.Array:
         """Summed log-prob of each branch, `log p(answer | trunk)`."""
-        return (self.tokens_NKT * self.mask_NKT).sum(-1)
+        return (self.logp_NKT * self.mask_NKT).sum(-1)
 
     @property
     def exists_NK(self) -> jax.Array:

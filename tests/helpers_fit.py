@@ -6,7 +6,7 @@ from unittest import mock
 import jax
 import numpy as np
 
-from seva_jax.cli import load_experiment
+from seva_jax.config.command_line import load_experiment
 from seva_jax.models import abstract_variables, init_variables
 from seva_jax.objectives import DPO
 from seva_jax.sharding import MeshShape, variable_shardings

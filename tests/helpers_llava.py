@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from seva_jax.base_model import Checkpoint
-from seva_jax.checkpoint import Checkpoints
-from seva_jax.cli import to_source
+from seva_jax.config.base_models import Checkpoint
+from seva_jax.config.experiment import Experiment
+from seva_jax.config.options import TrainOptions
+from seva_jax.config.source import to_source
 from seva_jax.convert import read_llava_config
 from seva_jax.convert.table import TABLE
-from seva_jax.experiment import Experiment, TrainOptions
 from seva_jax.models import (
     Llava,
     LlavaConfig,
@@ -26,8 +26,9 @@ from seva_jax.models import (
     abstract_params,
     abstract_variables,
 )
-from seva_jax.step import TrainState
 from seva_jax.text.tokenizer import word_tokenizer
+from seva_jax.training.checkpoint import Checkpoints
+from seva_jax.training.step import TrainState
 
 IMAGE_TOKEN, PAD, EOS, VOCAB = 500, 501, 2, 512
 

@@ -21,12 +21,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from seva_jax import checkpoint, logps
-from seva_jax.base_model import TrainedBase
-from seva_jax.cli import config_directory, read_config
+from seva_jax.config.base_models import TrainedBase
+from seva_jax.config.config_files import config_directory, read_config
+from seva_jax.inference import answer_logps
 from seva_jax.models import LlavaConfig, LoraConfig, TextConfig, VisionConfig
 from seva_jax.pairs import PairBuilder
-from seva_jax.rollout.sampler import Sampling
+from seva_jax.text.sampling import Sampling
+from seva_jax.training import checkpoint
 from seva_jax.types import Comparison
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +55,7 @@ class MadeUpPairs(PairBuilder):
 
 def _commit_slowly(seconds):
     """Checkpoints are complete some time before they are published; reference passes are slow."""
-    write_digests, add = checkpoint.write_digests, logps.Journal.add
+    write_digests, add = checkpoint.write_digests, answer_logps.Journal.add
 
     def slowly(step):
         write_digests(step)
@@ -64,7 +65,7 @@ def _commit_slowly(seconds):
         add(journal, batch)
         time.sleep(seconds / 4)
 
-    checkpoint.write_digests, logps.Journal.add = slowly, add_slowly
+    checkpoint.write_digests, answer_logps.Journal.add = slowly, add_slowly
 
 
 def get_config():

@@ -15,12 +15,12 @@ import jax
 import numpy as np
 
 from seva_jax import train
-from seva_jax.cli import load_experiment
+from seva_jax.config.command_line import load_experiment
 from seva_jax.pairs import PairBuilder
-from seva_jax.processes import joined
-from seva_jax.rollout.sampler import Sampling
+from seva_jax.run.workdir import Workdir
+from seva_jax.runtime.processes import joined
+from seva_jax.text.sampling import Sampling
 from seva_jax.types import Comparison, View
-from seva_jax.workdir import Workdir
 
 SMALL = """
 --base.steps 4 --base.batch-size 16 --base.prompts.num 64 --prompts.num 40

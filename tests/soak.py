@@ -35,13 +35,13 @@ def soak(workdir, steps, leak=""):
     """Trains for so many steps with 40 checkpoints and 8 evaluations; a list of samples."""
     from helpers_fit import fit, random_base, tiny_run
 
-    from seva_jax.examine import evaluate_all
+    from seva_jax.run.evaluations import evaluate_all
 
     every = max(steps // ROWS, 1)
     argv = ("--train.log-every", str(every), "--train.save-every", str(every))
     sizes = [x for i in range(5) for x in (f"--evals.{i}.prompts.num", "4")]
     run = tiny_run(workdir, *argv, *sizes)
-    asker = run.asker({"params": random_base(run)}, run.base_model)
+    engine = run.engine({"params": random_base(run)}, run.base_model)
     samples, held, start = [], [], time.process_time()
 
     def look(step, values):
@@ -52,7 +52,7 @@ def soak(workdir, steps, leak=""):
         if len(samples) % 5 == 0:
             suites = run.experiment.evals[:1]
             with contextlib.redirect_stdout(io.StringIO()):
-                evaluate_all(asker, suites, f"step{step}", run.workdir)
+                evaluate_all(engine, suites, f"step{step}", run.workdir)
         if leak == "memory":
             held.append(np.ones(2**19))  # 4 MiB
         if leak == "files":

@@ -14,30 +14,30 @@ from test_rollout import (
     PROMPTS,
     SAMPLING,
     TOKENIZER,
-    asker,
+    engine,
     load_image,
 )
 from test_sampler import random_variables
 
-from seva_jax.calls import Calls
-from seva_jax.data.inputs import Pixels
-from seva_jax.data.pipeline import RowShapes
+from seva_jax.batches.image_inputs import Pixels
+from seva_jax.batches.pipeline import RowShapes
 from seva_jax.data.sources import PromptSet
 from seva_jax.images.compose import Box
 from seva_jax.images.preprocess import ImageProcessing
-from seva_jax.rollout.sampler import Sampling
+from seva_jax.run.recorded_model import RecordedModel
+from seva_jax.runtime.progress import Progress
 from seva_jax.sharding import MeshShape
-from seva_jax.step import StepOptions
-from seva_jax.terminal import Progress
 from seva_jax.text.encode import Encoder
+from seva_jax.text.sampling import Sampling
 from seva_jax.text.templates import PLAIN
+from seva_jax.training.step import StepOptions
 from seva_jax.types import DataError, Prompt, View
 
 PROCESSING = ImageProcessing(size=8)
 
 
 class Parts(SimpleNamespace):
-    """What `Calls` needs of a run; counts what is asked, and may stop in the middle."""
+    """What `RecordedModel` needs of a run; counts what is asked, and may stop in the middle."""
 
     def __init__(self, path, stop_after=10**9):
         def bar(name, total, unit, initial=0):
@@ -76,13 +76,13 @@ class Parts(SimpleNamespace):
         """As `Parts.encoder`."""
         return Encoder(TOKENIZER, template, IMAGE, CONFIG_HERE.tokens_per_image, 64)
 
-    def asker(self, variables, model):
-        """As `Parts.asker`."""
+    def engine(self, variables, model):
+        """As `Parts.engine`."""
         assert model is MODEL
-        one = asker(variables, refill=4)
+        one = engine(variables, refill=4)
 
         def ask(prompts, load, sampling, start=0):
-            for batch in one.ask(prompts, load, sampling, start=start):
+            for batch in one.answer(prompts, load, sampling, start=start):
                 if len(self.asked) >= self.stop_after:
                     raise KeyboardInterrupt
                 self.asked += [a.prompt.id for a in batch]
@@ -108,7 +108,7 @@ def make(variables, tmp_path):
             loads.append(1)
             return variables
 
-        return Calls(parts, PromptSet(PROMPTS, load_image), load), parts.asked, loads
+        return RecordedModel(parts, PromptSet(PROMPTS, load_image), load), parts.asked, loads
 
     return make
 
@@ -231,8 +231,8 @@ def test_measures_are_kept_and_gone_on_with(make):
     for view, one in zip(views, whole, strict=True):
         if one is None:
             continue
-        assert len(one.tokens_T) == len(view.answers[0].split()) + 1  # and the end token
-        assert (one.best_T >= one.tokens_T).all()
+        assert len(one.logp_T) == len(view.answers[0].split()) + 1  # and the end token
+        assert (one.best_logp_T >= one.logp_T).all()
         assert np.isnan(one.attention) == (not view.prompt.images)
     # Shares of the two halves of an image make one.
     others = [~target for target in targets]
@@ -242,7 +242,7 @@ def test_measures_are_kept_and_gone_on_with(make):
             assert 0.02 < one.attention < 0.98
     (first, *_), (again, *_) = whole, make()[0].measure("none", views[:4])
     assert np.isnan(again.attention)
-    np.testing.assert_allclose(first.tokens_T, again.tokens_T, atol=1e-5)
+    np.testing.assert_allclose(first.logp_T, again.logp_T, atol=1e-5)
 
 
 def test_targets_and_layers_must_fit(make):

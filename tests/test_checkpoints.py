@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from seva_jax.checkpoint import ASIDE, Checkpoints, read_trained
-from seva_jax.digests import NAME, newest
-from seva_jax.step import TrainState
+from seva_jax.training.checkpoint import ASIDE, Checkpoints, read_trained
+from seva_jax.training.digests import NAME, newest
+from seva_jax.training.step import TrainState
 from seva_jax.types import DataError
 
 FACTS = {
@@ -256,7 +256,7 @@ def test_other_shapes_are_refused(saved):
 
 def test_processes_share_the_reading(saved, monkeypatch):
     """Together they read every file, each only its own; one that finds damage tells all."""
-    from seva_jax import digests
+    from seva_jax.training import digests
 
     read = []
     monkeypatch.setattr(digests, "_differs", lambda step, name, facts: read.append(name))

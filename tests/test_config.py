@@ -17,37 +17,23 @@ from helpers_fuzz import clean, inputs
 from PIL import Image
 
 import seva_jax
-from seva_jax.base_model import Checkpoint, TrainedBase
-from seva_jax.cli import (
-    config_directory,
-    flatten,
-    load_experiment,
-    load_experiments,
-    read_config,
-    read_configs,
-    to_source,
-)
+from seva_jax.config.base_models import Checkpoint, TrainedBase
+from seva_jax.config.command_line import load_experiment, load_experiments
+from seva_jax.config.config_files import config_directory, read_config, read_configs
+from seva_jax.config.experiment import Evaluation, Experiment, check
+from seva_jax.config.options import ComputeOptions, RolloutOptions, TextOptions, TrainOptions
+from seva_jax.config.source import fingerprint, flatten, to_source
 from seva_jax.corrupt import Compose, DiffusionNoise, RandomInvert, RandomResizedCrop, moco
 from seva_jax.data.files import ImageFolder
 from seva_jax.evals import Chair, ExactAnswer
-from seva_jax.experiment import (
-    ComputeOptions,
-    Evaluation,
-    Experiment,
-    RolloutOptions,
-    TextOptions,
-    TrainOptions,
-    check,
-)
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO, Supervised
-from seva_jax.optim import Optim
-from seva_jax.parts import Parts
-from seva_jax.processes import ProcessOptions
-from seva_jax.rollout.sampler import Sampling
+from seva_jax.run.context import Parts
+from seva_jax.runtime.processes import ProcessOptions
+from seva_jax.text.sampling import Sampling
+from seva_jax.training.optimizer import Optim
 from seva_jax.types import DataError
-from seva_jax.workdir import fingerprint
 from seva_jax.worlds import ShapeWorld, WorldPrompts
 
 SHIPPED = sorted(config_directory().glob("*.py"))
@@ -80,7 +66,7 @@ def write(folder, text, name="config.py"):
 
 def variant(folder, body, imports=""):
     """A config file whose `get_config` runs `body`."""
-    head = f"from seva_jax.experiment import Experiment\n{imports}\n"
+    head = f"from seva_jax.config.experiment import Experiment\n{imports}\n"
     return write(folder, f"{head}\ndef get_config():\n    {body}\n")
 
 
@@ -139,7 +125,7 @@ def test_a_config_file_may_define_a_corruption(tmp_path):
         "import dataclasses\n"
         "from typing import ClassVar\n"
         "from seva_jax.corrupt import Corruption\n"
-        "from seva_jax.experiment import Experiment\n"
+        "from seva_jax.config.experiment import Experiment\n"
         "@dataclasses.dataclass(frozen=True)\n"
         "class Mine(Corruption):\n"
         "    space: ClassVar[str] = 'pixels'\n"
@@ -156,7 +142,7 @@ def test_a_config_file_may_define_a_corruption(tmp_path):
 
 def test_a_variant_imports_the_config_it_varies(tmp_path):
     """From its own directory, wherever the command was started."""
-    write(tmp_path, "from seva_jax.experiment import Experiment\nBASE = Experiment(seed=7)\n",
+    write(tmp_path, "from seva_jax.config.experiment import Experiment\nBASE = Experiment(seed=7)\n",
           "the_base_of_the_variant.py")  # fmt: skip
     path = write(
         tmp_path,
@@ -182,7 +168,7 @@ def test_overrides_reach_into_what_a_polymorphic_field_holds(tmp_path):
         tmp_path,
         "return Experiment(corrupt=(DiffusionNoise(), RandomInvert()), evals=(Evaluation(),))",
         "from seva_jax.corrupt import DiffusionNoise, RandomInvert\n"
-        "from seva_jax.experiment import Evaluation",
+        "from seva_jax.config.experiment import Evaluation",
     )
     experiment, flags = load_experiment("test", [
         "--config", str(path),
@@ -520,7 +506,7 @@ def test_the_home_directory_is_not_written(tmp_path, monkeypatch):
     assert (flat["workdir"], flat["base.path"]) == ("~/runs/a", "~")
     assert flatten(rebuilt) == flat  # so that it is the same run
     argv = ["--config", str(path), "--workdir", "~/other"]
-    monkeypatch.setattr("seva_jax.cli.check", lambda experiment: None)
+    monkeypatch.setattr("seva_jax.config.command_line.check", lambda experiment: None)
     assert load_experiment("test", argv)[0].workdir == f"{home}/other"
     monkeypatch.setenv("HOME", "/")
     assert flatten(experiment)["workdir"] == f"{home}/runs/a"
@@ -542,7 +528,7 @@ def test_classes_of_the_config_are_found_again(tmp_path, monkeypatch):
         mine,
         text.format(name="Mine")
         + "import config_beside\n"
-        + "from seva_jax.experiment import Experiment\n"
+        + "from seva_jax.config.experiment import Experiment\n"
         + "from seva_jax.objectives import Mixed, Part\n"
         + "def get_config():\n"
         + "    parts = Part(Mine(more=2.0)), Part(config_beside.Beside(more=3.0))\n"

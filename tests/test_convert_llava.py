@@ -11,7 +11,7 @@ from helpers_llava import CONFIG, random_params, write_llava, write_original, wr
 from safetensors.numpy import load_file
 
 import seva_jax
-from seva_jax.base_model import Checkpoint
+from seva_jax.config.base_models import Checkpoint
 from seva_jax.convert import load_params, read_llava_config, tower_directory
 from seva_jax.convert.__main__ import open_source
 from seva_jax.convert.rewrite import to_hf, to_llava

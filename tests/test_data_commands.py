@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from seva_jax.cli import load_experiment, to_source
-from seva_jax.data import store
+from seva_jax.config.command_line import load_experiment
+from seva_jax.config.source import to_source
+from seva_jax.data import json_records
 from seva_jax.data.__main__ import main
 from seva_jax.data.check import check
 from seva_jax.data.files import QuestionsJsonl
@@ -20,7 +21,8 @@ from seva_jax.data.messages import TrlPairs
 from seva_jax.data.preferences import SevaPairs
 from seva_jax.data.records import ArrayRecordPairs
 from seva_jax.data.sources import PreferenceSet
-from seva_jax.terminal import Progress
+from seva_jax.runtime import files
+from seva_jax.runtime.progress import Progress
 from seva_jax.text.templates import PLAIN
 from seva_jax.types import Comparison, View
 
@@ -181,9 +183,9 @@ def test_the_pairs_of_a_run(tmp_path, capsys):
     (folder / "config.py").write_text(to_source(experiment))
     prompts = experiment.prompts.open().prompts
     made = [Comparison(p, ("red", "blue", "a ring")) for p in prompts]
-    store.write_comparisons(folder / "pairs.array_record", made)
+    json_records.write_comparisons(folder / "pairs.array_record", made)
     main(["convert", str(tmp_path / "x.jsonl"), "--to", "jsonl", "--run", str(folder)])
-    lines = store.read_lines(tmp_path / "x.jsonl")
+    lines = files.read_lines(tmp_path / "x.jsonl")
     assert [(x["id"], x["rejected"]) for x in lines[:2]] == [
         (prompts[0].id, "blue"), (prompts[0].id + "@1", "a ring"),
     ]  # fmt: skip

@@ -11,10 +11,10 @@ from pathlib import Path
 from PIL import Image
 
 from seva_jax.data import __main__ as commands
-from seva_jax.data import store
+from seva_jax.data import json_records
 from seva_jax.data.regions import MapFolder
-from seva_jax.data.rollouts import write_rollouts
 from seva_jax.data.sources import PreferenceSource, PromptSource
+from seva_jax.run.rollout_files import write_rollouts
 from seva_jax.types import Prompt, Rollout
 
 PAGE = (Path(commands.__file__).parent / "README.md").read_text(encoding="utf-8")
@@ -63,7 +63,7 @@ def test_every_command_parses(monkeypatch):
 
 def test_reading_rollouts(tmp_path, monkeypatch, capsys):
     code = re.findall(r"```python\n(.*?)```", PAGE, re.S)[0]
-    record = store.rollout_record(Rollout(Prompt("a", "What?", ()), "red", ("blue",)))
+    record = json_records.rollout_record(Rollout(Prompt("a", "What?", ()), "red", ("blue",)))
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
     write_rollouts(tmp_path / "runs" / "tiny", [record], ["noise"])
     monkeypatch.chdir(tmp_path)

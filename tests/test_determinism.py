@@ -1,6 +1,6 @@
 """The same seed gives the same batches, whoever reads them and in however many shares.
 
-Reading in processes instead of threads is compared in test_readers.py, losses and weights of runs
+TokenStats in processes instead of threads is compared in test_readers.py, losses and weights of runs
 that were killed with those that were not in test_train.py, over meshes in test_layouts.py.
 """
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_readers import batches
 
-from seva_jax.data.pipeline import Batches, RowShapes, shuffled
+from seva_jax.batches.pipeline import Batches, RowShapes, shuffled
 
 
 @pytest.fixture(scope="module")

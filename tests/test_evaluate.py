@@ -11,17 +11,19 @@ import pytest
 from helpers_suites import every_suite
 from PIL import Image
 
-from seva_jax import evaluate, examine, train
-from seva_jax.cli import load_experiment, read_suites
+from seva_jax import evaluate, train
+from seva_jax.config.command_line import load_experiment
+from seva_jax.config.config_files import read_suites
+from seva_jax.config.experiment import Evaluation
 from seva_jax.data.files import QuestionsJsonl
 from seva_jax.evals import ExactAnswer
 from seva_jax.evals.suites import GQA, PopeSets
-from seva_jax.experiment import Evaluation
 from seva_jax.images.preprocess import ImageProcessing
-from seva_jax.rollout.run import Answered
+from seva_jax.inference.rollouts import AnsweredPrompt
+from seva_jax.run import evaluations
+from seva_jax.run.workdir import Workdir
 from seva_jax.text.templates import PLAIN
 from seva_jax.types import DataError
-from seva_jax.workdir import Workdir
 from seva_jax.worlds import ShapeWorld
 
 NUM = 12
@@ -77,7 +79,7 @@ def suite_file(files):
 
 @dataclasses.dataclass
 class Parrot:
-    """Stands for an `Asker`: answers "red", three questions at a time."""
+    """Stands for an `RolloutEngine`: answers "red", three questions at a time."""
 
     seed: int = 0
     asked: list = dataclasses.field(default_factory=list)
@@ -94,12 +96,14 @@ class Parrot:
         tokenizer = types.SimpleNamespace(get_vocab=lambda: {"a": 1})
         return types.SimpleNamespace(template=PLAIN, max_length=9, tokenizer=tokenizer)
 
-    def ask(self, prompts, load_image, sampling, start=0):
+    def answer(self, prompts, load_image, sampling, start=0):
         for first in range(start, len(prompts), 3):
             batch = prompts[first : first + 3]
             self.asked += [p.id for p in batch]
             yield [
-                Answered(p, (), "missing image") if p.id == "g4" else Answered(p, ("red",), "")
+                AnsweredPrompt(p, (), "missing image")
+                if p.id == "g4"
+                else AnsweredPrompt(p, ("red",), "")
                 for p in batch
             ]
 
@@ -123,34 +127,34 @@ def dying(num):
             raise Killed
         append_lines(path, records)
 
-    append_lines = examine.append_lines
+    append_lines = evaluations.append_lines
     return append_or_die
 
 
 def test_answers_survive_a_kill(tmp_path, files, monkeypatch):
     """The second run asks the rest, and leaves the files of one that was not killed."""
     suite = gqa_suite(files)
-    examine.evaluate_all(Parrot(), [suite], "base", Workdir(tmp_path / "one" / "run", True))
+    evaluations.evaluate_all(Parrot(), [suite], "base", Workdir(tmp_path / "one" / "run", True))
     workdir, parrot = Workdir(tmp_path / "two" / "run", True), Parrot()
     with monkeypatch.context() as patch:
-        patch.setattr(examine, "append_lines", dying(2))
+        patch.setattr(evaluations, "append_lines", dying(2))
         with pytest.raises(Killed):
-            examine.evaluate_all(parrot, [suite], "base", workdir)
+            evaluations.evaluate_all(parrot, [suite], "base", workdir)
     asked = workdir.path / "evals" / "base" / "gqa" / "asked.jsonl"
     asked.write_text(asked.read_text() + '{"id": "g6", "an')  # cut by the kill
     parrot.asked.clear()
-    assert examine.evaluate_all(parrot, [suite], "base", workdir) == "12 questions"
+    assert evaluations.evaluate_all(parrot, [suite], "base", workdir) == "12 questions"
     assert parrot.asked == [f"g{i}" for i in range(6, NUM)]
     assert written(tmp_path / "two") == written(tmp_path / "one")
     parrot.asked.clear()
-    examine.evaluate_all(parrot, [suite], "base", workdir)
+    evaluations.evaluate_all(parrot, [suite], "base", workdir)
     assert not parrot.asked
 
 
 def test_what_cannot_be_asked_is_left_out(tmp_path, files, capsys):
     """Counted; in files for other scorers it has an empty answer, since some align by order."""
     workdir = Workdir(tmp_path / "run", True)
-    examine.evaluate_all(Parrot(), [gqa_suite(files)], "base", workdir)
+    evaluations.evaluate_all(Parrot(), [gqa_suite(files)], "base", workdir)
     assert "1 prompts left out: {'missing image': 1}" in capsys.readouterr().out
     folder = workdir.path / "evals" / "base"
     summary = json.loads((folder / "gqa.json").read_text())
@@ -163,16 +167,16 @@ def test_what_cannot_be_asked_is_left_out(tmp_path, files, capsys):
 def test_changes_are_noticed(tmp_path, files):
     """Answers to other questions, of another model or of another file are not mixed."""
     workdir, suite = Workdir(tmp_path / "run", True), gqa_suite(files)
-    examine.evaluate_all(Parrot(), [suite], "base", workdir)
+    evaluations.evaluate_all(Parrot(), [suite], "base", workdir)
     with pytest.raises(DataError, match="a change of the model or how it is asked; delete"):
-        examine.evaluate_all(Parrot(seed=1), [suite], "base", workdir)
+        evaluations.evaluate_all(Parrot(seed=1), [suite], "base", workdir)
     other = dataclasses.replace(suite, suffix=" Say.")
     with pytest.raises(DataError, match="a change of the questions; delete"):
-        examine.evaluate_all(Parrot(), [other], "base", workdir)
+        evaluations.evaluate_all(Parrot(), [other], "base", workdir)
     path = files / "gqa.json"
     path.write_text(path.read_text().replace('"query"', '"verify"'))
     with pytest.raises(DataError, match=r"of .*gqa\.json \(SHA-256 \w{12} then, \w{12} now\)"):
-        examine.evaluate_all(Parrot(), [suite], "base", workdir)
+        evaluations.evaluate_all(Parrot(), [suite], "base", workdir)
 
 
 def test_nothing_is_asked_that_cannot_be_scored(tmp_path, files):
@@ -180,7 +184,7 @@ def test_nothing_is_asked_that_cannot_be_scored(tmp_path, files):
     parrot, prompts = Parrot(), QuestionsJsonl(str(files / "q.jsonl"), str(files / "images"))
     (files / "q.jsonl").write_text('{"id": 1, "question": "q?", "image": "0.jpg"}\n')
     with pytest.raises(DataError, match="has no text in meta"):
-        examine.evaluate_all(
+        evaluations.evaluate_all(
             parrot, [Evaluation(ExactAnswer("mine"), prompts)], "base", Workdir(tmp_path, True)
         )
     assert not parrot.asked
@@ -189,11 +193,11 @@ def test_nothing_is_asked_that_cannot_be_scored(tmp_path, files):
 def test_two_models_are_compared(tmp_path, files):
     """Side by side with paired intervals, categories in a table of their own."""
     workdir, suite = Workdir(tmp_path / "run", True), gqa_suite(files)
-    examine.evaluate_all(Parrot(), [suite], "aligned", workdir)
+    evaluations.evaluate_all(Parrot(), [suite], "aligned", workdir)
     alone = evaluate.tables(workdir.path, "aligned", [suite])
     assert "aligned" in alone.splitlines()[0]
     assert "base" not in alone
-    examine.evaluate_all(Parrot(), [suite], "base", workdir)
+    evaluations.evaluate_all(Parrot(), [suite], "base", workdir)
     metrics, categories = evaluate.tables(workdir.path, "base", [suite]).split("\n\n")
     assert "+0.000 [+0.000, +0.000]" in metrics
     assert "query/accuracy" in categories
@@ -232,7 +236,7 @@ def test_errors_are_one_line(tmp_path, files, command):
     twice = files / "twice.py"
     suites = str(suite_file(files))
     twice.write_text(
-        "from seva_jax.evals import ExactAnswer\nfrom seva_jax.experiment import Evaluation\n\n\n"
+        "from seva_jax.evals import ExactAnswer\nfrom seva_jax.config.experiment import Evaluation\n\n\n"
         "def get_suites():\n    return [Evaluation(ExactAnswer('color-skewed'))]\n"
     )
     for argv, expected in (
@@ -258,7 +262,7 @@ def test_base_and_aligned_end_to_end(tmp_path, files, command, monkeypatch, caps
     base += ["--batch-size", "8"]
     command([*base, "--model", "base", "--out", str(tmp_path / "whole" / "run")])
     with monkeypatch.context() as patch:
-        patch.setattr(examine, "append_lines", dying(1))
+        patch.setattr(evaluations, "append_lines", dying(1))
         with pytest.raises(Killed):
             command([*base, "--model", "base"])
     command([*base, "--model", "base"])

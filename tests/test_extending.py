@@ -10,13 +10,14 @@ import pytest
 from test_train import answers, small
 
 import seva_jax
-from seva_jax import cli, train
-from seva_jax.calls import Calls
-from seva_jax.cli import read_config
-from seva_jax.data.store import read_comparisons
+from seva_jax import train
+from seva_jax.config import command_line, config_files, flatten, to_source
+from seva_jax.config.config_files import read_config
+from seva_jax.config.rounds import runs_of
+from seva_jax.data.json_records import read_comparisons
+from seva_jax.run.recorded_model import RecordedModel
+from seva_jax.runtime.run_records import read_metrics
 from seva_jax.sharding import MeshShape
-from seva_jax.stages import runs_of
-from seva_jax.workdir import read_metrics
 
 PACKAGE = Path(seva_jax.__file__).parent
 ONE_DEVICE = ("--mesh.fsdp", "1", "--mesh.tensor", "1")
@@ -50,10 +51,10 @@ def test_the_page_runs(folder):
     for block in tried:
         exec(compile(block, "EXTENDING.md", "exec"), {})
     experiment = read_config(folder / "my_run.py")
-    assert cli.flatten(experiment)["corrupt.0"] == "my_corruption.Occlude"
-    (folder / "again.py").write_text(cli.to_source(experiment), "utf-8")
+    assert flatten(experiment)["corrupt.0"] == "my_corruption.Occlude"
+    (folder / "again.py").write_text(to_source(experiment), "utf-8")
     assert read_config(folder / "again.py") == experiment
-    experiment, _ = cli.load_experiment(
+    experiment, _ = command_line.load_experiment(
         "test", ["--config", "my_run.py", "--corrupt.0.share", "0.7", "--objective.margin", "2"]
     )
     assert "Occlude(share=0.7)" in str(experiment.corrupt)
@@ -63,13 +64,13 @@ def test_the_page_runs(folder):
 def test_a_system_in_one_file(folder):
     """Its classes are parts, options and a config that can be rebuilt, and nothing lists them."""
     argv = "--config my_system.py --pairs.lead 3 --objective.beta 0.3 --curriculum.rounds 3"
-    experiment, _ = cli.load_experiment("test", argv.split())
+    experiment, _ = command_line.load_experiment("test", argv.split())
     assert (experiment.pairs.lead, experiment.objective.beta) == (3, 0.3)
     runs = runs_of(experiment)
     assert [run.optim.lr for run in runs] == [experiment.optim.lr / x for x in (1, 2, 4)]
-    (folder / "again.py").write_text(cli.to_source(experiment), "utf-8")
+    (folder / "again.py").write_text(to_source(experiment), "utf-8")
     del sys.modules["seva_jax_config_my_system"]  # as in another process
-    assert cli.flatten(read_config(folder / "again.py")) == cli.flatten(experiment)
+    assert flatten(read_config(folder / "again.py")) == flatten(experiment)
     for name in ("Wordier", "SquaredHinge", "Slower"):
         assert not [path for path in PACKAGE.rglob("*.py") if name in path.read_text("utf-8")]
 
@@ -88,8 +89,8 @@ def test_a_system_in_one_file_trains(folder, quick):
         assert rows[0]["loss"] == pytest.approx(1.0, abs=1e-5)  # the margin is 0
     del sys.modules["seva_jax_config_my_system"]
     found = read_config(folder / "runs/wordier/2/config.py")
-    assert cli.flatten(found) == cli.flatten(runs[1])
-    assert cli.flatten(found.base.earlier()) == cli.flatten(runs[0])
+    assert flatten(found) == flatten(runs[1])
+    assert flatten(found.base.earlier()) == flatten(runs[0])
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_a_builder_of_the_page_asks_the_model(folder, monkeypatch, capsys):
     monkeypatch.setattr(MeshShape, "make", lambda self: make(self, devices))
     for name in ("cache_reference", "align", "report"):
         monkeypatch.setattr(train.Run, name, lambda self: "replaced")
-    blind, append, pairs = read_builder(folder), Calls._append, []
+    blind, append, pairs = read_builder(folder), RecordedModel._append, []
 
     def interrupted(self, path, records):
         append(self, path, records)
@@ -148,10 +149,10 @@ def test_a_builder_of_the_page_asks_the_model(folder, monkeypatch, capsys):
             small(f"runs/{name}", *ONE_DEVICE), pairs=blind, corrupt=(), evals=()
         )
         if name == "parts":
-            monkeypatch.setattr(Calls, "_append", interrupted)
+            monkeypatch.setattr(RecordedModel, "_append", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 train.Run(experiment).stages()
-            monkeypatch.setattr(Calls, "_append", append)
+            monkeypatch.setattr(RecordedModel, "_append", append)
         train.Run(experiment).stages()
         pairs.append(read_comparisons(folder / "runs" / name / "pairs.array_record"))
         (call,) = (folder / "runs" / name / "calls").iterdir()
@@ -172,7 +173,7 @@ def test_the_readmes_script_runs(tmp_path, quick, monkeypatch, capsys):
     lines = [line for line in script.splitlines() if line.strip()]
     assert len(lines) <= 11
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "read_config", lambda path: small("unused", *ONE_DEVICE))
+    monkeypatch.setattr(config_files, "read_config", lambda path: small("unused", *ONE_DEVICE))
     exec(compile(script, "README.md", "exec"), {})
     out = capsys.readouterr().out
     assert (tmp_path / "runs/notebook/report.html").exists()

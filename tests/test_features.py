@@ -11,12 +11,12 @@ from test_pipeline import comparison, rows
 from test_sampler import random_variables
 from test_step import CONFIG, OPTIONS, PATCHES, example, pack, shape_of
 
-from seva_jax.data.inputs import FeatureCache, Features, Pixels
-from seva_jax.features import cached_features
+from seva_jax.batches.image_inputs import FeatureCache, Features, Pixels
 from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.inference.features import cached_features
 from seva_jax.models import Llava
 from seva_jax.sharding import MeshShape
-from seva_jax.step import make_logps
+from seva_jax.training.step import make_logps
 from seva_jax.types import DataError, ExampleError
 
 MODEL = Llava(CONFIG)

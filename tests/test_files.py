@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seva_jax.cli import config_directory, read_config
+from seva_jax.batches.pipeline import num_steps
+from seva_jax.config.config_files import config_directory, read_config
+from seva_jax.config.experiment import check
 from seva_jax.data.files import (
     SHORT_ANSWER,
     ImageFolder,
@@ -19,8 +21,6 @@ from seva_jax.data.files import (
     SevaJson,
 )
 from seva_jax.data.mixed import Concatenated
-from seva_jax.data.pipeline import num_steps
-from seva_jax.experiment import check
 from seva_jax.types import DataError, ExampleError, Prompt
 
 

@@ -18,8 +18,8 @@ from helpers_run import environment
 from test_checkpoints import FACTS, restored, save, state
 
 from seva_jax import train
-from seva_jax.checkpoint import Checkpoints
-from seva_jax.digests import newest
+from seva_jax.training.checkpoint import Checkpoints
+from seva_jax.training.digests import newest
 from seva_jax.types import DataError
 
 # What tensorstore drops where a write fails complains later that its event loop is closed.
@@ -89,7 +89,7 @@ def test_a_full_disk(small_disk):
 
 def test_no_room_for_the_digests(small_disk, monkeypatch):
     """The data fit and the digests do not: then the step is not published."""
-    from seva_jax import checkpoint
+    from seva_jax.training import checkpoint
 
     directory = small_disk / "align"
     save(directory, 1, 2)

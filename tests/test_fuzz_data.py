@@ -26,10 +26,11 @@ from helpers_fuzz import (
     value,
 )
 
-from seva_jax.data import messages, preferences, store
+from seva_jax.data import messages, preferences
 from seva_jax.data.embedded import HfParquet
 from seva_jax.data.files import LlavaJson, QuestionsJsonl, SevaJson
 from seva_jax.images.load import decode_image, resolve_image
+from seva_jax.runtime import files
 from seva_jax.text.encode import Encoder
 from seva_jax.text.templates import VICUNA_V1, Template
 from seva_jax.text.tokenizer import word_tokenizer
@@ -211,7 +212,7 @@ def test_runs_own_files(fuzz_folder):
     def run(data):
         path.write_bytes(data)
         with clean():
-            assert len(store.read_lines(path)) <= data.count(b"\n")
+            assert len(files.read_lines(path)) <= data.count(b"\n")
 
     run()
 

@@ -23,14 +23,15 @@ from PIL import Image
 from test_fuzz_data import FORMATS, LISTS
 
 from seva_jax import train
-from seva_jax.base_model import TrainedBase
-from seva_jax.cli import load_experiment, to_source
+from seva_jax.config.base_models import TrainedBase
+from seva_jax.config.command_line import load_experiment
+from seva_jax.config.experiment import Evaluation
+from seva_jax.config.source import to_source
 from seva_jax.data.__main__ import main as data_command
 from seva_jax.data.files import QuestionsJsonl
 from seva_jax.data.preferences import HaDpoPairs, RlaifVPairs, SevaPairs, VLFeedbackPairs
 from seva_jax.evals import ExactAnswer
 from seva_jax.evals.suite import folder_loader
-from seva_jax.experiment import Evaluation
 from seva_jax.types import DataError, ExampleError
 from seva_jax.worlds import WorldPrompts
 

@@ -13,11 +13,11 @@ from helpers_report import Page
 from test_report import PAYLOADS
 
 import seva_jax
-from seva_jax.compare import compare
-from seva_jax.data.store import append_lines
 from seva_jax.evals import EvalResult, Metric, Ratio, write_records, write_summary
 from seva_jax.report import document
 from seva_jax.report.__main__ import main as compare_runs
+from seva_jax.report.compare import compare
+from seva_jax.runtime.files import append_lines
 
 ACTIVE = {"script", "iframe", "object", "embed", "form", "base", "img", "link", "video", "math"}
 

@@ -14,7 +14,7 @@ from seva_jax.pairs import Cooccurrence, InjectedPairs, Reply
 from seva_jax.pairs.cooccurrence import read_objects, read_texts
 from seva_jax.pairs.injection import TEMPLATES, choose, position_weights, with_article
 from seva_jax.pairs.rewrite import Draft, generator, rewrite, split
-from seva_jax.rollout.sampler import Sampling
+from seva_jax.text.sampling import Sampling
 from seva_jax.types import DataError, Prompt
 
 OBJECTS = ("dog, puppy", "cat", "bench", "tree", "umbrella", "car")

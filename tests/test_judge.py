@@ -8,11 +8,12 @@ import time
 
 import pytest
 
-from seva_jax.cli import flatten, read_config, to_source
+from seva_jax.config.config_files import read_config
+from seva_jax.config.experiment import Experiment
+from seva_jax.config.source import flatten, to_source
 from seva_jax.evals.endpoint import OpenAICompatible
 from seva_jax.evals.judge import Case, Judge, Judged, LocalJudge, Verdict, exact_or_nothing
 from seva_jax.evals.suites import MMVet
-from seva_jax.experiment import Experiment
 from seva_jax.types import DataError, ExampleError, Prompt
 
 KEY = "sk-very-secret"

@@ -9,12 +9,13 @@ import optax
 import pytest
 from test_step import CONFIG, OPTIONS, example, pack, shape_of
 
+from seva_jax.inference.sampler import PromptBatch, generate
 from seva_jax.models import Llava, LoraConfig, abstract_variables
 from seva_jax.models.init import _init, _unbox
 from seva_jax.objectives import DPO
-from seva_jax.rollout.sampler import PromptBatch, Sampling, generate
-from seva_jax.sharding import MeshShape, put_batch, row_shard, variable_shardings
-from seva_jax.step import TrainState, make_train_step
+from seva_jax.sharding import MeshShape, process_row_share, put_batch, variable_shardings
+from seva_jax.text.sampling import Sampling
+from seva_jax.training.step import TrainState, make_train_step
 from seva_jax.types import DataError
 
 # Eight of everything that `tensor` splits.
@@ -130,7 +131,7 @@ def test_answers(shape, variables):
 
 
 class Device:
-    """As much of a device as `row_shard` reads."""
+    """As much of a device as `process_row_share` reads."""
 
     def __init__(self, process_index):
         self.process_index = process_index
@@ -158,11 +159,11 @@ class Mesh:
 def test_which_rows_a_process_prepares(mesh, expected, monkeypatch):
     for process, share in enumerate(expected):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        assert row_shard(mesh) == share
+        assert process_row_share(mesh) == share
 
 
 def test_rows_that_overlap_are_refused():
     mesh = Mesh((2, 1, 4), [0, 2, 4, 6, 1, 3, 5, 7])  # every process is in both groups: fine
-    assert row_shard(mesh) == (0, 1)
+    assert process_row_share(mesh) == (0, 1)
     with pytest.raises(DataError, match="unequal or overlapping rows"):
-        row_shard(Mesh((4, 1, 2), [0, 2, 1, 3, 4, 5, 6, 7]))
+        process_row_share(Mesh((4, 1, 2), [0, 2, 1, 3, 4, 5, 6, 7]))

@@ -22,9 +22,9 @@ from helpers_tokenizer import llama_style_tokenizer  # noqa: E402
 from PIL import Image  # noqa: E402
 from transformers import CLIPImageProcessorPil, LlavaProcessor  # noqa: E402
 
-from seva_jax.cli import load_experiment  # noqa: E402
-from seva_jax.data.rollouts import read_rollouts  # noqa: E402
+from seva_jax.config.command_line import load_experiment
 from seva_jax.images.preprocess import ImageProcessing  # noqa: E402
+from seva_jax.run.rollout_files import read_rollouts
 from seva_jax.text.encode import Encoder  # noqa: E402
 from seva_jax.text.templates import LLAVA_V1, VICUNA_V1  # noqa: E402
 from seva_jax.train import Run  # noqa: E402
@@ -42,7 +42,7 @@ WIDTHS = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
 
 CONFIG = """
 import dataclasses
-from seva_jax.cli import config_directory, read_config
+from seva_jax.config.command_line import config_directory, read_config
 from seva_jax.data.files import ImageFolder
 
 def get_config():

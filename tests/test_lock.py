@@ -10,7 +10,7 @@ import sys
 import pytest
 from helpers_run import running, train
 
-from seva_jax import lock
+from seva_jax.runtime import lock
 from seva_jax.types import DataError
 
 HOLDS = "import sys, time, pathlib; from seva_jax import lock; print(repr(lock.claim(pathlib.Path(\

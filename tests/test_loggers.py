@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seva_jax.base_model import Checkpoint
-from seva_jax.experiment import Experiment, check
-from seva_jax.loggers import LoggedPair, LoggedRun, Logger, LogWriter, TensorBoard, WandB
+from seva_jax.config.base_models import Checkpoint
+from seva_jax.config.experiment import Experiment, check
+from seva_jax.run.workdir import Workdir
+from seva_jax.runtime.loggers import LoggedPair, LoggedRun, Logger, LogWriter, TensorBoard, WandB
 from seva_jax.types import DataError
-from seva_jax.workdir import Workdir
 
 PAIR = LoggedPair(np.zeros((4, 8, 3), np.uint8), "question\nchosen: a\nrejected: b")
 

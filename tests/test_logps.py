@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from helpers_fit import random_base, tiny_run
 
-from seva_jax import stopping
-from seva_jax.logps import Journal
+from seva_jax.inference.answer_logps import Journal
+from seva_jax.runtime import shutdown
 from seva_jax.types import Comparison
 
 
@@ -47,8 +47,8 @@ def test_a_pass_goes_on_where_it_was(compute, tmp_path, monkeypatch):
         file.write('{"logps": [[4, [[-1.')
     asked = iter([False, True])
     with monkeypatch.context() as patch:
-        patch.setattr(stopping, "reached", lambda: next(asked))
-        with pytest.raises(stopping.Stopped):
+        patch.setattr(shutdown, "stop_agreed", lambda: next(asked))
+        with pytest.raises(shutdown.Stopped):
             compute(Journal(path, "a"))
     assert plain(compute(Journal(path, "a"))) == plain(whole)
     assert added == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]

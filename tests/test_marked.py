@@ -9,11 +9,11 @@ from helpers_tokenizer import llama_style_tokenizer
 from PIL import Image
 from test_pipeline import one, rows
 
-from seva_jax.data import store
+from seva_jax.batches.pipeline import encodable
+from seva_jax.data import json_records
 from seva_jax.data.files import ImageFolder
 from seva_jax.data.marked import MarkedPhrases, unmarked
 from seva_jax.data.messages import TrlPairs
-from seva_jax.data.pipeline import encodable
 from seva_jax.text.encode import Encoder
 from seva_jax.text.templates import PLAIN, VICUNA_V1
 from seva_jax.text.tokenizer import word_tokenizer
@@ -175,8 +175,8 @@ def test_rows_and_files_have_the_marks(tmp_path):
     data = dataclasses.replace(rows([plain, marks]), spans=True)
     assert one(data, 0).spans_BCKT[0, :2, :4].tolist() == [[0, 1, 0, 0], [0, 1, 0, 0]]
     assert one(data, 1).spans_BCKT[0, :2, :4].tolist() == [[0, 0, 1, 0], [0, 0, 0, 0]]
-    store.write_comparisons(tmp_path / "pairs", [plain, marks])
-    assert store.read_comparisons(tmp_path / "pairs") == [plain, marks]
+    json_records.write_comparisons(tmp_path / "pairs", [plain, marks])
+    assert json_records.read_comparisons(tmp_path / "pairs") == [plain, marks]
 
 
 def test_marks_that_are_cut_off_are_counted():

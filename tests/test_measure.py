@@ -10,7 +10,7 @@ import pytest
 from test_sampler import random_variables
 from test_step import CONFIG, IMAGE, LONGEST, MOST_IMAGES, OPTIONS, example, pack, shape_of
 
-from seva_jax.measure import _pass, _readings
+from seva_jax.inference.answer_stats import _pass, _readings
 from seva_jax.models import Llava, LoraConfig, merge_adapters
 from seva_jax.sharding import MeshShape, put_batch, replicated
 
@@ -124,10 +124,10 @@ def test_readings_are_those_of_plain_attention_and_logits(variables):
             target = e.branches[0]
             for reading in (found[e.index], without[e.index]):
                 own = logps[np.arange(len(target)), target]
-                np.testing.assert_allclose(reading.tokens_T, own, atol=2e-5)
-                np.testing.assert_allclose(reading.best_T, logps.max(-1), atol=2e-5)
+                np.testing.assert_allclose(reading.logp_T, own, atol=2e-5)
+                np.testing.assert_allclose(reading.best_logp_T, logps.max(-1), atol=2e-5)
             assert not without[e.index].attention_P.size
-    assert without[1].tokens_T[0] == without[1].best_T[0]
+    assert without[1].logp_T[0] == without[1].best_logp_T[0]
 
 
 def test_eight_devices_read_as_one(variables):

@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch")
 from helpers_llava import IMAGE_TOKEN, random_llava, save  # noqa: E402
 
 import seva_jax  # noqa: E402
-from seva_jax.data.trees import RowShape, TreeExample, pack_row, stack_rows  # noqa: E402
-from seva_jax.measure import _pass, _readings  # noqa: E402
-from seva_jax.step import StepOptions  # noqa: E402
+from seva_jax.batches.trees import RowShape, TreeExample, pack_row, stack_rows
+from seva_jax.inference.answer_stats import _pass, _readings
+from seva_jax.training.step import StepOptions
 
 PATCHES = 4
 
@@ -70,6 +70,6 @@ def test_attention_and_log_probs_equal_theirs(tmp_path, heads):
             np.testing.assert_allclose(reading.attention_P, expected, rtol=0, atol=1e-5)
             logps = torch.log_softmax(their.logits[0, len(e.trunk) - 1 : -1], -1).numpy()
             np.testing.assert_allclose(
-                reading.tokens_T, logps[np.arange(len(logps)), e.branches[0]], rtol=0, atol=1e-4
+                reading.logp_T, logps[np.arange(len(logps)), e.branches[0]], rtol=0, atol=1e-4
             )
-            np.testing.assert_allclose(reading.best_T, logps.max(-1), rtol=0, atol=1e-4)
+            np.testing.assert_allclose(reading.best_logp_T, logps.max(-1), rtol=0, atol=1e-4)

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import pytest
 from test_plan import CONFIG, SHAPE, experiment, mesh
 
-from seva_jax import memory
 from seva_jax.models import Llava
 from seva_jax.plan.program import lower_step
 from seva_jax.sharding import batch_sharding
-from seva_jax.step import TrainState
+from seva_jax.training import memory
+from seva_jax.training.step import TrainState
 
 
 @pytest.mark.parametrize("remat", ["none", "layers"])

@@ -1,9 +1,9 @@
 """The study of all systems: its cells and its table. The study itself takes an hour."""
 
-from seva_jax.base_model import TrainedBase
 from seva_jax.bench.methods import MethodsStudy, cells, table
 from seva_jax.bench.study import NAMES
-from seva_jax.prior import PriorRun
+from seva_jax.config.base_models import TrainedBase
+from seva_jax.config.prior_run import PriorRun
 
 
 def test_cells_share_base_questions_and_budget(tmp_path):

@@ -12,9 +12,9 @@ from seva_jax.data.files import LlavaJson
 from seva_jax.data.sources import PromptSet, PromptSource
 from seva_jax.images.compose import GRIDS, Box, box_patches, draw_grid, draw_inset, grid_box
 from seva_jax.images.preprocess import ImageProcessing
-from seva_jax.optim import Optim
-from seva_jax.pairs import Measured, MiaPairs
+from seva_jax.pairs import AnswerStats, MiaPairs
 from seva_jax.pairs.mia import edit_distance
+from seva_jax.training.optimizer import Optim
 from seva_jax.types import DataError, ExampleError, Prompt, Rollout
 
 WHITE = (255, 255, 255)
@@ -97,7 +97,7 @@ def test_patches_of_a_box_are_those_that_show_it(name):
 
 
 @dataclasses.dataclass(frozen=True)
-class Answered(PromptSource):
+class AnsweredPrompt(PromptSource):
     """Questions about plain images of different shapes; some cannot be used."""
 
     num: int = 30
@@ -126,7 +126,7 @@ class Answered(PromptSource):
 
 def test_prompts_about_one_of_several_images():
     """Every arrangement and size comes; the target's image is where the prompt says."""
-    source = Composed(Answered(), tile=40, label="", seed=3)
+    source = Composed(AnsweredPrompt(), tile=40, label="", seed=3)
     data = source.open()
     assert len(data.prompts) == 30
     assert data.drops == {"no answer": 2, "not one image": 2}
@@ -176,15 +176,17 @@ def test_prompts_about_one_of_several_images():
 def test_too_few_images_are_refused():
     """A grid of nine needs nine."""
     with pytest.raises(DataError, match="8 images with an answered question"):
-        Composed(Answered(8)).open()
-    assert len(Composed(Answered(8), grid_sizes=(2, 3), sequence_sizes=(2,)).open().prompts) == 8
+        Composed(AnsweredPrompt(8)).open()
+    assert (
+        len(Composed(AnsweredPrompt(8), grid_sizes=(2, 3), sequence_sizes=(2,)).open().prompts) == 8
+    )
     with pytest.raises(DataError, match="a grid has 2, 3, 4, 6, 9 tiles, not 5"):
-        Composed(Answered(), grid_sizes=(5,)).open()
+        Composed(AnsweredPrompt(), grid_sizes=(5,)).open()
     for sizes in ((), (1, 2)):
         with pytest.raises(DataError, match="numbers of 2 or more"):
-            Composed(Answered(), sequence_sizes=sizes).open()
+            Composed(AnsweredPrompt(), sequence_sizes=sizes).open()
     with pytest.raises(DataError, match="arrangements is empty"):
-        Composed(Answered(), arrangements=()).open()
+        Composed(AnsweredPrompt(), arrangements=()).open()
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_too_few_images_are_refused():
 def test_words_that_cannot_be_filled_in(options):
     """Are refused before anything is made of them, by the name of their field."""
     with pytest.raises(DataError, match=rf"Composed\.{next(iter(options))} "):
-        Composed(Answered(), **options).open()
+        Composed(AnsweredPrompt(), **options).open()
 
 
 def test_llava_files_keep_their_answers_where_asked(tmp_path):
@@ -241,7 +243,7 @@ class Planted:
         """The same for every view."""
         self.calls.append((name, views, layer, targets))
         best = np.full(3, self.best, np.float32)
-        return [None if self.missing else Measured(best - 1, best, self.share) for _ in views]
+        return [None if self.missing else AnswerStats(best - 1, best, self.share) for _ in views]
 
 
 def rollout(answer="blue", truth="red", arrangement="sequence", num=2, target=1, box=None):

@@ -13,12 +13,13 @@ from helpers_fit import ARGS, fit, tiny_run
 from test_layouts import CONFIG8, MODEL, placed, variables  # noqa: F401 (a fixture)
 from test_step import OPTIONS, example, pack, shape_of
 
-from seva_jax import stopping, train
-from seva_jax.health import Health, NotFinite, trainable_share
-from seva_jax.loop import init_state, jit_step
+from seva_jax import train
 from seva_jax.objectives import Objective
-from seva_jax.optim import Optim
+from seva_jax.runtime import shutdown
 from seva_jax.sharding import put_batch
+from seva_jax.training.health import Health, NotFinite, trainable_share
+from seva_jax.training.loop import init_state, jit_step
+from seva_jax.training.optimizer import Optim
 from seva_jax.types import Comparison, DataError, Prompt, View
 
 
@@ -140,8 +141,8 @@ def test_a_stop_does_not_start_the_count_again(tmp_path, monkeypatch):
     for steps in (2, 3):  # it stops at a row of metrics, then between two
         asked = itertools.count(1)
         with monkeypatch.context() as patch:
-            patch.setattr(stopping, "reached", lambda asked=asked, n=steps: next(asked) == n)
-            with pytest.raises(stopping.Stopped):
+            patch.setattr(shutdown, "stop_agreed", lambda asked=asked, n=steps: next(asked) == n)
+            with pytest.raises(shutdown.Stopped):
                 fit(tiny_run(tmp_path / "run", *options), 12, np.nan)
     run = tiny_run(tmp_path / "run", *options)
     with pytest.raises(NotFinite, match="6 steps one after another"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from seva_jax import objectives as ours
-from seva_jax.experiment import Experiment, check
+from seva_jax.config.experiment import Experiment, check
 from seva_jax.types import BranchLogps, Comparison, DataError, Prompt, View
 
 LENGTHS = np.array([[3, 5, 0], [4, 2, 6], [1, 1, 2], [6, 6, 0], [2, 4, 4]])  # 0: no such answer
@@ -32,11 +32,11 @@ def ratios(policy, reference):
 def loss_and_gradient(objective, policy, reference):
     """Losses, and the gradient of their sum by the policy's log-probs."""
 
-    def total(tokens_NKT):
-        loss_N, _ = objective(policy._replace(tokens_NKT=tokens_NKT), reference)
+    def total(logp_NKT):
+        loss_N, _ = objective(policy._replace(logp_NKT=logp_NKT), reference)
         return loss_N.sum(), loss_N
 
-    (_, loss_N), gradient = jax.value_and_grad(total, has_aux=True)(policy.tokens_NKT)
+    (_, loss_N), gradient = jax.value_and_grad(total, has_aux=True)(policy.logp_NKT)
     assert np.isfinite(gradient).all()
     return np.asarray(loss_N), np.asarray(gradient)
 
@@ -151,7 +151,7 @@ def test_length_control_of_each_pair():
     policy, reference = logps(0), logps(1)
     objective = ours.BCOPair(1.0, ld_alpha=0.25)
     loss, _ = loss_and_gradient(objective, policy, reference)
-    token = np.asarray(policy.tokens_NKT - reference.tokens_NKT, float)
+    token = np.asarray(policy.logp_NKT - reference.logp_NKT, float)
     for n, length in enumerate(LENGTHS):
         losses = []
         for k in (1, 2):
@@ -243,12 +243,12 @@ def test_retrieved_images(form):
     """Re-Align, as written and as released; without the other image it is DPO."""
     policy, reference = logps(0), logps(1)
     policy, reference = (
-        x._replace(others_NKT=other_tokens(seed, x.mask_NKT))
+        x._replace(best_other_NKT=other_tokens(seed, x.mask_NKT))
         for x, seed in ((policy, 5), (reference, 6))
     )
     loss, _ = loss_and_gradient(ours.ReAlign(0.4, form=form), policy, reference)
     label = 0.4 * ratios(policy, reference)
-    top = 0.4 * np.asarray(policy.others_NKT - reference.others_NKT, float).sum(-1)
+    top = 0.4 * np.asarray(policy.best_other_NKT - reference.best_other_NKT, float).sum(-1)
     below = label if form == "label" else top
     for n, length in enumerate(LENGTHS):
         expected = sum(softplus(below[n, k] - label[n, 0]) for k in (1, 2) if length[k])
@@ -264,12 +264,12 @@ def test_own_negatives():
     mask = np.repeat(LENGTHS[:, :2], [2, 1], axis=1)[:, [0, 2, 1]]
     mask = jnp.asarray((np.arange(6) < mask[..., None]).astype(np.float32))
     policy, reference = (
-        BranchLogps(other_tokens(s, mask), mask, own_NT=other_tokens(9 + s, mask[:, 0]))
+        BranchLogps(other_tokens(s, mask), mask, last_argmax_NT=other_tokens(9 + s, mask[:, 0]))
         for s in (0, 1)
     )
     loss, _ = loss_and_gradient(ours.Inherent(0.4), policy, reference)
     ratio = 0.4 * ratios(policy, reference)
-    own = 0.4 * np.asarray(policy.own_NT - reference.own_NT, float).sum(-1)
+    own = 0.4 * np.asarray(policy.last_argmax_NT - reference.last_argmax_NT, float).sum(-1)
     terms = softplus(ratio[:, 1] - ratio[:, 0]), softplus(own - ratio[:, 0])
     np.testing.assert_allclose(loss, np.mean(terms, axis=0), rtol=1e-5)
 
@@ -283,7 +283,7 @@ def test_phrases():
     kl = rng.random(policy.mask_NKT.shape).astype(np.float32) * policy.mask_NKT
     policy = policy._replace(spans_NKT=jnp.asarray(spans), kl_NKT=kl)
     loss, gradient = loss_and_gradient(ours.RRPO(0.4, alpha=0.05), policy, reference)
-    token = np.asarray(policy.tokens_NKT - reference.tokens_NKT, float)
+    token = np.asarray(policy.logp_NKT - reference.logp_NKT, float)
     reward = 0.4 * (token * spans).sum(-1)
     expected = softplus(reward[:, 1] - reward[:, 0]) + 0.05 * np.asarray(kl)[:, 0].sum(-1)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)

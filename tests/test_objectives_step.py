@@ -22,9 +22,9 @@ from test_step import (
 from test_step import variables as variables  # a fixture
 
 from seva_jax import objectives as ours
-from seva_jax.data.trees import differing
+from seva_jax.batches.trees import differing
 from seva_jax.sharding import MeshShape, put_batch
-from seva_jax.step import (
+from seva_jax.training.step import (
     StepOptions,
     TrainState,
     image_features,
@@ -107,7 +107,7 @@ def test_statistics_are_those_of_whole_distributions(variables):
     examples = [two_trees(rng, i) for i in range(2)]
     batch = pack([examples], shape_of(examples, comparisons=2))
     reference = {"params": variables["params"]}
-    needs = frozenset({"squares", "others", "own", "kl"})
+    needs = frozenset({"log_sum_sq", "best_other", "last_argmax", "kl"})
 
     @jax.jit
     def found_in(variables, reference, batch):
@@ -130,13 +130,13 @@ def test_statistics_are_those_of_whole_distributions(variables):
             others = now.at[place, answer].set(-np.inf).max(-1)
             kl = (jnp.exp(then) * (then - now)).sum(-1)
             squares = jnp.log(jnp.exp(2 * now).sum(-1))
-            for name, expected in {"others": others, "kl": kl, "squares": squares}.items():
+            for name, expected in {"best_other": others, "kl": kl, "log_sum_sq": squares}.items():
                 got = getattr(found, f"{name}_NKT")[n, k]
                 np.testing.assert_allclose(got[: len(answer)], expected, atol=1e-4, err_msg=name)
                 assert not got[len(answer) :].any()
             assert kl.min() > 1e-3
         own = logps[0][np.arange(len(logps[0])), logps[2].argmax(-1)]
-        np.testing.assert_allclose(found.own_NT[n, : len(own)], own, atol=1e-4)
+        np.testing.assert_allclose(found.last_argmax_NT[n, : len(own)], own, atol=1e-4)
         assert (logps[2].argmax(-1) != logps[0].argmax(-1)).any()
 
 

@@ -81,11 +81,11 @@ def test_loss_metrics_and_gradient(case):
 
     mask, weight_N = padded(GOLDEN["mask"], 1.0), jnp.array([1.0, 1, 0, 1, 1])
     reference = BranchLogps(padded(GOLDEN["reference"], -50.0), mask)
-    squares = padded(GOLDEN["squares"], -30.0)
+    squares = padded(GOLDEN["log_sum_sq"], -30.0)
     objective = objective_of(case["options"])
 
     def mean_loss(logps_NKT):
-        policy = BranchLogps(logps_NKT, mask, weight_N, squares_NKT=squares)
+        policy = BranchLogps(logps_NKT, mask, weight_N, log_sum_sq_NKT=squares)
         loss_N, metrics = objective(policy, reference)
         metrics = {name: (weight_N * value).sum() / 4 for name, value in metrics.items()}
         return (weight_N * loss_N).sum() / 4, metrics

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from test_pipeline import assert_equal, comparison, iterate, rows, run
 
-from seva_jax.data.packing import Layout, Packer, Sizes, choose, fill
-from seva_jax.data.trees import RowShape
+from seva_jax.batches.packing import Layout, Packer, Sizes, choose, fill
+from seva_jax.batches.trees import RowShape
 
 WIDEST = RowShape(length=256, comparisons=1, branches=2, answer=64, images=2, targets=128)
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from seva_jax.cli import flatten, read_configs
-from seva_jax.prior import PriorRun
-from seva_jax.stages import runs_of
+from seva_jax.config.config_files import read_configs
+from seva_jax.config.prior_run import PriorRun
+from seva_jax.config.rounds import runs_of
+from seva_jax.config.source import flatten
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(p for part in ("", "*/", "seva_jax/*/") for p in ROOT.glob(f"{part}*.md"))

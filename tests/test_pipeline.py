@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from seva_jax.data.inputs import Pixels
-from seva_jax.data.pipeline import (
+from seva_jax.batches.image_inputs import Pixels
+from seva_jax.batches.pipeline import (
     Batches,
     ComparisonRows,
     RowShapes,
@@ -16,7 +16,7 @@ from seva_jax.data.pipeline import (
     num_steps,
     shuffled,
 )
-from seva_jax.data.trees import RowShape, TreeExample, pack_row, stack_rows
+from seva_jax.batches.trees import RowShape, TreeExample, pack_row, stack_rows
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.text.encode import Encoder
 from seva_jax.text.templates import PLAIN

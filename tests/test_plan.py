@@ -12,17 +12,19 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from seva_jax.cli import config_directory, load_experiment, read_config
-from seva_jax.data.trees import RowShape
-from seva_jax.experiment import ComputeOptions, Experiment, TrainOptions, check
-from seva_jax.flops import forward, hardware_flops
+from seva_jax.batches.trees import RowShape
+from seva_jax.config.command_line import load_experiment
+from seva_jax.config.config_files import config_directory, read_config
+from seva_jax.config.experiment import Experiment, check
+from seva_jax.config.options import ComputeOptions, TrainOptions
 from seva_jax.models import LlavaConfig, LoraConfig, TextConfig, VisionConfig
 from seva_jax.plan.__main__ import PlanOptions, main, row_shape, variants
 from seva_jax.plan.chips import Topology
 from seva_jax.plan.hlo import collective_bytes
 from seva_jax.plan.program import lower_rollout, lower_step
-from seva_jax.rollout.sampler import Sampling
 from seva_jax.sharding import MeshShape
+from seva_jax.text.sampling import Sampling
+from seva_jax.training.flops import forward, hardware_flops
 from seva_jax.types import DataError
 
 # One layer each: XLA counts the body of a scan once, and here that is how often it runs.
@@ -259,7 +261,7 @@ def test_only_data_spans_slices():
 def test_libtpu_knows_the_preset():
     """An unknown flag ends the process as soon as libtpu is loaded."""
     code = (
-        "from seva_jax.processes import ProcessOptions, set_libtpu_flags\n"
+        "from seva_jax.runtime.processes import ProcessOptions, set_libtpu_flags\n"
         "from seva_jax.plan.chips import Topology\n"
         "set_libtpu_flags(ProcessOptions(libtpu_flags='overlap'))\n"
         "print(len(Topology.parse('v5e:2x2').devices()))"

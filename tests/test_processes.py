@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from helpers_run import environment
 
-from seva_jax.data.rollouts import read_rollouts
-from seva_jax.processes import ProcessOptions, gather, join
+from seva_jax.run.rollout_files import read_rollouts
+from seva_jax.runtime.processes import ProcessOptions, gather, join
 from seva_jax.types import DataError
 
 ROOT = Path(__file__).parent.parent

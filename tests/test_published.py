@@ -7,9 +7,11 @@ import shlex
 import jax
 import pytest
 
-from seva_jax.cli import config_directory, flatten, load_experiments, read_config
+from seva_jax.config.command_line import load_experiments
+from seva_jax.config.config_files import config_directory, read_config
+from seva_jax.config.rounds import runs_of
+from seva_jax.config.source import flatten
 from seva_jax.sharding import check_batch
-from seva_jax.stages import runs_of
 
 ALL = sorted(config_directory().glob("*.py"))
 COMMAND = re.compile(r"^ *python -m seva_jax\.train (.*(?:\\\n.*)*)", re.MULTILINE)

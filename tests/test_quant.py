@@ -14,10 +14,9 @@ from test_train import small
 
 from seva_jax import train
 from seva_jax.bench.quant import measure
+from seva_jax.config.experiment import Experiment, check
+from seva_jax.config.options import ComputeOptions, TrainOptions
 from seva_jax.convert import load_params
-from seva_jax.data import store
-from seva_jax.data.rollouts import RECORDS, read_rollouts
-from seva_jax.experiment import ComputeOptions, Experiment, TrainOptions, check
 from seva_jax.models import (
     Llava,
     LoraConfig,
@@ -28,6 +27,8 @@ from seva_jax.models import (
     quantise,
     quantise_all,
 )
+from seva_jax.run.rollout_files import RECORDS, read_rollouts
+from seva_jax.runtime import files
 from seva_jax.sharding import MeshShape, variable_shardings
 from seva_jax.types import DataError
 
@@ -197,7 +198,7 @@ def answers(workdir):
     records = read_rollouts(workdir)
     for record in records:
         record["clean"], record["corrupted"] = "red", ["blue"]
-    store.write_records(workdir / RECORDS, records)
+    files.write_records(workdir / RECORDS, records)
 
 
 def test_memory_by_the_compiler():

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from helpers_run import assert_same_run, rows, stages, train
 
-from seva_jax.cli import load_experiment
-from seva_jax.data.inputs import Pixels
-from seva_jax.data.pipeline import Batches, ComparisonRows, RowShapes, encodable, shuffled
-from seva_jax.data.readers import ProcessIterator
+from seva_jax.batches.image_inputs import Pixels
+from seva_jax.batches.pipeline import Batches, ComparisonRows, RowShapes, encodable, shuffled
+from seva_jax.batches.worker_processes import ProcessIterator
+from seva_jax.config.command_line import load_experiment
 from seva_jax.text.encode import Encoder
 
 READING = """
 import multiprocessing, sys, time
 import grain
-from seva_jax.data.readers import ProcessIterator
+from seva_jax.batches.worker_processes import ProcessIterator
 
 if __name__ == "__main__":
     numbers = grain.MapDataset.range(10**6).map(lambda x: x * x)

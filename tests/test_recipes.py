@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from seva_jax import train
-from seva_jax.base_model import TrainedBase
-from seva_jax.cli import config_directory, load_experiments, read_configs
-from seva_jax.data import store
-from seva_jax.data.rollouts import RECORDS, read_rollouts
+from seva_jax.config.base_models import TrainedBase
+from seva_jax.config.command_line import load_experiments
+from seva_jax.config.config_files import config_directory, read_configs
+from seva_jax.config.experiment import Evaluation
+from seva_jax.config.rounds import runs_of
+from seva_jax.data import json_records
 from seva_jax.data.sources import PromptSource
-from seva_jax.experiment import Evaluation
 from seva_jax.models import LlavaConfig, TextConfig, VisionConfig
+from seva_jax.run.rollout_files import RECORDS, read_rollouts
+from seva_jax.runtime import files
+from seva_jax.runtime.run_records import read_metrics, read_stages
 from seva_jax.sharding import MeshShape
-from seva_jax.stages import runs_of
-from seva_jax.workdir import read_metrics, read_stages
 from seva_jax.worlds.pairs import wrong_answer
 
 ALL = sorted(config_directory().glob("*.py"))
@@ -94,11 +96,11 @@ def plausible(workdir):
     for record in records:
         if "kind" in record["meta"]:
             record["clean"] = record["meta"]["answer"]
-            prompt = store.prompt_from(record)
+            prompt = json_records.prompt_from(record)
             record["corrupted"] = [wrong_answer(prompt, rng)[0] for _ in record["corrupted"]]
             if "arrangement" in record["meta"]:  # MIA-DPO compares wrong answers with the truth
                 record["clean"] = wrong_answer(prompt, rng)[0]
-    store.write_records(workdir / RECORDS, records)
+    files.write_records(workdir / RECORDS, records)
 
 
 @pytest.fixture(autouse=True)

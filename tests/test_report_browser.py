@@ -9,8 +9,8 @@ from browser import CHROMIUM, browser
 from helpers_report import photo_pairs
 from test_hostile_pages import write_run
 
-from seva_jax.compare import compare
 from seva_jax.report import ExampleCard, ReportData, write_report
+from seva_jax.report.compare import compare
 from seva_jax.report.figures import write_figures
 
 pytestmark = [

@@ -2,9 +2,10 @@
 
 import types
 
-from seva_jax.experiment import Experiment, ReportOptions
-from seva_jax.results import closing_summary
-from seva_jax.workdir import Workdir
+from seva_jax.config.experiment import Experiment
+from seva_jax.config.options import ReportOptions
+from seva_jax.report.run_report import closing_summary
+from seva_jax.run.workdir import Workdir
 
 
 def stage(seconds, **more):

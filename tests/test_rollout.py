@@ -11,11 +11,11 @@ from test_step import CONFIG
 
 from seva_jax.corrupt import DiffusionNoise
 from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.inference.rollouts import RolloutEngine, rollout_rows
 from seva_jax.models import Llava
-from seva_jax.rollout.run import Asker, rollout_rows
-from seva_jax.rollout.sampler import Sampling
 from seva_jax.sharding import MeshShape
 from seva_jax.text.encode import Encoder
+from seva_jax.text.sampling import Sampling
 from seva_jax.text.templates import PLAIN
 from seva_jax.text.tokenizer import word_tokenizer
 from seva_jax.types import ExampleError, Prompt
@@ -47,9 +47,9 @@ def load_image(name):
     return np.random.default_rng(int(name)).integers(0, 256, (8, 8, 3), np.uint8)
 
 
-def asker(variables, batch_size=8, mesh=(1, 1, 1), **options):
+def engine(variables, batch_size=8, mesh=(1, 1, 1), **options):
     devices = jax.devices()[: int(np.prod(mesh))]
-    return Asker(
+    return RolloutEngine(
         model=MODEL,
         variables=variables,
         encoder=Encoder(TOKENIZER, PLAIN, IMAGE, CONFIG_HERE.tokens_per_image, 64),
@@ -66,7 +66,7 @@ CORRUPT = (DiffusionNoise(step=500),)
 
 
 def rounds(one, sampling=SAMPLING, start=0, corrupt=CORRUPT):
-    return list(one.ask(PROMPTS, load_image, sampling, corrupt, start))
+    return list(one.answer(PROMPTS, load_image, sampling, corrupt, start))
 
 
 def ask(*arguments, **options):
@@ -76,7 +76,7 @@ def ask(*arguments, **options):
 @pytest.fixture(scope="module")
 def expected(variables):
     """By whole batches."""
-    found = ask(asker(variables))
+    found = ask(engine(variables))
     assert [a.prompt for a in found] == PROMPTS
     assert [a.prompt.id for a in found if a.dropped] == ["p5", "p6"]
     lengths = {len(text.split()) for a in found for text in a.answers}
@@ -87,45 +87,45 @@ def expected(variables):
 @pytest.mark.parametrize(("refill", "batch_size"), [(2, 7), (8, 16)])
 def test_refilled_rows_answer_the_same(variables, expected, refill, batch_size):
     """Whatever neighbours a row has, and whenever its answer began."""
-    assert ask(asker(variables, batch_size, refill=refill)) == expected
+    assert ask(engine(variables, batch_size, refill=refill)) == expected
 
 
 def test_a_repetition_penalty_under_refill(variables):
     """A row that takes a new prompt forgets the tokens of the old one."""
     sampling = Sampling(12, repetition_penalty=1.3)
-    plain, expected = ask(asker(variables), Sampling(12)), ask(asker(variables), sampling)
+    plain, expected = ask(engine(variables), Sampling(12)), ask(engine(variables), sampling)
     assert plain != expected
-    assert ask(asker(variables, 7, refill=4), sampling) == expected
-    int8 = ask(asker(variables, cache="int8"), sampling)
-    assert ask(asker(variables, refill=4, cache="int8"), sampling) == int8
-    assert ask(asker(variables, 16, (1, 2, 2), refill=2), sampling) == expected
+    assert ask(engine(variables, 7, refill=4), sampling) == expected
+    int8 = ask(engine(variables, cache="int8"), sampling)
+    assert ask(engine(variables, refill=4, cache="int8"), sampling) == int8
+    assert ask(engine(variables, 16, (1, 2, 2), refill=2), sampling) == expected
 
 
 def test_answers_come_as_they_complete(variables, expected):
     """Not all at the end; and from any start on."""
-    assert len(rounds(asker(variables, refill=4))) > 5
-    assert ask(asker(variables, refill=4), start=9) == expected[9:]
-    assert ask(asker(variables, refill=4), start=len(PROMPTS)) == []
+    assert len(rounds(engine(variables, refill=4))) > 5
+    assert ask(engine(variables, refill=4), start=9) == expected[9:]
+    assert ask(engine(variables, refill=4), start=len(PROMPTS)) == []
 
 
 def test_one_token_answers(variables):
     """Rows that are done when they start."""
-    whole = ask(asker(variables), Sampling(1))
-    assert ask(asker(variables, refill=4), Sampling(1)) == whole
+    whole = ask(engine(variables), Sampling(1))
+    assert ask(engine(variables, refill=4), Sampling(1)) == whole
     assert {len(a.answers) for a in whole} == {0, 2}
 
 
 @pytest.mark.parametrize("mesh", [(2, 2, 1), (1, 2, 2)], ids=str)
 def test_rows_over_devices(variables, expected, mesh):
     """Each device refills its own rows."""
-    assert ask(asker(variables, 16, mesh, refill=2)) == expected
+    assert ask(engine(variables, 16, mesh, refill=2)) == expected
 
 
 def test_int8_cache_is_close(variables):
     """Most greedy answers on clean images stay, in both ways of batching the very same."""
-    exact = ask(asker(variables), Sampling(6), corrupt=())
-    int8 = ask(asker(variables, cache="int8"), Sampling(6), corrupt=())
-    assert ask(asker(variables, refill=4, cache="int8"), Sampling(6), corrupt=()) == int8
+    exact = ask(engine(variables), Sampling(6), corrupt=())
+    int8 = ask(engine(variables, cache="int8"), Sampling(6), corrupt=())
+    assert ask(engine(variables, refill=4, cache="int8"), Sampling(6), corrupt=()) == int8
     same = [a == b for a, b in zip(exact, int8, strict=True)]
     assert np.mean(same) > 0.7
 

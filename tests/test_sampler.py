@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from test_step import CONFIG, IMAGE, PATCHES
 
+from seva_jax.inference.sampler import PromptBatch, choose, generate
 from seva_jax.models import Llava
 from seva_jax.models.init import _init, _unbox
-from seva_jax.rollout.sampler import PromptBatch, Sampling, choose, generate
+from seva_jax.text.sampling import Sampling
 
 MODEL = Llava(CONFIG)
 STOP, PAD, NEW, WIDTH = 3, 0, 6, 16

@@ -7,9 +7,9 @@ import pytest
 from helpers_fit import fit, tiny_run
 from helpers_run import saved_steps
 
-from seva_jax import checkpoint
-from seva_jax.cli import config_directory, read_configs
-from seva_jax.saving import Pace
+from seva_jax.config.config_files import config_directory, read_configs
+from seva_jax.training import checkpoint
+from seva_jax.training.save_schedule import SaveSchedule
 
 EVERY_S = 100.0
 
@@ -28,7 +28,7 @@ def simulated(write_s, row_s, first_s=None, until_s=3000.0):
         training; checkpoints begun.
     """
     now = trained = 0.0
-    pace = Pace(EVERY_S, lambda: now)
+    save_schedule = SaveSchedule(EVERY_S, lambda: now)
     finished = begun = 0.0  # training that checkpoints hold
     ready, took, worst, saves = None, None, 0.0, 0
 
@@ -45,15 +45,15 @@ def simulated(write_s, row_s, first_s=None, until_s=3000.0):
             worst = max(worst, trained - finished)  # a kill just before the commit
             settle()
         row = row_s
-        due = pace.due(took, ready is not None)
+        due = save_schedule.due(took, ready is not None)
         if due.save:
-            pace.begin()
-            with pace.standing():
+            save_schedule.begin()
+            with save_schedule.paused():
                 now = max(now, ready or 0.0)
                 settle()
             begun, ready, saves = trained, now + write_s, saves + 1
         if due.wait:
-            with pace.standing():
+            with save_schedule.paused():
                 now = max(now, ready or 0.0)
                 settle()
     return worst, trained / now, saves

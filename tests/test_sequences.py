@@ -8,10 +8,13 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_rollout import SAMPLING, asker, load_image
+from test_rollout import SAMPLING, engine, load_image
 from test_rollout import variables as variables  # a fixture
 
-from seva_jax.cli import config_directory, load_experiments
+from seva_jax.config.command_line import load_experiments
+from seva_jax.config.config_files import config_directory
+from seva_jax.config.prior_run import PriorRun
+from seva_jax.config.rounds import runs_of
 from seva_jax.corrupt import (
     DiffusionNoise,
     Drop,
@@ -26,8 +29,6 @@ from seva_jax.data.captions import CaptionedPrompts, without_captions
 from seva_jax.data.files import QuestionsJsonl
 from seva_jax.objectives import DPO, Supervised
 from seva_jax.pairs import TemplePairs
-from seva_jax.prior import PriorRun
-from seva_jax.stages import runs_of
 from seva_jax.text import templates
 from seva_jax.types import IMAGE_MARKER, DataError, ExampleError, Prompt, Rollout
 from seva_jax.worlds import WorldPairs, WorldPrompts
@@ -203,7 +204,7 @@ def test_the_model_is_asked_about_the_changed_sequence(variables):
     asked = prompts[:2] + prompts[3:]
 
     def answers(prompts, *corrupt):
-        rounds = asker(variables).ask(prompts, load_image, greedy, corrupt)
+        rounds = engine(variables).answer(prompts, load_image, greedy, corrupt)
         return list(itertools.chain(*rounds))
 
     first, second, broken = answers(asked, images, DiffusionNoise(0))
@@ -224,7 +225,9 @@ def test_the_model_is_asked_about_the_changed_sequence(variables):
 def test_single_images_are_dropped_and_counted(variables):
     """Others are answered."""
     prompts = [Prompt("a", "what is it", ("0",)), Prompt("b", "what is it", ("2", "3"))]
-    found = list(itertools.chain(*asker(variables).ask(prompts, load_image, SAMPLING, (Drop(),))))
+    found = list(
+        itertools.chain(*engine(variables).answer(prompts, load_image, SAMPLING, (Drop(),)))
+    )
     assert [a.dropped for a in found] == ["nothing to reorder", ""]
 
 

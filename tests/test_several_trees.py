@@ -9,12 +9,12 @@ from test_pipeline import IMAGE, PATCHES, comparison, load_image, one, rows
 from test_step import example, logps, pack, plain_logps, shape_of
 from test_step import variables as variables  # a fixture
 
+from seva_jax.batches.trees import RowShape
 from seva_jax.corrupt import DiffusionNoise, PixelNoise
 from seva_jax.data.changed import ChangedImages
 from seva_jax.data.mixed import Concatenated
 from seva_jax.data.records import ArrayRecordPairs, build
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
-from seva_jax.data.trees import RowShape
 from seva_jax.objectives import Inherent
 from seva_jax.types import DataError, Prompt, View
 from seva_jax.worlds import WorldPrompts

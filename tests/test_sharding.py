@@ -9,7 +9,6 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from seva_jax import sharding
-from seva_jax.loop import init_state
 from seva_jax.models import (
     Llava,
     LlavaConfig,
@@ -19,7 +18,6 @@ from seva_jax.models import (
     abstract_variables,
     init_variables,
 )
-from seva_jax.optim import Optim
 from seva_jax.sharding import (
     LOGICAL_AXES,
     MeshShape,
@@ -30,6 +28,8 @@ from seva_jax.sharding import (
     state_shardings,
     variable_shardings,
 )
+from seva_jax.training.loop import init_state
+from seva_jax.training.optimizer import Optim
 from seva_jax.types import DataError
 
 CONFIG = LlavaConfig(

@@ -12,19 +12,19 @@ import time
 import pytest
 from helpers_run import STEPS, assert_same_run, environment, lines, rows, saved_steps, stages, train
 
-from seva_jax.stopping import Status
+from seva_jax.runtime.shutdown import Status
 
 SCRIPT = """
 import sys, time
-from seva_jax import processes, stopping
+from seva_jax.runtime import processes, shutdown
 
 print("ready", flush=True)
 with processes.joined(processes.ProcessOptions(grace_s=float(sys.argv[1]))):
     print("joined", flush=True)
     end = time.monotonic() + 60
     while time.monotonic() < end:
-        if sys.argv[2] == "asks" and stopping.reached():
-            stopping.check()  # as the stage after a last step does
+        if sys.argv[2] == "asks" and shutdown.stop_agreed():
+            shutdown.raise_if_stopping()  # as the stage after a last step does
         time.sleep(0.02)  # a handler does not end this, as it does not end a compilation
 """
 

@@ -12,7 +12,7 @@ import pytest
 from helpers_run import ROOT, assert_same_run, lines, rows, train
 from test_signals import answers, compiling, started
 
-from seva_jax.stopping import Status
+from seva_jax.runtime.shutdown import Status
 
 free_port = runpy.run_path(str(ROOT / "launch" / "local.py"))["free_port"]
 

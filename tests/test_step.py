@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from seva_jax.data.trees import RowShape, TreeExample, pack_row, stack_rows
+from seva_jax.batches.trees import RowShape, TreeExample, pack_row, stack_rows
 from seva_jax.models import Llava, LlavaConfig, LoraConfig, TextConfig, VisionConfig
 from seva_jax.models.init import _init, _unbox
 from seva_jax.objectives import DPO, Supervised
-from seva_jax.step import (
+from seva_jax.training.step import (
     StepOptions,
     TrainState,
     make_logps,
@@ -316,9 +316,9 @@ def test_missing_branches_do_not_count():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-6, err_msg=name)
 
     def scalar(tokens):
-        return DPO(sft_weight=0.5)(policy._replace(tokens_NKT=tokens), reference)[0].sum()
+        return DPO(sft_weight=0.5)(policy._replace(logp_NKT=tokens), reference)[0].sum()
 
-    assert np.isfinite(jax.grad(scalar)(policy.tokens_NKT)).all()
+    assert np.isfinite(jax.grad(scalar)(policy.logp_NKT)).all()
 
 
 def test_several_negatives_are_infonce():

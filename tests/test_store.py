@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seva_jax.data import store
-from seva_jax.data.rollouts import INDEX, LINES, RECORDS, read_rollouts, write_rollouts
+from seva_jax.data import json_records
+from seva_jax.run import reference
+from seva_jax.run.rollout_files import INDEX, LINES, RECORDS, read_rollouts, write_rollouts
+from seva_jax.runtime import files
 from seva_jax.types import Comparison, DataError, Prompt, Rollout, View
 
 # Quotes, line ends of every kind, characters outside ASCII and outside the BMP, and an empty text.
@@ -47,10 +49,10 @@ def test_rollouts_round_trip(tmp_path):
     """Appended batch by batch."""
     path = tmp_path / "rollouts.jsonl"
     rollouts = [Rollout(prompt(i), TEXTS[i], (TEXTS[-i], "x")) for i in range(len(TEXTS))]
-    store.append_lines(path, map(store.rollout_record, rollouts[:2]))
-    store.append_lines(path, [])
-    store.append_lines(path, map(store.rollout_record, rollouts[2:]))
-    assert [store.rollout_from(r) for r in store.read_lines(path)] == rollouts
+    files.append_lines(path, map(json_records.rollout_record, rollouts[:2]))
+    files.append_lines(path, [])
+    files.append_lines(path, map(json_records.rollout_record, rollouts[2:]))
+    assert [json_records.rollout_from(r) for r in files.read_lines(path)] == rollouts
     assert path.read_bytes().count(b"\n") == len(rollouts)
 
 
@@ -59,14 +61,14 @@ def test_beginnings_of_answers_are_written_where_there_are_some(tmp_path):
     begun = dataclasses.replace(prompt(), start="The circle")
     for one in (prompt(start=""), begun):
         rollout = Rollout(one, "is red", ())
-        record = store.rollout_record(rollout)
+        record = json_records.rollout_record(rollout)
         assert ("start" in record) == (one is begun)
         assert record["meta"] == one.meta  # a field of the same name there stays
-        assert store.rollout_from(json.loads(json.dumps(record))) == rollout
+        assert json_records.rollout_from(json.loads(json.dumps(record))) == rollout
         pairs = [Comparison(one, ("a", "b"), more=(View(one, ("c",)),))]
-        store.write_comparisons(tmp_path / "pairs.array_record", pairs)
-        assert store.read_comparisons(tmp_path / "pairs.array_record") == pairs
-        (record,) = store.read_records(tmp_path / "pairs.array_record")
+        json_records.write_comparisons(tmp_path / "pairs.array_record", pairs)
+        assert json_records.read_comparisons(tmp_path / "pairs.array_record") == pairs
+        (record,) = files.read_records(tmp_path / "pairs.array_record")
         assert ("start" in record["prompt"]) == ("start" in record["more"][0]["prompt"])
         assert ("start" in record["prompt"]) == (one is begun)
         assert pairs[0].texts == tuple(one.start + x for x in ("a", "b", "c"))
@@ -75,12 +77,12 @@ def test_beginnings_of_answers_are_written_where_there_are_some(tmp_path):
 def test_finished_rollouts(tmp_path):
     """ArrayRecord with an index for people; a run of an earlier version has its lines."""
     records = [
-        store.rollout_record(Rollout(prompt(0), "a red circle", ("red", "a red circle"))),
+        json_records.rollout_record(Rollout(prompt(0), "a red circle", ("red", "a red circle"))),
         {"id": "gone", "dropped": "unreadable image"},
-        store.rollout_record(Rollout(prompt(1), "", ("blue", "a"))),
+        json_records.rollout_record(Rollout(prompt(1), "", ("blue", "a"))),
     ]
     records = json.loads(json.dumps(records))  # lists for tuples
-    store.append_lines(tmp_path / LINES, records)
+    files.append_lines(tmp_path / LINES, records)
     assert read_rollouts(tmp_path) == records
     write_rollouts(tmp_path, records[:2], ["DiffusionNoise(step=900)", "Solarize()"])
     assert read_rollouts(tmp_path) == records[:2]
@@ -120,7 +122,7 @@ def test_finished_rollouts(tmp_path):
 
 def test_a_missing_file_has_no_lines(tmp_path):
     """A run that has not begun."""
-    assert store.read_lines(tmp_path / "none.jsonl") == []
+    assert files.read_lines(tmp_path / "none.jsonl") == []
     assert not (tmp_path / "none.jsonl").exists()
 
 
@@ -128,15 +130,15 @@ def test_every_cut_of_a_file_leaves_whole_lines(tmp_path):
     """Killed at any byte: finished lines are kept, the rest is cut off, and appending works."""
     path = tmp_path / "lines.jsonl"
     records = [{"text": TEXTS[3], "n": 1}, {"n": 22}]
-    store.append_lines(path, records)
+    files.append_lines(path, records)
     whole = path.read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
     for size in range(len(whole) + 1):
         path.write_bytes(whole[:size])
         kept = sum(end <= size for end in ends)
-        assert store.read_lines(path) == records[:kept]
+        assert files.read_lines(path) == records[:kept]
         assert path.read_bytes() == whole[: ([0, *ends])[kept]]
-        store.append_lines(path, records[kept:])
+        files.append_lines(path, records[kept:])
         assert path.read_bytes() == whole
 
 
@@ -146,7 +148,7 @@ def test_a_broken_line_before_the_last_is_named(tmp_path):
     content = b'{"n": 1}\n{"n": \n{"n": 3}\n'
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"lines\.jsonl, line 2: not JSON .*delete the file"):
-        store.read_lines(path)
+        files.read_lines(path)
     assert path.read_bytes() == content
 
 
@@ -155,13 +157,13 @@ def test_bytes_that_are_not_utf8_are_named(tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_bytes(b'{"n": "\xff"}\n{"n": 3}\n')
     with pytest.raises(DataError, match="line 1"):
-        store.read_lines(path)
+        files.read_lines(path)
 
 
 def test_json_is_replaced_as_a_whole(tmp_path, monkeypatch):
     """A kill before the rename leaves the old file."""
     path = tmp_path / "index.json"
-    store.write_json(path, {"texts": TEXTS})
+    files.write_json(path, {"texts": TEXTS})
     assert json.loads(path.read_text("utf-8")) == {"texts": list(TEXTS)}
 
     def killed(*_):
@@ -169,7 +171,7 @@ def test_json_is_replaced_as_a_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(path), "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        store.write_json(path, {"texts": []})
+        files.write_json(path, {"texts": []})
     assert json.loads(path.read_text("utf-8")) == {"texts": list(TEXTS)}
 
 
@@ -179,24 +181,24 @@ def test_json_is_replaced_as_a_whole(tmp_path, monkeypatch):
 def test_comparisons_round_trip(tmp_path):
     """Equal, in order, tuples as tuples."""
     path = tmp_path / "pairs.array_record"
-    store.write_comparisons(path, comparisons())
-    assert store.read_comparisons(path) == comparisons()
-    store.write_comparisons(path, comparisons()[:1])  # replaces
-    assert store.read_comparisons(path) == comparisons()[:1]
+    json_records.write_comparisons(path, comparisons())
+    assert json_records.read_comparisons(path) == comparisons()
+    json_records.write_comparisons(path, comparisons()[:1])  # replaces
+    assert json_records.read_comparisons(path) == comparisons()[:1]
     assert [p.name for p in tmp_path.iterdir()] == ["pairs.array_record"]
 
 
 def test_many_records_keep_their_order(tmp_path):
     """More than a reader's chunk."""
     path = tmp_path / "many.array_record"
-    store.write_records(path, ({"n": n, "pad": "x" * (n % 97)} for n in range(3000)))
-    assert [r["n"] for r in store.read_records(path)] == list(range(3000))
+    files.write_records(path, ({"n": n, "pad": "x" * (n % 97)} for n in range(3000)))
+    assert [r["n"] for r in files.read_records(path)] == list(range(3000))
 
 
 def test_a_missing_file_is_named(tmp_path):
     """With what to do."""
     with pytest.raises(DataError, match=r"gone\.array_record is missing"):
-        store.read_records(tmp_path / "gone.array_record")
+        files.read_records(tmp_path / "gone.array_record")
 
 
 @pytest.mark.parametrize(
@@ -214,16 +216,16 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_damaged_file_is_named(tmp_path, damage):
     """With what to do."""
     path = tmp_path / "pairs.array_record"
-    store.write_comparisons(path, comparisons())
+    json_records.write_comparisons(path, comparisons())
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError, match=r"pairs\.array_record is damaged .*delete it"):
-        store.read_comparisons(path)
+        json_records.read_comparisons(path)
 
 
 def test_no_flipped_byte_is_read_as_something_else(tmp_path):
     """Hashes catch it, unless the byte is one that nobody reads."""
     path = tmp_path / "pairs.array_record"
-    store.write_comparisons(path, comparisons())
+    json_records.write_comparisons(path, comparisons())
     content = path.read_bytes()
     used = np.flatnonzero(np.frombuffer(content, np.uint8))
     num_caught, places = 0, used[::3].tolist()
@@ -232,7 +234,7 @@ def test_no_flipped_byte_is_read_as_something_else(tmp_path):
         flipped[place] ^= 0x11
         path.write_bytes(flipped)
         try:
-            assert store.read_comparisons(path) == comparisons(), place
+            assert json_records.read_comparisons(path) == comparisons(), place
         except DataError:
             num_caught += 1
     assert num_caught > len(places) / 2
@@ -241,15 +243,15 @@ def test_no_flipped_byte_is_read_as_something_else(tmp_path):
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     """Records come from a generator that may fail."""
     path = tmp_path / "pairs.array_record"
-    store.write_records(path, [{"n": 1}])
+    files.write_records(path, [{"n": 1}])
 
     def records():
         yield {"n": 2}
         raise RuntimeError("failed")
 
     with pytest.raises(RuntimeError, match="failed"):
-        store.write_records(path, records())
-    assert store.read_records(path) == [{"n": 1}]
+        files.write_records(path, records())
+    assert files.read_records(path) == [{"n": 1}]
 
 
 # --- reference log-probs --------------------------------------------------------------------------
@@ -274,8 +276,8 @@ def test_reference_log_probs_are_exact(tmp_path):
     logps = [(random, special), (denormals, -denormals), (typical,), (special[:1], special[1:])]
     ids = [f"id {i}" for i in range(len(logps))]
     path = tmp_path / "reference.array_record"
-    store.write_reference(path, ids, logps, "fingerprint")
-    read = store.read_reference(path, ids, "fingerprint")
+    reference.write_reference(path, ids, logps, "fingerprint")
+    read = reference.read_reference(path, ids, "fingerprint")
     assert len(read) == len(logps)
     for found, expected in zip(read, logps, strict=True):
         assert isinstance(found, tuple)
@@ -288,20 +290,20 @@ def test_stale_reference_log_probs_are_refused(tmp_path):
     """Other weights, other pairs, another order, or fewer of them."""
     path = tmp_path / "reference.array_record"
     ids, logps = ["a", "b"], [[np.zeros(2, np.float32)]] * 2
-    store.write_reference(path, ids, logps, "made for this")
-    assert len(store.read_reference(path, ids, "made for this")) == 2
+    reference.write_reference(path, ids, logps, "made for this")
+    assert len(reference.read_reference(path, ids, "made for this")) == 2
     with pytest.raises(DataError, match=r"made for this instead of something else.*delete it"):
-        store.read_reference(path, ids, "something else")
+        reference.read_reference(path, ids, "something else")
     for others in (["b", "a"], ["a"], ["a", "b", "c"], []):
         with pytest.raises(DataError, match=r"reference\.array_record belongs to other pairs"):
-            store.read_reference(path, others, "made for this")
+            reference.read_reference(path, others, "made for this")
 
 
 def test_reference_needs_one_entry_for_each_id(tmp_path):
     """A caller's mistake does not become a file."""
     path = tmp_path / "reference.array_record"
     with pytest.raises(ValueError, match="zip"):
-        store.write_reference(path, ["a", "b"], [[np.zeros(1, np.float32)]], "f")
+        reference.write_reference(path, ["a", "b"], [[np.zeros(1, np.float32)]], "f")
     assert not path.exists()
 
 
@@ -311,9 +313,9 @@ def test_reference_needs_one_entry_for_each_id(tmp_path):
 @pytest.mark.parametrize(
     "write",
     [
-        lambda path: store.write_json(path, {"a": "x" * 5000}),
-        lambda path: store.write_lines(path, [{"a": "x" * 5000}]),
-        lambda path: store.write_records(path, [{"a": "x" * 5000}]),
+        lambda path: files.write_json(path, {"a": "x" * 5000}),
+        lambda path: files.write_lines(path, [{"a": "x" * 5000}]),
+        lambda path: files.write_records(path, [{"a": "x" * 5000}]),
     ],
     ids=["JSON", "lines", "records"],
 )
@@ -330,7 +332,7 @@ def test_files_are_on_disk_before_they_have_their_names(tmp_path, monkeypatch, w
         events.append("renamed")
         return replace(aside, path)
 
-    monkeypatch.setattr(store.os, "fsync", synchronised)
+    monkeypatch.setattr(files.os, "fsync", synchronised)
     monkeypatch.setattr(Path, "replace", renamed)
     path = tmp_path / "file"
     write(path)

@@ -7,15 +7,15 @@ import sys
 
 import pytest
 
-from seva_jax import terminal
-from seva_jax.terminal import Progress
+from seva_jax.runtime import progress
+from seva_jax.runtime.progress import Progress
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """Seconds that pass only when the test says so."""
     now = [0.0]
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now
 
 

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 
 from seva_jax import train
-from seva_jax.base_model import Checkpoint
-from seva_jax.cli import config_directory, load_experiment, read_config
+from seva_jax.config.base_models import Checkpoint
+from seva_jax.config.command_line import load_experiment
+from seva_jax.config.config_files import config_directory, read_config
 from seva_jax.convert import load_params
 from seva_jax.convert.__main__ import open_source
 from seva_jax.convert.rewrite import to_hf
 from seva_jax.corrupt import DiffusionNoise
-from seva_jax.data import store
-from seva_jax.data.rollouts import RECORDS, read_rollouts
 from seva_jax.report.__main__ import main as compare_runs
+from seva_jax.run.rollout_files import RECORDS, read_rollouts
+from seva_jax.run.workdir import Workdir
+from seva_jax.runtime import files
 from seva_jax.sharding import MeshShape
 from seva_jax.types import DataError
-from seva_jax.workdir import Workdir
 
 SMALL = """
 --base.steps 12 --base.batch-size 16 --base.prompts.num 96 --prompts.num 48
@@ -74,7 +75,7 @@ def answers(workdir):
     records = read_rollouts(workdir)
     for i, record in enumerate(records):
         record["clean"], record["corrupted"] = "red", ["blue" if i % 2 else "red", "a green ring"]
-    store.write_records(workdir / RECORDS, records)
+    files.write_records(workdir / RECORDS, records)
 
 
 @pytest.mark.slow

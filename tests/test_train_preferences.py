@@ -9,15 +9,16 @@ import pytest
 from PIL import Image
 
 from seva_jax import train
-from seva_jax.cli import load_experiment
+from seva_jax.config.command_line import load_experiment
+from seva_jax.config.experiment import check
 from seva_jax.corrupt import DiffusionNoise
-from seva_jax.data import store
+from seva_jax.data import json_records
 from seva_jax.data.changed import ChangedImages
 from seva_jax.data.messages import TrlPairs
 from seva_jax.data.mixed import Concatenated
-from seva_jax.data.rollouts import RECORDS, read_rollouts
-from seva_jax.experiment import check
 from seva_jax.objectives import DPO, Inherent, ScoreGap
+from seva_jax.run.rollout_files import RECORDS, read_rollouts
+from seva_jax.runtime import files
 from seva_jax.sharding import MeshShape
 from seva_jax.types import DataError
 from seva_jax.worlds import ShapeWorld
@@ -76,7 +77,7 @@ def test_stages_of_preferences(tmp_path, monkeypatch, capsys):
         "pairs": 8, "prompts": 9, "answers cut to fit": 0, "drops": {"equal answers": 1},
         "left out inside pairs": {},
     }  # fmt: skip
-    pairs = store.read_comparisons(run.workdir.path / "pairs.array_record")
+    pairs = json_records.read_comparisons(run.workdir.path / "pairs.array_record")
     assert pairs == list(run.prompts.comparisons)
     assert "pairs: 8 kept of 9; dropped: 1 equal answers" in capsys.readouterr().out
     train.Run(experiment(tmp_path)).stages()
@@ -84,7 +85,7 @@ def test_stages_of_preferences(tmp_path, monkeypatch, capsys):
 
 
 def test_pairs_that_do_not_fit_are_counted(tmp_path, monkeypatch):
-    """`find_pairs` is one function for rollouts and for preferences."""
+    """`build_pairs` is one function for rollouts and for preferences."""
     e = experiment(tmp_path)
     long = dataclasses.replace(e, text=dataclasses.replace(e.text, max_length=30))
     run = train.Run(long)
@@ -114,7 +115,7 @@ def test_training_on_preferences(tmp_path, capsys):
     page = (run.workdir.path / "report.html").read_text(encoding="utf-8")
     assert "blue and blue" in page
 
-    stored = store.read_records(run.workdir.path / "reference.array_record")[1:]
+    stored = files.read_records(run.workdir.path / "reference.array_record")[1:]
     assert [len(r["logps"]) for r in stored] == [2, 2, 2, 0, 2, 2, 2, 2]
 
 

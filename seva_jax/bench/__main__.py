@@ -14,7 +14,7 @@ from seva_jax.bench.refill import RefillBench, run_refill
 from seva_jax.bench.sample import SampleBench, run_sample
 from seva_jax.bench.scaling import ScalingBench, run_scaling
 from seva_jax.bench.step import StepBench, run_step
-from seva_jax.processes import one_line_errors, use_compile_cache
+from seva_jax.runtime.processes import one_line_errors, use_compile_cache
 
 
 @one_line_errors()

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from seva_jax.bench.study import difference_table, interval, num_pairs, read_metrics, reseed
-from seva_jax.cli import config_directory, read_config
+from seva_jax.config.config_files import config_directory, read_config
+from seva_jax.config.experiment import Experiment
 from seva_jax.corrupt import DiffusionNoise
-from seva_jax.data.store import write_json
-from seva_jax.experiment import Experiment
 from seva_jax.objectives import Supervised
 from seva_jax.pairs import PairBuilder
 from seva_jax.ranges import FROM_0, Ranges
+from seva_jax.runtime.files import write_json
 from seva_jax.train import Run
 from seva_jax.types import Comparison, Rollout
 

@@ -21,12 +21,12 @@ from seva_jax.bench.study import (
     read_metrics,
     reseed,
 )
-from seva_jax.cli import config_directory, read_configs
-from seva_jax.data.store import write_json
-from seva_jax.experiment import Experiment
+from seva_jax.config.config_files import config_directory, read_configs
+from seva_jax.config.experiment import Experiment
+from seva_jax.config.rounds import runs_of
 from seva_jax.objectives import Supervised
 from seva_jax.ranges import FROM_1, Ranges
-from seva_jax.stages import runs_of
+from seva_jax.runtime.files import write_json
 from seva_jax.train import run_all
 from seva_jax.types import DataError
 from seva_jax.worlds import WorldPairs

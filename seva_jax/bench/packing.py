@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from seva_jax.batches.packing import Packer, Sizes, choose
+from seva_jax.batches.trees import RowShape, TreeExample
 from seva_jax.bench.step import (
     BETA,
     LR,
@@ -25,12 +27,10 @@ from seva_jax.bench.step import (
     random_params,
 )
 from seva_jax.bench.timing import in_turns, machine, table
-from seva_jax.data.packing import Packer, Sizes, choose
-from seva_jax.data.trees import RowShape, TreeExample
-from seva_jax.flops import forward, model_flops
 from seva_jax.models import Llava, LlavaConfig, LoraConfig
 from seva_jax.objectives import DPO
-from seva_jax.step import StepOptions, TrainState, make_train_step
+from seva_jax.training.flops import forward, model_flops
+from seva_jax.training.step import StepOptions, TrainState, make_train_step
 from seva_jax.types import DataError, TreeBatch
 
 

@@ -17,11 +17,11 @@ import numpy as np
 from seva_jax.bench.step import SIZES, on_device, random_params
 from seva_jax.bench.timing import in_turns, machine, table
 from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.models import Llava
-from seva_jax.rollout.run import Asker
-from seva_jax.rollout.sampler import Sampling
 from seva_jax.sharding import MeshShape
 from seva_jax.text.encode import Encoder
+from seva_jax.text.sampling import Sampling
 from seva_jax.text.templates import PLAIN
 from seva_jax.text.tokenizer import word_tokenizer
 from seva_jax.types import DataError, Prompt
@@ -68,7 +68,7 @@ def run_refill(bench: RefillBench) -> None:
     model = Llava(config, dtype=jnp.dtype(bench.dtype))
     prompts = [Prompt(f"p{i}", "w1 w2 w3", (str(i),)) for i in range(bench.prompts)]
     side = config.vision.image_size
-    asker = Asker(
+    engine = RolloutEngine(
         model=model,
         variables=on_device(random_params(model), model.dtype),
         encoder=Encoder(tokenizer, PLAIN, image, config.tokens_per_image, 4096),
@@ -82,10 +82,10 @@ def run_refill(bench: RefillBench) -> None:
         return np.random.default_rng(int(name)).integers(0, 256, (side, side, 3), np.uint8)
 
     sampling = Sampling(bench.answer, temperature=1.0)
-    askers = {"whole batches": asker, "refilled": dataclasses.replace(asker, refill=bench.refill)}
+    askers = {"whole batches": engine, "refilled": dataclasses.replace(engine, refill=bench.refill)}
 
     def answers(name: str) -> list[str]:
-        batches = askers[name].ask(prompts, load_image, sampling)
+        batches = askers[name].answer(prompts, load_image, sampling)
         return [answered.answers[0] for batch in batches for answered in batch]
 
     found = {name: answers(name) for name in askers}  # compiles

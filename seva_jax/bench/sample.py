@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from seva_jax.batches.trees import RowShape
 from seva_jax.bench.limits import Limit, products, reading
 from seva_jax.bench.step import SIZES, on_device, random_params, write_model
 from seva_jax.bench.timing import in_turns, machine, table
-from seva_jax.data.trees import RowShape
-from seva_jax.flops import forward
+from seva_jax.inference.sampler import PromptBatch, generate
 from seva_jax.models import Llava, LlavaConfig, LoraConfig
-from seva_jax.rollout.sampler import PromptBatch, Sampling, generate
+from seva_jax.text.sampling import Sampling
+from seva_jax.training.flops import forward
 from seva_jax.types import DataError
 
 

@@ -29,7 +29,7 @@ from seva_jax.bench.step import (
 from seva_jax.bench.timing import in_turns, machine
 from seva_jax.models import Llava, LoraConfig
 from seva_jax.objectives import DPO
-from seva_jax.step import StepOptions, make_train_step
+from seva_jax.training.step import StepOptions, make_train_step
 from seva_jax.types import DataError
 
 

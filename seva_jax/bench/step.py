@@ -25,11 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from seva_jax.batches.trees import RowShape, TreeExample, pack_row, stack_rows
 from seva_jax.bench.limits import products
 from seva_jax.bench.timing import in_turns, machine, table
 from seva_jax.convert.rewrite import write_new
-from seva_jax.data.trees import RowShape, TreeExample, pack_row, stack_rows
-from seva_jax.flops import forward, model_flops
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import (
     LLAVA_15,
@@ -45,7 +44,9 @@ from seva_jax.models import (
 )
 from seva_jax.objectives import DPO
 from seva_jax.sharding import on_one_device
-from seva_jax.step import (
+from seva_jax.text.tokenizer import word_tokenizer
+from seva_jax.training.flops import forward, model_flops
+from seva_jax.training.step import (
     StepOptions,
     TrainState,
     batch_loss,
@@ -56,7 +57,6 @@ from seva_jax.step import (
     tree_hidden,
     tree_logps,
 )
-from seva_jax.text.tokenizer import word_tokenizer
 from seva_jax.types import BranchLogps, DataError, TreeBatch
 
 BETA, LR = 0.1, 1e-4
@@ -210,10 +210,10 @@ def separate_rows(model: Llava, options: StepOptions, branches: int = 2) -> Any:
     objective, optimizer = DPO(beta=BETA), optax.adamw(LR)
 
     def logps(variables: Any, batch: TreeBatch) -> BranchLogps:
-        features_BPV = image_features(model, variables, batch)
-        hidden_BSD = tree_hidden(model, variables, batch, features_BPV)
+        features_BPE = image_features(model, variables, batch)
+        hidden_BSD = tree_hidden(model, variables, batch, features_BPE)
         found = tree_logps(model, variables, batch, options, hidden_BSD)
-        sides = (found.tokens_NKT, found.mask_NKT)
+        sides = (found.logp_NKT, found.mask_NKT)
         return BranchLogps(*(x.reshape(-1, branches, x.shape[-1]) for x in sides))
 
     def step(state: TrainState, frozen: Any, batch: TreeBatch) -> tuple[TrainState, dict]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from seva_jax.experiment import Experiment
+from seva_jax.config.experiment import Experiment
 from seva_jax.worlds import ShapeWorld
 
 # (evaluation, metric): shown in this order.

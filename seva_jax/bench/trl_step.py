@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from seva_jax.data.trees import TreeExample
+from seva_jax.batches.trees import TreeExample
 from seva_jax.models import LoraConfig
 from seva_jax.types import DataError
 

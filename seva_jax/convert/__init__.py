@@ -4,7 +4,7 @@ In: `hf_config` reads config.json, `table` says which of their tensors is which 
 checks the files against the model and reads them onto devices. Out (`python -m
 seva_jax.convert`): `export` writes whole models, `peft` adapters, `pickles` turns .bin files into
 safetensors. `original` knows what is different in the original LLaVA's layout. Training
-checkpoints are not here but in `seva_jax/checkpoint.py`. Read next: `table.py`.
+checkpoints are not here but in `seva_jax/training/checkpoint.py`. Read next: `table.py`.
 
 Another model family (LLaVA-NeXT, LLaVA-OneVision, ...) takes one file in `seva_jax/models` with
 its modules, and one file here with what `table.py` holds for LLaVA-1.5: rows of (their name, our

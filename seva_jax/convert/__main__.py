@@ -11,22 +11,23 @@ import jax
 import numpy as np
 import tyro
 
-from seva_jax.base_model import Checkpoint
-from seva_jax.checkpoint import read_trained
-from seva_jax.cli import read_config
+from seva_jax.config.base_models import Checkpoint
+from seva_jax.config.config_files import read_config
+from seva_jax.config.experiment import Experiment
+from seva_jax.config.prior_run import PriorRun
 from seva_jax.convert.hf_config import read_llava_config
 from seva_jax.convert.original import tower_directory
 from seva_jax.convert.peft import to_peft
 from seva_jax.convert.pickles import from_bin
 from seva_jax.convert.rewrite import to_hf, to_llava, write_new
 from seva_jax.convert.source import Source
-from seva_jax.experiment import Experiment
-from seva_jax.home import hide_home
 from seva_jax.models import Llava, abstract_variables
-from seva_jax.prior import PriorRun
-from seva_jax.processes import one_line_errors
+from seva_jax.run.workdir import instead_of
+from seva_jax.runtime.paths import hide_home
+from seva_jax.runtime.processes import one_line_errors
+from seva_jax.runtime.run_records import read_stages
+from seva_jax.training.checkpoint import read_trained
 from seva_jax.types import DataError
-from seva_jax.workdir import instead_of, read_stages
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from seva_jax.convert.load import Tensor, read_headers
 from seva_jax.convert.original import read_json
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, Row
-from seva_jax.terminal import Progress
+from seva_jax.runtime.progress import Progress
 
 # Weights in other formats, and the indices of such: not copied, since they would be the old ones.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".gguf")

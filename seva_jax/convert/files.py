@@ -1,6 +1,6 @@
 """Files of exports: a directory that appears whole or not at all, safetensors written in pieces.
 
-Reading is in `load.py`; what goes into the files is in `export.py`, `rewrite.py` and `peft.py`.
+TokenStats is in `load.py`; what goes into the files is in `export.py`, `rewrite.py` and `peft.py`.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from pathlib import Path
 from seva_jax.convert.files import SafetensorsWriter, new_directory, num_bytes
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import TABLE
-from seva_jax.home import hide_home
-from seva_jax.terminal import Progress
+from seva_jax.runtime.paths import hide_home
+from seva_jax.runtime.progress import Progress
 from seva_jax.types import DataError
 
 _PREFIX = "base_model.model.model."  # PeftModel -> LoraModel -> LlavaForConditionalGeneration

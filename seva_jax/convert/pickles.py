@@ -12,7 +12,7 @@ from typing import Any
 from seva_jax.convert.export import other_files, write_json
 from seva_jax.convert.files import new_directory
 from seva_jax.convert.original import read_json
-from seva_jax.terminal import Progress
+from seva_jax.runtime.progress import Progress
 from seva_jax.types import DataError
 
 _INDEX = "pytorch_model.bin.index.json"

@@ -35,7 +35,7 @@ from seva_jax.convert.source import Source
 from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, original
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import Llava, LlavaConfig, abstract_params
-from seva_jax.terminal import Progress
+from seva_jax.runtime.progress import Progress
 from seva_jax.text.templates import VICUNA_V1
 from seva_jax.text.tokenizer import load_tokenizer
 

@@ -1,7 +1,7 @@
 """Changes to a sequence instead of to pixels: images of a prompt, captions of its clips (TEMPLE).
 
 What lives here: `Drop`, `Shuffle`, `Reverse`, and how captions are put into a question. What does
-not: asking the model (`seva_jax/rollout/run.py`), which pairs count (`seva_jax/pairs/temple.py`).
+not: asking the model (`seva_jax/inference/rollouts.py`), which pairs count (`seva_jax/pairs/temple.py`).
 
 A sequence of n items is cut into m groups of neighbours, as equal as can be. More groups mean a
 rejected answer that is easier to tell from the chosen one: Drop keeps fewer items, and the others

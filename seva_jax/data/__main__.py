@@ -11,18 +11,20 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from seva_jax.cli import config_directory, flatten, load_experiment, read_config
-from seva_jax.data import store
+from seva_jax.config.command_line import load_experiment
+from seva_jax.config.config_files import config_directory, read_config
+from seva_jax.config.experiment import Experiment
+from seva_jax.config.source import flatten
+from seva_jax.data import json_records
 from seva_jax.data.check import check
 from seva_jax.data.collect import counted
 from seva_jax.data.export import Export, Format, pairs_of
 from seva_jax.data.records import build
 from seva_jax.data.show import describe
 from seva_jax.data.sources import PreferenceSet, PromptSet
-from seva_jax.experiment import Experiment
-from seva_jax.home import hide_home
-from seva_jax.processes import one_line_errors
-from seva_jax.terminal import Progress
+from seva_jax.runtime.paths import hide_home
+from seva_jax.runtime.processes import one_line_errors
+from seva_jax.runtime.progress import Progress
 from seva_jax.types import DataError
 
 DESCRIPTION = """Data of a run: look at it before, check it, convert it, build a fast copy. Options
@@ -115,7 +117,7 @@ def _open(source: _Source, rest: Sequence[str]) -> tuple[PromptSet, str]:
         raise DataError(f"--run takes the config of the run; unknown: {' '.join(rest)}")
     experiment = read_config(source.run / "config.py")
     data = experiment.prompts.open()
-    pairs = store.read_comparisons(source.run / "pairs.array_record")
+    pairs = json_records.read_comparisons(source.run / "pairs.array_record")
     prompts = [c.prompt for c in pairs]
     found = PreferenceSet(prompts, data.load_image, read_image=data.read_image, comparisons=pairs)
     return found, f"pairs of {source.run}"

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from seva_jax.batches.pipeline import fitting_views
 from seva_jax.data.collect import NAMED, counted
-from seva_jax.data.pipeline import fitting_views
 from seva_jax.data.sources import PreferenceSet, PromptSet
-from seva_jax.terminal import Progress
+from seva_jax.runtime.progress import Progress
 from seva_jax.text.encode import EncodedTree, Encoder
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt
 

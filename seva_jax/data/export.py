@@ -21,7 +21,7 @@ from PIL import Image
 
 from seva_jax.data.records import encoded_image
 from seva_jax.data.sources import PreferenceSet, PromptSet
-from seva_jax.data.store import append_lines, write_json
+from seva_jax.runtime.files import append_lines, write_json
 from seva_jax.types import IMAGE_MARKER, DataError, ExampleError, Prompt
 
 Format = Literal["seva", "trl", "jsonl"]

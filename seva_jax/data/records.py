@@ -1,7 +1,7 @@
 """Prompts and pairs with their images in ArrayRecord: one folder, quick to read at random.
 
 What lives here: writing such a folder (`python -m seva_jax.data build`) and reading it. What does
-not: the files of a run (`store.py`).
+not: the files of a run (`files.py`).
 
 A folder has `images.array_record` (each distinct image once, encoded as it was),
 `examples.array_record` (JSON: a prompt or a comparison, and the numbers of its images), and
@@ -20,9 +20,10 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
-from seva_jax.data import store
+from seva_jax.data import json_records
 from seva_jax.data.collect import Images, preference_set, prompt_set
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSet, PromptSource
+from seva_jax.runtime import files
 from seva_jax.types import DataError, ExampleError
 
 EXAMPLES, IMAGES, INDEX = "examples.array_record", "images.array_record", "index.json"
@@ -42,7 +43,8 @@ class ArrayRecordPrompts(PromptSource):
         """See `PromptSource.open`."""
         images, records = _open(self.path, "prompts")
         examples = (
-            (where, iter((store.prompt_from(record["example"]),))) for where, record in records
+            (where, iter((json_records.prompt_from(record["example"]),)))
+            for where, record in records
         )
         return prompt_set(self.path, images, examples)
 
@@ -61,7 +63,8 @@ class ArrayRecordPairs(PreferenceSource):
         """See `PromptSource.open`."""
         images, records = _open(self.path, "pairs")
         examples = (
-            (where, iter((store.comparison_from(record["example"]),))) for where, record in records
+            (where, iter((json_records.comparison_from(record["example"]),)))
+            for where, record in records
         )
         return preference_set(self.path, images, examples)
 
@@ -101,16 +104,20 @@ def _open(path: str, kind: str) -> tuple[RecordImages, list[tuple[str, dict[str,
             f"{path or 'the path of the data'}: no {INDEX} there; "
             "`python -m seva_jax.data build` writes such folders"
         )
-    found = store.read_json(folder / INDEX)["kind"]
+    found = files.read_json(folder / INDEX)["kind"]
     if found != kind:
         other = {"prompts": "ArrayRecordPrompts", "pairs": "ArrayRecordPairs"}
         raise DataError(f"{path} holds {found}, not {kind}; use {other[found]}")
-    records = store.read_records(folder / EXAMPLES)
+    records = files.read_records(folder / EXAMPLES)
     numbers: dict[str, int] = {}
     for record in records:
         example = record["example"]
         has_answers = "prompt" in example
-        whole = store.comparison_from(example) if has_answers else store.prompt_from(example)
+        whole = (
+            json_records.comparison_from(example)
+            if has_answers
+            else json_records.prompt_from(example)
+        )
         numbers |= dict(zip(whole.images, record["images"], strict=True))
     images = RecordImages(ArrayRecordDataSource([str(folder / IMAGES)]), numbers)
     return images, [(f"example {i}", record) for i, record in enumerate(records)]
@@ -160,7 +167,7 @@ def build(
             images = [add(name) for name in example.images]
             yield {"example": dataclasses.asdict(example), "images": images}
 
-    num = store.write_records(folder / EXAMPLES, records())
+    num = files.write_records(folder / EXAMPLES, records())
     writer.close()
     if not num:
         raise DataError(f"{source}: no example has images that decode ({dict(drops)})")
@@ -172,7 +179,7 @@ def build(
         "bytes": (folder / IMAGES).stat().st_size,
         "drops": dict(drops),
     }
-    store.write_json(folder / INDEX, index)
+    files.write_json(folder / INDEX, index)
     return index
 
 

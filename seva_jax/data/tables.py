@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from seva_jax.data.collect import FolderImages, Images
+from seva_jax.runtime.files import read_bytes
 from seva_jax.types import DataError, ExampleError
 
 _MAX_LINE = 2**24  # bytes of a JSON line; the text of an example is far shorter
@@ -66,22 +67,6 @@ def open_table(path: str, image_root: str) -> Table:
 
 
 # --- JSON -----------------------------------------------------------------------------------------
-
-
-def read_bytes(path: str, size: int = -1) -> bytes:
-    """A file's bytes, all or the first `size`.
-
-    Raises:
-        DataError: there is no such file.
-    """
-    if not path:
-        raise DataError("the path of the data is not set; give the file")
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(size)
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{path}: cannot be read ({reason}); check the path") from error
 
 
 def json_list(path: str) -> list[Record]:

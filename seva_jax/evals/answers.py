@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seva_jax.data.store import write_json
+from seva_jax.runtime.files import write_json
 from seva_jax.types import Prompt
 
 LETTERS = "ABCDEFGHIJ"

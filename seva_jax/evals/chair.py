@@ -1,24 +1,18 @@
 """Hallucinated objects in free descriptions, in the manner of CHAIR.
 
-What lives here: `Chair`, with mention extraction by longest match against a vocabulary. What
-does not: COCO's synonym list or annotations, which a caller passes in. Read next: `pope.py`.
+What lives here: `Chair`. What does not: finding mentions (`seva_jax/text/mentions.py`), and
+COCO's synonym list or annotations, which a caller passes in. Read next: `pope.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Sequence
 
 from seva_jax.evals.base import Evaluator, Ratio, Record
+from seva_jax.text.mentions import Vocabulary, words_of
 from seva_jax.types import DataError, Prompt
-
-_WORD = re.compile(r"\w+")
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(_WORD.findall(text.lower()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,55 +29,20 @@ class Chair(Evaluator):
     space are its canonical name (`["red", "circle"]` is "red circle").
 
     Attributes:
-        synonyms: pairs (phrase, canonical name). Matching goes over lower-case words from left
-            to right, takes the longest phrase at each place, and never overlaps. A canonical
-            name is a phrase for itself.
+        synonyms: pairs (phrase, canonical name); see `Vocabulary`.
     """
 
     name: str = "chair"
     synonyms: tuple[tuple[str, str], ...] = dataclasses.field(kw_only=True)
 
     @functools.cached_property
-    def _phrases(self) -> dict[tuple[str, ...], str]:
-        """Canonical name by phrase, in words."""
-        names = {canonical: canonical for _, canonical in self.synonyms}
-        phrases: dict[tuple[str, ...], str] = {}
-        for phrase, canonical in [*names.items(), *self.synonyms]:
-            words = _words(phrase)
-            if not words:
-                raise DataError(f"{self.name}: synonyms has a phrase without a word: {phrase!r}")
-            if phrases.setdefault(words, canonical) != canonical:
-                raise DataError(
-                    f"{self.name}: synonyms give {phrase!r} two meanings, "
-                    f"{phrases[words]!r} and {canonical!r}; keep one"
-                )
-        if not phrases:
-            raise DataError(f"{self.name}: synonyms is empty; list at least the canonical names")
-        return phrases
-
-    @functools.cached_property
-    def _longest(self) -> int:
-        return max(map(len, self._phrases))
+    def vocabulary(self) -> Vocabulary:
+        """What finds the mentions in an answer."""
+        return Vocabulary(self.name, self.synonyms)
 
     def mentions(self, text: str) -> list[str]:
-        """Canonical names of the objects a text mentions, in order, with repeats.
-
-        >>> vocabulary = (("red circle", "red circle"), ("ball", "red circle"))
-        >>> Chair(synonyms=vocabulary).mentions("A ball; another Red circle.")
-        ['red circle', 'red circle']
-        """
-        words = _words(text)
-        found, start = [], 0
-        while start < len(words):
-            for end in range(min(start + self._longest, len(words)), start, -1):
-                canonical = self._phrases.get(words[start:end])
-                if canonical is not None:
-                    found.append(canonical)
-                    start = end
-                    break
-            else:
-                start += 1
-        return found
+        """Returns canonical names of the objects a text mentions, in order, with repeats."""
+        return self.vocabulary.mentions(text)
 
     def truth(self, prompt: Prompt) -> list[str]:
         """Distinct canonical names of the objects in the image, in order."""
@@ -96,7 +55,7 @@ class Chair(Evaluator):
                 "give the true objects, or leave the prompt out"
             )
         names = list(dict.fromkeys(" ".join(map(str, words)) for words in objects))
-        canonical_names = set(self._phrases.values())
+        canonical_names = set(self.vocabulary.phrases.values())
         for name in names:
             if name not in canonical_names:
                 raise DataError(
@@ -128,5 +87,5 @@ class Chair(Evaluator):
             "any_hallucinated": int(bool(hallucinations)),
             "true_objects": len(truth),
             "found": len(truth) - len(missed),
-            "words": len(_words(answer)),
+            "words": len(words_of(answer)),
         }

@@ -24,11 +24,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from seva_jax.data.store import append_lines, read_lines
 from seva_jax.evals.judge import Case, Judge, Verdict, check
-from seva_jax.processes import say
 from seva_jax.ranges import ABOVE_0, FROM_0, FROM_1, Ranges
-from seva_jax.terminal import Progress
+from seva_jax.runtime.files import append_lines, read_lines
+from seva_jax.runtime.processes import say
+from seva_jax.runtime.progress import Progress
 from seva_jax.types import DataError, ExampleError
 
 _CHARS_PER_TOKEN = 4  # of English text, for the estimate

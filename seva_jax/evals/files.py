@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
 from seva_jax.evals.base import Better, EvalResult, Metric, Ratio, Record
+from seva_jax.runtime.files import read_bytes
 from seva_jax.types import DataError
 
 PathLike = str | pathlib.Path
@@ -123,16 +124,3 @@ def read_json_lines(path: PathLike) -> Iterator[tuple[int, Record]]:
                 "write one object a line"
             )
         yield number, record
-
-
-def read_bytes(path: PathLike) -> bytes:
-    """A whole file.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        return pathlib.Path(path).read_bytes()
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(f"{path}: cannot be read ({reason}); check the path") from error

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from seva_jax.evals.base import Evaluator, Ratio, Record, each_category
-from seva_jax.processes import say
+from seva_jax.runtime.processes import say
 from seva_jax.types import DataError, ExampleError, Prompt
 
 

@@ -2,7 +2,7 @@
 
 What lives here: `Suite` (the extension point), `Questions`, and reading a benchmark's files with
 errors that name the place. What does not: the benchmarks themselves (`suites/`), how an answer is
-scored (`base.py` and the evaluators), who asks the model (`seva_jax/examine.py`). Read next:
+scored (`base.py` and the evaluators), who asks the model (`seva_jax/run/evaluations.py`). Read next:
 `suites/short_answers.py`.
 """
 
@@ -25,9 +25,9 @@ import numpy as np
 from seva_jax.data.sources import PromptSet
 from seva_jax.evals.answers import Answer, write_llava, write_lmms_log, write_tsv
 from seva_jax.evals.base import Evaluator
-from seva_jax.evals.files import read_bytes
 from seva_jax.images.load import decode_image, resolve_image
 from seva_jax.ranges import FROM_0, FROM_1, Ranges
+from seva_jax.runtime.files import read_bytes
 from seva_jax.types import DataError, Prompt
 
 

@@ -4,3 +4,9 @@ What lives here: finding and decoding image files (`load`), and padding, resizin
 normalising them as the vision tower expects (`preprocess`). What does not: corruptions
 (`seva_jax/corrupt`). Read next: `preprocess.py`.
 """
+
+from seva_jax.images.preprocess import ImageProcessing
+
+__all__ = [
+    "ImageProcessing",
+]

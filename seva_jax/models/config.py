@@ -1,6 +1,6 @@
 """Architecture configs, named as Hugging Face names the same numbers where it has a name.
 
-The defaults are LLaVA-1.5-7B. Reading these from a checkpoint directory is in
+The defaults are LLaVA-1.5-7B. TokenStats these from a checkpoint directory is in
 `seva_jax/convert`.
 """
 

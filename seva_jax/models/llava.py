@@ -1,7 +1,7 @@
 """LLaVA: images become tokens of the language model. What the rest of the package calls.
 
-`Llava` is the module; `tree_logps` and `forward` in `seva_jax/step.py` and
-`seva_jax/rollout/sampler.py` are its two users. `apply({"params": base, "lora": adapters})` is
+`Llava` is the module; `tree_logps` and `forward` in `seva_jax/training/step.py` and
+`seva_jax/inference/sampler.py` are its two users. `apply({"params": base, "lora": adapters})` is
 the policy; the same call without "lora" is the model without adapters.
 """
 
@@ -90,23 +90,23 @@ class Llava(nn.Module):
         return (self.config.tokens_per_image, self.config.vision.hidden_size), self.dtype
 
     def embed(
-        self, tokens_BS: jax.Array, patch_BS: jax.Array, features_BPV: jax.Array
+        self, tokens_BS: jax.Array, patch_BS: jax.Array, features_BPE: jax.Array
     ) -> jax.Array:
         """Token embeddings with image features in place of image tokens.
 
         Args:
             tokens_BS: token ids.
             patch_BS: -1 for text, otherwise an index into the row's I * P image features.
-            features_BPV: see `features`.
+            features_BPE: see `features`.
 
         Returns:
             [B, S, D].
         """
         # The image token need not be in the vocabulary.
         text_BSD = self.language.embed(jnp.where(patch_BS >= 0, 0, tokens_BS))
-        if not features_BPV.shape[1]:
+        if not features_BPE.shape[1]:
             return text_BSD
-        image_BQD = self.projector(features_BPV)
+        image_BQD = self.projector(features_BPE)
         index = jnp.maximum(patch_BS, 0)[..., None]
         return jnp.where(
             patch_BS[..., None] >= 0, jnp.take_along_axis(image_BQD, index, axis=1), text_BSD
@@ -118,12 +118,12 @@ class Llava(nn.Module):
         positions_BS: jax.Array,
         mask_BSU: jax.Array,
         patch_BS: jax.Array,
-        features_BPV: jax.Array,
+        features_BPE: jax.Array,
         cache: Cache | None = None,
         slot: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Final hidden states [B, S, D] of a row, and the updated cache."""
-        x_BSD = self.embed(tokens_BS, patch_BS, features_BPV)
+        x_BSD = self.embed(tokens_BS, patch_BS, features_BPE)
         return self.language(x_BSD, positions_BS, mask_BSU, cache, slot)
 
     def hidden_and_input(
@@ -132,11 +132,11 @@ class Llava(nn.Module):
         positions_BS: jax.Array,
         mask_BSS: jax.Array,
         patch_BS: jax.Array,
-        features_BPV: jax.Array,
+        features_BPE: jax.Array,
         layer: int,
     ) -> tuple[jax.Array, jax.Array]:
         """As `hidden` without a cache, and what a decoder layer reads, both [B, S, D]."""
-        x_BSD = self.embed(tokens_BS, patch_BS, features_BPV)
+        x_BSD = self.embed(tokens_BS, patch_BS, features_BPE)
         return self.language.with_input(x_BSD, positions_BS, mask_BSS, layer)
 
     def decode(
@@ -167,8 +167,8 @@ class Llava(nn.Module):
         pixels_BIHWC: jax.Array,
     ) -> jax.Array:
         """Logits [B, S, V] at every position; for initialisation and small inputs."""
-        features_BPV = self.features(pixels_BIHWC)
-        hidden_BSD, _ = self.hidden(tokens_BS, positions_BS, mask_BSU, patch_BS, features_BPV)
+        features_BPE = self.features(pixels_BIHWC)
+        hidden_BSD, _ = self.hidden(tokens_BS, positions_BS, mask_BSU, patch_BS, features_BPE)
         return self.head(hidden_BSD)
 
     def empty_cache(self, num_rows: int, num_slots: int, kind: CacheKind = "exact") -> Cache:

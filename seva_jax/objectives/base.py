@@ -17,7 +17,7 @@ from seva_jax.types import BranchLogps, Comparison
 
 Metrics = dict[str, jax.Array]
 # Optional fields of `BranchLogps`, without the suffix.
-Need = Literal["scores", "squares", "others", "own", "kl", "spans"]
+Need = Literal["scores", "log_sum_sq", "best_other", "last_argmax", "kl", "spans"]
 NOTHING: frozenset[Need] = frozenset()
 
 

@@ -114,7 +114,7 @@ class PairObjective(Objective):
             weight_N1KT = mask_NKT[:, None] * jnp.where(shared, 1.0, self.ld_alpha)
 
         def both(logps: BranchLogps) -> tuple[jax.Array, jax.Array]:
-            sums_NJK = (logps.tokens_NKT[:, None] * weight_N1KT).sum(-1)
+            sums_NJK = (logps.logp_NKT[:, None] * weight_N1KT).sum(-1)
             chosen_NJ = sums_NJK[:, :, 0]
             if self.ld_alpha == 1.0:
                 return chosen_NJ, sums_NJK[:, 0, 1:]

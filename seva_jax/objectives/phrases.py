@@ -72,8 +72,8 @@ class RRPO(MarginObjective):
         """See `PairObjective.pairs`."""
         spans_NKT = policy.spans_NKT
         assert spans_NKT is not None, "the step gives what `needs` names"
-        policy = policy._replace(tokens_NKT=policy.tokens_NKT * spans_NKT)
-        reference = reference._replace(tokens_NKT=reference.tokens_NKT * spans_NKT)
+        policy = policy._replace(logp_NKT=policy.logp_NKT * spans_NKT)
+        reference = reference._replace(logp_NKT=reference.logp_NKT * spans_NKT)
         return super().pairs(policy, reference)
 
     def pair_loss(self, pairs: Pairs) -> jax.Array:

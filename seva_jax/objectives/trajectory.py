@@ -66,7 +66,7 @@ class Trajectory(Objective):
             return steps.reshape(-1, 2, self.window * length)
 
         def joined(logps: BranchLogps) -> BranchLogps:
-            return BranchLogps(windows(logps.tokens_NKT), windows(logps.mask_NKT))
+            return BranchLogps(windows(logps.logp_NKT), windows(logps.mask_NKT))
 
         policy, reference = joined(policy), joined(reference)
         exists_NW = policy.exists_NK[:, 1].reshape(num, -1)

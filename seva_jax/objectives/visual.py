@@ -60,7 +60,7 @@ class ReAlign(TwoImages):
     @property
     def needs(self) -> frozenset[Need]:
         """See `Objective.needs`."""
-        extra: frozenset[Need] = frozenset({"others"}) if self.form == "top" else NOTHING
+        extra: frozenset[Need] = frozenset({"best_other"}) if self.form == "top" else NOTHING
         return super().needs | extra
 
     @property
@@ -74,9 +74,9 @@ class ReAlign(TwoImages):
         def scored(logps: BranchLogps) -> BranchLogps:
             if self.form == "label":
                 return logps
-            assert logps.others_NKT is not None, "the step gives what `needs` names"
-            tokens = (logps.tokens_NKT[:, :1], logps.others_NKT[:, 1:])
-            return logps._replace(tokens_NKT=jnp.concatenate(tokens, axis=1))
+            assert logps.best_other_NKT is not None, "the step gives what `needs` names"
+            tokens = (logps.logp_NKT[:, :1], logps.best_other_NKT[:, 1:])
+            return logps._replace(logp_NKT=jnp.concatenate(tokens, axis=1))
 
         return super().pairs(scored(policy), scored(reference))
 
@@ -105,7 +105,7 @@ class Inherent(TwoImages):
     @property
     def needs(self) -> frozenset[Need]:
         """See `Objective.needs`."""
-        return super().needs | frozenset[Need]({"own"})
+        return super().needs | frozenset[Need]({"last_argmax"})
 
     @property
     def computes_reference(self) -> bool:
@@ -116,7 +116,7 @@ class Inherent(TwoImages):
         """See `PairObjective.pairs`."""
 
         def scored(logps: BranchLogps) -> BranchLogps:
-            assert logps.own_NT is not None, "the step gives what `needs` names"
-            return logps._replace(tokens_NKT=logps.tokens_NKT.at[:, -1].set(logps.own_NT))
+            assert logps.last_argmax_NT is not None, "the step gives what `needs` names"
+            return logps._replace(logp_NKT=logps.logp_NKT.at[:, -1].set(logps.last_argmax_NT))
 
         return super().pairs(scored(policy), scored(reference))

@@ -48,12 +48,12 @@ class OnPolicy(Weighting):
     @property
     def needs(self) -> frozenset[Need]:
         """See `Objective.needs`."""
-        return frozenset({"squares"})
+        return frozenset({"log_sum_sq"})
 
     def __call__(self, policy: BranchLogps) -> jax.Array:
         """See `Weighting.__call__`."""
-        assert policy.squares_NKT is not None, "the step gives what `needs` names"
-        aligned_NKT = (policy.tokens_NKT - policy.squares_NKT) * policy.mask_NKT
+        assert policy.log_sum_sq_NKT is not None, "the step gives what `needs` names"
+        aligned_NKT = (policy.logp_NKT - policy.log_sum_sq_NKT) * policy.mask_NKT
         num_NK = jnp.maximum(policy.mask_NKT.sum(-1), 1)
         weight_NK = jnp.exp(aligned_NKT.sum(-1) / num_NK)
         return weight_NK[:, :1] * weight_NK[:, 1:]

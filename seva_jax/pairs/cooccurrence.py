@@ -1,7 +1,7 @@
 """Which objects are mentioned together: a graph counted over captions.
 
 What lives here: reading a vocabulary of objects and captions, and the counts. What does not: how
-mentions are found (`seva_jax/evals/chair.py`). Read next: `injection.py`, which uses it.
+mentions are found (`seva_jax/text/mentions.py`). Read next: `injection.py`, which uses it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from seva_jax.evals.files import read_bytes
-from seva_jax.evals.suites.described import with_plurals
+from seva_jax.runtime.files import read_bytes
+from seva_jax.text.mentions import with_plurals
 from seva_jax.types import DataError
 
 
@@ -42,7 +42,7 @@ def read_texts(path: str) -> list[list[str]]:
 
 
 def read_objects(path: str, objects: Collection[str] = ()) -> tuple[tuple[str, str], ...]:
-    """Reads a vocabulary, as `Chair.synonyms` takes it; plurals are added as for CHAIR's list.
+    """Reads a vocabulary, as `text.mentions.Vocabulary` takes it; plurals are added as for CHAIR's list.
 
     Args:
         path: one object a line, its name first, commas between its synonyms; or a JSON list of

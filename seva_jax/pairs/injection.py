@@ -15,14 +15,14 @@ from typing import ClassVar
 import numpy as np
 
 from seva_jax.data.sources import PromptSet
-from seva_jax.evals import Chair
 from seva_jax.pairs.builders import PairBuilder
 from seva_jax.pairs.cooccurrence import Cooccurrence, read_objects, read_texts
 from seva_jax.pairs.model import PairModel
 from seva_jax.pairs.rewrite import Draft, generator, rewrite, split
 from seva_jax.ranges import FROM_1, Range, Ranges
-from seva_jax.rollout.sampler import Sampling
 from seva_jax.text.encode import clean_answer
+from seva_jax.text.mentions import Vocabulary
+from seva_jax.text.sampling import Sampling
 from seva_jax.types import IMAGE_MARKER, Comparison, DataError, Rollout
 
 TEMPLATES = (
@@ -142,13 +142,13 @@ class InjectedPairs(PairBuilder):
         Raises:
             DataError: there is no vocabulary, or a file cannot be used.
         """
-        chair = Chair("objects", synonyms=read_objects(self.objects_file, self.objects))
+        vocabulary = Vocabulary("objects", read_objects(self.objects_file, self.objects))
         answers = [clean_answer(rollout.clean) for rollout in rollouts]
-        mentioned = [chair.mentions(answer) for answer in answers]
+        mentioned = [vocabulary.mentions(answer) for answer in answers]
         counted = mentioned
         if self.captions_file:
             captions = (" ".join(texts) for texts in read_texts(self.captions_file))
-            counted = [chair.mentions(caption) for caption in captions]
+            counted = [vocabulary.mentions(caption) for caption in captions]
         graph = Cooccurrence.count(counted)
         drops: collections.Counter[str] = collections.Counter()
         drafts: list[Draft] = []

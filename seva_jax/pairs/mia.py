@@ -16,7 +16,7 @@ import numpy as np
 from seva_jax.data.composed import target_of
 from seva_jax.data.sources import PromptSet
 from seva_jax.pairs.builders import PairBuilder
-from seva_jax.pairs.model import Measured, PairModel
+from seva_jax.pairs.model import AnswerStats, PairModel
 from seva_jax.ranges import FROM_0, FROM_1, Range, Ranges
 from seva_jax.text.encode import clean_answer
 from seva_jax.types import Comparison, DataError, Prompt, Rollout, View
@@ -125,11 +125,11 @@ class MiaPairs(PairBuilder):
             return "similar answers"
         return ""
 
-    def _sound(self, prompt: Prompt, found: Measured | None) -> str:
+    def _sound(self, prompt: Prompt, found: AnswerStats | None) -> str:
         """Why an answer is no hallucination from the wrong image, or ""."""
         if found is None:
             return "unreadable answer or image"
-        if not np.exp(-found.best_T.mean(dtype=np.float64)) > self.min_perplexity:
+        if not np.exp(-found.best_logp_T.mean(dtype=np.float64)) > self.min_perplexity:
             return "low perplexity"
         arrangement, num, _, _ = target_of(prompt)
         if arrangement == "sequence":

@@ -1,6 +1,6 @@
 """What a pair builder may ask of the model that is to be aligned.
 
-What lives here: the contract. What does not: how it is kept (`seva_jax/calls.py`). Read next:
+What lives here: the contract. What does not: how it is kept (`seva_jax/run/recorded_model.py`). Read next:
 `builders.py`.
 """
 
@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from seva_jax.images.compose import Box
-from seva_jax.rollout.sampler import Sampling
+from seva_jax.text.sampling import Sampling
 from seva_jax.types import Prompt, View
 
 
@@ -28,19 +28,19 @@ class Reply(NamedTuple):
     dropped: str = ""
 
 
-class Measured(NamedTuple):
+class AnswerStats(NamedTuple):
     """How the model reads one answer of a view. T answer tokens.
 
     Attributes:
-        tokens_T: log-prob of each answer token, float32.
-        best_T: log-prob of the likeliest token at each place, float32.
+        logp_T: log-prob of each answer token, float32.
+        best_logp_T: log-prob of the likeliest token at each place, float32.
         attention: of the attention that the answer's tokens pay to image tokens at the layer asked
             for (mean over heads and answer tokens), the share that falls on the target; NaN where
             no layer was asked for.
     """
 
-    tokens_T: np.ndarray
-    best_T: np.ndarray
+    logp_T: np.ndarray
+    best_logp_T: np.ndarray
     attention: float
 
 
@@ -68,7 +68,7 @@ class PairModel(Protocol):
         views: Sequence[View],
         layer: int | None = None,
         targets: Sequence[np.ndarray] = (),
-    ) -> list[Measured | None]:
+    ) -> list[AnswerStats | None]:
         """Reads the first answer of every view; None where it cannot be read.
 
         Args:

@@ -1,7 +1,7 @@
 """Re-Align's pairs: a chosen answer refilled in view of a similar image, and that image itself.
 
 What lives here: `nearest`, the search for the most similar other image, and `RetrievedPairs`. What
-does not: features of images (`seva_jax/calls.py`), the completion of sentences (`rewrite.py`), the
+does not: features of images (`seva_jax/run/recorded_model.py`), the completion of sentences (`rewrite.py`), the
 objective (`seva_jax/objectives/visual.py`).
 """
 
@@ -18,10 +18,10 @@ from seva_jax.data.sources import PromptSet
 from seva_jax.pairs.builders import PairBuilder
 from seva_jax.pairs.model import PairModel
 from seva_jax.pairs.rewrite import Draft, generator, rewrite, split
-from seva_jax.processes import say
 from seva_jax.ranges import FROM_1, Range, Ranges
-from seva_jax.rollout.sampler import Sampling
+from seva_jax.runtime.processes import say
 from seva_jax.text.encode import clean_answer
+from seva_jax.text.sampling import Sampling
 from seva_jax.types import Comparison, ExampleError, Prompt, Rollout, View
 
 _SAME = 0.999  # cosine above which two images are looked at: they may be one

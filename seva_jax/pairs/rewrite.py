@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seva_jax.pairs.model import PairModel, Reply
-from seva_jax.rollout.sampler import Sampling
+from seva_jax.text.sampling import Sampling
 from seva_jax.types import Prompt
 
 EMPTY = "empty completion"

@@ -12,15 +12,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-from seva_jax.cli import load_experiment
-from seva_jax.data.trees import RowShape
-from seva_jax.experiment import Experiment
+from seva_jax.batches.trees import RowShape
+from seva_jax.config.command_line import load_experiment
+from seva_jax.config.experiment import Experiment
+from seva_jax.config.rounds import runs_of
 from seva_jax.models import LLAVA_15, LlavaConfig
 from seva_jax.plan.estimate import plan
 from seva_jax.plan.table import HOW, Row, describe, table, write_csv, write_page
-from seva_jax.processes import one_line_errors, set_libtpu_flags
+from seva_jax.runtime.processes import one_line_errors, set_libtpu_flags
 from seva_jax.sharding import MeshShape
-from seva_jax.stages import runs_of
 from seva_jax.types import DataError
 
 DESCRIPTION = f"""What a run needs on a TPU slice, before one is rented. Needs libtpu (the extra

@@ -7,14 +7,14 @@ import re
 
 import jax
 
-from seva_jax.data.trees import RowShape
-from seva_jax.experiment import Experiment
-from seva_jax.flops import forward, hardware_flops, model_flops
+from seva_jax.batches.trees import RowShape
+from seva_jax.config.experiment import Experiment
 from seva_jax.models import LlavaConfig
 from seva_jax.plan.chips import Chip, Topology
 from seva_jax.plan.hlo import collective_bytes
 from seva_jax.plan.program import lower_rollout, lower_step
 from seva_jax.sharding import check_batch
+from seva_jax.training.flops import forward, hardware_flops, model_flops
 
 
 @dataclasses.dataclass(frozen=True)

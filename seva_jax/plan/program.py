@@ -1,6 +1,6 @@
 """The programs a run consists of, with abstract arrays, lowered for devices that need not exist.
 
-The training step is `seva_jax.loop.jit_step`, prefill and decode are `seva_jax.rollout.sampler`:
+The training step is `seva_jax.training.loop.jit_step`, prefill and decode are `seva_jax.inference.sampler`:
 what the trainer runs. Nothing is allocated.
 """
 
@@ -12,14 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seva_jax.data.trees import RowShape, pack_row
-from seva_jax.experiment import Experiment, make_model
-from seva_jax.loop import jit_step, state_like
+from seva_jax.batches.trees import RowShape, pack_row
+from seva_jax.config.experiment import Experiment
+from seva_jax.config.options import make_model
+from seva_jax.inference.rollouts import rollout_rows
+from seva_jax.inference.sampler import PromptBatch, Sampler, decode, idle, refill
 from seva_jax.models import Llava, LlavaConfig, abstract_stored, abstract_variables
-from seva_jax.rollout.run import rollout_rows
-from seva_jax.rollout.sampler import PromptBatch, Sampler, decode, idle, refill
-from seva_jax.sharding import batch_sharding, placed, row_unit, variable_shardings
-from seva_jax.step import StepOptions, split_params
+from seva_jax.sharding import batch_sharding, placed, row_multiple, variable_shardings
+from seva_jax.training.loop import jit_step, state_like
+from seva_jax.training.step import StepOptions, split_params
 from seva_jax.types import TreeBatch
 
 
@@ -129,6 +130,13 @@ def lower_rollout(
         )
         rows = array(jnp.int32, layout.rows)
         started = refill.lower(
-            sampler, variables, state, batch, keys, array(jnp.int32, fresh), rows, row_unit(mesh)
+            sampler,
+            variables,
+            state,
+            batch,
+            keys,
+            array(jnp.int32, fresh),
+            rows,
+            row_multiple(mesh),
         )
         return started, decode.lower(sampler, variables, state, np.int32(fresh))

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import tyro
 
-from seva_jax.compare import compare
-from seva_jax.home import hide_home
-from seva_jax.processes import one_line_errors
+from seva_jax.report.compare import compare
 from seva_jax.report.figures import write_figures
+from seva_jax.runtime.paths import hide_home
+from seva_jax.runtime.processes import one_line_errors
 from seva_jax.types import DataError
 
 

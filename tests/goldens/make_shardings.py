@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 from jax.sharding import AbstractMesh
 
-from seva_jax.cli import config_directory, read_config
+from seva_jax.config.config_files import config_directory, read_config
 from seva_jax.models import Llava, LlavaConfig, abstract_stored, abstract_variables
 from seva_jax.sharding import AXES, is_boxed, variable_shardings
 

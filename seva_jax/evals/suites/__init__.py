@@ -1,7 +1,7 @@
 """Published benchmarks, read from the files their authors publish.
 
 What lives here: one `Suite` for each. What does not: scoring (the evaluators one folder up) and
-asking (`seva_jax/examine.py`). README.md, one folder up, says where the files come from. Read
+asking (`seva_jax/run/evaluations.py`). README.md, one folder up, says where the files come from. Read
 next: `short_answers.py`.
 """
 

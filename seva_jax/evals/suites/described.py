@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
@@ -22,6 +22,7 @@ from seva_jax.evals.judge import Judge, Judged, Verdict
 from seva_jax.evals.suite import Benchmark, Questions, read_file, read_json, require
 from seva_jax.evals.suites.judged import NoJudge, scored_if_judged
 from seva_jax.ranges import FROM_0, Ranges
+from seva_jax.text.mentions import with_plurals
 from seva_jax.types import DataError, Prompt
 
 SHR_INSTRUCTIONS = """\
@@ -45,31 +46,6 @@ def read_synonyms(path: str) -> tuple[tuple[str, str], ...]:
         DataError: the file cannot be read, is empty, or gives a phrase two names.
     """
     return with_plurals(path, read_file(path).decode("utf-8-sig").splitlines())
-
-
-def with_plurals(where: str, lines: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """`read_synonyms` of lines; `where` they are is for errors."""
-    given: dict[str, str] = {}
-    for line in lines:
-        phrases = [phrase.strip().lower() for phrase in line.split(",") if phrase.strip()]
-        for phrase in phrases:
-            if given.setdefault(phrase, phrases[0]) != phrases[0]:
-                raise DataError(
-                    f"{where}: {phrase!r} stands for {given[phrase]!r} and for {phrases[0]!r}; "
-                    "keep one"
-                )
-    if not given:
-        raise DataError(f"{where}: has no synonyms; one object a line, commas between its names")
-    plurals = {_plural(phrase): name for phrase, name in given.items()}
-    return tuple((plurals | given).items())
-
-
-def _plural(phrase: str) -> str:
-    if re.search(r"(^|wo|[^u])man$", phrase):
-        return f"{phrase[:-3]}men"
-    if re.search(r"[^aeiou]y$", phrase):
-        return f"{phrase[:-1]}ies"
-    return f"{phrase}es" if re.search(r"(s|x|z|ch|sh)$", phrase) else f"{phrase}s"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,13 +11,13 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from seva_jax.data.store import write_json
 from seva_jax.evals.answers import Answer
 from seva_jax.evals.base import Evaluator, Ratio, Record
 from seva_jax.evals.exact import Unscored
 from seva_jax.evals.files import read_json_lines
 from seva_jax.evals.judge import Judge, Judged, Verdict
 from seva_jax.evals.suite import Benchmark, Questions, read_json, require
+from seva_jax.runtime.files import write_json
 from seva_jax.types import DataError, Prompt
 
 MM_VET_INSTRUCTIONS = """\

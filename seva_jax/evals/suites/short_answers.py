@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from seva_jax.data.store import write_json
 from seva_jax.evals.answers import Answer, write_lines
 from seva_jax.evals.base import Ratio, Record, each_category
 from seva_jax.evals.exact import ExactAnswer
@@ -24,6 +23,7 @@ from seva_jax.evals.pope import (
 )
 from seva_jax.evals.suite import Benchmark, Questions, read_json, require
 from seva_jax.evals.vqa import Vqa
+from seva_jax.runtime.files import write_json
 from seva_jax.types import DataError, Prompt
 
 _SETS = ("random", "popular", "adversarial")

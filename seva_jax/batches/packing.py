@@ -1,0 +1,185 @@
+"""Which comparisons share a row, and what shapes the rows of a run have.
+
+Every distinct shape of a batch is one compilation, so there are few: one that holds any batch
+with a comparison in each row, and others that save work where lengths differ. Short comparisons
+then share rows, and batches of short ones get shorter rows. What a step trains on never depends
+on it, and everything follows from the sizes of the comparisons, so all processes agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from seva_jax.batches.trees import RowShape, TreeExample, rounded
+
+Members = Sequence[int]  # indices of the comparisons of a batch
+
+_SAMPLE = 2**14  # comparisons that shapes are chosen by
+_LENGTHS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the longest comparison's
+_WORTH = 0.1  # share of all work that one more compilation has to save
+_ROOM = 1.3  # over the mean, for what a row holds besides tokens
+
+
+class Sizes(NamedTuple):
+    """What comparisons need of a row.
+
+    Attributes:
+        length_N: tokens.
+        targets_N: tokens of all answers.
+        images_N: images.
+    """
+
+    length_N: np.ndarray
+    targets_N: np.ndarray
+    images_N: np.ndarray
+
+    @classmethod
+    def of(cls, examples: Sequence[TreeExample]) -> Sizes:
+        """Of tokenised comparisons."""
+        found = [(e.length, e.num_targets, e.num_images) for e in examples]
+        return cls(*np.array(found, np.int64).reshape(-1, 3).T)
+
+
+class Layout(NamedTuple):
+    """Shape of a batch.
+
+    Attributes:
+        shape: of each row.
+        rows: how many, over all devices and micro-batches.
+    """
+
+    shape: RowShape
+    rows: int
+
+    def __str__(self) -> str:
+        each = f", up to {self.shape.comparisons} comparisons each"
+        return f"{self.rows} rows of {self.shape.length}" + each * (self.shape.comparisons > 1)
+
+
+def fill(sizes: Sizes, members: Members, shape: RowShape) -> list[list[int]]:
+    """Packs comparisons into as few rows as first fit, longest first, finds.
+
+    Args:
+        sizes: of all comparisons.
+        members: those to pack; each fits into a row.
+        shape: of a row.
+
+    Returns:
+        Rows in the order of their first members; members of a row in the order given.
+    """
+    if shape.comparisons == 1:
+        return [[member] for member in members]
+    need_N4 = np.stack([*(x[list(members)] for x in sizes), np.ones(len(members), np.int64)], 1)
+    room_R4 = np.empty((len(members), 4), np.int64)
+    room_R4[:] = shape.length, shape.targets, shape.images, shape.comparisons
+    rows: list[list[int]] = []
+    for place in np.argsort(-need_N4[:, 0], kind="stable"):
+        row = int((room_R4 >= need_N4[place]).all(1).argmax())  # an empty one at the latest
+        room_R4[row] -= need_N4[place]
+        rows += [[]] * (row == len(rows))
+        rows[row] = sorted([*rows[row], int(place)])
+    return [[members[place] for place in row] for row in sorted(rows)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Packer:
+    """Batches to rows.
+
+    Attributes:
+        sizes: of all comparisons.
+        layouts: shapes of batches, the cheapest first; the last holds every batch.
+    """
+
+    sizes: Sizes
+    layouts: tuple[Layout, ...]
+
+    def describe(self) -> str:
+        """The layouts in words."""
+        most = len(self.layouts)
+        return f"at most {most} compilation{'s' * (most > 1)}: " + "; ".join(map(str, self.layouts))
+
+    def __call__(self, members: Members) -> tuple[Layout, list[list[int]]]:
+        """The cheapest layout that holds a batch, and its rows; some may be missing at the end."""
+        for layout in self.layouts:
+            rows = _packed(self.sizes, members, layout.shape)
+            if rows is not None and len(rows) <= layout.rows:
+                return layout, rows
+        raise AssertionError("the last layout holds every batch")
+
+
+def choose(
+    sizes: Sizes,
+    widest: RowShape,
+    batch_size: int,
+    batches: Sequence[Members],
+    unit: int,
+    most: int,
+    cost: Callable[[RowShape], float],
+) -> Packer:
+    """Chooses shapes of batches.
+
+    Args:
+        sizes: of all comparisons.
+        widest: a row shape that holds each of them alone.
+        batch_size: comparisons in a batch.
+        batches: batches of the run; a sample of them is packed to choose.
+        unit: rows of a batch come in multiples of this.
+        most: shapes, at most.
+        cost: of a row, in any unit.
+    """
+    whole = Layout(widest, batch_size)
+    sample = batches[:: max(len(batches) * batch_size // _SAMPLE, 1)]
+    best_B = np.full(len(sample), whole.rows * cost(widest))
+    chosen = [whole]
+    offers: dict[Layout, np.ndarray] = {}  # what each batch of the sample would cost; inf: no room
+    for shape in _shapes(sizes, widest) if most > 1 else ():
+        packed = [_packed(sizes, members, shape) for members in sample]
+        needed_B = np.array([-(-len(p) // unit) * unit if p else 0 for p in packed])
+        for rows in set(needed_B.tolist()) - {0}:
+            fits_B = (needed_B > 0) & (needed_B <= rows)
+            offers[Layout(shape, rows)] = np.where(fits_B, rows * cost(shape), np.inf)
+    while len(chosen) < most and offers:
+        layout = min(offers, key=lambda x: np.minimum(best_B, offers[x]).sum())
+        better_B = np.minimum(best_B, offers[layout])
+        if better_B.sum() > (1 - _WORTH) * best_B.sum():
+            break
+        best_B = better_B
+        chosen.append(layout)
+    ordered = sorted(chosen[1:], key=lambda x: x.rows * cost(x.shape))
+    return Packer(sizes, (*ordered, whole))
+
+
+def _packed(sizes: Sizes, members: Members, shape: RowShape) -> list[list[int]] | None:
+    """Rows of a batch; None if one of its members is too large for a row."""
+    index = list(members)
+    limits = shape.length, shape.targets, shape.images
+    if any((x[index] > limit).any() for x, limit in zip(sizes, limits, strict=True)):
+        return None
+    return fill(sizes, members, shape)
+
+
+def _shapes(sizes: Sizes, widest: RowShape) -> list[RowShape]:
+    """Row shapes to try: shorter than the longest comparison, and long enough for several."""
+    mean = [float(x.mean()) for x in sizes]
+    largest = [int(x.max()) for x in sizes]
+    out = []
+    for length in sorted({rounded(int(widest.length * factor)) for factor in _LENGTHS}):
+        nums = {1}
+        if length >= 2 * sizes.length_N.min():
+            nums = {max(int(room * length / mean[0]), 1) for room in (1.0, _ROOM)}
+        for num in sorted(nums):
+            targets = widest.targets
+            if num > 1:
+                wanted = int(_ROOM * length * mean[1] / mean[0])
+                targets = min(rounded(max(largest[1], wanted)), length)
+            images = max(largest[2], int(np.ceil(num * mean[2])))
+            shape = dataclasses.replace(
+                widest, length=length, comparisons=num, images=images, targets=targets
+            )
+            if shape != widest:
+                out.append(shape)
+    return out

@@ -1,0 +1,151 @@
+"""Config files and suite files: Python that is run, and what it gives."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from seva_jax.config.experiment import Experiment
+from seva_jax.evals import Suite
+from seva_jax.runtime.paths import expand_home
+from seva_jax.types import DataError
+
+CONFIG_MODULE = "seva_jax_config_"  # with the name of a config file, its module
+
+
+def config_directory() -> Path:
+    """Where the shipped configs are: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).parent
+    checkout = package.parent / "configs"
+    return checkout if checkout.is_dir() else package / "_configs"
+
+
+def read_config(path: Path) -> Experiment:
+    """Runs a config file and returns its experiment.
+
+    Raises:
+        DataError: as `read_configs`, or the file defines several experiments.
+    """
+    return single(read_configs(path), path)
+
+
+def single(experiments: list[Experiment], path: Path) -> Experiment:
+    if len(experiments) > 1:
+        raise DataError(
+            f"{path} defines {len(experiments)} runs; pick one with --only 0 to "
+            f"--only {len(experiments) - 1}"
+        )
+    return experiments[0]
+
+
+def read_configs(path: Path) -> list[Experiment]:
+    """Runs a config file and returns its experiments: that of `get_config`, or of `get_configs`.
+
+    Raises:
+        DataError: the file is missing, fails, has neither function, or two of its runs have one
+            work directory; names the file.
+    """
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.name for p in config_directory().glob("*.py")))
+        raise DataError(f"config file {path} does not exist; shipped configs: {shipped}")
+
+    def get(module: ModuleType) -> list[Any]:
+        if hasattr(module, "get_configs"):
+            return list(module.get_configs())
+        if hasattr(module, "get_config"):
+            return [module.get_config()]
+        raise DataError(
+            "a config file defines get_config(), or get_configs() for several runs; this one "
+            "defines neither"
+        )
+
+    experiments = _run_file(path, get)
+    for experiment in experiments:
+        if not isinstance(experiment, Experiment):
+            kind = type(experiment).__name__
+            raise DataError(f"{path}: get_config() returned {kind}, not an Experiment")
+    if not experiments:
+        raise DataError(f"{path}: get_configs() yields no run")
+    return list(map(expand_home, experiments))
+
+
+def read_suites(where: str) -> list[Suite]:
+    """Runs a suite file and returns what its `get_suites` gives.
+
+    Args:
+        where: path of the file, or the dotted name of a module that can be imported.
+
+    Raises:
+        DataError: the file is missing, fails or does not give suites; names the file.
+    """
+    path = Path(where)
+    if not path.is_file():
+        try:
+            spec = importlib.util.find_spec(where)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is None or spec.origin is None:
+            raise DataError(
+                f"there is no suite file and no module {where}; give a Python file with "
+                "get_suites()"
+            )
+        path = Path(spec.origin)
+
+    def get(module: ModuleType) -> list[Any]:
+        if not hasattr(module, "get_suites"):
+            raise DataError("a suite file defines get_suites(); this one does not")
+        return list(module.get_suites())
+
+    suites = _run_file(path, get)
+    for suite in suites:
+        if not isinstance(suite, Suite):
+            kind = type(suite).__name__
+            raise DataError(f"{path}: get_suites() gave {kind}, which is no Suite")
+    return suites
+
+
+def _run_file(path: Path, get: Callable[[ModuleType], list[Any]]) -> list[Any]:
+    """Runs a Python file and takes something from it; whatever fails in either names the file."""
+    spec = importlib.util.spec_from_file_location(CONFIG_MODULE + path.stem, path)
+    if spec is None or spec.loader is None:
+        raise DataError(f"config file {path} is not Python; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses defined in the file look up their types
+    try:
+        with files_in(path.parent):  # variants import the config they vary
+            spec.loader.exec_module(module)
+            return get(module)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except Exception as error:
+        raise DataError(f"{path}: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def files_in(folder: str | Path) -> Iterator[None]:
+    """Inside, the Python files of a folder can be imported, before all others of their names."""
+    sys.path.insert(0, str(Path(folder).expanduser().resolve()))
+    try:
+        yield
+    finally:
+        sys.path.pop(0)
+
+
+def config_module(path: str | Path) -> ModuleType:
+    """The module of a config file, for classes that it defines.
+
+    Raises:
+        DataError: the file is missing or fails.
+    """
+    path = Path(path).expanduser()
+    found = sys.modules.get(CONFIG_MODULE + path.stem)
+    if found is not None and found.__file__ == str(path):
+        return found
+    if not path.is_file():
+        raise DataError(f"{path} is not there, and it defines classes of this run; put it back")
+    return _run_file(path, lambda module: [module])[0]

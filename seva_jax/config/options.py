@@ -1,0 +1,182 @@
+"""The sections of a config: text, rollouts, training, computation, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import jax.numpy as jnp
+
+from seva_jax.models import (
+    Attention,
+    BaseWeights,
+    CacheKind,
+    Llava,
+    LlavaConfig,
+    LoraConfig,
+    Remat,
+)
+from seva_jax.ranges import ABOVE_0, FROM_0, FROM_1, Range, Ranges
+from seva_jax.text.sampling import Sampling
+from seva_jax.text.templates import VICUNA_V1, Template
+
+
+@dataclasses.dataclass(frozen=True)
+class TextOptions:
+    """How questions and answers become tokens.
+
+    Attributes:
+        generate: template the model is asked with.
+        train: template the model is trained with. SeVa generates with `LLAVA_V1` and trains with
+            `VICUNA_V1`; the sane default is one template for both.
+        max_length: longest trunk plus longest answer, tokens. Images and questions are never
+            cut: what does not fit is dropped and counted.
+    """
+
+    ranges: ClassVar[Ranges] = {"max_length": FROM_1}
+
+    generate: Template = VICUNA_V1
+    train: Template = VICUNA_V1
+    max_length: int = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutOptions:
+    """How prompts are answered.
+
+    Attributes:
+        sampling: greedy by default, as in SeVa.
+        batch_size: rows answered together over all devices; clean and corrupted copies of a
+            prompt are rows of their own.
+        refill: new prompts start when one in this many rows is done, beside those that go on. 1
+            answers whole batches, which costs the time of the longest answer in each, but every
+            answer is then computed beside the same others however a run was interrupted.
+        cache: keys and values of tokens seen, "exact" or "int8" (half of bfloat16's memory).
+    """
+
+    ranges: ClassVar[Ranges] = {"batch_size": FROM_1, "refill": FROM_1}
+
+    sampling: Sampling = Sampling()
+    batch_size: int = 64
+    refill: int = 4
+    cache: CacheKind = "exact"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions:
+    """How long, on what, and what is trained.
+
+    Attributes:
+        batch_size: comparisons in an optimiser step, over all devices.
+        micro_batches: the batch is computed in this many parts; gradients are those of the whole.
+        epochs: passes over the comparisons.
+        repeat: the list of comparisons is concatenated with itself this many times before it is
+            shuffled. SeVa uses 2 and one epoch, which is not two epochs.
+        max_steps: stop after this many steps; 0 means no limit.
+        trained: parts of the model that change. "lora" are the adapters. SeVa also trains the
+            projector (its flag meant to freeze it has no effect).
+        reference: "cached" computes reference log-probs once, before training; "in_step"
+            computes them in every step from an untrained copy of the trained parts.
+        feature_cache: directory that keeps what the frozen vision tower made of every image, by
+            content and tower, for this and other runs; empty computes it in every step. An image
+            of LLaVA-1.5 takes 1.1 MiB in bfloat16.
+        save_every_s: a kill costs at most so many seconds of training, also while a checkpoint is
+            written: one is begun earlier by the time that writing takes, at a line of metrics,
+            and where writing takes too long, training waits for it (`seva_jax/training/save_schedule.py`).
+        save_every: a kill costs at most so many steps: there is a checkpoint beside those by time
+            every so many, and training waits until it is written; 0 means by time only.
+        log_every: steps between lines of metrics.
+        max_nonfinite: so many steps, one after another, whose loss or gradient is not finite end
+            the run with exit code 65. Such a step changes nothing, and the ids of its examples go
+            to nonfinite.jsonl.
+        read_processes: processes that prepare batches; 0 prepares them in threads, which starts
+            sooner and is enough until decoding images keeps the device waiting.
+    """
+
+    ranges: ClassVar[Ranges] = {
+        "batch_size": FROM_1,
+        "micro_batches": FROM_1,
+        "epochs": FROM_1,
+        "repeat": FROM_1,
+        "max_steps": FROM_0,
+        "log_every": FROM_1,
+        "max_nonfinite": FROM_1,
+        "save_every_s": ABOVE_0,
+        "save_every": FROM_0,
+        "read_processes": Range(0, 1024),
+    }
+
+    batch_size: int = 128
+    micro_batches: int = 1
+    epochs: int = 1
+    repeat: int = 1
+    max_steps: int = 0
+    trained: tuple[Literal["lora", "projector", "language", "vision"], ...] = ("lora", "projector")
+    reference: Literal["cached", "in_step"] = "cached"
+    feature_cache: str = ""
+    save_every_s: float = 600.0
+    save_every: int = 0
+    log_every: int = 10
+    max_nonfinite: int = 3
+    read_processes: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeOptions:
+    """Precision and memory.
+
+    Attributes:
+        param_dtype: storage of frozen parameters. Trained parameters are float32 always.
+        base_weights: storage of the frozen kernels of the language model's linear layers. "float"
+            is param_dtype; "int8" (8 bits) and "nf4" (4.5 bits a weight) are QLoRA's quantised
+            base, for adapters; they need the extra "quant".
+        dtype: compute dtype; norms, softmax, logits and log-probs are float32 always.
+        remat: what the backward pass computes again instead of keeping it: "none", "matmuls"
+            (keeps the results of linear layers) or "layers" (keeps a layer's input only).
+        attention: "auto" uses a TPU's kernel where there is one; "cudnn" uses cuDNN's, on NVIDIA
+            GPUs and in bfloat16; "plain" uses none.
+        head_chunk: answer positions whose logits exist at one time, for each row.
+        row_shapes: at most this many shapes of batches are compiled. Short comparisons share rows
+            and batches of short ones get shorter rows, where that saves work; with 1 every
+            comparison has a row of its own, as long as the longest.
+    """
+
+    ranges: ClassVar[Ranges] = {"head_chunk": FROM_1, "row_shapes": FROM_1}
+
+    param_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    base_weights: BaseWeights = "float"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    remat: Remat = "layers"
+    attention: Attention = "auto"
+    head_chunk: int = 128
+    row_shapes: int = 4
+
+
+def make_model(
+    config: LlavaConfig, compute: ComputeOptions, lora: LoraConfig | None = None
+) -> Llava:
+    """The module of a run: with adapters the policy, without them the base model."""
+    return Llava(config, lora, jnp.dtype(compute.dtype), compute.remat, compute.attention)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """What the report page shows.
+
+    Attributes:
+        num_pairs: pairs in the gallery.
+        num_examples: evaluation examples shown before and after, for each evaluation.
+        device_hour_price: what an hour of one device costs; 0 shows device-hours only.
+        currency: of that price.
+    """
+
+    ranges: ClassVar[Ranges] = {
+        "num_pairs": FROM_0,
+        "num_examples": FROM_0,
+        "device_hour_price": FROM_0,
+    }
+
+    num_pairs: int = 60
+    num_examples: int = 12
+    device_hour_price: float = 0.0
+    currency: str = "USD"

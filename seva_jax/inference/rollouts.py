@@ -1,0 +1,332 @@
+"""Asks a model many prompts, on clean images and on corrupted copies.
+
+Preparation (decode, corrupt, resize, tokenise) runs in Grain's reading threads while the device
+answers. Rows whose answers are complete take the next prompts while the others go on. A prompt
+that cannot be prepared is reported with its reason; the others go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import numpy as np
+
+from seva_jax.corrupt import Corruption, SequenceCorruption, apply_pixels, corruption_key
+from seva_jax.corrupt.base import apply_jitted
+from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.inference.sampler import PromptBatch, Sampler, decode, idle, refill
+from seva_jax.models import CacheKind, Llava
+from seva_jax.runtime import shutdown
+from seva_jax.runtime.processes import gather
+from seva_jax.sharding import process_row_share, put_batch, replicated, row_multiple
+from seva_jax.text.encode import Encoder
+from seva_jax.text.sampling import Sampling
+from seva_jax.types import ExampleError, Prompt
+
+
+class AnsweredPrompt(NamedTuple):
+    """What became of one prompt.
+
+    Attributes:
+        prompt: the prompt.
+        answers: raw decoded text on the clean image, then on each corrupted one; empty if dropped.
+        dropped: reason, or "" if it was answered.
+    """
+
+    prompt: Prompt
+    answers: tuple[str, ...]
+    dropped: str
+
+
+class _Prepared(NamedTuple):
+    index: int
+    trunks: list[np.ndarray]  # variant 0 is clean, variant 1 + c has corruption c
+    pixels: list[np.ndarray]  # [I, H, W, 3] of each; a changed sequence may have fewer images
+    dropped: str
+
+
+def corrupted_prompt(prompt: Prompt, corruption: Corruption, index: int, seed: int) -> Prompt:
+    """What is asked under corruption `index`: the prompt itself, unless its sequence is changed."""
+    if not isinstance(corruption, SequenceCorruption):
+        return prompt
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return corruption.changed(corruption_key(seed, prompt.id, index), prompt)
+
+
+def corrupted_pixels(
+    prompt: Prompt,
+    load_image: Callable[[str], np.ndarray],
+    processing: ImageProcessing,
+    corruption: Corruption,
+    index: int,
+    seed: int,
+) -> np.ndarray:
+    """Preprocessed images of a prompt under corruption `index`, [I, H, W, 3] float32.
+
+    Runs on the host's CPU, so the same images come out on every platform.
+    """
+    if corruption.space == "sequence":
+        names = corrupted_prompt(prompt, corruption, index, seed).images
+        return stacked([processing(load_image(name)) for name in names], processing)
+    pixels = []
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        for number, name in enumerate(prompt.images):
+            key = corruption_key(seed, f"{prompt.id}/{number}", index)
+            image = load_image(name)
+            if corruption.space == "pixels":
+                pixels.append(processing(apply_pixels(corruption, key, image)))
+            else:
+                pixels.append(np.asarray(apply_jitted(corruption, key, processing(image))))
+    return stacked(pixels, processing)
+
+
+def stacked(pixels: list[np.ndarray], processing: ImageProcessing) -> np.ndarray:
+    """Preprocessed images as one array, [I, H, W, 3]; I may be 0."""
+    size = processing.size
+    return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.float32)
+
+
+class RolloutRows(NamedTuple):
+    """How rollouts are laid out on one process's share of the devices.
+
+    Attributes:
+        rows: answered together.
+        fresh: of these, as many as are started together.
+        parts: devices, or groups of them, that the rows are split over.
+        group: prompts that the rows hold.
+    """
+
+    rows: int
+    fresh: int
+    parts: int
+    group: int
+
+
+def rollout_rows(
+    batch_size: int, refill: int, variants: int, mesh: jax.sharding.Mesh, num_shares: int
+) -> RolloutRows:
+    """How rollouts are laid out.
+
+    Args:
+        batch_size: rows wanted over all devices.
+        refill: parts of them that are started together.
+        variants: rows of a prompt, clean and corrupted.
+        mesh: the rows are split over; they are filled up to divide.
+        num_shares: see `seva_jax.sharding.process_row_share`.
+    """
+    group = max(batch_size // variants // num_shares, 1)
+    parts = row_multiple(mesh) // num_shares
+    rows = -(-group * variants // parts) * parts
+    fresh = -(-max(rows // refill, variants) // parts) * parts
+    return RolloutRows(rows, fresh, parts, group)
+
+
+class _Fresh(NamedTuple):
+    """Rows to start, on this process: what `refill` takes, and what became of prompts."""
+
+    arrays: tuple[np.ndarray, ...]  # tokens, mask, patch, pixels, raw keys, tags, from_B
+    admitted: int  # rows
+    dropped: list[tuple[int, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutEngine:
+    """A model that answers prompts.
+
+    Attributes:
+        model: the module.
+        variables: its variables.
+        encoder: text to tokens, with the generation template.
+        processing: image pipeline.
+        mesh: where the model lives.
+        batch_size: rows answered together, over all devices.
+        seed: of corruptions and of sampling; every prompt has its own keys.
+        refill: see `RolloutOptions`.
+        cache: see `RolloutOptions`.
+    """
+
+    model: Llava
+    variables: Any
+    encoder: Encoder
+    processing: ImageProcessing
+    mesh: jax.sharding.Mesh
+    batch_size: int
+    seed: int
+    refill: int = 1
+    cache: CacheKind = "exact"
+
+    def answer(
+        self,
+        prompts: Sequence[Prompt],
+        load_image: Callable[[str], np.ndarray],
+        sampling: Sampling,
+        corruptions: Sequence[Corruption] = (),
+        start: int = 0,
+    ) -> Iterator[list[AnsweredPrompt]]:
+        """Answers prompts from prompt `start` on, and gives them in order as they complete.
+
+        Every process prepares its share of the prompts and gets all answers.
+        """
+        variants = 1 + len(corruptions)
+        share, num_shares = process_row_share(self.mesh)
+        layout = rollout_rows(self.batch_size, self.refill, variants, self.mesh, num_shares)
+        firsts = range(start + share * layout.group, len(prompts), layout.group * num_shares)
+        mine = [i for first in firsts for i in range(len(prompts))[first : first + layout.group]]
+        prepared = self._prepare(prompts, mine, load_image, corruptions, layout.group)
+        # Of all prompts, so that who resumes gets the shapes, and so the answers, of who does not.
+        width, images = self._widest(prompts, corruptions)
+        eos: Any = self.encoder.tokenizer.eos_token_id
+        sampler = Sampler(self.model, sampling, (eos,), self.encoder.pad_id, self.cache)
+        with jax.set_mesh(self.mesh):
+            state = idle(sampler, layout.rows * num_shares, width)
+        free = np.arange(layout.rows)
+        texts: dict[int, dict[int, str]] = {}  # by prompt and variant
+        dropped: dict[int, str] = {}
+        left, at = len(mine), start
+        while at < len(prompts):
+            shutdown.raise_if_stopping()  # what was given is on disk
+            fresh = self._fresh(prepared, prompts, free, layout, variants, width, images)
+            left -= fresh.admitted // variants + len(fresh.dropped)
+            hungry = left > 0 and len(free) - fresh.admitted >= layout.fresh
+            told = gather((fresh.admitted, hungry, fresh.dropped))
+            dropped |= {index: reason for _, _, drops in told for index, reason in drops}
+            with jax.set_mesh(self.mesh):
+                if any(admitted for admitted, _, _ in told):
+                    *batch, keys, tags, places = put_batch(self.mesh, fresh.arrays)
+                    state = refill(
+                        sampler, self.variables, state, PromptBatch(*batch),
+                        jax.random.wrap_key_data(keys), tags, places, row_multiple(self.mesh),
+                    )  # fmt: skip
+                enough = 0 if any(hungry for _, hungry, _ in told) else layout.fresh * num_shares
+                state = decode(sampler, self.variables, state, np.int32(enough))
+            # Every process needs the text, and token ids are small: copy them everywhere.
+            small = (state.out_BT, state.done_B, state.tag_B)
+            out, done, tags = jax.device_get(jax.device_put(small, replicated(self.mesh)))
+            free = np.flatnonzero(done[share * layout.rows : (share + 1) * layout.rows])
+            for row in np.flatnonzero(done & (tags >= at * variants)):
+                index, variant = divmod(int(tags[row]), variants)
+                found = texts.setdefault(index, {})
+                if variant not in found:
+                    found[variant] = self._text(prompts[index], out[row])
+            answered = []
+            while at in dropped or len(texts.get(at, ())) == variants:
+                answers = texts.pop(at, {})
+                in_order = tuple(answers[v] for v in sorted(answers))
+                answered.append(AnsweredPrompt(prompts[at], in_order, dropped.get(at, "")))
+                at += 1
+            if answered:
+                yield answered
+
+    def _trunks(self, prompt: Prompt, corruptions: Sequence[Corruption]) -> list[np.ndarray]:
+        """Of the prompt, and of the prompt under each corruption."""
+        changed = (corrupted_prompt(prompt, c, i, self.seed) for i, c in enumerate(corruptions))
+        trunks = [self.encoder.trunk(prompt.question, len(prompt.images), prompt.start)]
+        for asked in changed:
+            trunks.append(
+                trunks[0]
+                if asked is prompt
+                else self.encoder.trunk(asked.question, len(asked.images), asked.start)
+            )
+        return trunks
+
+    def _widest(
+        self, prompts: Sequence[Prompt], corruptions: Sequence[Corruption]
+    ) -> tuple[int, int]:
+        """Tokens and images that hold every prompt; tokens rounded up, so that few shapes occur."""
+        longest = 1
+        for prompt in prompts:
+            # One that cannot be encoded is reported where it is prepared.
+            with contextlib.suppress(ExampleError):
+                longest = max(longest, *map(len, self._trunks(prompt, corruptions)))
+        return -(-longest // 32) * 32, max((len(p.images) for p in prompts), default=0)
+
+    def _prepare(
+        self,
+        prompts: Sequence[Prompt],
+        mine: Sequence[int],
+        load_image: Callable[[str], np.ndarray],
+        corruptions: Sequence[Corruption],
+        ahead: int,
+    ) -> Iterator[_Prepared]:
+        def prepare(index: int) -> _Prepared:
+            prompt = prompts[index]
+            try:
+                trunks = self._trunks(prompt, corruptions)
+                for trunk in trunks:
+                    self.encoder.fit(len(trunk), trunk[:1])  # room for at least one answer token
+                clean = [self.processing(load_image(name)) for name in prompt.images]
+                pixels = [stacked(clean, self.processing)]
+                pixels += [
+                    corrupted_pixels(prompt, load_image, self.processing, c, i, self.seed)
+                    for i, c in enumerate(corruptions)
+                ]
+            except ExampleError as error:
+                return _Prepared(index, [], [], error.reason)
+            return _Prepared(index, trunks, pixels, "")
+
+        dataset = grain.MapDataset.source(mine).map(lambda index: prepare(int(index)))
+        options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=2 * ahead)
+        return iter(dataset.to_iter_dataset(options))
+
+    def _fresh(
+        self,
+        prepared: Iterator[_Prepared],
+        prompts: Sequence[Prompt],
+        free: np.ndarray,
+        layout: RolloutRows,
+        variants: int,
+        width: int,
+        images: int,
+    ) -> _Fresh:
+        """Takes the next prompts, as many as there are free rows for, all variants or none."""
+        rows, size = layout.fresh, self.processing.size
+        tokens = np.full((rows, width), self.encoder.pad_id, np.int32)
+        mask = np.zeros((rows, width), bool)
+        mask[:, 0] = True  # rows nobody asked for still need one real token
+        pixels = np.zeros((rows, images, size, size, 3), np.float32)
+        nobody = np.asarray(jax.random.key_data(jax.random.key(self.seed)))
+        key_data = np.tile(nobody, (rows, 1))
+        tags = np.full(rows, -1, np.int32)
+        places = np.full(layout.rows, -1, np.int32)
+        # A row stays on its device: pairs of a fresh row and a free row of the same part.
+        per_part, fresh_per_part = layout.rows // layout.parts, rows // layout.parts
+        pairs = []
+        for part in range(layout.parts):
+            here = free[free // per_part == part][:fresh_per_part]
+            pairs += [(part * fresh_per_part + i, row) for i, row in enumerate(here)]
+        pairs = pairs[: len(pairs) // variants * variants]
+        admitted, dropped = 0, []
+        while admitted < len(pairs):
+            item = next(prepared, None)
+            if item is None:
+                break
+            if item.dropped:
+                dropped.append((item.index, item.dropped))
+                continue
+            for v in range(variants):
+                row, place = pairs[admitted]
+                length = len(item.trunks[v])
+                tokens[row, :length] = item.trunks[v]
+                mask[row, :length] = True
+                pixels[row, : len(item.pixels[v])] = item.pixels[v]
+                key = corruption_key(self.seed, f"{prompts[item.index].id}/answer", v)
+                key_data[row] = np.asarray(jax.random.key_data(key))
+                tags[row] = item.index * variants + v
+                places[place] = row % fresh_per_part
+                admitted += 1
+        is_image = tokens == self.encoder.image_token_id
+        patch = np.where(is_image, np.cumsum(is_image, axis=1) - 1, -1).astype(np.int32)
+        arrays = (tokens, mask, patch, pixels, key_data, tags, places)
+        return _Fresh(arrays, admitted, dropped)
+
+    def _text(self, prompt: Prompt, ids: np.ndarray) -> str:
+        stop = np.flatnonzero(ids == self.encoder.tokenizer.eos_token_id)
+        trunk = ()
+        if prompt.start:
+            trunk = self.encoder.trunk(prompt.question, len(prompt.images), prompt.start)
+        return self.encoder.decode(ids[: stop[0]] if len(stop) else ids, trunk)

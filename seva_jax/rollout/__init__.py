@@ -1,1 +1,0 @@
-"""Answers: the sampler (`sampler.py`) and who is asked what on which image (`run.py`)."""

@@ -1,0 +1,285 @@
+"""Checkpoints: a thin wrapper over Orbax that says what a checkpoint holds and trusts no file.
+
+What lives here: saving in the background, restoring, refusing a checkpoint of another run. What
+does not: which checkpoint is intact (`digests.py`).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from seva_jax.runtime.processes import barrier, say
+from seva_jax.training.digests import newest, write_digests
+from seva_jax.training.step import TrainState
+from seva_jax.types import DataError
+
+ASIDE = "set-aside"  # where directories go that are no intact checkpoints
+
+
+class Checkpoints:
+    """Checkpoints of one training stage, newest two kept.
+
+    Each holds the `TrainState` (parameters, optimiser state, step), the data position as JSON,
+    and facts about the run, also JSON. Training has no other random state: shuffling follows
+    from the seed, and corruptions and sampling are keyed by seed and example.
+
+    What bears a number in the directory and is no intact checkpoint is moved to `set-aside/`, so
+    that it neither counts as a checkpoint nor stands in the way of one; each gets a line.
+
+    Args:
+        directory: where they are.
+        facts: what a checkpoint has to share with this run, plain values by name.
+
+    Raises:
+        DataError: there are checkpoints, but none is intact.
+    """
+
+    def __init__(self, directory: Path, facts: Mapping[str, Any]) -> None:
+        self._directory, self._facts = directory.absolute(), dict(facts)
+        self._newest, passed_over = newest(self._directory)
+        for name, why in passed_over:
+            aside = self._set_aside(name)
+            say(f"{directory}/{name} is not used: {why}; it is now {aside}")
+        barrier(f"checkpoints {directory}")
+        self._saving = 0
+        self._took_s: float | None = None
+        self._pending: concurrent.futures.Future[None] | None = None
+        self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2,
+            cleanup_tmp_directories=True,
+            async_options=ocp.options.AsyncOptions(
+                post_finalization_callback=self._digest,
+                # Otherwise, where nothing can be written, threads wait minutes for a directory.
+                create_directories_asynchronously=False,
+            ),
+        )
+        try:
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        except OSError as error:
+            raise self._failure(self._directory, error) from error
+
+    def _set_aside(self, name: str) -> Path:
+        path, aside = self._directory / name, self._directory / ASIDE / name
+        if jax.process_index() == 0:
+            number = 1
+            while aside.exists():
+                number += 1
+                aside = aside.with_name(f"{name}.{number}")
+            try:
+                aside.parent.mkdir(exist_ok=True)
+                path.rename(aside)
+            except OSError as error:
+                raise DataError(f"{path} cannot be moved to {aside}: {error}") from error
+        return aside
+
+    def _digest(self) -> None:
+        """Adds the digests before Orbax publishes a step, on process 0, in Orbax's thread.
+
+        So step and digests appear by the same rename, and a kill leaves both or neither.
+        """
+        name = str(self._saving)
+        written = [*self._directory.glob(f"{name}.orbax-checkpoint-tmp*"), self._directory / name]
+        write_digests(next(path for path in written if path.is_dir()))
+
+    def save(self, state: TrainState, data: dict[str, Any]) -> None:
+        """Starts saving; returns before the bytes are on disk.
+
+        Raises:
+            DataError: this save, or the one before, failed; see `check`.
+        """
+        self.wait()
+        step = int(state.step)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            data=ocp.args.JsonSave(data),
+            facts=ocp.args.JsonSave(self._facts),
+        )
+        self._saving, start = step, time.monotonic()
+        try:
+            self._manager.save(step, args=items)
+        except Exception as error:  # tensorstore and Orbax raise many types
+            raise self._failure(self._directory / str(step), error) from error
+        self._pending = self._worker.submit(self._finish, start)
+
+    def _finish(self, start: float) -> None:
+        self._manager.wait_until_finished()
+        self._took_s = max(time.monotonic() - start, self._took_s or 0.0)
+
+    @property
+    def saving(self) -> bool:
+        """Whether one is still being written."""
+        return self._pending is not None and not self._pending.done()
+
+    @property
+    def took_s(self) -> float | None:
+        """The longest time that one took, from `save` until a kill leaves it; None before any."""
+        return self._took_s
+
+    def check(self) -> None:
+        """Finds out whether the last save failed, without waiting for one that goes on.
+
+        Raises:
+            DataError: it did, for example because the disk is full.
+        """
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the last save is on disk, with its digests.
+
+        Raises:
+            DataError: it failed.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except Exception as error:  # as in `save`
+            raise self._failure(self._directory / str(self._saving), error) from error
+
+    @staticmethod
+    def _failure(path: Path, error: Exception) -> DataError:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return DataError(
+            f"checkpoint {path} cannot be saved: {first_line}; see that there is space and that "
+            "the directory can be written, then run the same command again: it goes on from the "
+            "checkpoint before"
+        )
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest intact checkpoint, placed as `like` says, or None if there is none.
+
+        Args:
+            like: arrays or `jax.ShapeDtypeStruct`s with shardings.
+
+        Raises:
+            DataError: the checkpoint is of another run, or has other names or shapes.
+        """
+        if self._newest is None:
+            return None
+        path = self._directory / str(self._newest)
+        try:
+            facts = ocp.args.Composite(facts=ocp.args.JsonRestore())
+            found = self._manager.restore(self._newest, args=facts)["facts"]
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise DataError(f"checkpoint {path} cannot be restored: {error}") from error
+        _refuse_other_facts(path, found, self._facts)
+        _refuse_other_shapes(path, like)
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+        )
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+        )
+        try:
+            restored = self._manager.restore(self._newest, args=items)
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            raise DataError(f"checkpoint {path} cannot be restored: {error}") from error
+        return restored["state"], restored["data"]
+
+    def close(self) -> None:
+        """Waits until everything is on disk.
+
+        Raises:
+            DataError: the last save failed.
+        """
+        self.wait()
+        self._manager.close()
+        self._worker.shutdown()
+
+
+def _refuse_other_facts(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    differing = [
+        f"{name} is {found.get(name, 'absent')!r} there and {wanted.get(name, 'absent')!r} here"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
+    if differing:
+        raise DataError(
+            f"checkpoint {path} is of another run: {', '.join(differing)}; "
+            "choose another --workdir, or put back what the run started with"
+        )
+
+
+def _refuse_other_shapes(path: Path, like: Any) -> None:
+    """Compares names and shapes of what is to be read with what a checkpoint holds."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        metadata = checkpointer.metadata(path / "state")
+    held = {leaf.name: leaf.shape for leaf in jax.tree.leaves(metadata.item_metadata.tree)}
+    for at, leaf in jax.tree_util.tree_leaves_with_path(like):
+        name = jax.tree_util.keystr(at, simple=True, separator=".")
+        if name not in held:
+            raise DataError(
+                f"checkpoint {path} is of another model: it has no {name}, "
+                f"which has shape {leaf.shape} here"
+            )
+        if held[name] != leaf.shape:
+            raise DataError(
+                f"checkpoint {path} is of another model: {name} has shape {held[name]} there "
+                f"and {leaf.shape} here"
+            )
+
+
+def read_trained(directory: Path, like: Any) -> Any:
+    """Some of the trained variables of the newest intact checkpoint; nothing else is restored.
+
+    Args:
+        directory: of the training stage.
+        like: any part of the tree of trained variables, of `jax.ShapeDtypeStruct`s with
+            shardings.
+
+    Raises:
+        DataError: there is no checkpoint, none is intact, or it has other names or shapes.
+    """
+    step, passed_over = newest(directory)
+    if step is None:
+        raise DataError(f"{directory} holds no checkpoint; run the training again")
+    for name, why in passed_over:
+        say(f"{directory}/{name} is not used: {why}; step {step} is")
+    path = directory.absolute() / str(step)
+    item = {"trainable": like}
+    _refuse_other_shapes(path, item)
+    args = ocp.args.PyTreeRestore(
+        item=item,
+        partial_restore=True,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+    )
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(path / "state", args=args)["trainable"]
+    except (ValueError, KeyError, FileNotFoundError) as error:
+        raise DataError(f"checkpoint {path} cannot be read: {error}") from error
+
+
+@jax.jit
+def _checksum(params: Any) -> jax.Array:
+    def one(x: jax.Array) -> jax.Array:
+        if x.dtype == jnp.uint4:
+            x = x.astype(jnp.uint8)
+        bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+        for dim in range(x.ndim):
+            place = jax.lax.broadcasted_iota(jnp.uint32, x.shape, dim)
+            bits = (bits ^ (place * jnp.uint32(0x9E3779B1))) * jnp.uint32(0x85EBCA6B)
+            bits ^= bits >> 15
+        return bits.sum(dtype=jnp.uint32)
+
+    return jnp.stack([one(x) for x in jax.tree.leaves(params)])
+
+
+def checksum(params: Any) -> list[int]:
+    """One number a parameter that changes with any bit of it, whatever its sharding.
+
+    Integer sums wrap and do not depend on their order, so the same weights give the same numbers
+    on every mesh. Not cryptographic.
+    """
+    return [int(x) for x in jax.device_get(_checksum(params))]

@@ -1,0 +1,106 @@
+"""How many floating point operations a step takes, from the architecture alone.
+
+A multiply-add counts as two. Only matrix products count; norms, softmax and activations are below
+a per cent at these sizes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from seva_jax.batches.trees import RowShape
+from seva_jax.models import LlavaConfig, LoraConfig, Remat
+from seva_jax.models.attention import BLOCK
+
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """Operations of one forward pass over one row.
+
+    Attributes:
+        tower: vision tower.
+        projector: projector.
+        linear: the language model's own linear layers.
+        down: of these, the last one of each layer, whose result no gradient needs.
+        lora: its adapters.
+        attention: scores and sums of values, by blocks of queries with the keys up to their end.
+        head: logits at answer positions.
+    """
+
+    tower: float
+    projector: float
+    linear: float
+    down: float
+    lora: float
+    attention: float
+    head: float
+
+    @property
+    def language(self) -> float:
+        """The language model with its adapters."""
+        return self.linear + self.lora + self.attention + self.head
+
+
+def forward(config: LlavaConfig, lora: LoraConfig, shape: RowShape) -> Forward:
+    """Operations of a forward pass over one row of a shape."""
+    v, t = config.vision, config.text
+    patches = (v.image_size // v.patch_size) ** 2
+    places = patches + 1
+    per_layer = 2 * places * (4 * v.hidden_size**2 + 2 * v.hidden_size * v.mlp_size)
+    per_layer += 4 * places**2 * v.hidden_size
+    tower = config.tower_depth * per_layer + 2 * patches * v.patch_size**2 * 3 * v.hidden_size
+    tokens = config.tokens_per_image
+    projector = 2 * tokens * (v.hidden_size * t.hidden_size + t.hidden_size**2)
+    wide, narrow = t.num_heads * t.head_dim, t.num_kv_heads * t.head_dim
+    sizes = {
+        "q_proj": (t.hidden_size, wide),
+        "k_proj": (t.hidden_size, narrow),
+        "v_proj": (t.hidden_size, narrow),
+        "o_proj": (wide, t.hidden_size),
+        "gate_proj": (t.hidden_size, t.mlp_size),
+        "up_proj": (t.hidden_size, t.mlp_size),
+        "down_proj": (t.mlp_size, t.hidden_size),
+    }
+    length = shape.length
+    linear = 2 * length * t.num_layers * sum(i * o for i, o in sizes.values())
+    down = 2 * length * t.num_layers * t.mlp_size * t.hidden_size
+    adapted = [sizes[name] for name in lora.targets] if lora.rank else []
+    adapters = 2 * length * t.num_layers * lora.rank * sum(i + o for i, o in adapted)
+    seen = sum(
+        (min(start + BLOCK, length) - start) * min(start + BLOCK, length)
+        for start in range(0, length, BLOCK)
+    )
+    attention = 4 * seen * wide * t.num_layers
+    head = 2 * shape.targets * t.hidden_size * t.vocab_size
+    return Forward(
+        shape.images * tower, shape.images * projector, linear, down, adapters, attention, head
+    )
+
+
+def model_flops(once: Forward, trained: tuple[str, ...]) -> float:
+    """Operations a row needs forward and backward, nothing computed twice.
+
+    The gradient of a product with respect to its input, and with respect to its weights, each
+    takes as many as the product; frozen weights need the first only, a frozen tower neither.
+    """
+    tower = once.tower * (3 if "vision" in trained else 1)
+    projector = once.projector * (1 + ("projector" in trained) + ("vision" in trained))
+    if "projector" in trained and "vision" not in trained:
+        projector += once.projector / 2  # through its second layer, about half of it
+    backward = 1 + ("language" in trained)
+    language = once.linear * (1 + backward) + once.lora * 3 + once.attention * 3
+    head = once.head * (1 + backward)
+    return tower + projector + language + head
+
+
+def hardware_flops(once: Forward, trained: tuple[str, ...], remat: Remat) -> float:
+    """What the step computes: `remat` runs layers, or their attention, forward once more.
+
+    The head always runs once more, and so do the scores of attention.
+    """
+    again = once.head + once.attention
+    if remat != "none":
+        again += once.attention
+    if remat == "layers":
+        again += once.linear - once.down + once.lora + (once.tower if "vision" in trained else 0.0)
+    return model_flops(once, trained) + again

@@ -1,0 +1,82 @@
+"""What a training step needs at least, before it is compiled; `seva_jax.plan` says it exactly."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seva_jax.models import Llava
+from seva_jax.runtime.processes import say
+from seva_jax.training.step import TrainState
+from seva_jax.types import TreeBatch
+
+_GIB = 2**30
+
+
+def bytes_on_a_device(tree: Any) -> int:
+    """What sharded arrays take on each device."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
+def least_bytes(model: Llava, arguments: Any, trainable: Any, rows: int, length: int) -> int:
+    """A lower bound of a step's memory on a device.
+
+    Counted are the arguments, a gradient for everything trained, and what the backward pass needs
+    of every layer of the language model: the residual stream, and unless layers are computed again
+    the results of its wide matrix products.
+
+    Args:
+        model: the module.
+        arguments: state and frozen variables.
+        trainable: the trained part.
+        rows: of a micro-batch, on a device.
+        length: tokens of a row.
+    """
+    text = model.config.text
+    width = text.hidden_size
+    if model.remat != "layers":
+        width += 2 * text.num_heads * text.head_dim + 2 * text.mlp_size
+    kept = text.num_layers * rows * length * width * jnp.dtype(model.dtype).itemsize
+    return bytes_on_a_device(arguments) + bytes_on_a_device(trainable) + kept
+
+
+def device_limit() -> int | None:
+    """Bytes a program may use on a device; None where it does not say (CPU)."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
+def warn_if_too_large(model: Llava, state: TrainState, frozen: Any, batch: TreeBatch) -> None:
+    """Prints a warning if a step cannot fit, with the micro-batches that could.
+
+    Args:
+        model: the module.
+        state: training state.
+        frozen: frozen variables.
+        batch: placed, leaves [M, B, ...].
+    """
+    limit = device_limit()
+    if limit is None:
+        return
+    tokens: Any = batch.tokens_BS
+    micro_batches, split, length = tokens.sharding.shard_shape(tokens.shape)
+
+    def needed(rows: int) -> int:
+        return least_bytes(model, (state, frozen), state.trainable, rows, length)
+
+    if needed(split) <= limit:
+        return
+    fitting = [n for n in range(1, split) if split % n == 0 and needed(n) <= limit]
+    advice = (
+        f"--train.micro-batches {micro_batches * split // max(fitting)} may"
+        if fitting
+        else "more devices along --mesh.fsdp or --mesh.tensor, or --compute.base-weights nf4, may"
+    )
+    say(
+        f"warning: the step needs at least {needed(split) / _GIB:.1f} GiB on each device, which "
+        f"has {limit / _GIB:.1f} GiB; {advice} fit (python -m seva_jax.plan tells exactly)"
+    )

@@ -1,0 +1,343 @@
+"""READ FIRST: from a batch of trees to log-probs, loss, gradient and update.
+
+Top to bottom: who may see whom in a row (`tree_mask`), the log-probs of all answers
+(`tree_logps`, by way of `statistics.py`), the weighted loss (`batch_loss`), one optimiser step
+(`make_train_step`) and the reference pass (`make_logps`). Everything is a pure function;
+`seva_jax/train.py` owns the loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from seva_jax.models import Llava
+from seva_jax.objectives import NOTHING, Metrics, Need, Objective
+from seva_jax.training.token_stats import answer_statistics
+from seva_jax.types import BranchLogps, TreeBatch
+
+Variables = Mapping[str, Any]  # {"params": {...}, "lora": {...}}
+
+
+class TrainState(NamedTuple):
+    """What training changes, and all that a checkpoint of a step needs besides the data position.
+
+    Attributes:
+        step: int32 scalar, completed optimiser steps. Training draws no random numbers of its
+            own, so the step is the whole random state.
+        trainable: the trained part of the variables, float32.
+        opt_state: the optimiser's state.
+    """
+
+    step: jax.Array
+    trainable: Any
+    opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+    """How the step computes what it computes; results differ only by rounding.
+
+    Attributes:
+        head_chunk: answer positions whose logits exist at one time, for each row.
+    """
+
+    head_chunk: int = 128
+
+
+def split_params(
+    params: Mapping[str, Any], trained: Sequence[str], reference_in_step: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parts of a "params" collection that stay frozen, and those that are trained.
+
+    Args:
+        params: the base model's.
+        trained: see `TrainOptions.trained`.
+        reference_in_step: the reference is computed from the frozen parts, so all of them stay.
+    """
+    frozen = {p: x for p, x in params.items() if reference_in_step or p not in trained}
+    return frozen, {p: x for p, x in params.items() if p in trained}
+
+
+def merge(frozen: Variables, trainable: Variables) -> Variables:
+    """The policy's variables: the frozen ones with every trained part laid over them."""
+    merged = {name: dict(collection) for name, collection in frozen.items()}
+    for name, collection in trainable.items():
+        merged.setdefault(name, {}).update(collection)
+    return merged
+
+
+def tree_mask(tree_BS: jax.Array, branch_BS: jax.Array) -> jax.Array:
+    """[B, S, S]: a token sees its own tree's trunk and its own branch, causally."""
+    length = tree_BS.shape[1]
+    causal_SU = jnp.arange(length)[:, None] >= jnp.arange(length)
+    same_tree = tree_BS[:, :, None] == tree_BS[:, None]
+    visible = (branch_BS[:, None] == 0) | (branch_BS[:, :, None] == branch_BS[:, None])
+    return causal_SU & same_tree & visible
+
+
+def image_features(model: Llava, variables: Variables, batch: TreeBatch) -> Any:
+    """What the vision tower makes of the images of a batch, [B, I * P, vision width]."""
+    return model.apply(variables, batch.images_BIX, method="features")
+
+
+def tree_hidden(
+    model: Llava, variables: Variables, batch: TreeBatch, features_BPE: Any
+) -> jax.Array:
+    """Last hidden states of the rows, [B, S, D]: one pass serves all branches of a tree.
+
+    Args:
+        model: the module.
+        variables: its variables.
+        batch: the rows.
+        features_BPE: of the images, see `image_features`.
+    """
+    hidden_BSD, _ = model.apply(
+        variables,
+        batch.tokens_BS,
+        batch.positions_BS,
+        tree_mask(batch.tree_BS, batch.branch_BS),
+        batch.patch_BS,
+        features_BPE,
+        method="hidden",
+    )
+    return hidden_BSD
+
+
+def tree_logps(
+    model: Llava,
+    variables: Variables,
+    batch: TreeBatch,
+    options: StepOptions,
+    hidden_BSD: jax.Array,
+    needs: frozenset[Need] = NOTHING,
+    reference: tuple[Variables, jax.Array] | None = None,
+) -> BranchLogps:
+    """Log-probs of every answer token of every branch, [B * C, K, T] in float32.
+
+    Logits exist only at answer positions, `options.head_chunk` of them at a time.
+
+    Args:
+        model: the module.
+        variables: its variables.
+        batch: the rows.
+        options: how to compute.
+        hidden_BSD: see `tree_hidden`.
+        needs: optional fields of `BranchLogps` to fill.
+        reference: variables and hidden states of the reference, for "kl".
+    """
+    rows, blank = len(hidden_BSD), blank_logps(batch, needs)
+
+    def statistics(source_BA: jax.Array, target_BA: jax.Array, needs: frozenset[Need]) -> Any:
+        return answer_statistics(
+            model, variables, hidden_BSD, source_BA, target_BA, options.head_chunk, needs, reference
+        )
+
+    def at(x_BA: jax.Array, slots: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(x_BA, slots.reshape(rows, -1), axis=1)
+
+    found = statistics(batch.source_BA, batch.target_BA, needs)
+    fields = {
+        f"{name}_NKT": at(x_BA, batch.slot_BCKT).reshape(blank.mask_NKT.shape) * blank.mask_NKT
+        for name, x_BA in found.items()
+        if name != "top"
+    }
+    if "last_argmax" in needs:
+        first_BCT, last_BCT = batch.slot_BCKT[:, :, 0], batch.slot_BCKT[:, :, -1]
+        own = statistics(at(batch.source_BA, first_BCT), at(found["top"], last_BCT), NOTHING)
+        mask_NT = blank.mask_NKT[:, 0] * blank.mask_NKT[:, -1]
+        fields["last_argmax_NT"] = own["logps"].reshape(mask_NT.shape) * mask_NT
+    return blank._replace(logp_NKT=fields.pop("logps_NKT"), **fields)
+
+
+def blank_logps(batch: TreeBatch, needs: frozenset[Need] = NOTHING) -> BranchLogps:
+    """What data says of every branch; its log-probs are those stored in the batch."""
+    shape = (-1, *batch.mask_BCKT.shape[2:])
+    return BranchLogps(
+        batch.ref_BCKT.reshape(shape),
+        batch.mask_BCKT.reshape(shape),
+        batch.weight_BC.reshape(-1),
+        scores_NK=batch.scores_BCK.reshape(shape[:2]) if "scores" in needs else None,
+        spans_NKT=batch.spans_BCKT.reshape(shape) if "spans" in needs else None,
+    )
+
+
+def batch_loss(
+    objective: Objective,
+    policy: BranchLogps,
+    reference: BranchLogps | None,
+    weight_N: jax.Array,
+    total_weight: jax.Array,
+) -> tuple[jax.Array, Metrics]:
+    """Sum over comparisons of weight * loss / total_weight, and metrics averaged the same way."""
+    loss_N, metrics = objective(policy, reference)
+    share_N = weight_N / total_weight
+
+    def mean(value_N: jax.Array) -> jax.Array:
+        # where, not multiplication: a comparison of weight 0 must not turn the sum into NaN.
+        return jnp.where(share_N > 0, share_N * value_N, 0.0).sum()
+
+    loss = mean(loss_N)
+    return loss, {"loss": loss} | {name: mean(value) for name, value in metrics.items()}
+
+
+def accumulate(
+    loss_fn: Callable[[Any, Any], tuple[jax.Array, Metrics]], trainable: Any, batch: Any
+) -> tuple[Any, Metrics]:
+    """Sum of the gradients and of the metrics of micro-batches.
+
+    Backward passes add to the gradients of scanned layers in place, layer by layer: there is
+    never a second set of them, as large as the weights, beside the sum.
+
+    Args:
+        loss_fn: (trainable, micro-batch) -> loss and metrics.
+        trainable: what to differentiate by.
+        batch: leaves [M, B, ...].
+    """
+    leaves, tree = jax.tree.flatten_with_path(trainable)
+    scanned, rest = {}, {}
+    for number, (path, leaf) in enumerate(leaves):
+        part = scanned if jax.tree_util.DictKey("layers") in path else rest
+        part[number] = leaf
+
+    def loss_of(scanned: Any, rest: Any, micro: Any) -> tuple[jax.Array, Metrics]:
+        whole = scanned | rest
+        return loss_fn(tree.unflatten(whole[number] for number in range(len(whole))), micro)
+
+    def add(carry: Any, micro: Any) -> tuple[Any, None]:
+        loss, backward, metrics = jax.vjp(
+            lambda scanned, rest: loss_of(scanned, rest, micro), scanned, rest, has_aux=True
+        )
+        _, gradient = backward.with_refs(sums, rest)(jnp.ones_like(loss))
+        return jax.tree.map(jnp.add, carry, (gradient, metrics)), None
+
+    sums = jax.tree.map(lambda x: jax.new_ref(jnp.zeros_like(x)), scanned)
+    like = jax.eval_shape(loss_of, scanned, rest, jax.tree.map(lambda x: x[0], batch))[1]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (rest, like))
+    (gradient, metrics), _ = jax.lax.scan(add, zeros, batch)
+    whole = jax.tree.map(jax.freeze, sums) | gradient
+    return tree.unflatten(whole[number] for number in range(len(whole))), metrics
+
+
+def make_train_step(
+    model: Llava,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    options: StepOptions,
+    reference_in_step: bool,
+) -> Callable[[TrainState, Variables, TreeBatch], tuple[TrainState, Metrics]]:
+    """One optimiser step over a batch of M micro-batches.
+
+    Args:
+        model: the module.
+        objective: what to minimise.
+        optimizer: how.
+        options: see `StepOptions`.
+        reference_in_step: compute the reference's log-probs in the step from the frozen
+            variables (which then hold the untrained copy of every trained part) instead of
+            taking them from the batch.
+
+    Returns:
+        step(state, frozen, batch) with batch leaves [M, B, ...]. The gradient is that of the
+        mean over all comparisons of the global batch, whatever M, B and the layout. Where the
+        loss or the gradient is not finite, parameters and optimiser state stay as they are, bit
+        for bit, only the step counts on, and the metric "nonfinite" is true.
+    """
+
+    def both_logps(
+        trainable: dict[str, Any], frozen: Variables, batch: TreeBatch
+    ) -> tuple[BranchLogps, BranchLogps | None]:
+        variables, needs = merge(frozen, trainable), objective.needs
+        features_BPE = image_features(model, variables, batch)
+        hidden_BSD = tree_hidden(model, variables, batch, features_BPE)
+        if not objective.needs_reference:
+            return tree_logps(model, variables, batch, options, hidden_BSD, needs), None
+        if not reference_in_step:
+            assert not objective.computes_reference, "a run asks for the reference in the step"
+            policy = tree_logps(model, variables, batch, options, hidden_BSD, needs)
+            return policy, blank_logps(batch)
+        if "vision" in trainable.get("params", {}):
+            features_BPE = image_features(model, frozen, batch)
+        before_BSD = jax.lax.stop_gradient(tree_hidden(model, frozen, batch, features_BPE))
+        policy = tree_logps(
+            model, variables, batch, options, hidden_BSD, needs, (frozen, before_BSD)
+        )
+        same = needs - {"kl"} if objective.computes_reference else NOTHING
+        reference = tree_logps(model, frozen, batch, options, before_BSD, same)
+        return policy, jax.lax.stop_gradient(reference)
+
+    def apart(
+        trainable: dict[str, Any], frozen: Variables, batch: TreeBatch, total: jax.Array
+    ) -> tuple[dict[str, Any], Metrics]:
+        """Gradient and metrics where the loss of a comparison depends on no other."""
+
+        def loss_fn(trainable: dict[str, Any], micro: TreeBatch) -> tuple[jax.Array, Metrics]:
+            policy, reference = both_logps(trainable, frozen, micro)
+            weight_N = micro.weight_BC.reshape(-1)
+            return batch_loss(objective, policy, reference, weight_N, total)
+
+        return accumulate(loss_fn, trainable, batch)
+
+    def together(
+        trainable: dict[str, Any], frozen: Variables, batch: TreeBatch, total: jax.Array
+    ) -> tuple[dict[str, Any], Metrics]:
+        """The same where it does: the gradient by the log-probs of the whole batch comes first."""
+        found = jax.lax.map(lambda micro: both_logps(trainable, frozen, micro), batch)
+        policy, reference = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+
+        def loss_of(policy: BranchLogps) -> tuple[jax.Array, Metrics]:
+            return batch_loss(objective, policy, reference, found[0].weight_N.ravel(), total)
+
+        slope, metrics = jax.grad(loss_of, has_aux=True)(policy)
+        slope = jax.tree.map(lambda x, like: x.reshape(like.shape), slope, found[0])
+
+        def linear(trainable: dict[str, Any], micro: Any) -> tuple[jax.Array, Metrics]:
+            batch, slope = micro
+            policy, _ = both_logps(trainable, frozen, batch)
+            products = jax.tree.map(lambda x, by: (x * by).sum(), policy, slope)
+            return jnp.stack(jax.tree.leaves(products)).sum(), {}
+
+        gradient, _ = accumulate(linear, trainable, (batch, slope))
+        return gradient, metrics
+
+    def step(state: TrainState, frozen: Variables, batch: TreeBatch) -> tuple[TrainState, Metrics]:
+        total = jnp.maximum(batch.weight_BC.sum(), jnp.finfo(jnp.float32).tiny)
+        parted = objective.whole_batch and len(batch.weight_BC) > 1
+        gradient, metrics = (together if parted else apart)(state.trainable, frozen, batch, total)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        norm = optax.tree.norm(gradient)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        # The choice is one operation of each update, so it needs no second state; the step counts
+        # on, since it is the position in the data.
+        trainable, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (trainable, opt_state),
+            (state.trainable, state.opt_state),
+        )
+        metrics |= {
+            "grad_norm": norm,
+            "nonfinite": ~finite,
+            "pairs": (batch.weight_BC > 0).sum(),
+            "tokens": (batch.tree_BS > 0).sum(),
+        }
+        return TrainState(state.step + 1, trainable, opt_state), metrics
+
+    return step
+
+
+def make_logps(model: Llava, options: StepOptions) -> Callable[[Variables, TreeBatch], jax.Array]:
+    """The reference pass: (variables, batch with leaves [B, ...]) -> log-probs [B, C, K, T]."""
+
+    def logps(variables: Variables, batch: TreeBatch) -> jax.Array:
+        features_BPE = image_features(model, variables, batch)
+        hidden_BSD = tree_hidden(model, variables, batch, features_BPE)
+        found = tree_logps(model, variables, batch, options, hidden_BSD)
+        return found.logp_NKT.reshape(batch.mask_BCKT.shape)
+
+    return logps

@@ -1,0 +1,80 @@
+"""From hidden states to numbers about every answer token: log-probs and what objectives ask for.
+
+What lives here: the language model's head, applied at answer positions only and to a few of them
+at a time, and the reductions of its logits. What does not: hidden states and the layout of rows
+(`step.py`), what the numbers are for (`objectives/`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seva_jax.models import Llava
+from seva_jax.objectives import Need
+
+Statistics = dict[str, jax.Array]
+
+
+def answer_statistics(
+    model: Llava,
+    variables: Any,
+    hidden_BSD: jax.Array,
+    source_BA: jax.Array,
+    target_BA: jax.Array,
+    chunk: int,
+    needs: frozenset[Need],
+    reference: tuple[Any, jax.Array] | None = None,
+) -> Statistics:
+    """Numbers about tokens, each [B, A]; those of `BranchLogps` are described there.
+
+    The logits of `chunk` positions of each row exist at one time; the backward pass computes them
+    again.
+
+    Args:
+        model: the module.
+        variables: its variables.
+        hidden_BSD: last hidden states of rows.
+        source_BA: row index whose hidden state predicts each token.
+        target_BA: the tokens.
+        chunk: see above.
+        needs: what to compute beside "logps"; "last_argmax" gives "top" here, the likeliest token's id.
+        reference: variables and hidden states of the reference, for "kl".
+    """
+    rows, num = source_BA.shape
+    chunk = min(chunk, num)
+
+    def chunks(x_BA: jax.Array) -> jax.Array:
+        padded_BA = jnp.pad(x_BA, ((0, 0), (0, -num % chunk)))
+        return padded_BA.reshape(rows, -1, chunk).swapaxes(0, 1)
+
+    def logits(variables: Any, hidden_BSD: jax.Array, source_BX: jax.Array) -> Any:
+        hidden_BXD = jnp.take_along_axis(hidden_BSD, source_BX[..., None], axis=1)
+        return model.apply(variables, hidden_BXD, method="head")
+
+    @jax.checkpoint
+    def reduce(carry: None, indices: tuple[jax.Array, jax.Array]) -> tuple[None, Statistics]:
+        source_BX, target_BX = indices
+        logits_BXV = logits(variables, hidden_BSD, source_BX)
+        target_BX1 = target_BX[..., None]
+        total_BX = jax.nn.logsumexp(logits_BXV, axis=-1)
+        found = {"logps": jnp.take_along_axis(logits_BXV, target_BX1, axis=-1)[..., 0] - total_BX}
+        if "log_sum_sq" in needs:
+            log_sum_sq_BX = jax.nn.logsumexp(2 * logits_BXV, axis=-1) - 2 * total_BX
+            found["log_sum_sq"] = jax.lax.stop_gradient(log_sum_sq_BX)
+        if "best_other" in needs:
+            is_target = jnp.arange(logits_BXV.shape[-1]) == target_BX1
+            found["best_other"] = jnp.where(is_target, -jnp.inf, logits_BXV).max(-1) - total_BX
+        if "last_argmax" in needs:
+            found["top"] = logits_BXV.argmax(-1)
+        if "kl" in needs:
+            assert reference is not None, "the KL needs the reference in the step"
+            logps_BXV = jax.nn.log_softmax(logits_BXV)
+            ref_BXV = jax.lax.stop_gradient(jax.nn.log_softmax(logits(*reference, source_BX)))
+            found["kl"] = (jnp.exp(ref_BXV) * (ref_BXV - logps_BXV)).sum(-1)
+        return carry, found
+
+    _, found = jax.lax.scan(reduce, None, (chunks(source_BA), chunks(target_BA)))
+    return {name: x.swapaxes(0, 1).reshape(rows, -1)[:, :num] for name, x in found.items()}

@@ -1,0 +1,361 @@
+"""Several runs, each going on from the one before: curricula, and what a `PriorRun` takes over."""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import re
+import shutil
+from pathlib import Path
+
+import helpers_run
+import jax
+import numpy as np
+import pytest
+
+from seva_jax import evaluate, train
+from seva_jax.config.base_models import Checkpoint
+from seva_jax.config.config_files import config_directory, read_config
+from seva_jax.config.experiment import Experiment, Once
+from seva_jax.config.options import ComputeOptions, TrainOptions
+from seva_jax.config.prior_run import PriorRun
+from seva_jax.config.rounds import Iterations, Round, Rounds, runs_of
+from seva_jax.convert import load_params
+from seva_jax.convert.__main__ import open_source
+from seva_jax.convert.peft import to_peft
+from seva_jax.convert.rewrite import to_hf
+from seva_jax.corrupt import DiffusionNoise
+from seva_jax.models import LoraConfig
+from seva_jax.objectives import DPO
+from seva_jax.plan.__main__ import PlanOptions, variants
+from seva_jax.report.run_report import _margins
+from seva_jax.run.workdir import Workdir
+from seva_jax.runtime.run_records import read_metrics, read_stages
+from seva_jax.sharding import MeshShape
+from seva_jax.types import DataError
+from seva_jax.worlds import WorldPairs, WorldPrompts
+
+# --- which runs a config stands for ---------------------------------------------------------------
+
+
+def test_stages_change_what_they_name():
+    """And keep what the stage before had; each starts from the one before."""
+    other, lora = TrainOptions(batch_size=4, trained=("lora",)), LoraConfig(rank=2)
+    stages = (
+        Round(),
+        Round(objective=DPO(beta=0.5), train=other),
+        Round(corrupt=(DiffusionNoise(step=800),), lora=lora, refresh=False),
+    )
+    e = Experiment(workdir="runs/x", base=Checkpoint("somewhere"))
+    first, second, third = Rounds(stages)(dataclasses.replace(e, curriculum=Rounds(stages)))
+    assert first == dataclasses.replace(e, workdir="runs/x/1")
+    assert second == dataclasses.replace(
+        e, workdir="runs/x/2", base=PriorRun("runs/x/1"), objective=DPO(beta=0.5), train=other
+    )
+    assert third == dataclasses.replace(
+        second, workdir="runs/x/3", base=PriorRun("runs/x/2", merge=False), lora=lora,
+        corrupt=(DiffusionNoise(step=800),),
+    )  # fmt: skip
+
+
+def test_iterations_ask_again():
+    """On the same prompts, or on those of each iteration."""
+    e = Experiment(workdir="runs/x", base=Checkpoint("somewhere"))
+    same = Iterations(3)(e)
+    assert [run.base for run in same[1:]] == [PriorRun("runs/x/1"), PriorRun("runs/x/2")]
+    assert {run.prompts for run in same} == {e.prompts}
+    asked = tuple(WorldPrompts(split=str(i)) for i in range(2))
+    further = Iterations(2, refresh=False, prompts=asked)(e)
+    assert tuple(run.prompts for run in further) == asked
+    assert further[1].base == PriorRun("runs/x/1", merge=False)
+    assert Once()(e) == (e,)
+
+
+def staged(*stages, **changes):
+    """The runs of a small config with stages."""
+    e = helpers_run.get_config()
+    return runs_of(dataclasses.replace(e, curriculum=Rounds(stages), **changes))
+
+
+PROBLEMS = {
+    "stage 2: train.batch_size 10 does not divide": (
+        Round(),
+        Round(train=TrainOptions(batch_size=10, micro_batches=4)),
+    ),
+    "stage 2: train.trained lacks lora, which the run before trained": (
+        Round(),
+        Round(lora=LoraConfig(rank=0), train=TrainOptions(trained=("language",)), refresh=False),
+    ),
+    r"stage 3: lora is LoraConfig\(rank=4": (
+        Round(),
+        Round(),
+        Round(lora=LoraConfig(rank=4), refresh=False),
+    ),
+}
+
+
+@pytest.mark.parametrize("expected", PROBLEMS)
+def test_problems_name_the_stage(expected):
+    """Before anything starts."""
+    with pytest.raises(DataError, match=expected):
+        staged(*PROBLEMS[expected])
+
+
+def test_adapters_and_quantised_weights(monkeypatch):
+    """They cannot be merged; they can go on."""
+    monkeypatch.setattr("seva_jax.config.experiment.require_qwix", lambda: None)
+    compute = ComputeOptions(param_dtype="float32", base_weights="nf4")
+    with pytest.raises(
+        DataError, match=r"stage 2: the adapters .* cannot be merged into quantised"
+    ):
+        staged(Round(), Round(), compute=compute)
+    assert len(staged(Round(), Round(refresh=False), compute=compute)) == 2
+
+
+def test_what_is_wrong_with_a_curriculum():
+    """The config itself is checked, too."""
+    e = helpers_run.get_config()
+    for curriculum, expected in (
+        (Iterations(0), r"curriculum\.num must be at least 1"),
+        (Iterations(3, prompts=(e.prompts,)), "has 1 sources for 3 iterations"),
+        (Rounds(()), r"curriculum\.stages is empty"),
+    ):
+        with pytest.raises(DataError, match=expected):
+            runs_of(dataclasses.replace(e, curriculum=curriculum))
+
+
+def test_a_run_that_is_not_there(tmp_path):
+    """Or has not ended, or is a directory of stages: one line each."""
+    e = dataclasses.replace(helpers_run.get_config(), workdir=str(tmp_path / "now"))
+    for path, expected in (
+        ("", "base.workdir '' is not the work directory of a run"),
+        (str(tmp_path / "no"), "it has no config.py"),
+    ):
+        with pytest.raises(DataError, match=expected):
+            runs_of(dataclasses.replace(e, base=PriorRun(path)))
+    before = Workdir.open(dataclasses.replace(e, workdir=str(tmp_path / "before" / "1")))
+    before.close()
+    run = train.Run(dataclasses.replace(e, base=PriorRun(str(before.path))))
+    with pytest.raises(DataError, match="before/1: its alignment is not finished"):
+        run.stages()
+    with pytest.raises(DataError, match="before/1: its alignment is not finished"):
+        _ = run.base_params
+    for call in (
+        lambda: open_source(tmp_path / "before"),
+        lambda: evaluate.main.__wrapped__(["--model", str(tmp_path / "before")]),
+    ):
+        with pytest.raises(DataError, match=r"it holds several stages, give one, such as .*/1"):
+            call()
+
+
+def test_the_command_shows_and_refuses(tmp_path, capsys):
+    """`--print-config` shows one config with its curriculum, whose fields are options."""
+    path = config_directory() / "tiny_seva_iterated.py"
+    train.main(["--config", str(path), "--curriculum.num", "3", "--print-config"])
+    (tmp_path / "c.py").write_text(capsys.readouterr().out)
+    assert read_config(tmp_path / "c.py") == read_config(path)
+    with pytest.raises(SystemExit, match="has 3 sources for 2 iterations"):
+        train.main(["--config", str(path), "--curriculum.num", "2", "--print-config"])
+    with pytest.raises(DataError, match="stands for several runs"):
+        train.Run(dataclasses.replace(read_config(path), workdir=str(tmp_path / "x"))).stages()
+
+
+def test_every_stage_is_planned():
+    """Those that differ in their programs; nothing has to have been trained."""
+    e = read_config(config_directory() / "tiny_seva_iterated.py")
+    options = PlanOptions(("v5e:4x4",), size=("base",))
+    (alone,) = variants(e, options)
+    assert alone.config == e.base.assets().config
+    stages = Rounds((Round(), Round(lora=LoraConfig(rank=8)), Round(prompts=WorldPrompts(num=3))))
+    found = variants(dataclasses.replace(e, curriculum=stages), options)
+    assert [v.name for v in found] == ["base LoRA r=32, stage 1", "base LoRA r=8, stage 2"]
+
+
+# --- runs that go on from each other --------------------------------------------------------------
+
+FIRST = WorldPairs(kinds=("color",), num=16)
+CURRICULUM = (
+    Round(),
+    Round(refresh=False),
+    Round(prompts=WorldPrompts(num=24)),  # asks the model; merges adapters that went on
+)
+
+
+def experiment(workdir, stages=CURRICULUM):
+    """Sixteen pairs, all of them in every step."""
+    e = helpers_run.get_config()
+    small = dataclasses.replace
+    sizes = small(e.train, batch_size=16, max_steps=4, log_every=1, save_every=1, epochs=4)
+    suite = small(e.evals[0], prompts=small(e.evals[0].prompts, num=20))
+    return small(
+        e,
+        workdir=str(workdir),
+        prompts=FIRST,
+        pairs=helpers_run.MadeUpPairs(0.0),
+        optim=small(e.optim, lr=3e-3, warmup_ratio=0.0),
+        train=small(sizes, trained=("lora", "projector")),
+        evals=(suite,),
+        curriculum=Rounds(stages),
+    )
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """One device is enough, and the process joins no others."""
+    with pytest.MonkeyPatch.context() as patch:
+        make, devices = MeshShape.make, jax.devices()[:1]
+        patch.setattr(MeshShape, "make", lambda self: make(self, devices))
+        patch.setattr(evaluate, "joined", lambda options: contextlib.nullcontext())
+        yield
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, one_device):
+    """All stages, finished: their configs and what was printed."""
+    runs = runs_of(experiment(tmp_path_factory.mktemp("stages") / "done"))
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        train.run_all(runs)
+    return runs, said.getvalue()
+
+
+def first_row(run):
+    """Metrics of the first step of an alignment."""
+    return next(row for row in read_metrics(Path(run.workdir)) if row["stage"] == "align")
+
+
+def assert_equal(found, expected, **tolerance):
+    """Of two trees of arrays; bit for bit unless told otherwise."""
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        if tolerance:
+            np.testing.assert_allclose(a, b, **tolerance)
+        else:
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.slow
+def test_adapters_go_on(done):
+    """Bit for bit from where they were, and DPO begins at the margin where it had ended."""
+    first, second = map(train.Run, done[0][:2])
+    assert_equal(second.start, first.aligned)
+    assert_equal(second.base_params, first.base_params)
+    margins = _margins(first, first.rows(first.comparisons, first.images))
+    begun = first_row(second.experiment)
+    assert begun["rewards/margins"] == pytest.approx(np.mean(margins), rel=1e-4)
+    assert abs(begun["rewards/margins"]) > 1e-3
+    assert abs(begun["loss"] - np.log(2)) > 1e-4
+    assert first_row(first.experiment)["loss"] == pytest.approx(np.log(2), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_the_reference_is_refreshed(done):
+    """It is the model that the run before ended with, and DPO begins at log 2 again."""
+    second, third = map(train.Run, done[0][1:])
+    assert first_row(third.experiment)["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert first_row(third.experiment)["rewards/margins"] == pytest.approx(0, abs=1e-6)
+    rows = second.rows(second.comparisons, second.images)
+    merged = third.logps(third.base_model, {"params": third.base_params}, rows, "merged")
+    adapted = second.logps(second.model, second.aligned, rows, "adapted")
+    assert_equal(merged, adapted, rtol=0, atol=1e-5)
+    before = second.logps(second.base_model, {"params": second.base_params}, rows, "before")
+    assert max(np.abs(a - b).max() for a, b in zip(map(np.concatenate, before),
+               map(np.concatenate, adapted), strict=True)) > 1e-2  # fmt: skip
+    assert_equal(third.base_params["projector"], second.aligned["params"]["projector"])
+
+
+@pytest.mark.slow
+def test_answers_are_not_asked_for_twice(done):
+    """What the aligned model said is what the next base says; and all stages are on one page."""
+    runs, said = done
+    assert said.count("20 answers taken from") == 2
+    assert said.count("=== stage ") == 3
+    name = runs[0].evals[0].name
+    for before, after in itertools.pairwise(runs):
+        asked = Path(before.workdir) / "evals" / "aligned" / name / "asked.jsonl"
+        taken = Path(after.workdir) / "evals" / "base" / name / "asked.jsonl"
+        assert asked.read_text().splitlines()[1:] == taken.read_text().splitlines()[1:]
+    folder = Path(runs[0].workdir).parent
+    page = (folder / "stages.html").read_text("utf-8")
+    assert "3 stages compared" in page
+    assert "Differences to stage 1</h2>" in page
+    assert "the result of" in (folder / "3" / "report.html").read_text("utf-8")
+    for run in runs:
+        assert read_config(Path(run.workdir) / "config.py") == run
+
+
+@pytest.mark.slow
+def test_the_result_is_a_model_like_others(done, tmp_path, capsys):
+    """Exported and evaluated; its adapters alone fit no checkpoint."""
+    last = train.Run(done[0][-1])
+    to_hf(open_source(last.workdir.path), tmp_path / "hf")
+    found = load_params(tmp_path / "hf", last.assets.config)
+    again = dataclasses.replace(
+        last.experiment, workdir=str(tmp_path / "next"), base=PriorRun(last.experiment.workdir)
+    )
+    assert_equal(found, train.Run(again).base_params, rtol=0, atol=1e-6)
+    with pytest.raises(DataError, match="merged model of an earlier run, not a checkpoint"):
+        to_peft(open_source(last.workdir.path), tmp_path / "peft")
+    to_peft(open_source(Path(done[0][1].workdir)), tmp_path / "peft")  # went on from a checkpoint
+    out = ["--out", str(tmp_path / "out")]
+    evaluate.main(["--model", str(last.workdir.path), *out])
+    evaluate.main(["--config", str(last.workdir.path / "config.py"), *out])
+    shown = capsys.readouterr().out
+    assert "aligned: 20 questions" in shown
+    assert "base: 20 questions" in shown
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.slow
+def test_interrupted_and_changed(done, tmp_path, monkeypatch, capsys):
+    """Resumed in stage 2 it ends the same; another stage 1 makes stage 2 run again."""
+    expected = train.Run(done[0][1])
+    runs = runs_of(experiment(tmp_path, CURRICULUM[:2]))
+    others = [Path(run.workdir) for run in done[0][:1]]
+    metrics = Workdir.metrics
+
+    @contextlib.contextmanager
+    def killing(self, stage):
+        with metrics(self, stage) as write:
+
+            def write_or_die(step, values):
+                write(step, values)
+                if (self.path.name, stage, step) == ("2", "align", 3):
+                    raise Killed
+
+            yield write_or_die
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workdir, "metrics", killing)
+        with pytest.raises(Killed):
+            train.run_all(runs, others)
+    assert "align" not in read_stages(Path(runs[1].workdir))
+    capsys.readouterr()
+    train.run_all(runs, others)
+    shown = capsys.readouterr().out
+    # All of stage 1 had finished, and of stage 2 what comes before the alignment.
+    assert shown.count("done before") == len(read_stages(Path(runs[0].workdir))) + 3
+    assert_equal(train.Run(runs[1]).aligned, expected.aligned)
+    train.run_all(runs)
+    assert "▶" not in capsys.readouterr().out
+
+    shutil.rmtree(runs[0].workdir)
+    other = dataclasses.replace(runs[0].optim, lr=1e-3)
+    changed = runs_of(
+        experiment(tmp_path, (Round(optim=other), Round(optim=runs[1].optim, refresh=False)))
+    )
+    assert changed[1] == runs[1]
+    train.run_all(changed, others)
+    shown = capsys.readouterr().out
+    assert re.search(
+        r"/2: .*/1 has another result now; what it held is now in .*set-aside/1", shown
+    )
+    assert shown.count("done before") == 0
+    second = train.Run(changed[1])
+    assert_equal(second.start, train.Run(changed[0]).aligned)
+    assert (second.workdir.path / "set-aside" / "1" / "checkpoints" / "align").is_dir()
+    rows = [row for row in read_metrics(second.workdir.path) if row["stage"] == "align"]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    with pytest.raises(AssertionError):
+        assert_equal(second.aligned, expected.aligned)
