@@ -1,18 +1,20 @@
 """Which numbers a config may hold.
 
 What lives here: `Range`, and the walk through a config that names every number out of its range.
-What does not: the ranges themselves, which stand in the classes (`ranges = {"lr": ABOVE_0}`), and
-checks that cross sections (`experiment.check`).
+What does not: the ranges themselves, which stand beside the fields (`lr: Annotated[float,
+ABOVE_0]`), and checks that cross sections (`config.check`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator, Mapping
+import typing
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-_NUMBERS = {"int": (int,), "float": (int, float)}  # by annotation, as dataclasses keep it
+_NUMBERS: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float)}  # by annotation
 _MOST = 2**32  # no count, size or seed is larger
 
 
@@ -47,37 +49,59 @@ class Range(NamedTuple):
         return low + high * math.isfinite(self.high)
 
 
-Ranges = Mapping[str, Range]
 ABOVE_0 = Range(0, above=True)
 FROM_0 = Range(0)
 FROM_1 = Range(1)
 DECAY = Range(0, 1, below=True)
 
 
-def out_of_range(config: Any, name: str = "") -> Iterator[str]:
-    """Every number in a config that cannot be, as "optim.lr must be above 0, not -1.0".
+class Bounds(NamedTuple):
+    """What the annotation of a field says of its numbers.
 
-    Any number must be finite, and any integer below 2^32. A class may say more of its fields in a
-    class variable `ranges`.
+    Attributes:
+        kind: `int`, `float`, or another annotation.
+        range: the `Range` in its `Annotated`, if any.
+    """
+
+    kind: Any
+    range: Range | None
+
+
+@functools.cache
+def bounds(config_class: type) -> dict[str, Bounds]:
+    """Returns the bounds of every field of a dataclass."""
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    fields = {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
+    return {
+        name: Bounds(
+            getattr(hint, "__origin__", hint) if hasattr(hint, "__metadata__") else hint,
+            next((x for x in getattr(hint, "__metadata__", ()) if isinstance(x, Range)), None),
+        )
+        for name, hint in fields.items()
+    }
+
+
+def out_of_range(config: Any, name: str = "") -> Iterator[str]:
+    """Yields every number in a config that cannot be, as "optim.lr must be above 0, not -1.0".
+
+    Any number must be finite, and any integer below 2^32. A field may bound its numbers further:
+    `lr: Annotated[float, ABOVE_0]`.
 
     Args:
         config: a dataclass, or what one holds.
         name: its dotted name.
     """
     if dataclasses.is_dataclass(config):
-        ranges: dict[str, Range] = {}
-        for kind in reversed(type(config).__mro__):
-            ranges |= vars(kind).get("ranges", {})
-        for field in dataclasses.fields(config):
-            value, inner = getattr(config, field.name), f"{name}.{field.name}".lstrip(".")
-            if field.type in _NUMBERS and type(value) not in _NUMBERS[field.type]:
-                kind = "whole number" if field.type == "int" else "number"
-                yield f"{inner} must be a {kind}, not {value!r}"
+        for field, (kind, allowed) in bounds(type(config)).items():
+            value, inner = getattr(config, field), f"{name}.{field}".lstrip(".")
+            if kind in _NUMBERS and type(value) not in _NUMBERS[kind]:
+                words = "whole number" if kind is int else "number"
+                yield f"{inner} must be a {words}, not {value!r}"
                 continue
-            problem = list(out_of_range(value, inner))
-            yield from problem
-            if not problem and field.name in ranges and value not in ranges[field.name]:
-                yield f"{inner} must be {ranges[field.name].words()}, not {value!r}"
+            problems = list(out_of_range(value, inner))
+            yield from problems
+            if not problems and allowed is not None and value not in allowed:
+                yield f"{inner} must be {allowed.words()}, not {value!r}"
     elif isinstance(config, tuple | list):
         for index, item in enumerate(config):
             yield from out_of_range(item, f"{name}.{index}")

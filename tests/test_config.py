@@ -29,6 +29,7 @@ from seva_jax.evals import Chair, ExactAnswer
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO, Supervised
+from seva_jax.ranges import bounds
 from seva_jax.run.context import Parts
 from seva_jax.runtime.processes import ProcessOptions
 from seva_jax.text.sampling import Sampling
@@ -380,13 +381,12 @@ def test_every_number_of_every_config_class_has_a_range():
         importlib.import_module(".".join(file.relative_to(package.parent).with_suffix("").parts))
     without = set()
     for kind in config_classes():
-        ranges = {name for c in kind.__mro__ for name in vars(c).get("ranges", ())}
         if any("__post_init__" in vars(c) for c in kind.__mro__):
             continue
-        for field in dataclasses.fields(kind):
-            owners = [c for c in kind.__mro__ if field.name in vars(c).get("__annotations__", {})]
-            if field.type in ("int", "float") and field.name not in ranges:
-                without.add(f"{owners[-1].__qualname__}.{field.name}")
+        for name, bound in bounds(kind).items():
+            owners = [c for c in kind.__mro__ if name in vars(c).get("__annotations__", {})]
+            if bound.kind in (int, float) and bound.range is None:
+                without.add(f"{owners[-1].__qualname__}.{name}")
     missing = without - TOGETHER
     assert not missing
 

@@ -13,7 +13,7 @@ from helpers_fit import ARGS, fit, tiny_run
 from test_layouts import CONFIG8, MODEL, placed, variables  # noqa: F401 (a fixture)
 from test_step import OPTIONS, example, pack, shape_of
 
-from seva_jax import train
+from seva_jax import ranges, train
 from seva_jax.objectives import Objective
 from seva_jax.runtime import shutdown
 from seva_jax.sharding import put_batch
@@ -156,7 +156,7 @@ def test_the_exit_code(tmp_path, capsys, monkeypatch):
     """The command, with a learning rate that no model survives: 65 and one line."""
     # The test has asked for devices, so it cannot join others.
     monkeypatch.setattr(train, "joined", lambda options: contextlib.nullcontext())
-    monkeypatch.setattr(Optim, "ranges", {})  # so large a rate is refused otherwise
+    monkeypatch.setattr(ranges, "bounds", lambda config_class: {})  # so large a rate is refused otherwise
     argv = [
         *ARGS.split(),
         "--base.batch-size",

@@ -17,7 +17,7 @@ import dataclasses
 import random
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated
 
 from seva_jax.bench.study import difference_table, interval, num_pairs, read_metrics, reseed
 from seva_jax.config.config_files import config_directory, read_config
@@ -25,7 +25,7 @@ from seva_jax.config.experiment import Experiment
 from seva_jax.corrupt import DiffusionNoise
 from seva_jax.objectives import Supervised
 from seva_jax.pairs import PairBuilder
-from seva_jax.ranges import FROM_0, Ranges
+from seva_jax.ranges import FROM_0
 from seva_jax.runtime.files import write_json
 from seva_jax.train import Run
 from seva_jax.types import Comparison, Rollout
@@ -42,10 +42,8 @@ class ShuffledPairs(PairBuilder):
         seed: of the coin.
     """
 
-    ranges: ClassVar[Ranges] = {"seed": FROM_0}
-
     inner: PairBuilder
-    seed: int = 0
+    seed: Annotated[int, FROM_0] = 0
 
     def __call__(
         self, rollouts: Iterable[Rollout]

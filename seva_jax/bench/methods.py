@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated
 
 from seva_jax.bench.study import (
     Values,
@@ -25,7 +25,7 @@ from seva_jax.config.config_files import config_directory, read_configs
 from seva_jax.config.experiment import Experiment
 from seva_jax.config.rounds import runs_of
 from seva_jax.objectives import Supervised
-from seva_jax.ranges import FROM_1, Ranges
+from seva_jax.ranges import FROM_1
 from seva_jax.runtime.files import write_json
 from seva_jax.train import run_all
 from seva_jax.types import DataError
@@ -46,11 +46,9 @@ class MethodsStudy:
         tables_only: only read finished cells and print the table.
     """
 
-    ranges: ClassVar[Ranges] = {"comparisons": FROM_1}
-
     out: str = "runs/methods"
     seeds: tuple[int, ...] = (1, 2, 3)
-    comparisons: int = 6400
+    comparisons: Annotated[int, FROM_1] = 6400
     methods: tuple[str, ...] = ()
     tables_only: bool = False
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 from seva_jax.convert import read_llava_config, tower_directory
 from seva_jax.data.sources import PromptSource
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig
-from seva_jax.ranges import FROM_1, Ranges
+from seva_jax.ranges import FROM_1
 from seva_jax.text.encode import Encoder
 from seva_jax.text.templates import Template
 from seva_jax.text.tokenizer import check_tokenizer, load_tokenizer, word_tokenizer
@@ -121,15 +121,13 @@ class TrainedBase(BaseModel):
         optim: the optimiser.
     """
 
-    ranges: ClassVar[Ranges] = {"vocab_multiple": FROM_1, "steps": FROM_1, "batch_size": FROM_1}
-
     model: LlavaConfig = LlavaConfig()
     words: tuple[str, ...] = world_vocabulary()
-    vocab_multiple: int = 1
+    vocab_multiple: Annotated[int, FROM_1] = 1
     processing: ImageProcessing = ImageProcessing()
     prompts: PromptSource = WorldPrompts()
-    steps: int = 1000
-    batch_size: int = 64
+    steps: Annotated[int, FROM_1] = 1000
+    batch_size: Annotated[int, FROM_1] = 64
     optim: Optim = Optim(lr=1e-3)
 
     def assets(self) -> Assets:

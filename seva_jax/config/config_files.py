@@ -20,7 +20,7 @@ CONFIG_MODULE = "seva_jax_config_"  # with the name of a config file, its module
 
 def config_directory() -> Path:
     """Where the shipped configs are: beside the package in a checkout, inside it when installed."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     checkout = package.parent / "configs"
     return checkout if checkout.is_dir() else package / "_configs"
 

@@ -8,7 +8,7 @@ is in `seva_jax/config/command_line.py`.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated
 
 from seva_jax.config.base_models import BaseModel, Checkpoint
 from seva_jax.config.options import (
@@ -27,7 +27,7 @@ from seva_jax.models import (
 )
 from seva_jax.objectives import DPO, Objective
 from seva_jax.pairs import CorruptionPairs, PairBuilder
-from seva_jax.ranges import FROM_0, Ranges, out_of_range
+from seva_jax.ranges import FROM_0, out_of_range
 from seva_jax.runtime.loggers import Logger
 from seva_jax.runtime.processes import ProcessOptions
 from seva_jax.sharding import MeshShape
@@ -120,10 +120,8 @@ class Experiment:
         curriculum: which runs the config stands for, one after another; see `seva_jax/config/rounds.py`.
     """
 
-    ranges: ClassVar[Ranges] = {"seed": FROM_0}
-
     workdir: str = "runs/default"
-    seed: int = 42
+    seed: Annotated[int, FROM_0] = 42
     strict: bool = False
     base: BaseModel = Checkpoint()
     prompts: PromptSource = WorldPrompts()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
 import jax.numpy as jnp
 
@@ -16,7 +16,7 @@ from seva_jax.models import (
     LoraConfig,
     Remat,
 )
-from seva_jax.ranges import ABOVE_0, FROM_0, FROM_1, Range, Ranges
+from seva_jax.ranges import ABOVE_0, FROM_0, FROM_1, Range
 from seva_jax.text.sampling import Sampling
 from seva_jax.text.templates import VICUNA_V1, Template
 
@@ -33,11 +33,9 @@ class TextOptions:
             cut: what does not fit is dropped and counted.
     """
 
-    ranges: ClassVar[Ranges] = {"max_length": FROM_1}
-
     generate: Template = VICUNA_V1
     train: Template = VICUNA_V1
-    max_length: int = 2048
+    max_length: Annotated[int, FROM_1] = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +52,9 @@ class RolloutOptions:
         cache: keys and values of tokens seen, "exact" or "int8" (half of bfloat16's memory).
     """
 
-    ranges: ClassVar[Ranges] = {"batch_size": FROM_1, "refill": FROM_1}
-
     sampling: Sampling = Sampling()
-    batch_size: int = 64
-    refill: int = 4
+    batch_size: Annotated[int, FROM_1] = 64
+    refill: Annotated[int, FROM_1] = 4
     cache: CacheKind = "exact"
 
 
@@ -93,32 +89,19 @@ class TrainOptions:
             sooner and is enough until decoding images keeps the device waiting.
     """
 
-    ranges: ClassVar[Ranges] = {
-        "batch_size": FROM_1,
-        "micro_batches": FROM_1,
-        "epochs": FROM_1,
-        "repeat": FROM_1,
-        "max_steps": FROM_0,
-        "log_every": FROM_1,
-        "max_nonfinite": FROM_1,
-        "save_every_s": ABOVE_0,
-        "save_every": FROM_0,
-        "read_processes": Range(0, 1024),
-    }
-
-    batch_size: int = 128
-    micro_batches: int = 1
-    epochs: int = 1
-    repeat: int = 1
-    max_steps: int = 0
+    batch_size: Annotated[int, FROM_1] = 128
+    micro_batches: Annotated[int, FROM_1] = 1
+    epochs: Annotated[int, FROM_1] = 1
+    repeat: Annotated[int, FROM_1] = 1
+    max_steps: Annotated[int, FROM_0] = 0
     trained: tuple[Literal["lora", "projector", "language", "vision"], ...] = ("lora", "projector")
     reference: Literal["cached", "in_step"] = "cached"
     feature_cache: str = ""
-    save_every_s: float = 600.0
-    save_every: int = 0
-    log_every: int = 10
-    max_nonfinite: int = 3
-    read_processes: int = 0
+    save_every_s: Annotated[float, ABOVE_0] = 600.0
+    save_every: Annotated[int, FROM_0] = 0
+    log_every: Annotated[int, FROM_1] = 10
+    max_nonfinite: Annotated[int, FROM_1] = 3
+    read_processes: Annotated[int, Range(0, 1024)] = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,15 +124,13 @@ class ComputeOptions:
             comparison has a row of its own, as long as the longest.
     """
 
-    ranges: ClassVar[Ranges] = {"head_chunk": FROM_1, "row_shapes": FROM_1}
-
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     base_weights: BaseWeights = "float"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: Remat = "layers"
     attention: Attention = "auto"
-    head_chunk: int = 128
-    row_shapes: int = 4
+    head_chunk: Annotated[int, FROM_1] = 128
+    row_shapes: Annotated[int, FROM_1] = 4
 
 
 def make_model(
@@ -170,13 +151,7 @@ class ReportOptions:
         currency: of that price.
     """
 
-    ranges: ClassVar[Ranges] = {
-        "num_pairs": FROM_0,
-        "num_examples": FROM_0,
-        "device_hour_price": FROM_0,
-    }
-
-    num_pairs: int = 60
-    num_examples: int = 12
-    device_hour_price: float = 0.0
+    num_pairs: Annotated[int, FROM_0] = 60
+    num_examples: Annotated[int, FROM_0] = 12
+    device_hour_price: Annotated[float, FROM_0] = 0.0
     currency: str = "USD"

@@ -10,7 +10,7 @@ how a run takes over what another one made (`prior.py`), running them (`train.py
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated
 
 from seva_jax.config.experiment import Curriculum, Experiment, Once, check
 from seva_jax.config.options import RolloutOptions, TrainOptions
@@ -20,7 +20,7 @@ from seva_jax.data.sources import PromptSource
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import Objective
 from seva_jax.pairs import PairBuilder
-from seva_jax.ranges import FROM_1, Ranges
+from seva_jax.ranges import FROM_1
 from seva_jax.training.optimizer import Optim
 from seva_jax.types import DataError
 
@@ -94,9 +94,7 @@ class Iterations(Curriculum):
         prompts: what each iteration is asked; () asks all of them what the config says.
     """
 
-    ranges: ClassVar[Ranges] = {"num": FROM_1}
-
-    num: int = 2
+    num: Annotated[int, FROM_1] = 2
     refresh: bool = True
     prompts: tuple[PromptSource, ...] = ()
 

@@ -8,7 +8,7 @@ needs a map of the image beside the image, and it leaves every other pixel exact
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from seva_jax.corrupt.diffusion import NUM_STEPS, diffusion_schedule
-from seva_jax.ranges import FROM_0, Range, Ranges
+from seva_jax.ranges import FROM_0, Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +37,11 @@ class RegionNoise:
             published size is not known to us.
     """
 
-    ranges: ClassVar[Ranges] = {
-        "std": FROM_0,
-        "step": Range(0, NUM_STEPS - 1),
-        "blur": Range(0, 1),
-    }
-
     region: Literal["heat", "mask"] = "heat"
     noise: Literal["pixels", "diffusion"] = "pixels"
-    std: float = 10.0
-    step: int = 500
-    blur: float = 0.02
+    std: Annotated[float, FROM_0] = 10.0
+    step: Annotated[int, Range(0, NUM_STEPS - 1)] = 500
+    blur: Annotated[float, Range(0, 1)] = 0.02
 
     def inside(self, map_HW: np.ndarray, height: int, width: int) -> np.ndarray:
         """Which pixels of an image belong to the region, bool [height, width].

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import jax
 import numpy as np
 
 from seva_jax.corrupt.base import Corruption, Space
-from seva_jax.ranges import Range, Ranges
+from seva_jax.ranges import Range
 from seva_jax.types import IMAGE_MARKER, Array, DataError, ExampleError, Prompt
 
 
@@ -47,9 +47,7 @@ class SequenceCorruption(Corruption):
     """
 
     space: ClassVar[Space] = "sequence"
-    ranges: ClassVar[Ranges] = {"groups": Range(2)}
-
-    groups: int = 2
+    groups: Annotated[int, Range(2)] = 2
     of: Literal["images", "captions"] = "images"
 
     def order(self, rng: np.random.Generator, num: int) -> list[int]:

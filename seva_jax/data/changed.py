@@ -7,14 +7,14 @@ What lives here: `ChangedImages`. What does not: the changes (`seva_jax/corrupt/
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated
 
 import numpy as np
 
 from seva_jax.corrupt import Corruption, PixelNoise, apply_pixels, corruption_key
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSource
 from seva_jax.data.wrapped import opened_pairs, rewritten
-from seva_jax.ranges import FROM_0, Ranges
+from seva_jax.ranges import FROM_0
 from seva_jax.types import Comparison, DataError, ExampleError, View
 
 _PREFIX = "changed:"
@@ -37,12 +37,10 @@ class ChangedImages(PreferenceSource):
         seed: of the changes.
     """
 
-    ranges: ClassVar[Ranges] = {"seed": FROM_0}
-
     source: PromptSource = PreferenceSource()
     change: Corruption = PixelNoise()
     keep_rejected: bool = True
-    seed: int = 0
+    seed: Annotated[int, FROM_0] = 0
 
     def open(self) -> PreferenceSet:
         """See `PromptSource.open`."""

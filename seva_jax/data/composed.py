@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from seva_jax.data.collect import counted
 from seva_jax.data.sources import PromptSet, PromptSource
 from seva_jax.data.wrapped import changed, opened_prompts
 from seva_jax.images.compose import GRIDS, Box, draw_grid, draw_inset, grid_box, inset_box
-from seva_jax.ranges import FROM_0, FROM_1, Range, Ranges
+from seva_jax.ranges import FROM_0, FROM_1, Range
 from seva_jax.types import IMAGE_MARKER, DataError, ExampleError, Prompt
 
 Arrangement = Literal["sequence", "grid", "inset"]
@@ -52,22 +52,16 @@ class Composed(PromptSource):
         seed: of the other images and of places.
     """
 
-    ranges: ClassVar[Ranges] = {
-        "tile": FROM_1,
-        "inset": Range(0, 1, above=True, below=True),
-        "seed": FROM_0,
-    }
-
     source: PromptSource = PromptSource()
     arrangements: tuple[Arrangement, ...] = ("sequence", "grid", "inset")
     sequence_sizes: tuple[int, ...] = (2, 3, 4, 5)
     grid_sizes: tuple[int, ...] = tuple(GRIDS)
-    tile: int = 448
-    inset: float = 0.7
+    tile: Annotated[int, FROM_1] = 448
+    inset: Annotated[float, Range(0, 1, above=True, below=True)] = 0.7
     label: str = "Image{number}"
     numbered: str = "In Image{number}, {question}"
     centred: str = "In the image in the centre, {question}"
-    seed: int = 0
+    seed: Annotated[int, FROM_0] = 0
 
     def open(self) -> PromptSet:
         """See `PromptSource.open`."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 
 from seva_jax.data.collect import Images, as_object, images_of, meta_of, prompt_set, text_of
 from seva_jax.data.sources import PromptSet, PromptSource
 from seva_jax.data.tables import open_table
-from seva_jax.ranges import FROM_0, Ranges
+from seva_jax.ranges import FROM_0
 from seva_jax.types import DataError, ExampleError, Prompt
 
 
@@ -36,14 +36,12 @@ class HfParquet(PromptSource):
         limit: at most this many usable rows, the first ones; 0 means all.
     """
 
-    ranges: ClassVar[Ranges] = {"limit": FROM_0}
-
     path: str = ""
     image: str = "image"
     question: str = "question"
     questions: tuple[str, ...] = ()
     image_root: str = ""
-    limit: int = 0
+    limit: Annotated[int, FROM_0] = 0
 
     def open(self) -> PromptSet:
         """See `PromptSource.open`."""
@@ -83,15 +81,13 @@ class TfdsPrompts(PromptSource):
         limit: at most this many usable examples, the first ones; 0 means all.
     """
 
-    ranges: ClassVar[Ranges] = {"limit": FROM_0}
-
     name: str = ""
     split: str = "train"
     data_dir: str = ""
     image: str = "image"
     question: str = ""
     questions: tuple[str, ...] = ("Describe this image in detail.",)
-    limit: int = 0
+    limit: Annotated[int, FROM_0] = 0
 
     def open(self) -> PromptSet:
         """See `PromptSource.open`."""

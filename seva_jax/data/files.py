@@ -13,7 +13,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from seva_jax.data.collect import (
 from seva_jax.data.sources import PromptSet, PromptSource
 from seva_jax.data.tables import Record, json_lines, json_list
 from seva_jax.images.load import IMAGE_EXTENSIONS
-from seva_jax.ranges import FROM_0, Ranges
+from seva_jax.ranges import FROM_0
 from seva_jax.text.templates import IMAGE_MARKER
 from seva_jax.types import DataError, ExampleError, Prompt
 
@@ -48,11 +48,9 @@ class ImageFolder(PromptSource):
         limit: at most this many images, the first ones; 0 means all.
     """
 
-    ranges: ClassVar[Ranges] = {"limit": FROM_0}
-
     root: str = ""
     questions: tuple[str, ...] = ("Describe this image in detail.",)
-    limit: int = 0
+    limit: Annotated[int, FROM_0] = 0
 
     def open(self) -> PromptSet:
         """See `PromptSource.open`."""
@@ -101,15 +99,13 @@ class LlavaJson(PromptSource):
             it as the truth.
     """
 
-    ranges: ClassVar[Ranges] = {"questions_per_image": FROM_0, "limit": FROM_0, "seed": FROM_0}
-
     path: str = ""
     image_root: str = ""
     prefix: str = ""
     remove: tuple[str, ...] = (SHORT_ANSWER,)
-    questions_per_image: int = 1
-    limit: int = 0
-    seed: int = 0
+    questions_per_image: Annotated[int, FROM_0] = 1
+    limit: Annotated[int, FROM_0] = 0
+    seed: Annotated[int, FROM_0] = 0
     answers: bool = False
 
     def open(self) -> PromptSet:

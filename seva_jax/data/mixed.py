@@ -9,12 +9,12 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 
 from seva_jax.data.sources import PreferenceSet, PromptSet, PromptSource
-from seva_jax.ranges import FROM_0, Ranges
+from seva_jax.ranges import FROM_0
 from seva_jax.types import DataError, Prompt, View
 
 
@@ -54,12 +54,10 @@ class Mixture(PromptSource):
         seed: of the draw.
     """
 
-    ranges: ClassVar[Ranges] = {"num": FROM_0, "seed": FROM_0}
-
     sources: tuple[PromptSource, ...] = ()
     weights: tuple[float, ...] = ()
-    num: int = 0
-    seed: int = 0
+    num: Annotated[int, FROM_0] = 0
+    seed: Annotated[int, FROM_0] = 0
 
     @property
     def has_answers(self) -> bool:

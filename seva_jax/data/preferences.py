@@ -14,7 +14,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from seva_jax.data.collect import (
 from seva_jax.data.files import seva_prompt, turns
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
 from seva_jax.data.tables import open_table
-from seva_jax.ranges import FROM_0, Ranges
+from seva_jax.ranges import FROM_0
 from seva_jax.text.templates import IMAGE_MARKER
 from seva_jax.types import Comparison, ExampleError, Prompt
 
@@ -61,11 +61,9 @@ class PairsFile(PreferenceSource):
         limit: at most this many usable records, the first ones; 0 means all.
     """
 
-    ranges: ClassVar[Ranges] = {"limit": FROM_0}
-
     path: str = ""
     image_root: str = ""
-    limit: int = 0
+    limit: Annotated[int, FROM_0] = 0
 
     def open(self) -> PreferenceSet:
         """See `PromptSource.open`."""
@@ -157,11 +155,9 @@ class HaDpoPairs(PairsFile):
         seed: of the draw.
     """
 
-    ranges: ClassVar[Ranges] = {"seed": FROM_0}
-
     question: str = "Describe this image in detail."
     folders: tuple[str, ...] = ("VG_100K", "VG_100K_2")
-    seed: int = 0
+    seed: Annotated[int, FROM_0] = 0
 
     def parse(self, entry: Entry) -> Comparison:
         """See `PairsFile.parse`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path, PurePath
-from typing import ClassVar
+from typing import Annotated
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from seva_jax.corrupt.region import RegionNoise
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSource
 from seva_jax.data.wrapped import opened_pairs, rewritten
 from seva_jax.images.load import decode_image, resolve_image
-from seva_jax.ranges import FROM_0, Ranges
+from seva_jax.ranges import FROM_0
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt, View
 
 _MAX_VALUES = 30_000_000  # as of images
@@ -120,13 +120,11 @@ class NoisedRegions(PreferenceSource):
         seed: of the noise.
     """
 
-    ranges: ClassVar[Ranges] = {"seed": FROM_0}
-
     source: PromptSource = PreferenceSource()
     maps: Maps = MapFolder()
     noise: RegionNoise = RegionNoise()
     confidence: str = ""
-    seed: int = 0
+    seed: Annotated[int, FROM_0] = 0
 
     def open(self) -> PreferenceSet:
         """See `PromptSource.open`."""

@@ -7,14 +7,14 @@ What lives here: both as sources around a source. What does not: what a score we
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated
 
 import numpy as np
 
 from seva_jax.data.regions import score_of
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSource
 from seva_jax.data.wrapped import opened_pairs, rewritten
-from seva_jax.ranges import FROM_0, Ranges
+from seva_jax.ranges import FROM_0
 from seva_jax.types import Comparison, DataError
 
 
@@ -58,11 +58,9 @@ class ClippedZScores(PreferenceSource):
         high: largest.
     """
 
-    ranges: ClassVar[Ranges] = {"low": FROM_0, "high": FROM_0}
-
     source: PromptSource = PreferenceSource()
-    low: float = 0.0
-    high: float = 1.0
+    low: Annotated[float, FROM_0] = 0.0
+    high: Annotated[float, FROM_0] = 1.0
 
     def open(self) -> PreferenceSet:
         """See `PromptSource.open`.

@@ -24,14 +24,14 @@ import collections
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
 from seva_jax.data.collect import Images, as_object, id_of, images_of, preference_set, text_of
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
 from seva_jax.data.tables import open_table
-from seva_jax.ranges import FROM_0, FROM_1, Ranges
+from seva_jax.ranges import FROM_0, FROM_1
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt, View
 
 PLACE = "{task}"
@@ -77,11 +77,9 @@ class Gcpg:
         success: what doing the task adds.
     """
 
-    ranges: ClassVar[Ranges] = {"likelihood": FROM_0, "cost": FROM_0, "success": FROM_0}
-
-    likelihood: float = 0.01
-    cost: float = 0.01
-    success: float = 5.0
+    likelihood: Annotated[float, FROM_0] = 0.01
+    cost: Annotated[float, FROM_0] = 0.01
+    success: Annotated[float, FROM_0] = 5.0
 
     def __call__(self, outcome: Outcome) -> float:
         """The score; higher is better."""
@@ -159,14 +157,12 @@ class TrajectoryPairs(PreferenceSource):
         high: largest value.
     """
 
-    ranges: ClassVar[Ranges] = {"pairs": FROM_1, "window": FROM_1}
-
     path: str = ""
     image_root: str = ""
     question: str = "What action should the robot take to {task}?"
     judge: Gcpg = Gcpg()
-    pairs: int = 1
-    window: int = 8
+    pairs: Annotated[int, FROM_1] = 1
+    window: Annotated[int, FROM_1] = 8
     low: float = -1.0
     high: float = 1.0
 

@@ -22,10 +22,10 @@ import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 from seva_jax.evals.judge import Case, Judge, Verdict, check
-from seva_jax.ranges import ABOVE_0, FROM_0, FROM_1, Ranges
+from seva_jax.ranges import ABOVE_0, FROM_0, FROM_1
 from seva_jax.runtime.files import append_lines, read_lines
 from seva_jax.runtime.processes import say
 from seva_jax.runtime.progress import Progress
@@ -78,31 +78,19 @@ class OpenAICompatible(Judge):
         max_usd: refuse to start where the estimate is above; 0 sets no limit.
     """
 
-    ranges: ClassVar[Ranges] = {
-        "temperature": FROM_0,
-        "max_tokens": FROM_1,
-        "concurrency": FROM_1,
-        "timeout_s": ABOVE_0,
-        "retries": FROM_0,
-        "backoff_s": FROM_0,
-        "usd_per_million_in": FROM_0,
-        "usd_per_million_out": FROM_0,
-        "max_usd": FROM_0,
-    }
-
     base_url: str = ""
     model: str = ""
     api_key_env: str = "OPENAI_API_KEY"
     transcript: str = "judge.jsonl"
-    temperature: float = 0.0
-    max_tokens: int = 300
-    concurrency: int = 4
-    timeout_s: float = 60.0
-    retries: int = 5
-    backoff_s: float = 2.0
-    usd_per_million_in: float = 0.0
-    usd_per_million_out: float = 0.0
-    max_usd: float = 0.0
+    temperature: Annotated[float, FROM_0] = 0.0
+    max_tokens: Annotated[int, FROM_1] = 300
+    concurrency: Annotated[int, FROM_1] = 4
+    timeout_s: Annotated[float, ABOVE_0] = 60.0
+    retries: Annotated[int, FROM_0] = 5
+    backoff_s: Annotated[float, FROM_0] = 2.0
+    usd_per_million_in: Annotated[float, FROM_0] = 0.0
+    usd_per_million_out: Annotated[float, FROM_0] = 0.0
+    max_usd: Annotated[float, FROM_0] = 0.0
 
     def __post_init__(self) -> None:
         # Configs are written to files, so a secret must not get into one.

@@ -18,7 +18,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from seva_jax.data.sources import PromptSet
 from seva_jax.evals.answers import Answer, write_llava, write_lmms_log, write_tsv
 from seva_jax.evals.base import Evaluator
 from seva_jax.images.load import decode_image, resolve_image
-from seva_jax.ranges import FROM_0, FROM_1, Ranges
+from seva_jax.ranges import FROM_0, FROM_1
 from seva_jax.runtime.files import read_bytes
 from seva_jax.types import DataError, Prompt
 
@@ -54,11 +54,7 @@ class Suite:
         max_new_tokens: longest answer, tokens; answers are greedy.
     """
 
-    ranges: ClassVar[Ranges] = {
-        "max_new_tokens": FROM_1,
-    }
-
-    max_new_tokens: int = dataclasses.field(default=64, kw_only=True)
+    max_new_tokens: Annotated[int, FROM_1] = dataclasses.field(default=64, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -119,12 +115,10 @@ class Benchmark(Suite):
         vlmeval_dataset: the data set's name in VLMEvalKit, for its files; empty writes none.
     """
 
-    ranges: ClassVar[Ranges] = {"limit": FROM_0}
-
     name: str = ""
     image_root: str = dataclasses.field(default="", kw_only=True)
     suffix: str = dataclasses.field(default="", kw_only=True)
-    limit: int = dataclasses.field(default=0, kw_only=True)
+    limit: Annotated[int, FROM_0] = dataclasses.field(default=0, kw_only=True)
     lmms_task: str = dataclasses.field(default="", kw_only=True)
     vlmeval_dataset: str = dataclasses.field(default="", kw_only=True)
 

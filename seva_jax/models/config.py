@@ -7,9 +7,9 @@ The defaults are LLaVA-1.5-7B. TokenStats these from a checkpoint directory is i
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
-from seva_jax.ranges import ABOVE_0, FROM_1, Range, Ranges
+from seva_jax.ranges import ABOVE_0, FROM_1, Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,23 +27,13 @@ class VisionConfig:
         activation: CLIP's own towers use quick_gelu.
     """
 
-    ranges: ClassVar[Ranges] = {
-        "image_size": FROM_1,
-        "patch_size": FROM_1,
-        "hidden_size": FROM_1,
-        "num_layers": FROM_1,
-        "num_heads": FROM_1,
-        "mlp_size": FROM_1,
-        "norm_eps": Range(0, 1, above=True),
-    }
-
-    image_size: int = 336
-    patch_size: int = 14
-    hidden_size: int = 1024
-    num_layers: int = 24
-    num_heads: int = 16
-    mlp_size: int = 4096
-    norm_eps: float = 1e-5
+    image_size: Annotated[int, FROM_1] = 336
+    patch_size: Annotated[int, FROM_1] = 14
+    hidden_size: Annotated[int, FROM_1] = 1024
+    num_layers: Annotated[int, FROM_1] = 24
+    num_heads: Annotated[int, FROM_1] = 16
+    mlp_size: Annotated[int, FROM_1] = 4096
+    norm_eps: Annotated[float, Range(0, 1, above=True)] = 1e-5
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
 
     @property
@@ -69,27 +59,15 @@ class TextConfig:
         tied_head: whether the output head is the embedding, transposed.
     """
 
-    ranges: ClassVar[Ranges] = {
-        "vocab_size": FROM_1,
-        "hidden_size": FROM_1,
-        "num_layers": FROM_1,
-        "num_heads": FROM_1,
-        "num_kv_heads": FROM_1,
-        "head_dim": FROM_1,
-        "mlp_size": FROM_1,
-        "norm_eps": Range(0, 1, above=True),
-        "rope_base": ABOVE_0,
-    }
-
-    vocab_size: int = 32064
-    hidden_size: int = 4096
-    num_layers: int = 32
-    num_heads: int = 32
-    num_kv_heads: int = 32
-    head_dim: int = 128
-    mlp_size: int = 11008
-    norm_eps: float = 1e-5
-    rope_base: float = 10000.0
+    vocab_size: Annotated[int, FROM_1] = 32064
+    hidden_size: Annotated[int, FROM_1] = 4096
+    num_layers: Annotated[int, FROM_1] = 32
+    num_heads: Annotated[int, FROM_1] = 32
+    num_kv_heads: Annotated[int, FROM_1] = 32
+    head_dim: Annotated[int, FROM_1] = 128
+    mlp_size: Annotated[int, FROM_1] = 11008
+    norm_eps: Annotated[float, Range(0, 1, above=True)] = 1e-5
+    rope_base: Annotated[float, ABOVE_0] = 10000.0
     tied_head: bool = False
 
 
@@ -147,13 +125,8 @@ class LoraConfig:
         targets: which linear layers of every decoder layer.
     """
 
-    ranges: ClassVar[Ranges] = {
-        "rank": Range(0, 2**16),
-        "alpha": Range(0, 1e6, above=True),
-    }
-
-    rank: int = 1024
-    alpha: float = 2048.0
+    rank: Annotated[int, Range(0, 2**16)] = 1024
+    alpha: Annotated[float, Range(0, 1e6, above=True)] = 2048.0
     targets: tuple[
         Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...
     ] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

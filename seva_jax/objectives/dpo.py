@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from seva_jax.objectives.base import Metrics, mean_existing, mean_nll
 from seva_jax.objectives.margin import MarginObjective
 from seva_jax.objectives.pairs import Pairs
-from seva_jax.ranges import Range, Ranges
+from seva_jax.ranges import Range
 from seva_jax.types import BranchLogps
 
 
@@ -32,13 +32,8 @@ class DPO(MarginObjective):
             its field of this name.
     """
 
-    ranges: ClassVar[Ranges] = {
-        "sft_weight": Range(0, 1000),
-        "label_smoothing": Range(0, 0.5, below=True),
-    }
-
-    sft_weight: float = 0.0
-    label_smoothing: float = 0.0
+    sft_weight: Annotated[float, Range(0, 1000)] = 0.0
+    label_smoothing: Annotated[float, Range(0, 0.5, below=True)] = 0.0
 
     def __call__(
         self, policy: BranchLogps, reference: BranchLogps | None

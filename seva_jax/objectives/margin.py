@@ -8,14 +8,14 @@ Names are those of TRL 1.16 (`loss_type`), whose values and gradients they have.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from seva_jax.objectives.divergences import Divergence
 from seva_jax.objectives.pairs import PairObjective, Pairs
-from seva_jax.ranges import ABOVE_0, Range, Ranges
+from seva_jax.ranges import ABOVE_0, Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +82,7 @@ class ExoPair(MarginObjective):
         label_smoothing: e, in (0, 1); the loss has none at 0. TRL puts 1e-3 where 0 is asked for.
     """
 
-    ranges: ClassVar[Ranges] = {"label_smoothing": Range(0, 1, above=True, below=True)}
-
-    label_smoothing: float = 1e-3
+    label_smoothing: Annotated[float, Range(0, 1, above=True, below=True)] = 1e-3
 
     def pair_loss(self, pairs: Pairs) -> jax.Array:
         """See `PairObjective.pair_loss`."""
@@ -108,9 +106,7 @@ class Robust(MarginObjective):
         label_smoothing: e, in [0, 0.5).
     """
 
-    ranges: ClassVar[Ranges] = {"label_smoothing": Range(0, 0.5, below=True)}
-
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Range(0, 0.5, below=True)] = 0.0
 
     def pair_loss(self, pairs: Pairs) -> jax.Array:
         """See `PairObjective.pair_loss`."""
@@ -129,9 +125,7 @@ class DiscoPOP(MarginObjective):
         tau: temperature of the blend.
     """
 
-    ranges: ClassVar[Ranges] = {"tau": ABOVE_0}
-
-    tau: float = 0.05
+    tau: Annotated[float, ABOVE_0] = 0.05
 
     def pair_loss(self, pairs: Pairs) -> jax.Array:
         """See `PairObjective.pair_loss`."""

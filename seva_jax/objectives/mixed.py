@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from seva_jax.objectives.base import NOTHING, Metrics, Need, Objective
 from seva_jax.objectives.dpo import DPO
 from seva_jax.objectives.pointwise import BCOPair
 from seva_jax.objectives.supervised import Supervised
-from seva_jax.ranges import FROM_0, Ranges
+from seva_jax.ranges import FROM_0
 from seva_jax.types import BranchLogps, Comparison
 
 
@@ -28,9 +28,7 @@ class Part:
     """
 
     objective: Objective = DPO()
-    ranges: ClassVar[Ranges] = {"weight": FROM_0}
-
-    weight: float = 1.0
+    weight: Annotated[float, FROM_0] = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

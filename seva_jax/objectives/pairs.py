@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from seva_jax.objectives.base import Metrics, Need, Objective, mean_existing, mean_nll
 from seva_jax.objectives.weighting import Weighting
-from seva_jax.ranges import Range, Ranges
+from seva_jax.ranges import Range
 from seva_jax.types import BranchLogps, Comparison
 
 
@@ -68,10 +68,8 @@ class PairObjective(Objective):
         weighting: what the loss of each pair is multiplied by.
     """
 
-    ranges: ClassVar[Ranges] = {"beta": Range(0, 1000, above=True), "ld_alpha": Range(0, 1)}
-
-    beta: float = 0.1
-    ld_alpha: float = 1.0
+    beta: Annotated[float, Range(0, 1000, above=True)] = 0.1
+    ld_alpha: Annotated[float, Range(0, 1)] = 1.0
     weighting: Weighting = Weighting()
 
     @property

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated
 
 import jax
 
 from seva_jax.objectives.base import Metrics, Need
 from seva_jax.objectives.margin import MarginObjective
 from seva_jax.objectives.pairs import Pairs
-from seva_jax.ranges import FROM_0, Ranges
+from seva_jax.ranges import FROM_0
 from seva_jax.types import BranchLogps, Comparison, DataError
 
 
@@ -32,9 +32,7 @@ class RRPO(MarginObjective):
         alpha: weight of the KL.
     """
 
-    ranges: ClassVar[Ranges] = {"alpha": FROM_0}
-
-    alpha: float = 0.01
+    alpha: Annotated[float, FROM_0] = 0.01
 
     @property
     def needs(self) -> frozenset[Need]:

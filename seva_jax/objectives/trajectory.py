@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from seva_jax.objectives.base import Metrics, Objective, mean_existing
 from seva_jax.objectives.dpo import DPO
 from seva_jax.objectives.pairs import PairObjective
-from seva_jax.ranges import FROM_1, Ranges
+from seva_jax.ranges import FROM_1
 from seva_jax.types import BranchLogps, Comparison, DataError
 
 
@@ -35,9 +35,7 @@ class Trajectory(Objective):
         objective: what a window is scored by; it must need log-probs only.
     """
 
-    ranges: ClassVar[Ranges] = {"window": FROM_1}
-
-    window: int = 8
+    window: Annotated[int, FROM_1] = 8
     objective: PairObjective = DPO()
 
     def __post_init__(self) -> None:

@@ -6,14 +6,14 @@ What lives here: AOT (arXiv 2406.05882), paired and unpaired. Read next: `Object
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from seva_jax.objectives.pairs import PairObjective, Pairs
 from seva_jax.objectives.weighting import Weighting
-from seva_jax.ranges import Range, Ranges
+from seva_jax.ranges import Range
 from seva_jax.types import DataError
 
 
@@ -33,9 +33,7 @@ class AOT(PairObjective):
         label_smoothing: e of (1 - e) * loss + e * loss of the negative margin, in [0, 1).
     """
 
-    ranges: ClassVar[Ranges] = {"label_smoothing": Range(0, 1, below=True)}
-
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Range(0, 1, below=True)] = 0.0
 
     def __post_init__(self) -> None:
         if self.weighting != Weighting():

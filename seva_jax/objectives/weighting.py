@@ -8,14 +8,14 @@ gradient). Weights have no gradient, and are those of each pair whatever the mic
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from seva_jax.objectives.base import NOTHING, Need
-from seva_jax.ranges import ABOVE_0, FROM_0, Range, Ranges
+from seva_jax.ranges import ABOVE_0, FROM_0, Range
 from seva_jax.types import Array, BranchLogps, Comparison, DataError
 
 
@@ -113,10 +113,8 @@ class ScoreGap(Scored):
         relative: see above.
     """
 
-    ranges: ClassVar[Ranges] = {"scale": ABOVE_0, "base": Range(1, above=True)}
-
-    scale: float = 100.0
-    base: float = 2.0
+    scale: Annotated[float, ABOVE_0] = 100.0
+    base: Annotated[float, Range(1, above=True)] = 2.0
     relative: bool = False
 
     def weights(self, chosen: Array, rejected: Array) -> Array:
@@ -155,11 +153,9 @@ class ClippedZScore(Scored):
         high: largest weight.
     """
 
-    ranges: ClassVar[Ranges] = {"std": ABOVE_0, "low": FROM_0}
-
     mean: float
-    std: float
-    low: float
+    std: Annotated[float, ABOVE_0]
+    low: Annotated[float, FROM_0]
     high: float
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from seva_jax.pairs.builders import PairBuilder
 from seva_jax.pairs.cooccurrence import Cooccurrence, read_objects, read_texts
 from seva_jax.pairs.model import PairModel
 from seva_jax.pairs.rewrite import Draft, generator, rewrite, split
-from seva_jax.ranges import FROM_1, Range, Ranges
+from seva_jax.ranges import FROM_1, Range
 from seva_jax.text.encode import clean_answer
 from seva_jax.text.mentions import Vocabulary
 from seva_jax.text.sampling import Sampling
@@ -119,13 +119,11 @@ class InjectedPairs(PairBuilder):
     """
 
     uses_corruptions: ClassVar[bool] = False
-    ranges: ClassVar[Ranges] = {"rate": Range(0, 1, above=True), "most_objects": FROM_1}
-
-    rate: float = 0.2
+    rate: Annotated[float, Range(0, 1, above=True)] = 0.2
     objects_file: str = ""
     objects: tuple[str, ...] = ()
     captions_file: str = ""
-    most_objects: int = 10
+    most_objects: Annotated[int, FROM_1] = 10
     templates: tuple[str, ...] = TEMPLATES
     separator: str = ""
     sampling: Sampling = Sampling(max_new_tokens=64, repetition_penalty=1.1)

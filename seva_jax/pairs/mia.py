@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from seva_jax.data.composed import target_of
 from seva_jax.data.sources import PromptSet
 from seva_jax.pairs.builders import PairBuilder
 from seva_jax.pairs.model import AnswerStats, PairModel
-from seva_jax.ranges import FROM_0, FROM_1, Range, Ranges
+from seva_jax.ranges import FROM_0, FROM_1, Range
 from seva_jax.text.encode import clean_answer
 from seva_jax.types import Comparison, DataError, Prompt, Rollout, View
 
@@ -31,10 +31,8 @@ class Limit:
         share: of the attention to all images, the share on the target.
     """
 
-    ranges: ClassVar[Ranges] = {"num_images": FROM_1, "share": Range(0, 1)}
-
-    num_images: int = 2
-    share: float = 0.8
+    num_images: Annotated[int, FROM_1] = 2
+    share: Annotated[float, Range(0, 1)] = 0.8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +59,9 @@ class MiaPairs(PairBuilder):
     """
 
     uses_corruptions: ClassVar[bool] = False
-    ranges: ClassVar[Ranges] = {
-        "layer": FROM_0,
-        "max_truth": FROM_1,
-        "min_perplexity": FROM_0,
-        "inset": Range(0, 1),
-    }
-
-    layer: int = 16
-    max_truth: int = 512
-    min_perplexity: float = 1.1
+    layer: Annotated[int, FROM_0] = 16
+    max_truth: Annotated[int, FROM_1] = 512
+    min_perplexity: Annotated[float, FROM_0] = 1.1
     sequence: tuple[Limit, ...] = (Limit(2, 0.8), Limit(3, 0.7), Limit(4, 0.6), Limit(5, 0.6))
     grid: tuple[Limit, ...] = (
         Limit(2, 0.7),
@@ -79,7 +70,7 @@ class MiaPairs(PairBuilder):
         Limit(6, 0.4),
         Limit(9, 0.3),
     )
-    inset: float = 0.8
+    inset: Annotated[float, Range(0, 1)] = 0.8
     max_length_ratio: float | None = None
     min_edit_distance: int | None = None
 

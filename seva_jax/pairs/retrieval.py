@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from seva_jax.data.sources import PromptSet
 from seva_jax.pairs.builders import PairBuilder
 from seva_jax.pairs.model import PairModel
 from seva_jax.pairs.rewrite import Draft, generator, rewrite, split
-from seva_jax.ranges import FROM_1, Range, Ranges
+from seva_jax.ranges import FROM_1, Range
 from seva_jax.runtime.processes import say
 from seva_jax.text.encode import clean_answer
 from seva_jax.text.sampling import Sampling
@@ -130,18 +130,12 @@ class RetrievedPairs(PairBuilder):
     """
 
     uses_corruptions: ClassVar[bool] = False
-    ranges: ClassVar[Ranges] = {
-        "rate": Range(0, 1, above=True),
-        "keep": Range(0, 1, below=True),
-        "block": FROM_1,
-    }
-
     chosen: Literal["rollout", "answer"] = "rollout"
-    rate: float = 0.5
-    keep: float = 0.5
+    rate: Annotated[float, Range(0, 1, above=True)] = 0.5
+    keep: Annotated[float, Range(0, 1, below=True)] = 0.5
     separator: str = ""
     sampling: Sampling = Sampling(max_new_tokens=64)
-    block: int = 2048
+    block: Annotated[int, FROM_1] = 2048
 
     def build(
         self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel

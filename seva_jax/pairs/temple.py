@@ -9,11 +9,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
 from seva_jax.data.captions import without_captions
 from seva_jax.pairs.builders import PairBuilder
-from seva_jax.ranges import FROM_1, Ranges
+from seva_jax.ranges import FROM_1
 from seva_jax.text.encode import clean_answer
 from seva_jax.types import Comparison, DataError, Rollout
 
@@ -36,10 +36,8 @@ class TemplePairs(PairBuilder):
             when it is trained. TEMPLE trains on the clip itself.
     """
 
-    ranges: ClassVar[Ranges] = {"max_ratio": FROM_1}
-
     rules: tuple[Literal["longer", "ratio", "any"], ...] = ("longer",)
-    max_ratio: float = 1.5
+    max_ratio: Annotated[float, FROM_1] = 1.5
     captions: bool = False
 
     def __call__(

@@ -14,13 +14,13 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from seva_jax.ranges import ABOVE_0, FROM_1, Ranges
+from seva_jax.ranges import ABOVE_0, FROM_1
 from seva_jax.runtime import shutdown
 from seva_jax.runtime.paths import hide_home
 from seva_jax.types import DataError
@@ -53,10 +53,8 @@ class ProcessOptions:
             LIBTPU_INIT_ARGS holds, so that can overrule them.
     """
 
-    ranges: ClassVar[Ranges] = {"peer_timeout_s": FROM_1, "grace_s": ABOVE_0}
-
-    peer_timeout_s: int = 100
-    grace_s: float = 25.0
+    peer_timeout_s: Annotated[int, FROM_1] = 100
+    grace_s: Annotated[float, ABOVE_0] = 25.0
     libtpu_flags: Literal["none", "overlap"] = "none"
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated
 
-from seva_jax.ranges import FROM_1, Range, Ranges
+from seva_jax.ranges import FROM_1, Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,17 +21,10 @@ class Sampling:
             (CTRL, arXiv 1909.05858, as transformers does it). 1 is none.
     """
 
-    ranges: ClassVar[Ranges] = {
-        "max_new_tokens": FROM_1,
-        "temperature": Range(0, 100),
-        "top_p": Range(0, 1, above=True),
-        "repetition_penalty": Range(0, 100, above=True),
-    }
-
-    max_new_tokens: int = 512
-    temperature: float = 0.0
-    top_p: float = 1.0
-    repetition_penalty: float = 1.0
+    max_new_tokens: Annotated[int, FROM_1] = 512
+    temperature: Annotated[float, Range(0, 100)] = 0.0
+    top_p: Annotated[float, Range(0, 1, above=True)] = 1.0
+    repetition_penalty: Annotated[float, Range(0, 100, above=True)] = 1.0
 
     @property
     def penalises(self) -> bool:

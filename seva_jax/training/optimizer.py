@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
 import optax
 
-from seva_jax.ranges import DECAY, FROM_0, Range, Ranges
+from seva_jax.ranges import DECAY, FROM_0, Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,24 +26,14 @@ class Optim:
         clip_norm: clip the global gradient norm to this; 0 means no clipping.
     """
 
-    ranges: ClassVar[Ranges] = {
-        "lr": Range(0, 100, above=True),
-        "warmup_ratio": DECAY,
-        "weight_decay": Range(0, 100),
-        "b1": DECAY,
-        "b2": DECAY,
-        "eps": Range(0, 1, above=True),
-        "clip_norm": FROM_0,
-    }
-
-    lr: float = 2e-6
+    lr: Annotated[float, Range(0, 100, above=True)] = 2e-6
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: float = 0.03
-    weight_decay: float = 0.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    clip_norm: float = 0.0
+    warmup_ratio: Annotated[float, DECAY] = 0.03
+    weight_decay: Annotated[float, Range(0, 100)] = 0.0
+    b1: Annotated[float, DECAY] = 0.9
+    b2: Annotated[float, DECAY] = 0.999
+    eps: Annotated[float, Range(0, 1, above=True)] = 1e-8
+    clip_norm: Annotated[float, FROM_0] = 0.0
 
     def learning_rate(self, num_steps: int) -> optax.Schedule:
         """The learning rate as a function of completed steps."""

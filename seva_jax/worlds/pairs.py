@@ -7,12 +7,12 @@ does not: the world (`shapes.py`).
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated
 
 import numpy as np
 
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
-from seva_jax.ranges import FROM_1, Ranges
+from seva_jax.ranges import FROM_1
 from seva_jax.types import Comparison, Prompt
 from seva_jax.worlds.shapes import (
     COLORS,
@@ -42,13 +42,11 @@ class WorldPairs(PreferenceSource):
         num: how many pairs, one image each.
     """
 
-    ranges: ClassVar[Ranges] = {"num": FROM_1}
-
     world: ShapeWorld = ShapeWorld()
     split: str = "preferences"
     skewed: bool = False
     kinds: tuple[Kind, ...] = ("color",)
-    num: int = 1000
+    num: Annotated[int, FROM_1] = 1000
 
     def open(self) -> PreferenceSet:
         """See `PromptSource.open`."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Annotated
 
 from seva_jax.data.sources import PromptSet, PromptSource
-from seva_jax.ranges import FROM_1, Ranges
+from seva_jax.ranges import FROM_1
 from seva_jax.types import Prompt
 from seva_jax.worlds.shapes import ShapeWorld, WorldPrompts, describe
 
@@ -28,13 +28,11 @@ class WorldSequences(PromptSource):
         num: how many prompts.
     """
 
-    ranges: ClassVar[Ranges] = {"images": FROM_1, "num": FROM_1}
-
     world: ShapeWorld = ShapeWorld(max_objects=1)
     split: str = "sequences"
     skewed: bool = False
-    images: int = 4
-    num: int = 1000
+    images: Annotated[int, FROM_1] = 4
+    num: Annotated[int, FROM_1] = 1000
 
     def open(self) -> PromptSet:
         """See `PromptSource.open`."""

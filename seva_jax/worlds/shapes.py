@@ -12,12 +12,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from seva_jax.data.sources import PromptSet, PromptSource
-from seva_jax.ranges import FROM_0, FROM_1, Ranges
+from seva_jax.ranges import FROM_0, FROM_1
 from seva_jax.types import DataError, Prompt
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
@@ -85,16 +85,10 @@ class ShapeWorld:
         max_objects: objects in a scene, 1 to this (at most 4), each of a different shape.
     """
 
-    ranges: ClassVar[Ranges] = {
-        "seed": FROM_0,
-        "color_noise": FROM_0,
-        "pixel_noise": FROM_0,
-    }
-
-    seed: int = 0
+    seed: Annotated[int, FROM_0] = 0
     skew: float = 0.8
-    color_noise: float = 35.0
-    pixel_noise: float = 8.0
+    color_noise: Annotated[float, FROM_0] = 35.0
+    pixel_noise: Annotated[float, FROM_0] = 8.0
     max_objects: int = 3
 
     def __post_init__(self) -> None:
@@ -186,15 +180,11 @@ class WorldPrompts(PromptSource):
         num: how many prompts, one image each.
     """
 
-    ranges: ClassVar[Ranges] = {
-        "num": FROM_1,
-    }
-
     world: ShapeWorld = ShapeWorld()
     split: str = "unlabelled"
     skewed: bool = False
     kinds: tuple[Kind, ...] = ("color",)
-    num: int = 1000
+    num: Annotated[int, FROM_1] = 1000
 
     def open(self) -> PromptSet:
         """See `PromptSource.open`."""

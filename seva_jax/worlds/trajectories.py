@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Annotated
 
 import numpy as np
 
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
 from seva_jax.data.trajectories import Gcpg, Outcome, Step, step_pairs
-from seva_jax.ranges import FROM_1, Ranges
+from seva_jax.ranges import FROM_1
 from seva_jax.types import Comparison, Prompt
 from seva_jax.worlds.pairs import wrong_answer
 from seva_jax.worlds.shapes import ShapeWorld, WorldPrompts
@@ -37,19 +37,13 @@ class WorldTrajectories(PreferenceSource):
         window: steps of a comparison.
     """
 
-    ranges: ClassVar[Ranges] = {
-        "num": FROM_1,
-        "steps": FROM_1,
-        "window": FROM_1,
-    }
-
     world: ShapeWorld = ShapeWorld()
     split: str = "trajectories"
-    num: int = 1000
-    steps: int = 8
+    num: Annotated[int, FROM_1] = 1000
+    steps: Annotated[int, FROM_1] = 8
     mistakes: tuple[float, ...] = (0.1, 0.5, 0.9)
     judge: Gcpg = Gcpg()
-    window: int = 8
+    window: Annotated[int, FROM_1] = 8
 
     def open(self) -> PreferenceSet:
         """See `PromptSource.open`."""

@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
+from typing import Annotated
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from seva_jax.evals.files import read_json_lines
 from seva_jax.evals.judge import Judge, Judged, Verdict
 from seva_jax.evals.suite import Benchmark, Questions, read_file, read_json, require
 from seva_jax.evals.suites.judged import NoJudge, scored_if_judged
-from seva_jax.ranges import FROM_0, Ranges
+from seva_jax.ranges import FROM_0
 from seva_jax.text.mentions import with_plurals
 from seva_jax.types import DataError, Prompt
 
@@ -64,15 +64,13 @@ class CocoChair(Benchmark):
         seed: of the draw.
     """
 
-    ranges: ClassVar[Ranges] = {"num_images": FROM_0, "seed": FROM_0}
-
     name: str = "chair"
     instances: str = ""
     synonyms: str = ""
     captions: str = ""
     question: str = "Describe this image in detail."
-    num_images: int = 500
-    seed: int = 0
+    num_images: Annotated[int, FROM_0] = 500
+    seed: Annotated[int, FROM_0] = 0
     max_new_tokens: int = dataclasses.field(default=512, kw_only=True)
 
     def open(self) -> Questions:
