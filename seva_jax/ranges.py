@@ -55,6 +55,13 @@ FROM_1 = Range(1)
 DECAY = Range(0, 1, below=True)
 
 
+class _NoEffect:
+    """Marks a config field that changes neither results nor files (in `Annotated`)."""
+
+
+NO_EFFECT = _NoEffect()
+
+
 class Bounds(NamedTuple):
     """What the annotation of a field says of its numbers.
 
