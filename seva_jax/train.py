@@ -27,7 +27,12 @@ from seva_jax.batches.pipeline import num_steps
 from seva_jax.config.base_models import TrainedBase
 from seva_jax.config.command_line import load_experiments
 from seva_jax.config.experiment import Experiment, Once
-from seva_jax.config.prior_run import PriorRun, answers_of_base, base_fingerprint, problems
+from seva_jax.config.prior_run import (
+    PriorRun,
+    base_fingerprint,
+    continuation_problems,
+    prior_answers,
+)
 from seva_jax.config.rounds import runs_of
 from seva_jax.config.source import fingerprint, to_source
 from seva_jax.data import json_records
@@ -135,7 +140,7 @@ class Run(Parts):
         """Takes what an earlier run made."""
         base = self.experiment.base
         assert isinstance(base, PriorRun)
-        if found := problems(self.experiment, base.earlier()):
+        if found := continuation_problems(self.experiment, base.earlier()):
             raise DataError("this run cannot start from " + "\n  ".join([base.workdir, *found]))
         jax.block_until_ready(self.base_params)
         what = "merged: the reference" if base.merge else "going on, with its reference"
@@ -347,7 +352,7 @@ class Run(Parts):
     def evaluate_base(self) -> str:
         """Asks the model before alignment every evaluation question."""
         e = self.experiment
-        return self._evaluate_all("base", self.start_model, self.start, answers_of_base(e))
+        return self._evaluate_all("base", self.start_model, self.start, prior_answers(e))
 
     def evaluate_aligned(self) -> str:
         """Asks the aligned model every evaluation question."""

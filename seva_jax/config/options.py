@@ -26,11 +26,11 @@ class TextOptions:
     """How questions and answers become tokens.
 
     Attributes:
-        generate: template the model is asked with.
-        train: template the model is trained with. SeVa generates with `LLAVA_V1` and trains with
-            `VICUNA_V1`; the sane default is one template for both.
+        generate: template of prompts that the model answers.
+        train: template of prompts and answers in training. SeVa generates with `LLAVA_V1` and
+            trains with `VICUNA_V1`; the default is one template for both.
         max_length: longest trunk plus longest answer, tokens. Images and questions are never
-            cut: what does not fit is dropped and counted.
+            truncated: examples that do not fit are dropped and counted.
     """
 
     generate: Template = VICUNA_V1
@@ -40,16 +40,16 @@ class TextOptions:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutOptions:
-    """How prompts are answered.
+    """How the model answers prompts.
 
     Attributes:
-        sampling: greedy by default, as in SeVa.
-        batch_size: rows answered together over all devices; clean and corrupted copies of a
-            prompt are rows of their own.
-        refill: new prompts start when one in this many rows is done, beside those that go on. 1
-            answers whole batches, which costs the time of the longest answer in each, but every
-            answer is then computed beside the same others however a run was interrupted.
-        cache: keys and values of tokens seen, "exact" or "int8" (half of bfloat16's memory).
+        sampling: how tokens are sampled; greedy by default, as in SeVa.
+        batch_size: rows answered together over all devices; the clean and corrupted copies of a
+            prompt are one row each.
+        refill: new prompts replace finished rows as soon as one in this many rows is finished. 1
+            answers whole batches: each takes as long as its longest answer, but an answer is then
+            always computed in the same batch, even if the run was interrupted.
+        cache: KV cache, "exact" or "int8" (half of bfloat16's memory).
     """
 
     sampling: Sampling = Sampling()
@@ -60,33 +60,34 @@ class RolloutOptions:
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """How long, on what, and what is trained.
+    """Batches, length of training, checkpoints, and which parts are trained.
 
     Attributes:
         batch_size: comparisons in an optimiser step, over all devices.
-        micro_batches: the batch is computed in this many parts; gradients are those of the whole.
+        micro_batches: number of parts in which a batch is computed to save memory; the gradients
+            are those of the whole batch.
         epochs: passes over the comparisons.
-        repeat: the list of comparisons is concatenated with itself this many times before it is
-            shuffled. SeVa uses 2 and one epoch, which is not two epochs.
+        repeat: number of copies of the list of comparisons that are joined before shuffling. SeVa
+            uses 2 and one epoch, which is not the same as two epochs.
         max_steps: stop after this many steps; 0 means no limit.
-        trained: parts of the model that change. "lora" are the adapters. SeVa also trains the
+        trained: parts of the model that are trained. "lora" are the adapters. SeVa also trains the
             projector (its flag meant to freeze it has no effect).
         reference: "cached" computes reference log-probs once, before training; "in_step"
             computes them in every step from an untrained copy of the trained parts.
-        feature_cache: directory that keeps what the frozen vision tower made of every image, by
-            content and tower, for this and other runs; empty computes it in every step. An image
-            of LLaVA-1.5 takes 1.1 MiB in bfloat16.
-        save_every_s: a kill costs at most so many seconds of training, also while a checkpoint is
-            written: one is begun earlier by the time that writing takes, at a line of metrics,
-            and where writing takes too long, training waits for it (`seva_jax/training/save_schedule.py`).
-        save_every: a kill costs at most so many steps: there is a checkpoint beside those by time
-            every so many, and training waits until it is written; 0 means by time only.
-        log_every: steps between lines of metrics.
-        max_nonfinite: so many steps, one after another, whose loss or gradient is not finite end
-            the run with exit code 65. Such a step changes nothing, and the ids of its examples go
-            to nonfinite.jsonl.
+        feature_cache: directory for image features of the frozen vision tower, which this and other
+            runs with the same tower reuse; empty computes them in every step. An image of LLaVA-1.5
+            takes 1.1 MiB in bfloat16.
+        save_every_s: seconds of training that a kill costs at most. A save starts early enough to
+            finish within the interval, when metrics are logged; if writing takes too long, training
+            waits for it (`seva_jax/training/save_schedule.py`).
+        save_every: also save every N steps and wait until it is written, so that a kill costs at
+            most N steps; 0 disables.
+        log_every: steps between rows of metrics.
+        max_nonfinite: this many consecutive steps with a loss or gradient that is not finite end
+            the run with exit status 65. Such a step changes nothing, and the ids of its examples
+            are written to nonfinite.jsonl.
         read_processes: processes that prepare batches; 0 prepares them in threads, which starts
-            sooner and is enough until decoding images keeps the device waiting.
+            faster and suffices unless decoding images keeps the device waiting.
     """
 
     batch_size: Annotated[int, FROM_1] = 128
@@ -109,18 +110,18 @@ class ComputeOptions:
     """Precision and memory.
 
     Attributes:
-        param_dtype: storage of frozen parameters. Trained parameters are float32 always.
+        param_dtype: storage of frozen parameters. Trained parameters are always float32.
         base_weights: storage of the frozen kernels of the language model's linear layers. "float"
-            is param_dtype; "int8" (8 bits) and "nf4" (4.5 bits a weight) are QLoRA's quantised
-            base, for adapters; they need the extra "quant".
-        dtype: compute dtype; norms, softmax, logits and log-probs are float32 always.
-        remat: what the backward pass computes again instead of keeping it: "none", "matmuls"
-            (keeps the results of linear layers) or "layers" (keeps a layer's input only).
-        attention: "auto" uses a TPU's kernel where there is one; "cudnn" uses cuDNN's, on NVIDIA
-            GPUs and in bfloat16; "plain" uses none.
-        head_chunk: answer positions whose logits exist at one time, for each row.
-        row_shapes: at most this many shapes of batches are compiled. Short comparisons share rows
-            and batches of short ones get shorter rows, where that saves work; with 1 every
+            is param_dtype; "int8" (8 bits per weight) and "nf4" (4.5 bits) are QLoRA's quantised
+            base, for training adapters; they need the extra "quant".
+        dtype: compute dtype; norms, softmax, logits and log-probs are always float32.
+        remat: what the backward pass recomputes instead of storing it: "none", "matmuls" (stores
+            the results of linear layers) or "layers" (stores only the input of each layer).
+        attention: "auto" uses a kernel on TPUs and blocks of queries elsewhere; "cudnn" uses
+            cuDNN's kernel, on NVIDIA GPUs and in bfloat16; "plain" computes all scores at once.
+        head_chunk: answer positions per row whose logits are in memory at the same time.
+        row_shapes: maximum number of batch shapes that are compiled. Short comparisons share rows,
+            and batches of short comparisons get shorter rows, if that saves work; with 1 every
             comparison has a row of its own, as long as the longest.
     """
 
@@ -136,19 +137,19 @@ class ComputeOptions:
 def make_model(
     config: LlavaConfig, compute: ComputeOptions, lora: LoraConfig | None = None
 ) -> Llava:
-    """The module of a run: with adapters the policy, without them the base model."""
+    """Returns the module of a run: the policy with adapters, the base model without."""
     return Llava(config, lora, jnp.dtype(compute.dtype), compute.remat, compute.attention)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportOptions:
-    """What the report page shows.
+    """Content of the report page.
 
     Attributes:
         num_pairs: pairs in the gallery.
-        num_examples: evaluation examples shown before and after, for each evaluation.
-        device_hour_price: what an hour of one device costs; 0 shows device-hours only.
-        currency: of that price.
+        num_examples: examples per evaluation, with the answers before and after alignment.
+        device_hour_price: price of one device for one hour; 0 shows only device-hours.
+        currency: currency of the price.
     """
 
     num_pairs: Annotated[int, FROM_0] = 60
