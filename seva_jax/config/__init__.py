@@ -25,7 +25,7 @@ from seva_jax.config.options import (
 )
 from seva_jax.config.prior_run import PriorRun
 from seva_jax.config.rounds import Iterations, Round, Rounds, runs_of
-from seva_jax.config.source import fingerprint, flatten, to_source
+from seva_jax.config.source import fingerprint, flatten, to_source, without_effect
 
 __all__ = [
     "Assets",
@@ -59,4 +59,5 @@ __all__ = [
     "read_suites",
     "runs_of",
     "to_source",
+    "without_effect",
 ]

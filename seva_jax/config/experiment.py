@@ -27,7 +27,7 @@ from seva_jax.models import (
 )
 from seva_jax.objectives import DPO, Objective
 from seva_jax.pairs import CorruptionPairs, PairBuilder
-from seva_jax.ranges import FROM_0, out_of_range
+from seva_jax.ranges import FROM_0, NO_EFFECT, out_of_range
 from seva_jax.runtime.loggers import Logger
 from seva_jax.runtime.processes import ProcessOptions
 from seva_jax.sharding import MeshShape
@@ -120,9 +120,9 @@ class Experiment:
         curriculum: which runs the config stands for, one after another; see `seva_jax/config/rounds.py`.
     """
 
-    workdir: str = "runs/default"
+    workdir: Annotated[str, NO_EFFECT] = "runs/default"
     seed: Annotated[int, FROM_0] = 42
-    strict: bool = False
+    strict: Annotated[bool, NO_EFFECT] = False
     base: BaseModel = Checkpoint()
     prompts: PromptSource = WorldPrompts()
     corrupt: tuple[Corruption, ...] = (DiffusionNoise(step=500),)
@@ -134,12 +134,12 @@ class Experiment:
     optim: Optim = Optim()
     train: TrainOptions = TrainOptions()
     compute: ComputeOptions = ComputeOptions()
-    mesh: MeshShape = MeshShape()
-    processes: ProcessOptions = ProcessOptions()
+    mesh: Annotated[MeshShape, NO_EFFECT] = MeshShape()
+    processes: Annotated[ProcessOptions, NO_EFFECT] = ProcessOptions()
     evals: tuple[Suite, ...] = ()
-    report: ReportOptions = ReportOptions()
-    loggers: tuple[Logger, ...] = ()
-    curriculum: Curriculum = Once()
+    report: Annotated[ReportOptions, NO_EFFECT] = ReportOptions()
+    loggers: Annotated[tuple[Logger, ...], NO_EFFECT] = ()
+    curriculum: Annotated[Curriculum, NO_EFFECT] = Once()
 
     @property
     def prompt_template(self) -> Template:

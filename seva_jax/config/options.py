@@ -16,7 +16,7 @@ from seva_jax.models import (
     LoraConfig,
     Remat,
 )
-from seva_jax.ranges import ABOVE_0, FROM_0, FROM_1, Range
+from seva_jax.ranges import ABOVE_0, FROM_0, FROM_1, NO_EFFECT, Range
 from seva_jax.text.sampling import Sampling
 from seva_jax.text.templates import VICUNA_V1, Template
 
@@ -97,11 +97,11 @@ class TrainOptions:
     trained: tuple[Literal["lora", "projector", "language", "vision"], ...] = ("lora", "projector")
     reference: Literal["cached", "in_step"] = "cached"
     feature_cache: str = ""
-    save_every_s: Annotated[float, ABOVE_0] = 600.0
-    save_every: Annotated[int, FROM_0] = 0
-    log_every: Annotated[int, FROM_1] = 10
-    max_nonfinite: Annotated[int, FROM_1] = 3
-    read_processes: Annotated[int, Range(0, 1024)] = 0
+    save_every_s: Annotated[float, ABOVE_0, NO_EFFECT] = 600.0
+    save_every: Annotated[int, FROM_0, NO_EFFECT] = 0
+    log_every: Annotated[int, FROM_1, NO_EFFECT] = 10
+    max_nonfinite: Annotated[int, FROM_1, NO_EFFECT] = 3
+    read_processes: Annotated[int, Range(0, 1024), NO_EFFECT] = 0
 
 
 @dataclasses.dataclass(frozen=True)
