@@ -20,11 +20,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from tiny_models import WORLD_ONE_LAYER
 
 from seva_jax.config.base_models import TrainedBase
 from seva_jax.config.config_files import config_directory, read_config
 from seva_jax.inference import answer_logps
-from seva_jax.models import LlavaConfig, LoraConfig, TextConfig, VisionConfig
+from seva_jax.models import LoraConfig
 from seva_jax.pairs import PairBuilder
 from seva_jax.text.sampling import Sampling
 from seva_jax.training import checkpoint
@@ -75,19 +76,13 @@ def get_config():
     from helpers_run import MadeUpPairs  # by a name that the run's own config.py can import
 
     tiny = read_config(config_directory() / "tiny.py")
-    vision = VisionConfig(
-        image_size=16, patch_size=8, hidden_size=16, num_layers=1, num_heads=2, mlp_size=32
-    )
-    text = TextConfig(
-        hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8, mlp_size=32
-    )
     assert isinstance(tiny.base, TrainedBase)
     small = dataclasses.replace
     return small(
         tiny,
         base=small(
             tiny.base,
-            model=LlavaConfig(vision=vision, text=text),
+            model=WORLD_ONE_LAYER,
             processing=small(tiny.base.processing, size=16),
             prompts=small(tiny.base.prompts, num=128),
             steps=STEPS,

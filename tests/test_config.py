@@ -153,8 +153,8 @@ def test_a_config_file_may_define_a_corruption(tmp_path):
 
 def test_a_variant_imports_the_config_it_varies(tmp_path):
     """From its own directory, wherever the command was started."""
-    write(tmp_path, "from seva_jax.config.experiment import Experiment\nBASE = Experiment(seed=7)\n",
-          "the_base_of_the_variant.py")  # fmt: skip
+    base = "from seva_jax.config.experiment import Experiment\nBASE = Experiment(seed=7)\n"
+    write(tmp_path, base, "the_base_of_the_variant.py")
     path = write(
         tmp_path,
         "import dataclasses\nfrom the_base_of_the_variant import BASE\n"

@@ -1,7 +1,7 @@
 """The same seed gives the same batches, whoever reads them and in however many shares.
 
-TokenStats in processes instead of threads is compared in test_readers.py, losses and weights of runs
-that were killed with those that were not in test_train.py, over meshes in test_layouts.py.
+test_readers.py compares reading in processes with reading in threads; test_train.py compares losses
+and weights of killed runs with those of whole ones, and test_layouts.py those of several meshes.
 """
 
 import numpy as np

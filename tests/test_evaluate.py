@@ -236,7 +236,8 @@ def test_errors_are_one_line(tmp_path, files, command):
     twice = files / "twice.py"
     suites = str(suite_file(files))
     twice.write_text(
-        "from seva_jax.evals import ExactAnswer\nfrom seva_jax.config.experiment import Evaluation\n\n\n"
+        "from seva_jax.config.experiment import Evaluation\n"
+        "from seva_jax.evals import ExactAnswer\n\n\n"
         "def get_suites():\n    return [Evaluation(ExactAnswer('color-skewed'))]\n"
     )
     for argv, expected in (

@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch")
 from helpers_llava import IMAGE_TOKEN, random_llava, save  # noqa: E402
 
 import seva_jax  # noqa: E402
-from seva_jax.batches.trees import RowShape, TreeExample, pack_row, stack_rows
-from seva_jax.inference.answer_stats import _pass, _readings
-from seva_jax.training.step import StepOptions
+from seva_jax.batches.trees import RowShape, TreeExample, pack_row, stack_rows  # noqa: E402
+from seva_jax.inference.answer_stats import _pass, _readings  # noqa: E402
+from seva_jax.training.step import StepOptions  # noqa: E402
 
 PATCHES = 4
 

@@ -156,7 +156,8 @@ def test_the_exit_code(tmp_path, capsys, monkeypatch):
     """The command, with a learning rate that no model survives: 65 and one line."""
     # The test has asked for devices, so it cannot join others.
     monkeypatch.setattr(train, "joined", lambda options: contextlib.nullcontext())
-    monkeypatch.setattr(ranges, "bounds", lambda config_class: {})  # so large a rate is refused otherwise
+    # Such a large rate is refused otherwise.
+    monkeypatch.setattr(ranges, "bounds", lambda config_class: {})
     argv = [
         *ARGS.split(),
         "--base.batch-size",

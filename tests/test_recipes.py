@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tiny_models import WORLD_TWO_LAYERS
 
 from seva_jax import train
 from seva_jax.config.base_models import TrainedBase
@@ -15,7 +16,6 @@ from seva_jax.config.experiment import Evaluation
 from seva_jax.config.rounds import runs_of
 from seva_jax.data import json_records
 from seva_jax.data.sources import PromptSource
-from seva_jax.models import LlavaConfig, TextConfig, VisionConfig
 from seva_jax.run.rollout_files import RECORDS, read_rollouts
 from seva_jax.runtime import files
 from seva_jax.runtime.run_records import read_metrics, read_stages
@@ -25,14 +25,6 @@ from seva_jax.worlds.pairs import wrong_answer
 ALL = sorted(config_directory().glob("*.py"))
 TINY = [path for path in ALL if path.stem.startswith("tiny")]
 PROMPTS = 24
-MODEL = LlavaConfig(
-    vision=VisionConfig(
-        image_size=32, patch_size=8, hidden_size=16, num_layers=2, num_heads=2, mlp_size=32
-    ),
-    text=TextConfig(
-        hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16, mlp_size=32
-    ),
-)
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
@@ -68,8 +60,8 @@ def shrunk(e):
     small = dataclasses.replace
     base = e.base
     if isinstance(base, TrainedBase):
-        vision = small(MODEL.vision, image_size=base.model.vision.image_size)
-        base = small(base, model=small(base.model, vision=vision, text=MODEL.text))
+        vision = small(WORLD_TWO_LAYERS.vision, image_size=base.model.vision.image_size)
+        base = small(base, model=small(base.model, vision=vision, text=WORLD_TWO_LAYERS.text))
         base = small(base, steps=20, batch_size=8, prompts=small(base.prompts, num=160))
     sampling = small(e.rollout.sampling, max_new_tokens=min(e.rollout.sampling.max_new_tokens, 12))
     batch_size = min(e.train.batch_size, 8 * e.train.micro_batches)
