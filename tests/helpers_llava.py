@@ -14,7 +14,6 @@ from tiny_models import TINY_HF
 
 from seva_jax.config.base_models import Checkpoint
 from seva_jax.config.experiment import Experiment
-from seva_jax.config.options import TrainOptions
 from seva_jax.config.source import to_source
 from seva_jax.convert import read_llava_config
 from seva_jax.convert.table import TABLE
@@ -26,6 +25,7 @@ from seva_jax.models import (
 )
 from seva_jax.text.tokenizer import word_tokenizer
 from seva_jax.training.checkpoint import Checkpoints
+from seva_jax.training.options import TrainOptions
 from seva_jax.training.step import TrainState
 
 IMAGE_TOKEN, PAD, EOS, VOCAB = 500, 501, 2, 512

@@ -21,13 +21,7 @@ from seva_jax.config.base_models import Checkpoint, TrainedBase
 from seva_jax.config.command_line import load_experiment, load_experiments
 from seva_jax.config.config_files import config_directory, read_config, read_configs
 from seva_jax.config.experiment import Evaluation, Experiment, check
-from seva_jax.config.options import (
-    ComputeOptions,
-    ReportOptions,
-    RolloutOptions,
-    TextOptions,
-    TrainOptions,
-)
+from seva_jax.config.options import ComputeOptions, ReportOptions, RolloutOptions, TextOptions
 from seva_jax.config.prior_run import PriorRun
 from seva_jax.config.rounds import Round, Rounds
 from seva_jax.config.source import fingerprint, flatten, to_source, without_effect
@@ -44,6 +38,7 @@ from seva_jax.runtime.processes import ProcessOptions
 from seva_jax.sharding import MeshShape
 from seva_jax.text.sampling import Sampling
 from seva_jax.training.optimizer import Optim
+from seva_jax.training.options import TrainOptions
 from seva_jax.types import DataError
 from seva_jax.worlds import ShapeWorld, WorldPrompts
 

@@ -24,7 +24,7 @@ from transformers import CLIPImageProcessorPil, LlavaProcessor  # noqa: E402
 
 from seva_jax.config.command_line import load_experiment  # noqa: E402
 from seva_jax.images.preprocess import ImageProcessing  # noqa: E402
-from seva_jax.run.rollout_files import read_rollouts  # noqa: E402
+from seva_jax.run.rollouts import read_rollouts  # noqa: E402
 from seva_jax.text.encode import Encoder  # noqa: E402
 from seva_jax.text.templates import LLAVA_V1, VICUNA_V1  # noqa: E402
 from seva_jax.train import Run  # noqa: E402

@@ -17,7 +17,7 @@ from seva_jax.batches.trees import RowShape
 from seva_jax.config.command_line import load_experiment
 from seva_jax.config.config_files import config_directory, read_config
 from seva_jax.config.experiment import Experiment, check
-from seva_jax.config.options import ComputeOptions, TrainOptions
+from seva_jax.config.options import ComputeOptions
 from seva_jax.models import LlavaConfig, LoraConfig
 from seva_jax.plan.__main__ import PlanOptions, main, row_shape, variants
 from seva_jax.plan.chips import Topology
@@ -26,6 +26,7 @@ from seva_jax.plan.program import lower_rollout, lower_step
 from seva_jax.sharding import MeshShape
 from seva_jax.text.sampling import Sampling
 from seva_jax.training.flops import forward, hardware_flops
+from seva_jax.training.options import TrainOptions
 from seva_jax.types import DataError
 
 SHAPE = RowShape(length=192, comparisons=1, branches=2, answer=64, images=1, targets=128)

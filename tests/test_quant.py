@@ -16,7 +16,7 @@ from tiny_models import TINY_HF
 from seva_jax import train
 from seva_jax.bench.quant import measure
 from seva_jax.config.experiment import Experiment, check
-from seva_jax.config.options import ComputeOptions, TrainOptions
+from seva_jax.config.options import ComputeOptions
 from seva_jax.convert import load_params
 from seva_jax.models import (
     Llava,
@@ -28,9 +28,10 @@ from seva_jax.models import (
     quantise,
     quantise_all,
 )
-from seva_jax.run.rollout_files import RECORDS, read_rollouts
+from seva_jax.run.rollouts import RECORDS, read_rollouts
 from seva_jax.runtime import files
 from seva_jax.sharding import MeshShape, variable_shardings
+from seva_jax.training.options import TrainOptions
 from seva_jax.types import DataError
 
 KERNELS = {f"{n}_proj" for n in ("q", "k", "v", "o", "gate", "up", "down")}

@@ -16,7 +16,7 @@ from seva_jax.config.experiment import Evaluation
 from seva_jax.config.rounds import runs_of
 from seva_jax.data import json_records
 from seva_jax.data.sources import PromptSource
-from seva_jax.run.rollout_files import RECORDS, read_rollouts
+from seva_jax.run.rollouts import RECORDS, read_rollouts
 from seva_jax.runtime import files
 from seva_jax.runtime.run_records import read_metrics, read_stages
 from seva_jax.sharding import MeshShape

@@ -17,7 +17,7 @@ from seva_jax import evaluate, train
 from seva_jax.config.base_models import Checkpoint
 from seva_jax.config.config_files import config_directory, read_config
 from seva_jax.config.experiment import Experiment, Once
-from seva_jax.config.options import ComputeOptions, TrainOptions
+from seva_jax.config.options import ComputeOptions
 from seva_jax.config.prior_run import PriorRun
 from seva_jax.config.rounds import Iterations, Round, Rounds, runs_of
 from seva_jax.convert import load_params
@@ -32,6 +32,7 @@ from seva_jax.report.run_report import _margins
 from seva_jax.run.workdir import Workdir
 from seva_jax.runtime.run_records import read_metrics, read_stages
 from seva_jax.sharding import MeshShape
+from seva_jax.training.options import TrainOptions
 from seva_jax.types import DataError
 from seva_jax.worlds import WorldPairs, WorldPrompts
 

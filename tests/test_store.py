@@ -11,7 +11,7 @@ import pytest
 
 from seva_jax.data import json_records
 from seva_jax.run import reference
-from seva_jax.run.rollout_files import INDEX, LINES, RECORDS, read_rollouts, write_rollouts
+from seva_jax.run.rollouts import INDEX, LINES, RECORDS, read_rollouts, write_rollouts
 from seva_jax.runtime import files
 from seva_jax.types import Comparison, DataError, Prompt, Rollout, View
 

@@ -16,7 +16,7 @@ from seva_jax.convert.__main__ import open_source
 from seva_jax.convert.rewrite import to_hf
 from seva_jax.corrupt import DiffusionNoise
 from seva_jax.report.__main__ import main as compare_runs
-from seva_jax.run.rollout_files import RECORDS, read_rollouts
+from seva_jax.run.rollouts import RECORDS, read_rollouts
 from seva_jax.run.workdir import Workdir
 from seva_jax.runtime import files
 from seva_jax.sharding import MeshShape

@@ -17,7 +17,7 @@ from seva_jax.data.changed import ChangedImages
 from seva_jax.data.messages import TrlPairs
 from seva_jax.data.mixed import Concatenated
 from seva_jax.objectives import DPO, Inherent, ScoreGap
-from seva_jax.run.rollout_files import RECORDS, read_rollouts
+from seva_jax.run.rollouts import RECORDS, read_rollouts
 from seva_jax.runtime import files
 from seva_jax.sharding import MeshShape
 from seva_jax.types import DataError

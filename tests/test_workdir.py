@@ -7,13 +7,14 @@ import pytest
 
 from seva_jax.config.config_files import read_config
 from seva_jax.config.experiment import Experiment
-from seva_jax.config.options import ReportOptions, TrainOptions
+from seva_jax.config.options import ReportOptions
 from seva_jax.config.source import fingerprint
 from seva_jax.data.files import QuestionsJsonl, SevaJson
 from seva_jax.objectives import DPO, Supervised
 from seva_jax.run import workdir as workdir_module
 from seva_jax.run.workdir import Workdir
 from seva_jax.sharding import MeshShape
+from seva_jax.training.options import TrainOptions
 from seva_jax.types import DataError
 
 

@@ -114,7 +114,7 @@ def _tower_pass(
     batch_size: int,
     read: Callable[[str], np.ndarray | None],
 ) -> Iterator[tuple[Sequence[str], np.ndarray, list[int]]]:
-    """Yields the names of a batch, their features [N, P, E], and for which of them `read` gave None.
+    """Yields the names of a batch, their features [N, P, E], and which of them are unreadable.
 
     Every process prepares its share of the images.
     """
