@@ -3,13 +3,13 @@
 import contextlib
 from unittest import mock
 
-import jax
 import numpy as np
+from helpers_devices import limited_devices
 
 from seva_jax.config.command_line import load_experiment
 from seva_jax.models import abstract_variables, init_variables
 from seva_jax.objectives import DPO
-from seva_jax.sharding import MeshShape, variable_shardings
+from seva_jax.sharding import variable_shardings
 from seva_jax.train import Run
 from seva_jax.types import Comparison
 
@@ -25,10 +25,8 @@ ARGS = """
 
 def tiny_run(workdir, *argv):
     """A run of the default config, shrunk, on one device."""
-    make = MeshShape.make
     experiment, _ = load_experiment("test", [*ARGS.split(), "--workdir", str(workdir), *argv])
-    one = mock.patch.object(MeshShape, "make", lambda self: make(self, jax.devices()[:1]))
-    with one:
+    with limited_devices(1):
         return Run(experiment)
 
 

@@ -7,17 +7,9 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from test_rollout import (
-    CONFIG_HERE,
-    IMAGE,
-    MODEL,
-    PROMPTS,
-    SAMPLING,
-    TOKENIZER,
-    engine,
-    load_image,
-)
-from test_sampler import random_variables
+from helpers_rollout import CONFIG as CONFIG_HERE
+from helpers_rollout import IMAGE, MODEL, PROMPTS, SAMPLING, TOKENIZER, engine, load_image
+from tiny_models import noisy_variables
 
 from seva_jax.batches.image_inputs import Pixels
 from seva_jax.batches.pipeline import RowShapes
@@ -94,7 +86,7 @@ class Parts(SimpleNamespace):
 @pytest.fixture(scope="module")
 def variables():
     """Of a model whose answers differ."""
-    return random_variables(MODEL)
+    return noisy_variables(MODEL)
 
 
 @pytest.fixture

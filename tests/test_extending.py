@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_train import answers, small
+from helpers_train import answers, small
 
 import seva_jax
 from seva_jax import train
@@ -17,7 +17,6 @@ from seva_jax.config.rounds import runs_of
 from seva_jax.data.json_records import read_comparisons
 from seva_jax.run.recorded_model import RecordedModel
 from seva_jax.runtime.run_records import read_metrics
-from seva_jax.sharding import MeshShape
 
 PACKAGE = Path(seva_jax.__file__).parent
 ONE_DEVICE = ("--mesh.fsdp", "1", "--mesh.tensor", "1")
@@ -94,7 +93,7 @@ def test_a_system_in_one_file_trains(folder, quick):
 
 
 @pytest.fixture
-def quick(monkeypatch):
+def quick(monkeypatch, one_device):
     """Runs are small, and an untrained model's answers to clean and corrupted images differ."""
     build = train.Run.build_pairs
 
@@ -103,8 +102,6 @@ def quick(monkeypatch):
         return build(self)
 
     monkeypatch.setattr(train.Run, "build_pairs", with_answers)
-    make, devices = MeshShape.make, train.jax.devices()[:1]
-    monkeypatch.setattr(MeshShape, "make", lambda self: make(self, devices))
 
 
 @pytest.mark.slow
@@ -132,10 +129,8 @@ def test_a_run_uses_all_of_the_page(folder, quick, capsys):
 
 
 @pytest.mark.slow
-def test_a_builder_of_the_page_asks_the_model(folder, monkeypatch, capsys):
+def test_a_builder_of_the_page_asks_the_model(folder, one_device, monkeypatch, capsys):
     """In a run, with real calls; interrupted in the middle of one, it makes the same pairs."""
-    make, devices = MeshShape.make, train.jax.devices()[:1]
-    monkeypatch.setattr(MeshShape, "make", lambda self: make(self, devices))
     for name in ("cache_reference", "align", "report"):
         monkeypatch.setattr(train.Run, name, lambda self: "replaced")
     blind, append, pairs = read_builder(folder), RecordedModel._append, []

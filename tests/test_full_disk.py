@@ -14,8 +14,8 @@ import sys
 import time
 
 import pytest
+from helpers_checkpoints import FACTS, restored, save, state
 from helpers_run import environment
-from test_checkpoints import FACTS, restored, save, state
 
 from seva_jax import train
 from seva_jax.training.checkpoint import Checkpoints

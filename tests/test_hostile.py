@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers_formats import FORMATS, LISTS
 from helpers_fuzz import picture
 from PIL import Image
-from test_fuzz_data import FORMATS, LISTS
 
 from seva_jax import train
 from seva_jax.config.base_models import TrainedBase

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers_devices import MODEL, placed
 from helpers_fit import ARGS, fit, tiny_run
-from test_layouts import CONFIG8, MODEL, placed, variables  # noqa: F401 (a fixture)
-from test_step import OPTIONS, example, pack, shape_of
+from helpers_trees import OPTIONS, example, pack, shape_of
+from tiny_models import random_variables
 
 from seva_jax import ranges, train
 from seva_jax.objectives import Objective
@@ -21,6 +22,12 @@ from seva_jax.training.health import Health, NotFinite, trainable_share
 from seva_jax.training.loop import init_state, jit_step
 from seva_jax.training.optimizer import Optim
 from seva_jax.types import Comparison, DataError, Prompt, View
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Random weights of `MODEL`, as NumPy arrays: to be put on any mesh."""
+    return jax.tree.map(np.asarray, random_variables(MODEL))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +50,7 @@ BAD = {"loss NaN": np.nan, "loss infinite": np.inf, "gradient": 0.0}
     [((1, 1, 1), 2), pytest.param((2, 2, 2), 1, marks=pytest.mark.slow)],
     ids=str,
 )
-def test_the_state_is_kept(shape, micro_batches, variables):  # noqa: F811
+def test_the_state_is_kept(shape, micro_batches, variables):
     """Bit for bit, inside jit, with donated buffers, on a mesh; the next step goes on from it."""
     mesh, on_mesh = placed(shape, variables)
     optimizer = Optim(lr=1e-2, warmup_ratio=0.0, clip_norm=1.0).make(10)

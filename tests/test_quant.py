@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import qwix
+from helpers_devices import mesh_of
 from helpers_llava import random_params, write_llava
-from test_train import small
+from helpers_train import small
 from tiny_models import TINY_HF
 
 from seva_jax import train
@@ -30,7 +31,7 @@ from seva_jax.models import (
 )
 from seva_jax.run.rollout_files import RECORDS, read_rollouts
 from seva_jax.runtime import files
-from seva_jax.sharding import MeshShape, variable_shardings
+from seva_jax.sharding import variable_shardings
 from seva_jax.types import DataError
 
 KERNELS = {f"{n}_proj" for n in ("q", "k", "v", "o", "gate", "up", "down")}
@@ -50,8 +51,7 @@ def scaled(config=TINY_HF):
 
 def stored(kind, params):
     boxed = abstract_stored(abstract_variables(Llava(TINY_HF))["params"], kind, "float32")
-    mesh = MeshShape().make(jax.devices()[:1])
-    return quantise_all(params, kind, variable_shardings(mesh, boxed))
+    return quantise_all(params, kind, variable_shardings(mesh_of(), boxed))
 
 
 def dequantised(params):
@@ -106,7 +106,7 @@ def test_loading_onto_a_mesh(tmp_path, kind):
     equal = lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b))  # noqa: E731
     jax.tree.map(equal, load_params(directory, TINY_HF, base_weights=kind), expected)
     boxed = abstract_stored(abstract_variables(Llava(TINY_HF))["params"], kind, "float32")
-    shardings = variable_shardings(MeshShape(fsdp=2, tensor=2).make(jax.devices()[:4]), boxed)
+    shardings = variable_shardings(mesh_of(fsdp=2, tensor=2), boxed)
     loaded = load_params(directory, TINY_HF, "float32", shardings, base_weights=kind)
     jax.tree.map(equal, loaded, expected)
     kernel = loaded["language"]["layers"]["q_proj"]["kernel"]
@@ -120,7 +120,7 @@ def test_tiles_that_a_mesh_cannot_split():
     with pytest.raises(
         DataError, match=r"kernel/\.scale: dim 1 \('embed', size 3\).*'fsdp' of size 2"
     ):
-        variable_shardings(MeshShape(fsdp=2).make(jax.devices()[:2]), boxed)
+        variable_shardings(mesh_of(fsdp=2), boxed)
 
 
 def test_float_is_left_alone():
@@ -169,10 +169,8 @@ def test_what_cannot_be(kind, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_a_whole_run(tmp_path, monkeypatch, kind):
+def test_a_whole_run(tmp_path, four_devices, monkeypatch, kind):
     """On four devices: rollouts with a cache, reference, step-0 loss, training, evaluation."""
-    make, devices = MeshShape.make, jax.devices()[:4]
-    monkeypatch.setattr(MeshShape, "make", lambda self: make(self, devices))
     experiment = small(tmp_path / "run", "--compute.base-weights", kind)
     experiment = dataclasses.replace(
         experiment, corrupt=experiment.corrupt[:1], train=dataclasses.replace(

@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from tiny_models import WORLD_TWO_LAYERS
@@ -19,7 +18,6 @@ from seva_jax.data.sources import PromptSource
 from seva_jax.run.rollout_files import RECORDS, read_rollouts
 from seva_jax.runtime import files
 from seva_jax.runtime.run_records import read_metrics, read_stages
-from seva_jax.sharding import MeshShape
 from seva_jax.worlds.pairs import wrong_answer
 
 ALL = sorted(config_directory().glob("*.py"))
@@ -96,10 +94,9 @@ def plausible(workdir):
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """One device; rollouts give pairs."""
-    make, devices, roll_out = MeshShape.make, jax.devices()[:1], train.Run.roll_out
-    monkeypatch.setattr(MeshShape, "make", lambda self: make(self, devices))
+def quick(monkeypatch, one_device):
+    """Runs on one device, with rollouts that give pairs."""
+    roll_out = train.Run.roll_out
 
     def with_answers(self):
         said = roll_out(self)

@@ -12,6 +12,7 @@ import helpers_run
 import jax
 import numpy as np
 import pytest
+from helpers_devices import limited_devices
 
 from seva_jax import evaluate, train
 from seva_jax.config.base_models import Checkpoint
@@ -31,7 +32,6 @@ from seva_jax.plan.__main__ import PlanOptions, variants
 from seva_jax.report.run_report import _margins
 from seva_jax.run.workdir import Workdir
 from seva_jax.runtime.run_records import read_metrics, read_stages
-from seva_jax.sharding import MeshShape
 from seva_jax.types import DataError
 from seva_jax.worlds import WorldPairs, WorldPrompts
 
@@ -202,9 +202,7 @@ def experiment(workdir, stages=CURRICULUM):
 @pytest.fixture(scope="module")
 def one_device():
     """One device is enough, and the process joins no others."""
-    with pytest.MonkeyPatch.context() as patch:
-        make, devices = MeshShape.make, jax.devices()[:1]
-        patch.setattr(MeshShape, "make", lambda self: make(self, devices))
+    with limited_devices(1), pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "joined", lambda options: contextlib.nullcontext())
         yield
 

@@ -1,51 +1,21 @@
 """The main command on a very small world: the same code, a smaller config."""
 
 import contextlib
-import dataclasses
 import re
 
 import numpy as np
 import pytest
+from helpers_train import answers, small
 
 from seva_jax import train
 from seva_jax.config.base_models import Checkpoint
-from seva_jax.config.command_line import load_experiment
 from seva_jax.config.config_files import config_directory, read_config
 from seva_jax.convert import load_params
 from seva_jax.convert.__main__ import open_source
 from seva_jax.convert.rewrite import to_hf
-from seva_jax.corrupt import DiffusionNoise
 from seva_jax.report.__main__ import main as compare_runs
-from seva_jax.run.rollout_files import RECORDS, read_rollouts
 from seva_jax.run.workdir import Workdir
-from seva_jax.runtime import files
-from seva_jax.sharding import MeshShape
 from seva_jax.types import DataError
-
-SMALL = """
---base.steps 12 --base.batch-size 16 --base.prompts.num 96 --prompts.num 48
---rollout.batch-size 32 --train.batch-size 8 --train.max-steps 6 --train.save-every 2
---train.log-every 1 --lora.rank 4 --seed 3 --mesh.data 1 --mesh.fsdp 2 --mesh.tensor 2
---base.model.vision.hidden-size 32 --base.model.text.hidden-size 32
---base.model.text.head-dim 16 --base.vocab-multiple 8 --base.optim.lr 3e-3
-"""
-
-
-def small(workdir, *extra):
-    """The default experiment, shrunk; 4 of the 8 fake devices."""
-    sizes = [x for i in range(5) for x in (f"--evals.{i}.prompts.num", "12")]
-    argv = [*SMALL.split(), *sizes, "--workdir", str(workdir), *extra]
-    experiment, _ = load_experiment("test", argv)
-    # Untrained models answer alike on clean and noised images; two corruptions find more pairs.
-    return dataclasses.replace(experiment, corrupt=(DiffusionNoise(999), DiffusionNoise(900)))
-
-
-@pytest.fixture
-def four_devices(monkeypatch):
-    """The mesh takes the first four devices."""
-    make = MeshShape.make
-    devices = train.jax.devices()[:4]
-    monkeypatch.setattr(MeshShape, "make", lambda self: make(self, devices))
 
 
 def kill_at(step):
@@ -68,14 +38,6 @@ def kill_at(step):
 
 class Killed(Exception):
     """Stands for the end of the process."""
-
-
-def answers(workdir):
-    """Rollouts that surely differ: stands in for a model that has learned something."""
-    records = read_rollouts(workdir)
-    for i, record in enumerate(records):
-        record["clean"], record["corrupted"] = "red", ["blue" if i % 2 else "red", "a green ring"]
-    files.write_records(workdir / RECORDS, records)
 
 
 @pytest.mark.slow

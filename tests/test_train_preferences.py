@@ -19,7 +19,6 @@ from seva_jax.data.mixed import Concatenated
 from seva_jax.objectives import DPO, Inherent, ScoreGap
 from seva_jax.run.rollout_files import RECORDS, read_rollouts
 from seva_jax.runtime import files
-from seva_jax.sharding import MeshShape
 from seva_jax.types import DataError
 from seva_jax.worlds import ShapeWorld
 
@@ -31,11 +30,7 @@ SMALL = """
 """
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """One device is enough."""
-    make = MeshShape.make
-    monkeypatch.setattr(MeshShape, "make", lambda self: make(self, train.jax.devices()[:1]))
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def experiment(tmp_path, num=8):
