@@ -32,7 +32,7 @@ from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO, Supervised
 from seva_jax.ranges import bounds
-from seva_jax.run.context import Parts
+from seva_jax.run.context import RunContext
 from seva_jax.runtime.loggers import TensorBoard
 from seva_jax.runtime.processes import ProcessOptions
 from seva_jax.sharding import MeshShape
@@ -753,5 +753,5 @@ def test_cudnn_without_a_gpu_is_refused(tmp_path):
     tiny = read_config(config_directory() / "tiny.py")
     compute = ComputeOptions(attention="cudnn", dtype="bfloat16")
     with pytest.raises(DataError, match=r"devices are cpus: set --compute\.attention auto"):
-        Parts(dataclasses.replace(tiny, compute=compute, workdir=str(tmp_path / "run")))
+        RunContext.open(dataclasses.replace(tiny, compute=compute, workdir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()

@@ -6,7 +6,7 @@ and weights of killed runs with those of whole ones, and test_layouts.py those o
 
 import numpy as np
 import pytest
-from test_readers import batches
+from helpers_formats import all_batches
 
 from seva_jax.batches.pipeline import Batches, RowShapes, shuffled
 
@@ -14,7 +14,7 @@ from seva_jax.batches.pipeline import Batches, RowShapes, shuffled
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """Batches over pairs of every format."""
-    return batches(tmp_path_factory.mktemp("pairs"))
+    return all_batches(tmp_path_factory.mktemp("pairs"))
 
 
 def of_share(found, share, seed=5):
@@ -39,7 +39,7 @@ def test_shares_make_up_the_batches(found, count):
 
 def test_the_seed_and_nothing_else_decides(found, tmp_path):
     """Data opened again, in another folder, gives the same bytes; another seed another order."""
-    again = batches(tmp_path)
+    again = all_batches(tmp_path)
     first, second = (of_share(data, (0, 1)) for data in (found, again))
     other = of_share(again, (0, 1), seed=6)
     for a, b in zip(first, second, strict=True):

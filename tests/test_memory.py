@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from test_plan import SHAPE, experiment, mesh
+from helpers_devices import mesh_of
+from helpers_plan import SHAPE, experiment
 from tiny_models import PLANNED
 
 from seva_jax.models import Llava
@@ -17,7 +18,7 @@ from seva_jax.training.step import TrainState
 def test_the_bound_is_below_what_xla_needs(remat):
     """And not far below, even here, where little is kept for the backward pass."""
     e = experiment(remat=remat)
-    lowered = lower_step(e, PLANNED, mesh(2, 2, 1), SHAPE)
+    lowered = lower_step(e, PLANNED, mesh_of(2, 2, 1), SHAPE)
     state, frozen, _ = lowered.args_info[0]
     analysis = lowered.compile().memory_analysis()
     assert analysis is not None
@@ -39,7 +40,7 @@ def test_the_bound_is_below_what_xla_needs(remat):
 
 def test_the_warning(monkeypatch, capsys):
     """Only where the device is too small; names a number of micro-batches that fits, if any."""
-    devices = mesh(2, 1, 1)
+    devices = mesh_of(2, 1, 1)
     tokens = jax.device_put(jnp.zeros((1, 16, 64), jnp.int32), batch_sharding(devices, 1))
 
     class Batch:

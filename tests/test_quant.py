@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import qwix
+from helpers_devices import mesh_of
 from helpers_llava import random_params, write_llava
-from test_train import small
+from helpers_train import small, table
 from tiny_models import TINY_HF
 
 from seva_jax import train
@@ -30,7 +31,7 @@ from seva_jax.models import (
 )
 from seva_jax.run.rollouts import RECORDS, read_rollouts
 from seva_jax.runtime import files
-from seva_jax.sharding import MeshShape, variable_shardings
+from seva_jax.sharding import variable_shardings
 from seva_jax.training.options import TrainOptions
 from seva_jax.types import DataError
 
@@ -51,8 +52,7 @@ def scaled(config=TINY_HF):
 
 def stored(kind, params):
     boxed = abstract_stored(abstract_variables(Llava(TINY_HF))["params"], kind, "float32")
-    mesh = MeshShape().make(jax.devices()[:1])
-    return quantise_all(params, kind, variable_shardings(mesh, boxed))
+    return quantise_all(params, kind, variable_shardings(mesh_of(), boxed))
 
 
 def dequantised(params):
@@ -107,7 +107,7 @@ def test_loading_onto_a_mesh(tmp_path, kind):
     equal = lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b))  # noqa: E731
     jax.tree.map(equal, load_params(directory, TINY_HF, base_weights=kind), expected)
     boxed = abstract_stored(abstract_variables(Llava(TINY_HF))["params"], kind, "float32")
-    shardings = variable_shardings(MeshShape(fsdp=2, tensor=2).make(jax.devices()[:4]), boxed)
+    shardings = variable_shardings(mesh_of(fsdp=2, tensor=2), boxed)
     loaded = load_params(directory, TINY_HF, "float32", shardings, base_weights=kind)
     jax.tree.map(equal, loaded, expected)
     kernel = loaded["language"]["layers"]["q_proj"]["kernel"]
@@ -121,7 +121,7 @@ def test_tiles_that_a_mesh_cannot_split():
     with pytest.raises(
         DataError, match=r"kernel/\.scale: dim 1 \('embed', size 3\).*'fsdp' of size 2"
     ):
-        variable_shardings(MeshShape(fsdp=2).make(jax.devices()[:2]), boxed)
+        variable_shardings(mesh_of(fsdp=2), boxed)
 
 
 def test_float_is_left_alone():
@@ -170,24 +170,18 @@ def test_what_cannot_be(kind, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_a_whole_run(tmp_path, monkeypatch, kind):
+def test_a_whole_run(tmp_path, four_devices, kind):
     """On four devices: rollouts with a cache, reference, step-0 loss, training, evaluation."""
-    make, devices = MeshShape.make, jax.devices()[:4]
-    monkeypatch.setattr(MeshShape, "make", lambda self: make(self, devices))
     experiment = small(tmp_path / "run", "--compute.base-weights", kind)
     experiment = dataclasses.replace(
         experiment, corrupt=experiment.corrupt[:1], train=dataclasses.replace(
             experiment.train, trained=("lora", "projector"))
     )  # fmt: skip
-    run = train.Run(experiment)
-    monkeypatch.setattr(
-        run, "build_pairs", lambda: (answers(run.workdir.path), train.Run.build_pairs(run))[1]
-    )
-    run.stages()
-    rows = [r for r in run.workdir.read_metrics() if r["stage"] == "align"]
+    out = train.run(experiment, table=table(before={"pairs": answers}))
+    rows = [r for r in out.ctx.workdir.read_metrics() if r["stage"] == "align"]
     assert abs(rows[0]["loss"] - np.log(2)) < 1e-6
     assert rows[-1]["loss"] != rows[0]["loss"]
-    base, aligned = run.base_params, run.aligned["params"]
+    base, aligned = out.base, out.aligned["params"]
     assert is_quantised(base["language"]["layers"]["q_proj"]["kernel"])
     jax.tree.map(np.testing.assert_array_equal, aligned["language"], base["language"])
     jax.tree.map(np.testing.assert_array_equal, aligned["vision"], base["vision"])
@@ -195,8 +189,9 @@ def test_a_whole_run(tmp_path, monkeypatch, kind):
     assert np.abs(np.subtract(*kernels)).max() > 1e-4
 
 
-def answers(workdir):
-    """Rollouts that differ."""
+def answers(ctx):
+    """Writes rollouts that differ."""
+    workdir = ctx.workdir.path
     records = read_rollouts(workdir)
     for record in records:
         record["clean"], record["corrupted"] = "red", ["blue"]

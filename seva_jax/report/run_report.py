@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import seva_jax
 from seva_jax import report
 from seva_jax.config import Checkpoint, Experiment, PriorRun, flatten
 from seva_jax.evals import EvalResult, comparison_rows
@@ -111,8 +110,8 @@ def _facts(
         path = f", the result of {short_path(base.workdir)}"
         path += ", merged" if base.merge else ", trained further; the reference is that run's"
     mesh = " × ".join(f"{name} {size}" for name, size in page.mesh.shape.items())
-    versions = [("Python", platform.python_version()), ("seva_jax", seva_jax.__version__)]
-    versions += [("jax", jax.__version__), ("flax", importlib.metadata.version("flax"))]
+    versions = [("Python", platform.python_version())]
+    versions += [(name, _version(name)) for name in ("seva_jax", "jax", "flax")]
     facts = [
         ("base model", f"{page.num_params:,} parameters{path}"),
         ("objective", brief(config.objective)),
@@ -133,6 +132,13 @@ def _facts(
         ("cost", cost(stages, config.report)),
         ("software", ", ".join(f"{name} {version}" for name, version in versions)),
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        return "not installed"
 
 
 def brief(value: object) -> str:

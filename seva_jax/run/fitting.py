@@ -21,17 +21,16 @@ def fit_stage(ctx: RunContext, task: Task, frozen: Variables, trainable: Variabl
         frozen: variables that do not change.
         trainable: variables at step 0, float32.
     """
-    with ctx.workdir.metrics(task.name) as log:
-        site = Site(
-            mesh=ctx.mesh,
-            folder=ctx.workdir.path,
-            facts=checkpoint_facts(ctx, task, frozen),
-            seed=ctx.config.seed,
-            shapes=ctx.row_shapes,
-            step_options=ctx.step_options,
-            log=log,
-        )
-        return fit(task, site, frozen, trainable)
+    site = Site(
+        mesh=ctx.mesh,
+        folder=ctx.workdir.path,
+        facts=checkpoint_facts(ctx, task, frozen),
+        seed=ctx.config.seed,
+        shapes=ctx.row_shapes,
+        step_options=ctx.step_options,
+        log=ctx.workdir.metrics(task.name),
+    )
+    return fit(task, site, frozen, trainable)
 
 
 def checkpoint_facts(ctx: RunContext, task: Task, frozen: Variables) -> dict[str, Any]:

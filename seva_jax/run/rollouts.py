@@ -57,9 +57,13 @@ def roll_out(ctx: RunContext, data: PromptSet, start: Variables) -> None:
 def read_rollouts(directory: Path) -> list[dict[str, Any]]:
     """Reads all records of a finished stage, including those of dropped prompts.
 
+    Reads the lines where a run has kept only these.
+
     Raises:
         DataError: the file is missing or damaged.
     """
+    if not (directory / RECORDS).exists() and (directory / LINES).exists():
+        return files.read_lines(directory / LINES)
     return files.read_records(directory / RECORDS)
 
 

@@ -8,12 +8,11 @@ named. What lives here: `Stage` and `Workdir`. What does not: which stages there
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -223,10 +222,9 @@ class Workdir:
         """Returns a progress bar, silent on all processes but the first. See `Progress`."""
         return Progress(name, total, unit, initial, self.writes)
 
-    @contextlib.contextmanager
-    def metrics(self, stage: str) -> Iterator[StageMetrics]:
-        """Gives the rows of metrics of a stage, and opens the loggers."""
-        yield StageMetrics(self, stage, self._open_writers() if self.writes else ())
+    def metrics(self, stage: str) -> StageMetrics:
+        """Returns the rows of metrics of a stage, and opens the loggers."""
+        return StageMetrics(self, stage, self._open_writers() if self.writes else ())
 
     def log_pairs(self, pairs: Callable[[], Sequence[LoggedPair]]) -> None:
         """Shows a few pairs to the loggers, once in a run; process 0 only.
@@ -260,31 +258,33 @@ class StageMetrics:
     """The rows of metrics of one stage: a JSON line each, and a row for every logger.
 
     Attributes:
+        workdir: where they are written.
+        stage: name of the stage.
         past: rows written by an earlier attempt; on process 0 only.
     """
 
     def __init__(self, workdir: Workdir, stage: str, writers: Sequence[LogWriter]) -> None:
-        self._workdir, self._stage, self._writers = workdir, stage, writers
+        self.workdir, self.stage, self._writers = workdir, stage, writers
         rows = workdir.read_metrics() if workdir.writes else []
         self.past = [row for row in rows if row["stage"] == stage]
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes the row of a step; on process 0 only."""
-        if not self._workdir.writes:
+        if not self.workdir.writes:
             return
-        row = {"stage": self._stage, "step": step, **values}
-        append_lines(self._workdir.path / "metrics.jsonl", [row])
+        row = {"stage": self.stage, "step": step, **values}
+        append_lines(self.workdir.path / "metrics.jsonl", [row])
         for writer in self._writers:
-            writer.scalars(self._stage, step, values)
+            writer.scalars(self.stage, step, values)
 
     def forget_after(self, step: int) -> None:
         """Drops what was written of later steps, which an interrupted process lost."""
-        if not self._workdir.writes:
+        if not self.workdir.writes:
             return
         for name in ("metrics.jsonl", *NOTES):
-            path = self._workdir.path / name
+            path = self.workdir.path / name
             rows = read_lines(path)
-            kept = [row for row in rows if row["stage"] != self._stage or row["step"] <= step]
+            kept = [row for row in rows if row["stage"] != self.stage or row["step"] <= step]
             if len(kept) < len(rows):
                 write_lines(path, kept)
 
