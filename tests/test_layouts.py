@@ -13,7 +13,7 @@ from seva_jax.inference.sampler import PromptBatch, generate
 from seva_jax.objectives import DPO
 from seva_jax.sharding import process_row_share, put_batch
 from seva_jax.text.sampling import Sampling
-from seva_jax.training.step import TrainState, make_train_step
+from seva_jax.training.step import TrainState, TrainStep
 from seva_jax.types import DataError
 
 MESHES = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)]
@@ -39,7 +39,7 @@ def step(shape, variables, num=8, micro_batches=1):
     frozen = {"params": variables["params"]}
     optimizer = optax.sgd(1.0)
     state = TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
-    run = jax.jit(make_train_step(MODEL, DPO(beta=0.5), optimizer, OPTIONS, False))
+    run = jax.jit(TrainStep(MODEL, DPO(beta=0.5), optimizer, OPTIONS, False))
     batch = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
     with jax.set_mesh(mesh):
         new, metrics = run(state, frozen, put_batch(mesh, batch, leading=1))

@@ -28,8 +28,8 @@ from seva_jax.sharding import put_batch
 from seva_jax.training.step import (
     StepOptions,
     TrainState,
+    TrainStep,
     image_features,
-    make_train_step,
     tree_hidden,
     tree_logps,
 )
@@ -77,7 +77,7 @@ def run(variables, objective, batch, devices, micro_batches):
     frozen = {"params": variables["params"]}
     optimizer = optax.sgd(1.0)
     state = TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
-    step = jax.jit(make_train_step(MODEL, objective, optimizer, OPTIONS, True))
+    step = jax.jit(TrainStep(MODEL, objective, optimizer, OPTIONS, True))
     batch = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
     mesh = mesh_of(devices)
     with jax.set_mesh(mesh):
@@ -189,7 +189,7 @@ def test_whole_distributions_exist_for_a_chunk_only(variables):
     trainable, _ = parts(variables)
     optimizer = optax.sgd(1.0)
     state = TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
-    step = make_train_step(MODEL, ours.RRPO(), optimizer, StepOptions(chunk), True)
+    step = TrainStep(MODEL, ours.RRPO(), optimizer, StepOptions(chunk), True)
     batch = jax.tree.map(lambda x: x[None], batch)
     program = jax.make_jaxpr(step)(state, {"params": variables["params"]}, batch).jaxpr
     size, width = MODEL.config.text.vocab_size, MODEL.config.text.hidden_size

@@ -22,7 +22,7 @@ from seva_jax.models.init import _init, _unbox
 from seva_jax.objectives import DPO, Supervised
 from seva_jax.training.step import (
     TrainState,
-    make_train_step,
+    TrainStep,
     merge,
     tree_mask,
 )
@@ -101,7 +101,7 @@ def run_step(variables, rows, shape, micro_batches=1, objective=None, reference=
     batch = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
     optimizer = optax.sgd(1.0)
     state = TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
-    step = make_train_step(MODEL, objective or DPO(beta=0.1), optimizer, OPTIONS, False)
+    step = TrainStep(MODEL, objective or DPO(beta=0.1), optimizer, OPTIONS, False)
     new, metrics = jax.jit(step)(state, frozen, batch)
     gradient = jax.tree.map(jnp.subtract, trainable, new.trainable)
     return gradient, metrics
@@ -149,7 +149,7 @@ def test_reference_in_the_step_equals_cached(variables):
     batch = jax.tree.map(lambda x: x[None], pack(rows, shape))
     optimizer = optax.sgd(1.0)
     state = TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
-    step = make_train_step(MODEL, DPO(beta=0.1), optimizer, OPTIONS, True)
+    step = TrainStep(MODEL, DPO(beta=0.1), optimizer, OPTIONS, True)
     new, metrics = jax.jit(step)(state, reference, batch)
     np.testing.assert_allclose(metrics["loss"], cached_metrics["loss"], atol=1e-6)
     assert abs(metrics["loss"] - np.log(2)) > 1e-3  # the projector did move

@@ -1,8 +1,8 @@
-"""Comparisons to batches: a Grain pipeline with a one-integer position, the step.
+"""From comparisons to batches: a Grain pipeline whose position is one integer, the step.
 
-The comparisons of step i are fixed by the seed, for any number of hosts and reading threads; rows
-are left over in the last batch, so every comparison counts exactly once an epoch. Which of them
-share a row is decided in `packing.py`.
+The seed fixes the comparisons of step i, for any number of hosts and reading threads. The last
+batch may leave rows empty, so every comparison counts exactly once an epoch. `packing.py` decides
+which comparisons share a row.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from seva_jax.batches.trees import RowShape, TreeExample, differing, pack_row, s
 from seva_jax.batches.worker_processes import ProcessIterator
 from seva_jax.types import Comparison, ExampleError, TreeBatch
 
-_AHEAD_BYTES = 2**30  # of batches that are read before they are needed
+_AHEAD_BYTES = 2**30  # of batches that are prepared before they are needed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +32,9 @@ class ComparisonRows:
 
     Attributes:
         encoded: what to train on.
-        images: image names to what the model gets.
-        reference: reference log-probs of every comparison's answers, or None; without any where
-            images did not decode.
+        images: gives an image, by name, as the model gets it.
+        reference: reference log-probs of every comparison's answers, or None; empty for a
+            comparison whose images did not decode.
         spans: whether rows say which tokens of a chosen and a rejected answer are marked or, if
             none are, differ.
     """
@@ -108,11 +108,11 @@ class ComparisonRows:
 
 
 class RowShapes(NamedTuple):
-    """How shapes of rows are chosen.
+    """How the shapes of rows are chosen.
 
     Attributes:
-        most: different shapes of batches, at most; each is compiled.
-        cost: of a row of a shape, in any unit.
+        most: largest number of shapes of batches; each is compiled.
+        cost: cost of a row of a shape, in any unit.
     """
 
     most: int
@@ -120,18 +120,18 @@ class RowShapes(NamedTuple):
 
 
 def num_steps(num: int, batch_size: int, epochs: int, repeat: int, max_steps: int) -> int:
-    """Optimiser steps of a run over `num` comparisons."""
+    """Returns the optimiser steps of a run over `num` comparisons."""
     steps = -(-num * repeat * epochs // batch_size)
     return min(steps, max_steps) if max_steps else steps
 
 
 class Schedule(Sequence[list[int]]):
-    """Indices of the comparisons of every batch.
+    """The indices of the comparisons of every batch.
 
     Args:
-        order: of the comparisons, all epochs.
-        num: of comparisons; larger indices are repetitions.
-        batch_size: comparisons in a batch; the last may have fewer.
+        order: order of the comparisons, over all epochs.
+        num: number of comparisons; larger indices are repetitions.
+        batch_size: comparisons in a batch; the last one may have fewer.
         steps: number of batches.
     """
 
@@ -152,15 +152,15 @@ class Schedule(Sequence[list[int]]):
 def shuffled(
     rows: ComparisonRows, batch_size: int, steps: int, epochs: int, repeat: int, seed: int
 ) -> Schedule:
-    """Batches of a training run.
+    """Returns the batches of a training run.
 
     Args:
         rows: the data.
         batch_size: comparisons in a batch.
         steps: number of batches.
-        epochs: passes; each is shuffled differently.
-        repeat: how many times the list is concatenated with itself before it is shuffled.
-        seed: of the order.
+        epochs: passes over the data; each is shuffled differently.
+        repeat: how many copies of the list are concatenated before it is shuffled.
+        seed: seed of the order.
     """
     # shuffle(seed=s) would give epoch 1 of seed s the order of epoch 0 of seed s + 1.
     order = grain.MapDataset.range(len(rows) * repeat).seed(seed).shuffle().repeat(epochs)
@@ -168,7 +168,7 @@ def shuffled(
 
 
 def in_order(rows: ComparisonRows, batch_size: int) -> Schedule:
-    """Batches that hold every comparison once, in order."""
+    """Returns batches that hold every comparison once, in order."""
     return Schedule(range(len(rows)), len(rows), batch_size, -(-len(rows) // batch_size))
 
 
@@ -179,8 +179,8 @@ class Batches:
     Attributes:
         rows: the data.
         schedule: comparisons of every batch.
-        packer: batches to rows.
-        share: which share of the rows, of how many.
+        packer: lays batches out in rows.
+        share: index of this process's share of the rows, and number of shares.
     """
 
     rows: ComparisonRows
@@ -198,15 +198,15 @@ class Batches:
         unit: int,
         shapes: RowShapes,
     ) -> Batches:
-        """With the layouts that suit these batches.
+        """Chooses the layouts that suit these batches.
 
         Args:
             rows: the data.
             schedule: comparisons of every batch.
             batch_size: comparisons in a full batch, a multiple of `unit`.
-            share: which share of the rows, of how many.
+            share: index of this process's share of the rows, and number of shares.
             unit: rows of a batch come in multiples of this.
-            shapes: how many layouts, and what is cheap.
+            shapes: how many layouts may be chosen, and what a row costs.
         """
         packer = choose(
             rows.sizes, rows.shape, batch_size, schedule, unit, shapes.most, shapes.cost
@@ -217,7 +217,7 @@ class Batches:
         return len(self.schedule)
 
     def __getitem__(self, index: int) -> TreeBatch:
-        """The rows of one step, [B, ...]; B is the layout's rows over the number of shares."""
+        """Returns the rows of one step, [B, ...]; B is the layout's rows over the number of shares."""
         layout, packed = self.packer(self.schedule[index])
         packed += [[]] * (layout.rows - len(packed))
         number, count = self.share
@@ -226,12 +226,12 @@ class Batches:
         return stack_rows([self.rows.row(members, layout.shape) for members in mine])
 
     def iterate(self, processes: int = 0) -> Any:
-        """An iterator over the steps, with `get_state`, `set_state` and `close`.
+        """Returns an iterator over the steps, with `get_state`, `set_state` and `close`.
 
         Its state is one integer, the step, and valid for any number of shares and processes.
 
         Args:
-            processes: that read ahead; 0 reads in threads of this one.
+            processes: number of processes that read ahead; 0 reads in threads of this one.
         """
         images = max(x.rows * x.shape.images for x in self.packer.layouts) // self.share[1]
         image = self.rows.images

@@ -23,7 +23,7 @@ from seva_jax.config import Checkpoint, Experiment, PriorRun, flatten
 from seva_jax.evals import EvalResult, comparison_rows
 from seva_jax.evals.base import Record
 from seva_jax.images import ImageProcessing
-from seva_jax.inference.rollouts import corrupted_pixels
+from seva_jax.inference.corrupted import corrupted_pixels
 from seva_jax.report import markup
 from seva_jax.report.closing import cost, devices, seconds, speed
 from seva_jax.runtime.files import read_json

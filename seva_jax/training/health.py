@@ -1,7 +1,7 @@
 """What a training run notices about its own steps: averages, non-finite steps, loss spikes.
 
 Everything is looked at when a row of metrics is due, so no step waits for it. The step itself
-keeps its old state when loss or gradient are not finite (`step.make_train_step`).
+keeps its old state when loss or gradient are not finite (`step.TrainStep`).
 """
 
 from __future__ import annotations

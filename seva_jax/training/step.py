@@ -356,6 +356,3 @@ def make_logps(model: Llava, options: StepOptions) -> Callable[[Variables, TreeB
         return branches.logp_NKT.reshape(batch.mask_BCKT.shape)
 
     return logps
-
-
-make_train_step = TrainStep
