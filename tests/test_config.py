@@ -21,13 +21,7 @@ from seva_jax.config.base_models import Checkpoint, TrainedBase
 from seva_jax.config.command_line import load_experiment, load_experiments
 from seva_jax.config.config_files import config_directory, read_config, read_configs
 from seva_jax.config.experiment import Evaluation, Experiment, check
-from seva_jax.config.options import (
-    ComputeOptions,
-    ReportOptions,
-    RolloutOptions,
-    TextOptions,
-    TrainOptions,
-)
+from seva_jax.config.options import ComputeOptions, ReportOptions, RolloutOptions, TextOptions
 from seva_jax.config.prior_run import PriorRun
 from seva_jax.config.rounds import Round, Rounds
 from seva_jax.config.source import fingerprint, flatten, public_name, to_source, without_effect
@@ -38,12 +32,13 @@ from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO, Supervised
 from seva_jax.ranges import bounds
-from seva_jax.run.context import Parts
+from seva_jax.run.context import RunContext
 from seva_jax.runtime.loggers import TensorBoard
 from seva_jax.runtime.processes import ProcessOptions
 from seva_jax.sharding import MeshShape
 from seva_jax.text.sampling import Sampling
 from seva_jax.training.optimizer import Optim
+from seva_jax.training.options import TrainOptions
 from seva_jax.types import DataError
 from seva_jax.worlds import ShapeWorld, WorldPrompts
 
@@ -175,8 +170,8 @@ def test_a_config_file_may_define_a_corruption(tmp_path):
 
 def test_a_variant_imports_the_config_it_varies(tmp_path):
     """From its own directory, wherever the command was started."""
-    write(tmp_path, "from seva_jax.config.experiment import Experiment\nBASE = Experiment(seed=7)\n",
-          "the_base_of_the_variant.py")  # fmt: skip
+    base = "from seva_jax.config.experiment import Experiment\nBASE = Experiment(seed=7)\n"
+    write(tmp_path, base, "the_base_of_the_variant.py")
     path = write(
         tmp_path,
         "import dataclasses\nfrom the_base_of_the_variant import BASE\n"
@@ -798,5 +793,5 @@ def test_cudnn_without_a_gpu_is_refused(tmp_path):
     tiny = read_config(config_directory() / "tiny.py")
     compute = ComputeOptions(attention="cudnn", dtype="bfloat16")
     with pytest.raises(DataError, match=r"devices are cpus: set --compute\.attention auto"):
-        Parts(dataclasses.replace(tiny, compute=compute, workdir=str(tmp_path / "run")))
+        RunContext.open(dataclasses.replace(tiny, compute=compute, workdir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_step import (
+from helpers_devices import mesh_of
+from helpers_trees import (
     LONGEST,
     MODEL,
     MOST_IMAGES,
@@ -19,16 +20,16 @@ from test_step import (
     plain_logits,
     shape_of,
 )
-from test_step import variables as variables  # a fixture
+from tiny_models import random_variables
 
 from seva_jax import objectives as ours
 from seva_jax.batches.trees import differing
-from seva_jax.sharding import MeshShape, put_batch
+from seva_jax.sharding import put_batch
 from seva_jax.training.step import (
     StepOptions,
     TrainState,
+    TrainStep,
     image_features,
-    make_train_step,
     tree_hidden,
     tree_logps,
 )
@@ -64,15 +65,21 @@ MIXES = {
 }
 
 
+@pytest.fixture(scope="module")
+def variables():
+    """Random weights of `MODEL`."""
+    return random_variables(MODEL)
+
+
 def run(variables, objective, batch, devices, micro_batches):
     """Metrics and gradient of one step with the reference in it."""
     trainable, _ = parts(variables)
     frozen = {"params": variables["params"]}
     optimizer = optax.sgd(1.0)
     state = TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
-    step = jax.jit(make_train_step(MODEL, objective, optimizer, OPTIONS, True))
+    step = jax.jit(TrainStep(MODEL, objective, optimizer, OPTIONS, True))
     batch = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
-    mesh = MeshShape(devices, 1, 1).make(jax.devices()[:devices])
+    mesh = mesh_of(devices)
     with jax.set_mesh(mesh):
         new, metrics = step(state, frozen, put_batch(mesh, batch, leading=1))
     difference = jax.tree.map(lambda a, b: np.asarray(a) - b, trainable, new.trainable)
@@ -182,7 +189,7 @@ def test_whole_distributions_exist_for_a_chunk_only(variables):
     trainable, _ = parts(variables)
     optimizer = optax.sgd(1.0)
     state = TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
-    step = make_train_step(MODEL, ours.RRPO(), optimizer, StepOptions(chunk), True)
+    step = TrainStep(MODEL, ours.RRPO(), optimizer, StepOptions(chunk), True)
     batch = jax.tree.map(lambda x: x[None], batch)
     program = jax.make_jaxpr(step)(state, {"params": variables["params"]}, batch).jaxpr
     size, width = MODEL.config.text.vocab_size, MODEL.config.text.hidden_size

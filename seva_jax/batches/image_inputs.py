@@ -1,4 +1,4 @@
-"""Images as the model gets them: pixels, or features that its frozen tower made of them before.
+"""Images as the model gets them: pixels, or cached features of its frozen vision tower.
 
 What lives here: what a row of a batch holds for an image, and where it comes from. What does not:
 computing features (`seva_jax/inference/features.py`), decoding (`seva_jax/images/`).
@@ -21,32 +21,32 @@ from seva_jax.types import DataError, ExampleError
 
 
 class ImageInput(Protocol):
-    """Image name -> [X]; raises `ExampleError` for an image that cannot be had."""
+    """Gives an image by name, [X]; raises `ExampleError` for an image that cannot be read."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """X, of one image."""
+        """The shape X of one image."""
         ...
 
     @property
     def dtype(self) -> Any:
-        """Of the array."""
+        """The dtype of the array."""
         ...
 
     def __call__(self, name: str) -> np.ndarray:
-        """One image."""
+        """Returns one image."""
         ...
 
 
 def load_images(images: ImageInput, names: Sequence[str]) -> np.ndarray:
-    """Several images, [I, X]; I may be 0."""
-    found = [images(name) for name in names]
-    return np.stack(found) if found else np.zeros((0, *images.shape), images.dtype)
+    """Returns several images, [I, X]; I may be 0."""
+    loaded = [images(name) for name in names]
+    return np.stack(loaded) if loaded else np.zeros((0, *images.shape), images.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """Images decoded and preprocessed: [H, W, 3], float32.
+    """Images decoded and preprocessed when they are asked for: [H, W, 3], float32.
 
     Attributes:
         load_image: image name -> uint8 [H, W, 3].
@@ -59,15 +59,13 @@ class Pixels:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """See `ImageInput`."""
         return (self.processing.size, self.processing.size, 3)
 
     def __call__(self, name: str) -> np.ndarray:
-        """See `ImageInput`."""
         return self.processing(self.load_image(name))
 
     def key(self, name: str) -> str:
-        """A hash of the image's content, before preprocessing, and of the preprocessing."""
+        """Returns a hash of the image's content, before preprocessing, and of the preprocessing."""
         image = self.load_image(name)
         hashed = hashlib.sha256(repr((image.shape, self.processing)).encode())
         hashed.update(np.ascontiguousarray(image).data)
@@ -76,14 +74,14 @@ class Pixels:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureCache:
-    """Features of images under one vision tower, on disk, a file an image.
+    """Features of images under one vision tower on disk, one file per image.
 
-    Files are zip archives of one NumPy array, so that reading them checks a sum.
+    Files are zip archives of one NumPy array, so reading them verifies a checksum.
 
     Attributes:
-        directory: of this tower alone.
-        shape: [P, width] of the features of an image.
-        dtype: of the features; stored bit for bit.
+        directory: a directory of this tower alone.
+        shape: [P, E], shape of the features of an image.
+        dtype: dtype of the features, which are stored bit for bit.
     """
 
     directory: Path
@@ -91,11 +89,11 @@ class FeatureCache:
     dtype: Any
 
     def path(self, key: str) -> Path:
-        """File of an image, see `Pixels.key`."""
+        """Returns the file of an image, see `Pixels.key`."""
         return self.directory / key[:2] / f"{key[2:]}.npz"
 
     def write(self, key: str, features_PE: np.ndarray) -> None:
-        """Stores the features of an image; readers see nothing or all of it."""
+        """Stores the features of an image; readers see nothing or all of them."""
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(f".{os.getpid()}.tmp")
@@ -105,10 +103,10 @@ class FeatureCache:
         aside.replace(path)
 
     def read(self, key: str) -> np.ndarray:
-        """Features [P, width] of an image.
+        """Returns the features [P, E] of an image.
 
         Raises:
-            DataError: the file is missing, damaged or of another shape; names it.
+            DataError: the file is missing, damaged or of another shape.
         """
         path = self.path(key)
         try:
@@ -122,11 +120,11 @@ class FeatureCache:
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Images as features from a cache: [P, width].
+    """Images as features from a cache: [P, E].
 
     Attributes:
-        cache: where they lie.
-        keys: of every image that could be read, by name.
+        cache: where they are stored.
+        keys: the key of every image that could be read, by name.
     """
 
     cache: FeatureCache
@@ -134,16 +132,13 @@ class Features:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """See `ImageInput`."""
         return self.cache.shape
 
     @property
     def dtype(self) -> Any:
-        """See `ImageInput`."""
         return self.cache.dtype
 
     def __call__(self, name: str) -> np.ndarray:
-        """See `ImageInput`."""
         if name not in self.keys:
             raise ExampleError(f"{name}: could not be read before", "unreadable image")
         return self.cache.read(self.keys[name])

@@ -1,9 +1,9 @@
-"""Which comparisons share a row, and what shapes the rows of a run have.
+"""Decides which comparisons share a row, and which shapes the rows of a run have.
 
-Every distinct shape of a batch is one compilation, so there are few: one that holds any batch
-with a comparison in each row, and others that save work where lengths differ. Short comparisons
-then share rows, and batches of short ones get shorter rows. What a step trains on never depends
-on it, and everything follows from the sizes of the comparisons, so all processes agree.
+Every distinct shape of a batch is compiled, so there are few: one that holds any batch with a
+comparison in each row, and others that save work where lengths differ. Short comparisons then
+share rows, and batches of short comparisons get shorter rows. What a step trains on never depends
+on the shapes, and everything follows from the sizes of the comparisons, so all processes agree.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from seva_jax.batches.trees import RowShape, TreeExample, rounded
 
 Members = Sequence[int]  # indices of the comparisons of a batch
 
-_SAMPLE = 2**14  # comparisons that shapes are chosen by
-_LENGTHS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.5, 2.0, 3.0, 4.0)  # of the longest comparison's
-_WORTH = 0.1  # share of all work that one more compilation has to save
+_SAMPLE = 2**14  # comparisons that are packed to choose shapes
+_LENGTHS = (0.5, 0.625, 0.75, 0.875, 1.0, 1.5, 2.0, 3.0, 4.0)  # multiples of the longest
+_WORTH = 0.1  # share of all work that one more shape must save
 _ROOM = 1.3  # over the mean, for what a row holds besides tokens
 
 
@@ -39,17 +39,17 @@ class Sizes(NamedTuple):
 
     @classmethod
     def of(cls, examples: Sequence[TreeExample]) -> Sizes:
-        """Of tokenised comparisons."""
-        found = [(e.length, e.num_targets, e.num_images) for e in examples]
-        return cls(*np.array(found, np.int64).reshape(-1, 3).T)
+        """Returns the sizes of tokenised comparisons."""
+        sizes = [(e.length, e.num_targets, e.num_images) for e in examples]
+        return cls(*np.array(sizes, np.int64).reshape(-1, 3).T)
 
 
 class Layout(NamedTuple):
     """Shape of a batch.
 
     Attributes:
-        shape: of each row.
-        rows: how many, over all devices and micro-batches.
+        shape: shape of each row.
+        rows: number of rows, over all devices and micro-batches.
     """
 
     shape: RowShape
@@ -61,12 +61,12 @@ class Layout(NamedTuple):
 
 
 def fill(sizes: Sizes, members: Members, shape: RowShape) -> list[list[int]]:
-    """Packs comparisons into as few rows as first fit, longest first, finds.
+    """Packs comparisons into few rows by first fit, longest first.
 
     Args:
-        sizes: of all comparisons.
-        members: those to pack; each fits into a row.
-        shape: of a row.
+        sizes: sizes of all comparisons.
+        members: the comparisons to pack; each fits into a row.
+        shape: shape of a row.
 
     Returns:
         Rows in the order of their first members; members of a row in the order given.
@@ -87,23 +87,23 @@ def fill(sizes: Sizes, members: Members, shape: RowShape) -> list[list[int]]:
 
 @dataclasses.dataclass(frozen=True)
 class Packer:
-    """Batches to rows.
+    """Lays batches out in rows.
 
     Attributes:
-        sizes: of all comparisons.
-        layouts: shapes of batches, the cheapest first; the last holds every batch.
+        sizes: sizes of all comparisons.
+        layouts: shapes of batches, the cheapest first; the last one holds every batch.
     """
 
     sizes: Sizes
     layouts: tuple[Layout, ...]
 
     def describe(self) -> str:
-        """The layouts in words."""
+        """Returns the layouts in words."""
         most = len(self.layouts)
         return f"at most {most} compilation{'s' * (most > 1)}: " + "; ".join(map(str, self.layouts))
 
     def __call__(self, members: Members) -> tuple[Layout, list[list[int]]]:
-        """The cheapest layout that holds a batch, and its rows; some may be missing at the end."""
+        """Returns the cheapest layout that holds a batch, and its rows, perhaps fewer than it has."""
         for layout in self.layouts:
             rows = _packed(self.sizes, members, layout.shape)
             if rows is not None and len(rows) <= layout.rows:
@@ -120,22 +120,22 @@ def choose(
     most: int,
     cost: Callable[[RowShape], float],
 ) -> Packer:
-    """Chooses shapes of batches.
+    """Chooses the shapes of batches.
 
     Args:
-        sizes: of all comparisons.
+        sizes: sizes of all comparisons.
         widest: a row shape that holds each of them alone.
         batch_size: comparisons in a batch.
         batches: batches of the run; a sample of them is packed to choose.
         unit: rows of a batch come in multiples of this.
-        most: shapes, at most.
-        cost: of a row, in any unit.
+        most: largest number of shapes.
+        cost: cost of a row of a shape, in any unit.
     """
     whole = Layout(widest, batch_size)
     sample = batches[:: max(len(batches) * batch_size // _SAMPLE, 1)]
     best_B = np.full(len(sample), whole.rows * cost(widest))
     chosen = [whole]
-    offers: dict[Layout, np.ndarray] = {}  # what each batch of the sample would cost; inf: no room
+    offers: dict[Layout, np.ndarray] = {}  # cost of each sampled batch; inf where it has no room
     for shape in _shapes(sizes, widest) if most > 1 else ():
         packed = [_packed(sizes, members, shape) for members in sample]
         needed_B = np.array([-(-len(p) // unit) * unit if p else 0 for p in packed])
@@ -154,7 +154,7 @@ def choose(
 
 
 def _packed(sizes: Sizes, members: Members, shape: RowShape) -> list[list[int]] | None:
-    """Rows of a batch; None if one of its members is too large for a row."""
+    """Returns the rows of a batch; None if one of its members is too large for a row."""
     index = list(members)
     limits = shape.length, shape.targets, shape.images
     if any((x[index] > limit).any() for x, limit in zip(sizes, limits, strict=True)):
@@ -163,7 +163,7 @@ def _packed(sizes: Sizes, members: Members, shape: RowShape) -> list[list[int]] 
 
 
 def _shapes(sizes: Sizes, widest: RowShape) -> list[RowShape]:
-    """Row shapes to try: shorter than the longest comparison, and long enough for several."""
+    """Returns row shapes to try: shorter than the longest comparison, or room for several."""
     mean = [float(x.mean()) for x in sizes]
     largest = [int(x.max()) for x in sizes]
     out = []

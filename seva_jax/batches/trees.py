@@ -1,4 +1,8 @@
-"""Tokenised examples laid out as tree rows (`seva_jax.types.TreeBatch`). NumPy only."""
+"""Lays tokenised examples out as tree rows (`seva_jax.types.TreeBatch`). NumPy only.
+
+What lives here: examples, the shape of a row, and packing examples into one row. What does not:
+which examples share a row (`packing.py`), batches (`pipeline.py`).
+"""
 
 from __future__ import annotations
 
@@ -23,10 +27,10 @@ class TreeExample:
         weight: weight in the mean over comparisons.
         reference: float32 reference log-probs of each branch's tokens, or None.
         index: position in the data set.
-        scores: of each branch, or empty.
+        scores: score of each branch, or empty.
         spans: for each branch, 1 at tokens that differ; or None.
         more: further trees of the comparison. Their branches follow these; reference, scores and
-            spans are those of all branches, and everything else is taken from the first tree.
+            spans cover all branches, and everything else is taken from the first tree.
     """
 
     trunk: np.ndarray
@@ -66,10 +70,10 @@ class TreeExample:
 
 
 def differing(chosen: np.ndarray, rejected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each of two answers, 1 at the tokens that an alignment of both leaves without a partner.
+    """Returns 1 at the tokens of two answers that have no partner in an alignment of both.
 
-    The alignment is that of `difflib`: the longest common run of tokens, then the same left and
-    right of it.
+    The alignment is that of `difflib`: the longest common run of tokens, then the same to the left
+    and right of it.
 
     >>> differing(np.array([5, 6, 7, 2]), np.array([5, 8, 9, 7, 2]))[1].tolist()
     [0, 1, 1, 0, 0]
@@ -104,7 +108,7 @@ class RowShape:
 
     @classmethod
     def covering(cls, examples: Sequence[TreeExample]) -> RowShape:
-        """The smallest shape that holds each example in a row of its own, sizes rounded up."""
+        """Returns the smallest shape that holds each example in a row of its own, rounded up."""
         return cls(
             length=rounded(max(e.length for e in examples)),
             comparisons=1,
@@ -116,7 +120,7 @@ class RowShape:
 
 
 def rounded(length: int) -> int:
-    """Up to a multiple of 8, or of 64 where that adds little: similar data share a compilation."""
+    """Rounds up to a multiple of 8, or of 64 where that adds little, so that few shapes occur."""
     multiple = 8 if length <= 256 else 64
     return -(-length // multiple) * multiple
 
@@ -136,11 +140,11 @@ def pack_row(
     Args:
         examples: at most `shape.comparisons`; fewer leave comparisons of weight 0.
         shape: sizes of the row.
-        image_shape: of an image as the model gets it, see `TreeBatch.images_BIX`.
-        image_dtype: of the same.
+        image_shape: shape of an image as the model gets it, see `TreeBatch.images_BIX`.
+        image_dtype: its dtype.
         tokens_per_image: positions an image takes in a trunk.
-        image_token_id: marks those positions.
-        pad_id: token of unused positions.
+        image_token_id: the token at those positions.
+        pad_id: the token at unused positions.
 
     Returns:
         A `TreeBatch` without the leading B dim.
@@ -217,5 +221,5 @@ def pack_row(
 
 
 def stack_rows(rows: Sequence[TreeBatch]) -> TreeBatch:
-    """Rows without a leading dim to a batch."""
+    """Stacks rows without a leading dim into a batch."""
     return TreeBatch(*(np.stack(leaves) for leaves in zip(*rows, strict=True)))

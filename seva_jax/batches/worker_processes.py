@@ -1,4 +1,4 @@
-"""Batches prepared by processes of their own, for data whose decoding keeps the device waiting."""
+"""Batches prepared by worker processes, for data whose decoding keeps the device waiting."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from seva_jax.types import DataError
 
 
 class ProcessIterator:
-    """Elements of a data set in order, prepared by processes. Its state is the next index.
+    """Yields elements of a data set in order, prepared by processes. Its state is the next index.
 
-    Grain's own state depends on the number of processes; this one does not, and is that of
+    Grain's own state depends on the number of processes; this one does not, and equals that of
     Grain's iterators over threads.
 
     Args:
-        dataset: goes to the processes by cloudpickle.
-        processes: how many.
-        ahead: elements that each prepares before they are needed.
+        dataset: the data set, sent to the processes by cloudpickle.
+        processes: number of processes.
+        ahead: elements that each process prepares before they are needed.
     """
 
     def __init__(self, dataset: grain.MapDataset, processes: int, ahead: int) -> None:
@@ -37,7 +37,7 @@ class ProcessIterator:
         return self
 
     def __next__(self) -> Any:
-        """The next element; the first one starts the processes, which takes seconds.
+        """Returns the next element; the first call starts the processes, which takes seconds.
 
         Raises:
             DataError: a process was killed.
@@ -64,11 +64,11 @@ class ProcessIterator:
         return next(self._iterator)
 
     def get_state(self) -> dict[str, int]:
-        """The next index."""
+        """Returns the next index."""
         return {"next_index": self._next}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes on from there."""
+        """Continues from an index."""
         self.close()
         self._next = state["next_index"]
 
@@ -80,10 +80,10 @@ class ProcessIterator:
 
 
 def _begin(parent: int, index: int, count: int) -> None:
-    """In each process: leaves accelerators alone, and ends when the run does, however it ends.
+    """Keeps a process off the accelerators, and ends it when the run ends, however it ends.
 
-    Not earlier: signals that come to the whole group of processes are the run's to answer, which
-    may need further batches until it has saved.
+    It does not end earlier: signals sent to the whole process group are for the run to handle,
+    which may need further batches until it has saved.
     """
     del index, count
     for number in (signal.SIGTERM, signal.SIGINT):

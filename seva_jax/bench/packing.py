@@ -30,7 +30,7 @@ from seva_jax.bench.timing import in_turns, machine, table
 from seva_jax.models import Llava, LlavaConfig, LoraConfig
 from seva_jax.objectives import DPO
 from seva_jax.training.flops import forward, model_flops
-from seva_jax.training.step import StepOptions, TrainState, make_train_step
+from seva_jax.training.step import StepOptions, TrainState, TrainStep
 from seva_jax.types import DataError, TreeBatch
 
 
@@ -125,7 +125,7 @@ def _side(
 ) -> Callable[[], float]:
     """A pass over all batches from the same adapters; returns the loss of the last."""
     optimizer = optax.adamw(LR)
-    step = jax.jit(make_train_step(model, DPO(beta=BETA), optimizer, StepOptions(), True))
+    step = jax.jit(TrainStep(model, DPO(beta=BETA), optimizer, StepOptions(), True))
     ready = [jax.device_put(_batch(model.config, trees, members, packer)) for members in batches]
 
     def run() -> float:

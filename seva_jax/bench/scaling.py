@@ -29,7 +29,7 @@ from seva_jax.bench.step import (
 from seva_jax.bench.timing import in_turns, machine
 from seva_jax.models import Llava, LoraConfig
 from seva_jax.objectives import DPO
-from seva_jax.training.step import StepOptions, make_train_step
+from seva_jax.training.step import StepOptions, TrainStep
 from seva_jax.types import DataError
 
 
@@ -97,7 +97,7 @@ def _sides(
     trees = examples(model.config, batch, question, answer, branches)
     rows = [dataclasses.replace(t, branches=(b,)) for t in trees for b in t.branches]
     options = StepOptions()
-    step = make_train_step(model, DPO(beta=BETA), optax.adamw(LR), options, True)
+    step = TrainStep(model, DPO(beta=BETA), optax.adamw(LR), options, True)
     in_trees = jax.tree.map(lambda x: x[None], packed(model.config, trees))
     separate = separate_rows(model, options, branches)
     return {

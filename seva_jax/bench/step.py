@@ -49,10 +49,10 @@ from seva_jax.training.flops import forward, model_flops
 from seva_jax.training.step import (
     StepOptions,
     TrainState,
+    TrainStep,
     batch_loss,
     image_features,
     make_logps,
-    make_train_step,
     merge,
     tree_hidden,
     tree_logps,
@@ -206,7 +206,7 @@ def laid_out(
 
 
 def separate_rows(model: Llava, options: StepOptions, branches: int = 2) -> Any:
-    """`make_train_step` for batches with a row for each answer, the usual layout."""
+    """`TrainStep` for batches with a row for each answer, the usual layout."""
     objective, optimizer = DPO(beta=BETA), optax.adamw(LR)
 
     def logps(variables: Any, batch: TreeBatch) -> BranchLogps:
@@ -265,7 +265,7 @@ def sides(bench: StepBench, scratch: Path) -> Iterator[tuple[str, Side]]:
     rows = [dataclasses.replace(t, branches=(b,)) for t in trees for b in t.branches]
 
     def tree_step(in_step: bool) -> Any:
-        return make_train_step(model, DPO(beta=BETA), optax.adamw(LR), options, in_step)
+        return TrainStep(model, DPO(beta=BETA), optax.adamw(LR), options, in_step)
 
     features = jax.jit(lambda v, x: model.apply(v, x, method="features"))(frozen, batch.images_BIX)
     kept = np.asarray(features).reshape(1, bench.pairs, 1, *model.feature_kind[0])

@@ -14,13 +14,7 @@ from typing import Annotated
 from typing_extensions import override
 
 from seva_jax.config.base_models import BaseModel, Checkpoint
-from seva_jax.config.options import (
-    ComputeOptions,
-    ReportOptions,
-    RolloutOptions,
-    TextOptions,
-    TrainOptions,
-)
+from seva_jax.config.options import ComputeOptions, ReportOptions, RolloutOptions, TextOptions
 from seva_jax.corrupt import Corruption, DiffusionNoise
 from seva_jax.data.sources import PromptSource
 from seva_jax.evals import Evaluator, ExactAnswer, Questions, Suite
@@ -33,6 +27,7 @@ from seva_jax.runtime.processes import ProcessOptions
 from seva_jax.sharding import MeshShape
 from seva_jax.text.templates import Template
 from seva_jax.training.optimizer import Optim
+from seva_jax.training.options import TrainOptions
 from seva_jax.types import DataError
 from seva_jax.worlds import WorldPrompts
 

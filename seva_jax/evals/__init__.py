@@ -45,6 +45,7 @@ from seva_jax.evals.table import (
     format_metric,
     format_results,
     format_table,
+    headline_rows,
 )
 from seva_jax.evals.vqa import Vqa
 
@@ -81,6 +82,7 @@ __all__ = [
     "format_metric",
     "format_results",
     "format_table",
+    "headline_rows",
     "load_pope",
     "paired_difference",
     "paired_differences",

@@ -1,8 +1,8 @@
-"""Asks a model many prompts, on clean images and on corrupted copies.
+"""Answers many prompts with a model, on clean images and on corrupted copies.
 
 Preparation (decode, corrupt, resize, tokenise) runs in Grain's reading threads while the device
-answers. Rows whose answers are complete take the next prompts while the others go on. A prompt
-that cannot be prepared is reported with its reason; the others go on.
+answers. Rows with complete answers take the next prompts while the others continue. A prompt that
+cannot be prepared is reported with its reason, and the others are still answered.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import grain
 import jax
 import numpy as np
 
-from seva_jax.corrupt import Corruption, SequenceCorruption, apply_pixels, corruption_key
-from seva_jax.corrupt.base import apply_jitted
+from seva_jax.corrupt import Corruption, corruption_key
 from seva_jax.images.preprocess import ImageProcessing
-from seva_jax.inference.sampler import PromptBatch, Sampler, decode, idle, refill
+from seva_jax.inference.corrupted import corrupted_pixels, corrupted_prompt, stacked
+from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state, refill
 from seva_jax.models import CacheKind, Llava
 from seva_jax.runtime import shutdown
 from seva_jax.runtime.processes import gather
@@ -30,12 +30,12 @@ from seva_jax.types import ExampleError, Prompt
 
 
 class AnsweredPrompt(NamedTuple):
-    """What became of one prompt.
+    """One prompt with its answers.
 
     Attributes:
         prompt: the prompt.
         answers: raw decoded text on the clean image, then on each corrupted one; empty if dropped.
-        dropped: reason, or "" if it was answered.
+        dropped: why it was not answered, or "".
     """
 
     prompt: Prompt
@@ -50,53 +50,12 @@ class _Prepared(NamedTuple):
     dropped: str
 
 
-def corrupted_prompt(prompt: Prompt, corruption: Corruption, index: int, seed: int) -> Prompt:
-    """What is asked under corruption `index`: the prompt itself, unless its sequence is changed."""
-    if not isinstance(corruption, SequenceCorruption):
-        return prompt
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return corruption.changed(corruption_key(seed, prompt.id, index), prompt)
-
-
-def corrupted_pixels(
-    prompt: Prompt,
-    load_image: Callable[[str], np.ndarray],
-    processing: ImageProcessing,
-    corruption: Corruption,
-    index: int,
-    seed: int,
-) -> np.ndarray:
-    """Preprocessed images of a prompt under corruption `index`, [I, H, W, 3] float32.
-
-    Runs on the host's CPU, so the same images come out on every platform.
-    """
-    if corruption.space == "sequence":
-        names = corrupted_prompt(prompt, corruption, index, seed).images
-        return stacked([processing(load_image(name)) for name in names], processing)
-    pixels = []
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        for number, name in enumerate(prompt.images):
-            key = corruption_key(seed, f"{prompt.id}/{number}", index)
-            image = load_image(name)
-            if corruption.space == "pixels":
-                pixels.append(processing(apply_pixels(corruption, key, image)))
-            else:
-                pixels.append(np.asarray(apply_jitted(corruption, key, processing(image))))
-    return stacked(pixels, processing)
-
-
-def stacked(pixels: list[np.ndarray], processing: ImageProcessing) -> np.ndarray:
-    """Preprocessed images as one array, [I, H, W, 3]; I may be 0."""
-    size = processing.size
-    return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.float32)
-
-
 class RolloutRows(NamedTuple):
     """How rollouts are laid out on one process's share of the devices.
 
     Attributes:
-        rows: answered together.
-        fresh: of these, as many as are started together.
+        rows: rows that are answered together.
+        fresh: rows that are started together.
         parts: devices, or groups of them, that the rows are split over.
         group: prompts that the rows hold.
     """
@@ -110,13 +69,13 @@ class RolloutRows(NamedTuple):
 def rollout_rows(
     batch_size: int, refill: int, variants: int, mesh: jax.sharding.Mesh, num_shares: int
 ) -> RolloutRows:
-    """How rollouts are laid out.
+    """Returns the layout of rollouts.
 
     Args:
         batch_size: rows wanted over all devices.
-        refill: parts of them that are started together.
+        refill: one in this many rows is started together.
         variants: rows of a prompt, clean and corrupted.
-        mesh: the rows are split over; they are filled up to divide.
+        mesh: the mesh that rows are split over; their number is rounded up to divide evenly.
         num_shares: see `seva_jax.sharding.process_row_share`.
     """
     group = max(batch_size // variants // num_shares, 1)
@@ -127,16 +86,16 @@ def rollout_rows(
 
 
 class _Fresh(NamedTuple):
-    """Rows to start, on this process: what `refill` takes, and what became of prompts."""
+    """The rows that this process starts: the arguments of `refill`, and dropped prompts."""
 
     arrays: tuple[np.ndarray, ...]  # tokens, mask, patch, pixels, raw keys, tags, from_B
-    admitted: int  # rows
+    admitted: int  # number of rows
     dropped: list[tuple[int, str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutEngine:
-    """A model that answers prompts.
+    """Answers prompts with a model.
 
     Attributes:
         model: the module.
@@ -145,7 +104,7 @@ class RolloutEngine:
         processing: image pipeline.
         mesh: where the model lives.
         batch_size: rows answered together, over all devices.
-        seed: of corruptions and of sampling; every prompt has its own keys.
+        seed: seed of corruptions and of sampling; every prompt has its own keys.
         refill: see `RolloutOptions`.
         cache: see `RolloutOptions`.
     """
@@ -168,9 +127,9 @@ class RolloutEngine:
         corruptions: Sequence[Corruption] = (),
         start: int = 0,
     ) -> Iterator[list[AnsweredPrompt]]:
-        """Answers prompts from prompt `start` on, and gives them in order as they complete.
+        """Answers prompts from index `start`, and yields them in order as they complete.
 
-        Every process prepares its share of the prompts and gets all answers.
+        Every process prepares its share of the prompts and receives all answers.
         """
         variants = 1 + len(corruptions)
         share, num_shares = process_row_share(self.mesh)
@@ -178,18 +137,18 @@ class RolloutEngine:
         firsts = range(start + share * layout.group, len(prompts), layout.group * num_shares)
         mine = [i for first in firsts for i in range(len(prompts))[first : first + layout.group]]
         prepared = self._prepare(prompts, mine, load_image, corruptions, layout.group)
-        # Of all prompts, so that who resumes gets the shapes, and so the answers, of who does not.
+        # Shapes come from all prompts, so a resumed run computes the same answers.
         width, images = self._widest(prompts, corruptions)
         eos: Any = self.encoder.tokenizer.eos_token_id
         sampler = Sampler(self.model, sampling, (eos,), self.encoder.pad_id, self.cache)
         with jax.set_mesh(self.mesh):
-            state = idle(sampler, layout.rows * num_shares, width)
+            state = empty_state(sampler, layout.rows * num_shares, width)
         free = np.arange(layout.rows)
         texts: dict[int, dict[int, str]] = {}  # by prompt and variant
         dropped: dict[int, str] = {}
         left, at = len(mine), start
         while at < len(prompts):
-            shutdown.raise_if_stopping()  # what was given is on disk
+            shutdown.raise_if_stopping()  # the caller has kept what was yielded
             fresh = self._fresh(prepared, prompts, free, layout, variants, width, images)
             left -= fresh.admitted // variants + len(fresh.dropped)
             hungry = left > 0 and len(free) - fresh.admitted >= layout.fresh
@@ -210,9 +169,9 @@ class RolloutEngine:
             free = np.flatnonzero(done[share * layout.rows : (share + 1) * layout.rows])
             for row in np.flatnonzero(done & (tags >= at * variants)):
                 index, variant = divmod(int(tags[row]), variants)
-                found = texts.setdefault(index, {})
-                if variant not in found:
-                    found[variant] = self._text(prompts[index], out[row])
+                answers = texts.setdefault(index, {})
+                if variant not in answers:
+                    answers[variant] = self._text(prompts[index], out[row])
             answered = []
             while at in dropped or len(texts.get(at, ())) == variants:
                 answers = texts.pop(at, {})
@@ -223,7 +182,7 @@ class RolloutEngine:
                 yield answered
 
     def _trunks(self, prompt: Prompt, corruptions: Sequence[Corruption]) -> list[np.ndarray]:
-        """Of the prompt, and of the prompt under each corruption."""
+        """Returns the trunk of the prompt, and of the prompt under each corruption."""
         changed = (corrupted_prompt(prompt, c, i, self.seed) for i, c in enumerate(corruptions))
         trunks = [self.encoder.trunk(prompt.question, len(prompt.images), prompt.start)]
         for asked in changed:
@@ -237,7 +196,7 @@ class RolloutEngine:
     def _widest(
         self, prompts: Sequence[Prompt], corruptions: Sequence[Corruption]
     ) -> tuple[int, int]:
-        """Tokens and images that hold every prompt; tokens rounded up, so that few shapes occur."""
+        """Returns the most tokens and images of a prompt, tokens rounded up so that few shapes occur."""
         longest = 1
         for prompt in prompts:
             # One that cannot be encoded is reported where it is prepared.
@@ -283,14 +242,14 @@ class RolloutEngine:
         width: int,
         images: int,
     ) -> _Fresh:
-        """Takes the next prompts, as many as there are free rows for, all variants or none."""
+        """Takes as many prompts as there are free rows for, with all variants or none."""
         rows, size = layout.fresh, self.processing.size
         tokens = np.full((rows, width), self.encoder.pad_id, np.int32)
         mask = np.zeros((rows, width), bool)
-        mask[:, 0] = True  # rows nobody asked for still need one real token
+        mask[:, 0] = True  # empty rows still need one real token
         pixels = np.zeros((rows, images, size, size, 3), np.float32)
-        nobody = np.asarray(jax.random.key_data(jax.random.key(self.seed)))
-        key_data = np.tile(nobody, (rows, 1))
+        unused = np.asarray(jax.random.key_data(jax.random.key(self.seed)))
+        key_data = np.tile(unused, (rows, 1))
         tags = np.full(rows, -1, np.int32)
         places = np.full(layout.rows, -1, np.int32)
         # A row stays on its device: pairs of a fresh row and a free row of the same part.

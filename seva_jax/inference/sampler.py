@@ -1,8 +1,8 @@
-"""Batched answers: prefill, then one compiled decode loop with early exit.
+"""Batched sampling: prefill, then one compiled decode loop with early exit.
 
-`generate` answers one batch. `refill` and `decode` in turns answer any number of prompts: rows
-that are done take new prompts while the others go on (continuous batching). Who is asked what, and
-on which image, is in `seva_jax/inference/rollouts.py`.
+`generate` answers one batch. `refill` and `decode` in turns answer any number of prompts: finished
+rows take new prompts while the others continue (continuous batching). Which prompts and images are
+answered is decided in `seva_jax/inference/rollouts.py`.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ class Decoding(NamedTuple):
 
     Attributes:
         clock: int32 scalar, decode steps so far.
-        cache: keys and values.
-        seen_BS: bool, real tokens of the prompt.
+        cache: the KV cache.
+        seen_BS: bool, True for real tokens of the prompt.
         key_data_BW: raw PRNG keys.
-        tag_B: int32, the caller's.
+        tag_B: int32, the caller's tag of each row.
         count_B: int32, tokens of the answer so far.
         token_B: int32, the last of them.
-        done_B: whether the answer is complete; True also where nobody asks.
+        done_B: whether the answer is complete; True also for rows without a prompt.
         out_BT: int32, the answer, then padding.
-        met_BV: whether prompt or answer has a token; None where that does not matter.
+        met_BV: whether prompt or answer has a token; None unless repetition is penalised.
     """
 
     clock: jax.Array
@@ -84,13 +84,13 @@ class Decoding(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """Answers rows: `prefill` starts some, `admit` puts them among others, `decode` goes on.
+    """Samples answers: `prefill` starts rows, `admit` puts them among others, `decode` continues.
 
     Attributes:
         model: the module.
         sampling: greedy or random choice, longest answer.
         stop_ids: tokens that end an answer.
-        pad_id: fills a row after the stop token.
+        pad_id: the token that fills a row after the stop token.
         cache: see `Llava.empty_cache`.
     """
 
@@ -108,19 +108,19 @@ class Sampler:
         tag_B: jax.Array,
         num_slots: int,
     ) -> Decoding:
-        """The first token of every row; a row of negative tag is nobody's and done.
+        """Samples the first token of every row; rows with a negative tag are empty and done.
 
         Args:
-            variables: the model's; without "lora" the adapters are off.
+            variables: the model's variables; without "lora" the adapters are off.
             batch: prompts of mixed lengths and numbers of images.
             keys_B: typed PRNG keys; row i's answer depends on keys_B[i] and row i alone.
-            tag_B: int32, kept beside the row.
-            num_slots: of the cache, at least the width of the prompts.
+            tag_B: int32, a tag that is kept with each row.
+            num_slots: slots of the cache, at least the width of the prompts.
         """
         rows, width = batch.tokens_BS.shape
         positions_BS = jnp.maximum(jnp.cumsum(batch.mask_BS, axis=1) - 1, 0)
         causal_SS = jnp.arange(width) <= jnp.arange(width)[:, None]
-        # Padding sees itself: kernels divide by the sum over what a query sees.
+        # Padding attends to itself: kernels divide by the sum of a query's weights.
         mask_BSS = (batch.mask_BS[:, None] & causal_SS) | jnp.eye(width, dtype=bool)
         filled: Any = self.model.apply(
             variables,
@@ -151,7 +151,7 @@ class Sampler:
         )
         if self.sampling.penalises:
             size = logits_B1V.shape[-1]
-            met_BS = jnp.where(batch.mask_BS, batch.tokens_BS, size)  # beyond: nothing is met
+            met_BS = jnp.where(batch.mask_BS, batch.tokens_BS, size)  # padding is out of range
             met_BV = (
                 jnp.zeros((rows, size), bool)
                 .at[jnp.arange(rows)[:, None], met_BS]
@@ -161,7 +161,7 @@ class Sampler:
         return self._pick(empty, logits_B1V[:, 0])
 
     def _pick(self, state: Decoding, logits_BV: jax.Array) -> Decoding:
-        """With one more token in every row that is not done."""
+        """Samples one token for each unfinished row."""
         keys = jax.random.wrap_key_data(state.key_data_BW)
         keys = jax.vmap(jax.random.fold_in)(keys, state.count_B)
         met_BV = state.met_BV
@@ -186,14 +186,14 @@ class Sampler:
         )
 
     def admit(self, state: Decoding, fresh: Decoding, from_B: jax.Array, parts: int) -> Decoding:
-        """With fresh rows in place of some that are done.
+        """Puts fresh rows in place of finished ones.
 
         Args:
             state: all rows.
-            fresh: from `prefill`, with slots for the prompt only.
+            fresh: rows from `prefill`, with slots for the prompt only.
             from_B: for every row its replacement, counted within its part, or -1.
-            parts: the rows of both come in this many equal parts, and no row changes its part
-                (the part of a device).
+            parts: both sets of rows come in this many equal parts, one for each device, and no row
+                changes its part.
         """
         from_NR = from_B.reshape(parts, -1)
 
@@ -202,9 +202,9 @@ class Sampler:
                 return x.reshape(*x.shape[:dim], parts, -1, *x.shape[dim + 1 :])
 
             def one(old: jax.Array, new: jax.Array, from_R: jax.Array) -> jax.Array:
-                found = jnp.take(new, jnp.maximum(from_R, 0), axis=dim)
+                fresh = jnp.take(new, jnp.maximum(from_R, 0), axis=dim)
                 given = (from_R >= 0).reshape(-1, *[1] * (old.ndim - dim - 1))
-                return jnp.where(given, found, old)
+                return jnp.where(given, fresh, old)
 
             rows = jax.vmap(one, (dim, dim, 0), dim)(split(old), split(new), from_NR)
             return rows.reshape(old.shape)
@@ -223,7 +223,7 @@ class Sampler:
         return rest._replace(clock=state.clock, cache=cache)
 
     def decode(self, variables: Variables, state: Decoding, enough: jax.Array) -> Decoding:
-        """Goes on until `enough` more rows are done, or all."""
+        """Samples tokens until `enough` more rows are done, or all of them."""
         rows, width = state.seen_BS.shape
         num_new = self.sampling.max_new_tokens
         length_B = state.seen_BS.sum(axis=1)
@@ -283,7 +283,7 @@ def refill(
     from_B: jax.Array,
     parts: int,
 ) -> Decoding:
-    """`Sampler.prefill`, then `Sampler.admit`; the old state is given up."""
+    """Runs `Sampler.prefill`, then `Sampler.admit`; donates the old state."""
     width = batch.tokens_BS.shape[1]
     fresh = sampler.prefill(variables, batch, keys_B, tag_B, width)
     return sampler.admit(state, fresh, from_B, parts)
@@ -291,18 +291,18 @@ def refill(
 
 @functools.partial(jax.jit, static_argnames="sampler", donate_argnames="state")
 def decode(sampler: Sampler, variables: Variables, state: Decoding, enough: jax.Array) -> Decoding:
-    """`Sampler.decode`; the old state is given up."""
+    """Runs `Sampler.decode`; donates the old state."""
     return sampler.decode(variables, state, enough)
 
 
 @functools.partial(jax.jit, static_argnames=("sampler", "num_rows", "width"))
-def idle(sampler: Sampler, num_rows: int, width: int) -> Decoding:
-    """Rows that nobody asks.
+def empty_state(sampler: Sampler, num_rows: int, width: int) -> Decoding:
+    """Returns an empty decode state.
 
     Args:
-        sampler: who will answer.
+        sampler: the sampler that will fill it.
         num_rows: B.
-        width: of the prompts that may come.
+        width: largest width of a prompt, tokens.
     """
 
     def full(value: Any, *shape: int, name: str = "length") -> jax.Array:

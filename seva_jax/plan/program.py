@@ -16,7 +16,7 @@ from seva_jax.batches.trees import RowShape, pack_row
 from seva_jax.config.experiment import Experiment
 from seva_jax.config.options import make_model
 from seva_jax.inference.rollouts import rollout_rows
-from seva_jax.inference.sampler import PromptBatch, Sampler, decode, idle, refill
+from seva_jax.inference.sampler import PromptBatch, Sampler, decode, refill
 from seva_jax.models import Llava, LlavaConfig, abstract_stored, abstract_variables
 from seva_jax.sharding import batch_sharding, placed, row_multiple, variable_shardings
 from seva_jax.training.loop import jit_step, state_like
@@ -121,7 +121,7 @@ def lower_rollout(
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding)
     variables = {"params": abstract_base(e, config, mesh)}
     with jax.set_mesh(mesh):
-        empty = idle.lower(sampler, layout.rows, prompt)
+        empty = empty_state.lower(sampler, layout.rows, prompt)
         lying = empty.compile().output_shardings
         state = jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),

@@ -1,7 +1,7 @@
 """Monitoring of training steps: averages of metrics, non-finite steps, loss spikes.
 
 Steps are examined when a row of metrics is due, so no step waits for it. The step itself keeps its
-old state when loss or gradient are not finite (`make_train_step` in `step.py`).
+old state when loss or gradient are not finite (`TrainStep` in `step.py`).
 """
 
 from __future__ import annotations
