@@ -1,7 +1,8 @@
-"""Self-contained HTML pages for people: what a run did and what it changed; several runs compared.
+"""Self-contained HTML pages: the report of a run, and comparisons of several runs.
 
-What lives here: a run's page, its input (`data.py`) and its rendering (`page.py`, read next), and
-pages of charts over a table (`figures.py`). What does not: collecting the input.
+What lives here: a run's page (`run_report.py` collects its data, `page.py` renders them) and pages
+of charts above a table (`compare.py`, `figures.py`). What does not: computing results
+(`seva_jax/evals`). Read next: `data.py`, then `page.py`.
 """
 
 from seva_jax.report.data import (

@@ -1,4 +1,4 @@
-"""`python -m seva_jax.report`: several runs on one page."""
+"""`python -m seva_jax.report` writes a page that compares several runs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from seva_jax.types import DataError
 class ReportOptions:
     """Draws loss and reward margin of several runs against pairs seen and chip-seconds.
 
-    A run writes its own page, WORKDIR/report.html, by itself.
+    The page of a single run, WORKDIR/report.html, is written by the run itself.
 
     Attributes:
         runs: work directories, finished or still running.
-        out: the HTML page.
+        out: the HTML page to write.
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="WORKDIR ...")]

@@ -1,8 +1,8 @@
 """Charts as inline SVG: training curves, difference strips, margin strips.
 
-What lives here: scales, ticks and SVG. Colours are CSS classes (`style.css`), so that one drawing
+What lives here: scales, ticks and SVG. Colours are CSS classes (`style.css`), so the same drawing
 fits the light and the dark theme; lines also differ in dashes, results also in words. What does
-not: the tables and cards the charts stand in. Read next: `page.py`.
+not: the tables and cards around the charts. Read next: `page.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from seva_jax.report.markup import MINUS, esc, number
 WIDTH, HEIGHT = 520, 290
 LEFT, RIGHT, TOP, BOTTOM = 74, 14, 12, 50
 NUM_STYLES = 6  # colours and dash patterns in style.css
-MAX_DRAWN = 400  # points of a line; more cannot be told apart in 520 px
+MAX_DRAWN = 400  # points of a line; more cannot be distinguished in 520 px
 MAX_HOVER = 40  # points with a hover title
 SMOOTH_FROM = 60  # noisy lines with more points than this get a running mean
 NOISE = 0.01  # share of the chart's height that a line must jitter by to count as noisy
@@ -26,7 +26,7 @@ Place = Callable[[Point], Point]  # from values to SVG units
 
 
 def line_chart(curve: Curve) -> str:
-    """A chart with axes, ticks, hover titles and a legend, as an HTML `<figure>`.
+    """Returns a chart with axes, ticks, hover titles and a legend, as an HTML `<figure>`.
 
     A noisy series of more than 60 points is drawn faintly, with its running mean over a twentieth
     of the points on top; the caption says so. Values that are not finite are left out and counted.
@@ -83,7 +83,7 @@ def line_chart(curve: Curve) -> str:
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) that cover `low` to `high`.
+    """Returns round numbers, 1, 2 or 5 times a power of ten apart, that cover `low` to `high`.
 
     >>> ticks(0.0, 0.93, 5)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
@@ -97,7 +97,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def running_mean(points: Sequence[Point], window: int) -> list[Point]:
-    """Means of y over about `window` points around each, fewer towards both ends."""
+    """Returns the mean of y over about `window` points around each, fewer towards both ends."""
     half = window // 2
     sums = [0.0]
     for _, y in points:
@@ -110,13 +110,13 @@ def running_mean(points: Sequence[Point], window: int) -> list[Point]:
 
 
 def row_extent(row: EvalRow) -> float:
-    """Distance from 0 that a strip needs to show the row's difference; 0 when not measured."""
+    """Returns the extent that a strip needs for the row's difference; 0 if it was not measured."""
     values = (row.difference.value, row.difference.low, row.difference.high)
     return max((abs(value) for value in values if math.isfinite(value)), default=0.0)
 
 
 def round_up(value: float) -> float:
-    """The next round number, for the ends of a strip; 1 for 0.
+    """Returns the next round number, for the ends of a strip; 1 for 0.
 
     >>> round_up(0.0), round_up(0.043), round_up(7.2)
     (1.0, 0.05, 8.0)
@@ -130,13 +130,13 @@ def round_up(value: float) -> float:
 
 
 def difference_strip(row: EvalRow, extent: float, verdict: str, text: str) -> str:
-    """A dot with its interval on an axis from `-extent` to `extent`, as SVG.
+    """Returns a dot with its interval on an axis from `-extent` to `extent`, as SVG.
 
     Args:
-        row: its `better` side is tinted.
+        row: the row with the difference; the side of its `better` is tinted.
         extent: ends of the axis.
-        verdict: CSS class of the dot and interval.
-        text: the same in words, for hover and screen readers.
+        verdict: CSS class of the dot and the interval.
+        text: the same in words, for hovering and screen readers.
     """
     width, height, middle = 220, 26, 110
 
@@ -165,9 +165,9 @@ def difference_strip(row: EvalRow, extent: float, verdict: str, text: str) -> st
 
 
 def margin_strip(before: float, after: float, extent: float) -> str:
-    """An arrow from one margin to the other on an axis with 0 in the middle, as SVG.
+    """Returns an arrow from one margin to the other on an axis with 0 in the middle, as SVG.
 
-    It only repeats the two numbers printed beside it, so screen readers skip it.
+    It only repeats the two numbers printed next to it, so screen readers skip it.
     """
 
     def place(value: float) -> float:
@@ -187,7 +187,7 @@ def margin_strip(before: float, after: float, extent: float) -> str:
 
 
 def end_label(value: float) -> str:
-    """A strip's end as text, `0.05` and not `0.050`."""
+    """Returns the end of a strip as text, `0.05` and not `0.050`."""
     return f"{MINUS if value < 0 else '+' if value > 0 else ''}{abs(value):g}"
 
 
@@ -202,7 +202,7 @@ def _finite(series: Series) -> list[Point]:
 
 
 def _widen(low: float, high: float) -> tuple[float, float]:
-    """The range itself, or one around it when it is a single value."""
+    """Returns the range, or a wider one around it if it is a single value."""
     if high - low > max(1e-12 * max(abs(low), abs(high)), 1e-290):
         return low, high
     pad = abs(low) / 2 or 1.0
@@ -210,13 +210,13 @@ def _widen(low: float, high: float) -> tuple[float, float]:
 
 
 def _value(value: float) -> str:
-    """A value to three significant digits."""
+    """Formats a value with three significant digits."""
     text = f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
     return text.replace("-", MINUS).replace(f"e{MINUS}0", f"e{MINUS}").replace("e+0", "e")
 
 
 def _tick_labels(values: Sequence[float]) -> list[str]:
-    """Labels of neighbouring ticks, all with as many decimals as their step needs."""
+    """Formats the labels of neighbouring ticks with the decimals that their step needs."""
     step = values[1] - values[0] if len(values) > 1 else abs(values[0]) or 1.0
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     if decimals > 4 or max(abs(value) for value in values) >= 1e7:
@@ -225,7 +225,7 @@ def _tick_labels(values: Sequence[float]) -> list[str]:
 
 
 def _axes(curve: Curve, x_ticks: list[float], y_ticks: list[float], place: Place) -> str:
-    """Grid, tick labels and axis names."""
+    """Draws grid, tick labels and axis names."""
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
     parts = []
     for tick, text in zip(y_ticks, _tick_labels(y_ticks), strict=True):
@@ -253,7 +253,7 @@ def _axes(curve: Curve, x_ticks: list[float], y_ticks: list[float], place: Place
 
 
 def _thin(points: Sequence[Point], most: int) -> list[Point]:
-    """At most about `most` points, keeping the lowest and highest of each stretch."""
+    """Thins a line to about `most` points, keeping the lowest and highest of each stretch."""
     if len(points) <= most:
         return list(points)
     stretches = most // 2
@@ -268,7 +268,7 @@ def _thin(points: Sequence[Point], most: int) -> list[Point]:
 
 
 def _roughness(points: Sequence[Point], smooth: Sequence[Point]) -> float:
-    """Mean distance of a line from its running mean."""
+    """Returns the mean distance of a line from its running mean."""
     return sum(abs(y - mean) for (_, y), (_, mean) in zip(points, smooth, strict=True)) / len(
         points
     )
@@ -282,7 +282,7 @@ def _line(points: Sequence[Point], place: Place, style: str) -> str:
 
 
 def _hover(label: str, points: Sequence[Point], place: Place, style: str) -> str:
-    """Circles that appear under the pointer, each with its value as title."""
+    """Draws circles that appear under the pointer, each with its value as title."""
     count = min(len(points), MAX_HOVER)
     chosen = sorted({round(i * (len(points) - 1) / max(count - 1, 1)) for i in range(count)})
     parts = []

@@ -1,7 +1,7 @@
-"""What the report page shows, as plain values.
+"""The content of the report page, as plain values.
 
 What lives here: the frozen dataclasses that `render` takes, and their checks. What does not:
-collecting them from a run, and any HTML. Read next: `page.py`, which lays the page out.
+collecting them from a run (`run_report.py`), and any HTML. Read next: `page.py`.
 
 Shape suffixes: H image height, W image width, C = 3 colour channels.
 """
@@ -39,9 +39,9 @@ class Stage:
     """One stage of the run.
 
     Attributes:
-        name: what people call it, such as "pairs".
+        name: its name, such as "pairs".
         seconds: wall-clock time in seconds.
-        summary: one sentence on what it produced.
+        summary: one sentence about its result.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Series:
     Attributes:
         label: name in the legend.
         xs: horizontal values, ascending.
-        ys: vertical values, as many as `xs`; those that are not finite are counted, not drawn.
+        ys: vertical values, as many as `xs`; values that are not finite are counted, not drawn.
     """
 
     label: str
@@ -93,8 +93,8 @@ class Drop:
     """Candidate pairs left out for one reason.
 
     Attributes:
-        reason: in words, such as "both answers equal".
-        count: how many, at least 0.
+        reason: the reason in words, such as "both answers equal".
+        count: number of pairs, at least 0.
     """
 
     reason: str
@@ -105,22 +105,22 @@ class Drop:
 class PairCard:
     """One preference pair of the gallery.
 
-    With as many rejected answers as corrupted images, `rejected[i]` came from `corrupted[i]`.
+    With as many rejected answers as corrupted images, `rejected[i]` belongs to `corrupted[i]`.
 
     Attributes:
         id: the prompt's id.
         question: the question asked.
-        clean: uint8 [H, W, 3], the image as it is.
-        corrupted: uint8 [H, W, 3] each, the images the rejected answers were given on.
-        chosen: the answer on the clean image.
-        rejected: the answers on the corrupted images.
+        clean: uint8 [H, W, 3], the image without corruption.
+        corrupted: uint8 [H, W, 3] each, the images of the rejected answers.
+        chosen: the answer to the clean image.
+        rejected: the answers to the corrupted images.
         margin_before: reward margin of the model before training: reward(chosen) minus the mean
-            reward(rejected), reward = beta * (log p_model - log p_reference) of the whole answer.
-            0 when the reference is the model before training.
-        margin_after: the same for the trained model.
-        truth: the correct answer, "" when nobody knows it.
-        corruptions: what made each corrupted image, in a few words; as many as `corrupted`, or
-            none when nobody knows.
+            reward(rejected), with reward = beta * (log p_model - log p_reference) of the whole
+            answer. 0 if the reference is the model before training.
+        margin_after: reward margin of the trained model.
+        truth: the correct answer, "" if unknown.
+        corruptions: the corruption of each corrupted image, in a few words; as many as
+            `corrupted`, or none if unknown.
     """
 
     id: str
@@ -147,7 +147,7 @@ class PairCard:
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A measured value and its 95 % confidence interval. Not finite means not measured.
+    """A measured value and its 95 % confidence interval; values not finite mean not measured.
 
     Attributes:
         value: the estimate.
@@ -165,11 +165,11 @@ class EvalRow:
     """One row of the results table.
 
     Attributes:
-        evaluation: the evaluation it belongs to; neighbouring rows of one are grouped.
-        metric: name of the number, with its unit where it has one.
-        better: which direction is an improvement.
-        base: the model before alignment.
-        aligned: the model after alignment.
+        evaluation: the evaluation it belongs to; neighbouring rows of the same one are grouped.
+        metric: name of the metric, with its unit if it has one.
+        better: the direction that is an improvement.
+        base: value of the model before alignment.
+        aligned: value of the model after alignment.
         difference: aligned minus base, with the interval of the *paired* difference.
     """
 
@@ -192,12 +192,12 @@ class ExampleCard:
         id: the prompt's id.
         image: uint8 [H, W, 3].
         question: the question asked.
-        truth: the correct answer, "" when nobody knows it.
+        truth: the correct answer, "" if unknown.
         base_answer: answer before training.
         aligned_answer: answer after training.
-        verdict: "better" or "worse" where scoring says so; "changed" where the answer differs
-            without being either; "same" otherwise.
-        evaluation: the evaluation it belongs to, "" when there is only one.
+        verdict: "better" or "worse" if the scores say so; "changed" if the answer differs without
+            being either; "same" otherwise.
+        evaluation: the evaluation it belongs to, "" if there is only one.
     """
 
     id: str
@@ -216,22 +216,22 @@ class ExampleCard:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReportData:
-    """Everything on the page. Every text is shown as text, never read as HTML.
+    """Everything on the page; every text is shown as text, never interpreted as HTML.
 
     Attributes:
         title: heading of the page.
         subtitle: one line under it, such as the config's name and the date.
         facts: (label, value) of the run at a glance.
         config: (dotted field, value) of the whole config.
-        stages: in the order they ran.
+        stages: stages in the order they ran.
         curves: charts of the training.
-        funnel: why candidate pairs were dropped.
-        pairs_total: pairs *kept* for training; candidates are these plus the drops.
+        funnel: candidate pairs that were dropped, by reason.
+        pairs_total: pairs *kept* for training; candidates are these plus the dropped ones.
         pairs: the kept pairs shown in the gallery, at most `pairs_total`.
         table: the results, in reading order.
         examples: answers before and after; the page sorts them by verdict.
         notes: remarks and cautions shown under the facts.
-        given: the answers of pairs came with the data, instead of from the model.
+        given: whether the answers of pairs came with the data instead of from the model.
     """
 
     title: str

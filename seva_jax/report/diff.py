@@ -1,7 +1,7 @@
-"""Marks and counts the words in which answers differ.
+"""Marking and counting the words in which answers differ.
 
 What lives here: the word-level comparison of two or more answers and its HTML. What does not: the
-cards the answers stand in (`gallery.py`).
+cards around the answers (`gallery.py`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _TOKEN = re.compile(r"\s+|[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+(?:['’-][^\W_]+)
 
 
 def mark_differences(chosen: str, rejected: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """Answers as HTML, with the words that set them apart marked.
+    """Returns answers as HTML, with the words in which they differ marked.
 
     Args:
         chosen: one answer; a word missing from at least one of the others is put in `<mark>`.
         rejected: the others; a word missing from `chosen` is put in `<del>`.
 
     Returns:
-        HTML of `chosen` and of each of `rejected`. Letter case and white space are not
+        HTML of `chosen` and of each of `rejected`. Case and white space do not count as
         differences.
 
     >>> mark_differences("a red circle", ("a blue circle",))
@@ -41,7 +41,7 @@ def mark_differences(chosen: str, rejected: tuple[str, ...]) -> tuple[str, tuple
 
 
 def difference(chosen: str, rejected: tuple[str, ...]) -> float:
-    """Share of all words of both answers that only one has, 0 to 1; the mean over `rejected`.
+    """Returns the share of words that only one of two answers has, 0 to 1, a mean over `rejected`.
 
     >>> difference("a red circle", ("a blue circle", "a red circle"))
     0.16666666666666666
@@ -57,7 +57,7 @@ def difference(chosen: str, rejected: tuple[str, ...]) -> float:
 
 
 def num_words(text: str) -> int:
-    """Words of a text, without punctuation; a character of a script without spaces is a word.
+    """Counts the words of a text; in scripts without spaces every character is a word.
 
     >>> num_words("It's a red circle, I think.")
     6
@@ -66,7 +66,7 @@ def num_words(text: str) -> int:
 
 
 def _compare(left: list[str], right: list[str]) -> tuple[set[int], set[int]]:
-    """Indices of the tokens that only the left, and only the right list has."""
+    """Returns the indices of tokens that only the left list has, and that only the right has."""
     left_words, right_words = _words(left), _words(right)
     matcher = difflib.SequenceMatcher(
         None, [word for _, word in left_words], [word for _, word in right_words], autojunk=False
@@ -81,12 +81,12 @@ def _compare(left: list[str], right: list[str]) -> tuple[set[int], set[int]]:
 
 
 def _words(tokens: list[str]) -> list[tuple[int, str]]:
-    """(token index, comparable form) of every token that is not white space."""
+    """Returns (token index, comparable form) of every token that is not white space."""
     return [(index, token.casefold()) for index, token in enumerate(tokens) if token.strip()]
 
 
 def _wrap(tokens: list[str], marked: set[int], tag: str) -> str:
-    """Tokens as HTML, with each run of marked words in one element."""
+    """Returns tokens as HTML, with each run of marked words in one element."""
     html, run, gap = [], [], ""
     for index, token in enumerate(tokens):
         if index in marked:

@@ -1,6 +1,6 @@
-"""What all pages share: the head, the list of sections, and writing a file whole or not at all.
+"""The parts that all pages share: head, list of sections, tables, and writing the file.
 
-What lives here: `document`, `write_html`, `data_table`. What does not: what the sections say.
+What lives here: `document`, `data_table`, `write_html`. What does not: the content of sections.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def document(
     sections: Sequence[tuple[str, str, str]],
     script: str = "",
 ) -> str:
-    """A page as HTML. It loads nothing, and its policy lets only `script` run, by its hash.
+    """Returns a page as HTML; it loads nothing, and its policy allows only `script`, by its hash.
 
     Args:
         title: heading.
         subtitle: one line under it, may be empty.
-        what: what the page is, one sentence.
+        what: one sentence that describes the page.
         first: HTML before the sections, not listed among the links.
         sections: (id, name, HTML) in reading order.
-        script: JavaScript of the page itself; empty for a page without any.
+        script: JavaScript of the page; empty for none.
     """
     policy, scripted = POLICY, ""
     if script:
@@ -67,13 +67,13 @@ def document(
 def data_table(
     caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[str] = ()
 ) -> str:
-    """A plain table; its first column names the rows.
+    """Returns a plain table as HTML; its first column names the rows.
 
     Args:
-        caption: for screen readers.
+        caption: caption for screen readers.
         columns: headings.
         rows: text of the cells.
-        numeric: columns whose cells are set flush right.
+        numeric: columns whose cells are aligned right.
     """
     styles = [' class="num"' if column in numeric else "" for column in columns]
 
@@ -102,11 +102,11 @@ def data_table(
 
 
 def write_html(page: str, path: str | os.PathLike[str]) -> Path:
-    """Writes a page; a reader never sees half of one.
+    """Writes a page so that a reader sees either the old file or the whole new one.
 
     Args:
         page: HTML.
-        path: the file; missing folders are made, an older file is replaced.
+        path: the file; missing folders are created, an older file is replaced.
 
     Returns:
         The path written.

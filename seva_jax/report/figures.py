@@ -1,4 +1,4 @@
-"""A page of charts over one table, for what compares runs or plans rather than shows one run."""
+"""A page of charts above a table, which compares several runs or plans."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class MoreNumbers:
         key: the section's anchor, lower-case letters.
         title: its heading.
         columns: headings of the table.
-        rows: its cells, the first of a row names it.
-        note: what to know about the numbers.
-        numeric: whether the cells are numbers, which are set flush right.
+        rows: cells of each row; the first names the row.
+        note: a remark about the numbers.
+        numeric: whether the cells are numbers, which are aligned right.
     """
 
     key: str
@@ -35,17 +35,17 @@ class MoreNumbers:
 
 @dataclasses.dataclass(frozen=True)
 class FiguresData:
-    """What the page shows. Every text is shown as text, never read as HTML.
+    """The content of the page; every text is shown as text, never interpreted as HTML.
 
     Attributes:
         title: heading.
         subtitle: one line under it.
-        what: what the page is, one sentence.
+        what: one sentence that describes the page.
         curves: the charts.
         columns: headings of the table.
-        rows: its cells, the first of a row names it.
+        rows: cells of each row; the first names the row.
         notes: remarks under the table.
-        more: tables after that one; those without rows are left out.
+        more: further tables; those without rows are left out.
     """
 
     title: str

@@ -1,7 +1,7 @@
-"""The controls over a gallery: what its cards can be filtered by.
+"""The filter controls above a gallery.
 
-What lives here: `Facet`, `filter_form`, and the facets that are measured on answers. What does
-not: the filtering itself (`script.js`) and the cards (`gallery.py`).
+What lives here: `Facet`, `filter_form`, and the facets computed from answers. What does not: the
+filtering itself (`script.js`) and the cards (`gallery.py`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ DIFFERENCES = ((0.25, "up to a quarter"), (0.5, "up to a half"))
 
 @dataclasses.dataclass(frozen=True)
 class Facet:
-    """One property of the cards of a gallery.
+    """A property of the cards of a gallery by which they can be filtered.
 
     Attributes:
         key: name of the cards' data attribute; lower-case letters.
-        label: for people.
-        words: values in the order shown, with their words.
-        values: for each card the values it has; a card has them as `data-key="value value"`.
+        label: name shown on the page.
+        words: text of each value, in the order shown.
+        values: the values of each card, which its HTML has as `data-key="value value"`.
     """
 
     key: str
@@ -32,17 +32,17 @@ class Facet:
     values: tuple[tuple[str, ...], ...]
 
     def attribute(self, card: int) -> str:
-        """The attribute of one card, with a leading blank."""
+        """Returns the HTML attribute of one card, with a leading space."""
         return f' data-{self.key}="{esc(" ".join(self.values[card]))}"'
 
     def counts(self) -> dict[str, int]:
-        """How many cards have each value, without values that no card has."""
-        found = {value: sum(value in held for held in self.values) for value in self.words}
-        return {value: count for value, count in found.items() if count}
+        """Returns how many cards have each value, without values that no card has."""
+        counts = {value: sum(value in held for held in self.values) for value in self.words}
+        return {value: count for value, count in counts.items() if count}
 
 
 def length_facet(num_words: Sequence[int]) -> Facet:
-    """Cards by the length of their chosen answer, in words."""
+    """Returns the facet of the length of chosen answers, in words."""
     words = {str(index): text for index, (_, text) in enumerate(LENGTHS)}
     words[str(len(LENGTHS))] = f"over {LENGTHS[-1][0]} words"
     held = tuple((_bucket(number, LENGTHS),) for number in num_words)
@@ -50,7 +50,7 @@ def length_facet(num_words: Sequence[int]) -> Facet:
 
 
 def difference_facet(shares: Sequence[float]) -> Facet:
-    """Cards by the share of words in which their answers differ, 0 to 1."""
+    """Returns the facet of the share of words in which answers differ, 0 to 1."""
     words = {str(index): f"{text} of the words" for index, (_, text) in enumerate(DIFFERENCES)}
     words[str(len(DIFFERENCES))] = "most words"
     return Facet(
@@ -59,19 +59,19 @@ def difference_facet(shares: Sequence[float]) -> Facet:
 
 
 def label_facet(key: str, label: str, labels: Sequence[Sequence[str]]) -> Facet:
-    """Cards by texts that come with the data, in order of appearance."""
+    """Returns the facet of labels that come with the data, in order of appearance."""
     index = {text: str(i) for i, text in enumerate(dict.fromkeys(t for one in labels for t in one))}
     held = tuple(tuple(index[text] for text in one) for one in labels)
     return Facet(key, label, {value: text for text, value in index.items()}, held)
 
 
 def filter_form(group: str, main: Facet, others: Sequence[Facet]) -> str:
-    """The controls as HTML, hidden until the script is there; none for a single card.
+    """Returns the controls as HTML, hidden until the script runs; nothing for a single card.
 
     Args:
         group: name of the gallery, unique on the page.
-        main: shown as buttons; the others are menus, left out where all cards are alike.
-        others: further facets.
+        main: the facet shown as buttons.
+        others: facets shown as menus; those in which all cards are alike are left out.
     """
     if len(main.values) < 2:
         return ""
@@ -85,7 +85,7 @@ def filter_form(group: str, main: Facet, others: Sequence[Facet]) -> str:
         ]
     )
     menus = "".join(_menu(facet) for facet in others if len(facet.counts()) > 1)
-    # A facet stands on options as it does on radio buttons: the script looks at what is checked.
+    # Options carry their facet as radio buttons do: the script reads it from what is checked.
     return (
         f'<form class="filters" role="search" aria-label="Filter {group}" hidden>'
         f'<fieldset><legend>Show</legend>{buttons}</fieldset><div class="menus">{menus}'

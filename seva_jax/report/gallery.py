@@ -1,4 +1,4 @@
-"""The cards with pictures: answers before and after, and preference pairs.
+"""Cards with images: answers before and after, and preference pairs.
 
 What lives here: the markup of both galleries. What does not: their filters (`filters.py`), image
 encoding (`pictures.py`), word marking (`diff.py`), the page around them (`page.py`).
@@ -36,7 +36,7 @@ LONG_ANSWER = 420  # characters; longer answers scroll inside their card
 
 
 def examples_gallery(examples: Sequence[ExampleCard], album: Album) -> str:
-    """Filters and cards of the examples, changed for better or worse first."""
+    """Returns filters and cards of the examples, those changed for better or worse first."""
     order = list(VERDICT_WORDS)
     ranked = sorted(examples, key=lambda card: order.index(card.verdict))
     verdicts = Facet("verdict", "Verdict", VERDICT_WORDS, tuple((c.verdict,) for c in ranked))
@@ -54,7 +54,7 @@ def _attributes(facets: Sequence[Facet], card: int) -> str:
 
 
 def example_card(card: ExampleCard, album: Album, attributes: str) -> str:
-    """One question with the answers of both models; `attributes` are for the filters."""
+    """Returns the card of a question with both answers; `attributes` are for the filters."""
     after, (before,) = mark_differences(card.aligned_answer, (card.base_answer,))
     alt = f"Picture asked about: {shorten(card.question, 100)}"
     where = f"{card.evaluation}: {card.id}" if card.evaluation else card.id
@@ -73,7 +73,7 @@ def example_card(card: ExampleCard, album: Album, attributes: str) -> str:
 
 
 def pairs_gallery(pairs: Sequence[PairCard], album: Album) -> str:
-    """Filters and cards of the pairs, in the order given."""
+    """Returns filters and cards of the pairs, in the given order."""
     moves = Facet("move", "Margin", MOVE_WORDS, tuple((move(card),) for card in pairs))
     facets = (
         label_facet("corruption", "Corruption", [card.corruptions for card in pairs]),
@@ -91,14 +91,14 @@ def pairs_gallery(pairs: Sequence[PairCard], album: Album) -> str:
 
 
 def pair_card(card: PairCard, album: Album, extent: float, decimals: int, attributes: str) -> str:
-    """One preference pair.
+    """Returns the card of a preference pair.
 
     Args:
         card: the pair.
-        album: takes its images.
+        album: collects its images.
         extent: ends of the margin axis, the same for every card of a page.
-        decimals: of the printed margins.
-        attributes: for the filters.
+        decimals: decimals of the printed margins.
+        attributes: HTML attributes for the filters.
     """
     chosen, rejected = mark_differences(card.chosen, card.rejected)
     asked = shorten(card.question, 100)
@@ -129,7 +129,7 @@ def pair_card(card: PairCard, album: Album, extent: float, decimals: int, attrib
 
 
 def move(card: PairCard) -> str:
-    """Which way the margin went: "up", "down" or, also when not measured, "flat"."""
+    """Returns how the margin changed: "up", "down", or "flat", also if it was not measured."""
     change = card.margin_after - card.margin_before
     return "up" if change > 0 else "down" if change < 0 else "flat"
 
@@ -139,11 +139,11 @@ def _question(question: str) -> str:
 
 
 def _answers(answers: Sequence[tuple[str, str, str]]) -> str:
-    """(label, HTML, class) of each answer as a description list."""
+    """Returns a description list of answers, each given as (label, HTML, class)."""
     stacked = any(len(answer) > LONG_ANSWER for _, answer, _ in answers)
     rows = []
     for label, answer, style in answers:
-        # A region that scrolls must be reachable by keyboard.
+        # A scrolling region must be reachable by keyboard.
         scroll = f' tabindex="0" aria-label="{label}"' if len(answer) > LONG_ANSWER else ""
         shown = answer or '<span class="empty">(empty)</span>'
         rows.append(
@@ -168,7 +168,7 @@ def _numbered(word: str, index: int, count: int) -> str:
 
 
 def shown_of(shown: int, total: int) -> str:
-    """How much of all pairs the gallery holds, as a sentence."""
+    """Returns a sentence that says how many of all pairs the gallery shows."""
     if shown < total:
         return f"Showing {shown:,} of the {count_of(total, 'pair')} trained on."
     return f"Showing {'all ' if shown > 1 else ''}{count_of(shown, 'pair')} trained on."

@@ -1,7 +1,7 @@
 """Text and numbers for the page: escaping and formatting.
 
-What lives here: `esc`, through which every text of a run passes, and the number formats. What
-does not: layout. Read next: `page.py`.
+What lives here: `esc`, through which every text of a run passes, and formats of numbers. What does
+not: layout. Read next: `page.py`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import math
 import re
 
 MINUS = "−"
-# What a UTF-8 HTML page may not hold: control characters (but tab and newline), lone surrogates.
+# A UTF-8 HTML page may not contain control characters (except tab, newline) and lone surrogates.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def esc(text: object) -> str:
-    """Text as HTML that can only ever be text, in an element or in a quoted attribute.
+    """Escapes text so that HTML shows it as text, in an element or in a quoted attribute.
 
     Args:
         text: shown as `str(text)`; control characters and lone surrogates become U+FFFD.
@@ -28,7 +28,7 @@ def esc(text: object) -> str:
 
 
 def breakable(text: object) -> str:
-    """As `esc`; long expressions and paths may break behind their punctuation.
+    """Escapes text and lets long expressions and paths break after their punctuation.
 
     >>> breakable("objective.beta=0.5, x")
     'objective.<wbr>beta=<wbr>0.5, x'
@@ -37,19 +37,19 @@ def breakable(text: object) -> str:
 
 
 def shorten(text: str, limit: int) -> str:
-    """At most `limit` characters on one line, for alt texts."""
+    """Shortens text to `limit` characters on one line, for alt texts."""
     line = " ".join(text.split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 def decimals_for(values: tuple[float, ...]) -> int:
-    """Decimals that give the largest of `values` about three significant digits."""
+    """Returns the decimals that give the largest of `values` about three significant digits."""
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     return 3 if largest <= 1 else 2 if largest < 100 else 1
 
 
 def number(value: float, decimals: int, *, signed: bool = False) -> str:
-    """A number with thousands separators and a real minus sign; "–" when not finite.
+    """Formats a number with thousands separators and a real minus sign; "–" if not finite.
 
     >>> number(-1234.5, 1), number(0.25, 2, signed=True), number(-0.0001, 2, signed=True)
     ('−1,234.5', '+0.25', '0.00')
@@ -64,7 +64,7 @@ def number(value: float, decimals: int, *, signed: bool = False) -> str:
 
 
 def percent(part: float, whole: float) -> str:
-    """A share as a percentage, "–" when there is no whole.
+    """Formats a share as a percentage; "–" if the whole is 0.
 
     >>> percent(1, 8), percent(1, 0), percent(1, 5000)
     ('12.5 %', '–', '<0.1 %')
@@ -76,7 +76,7 @@ def percent(part: float, whole: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time people read at a glance.
+    """Formats a duration with the two units that matter.
 
     >>> duration(0.42), duration(83), duration(4350)
     ('0.4 s', '1 min 23 s', '1 h 12 min')
@@ -92,7 +92,7 @@ def duration(seconds: float) -> str:
 
 
 def count_of(count: int, noun: str, ending: str = "s") -> str:
-    """A count with its noun, which takes `ending` in the plural.
+    """Formats a count with its noun, which takes `ending` in the plural.
 
     >>> count_of(1, "pair"), count_of(1200, "pair")
     ('1 pair', '1,200 pairs')

@@ -1,10 +1,10 @@
 """The report: one self-contained HTML page about one run.
 
-What lives here: `render`, `write_report` and the page's sections, top to bottom in reading order.
-What does not: the frame (`document.py`), charts (`charts.py`), picture cards (`gallery.py`), the
-style sheet (`style.css`), its behaviour (`script.js`), and collecting the data from a run. Its
-Content-Security-Policy forbids the network and every script but its own, and every text passes
-through `markup.esc`.
+What lives here: `render`, `write_report` and the page's sections, in reading order. What does not:
+the frame (`document.py`), charts (`charts.py`), cards with images (`gallery.py`), the style sheet
+(`style.css`), the script (`script.js`), and collecting the data from a run (`run_report.py`). The
+page's Content-Security-Policy forbids the network and every script except its own, and every text
+passes through `markup.esc`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GIVEN_ANSWERS = (
 
 
 def render(data: ReportData) -> str:
-    """The page as HTML. Equal data gives equal text; an empty run gives a page that says so."""
+    """Returns the page as HTML; equal data give equal text, an empty run a page that says so."""
     album = Album()
     sections: list[tuple[str, str, str]] = [
         ("results", "Results", _results(data.table)),
@@ -72,9 +72,9 @@ def _glance(data: ReportData) -> str:
 
 
 def verdict_of(row: EvalRow) -> tuple[str, str]:
-    """What a row's difference says, as (CSS class, words).
+    """Returns the verdict on a row's difference, as (CSS class, words).
 
-    A change counts only when its interval excludes 0: ("better", "better"), ("worse", "worse"),
+    A change counts only if its interval excludes 0: ("better", "better"), ("worse", "worse"),
     or ("moved", "higher" or "lower") where neither direction is better.
     """
     low, high = row.difference.low, row.difference.high
@@ -136,7 +136,7 @@ def _results(table: Sequence[EvalRow]) -> str:
 
 
 def _is_rate(row: EvalRow) -> bool:
-    """Whether a row shares the strips' common axis; other units get an axis of their own."""
+    """Whether a row shares the common axis of strips; other units have an axis of their own."""
     values = (row.base.value, row.aligned.value)
     return all(abs(value) <= 1 for value in values if math.isfinite(value))
 
@@ -145,7 +145,7 @@ def _result_row(row: EvalRow, rate_extent: float) -> str:
     style, words = verdict_of(row)
     decimals = decimals_for((row.base.value, row.aligned.value))
     low, high = row.difference.low, row.difference.high
-    # Where the interval excludes 0, its near end must not be rounded to 0.
+    # If the interval excludes 0, its end near 0 must not be rounded to 0.
     finer = decimals
     while style != "unclear" and finer < 6 and round(min(abs(low), abs(high)), finer) == 0:
         finer += 1
@@ -224,7 +224,7 @@ def _funnel(funnel: Sequence[Drop], kept: int) -> str:
     if not total:
         return _empty("No pairs were built.")
     largest = max(kept, *(drop.count for drop in funnel)) if funnel else kept
-    # Roles keep it a table for screen readers where style.css lays it out as blocks.
+    # Roles keep it a table for screen readers when style.css lays it out as blocks.
     rows = [_funnel_row("Kept for training", kept, total, largest, "kept")]
     for drop in sorted(funnel, key=lambda drop: -drop.count):
         rows.append(_funnel_row(f"Dropped: {drop.reason}", drop.count, total, largest, "dropped"))

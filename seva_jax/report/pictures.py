@@ -1,7 +1,7 @@
-"""Images as data URLs that fit a page's size limit.
+"""Images as data URLs that keep a page within its size limit.
 
-What lives here: sharing out the page's size, thumbnail size, quality and encoding. What does not:
-the markup around an image (`gallery.py`).
+What lives here: dividing the page's size among images, thumbnail size, quality and encoding. What
+does not: the markup around an image (`gallery.py`).
 
 Shape suffixes: H image height, W image width, C = 3 colour channels.
 """
@@ -19,31 +19,30 @@ from PIL import Image
 
 PAGE_BYTES = 14_500_000
 MAX_IMAGE_CHARS = 40_000
-MAX_SIDE = 336  # what LLaVA-1.5 sees
+MAX_SIDE = 336  # the input size of LLaVA-1.5
 MIN_SIDE = 64
-# Pure noise, the costliest image there is, takes about this many base64 characters a pixel as
-# JPEG of quality 45.
+# Base64 characters per pixel of pure noise, the largest kind of image, as JPEG of quality 45.
 NOISE_CHARS_PER_PIXEL = 0.27
 QUALITIES = (84, 70, 56, 44, 32, 20)
 
 
 class Album:
-    """Collects a page's images first, so that each can be given its share of the page's size.
+    """Collects a page's images, so that each can get an equal share of the page's size.
 
     `add` returns a mark to write where the data URL belongs; `fill` replaces all marks. A mark
-    holds control characters, which `markup.esc` removes, so no text can pretend to be one.
+    contains control characters, which `markup.esc` removes, so no text can look like one.
     """
 
     def __init__(self) -> None:
         self._images: list[np.ndarray] = []
 
     def add(self, image_HWC: np.ndarray) -> str:
-        """Takes an image, uint8 [H, W, 3], and returns its mark."""
+        """Adds an image, uint8 [H, W, 3], and returns its mark."""
         self._images.append(image_HWC)
         return f"\x00{len(self._images) - 1}\x00"
 
     def fill(self, page: str) -> str:
-        """The page with data URLs for marks, of at most about `PAGE_BYTES` bytes of UTF-8.
+        """Replaces marks by data URLs; the page has at most about `PAGE_BYTES` bytes of UTF-8.
 
         Only a page of more than roughly 8,000 images can be larger, because thumbnails do not
         shrink below 64 px and quality 20.
@@ -57,23 +56,23 @@ class Album:
 
 @dataclasses.dataclass(frozen=True)
 class Thumbnails:
-    """Encodes images within a number of characters each.
+    """Encodes each image within a number of characters.
 
     Every thumbnail of a page has the same longest side: shrinking averages noise away, so a
-    corrupted image shown smaller than its clean twin would look less corrupted than it is. Only
-    the JPEG quality adapts to the image. With up to about 450 images the side is 336 px, with
+    corrupted image shown smaller than its clean version would look less corrupted than it is. Only
+    the JPEG quality depends on the image. With up to about 450 images the side is 336 px, with
     1,000 it is 224 px, and with 2,000 (1,000 pairs with answers of 100 words) 144 px, with
     photographs at quality 56 to 84 and pure noise at 44.
 
     Attributes:
-        share: base64 characters the page has for each image.
+        share: base64 characters that the page has for each image.
     """
 
     share: int
 
     @property
     def chars_per_image(self) -> int:
-        """Base64 characters an image may take."""
+        """Base64 characters that an image may take."""
         return min(MAX_IMAGE_CHARS, self.share)
 
     @property
@@ -84,11 +83,11 @@ class Thumbnails:
         return max(MIN_SIDE, min(MAX_SIDE, fitting))
 
     def data_url(self, image_HWC: np.ndarray) -> str:
-        """A `data:` URL of the image.
+        """Returns a `data:` URL of an image.
 
         Args:
-            image_HWC: uint8 [H, W, 3]. Up to 64 px it is kept exactly, as PNG, while that fits;
-                anything else becomes a JPEG thumbnail.
+            image_HWC: uint8 [H, W, 3]. An image of up to 64 px is kept exactly, as PNG, if that
+                fits; any other becomes a JPEG thumbnail.
         """
         image = Image.fromarray(np.ascontiguousarray(image_HWC))
         if is_tiny(image_HWC):
@@ -104,7 +103,7 @@ class Thumbnails:
 
 
 def is_tiny(image_HWC: np.ndarray) -> bool:
-    """Whether an image is so small (64 px at most) that its pixels should stay visible."""
+    """Whether an image is so small (at most 64 px) that its pixels should stay visible."""
     return max(image_HWC.shape[:2]) <= MIN_SIDE
 
 

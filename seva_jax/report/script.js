@@ -1,13 +1,13 @@
-// What the page does: filters of the galleries, and pictures enlarged. It works on what is in the
-// page and loads nothing. Without it everything is still there, unfiltered and small: the page
-// starts with its filters hidden and its picture buttons disabled.
+// The page's behaviour: filters of the galleries, and enlarged images. It uses only what is in the
+// page and loads nothing. Without it everything is still shown, unfiltered and small: filters start
+// hidden and image buttons disabled.
 "use strict";
 
 for (const form of document.querySelectorAll(".filters")) {
   const cards = [...form.parentElement.querySelectorAll(".card")];
   const search = form.querySelector("[type=search]");
   const count = form.querySelector("output");
-  let texts = null; // of the cards, read when somebody searches
+  let texts = null; // text of the cards, read at the first search
 
   const apply = () => {
     const chosen = [...form.querySelectorAll(":checked")]
@@ -28,7 +28,7 @@ for (const form of document.querySelectorAll(".filters")) {
   form.addEventListener("input", apply);
   form.addEventListener("reset", () => setTimeout(apply));
   form.addEventListener("submit", (event) => event.preventDefault());
-  window.addEventListener("pageshow", apply); // a browser that goes back restores the controls
+  window.addEventListener("pageshow", apply); // going back restores the state of the controls
   form.hidden = false;
   apply();
 }
@@ -42,7 +42,7 @@ const caption = make("p", dialog, { id: "zoom-caption" });
 const controls = make("div", dialog);
 dialog.setAttribute("aria-labelledby", caption.id);
 
-let opener = null; // the button of the picture shown
+let opener = null; // the button of the enlarged image
 
 const show = (button) => {
   opener = button;
@@ -68,7 +68,7 @@ dialog.addEventListener("keydown", (event) => {
   if (event.key === "ArrowRight") step(1);
 });
 dialog.addEventListener("click", (event) => {
-  if (event.target === dialog) dialog.close(); // beside the picture
+  if (event.target === dialog) dialog.close(); // a click outside of the image
 });
 dialog.addEventListener("close", () => opener.focus());
 
