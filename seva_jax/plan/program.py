@@ -16,7 +16,7 @@ from seva_jax.batches.trees import RowShape, pack_row
 from seva_jax.config.experiment import Experiment
 from seva_jax.config.options import make_model
 from seva_jax.inference.rollouts import rollout_rows
-from seva_jax.inference.sampler import PromptBatch, Sampler, decode, refill
+from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state, refill
 from seva_jax.models import Llava, LlavaConfig, abstract_stored, abstract_variables
 from seva_jax.sharding import batch_sharding, placed, row_multiple, variable_shardings
 from seva_jax.training.loop import jit_step, state_like
