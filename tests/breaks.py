@@ -173,7 +173,7 @@ BREAKS = (
     Break("R11", "chosen = rejected", "seva_jax/data/collect.py", "it is used",
           "if texts[0] in texts[1:]:", "if False:", LINES),
     Break("R11", "any bad line", "seva_jax/data/collect.py", "its number is not said",
-          'left_out.append(f"{where}: {found.reason}', 'left_out.append(f"{found.reason}', LINES),
+          'left_out.append(f"{where}: {error.reason}', 'left_out.append(f"{error.reason}', LINES),
     Break("R11", "any, with --strict", "seva_jax/data/check.py", "the run starts",
           "        if self.drops:\n", "        if False:\n",
           "test_hostile.py::test_strict_runs_stop_before_they_start"),

@@ -265,7 +265,7 @@ def test_strict_runs_stop_before_they_start(folder, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "pairs    1 usable of 3" in shown
     expected = (
-        r"strict: 2 of 3 pairs cannot be used \(1 empty chosen answer, 1 unreadable image\); mend "
+        r"strict: 2 of 3 pairs cannot be used \(1 empty chosen answer, 1 unreadable image\); fix "
         r"or remove them, or leave out --strict:\n +record 2: empty chosen answer: .*\n"
         r" +b.png#2: unreadable image: b.png"
     )
