@@ -1,7 +1,7 @@
 """Takes one defence away at a time and sees that its test fails: `python tests/breaks.py`.
 
 What lives here: the table `BREAKS`, and the program that tries it on a copy of the repository. What
-does not: the promises, which the table "When something breaks" in README.md numbers and names.
+does not: the promises, which the table in `tests/README.md` numbers and names.
 `test_breaks.py` keeps this table true without running it.
 
     python tests/breaks.py                     all but the slow ones: a quarter of an hour

@@ -55,7 +55,7 @@ PUBLISHED = {
                     "pairs.sampling.temperature": 0.0, "pairs.sampling.repetition_penalty": 1.1},
     ],
     "gapo": [
-        {"objective.weighting": "seva_jax.objectives.weighting.ScoreGap",
+        {"objective.weighting": "seva_jax.objectives.ScoreGap",
          "objective.weighting.base": 2.0, "objective.weighting.relative": False},
     ],
     "grape": [
@@ -71,15 +71,15 @@ PUBLISHED = {
     ],
     "mmedpo": [
         ADAPTERS | {"optim.lr": 1e-7, "train.epochs": 3, "train.trained": ["lora"],
-                    "objective.weighting": "seva_jax.objectives.weighting.RawScore",
+                    "objective.weighting": "seva_jax.objectives.RawScore",
                     "prompts.sources.1.noise.noise": "pixels", "prompts.sources.1.noise.std": 10.0,
                     "prompts.sources.1.noise.region": "heat"},
     ],
     "povid": [
         ADAPTERS | {"optim.lr": 1e-7, "objective.beta": 0.1, "train.epochs": 3},
         ADAPTERS | {"optim.lr": 1e-7, "objective.beta": 0.1, "train.epochs": 1, "base.merge": True,
-                    "objective": "seva_jax.objectives.visual.Inherent",
-                    "prompts.change": "seva_jax.corrupt.diffusion.PixelNoise",
+                    "objective": "seva_jax.objectives.Inherent",
+                    "prompts.change": "seva_jax.corrupt.PixelNoise",
                     "prompts.change.step": 500},
     ],
     "realign": [
