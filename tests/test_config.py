@@ -24,7 +24,7 @@ from seva_jax.config.experiment import Evaluation, Experiment, check
 from seva_jax.config.options import ComputeOptions, ReportOptions, RolloutOptions, TextOptions
 from seva_jax.config.prior_run import PriorRun
 from seva_jax.config.rounds import Round, Rounds
-from seva_jax.config.source import fingerprint, flatten, to_source, without_effect
+from seva_jax.config.source import fingerprint, flatten, public_name, to_source, without_effect
 from seva_jax.corrupt import Compose, DiffusionNoise, RandomInvert, RandomResizedCrop, moco
 from seva_jax.data.files import ImageFolder
 from seva_jax.evals import Chair, ExactAnswer
@@ -121,6 +121,28 @@ def test_a_config_file_is_python(tmp_path):
     """A YAML file is refused as what it is."""
     with pytest.raises(DataError, match=r"must end in \.py"):
         read_config(write(tmp_path, "a: 1\n", "config.yaml"))
+
+
+def test_the_record_of_a_run_of_version_0_1(tmp_path):
+    """One line says what it is and what to do, for a base that is such a run, too."""
+    text = (
+        '"""Resolved config of a run, written by seva_jax. Usable with --config."""\n\n'
+        "import seva_jax.base_model\nimport seva_jax.experiment\n\n\n"
+        "def get_config():\n"
+        "    return seva_jax.experiment.Experiment(\n"
+        "        base=seva_jax.base_model.TrainedBase(),\n"
+        "    )\n"
+    )
+    path = write(tmp_path, text)
+    for read in (lambda: read_config(path), PriorRun(str(tmp_path)).earlier):
+        with pytest.raises(DataError, match=r"was written by seva_jax 0\.1, whose work") as caught:
+            read()
+        assert str(caught.value).startswith(str(path))
+        assert "finish that run with seva_jax 0.1, or choose another --workdir" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    own = write(tmp_path, text.replace("Resolved config of a run, written by", "For"), "own.py")
+    with pytest.raises(DataError, match=r"ModuleNotFoundError: No module named 'seva_jax\.base_m"):
+        read_config(own)
 
 
 def test_a_config_file_may_define_a_corruption(tmp_path):
@@ -380,10 +402,7 @@ TOGETHER = {
 
 def test_every_number_of_every_config_class_has_a_range():
     """Unless its class checks it when it is made."""
-    parts = ("corrupt", "data", "evals", "objectives", "pairs", "worlds")
-    package = Path(seva_jax.__file__).parent
-    for file in (file for part in parts for file in (package / part).rglob("[a-z]*.py")):
-        importlib.import_module(".".join(file.relative_to(package.parent).with_suffix("").parts))
+    import_parts()
     without = set()
     for kind in config_classes():
         if any("__post_init__" in vars(c) for c in kind.__mro__):
@@ -716,6 +735,27 @@ def config_classes():
             if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
                 queue.append(annotation)
     return sorted(found, key=lambda c: (c.__module__, c.__qualname__))
+
+
+def import_parts():
+    """Imports every module that may define a part of a config, so `config_classes` has them."""
+    parts = ("corrupt", "data", "evals", "objectives", "pairs", "runtime", "worlds")
+    package = Path(seva_jax.__file__).parent
+    for file in (file for part in parts for file in (package / part).rglob("[a-z]*.py")):
+        importlib.import_module(".".join(file.relative_to(package.parent).with_suffix("").parts))
+
+
+def test_every_config_class_has_a_public_name():
+    """Work directories record it, so classes may move between the files of their package."""
+    import_parts()
+    hidden = []
+    for kind in config_classes():
+        module, name = public_name(kind)
+        if module.startswith("seva_jax.bench."):  # only in work directories of benchmarks
+            continue
+        if not hasattr(sys.modules[module], "__path__") and module.count(".") > 1:
+            hidden.append(f"{module}.{name}")
+    assert not hidden
 
 
 def described(kind):

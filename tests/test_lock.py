@@ -13,8 +13,12 @@ from helpers_run import running, train
 from seva_jax.runtime import lock
 from seva_jax.types import DataError
 
-HOLDS = "import sys, time, pathlib; from seva_jax import lock; print(repr(lock.claim(pathlib.Path(\
-sys.argv[1]))), flush=True); time.sleep(100)"
+HOLDS = """
+import pathlib, sys, time
+from seva_jax.runtime import lock
+print(repr(lock.claim(pathlib.Path(sys.argv[1]))), flush=True)
+time.sleep(100)
+"""
 
 
 def holder(**changes):

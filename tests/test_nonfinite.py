@@ -133,7 +133,7 @@ def test_one_bad_example(tmp_path, capsys):
 def test_too_many_end_the_run(tmp_path):
     """After the third in a row; what is saved is the state before them, and finite."""
     run = tiny_run(tmp_path / "run", "--train.log-every", "4", "--train.save-every", "1")
-    with pytest.raises(NotFinite, match="4 steps one after another had a loss or gradient that is"):
+    with pytest.raises(NotFinite, match="4 consecutive steps had a loss or gradient that is"):
         fit(run, 6, np.nan)
     assert [(r["step"], r["nonfinite"]) for r in rows_of(run)] == [(4, 4)]
     assert [n["step"] for n in lines(run.workdir.path / "nonfinite.jsonl")] == [1, 2, 3, 4]
@@ -154,7 +154,7 @@ def test_a_stop_does_not_start_the_count_again(tmp_path, monkeypatch):
             with pytest.raises(shutdown.Stopped):
                 fit(tiny_run(tmp_path / "run", *options), 12, np.nan)
     run = tiny_run(tmp_path / "run", *options)
-    with pytest.raises(NotFinite, match="6 steps one after another"):
+    with pytest.raises(NotFinite, match="6 consecutive steps"):
         fit(run, 12, np.nan)
     assert [r["step"] for r in rows_of(run)] == [2, 4, 6]
     assert [n["step"] for n in lines(run.workdir.path / "nonfinite.jsonl")] == [1, 2, 3, 4, 5, 6]

@@ -1,4 +1,4 @@
-"""Several runs, each going on from the one before: curricula, and what a `PriorRun` takes over."""
+"""Several runs, each starting from the one before: curricula and `PriorRun`."""
 
 import contextlib
 import dataclasses
@@ -41,16 +41,16 @@ from seva_jax.worlds import WorldPairs, WorldPrompts
 # --- which runs a config stands for ---------------------------------------------------------------
 
 
-def test_stages_change_what_they_name():
-    """And keep what the stage before had; each starts from the one before."""
+def test_rounds_change_what_they_name():
+    """Other fields keep the value of the round before; each round starts from the one before."""
     other, lora = TrainOptions(batch_size=4, trained=("lora",)), LoraConfig(rank=2)
-    stages = (
+    rounds = (
         Round(),
         Round(objective=DPO(beta=0.5), train=other),
         Round(corrupt=(DiffusionNoise(step=800),), lora=lora, refresh=False),
     )
     e = Experiment(workdir="runs/x", base=Checkpoint("somewhere"))
-    first, second, third = Rounds(stages)(dataclasses.replace(e, curriculum=Rounds(stages)))
+    first, second, third = Rounds(rounds)(dataclasses.replace(e, curriculum=Rounds(rounds)))
     assert first == dataclasses.replace(e, workdir="runs/x/1")
     assert second == dataclasses.replace(
         e, workdir="runs/x/2", base=PriorRun("runs/x/1"), objective=DPO(beta=0.5), train=other
@@ -74,22 +74,22 @@ def test_iterations_ask_again():
     assert Once()(e) == (e,)
 
 
-def staged(*stages, **changes):
-    """The runs of a small config with stages."""
+def runs_in(*rounds, **changes):
+    """The runs of a small config with these rounds."""
     e = helpers_run.get_config()
-    return runs_of(dataclasses.replace(e, curriculum=Rounds(stages), **changes))
+    return runs_of(dataclasses.replace(e, curriculum=Rounds(rounds), **changes))
 
 
 PROBLEMS = {
-    "stage 2: train.batch_size 10 does not divide": (
+    "round 2: train.batch_size 10 does not divide": (
         Round(),
         Round(train=TrainOptions(batch_size=10, micro_batches=4)),
     ),
-    "stage 2: train.trained lacks lora, which the run before trained": (
+    "round 2: train.trained lacks lora, which the run before trained": (
         Round(),
         Round(lora=LoraConfig(rank=0), train=TrainOptions(trained=("language",)), refresh=False),
     ),
-    r"stage 3: lora is LoraConfig\(rank=4": (
+    r"round 3: lora is LoraConfig\(rank=4": (
         Round(),
         Round(),
         Round(lora=LoraConfig(rank=4), refresh=False),
@@ -98,21 +98,21 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize("expected", PROBLEMS)
-def test_problems_name_the_stage(expected):
-    """Before anything starts."""
+def test_problems_name_the_round(expected):
+    """They are found before anything starts."""
     with pytest.raises(DataError, match=expected):
-        staged(*PROBLEMS[expected])
+        runs_in(*PROBLEMS[expected])
 
 
 def test_adapters_and_quantised_weights(monkeypatch):
-    """They cannot be merged; they can go on."""
+    """They cannot be merged, but their training can continue."""
     monkeypatch.setattr("seva_jax.config.experiment.require_qwix", lambda: None)
     compute = ComputeOptions(param_dtype="float32", base_weights="nf4")
     with pytest.raises(
-        DataError, match=r"stage 2: the adapters .* cannot be merged into quantised"
+        DataError, match=r"round 2: the adapters .* cannot be merged into quantised"
     ):
-        staged(Round(), Round(), compute=compute)
-    assert len(staged(Round(), Round(refresh=False), compute=compute)) == 2
+        runs_in(Round(), Round(), compute=compute)
+    assert len(runs_in(Round(), Round(refresh=False), compute=compute)) == 2
 
 
 def test_what_is_wrong_with_a_curriculum():
@@ -121,7 +121,7 @@ def test_what_is_wrong_with_a_curriculum():
     for curriculum, expected in (
         (Iterations(0), r"curriculum\.num must be at least 1"),
         (Iterations(3, prompts=(e.prompts,)), "has 1 sources for 3 iterations"),
-        (Rounds(()), r"curriculum\.stages is empty"),
+        (Rounds(()), r"curriculum\.rounds is empty"),
     ):
         with pytest.raises(DataError, match=expected):
             runs_of(dataclasses.replace(e, curriculum=curriculum))
@@ -163,18 +163,18 @@ def test_the_command_shows_and_refuses(tmp_path, capsys):
         train.run(dataclasses.replace(read_config(path), workdir=str(tmp_path / "x")))
 
 
-def test_every_stage_is_planned():
+def test_every_round_is_planned():
     """Those that differ in their programs; nothing has to have been trained."""
     e = read_config(config_directory() / "tiny_seva_iterated.py")
     options = PlanOptions(("v5e:4x4",), size=("base",))
     (alone,) = variants(e, options)
     assert alone.config == e.base.assets().config
-    stages = Rounds((Round(), Round(lora=LoraConfig(rank=8)), Round(prompts=WorldPrompts(num=3))))
-    found = variants(dataclasses.replace(e, curriculum=stages), options)
+    rounds = Rounds((Round(), Round(lora=LoraConfig(rank=8)), Round(prompts=WorldPrompts(num=3))))
+    found = variants(dataclasses.replace(e, curriculum=rounds), options)
     assert [v.name for v in found] == ["base LoRA r=32, round 1", "base LoRA r=8, round 2"]
 
 
-# --- runs that go on from each other --------------------------------------------------------------
+# --- runs that continue each other ----------------------------------------------------------------
 
 FIRST = WorldPairs(kinds=("color",), num=16)
 CURRICULUM = (
@@ -184,7 +184,7 @@ CURRICULUM = (
 )
 
 
-def experiment(workdir, stages=CURRICULUM):
+def experiment(workdir, rounds=CURRICULUM):
     """Sixteen pairs, all of them in every step."""
     e = helpers_run.get_config()
     small = dataclasses.replace
@@ -198,7 +198,7 @@ def experiment(workdir, stages=CURRICULUM):
         optim=small(e.optim, lr=3e-3, warmup_ratio=0.0),
         train=small(sizes, trained=("lora", "projector")),
         evals=(suite,),
-        curriculum=Rounds(stages),
+        curriculum=Rounds(rounds),
     )
 
 
@@ -212,8 +212,8 @@ def one_device():
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, one_device):
-    """All stages, finished: their configs and what was printed."""
-    runs = runs_of(experiment(tmp_path_factory.mktemp("stages") / "done"))
+    """All rounds, finished: their configs and what was printed."""
+    runs = runs_of(experiment(tmp_path_factory.mktemp("rounds") / "done"))
     with contextlib.redirect_stdout(io.StringIO()) as said:
         train.run_all(runs)
     return runs, said.getvalue()
@@ -272,7 +272,7 @@ def test_the_reference_is_refreshed(done):
 
 @pytest.mark.slow
 def test_answers_are_not_asked_for_twice(done):
-    """What the aligned model said is what the next base says; and all stages are on one page."""
+    """What the aligned model said is what the next base says; and all rounds are on one page."""
     runs, said = done
     assert said.count("20 answers taken from") == 2
     assert said.count("=== round ") == 3
@@ -317,7 +317,7 @@ class Killed(Exception):
 
 @pytest.mark.slow
 def test_interrupted_and_changed(done, tmp_path, monkeypatch, capsys):
-    """Resumed in stage 2 it ends the same; another stage 1 makes stage 2 run again."""
+    """Resumed in round 2 it ends the same; another round 1 makes round 2 run again."""
     expected = opened(done[0][1])
     runs = runs_of(experiment(tmp_path, CURRICULUM[:2]))
     others = [Path(run.workdir) for run in done[0][:1]]
@@ -336,7 +336,7 @@ def test_interrupted_and_changed(done, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     train.run_all(runs, others)
     shown = capsys.readouterr().out
-    # All of stage 1 had finished, and of stage 2 what comes before the alignment.
+    # All of round 1 had finished, and of round 2 what comes before the alignment.
     assert shown.count("done before") == len(read_stages(Path(runs[0].workdir))) + 3
     assert_equal(opened(runs[1]).aligned, expected.aligned)
     train.run_all(runs)

@@ -78,7 +78,7 @@ def test_one_process(whole_run, tmp_path):
             assert run.status() == status, run.output[-3000:]
             took.append(time.monotonic() - start)
             if status == Status.STOPPED and not cold:
-                assert "run the same command again to go on" in run.output
+                assert "run the same command again to resume" in run.output
         if stage in ("base", "align"):
             (saved,) = saved_steps(workdir, stage)  # no other save was due
             assert 2 <= saved < STEPS

@@ -1,7 +1,7 @@
-"""What a run is: every setting of it, config files and the command line.
+"""Configs: every setting of a run, config files and the command line.
 
 What lives here: `Experiment` and its sections, where the model to align comes from, and curricula
-of several runs. What does not: running them (`seva_jax/run`). Read next: `experiment.py`.
+of several runs. What does not: running them (`seva_jax/train.py`). Read next: `experiment.py`.
 """
 
 from seva_jax.config.base_models import Assets, BaseModel, Checkpoint, TrainedBase

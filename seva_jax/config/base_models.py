@@ -1,8 +1,7 @@
-"""Where the model to align comes from: a checkpoint, or a small one trained on the spot.
+"""Where the model to align comes from: a checkpoint, or a small model trained from scratch.
 
-Both give the same three things: an architecture, a tokenizer and an image pipeline (`Assets`).
-Weights are loaded by `seva_jax/convert`, or trained by the ordinary loop in
-`seva_jax/train.py`.
+Both give an architecture, a tokenizer and an image pipeline (`Assets`). Weights are loaded by
+`seva_jax/convert`, or trained by the ordinary loop in `seva_jax/train.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
+
+from typing_extensions import override
 
 from seva_jax.convert import read_llava_config, tower_directory
 from seva_jax.data.sources import PromptSource
@@ -26,7 +27,7 @@ from seva_jax.worlds import WorldPrompts, world_vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class Assets:
-    """What comes with the weights.
+    """Everything that comes with the weights of a model.
 
     Attributes:
         config: architecture.
@@ -39,10 +40,10 @@ class Assets:
     processing: ImageProcessing
 
     def encoder(self, template: Template, max_length: int) -> Encoder:
-        """Text to tokens of this model.
+        """Returns the encoder of text to tokens of this model.
 
         Args:
-            template: how questions and answers are put.
+            template: template of questions and answers.
             max_length: longest trunk plus longest answer, tokens.
         """
         return Encoder(
@@ -59,10 +60,10 @@ class BaseModel:
     """Base class: where the model to align comes from."""
 
     def assets(self) -> Assets:
-        """Architecture, tokenizer and image pipeline.
+        """Returns architecture, tokenizer and image pipeline.
 
         Raises:
-            DataError: something is missing or does not fit together.
+            DataError: files are missing or do not fit together.
         """
         raise NotImplementedError(f"{type(self).__name__} must define assets")
 
@@ -74,19 +75,19 @@ class Checkpoint(BaseModel):
     Attributes:
         path: the directory, for example a download of llava-hf/llava-1.5-7b-hf or, in the
             original layout, liuhaotian/llava-v1.5-7b.
-        vision_tower: the CLIP directory that the original layout needs; empty for the one its
-            config.json names.
+        vision_tower: the CLIP directory that the original layout needs; empty takes the one that
+            its config.json names.
         pad_to_square: pad images to a square before resizing, as the original LLaVA does.
-            Hugging Face's processors crop instead unless told otherwise; None follows the
-            checkpoint's own processor.
+            Hugging Face's processors crop instead by default; None follows the checkpoint's own
+            processor.
     """
 
     path: str = ""
     vision_tower: str = ""
     pad_to_square: bool | None = True
 
+    @override
     def assets(self) -> Assets:
-        """See `BaseModel.assets`."""
         if not self.path:
             raise DataError("base.path is empty; give the checkpoint directory, --base.path DIR")
         config = read_llava_config(self.path, self.vision_tower)
@@ -107,15 +108,15 @@ class Checkpoint(BaseModel):
 
 @dataclasses.dataclass(frozen=True)
 class TrainedBase(BaseModel):
-    """A small model trained from scratch on answered prompts, by the loop that aligns it.
+    """A small model trained from scratch on prompts with known answers.
 
     Attributes:
         model: architecture; its vocabulary size is set from `words`.
         words: vocabulary of the word-level tokenizer.
-        vocab_multiple: the vocabulary is padded with unused ids to a multiple of this; a mesh
-            with `tensor` devices needs a multiple of that many.
+        vocab_multiple: the vocabulary is padded with unused ids to a multiple of this number, which
+            must be a multiple of the devices along the axis `tensor` of the mesh.
         processing: image pipeline.
-        prompts: training questions; the answer is `meta["answer"]`.
+        prompts: training questions; their answers are in `meta["answer"]`.
         steps: optimiser steps.
         batch_size: examples in a step.
         optim: the optimiser.
@@ -130,8 +131,8 @@ class TrainedBase(BaseModel):
     batch_size: Annotated[int, FROM_1] = 64
     optim: Optim = Optim(lr=1e-3)
 
+    @override
     def assets(self) -> Assets:
-        """See `BaseModel.assets`."""
         tokenizer = word_tokenizer(self.words)
         rows = -(-len(tokenizer) // self.vocab_multiple) * self.vocab_multiple
         text = dataclasses.replace(self.model.text, vocab_size=rows)

@@ -1,4 +1,8 @@
-"""Config files and suite files: Python that is run, and what it gives."""
+"""Config files and suite files: Python files that are run for the value of a function.
+
+What lives here: `read_config`, `read_configs` and `read_suites`, with errors that name the file.
+What does not: overrides on the command line (`command_line.py`), writing a config (`source.py`).
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,12 @@ from seva_jax.evals import Suite
 from seva_jax.runtime.paths import expand_home
 from seva_jax.types import DataError
 
-CONFIG_MODULE = "seva_jax_config_"  # with the name of a config file, its module
+MODULE_PREFIX = "seva_jax_config_"  # of the modules of config files, before the file's name
+RECORD_TITLE = "Resolved config of a run, written by seva_jax"  # of configs in work directories
 
 
 def config_directory() -> Path:
-    """Where the shipped configs are: beside the package in a checkout, inside it when installed."""
+    """Returns where the shipped configs are: next to the package, inside it when installed."""
     package = Path(__file__).parent.parent
     checkout = package.parent / "configs"
     return checkout if checkout.is_dir() else package / "_configs"
@@ -31,10 +36,15 @@ def read_config(path: Path) -> Experiment:
     Raises:
         DataError: as `read_configs`, or the file defines several experiments.
     """
-    return single(read_configs(path), path)
+    return only_experiment(read_configs(path), path)
 
 
-def single(experiments: list[Experiment], path: Path) -> Experiment:
+def only_experiment(experiments: list[Experiment], path: Path) -> Experiment:
+    """Returns the experiment of a config file that defines one.
+
+    Raises:
+        DataError: there are several; the message says how to pick one.
+    """
     if len(experiments) > 1:
         raise DataError(
             f"{path} defines {len(experiments)} runs; pick one with --only 0 to "
@@ -44,11 +54,11 @@ def single(experiments: list[Experiment], path: Path) -> Experiment:
 
 
 def read_configs(path: Path) -> list[Experiment]:
-    """Runs a config file and returns its experiments: that of `get_config`, or of `get_configs`.
+    """Runs a config file and returns its experiments: of `get_config`, or of `get_configs`.
 
     Raises:
-        DataError: the file is missing, fails, has neither function, or two of its runs have one
-            work directory; names the file.
+        DataError: the file is missing, fails, has neither function, returns something else, or is
+            the record of a run of another version; the message names the file.
     """
     if not path.is_file():
         shipped = ", ".join(sorted(p.name for p in config_directory().glob("*.py")))
@@ -75,13 +85,13 @@ def read_configs(path: Path) -> list[Experiment]:
 
 
 def read_suites(where: str) -> list[Suite]:
-    """Runs a suite file and returns what its `get_suites` gives.
+    """Runs a suite file and returns the suites of its `get_suites`.
 
     Args:
-        where: path of the file, or the dotted name of a module that can be imported.
+        where: path of the file, or dotted name of an importable module.
 
     Raises:
-        DataError: the file is missing, fails or does not give suites; names the file.
+        DataError: the file is missing, fails or does not give suites; the message names it.
     """
     path = Path(where)
     if not path.is_file():
@@ -110,8 +120,8 @@ def read_suites(where: str) -> list[Suite]:
 
 
 def _run_file(path: Path, get: Callable[[ModuleType], list[Any]]) -> list[Any]:
-    """Runs a Python file and takes something from it; whatever fails in either names the file."""
-    spec = importlib.util.spec_from_file_location(CONFIG_MODULE + path.stem, path)
+    """Runs a Python file and returns `get` of its module; errors of either name the file."""
+    spec = importlib.util.spec_from_file_location(MODULE_PREFIX + path.stem, path)
     if spec is None or spec.loader is None:
         raise DataError(f"config file {path} is not Python; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
@@ -123,12 +133,26 @@ def _run_file(path: Path, get: Callable[[ModuleType], list[Any]]) -> list[Any]:
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except Exception as error:
+        if _names_old_module(module, error):
+            raise DataError(
+                f"{path} was written by seva_jax 0.1, whose work directories this version cannot "
+                "read; finish that run with seva_jax 0.1, or choose another --workdir"
+            ) from error
         raise DataError(f"{path}: {type(error).__name__}: {error}") from error
+
+
+def _names_old_module(module: ModuleType, error: Exception) -> bool:
+    """Whether a recorded config failed because a module of the package no longer exists."""
+    return (
+        isinstance(error, ModuleNotFoundError)
+        and (error.name or "").startswith("seva_jax.")
+        and (module.__doc__ or "").startswith(RECORD_TITLE)
+    )
 
 
 @contextlib.contextmanager
 def files_in(folder: str | Path) -> Iterator[None]:
-    """Inside, the Python files of a folder can be imported, before all others of their names."""
+    """Lets the body import the Python files of a folder, before others of the same names."""
     sys.path.insert(0, str(Path(folder).expanduser().resolve()))
     try:
         yield
@@ -137,15 +161,15 @@ def files_in(folder: str | Path) -> Iterator[None]:
 
 
 def config_module(path: str | Path) -> ModuleType:
-    """The module of a config file, for classes that it defines.
+    """Returns the module of a config file, for a recorded config with classes defined there.
 
     Raises:
         DataError: the file is missing or fails.
     """
     path = Path(path).expanduser()
-    found = sys.modules.get(CONFIG_MODULE + path.stem)
-    if found is not None and found.__file__ == str(path):
-        return found
+    module = sys.modules.get(MODULE_PREFIX + path.stem)
+    if module is not None and module.__file__ == str(path):
+        return module
     if not path.is_file():
         raise DataError(f"{path} is not there, and it defines classes of this run; put it back")
     return _run_file(path, lambda module: [module])[0]

@@ -26,11 +26,11 @@ class TextOptions:
     """How questions and answers become tokens.
 
     Attributes:
-        generate: template the model is asked with.
-        train: template the model is trained with. SeVa generates with `LLAVA_V1` and trains with
-            `VICUNA_V1`; the sane default is one template for both.
+        generate: template of prompts that the model answers.
+        train: template of prompts and answers in training. SeVa generates with `LLAVA_V1` and
+            trains with `VICUNA_V1`; the default is one template for both.
         max_length: longest trunk plus longest answer, tokens. Images and questions are never
-            cut: what does not fit is dropped and counted.
+            truncated: examples that do not fit are dropped and counted.
     """
 
     generate: Template = VICUNA_V1
@@ -40,16 +40,16 @@ class TextOptions:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutOptions:
-    """How prompts are answered.
+    """How the model answers prompts.
 
     Attributes:
-        sampling: greedy by default, as in SeVa.
-        batch_size: rows answered together over all devices; clean and corrupted copies of a
-            prompt are rows of their own.
-        refill: new prompts start when one in this many rows is done, beside those that go on. 1
-            answers whole batches, which costs the time of the longest answer in each, but every
-            answer is then computed beside the same others however a run was interrupted.
-        cache: keys and values of tokens seen, "exact" or "int8" (half of bfloat16's memory).
+        sampling: how tokens are sampled; greedy by default, as in SeVa.
+        batch_size: rows answered together over all devices; the clean and corrupted copies of a
+            prompt are one row each.
+        refill: new prompts replace finished rows as soon as one in this many rows is finished. 1
+            answers whole batches: each takes as long as its longest answer, but an answer is then
+            always computed in the same batch, even if the run was interrupted.
+        cache: KV cache, "exact" or "int8" (half of bfloat16's memory).
     """
 
     sampling: Sampling = Sampling()
@@ -63,18 +63,18 @@ class ComputeOptions:
     """Precision and memory.
 
     Attributes:
-        param_dtype: storage of frozen parameters. Trained parameters are float32 always.
+        param_dtype: storage of frozen parameters. Trained parameters are always float32.
         base_weights: storage of the frozen kernels of the language model's linear layers. "float"
-            is param_dtype; "int8" (8 bits) and "nf4" (4.5 bits a weight) are QLoRA's quantised
-            base, for adapters; they need the extra "quant".
-        dtype: compute dtype; norms, softmax, logits and log-probs are float32 always.
-        remat: what the backward pass computes again instead of keeping it: "none", "matmuls"
-            (keeps the results of linear layers) or "layers" (keeps a layer's input only).
-        attention: "auto" uses a TPU's kernel where there is one; "cudnn" uses cuDNN's, on NVIDIA
-            GPUs and in bfloat16; "plain" uses none.
-        head_chunk: answer positions whose logits exist at one time, for each row.
-        row_shapes: at most this many shapes of batches are compiled. Short comparisons share rows
-            and batches of short ones get shorter rows, where that saves work; with 1 every
+            is param_dtype; "int8" (8 bits per weight) and "nf4" (4.5 bits) are QLoRA's quantised
+            base, for training adapters; they need the extra "quant".
+        dtype: compute dtype; norms, softmax, logits and log-probs are always float32.
+        remat: what the backward pass recomputes instead of storing it: "none", "matmuls" (stores
+            the results of linear layers) or "layers" (stores only the input of each layer).
+        attention: "auto" uses a kernel on TPUs and blocks of queries elsewhere; "cudnn" uses
+            cuDNN's kernel, on NVIDIA GPUs and in bfloat16; "plain" computes all scores at once.
+        head_chunk: answer positions per row whose logits are in memory at the same time.
+        row_shapes: maximum number of batch shapes that are compiled. Short comparisons share rows,
+            and batches of short comparisons get shorter rows, if that saves work; with 1 every
             comparison has a row of its own, as long as the longest.
     """
 
@@ -90,19 +90,19 @@ class ComputeOptions:
 def make_model(
     config: LlavaConfig, compute: ComputeOptions, lora: LoraConfig | None = None
 ) -> Llava:
-    """The module of a run: with adapters the policy, without them the base model."""
+    """Returns the module of a run: the policy with adapters, the base model without."""
     return Llava(config, lora, jnp.dtype(compute.dtype), compute.remat, compute.attention)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReportOptions:
-    """What the report page shows.
+    """Content of the report page.
 
     Attributes:
         num_pairs: pairs in the gallery.
-        num_examples: evaluation examples shown before and after, for each evaluation.
-        device_hour_price: what an hour of one device costs; 0 shows device-hours only.
-        currency: of that price.
+        num_examples: examples per evaluation, with the answers before and after alignment.
+        device_hour_price: price of one device for one hour; 0 shows only device-hours.
+        currency: currency of the price.
     """
 
     num_pairs: Annotated[int, FROM_0] = 60

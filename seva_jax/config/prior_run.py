@@ -1,10 +1,12 @@
-"""A base model that an earlier run made: which run, and what of it must fit."""
+"""A base model that an earlier run made, and what the two runs must have in common."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 from typing import Annotated
+
+from typing_extensions import override
 
 from seva_jax.config.base_models import Assets, BaseModel
 from seva_jax.config.config_files import read_config
@@ -19,25 +21,25 @@ from seva_jax.types import DataError
 class PriorRun(BaseModel):
     """The aligned model of a finished run, which may itself have started from another one.
 
-    The work directories of all of them, and the checkpoint that the first one started from, have
-    to stay where they are.
+    The work directories of all these runs, and the checkpoint that the first one started from, must
+    stay where they are.
 
     Attributes:
-        workdir: that run's.
+        workdir: work directory of the earlier run.
         merge: add its adapters to the weights, so that the aligned model becomes the reference
-            and adapters start anew. Otherwise the reference stays that of the earlier run, and
-            adapters and other trained parts go on from where they were; the optimiser starts anew.
+            and new adapters are trained. Otherwise the reference stays that of the earlier run, and
+            training of its adapters and other trained parts continues, with a new optimiser state.
     """
 
     workdir: Annotated[str, NO_EFFECT] = ""
     merge: bool = True
 
+    @override
     def assets(self) -> Assets:
-        """See `BaseModel.assets`."""
         return self.earlier().base.assets()
 
     def earlier(self) -> Experiment:
-        """The config of the earlier run, which need not have finished.
+        """Returns the config of the earlier run, which need not have finished.
 
         Raises:
             DataError: there is no such run.
@@ -51,75 +53,77 @@ class PriorRun(BaseModel):
         return dataclasses.replace(read_config(path / "config.py"), workdir=self.workdir)
 
     def aligned(self) -> str:
-        """Fingerprint of the model that the earlier run ended with.
+        """Returns the fingerprint of the model that the earlier run aligned.
 
         Raises:
-            DataError: it has not ended.
+            DataError: its alignment has not finished.
         """
-        done = read_stages(Path(self.workdir)).get("align")
-        if done is None:
+        align = read_stages(Path(self.workdir)).get("align")
+        if align is None:
             raise DataError(
                 f"{self.workdir}: its alignment is not finished, and this run starts from its "
-                "result; run it to its end first"
+                "result; finish it first"
             )
-        return done["fingerprint"]
+        return align["fingerprint"]
 
 
 def base_fingerprint(experiment: Experiment) -> str:
-    """Fingerprint of what a run starts from; of an earlier run, not where it lies."""
+    """Returns the fingerprint of a run's base model; where an earlier run is does not matter."""
     base, rest = experiment.base, (experiment.seed, experiment.compute)
     if isinstance(base, PriorRun):
         return fingerprint(base.merge, base.aligned(), *rest)
     return fingerprint(base, *rest)
 
 
-def answers_of_base(experiment: Experiment) -> Path | None:
-    """Where a run finds what its base answered to evaluations before, as the earlier run's result.
+def prior_answers(experiment: Experiment) -> Path | None:
+    """Returns the directory of the earlier run's answers to evaluations, which are this base's.
 
-    Args:
-        experiment: the run. None is found unless the earlier run asked in the same way.
+    None if there are none, or if the earlier run evaluated with other settings.
     """
-    e, base = experiment, experiment.base
+    base = experiment.base
     if not isinstance(base, PriorRun):
         return None
-    earlier, path = base.earlier(), Path(base.workdir)
-    same = (e.compute, e.text.generate, e.text.max_length, e.rollout.cache) == (
-        earlier.compute, earlier.text.generate, earlier.text.max_length, earlier.rollout.cache
-    )  # fmt: skip
+    path = Path(base.workdir)
+    same = _answer_settings(experiment) == _answer_settings(base.earlier())
     return path / "evals" / "aligned" if same and "evaluate aligned" in read_stages(path) else None
 
 
-def problems(experiment: Experiment, earlier: Experiment) -> list[str]:
-    """What keeps a run from going on from another one.
+def _answer_settings(config: Experiment) -> tuple[object, ...]:
+    return config.compute, config.text.generate, config.text.max_length, config.rollout.cache
+
+
+def continuation_problems(experiment: Experiment, earlier: Experiment) -> list[str]:
+    """Returns the problems that keep a run from starting from the model of another one.
 
     Args:
-        experiment: its base is a `PriorRun`.
-        earlier: the run named there.
+        experiment: a run whose base is a `PriorRun`.
+        earlier: the config of the run named there.
     """
-    e, base, found = experiment, experiment.base, []
+    base, compute = experiment.base, experiment.compute
     assert isinstance(base, PriorRun)
-    weights = {e.compute.base_weights, earlier.compute.base_weights}
-    if base.merge and weights != {"float"}:
-        found.append(
+    weights = {compute.base_weights, earlier.compute.base_weights}
+    if base.merge:
+        if weights == {"float"}:
+            return []
+        return [
             "the adapters of the run before cannot be merged into quantised weights, whose steps "
             "are larger than what adapters change; set compute.base_weights to float in both "
-            "runs, or let the adapters go on (base.merge False, or refresh False of a stage)"
-        )
-    if base.merge:
-        return found
-    if missing := sorted(set(earlier.train.trained) - set(e.train.trained)):
-        found.append(
+            "runs, or continue with the adapters (base.merge False, or refresh False of a round)"
+        ]
+    problems: list[str] = []
+    if missing := sorted(set(earlier.train.trained) - set(experiment.train.trained)):
+        problems.append(
             f"train.trained lacks {', '.join(missing)}, which the run before trained and which "
-            "would have to go on from there; add it, or set base.merge (refresh of a stage)"
+            "this run would have to continue; add it, or set base.merge (refresh of a round)"
         )
-    if "lora" in earlier.train.trained and e.lora != earlier.lora:
-        found.append(
-            f"lora is {e.lora}, but the adapters that go on are {earlier.lora}; make them equal, "
-            "or set base.merge (refresh of a stage)"
+    if "lora" in earlier.train.trained and experiment.lora != earlier.lora:
+        problems.append(
+            f"lora is {experiment.lora}, but the adapters of the run before are {earlier.lora}; "
+            "make them equal, or set base.merge (refresh of a round)"
         )
-    if len(weights) > 1 or e.compute.param_dtype != earlier.compute.param_dtype:
-        found.append(
+    if len(weights) > 1 or compute.param_dtype != earlier.compute.param_dtype:
+        problems.append(
             "compute.param_dtype and compute.base_weights must be those of the run before, whose "
-            "reference stays; or set base.merge (refresh of a stage)"
+            "reference stays; or set base.merge (refresh of a round)"
         )
-    return found
+    return problems

@@ -1,7 +1,7 @@
-"""Curricula: configs that stand for several runs, each going on from the one before.
+"""Curricula: configs that stand for several runs, each of which starts from the one before.
 
-What lives here: `Rounds`, `Iterations`, and the runs of a config with all checks. What does not:
-how a run takes over what another one made (`prior.py`), running them (`train.py`).
+What lives here: `Rounds`, `Iterations`, and `runs_of`, which checks all runs of a config. What does
+not: how a run starts from another one (`prior_run.py`), running them (`seva_jax/train.py`).
 
     curriculum=Rounds((Round(), Round(objective=Inherent(), prompts=...)))
     curriculum=Iterations(3)
@@ -12,9 +12,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated
 
+from typing_extensions import override
+
 from seva_jax.config.experiment import Curriculum, Experiment, Once, check
 from seva_jax.config.options import RolloutOptions
-from seva_jax.config.prior_run import PriorRun, problems
+from seva_jax.config.prior_run import PriorRun, continuation_problems
 from seva_jax.corrupt import Corruption
 from seva_jax.data.sources import PromptSource
 from seva_jax.models import LoraConfig
@@ -28,19 +30,21 @@ from seva_jax.types import DataError
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """What a round changes. None keeps what the round before had, in the first one the config's.
+    """Changes to the config for one round.
+
+    None keeps the value of the round before; in the first round, that of the config.
 
     Attributes:
-        prompts: what it is trained on: prompts, or pairs of answers that are there already.
-        corrupt: corruptions, and by them how far rejected answers are from chosen ones.
-        rollout: how prompts are answered.
+        prompts: data to train on: prompts, or pairs of given answers.
+        corrupt: corruptions, which determine how far rejected answers are from chosen ones.
+        rollout: how the model answers prompts.
         pairs: which answers become comparisons.
-        objective: what it minimises.
+        objective: the loss that the round minimises.
         lora: adapters.
-        optim: the optimiser, which starts anew in every round.
-        train: how long, and which parts are trained.
-        refresh: whether the reference becomes the model of the round before and adapters start
-            anew; see `PriorRun.merge`. Means nothing in the first round.
+        optim: the optimiser, whose state is new in every round.
+        train: batches, length of training, and which parts are trained.
+        refresh: make the model of the round before the reference and train new adapters; see
+            `PriorRun.merge`. Has no effect in the first round.
     """
 
     prompts: PromptSource | None = None
@@ -56,27 +60,27 @@ class Round:
 
 @dataclasses.dataclass(frozen=True)
 class Rounds(Curriculum):
-    """Several runs, one after another, each starting from what the one before made.
+    """Several runs, one after another, each starting from the model of the one before.
 
-    They are in WORKDIR/1, WORKDIR/2 and so on. Where answers come from the model, each round asks
-    the model as it is then.
+    Their work directories are WORKDIR/1, WORKDIR/2 and so on. Answers that come from the model are
+    those of the model that the round starts from.
 
     Attributes:
-        rounds: what each changes.
+        rounds: the changes of each round.
     """
 
     rounds: tuple[Round, ...] = (Round(), Round())
 
+    @override
     def __call__(self, experiment: Experiment) -> tuple[Experiment, ...]:
-        """See `Curriculum.__call__`."""
         if not self.rounds:
             raise DataError("curriculum.rounds is empty; give at least one Round")
         runs: list[Experiment] = []
-        for number, round in enumerate(self.rounds, start=1):
+        for number, this in enumerate(self.rounds, start=1):
             before = runs[-1] if runs else experiment
-            found = {f.name: getattr(round, f.name) for f in dataclasses.fields(round)}
-            refresh = found.pop("refresh")
-            changed = {name: value for name, value in found.items() if value is not None}
+            fields = {field.name: getattr(this, field.name) for field in dataclasses.fields(this)}
+            refresh = fields.pop("refresh")
+            changed = {name: value for name, value in fields.items() if value is not None}
             if runs:
                 changed["base"] = PriorRun(before.workdir, refresh)
             workdir = f"{experiment.workdir}/{number}"
@@ -86,51 +90,52 @@ class Rounds(Curriculum):
 
 @dataclasses.dataclass(frozen=True)
 class Iterations(Curriculum):
-    """The same run again and again: the model as it is then answers, and is trained on that.
+    """The same run several times, each time with answers of the model trained so far.
 
     Attributes:
-        num: how many runs.
-        refresh: whether the reference becomes the model of the iteration before and adapters start
-            anew; see `PriorRun.merge`.
-        prompts: what each iteration is asked; () asks all of them what the config says.
+        num: number of runs.
+        refresh: make the model of the iteration before the reference and train new adapters; see
+            `PriorRun.merge`.
+        prompts: the prompts of each iteration; () takes those of the config in all of them.
     """
 
     num: Annotated[int, FROM_1] = 2
     refresh: bool = True
     prompts: tuple[PromptSource, ...] = ()
 
+    @override
     def __call__(self, experiment: Experiment) -> tuple[Experiment, ...]:
-        """See `Curriculum.__call__`."""
         if self.prompts and len(self.prompts) != self.num:
             raise DataError(
                 f"curriculum.prompts has {len(self.prompts)} sources for {self.num} iterations; "
                 "give one for each, or none"
             )
-        asked = self.prompts or (None,) * self.num
-        return Rounds(tuple(Round(prompts=p, refresh=self.refresh) for p in asked))(experiment)
+        prompts = self.prompts or (None,) * self.num
+        rounds = tuple(Round(prompts=source, refresh=self.refresh) for source in prompts)
+        return Rounds(rounds)(experiment)
 
 
 def runs_of(experiment: Experiment) -> tuple[Experiment, ...]:
-    """The runs that a config stands for, in order, all of them checked.
+    """Returns the runs that a config stands for, in order, all checked.
 
     Raises:
-        DataError: lists every problem, with the round that has it.
+        DataError: lists every problem, with its round.
     """
     check(experiment)
     runs = experiment.curriculum(experiment)
-    found: list[str] = []
+    problems: list[str] = []
     for number, run in enumerate(runs, start=1):
-        where = f"round {number}" if len(runs) > 1 else ""
+        where = f"round {number}: " if len(runs) > 1 else ""
         try:
             check(run)
         except DataError as error:
-            found += [f"{where}: {line}" for line in str(error).split("\n  ")[1:]]
+            problems += [where + line for line in str(error).split("\n  ")[1:]]
         if isinstance(run.base, PriorRun):
-            made = {e.workdir: e for e in runs[: number - 1]}
-            earlier = made.get(run.base.workdir) or run.base.earlier()
-            found += [f"{where}: {text}".removeprefix(": ") for text in problems(run, earlier)]
+            before = {run.workdir: run for run in runs[: number - 1]}
+            earlier = before.get(run.base.workdir) or run.base.earlier()
+            problems += [where + problem for problem in continuation_problems(run, earlier)]
     if len({run.workdir for run in runs}) < len(runs):
-        found.append("two runs of the curriculum have the same workdir")
-    if found:
-        raise DataError("the config has problems:\n  " + "\n  ".join(found))
+        problems.append("two runs of the curriculum have the same workdir")
+    if problems:
+        raise DataError("the config has problems:\n  " + "\n  ".join(problems))
     return runs

@@ -1,4 +1,8 @@
-"""A config as plain values, as Python source, and as a fingerprint."""
+"""Other forms of a config: plain values, Python source, a fingerprint.
+
+What lives here: `flatten`, `to_source`, `fingerprint`, and the fields that fingerprints leave out.
+What does not: reading a config file (`config_files.py`).
+"""
 
 from __future__ import annotations
 
@@ -14,16 +18,20 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from seva_jax.config.config_files import CONFIG_MODULE
+from seva_jax.config.config_files import MODULE_PREFIX, RECORD_TITLE
 from seva_jax.config.experiment import Experiment
 from seva_jax.ranges import NO_EFFECT
 from seva_jax.runtime.paths import hide_home
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """A config as dotted field names and plain values, with the class of every polymorphic part.
+    """Returns a config as plain values by dotted field names, with the class of every section.
 
     Paths in the home directory begin with `~`.
+
+    Args:
+        value: a dataclass, or the value of a field of one.
+        prefix: its dotted name.
 
     >>> flatten(Experiment())["objective.beta"]
     0.1
@@ -87,9 +95,10 @@ def _marked_fields(config_class: Any) -> frozenset[str]:
 
 
 def public_name(thing: type | FunctionType) -> tuple[str, str]:
-    """Returns the outermost module that shows a class or function, and its name there.
+    """Returns the outermost module that exports a class or function, and its name there.
 
-    What configs and work directories record, so a class may move to another file of its package.
+    Configs and work directories record this name, so a class may move to another file of its
+    package.
 
     >>> from seva_jax.objectives.dpo import DPO
     >>> public_name(DPO)
@@ -104,6 +113,8 @@ def public_name(thing: type | FunctionType) -> tuple[str, str]:
 
 
 def _source(value: Any, modules: set[str], indent: int) -> str:
+    """Returns an expression for a value, and adds the modules that it names to `modules`."""
+
     def named(thing: type | FunctionType) -> str:
         module, name = public_name(thing)
         modules.add(module)
@@ -130,26 +141,26 @@ def _source(value: Any, modules: set[str], indent: int) -> str:
 
 
 def to_source(experiment: Experiment) -> str:
-    """The experiment as a config file that rebuilds it; paths at home begin with `~`."""
+    """Returns a config file that rebuilds an experiment; paths at home begin with `~`."""
     modules: set[str] = set()
     body = _source(experiment, modules, 1)
     imports = "".join(map(_import, sorted(modules)))
     return (
-        '"""Resolved config of a run, written by seva_jax. Usable with --config."""\n\n'
+        f'"""{RECORD_TITLE}. Usable with --config."""\n\n'
         f"{imports}\n\ndef get_config():\n    return {body}\n"
     )
 
 
 def _import(name: str) -> str:
-    """Lines that import a module, in a process that knows nothing of the config that named it."""
+    """Returns lines that import a module in a process that has not read the original config."""
     file = str(getattr(sys.modules.get(name), "__file__", ""))
-    if name.startswith(CONFIG_MODULE):
+    if name.startswith(MODULE_PREFIX):
         path = hide_home(file)
         return f"import seva_jax.config\n{name} = seva_jax.config.config_module({path!r})\n"
     top = name.split(".")[0]
     if not file or importlib.machinery.PathFinder.find_spec(top):
         return f"import {name}\n"
-    folder = Path(sys.modules[top].__file__ or file).parent  # of a file beside the config
+    folder = Path(sys.modules[top].__file__ or file).parent  # of a file next to the config
     folder = folder.parent if hasattr(sys.modules[top], "__path__") else folder
     return (
         "import seva_jax.config\n"

@@ -18,7 +18,9 @@ from seva_jax.evals.base import (
     paired_differences,
 )
 from seva_jax.evals.chair import Chair
-from seva_jax.evals.exact import ExactAnswer
+from seva_jax.evals.choice import MultipleChoice
+from seva_jax.evals.endpoint import OpenAICompatible
+from seva_jax.evals.exact import ExactAnswer, Unscored
 from seva_jax.evals.files import (
     read_json_lines,
     read_records,
@@ -26,6 +28,7 @@ from seva_jax.evals.files import (
     write_records,
     write_summary,
 )
+from seva_jax.evals.judge import Judge, Judged, LocalJudge
 from seva_jax.evals.pope import (
     SHORT_ANSWER_SUFFIX,
     AnswerParser,
@@ -44,6 +47,7 @@ from seva_jax.evals.table import (
     format_table,
     headline_rows,
 )
+from seva_jax.evals.vqa import Vqa
 
 __all__ = [
     "SHORT_ANSWER_SUFFIX",
@@ -56,14 +60,21 @@ __all__ = [
     "Evaluator",
     "ExactAnswer",
     "Generate",
+    "Judge",
+    "Judged",
     "LlavaParser",
+    "LocalJudge",
     "Metric",
+    "MultipleChoice",
+    "OpenAICompatible",
     "Pope",
     "Questions",
     "Ratio",
     "Record",
     "Row",
     "Suite",
+    "Unscored",
+    "Vqa",
     "WordParser",
     "bootstrap",
     "comparison_rows",

@@ -10,7 +10,7 @@ from seva_jax.objectives.pointwise import APODown, APOZero, BCOPair, NCAPair, SP
 from seva_jax.objectives.supervised import Supervised
 from seva_jax.objectives.trajectory import Trajectory
 from seva_jax.objectives.transport import AOT, AOTUnpaired
-from seva_jax.objectives.visual import Inherent, ReAlign
+from seva_jax.objectives.visual import Inherent, ReAlign, TwoImages
 from seva_jax.objectives.weighting import (
     ClippedZScore,
     OnPolicy,
@@ -55,6 +55,7 @@ __all__ = [
     "SigmoidNorm",
     "Supervised",
     "Trajectory",
+    "TwoImages",
     "Weighting",
     "mpo",
 ]

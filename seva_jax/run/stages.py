@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 
 from seva_jax.config import PriorRun, TrainedBase
-from seva_jax.config.prior_run import answers_of_base, problems
+from seva_jax.config.prior_run import continuation_problems, prior_answers
 from seva_jax.data.check import check as check_data
 from seva_jax.evals.suite import open_suite
 from seva_jax.models import abstract_params
@@ -47,7 +47,7 @@ def run_takeover(ctx: RunContext, out: Outputs) -> str:
     """Takes over the model that an earlier run made."""
     base = ctx.config.base
     assert isinstance(base, PriorRun)
-    if found := problems(ctx.config, base.earlier()):
+    if found := continuation_problems(ctx.config, base.earlier()):
         raise DataError("this run cannot start from " + "\n  ".join([base.workdir, *found]))
     jax.block_until_ready(out.base)
     what = "merged: the reference" if base.merge else "trained further, with its reference"
@@ -98,7 +98,7 @@ def run_alignment(ctx: RunContext, out: Outputs) -> str:
 
 def evaluate_base(ctx: RunContext, out: Outputs) -> str:
     """Asks the policy before alignment every evaluation question."""
-    engine, earlier = ctx.engine(out.start), answers_of_base(ctx.config)
+    engine, earlier = ctx.engine(out.start), prior_answers(ctx.config)
     return evaluate_all(engine, ctx.config.evals, "base", ctx.workdir, earlier)
 
 

@@ -1,12 +1,12 @@
-"""One writer for a directory: a lock file that names who holds it.
+"""One writer per directory: a lock file that names its holder.
 
-What lives here: `claim` and `release`. What does not: which commands claim what (`workdir.py`,
-`evaluate.py`).
+What lives here: `claim` and `release`. What does not: which directories are claimed
+(`seva_jax/run/workdir.py`, `seva_jax/evaluate.py`).
 
-The file is there while its holder lives and says host, process and since when, because `flock`
-alone says nothing to a person, and on network file systems (NFS without a lock daemon, buckets
-mounted by FUSE) it does not reach from host to host. `flock` is taken as well: on one host it keeps
-two processes that start together apart, and the system lets go of it however its holder ends.
+The file exists while its holder runs and records host, process and start, because `flock` alone
+tells a person nothing and, on network file systems (NFS without a lock daemon, buckets mounted by
+FUSE), does not work between hosts. `flock` is taken as well: on one host it separates two
+processes that start at the same moment, and the system releases it however its holder ends.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _held: dict[Path, int] = {}  # the open file of every lock of this process
 
 
 class Holder(NamedTuple):
-    """Who holds a lock.
+    """The holder of a lock.
 
     Attributes:
         host: name of its machine.
-        pid: its process.
-        started: when that process started, in the system's own words; tells it from a later one
-            with the same number. "" where the system does not say.
-        since: when it took the lock, for people.
+        pid: its process id.
+        started: when that process started, as the system writes it; distinguishes it from a later
+            process with the same id. "" where the system does not say.
+        since: when it took the lock, for people to read.
     """
 
     host: str
@@ -49,28 +49,28 @@ class Holder(NamedTuple):
 
     @property
     def gone(self) -> bool:
-        """Whether it is known to have ended; False for processes of other hosts."""
+        """Whether it is known to have ended; False for processes on other hosts."""
         if self.host != socket.gethostname():
             return False
-        found = _started(self.pid)
-        return found is None or found != self.started
+        started = _started(self.pid)
+        return started is None or started != self.started
 
 
 def claim(directory: Path) -> str:
-    """Makes this process the one that writes into a directory, until `release` or its end.
+    """Makes this process the only writer of a directory, until `release` or its end.
 
-    A lock whose process is gone is taken over. One of another host cannot be checked: a launcher
-    that knows the processes before this one to be gone sets SEVA_JAX_RESTARTED to 1, and it is
-    taken over as well.
+    A lock whose process is gone is taken over. A process on another host cannot be checked: a
+    launcher that knows that all earlier processes are gone sets SEVA_JAX_RESTARTED to 1, and the
+    lock is taken over as well.
 
     Args:
-        directory: exists. Claimed again by the same process it stays claimed.
+        directory: an existing directory. The same process may claim it again.
 
     Returns:
         A line about the lock that was taken over, or "".
 
     Raises:
-        DataError: another process writes there; names it and the file.
+        DataError: another process writes there; the message names it and the file.
     """
     path = directory.resolve() / NAME
     for known, held in list(_held.items()):
@@ -96,7 +96,7 @@ def claim(directory: Path) -> str:
 
 
 def release(directory: Path) -> None:
-    """Ends what `claim` began; nothing happens if it did not."""
+    """Releases what `claim` took; does nothing if this process does not hold it."""
     _release(directory.resolve() / NAME)
 
 
@@ -122,7 +122,7 @@ def _is(path: Path, file: int) -> bool:
 
 
 def _open(path: Path) -> tuple[int, bool]:
-    """The lock file, open, and whether no living process is known to hold it."""
+    """Opens the lock file; also returns whether no running process is known to hold it."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -130,7 +130,7 @@ def _open(path: Path) -> tuple[int, bool]:
         except BlockingIOError:
             return file, False
         except OSError:
-            pass  # this file system has none: what the file says has to do
+            pass  # not supported here: the content of the file has to suffice
         if _is(path, file):
             return file, True
         os.close(file)  # its holder removed it meanwhile
@@ -139,7 +139,7 @@ def _open(path: Path) -> tuple[int, bool]:
 def _holder(file: int, path: Path) -> Holder | None:
     text = os.pread(file, 4096, 0)
     if not text:
-        return None  # new, or of a process that was killed in this very moment
+        return None  # new, or its process was killed before it could write
     try:
         return Holder(**json.loads(text))
     except (ValueError, TypeError):
@@ -160,9 +160,9 @@ def _now() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this host started; "" where the system does not say, None if it is gone."""
+    """Returns when a process of this host started; "" if unknown, None if it is gone."""
     try:
-        # After the name in brackets, which may hold anything: state first, start the twentieth.
+        # After the name in brackets, which may contain anything: state is first, start twentieth.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     except OSError:
@@ -173,5 +173,5 @@ def _started(pid: int) -> str | None:
     except ProcessLookupError:
         return None
     except PermissionError:
-        pass  # it is somebody else's
+        pass  # it exists and belongs to another user
     return ""

@@ -1,8 +1,9 @@
-"""Where else a run's metrics go, beside metrics.jsonl: TensorBoard, Weights & Biases.
+"""Where a run's metrics go in addition to metrics.jsonl: TensorBoard, Weights & Biases.
 
 What lives here: `Logger` (the extension point), `LogWriter`, `TensorBoard`, `WandB`. What does
-not: `metrics.jsonl`, which is always written (`workdir.py`), and choosing the pairs to show
-(`results.py`). Both packages are optional and imported only when a config asks for them.
+not: `metrics.jsonl`, which is always written (`seva_jax/run/workdir.py`), and choosing the pairs
+to show (`seva_jax/report/run_report.py`). Both packages are optional and imported only when a
+config asks for them.
 
 Shape suffixes: H image height, W image width, C = 3 colour channels.
 """
@@ -17,18 +18,19 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.runtime.paths import short_path
 from seva_jax.types import DataError
 
 
 class LoggedRun(NamedTuple):
-    """The run that is logged.
+    """The run to be logged.
 
     Attributes:
         folder: its work directory.
         config: dotted field names and plain values.
-        num_rows: rows its metrics.jsonl has already; grows whenever the run goes on.
+        num_rows: rows that its metrics.jsonl has already; more than 0 when a run is resumed.
     """
 
     folder: Path
@@ -49,27 +51,27 @@ class LoggedPair(NamedTuple):
 
 
 class LogWriter:
-    """Receives what a run logs, on process 0 only."""
+    """Receives the metrics and pairs of a run, on process 0 only."""
 
     def scalars(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Takes one row of metrics.
+        """Logs one row of metrics.
 
-        A run that was killed goes on at its last checkpoint and sends the steps after that again,
-        with the same values.
+        A run that was killed resumes from its last checkpoint and logs the steps after it a second
+        time, with the same values.
 
         Args:
             stage: "base" or "align".
             step: optimiser step of the stage.
-            values: the numbers by name.
+            values: numbers by name.
         """
         raise NotImplementedError(f"{type(self).__name__} must define scalars")
 
     def pairs(self, pairs: Sequence[LoggedPair]) -> None:
-        """Takes a few pairs, once, before alignment starts."""
+        """Logs a few pairs, once, before alignment starts."""
         raise NotImplementedError(f"{type(self).__name__} must define pairs")
 
     def close(self) -> None:
-        """Writes what is left; nothing follows."""
+        """Writes what is still buffered; nothing is logged after this."""
         raise NotImplementedError(f"{type(self).__name__} must define close")
 
 
@@ -78,17 +80,17 @@ class Logger:
     """Base class of loggers; a config lists them: `loggers=(TensorBoard(),)`."""
 
     def check(self) -> None:
-        """Finds what would fail later, before the run starts.
+        """Checks before the run starts what would otherwise fail later.
 
         Raises:
-            DataError: a package is missing; names the extra that brings it.
+            DataError: a package is missing; the message names the extra to install.
         """
 
     def open(self, run: LoggedRun) -> LogWriter:
-        """Starts logging, or goes on where an interrupted run stopped.
+        """Starts logging, or continues the log of an interrupted run.
 
         Raises:
-            DataError: it cannot be started; says what to do.
+            DataError: logging cannot start; the message says what to do.
         """
         raise NotImplementedError(f"{type(self).__name__} must define open")
 
@@ -122,17 +124,17 @@ class TensorBoard(Logger):
     `tensorboard --logdir WORKDIR/tensorboard` shows them.
     """
 
+    @override
     def check(self) -> None:
-        """See `Logger.check`."""
         _load_tensorboardx()
 
+    @override
     def open(self, run: LoggedRun) -> LogWriter:
-        """See `Logger.open`."""
         return _TensorBoardWriter(run.folder / "tensorboard")
 
 
 class _TensorBoardWriter(LogWriter):
-    """One folder of event files for each stage."""
+    """Writes one folder of event files per stage."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -146,24 +148,24 @@ class _TensorBoardWriter(LogWriter):
             )
         return self._boards[stage]
 
+    @override
     def scalars(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """See `LogWriter.scalars`."""
         board = self._board(stage, step)
         for name, value in values.items():
             board.add_scalar(name, value, step)
         board.flush()
 
+    @override
     def pairs(self, pairs: Sequence[LoggedPair]) -> None:
-        """See `LogWriter.pairs`."""
         board = self._board("pairs", 0)
         for index, pair in enumerate(pairs):
             board.add_image(f"pair/{index}", pair.image_HWC, 0, dataformats="HWC")
-            # TensorBoard reads texts as Markdown, in which four blanks keep them as they are.
+            # TensorBoard renders text as Markdown; four spaces make it verbatim.
             board.add_text(f"pair/{index}", "    " + pair.caption.replace("\n", "\n    "), 0)
         board.flush()
 
+    @override
     def close(self) -> None:
-        """See `LogWriter.close`."""
         for board in self._boards.values():
             board.close()
 
@@ -172,17 +174,17 @@ class _TensorBoardWriter(LogWriter):
 class WandB(Logger):
     """Weights & Biases (extra "wandb").
 
-    The run's id is kept in WORKDIR/wandb_id.txt, so a run that is started again goes on as the
-    same run there. No source code, terminal output, host or user name, list of packages or path of
-    this machine is sent; of paths in the config, the last name. Its own debug.log, which stays in
-    WORKDIR/wandb, has paths.
+    The run's id is kept in WORKDIR/wandb_id.txt, so a resumed run continues the same run there. No
+    source code, terminal output, host or user name, list of packages or path of this machine is
+    sent; of a path in the config, only the last name. wandb's own debug.log does contain paths; it
+    stays in WORKDIR/wandb.
 
     Attributes:
-        project: where the run is listed.
-        name: of the run; "" takes the name of the work directory.
-        entity: user or team; "" takes the account's own.
+        project: the project that lists the run.
+        name: name of the run; "" takes the name of the work directory.
+        entity: user or team; "" takes the account's default.
         mode: "offline" writes under WORKDIR/wandb, for `wandb sync --append` later; "online" sends
-            as the run goes and needs `wandb login` or WANDB_API_KEY before.
+            metrics during the run and needs `wandb login` or WANDB_API_KEY beforehand.
     """
 
     project: str = "seva_jax"
@@ -190,12 +192,12 @@ class WandB(Logger):
     entity: str = ""
     mode: Literal["offline", "online"] = "offline"
 
+    @override
     def check(self) -> None:
-        """See `Logger.check`."""
         _load_wandb()
 
+    @override
     def open(self, run: LoggedRun) -> LogWriter:
-        """See `Logger.open`."""
         wandb = _load_wandb()
         file = run.folder / "wandb_id.txt"
         if not file.exists():
@@ -206,7 +208,7 @@ class WandB(Logger):
                 entity=self.entity or None,
                 name=self.name or run.folder.resolve().name,
                 id=file.read_text(encoding="utf-8").strip(),
-                # Offline there is nobody to ask for the earlier part; the id joins the parts.
+                # Offline, wandb cannot look up the earlier part; the id joins the parts.
                 resume="allow" if self.mode == "online" else None,
                 dir=str(run.folder),
                 mode=self.mode,
@@ -218,7 +220,7 @@ class WandB(Logger):
                     disable_code=True,
                     disable_git=True,
                     host="-",
-                    # Paths of script and Python, account and arguments; names of packages.
+                    # These would send paths, account and arguments; and names of packages.
                     x_disable_meta=True,
                     x_save_requirements=False,
                 ),
@@ -232,22 +234,22 @@ class WandB(Logger):
 
 
 def _shown(value: Any) -> Any:
-    """A plain value of a config as others may see it."""
+    """Shortens the paths in a plain value of a config, which others may see."""
     if isinstance(value, list):
         return [_shown(x) for x in value]
     return short_path(value) if isinstance(value, str) else value
 
 
 class _WandBWriter(LogWriter):
-    """One run of Weights & Biases; every stage has an axis of its own."""
+    """Writes to one run of Weights & Biases; every stage has a step axis of its own."""
 
+    @override
     def __init__(self, run: Any, make_image: Any, num_rows: int) -> None:
         self._run, self._make_image = run, make_image
-        self._row = num_rows  # its own counter may only grow, also over interruptions
+        self._row = num_rows  # wandb's own counter may only grow, also across interruptions
         self._stages: set[str] = set()
 
     def scalars(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """See `LogWriter.scalars`."""
         if stage not in self._stages:
             self._stages.add(stage)
             self._run.define_metric(f"{stage}/step")
@@ -256,11 +258,11 @@ class _WandBWriter(LogWriter):
         self._run.log(row | {f"{stage}/step": step}, step=self._row)
         self._row += 1
 
+    @override
     def pairs(self, pairs: Sequence[LoggedPair]) -> None:
-        """See `LogWriter.pairs`."""
         images = [self._make_image(pair.image_HWC, caption=pair.caption) for pair in pairs]
         self._run.log({"pairs": images}, step=self._row)
 
+    @override
     def close(self) -> None:
-        """See `LogWriter.close`."""
         self._run.finish()

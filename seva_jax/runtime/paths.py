@@ -1,7 +1,7 @@
-"""The user's home directory, which names the user: written as `~`, and read back.
+"""Paths in the user's home directory, which contains the user's name: written as `~`, read back.
 
-What lives here: both directions, for single paths and for texts that hold some; and what others get
-to see of paths elsewhere. Read next: `cli.py`, which writes configs so.
+What lives here: both directions, for single paths and for text that contains some, and shortening
+other paths for pages that others see. Read next: `seva_jax/config/source.py`, which writes configs.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 def _home() -> str:
     home = str(Path("~").expanduser())
-    return "" if home in ("~", "/") else home  # a user without one has nothing to hide
+    return "" if home in ("~", "/") else home  # a user without a home has nothing to hide
 
 
 def hide_home(text: str) -> str:
-    """A text with the home directory as `~`, wherever it stands as a path of its own.
+    """Replaces the home directory by `~` wherever a path in a text begins with it.
 
     >>> hide_home(str(Path("~/runs/a").expanduser()) + " done")
     '~/runs/a done'
@@ -28,7 +28,9 @@ def hide_home(text: str) -> str:
 
 
 def short_path(text: str) -> str:
-    """For pages and services that others see: of an absolute path outside of home, its last name.
+    """Shortens a path for pages and services that others see.
+
+    Outside of the home directory, only the last name of an absolute path is kept.
 
     >>> short_path("/mnt/disks/of-alice/images"), short_path("runs/a"), short_path("a word")
     ('…/images', 'runs/a', 'a word')
@@ -38,10 +40,10 @@ def short_path(text: str) -> str:
 
 
 def expand_home(config: Any) -> Any:
-    """A config with every text that begins with `~/` as the path it stands for.
+    """Replaces `~` by the home directory in every path of a config.
 
     Args:
-        config: a dataclass, or what one holds.
+        config: a dataclass, or the value of a field of one.
 
     >>> expand_home(("~/runs", 3)) == (str(Path("~/runs").expanduser()), 3)
     True

@@ -1,7 +1,7 @@
-"""The processes of one run, one a host: joining them, what they tell each other and keep.
+"""The processes of one run, one per host: joining them, barriers, and exchanging small values.
 
-Which process holds which rows follows from the mesh (`sharding.process_row_share`). Process 0 alone writes
-files and prints; the work directory has to be one that all processes see.
+Which process holds which rows follows from the mesh (`seva_jax.sharding.process_row_share`). Only
+process 0 writes files and prints; the work directory must be visible to all processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from seva_jax.runtime import shutdown
 from seva_jax.runtime.paths import hide_home
 from seva_jax.types import DataError
 
-_GIVEN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 _OVERLAP = (
     "--xla_tpu_enable_async_collective_fusion=true",
@@ -40,17 +40,17 @@ _OVERLAP = (
 
 @dataclasses.dataclass(frozen=True)
 class ProcessOptions:
-    """How processes look after each other, and how their TPUs are set up.
+    """Failure detection, shutdown and TPU flags of the processes of a run.
 
     Attributes:
-        peer_timeout_s: a process without a sign of life for so many seconds counts as dead, and
+        peer_timeout_s: a process that sends no heartbeat for this many seconds counts as dead, and
             the others end with a non-zero status.
-        grace_s: after SIGTERM or Ctrl-C a run saves at its next safe point; where it finds none
-            for so many seconds, in a compilation for instance, it ends with what was saved
-            before. Kubernetes and Slurm kill after 30 s unless told otherwise.
+        grace_s: after SIGTERM or Ctrl-C a run saves at its next safe point; if it reaches none
+            within this many seconds, for example during a compilation, it ends with what was saved
+            before. Kubernetes and Slurm kill after 30 s by default.
         libtpu_flags: "overlap" hides collectives behind compute where XLA can, which helps large
-            fsdp meshes and may cost memory; compare with seva_jax.plan. They go in front of what
-            LIBTPU_INIT_ARGS holds, so that can overrule them.
+            fsdp meshes and may cost memory; compare with seva_jax.plan. LIBTPU_INIT_ARGS overrides
+            these flags.
     """
 
     peer_timeout_s: Annotated[int, FROM_1] = 100
@@ -59,35 +59,39 @@ class ProcessOptions:
 
 
 def set_libtpu_flags(options: ProcessOptions) -> None:
-    """Puts the preset where libtpu looks when it is loaded; before anything asks for a device."""
+    """Puts the chosen flags into LIBTPU_INIT_ARGS, in front of what it has.
+
+    Must be called before anything asks JAX for a device, which loads libtpu.
+    """
     if options.libtpu_flags == "overlap":
         own = os.environ.get("LIBTPU_INIT_ARGS", "")
         os.environ["LIBTPU_INIT_ARGS"] = " ".join((*_OVERLAP, own)).strip()
 
 
 def join(options: ProcessOptions) -> None:
-    """Joins the other processes of the run; does nothing for a process on its own.
+    """Joins the other processes of the run; does nothing for a single process.
 
     Cloud TPU, GKE, Slurm and Open MPI are recognised. Elsewhere (`launch/local.py`) three
-    environment variables say who is who: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID. To be called before anything else asks JAX for a device.
+    environment variables describe the processes: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID. Must be called before anything else asks JAX for a device.
 
     Raises:
-        DataError: some of the variables are missing or not numbers, or the others do not answer.
+        DataError: some of the variables are missing or are not numbers, or the other processes do
+            not answer.
     """
     set_libtpu_flags(options)
-    found = {name: os.environ[name] for name in _GIVEN if name in os.environ}
+    given = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     where: dict[str, Any] = {}
-    if found:
+    if given:
         try:
             where = {
-                "coordinator_address": found[_GIVEN[0]],
-                "num_processes": int(found[_GIVEN[1]]),
-                "process_id": int(found[_GIVEN[2]]),
+                "coordinator_address": given[_VARIABLES[0]],
+                "num_processes": int(given[_VARIABLES[1]]),
+                "process_id": int(given[_VARIABLES[2]]),
             }
         except (KeyError, ValueError):
             raise DataError(
-                f"the environment has {found}; set all of {', '.join(_GIVEN)} (an address with "
+                f"the environment has {given}; set all of {', '.join(_VARIABLES)} (an address with "
                 "port, and two whole numbers), or none of them"
             ) from None
     try:
@@ -97,7 +101,7 @@ def join(options: ProcessOptions) -> None:
             shutdown_timeout_seconds=options.peer_timeout_s,  # others may hang in a collective
         )
     except ValueError as error:
-        if found or "coordinator_address" not in str(error):
+        if given or "coordinator_address" not in str(error):
             raise DataError(f"the processes of the run cannot be joined: {error}") from None
 
 
@@ -114,13 +118,13 @@ def joined(options: ProcessOptions) -> Iterator[None]:
         try:
             yield
         except shutdown.Stopped:
-            say("stopped, everything finished is saved; run the same command again to go on")
+            say("stopped, everything finished is saved; run the same command again to resume")
             raise
 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Bad input, or a disk that takes no more, ends the command with one line and status 1."""
+    """Ends the command with one line and status 1 on bad input or an unwritable disk."""
     try:
         yield
     except DataError as error:
@@ -133,22 +137,22 @@ def one_line_errors() -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """Prints a line, on process 0 only; paths at home begin with `~`."""
+    """Prints a line, on process 0 only; paths in the home directory begin with `~`."""
     if jax.process_index() == 0:
         print(hide_home(text), flush=True)
 
 
 def barrier(name: str) -> None:
-    """Waits for all processes; what process 0 wrote before is there for the others after."""
+    """Waits for all processes; afterwards, all see the files that process 0 wrote before."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def gather(value: Any) -> list[Any]:
-    """What every process has, on every process, in process order.
+    """Returns the value of every process, in process order, on every process.
 
     Args:
-        value: anything JSON can hold.
+        value: this process's; any JSON value.
     """
     if jax.process_count() == 1:
         return [value]
@@ -162,10 +166,10 @@ def gather(value: Any) -> list[Any]:
 
 
 def use_compile_cache() -> None:
-    """Keeps compiled programs between runs, in a directory only this user can write.
+    """Keeps compiled programs between runs, in a directory that only this user can write.
 
-    Who can write the cache can run code, so it is never in a shared place. JAX's own
-    JAX_COMPILATION_CACHE_DIR takes precedence.
+    Anyone who can write to the cache can run code as this user, so it is never in a shared place.
+    JAX's own JAX_COMPILATION_CACHE_DIR takes precedence.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         directory = Path.home() / ".cache" / "seva_jax" / "compiled"

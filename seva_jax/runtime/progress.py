@@ -1,7 +1,7 @@
-"""What a person sees while something runs: a bar in a terminal, plain lines everywhere else.
+"""Progress of long work: a bar in a terminal, plain lines everywhere else.
 
-What lives here: `Progress`. What does not: banners of stages (`workdir.py`), single lines
-(`processes.say`).
+What lives here: `Progress`. What does not: the banners of stages (`seva_jax/run/workdir.py`) and
+single lines (`processes.say`).
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from typing import Self
 
 from tqdm import tqdm
 
-EVERY_S = 30.0  # between plain lines, so that the log of a day stays readable
+EVERY_S = 30.0  # between plain lines, so that the log of a long run stays readable
 
 
 class Progress:
-    """Counts what is done and shows it with rate and remaining time.
+    """Counts finished units and shows them with rate and remaining time.
 
-    In a terminal it is one line that moves. A file or a pipe gets a whole line now and then and
-    one at the end, without carriage returns.
+    A terminal shows one line that is redrawn. A file or a pipe gets a whole line every
+    `EVERY_S` seconds and one at the end, without carriage returns.
 
     Args:
-        name: what is being done.
-        total: how many there are.
+        name: name of the work.
+        total: number of units in all.
         unit: what is counted, in the singular.
-        initial: how many were done before; they do not count towards the rate.
+        initial: units finished before; they do not count towards the rate.
         shown: False shows nothing, for all processes but the first.
     """
 
@@ -42,7 +42,7 @@ class Progress:
         self._printed_at = -1
         self._bar = None
         if shown and sys.stdout.isatty():
-            # Not tqdm's own measure: terminals of containers may say that they are 0 by 0.
+            # Not measured by tqdm: terminals in containers may report a size of 0 by 0.
             columns, lines = shutil.get_terminal_size()
             self._bar = tqdm(
                 total=total, initial=initial, desc=name, unit=unit, file=sys.stdout,
@@ -50,11 +50,11 @@ class Progress:
             )  # fmt: skip
 
     def update(self, count: int = 1, **values: float) -> None:
-        """Counts `count` more.
+        """Counts more finished units.
 
         Args:
-            count: how many more are done.
-            **values: numbers shown behind the progress until others take their place.
+            count: how many.
+            **values: numbers shown after the progress until they are replaced.
         """
         self.done += count
         self._values |= values
@@ -67,7 +67,7 @@ class Progress:
             self._print()
 
     def line(self) -> str:
-        """The present state as a plain line."""
+        """Returns the current state as a plain line."""
         seconds = time.monotonic() - self._start
         rate = (self.done - self.initial) / seconds if seconds > 0 else 0.0
         share = f" ({100 * self.done // self.total}%)" if self.total else ""
@@ -87,7 +87,7 @@ class Progress:
         self._printed_s, self._printed_at = time.monotonic(), self.done
 
     def close(self) -> None:
-        """Shows the last state for good; further calls do nothing."""
+        """Shows the final state; further calls do nothing."""
         if self._bar is not None:
             self._bar.close()
         elif self._shown and self.done != self._printed_at and self.done > self.initial:

@@ -1,7 +1,7 @@
-"""Checkpoints: a thin wrapper over Orbax that says what a checkpoint holds and trusts no file.
+"""Checkpoints: a thin wrapper around Orbax that defines their content and verifies every file.
 
 What lives here: saving in the background, restoring, refusing a checkpoint of another run. What
-does not: which checkpoint is intact (`digests.py`).
+does not: finding the newest intact checkpoint (`digests.py`), when to save (`save_schedule.py`).
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from seva_jax.training.digests import newest, write_digests
 from seva_jax.training.step import TrainState
 from seva_jax.types import DataError
 
-ASIDE = "set-aside"  # where directories go that are no intact checkpoints
+ASIDE = "set-aside"  # where directories are moved that are not intact checkpoints
 
 
 class Checkpoints:
-    """Checkpoints of one training stage, newest two kept.
+    """Checkpoints of one training stage; the newest two are kept.
 
-    Each holds the `TrainState` (parameters, optimiser state, step), the data position as JSON,
-    and facts about the run, also JSON. Training has no other random state: shuffling follows
+    Each holds the `TrainState` (parameters, optimiser state, step), the position in the data as
+    JSON, and facts about the run, also JSON. Training has no other random state: shuffling follows
     from the seed, and corruptions and sampling are keyed by seed and example.
 
-    What bears a number in the directory and is no intact checkpoint is moved to `set-aside/`, so
-    that it neither counts as a checkpoint nor stands in the way of one; each gets a line.
+    Directories whose name is a number but that are not intact checkpoints are moved to
+    `set-aside/`, so that Orbax neither takes them for checkpoints nor fails to write one of that
+    number; a line is printed for each.
 
     Args:
-        directory: where they are.
-        facts: what a checkpoint has to share with this run, plain values by name.
+        directory: where the checkpoints are.
+        facts: plain values by name that a checkpoint must have in common with this run.
 
     Raises:
         DataError: there are checkpoints, but none is intact.
@@ -58,7 +59,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             async_options=ocp.options.AsyncOptions(
                 post_finalization_callback=self._digest,
-                # Otherwise, where nothing can be written, threads wait minutes for a directory.
+                # Otherwise threads wait minutes for a directory that cannot be created.
                 create_directories_asynchronously=False,
             ),
         )
@@ -84,7 +85,7 @@ class Checkpoints:
     def _digest(self) -> None:
         """Adds the digests before Orbax publishes a step, on process 0, in Orbax's thread.
 
-        So step and digests appear by the same rename, and a kill leaves both or neither.
+        Step and digests thus appear by the same rename, and a kill leaves both or neither.
         """
         name = str(self._saving)
         written = [*self._directory.glob(f"{name}.orbax-checkpoint-tmp*"), self._directory / name]
@@ -94,7 +95,7 @@ class Checkpoints:
         """Starts saving; returns before the bytes are on disk.
 
         Raises:
-            DataError: this save, or the one before, failed; see `check`.
+            DataError: this save or the previous one failed; see `check`.
         """
         self.wait()
         step = int(state.step)
@@ -116,19 +117,19 @@ class Checkpoints:
 
     @property
     def saving(self) -> bool:
-        """Whether one is still being written."""
+        """Whether a checkpoint is still being written."""
         return self._pending is not None and not self._pending.done()
 
     @property
     def took_s(self) -> float | None:
-        """The longest time that one took, from `save` until a kill leaves it; None before any."""
+        """The longest time from `save` until a checkpoint was finished; None before the first."""
         return self._took_s
 
     def check(self) -> None:
-        """Finds out whether the last save failed, without waiting for one that goes on.
+        """Checks whether the last save failed, without waiting for one in progress.
 
         Raises:
-            DataError: it did, for example because the disk is full.
+            DataError: it failed, for example because the disk is full.
         """
         if self._pending is not None and self._pending.done():
             self.wait()
@@ -151,13 +152,13 @@ class Checkpoints:
     def _failure(path: Path, error: Exception) -> DataError:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         return DataError(
-            f"checkpoint {path} cannot be saved: {first_line}; see that there is space and that "
-            "the directory can be written, then run the same command again: it goes on from the "
-            "checkpoint before"
+            f"checkpoint {path} cannot be saved: {first_line}; make sure that there is space and "
+            "that the directory can be written, then run the same command again: it resumes from "
+            "the previous checkpoint"
         )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest intact checkpoint, placed as `like` says, or None if there is none.
+        """Returns the newest intact checkpoint, sharded like `like`, or None if there is none.
 
         Args:
             like: arrays or `jax.ShapeDtypeStruct`s with shardings.
@@ -170,10 +171,10 @@ class Checkpoints:
         path = self._directory / str(self._newest)
         try:
             facts = ocp.args.Composite(facts=ocp.args.JsonRestore())
-            found = self._manager.restore(self._newest, args=facts)["facts"]
+            stored = self._manager.restore(self._newest, args=facts)["facts"]
         except (ValueError, KeyError, FileNotFoundError) as error:
             raise DataError(f"checkpoint {path} cannot be restored: {error}") from error
-        _refuse_other_facts(path, found, self._facts)
+        _refuse_other_facts(path, stored, self._facts)
         _refuse_other_shapes(path, like)
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
@@ -198,11 +199,11 @@ class Checkpoints:
         self._worker.shutdown()
 
 
-def _refuse_other_facts(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _refuse_other_facts(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     differing = [
-        f"{name} is {found.get(name, 'absent')!r} there and {wanted.get(name, 'absent')!r} here"
-        for name in sorted(found.keys() | wanted.keys())
-        if found.get(name) != wanted.get(name)
+        f"{name} is {stored.get(name, 'absent')!r} there and {wanted.get(name, 'absent')!r} here"
+        for name in sorted(stored.keys() | wanted.keys())
+        if stored.get(name) != wanted.get(name)
     ]
     if differing:
         raise DataError(
@@ -212,7 +213,7 @@ def _refuse_other_facts(path: Path, found: Mapping[str, Any], wanted: Mapping[st
 
 
 def _refuse_other_shapes(path: Path, like: Any) -> None:
-    """Compares names and shapes of what is to be read with what a checkpoint holds."""
+    """Checks that a checkpoint holds the names and shapes that are to be read."""
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         metadata = checkpointer.metadata(path / "state")
     held = {leaf.name: leaf.shape for leaf in jax.tree.leaves(metadata.item_metadata.tree)}
@@ -236,14 +237,14 @@ def read_trained(
     """Reads some of the trained variables of the newest intact checkpoint, and nothing else.
 
     Args:
-        directory: directory of the training stage's checkpoints.
-        like: any part of the tree of trained variables, of `jax.ShapeDtypeStruct`s with
+        directory: the checkpoints of a training stage.
+        like: any part of the tree of trained variables, as `jax.ShapeDtypeStruct`s with
             shardings.
-        last: the step that it must be of; None takes any.
+        last: the step that it must be of; None accepts any.
         facts: what the checkpoint must share with the run; None compares nothing.
 
     Raises:
-        DataError: there is no checkpoint, none is intact, or it is of another step or run.
+        DataError: there is no checkpoint, none is intact, or it is of another step, run or model.
     """
     step, passed_over = newest(directory)
     if step is None:
@@ -291,9 +292,9 @@ def _checksum(params: Any) -> jax.Array:
 
 
 def checksum(params: Any) -> list[int]:
-    """One number a parameter that changes with any bit of it, whatever its sharding.
+    """Returns one number per parameter, which changes with any bit of it, for every sharding.
 
-    Integer sums wrap and do not depend on their order, so the same weights give the same numbers
-    on every mesh. Not cryptographic.
+    Integer sums wrap around and do not depend on their order, so the same weights give the same
+    numbers on every mesh. Not cryptographic.
     """
     return [int(x) for x in jax.device_get(_checksum(params))]

@@ -1,9 +1,9 @@
-"""Which checkpoint of a directory is intact: digests of every file, written beside the files.
+"""Digests of every file of a checkpoint, and the newest checkpoint that is intact by them.
 
 Orbax restores a file with a flipped byte without an error, and takes any directory whose name is
-a number for a checkpoint. So every checkpoint has `digests.json`, and one is used only when each
-file that it lists is there with the size and the digest it had when it was written. Saving and
-restoring themselves are in `checkpoint.py`.
+a number for a checkpoint. So every checkpoint has a `digests.json`, and is used only if each file
+listed there has the size and digest that it was written with. Saving and restoring are in
+`checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from seva_jax.runtime.processes import gather
 from seva_jax.types import DataError
 
 NAME = "digests.json"
-_COMMITTED = "commit_success.txt"  # the last thing Orbax writes
-_THREADS = 4  # SHA-256 does 1 to 2 GB/s on a core; hashing lets go of Python's lock
+_COMMITTED = "commit_success.txt"  # the last file that Orbax writes
+_THREADS = 4  # SHA-256 does 1 to 2 GB/s on a core; hashing releases Python's lock
 
 
 class PassedOver(NamedTuple):
-    """A directory whose name is a number and that is not used.
+    """A directory whose name is a number but that is not used.
 
     Attributes:
-        name: of the directory.
-        why: names the file.
+        name: name of the directory.
+        why: what is wrong; names the file.
     """
 
     name: str
@@ -42,44 +42,47 @@ def write_digests(step: Path) -> None:
     """Writes size and SHA-256 of every file of a checkpoint that Orbax is about to publish.
 
     Args:
-        step: the directory; nothing else writes into it meanwhile. `_CHECKPOINT_METADATA` is left
-            out: Orbax changes it afterwards, and restoring does not need it.
+        step: the directory, which nothing else writes to meanwhile. `_CHECKPOINT_METADATA` is
+            left out: Orbax changes it afterwards, and restoring does not need it.
     """
     files = sorted(p for p in step.rglob("*") if p.is_file() and p.parent != step)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        found = dict(
-            zip((str(p.relative_to(step)) for p in files), pool.map(_facts, files), strict=True)
-        )
+        names = (str(file.relative_to(step)) for file in files)
+        digests = dict(zip(names, pool.map(_facts, files), strict=True))
     with (step / NAME).open("w", encoding="utf-8") as file:
-        file.write(json.dumps(found, indent=1) + "\n")
+        file.write(json.dumps(digests, indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
 def _facts(file: Path) -> list[int | str]:
+    """Returns the size and the SHA-256 of a file."""
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     return [file.stat().st_size, digest]
 
 
 def damage(step: Path, share: tuple[int, int] = (0, 1)) -> str | None:
-    """What is wrong with a checkpoint, or None.
+    """Returns what is wrong with a checkpoint, or None.
 
     Args:
         step: its directory.
-        share: which share of the files is read, of how many.
+        share: index of the share of the files to read, and the number of shares.
     """
     listed = _listed(step)
     if isinstance(listed, str):
         return listed
     mine = sorted(listed)[share[0] :: share[1]]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        found = [x for x in pool.map(lambda name: _differs(step, name, listed[name]), mine) if x]
-    return found[0] + f" (and {len(found) - 1} more)" * (len(found) > 1) if found else None
+        checked = pool.map(lambda name: _difference(step, name, listed[name]), mine)
+        problems = [problem for problem in checked if problem]
+    if not problems:
+        return None
+    return problems[0] + f" (and {len(problems) - 1} more)" * (len(problems) > 1)
 
 
 def _listed(step: Path) -> dict[str, list[int | str]] | str:
-    """What digests.json says, or why there is nothing to compare."""
+    """Returns the content of digests.json, or why there is nothing to compare."""
     if not step.is_dir():
         return "not a directory"
     if not any(step.iterdir()):
@@ -96,7 +99,7 @@ def _listed(step: Path) -> dict[str, list[int | str]] | str:
     return listed
 
 
-def _differs(step: Path, name: str, facts: list[int | str]) -> str | None:
+def _difference(step: Path, name: str, facts: list[int | str]) -> str | None:
     try:
         size = (step / name).stat().st_size
         if size != facts[0]:
@@ -109,23 +112,24 @@ def _differs(step: Path, name: str, facts: list[int | str]) -> str | None:
 
 
 def newest(directory: Path) -> tuple[int | None, list[PassedOver]]:
-    """The newest intact checkpoint, and what is there besides checkpoints that look finished.
+    """Finds the newest intact checkpoint, and the directories that cannot be used.
 
-    Digests are compared from the newest down to the first that is intact; of older ones only
-    that they look finished. All processes read a share each and agree on the result.
+    Digests are compared from the newest checkpoint down to the first intact one; older ones are
+    only checked for being finished. Every process reads a share of the files, and all agree on the
+    result.
 
     Args:
-        directory: of the checkpoints of one stage.
+        directory: the checkpoints of one stage.
 
     Returns:
-        The step, None in a directory without any; and what is not to be used.
+        The step, or None if there is no checkpoint; and the directories that cannot be used.
 
     Raises:
         DataError: there are directories with numbers, but none is an intact checkpoint.
     """
-    there = directory.iterdir() if directory.is_dir() else ()
-    numbers = [int(p.name) for p in there if re.fullmatch("0|[1-9][0-9]*", p.name)]
-    numbers = gather(sorted(numbers, reverse=True))[0]  # as process 0 sees them
+    paths = directory.iterdir() if directory.is_dir() else ()
+    numbers = [int(p.name) for p in paths if re.fullmatch("0|[1-9][0-9]*", p.name)]
+    numbers = gather(sorted(numbers, reverse=True))[0]  # those that process 0 sees
     share = jax.process_index(), jax.process_count()
     step, passed_over = None, []
     for number in numbers:
@@ -143,6 +147,6 @@ def newest(directory: Path) -> tuple[int | None, list[PassedOver]]:
         reasons = "; ".join(f"{name}: {why}" for name, why in passed_over)
         raise DataError(
             f"{directory} has no intact checkpoint ({reasons}); put back a copy of one, or delete "
-            f"{directory} to train this stage from its start"
+            f"{directory} to train this stage from the start"
         )
     return step, passed_over

@@ -1,7 +1,7 @@
-"""How many floating point operations a step takes, from the architecture alone.
+"""Floating point operations of a training step, computed from the architecture.
 
-A multiply-add counts as two. Only matrix products count; norms, softmax and activations are below
-a per cent at these sizes.
+A multiply-add counts as two. Only matrix products are counted; norms, softmax and activations are
+below one per cent at these sizes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ class Forward:
         tower: vision tower.
         projector: projector.
         linear: the language model's own linear layers.
-        down: of these, the last one of each layer, whose result no gradient needs.
-        lora: its adapters.
-        attention: scores and sums of values, by blocks of queries with the keys up to their end.
+        down: the part of `linear` in the last product of each layer, whose result no gradient
+            needs.
+        lora: the language model's adapters.
+        attention: scores and weighted sums of values, in blocks of queries, each with all keys up
+            to the end of the block.
         head: logits at answer positions.
     """
 
@@ -42,9 +44,9 @@ class Forward:
 
 
 def forward(config: LlavaConfig, lora: LoraConfig, shape: RowShape) -> Forward:
-    """Operations of a forward pass over one row of a shape."""
+    """Counts the operations of a forward pass over one row of a shape."""
     v, t = config.vision, config.text
-    patches = (v.image_size // v.patch_size) ** 2
+    patches = v.num_patches
     places = patches + 1
     per_layer = 2 * places * (4 * v.hidden_size**2 + 2 * v.hidden_size * v.mlp_size)
     per_layer += 4 * places**2 * v.hidden_size
@@ -78,10 +80,10 @@ def forward(config: LlavaConfig, lora: LoraConfig, shape: RowShape) -> Forward:
 
 
 def model_flops(once: Forward, trained: tuple[str, ...]) -> float:
-    """Operations a row needs forward and backward, nothing computed twice.
+    """Counts the operations of a row, forward and backward, with nothing computed twice.
 
-    The gradient of a product with respect to its input, and with respect to its weights, each
-    takes as many as the product; frozen weights need the first only, a frozen tower neither.
+    The gradients of a product with respect to its input and to its weights each take as many
+    operations as the product; frozen weights need only the first, a frozen tower neither.
     """
     tower = once.tower * (3 if "vision" in trained else 1)
     projector = once.projector * (1 + ("projector" in trained) + ("vision" in trained))
@@ -94,9 +96,10 @@ def model_flops(once: Forward, trained: tuple[str, ...]) -> float:
 
 
 def hardware_flops(once: Forward, trained: tuple[str, ...], remat: Remat) -> float:
-    """What the step computes: `remat` runs layers, or their attention, forward once more.
+    """Counts the operations that the step executes, including recomputation in the backward pass.
 
-    The head always runs once more, and so do the scores of attention.
+    `remat` recomputes layers, or their attention; the head and the attention scores are always
+    recomputed.
     """
     again = once.head + once.attention
     if remat != "none":

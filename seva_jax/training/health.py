@@ -1,7 +1,7 @@
-"""What a training run notices about its own steps: averages, non-finite steps, loss spikes.
+"""Monitoring of training steps: averages of metrics, non-finite steps, loss spikes.
 
-Everything is looked at when a row of metrics is due, so no step waits for it. The step itself
-keeps its old state when loss or gradient are not finite (`step.TrainStep`).
+Steps are examined when a row of metrics is due, so no step waits for it. The step itself keeps its
+old state when loss or gradient are not finite (`TrainStep` in `step.py`).
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from seva_jax.runtime.files import append_lines
 from seva_jax.runtime.processes import say
 from seva_jax.types import Comparison, DataError
 
-NOTES = ("nonfinite.jsonl", "spikes.jsonl")  # in the work directory, a line each step
-_HISTORY = 64  # rows of metrics that a spike is compared with
-_ENOUGH = 16  # rows there must be before there can be a spike
+NOTES = ("nonfinite.jsonl", "spikes.jsonl")  # in the work directory, one line per step
+_HISTORY = 64  # rows of metrics that a loss is compared with
+_ENOUGH = 16  # rows needed before a loss can count as a spike
 _SPIKE = 10.0  # deviations above the median
-_LEAST_DEVIATION = 0.05  # share of the median: where the loss is flat, no wiggle is a spike
+_LEAST_DEVIATION = 0.05  # share of the median, so that a flat loss makes no spikes of its noise
 
 
 class NotFinite(Exception):
-    """Too many steps in a row had a loss or gradient that is not finite; ends the run."""
+    """Ends the run: too many consecutive steps had a loss or gradient that is not finite."""
 
 
 class Health:
-    """Looks at the metrics of all steps of one stage, a row's worth at a time.
+    """Examines the metrics of all steps of one stage, one row of metrics at a time.
 
     Args:
-        stage: its name.
-        folder: the work directory. `NOTES` there get a line for each such step, with the ids of
-            its comparisons.
-        max_nonfinite: so many non-finite steps, one after another, end the run.
-        past: rows of metrics written before, for a run that goes on.
+        stage: name of the stage.
+        folder: the work directory. The files `NOTES` there get a line for each non-finite step and
+            each spike, with the ids of its comparisons.
+        max_nonfinite: this many consecutive non-finite steps end the run.
+        past: rows of metrics written before, for a resumed run.
     """
 
     def __init__(
@@ -52,15 +52,15 @@ class Health:
 
     @property
     def in_a_row(self) -> int:
-        """Non-finite steps, one after another, up to the last row of metrics."""
+        """Consecutive non-finite steps up to the last row of metrics."""
         return self._in_a_row
 
     def resume(self, step: int, in_a_row: int = 0) -> None:
-        """Forgets what came after a step and comes again: all is noticed as in an unbroken run.
+        """Restores the state after a step, so a resumed run notices what an unbroken one does.
 
         Args:
-            step: the last one whose row of metrics stays.
-            in_a_row: what it was at that row.
+            step: the last step whose row of metrics is kept.
+            in_a_row: the value of `in_a_row` at that row.
         """
         self._in_a_row = in_a_row
         self._highest.extend(x for at, x in self._past if at <= step and np.isfinite(x))
@@ -68,16 +68,16 @@ class Health:
     def averages(
         self, steps: range, rows: Sequence[Mapping[str, Any]], of: Callable[[int], list[Comparison]]
     ) -> dict[str, float]:
-        """One row of metrics; writes down which steps were unusual.
+        """Averages the metrics of several steps into one row, and records unusual steps.
 
         Args:
-            steps: those since the last row, counted from 1.
-            rows: metrics of each, on the host.
-            of: the comparisons of a step.
+            steps: the steps since the last row, counted from 1.
+            rows: metrics of each step, on the host.
+            of: returns the comparisons of a step.
 
         Returns:
             Means over the finite steps (over all if there are none), the numbers of steps that
-            were "nonfinite" and "spikes", and "loss_max", the highest loss of one finite step.
+            were "nonfinite" and "spikes", and "loss_max", the highest loss of a finite step.
         """
         good = {step: row for step, row in zip(steps, rows, strict=True) if not row["nonfinite"]}
         means = {k: float(np.mean([r[k] for r in good.values() or rows])) for k in rows[0]}
@@ -91,7 +91,7 @@ class Health:
         if means["nonfinite"]:
             say(
                 f"{self._stage}: {len(rows) - len(good)} of the steps {steps[0]} to {steps[-1]} "
-                "had a loss or gradient that is not finite, and changed nothing; their examples "
+                "had a loss or gradient that is not finite and changed nothing; their examples "
                 f"are in {self._folder / NOTES[0]}"
             )
         return means | self._spikes({step: float(row["loss"]) for step, row in good.items()}, of)
@@ -99,14 +99,15 @@ class Health:
     def _spikes(
         self, losses: Mapping[int, float], of: Callable[[int], list[Comparison]]
     ) -> dict[str, float]:
-        """Compares the losses of steps with the highest ones of the rows before."""
-        found: list[int] = []
+        """Records losses far above the highest losses of the rows before."""
+        spikes: list[int] = []
         if len(self._highest) >= _ENOUGH:
             usual = np.median(self._highest)
-            deviation = 1.4826 * np.median(np.abs(np.array(self._highest) - usual))  # as of normals
+            # The factor makes the median deviation of a normal distribution its standard deviation.
+            deviation = 1.4826 * np.median(np.abs(np.array(self._highest) - usual))
             limit = usual + _SPIKE * max(deviation, _LEAST_DEVIATION * abs(usual))
-            found = [step for step, loss in losses.items() if loss > limit]
-            for step in found:
+            spikes = [step for step, loss in losses.items() if loss > limit]
+            for step in spikes:
                 values = {"loss": losses[step], "usual": float(usual), "limit": float(limit)}
                 self._note(NOTES[1], step, of(step), values)
                 say(
@@ -117,7 +118,7 @@ class Health:
         highest = max(losses.values(), default=math.nan)
         if losses:
             self._highest.append(highest)
-        return {"loss_max": highest, "spikes": len(found)}
+        return {"loss_max": highest, "spikes": len(spikes)}
 
     def _note(
         self, file: str, step: int, examples: list[Comparison], values: Mapping[str, Any]
@@ -128,28 +129,28 @@ class Health:
             append_lines(self._folder / file, [record])
 
     def check(self) -> None:
-        """Ends the run where going on makes no sense; after the row of metrics is written.
+        """Ends the run if training has diverged; called after the row of metrics is written.
 
         Raises:
-            NotFinite: too many steps in a row changed nothing.
+            NotFinite: too many consecutive steps changed nothing.
         """
         if self._longest >= self._most:
             raise NotFinite(
-                f"{self._stage}: {self._longest} steps one after another had a loss or gradient "
-                "that is not finite; the parameters are those before them; their examples are in "
+                f"{self._stage}: {self._longest} consecutive steps had a loss or gradient that is "
+                "not finite; the parameters are those before them; their examples are in "
                 f"{self._folder / NOTES[0]}; lower the learning rate or remove the "
                 "examples, with another --workdir, or raise --train.max-nonfinite"
             )
 
 
 def trainable_share(rows: ComparisonRows) -> str:
-    """How many comparisons have nothing to train on, in words.
+    """Describes how many comparisons have nothing to train on.
 
-    That are those of weight 0, without a token of an answer, or without reference log-probs
-    because an image did not decode in that pass.
+    These have weight 0, no answer token, or no reference log-probs because an image did not decode
+    in the reference pass.
 
     Raises:
-        DataError: none has anything.
+        DataError: no comparison has anything to train on.
     """
     with_targets = rows.sizes.targets_N > 0
     weights = np.array([c.weight for c in rows.comparisons])

@@ -1,4 +1,7 @@
-"""What a training step needs at least, before it is compiled; `seva_jax.plan` says it exactly."""
+"""A lower bound of the memory of a training step, before it is compiled.
+
+`seva_jax.plan` computes it exactly.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +20,25 @@ _GIB = 2**30
 
 
 def bytes_on_a_device(tree: Any) -> int:
-    """What sharded arrays take on each device."""
+    """Returns the bytes that sharded arrays take on each device."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
 
 
 def least_bytes(model: Llava, arguments: Any, trainable: Any, rows: int, length: int) -> int:
-    """A lower bound of a step's memory on a device.
+    """Returns a lower bound of the bytes that a step needs on a device.
 
-    Counted are the arguments, a gradient for everything trained, and what the backward pass needs
-    of every layer of the language model: the residual stream, and unless layers are computed again
-    the results of its wide matrix products.
+    It counts the arguments, a gradient for every trained parameter, and what the backward pass
+    keeps of every layer of the language model: the residual stream and, unless layers are
+    recomputed, the results of its large matrix products.
 
     Args:
         model: the module.
-        arguments: state and frozen variables.
-        trainable: the trained part.
-        rows: of a micro-batch, on a device.
-        length: tokens of a row.
+        arguments: training state and frozen variables.
+        trainable: the trained variables.
+        rows: rows of a micro-batch on a device.
+        length: tokens in a row.
     """
     text = model.config.text
     width = text.hidden_size
@@ -46,18 +49,18 @@ def least_bytes(model: Llava, arguments: Any, trainable: Any, rows: int, length:
 
 
 def device_limit() -> int | None:
-    """Bytes a program may use on a device; None where it does not say (CPU)."""
+    """Returns the bytes that a program may use on a device; None if unknown (CPU)."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
 def warn_if_too_large(model: Llava, state: TrainState, frozen: Any, batch: TreeBatch) -> None:
-    """Prints a warning if a step cannot fit, with the micro-batches that could.
+    """Prints a warning if a step cannot fit, with a number of micro-batches that may.
 
     Args:
         model: the module.
         state: training state.
         frozen: frozen variables.
-        batch: placed, leaves [M, B, ...].
+        batch: a batch on the devices, leaves [M, B, ...].
     """
     limit = device_limit()
     if limit is None:

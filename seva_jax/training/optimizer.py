@@ -17,8 +17,9 @@ class Optim:
 
     Attributes:
         lr: peak learning rate.
-        schedule: after warm-up, cosine or linear to 0, or constant.
-        warmup_ratio: share of the steps spent warming up linearly from 0, rounded up.
+        schedule: learning rate after warm-up: cosine or linear decay to 0, or constant.
+        warmup_ratio: share of all steps in which the learning rate rises linearly from 0, rounded
+            up to whole steps.
         weight_decay: decoupled weight decay.
         b1: decay of the first moment.
         b2: decay of the second moment.
@@ -36,7 +37,7 @@ class Optim:
     clip_norm: Annotated[float, FROM_0] = 0.0
 
     def learning_rate(self, num_steps: int) -> optax.Schedule:
-        """The learning rate as a function of completed steps."""
+        """Returns the learning rate as a function of completed steps."""
         warmup = math.ceil(self.warmup_ratio * num_steps)
         if self.schedule == "cosine":
             after = optax.cosine_decay_schedule(self.lr, max(num_steps - warmup, 1))
@@ -49,7 +50,7 @@ class Optim:
         return optax.join_schedules([optax.linear_schedule(0.0, self.lr, warmup), after], [warmup])
 
     def make(self, num_steps: int) -> optax.GradientTransformation:
-        """The gradient transformation for a run of `num_steps` steps."""
+        """Returns the gradient transformation for a run of `num_steps` steps."""
         schedule = self.learning_rate(num_steps)
         adamw = optax.adamw(schedule, self.b1, self.b2, self.eps, weight_decay=self.weight_decay)
         if not self.clip_norm:

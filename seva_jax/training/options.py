@@ -1,4 +1,4 @@
-"""How a model is trained: the `train` section of a config."""
+"""The `train` section of a config."""
 
 from __future__ import annotations
 
@@ -10,33 +10,34 @@ from seva_jax.ranges import ABOVE_0, FROM_0, FROM_1, NO_EFFECT, Range
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """How long, on what, and what is trained.
+    """Batches, length of training, checkpoints, and which parts are trained.
 
     Attributes:
         batch_size: comparisons in an optimiser step, over all devices.
-        micro_batches: the batch is computed in this many parts; gradients are those of the whole.
+        micro_batches: number of parts in which a batch is computed to save memory; the gradients
+            are those of the whole batch.
         epochs: passes over the comparisons.
-        repeat: the list of comparisons is concatenated with itself this many times before it is
-            shuffled. SeVa uses 2 and one epoch, which is not two epochs.
+        repeat: number of copies of the list of comparisons that are joined before shuffling. SeVa
+            uses 2 and one epoch, which is not the same as two epochs.
         max_steps: stop after this many steps; 0 means no limit.
-        trained: parts of the model that change. "lora" are the adapters. SeVa also trains the
+        trained: parts of the model that are trained. "lora" are the adapters. SeVa also trains the
             projector (its flag meant to freeze it has no effect).
         reference: "cached" computes reference log-probs once, before training; "in_step"
             computes them in every step from an untrained copy of the trained parts.
-        feature_cache: directory that keeps what the frozen vision tower made of every image, by
-            content and tower, for this and other runs; empty computes it in every step. An image
-            of LLaVA-1.5 takes 1.1 MiB in bfloat16.
-        save_every_s: a kill costs at most so many seconds of training, also while a checkpoint is
-            written: one is begun earlier by the time that writing takes, at a line of metrics,
-            and where writing takes too long, training waits for it.
-        save_every: a kill costs at most so many steps: there is a checkpoint beside those by time
-            every so many, and training waits until it is written; 0 means by time only.
-        log_every: steps between lines of metrics.
-        max_nonfinite: so many steps, one after another, whose loss or gradient is not finite end
-            the run with exit code 65. Such a step changes nothing, and the ids of its examples go
-            to nonfinite.jsonl.
+        feature_cache: directory for image features of the frozen vision tower, which this and other
+            runs with the same tower reuse; empty computes them in every step. An image of LLaVA-1.5
+            takes 1.1 MiB in bfloat16.
+        save_every_s: seconds of training that a kill costs at most. A save starts early enough to
+            finish within the interval, when metrics are logged; if writing takes too long, training
+            waits for it.
+        save_every: also save every N steps and wait until it is written, so that a kill costs at
+            most N steps; 0 disables.
+        log_every: steps between rows of metrics.
+        max_nonfinite: this many consecutive steps with a loss or gradient that is not finite end
+            the run with exit status 65. Such a step changes nothing, and the ids of its examples
+            are written to nonfinite.jsonl.
         read_processes: processes that prepare batches; 0 prepares them in threads, which starts
-            sooner and is enough until decoding images keeps the device waiting.
+            faster and suffices unless decoding images keeps the device waiting.
     """
 
     batch_size: Annotated[int, FROM_1] = 128

@@ -1,4 +1,4 @@
-"""When a checkpoint is due by the clock: what a kill costs stays within one interval.
+"""When to save by the clock, so that a kill costs at most one interval of training.
 
 What lives here: `SaveSchedule`. What does not: writing (`checkpoint.py`). Read next: `loop.py`.
 """
@@ -15,8 +15,8 @@ class SaveDecision(NamedTuple):
     """What to do at a row of metrics.
 
     Attributes:
-        save: begin to save the state of this moment.
-        wait: then train no further until the checkpoint under way is finished.
+        save: start to save the current state.
+        wait: pause training until the save in progress is finished.
     """
 
     save: bool
@@ -24,32 +24,36 @@ class SaveDecision(NamedTuple):
 
 
 class SaveSchedule:
-    """Keeps training from getting further than an interval ahead of what a kill would leave.
+    """Keeps training at most one interval ahead of the last finished checkpoint.
 
-    A checkpoint is written while training goes on, and a kill before it is finished falls back to
-    the one before. So one is begun before the interval is over: earlier by the time that writing
-    takes, which the first one of a run tells, begun after half an interval. Where writing takes
-    longer than that, training waits for it.
+    A checkpoint is written while training continues, and a kill before it is finished loses it. So
+    a save starts early enough to finish within the interval. How long writing takes is known only
+    from the first save of a run, which therefore starts after half an interval. If writing takes
+    too long, training waits for it.
 
     Args:
         every_s: the interval, seconds of training.
-        clock: tells the time.
+        clock: returns the time, seconds.
     """
 
     def __init__(self, every_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._every_s, self._clock, self._still_s = every_s, clock, 0.0
-        self._held_s = self._begun_s = self._now()  # of the states finished, and saved last
+        self._every_s, self._clock, self._paused_s = every_s, clock, 0.0
+        # Times of the states in the last finished checkpoint and in the last one started.
+        self._held_s = self._begun_s = self._now()
         self._row_at_s = self._begun_s
 
     def _now(self) -> float:
-        return self._clock() - self._still_s
+        """Returns the seconds of training."""
+        return self._clock() - self._paused_s
 
     def due(self, took_s: float | None, saving: bool) -> SaveDecision:
-        """To be asked at every row of metrics; looks ahead to the next, which may take as long.
+        """Decides whether to save now; must be called at every row of metrics.
+
+        The next row is assumed to take as long as the last one.
 
         Args:
-            took_s: the longest time that writing a checkpoint took; None before there was one.
-            saving: whether one is being written.
+            took_s: the longest time that writing a checkpoint took; None before the first.
+            saving: whether a checkpoint is being written.
         """
         if not saving:
             self._held_s = self._begun_s
@@ -60,12 +64,12 @@ class SaveSchedule:
         return SaveDecision(save, (save or saving) and next_s - self._held_s >= self._every_s)
 
     def begin(self) -> None:
-        """The state of this moment is going to be saved, when the one before is finished."""
+        """Records that the current state is saved next, once the save before is finished."""
         self._held_s, self._begun_s = self._begun_s, self._now()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Nothing is trained in the body, so its time does not count."""
+        """Stops the clock while the body runs, in which nothing is trained."""
         start = self._clock()
         yield
-        self._still_s += self._clock() - start
+        self._paused_s += self._clock() - start

@@ -5,20 +5,24 @@ asking (`seva_jax/run/evaluations.py`). README.md, one folder up, says where the
 next: `short_answers.py`.
 """
 
-from seva_jax.evals.suites.described import CocoChair, Shr
-from seva_jax.evals.suites.judged import LlavaBench, MMVet
+from seva_jax.evals.suites.described import CocoChair, SentenceHallucination, Shr
+from seva_jax.evals.suites.judged import AgainstReference, LlavaBench, MMVet, NoJudge
 from seva_jax.evals.suites.multiple_choice import MMBench, ScienceQA, SeedBench
-from seva_jax.evals.suites.short_answers import GQA, PopeSets, TextVQA
+from seva_jax.evals.suites.short_answers import GQA, GqaAnswer, PopeSets, TextVQA
 
 __all__ = [
     "GQA",
+    "AgainstReference",
     "CocoChair",
+    "GqaAnswer",
     "LlavaBench",
     "MMBench",
     "MMVet",
+    "NoJudge",
     "PopeSets",
     "ScienceQA",
     "SeedBench",
+    "SentenceHallucination",
     "Shr",
     "TextVQA",
 ]
