@@ -15,6 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.corrupt import colour, geometry, sharpness
 from seva_jax.corrupt.base import Corruption, require
@@ -142,8 +143,8 @@ class RandAugment(Corruption):
         strengths = jnp.asarray(magnitudes(self.num_bins, height, width)[:, self.magnitude])
         return index_N, _random_signs(sign_key, index_N, strengths[index_N])
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """See `Corruption.__call__`."""
         return apply_operations(image_HWC, *self.draw(key, image_HWC.shape[0], image_HWC.shape[1]))
 
 
@@ -165,6 +166,6 @@ class AutoAugment(Corruption):
         index_2 = jnp.where(happens_2, jnp.asarray(index_P2)[chosen], _NAMES.index("Identity"))
         return index_2, _random_signs(sign_key, index_2, jnp.asarray(magnitude_P2)[chosen])
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """See `Corruption.__call__`."""
         return apply_operations(image_HWC, *self.draw(key, image_HWC.shape[0], image_HWC.shape[1]))

@@ -17,6 +17,7 @@ import dataclasses
 import dm_pix
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
 from seva_jax.corrupt.base import Corruption, RandomlyApplied, require
 from seva_jax.types import Array
@@ -133,8 +134,8 @@ class RandomGrayscale(RandomlyApplied):
 
     p: float = dataclasses.field(default=0.2, kw_only=True)
 
+    @override
     def apply(self, image_HWC: Array) -> jax.Array:
-        """See `grayscale`."""
         return grayscale(image_HWC)
 
 
@@ -188,8 +189,8 @@ class ColorJitter(Corruption):
 class RandomInvert(RandomlyApplied):
     """The negative with probability `p`."""
 
+    @override
     def apply(self, image_HWC: Array) -> jax.Array:
-        """See `invert`."""
         return invert(image_HWC)
 
 
@@ -207,8 +208,8 @@ class RandomPosterize(RandomlyApplied):
         super().__post_init__()
         require(0 <= self.bits <= 8, f"RandomPosterize.bits={self.bits!r}: give 0 to 8.")
 
+    @override
     def apply(self, image_HWC: Array) -> jax.Array:
-        """See `posterize`."""
         return posterize(image_HWC, self.bits)
 
 
@@ -229,8 +230,8 @@ class RandomSolarize(RandomlyApplied):
             f"RandomSolarize.threshold={self.threshold!r}: give 0 to 256.",
         )
 
+    @override
     def apply(self, image_HWC: Array) -> jax.Array:
-        """See `solarize`."""
         return solarize(image_HWC, self.threshold)
 
 
@@ -238,8 +239,8 @@ class RandomSolarize(RandomlyApplied):
 class RandomEqualize(RandomlyApplied):
     """A flat histogram with probability `p`."""
 
+    @override
     def apply(self, image_HWC: Array) -> jax.Array:
-        """See `equalize`."""
         return equalize(image_HWC)
 
 
@@ -247,6 +248,6 @@ class RandomEqualize(RandomlyApplied):
 class RandomAutocontrast(RandomlyApplied):
     """The full range of levels with probability `p`."""
 
+    @override
     def apply(self, image_HWC: Array) -> jax.Array:
-        """See `autocontrast`."""
         return autocontrast(image_HWC)

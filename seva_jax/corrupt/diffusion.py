@@ -13,6 +13,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.corrupt.base import Corruption, Space, require
 from seva_jax.types import Array
@@ -78,6 +79,6 @@ class PixelNoise(DiffusionNoise):
 
     space: ClassVar[Space] = "pixels"
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """See `Corruption.__call__`."""
         return super().__call__(key, image_HWC).clip(0, 1)

@@ -16,6 +16,7 @@ import math
 import dm_pix
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
 from seva_jax.corrupt.base import Corruption, RandomlyApplied, require, require_range
 from seva_jax.types import Array
@@ -319,8 +320,8 @@ class RandomPerspective(Corruption):
         last = jnp.array([width - 1, height - 1])
         return jnp.where(far == 1, last - inwards_42, inwards_42)
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """See `perspective`."""
         coin_key, corner_key = jax.random.split(key)
         corners_42 = self.corners(corner_key, image_HWC.shape[0], image_HWC.shape[1])
         apply = jax.random.bernoulli(coin_key, self.p)
@@ -340,8 +341,8 @@ class RandomRotation(Corruption):
     def __post_init__(self) -> None:
         require_range("RandomRotation.degrees", self.degrees, -360.0, 360.0)
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """See `rotate`."""
         low, high = self.degrees
         return rotate(image_HWC, jax.random.uniform(key, minval=low, maxval=high))
 
@@ -369,8 +370,8 @@ class RandomAffine(Corruption):
             f"RandomAffine.translate={self.translate!r}: give two shares from 0 to 1.",
         )
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """See `affine`."""
         height, width = image_HWC.shape[:2]
         degrees_key, shift_key, scale_key = jax.random.split(key, 3)
         low, high = self.degrees

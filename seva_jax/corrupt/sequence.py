@@ -16,6 +16,7 @@ from typing import Annotated, ClassVar, Literal
 
 import jax
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.corrupt.base import Corruption, Space
 from seva_jax.ranges import Range
@@ -121,8 +122,8 @@ def _captions(prompt: Prompt) -> list[str]:
 class Drop(SequenceCorruption):
     """Keeps n / m items, rounded down and at least one, drawn at random, in their order."""
 
+    @override
     def order(self, rng: np.random.Generator, num: int) -> list[int]:
-        """See `SequenceCorruption.order`."""
         kept = rng.choice(num, max(1, num // self.groups), replace=False)
         return sorted(kept.tolist())
 
@@ -131,8 +132,8 @@ class Drop(SequenceCorruption):
 class Shuffle(SequenceCorruption):
     """Puts the groups into any other order than theirs, all alike; inside of one nothing moves."""
 
+    @override
     def order(self, rng: np.random.Generator, num: int) -> list[int]:
-        """See `SequenceCorruption.order`."""
         groups = self._groups(num)
         same = list(range(len(groups)))
         while (order := rng.permutation(len(groups)).tolist()) == same:
@@ -144,7 +145,7 @@ class Shuffle(SequenceCorruption):
 class Reverse(SequenceCorruption):
     """Puts the last group first and so on; inside of a group nothing moves."""
 
+    @override
     def order(self, rng: np.random.Generator, num: int) -> list[int]:
-        """See `SequenceCorruption.order`."""
         del rng  # there is one way
         return [i for group in reversed(self._groups(num)) for i in group]

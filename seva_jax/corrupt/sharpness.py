@@ -11,6 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
 from seva_jax.corrupt.base import Corruption, RandomlyApplied, require, require_range
 from seva_jax.corrupt.colour import Factor, blend, to_levels
@@ -75,8 +76,8 @@ class GaussianBlur(Corruption):
     def __post_init__(self) -> None:
         require_range("GaussianBlur.sigma", self.sigma, 0.01, 100.0)
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """See `gaussian_blur`."""
         sigma = jax.random.uniform(key, minval=self.sigma[0], maxval=self.sigma[1])
         return gaussian_blur(image_HWC, sigma, self.sigma[1])
 
@@ -97,6 +98,6 @@ class RandomAdjustSharpness(RandomlyApplied):
             self.factor >= 0, f"RandomAdjustSharpness.factor={self.factor!r}: give a number from 0."
         )
 
+    @override
     def apply(self, image_HWC: Array) -> jax.Array:
-        """See `adjust_sharpness`."""
         return adjust_sharpness(image_HWC, self.factor)

@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal
 
+from typing_extensions import override
+
 from seva_jax.data.sources import PromptSet
 from seva_jax.pairs.model import PairModel
 from seva_jax.text.encode import clean_answer
@@ -64,10 +66,10 @@ class CorruptionPairs(PairBuilder):
     newline: Literal["space", "delete"] = "space"
     compare: Literal["clean", "raw"] = "clean"
 
+    @override
     def __call__(
         self, rollouts: Iterable[Rollout]
     ) -> tuple[list[Comparison], collections.Counter[str]]:
-        """See `PairBuilder.__call__`."""
         comparisons: list[Comparison] = []
         drops: collections.Counter[str] = collections.Counter()
         for rollout in rollouts:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.data.composed import target_of
 from seva_jax.data.sources import PromptSet
@@ -74,10 +75,10 @@ class MiaPairs(PairBuilder):
     max_length_ratio: float | None = None
     min_edit_distance: int | None = None
 
+    @override
     def build(
         self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel
     ) -> tuple[list[Comparison], collections.Counter[str]]:
-        """See `PairBuilder.build`."""
         pairs: list[Comparison] = []
         drops: collections.Counter[str] = collections.Counter()
         for rollout in rollouts:

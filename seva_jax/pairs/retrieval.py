@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.data.sources import PromptSet
 from seva_jax.pairs.builders import PairBuilder
@@ -137,10 +138,10 @@ class RetrievedPairs(PairBuilder):
     sampling: Sampling = Sampling(max_new_tokens=64)
     block: Annotated[int, FROM_1] = 2048
 
+    @override
     def build(
         self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel
     ) -> tuple[list[Comparison], collections.Counter[str]]:
-        """See `PairBuilder.build`."""
         drops: collections.Counter[str] = collections.Counter()
         kept: list[tuple[Prompt, str]] = []
         for rollout in rollouts:

@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
+from typing_extensions import override
+
 from seva_jax.data.captions import without_captions
 from seva_jax.pairs.builders import PairBuilder
 from seva_jax.ranges import FROM_1
@@ -40,10 +42,10 @@ class TemplePairs(PairBuilder):
     max_ratio: Annotated[float, FROM_1] = 1.5
     captions: bool = False
 
+    @override
     def __call__(
         self, rollouts: Iterable[Rollout]
     ) -> tuple[list[Comparison], collections.Counter[str]]:
-        """See `PairBuilder.__call__`."""
         comparisons: list[Comparison] = []
         drops: collections.Counter[str] = collections.Counter()
         for rollout in rollouts:

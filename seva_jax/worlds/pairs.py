@@ -10,6 +10,7 @@ import dataclasses
 from typing import Annotated
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
 from seva_jax.ranges import FROM_1
@@ -48,8 +49,8 @@ class WorldPairs(PreferenceSource):
     kinds: tuple[Kind, ...] = ("color",)
     num: Annotated[int, FROM_1] = 1000
 
+    @override
     def open(self) -> PreferenceSet:
-        """See `PromptSource.open`."""
         data = WorldPrompts(self.world, self.split, self.skewed, self.kinds, self.num).open()
         pairs = [self._pair(prompt, index) for index, prompt in enumerate(data.prompts)]
         return PreferenceSet(data.prompts, data.load_image, comparisons=pairs)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.data.regions import Maps
 from seva_jax.types import ExampleError, Prompt
@@ -27,8 +28,8 @@ class AskedObject(Maps):
     world: ShapeWorld = ShapeWorld()
     skewed: bool = False
 
+    @override
     def name(self, prompt: Prompt, image: str) -> str:
-        """See `Maps.name`."""
         named = [word for word in prompt.question.split() if word in SHAPES]
         split, index = image.rsplit("/", 1)
         scene = self.world.scene(split, int(index), self.skewed)
@@ -37,8 +38,8 @@ class AskedObject(Maps):
             raise ExampleError("the question names no object of the image", "missing mask")
         return str(cells[0])
 
+    @override
     def load(self, name: str) -> np.ndarray:
-        """See `Maps.load`."""
         map_HW = np.zeros((2 * CELL, 2 * CELL), np.float32)
         y, x = divmod(int(name), 2)
         map_HW[y * CELL : (y + 1) * CELL, x * CELL : (x + 1) * CELL] = 1

@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated
 
+from typing_extensions import override
+
 from seva_jax.data.sources import PromptSet, PromptSource
 from seva_jax.ranges import FROM_1
 from seva_jax.types import Prompt
@@ -34,8 +36,8 @@ class WorldSequences(PromptSource):
     images: Annotated[int, FROM_1] = 4
     num: Annotated[int, FROM_1] = 1000
 
+    @override
     def open(self) -> PromptSet:
-        """See `PromptSource.open`."""
         data = WorldPrompts(
             self.world, self.split, self.skewed, ("describe",), self.num * self.images
         ).open()

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.data.sources import PromptSet, PromptSource
 from seva_jax.ranges import FROM_0, FROM_1
@@ -186,8 +187,8 @@ class WorldPrompts(PromptSource):
     kinds: tuple[Kind, ...] = ("color",)
     num: Annotated[int, FROM_1] = 1000
 
+    @override
     def open(self) -> PromptSet:
-        """See `PromptSource.open`."""
         prompts = [
             self.world.prompt(self.split, i, self.skewed, self.kinds[i % len(self.kinds)])
             for i in range(self.num)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
 from seva_jax.data.trajectories import Gcpg, Outcome, Step, step_pairs
@@ -45,8 +46,8 @@ class WorldTrajectories(PreferenceSource):
     judge: Gcpg = Gcpg()
     window: Annotated[int, FROM_1] = 8
 
+    @override
     def open(self) -> PreferenceSet:
-        """See `PromptSource.open`."""
         num = self.num * self.steps
         data = WorldPrompts(self.world, self.split, False, ("describe",), num).open()
         prompts = list(data.prompts)
