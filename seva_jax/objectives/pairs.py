@@ -84,6 +84,7 @@ class PairObjective(Objective):
         for comparison in comparisons:
             self.weighting.check(comparison)
 
+    @override
     def __call__(
         self, policy: BranchLogps, reference: BranchLogps | None
     ) -> tuple[jax.Array, Metrics]:
