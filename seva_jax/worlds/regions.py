@@ -1,6 +1,6 @@
-"""Where the objects of a world are, as masks of its images.
+"""Masks of the objects in images of a world.
 
-What lives here: `AskedObject`. What does not: the world (`shapes.py`), what is done with masks
+What lives here: `AskedObject`. What does not: the world (`shapes.py`), and the pairs that use masks
 (`seva_jax/data/regions.py`).
 """
 
@@ -18,11 +18,11 @@ from seva_jax.worlds.shapes import CELL, SHAPES, ShapeWorld
 
 @dataclasses.dataclass(frozen=True)
 class AskedObject(Maps):
-    """1 in the cell of the object that a question names, and 0 elsewhere.
+    """Masks that are 1 in the cell of the object a question names, and 0 elsewhere.
 
     Attributes:
-        world: that the images are of.
-        skewed: as in the source of the prompts.
+        world: the world of the images.
+        skewed: the same as in the source of the prompts.
     """
 
     world: ShapeWorld = ShapeWorld()
