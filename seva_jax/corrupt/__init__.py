@@ -5,13 +5,7 @@ What lives here: the public names. What does not: reading, padding, resizing and
 """
 
 from seva_jax.corrupt.auto import AutoAugment, RandAugment
-from seva_jax.corrupt.base import (
-    Compose,
-    Corruption,
-    RandomlyApplied,
-    apply_pixels,
-    corruption_key,
-)
+from seva_jax.corrupt.base import Compose, Corruption, apply_pixels, corruption_key
 from seva_jax.corrupt.colour import (
     ColorJitter,
     Grayscale,
@@ -64,7 +58,6 @@ __all__ = [
     "RandomResizedCrop",
     "RandomRotation",
     "RandomSolarize",
-    "RandomlyApplied",
     "RegionNoise",
     "Reverse",
     "SequenceCorruption",
