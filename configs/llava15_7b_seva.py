@@ -11,7 +11,7 @@ method. Where the release has an oddity, the sane behaviour is chosen here; the 
 
 from seva_jax.config.base_models import Checkpoint
 from seva_jax.config.experiment import Experiment
-from seva_jax.config.options import ComputeOptions, RolloutOptions, TextOptions, TrainOptions
+from seva_jax.config.options import ComputeOptions, RolloutOptions, TextOptions
 from seva_jax.corrupt import DiffusionNoise
 from seva_jax.data.files import SHORT_ANSWER, ImageFolder, LlavaJson
 from seva_jax.data.mixed import Concatenated
@@ -21,6 +21,7 @@ from seva_jax.pairs import CorruptionPairs
 from seva_jax.text.sampling import Sampling
 from seva_jax.text.templates import VICUNA_V1
 from seva_jax.training.optimizer import Optim
+from seva_jax.training.options import TrainOptions
 
 # 4,000 images x 2 questions and 8,000 images x 1 question: 16,000 prompts.
 OCR_VQA = LlavaJson(

@@ -10,13 +10,13 @@ What is kept and its limits: `seva_jax/pairs/mia.py`. Number of images and batch
 import dataclasses
 
 from seva_jax.config.config_files import config_directory, read_config
-from seva_jax.config.options import TrainOptions
 from seva_jax.data.composed import Composed
 from seva_jax.data.files import LlavaJson
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO
 from seva_jax.pairs import MiaPairs
 from seva_jax.training.optimizer import Optim
+from seva_jax.training.options import TrainOptions
 
 ANSWERED = LlavaJson(
     path="data/llava_v1_5_mix665k.json",

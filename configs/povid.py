@@ -18,7 +18,7 @@ import dataclasses
 
 from llava15_7b_seva import get_config as published
 
-from seva_jax.config.options import TextOptions, TrainOptions
+from seva_jax.config.options import TextOptions
 from seva_jax.config.rounds import Round, Rounds
 from seva_jax.corrupt import PixelNoise
 from seva_jax.data.changed import ChangedImages
@@ -27,6 +27,7 @@ from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO, Inherent
 from seva_jax.text.templates import VICUNA_V1
 from seva_jax.training.optimizer import Optim
+from seva_jax.training.options import TrainOptions
 
 PAIRS = PovidPairs("data/povid.json", "data/coco")
 

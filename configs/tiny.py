@@ -5,7 +5,7 @@ python -m seva_jax.train --config configs/tiny.py
 
 from seva_jax.config.base_models import TrainedBase
 from seva_jax.config.experiment import Evaluation, Experiment
-from seva_jax.config.options import ComputeOptions, RolloutOptions, TextOptions, TrainOptions
+from seva_jax.config.options import ComputeOptions, RolloutOptions, TextOptions
 from seva_jax.corrupt import DiffusionNoise
 from seva_jax.evals import Chair, ExactAnswer, Pope
 from seva_jax.images.preprocess import ImageProcessing
@@ -14,6 +14,7 @@ from seva_jax.objectives import DPO
 from seva_jax.text.sampling import Sampling
 from seva_jax.text.templates import PLAIN
 from seva_jax.training.optimizer import Optim
+from seva_jax.training.options import TrainOptions
 from seva_jax.worlds import ShapeWorld, WorldPrompts
 from seva_jax.worlds.shapes import COLORS, SHAPES
 

@@ -13,17 +13,20 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from seva_jax.config.base_models import TrainedBase
-from seva_jax.config.command_line import load_experiment
-from seva_jax.config.config_files import read_suites
-from seva_jax.config.experiment import Experiment
-from seva_jax.config.rounds import runs_of
-from seva_jax.config.source import fingerprint
+from seva_jax.config import (
+    Experiment,
+    TrainedBase,
+    fingerprint,
+    load_experiment,
+    read_suites,
+    runs_of,
+)
 from seva_jax.evals import EvalResult, Suite, comparison_rows, format_results, format_table
+from seva_jax.run.context import RunContext
 from seva_jax.run.evaluations import evaluate_all, read_results
+from seva_jax.run.outputs import Outputs
 from seva_jax.run.workdir import instead_of
 from seva_jax.runtime.processes import joined, one_line_errors, say, use_compile_cache
-from seva_jax.train import Run
 from seva_jax.types import DataError
 
 DESCRIPTION = """Asks a model every question of the chosen suites, scores the answers and writes
@@ -61,12 +64,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if flags.batch_size is not None and flags.batch_size < 1:
         raise DataError(f"--batch-size must be at least 1, not {flags.batch_size}")
     with joined(experiment.processes):
-        run, who = Run(experiment), "aligned" if aligned else "base"
-        _evaluate(run, suites, who, flags.out or run.workdir.path, flags.batch_size)
+        ctx, who = RunContext.open(experiment), "aligned" if aligned else "base"
+        _evaluate(ctx, suites, who, flags.out or ctx.workdir.path, flags.batch_size)
 
 
 def _check(experiment: Experiment, suites: Sequence[Suite]) -> None:
-    """Names are unique, also among results that the run itself writes."""
+    """Raises unless names are unique, also among results that the run itself writes."""
     if not suites:
         raise DataError("there is nothing to ask: give --suite FILE, or a config with evals")
     names = [suite.name for suite in suites]
@@ -83,34 +86,28 @@ def _check(experiment: Experiment, suites: Sequence[Suite]) -> None:
 
 
 def _evaluate(
-    run: Run, suites: Sequence[Suite], who: str, out: Path, batch_size: int | None
+    ctx: RunContext, suites: Sequence[Suite], who: str, out: Path, batch_size: int | None
 ) -> None:
-    stages = run.workdir.stages()
-    if who == "aligned" and "align" not in stages:
-        raise DataError(f"{run.workdir.path}: its alignment is not finished; run the training")
-    if isinstance(run.experiment.base, TrainedBase) and "base" not in stages:
+    if isinstance(ctx.config.base, TrainedBase) and "base" not in ctx.workdir.stages():
         raise DataError(
-            f"{run.workdir.path} has no trained base model yet; run seva_jax.train with this config"
+            f"{ctx.workdir.path} has no trained base model yet; run seva_jax.train with this config"
         )
-    workdir = dataclasses.replace(run.workdir, path=out)
+    made = Outputs(ctx)
+    workdir = dataclasses.replace(ctx.workdir, path=out)
     out.mkdir(parents=True, exist_ok=True)
     workdir.claim()
-    base = who == "base"
-    engine = run.engine(
-        run.start if base else run.aligned,
-        run.start_model if base else run.model,
-    )
+    engine = ctx.engine(made.start if who == "base" else made.aligned)
     if batch_size:
         engine = dataclasses.replace(engine, batch_size=batch_size)
     say(f"{who}: {evaluate_all(engine, suites, who, workdir)}")
     say("\n" + tables(workdir.path, who, suites))
     say(f"\nanswers and scores: {workdir.path / 'evals' / who}")
     workdir.close()
-    run.workdir.close()
+    ctx.workdir.close()
 
 
 def tables(path: Path, who: str, suites: Sequence[Suite]) -> str:
-    """The results of one model, or of both side by side where the other has been asked as well.
+    """Returns the results of one model, or of both side by side if the other was asked, too.
 
     Args:
         path: holds evals/base and evals/aligned.

@@ -55,6 +55,14 @@ FROM_1 = Range(1)
 DECAY = Range(0, 1, below=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class _NoEffect:
+    """Marks a config field, `Annotated[int, NO_EFFECT]`, that changes neither results nor files."""
+
+
+NO_EFFECT = _NoEffect()
+
+
 class Bounds(NamedTuple):
     """What the annotation of a field says of its numbers.
 

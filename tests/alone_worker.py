@@ -50,9 +50,9 @@ socket.socket.connect_ex = refuse(socket.socket.connect_ex, 1)
 socket.getaddrinfo = refuse(socket.getaddrinfo, 0)
 socket.gethostbyname = refuse(socket.gethostbyname, 0)
 
+from helpers_judge import chat, server  # noqa: E402
 from PIL import Image  # noqa: E402
 from process_worker import SMALL  # noqa: E402
-from test_judge import chat, server  # noqa: E402
 
 from seva_jax import evaluate, train  # noqa: E402
 from seva_jax.convert.__main__ import main as convert  # noqa: E402

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("SEVA_JAX_TEST_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -34,6 +35,9 @@ import pytest
 
 # Tests compile many small programs once: compiling less thoroughly halves their time.
 jax.config.update("jax_disable_most_optimizations", True)
+
+# What fails in a helper is explained as in a test.
+pytest.register_assert_rewrite(*(path.stem for path in Path(__file__).parent.glob("helpers_*.py")))
 
 # Generators of goldens, which need more than the tests do, and what runs in a process of its own.
 collect_ignore = ["goldens", "alone_worker.py"]
@@ -75,6 +79,24 @@ def whole_run(tmp_path_factory):
             assert saved_steps(folder / "run", "align") == [22, 24]
             (folder / "finished").touch()
     return folder
+
+
+@pytest.fixture
+def one_device():
+    """Limits the meshes of runs to the first device."""
+    from helpers_devices import limited_devices
+
+    with limited_devices(1):
+        yield
+
+
+@pytest.fixture
+def four_devices():
+    """Limits the meshes of runs to the first four devices."""
+    from helpers_devices import limited_devices
+
+    with limited_devices(4):
+        yield
 
 
 @pytest.fixture(scope="session")

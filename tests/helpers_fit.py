@@ -1,16 +1,20 @@
 """The smallest training stage there is: random base, made-up pairs, the ordinary loop."""
 
-import contextlib
+import dataclasses
 from unittest import mock
 
-import jax
 import numpy as np
+from helpers_devices import limited_devices
 
+from seva_jax.batches.encoded import encode_comparisons
 from seva_jax.config.command_line import load_experiment
 from seva_jax.models import abstract_variables, init_variables
 from seva_jax.objectives import DPO
-from seva_jax.sharding import MeshShape, variable_shardings
-from seva_jax.train import Run
+from seva_jax.run.context import RunContext
+from seva_jax.run.fitting import fit_stage
+from seva_jax.run.workdir import StageMetrics
+from seva_jax.sharding import variable_shardings
+from seva_jax.training.loop import Task
 from seva_jax.types import Comparison
 
 ARGS = """
@@ -24,59 +28,53 @@ ARGS = """
 
 
 def tiny_run(workdir, *argv):
-    """A run of the default config, shrunk, on one device."""
-    make = MeshShape.make
+    """Opens a run of the default config, shrunk, on one device; returns its context."""
     experiment, _ = load_experiment("test", [*ARGS.split(), "--workdir", str(workdir), *argv])
-    one = mock.patch.object(MeshShape, "make", lambda self: make(self, jax.devices()[:1]))
-    with one:
-        return Run(experiment)
+    with limited_devices(1):
+        return RunContext.open(experiment)
 
 
-def random_base(run):
-    """Parameters of a base model that was not trained."""
-    shardings = variable_shardings(run.mesh, abstract_variables(run.base_model))["params"]
-    return init_variables(run.base_model, "params", shardings, 0)
+def random_base(ctx):
+    """Returns parameters of a base model that was not trained."""
+    shardings = variable_shardings(ctx.mesh, abstract_variables(ctx.base_model))["params"]
+    return init_variables(ctx.base_model, "params", shardings, 0)
 
 
-def fit(run, steps, reference=-2.0, weights=None, epochs=1000, write=None):
+def fit(ctx, steps, reference=-2.0, weights=None, epochs=1000, write=None):
     """Trains adapters with DPO on made-up pairs.
 
     Args:
-        run: see `tiny_run`.
+        ctx: see `tiny_run`.
         steps: how many.
-        reference: of all answer tokens, or a list with a number for each pair.
-        weights: of the pairs, by default 1.
+        reference: log-prob of all answer tokens, or a list with a number for each pair.
+        weights: weights of the pairs, by default 1.
         epochs: at least as many as the steps need.
         write: called after every row of metrics, with step and values.
     """
-    prompts = run.prompts.prompts
-    weights = weights or [1.0] * len(prompts)
-    pairs = [Comparison(p, ("red", "blue"), w) for p, w in zip(prompts, weights, strict=True)]
-    encoder = run.encoder(run.experiment.text.train)
+    prompts = ctx.config.prompts.open()
+    weights = weights or [1.0] * len(prompts.prompts)
+    pairs = [
+        Comparison(p, ("red", "blue"), w) for p, w in zip(prompts.prompts, weights, strict=True)
+    ]
+    encoded = encode_comparisons(pairs, ctx.encoder(ctx.config.text.train))
     values = np.broadcast_to(np.asarray(reference, np.float32), len(pairs))
     logps = [
-        tuple(np.full(len(b), value) for b in encoder.encode(p.prompt.question, 1, p.answers)[1])
-        for p, value in zip(pairs, values, strict=True)
+        tuple(np.full(len(b), value) for b in x.trees[0][1])
+        for x, value in zip(encoded.encoded, values, strict=True)
     ]
-    shardings = variable_shardings(run.mesh, abstract_variables(run.model))
-    base = random_base(run)
-    lora = init_variables(run.model, "lora", shardings["lora"], 0)
-    metrics = run.workdir.metrics
+    shardings = variable_shardings(ctx.mesh, abstract_variables(ctx.policy_model))
+    lora = init_variables(ctx.policy_model, "lora", shardings["lora"], 0)
+    rows = ctx.rows(encoded, ctx.pixels(prompts), DPO(), logps)
+    options = dataclasses.replace(
+        ctx.config.train, batch_size=4, micro_batches=1, epochs=epochs, repeat=1
+    )
+    task = Task("align", ctx.policy_model, DPO(), ctx.config.optim, options, steps, rows)
+    append = StageMetrics.write
 
-    @contextlib.contextmanager
-    def telling(stage):
-        with metrics(stage) as append:
+    def both(self, step, values):
+        append(self, step, values)
+        if write:
+            write(step, values)
 
-            def both(step, values):
-                append(step, values)
-                if write:
-                    write(step, values)
-
-            yield both
-
-    rows = run.rows(pairs, run.pixels(run.prompts), logps)
-    with mock.patch.object(run.workdir, "metrics", telling):
-        return run.fit_rows(
-            "align", run.model, DPO(), run.experiment.optim, rows, {"params": base}, {"lora": lora},
-            batch_size=4, steps=steps, epochs=epochs,
-        )  # fmt: skip
+    with mock.patch.object(StageMetrics, "write", both):
+        return fit_stage(ctx, task, {"params": random_base(ctx)}, {"lora": lora})

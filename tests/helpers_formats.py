@@ -1,4 +1,4 @@
-"""Every format of data, two examples each, as files: what the end-to-end tests run on."""
+"""Every format of data: a good record of each, and files with two examples, which tests run on."""
 
 import io
 import json
@@ -7,6 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from seva_jax.batches.encoded import encode_comparisons
+from seva_jax.batches.image_inputs import Pixels
+from seva_jax.batches.pipeline import Batches, ComparisonRows, RowShapes, shuffled
+from seva_jax.config.command_line import load_experiment
 from seva_jax.data.embedded import HfParquet, TfdsPrompts
 from seva_jax.data.files import ImageFolder, LlavaJson, QuestionsJsonl, SevaJson
 from seva_jax.data.messages import SwiftPairs, TrlPairs
@@ -19,9 +23,34 @@ from seva_jax.data.preferences import (
     VLFeedbackPairs,
 )
 from seva_jax.data.records import ArrayRecordPairs, ArrayRecordPrompts, build
+from seva_jax.text.encode import Encoder
 
 QUESTION = "What color is the circle ?"
 ANSWERS = {"chosen": "a red circle", "rejected": "a blue ring"}
+
+# One good record for each format of JSON.
+GOOD_TURNS = [{"from": "human", "value": "<image>\nQ?"}, {"from": "gpt", "value": "yes"}]
+BAD_TURNS = [{"from": "human", "value": "<image>\nQ?"}, {"from": "gpt", "value": "no"}]
+SAID = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "yes"}]
+RATED = {"annotations": {"Helpfulness": {"Rating": "4"}}, "response": "yes"}
+WORSE = {"annotations": {"Helpfulness": {"Rating": "1"}}, "response": "no"}
+FORMATS = {
+    SevaPairs: {"image_id": "a", "question": "Q?", "chosen": "yes", "reject": "no"},
+    RlaifVPairs: {"image": "a", "question": "Q?", "chosen": "yes", "rejected": "no"},
+    PovidPairs: {
+        "id": "1", "image": "a", "conversations": GOOD_TURNS, "rejected_conversations": BAD_TURNS,
+    },
+    HaDpoPairs: {"image_id": 1, "chosen": ["yes"], "rejected": ["no"]},
+    VLFeedbackPairs: {
+        "id": "a", "prompt": "Q?", "completions": [RATED, WORSE],
+    },
+    TrlPairs: {"images": ["a"], "prompt": "Q?", "chosen": "yes", "rejected": "no"},
+    SwiftPairs: {"messages": SAID, "images": ["a"], "rejected_response": "no"},
+    LlavaJson: {"id": "1", "image": "a", "conversations": GOOD_TURNS},
+    QuestionsJsonl: {"id": "1", "image": "a", "question": "Q?"},
+    SevaJson: {"image_id": "a", "question": "Q?"},
+}  # fmt: skip
+LISTS = (LlavaJson, SevaJson)  # a JSON list; the others come as JSON lines too
 
 
 def encoded(level):
@@ -169,3 +198,18 @@ def prepare_pictures(folder):
 
     Pictures(data_dir=str(folder), file_format="array_record").download_and_prepare()
     return str(folder)
+
+
+def all_batches(folder):
+    """Packs pairs of every format into batches.
+
+    A process that reads them is sent sources of parquet, ArrayRecord and folders.
+    """
+    experiment, _ = load_experiment("test", [])
+    assets, data = experiment.base.assets(), all_pairs(folder).open()
+    image, patches = assets.config.image_token_id, assets.config.tokens_per_image
+    encoder = Encoder(assets.tokenizer, experiment.text.train, image, patches, 96)
+    encoded = encode_comparisons(data.comparisons, encoder)
+    rows = ComparisonRows(encoded, Pixels(data.load_image, assets.processing))
+    shapes = RowShapes(2, lambda shape: shape.length)
+    return Batches.chosen(rows, shuffled(rows, 4, 8, 2, 1, 5), 4, (0, 1), 1, shapes)

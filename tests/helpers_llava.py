@@ -10,45 +10,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
+from tiny_models import TINY_HF
 
 from seva_jax.config.base_models import Checkpoint
 from seva_jax.config.experiment import Experiment
-from seva_jax.config.options import TrainOptions
 from seva_jax.config.source import to_source
 from seva_jax.convert import read_llava_config
 from seva_jax.convert.table import TABLE
 from seva_jax.models import (
     Llava,
-    LlavaConfig,
     LoraConfig,
-    TextConfig,
-    VisionConfig,
     abstract_params,
     abstract_variables,
 )
 from seva_jax.text.tokenizer import word_tokenizer
 from seva_jax.training.checkpoint import Checkpoints
+from seva_jax.training.options import TrainOptions
 from seva_jax.training.step import TrainState
 
 IMAGE_TOKEN, PAD, EOS, VOCAB = 500, 501, 2, 512
 
 
-CONFIG = LlavaConfig(
-    vision=VisionConfig(
-        image_size=28, hidden_size=16, num_layers=3, num_heads=2, mlp_size=24, patch_size=14
-    ),
-    text=TextConfig(
-        vocab_size=40,
-        hidden_size=16,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=4,
-        mlp_size=32,
-        rope_base=500.0,
-    ),
-    image_token_id=39,
-)
 # The layout transformers 4 wrote, with as many fields left out as its defaults allow.
 CONFIG_V4 = {
     "model_type": "llava",
@@ -108,7 +90,7 @@ def their_tensors(params):
 def write_llava(directory, params=None):
     """Writes `CONFIG_V4` and weights in the layout transformers 5 saves; returns `directory`."""
     (directory / "config.json").write_text(json.dumps(CONFIG_V4))
-    tensors = their_tensors(random_params(CONFIG) if params is None else params)
+    tensors = their_tensors(random_params(TINY_HF) if params is None else params)
     save_file(tensors, directory / "model.safetensors")
     return directory
 
@@ -255,7 +237,7 @@ CONFIG_ORIGINAL = {
 
 
 def write_original(directory: Path, tower: Path | None = None, **fields: Any) -> Path:
-    """`CONFIG`'s model in the original LLaVA's layout, its tower in a CLIP directory beside it.
+    """Writes `TINY_HF`'s model in the original LLaVA's layout, its tower as a CLIP directory.
 
     Args:
         directory: made here.
@@ -264,7 +246,7 @@ def write_original(directory: Path, tower: Path | None = None, **fields: Any) ->
         fields: of config.json.
     """
     model, clip = {}, {}
-    for name, values in their_tensors(random_params(CONFIG)).items():
+    for name, values in their_tensors(random_params(TINY_HF)).items():
         if name.startswith("vision_tower."):
             clip["vision_model." + name.removeprefix("vision_tower.")] = values
         elif name.startswith("multi_modal_projector"):

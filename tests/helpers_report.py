@@ -1,13 +1,16 @@
-"""Pages and photographs for the tests of the report."""
+"""Pages, hostile texts, runs and photographs for the tests of the report."""
 
 from __future__ import annotations
 
 import html.parser
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from seva_jax.evals import EvalResult, Metric, Ratio, write_records, write_summary
 from seva_jax.report import (
     Curve,
     Drop,
@@ -18,6 +21,18 @@ from seva_jax.report import (
     ReportData,
     Series,
     Stage,
+)
+from seva_jax.runtime.files import append_lines
+
+PAYLOADS = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)' x='",
+    "</title></style></svg><script>alert(1)</script>",
+    "javascript:alert(1)",
+    '<iframe srcdoc="&lt;script&gt;alert(1)&lt;/script&gt;"></iframe>',
+    "--><svg/onload=alert(1)><a href=javascript:alert(1)>x</a><!--",
+    "&lt;script&gt;alert(1)&lt;/script&gt; &#60;b&#62; ]]>",
 )
 
 
@@ -148,3 +163,20 @@ def photo_pairs(num: int) -> tuple[PairCard, ...]:
             )
         )
     return tuple(pairs)
+
+
+def write_run(folder: Path, text: str, number: int) -> Path:
+    """Writes what `compare` reads of a run, with `text` wherever somebody else may choose it."""
+    run = folder / f"{number}{text.replace('/', chr(0x2215))[:200]}"
+    (run / "evals" / "aligned").mkdir(parents=True)
+    config = {"workdir": str(run), text: number, "prompts.path": f"{text} {number}"}
+    (run / "config.json").write_text(json.dumps(config))
+    row = {"stage": "align", "loss": 0.5, "rewards/margins": 0.1, "pairs": 8, "pairs/s": 1.0}
+    rows = [row | {"step": step, "seconds": 1.0, "chips": 1} for step in (1, 2)]
+    append_lines(run / "metrics.jsonl", rows)
+    result = EvalResult(
+        text, {text: Metric(0.5, 0.4, 0.6, 10)}, [], {text: Ratio("higher", (text,), ("n",))}
+    )
+    write_summary(run / "evals" / "aligned" / "e.json", result)
+    write_records(run / "evals" / "aligned" / "e.jsonl", [])
+    return run

@@ -20,12 +20,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from tiny_models import WORLD_ONE_LAYER
 
 from seva_jax.config.base_models import TrainedBase
 from seva_jax.config.config_files import config_directory, read_config
-from seva_jax.inference import answer_logps
-from seva_jax.models import LlavaConfig, LoraConfig, TextConfig, VisionConfig
+from seva_jax.models import LoraConfig
 from seva_jax.pairs import PairBuilder
+from seva_jax.runtime.journal import Journal
 from seva_jax.text.sampling import Sampling
 from seva_jax.training import checkpoint
 from seva_jax.types import Comparison
@@ -55,17 +56,18 @@ class MadeUpPairs(PairBuilder):
 
 def _commit_slowly(seconds):
     """Checkpoints are complete some time before they are published; reference passes are slow."""
-    write_digests, add = checkpoint.write_digests, answer_logps.Journal.add
+    write_digests, append = checkpoint.write_digests, Journal.append
 
     def slowly(step):
         write_digests(step)
         time.sleep(seconds)
 
-    def add_slowly(journal, batch):
-        add(journal, batch)
-        time.sleep(seconds / 4)
+    def append_slowly(journal, records):
+        append(journal, records)
+        if journal.path.name == "reference.jsonl":
+            time.sleep(seconds / 4)
 
-    checkpoint.write_digests, answer_logps.Journal.add = slowly, add_slowly
+    checkpoint.write_digests, Journal.append = slowly, append_slowly
 
 
 def get_config():
@@ -75,19 +77,13 @@ def get_config():
     from helpers_run import MadeUpPairs  # by a name that the run's own config.py can import
 
     tiny = read_config(config_directory() / "tiny.py")
-    vision = VisionConfig(
-        image_size=16, patch_size=8, hidden_size=16, num_layers=1, num_heads=2, mlp_size=32
-    )
-    text = TextConfig(
-        hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8, mlp_size=32
-    )
     assert isinstance(tiny.base, TrainedBase)
     small = dataclasses.replace
     return small(
         tiny,
         base=small(
             tiny.base,
-            model=LlavaConfig(vision=vision, text=text),
+            model=WORLD_ONE_LAYER,
             processing=small(tiny.base.processing, size=16),
             prompts=small(tiny.base.prompts, num=128),
             steps=STEPS,

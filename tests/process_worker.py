@@ -4,7 +4,6 @@ Arguments are those of `seva_jax.train`. With KILL_AT=N in the environment the p
 KILL_PROCESS gets KILL_SIGNAL (SIGKILL if nothing is said) when alignment has reached step N.
 """
 
-import contextlib
 import dataclasses
 import os
 import signal
@@ -17,7 +16,7 @@ import numpy as np
 from seva_jax import train
 from seva_jax.config.command_line import load_experiment
 from seva_jax.pairs import PairBuilder
-from seva_jax.run.workdir import Workdir
+from seva_jax.run.workdir import StageMetrics
 from seva_jax.runtime.processes import joined
 from seva_jax.text.sampling import Sampling
 from seva_jax.types import Comparison, View
@@ -52,27 +51,21 @@ class MadeUpPairs(PairBuilder):
         return [Comparison(r.prompt, answers[i % 2]) for i, r in enumerate(rollouts)], Counter()
 
 
-@contextlib.contextmanager
-def killing(self, stage, metrics=Workdir.metrics):
-    """`Workdir.metrics`, with death at a step."""
-    with metrics(self, stage) as write:
-
-        def write_or_die(at, values):
-            write(at, values)
-            killed = int(os.environ.get("KILL_PROCESS", "-1")) == jax.process_index()
-            if stage == "align" and killed and at == int(os.environ["KILL_AT"]):
-                (self.path / "died").touch()
-                os.kill(os.getpid(), signal.Signals[os.environ.get("KILL_SIGNAL", "SIGKILL")])
-
-        yield write_or_die
+def write_or_die(self, at, values, write=StageMetrics.write):
+    """Writes a row of metrics, and dies at a step."""
+    write(self, at, values)
+    killed = int(os.environ.get("KILL_PROCESS", "-1")) == jax.process_index()
+    if self.stage == "align" and killed and at == int(os.environ["KILL_AT"]):
+        (self.workdir.path / "died").touch()
+        os.kill(os.getpid(), signal.Signals[os.environ.get("KILL_SIGNAL", "SIGKILL")])
 
 
 if __name__ == "__main__":
-    Workdir.metrics = killing
+    StageMetrics.write = write_or_die
     experiment, _ = load_experiment("test", [*SMALL.split(), *sys.argv[1:]])
     experiment = dataclasses.replace(experiment, pairs=MadeUpPairs(), evals=experiment.evals[:1])
     evals = dataclasses.replace(
         experiment.evals[0], prompts=dataclasses.replace(experiment.evals[0].prompts, num=12)
     )
     with joined(experiment.processes):
-        train.Run(dataclasses.replace(experiment, evals=(evals,))).stages()
+        train.run(dataclasses.replace(experiment, evals=(evals,)))

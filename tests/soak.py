@@ -41,7 +41,7 @@ def soak(workdir, steps, leak=""):
     argv = ("--train.log-every", str(every), "--train.save-every", str(every))
     sizes = [x for i in range(5) for x in (f"--evals.{i}.prompts.num", "4")]
     run = tiny_run(workdir, *argv, *sizes)
-    engine = run.engine({"params": random_base(run)}, run.base_model)
+    engine = run.engine({"params": random_base(run)})
     samples, held, start = [], [], time.process_time()
 
     def look(step, values):
@@ -50,7 +50,7 @@ def soak(workdir, steps, leak=""):
             sum(range(200_000 * len(samples)))
         seconds = (time.process_time() - start) / every  # of a CPU: other programs do not matter
         if len(samples) % 5 == 0:
-            suites = run.experiment.evals[:1]
+            suites = run.config.evals[:1]
             with contextlib.redirect_stdout(io.StringIO()):
                 evaluate_all(engine, suites, f"step{step}", run.workdir)
         if leak == "memory":

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_step import tree_mask
 
 from seva_jax.models import attention
 from seva_jax.plan.chips import Topology
 from seva_jax.sharding import MeshShape, batch_sharding
+from seva_jax.training.step import tree_mask
 
 
 def inputs(rows, length, heads, groups, width=128, seed=0):

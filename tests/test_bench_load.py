@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers_llava import CONFIG
+from tiny_models import TINY_HF
 
 from seva_jax.bench import load as bench
 from seva_jax.convert import load, load_params, read_llava_config
@@ -16,13 +16,13 @@ from seva_jax.sharding import MeshShape, variable_shardings
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "_SHARD_BYTES", 5000)
-    bench.write_checkpoint(tmp_path / "model", CONFIG)
+    bench.write_checkpoint(tmp_path / "model", TINY_HF)
     return tmp_path / "model"
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_checkpoint_it_writes_is_a_llava(tmp_path, tied):
-    config = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, tied_head=tied))
+    config = dataclasses.replace(TINY_HF, text=dataclasses.replace(TINY_HF.text, tied_head=tied))
     bench.write_checkpoint(tmp_path, config)
     assert read_llava_config(tmp_path) == config
     assert load_params(tmp_path, config)["language"]["embedding"].shape == (40, 16)
@@ -78,7 +78,7 @@ class CountingSlice:
 def test_a_process_reads_only_the_bytes_of_its_devices(checkpoint, monkeypatch):
     """As if this process had one of eight devices: JAX only asks for the slices of its own."""
     mesh = MeshShape(fsdp=8).make()
-    shardings = variable_shardings(mesh, abstract_variables(Llava(CONFIG))["params"])
+    shardings = variable_shardings(mesh, abstract_variables(Llava(TINY_HF))["params"])
     mine = []
 
     def first_device_only(shape, sharding, read):
@@ -89,7 +89,7 @@ def test_a_process_reads_only_the_bytes_of_its_devices(checkpoint, monkeypatch):
     CountingFile.original, CountingFile.num_bytes = load.safe_open, 0
     monkeypatch.setattr(load, "safe_open", CountingFile)
     monkeypatch.setattr(jax, "make_array_from_callback", first_device_only)
-    params = load_params(checkpoint, CONFIG, jnp.bfloat16, shardings)
+    params = load_params(checkpoint, TINY_HF, jnp.bfloat16, shardings)
     assert CountingFile.num_bytes == sum(mine)
     # The vision tower, whole on every device, is most of this small model.
     assert sum(mine) < 0.75 * sum(x.nbytes for x in jax.tree.leaves(params))

@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 
 import pytest
-from test_bench_step import TINY
+from tiny_models import BENCHED
 
 from seva_jax.bench import sample
 from seva_jax.types import DataError
@@ -15,7 +15,7 @@ BENCH = sample.SampleBench(rows=2, question=6, answer=5, rounds=1, hf=False)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # transformers' and what it imports
 def test_both_sides_give_the_same_tokens(monkeypatch, capsys):
-    monkeypatch.setitem(sample.SIZES, "small", TINY)
+    monkeypatch.setitem(sample.SIZES, "small", BENCHED)
     has_torch = importlib.util.find_spec("torch") is not None
     sample.run_sample(dataclasses.replace(BENCH, hf=has_torch))
     shown = capsys.readouterr().out

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_bench_step import TINY
+from tiny_models import BENCHED
 
 from seva_jax.bench import packing, refill, scaling
 from seva_jax.types import DataError
@@ -16,7 +16,7 @@ REFILL = refill.RefillBench(prompts=6, rows=4, answer=6, vocabulary=5, rounds=1)
 
 @pytest.mark.slow
 def test_losses_of_both_layouts_agree(monkeypatch, capsys):
-    monkeypatch.setitem(scaling.SIZES, "small", TINY)
+    monkeypatch.setitem(scaling.SIZES, "small", BENCHED)
     scaling.run_scaling(dataclasses.replace(SCALING, rank=4))
     shown = capsys.readouterr().out.splitlines()[3:]
     assert [line.split()[:4] for line in shown] == [["6", "5", "3", "1"]]
@@ -26,7 +26,7 @@ def test_losses_of_both_layouts_agree(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_losses_of_packed_rows_agree(monkeypatch, capsys):
-    monkeypatch.setitem(packing.SIZES, "small", TINY)
+    monkeypatch.setitem(packing.SIZES, "small", BENCHED)
     packing.run_packing(dataclasses.replace(PACKING, rank=4))
     packed, alone = capsys.readouterr().out.splitlines()[3:]
     assert "up to" in packed  # several comparisons a row
@@ -37,7 +37,7 @@ def test_losses_of_packed_rows_agree(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_refilled_answers_agree(monkeypatch, capsys):
-    monkeypatch.setitem(refill.SIZES, "small", TINY)
+    monkeypatch.setitem(refill.SIZES, "small", BENCHED)
     refill.run_refill(REFILL)
     assert "answers that agree: 100.0%" in capsys.readouterr().out
 

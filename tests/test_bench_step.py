@@ -5,21 +5,11 @@ import importlib.util
 
 import numpy as np
 import pytest
+from tiny_models import BENCHED
 
 from seva_jax.bench import step
-from seva_jax.models import LlavaConfig, TextConfig, VisionConfig
 from seva_jax.types import DataError
 
-TINY = LlavaConfig(
-    vision=VisionConfig(
-        image_size=28, patch_size=14, hidden_size=32, num_layers=2, num_heads=2, mlp_size=64
-    ),
-    text=TextConfig(
-        vocab_size=1024, hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=32,
-        mlp_size=96,
-    ),
-    image_token_id=1010,
-)  # fmt: skip
 BENCH = step.StepBench(size="small", question=6, answer=5, rank=4, rounds=1, trl=False)
 
 
@@ -27,7 +17,7 @@ BENCH = step.StepBench(size="small", question=6, answer=5, rank=4, rounds=1, trl
 @pytest.mark.filterwarnings("ignore")  # TRL's and what it imports
 def test_sides_agree(monkeypatch, capsys):
     """Two steps of each; TRL's too where it is installed."""
-    monkeypatch.setitem(step.SIZES, "small", TINY)
+    monkeypatch.setitem(step.SIZES, "small", BENCHED)
     has_trl = importlib.util.find_spec("trl") is not None
     step.run_step(dataclasses.replace(BENCH, trl=has_trl))
     shown = capsys.readouterr().out

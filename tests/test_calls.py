@@ -2,113 +2,88 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
-from test_rollout import (
-    CONFIG_HERE,
-    IMAGE,
-    MODEL,
-    PROMPTS,
-    SAMPLING,
-    TOKENIZER,
-    engine,
-    load_image,
-)
-from test_sampler import random_variables
+from helpers_rollout import CONFIG, MODEL, PROMPTS, SAMPLING, TOKENIZER, load_image
+from tiny_models import noisy_variables
 
-from seva_jax.batches.image_inputs import Pixels
-from seva_jax.batches.pipeline import RowShapes
-from seva_jax.data.sources import PromptSet
+from seva_jax.config import (
+    Assets,
+    BaseModel,
+    ComputeOptions,
+    Experiment,
+    RolloutOptions,
+    TextOptions,
+)
+from seva_jax.data import PromptSet
+from seva_jax.images import ImageProcessing
 from seva_jax.images.compose import Box
-from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.inference.rollouts import RolloutEngine
+from seva_jax.run.context import RunContext
 from seva_jax.run.recorded_model import RecordedModel
-from seva_jax.runtime.progress import Progress
-from seva_jax.sharding import MeshShape
-from seva_jax.text.encode import Encoder
-from seva_jax.text.sampling import Sampling
-from seva_jax.text.templates import PLAIN
-from seva_jax.training.step import StepOptions
+from seva_jax.text import PLAIN, Sampling
+from seva_jax.training import TrainOptions
 from seva_jax.types import DataError, Prompt, View
 
 PROCESSING = ImageProcessing(size=8)
 
 
-class Parts(SimpleNamespace):
-    """What `RecordedModel` needs of a run; counts what is asked, and may stop in the middle."""
+@dataclasses.dataclass(frozen=True)
+class TinyBase(BaseModel):
+    """The tiny model of `helpers_rollout`."""
 
-    def __init__(self, path, stop_after=10**9):
-        def bar(name, total, unit, initial=0):
-            return Progress(name, total, unit, initial, shown=False)
-
-        experiment = SimpleNamespace(
-            seed=1,
-            text=SimpleNamespace(generate=PLAIN),
-            train=SimpleNamespace(batch_size=8, micro_batches=2),
-            rollout=SimpleNamespace(batch_size=4),
-        )
-        super().__init__(
-            experiment=experiment,
-            workdir=SimpleNamespace(path=path, writes=True, bar=bar),
-            base_model=MODEL,
-            asked=[],
-            stop_after=stop_after,
-            mesh=MeshShape(1, 1, 1).make(jax.devices()[:1]),
-            assets=SimpleNamespace(config=CONFIG_HERE, processing=PROCESSING),
-            row_shapes=RowShapes(1, lambda shape: shape.length),
-            step_options=StepOptions(),
-        )
-
-    def pixels(self, data):
-        """As `Parts.pixels`, which may stop in the middle."""
-
-        def load(name):
-            if len(self.asked) >= self.stop_after:
-                raise KeyboardInterrupt
-            self.asked.append(name)
-            return data.load_image(name)
-
-        return Pixels(load, PROCESSING)
-
-    def encoder(self, template):
-        """As `Parts.encoder`."""
-        return Encoder(TOKENIZER, template, IMAGE, CONFIG_HERE.tokens_per_image, 64)
-
-    def engine(self, variables, model):
-        """As `Parts.engine`."""
-        assert model is MODEL
-        one = engine(variables, refill=4)
-
-        def ask(prompts, load, sampling, start=0):
-            for batch in one.answer(prompts, load, sampling, start=start):
-                if len(self.asked) >= self.stop_after:
-                    raise KeyboardInterrupt
-                self.asked += [a.prompt.id for a in batch]
-                yield batch
-
-        return SimpleNamespace(ask=ask)
+    def assets(self):
+        return Assets(CONFIG, TOKENIZER, PROCESSING)
 
 
 @pytest.fixture(scope="module")
 def variables():
-    """Of a model whose answers differ."""
-    return random_variables(MODEL)
+    """Variables of a model whose answers differ."""
+    return noisy_variables(MODEL)
 
 
 @pytest.fixture
-def make(variables, tmp_path):
-    """(stop_after) -> calls in one work directory, with how often the model was loaded."""
+def make(variables, tmp_path, monkeypatch, one_device):
+    """(stop_after) -> the model in one work directory, what it is asked, how often it is loaded.
+
+    Prompts that are answered and images that are read are counted, and after `stop_after` of them
+    the call is interrupted.
+    """
+    answer = RolloutEngine.answer
 
     def make(stop_after=10**9):
-        parts, loads = Parts(tmp_path, stop_after), []
+        config = Experiment(
+            workdir=str(tmp_path),
+            seed=1,
+            base=TinyBase(),
+            rollout=RolloutOptions(batch_size=4, refill=4),
+            text=TextOptions(PLAIN, PLAIN, max_length=64),
+            train=TrainOptions(batch_size=8, micro_batches=2),
+            compute=ComputeOptions("float32", dtype="float32", remat="none", row_shapes=1),
+        )
+        asked, loads = [], []
 
-        def load():
+        def load(name):
+            if len(asked) >= stop_after:
+                raise KeyboardInterrupt
+            asked.append(name)
+            return load_image(name)
+
+        def answer_some(self, prompts, _, sampling, start=0):
+            for batch in answer(self, prompts, load_image, sampling, start=start):
+                if len(asked) >= stop_after:
+                    raise KeyboardInterrupt
+                asked.extend(a.prompt.id for a in batch)
+                yield batch
+
+        def loaded():
             loads.append(1)
             return variables
 
-        return RecordedModel(parts, PromptSet(PROMPTS, load_image), load), parts.asked, loads
+        monkeypatch.setattr(RolloutEngine, "answer", answer_some)
+        data = PromptSet(PROMPTS, load)
+        return RecordedModel(RunContext.open(config), data, loaded), asked, loads
 
     return make
 
@@ -151,12 +126,12 @@ def test_a_call_with_other_arguments_is_started_again(make, tmp_path, capsys):
         ([dataclasses.replace(p, images=("9",)) for p in PROMPTS[:4]], Sampling(6)),
         (PROMPTS[:4], Sampling(6)),
     ]
-    assert "started again" not in capsys.readouterr().out
+    assert "is started again" not in capsys.readouterr().out
     for prompts, sampling in changed:
         calls, asked, _ = make()
         found = calls.answer("x", prompts, sampling)
         assert len(asked) == len(prompts)
-        assert "x.jsonl holds a call with other arguments; started again" in capsys.readouterr().out
+        assert "x.jsonl was made from other inputs; it is started again" in capsys.readouterr().out
     assert found == before
     header, *lines = (tmp_path / "calls" / "x.jsonl").read_text().splitlines()
     assert list(json.loads(header)) == ["call"]
@@ -201,7 +176,7 @@ def test_answers_go_on_from_a_start(make):
 # --- measures -------------------------------------------------------------------------------------
 
 VIEWS = [View(p, (("a b", "c", "k l m n")[i % 3], "not read")) for i, p in enumerate(PROMPTS)]
-NUM = CONFIG_HERE.tokens_per_image
+NUM = CONFIG.tokens_per_image
 LATER = np.arange(NUM) >= NUM // 2  # the lower half of an image
 TARGETS = [np.tile(LATER, len(v.prompt.images)) for v in VIEWS]
 

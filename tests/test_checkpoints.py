@@ -5,53 +5,12 @@ import random
 import shutil
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
+from helpers_checkpoints import FACTS, restored, save, state
 
-from seva_jax.training.checkpoint import ASIDE, Checkpoints, read_trained
+from seva_jax.training.checkpoint import ASIDE, read_trained
 from seva_jax.training.digests import NAME, newest
-from seva_jax.training.step import TrainState
 from seva_jax.types import DataError
-
-FACTS = {
-    "model.text.hidden_size": 32,
-    "model.text.vocab_size": 99,
-    "lora.rank": 4,
-    "tokenizer": "a",
-}
-
-
-def state(step, width=24):
-    """As much of a training state as there is to save, different in every step."""
-    kernel = jax.random.normal(jax.random.key(step), (width, 40))
-    return TrainState(jnp.int32(step), {"lora": {"a": kernel}}, ({"mu": kernel * 2}, jnp.int32(5)))
-
-
-def save(directory, *steps, facts=FACTS):
-    checkpoints = Checkpoints(directory, facts)
-    for step in steps:
-        checkpoints.save(state(step), {"next": step})
-    checkpoints.close()
-
-
-def restored(directory, like=None, facts=FACTS):
-    """Step and data position of what is restored; its values are those that were saved."""
-    checkpoints = Checkpoints(directory, facts)
-    found = checkpoints.restore(like or state(0))
-    checkpoints.close()
-    if found is None:
-        return None
-    step = int(found[0].step)
-    jax.tree.map(np.testing.assert_array_equal, found[0], state(step))
-    trained = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0).trainable
-    )
-    jax.tree.map(
-        np.testing.assert_array_equal, read_trained(directory, trained), state(step).trainable
-    )
-    assert found[1] == {"next": step}
-    return step
 
 
 @pytest.fixture(scope="module")

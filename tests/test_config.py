@@ -21,8 +21,10 @@ from seva_jax.config.base_models import Checkpoint, TrainedBase
 from seva_jax.config.command_line import load_experiment, load_experiments
 from seva_jax.config.config_files import config_directory, read_config, read_configs
 from seva_jax.config.experiment import Evaluation, Experiment, check
-from seva_jax.config.options import ComputeOptions, RolloutOptions, TextOptions, TrainOptions
-from seva_jax.config.source import fingerprint, flatten, to_source
+from seva_jax.config.options import ComputeOptions, ReportOptions, RolloutOptions, TextOptions
+from seva_jax.config.prior_run import PriorRun
+from seva_jax.config.rounds import Round, Rounds
+from seva_jax.config.source import fingerprint, flatten, to_source, without_effect
 from seva_jax.corrupt import Compose, DiffusionNoise, RandomInvert, RandomResizedCrop, moco
 from seva_jax.data.files import ImageFolder
 from seva_jax.evals import Chair, ExactAnswer
@@ -30,10 +32,13 @@ from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO, Supervised
 from seva_jax.ranges import bounds
-from seva_jax.run.context import Parts
+from seva_jax.run.context import RunContext
+from seva_jax.runtime.loggers import TensorBoard
 from seva_jax.runtime.processes import ProcessOptions
+from seva_jax.sharding import MeshShape
 from seva_jax.text.sampling import Sampling
 from seva_jax.training.optimizer import Optim
+from seva_jax.training.options import TrainOptions
 from seva_jax.types import DataError
 from seva_jax.worlds import ShapeWorld, WorldPrompts
 
@@ -143,8 +148,8 @@ def test_a_config_file_may_define_a_corruption(tmp_path):
 
 def test_a_variant_imports_the_config_it_varies(tmp_path):
     """From its own directory, wherever the command was started."""
-    write(tmp_path, "from seva_jax.config.experiment import Experiment\nBASE = Experiment(seed=7)\n",
-          "the_base_of_the_variant.py")  # fmt: skip
+    base = "from seva_jax.config.experiment import Experiment\nBASE = Experiment(seed=7)\n"
+    write(tmp_path, base, "the_base_of_the_variant.py")
     path = write(
         tmp_path,
         "import dataclasses\nfrom the_base_of_the_variant import BASE\n"
@@ -622,6 +627,46 @@ def _unshared(value):
     return new
 
 
+NO_EFFECT = {
+    *("workdir", "strict", "mesh", "processes", "report", "loggers", "curriculum"),
+    *(f"train.{x}" for x in ("save_every_s", "save_every", "log_every", "max_nonfinite")),
+    "train.read_processes",
+}
+
+
+def test_fields_without_effect():
+    """Every field marked as such is named, wherever it is in the config."""
+    assert without_effect(Experiment()) == NO_EFFECT
+    assert without_effect(Experiment(base=PriorRun("runs/a"))) == NO_EFFECT | {"base.workdir"}
+    assert without_effect(Experiment(curriculum=Rounds())) == NO_EFFECT
+    assert "train.log_every" in flatten(Experiment())
+    assert without_effect(TrainOptions()) == {
+        name.removeprefix("train.") for name in NO_EFFECT if name.startswith("train.")
+    }
+    rounds = Rounds((Round(), Round(train=TrainOptions())))
+    assert "rounds.1.train.log_every" in without_effect(rounds)
+
+
+def test_fields_without_effect_do_not_change_the_fingerprint():
+    """At any depth; their values may be configs, too. Unmarked fields of a marked section count."""
+    base, changes = Experiment(), dataclasses.replace
+    same = [
+        changes(base, workdir="elsewhere", strict=True, curriculum=Rounds()),
+        changes(base, report=ReportOptions(num_pairs=1), loggers=(TensorBoard(),)),
+        changes(base, mesh=MeshShape(data=2), processes=ProcessOptions(grace_s=1.0)),
+        changes(base, train=TrainOptions(log_every=7, save_every=3, save_every_s=1.0)),
+        changes(base, train=TrainOptions(max_nonfinite=9, read_processes=2)),
+    ]
+    assert {fingerprint(config) for config in same} == {fingerprint(base)}
+    assert fingerprint(changes(base, base=PriorRun("a"))) == fingerprint(
+        changes(base, base=PriorRun("b"))
+    )
+    assert fingerprint(PriorRun("a")) != fingerprint(PriorRun("a", merge=False))
+    rounds = [Rounds((Round(train=TrainOptions(log_every=n)),)) for n in (1, 2)]
+    assert fingerprint(rounds[0]) == fingerprint(rounds[1])
+    assert fingerprint(ReportOptions()) != fingerprint(ReportOptions(num_pairs=1))
+
+
 def test_every_leaf_changes_the_fingerprint():
     """A stage can only be skipped if nothing it may depend on has changed."""
     experiment = _unshared(ODD)  # changed in place below, which frozen dataclasses forbid
@@ -634,6 +679,8 @@ def test_every_leaf_changes_the_fingerprint():
         if not dataclasses.is_dataclass(value):
             return
         for field in dataclasses.fields(value):
+            if field.name in without_effect(value):
+                continue
             old = getattr(value, field.name)
             if dataclasses.is_dataclass(old):
                 visit(old)
@@ -706,5 +753,5 @@ def test_cudnn_without_a_gpu_is_refused(tmp_path):
     tiny = read_config(config_directory() / "tiny.py")
     compute = ComputeOptions(attention="cudnn", dtype="bfloat16")
     with pytest.raises(DataError, match=r"devices are cpus: set --compute\.attention auto"):
-        Parts(dataclasses.replace(tiny, compute=compute, workdir=str(tmp_path / "run")))
+        RunContext.open(dataclasses.replace(tiny, compute=compute, workdir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers_llava import CONFIG, random_params, their_tensors, write_llava
+from helpers_llava import random_params, their_tensors, write_llava
 from safetensors.numpy import save_file
+from tiny_models import TINY_HF
 
 from seva_jax.convert import load_params, read_llava_config
 from seva_jax.convert.table import TABLE, PatchKernel, Transform, Transposed, canonical
@@ -24,7 +25,7 @@ EMBEDDING = "language_model.model.embed_tokens.weight"
 
 @pytest.fixture(scope="module")
 def params():
-    return random_params(CONFIG)
+    return random_params(TINY_HF)
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def write_index(directory, weight_map):
     (directory / "model.safetensors.index.json").write_text(text)
 
 
-def refused(directory, config=CONFIG):
+def refused(directory, config=TINY_HF):
     with pytest.raises(DataError) as caught:
         load_params(directory, config)
     return str(caught.value)
@@ -93,7 +94,7 @@ def test_patch_kernel_order():
 
 
 def test_table_covers_the_model():
-    paths = jax.tree_util.tree_flatten_with_path(abstract_params(Llava(CONFIG)))[0]
+    paths = jax.tree_util.tree_flatten_with_path(abstract_params(Llava(TINY_HF)))[0]
     assert sorted("/".join(key.key for key in path) for path, _ in paths) == sorted(
         row.ours for row in TABLE
     )
@@ -104,7 +105,7 @@ def test_table_covers_the_model():
 
 
 def test_round_trip(directory, params):
-    loaded = load_params(directory, CONFIG)
+    loaded = load_params(directory, TINY_HF)
     equal(loaded, params)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(loaded))
 
@@ -113,7 +114,7 @@ def test_round_trip(directory, params):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_dtypes(directory, tensors, params, stored, dtype):
     save_file({k: v.astype(stored) for k, v in tensors.items()}, directory / "model.safetensors")
-    loaded = load_params(directory, CONFIG, dtype)
+    loaded = load_params(directory, TINY_HF, dtype)
     equal(loaded, jax.tree.map(lambda x: x.astype(stored).astype(jnp.dtype(dtype)), params))
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded)} == {jnp.dtype(dtype)}
 
@@ -126,7 +127,7 @@ def test_other_dtypes_are_refused(directory, tensors):
 
 def test_shards(directory, tensors, params):
     split(directory, tensors)
-    equal(load_params(directory, CONFIG), params)
+    equal(load_params(directory, TINY_HF), params)
 
 
 def test_shardings(directory, params):
@@ -140,8 +141,8 @@ def test_shardings(directory, params):
                 break
         return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
 
-    shardings = jax.tree.map(place, abstract_params(Llava(CONFIG)))
-    loaded = load_params(directory, CONFIG, "float32", shardings)
+    shardings = jax.tree.map(place, abstract_params(Llava(TINY_HF)))
+    loaded = load_params(directory, TINY_HF, "float32", shardings)
     equal(loaded, params)
     assert jax.tree.map(lambda leaf: leaf.sharding, loaded) == shardings
 
@@ -151,11 +152,11 @@ def test_shardings(directory, params):
     [
         {"feature_layer": 0},
         {"projector_bias": False},
-        {"text": dataclasses.replace(CONFIG.text, tied_head=True)},
+        {"text": dataclasses.replace(TINY_HF.text, tied_head=True)},
     ],
 )
 def test_models_with_fewer_parameters(tmp_path, change):
-    config = dataclasses.replace(CONFIG, **change)
+    config = dataclasses.replace(TINY_HF, **change)
     params = random_params(config)
     save_file(their_tensors(params), tmp_path / "model.safetensors")
     equal(load_params(tmp_path, config), params)
@@ -171,7 +172,7 @@ def test_unused_tensors_are_skipped(directory, tensors, params):
         "model.language_model.rotary_emb.inv_freq": np.ones(2, np.float32),
     }
     save_file(tensors | unused, directory / "model.safetensors")
-    equal(load_params(directory, CONFIG), params)
+    equal(load_params(directory, TINY_HF), params)
 
     save_file(
         tensors | {f"{layer}.3.mlp.fc1.weight": np.ones(3, np.float32)},
@@ -203,7 +204,7 @@ def test_everything_that_does_not_fit_is_listed_at_once(directory, tensors):
 
 
 def test_config_that_disagrees(directory):
-    config = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, num_kv_heads=4))
+    config = dataclasses.replace(TINY_HF, text=dataclasses.replace(TINY_HF.text, num_kv_heads=4))
     message = refused(directory, config)
     assert message.count("misshapen") == 4  # two layers, keys and values
     assert "k_proj.weight [8, 16] in model.safetensors, expected [16, 16]" in message
@@ -216,7 +217,7 @@ def test_one_tensor_under_two_names(directory, tensors):
 
 
 def test_a_tied_head_has_to_be_the_embedding(directory, tensors):
-    config = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, tied_head=True))
+    config = dataclasses.replace(TINY_HF, text=dataclasses.replace(TINY_HF.text, tied_head=True))
     tensors["language_model.lm_head.weight"] = tensors[EMBEDDING].copy()
     save_file(tensors, directory / "model.safetensors")
     assert "head" not in load_params(directory, config)["language"]
@@ -335,7 +336,7 @@ def test_random_damage_is_refused_or_harmless(directory, tensors, params, seed):
         with contextlib.suppress(DataError):
             config = read_llava_config(directory)
             loaded = load_params(directory, config)
-            if config == CONFIG:
+            if config == TINY_HF:
                 equal(jax.tree.map(jnp.shape, loaded), jax.tree.map(jnp.shape, params))
         path.write_bytes(good[path])
 

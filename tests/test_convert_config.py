@@ -4,7 +4,8 @@ import dataclasses
 import json
 
 import pytest
-from helpers_llava import CONFIG, CONFIG_V4
+from helpers_llava import CONFIG_V4
+from tiny_models import TINY_HF
 
 import seva_jax
 from seva_jax.convert import SpecialTokens, read_llava_config, read_special_tokens
@@ -31,13 +32,13 @@ def read(tmp_path, fields):
 
 
 def test_both_layouts_of_config(tmp_path):
-    assert read(tmp_path, CONFIG_V4) == CONFIG
+    assert read(tmp_path, CONFIG_V4) == TINY_HF
     v5 = changed(CONFIG_V4, dtype="float16")
     del v5["torch_dtype"], v5["text_config"]["rope_theta"], v5["text_config"]["rope_scaling"]
     v5["text_config"]["rope_parameters"] = {"rope_theta": 500.0, "rope_type": "default"}
     v5["text_config"]["head_dim"] = 8
     assert read(tmp_path, v5) == dataclasses.replace(
-        CONFIG, text=dataclasses.replace(CONFIG.text, head_dim=8)
+        TINY_HF, text=dataclasses.replace(TINY_HF.text, head_dim=8)
     )
 
 

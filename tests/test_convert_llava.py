@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 import sentencepiece
-from helpers_llava import CONFIG, random_params, write_llava, write_original, write_run
+from helpers_llava import random_params, write_llava, write_original, write_run
 from safetensors.numpy import load_file
+from tiny_models import TINY_HF
 
 import seva_jax
 from seva_jax.config.base_models import Checkpoint
@@ -48,16 +49,19 @@ def same_tensors(a, b):
 def test_reading(checkpoint, clip):
     config = read_llava_config(checkpoint, clip)
     assert config.image_token_id == config.text.vocab_size == 40
-    assert config.text == CONFIG.text
-    assert config.vision == CONFIG.vision
-    equal(load_params(checkpoint, config, tower=clip), random_params(CONFIG))
+    assert config.text == TINY_HF.text
+    assert config.vision == TINY_HF.vision
+    equal(load_params(checkpoint, config, tower=clip), random_params(TINY_HF))
 
 
 def test_tower_inside_the_checkpoint(tmp_path):
     directory = write_original(tmp_path / "llava")
     tower = tower_directory(directory)
     assert tower == directory / "vision_tower"  # only its config is there
-    equal(load_params(directory, read_llava_config(directory), tower=tower), random_params(CONFIG))
+    equal(
+        load_params(directory, read_llava_config(directory), tower=tower),
+        random_params(TINY_HF),
+    )
 
 
 def test_assets_and_answers(checkpoint, clip):
@@ -152,7 +156,7 @@ def test_a_run_in_the_layout_it_came_in(checkpoint, clip, tmp_path, parts):
     moved = "vision" in parts  # the tower changed: it is written too, and named
     assert (tmp_path / "out" / "vision_tower").exists() == moved
     loaded = seva_jax.from_pretrained(tmp_path / "out", vision_tower=None if moved else clip)
-    expected = random_params(CONFIG) | trained["params"]
+    expected = random_params(TINY_HF) | trained["params"]
     for name, adapter in trained["lora"]["language"]["layers"].items():
         kernel = expected["language"]["layers"][name]["kernel"]
         kernel += np.einsum("lir,lro->lio", adapter["a"], adapter["b"]) * np.float32(2)
@@ -164,7 +168,7 @@ def test_to_hugging_face_and_back(checkpoint, clip, tmp_path):
     config = read_llava_config(tmp_path / "hf")
     assert (config.text.vocab_size, config.image_token_id) == (64, 40)
     new = load_params(tmp_path / "hf", config)
-    old = random_params(CONFIG)
+    old = random_params(TINY_HF)
     embedding = np.asarray(new["language"]["embedding"])
     np.testing.assert_array_equal(embedding[:40], old["language"]["embedding"])
     np.testing.assert_allclose(

@@ -6,9 +6,10 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers_llava import CONFIG, random_params, their_tensors, write_llava, write_run
+from helpers_llava import random_params, their_tensors, write_llava, write_run
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from tiny_models import TINY_HF
 
 from seva_jax.convert import __main__ as command
 from seva_jax.convert.__main__ import open_source
@@ -111,7 +112,7 @@ def test_fully_trained_parts_and_the_copy_of_a_tied_head(tmp_path):
     config = json.loads((directory / "config.json").read_text())
     config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = True
     (directory / "config.json").write_text(json.dumps(config))
-    tensors = their_tensors(random_params(CONFIG))
+    tensors = their_tensors(random_params(TINY_HF))
     embedding, head = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
     save_file(tensors | {head: tensors[embedding]}, directory / "model.safetensors")
     trained = write_run(tmp_path / "run", directory, rank=0, parts=("language", "vision"))

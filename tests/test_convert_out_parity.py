@@ -16,7 +16,7 @@ from seva_jax.convert.peft import to_peft  # noqa: E402
 from seva_jax.convert.rewrite import to_hf  # noqa: E402
 from seva_jax.models import Llava  # noqa: E402
 from seva_jax.pretrained import to_rows  # noqa: E402
-from seva_jax.training.step import merge
+from seva_jax.training.step import merge  # noqa: E402
 
 pytestmark = [
     pytest.mark.parity,

@@ -14,7 +14,7 @@ from seva_jax.data import __main__ as commands
 from seva_jax.data import json_records
 from seva_jax.data.regions import MapFolder
 from seva_jax.data.sources import PreferenceSource, PromptSource
-from seva_jax.run.rollout_files import write_rollouts
+from seva_jax.run.rollouts import write_rollouts
 from seva_jax.types import Prompt, Rollout
 
 PAGE = (Path(commands.__file__).parent / "README.md").read_text(encoding="utf-8")

@@ -1,12 +1,12 @@
 """The same seed gives the same batches, whoever reads them and in however many shares.
 
-TokenStats in processes instead of threads is compared in test_readers.py, losses and weights of runs
-that were killed with those that were not in test_train.py, over meshes in test_layouts.py.
+test_readers.py compares reading in processes with reading in threads; test_train.py compares losses
+and weights of killed runs with those of whole ones, and test_layouts.py those of several meshes.
 """
 
 import numpy as np
 import pytest
-from test_readers import batches
+from helpers_formats import all_batches
 
 from seva_jax.batches.pipeline import Batches, RowShapes, shuffled
 
@@ -14,7 +14,7 @@ from seva_jax.batches.pipeline import Batches, RowShapes, shuffled
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     """Batches over pairs of every format."""
-    return batches(tmp_path_factory.mktemp("pairs"))
+    return all_batches(tmp_path_factory.mktemp("pairs"))
 
 
 def of_share(found, share, seed=5):
@@ -39,7 +39,7 @@ def test_shares_make_up_the_batches(found, count):
 
 def test_the_seed_and_nothing_else_decides(found, tmp_path):
     """Data opened again, in another folder, gives the same bytes; another seed another order."""
-    again = batches(tmp_path)
+    again = all_batches(tmp_path)
     first, second = (of_share(data, (0, 1)) for data in (found, again))
     other = of_share(again, (0, 1), seed=6)
     for a, b in zip(first, second, strict=True):

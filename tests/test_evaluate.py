@@ -22,6 +22,7 @@ from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.inference.rollouts import AnsweredPrompt
 from seva_jax.run import evaluations
 from seva_jax.run.workdir import Workdir
+from seva_jax.runtime.journal import Journal
 from seva_jax.text.templates import PLAIN
 from seva_jax.types import DataError
 from seva_jax.worlds import ShapeWorld
@@ -118,16 +119,15 @@ def written(folder):
 
 
 def dying(num):
-    """A replacement for `append_lines` that dies after some batches of answers."""
-    left = [num + 1]  # the header is a line too
+    """A replacement for `Journal.append` that dies after some batches of answers."""
+    left, append = [num], Journal.append
 
-    def append_or_die(path, records):
+    def append_or_die(self, records):
         left[0] -= 1
         if left[0] < 0:
             raise Killed
-        append_lines(path, records)
+        append(self, records)
 
-    append_lines = evaluations.append_lines
     return append_or_die
 
 
@@ -137,7 +137,7 @@ def test_answers_survive_a_kill(tmp_path, files, monkeypatch):
     evaluations.evaluate_all(Parrot(), [suite], "base", Workdir(tmp_path / "one" / "run", True))
     workdir, parrot = Workdir(tmp_path / "two" / "run", True), Parrot()
     with monkeypatch.context() as patch:
-        patch.setattr(evaluations, "append_lines", dying(2))
+        patch.setattr(Journal, "append", dying(2))
         with pytest.raises(Killed):
             evaluations.evaluate_all(parrot, [suite], "base", workdir)
     asked = workdir.path / "evals" / "base" / "gqa" / "asked.jsonl"
@@ -236,7 +236,8 @@ def test_errors_are_one_line(tmp_path, files, command):
     twice = files / "twice.py"
     suites = str(suite_file(files))
     twice.write_text(
-        "from seva_jax.evals import ExactAnswer\nfrom seva_jax.config.experiment import Evaluation\n\n\n"
+        "from seva_jax.config.experiment import Evaluation\n"
+        "from seva_jax.evals import ExactAnswer\n\n\n"
         "def get_suites():\n    return [Evaluation(ExactAnswer('color-skewed'))]\n"
     )
     for argv, expected in (
@@ -255,14 +256,12 @@ def test_base_and_aligned_end_to_end(tmp_path, files, command, monkeypatch, caps
     folder = tmp_path / "run"
     argv = [*process_worker.SMALL.split(), "--train.max-steps", "2", "--workdir", str(folder)]
     experiment, _ = load_experiment("test", argv)
-    train.Run(
-        dataclasses.replace(experiment, pairs=process_worker.MadeUpPairs(), evals=())
-    ).stages()
+    train.run(dataclasses.replace(experiment, pairs=process_worker.MadeUpPairs(), evals=()))
     base = ["--config", str(folder / "config.py"), "--suite", str(suite_file(files))]
     base += ["--batch-size", "8"]
     command([*base, "--model", "base", "--out", str(tmp_path / "whole" / "run")])
     with monkeypatch.context() as patch:
-        patch.setattr(evaluations, "append_lines", dying(1))
+        patch.setattr(Journal, "append", dying(1))
         with pytest.raises(Killed):
             command([*base, "--model", "base"])
     command([*base, "--model", "base"])

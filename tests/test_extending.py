@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_train import answers, small
+from helpers_train import answers, replaced, small, table
 
 import seva_jax
 from seva_jax import train
@@ -15,11 +15,11 @@ from seva_jax.config import command_line, config_files, flatten, to_source
 from seva_jax.config.config_files import read_config
 from seva_jax.config.rounds import runs_of
 from seva_jax.data.json_records import read_comparisons
-from seva_jax.run.recorded_model import RecordedModel
+from seva_jax.runtime.journal import Journal
 from seva_jax.runtime.run_records import read_metrics
-from seva_jax.sharding import MeshShape
 
 PACKAGE = Path(seva_jax.__file__).parent
+STAGES = table(before={"pairs": answers})
 ONE_DEVICE = ("--mesh.fsdp", "1", "--mesh.tensor", "1")
 
 
@@ -76,14 +76,14 @@ def test_a_system_in_one_file(folder):
 
 
 @pytest.mark.slow
-def test_a_system_in_one_file_trains(folder, quick):
+def test_a_system_in_one_file_trains(folder, one_device):
     """All rounds, the second with the first one's result as its reference."""
     mine = read_config(folder / "my_system.py")
     names = ("pairs", "objective", "curriculum")
     parts = {name: getattr(mine, name) for name in names}
     experiment = dataclasses.replace(small("runs/wordier", *ONE_DEVICE), evals=(), **parts)
     runs = runs_of(experiment)
-    train.run_all(runs)
+    train.run_all(runs, table=STAGES)
     for run in runs:
         rows = [row for row in read_metrics(Path(run.workdir)) if row["stage"] == "align"]
         assert rows[0]["loss"] == pytest.approx(1.0, abs=1e-5)  # the margin is 0
@@ -93,22 +93,8 @@ def test_a_system_in_one_file_trains(folder, quick):
     assert flatten(found.base.earlier()) == flatten(runs[0])
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Runs are small, and an untrained model's answers to clean and corrupted images differ."""
-    build = train.Run.build_pairs
-
-    def with_answers(self):
-        answers(self.workdir.path)
-        return build(self)
-
-    monkeypatch.setattr(train.Run, "build_pairs", with_answers)
-    make, devices = MeshShape.make, train.jax.devices()[:1]
-    monkeypatch.setattr(MeshShape, "make", lambda self: make(self, devices))
-
-
 @pytest.mark.slow
-def test_a_run_uses_all_of_the_page(folder, quick, capsys):
+def test_a_run_uses_all_of_the_page(folder, one_device, capsys):
     mine = read_config(folder / "my_run.py")
     mine = dataclasses.replace(mine, corrupt=mine.corrupt * 2, evals=mine.evals[-1:])
     shrunk = small("runs/mine", *ONE_DEVICE)
@@ -119,7 +105,7 @@ def test_a_run_uses_all_of_the_page(folder, quick, capsys):
         **{name: getattr(mine, name) for name in names},
         evals=(dataclasses.replace(mine.evals[0], prompts=prompts),),
     )
-    train.Run(experiment).stages()
+    train.run(experiment, table=STAGES)
     rows = [line.split(",") for line in (folder / "runs/mine/metrics.csv").read_text().splitlines()]
     assert {"rewards/margins", "loss"} <= {name for stage, _, name, _ in rows if stage == "align"}
     out = capsys.readouterr().out
@@ -132,28 +118,26 @@ def test_a_run_uses_all_of_the_page(folder, quick, capsys):
 
 
 @pytest.mark.slow
-def test_a_builder_of_the_page_asks_the_model(folder, monkeypatch, capsys):
+def test_a_builder_of_the_page_asks_the_model(folder, one_device, monkeypatch, capsys):
     """In a run, with real calls; interrupted in the middle of one, it makes the same pairs."""
-    make, devices = MeshShape.make, train.jax.devices()[:1]
-    monkeypatch.setattr(MeshShape, "make", lambda self: make(self, devices))
-    for name in ("cache_reference", "align", "report"):
-        monkeypatch.setattr(train.Run, name, lambda self: "replaced")
-    blind, append, pairs = read_builder(folder), RecordedModel._append, []
+    stages = table(instead=replaced("reference", "align", "report"))
+    blind, append, pairs = read_builder(folder), Journal.append, []
 
-    def interrupted(self, path, records):
-        append(self, path, records)
-        raise KeyboardInterrupt
+    def interrupted(self, records):
+        append(self, records)
+        if self.path.parent.name == "calls":
+            raise KeyboardInterrupt
 
     for name in ("whole", "parts"):
         experiment = dataclasses.replace(
             small(f"runs/{name}", *ONE_DEVICE), pairs=blind, corrupt=(), evals=()
         )
         if name == "parts":
-            monkeypatch.setattr(RecordedModel, "_append", interrupted)
+            monkeypatch.setattr(Journal, "append", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                train.Run(experiment).stages()
-            monkeypatch.setattr(RecordedModel, "_append", append)
-        train.Run(experiment).stages()
+                train.run(experiment, table=stages)
+            monkeypatch.setattr(Journal, "append", append)
+        train.run(experiment, table=stages)
         pairs.append(read_comparisons(folder / "runs" / name / "pairs.array_record"))
         (call,) = (folder / "runs" / name / "calls").iterdir()
         assert call.name == "without the image.jsonl"

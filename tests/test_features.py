@@ -6,26 +6,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_pipeline import PATCHES as PIPELINE_PATCHES
-from test_pipeline import comparison, rows
-from test_sampler import random_variables
-from test_step import CONFIG, OPTIONS, PATCHES, example, pack, shape_of
+from helpers_devices import mesh_of
+from helpers_pipeline import PATCHES as PIPELINE_PATCHES
+from helpers_pipeline import comparison, rows
+from helpers_trees import OPTIONS, PATCHES, example, pack, shape_of
+from tiny_models import TINY, noisy_variables
 
 from seva_jax.batches.image_inputs import FeatureCache, Features, Pixels
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.inference.features import cached_features
 from seva_jax.models import Llava
-from seva_jax.sharding import MeshShape
 from seva_jax.training.step import make_logps
 from seva_jax.types import DataError, ExampleError
 
-MODEL = Llava(CONFIG)
+MODEL = Llava(TINY)
 NAMES = [f"{i}.png" for i in range(5)]
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return {"params": random_variables(MODEL)["params"]}
+    return {"params": noisy_variables(MODEL)["params"]}
 
 
 class Images:
@@ -45,21 +45,22 @@ class Images:
         return Pixels(self, ImageProcessing(size=8))
 
 
-def fill(tmp_path, variables, images, mesh=None, names=NAMES, model=MODEL):
+def fill(tmp_path, variables, images, shape=(1, 1, 1), names=NAMES, model=MODEL):
     """A cache that has the images, and how much the progress bar moved."""
     cache = FeatureCache(tmp_path, *model.feature_kind)
     progress = []
-    mesh = (mesh or MeshShape(data=1, fsdp=1)).make(jax.devices()[: 8 if mesh else 1])
-    found = cached_features(cache, model, variables, names, images.pixels, mesh, 2, progress.append)
+    found = cached_features(
+        cache, model, variables, names, images.pixels, mesh_of(*shape), 2, progress.append
+    )
     assert sum(progress) == len(names)
     return found
 
 
-@pytest.mark.parametrize("mesh", [None, MeshShape(data=2, fsdp=4)])
-def test_features_are_those_of_the_tower(tmp_path, variables, mesh):
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 4, 1)], ids=str)
+def test_features_are_those_of_the_tower(tmp_path, variables, shape):
     """On one device and on eight, whose rows the images do not fill."""
     images = Images()
-    found = fill(tmp_path, variables, images, mesh)
+    found = fill(tmp_path, variables, images, shape)
     for name in NAMES:
         pixels = images.pixels(name)[None, None]
         expected = MODEL.apply(variables, pixels, method="features")[0]
@@ -113,7 +114,7 @@ def test_an_unreadable_image_is_left_out(tmp_path, variables):
     found = fill(tmp_path, variables, images)
     with pytest.raises(ExampleError, match=r"2\.png"):
         found("2.png")
-    assert found("3.png").shape == (CONFIG.tokens_per_image, CONFIG.vision.hidden_size)
+    assert found("3.png").shape == (TINY.tokens_per_image, TINY.vision.hidden_size)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])

@@ -14,8 +14,8 @@ import sys
 import time
 
 import pytest
+from helpers_checkpoints import FACTS, restored, save, state
 from helpers_run import environment
-from test_checkpoints import FACTS, restored, save, state
 
 from seva_jax import train
 from seva_jax.training.checkpoint import Checkpoints
@@ -139,10 +139,10 @@ def test_other_files_on_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "joined", lambda options: contextlib.nullcontext())
     for number, expected in ((errno.ENOSPC, SystemExit), (errno.EIO, OSError)):
 
-        def stages(self, number=number):
+        def stages(*_, number=number):
             raise OSError(number, os.strerror(number), "rollouts.jsonl")
 
-        monkeypatch.setattr(train.Run, "stages", stages)
+        monkeypatch.setattr(train, "run_all", stages)
         with pytest.raises(expected, match=r"rollouts\.jsonl") as caught:
             train.main(["--workdir", str(tmp_path / str(number))])
         assert ("make room" in str(caught.value)) == (expected is SystemExit)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers_formats import FORMATS, LISTS
 from helpers_fuzz import (
     HOSTILE,
     NAMES,
@@ -28,7 +29,7 @@ from helpers_fuzz import (
 
 from seva_jax.data import messages, preferences
 from seva_jax.data.embedded import HfParquet
-from seva_jax.data.files import LlavaJson, QuestionsJsonl, SevaJson
+from seva_jax.data.files import LlavaJson, QuestionsJsonl
 from seva_jax.images.load import decode_image, resolve_image
 from seva_jax.runtime import files
 from seva_jax.text.encode import Encoder
@@ -55,29 +56,6 @@ def put_into_a_template(question, num_images):
 
 
 # --- data -----------------------------------------------------------------------------------------
-
-GOOD_TURNS = [{"from": "human", "value": "<image>\nQ?"}, {"from": "gpt", "value": "yes"}]
-BAD_TURNS = [{"from": "human", "value": "<image>\nQ?"}, {"from": "gpt", "value": "no"}]
-SAID = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "yes"}]
-RATED = {"annotations": {"Helpfulness": {"Rating": "4"}}, "response": "yes"}
-WORSE = {"annotations": {"Helpfulness": {"Rating": "1"}}, "response": "no"}
-FORMATS = {
-    preferences.SevaPairs: {"image_id": "a", "question": "Q?", "chosen": "yes", "reject": "no"},
-    preferences.RlaifVPairs: {"image": "a", "question": "Q?", "chosen": "yes", "rejected": "no"},
-    preferences.PovidPairs: {
-        "id": "1", "image": "a", "conversations": GOOD_TURNS, "rejected_conversations": BAD_TURNS,
-    },
-    preferences.HaDpoPairs: {"image_id": 1, "chosen": ["yes"], "rejected": ["no"]},
-    preferences.VLFeedbackPairs: {
-        "id": "a", "prompt": "Q?", "completions": [RATED, WORSE],
-    },
-    messages.TrlPairs: {"images": ["a"], "prompt": "Q?", "chosen": "yes", "rejected": "no"},
-    messages.SwiftPairs: {"messages": SAID, "images": ["a"], "rejected_response": "no"},
-    LlavaJson: {"id": "1", "image": "a", "conversations": GOOD_TURNS},
-    QuestionsJsonl: {"id": "1", "image": "a", "question": "Q?"},
-    SevaJson: {"image_id": "a", "question": "Q?"},
-}  # fmt: skip
-LISTS = (LlavaJson, SevaJson)  # a JSON list; the others come as JSON lines too
 
 
 def changed(rng, good):

@@ -18,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers_formats import FORMATS, LISTS
 from helpers_fuzz import picture
+from helpers_train import opened
 from PIL import Image
-from test_fuzz_data import FORMATS, LISTS
 
 from seva_jax import train
 from seva_jax.config.base_models import TrainedBase
@@ -32,6 +33,7 @@ from seva_jax.data.files import QuestionsJsonl
 from seva_jax.data.preferences import HaDpoPairs, RlaifVPairs, SevaPairs, VLFeedbackPairs
 from seva_jax.evals import ExactAnswer
 from seva_jax.evals.suite import folder_loader
+from seva_jax.run.stages import require_all_examples
 from seva_jax.types import DataError, ExampleError
 from seva_jax.worlds import WorldPrompts
 
@@ -270,17 +272,19 @@ def test_strict_runs_stop_before_they_start(folder, capsys, monkeypatch):
     with pytest.raises(SystemExit, match=expected):
         data_command([*command, "--strict"])
 
-    monkeypatch.setattr(train.Run, "train_base", lambda self: pytest.fail("a stage has started"))
-    strict = train.Run(dataclasses.replace(experiment, strict=True))
+    def nothing(ctx, out):
+        pytest.fail("a stage has started")
+
     with pytest.raises(DataError, match=expected):
-        strict.stages()
+        train.run(dataclasses.replace(experiment, strict=True), table=nothing)
     (folder / "p.json").write_text(json.dumps(bad[:1]))
     assert isinstance(experiment.base, TrainedBase)
     base = dataclasses.replace(experiment.base, prompts=WorldPrompts(num=4))
     good = dataclasses.replace(
         experiment, strict=True, base=base, evals=(), workdir=str(folder / "good")
     )
-    train.Run(good).require_all_prompts()
+    out = opened(good)
+    require_all_examples(out.ctx, out)
 
     (folder / "q.jsonl").write_text(
         '{"id": 1, "question": "what color ?", "image": "a.png", "answer": "red"}\n{"id": 2\n'
@@ -291,9 +295,9 @@ def test_strict_runs_stop_before_they_start(folder, capsys, monkeypatch):
         ("exact", {"evals": (Evaluation(ExactAnswer("exact"), questions),)}),
         ("base", {"base": dataclasses.replace(base, prompts=questions)}),
     ):
-        run = train.Run(dataclasses.replace(good, workdir=str(folder / what), **change))
+        other = dataclasses.replace(good, workdir=str(folder / what), **change)
         with pytest.raises(DataError, match=expected.format(what)):
-            run.stages()
+            train.run(other, table=nothing)
 
 
 # --- R12 ------------------------------------------------------------------------------------------

@@ -9,34 +9,14 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers_report import Page
-from test_report import PAYLOADS
+from helpers_report import PAYLOADS, Page, write_run
 
 import seva_jax
-from seva_jax.evals import EvalResult, Metric, Ratio, write_records, write_summary
 from seva_jax.report import document
 from seva_jax.report.__main__ import main as compare_runs
 from seva_jax.report.compare import compare
-from seva_jax.runtime.files import append_lines
 
 ACTIVE = {"script", "iframe", "object", "embed", "form", "base", "img", "link", "video", "math"}
-
-
-def write_run(folder: Path, text: str, number: int) -> Path:
-    """What `compare` reads of a run, with `text` wherever somebody else may choose it."""
-    run = folder / f"{number}{text.replace('/', chr(0x2215))[:200]}"
-    (run / "evals" / "aligned").mkdir(parents=True)
-    config = {"workdir": str(run), text: number, "prompts.path": f"{text} {number}"}
-    (run / "config.json").write_text(json.dumps(config))
-    row = {"stage": "align", "loss": 0.5, "rewards/margins": 0.1, "pairs": 8, "pairs/s": 1.0}
-    rows = [row | {"step": step, "seconds": 1.0, "chips": 1} for step in (1, 2)]
-    append_lines(run / "metrics.jsonl", rows)
-    result = EvalResult(
-        text, {text: Metric(0.5, 0.4, 0.6, 10)}, [], {text: Ratio("higher", (text,), ("n",))}
-    )
-    write_summary(run / "evals" / "aligned" / "e.json", result)
-    write_records(run / "evals" / "aligned" / "e.jsonl", [])
-    return run
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)

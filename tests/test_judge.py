@@ -1,12 +1,9 @@
 """Judges: an endpoint that fails in every way, a transcript, a cost estimate, and a secret key."""
 
-import contextlib
-import http.server
 import json
-import threading
-import time
 
 import pytest
+from helpers_judge import chat, server
 
 from seva_jax.config.config_files import read_config
 from seva_jax.config.experiment import Experiment
@@ -17,46 +14,6 @@ from seva_jax.evals.suites import MMVet
 from seva_jax.types import DataError, ExampleError, Prompt
 
 KEY = "sk-very-secret"
-
-
-def chat(scores, explanation="because"):
-    """A reply with a verdict, wrapped in the words models like to add."""
-    text = f"Sure {{:-}} ```json\n{json.dumps({'scores': scores, 'explanation': explanation})}```"
-    return 200, {}, {"choices": [{"message": {"content": text}}]}
-
-
-@contextlib.contextmanager
-def server(*replies):
-    """A fake endpoint that gives one reply after the other, the last one for ever."""
-    seen = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            reply = replies[min(len(seen), len(replies) - 1)]
-            seen.append((self.path, self.headers.get("Authorization"), body))
-            if reply == "hang":
-                time.sleep(1.0)
-                return
-            status, headers, value = reply
-            self.send_response(status)
-            for name, text in headers.items():
-                self.send_header(name, text)
-            self.end_headers()
-            self.wfile.write(value if isinstance(value, bytes) else json.dumps(value).encode())
-
-        def log_message(self, *args):
-            pass
-
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{httpd.server_port}/v1", seen
-    finally:
-        httpd.shutdown()
-        thread.join()
-        httpd.server_close()
 
 
 @pytest.fixture(autouse=True)

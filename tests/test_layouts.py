@@ -1,53 +1,28 @@
 """One program on any mesh: the same loss, gradients and answers."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_step import CONFIG, OPTIONS, example, pack, shape_of
+from helpers_devices import MODEL, placed
+from helpers_trees import OPTIONS, example, pack, shape_of
+from tiny_models import random_variables
 
 from seva_jax.inference.sampler import PromptBatch, generate
-from seva_jax.models import Llava, LoraConfig, abstract_variables
-from seva_jax.models.init import _init, _unbox
 from seva_jax.objectives import DPO
-from seva_jax.sharding import MeshShape, process_row_share, put_batch, variable_shardings
+from seva_jax.sharding import process_row_share, put_batch
 from seva_jax.text.sampling import Sampling
 from seva_jax.training.step import TrainState, make_train_step
 from seva_jax.types import DataError
 
-# Eight of everything that `tensor` splits.
-CONFIG8 = dataclasses.replace(
-    CONFIG,
-    vision=dataclasses.replace(CONFIG.vision, num_heads=8, hidden_size=32),
-    text=dataclasses.replace(CONFIG.text, num_heads=8, num_kv_heads=8),
-)
-MODEL = Llava(CONFIG8, LoraConfig(rank=4, alpha=8.0))
 MESHES = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)]
 
 
 @pytest.fixture(scope="module")
 def variables():
-    """Weights large enough to matter, adapters not zero."""
-    fresh = _unbox(jax.jit(lambda key: _init(MODEL, key))(jax.random.key(0)))
-    leaves, tree = jax.tree.flatten(fresh)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    random = [
-        (x == 1) + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.tree.map(np.asarray, jax.tree.unflatten(tree, random))
-
-
-def placed(shape, variables):
-    """The mesh, and the variables on it."""
-    mesh = MeshShape(*shape).make(jax.devices()[: np.prod(shape)])
-    boxed = abstract_variables(MODEL)
-    return mesh, {
-        name: jax.device_put(values, variable_shardings(mesh, boxed[name]))
-        for name, values in variables.items()
-    }
+    """Random weights of `MODEL`, as NumPy arrays: to be put on any mesh."""
+    return jax.tree.map(np.asarray, random_variables(MODEL))
 
 
 def step(shape, variables, num=8, micro_batches=1):

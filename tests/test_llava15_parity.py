@@ -19,15 +19,17 @@ import jax  # noqa: E402
 import skimage.data  # noqa: E402
 from helpers_llava import random_llava, save  # noqa: E402
 from helpers_tokenizer import llama_style_tokenizer  # noqa: E402
+from helpers_train import opened  # noqa: E402
 from PIL import Image  # noqa: E402
 from transformers import CLIPImageProcessorPil, LlavaProcessor  # noqa: E402
 
-from seva_jax.config.command_line import load_experiment
+from seva_jax import train  # noqa: E402
+from seva_jax.config.command_line import load_experiment  # noqa: E402
 from seva_jax.images.preprocess import ImageProcessing  # noqa: E402
-from seva_jax.run.rollout_files import read_rollouts
+from seva_jax.run.rollouts import read_rollouts  # noqa: E402
+from seva_jax.run.stages import run_rollouts  # noqa: E402
 from seva_jax.text.encode import Encoder  # noqa: E402
 from seva_jax.text.templates import LLAVA_V1, VICUNA_V1  # noqa: E402
-from seva_jax.train import Run  # noqa: E402
 from seva_jax.types import DataError  # noqa: E402
 
 # Photographs inside scikit-image's wheel; the others would be fetched.
@@ -134,15 +136,13 @@ def finished(world, decoded):
         decoded.append(list(ids))
         return decode(self, ids, trunk)
 
-    run = Run(load(world, "llava15_7b_seva.py"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Encoder, "decode", spy)
-        run.stages()
-    return run
+        return train.run(load(world, "llava15_7b_seva.py"))
 
 
 def test_the_run_leaves_its_files(finished):
-    path = finished.workdir.path
+    path = finished.ctx.workdir.path
     names = (
         "config.json", "config.py", "rollouts.json", "rollouts.array_record", "pairs.array_record",
         "reference.array_record", "metrics.jsonl", "report.html", "checkpoints/align",
@@ -159,23 +159,23 @@ def test_the_run_leaves_its_files(finished):
     }
     assert {key: config[key] for key in published} == published
     # Pads to a square, though the processor's file says to crop.
-    assert finished.assets.processing == ImageProcessing(size=SIZE)
+    assert finished.ctx.assets.processing == ImageProcessing(size=SIZE)
 
 
 def test_every_prompt_is_answered_and_every_drop_is_counted(finished):
     prompts = len(PHOTOS) * len(QUESTIONS)
-    records = read_rollouts(finished.workdir.path)
+    records = read_rollouts(finished.ctx.workdir.path)
     assert len({record["id"] for record in records}) == len(records) == prompts
-    index = json.loads((finished.workdir.path / "pairs.json").read_text())
+    index = json.loads((finished.ctx.workdir.path / "pairs.json").read_text())
     assert index["prompts"] == prompts
-    assert index["pairs"] == len(finished.comparisons)
+    assert index["pairs"] == len(finished.comparisons.encoded)
     assert index["pairs"] + sum(index["drops"].values()) == prompts
     assert index["pairs"] >= prompts // 2  # a random model sees noise as another image
 
 
 def test_step_1_is_the_reference(finished):
-    rows = [row for row in finished.workdir.read_metrics() if row["stage"] == "align"]
-    steps = math.ceil(2 * len(finished.comparisons) / 8)  # repeat 2, batch 8
+    rows = [row for row in finished.ctx.workdir.read_metrics() if row["stage"] == "align"]
+    steps = math.ceil(2 * len(finished.comparisons.encoded) / 8)  # repeat 2, batch 8
     assert [row["step"] for row in rows] == list(range(1, steps + 1))
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     for name in ("rewards/margins", "rewards/chosen", "rewards/rejected"):
@@ -187,11 +187,11 @@ def test_step_1_is_the_reference(finished):
 
 def test_adapters_and_projector_train_and_nothing_else(finished):
     def changed(part):
-        before, after = finished.base_params[part], finished.aligned["params"][part]
+        before, after = finished.base[part], finished.aligned["params"][part]
         pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
         return any(bool((a != b).any()) for a, b in pairs)
 
-    assert {part: changed(part) for part in finished.base_params} == {
+    assert {part: changed(part) for part in finished.base} == {
         "vision": False,
         "projector": True,
         "language": False,
@@ -200,7 +200,7 @@ def test_adapters_and_projector_train_and_nothing_else(finished):
 
 
 def test_chosen_answers_are_greedy_answers_of_transformers(world, finished, decoded):
-    records = read_rollouts(finished.workdir.path)
+    records = read_rollouts(finished.ctx.workdir.path)
     assert len(decoded) == 2 * len(records)  # clean and corrupted
     tokenizer = world.processor.tokenizer
     lengths = set()
@@ -208,7 +208,9 @@ def test_chosen_answers_are_greedy_answers_of_transformers(world, finished, deco
         prompt = VICUNA_V1.prompt(record["question"])
         prompt = prompt.replace("<image>", "<image>" * NUM_PATCHES)
         ids = tokenizer(prompt, return_tensors="pt").input_ids
-        pixels_HWC = finished.assets.processing(finished.prompts.load_image(record["images"][0]))
+        pixels_HWC = finished.ctx.assets.processing(
+            finished.prompts.load_image(record["images"][0])
+        )
         with torch.no_grad():
             new = world.model.generate(
                 input_ids=ids,
@@ -227,32 +229,31 @@ def test_chosen_answers_are_greedy_answers_of_transformers(world, finished, deco
 
 def test_a_second_run_skips_every_stage(world, finished, capsys):
     def written():
-        files = finished.workdir.path.rglob("*")
+        files = finished.ctx.workdir.path.rglob("*")
         return {p: p.stat().st_mtime_ns for p in files if p.is_file() and "config." not in p.name}
 
     before = written()
-    again = Run(load(world, "llava15_7b_seva.py"))
-    again.stages()
+    again = train.run(load(world, "llava15_7b_seva.py"))
     shown = capsys.readouterr().out
     for name in ("rollouts", "pairs", "reference", "align", "report"):
         assert f"■ {name}: done before" in shown
     assert "▶" not in shown
     assert written() == before
     # Skipping loads no weights and opens no data.
-    assert not {"base_params", "prompts", "aligned"} & set(vars(again))
+    assert not {"base", "prompts", "aligned"} & set(vars(again))
 
 
 def test_a_changed_config_is_refused_by_name(world, finished):
     changed = load(world, "llava15_7b_seva.py", "--objective.beta", "0.2")
     with pytest.raises(DataError, match=r"objective\.beta: 0\.1 there, 0\.2 now"):
-        Run(changed)
+        opened(changed)
 
 
 def test_moco_is_a_corruption_of_the_same_photographs(world, finished):
-    run = Run(load(world, "llava15_7b_seva_moco.py", workdir="moco", limit=4))
-    run.roll_out()
-    records = read_rollouts(run.workdir.path)
-    noise = read_rollouts(finished.workdir.path)[: len(records)]
+    out = opened(load(world, "llava15_7b_seva_moco.py", workdir="moco", limit=4))
+    run_rollouts(out.ctx, out)
+    records = read_rollouts(out.ctx.workdir.path)
+    noise = read_rollouts(finished.ctx.workdir.path)[: len(records)]
     assert len(records) == 4 * len(QUESTIONS)
     for ours, theirs in zip(records, noise, strict=True):
         assert ours["id"] == theirs["id"]

@@ -5,11 +5,11 @@ import json
 
 import numpy as np
 import pytest
+from helpers_pipeline import rows, single_row
 from helpers_tokenizer import llama_style_tokenizer
 from PIL import Image
-from test_pipeline import one, rows
 
-from seva_jax.batches.pipeline import encodable
+from seva_jax.batches.encoded import encode_comparisons
 from seva_jax.data import json_records
 from seva_jax.data.files import ImageFolder
 from seva_jax.data.marked import MarkedPhrases, unmarked
@@ -173,8 +173,8 @@ def test_rows_and_files_have_the_marks(tmp_path):
     plain = Comparison(Prompt("p", "what is it", ("1/0",)), ("a b c", "a c c"))
     marks = dataclasses.replace(plain, spans=(((4, 5),), ()))
     data = dataclasses.replace(rows([plain, marks]), spans=True)
-    assert one(data, 0).spans_BCKT[0, :2, :4].tolist() == [[0, 1, 0, 0], [0, 1, 0, 0]]
-    assert one(data, 1).spans_BCKT[0, :2, :4].tolist() == [[0, 0, 1, 0], [0, 0, 0, 0]]
+    assert single_row(data, 0).spans_BCKT[0, :2, :4].tolist() == [[0, 1, 0, 0], [0, 1, 0, 0]]
+    assert single_row(data, 1).spans_BCKT[0, :2, :4].tolist() == [[0, 0, 1, 0], [0, 0, 0, 0]]
     json_records.write_comparisons(tmp_path / "pairs", [plain, marks])
     assert json_records.read_comparisons(tmp_path / "pairs") == [plain, marks]
 
@@ -188,6 +188,6 @@ def test_marks_that_are_cut_off_are_counted():
         Comparison(prompt, answers, spans=(((0, 3),), ())),
         Comparison(prompt, answers, spans=(((15, 16),), ((16, 17),))),
     ]
-    found = encodable(pairs, coder)
+    found = encode_comparisons(pairs, coder)
     assert found.comparisons == pairs[:1]
     assert found.drops == {"no marked phrase": 1}

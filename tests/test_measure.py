@@ -7,31 +7,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_sampler import random_variables
-from test_step import CONFIG, IMAGE, LONGEST, MOST_IMAGES, OPTIONS, example, pack, shape_of
+from helpers_devices import mesh_of
+from helpers_trees import IMAGE, LONGEST, MOST_IMAGES, OPTIONS, example, pack, shape_of
+from tiny_models import TINY, noisy_variables
 
-from seva_jax.inference.answer_stats import _pass, _readings
+from seva_jax.inference.answer_stats import _compute, _split
 from seva_jax.models import Llava, LoraConfig, merge_adapters
-from seva_jax.sharding import MeshShape, put_batch, replicated
+from seva_jax.sharding import put_batch, replicated
 
-MODEL = Llava(CONFIG)
-TEXT = CONFIG.text
+MODEL = Llava(TINY)
+TEXT = TINY.text
 
 
 @pytest.fixture(scope="module")
 def variables():
     """Weights large enough that attention matters."""
-    return jax.tree.map(np.asarray, random_variables(MODEL))
+    return jax.tree.map(np.asarray, noisy_variables(MODEL))
 
 
 def read(variables, batch, layer, mesh=None, model=MODEL):
     """Readings of a batch, by index."""
-    one = jax.jit(functools.partial(_pass, model, OPTIONS, layer))
+    one = jax.jit(functools.partial(_compute, model, OPTIONS, layer))
     if mesh is None:
-        return {r.index: r for r in _readings(*jax.device_get(one(variables, batch)))}
+        return {r.index: r for r in _split(*jax.device_get(one(variables, batch)))}
     with jax.set_mesh(mesh):
         out = jax.device_get(one(variables, put_batch(mesh, batch)))
-    return {r.index: r for r in _readings(*out)}
+    return {r.index: r for r in _split(*out)}
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -135,7 +136,7 @@ def test_eight_devices_read_as_one(variables):
     data = examples(8)
     batch = pack([[e] for e in data], shape_of(data))
     alone = read(variables, batch, 1)
-    apart = read(variables, batch, 1, MeshShape(2, 2, 2).make(jax.devices()))
+    apart = read(variables, batch, 1, mesh_of(2, 2, 2))
     for index, reading in alone.items():
         for ours, theirs in zip(reading, apart[index], strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
@@ -145,11 +146,10 @@ def test_adapters_count(variables):
     """A model with adapters reads as the one they are merged into."""
     lora = LoraConfig(rank=2, alpha=8.0)
     adapted = dataclasses.replace(MODEL, lora=lora)
-    adapters = random_variables(adapted)["lora"]
+    adapters = noisy_variables(adapted)["lora"]
     data = examples()
     batch = pack([[e] for e in data], shape_of(data))
-    mesh = MeshShape().make(jax.devices()[:1])
-    shardings = jax.tree.map(lambda _: replicated(mesh), variables["params"])
+    shardings = jax.tree.map(lambda _: replicated(mesh_of()), variables["params"])
     copy = jax.tree.map(jnp.array, variables["params"])
     adapters = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), adapters)
     merged = merge_adapters(copy, adapters, lora, jnp.float32, shardings)
@@ -185,7 +185,7 @@ def test_what_is_not_asked_for_costs_nothing(variables):
     data = examples(2)
     batch = pack([[e] for e in data], shape_of(data))
     without, asked = (
-        streams(functools.partial(_pass, MODEL, OPTIONS, layer), variables, batch)
+        streams(functools.partial(_compute, MODEL, OPTIONS, layer), variables, batch)
         for layer in (None, 1)
     )
     assert (max(without), max(asked)) == (1, 2)

@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch")
 from helpers_llava import IMAGE_TOKEN, random_llava, save  # noqa: E402
 
 import seva_jax  # noqa: E402
-from seva_jax.batches.trees import RowShape, TreeExample, pack_row, stack_rows
-from seva_jax.inference.answer_stats import _pass, _readings
-from seva_jax.training.step import StepOptions
+from seva_jax.batches.trees import RowShape, TreeExample, pack_row, stack_rows  # noqa: E402
+from seva_jax.inference.answer_stats import _compute, _split  # noqa: E402
+from seva_jax.training.step import StepOptions  # noqa: E402
 
 PATCHES = 4
 
@@ -53,9 +53,9 @@ def test_attention_and_log_probs_equal_theirs(tmp_path, heads):
         ]
     )  # fmt: skip
     for layer in range(3):
-        one = jax.jit(functools.partial(_pass, ours.model, StepOptions(), layer))
+        one = jax.jit(functools.partial(_compute, ours.model, StepOptions(), layer))
         out = jax.device_get(one({"params": ours.params}, batch))
-        for (pixels, e), reading in zip(made, _readings(*out), strict=True):
+        for (pixels, e), reading in zip(made, _split(*out), strict=True):
             tokens = np.concatenate([e.trunk, e.branches[0]])
             with torch.no_grad():
                 their = theirs(

@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from test_plan import CONFIG, SHAPE, experiment, mesh
+from helpers_devices import mesh_of
+from helpers_plan import SHAPE, experiment
+from tiny_models import PLANNED
 
 from seva_jax.models import Llava
 from seva_jax.plan.program import lower_step
@@ -16,7 +18,7 @@ from seva_jax.training.step import TrainState
 def test_the_bound_is_below_what_xla_needs(remat):
     """And not far below, even here, where little is kept for the backward pass."""
     e = experiment(remat=remat)
-    lowered = lower_step(e, CONFIG, mesh(2, 2, 1), SHAPE)
+    lowered = lower_step(e, PLANNED, mesh_of(2, 2, 1), SHAPE)
     state, frozen, _ = lowered.args_info[0]
     analysis = lowered.compile().memory_analysis()
     assert analysis is not None
@@ -30,13 +32,15 @@ def test_the_bound_is_below_what_xla_needs(remat):
         )  # fmt: skip
 
     state, frozen = placed((state, frozen), lowered.compile().input_shardings[0][:2])
-    bound = memory.least_bytes(Llava(CONFIG, remat=remat), (state, frozen), state.trainable, 1, 192)
+    bound = memory.least_bytes(
+        Llava(PLANNED, remat=remat), (state, frozen), state.trainable, 1, 192
+    )
     assert 0.25 * real < bound < real
 
 
 def test_the_warning(monkeypatch, capsys):
     """Only where the device is too small; names a number of micro-batches that fits, if any."""
-    devices = mesh(2, 1, 1)
+    devices = mesh_of(2, 1, 1)
     tokens = jax.device_put(jnp.zeros((1, 16, 64), jnp.int32), batch_sharding(devices, 1))
 
     class Batch:
@@ -44,8 +48,8 @@ def test_the_warning(monkeypatch, capsys):
 
     kernel = jax.device_put(jnp.zeros((100, 100)), batch_sharding(devices))
     state = TrainState(jnp.int32(0), {"kernel": kernel}, ())
-    model = Llava(CONFIG, remat="layers")
-    row = 64 * CONFIG.text.hidden_size * 4
+    model = Llava(PLANNED, remat="layers")
+    row = 64 * PLANNED.text.hidden_size * 4
     fixed = 2 * 100 * 100 * 4 // 2 + 4
 
     def shown(limit):

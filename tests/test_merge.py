@@ -4,10 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_layouts import MODEL, placed, variables  # noqa: F401
+from helpers_devices import MODEL, placed
+from tiny_models import random_variables
 
 from seva_jax.models import Llava, abstract_variables, merge_adapters
 from seva_jax.sharding import variable_shardings
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Random weights of `MODEL`, as NumPy arrays: to be put on any mesh."""
+    return jax.tree.map(np.asarray, random_variables(MODEL))
 
 
 def merged(shape, weights, dtype="float32"):
@@ -30,7 +37,7 @@ def logits(model, weights):
     return model.apply(weights, tokens_BS, positions_BS, mask_BSU, patch_BS, pixels)
 
 
-def test_the_merged_model_is_the_adapted_one(variables):  # noqa: F811
+def test_the_merged_model_is_the_adapted_one(variables):
     """In float32, to 1e-5 of the largest logit; without adapters it is another model."""
     _, there = placed((1, 1, 1), variables)
     expected = logits(MODEL, there)
@@ -42,7 +49,7 @@ def test_the_merged_model_is_the_adapted_one(variables):  # noqa: F811
     assert float(jnp.abs(before - expected).max()) > 1e-2 * scale
 
 
-def test_sums_are_rounded_once(variables):  # noqa: F811
+def test_sums_are_rounded_once(variables):
     """Stored in bfloat16: the float32 sum of NumPy, rounded; what has no adapter stays."""
     found = merged((1, 1, 1), variables, "bfloat16")
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables["params"])
@@ -60,7 +67,7 @@ def test_sums_are_rounded_once(variables):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)], ids=str)
-def test_devices_change_nothing(shape, variables):  # noqa: F811
+def test_devices_change_nothing(shape, variables):
     """And every leaf lies where it has to."""
     found, alone = merged(shape, variables), merged((1, 1, 1), variables)
     mesh, _ = placed(shape, variables)

@@ -4,23 +4,32 @@ import contextlib
 import dataclasses
 import itertools
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers_devices import MODEL, placed
 from helpers_fit import ARGS, fit, tiny_run
-from test_layouts import CONFIG8, MODEL, placed, variables  # noqa: F401 (a fixture)
-from test_step import OPTIONS, example, pack, shape_of
+from helpers_trees import OPTIONS, example, pack, shape_of
+from tiny_models import random_variables
 
 from seva_jax import ranges, train
-from seva_jax.objectives import Objective
+from seva_jax.objectives import DPO, Objective
+from seva_jax.run.fitting import checkpoint_facts
 from seva_jax.runtime import shutdown
 from seva_jax.sharding import put_batch
 from seva_jax.training.health import Health, NotFinite, trainable_share
-from seva_jax.training.loop import init_state, jit_step
+from seva_jax.training.loop import Task, init_state, jit_step
 from seva_jax.training.optimizer import Optim
 from seva_jax.types import Comparison, DataError, Prompt, View
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Random weights of `MODEL`, as NumPy arrays: to be put on any mesh."""
+    return jax.tree.map(np.asarray, random_variables(MODEL))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +52,7 @@ BAD = {"loss NaN": np.nan, "loss infinite": np.inf, "gradient": 0.0}
     [((1, 1, 1), 2), pytest.param((2, 2, 2), 1, marks=pytest.mark.slow)],
     ids=str,
 )
-def test_the_state_is_kept(shape, micro_batches, variables):  # noqa: F811
+def test_the_state_is_kept(shape, micro_batches, variables):
     """Bit for bit, inside jit, with donated buffers, on a mesh; the next step goes on from it."""
     mesh, on_mesh = placed(shape, variables)
     optimizer = Optim(lr=1e-2, warmup_ratio=0.0, clip_norm=1.0).make(10)
@@ -107,7 +116,7 @@ def test_one_bad_example(tmp_path, capsys):
     assert sum(r["nonfinite"] for r in rows) == 2  # once an epoch
     notes = lines(run.workdir.path / "nonfinite.jsonl")
     assert [(len(n["ids"]), n["loss"]) for n in notes] == [(4, "nan")] * 2
-    assert all(run.prompts.prompts[5].id in n["ids"] for n in notes)
+    assert all(run.config.prompts.open().prompts[5].id in n["ids"] for n in notes)
     per_row = {r["step"]: sum(n["step"] in (r["step"] - 1, r["step"]) for n in notes) for r in rows}
     assert [r["nonfinite"] for r in rows] == list(per_row.values())
     for row in rows:
@@ -156,7 +165,8 @@ def test_the_exit_code(tmp_path, capsys, monkeypatch):
     """The command, with a learning rate that no model survives: 65 and one line."""
     # The test has asked for devices, so it cannot join others.
     monkeypatch.setattr(train, "joined", lambda options: contextlib.nullcontext())
-    monkeypatch.setattr(ranges, "bounds", lambda config_class: {})  # so large a rate is refused otherwise
+    # Such a large rate is refused otherwise.
+    monkeypatch.setattr(ranges, "bounds", lambda config_class: {})
     argv = [
         *ARGS.split(),
         "--base.batch-size",
@@ -257,7 +267,11 @@ def test_facts_cover_all_of_the_examples(tmp_path):
             {"more": (View(other, ("z",)),)},
         )
     ]  # fmt: skip
-    found = {run._facts(run.model, [c], {})["examples"] for c in [pair, *changed]}
+    found = set()
+    for c in [pair, *changed]:
+        rows = SimpleNamespace(comparisons=[c])
+        task = Task("align", run.policy_model, DPO(), run.config.optim, run.config.train, 1, rows)
+        found.add(checkpoint_facts(run, task, {})["examples"])
     assert len(found) == 1 + len(changed)
 
 

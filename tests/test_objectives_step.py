@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from test_step import (
+from helpers_devices import mesh_of
+from helpers_trees import (
     LONGEST,
     MODEL,
     MOST_IMAGES,
@@ -19,11 +20,11 @@ from test_step import (
     plain_logits,
     shape_of,
 )
-from test_step import variables as variables  # a fixture
+from tiny_models import random_variables
 
 from seva_jax import objectives as ours
 from seva_jax.batches.trees import differing
-from seva_jax.sharding import MeshShape, put_batch
+from seva_jax.sharding import put_batch
 from seva_jax.training.step import (
     StepOptions,
     TrainState,
@@ -64,6 +65,12 @@ MIXES = {
 }
 
 
+@pytest.fixture(scope="module")
+def variables():
+    """Random weights of `MODEL`."""
+    return random_variables(MODEL)
+
+
 def run(variables, objective, batch, devices, micro_batches):
     """Metrics and gradient of one step with the reference in it."""
     trainable, _ = parts(variables)
@@ -72,7 +79,7 @@ def run(variables, objective, batch, devices, micro_batches):
     state = TrainState(jnp.int32(0), trainable, optimizer.init(trainable))
     step = jax.jit(make_train_step(MODEL, objective, optimizer, OPTIONS, True))
     batch = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
-    mesh = MeshShape(devices, 1, 1).make(jax.devices()[:devices])
+    mesh = mesh_of(devices)
     with jax.set_mesh(mesh):
         new, metrics = step(state, frozen, put_batch(mesh, batch, leading=1))
     difference = jax.tree.map(lambda a, b: np.asarray(a) - b, trainable, new.trainable)

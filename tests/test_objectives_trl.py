@@ -81,7 +81,7 @@ def test_loss_metrics_and_gradient(case):
 
     mask, weight_N = padded(GOLDEN["mask"], 1.0), jnp.array([1.0, 1, 0, 1, 1])
     reference = BranchLogps(padded(GOLDEN["reference"], -50.0), mask)
-    squares = padded(GOLDEN["log_sum_sq"], -30.0)
+    squares = padded(GOLDEN["squares"], -30.0)
     objective = objective_of(case["options"])
 
     def mean_loss(logps_NKT):

@@ -5,7 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
-from test_pipeline import assert_equal, comparison, iterate, rows, run
+from helpers_pipeline import assert_equal, comparison, iterate, rows, run
 
 from seva_jax.batches.packing import Layout, Packer, Sizes, choose, fill
 from seva_jax.batches.trees import RowShape

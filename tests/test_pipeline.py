@@ -5,93 +5,33 @@ import itertools
 
 import numpy as np
 import pytest
+from helpers_pipeline import (
+    IMAGE,
+    ONE,
+    PATCHES,
+    SIZE,
+    TOKENIZER,
+    assert_equal,
+    comparison,
+    encoder,
+    indices,
+    iterate,
+    load_image,
+    rows,
+    run,
+    single_row,
+)
 
-from seva_jax.batches.image_inputs import Pixels
+from seva_jax.batches.encoded import encode_comparisons
 from seva_jax.batches.pipeline import (
     Batches,
-    ComparisonRows,
     RowShapes,
-    encodable,
     in_order,
     num_steps,
-    shuffled,
 )
 from seva_jax.batches.trees import RowShape, TreeExample, pack_row, stack_rows
 from seva_jax.images.preprocess import ImageProcessing
-from seva_jax.text.encode import Encoder
-from seva_jax.text.templates import PLAIN
-from seva_jax.text.tokenizer import word_tokenizer
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt
-
-WORDS = ("USER", "ASSISTANT", ":", "what", "is", "it", *"abcdefgh")
-TOKENIZER = word_tokenizer(WORDS)
-IMAGE = TOKENIZER.convert_tokens_to_ids("<image>")
-PATCHES = 3
-SIZE = 4
-
-
-def encoder(**options):
-    """Word-level text, three tokens an image."""
-    return Encoder(TOKENIZER, PLAIN, IMAGE, PATCHES, **{"max_length": 64} | options)
-
-
-def comparison(index, images=1, answers=("a", "b c"), weight=1.0):
-    """One of many, told apart by its prompt's id."""
-    names = tuple(f"{index}/{i}" for i in range(images))
-    return Comparison(Prompt(f"p{index}", "what is it", names), tuple(answers), weight)
-
-
-def load_image(name):
-    """One grey level an image."""
-    index, number = map(int, name.split("/"))
-    return np.full((SIZE, SIZE, 3), 10 * index + number, np.uint8)
-
-
-def rows(comparisons, load=load_image, reference=None, **options):
-    """Comparisons as rows of the smallest shape."""
-    fits = encodable(comparisons, encoder(**options))
-    assert fits.shape is not None
-    images = Pixels(load, ImageProcessing(size=SIZE))
-    return ComparisonRows(
-        fits.comparisons, encoder(**options), images, fits.shape, fits.sizes, reference
-    )
-
-
-def one(data, index):
-    """A comparison as a row of its own."""
-    return data.row([index], data.shape)
-
-
-def indices(batch):
-    """Data set index of every row; -1 for rows without a comparison."""
-    return batch.index_BC[:, 0].tolist()
-
-
-ONE = (0, 1)  # all of a batch, on one process
-
-
-def iterate(data, share, batch_size, steps, epochs=1, repeat=1, seed=0, most=1, unit=1):
-    """The batches of a run; by default with a row for every comparison."""
-    members = shuffled(data, batch_size, steps, epochs, repeat, seed)
-    shapes = RowShapes(most, lambda shape: shape.length)
-    return Batches.chosen(data, members, batch_size, share, unit, shapes).iterate()
-
-
-def run(data, batch_size, epochs=1, repeat=1, seed=0, max_steps=0, **options):
-    """All batches of a run."""
-    steps = num_steps(len(data), batch_size, epochs, repeat, max_steps)
-    iterator = iterate(data, ONE, batch_size, steps, epochs, repeat, seed, **options)
-    found = list(iterator)
-    iterator.close()
-    assert len(found) == steps
-    return found
-
-
-def assert_equal(one, other):
-    """Two batches, field by field."""
-    for name, a, b in zip(one._fields, one, other, strict=True):
-        np.testing.assert_array_equal(a, b, err_msg=name)
-
 
 # --- epochs and order -----------------------------------------------------------------------------
 
@@ -221,7 +161,7 @@ def test_a_row_holds_its_comparison():
     reference = [(np.full(2, -i - 1.0, np.float32), np.full(3, -i - 2.0, np.float32))
                  for i in range(3)]  # fmt: skip
     data = rows([comparison(i, weight=0.5 * i) for i in range(3)], reference=reference)
-    row = one(data, 2)
+    row = single_row(data, 2)
     tree = encoder().encode("what is it", 1, ("a", "b c"))
     used = len(tree.trunk) + sum(map(len, tree.branches))
     np.testing.assert_array_equal(
@@ -251,14 +191,14 @@ def test_an_image_that_stops_decoding_gives_an_empty_row():
         return load_image(name)
 
     good, bad = rows(data), rows(data, broken)
-    row = one(bad, 2)
+    row = single_row(bad, 2)
     assert_equal(row, bad.row([], bad.shape))
     assert not row.weight_BC.any()
     assert row.index_BC.tolist() == [-1]
     assert not row.tree_BS.any()
     assert not row.mask_BCKT.any()
     for index in (0, 1, 3):
-        assert_equal(one(bad, index), one(good, index))
+        assert_equal(single_row(bad, index), single_row(good, index))
     wide = dataclasses.replace(
         good.shape, length=200, comparisons=4, images=4, targets=2 * good.shape.targets
     )
@@ -272,8 +212,8 @@ def test_what_has_no_reference_log_probs_gives_an_empty_row():
     data = [comparison(i) for i in range(2)]
     logps = tuple(np.full(len(x), -1, np.float32) for x in (range(2), range(3)))
     found = dataclasses.replace(rows(data), reference=[(), logps])
-    assert one(found, 0).index_BC.tolist() == [-1]
-    assert not one(found, 0).weight_BC.any()
+    assert single_row(found, 0).index_BC.tolist() == [-1]
+    assert not single_row(found, 0).weight_BC.any()
 
 
 def test_other_failures_are_not_hidden():
@@ -283,7 +223,7 @@ def test_other_failures_are_not_hidden():
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        one(rows([comparison(0)], broken), 0)
+        single_row(rows([comparison(0)], broken), 0)
 
 
 def ordered(data, share, batch_size):
@@ -304,7 +244,8 @@ def test_in_order_gives_every_row_once():
         found = ordered(data, ONE, batch_size)
         assert [indices(b) for b in found] == expected
         rows_of = [
-            one(data, i) if i >= 0 else data.row([], data.shape) for i in itertools.chain(*expected)
+            single_row(data, i) if i >= 0 else data.row([], data.shape)
+            for i in itertools.chain(*expected)
         ]
         for k, batch in enumerate(found):
             assert_equal(batch, stack_rows(rows_of[k * batch_size : (k + 1) * batch_size]))
@@ -332,11 +273,11 @@ def test_every_reason_for_leaving_a_comparison_out():
     }
     good = [comparison(0), comparison(4, images=0), comparison(5, answers=("a", "b", "c d"))]
     mixed = [good[0], *bad.values(), good[1], bad["too long"], good[2]]
-    found = encodable(mixed, encoder())
+    found = encode_comparisons(mixed, encoder())
     assert found.comparisons == good
     assert found.drops == dict.fromkeys(bad, 1) | {"too long": 2}
     assert found.num_cut == 0
-    nothing = encodable(list(bad.values()), encoder())
+    nothing = encode_comparisons(list(bad.values()), encoder())
     assert nothing.comparisons == []
     assert nothing.shape is None
     assert nothing.drops.total() == len(bad)
@@ -346,10 +287,10 @@ def test_cut_answers_are_counted_and_kept():
     """The trunk is never cut; every answer has its own room."""
     trunk = len(encoder().trunk("what is it"))
     data = [comparison(0, answers=("a b c d", "e")), comparison(1, answers=("a b", "c d e f"))]
-    found = encodable(data, encoder(max_length=trunk + 4))
+    found = encode_comparisons(data, encoder(max_length=trunk + 4))
     assert found.comparisons == data
     assert found.num_cut == 2  # five tokens with the closing one
-    assert encodable(data, encoder(max_length=trunk + 5)).num_cut == 0
+    assert encode_comparisons(data, encoder(max_length=trunk + 5)).num_cut == 0
     assert found.drops.total() == 0
 
 
@@ -361,7 +302,7 @@ def test_the_shape_holds_every_comparison():
         comparison(2, images=5),
         comparison(3, images=0),
     ]
-    found = encodable(data, encoder())
+    found = encode_comparisons(data, encoder())
     trees = [encoder().encode("what is it", len(c.prompt.images), c.answers) for c in data]
     lengths = [len(t.trunk) + sum(map(len, t.branches)) for t in trees]
     assert found.shape is not None
@@ -372,7 +313,7 @@ def test_the_shape_holds_every_comparison():
     assert max(lengths) <= found.shape.length < max(lengths) + 8
     data = rows(data)
     for index in range(4):
-        assert one(data, index).index_BC.tolist() == [index]
+        assert single_row(data, index).index_BC.tolist() == [index]
 
 
 # --- packing --------------------------------------------------------------------------------------

@@ -10,14 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers_devices import mesh_of
+from helpers_plan import SHAPE, experiment
 from jax.sharding import NamedSharding, PartitionSpec
+from tiny_models import PLANNED
 
 from seva_jax.batches.trees import RowShape
 from seva_jax.config.command_line import load_experiment
 from seva_jax.config.config_files import config_directory, read_config
-from seva_jax.config.experiment import Experiment, check
-from seva_jax.config.options import ComputeOptions, TrainOptions
-from seva_jax.models import LlavaConfig, LoraConfig, TextConfig, VisionConfig
+from seva_jax.config.experiment import check
+from seva_jax.models import LlavaConfig
 from seva_jax.plan.__main__ import PlanOptions, main, row_shape, variants
 from seva_jax.plan.chips import Topology
 from seva_jax.plan.hlo import collective_bytes
@@ -26,34 +28,6 @@ from seva_jax.sharding import MeshShape
 from seva_jax.text.sampling import Sampling
 from seva_jax.training.flops import forward, hardware_flops
 from seva_jax.types import DataError
-
-# One layer each: XLA counts the body of a scan once, and here that is how often it runs.
-CONFIG = LlavaConfig(
-    vision=VisionConfig(
-        image_size=64, patch_size=16, hidden_size=128, num_layers=2, num_heads=4, mlp_size=512
-    ),
-    text=TextConfig(
-        vocab_size=1024, hidden_size=256, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=64,
-        mlp_size=768,
-    ),
-    image_token_id=1000,
-)  # fmt: skip
-SHAPE = RowShape(length=192, comparisons=1, branches=2, answer=64, images=1, targets=128)
-
-
-def experiment(trained=("lora", "projector"), remat="none", **fields):
-    """A run on four rows."""
-    lora = LoraConfig(rank=32 if "lora" in trained else 0)
-    return Experiment(
-        train=TrainOptions(batch_size=4, trained=trained),
-        compute=ComputeOptions(remat=remat, head_chunk=256, param_dtype="float32", dtype="float32"),
-        lora=lora,
-        **fields,
-    )
-
-
-def mesh(*sizes):
-    return MeshShape(*sizes).make(jax.devices()[: int(np.prod(sizes))])
 
 
 # Not adapters alone: the only layer's input then needs no gradient, and XLA drops part of the work.
@@ -72,16 +46,16 @@ def mesh(*sizes):
 def test_operations_agree_with_xla(trained, remat):
     """Within 2 %: XLA also counts norms, softmax and the optimiser."""
     e = experiment(trained, remat)
-    compiled = lower_step(e, CONFIG, mesh(1, 1, 1), SHAPE).compile()
+    compiled = lower_step(e, PLANNED, mesh_of(1, 1, 1), SHAPE).compile()
     analysis = compiled.cost_analysis()
     found = (analysis[0] if isinstance(analysis, list) else analysis)["flops"]
-    expected = 4 * hardware_flops(forward(CONFIG, e.lora, SHAPE), trained, remat)
+    expected = 4 * hardware_flops(forward(PLANNED, e.lora, SHAPE), trained, remat)
     assert abs(found / expected - 1) < 0.02, (found / expected, trained, remat)
 
 
 def test_planned_memory_is_what_arrays_take():
     """Argument bytes of a device, planned, against real arrays on eight of them."""
-    lowered = lower_step(experiment(), CONFIG, mesh(2, 2, 2), SHAPE)
+    lowered = lower_step(experiment(), PLANNED, mesh_of(2, 2, 2), SHAPE)
     compiled = lowered.compile()
     memory = compiled.memory_analysis()
     assert memory is not None
@@ -103,7 +77,7 @@ def test_planned_memory_is_what_arrays_take():
 
 def test_collectives_of_loops():
     """A gather in a scan of seven, in a scan of three, counts twenty-one times."""
-    devices = mesh(1, 8, 1)
+    devices = mesh_of(1, 8, 1)
     row = NamedSharding(devices, PartitionSpec("fsdp"))
     everywhere = NamedSharding(devices, PartitionSpec())
 
@@ -126,10 +100,10 @@ def test_collectives_of_loops():
 def test_no_activation_is_replicated(sizes, capfd):
     """XLA says so where it finds no other way from one layout to the next."""
     eight = dataclasses.replace(
-        CONFIG, text=dataclasses.replace(CONFIG.text, num_heads=8, num_kv_heads=8),
-        vision=dataclasses.replace(CONFIG.vision, num_heads=8),
+        PLANNED, text=dataclasses.replace(PLANNED.text, num_heads=8, num_kv_heads=8),
+        vision=dataclasses.replace(PLANNED.vision, num_heads=8),
     )  # fmt: skip
-    lower_step(experiment(), eight, mesh(*sizes), SHAPE).compile()
+    lower_step(experiment(), eight, mesh_of(*sizes), SHAPE).compile()
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
 
 
@@ -190,7 +164,7 @@ def test_rollouts_lower():
     """Prefill and decode for a mesh."""
     e = dataclasses.replace(experiment(), rollout=dataclasses.replace(
         experiment().rollout, sampling=Sampling(4), batch_size=8))  # fmt: skip
-    for program in lower_rollout(e, CONFIG, mesh(2, 2, 2), 64):
+    for program in lower_rollout(e, PLANNED, mesh_of(2, 2, 2), 64):
         memory = program.compile().memory_analysis()
         assert memory is not None
         assert memory.argument_size_in_bytes > 0

@@ -16,9 +16,9 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 
 import seva_jax  # noqa: E402
 from seva_jax.convert import SpecialTokens, load_params, read_llava_config  # noqa: E402
-from seva_jax.inference.sampler import generate
+from seva_jax.inference.sampler import generate  # noqa: E402
 from seva_jax.pretrained import to_rows  # noqa: E402
-from seva_jax.text.sampling import Sampling
+from seva_jax.text.sampling import Sampling  # noqa: E402
 
 # Each setting shows by itself in tests/test_models_parity.py; here they meet, because every config
 # costs a compilation.

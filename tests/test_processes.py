@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from helpers_run import environment
 
-from seva_jax.run.rollout_files import read_rollouts
+from seva_jax.run.rollouts import read_rollouts
 from seva_jax.runtime.processes import ProcessOptions, gather, join
 from seva_jax.types import DataError
 

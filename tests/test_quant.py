@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import qwix
-from helpers_llava import CONFIG, random_params, write_llava
-from test_train import small
+from helpers_devices import mesh_of
+from helpers_llava import random_params, write_llava
+from helpers_train import small, table
+from tiny_models import TINY_HF
 
 from seva_jax import train
 from seva_jax.bench.quant import measure
 from seva_jax.config.experiment import Experiment, check
-from seva_jax.config.options import ComputeOptions, TrainOptions
+from seva_jax.config.options import ComputeOptions
 from seva_jax.convert import load_params
 from seva_jax.models import (
     Llava,
@@ -27,9 +29,10 @@ from seva_jax.models import (
     quantise,
     quantise_all,
 )
-from seva_jax.run.rollout_files import RECORDS, read_rollouts
+from seva_jax.run.rollouts import RECORDS, read_rollouts
 from seva_jax.runtime import files
-from seva_jax.sharding import MeshShape, variable_shardings
+from seva_jax.sharding import variable_shardings
+from seva_jax.training.options import TrainOptions
 from seva_jax.types import DataError
 
 KERNELS = {f"{n}_proj" for n in ("q", "k", "v", "o", "gate", "up", "down")}
@@ -42,15 +45,14 @@ INPUTS = {
 }
 
 
-def scaled(config=CONFIG):
+def scaled(config=TINY_HF):
     """Random parameters of the size trained ones have."""
     return jax.tree.map(lambda x: jnp.asarray(x) * 0.2, random_params(config))
 
 
 def stored(kind, params):
-    boxed = abstract_stored(abstract_variables(Llava(CONFIG))["params"], kind, "float32")
-    mesh = MeshShape().make(jax.devices()[:1])
-    return quantise_all(params, kind, variable_shardings(mesh, boxed))
+    boxed = abstract_stored(abstract_variables(Llava(TINY_HF))["params"], kind, "float32")
+    return quantise_all(params, kind, variable_shardings(mesh_of(), boxed))
 
 
 def dequantised(params):
@@ -88,7 +90,7 @@ def test_which_parameters_and_how_close(kind):
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_it_computes_what_the_dequantised_model_does(kind):
     found = stored(kind, scaled())
-    model = Llava(CONFIG)
+    model = Llava(TINY_HF)
     ours = model.apply({"params": found}, **INPUTS)
     expected = model.apply({"params": dequantised(found)}, **INPUTS)
     np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=1e-5)
@@ -101,29 +103,29 @@ def test_it_computes_what_the_dequantised_model_does(kind):
 def test_loading_onto_a_mesh(tmp_path, kind):
     """Sharded or not, the same as quantising afterwards; scales are split like their kernels."""
     directory = write_llava(tmp_path)
-    expected = stored(kind, jax.tree.map(jnp.asarray, random_params(CONFIG)))
+    expected = stored(kind, jax.tree.map(jnp.asarray, random_params(TINY_HF)))
     equal = lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b))  # noqa: E731
-    jax.tree.map(equal, load_params(directory, CONFIG, base_weights=kind), expected)
-    boxed = abstract_stored(abstract_variables(Llava(CONFIG))["params"], kind, "float32")
-    shardings = variable_shardings(MeshShape(fsdp=2, tensor=2).make(jax.devices()[:4]), boxed)
-    loaded = load_params(directory, CONFIG, "float32", shardings, base_weights=kind)
+    jax.tree.map(equal, load_params(directory, TINY_HF, base_weights=kind), expected)
+    boxed = abstract_stored(abstract_variables(Llava(TINY_HF))["params"], kind, "float32")
+    shardings = variable_shardings(mesh_of(fsdp=2, tensor=2), boxed)
+    loaded = load_params(directory, TINY_HF, "float32", shardings, base_weights=kind)
     jax.tree.map(equal, loaded, expected)
     kernel = loaded["language"]["layers"]["q_proj"]["kernel"]
     assert kernel.qvalue.sharding.spec[-1] == kernel.scale.sharding.spec[-1] == "tensor"
 
 
 def test_tiles_that_a_mesh_cannot_split():
-    text = dataclasses.replace(CONFIG.text, hidden_size=192)
-    model = Llava(dataclasses.replace(CONFIG, text=text))
+    text = dataclasses.replace(TINY_HF.text, hidden_size=192)
+    model = Llava(dataclasses.replace(TINY_HF, text=text))
     boxed = abstract_stored(abstract_variables(model)["params"], "nf4", "float32")
     with pytest.raises(
         DataError, match=r"kernel/\.scale: dim 1 \('embed', size 3\).*'fsdp' of size 2"
     ):
-        variable_shardings(MeshShape(fsdp=2).make(jax.devices()[:2]), boxed)
+        variable_shardings(mesh_of(fsdp=2), boxed)
 
 
 def test_float_is_left_alone():
-    boxed = abstract_variables(Llava(CONFIG))["params"]
+    boxed = abstract_variables(Llava(TINY_HF))["params"]
     assert abstract_stored(boxed, "float", "float32") == boxed
     kernel = jnp.ones((2, 4, 4))
     assert quantise("language/layers/q_proj/kernel", kernel, "float") is kernel
@@ -133,7 +135,7 @@ def test_float_is_left_alone():
 
 def test_gradients_reach_adapters_and_nothing_quantised():
     lora = LoraConfig(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))
-    model = Llava(CONFIG, lora=lora)
+    model = Llava(TINY_HF, lora=lora)
     shapes = abstract_variables(model)["lora"]
     lora_params = jax.tree.map(
         lambda x: jnp.full(x.value.shape, 0.1), shapes, is_leaf=lambda x: hasattr(x, "names")
@@ -168,24 +170,18 @@ def test_what_cannot_be(kind, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_a_whole_run(tmp_path, monkeypatch, kind):
+def test_a_whole_run(tmp_path, four_devices, kind):
     """On four devices: rollouts with a cache, reference, step-0 loss, training, evaluation."""
-    make, devices = MeshShape.make, jax.devices()[:4]
-    monkeypatch.setattr(MeshShape, "make", lambda self: make(self, devices))
     experiment = small(tmp_path / "run", "--compute.base-weights", kind)
     experiment = dataclasses.replace(
         experiment, corrupt=experiment.corrupt[:1], train=dataclasses.replace(
             experiment.train, trained=("lora", "projector"))
     )  # fmt: skip
-    run = train.Run(experiment)
-    monkeypatch.setattr(
-        run, "build_pairs", lambda: (answers(run.workdir.path), train.Run.build_pairs(run))[1]
-    )
-    run.stages()
-    rows = [r for r in run.workdir.read_metrics() if r["stage"] == "align"]
+    out = train.run(experiment, table=table(before={"pairs": answers}))
+    rows = [r for r in out.ctx.workdir.read_metrics() if r["stage"] == "align"]
     assert abs(rows[0]["loss"] - np.log(2)) < 1e-6
     assert rows[-1]["loss"] != rows[0]["loss"]
-    base, aligned = run.base_params, run.aligned["params"]
+    base, aligned = out.base, out.aligned["params"]
     assert is_quantised(base["language"]["layers"]["q_proj"]["kernel"])
     jax.tree.map(np.testing.assert_array_equal, aligned["language"], base["language"])
     jax.tree.map(np.testing.assert_array_equal, aligned["vision"], base["vision"])
@@ -193,8 +189,9 @@ def test_a_whole_run(tmp_path, monkeypatch, kind):
     assert np.abs(np.subtract(*kernels)).max() > 1e-4
 
 
-def answers(workdir):
-    """Rollouts that differ."""
+def answers(ctx):
+    """Writes rollouts that differ."""
+    workdir = ctx.workdir.path
     records = read_rollouts(workdir)
     for record in records:
         record["clean"], record["corrupted"] = "red", ["blue"]
@@ -203,7 +200,7 @@ def answers(workdir):
 
 def test_memory_by_the_compiler():
     """What the compiled program says its weights take is the number of bytes they have."""
-    model = Llava(CONFIG, dtype=jnp.dtype("bfloat16"))
+    model = Llava(TINY_HF, dtype=jnp.dtype("bfloat16"))
     shapes = abstract_params(model)
     num = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     kernels = [shapes["language"]["layers"][name]["kernel"] for name in KERNELS]

@@ -8,16 +8,12 @@ import time
 from pathlib import Path
 
 import grain
-import helpers_formats
 import numpy as np
 import pytest
+from helpers_formats import all_batches
 from helpers_run import assert_same_run, rows, stages, train
 
-from seva_jax.batches.image_inputs import Pixels
-from seva_jax.batches.pipeline import Batches, ComparisonRows, RowShapes, encodable, shuffled
 from seva_jax.batches.worker_processes import ProcessIterator
-from seva_jax.config.command_line import load_experiment
-from seva_jax.text.encode import Encoder
 
 READING = """
 import multiprocessing, sys, time
@@ -35,31 +31,10 @@ if __name__ == "__main__":
 """
 
 
-def batches(folder):
-    """Pairs of every format: parquet, ArrayRecord and folders go to the processes."""
-    e, _ = load_experiment("test", [])
-    assets, data = e.base.assets(), helpers_formats.all_pairs(folder).open()
-    config = assets.config
-    encoder = Encoder(
-        assets.tokenizer, e.text.train, config.image_token_id, config.tokens_per_image, 96
-    )
-    fits = encodable(data.comparisons, encoder)
-    assert fits.shape is not None
-    rows = ComparisonRows(
-        fits.comparisons,
-        encoder,
-        Pixels(data.load_image, assets.processing),
-        fits.shape,
-        fits.sizes,
-    )
-    shapes = RowShapes(2, lambda shape: shape.length)
-    return Batches.chosen(rows, shuffled(rows, 4, 8, 2, 1, 5), 4, (0, 1), 1, shapes)
-
-
 @pytest.mark.slow
 def test_processes_give_what_threads_give(tmp_path):
     """Same batches, and a state that either continues from."""
-    found = batches(tmp_path)
+    found = all_batches(tmp_path)
     whole = list(found.iterate())
     assert len(whole) == 8
     reader = found.iterate(processes=2)

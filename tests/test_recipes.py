@@ -3,9 +3,10 @@
 import dataclasses
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from helpers_train import table
+from tiny_models import WORLD_TWO_LAYERS
 
 from seva_jax import train
 from seva_jax.config.base_models import TrainedBase
@@ -15,24 +16,14 @@ from seva_jax.config.experiment import Evaluation
 from seva_jax.config.rounds import runs_of
 from seva_jax.data import json_records
 from seva_jax.data.sources import PromptSource
-from seva_jax.models import LlavaConfig, TextConfig, VisionConfig
-from seva_jax.run.rollout_files import RECORDS, read_rollouts
+from seva_jax.run.rollouts import RECORDS, read_rollouts
 from seva_jax.runtime import files
 from seva_jax.runtime.run_records import read_metrics, read_stages
-from seva_jax.sharding import MeshShape
 from seva_jax.worlds.pairs import wrong_answer
 
 ALL = sorted(config_directory().glob("*.py"))
 TINY = [path for path in ALL if path.stem.startswith("tiny")]
 PROMPTS = 24
-MODEL = LlavaConfig(
-    vision=VisionConfig(
-        image_size=32, patch_size=8, hidden_size=16, num_layers=2, num_heads=2, mlp_size=32
-    ),
-    text=TextConfig(
-        hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16, mlp_size=32
-    ),
-)
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
@@ -68,8 +59,8 @@ def shrunk(e):
     small = dataclasses.replace
     base = e.base
     if isinstance(base, TrainedBase):
-        vision = small(MODEL.vision, image_size=base.model.vision.image_size)
-        base = small(base, model=small(base.model, vision=vision, text=MODEL.text))
+        vision = small(WORLD_TWO_LAYERS.vision, image_size=base.model.vision.image_size)
+        base = small(base, model=small(base.model, vision=vision, text=WORLD_TWO_LAYERS.text))
         base = small(base, steps=20, batch_size=8, prompts=small(base.prompts, num=160))
     sampling = small(e.rollout.sampling, max_new_tokens=min(e.rollout.sampling.max_new_tokens, 12))
     batch_size = min(e.train.batch_size, 8 * e.train.micro_batches)
@@ -104,17 +95,8 @@ def plausible(workdir):
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """One device; rollouts give pairs."""
-    make, devices, roll_out = MeshShape.make, jax.devices()[:1], train.Run.roll_out
-    monkeypatch.setattr(MeshShape, "make", lambda self: make(self, devices))
-
-    def with_answers(self):
-        said = roll_out(self)
-        plausible(self.workdir.path)
-        return said
-
-    monkeypatch.setattr(train.Run, "roll_out", with_answers)
+def quick(one_device):
+    """Runs are on one device."""
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +109,13 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("path", TINY, ids=lambda p: p.stem)
 def test_a_tiny_recipe_trains(path, folder, capsys):
     """To the report, with finite losses; called again, there is nothing left to do."""
+    stages = table(after={"rollouts": lambda ctx: plausible(ctx.workdir.path)})
     others = [found.parent for found in folder.rglob("*/stages.json")]
     for index, experiment in enumerate(read_configs(path)[:2]):  # two runs of a sweep
         workdir = folder / path.stem / str(index)
         whole = dataclasses.replace(experiment, workdir=str(workdir))
         runs = tuple(map(shrunk, runs_of(whole)))
-        train.run_all(runs, others)
+        train.run_all(runs, others, stages)
         finished = 0
         for run in runs:
             rows = [row for row in read_metrics(Path(run.workdir)) if row["stage"] == "align"]
@@ -142,9 +125,9 @@ def test_a_tiny_recipe_trains(path, folder, capsys):
             stages = read_stages(Path(run.workdir))
             assert {"pairs", "align", "report"} <= stages.keys()
             finished += len(stages)
-        assert (workdir / "stages.html").exists() == (len(runs) > 1)
+        assert (workdir / "rounds.html").exists() == (len(runs) > 1)
         capsys.readouterr()
-        train.run_all(runs, others)
+        train.run_all(runs, others, stages)
         shown = capsys.readouterr().out
         assert shown.count("done before") == finished
         assert "▶" not in shown

@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers_report import Page, full, image_HWC, photo_HWC, photo_pairs, row
+from helpers_report import PAYLOADS, Page, full, image_HWC, photo_HWC, photo_pairs, row
 from PIL import Image
 
 from seva_jax.report import (
@@ -30,16 +30,6 @@ from seva_jax.report import (
 )
 from seva_jax.types import DataError
 
-PAYLOADS = (
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "' onmouseover='alert(1)' x='",
-    "</title></style></svg><script>alert(1)</script>",
-    "javascript:alert(1)",
-    '<iframe srcdoc="&lt;script&gt;alert(1)&lt;/script&gt;"></iframe>',
-    "--><svg/onload=alert(1)><a href=javascript:alert(1)>x</a><!--",
-    "&lt;script&gt;alert(1)&lt;/script&gt; &#60;b&#62; ]]>",
-)
 # All the page is made of. Nothing here can load anything; the only script is the page's own.
 TAGS = re.compile(
     "html|head|meta|title|link|style|body|header|main|footer|section|nav|article|figure|figcaption"

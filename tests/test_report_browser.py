@@ -6,8 +6,7 @@ import dataclasses
 
 import pytest
 from browser import CHROMIUM, browser
-from helpers_report import photo_pairs
-from test_hostile_pages import write_run
+from helpers_report import photo_pairs, write_run
 
 from seva_jax.report import ExampleCard, ReportData, write_report
 from seva_jax.report.compare import compare

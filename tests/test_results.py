@@ -1,10 +1,9 @@
 """What a run says about itself at its end."""
 
-import types
-
 from seva_jax.config.experiment import Experiment
 from seva_jax.config.options import ReportOptions
-from seva_jax.report.run_report import closing_summary
+from seva_jax.report import closing
+from seva_jax.report.closing import closing_summary
 from seva_jax.run.workdir import Workdir
 
 
@@ -21,15 +20,15 @@ def finished(tmp_path, monkeypatch, **report):
         "pairs": stage(90.0),
         "align": stage(810.0),
     }
-    monkeypatch.setattr(Workdir, "stages", lambda self: stages)
-    with workdir.metrics("align") as write:
-        for step, rate in enumerate((1.0, 40.0, 41.0)):  # the first steps are compiled
-            write(step, {"pairs/s": rate})
-    return types.SimpleNamespace(experiment=experiment, workdir=workdir)
+    monkeypatch.setattr(closing, "read_stages", lambda path: stages)
+    write = workdir.metrics("align").write
+    for step, rate in enumerate((1.0, 40.0, 41.0)):  # the first steps are compiled
+        write(step, {"pairs/s": rate})
+    return workdir.path, experiment.report
 
 
 def test_the_end_tells_time_speed_cost_and_places(tmp_path, monkeypatch):
-    lines = closing_summary(finished(tmp_path, monkeypatch)).splitlines()
+    lines = closing_summary(*finished(tmp_path, monkeypatch)).splitlines()
     assert lines[0] == "time:   15 min 00 s: pairs 1 min 30 s, align 13 min 30 s"
     assert lines[1] == "speed:  40.0 pairs/s in training, 1.00 device-hours on 8 × cpu"
     assert lines[2].startswith(f"files:  {tmp_path / 'run'}: ")
@@ -39,4 +38,4 @@ def test_the_end_tells_time_speed_cost_and_places(tmp_path, monkeypatch):
 def test_a_price_gives_money(tmp_path, monkeypatch):
     run = finished(tmp_path, monkeypatch, device_hour_price=1.5, currency="EUR")
     expected = "training, 1.50 EUR (1.00 device-hours at 1.50 EUR) on"
-    assert expected in closing_summary(run)  # pyright: ignore
+    assert expected in closing_summary(*run)

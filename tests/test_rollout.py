@@ -1,67 +1,25 @@
 """Rows that are done take new prompts: the same answers as whole batches, in order."""
 
-import dataclasses
 import itertools
 
 import jax
 import numpy as np
 import pytest
-from test_sampler import random_variables
-from test_step import CONFIG
+from helpers_devices import mesh_of
+from helpers_rollout import MODEL, PROMPTS, SAMPLING, engine, load_image
+from tiny_models import noisy_variables
 
 from seva_jax.corrupt import DiffusionNoise
-from seva_jax.images.preprocess import ImageProcessing
-from seva_jax.inference.rollouts import RolloutEngine, rollout_rows
-from seva_jax.models import Llava
-from seva_jax.sharding import MeshShape
-from seva_jax.text.encode import Encoder
+from seva_jax.inference.rollouts import rollout_rows
 from seva_jax.text.sampling import Sampling
-from seva_jax.text.templates import PLAIN
-from seva_jax.text.tokenizer import word_tokenizer
-from seva_jax.types import ExampleError, Prompt
-
-TOKENIZER = word_tokenizer(("USER", "ASSISTANT", ":", "what", "is", "it", *"abcdefghijklmnopqrs"))
-IMAGE = TOKENIZER.convert_tokens_to_ids("<image>")
-CONFIG_HERE = dataclasses.replace(
-    CONFIG,
-    image_token_id=IMAGE,
-    text=dataclasses.replace(CONFIG.text, vocab_size=len(TOKENIZER)),
-)
-MODEL = Llava(CONFIG_HERE)
-PROMPTS = [
-    Prompt(f"p{i}", " ".join(["what is it"] + ["a b c d e"] * (i % 3)), (f"{i}",) * (i % 4 != 3))
-    for i in range(23)
-]
 
 
 @pytest.fixture(scope="module")
 def variables():
     """Answers differ in content and in length."""
-    return jax.tree.map(np.asarray, random_variables(MODEL))
+    return jax.tree.map(np.asarray, noisy_variables(MODEL))
 
 
-def load_image(name):
-    """Noise of its own for every image; two of them are broken."""
-    if name in ("5", "6"):
-        raise ExampleError("truncated file", "unreadable image")
-    return np.random.default_rng(int(name)).integers(0, 256, (8, 8, 3), np.uint8)
-
-
-def engine(variables, batch_size=8, mesh=(1, 1, 1), **options):
-    devices = jax.devices()[: int(np.prod(mesh))]
-    return RolloutEngine(
-        model=MODEL,
-        variables=variables,
-        encoder=Encoder(TOKENIZER, PLAIN, IMAGE, CONFIG_HERE.tokens_per_image, 64),
-        processing=ImageProcessing(size=8),
-        mesh=MeshShape(*mesh).make(devices),
-        batch_size=batch_size,
-        seed=1,
-        **options,
-    )
-
-
-SAMPLING = Sampling(12, temperature=1.5)
 CORRUPT = (DiffusionNoise(step=500),)
 
 
@@ -134,8 +92,7 @@ def test_layout_of_rows():
     """Rows and fresh rows divide by devices and hold a prompt's variants."""
     for size, refill, variants in ((64, 4, 2), (5, 4, 3), (64, 100, 2), (1, 1, 4)):
         for shape in ((1, 1, 1), (2, 2, 1), (4, 2, 1)):
-            mesh = MeshShape(*shape).make(jax.devices()[: int(np.prod(shape))])
-            found = rollout_rows(size, refill, variants, mesh, 1)
+            found = rollout_rows(size, refill, variants, mesh_of(*shape), 1)
             assert found.parts == np.prod(shape)
             assert found.rows % found.parts == found.fresh % found.parts == 0
             assert variants <= found.fresh <= found.rows

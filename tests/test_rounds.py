@@ -12,12 +12,14 @@ import helpers_run
 import jax
 import numpy as np
 import pytest
+from helpers_devices import limited_devices
+from helpers_train import opened
 
 from seva_jax import evaluate, train
 from seva_jax.config.base_models import Checkpoint
 from seva_jax.config.config_files import config_directory, read_config
 from seva_jax.config.experiment import Experiment, Once
-from seva_jax.config.options import ComputeOptions, TrainOptions
+from seva_jax.config.options import ComputeOptions
 from seva_jax.config.prior_run import PriorRun
 from seva_jax.config.rounds import Iterations, Round, Rounds, runs_of
 from seva_jax.convert import load_params
@@ -25,13 +27,14 @@ from seva_jax.convert.__main__ import open_source
 from seva_jax.convert.peft import to_peft
 from seva_jax.convert.rewrite import to_hf
 from seva_jax.corrupt import DiffusionNoise
+from seva_jax.inference.answer_logps import answer_logps
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO
 from seva_jax.plan.__main__ import PlanOptions, variants
-from seva_jax.report.run_report import _margins
-from seva_jax.run.workdir import Workdir
+from seva_jax.run.margins import reward_margins
+from seva_jax.run.workdir import StageMetrics, Workdir
 from seva_jax.runtime.run_records import read_metrics, read_stages
-from seva_jax.sharding import MeshShape
+from seva_jax.training.options import TrainOptions
 from seva_jax.types import DataError
 from seva_jax.worlds import WorldPairs, WorldPrompts
 
@@ -135,16 +138,16 @@ def test_a_run_that_is_not_there(tmp_path):
             runs_of(dataclasses.replace(e, base=PriorRun(path)))
     before = Workdir.open(dataclasses.replace(e, workdir=str(tmp_path / "before" / "1")))
     before.close()
-    run = train.Run(dataclasses.replace(e, base=PriorRun(str(before.path))))
+    now = dataclasses.replace(e, base=PriorRun(str(before.path)))
     with pytest.raises(DataError, match="before/1: its alignment is not finished"):
-        run.stages()
+        train.run(now)
     with pytest.raises(DataError, match="before/1: its alignment is not finished"):
-        _ = run.base_params
+        _ = opened(now).base
     for call in (
         lambda: open_source(tmp_path / "before"),
         lambda: evaluate.main.__wrapped__(["--model", str(tmp_path / "before")]),
     ):
-        with pytest.raises(DataError, match=r"it holds several stages, give one, such as .*/1"):
+        with pytest.raises(DataError, match=r"it holds several rounds, give one, such as .*/1"):
             call()
 
 
@@ -157,7 +160,7 @@ def test_the_command_shows_and_refuses(tmp_path, capsys):
     with pytest.raises(SystemExit, match="has 3 sources for 2 iterations"):
         train.main(["--config", str(path), "--curriculum.num", "2", "--print-config"])
     with pytest.raises(DataError, match="stands for several runs"):
-        train.Run(dataclasses.replace(read_config(path), workdir=str(tmp_path / "x"))).stages()
+        train.run(dataclasses.replace(read_config(path), workdir=str(tmp_path / "x")))
 
 
 def test_every_stage_is_planned():
@@ -202,9 +205,7 @@ def experiment(workdir, stages=CURRICULUM):
 @pytest.fixture(scope="module")
 def one_device():
     """One device is enough, and the process joins no others."""
-    with pytest.MonkeyPatch.context() as patch:
-        make, devices = MeshShape.make, jax.devices()[:1]
-        patch.setattr(MeshShape, "make", lambda self: make(self, devices))
+    with limited_devices(1), pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "joined", lambda options: contextlib.nullcontext())
         yield
 
@@ -235,31 +236,38 @@ def assert_equal(found, expected, **tolerance):
 @pytest.mark.slow
 def test_adapters_go_on(done):
     """Bit for bit from where they were, and DPO begins at the margin where it had ended."""
-    first, second = map(train.Run, done[0][:2])
+    first, second = map(opened, done[0][:2])
     assert_equal(second.start, first.aligned)
-    assert_equal(second.base_params, first.base_params)
-    margins = _margins(first, first.rows(first.comparisons, first.images))
-    begun = first_row(second.experiment)
+    assert_equal(second.base, first.base)
+    margins = reward_margins(first.ctx, first.base, first.aligned, first.training_rows)
+    begun = first_row(second.ctx.config)
     assert begun["rewards/margins"] == pytest.approx(np.mean(margins), rel=1e-4)
     assert abs(begun["rewards/margins"]) > 1e-3
     assert abs(begun["loss"] - np.log(2)) > 1e-4
-    assert first_row(first.experiment)["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert first_row(first.ctx.config)["loss"] == pytest.approx(np.log(2), abs=1e-6)
 
 
 @pytest.mark.slow
 def test_the_reference_is_refreshed(done):
     """It is the model that the run before ended with, and DPO begins at log 2 again."""
-    second, third = map(train.Run, done[0][1:])
-    assert first_row(third.experiment)["loss"] == pytest.approx(np.log(2), abs=1e-6)
-    assert first_row(third.experiment)["rewards/margins"] == pytest.approx(0, abs=1e-6)
-    rows = second.rows(second.comparisons, second.images)
-    merged = third.logps(third.base_model, {"params": third.base_params}, rows, "merged")
-    adapted = second.logps(second.model, second.aligned, rows, "adapted")
+    second, third = map(opened, done[0][1:])
+    assert first_row(third.ctx.config)["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert first_row(third.ctx.config)["rewards/margins"] == pytest.approx(0, abs=1e-6)
+
+    def logps(out, variables):
+        ctx = out.ctx
+        return answer_logps(
+            ctx.model_of(variables), variables, second.training_rows, ctx.pass_layout,
+            ctx.step_options, lambda num: None,
+        )  # fmt: skip
+
+    merged = logps(third, {"params": third.base})
+    adapted = logps(second, second.aligned)
     assert_equal(merged, adapted, rtol=0, atol=1e-5)
-    before = second.logps(second.base_model, {"params": second.base_params}, rows, "before")
+    before = logps(second, {"params": second.base})
     assert max(np.abs(a - b).max() for a, b in zip(map(np.concatenate, before),
                map(np.concatenate, adapted), strict=True)) > 1e-2  # fmt: skip
-    assert_equal(third.base_params["projector"], second.aligned["params"]["projector"])
+    assert_equal(third.base["projector"], second.aligned["params"]["projector"])
 
 
 @pytest.mark.slow
@@ -267,16 +275,16 @@ def test_answers_are_not_asked_for_twice(done):
     """What the aligned model said is what the next base says; and all stages are on one page."""
     runs, said = done
     assert said.count("20 answers taken from") == 2
-    assert said.count("=== stage ") == 3
+    assert said.count("=== round ") == 3
     name = runs[0].evals[0].name
     for before, after in itertools.pairwise(runs):
         asked = Path(before.workdir) / "evals" / "aligned" / name / "asked.jsonl"
         taken = Path(after.workdir) / "evals" / "base" / name / "asked.jsonl"
         assert asked.read_text().splitlines()[1:] == taken.read_text().splitlines()[1:]
     folder = Path(runs[0].workdir).parent
-    page = (folder / "stages.html").read_text("utf-8")
-    assert "3 stages compared" in page
-    assert "Differences to stage 1</h2>" in page
+    page = (folder / "rounds.html").read_text("utf-8")
+    assert "3 rounds compared" in page
+    assert "Differences to round 1</h2>" in page
     assert "the result of" in (folder / "3" / "report.html").read_text("utf-8")
     for run in runs:
         assert read_config(Path(run.workdir) / "config.py") == run
@@ -285,19 +293,19 @@ def test_answers_are_not_asked_for_twice(done):
 @pytest.mark.slow
 def test_the_result_is_a_model_like_others(done, tmp_path, capsys):
     """Exported and evaluated; its adapters alone fit no checkpoint."""
-    last = train.Run(done[0][-1])
-    to_hf(open_source(last.workdir.path), tmp_path / "hf")
-    found = load_params(tmp_path / "hf", last.assets.config)
+    last = opened(done[0][-1])
+    to_hf(open_source(last.ctx.workdir.path), tmp_path / "hf")
+    found = load_params(tmp_path / "hf", last.ctx.assets.config)
     again = dataclasses.replace(
-        last.experiment, workdir=str(tmp_path / "next"), base=PriorRun(last.experiment.workdir)
+        last.ctx.config, workdir=str(tmp_path / "next"), base=PriorRun(last.ctx.config.workdir)
     )
-    assert_equal(found, train.Run(again).base_params, rtol=0, atol=1e-6)
+    assert_equal(found, opened(again).base, rtol=0, atol=1e-6)
     with pytest.raises(DataError, match="merged model of an earlier run, not a checkpoint"):
-        to_peft(open_source(last.workdir.path), tmp_path / "peft")
+        to_peft(open_source(last.ctx.workdir.path), tmp_path / "peft")
     to_peft(open_source(Path(done[0][1].workdir)), tmp_path / "peft")  # went on from a checkpoint
     out = ["--out", str(tmp_path / "out")]
-    evaluate.main(["--model", str(last.workdir.path), *out])
-    evaluate.main(["--config", str(last.workdir.path / "config.py"), *out])
+    evaluate.main(["--model", str(last.ctx.workdir.path), *out])
+    evaluate.main(["--config", str(last.ctx.workdir.path / "config.py"), *out])
     shown = capsys.readouterr().out
     assert "aligned: 20 questions" in shown
     assert "base: 20 questions" in shown
@@ -310,24 +318,18 @@ class Killed(Exception):
 @pytest.mark.slow
 def test_interrupted_and_changed(done, tmp_path, monkeypatch, capsys):
     """Resumed in stage 2 it ends the same; another stage 1 makes stage 2 run again."""
-    expected = train.Run(done[0][1])
+    expected = opened(done[0][1])
     runs = runs_of(experiment(tmp_path, CURRICULUM[:2]))
     others = [Path(run.workdir) for run in done[0][:1]]
-    metrics = Workdir.metrics
+    write = StageMetrics.write
 
-    @contextlib.contextmanager
-    def killing(self, stage):
-        with metrics(self, stage) as write:
-
-            def write_or_die(step, values):
-                write(step, values)
-                if (self.path.name, stage, step) == ("2", "align", 3):
-                    raise Killed
-
-            yield write_or_die
+    def write_or_die(self, step, values):
+        write(self, step, values)
+        if (self.workdir.path.name, self.stage, step) == ("2", "align", 3):
+            raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Workdir, "metrics", killing)
+        patch.setattr(StageMetrics, "write", write_or_die)
         with pytest.raises(Killed):
             train.run_all(runs, others)
     assert "align" not in read_stages(Path(runs[1].workdir))
@@ -336,7 +338,7 @@ def test_interrupted_and_changed(done, tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     # All of stage 1 had finished, and of stage 2 what comes before the alignment.
     assert shown.count("done before") == len(read_stages(Path(runs[0].workdir))) + 3
-    assert_equal(train.Run(runs[1]).aligned, expected.aligned)
+    assert_equal(opened(runs[1]).aligned, expected.aligned)
     train.run_all(runs)
     assert "▶" not in capsys.readouterr().out
 
@@ -348,14 +350,12 @@ def test_interrupted_and_changed(done, tmp_path, monkeypatch, capsys):
     assert changed[1] == runs[1]
     train.run_all(changed, others)
     shown = capsys.readouterr().out
-    assert re.search(
-        r"/2: .*/1 has another result now; what it held is now in .*set-aside/1", shown
-    )
+    assert re.search(r"/2: .*/1 has another result now; its files are now in .*set-aside/1", shown)
     assert shown.count("done before") == 0
-    second = train.Run(changed[1])
-    assert_equal(second.start, train.Run(changed[0]).aligned)
-    assert (second.workdir.path / "set-aside" / "1" / "checkpoints" / "align").is_dir()
-    rows = [row for row in read_metrics(second.workdir.path) if row["stage"] == "align"]
+    second = opened(changed[1])
+    assert_equal(second.start, opened(changed[0]).aligned)
+    assert (second.ctx.workdir.path / "set-aside" / "1" / "checkpoints" / "align").is_dir()
+    rows = [row for row in read_metrics(second.ctx.workdir.path) if row["stage"] == "align"]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     with pytest.raises(AssertionError):
         assert_equal(second.aligned, expected.aligned)

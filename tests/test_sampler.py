@@ -4,29 +4,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_step import CONFIG, IMAGE, PATCHES
+from helpers_trees import IMAGE, PATCHES
+from tiny_models import TINY, noisy_variables
 
 from seva_jax.inference.sampler import PromptBatch, choose, generate
 from seva_jax.models import Llava
-from seva_jax.models.init import _init, _unbox
 from seva_jax.text.sampling import Sampling
 
-MODEL = Llava(CONFIG)
+MODEL = Llava(TINY)
 STOP, PAD, NEW, WIDTH = 3, 0, 6, 16
-
-
-def random_variables(model):
-    """Weights large enough that answers differ between prompts."""
-    fresh = _unbox(jax.jit(lambda key: _init(model, key))(jax.random.key(0)))
-    leaves, tree = jax.tree.flatten(fresh)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    noise = [x + 0.4 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, noise)
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return random_variables(MODEL)
+    return noisy_variables(MODEL)
 
 
 def prompts(side):

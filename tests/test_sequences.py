@@ -7,9 +7,9 @@ import json
 import jax
 import numpy as np
 import pytest
+from helpers_rollout import MODEL, SAMPLING, engine, load_image
 from PIL import Image
-from test_rollout import SAMPLING, engine, load_image
-from test_rollout import variables as variables  # a fixture
+from tiny_models import noisy_variables
 
 from seva_jax.config.command_line import load_experiments
 from seva_jax.config.config_files import config_directory
@@ -35,6 +35,12 @@ from seva_jax.worlds import WorldPairs, WorldPrompts
 from seva_jax.worlds.sequences import WorldSequences
 
 SIZES = [(n, m) for n in (2, 3, 5, 7, 16, 17, 40) for m in (2, 3, 4, 8, 16)]
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Weights with which answers differ in content and in length."""
+    return noisy_variables(MODEL)
 
 
 def drawn(corruption, num, seed=0):

@@ -5,9 +5,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_pipeline import IMAGE, PATCHES, comparison, load_image, one, rows
-from test_step import example, logps, pack, plain_logps, shape_of
-from test_step import variables as variables  # a fixture
+from helpers_pipeline import IMAGE, PATCHES, comparison, load_image, rows, single_row
+from helpers_trees import MODEL, example, logps, pack, plain_logps, shape_of
+from tiny_models import random_variables
 
 from seva_jax.batches.trees import RowShape
 from seva_jax.corrupt import DiffusionNoise, PixelNoise
@@ -18,6 +18,12 @@ from seva_jax.data.sources import PreferenceSet, PreferenceSource
 from seva_jax.objectives import Inherent
 from seva_jax.types import DataError, Prompt, View
 from seva_jax.worlds import WorldPrompts
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Random weights of `helpers_trees.MODEL`."""
+    return random_variables(MODEL)
 
 
 def several(rng, index=0, trees=3, **options):
@@ -50,7 +56,7 @@ def test_rows_hold_the_trees_with_their_images():
     plain = comparison(1, images=1, answers=("a", "b c"))
     other = View(Prompt("p2", "what is it", ("2/0", "2/1")), ("a",))
     data = rows([dataclasses.replace(plain, scores=(3.0, 2.0, 1.0), more=(other,)), plain])
-    batch = one(data, 0)
+    batch = single_row(data, 0)
     assert set(batch.tree_BS.tolist()) - {0} == {1, 2}
     assert batch.scores_BCK.tolist() == [[3.0, 2.0, 1.0]]
     first, second = batch.mask_BCKT[0].sum(-1)[[0, 2]]
@@ -62,7 +68,7 @@ def test_rows_hold_the_trees_with_their_images():
     assert len(set(greys.tolist())) == 3
     assert greys[1] < greys[2]
     assert batch.positions_BS[in_second][0] == 0
-    assert not one(data, 1).mask_BCKT[0, 2].any()
+    assert not single_row(data, 1).mask_BCKT[0, 2].any()
 
 
 @dataclasses.dataclass(frozen=True)

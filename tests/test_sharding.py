@@ -7,14 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from tiny_models import DISTINCT_SIZES
 
 from seva_jax import sharding
 from seva_jax.models import (
     Llava,
-    LlavaConfig,
     LoraConfig,
-    TextConfig,
-    VisionConfig,
     abstract_variables,
     init_variables,
 )
@@ -32,21 +30,7 @@ from seva_jax.training.loop import init_state
 from seva_jax.training.optimizer import Optim
 from seva_jax.types import DataError
 
-CONFIG = LlavaConfig(
-    vision=VisionConfig(
-        image_size=8, patch_size=4, hidden_size=8, num_layers=2, num_heads=2, mlp_size=16
-    ),
-    text=TextConfig(
-        vocab_size=40,
-        hidden_size=12,
-        num_layers=3,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=4,
-        mlp_size=20,
-    ),
-)
-MODEL = Llava(CONFIG, LoraConfig(rank=5, alpha=5.0))
+MODEL = Llava(DISTINCT_SIZES, LoraConfig(rank=5, alpha=5.0))
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +207,9 @@ def test_parameters_are_created_where_they_belong(mesh, adapters):
 
 def test_a_size_that_does_not_divide_names_the_parameter(mesh):
     """Found from shapes alone, before anything is allocated."""
-    odd = dataclasses.replace(CONFIG, text=dataclasses.replace(CONFIG.text, mlp_size=21))
+    odd = dataclasses.replace(
+        DISTINCT_SIZES, text=dataclasses.replace(DISTINCT_SIZES.text, mlp_size=21)
+    )
     with pytest.raises(DataError, match=r"(gate|up|down)_proj.*size 21"):
         variable_shardings(mesh, abstract_variables(Llava(odd))["params"])
 

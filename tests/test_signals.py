@@ -5,40 +5,13 @@ With two: `test_signals_two.py`.
 
 import contextlib
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from helpers_run import STEPS, assert_same_run, environment, lines, rows, saved_steps, stages, train
+from helpers_run import STEPS, assert_same_run, lines, rows, saved_steps, stages, train
+from helpers_signals import answers, compiling, started
 
 from seva_jax.runtime.shutdown import Status
-
-SCRIPT = """
-import sys, time
-from seva_jax.runtime import processes, shutdown
-
-print("ready", flush=True)
-with processes.joined(processes.ProcessOptions(grace_s=float(sys.argv[1]))):
-    print("joined", flush=True)
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        if sys.argv[2] == "asks" and shutdown.stop_agreed():
-            shutdown.raise_if_stopping()  # as the stage after a last step does
-        time.sleep(0.02)  # a handler does not end this, as it does not end a compilation
-"""
-
-
-def started(stack, grace_s, asks, **variables):
-    """A process of the script, which lives as long as the stack."""
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(grace_s), asks]
-    process = subprocess.Popen(
-        command, env=environment(**variables), stdout=subprocess.PIPE, text=True
-    )
-    stack.enter_context(process)
-    stack.callback(process.kill)
-    return process
-
 
 # Arguments of the script, signals a second apart, and the status.
 CASES = (
@@ -70,11 +43,6 @@ def test_what_a_signal_does():
         assert time.monotonic() - start < 40
 
 
-def compiling(run, workdir):
-    """The first step has not been logged yet."""
-    return "base: at most" in run.output
-
-
 # The stage, what is looked for, the signals that come then, and the status.
 MOMENTS = (
     ("compilation", compiling, [signal.SIGTERM], Status.STOPPED),
@@ -85,11 +53,6 @@ MOMENTS = (
     ("align", lambda _, w: rows(w, "align"), [signal.SIGTERM], Status.STOPPED),
     ("evaluation", lambda _, w: len(answers(w, "base")) > 2, [signal.SIGINT], Status.STOPPED),
 )
-
-
-def answers(workdir, who):
-    """Lines of answers to the first evaluation."""
-    return lines(workdir / "evals" / who / "color-balanced" / "asked.jsonl")
 
 
 def computed(workdir):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers_run import ROOT, assert_same_run, lines, rows, train
-from test_signals import answers, compiling, started
+from helpers_signals import answers, compiling, started
 
 from seva_jax.runtime.shutdown import Status
 

@@ -1,125 +1,38 @@
 """The tree step against the usual two-row layout, and its invariants."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers_trees import (
+    MODEL,
+    OPTIONS,
+    assert_trees_close,
+    example,
+    logps,
+    pack,
+    parts,
+    plain_logps,
+    shape_of,
+)
+from tiny_models import random_variables
 
-from seva_jax.batches.trees import RowShape, TreeExample, pack_row, stack_rows
-from seva_jax.models import Llava, LlavaConfig, LoraConfig, TextConfig, VisionConfig
 from seva_jax.models.init import _init, _unbox
 from seva_jax.objectives import DPO, Supervised
 from seva_jax.training.step import (
-    StepOptions,
     TrainState,
-    make_logps,
     make_train_step,
     merge,
     tree_mask,
 )
 from seva_jax.types import BranchLogps
 
-VISION = VisionConfig(
-    image_size=8, patch_size=4, hidden_size=16, num_layers=2, num_heads=2, mlp_size=32
-)
-TEXT = TextConfig(
-    vocab_size=40,
-    hidden_size=16,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=4,
-    mlp_size=32,
-)
-IMAGE = 4
-CONFIG = LlavaConfig(vision=VISION, text=TEXT, image_token_id=IMAGE)
-PATCHES = VISION.num_patches
-MODEL = Llava(CONFIG, LoraConfig(rank=4, alpha=8.0))
-OPTIONS = StepOptions(head_chunk=7)  # does not divide the number of answer positions
-
 
 @pytest.fixture(scope="module")
 def variables():
-    """Weights large enough that attention and MLP matter; B of the adapters not zero.
-
-    Norm scales lie around one, everything else around zero.
-    """
-    fresh = _unbox(jax.jit(lambda key: _init(MODEL, key))(jax.random.key(0)))
-    leaves, tree = jax.tree.flatten(fresh)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return jax.tree.unflatten(
-        tree,
-        [(x == 1) + 0.2 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)],
-    )
-
-
-logps = jax.jit(make_logps(MODEL, OPTIONS))
-
-
-def example(rng, num_images=1, num_branches=2, index=0, weight=1.0):
-    """A random comparison with images at random places of its trunk."""
-    parts = [rng.integers(5, 40, rng.integers(1, 4))]
-    for _ in range(num_images):
-        parts += [np.full(PATCHES, IMAGE), rng.integers(5, 40, rng.integers(1, 4))]
-    branches = tuple(
-        rng.integers(5, 40, rng.integers(1, 7)).astype(np.int32) for _ in range(num_branches)
-    )
-    pixels = rng.normal(size=(num_images, 8, 8, 3)).astype(np.float32)
-    trunk = np.concatenate(parts).astype(np.int32)
-    return TreeExample(trunk, branches, pixels, weight=weight, index=index)
-
-
-def pack(rows, shape):
-    """Lists of examples to a batch."""
-    sizes = {
-        "image_shape": (8, 8, 3),
-        "tokens_per_image": PATCHES,
-        "image_token_id": IMAGE,
-        "pad_id": 0,
-    }
-    return stack_rows([pack_row(row, shape, **sizes) for row in rows])
-
-
-def shape_of(examples, comparisons=1):
-    """A row shape for several of the examples in a row."""
-    shape = RowShape.covering(examples)
-    return dataclasses.replace(
-        shape,
-        length=shape.length * comparisons,
-        comparisons=comparisons,
-        images=shape.images * comparisons,
-        targets=shape.targets * comparisons,
-    )
-
-
-LONGEST, MOST_IMAGES = 32, 2
-
-
-def plain_logps(variables, example):
-    """Per-token log-probs of every branch in a padded row of its own: the usual layout."""
-    out = []
-    for branch in example.branches:
-        tokens = np.concatenate([example.trunk, branch])
-        tokens = np.pad(tokens, (0, LONGEST - len(tokens)))[None]
-        missing = MOST_IMAGES - len(example.images_IX)
-        pixels = np.pad(example.images_IX, ((0, missing), (0, 0), (0, 0), (0, 0)))[None]
-        logits = plain_logits(variables, tokens, pixels)[0]
-        start = len(example.trunk)
-        logps = jax.nn.log_softmax(logits[start - 1 : start + len(branch) - 1])
-        out.append(logps[np.arange(len(branch)), branch])
-    return out
-
-
-@jax.jit
-def plain_logits(variables, tokens, pixels):
-    """Logits of a causal row."""
-    is_image = tokens == IMAGE
-    patch = jnp.where(is_image, jnp.cumsum(is_image, 1) - 1, -1)
-    mask = jnp.tril(jnp.ones((LONGEST, LONGEST), bool))[None]
-    return MODEL.apply(variables, tokens, jnp.arange(LONGEST)[None], mask, patch, pixels)
+    """Random weights of `MODEL`."""
+    return random_variables(MODEL)
 
 
 def plain_dpo(variables, reference, examples, beta=0.1):
@@ -179,13 +92,6 @@ def test_a_token_sees_its_trunk_and_its_branch_only():
     np.testing.assert_array_equal(tree_mask(tree, branch)[0], expected)
 
 
-def parts(variables):
-    """Trained and frozen parts: adapters and projector train."""
-    params = variables["params"]
-    trainable = {"lora": variables["lora"], "params": {"projector": params["projector"]}}
-    return trainable, {"params": {p: params[p] for p in ("vision", "language")}}
-
-
 def run_step(variables, rows, shape, micro_batches=1, objective=None, reference=None):
     """One SGD step of size 1, so that the update is minus the gradient; returns both."""
     trainable, frozen = parts(variables)
@@ -199,11 +105,6 @@ def run_step(variables, rows, shape, micro_batches=1, objective=None, reference=
     new, metrics = jax.jit(step)(state, frozen, batch)
     gradient = jax.tree.map(jnp.subtract, trainable, new.trainable)
     return gradient, metrics
-
-
-def assert_trees_close(a, b, atol):
-    """Leaf by leaf."""
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
 
 
 @pytest.mark.parametrize("num_branches", [2, 3])

@@ -11,7 +11,7 @@ import pytest
 
 from seva_jax.data import json_records
 from seva_jax.run import reference
-from seva_jax.run.rollout_files import INDEX, LINES, RECORDS, read_rollouts, write_rollouts
+from seva_jax.run.rollouts import INDEX, LINES, RECORDS, read_rollouts, write_rollouts
 from seva_jax.runtime import files
 from seva_jax.types import Comparison, DataError, Prompt, Rollout, View
 
@@ -276,8 +276,8 @@ def test_reference_log_probs_are_exact(tmp_path):
     logps = [(random, special), (denormals, -denormals), (typical,), (special[:1], special[1:])]
     ids = [f"id {i}" for i in range(len(logps))]
     path = tmp_path / "reference.array_record"
-    reference.write_reference(path, ids, logps, "fingerprint")
-    read = reference.read_reference(path, ids, "fingerprint")
+    reference.write_logps(path, ids, logps, "fingerprint")
+    read = reference.read_logps(path, ids, "fingerprint")
     assert len(read) == len(logps)
     for found, expected in zip(read, logps, strict=True):
         assert isinstance(found, tuple)
@@ -290,20 +290,20 @@ def test_stale_reference_log_probs_are_refused(tmp_path):
     """Other weights, other pairs, another order, or fewer of them."""
     path = tmp_path / "reference.array_record"
     ids, logps = ["a", "b"], [[np.zeros(2, np.float32)]] * 2
-    reference.write_reference(path, ids, logps, "made for this")
-    assert len(reference.read_reference(path, ids, "made for this")) == 2
+    reference.write_logps(path, ids, logps, "made for this")
+    assert len(reference.read_logps(path, ids, "made for this")) == 2
     with pytest.raises(DataError, match=r"made for this instead of something else.*delete it"):
-        reference.read_reference(path, ids, "something else")
+        reference.read_logps(path, ids, "something else")
     for others in (["b", "a"], ["a"], ["a", "b", "c"], []):
         with pytest.raises(DataError, match=r"reference\.array_record belongs to other pairs"):
-            reference.read_reference(path, others, "made for this")
+            reference.read_logps(path, others, "made for this")
 
 
 def test_reference_needs_one_entry_for_each_id(tmp_path):
     """A caller's mistake does not become a file."""
     path = tmp_path / "reference.array_record"
     with pytest.raises(ValueError, match="zip"):
-        reference.write_reference(path, ["a", "b"], [[np.zeros(1, np.float32)]], "f")
+        reference.write_logps(path, ["a", "b"], [[np.zeros(1, np.float32)]], "f")
     assert not path.exists()
 
 

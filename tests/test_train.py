@@ -1,126 +1,73 @@
 """The main command on a very small world: the same code, a smaller config."""
 
-import contextlib
-import dataclasses
 import re
 
 import numpy as np
 import pytest
+from helpers_train import answers, opened, small, table
 
 from seva_jax import train
 from seva_jax.config.base_models import Checkpoint
-from seva_jax.config.command_line import load_experiment
 from seva_jax.config.config_files import config_directory, read_config
 from seva_jax.convert import load_params
 from seva_jax.convert.__main__ import open_source
 from seva_jax.convert.rewrite import to_hf
-from seva_jax.corrupt import DiffusionNoise
 from seva_jax.report.__main__ import main as compare_runs
-from seva_jax.run.rollout_files import RECORDS, read_rollouts
-from seva_jax.run.workdir import Workdir
-from seva_jax.runtime import files
-from seva_jax.sharding import MeshShape
+from seva_jax.run.workdir import StageMetrics
 from seva_jax.types import DataError
-
-SMALL = """
---base.steps 12 --base.batch-size 16 --base.prompts.num 96 --prompts.num 48
---rollout.batch-size 32 --train.batch-size 8 --train.max-steps 6 --train.save-every 2
---train.log-every 1 --lora.rank 4 --seed 3 --mesh.data 1 --mesh.fsdp 2 --mesh.tensor 2
---base.model.vision.hidden-size 32 --base.model.text.hidden-size 32
---base.model.text.head-dim 16 --base.vocab-multiple 8 --base.optim.lr 3e-3
-"""
-
-
-def small(workdir, *extra):
-    """The default experiment, shrunk; 4 of the 8 fake devices."""
-    sizes = [x for i in range(5) for x in (f"--evals.{i}.prompts.num", "12")]
-    argv = [*SMALL.split(), *sizes, "--workdir", str(workdir), *extra]
-    experiment, _ = load_experiment("test", argv)
-    # Untrained models answer alike on clean and noised images; two corruptions find more pairs.
-    return dataclasses.replace(experiment, corrupt=(DiffusionNoise(999), DiffusionNoise(900)))
-
-
-@pytest.fixture
-def four_devices(monkeypatch):
-    """The mesh takes the first four devices."""
-    make = MeshShape.make
-    devices = train.jax.devices()[:4]
-    monkeypatch.setattr(MeshShape, "make", lambda self: make(self, devices))
 
 
 def kill_at(step):
-    """A replacement for `Workdir.metrics` that dies when alignment logs a step."""
-    metrics = Workdir.metrics
+    """A replacement for `StageMetrics.write` that dies when alignment logs a step."""
+    write = StageMetrics.write
 
-    @contextlib.contextmanager
-    def killing(self, stage):
-        with metrics(self, stage) as write:
+    def write_or_die(self, at, values):
+        write(self, at, values)
+        if (self.stage, at) == ("align", step):
+            raise Killed
 
-            def write_or_die(at, values):
-                write(at, values)
-                if (stage, at) == ("align", step):
-                    raise Killed
-
-            yield write_or_die
-
-    return killing
+    return write_or_die
 
 
 class Killed(Exception):
     """Stands for the end of the process."""
 
 
-def answers(workdir):
-    """Rollouts that surely differ: stands in for a model that has learned something."""
-    records = read_rollouts(workdir)
-    for i, record in enumerate(records):
-        record["clean"], record["corrupted"] = "red", ["blue" if i % 2 else "red", "a green ring"]
-    files.write_records(workdir / RECORDS, records)
-
-
 @pytest.mark.slow
 def test_the_whole_run_resumes_and_refuses(tmp_path, monkeypatch, four_devices, capsys):
     """All stages; killed inside alignment it ends with the same weights; then it is skipped."""
-    build = train.Run.build_pairs
-
-    def with_answers(self):
-        answers(self.workdir.path)
-        return build(self)
-
-    monkeypatch.setattr(train.Run, "build_pairs", with_answers)
-    whole = train.Run(small(tmp_path / "whole"))
-    whole.stages()
+    stages = table(before={"pairs": answers})
+    whole = train.run(small(tmp_path / "whole"), table=stages)
     folder = tmp_path / "whole"
     for name in ("config.py", "config.json", "pairs.array_record", "metrics.jsonl", "report.html"):
         assert (folder / name).exists(), name
-    rows = [r for r in whole.workdir.read_metrics() if r["stage"] == "align"]
+    rows = [r for r in whole.ctx.workdir.read_metrics() if r["stage"] == "align"]
     assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
     # Half of the comparisons have two rejected answers, so the loss starts between log 2 and 3.
     assert np.log(2) - 1e-5 <= rows[0]["loss"] <= np.log(3) + 1e-5
     assert abs(rows[0]["rewards/margins"]) < 1e-5
-    assert read_config(folder / "config.py") == whole.experiment
+    assert read_config(folder / "config.py") == whole.ctx.config
 
     experiment = small(tmp_path / "killed")
     with monkeypatch.context() as patch:
-        patch.setattr(Workdir, "metrics", kill_at(5))
+        patch.setattr(StageMetrics, "write", kill_at(5))
         with pytest.raises(Killed):
-            train.Run(experiment).stages()
-    resumed = train.Run(experiment)
-    resumed.stages()
+            train.run(experiment, table=stages)
+    resumed = train.run(experiment, table=stages)
     for a, b in zip(
         train.jax.tree.leaves(whole.aligned), train.jax.tree.leaves(resumed.aligned), strict=True
     ):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    again = [r for r in resumed.workdir.read_metrics() if r["stage"] == "align"]
+    again = [r for r in resumed.ctx.workdir.read_metrics() if r["stage"] == "align"]
     assert [r["loss"] for r in again] == [r["loss"] for r in rows]
 
     # Its base model was trained here, so the export makes a checkpoint of that first.
     to_hf(open_source(folder), tmp_path / "exported")
     base, exported = (
-        load_params(directory, whole.assets.config)
+        load_params(directory, whole.ctx.assets.config)
         for directory in (folder / "base-hf", tmp_path / "exported")
     )
-    train.jax.tree.map(np.testing.assert_array_equal, base, whole.base_params)
+    train.jax.tree.map(np.testing.assert_array_equal, base, whole.base)
     adapter = train.jax.tree.map(np.asarray, whole.aligned["lora"]["language"]["layers"]["q_proj"])
     kernels = (x["language"]["layers"]["q_proj"]["kernel"] for x in (base, exported))
     change = np.einsum("lir,lro->lio", adapter["a"], adapter["b"])
@@ -128,30 +75,29 @@ def test_the_whole_run_resumes_and_refuses(tmp_path, monkeypatch, four_devices, 
     before, after = map(np.asarray, kernels)
     np.testing.assert_allclose(after - before, change, atol=1e-6)
     assert np.abs(change).max() > 1e-4
-    assert Checkpoint(str(tmp_path / "exported")).assets().processing == whole.assets.processing
+    assert Checkpoint(str(tmp_path / "exported")).assets().processing == whole.ctx.assets.processing
 
     capsys.readouterr()
-    train.Run(experiment).stages()
+    train.run(experiment, table=stages)
     shown = capsys.readouterr().out
-    assert shown.count("done before") == len(whole.workdir.stages())
+    assert shown.count("done before") == len(whole.ctx.workdir.stages())
     with pytest.raises(DataError, match=r"objective\.beta: 0\.5 there, 0\.3 now"):
-        train.Run(small(tmp_path / "killed", "--objective.beta", "0.3"))
+        opened(small(tmp_path / "killed", "--objective.beta", "0.3"))
 
     features = tmp_path / "features"
     changed = ["--objective.beta", "0.3", "--train.feature-cache", str(features)]
-    other = train.Run(small(tmp_path / "other", *changed), [folder])
-    other.stages()
-    images = {name for c in other.comparisons for name in c.prompt.images}
+    other = train.run(small(tmp_path / "other", *changed), [folder], stages)
+    images = {name for c in other.comparisons.comparisons for name in c.prompt.images}
     assert 0 < len(list(features.rglob("*.npz"))) <= len(images)
     assert rows[0]["loss"] == pytest.approx(
-        next(r for r in other.workdir.read_metrics() if r["stage"] == "align")["loss"], abs=1e-5
+        next(r for r in other.ctx.workdir.read_metrics() if r["stage"] == "align")["loss"], abs=1e-5
     )
     shown = capsys.readouterr().out
     assert shown.count(f"taken from {folder}") == 5
     assert "▶ align" in shown
     for a, b in zip(
-        train.jax.tree.leaves(whole.base_params),
-        train.jax.tree.leaves(other.base_params),
+        train.jax.tree.leaves(whole.base),
+        train.jax.tree.leaves(other.base),
         strict=True,
     ):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

@@ -6,6 +6,7 @@ import json
 import helpers_formats
 import numpy as np
 import pytest
+from helpers_train import opened, replaced, table
 from PIL import Image
 
 from seva_jax import train
@@ -17,9 +18,9 @@ from seva_jax.data.changed import ChangedImages
 from seva_jax.data.messages import TrlPairs
 from seva_jax.data.mixed import Concatenated
 from seva_jax.objectives import DPO, Inherent, ScoreGap
-from seva_jax.run.rollout_files import RECORDS, read_rollouts
+from seva_jax.run.rollouts import RECORDS, read_rollouts
+from seva_jax.run.stages import run_pairs, run_rollouts
 from seva_jax.runtime import files
-from seva_jax.sharding import MeshShape
 from seva_jax.types import DataError
 from seva_jax.worlds import ShapeWorld
 
@@ -31,11 +32,7 @@ SMALL = """
 """
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """One device is enough."""
-    make = MeshShape.make
-    monkeypatch.setattr(MeshShape, "make", lambda self: make(self, train.jax.devices()[:1]))
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def experiment(tmp_path, num=8):
@@ -63,59 +60,57 @@ def experiment(tmp_path, num=8):
     return dataclasses.replace(found, prompts=source, corrupt=(), evals=())
 
 
-def test_stages_of_preferences(tmp_path, monkeypatch, capsys):
+def test_stages_of_preferences(tmp_path, capsys):
     """Which stages run, and what the pairs stage leaves; the heavy ones are replaced."""
-    for name in ("train_base", "cache_reference", "align", "report"):
-        monkeypatch.setattr(train.Run, name, lambda self: "replaced")
+    stages = table(instead=replaced("base", "reference", "align", "report"))
     check(experiment(tmp_path))  # without corruptions, which pairs do not need
-    run = train.Run(experiment(tmp_path))
-    run.stages()
-    assert list(run.workdir.stages()) == ["base", "pairs", "reference", "align", "report"]
-    assert not (run.workdir.path / RECORDS).exists()
-    index = json.loads((run.workdir.path / "pairs.json").read_text())
+    run = train.run(experiment(tmp_path), table=stages)
+    assert list(run.ctx.workdir.stages()) == ["base", "pairs", "reference", "align", "report"]
+    assert not (run.ctx.workdir.path / RECORDS).exists()
+    index = json.loads((run.ctx.workdir.path / "pairs.json").read_text())
     assert index == {
         "pairs": 8, "prompts": 9, "answers cut to fit": 0, "drops": {"equal answers": 1},
         "left out inside pairs": {},
     }  # fmt: skip
-    pairs = json_records.read_comparisons(run.workdir.path / "pairs.array_record")
+    pairs = json_records.read_comparisons(run.ctx.workdir.path / "pairs.array_record")
     assert pairs == list(run.prompts.comparisons)
     assert "pairs: 8 kept of 9; dropped: 1 equal answers" in capsys.readouterr().out
-    train.Run(experiment(tmp_path)).stages()
+    train.run(experiment(tmp_path), table=stages)
     assert capsys.readouterr().out.count("done before") == 5
 
 
-def test_pairs_that_do_not_fit_are_counted(tmp_path, monkeypatch):
+def test_pairs_that_do_not_fit_are_counted(tmp_path):
     """`build_pairs` is one function for rollouts and for preferences."""
     e = experiment(tmp_path)
     long = dataclasses.replace(e, text=dataclasses.replace(e.text, max_length=30))
-    run = train.Run(long)
-    assert run.build_pairs() == "7 kept of 9; dropped: 1 equal answers, 1 too long"  # two images
+    out = opened(long)
+    said = run_pairs(out.ctx, out)
+    assert said == "7 kept of 9; dropped: 1 equal answers, 1 too long"  # two images
     none = dataclasses.replace(e.text, max_length=8)
-    run = train.Run(dataclasses.replace(e, text=none, workdir=str(tmp_path / "none")))
+    out = opened(dataclasses.replace(e, text=none, workdir=str(tmp_path / "none")))
     with pytest.raises(DataError, match=r"no pairs are left of 8 prompts \(8 too long, 1 equal"):
-        run.build_pairs()
+        run_pairs(out.ctx, out)
 
 
 @pytest.mark.slow
 def test_training_on_preferences(tmp_path, capsys):
     """To the report. The pair whose image does not decode counts 0 everywhere and is counted."""
     e = experiment(tmp_path)
-    run = train.Run(e)
-    run.stages()
+    run = train.run(e)
     shown = capsys.readouterr().out
     assert "1 pairs left out, whose images do not decode" in shown
     assert "2 times an image did not decode and its pair counted 0" in shown
-    rows = [r for r in run.workdir.read_metrics() if r["stage"] == "align"]
+    rows = [r for r in run.ctx.workdir.read_metrics() if r["stage"] == "align"]
     assert [r["step"] for r in rows] == [1, 2, 3, 4]
     assert rows[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
     assert sum(r["unreadable"] for r in rows) == 2  # once an epoch
     assert sum(r["pairs"] for r in rows) == 14
     changed = [np.abs(np.asarray(x)).max() for x in train.jax.tree.leaves(run.aligned["lora"])]
     assert min(changed) > 0  # b begins at 0
-    page = (run.workdir.path / "report.html").read_text(encoding="utf-8")
+    page = (run.ctx.workdir.path / "report.html").read_text(encoding="utf-8")
     assert "blue and blue" in page
 
-    stored = files.read_records(run.workdir.path / "reference.array_record")[1:]
+    stored = files.read_records(run.ctx.workdir.path / "reference.array_record")[1:]
     assert [len(r["logps"]) for r in stored] == [2, 2, 2, 0, 2, 2, 2, 2]
 
 
@@ -131,9 +126,8 @@ def test_training_with_changed_images(tmp_path):
         check(e)
     e = dataclasses.replace(e, train=options)
     check(e)
-    run = train.Run(e)
-    run.stages()
-    rows = [r for r in run.workdir.read_metrics() if r["stage"] == "align"]
+    run = train.run(e)
+    rows = [r for r in run.ctx.workdir.read_metrics() if r["stage"] == "align"]
     assert rows[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
     assert rows[-1]["loss"] != rows[0]["loss"]
 
@@ -141,21 +135,20 @@ def test_training_with_changed_images(tmp_path):
 def test_scores_that_are_missing_are_named_before_training(tmp_path):
     """Where the objective is the first to ask for them."""
     e = experiment(tmp_path)
-    run = train.Run(dataclasses.replace(e, objective=DPO(weighting=ScoreGap())))
-    run.build_pairs()
+    out = opened(dataclasses.replace(e, objective=DPO(weighting=ScoreGap())))
+    run_pairs(out.ctx, out)
     with pytest.raises(DataError, match="has 0 scores for 2 answers"):
-        _ = run.comparisons
+        out.ctx.rows(out.comparisons, out.images, out.ctx.config.objective)
 
 
 @pytest.mark.slow
 def test_every_format_through_training_and_rollouts(tmp_path, tiny_pictures):
     """All formats of pairs to the aligned weights; all formats of prompts to their answers."""
     e = dataclasses.replace(experiment(tmp_path), prompts=helpers_formats.all_pairs(tmp_path))
-    run = train.Run(e)
-    run.stages()
-    index = json.loads((run.workdir.path / "pairs.json").read_text())
+    run = train.run(e)
+    index = json.loads((run.ctx.workdir.path / "pairs.json").read_text())
     assert (index["pairs"], index["drops"]) == (18, {})
-    rows = [r for r in run.workdir.read_metrics() if r["stage"] == "align"]
+    rows = [r for r in run.ctx.workdir.read_metrics() if r["stage"] == "align"]
     assert [r["unreadable"] for r in rows] == [0] * 4
 
     sources = helpers_formats.prompt_sources(tmp_path, tiny_pictures)
@@ -163,9 +156,9 @@ def test_every_format_through_training_and_rollouts(tmp_path, tiny_pictures):
         e, workdir=str(tmp_path / "asked"), prompts=Concatenated(sources),
         corrupt=(DiffusionNoise(900),),
     )  # fmt: skip
-    run = train.Run(asked)
-    run.__dict__["base_params"] = train.Run(e).base_params  # restored, not trained again
-    assert run.roll_out() == "14 prompts, 2 answers each"
-    records = read_rollouts(run.workdir.path)
+    run = opened(asked)
+    run.base = opened(e).base  # restored, not trained again
+    assert run_rollouts(run.ctx, run) == "14 prompts, 2 answers each"
+    records = read_rollouts(run.ctx.workdir.path)
     assert [r["id"] for r in records] == [p.id for p in run.prompts.prompts]
     assert not any("dropped" in r for r in records)

@@ -7,13 +7,14 @@ import pytest
 
 from seva_jax.config.config_files import read_config
 from seva_jax.config.experiment import Experiment
-from seva_jax.config.options import ReportOptions, TrainOptions
+from seva_jax.config.options import ReportOptions
 from seva_jax.config.source import fingerprint
 from seva_jax.data.files import QuestionsJsonl, SevaJson
 from seva_jax.objectives import DPO, Supervised
 from seva_jax.run import workdir as workdir_module
-from seva_jax.run.workdir import Workdir
+from seva_jax.run.workdir import Stage, Workdir
 from seva_jax.sharding import MeshShape
+from seva_jax.training.options import TrainOptions
 from seva_jax.types import DataError
 
 
@@ -51,15 +52,15 @@ def test_a_stage_runs_once_for_each_fingerprint(experiment, capsys):
         return f"summary {len(ran)}"
 
     workdir = Workdir.open(experiment)
-    workdir.stage("pairs", "aaaa", run)
-    workdir.stage("pairs", "aaaa", run)
-    Workdir.open(experiment).stage("pairs", "aaaa", run)
+    workdir.run_stage(Stage("pairs", "aaaa", run))
+    workdir.run_stage(Stage("pairs", "aaaa", run))
+    Workdir.open(experiment).run_stage(Stage("pairs", "aaaa", run))
     assert len(ran) == 1
     assert "done before (summary 1)" in capsys.readouterr().out
-    workdir.stage("pairs", "bbbb", run)
+    workdir.run_stage(Stage("pairs", "bbbb", run))
     assert len(ran) == 2
-    workdir.stage("pairs", "aaaa", run)  # only the last one counts
-    workdir.stage("rollouts", "aaaa", run)  # another stage is another stage
+    workdir.run_stage(Stage("pairs", "aaaa", run))  # only the last one counts
+    workdir.run_stage(Stage("rollouts", "aaaa", run))  # another stage is another stage
     assert len(ran) == 4
     stages = Workdir.open(experiment).stages()
     assert list(stages) == ["pairs", "rollouts"]
@@ -71,13 +72,13 @@ def test_a_stage_runs_once_for_each_fingerprint(experiment, capsys):
 def test_a_stage_that_fails_is_not_finished(experiment):
     """Nor does it undo the ones before."""
     workdir = Workdir.open(experiment)
-    workdir.stage("one", "a", lambda: "fine")
+    workdir.run_stage(Stage("one", "a", lambda: "fine"))
 
     def fails():
         raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError, match="killed"):
-        workdir.stage("two", "a", fails)
+        workdir.run_stage(Stage("two", "a", fails))
     assert list(Workdir.open(experiment).stages()) == ["one"]
 
 
@@ -139,7 +140,7 @@ def test_another_config_is_refused_field_by_field(experiment):
 def test_another_class_with_the_same_fields_is_another_config(experiment):
     """The class itself is compared."""
     Workdir.open(experiment)
-    with pytest.raises(DataError, match=r"objective: 'seva_jax\.objectives\.dpo\.DPO' there"):
+    with pytest.raises(DataError, match=r"objective: 'seva_jax\.objectives\.DPO' there"):
         Workdir.open(dataclasses.replace(experiment, objective=Supervised()))
 
 
@@ -217,14 +218,14 @@ def test_rows_of_a_replayed_step_count_once(experiment):
     """A resumed run repeats the steps since its last checkpoint; the later row wins."""
     workdir = Workdir.open(experiment)
     assert workdir.read_metrics() == []
-    with workdir.metrics("align") as write:
-        for step in (10, 20, 30):
-            write(step, {"loss": float(step)})
-    with workdir.metrics("base") as write:
-        write(20, {"loss": 0.5})
-    with Workdir.open(experiment).metrics("align") as write:  # resumed from step 10
-        for step in (20, 30, 40):
-            write(step, {"loss": step + 0.25})
+    write = workdir.metrics("align").write
+    for step in (10, 20, 30):
+        write(step, {"loss": float(step)})
+    write = workdir.metrics("base").write
+    write(20, {"loss": 0.5})
+    write = Workdir.open(experiment).metrics("align").write  # resumed from step 10
+    for step in (20, 30, 40):
+        write(step, {"loss": step + 0.25})
     found = [(r["stage"], r["step"], r["loss"]) for r in workdir.read_metrics()]
     assert found == [
         ("align", 10, 10.0),
@@ -239,33 +240,33 @@ def test_rows_of_lost_steps_are_dropped(experiment):
     """Those of the stage that is resumed, after its checkpoint; numbers stay as they were."""
     workdir = Workdir.open(experiment)
     for stage in ("base", "align"):
-        with workdir.metrics(stage) as write:
-            for step in (2, 4, 6):
-                write(step, {"loss": step / 3})
+        write = workdir.metrics(stage).write
+        for step in (2, 4, 6):
+            write(step, {"loss": step / 3})
     file = workdir.path / "metrics.jsonl"
     before = file.read_bytes().splitlines()
-    workdir.forget_steps("align", 4)
+    workdir.metrics("align").forget_after(4)
     assert file.read_bytes().splitlines() == before[:5]
-    workdir.forget_steps("align", 6)
+    workdir.metrics("align").forget_after(6)
     assert file.read_bytes().splitlines() == before[:5]
-    workdir.forget_steps("base", 0)
+    workdir.metrics("base").forget_after(0)
     assert file.read_bytes().splitlines() == before[3:5]
 
 
 def test_metrics_are_on_disk_row_by_row(experiment):
     """A killed run keeps what it logged, but for the line it died in."""
     workdir = Workdir.open(experiment)
-    with workdir.metrics("align") as write:
-        write(1, {"loss": 0.125, "rewards/margins": -1e-8})
-        lines = (workdir.path / "metrics.jsonl").read_text().splitlines()
-        assert [json.loads(x) for x in lines] == [
-            {"stage": "align", "step": 1, "loss": 0.125, "rewards/margins": -1e-8}
-        ]
+    write = workdir.metrics("align").write
+    write(1, {"loss": 0.125, "rewards/margins": -1e-8})
+    lines = (workdir.path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(x) for x in lines] == [
+        {"stage": "align", "step": 1, "loss": 0.125, "rewards/margins": -1e-8}
+    ]
     with (workdir.path / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "align", "st')
     assert [r["step"] for r in workdir.read_metrics()] == [1]
-    with workdir.metrics("align") as write:
-        write(2, {"loss": 0.0})
+    write = workdir.metrics("align").write
+    write(2, {"loss": 0.0})
     assert [r["step"] for r in workdir.read_metrics()] == [1, 2]
 
 
@@ -273,9 +274,9 @@ def test_a_process_that_does_not_write_leaves_no_trace(experiment, tmp_path):
     """Only process 0 writes; the others run the same code."""
     other = Workdir(tmp_path / "other", writes=False)
     ran = []
-    other.stage("pairs", "a", lambda: ran.append(1) or "summary")
-    with other.metrics("align") as write:
-        write(1, {"loss": 0.0})
+    other.run_stage(Stage("pairs", "a", lambda: ran.append(1) or "summary"))
+    write = other.metrics("align").write
+    write(1, {"loss": 0.0})
     assert ran
     assert not other.path.exists()
 

@@ -7,8 +7,8 @@ share a row is decided in `packing.py`.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
+from seva_jax.batches.encoded import EncodedComparisons
 from seva_jax.batches.image_inputs import ImageInput, load_images
 from seva_jax.batches.packing import Packer, Sizes, choose
 from seva_jax.batches.trees import RowShape, TreeExample, differing, pack_row, stack_rows
 from seva_jax.batches.worker_processes import ProcessIterator
-from seva_jax.text.encode import EncodedTree, Encoder
 from seva_jax.types import Comparison, ExampleError, TreeBatch
 
 _AHEAD_BYTES = 2**30  # of batches that are read before they are needed
@@ -31,31 +31,43 @@ class ComparisonRows:
     """Comparisons as rows of trees.
 
     Attributes:
-        comparisons: what to train on.
-        encoder: text to tokens.
+        encoded: what to train on.
         images: image names to what the model gets.
-        shape: a row that holds any one comparison.
-        sizes: what each comparison needs of a row.
         reference: reference log-probs of every comparison's answers, or None; without any where
             images did not decode.
         spans: whether rows say which tokens of a chosen and a rejected answer are marked or, if
             none are, differ.
     """
 
-    comparisons: Sequence[Comparison]
-    encoder: Encoder
+    encoded: EncodedComparisons
     images: ImageInput
-    shape: RowShape
-    sizes: Sizes
     reference: Sequence[tuple[np.ndarray, ...]] | None = None
     spans: bool = False
 
     def __len__(self) -> int:
-        return len(self.comparisons)
+        return len(self.encoded.encoded)
+
+    @functools.cached_property
+    def comparisons(self) -> list[Comparison]:
+        """The comparisons, in order."""
+        return self.encoded.comparisons
+
+    @property
+    def sizes(self) -> Sizes:
+        """What each comparison needs of a row."""
+        return self.encoded.sizes
+
+    @property
+    def shape(self) -> RowShape:
+        """A row that holds any one comparison."""
+        assert self.encoded.shape is not None, "there are no comparisons"
+        return self.encoded.shape
 
     def row(self, members: Sequence[int], shape: RowShape) -> TreeBatch:
-        """Comparisons as one row, without those whose images do not decode, now or in the pass
-        over the reference; their places have weight 0.
+        """Returns comparisons as one row.
+
+        Those whose images do not decode, now or in the pass over the reference, are left out;
+        their places have weight 0.
         """
         examples = [example for i in members if (example := self._example(i)) is not None]
         return pack_row(
@@ -63,29 +75,26 @@ class ComparisonRows:
             shape,
             image_shape=self.images.shape,
             image_dtype=self.images.dtype,
-            tokens_per_image=self.encoder.tokens_per_image,
-            image_token_id=self.encoder.image_token_id,
-            pad_id=self.encoder.pad_id,
+            tokens_per_image=self.encoded.tokens.tokens_per_image,
+            image_token_id=self.encoded.tokens.image_token_id,
+            pad_id=self.encoded.tokens.pad_id,
         )
 
     def _example(self, index: int) -> TreeExample | None:
-        comparison = self.comparisons[index]
+        encoded, expand = self.encoded.encoded[index], self.encoded.tokens.expand
+        comparison = encoded.comparison
         reference = self.reference[index] if self.reference is not None else None
         if reference == ():
             return None
         try:
             first, *more = (
-                TreeExample(tree.trunk, tree.branches, load_images(self.images, view.prompt.images))
-                for view, tree in zip(
-                    comparison.views, encode_views(comparison, self.encoder), strict=True
-                )
+                TreeExample(expand(trunk), branches, load_images(self.images, view.prompt.images))
+                for view, (trunk, branches) in zip(comparison.views, encoded.trees, strict=True)
             )
         except ExampleError:
             return None
-        spans = None
-        if self.spans and comparison.spans:
-            spans = marked(comparison, first.branches, self.encoder)
-        elif self.spans and len(first.branches) == 2:
+        spans = encoded.spans if self.spans else None
+        if self.spans and spans is None and len(first.branches) == 2:
             spans = differing(*first.branches)
         return dataclasses.replace(
             first,
@@ -98,51 +107,6 @@ class ComparisonRows:
         )
 
 
-def encode_views(comparison: Comparison, encoder: Encoder) -> list[EncodedTree]:
-    """The trees of a comparison.
-
-    Raises:
-        ExampleError: see `Encoder.encode`.
-    """
-    return [
-        encoder.encode(p.question, len(p.images), view.answers, p.start)
-        for view in comparison.views
-        for p in [view.prompt]
-    ]
-
-
-def marked(
-    comparison: Comparison, branches: Sequence[np.ndarray], encoder: Encoder
-) -> tuple[np.ndarray, ...]:
-    """For each answer of a comparison's own view, 1 at tokens inside its marked phrases."""
-    prompt = comparison.prompt
-    return tuple(
-        encoder.marked(prompt.question, len(prompt.images), text, spans, prompt.start)[
-            : len(branch)
-        ]
-        for text, spans, branch in zip(comparison.answers, comparison.spans, branches, strict=True)
-    )
-
-
-def fitting_views(comparison: Comparison, encoder: Encoder) -> list[EncodedTree]:
-    """The trees of a comparison that can be trained on.
-
-    Raises:
-        ExampleError: see `Encoder.encode`; or cutting has made two answers of a tree equal,
-            or has left no marked phrase.
-    """
-    trees = encode_views(comparison, encoder)
-    if any(t.truncated and len({b.tobytes() for b in t.branches}) < len(t.branches) for t in trees):
-        reason = "equal answers after cutting"
-        raise ExampleError(f"{comparison.prompt.id}: {reason}", reason)
-    if comparison.spans and not any(
-        x.any() for x in marked(comparison, trees[0].branches, encoder)
-    ):
-        reason = "no marked phrase"  # they were cut off
-        raise ExampleError(f"{comparison.prompt.id}: {reason}", reason)
-    return trees
-
-
 class RowShapes(NamedTuple):
     """How shapes of rows are chosen.
 
@@ -153,45 +117,6 @@ class RowShapes(NamedTuple):
 
     most: int
     cost: Callable[[RowShape], float]
-
-
-class Encodable(NamedTuple):
-    """Comparisons whose text fits.
-
-    Attributes:
-        comparisons: those, in order.
-        drops: how many do not fit, by reason.
-        num_cut: answers that were cut to fit.
-        shape: a row shape that holds each of them; None if there are none.
-        sizes: what each of them needs of a row.
-    """
-
-    comparisons: list[Comparison]
-    drops: collections.Counter[str]
-    num_cut: int
-    shape: RowShape | None
-    sizes: Sizes
-
-
-def encodable(comparisons: Sequence[Comparison], encoder: Encoder) -> Encodable:
-    """Sorts out comparisons whose text cannot be encoded, and measures the others."""
-    kept, trees, num_cut = [], [], 0
-    drops: collections.Counter[str] = collections.Counter()
-    for comparison in comparisons:
-        try:
-            encoded = fitting_views(comparison, encoder)
-        except ExampleError as error:
-            drops[error.reason] += 1
-            continue
-        num_cut += sum(tree.truncated for tree in encoded)
-        kept.append(comparison)
-        first, *more = (
-            TreeExample(tree.trunk, tree.branches, np.empty((len(view.prompt.images), 0)))
-            for view, tree in zip(comparison.views, encoded, strict=True)
-        )
-        trees.append(dataclasses.replace(first, more=tuple(more)))
-    shape = RowShape.covering(trees) if trees else None
-    return Encodable(kept, drops, num_cut, shape, Sizes.of(trees))
 
 
 def num_steps(num: int, batch_size: int, epochs: int, repeat: int, max_steps: int) -> int:

@@ -27,7 +27,7 @@ from seva_jax.objectives import Supervised
 from seva_jax.pairs import PairBuilder
 from seva_jax.ranges import FROM_0
 from seva_jax.runtime.files import write_json
-from seva_jax.train import Run
+from seva_jax.train import run
 from seva_jax.types import Comparison, Rollout
 
 MAIN = "seva t=700"
@@ -101,7 +101,7 @@ def run_study(study: EvidenceStudy) -> None:
             source = Path(experiments[MAIN].workdir)
             for name, experiment in experiments.items():
                 print(f"\n=== seed {seed}: {name} ===", flush=True)
-                Run(experiment, [source]).stages()
+                run(experiment, [source])
     finished = [
         s for s in study.seeds if (out / f"seed{s}" / "seva-t=900" / "report.html").exists()
     ]

@@ -20,12 +20,12 @@ from seva_jax.config.options import (
     ReportOptions,
     RolloutOptions,
     TextOptions,
-    TrainOptions,
     make_model,
 )
 from seva_jax.config.prior_run import PriorRun
 from seva_jax.config.rounds import Iterations, Round, Rounds, runs_of
-from seva_jax.config.source import fingerprint, flatten, to_source
+from seva_jax.config.source import fingerprint, flatten, to_source, without_effect
+from seva_jax.training.options import TrainOptions
 
 __all__ = [
     "Assets",
@@ -59,4 +59,5 @@ __all__ = [
     "read_suites",
     "runs_of",
     "to_source",
+    "without_effect",
 ]

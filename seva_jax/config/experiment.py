@@ -11,13 +11,7 @@ import dataclasses
 from typing import Annotated
 
 from seva_jax.config.base_models import BaseModel, Checkpoint
-from seva_jax.config.options import (
-    ComputeOptions,
-    ReportOptions,
-    RolloutOptions,
-    TextOptions,
-    TrainOptions,
-)
+from seva_jax.config.options import ComputeOptions, ReportOptions, RolloutOptions, TextOptions
 from seva_jax.corrupt import Corruption, DiffusionNoise
 from seva_jax.data.sources import PromptSource
 from seva_jax.evals import Evaluator, ExactAnswer, Questions, Suite
@@ -27,12 +21,13 @@ from seva_jax.models import (
 )
 from seva_jax.objectives import DPO, Objective
 from seva_jax.pairs import CorruptionPairs, PairBuilder
-from seva_jax.ranges import FROM_0, out_of_range
+from seva_jax.ranges import FROM_0, NO_EFFECT, out_of_range
 from seva_jax.runtime.loggers import Logger
 from seva_jax.runtime.processes import ProcessOptions
 from seva_jax.sharding import MeshShape
 from seva_jax.text.templates import Template
 from seva_jax.training.optimizer import Optim
+from seva_jax.training.options import TrainOptions
 from seva_jax.types import DataError
 from seva_jax.worlds import WorldPrompts
 
@@ -120,9 +115,9 @@ class Experiment:
         curriculum: which runs the config stands for, one after another; see `seva_jax/config/rounds.py`.
     """
 
-    workdir: str = "runs/default"
+    workdir: Annotated[str, NO_EFFECT] = "runs/default"
     seed: Annotated[int, FROM_0] = 42
-    strict: bool = False
+    strict: Annotated[bool, NO_EFFECT] = False
     base: BaseModel = Checkpoint()
     prompts: PromptSource = WorldPrompts()
     corrupt: tuple[Corruption, ...] = (DiffusionNoise(step=500),)
@@ -134,12 +129,12 @@ class Experiment:
     optim: Optim = Optim()
     train: TrainOptions = TrainOptions()
     compute: ComputeOptions = ComputeOptions()
-    mesh: MeshShape = MeshShape()
-    processes: ProcessOptions = ProcessOptions()
+    mesh: Annotated[MeshShape, NO_EFFECT] = MeshShape()
+    processes: Annotated[ProcessOptions, NO_EFFECT] = ProcessOptions()
     evals: tuple[Suite, ...] = ()
-    report: ReportOptions = ReportOptions()
-    loggers: tuple[Logger, ...] = ()
-    curriculum: Curriculum = Once()
+    report: Annotated[ReportOptions, NO_EFFECT] = ReportOptions()
+    loggers: Annotated[tuple[Logger, ...], NO_EFFECT] = ()
+    curriculum: Annotated[Curriculum, NO_EFFECT] = Once()
 
     @property
     def prompt_template(self) -> Template:

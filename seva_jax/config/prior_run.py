@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 from seva_jax.config.base_models import Assets, BaseModel
 from seva_jax.config.config_files import read_config
 from seva_jax.config.experiment import Experiment
 from seva_jax.config.source import fingerprint
+from seva_jax.ranges import NO_EFFECT
 from seva_jax.runtime.run_records import read_stages
 from seva_jax.types import DataError
 
@@ -27,7 +29,7 @@ class PriorRun(BaseModel):
             adapters and other trained parts go on from where they were; the optimiser starts anew.
     """
 
-    workdir: str = ""
+    workdir: Annotated[str, NO_EFFECT] = ""
     merge: bool = True
 
     def assets(self) -> Assets:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import hashlib
 import importlib.machinery
 import json
 import sys
+import typing
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 from seva_jax.config.config_files import CONFIG_MODULE
 from seva_jax.config.experiment import Experiment
+from seva_jax.ranges import NO_EFFECT
 from seva_jax.runtime.paths import hide_home
 
 
@@ -45,6 +48,42 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, tuple):
         return {prefix: [hide_home(v) if isinstance(v, str) else v for v in value]}
     return {prefix: hide_home(value) if isinstance(value, str) else value}
+
+
+def without_effect(config: Any, prefix: str = "") -> frozenset[str]:
+    """Returns the names of the fields that change neither results nor files, as `flatten` has them.
+
+    These are the fields marked with `NO_EFFECT`, at every depth; a marked section is one name,
+    which stands for everything in it.
+
+    Args:
+        config: a dataclass, or the value of a field of one.
+        prefix: its dotted name.
+
+    >>> "train.log_every" in without_effect(Experiment())
+    True
+    """
+    names: set[str] = set()
+    if dataclasses.is_dataclass(config):
+        marked = _marked_fields(type(config))
+        for field in dataclasses.fields(config):
+            name = f"{prefix}.{field.name}" if prefix else field.name
+            if field.name in marked:
+                names.add(name)
+            else:
+                names |= without_effect(getattr(config, field.name), name)
+    elif isinstance(config, tuple):
+        for index, item in enumerate(config):
+            names |= without_effect(item, f"{prefix}.{index}")
+    return frozenset(names)
+
+
+@functools.cache
+def _marked_fields(config_class: Any) -> frozenset[str]:
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    return frozenset(
+        name for name, hint in hints.items() if NO_EFFECT in getattr(hint, "__metadata__", ())
+    )
 
 
 def public_name(thing: type | FunctionType) -> tuple[str, str]:
@@ -119,11 +158,23 @@ def _import(name: str) -> str:
 
 
 def fingerprint(*parts: Any) -> str:
-    """A short hash of configs and plain values.
+    """Returns a short hash of configs and plain values.
+
+    Fields marked with `NO_EFFECT` are left out, at every depth.
 
     >>> fingerprint("a", 1) == fingerprint("a", 1) != fingerprint("a", 2)
     True
     """
-    # With a name in front flatten tells classes with the same fields apart.
-    plain = [flatten(p, "part") if dataclasses.is_dataclass(p) else p for p in parts]
+    plain = [_with_effect(part) if dataclasses.is_dataclass(part) else part for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _with_effect(config: Any) -> dict[str, Any]:
+    """Flattens a config without the fields that have no effect."""
+    # A prefix makes `flatten` record the outermost class, too.
+    left_out = without_effect(config, "part")
+    return {
+        name: value
+        for name, value in flatten(config, "part").items()
+        if not any(name == field or name.startswith(f"{field}.") for field in left_out)
+    }

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from seva_jax.batches.pipeline import fitting_views
+from seva_jax.batches.encoded import fitting_trees
 from seva_jax.data.collect import NAMED, counted
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.runtime.progress import Progress
@@ -164,7 +164,7 @@ def check(data: PromptSet, encoder: Encoder, bar: Callable[[str, int, str], Prog
 
 def _trees(example: Prompt | Comparison, encoder: Encoder) -> Sequence[EncodedTree]:
     if isinstance(example, Comparison):
-        return fitting_views(example, encoder)
+        return fitting_trees(example, encoder)[0]
     tree = encoder.encode(example.question, len(example.images), (), example.start)
     encoder.fit(len(tree.trunk), tree.trunk[:1])  # room for at least one answer token
     return [tree]

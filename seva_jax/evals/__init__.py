@@ -42,6 +42,7 @@ from seva_jax.evals.table import (
     format_metric,
     format_results,
     format_table,
+    headline_rows,
 )
 
 __all__ = [
@@ -70,6 +71,7 @@ __all__ = [
     "format_metric",
     "format_results",
     "format_table",
+    "headline_rows",
     "load_pope",
     "paired_difference",
     "paired_differences",

@@ -26,7 +26,7 @@ from typing import Annotated, Any
 
 from seva_jax.evals.judge import Case, Judge, Verdict, check
 from seva_jax.ranges import ABOVE_0, FROM_0, FROM_1
-from seva_jax.runtime.files import append_lines, read_lines
+from seva_jax.runtime.journal import Journal
 from seva_jax.runtime.processes import say
 from seva_jax.runtime.progress import Progress
 from seva_jax.types import DataError, ExampleError
@@ -118,12 +118,11 @@ class OpenAICompatible(Judge):
         self._check()
         bodies = [self._body(case) for case in cases]
         keys = [hashlib.sha256(json.dumps([self.base_url, b]).encode()).hexdigest() for b in bodies]
-        path = Path(self.transcript)
-        known: dict[str, Any] = {line["key"]: line["reply"] for line in read_lines(path)}
+        transcript = Journal(Path(self.transcript))
+        known: dict[str, Any] = {line["key"]: line["reply"] for line in transcript.read()}
         waiting = {k: i for i, k in enumerate(keys) if k not in known}
         if waiting:
             self._announce([bodies[i] for i in waiting.values()], len(cases))
-            path.parent.mkdir(parents=True, exist_ok=True)
         found: dict[str, Verdict | ExampleError] = {}
         pool = concurrent.futures.ThreadPoolExecutor(max(self.concurrency, 1))
         progress = Progress("judge", len(cases), "answer", len(cases) - len(waiting), bool(waiting))
@@ -139,7 +138,7 @@ class OpenAICompatible(Judge):
                     found[key] = error
                     continue
                 body = bodies[waiting[key]]
-                append_lines(path, [{"key": key, "request": body, "reply": reply}])
+                transcript.append([{"key": key, "request": body, "reply": reply}])
                 known[key] = reply
         finally:
             progress.close()

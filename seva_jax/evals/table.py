@@ -85,6 +85,21 @@ def comparison_rows(base: Sequence[EvalResult], aligned: Sequence[EvalResult]) -
     ]
 
 
+def headline_rows(rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows that carry the result, in order.
+
+    These are the first metric of every evaluation, and every metric that clearly got better or
+    worse, gains and losses alike; metrics of single categories are left out.
+    """
+    first = {row.evaluation: row.metric for row in reversed(rows)}
+    return [
+        row
+        for row in rows
+        if row.metric == first[row.evaluation]
+        or (row.verdict in ("better", "worse") and "/" not in row.metric)
+    ]
+
+
 def format_table(rows: Sequence[Row]) -> str:
     """Aligned plain text. Columns: names, wanted direction, examples, values, difference, verdict.
 

@@ -1,12 +1,11 @@
-"""A pass over answers: what the model thinks of each token, and where one layer looks meanwhile.
+"""What the model makes of given answers: each token's log-prob, and the attention to image tokens.
 
 What lives here: the pass. What does not: the weights of a layer's attention (`models/probe.py`),
-log-probs (`step.py`), and what is made of them (`pairs/`).
+log-probs (`training/step.py`), and what the numbers are used for (`seva_jax/pairs`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -15,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seva_jax.batches.pipeline import Batches, ComparisonRows, RowShapes, in_order
+from seva_jax.batches.pipeline import ComparisonRows
+from seva_jax.inference.passes import PassLayout, run_pass
 from seva_jax.models import Llava, attention_weights, layer_heads
-from seva_jax.runtime import shutdown
-from seva_jax.sharding import process_row_share, put_batch, replicated, row_multiple
 from seva_jax.training.step import (
     StepOptions,
     Variables,
@@ -33,15 +31,15 @@ _QUERIES = 32  # answer tokens of a row whose attention weights exist at one tim
 
 
 class TokenStats(NamedTuple):
-    """How the model reads one answer. T answer tokens.
+    """Statistics of one answer of T tokens.
 
     Attributes:
-        index: of the comparison.
+        index: index of the comparison.
         logp_T: log-prob of each answer token.
-        best_logp_T: log-prob of the likeliest token at each place.
-        attention_P: attention that image tokens get from the answer's tokens at the layer asked
-            for, a sum over these and a mean over heads; images in order. Empty where no layer was
-            asked for.
+        best_logp_T: log-prob of the likeliest token at each position.
+        attention_P: attention that each image token gets from the answer's tokens at the chosen
+            layer, summed over answer tokens and averaged over heads; images in order. Empty if no
+            layer was chosen.
     """
 
     index: int
@@ -53,22 +51,22 @@ class TokenStats(NamedTuple):
 def image_attention(
     model: Llava, variables: Variables, batch: TreeBatch, layer: int, input_BSD: jax.Array
 ) -> jax.Array:
-    """Attention that each position with an image token gets from answers at one layer.
+    """Returns the attention that image tokens get from answers at one layer.
 
     Args:
         model: the module.
         variables: its variables.
         batch: the rows; every tree has one branch, and every comparison one tree.
-        layer: which layer.
-        input_BSD: what it reads.
+        layer: index of the layer.
+        input_BSD: hidden states that enter it.
 
     Returns:
         float32 [B, C, S], a sum over answer tokens and a mean over heads; 0 at text.
     """
     positions_BS, length = batch.positions_BS, batch.tokens_BS.shape[1]
     key_BSGQ = layer_heads(model, variables, layer, "k_proj", input_BSD, positions_BS)
-    # With one branch a tree, the token after the one that predicts an answer token is this token.
-    # Places without an answer token belong to no comparison.
+    # With one branch per tree, an answer token stands right after the token that predicts it.
+    # Slots without an answer token belong to no comparison.
     index_C = jnp.arange(batch.mask_BCKT.shape[1])
     slots_BX = batch.slot_BCKT.reshape(len(input_BSD), -1)
     row_BX = jnp.take_along_axis(batch.source_BA, slots_BX, axis=1) + 1
@@ -105,59 +103,37 @@ def image_attention(
     return total_BCS * (batch.patch_BS >= 0)[:, None]
 
 
-@dataclasses.dataclass(frozen=True)
-class Reader:
-    """Reads answers with a model.
+def answer_stats(
+    model: Llava,
+    variables: Variables,
+    rows: ComparisonRows,
+    layout: PassLayout,
+    options: StepOptions,
+    layer: int | None,
+    start: int = 0,
+) -> Iterator[list[TokenStats | None]]:
+    """Yields the statistics of answers in order, on every process; None where images do not decode.
 
-    Attributes:
+    Args:
         model: the module.
-        variables: its variables; the base model's.
-        mesh: where it lives.
-        batch_size: answers read together, over all devices.
-        shapes: of the rows.
+        variables: its variables.
+        rows: comparisons of one answer each.
+        layout: the layout of the pass.
         options: of the computation.
+        layer: the layer whose attention is measured; None measures none.
+        start: the first comparison wanted.
     """
-
-    model: Llava
-    variables: Variables
-    mesh: jax.sharding.Mesh
-    batch_size: int
-    shapes: RowShapes
-    options: StepOptions
-
-    def __call__(
-        self, rows: ComparisonRows, layer: int | None, start: int = 0
-    ) -> Iterator[list[TokenStats | None]]:
-        """Readings in order, on every process; None where images do not decode.
-
-        Args:
-            rows: comparisons of one answer each.
-            layer: where attention is looked at; None nowhere.
-            start: the first comparison wanted.
-        """
-        one = functools.partial(_pass, self.model, self.options, layer)
-        pass_fn = jax.jit(one, out_shardings=replicated(self.mesh))
-        schedule, unit = in_order(rows, self.batch_size), row_multiple(self.mesh)
-        batches = Batches.chosen(
-            rows, schedule, self.batch_size, process_row_share(self.mesh), unit, self.shapes
-        )
-        # Batches are those of all comparisons: who resumes computes what who does not computes.
-        first = start // self.batch_size
-        data = batches.iterate()
-        if first:
-            data.set_state({"next_index": first})
-        for number in range(first, len(batches)):
-            shutdown.raise_if_stopping()  # what was given is on disk
-            with jax.set_mesh(self.mesh):
-                out = pass_fn(self.variables, put_batch(self.mesh, next(data)))
-            found = {reading.index: reading for reading in _readings(*jax.device_get(out))}
-            yield [found.get(index) for index in schedule[number] if index >= start]
+    compute = functools.partial(_compute, model, options, layer)
+    batches = layout.batches(rows, first=start // layout.batch_size)
+    for members, out in run_pass(compute, variables, batches, layout.mesh):
+        by_index = {stats.index: stats for stats in _split(*out)}
+        yield [by_index.get(index) for index in members if index >= start]
 
 
-def _pass(
+def _compute(
     model: Llava, options: StepOptions, layer: int | None, variables: Variables, batch: TreeBatch
 ) -> tuple[jax.Array | None, ...]:
-    """What `_readings` takes."""
+    """Returns what `_split` takes, of one batch."""
     features_BPE = image_features(model, variables, batch)
     attention_BCS = None
     if layer is None:
@@ -175,17 +151,17 @@ def _pass(
         )
         hidden_BSD, input_BSD = both
         attention_BCS = image_attention(model, variables, batch, layer, input_BSD)
-    found = tree_logps(model, variables, batch, options, hidden_BSD, frozenset({"best_other"}))
-    assert found.best_other_NKT is not None
+    stats = tree_logps(model, variables, batch, options, hidden_BSD, frozenset({"best_other"}))
+    assert stats.best_other_NKT is not None
     shape = batch.mask_BCKT.shape
-    logp_BCT = found.logp_NKT.reshape(shape)[:, :, 0]
-    best_logp_BCT = jnp.maximum(logp_BCT, found.best_other_NKT.reshape(shape)[:, :, 0])
+    logp_BCT = stats.logp_NKT.reshape(shape)[:, :, 0]
+    best_logp_BCT = jnp.maximum(logp_BCT, stats.best_other_NKT.reshape(shape)[:, :, 0])
     length_BC = batch.mask_BCKT[:, :, 0].sum(-1)
     tree_BS = jnp.where(batch.patch_BS >= 0, batch.tree_BS, 0)
     return logp_BCT, best_logp_BCT, length_BC, batch.index_BC, tree_BS, attention_BCS
 
 
-def _readings(
+def _split(
     logp_BCT: np.ndarray,
     best_logp_BCT: np.ndarray,
     length_BC: np.ndarray,
@@ -193,7 +169,7 @@ def _readings(
     tree_BS: np.ndarray,
     attention_BCS: Any,
 ) -> Iterator[TokenStats]:
-    """By comparison; `tree_BS` is 0 where there is no image token."""
+    """Yields the statistics of each comparison; `tree_BS` is 0 except at image tokens."""
     for b, c in np.argwhere(index_BC >= 0):
         length = int(length_BC[b, c])
         attention_P = np.zeros(0, np.float32)

@@ -7,11 +7,12 @@ What lives here: `build_pairs` and its result. What does not: the choice of pair
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seva_jax.batches.pipeline import encodable
+from seva_jax.batches.encoded import EncodedComparisons, encode_comparisons
 from seva_jax.data import json_records
 from seva_jax.data.collect import counted
 from seva_jax.data.sources import PreferenceSet, PromptSet
@@ -26,18 +27,21 @@ class BuiltPairs(NamedTuple):
     """Comparisons that can be trained on.
 
     Attributes:
-        comparisons: the comparisons that fit the model.
+        encoded: the comparisons that fit the model, with their token ids.
         num_prompts: number of prompts before any were dropped, or of pairs if the data has pairs.
         drops: how many of them gave no comparison, by reason.
-        num_cut: number of answers that were cut to fit.
         notes: counts of what was left out inside pairs, see `PreferenceSet`.
     """
 
-    comparisons: list[Comparison]
+    encoded: EncodedComparisons
     num_prompts: int
     drops: collections.Counter[str]
-    num_cut: int
     notes: collections.Counter[str]
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """Returns the comparisons as texts."""
+        return self.encoded.comparisons
 
     def describe(self) -> str:
         """Returns one line for the terminal."""
@@ -50,7 +54,7 @@ class BuiltPairs(NamedTuple):
         index = {
             "pairs": len(self.comparisons),
             "prompts": self.num_prompts,
-            "answers cut to fit": self.num_cut,
+            "answers cut to fit": self.encoded.num_cut,
             "drops": dict(self.drops),
             "left out inside pairs": dict(self.notes),
         }
@@ -88,8 +92,9 @@ def build_pairs(
         answered = [json_records.rollout_from(r) for r in rollouts if "dropped" not in r]
         built, builder_drops = builder.build(answered, data, model)
         drops += builder_drops
-    fits = encodable(built, encoder)
+    fits = encode_comparisons(built, encoder)
     drops += fits.drops
-    if not fits.comparisons:
+    if not fits.encoded:
         raise DataError(f"no pairs are left of {num} prompts ({counted(drops)}); {advice}")
-    return BuiltPairs(fits.comparisons, num + data.drops.total(), drops, fits.num_cut, notes)
+    kept = dataclasses.replace(fits, drops=collections.Counter())
+    return BuiltPairs(kept, num + data.drops.total(), drops, notes)

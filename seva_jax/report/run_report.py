@@ -1,6 +1,7 @@
-"""Collects what a run left behind: for the report page, the loggers and the terminal's last lines.
+"""A finished run as a page: collects what the run left, for `page.py` to render.
 
-The page itself is `seva_jax/report`; which stages there are is `seva_jax/train.py`.
+What lives here: `RunPage`, the run's page and the pairs that loggers show. What does not:
+rendering (`page.py`), the terminal's last lines (`closing.py`).
 """
 
 from __future__ import annotations
@@ -8,33 +9,28 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
 import math
 import platform
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from seva_jax import report
-from seva_jax.batches.pipeline import ComparisonRows
-from seva_jax.config.base_models import Checkpoint
-from seva_jax.config.options import ReportOptions
-from seva_jax.config.prior_run import PriorRun
-from seva_jax.config.source import flatten
+from seva_jax.config import Checkpoint, Experiment, PriorRun, flatten
 from seva_jax.evals import EvalResult, comparison_rows
 from seva_jax.evals.base import Record
+from seva_jax.images import ImageProcessing
 from seva_jax.inference.rollouts import corrupted_pixels
-from seva_jax.objectives import DPO
 from seva_jax.report import markup
+from seva_jax.report.closing import cost, devices, seconds, speed
+from seva_jax.runtime.files import read_json
 from seva_jax.runtime.loggers import LoggedPair
 from seva_jax.runtime.paths import short_path
-from seva_jax.types import BranchLogps, Comparison, ExampleError
-
-if TYPE_CHECKING:
-    from seva_jax.train import Run
+from seva_jax.runtime.run_records import read_metrics, read_stages
+from seva_jax.types import Comparison, ExampleError
 
 _CURVES = {
     "loss": ("Alignment loss", "loss, mean over pairs", ("loss",)),
@@ -45,88 +41,110 @@ _CURVES = {
 }
 _NUM_LOGGED = 8
 
+LoadImage = Callable[[str], np.ndarray]
 
-def write_run_report(run: Run) -> str:
-    """Writes report.html of a finished run and returns a one-line summary.
 
-    All processes compute the margins, process 0 writes.
+@dataclasses.dataclass(frozen=True)
+class RunPage:
+    """What the page of a finished run is made from.
+
+    Attributes:
+        config: the run's config.
+        path: its work directory.
+        mesh: its devices.
+        num_params: parameters of the base model.
+        processing: image pipeline.
+        load_image: gives an image of the prompts by its name.
+        pairs: comparisons for the gallery, each with its reward margin under the aligned model.
+        base: evaluation results before alignment.
+        aligned: evaluation results after it.
     """
-    shown = [
-        run.comparisons[i] for i in _spread(len(run.comparisons), run.experiment.report.num_pairs)
-    ]
-    found = _margins(run, run.rows(shown, run.images)) if shown else []
-    readable = [(c, margin) for c, margin in zip(shown, found, strict=True) if margin is not None]
-    if not run.workdir.writes:
-        return "written by process 0"
-    index = json.loads((run.workdir.path / "pairs.json").read_text(encoding="utf-8"))
-    metrics = run.workdir.read_metrics()
-    pairs = _pair_cards(run, readable)
-    table, examples = (), ()
-    if run.experiment.evals:
-        base, aligned = run.results()
-        table = tuple(_eval_row(row) for row in comparison_rows(base, aligned))
-        examples = _examples(run, base, aligned)
-    stages, given = run.workdir.stages(), run.experiment.prompts.has_answers
+
+    config: Experiment
+    path: Path
+    mesh: jax.sharding.Mesh
+    num_params: int
+    processing: ImageProcessing
+    load_image: LoadImage
+    pairs: Sequence[tuple[Comparison, float]]
+    base: list[EvalResult]
+    aligned: list[EvalResult]
+
+
+def write_run_report(page: RunPage) -> str:
+    """Writes report.html of a finished run and returns a one-line summary."""
+    config, index = page.config, read_json(page.path / "pairs.json")
+    metrics, stages = read_metrics(page.path), read_stages(page.path)
+    given = config.prompts.has_answers
     data = report.ReportData(
         title="A model aligned with given answers"
         if given
         else "SeVa: a model aligned with its own answers",
         given=given,
-        subtitle=f"{short_path(str(run.workdir.path))} · seed {run.experiment.seed}",
-        facts=_facts(run, index, metrics),
-        config=tuple((k, str(v)) for k, v in flatten(run.experiment).items()),
+        subtitle=f"{short_path(str(page.path))} · seed {config.seed}",
+        facts=_facts(page, index, metrics),
+        config=tuple((k, str(v)) for k, v in flatten(config).items()),
         stages=tuple(_stage(name, stage) for name, stage in stages.items()),
         curves=_curves(metrics),
         funnel=tuple(report.Drop(reason, count) for reason, count in index["drops"].items()),
         pairs_total=index["pairs"],
-        pairs=pairs,
-        table=table,
-        examples=examples,
+        pairs=_pair_cards(config, page.processing, page.load_image, page.pairs),
+        table=tuple(_eval_row(row) for row in comparison_rows(page.base, page.aligned)),
+        examples=_examples(page),
         notes=(
             "One run with one seed. Intervals cover which questions were asked, not how the "
             "training could have gone otherwise; for that, run several seeds.",
         ),
     )
-    path = report.write_report(data, run.workdir.path / "report.html")
+    path = report.write_report(data, page.path / "report.html")
     return f"{path} ({path.stat().st_size / 1e6:.1f} MB)"
 
 
-def _facts(run: Run, index: dict[str, Any], metrics: list[Record]) -> tuple[tuple[str, str], ...]:
-    e, align = run.experiment, [row for row in metrics if row["stage"] == "align"]
-    stages = run.workdir.stages()
-    num_params = sum(x.size for x in jax.tree.leaves(run.base_params))
-    path = f", {short_path(e.base.path)}" if isinstance(e.base, Checkpoint) else ""
-    if isinstance(e.base, PriorRun):
-        path = f", the result of {short_path(e.base.workdir)}"
-        path += ", merged" if e.base.merge else ", which goes on; the reference is that run's"
-    mesh = " × ".join(f"{name} {size}" for name, size in run.mesh.shape.items())
+def _facts(
+    page: RunPage, index: dict[str, Any], metrics: list[Record]
+) -> tuple[tuple[str, str], ...]:
+    config, align = page.config, [row for row in metrics if row["stage"] == "align"]
+    base, stages = config.base, read_stages(page.path)
+    path = f", {short_path(base.path)}" if isinstance(base, Checkpoint) else ""
+    if isinstance(base, PriorRun):
+        path = f", the result of {short_path(base.workdir)}"
+        path += ", merged" if base.merge else ", trained further; the reference is that run's"
+    mesh = " × ".join(f"{name} {size}" for name, size in page.mesh.shape.items())
     versions = [("Python", platform.python_version())]
-    versions += [(name, importlib.metadata.version(name)) for name in ("seva_jax", "jax", "flax")]
+    versions += [(name, _version(name)) for name in ("seva_jax", "jax", "flax")]
     facts = [
-        ("base model", f"{num_params:,} parameters{path}"),
-        ("objective", brief(e.objective)),
+        ("base model", f"{page.num_params:,} parameters{path}"),
+        ("objective", brief(config.objective)),
         (
             "rejected answers from",
-            "the data" if e.prompts.has_answers else ", ".join(map(brief, e.corrupt)),
+            "the data" if config.prompts.has_answers else ", ".join(map(brief, config.corrupt)),
         ),
         ("pairs kept", f"{index['pairs']:,} of {index['prompts']:,} prompts"),
     ]
     if align:
-        steps = f"{align[-1]['step']:,} steps of {e.train.batch_size:,} pairs"
-        facts += [("training", steps), ("training speed", f"{_speed(align):,.1f} pairs/s")]
+        steps = f"{align[-1]['step']:,} steps of {config.train.batch_size:,} pairs"
+        facts += [("training", steps), ("training speed", f"{speed(align):,.1f} pairs/s")]
     return (
         *facts,
-        ("devices", f"{_devices()}, {markup.count_of(jax.process_count(), 'process', 'es')}"),
+        ("devices", f"{devices()}, {markup.count_of(jax.process_count(), 'process', 'es')}"),
         ("mesh", mesh),
-        ("time", f"{markup.duration(_seconds(stages))} before this page"),
-        ("cost", _cost(stages, e.report)),
+        ("time", f"{markup.duration(seconds(stages))} before this page"),
+        ("cost", cost(stages, config.report)),
         ("software", ", ".join(f"{name} {version}" for name, version in versions)),
     )
 
 
-def brief(value: object) -> str:
-    """A part of the config as an expression, without what is switched off as by default.
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        return "not installed"
 
+
+def brief(value: object) -> str:
+    """Returns a part of a config as an expression, without what is off by default.
+
+    >>> from seva_jax.objectives import DPO
     >>> brief(DPO(beta=0.5, label_smoothing=0.0))
     'DPO(beta=0.5, ld_alpha=1.0)'
     """
@@ -146,55 +164,10 @@ def brief(value: object) -> str:
     return f"{type(value).__name__}({', '.join(shown)})"
 
 
-def _devices() -> str:
-    return f"{jax.device_count()} × {jax.devices()[0].device_kind}"
-
-
-def _speed(align: list[Record]) -> float:
-    """Pairs a second between log lines; the median leaves compilation out."""
-    return float(np.median([row["pairs/s"] for row in align]))
-
-
-def _own(stages: dict[str, Record]) -> dict[str, Record]:
-    """Stages that this run computed, without those taken from another one."""
-    return {name: stage for name, stage in stages.items() if "source" not in stage}
-
-
 def _stage(name: str, stage: Record) -> report.Stage:
     if "source" in stage:
         return report.Stage(name, math.nan, f"{stage['summary']} (taken from {stage['source']})")
     return report.Stage(name, stage["seconds"], stage["summary"])
-
-
-def _seconds(stages: dict[str, Record]) -> float:
-    return sum(stage["seconds"] for stage in _own(stages).values())
-
-
-def _cost(stages: dict[str, Record], options: ReportOptions) -> str:
-    """Device-hours of the run's own stages, and their price if one is given."""
-    own = _own(stages).values()
-    hours = sum(stage["seconds"] * stage["devices"] for stage in own) / 3600
-    text = f"{hours:,.2f} device-hours"
-    if options.device_hour_price:
-        money = hours * options.device_hour_price
-        each = f"{options.device_hour_price:,.2f} {options.currency}"
-        text = f"{money:,.2f} {options.currency} ({text} at {each})"
-    return text
-
-
-def closing_summary(run: Run) -> str:
-    """The terminal's last lines: time for each stage, speed and cost, and where the files are."""
-    stages, path = run.workdir.stages(), run.workdir.path
-    times = ", ".join(f"{n} {markup.duration(s['seconds'])}" for n, s in _own(stages).items())
-    align = [row for row in run.workdir.read_metrics() if row["stage"] == "align"]
-    speed = f"{_speed(align):,.1f} pairs/s in training, " if align else ""
-    return (
-        f"time:   {markup.duration(_seconds(stages))}: {times}\n"
-        f"speed:  {speed}{_cost(stages, run.experiment.report)} on {_devices()}\n"
-        f"files:  {path}: checkpoints/ (the models), evals/ (every answer), pairs.json, "
-        "metrics.jsonl\n"
-        f"report: {path / 'report.html'}"
-    )
 
 
 def _curves(metrics: list[Record]) -> tuple[report.Curve, ...]:
@@ -219,51 +192,54 @@ def _curves(metrics: list[Record]) -> tuple[report.Curve, ...]:
     return tuple(curves)
 
 
-def _spread(total: int, shown: int) -> list[int]:
-    """At most `shown` indices, evenly spread over `total`."""
+def spread(total: int, shown: int) -> list[int]:
+    """Returns at most `shown` indices, evenly spread over `total`."""
     return sorted(set(np.linspace(0, total - 1, min(shown, total)).astype(int).tolist()))
 
 
-def _pair_cards(run: Run, shown: Sequence[tuple[Comparison, float]]) -> tuple[report.PairCard, ...]:
-    """Gallery cards, with the reward margin of the aligned model."""
-    e, processing = run.experiment, run.assets.processing
+def _pair_cards(
+    config: Experiment,
+    processing: ImageProcessing,
+    load_image: LoadImage,
+    pairs: Sequence[tuple[Comparison, float]],
+) -> tuple[report.PairCard, ...]:
+    """Returns gallery cards of comparisons and their reward margins."""
     cards = []
-    for comparison, margin in shown:
+    for comparison, margin in pairs:
         prompt = comparison.prompt
-        corrupted = []
         used = comparison.corruptions if prompt.images else ()
-        labels = tuple(markup.shorten(str(e.corrupt[index]), 40) for index in used)
-        for index in used:
-            corruption = e.corrupt[index]
-            pixels = corrupted_pixels(
-                prompt, run.prompts.load_image, processing, corruption, index, e.seed
-            )
-            corrupted.append(processing.denormalise(pixels[0]))
-        clean = _first_image(run.prompts.load_image, processing, prompt.images)
-        truth = str(prompt.meta.get("answer", ""))
+        corrupted = (
+            corrupted_pixels(prompt, load_image, processing, config.corrupt[i], i, config.seed)[0]
+            for i in used
+        )
         cards.append(
             report.PairCard(
                 prompt.id,
                 prompt.question,
-                clean,
-                tuple(corrupted),
+                _first_image(load_image, processing, prompt.images),
+                tuple(map(processing.denormalise, corrupted)),
                 comparison.texts[0],
                 comparison.texts[1:],
                 0.0,
                 margin,
-                truth,
-                labels,
+                str(prompt.meta.get("answer", "")),
+                tuple(markup.shorten(str(config.corrupt[i]), 40) for i in used),
             )
         )
     return tuple(cards)
 
 
-def logged_pairs(run: Run) -> list[LoggedPair]:
-    """A few pairs, evenly spread, for the loggers; without those whose images do not decode."""
+def logged_pairs(
+    config: Experiment,
+    processing: ImageProcessing,
+    load_image: LoadImage,
+    comparisons: Sequence[Comparison],
+) -> list[LoggedPair]:
+    """Returns a few pairs, evenly spread, for the loggers; without those that do not decode."""
     cards: list[report.PairCard] = []
-    for index in _spread(len(run.comparisons), _NUM_LOGGED):
+    for index in spread(len(comparisons), _NUM_LOGGED):
         with contextlib.suppress(ExampleError):
-            cards += _pair_cards(run, [(run.comparisons[index], 0.0)])
+            cards += _pair_cards(config, processing, load_image, [(comparisons[index], 0.0)])
     return [
         LoggedPair(
             np.concatenate((card.clean, *card.corrupted), axis=1),
@@ -274,39 +250,13 @@ def logged_pairs(run: Run) -> list[LoggedPair]:
     ]
 
 
-def _first_image(load_image: Any, processing: Any, images: tuple[str, ...]) -> np.ndarray:
-    """The first image as the model sees it, uint8; a grey square for a text-only prompt."""
+def _first_image(
+    load_image: LoadImage, processing: ImageProcessing, images: Sequence[str]
+) -> np.ndarray:
+    """Returns the first image as the model sees it, uint8; a grey square without any."""
     if not images:
         return np.full((32, 32, 3), 128, np.uint8)
     return processing.denormalise(processing(load_image(images[0])))
-
-
-def _margins(run: Run, rows: ComparisonRows) -> list[float | None]:
-    """Reward margin of each comparison under the aligned model; it is 0 before training.
-
-    None for comparisons whose images do not decode.
-    """
-    reference = run.logps(run.base_model, {"params": run.base_params}, rows, "margins: base")
-    policy = run.logps(run.model, run.aligned, rows, "margins: aligned")
-    objective = run.experiment.objective
-    # Without rewards of its own, or with ones of more than log-probs: show log-ratios, in nats.
-    if not objective.needs_reference or objective.needs:
-        objective = DPO(beta=1.0)
-    margins = []
-    for before, after in zip(reference, policy, strict=True):
-        if not before or not after:
-            margins.append(None)
-            continue
-        _, metrics = objective(_branches(after), _branches(before))
-        margins.append(float(metrics["rewards/margins"][0]))
-    return margins
-
-
-def _branches(logps: list[np.ndarray]) -> BranchLogps:
-    longest = max(map(len, logps))
-    tokens = np.stack([np.pad(x, (0, longest - len(x))) for x in logps])[None]
-    mask = np.stack([np.arange(longest) < len(x) for x in logps])[None]
-    return BranchLogps(jnp.asarray(tokens), jnp.asarray(mask, jnp.float32))
 
 
 def _interval(metric: Any) -> report.Interval:
@@ -325,33 +275,32 @@ def _eval_row(row: Any) -> report.EvalRow:
 
 
 def _goodness(record: Record) -> float:
-    """How good an answer is, to tell better from worse: exact answers, or CHAIR counts."""
+    """Returns how good an answer is: exact answers, or CHAIR counts."""
     if "correct" in record:
         return record["correct"]
     return record.get("found", 0) - record.get("hallucinated", 0)
 
 
-def _examples(
-    run: Run, base: list[EvalResult], aligned: list[EvalResult]
-) -> tuple[report.ExampleCard, ...]:
-    """For every evaluation, answers that changed for better or worse first, then others."""
+def _examples(page: RunPage) -> tuple[report.ExampleCard, ...]:
+    """Returns examples of every evaluation: changes for better or worse first, then others."""
+    most = page.config.report.num_examples
     cards = []
-    for evaluation, before, after in zip(run.experiment.evals, base, aligned, strict=True):
+    for evaluation, before, after in zip(page.config.evals, page.base, page.aligned, strict=True):
         load_image = evaluation.open().load_image
-        found = []
+        judged = []
         for old, new in zip(before.records, after.records, strict=True):
             gain = _goodness(new) - _goodness(old)
             unmoved = "same" if old["answer"] == new["answer"] else "changed"
             verdict = "better" if gain > 0 else "worse" if gain < 0 else unmoved
-            found.append((verdict, old, new))
+            judged.append((verdict, old, new))
         order = ("better", "worse", "changed", "same")
-        quota = max(run.experiment.report.num_examples // 3, 1)
+        quota = max(most // 3, 1)
         picked = []
         for verdict in order:  # the same number of better and worse ones, so as not to flatter
-            of_kind = [f for f in found if f[0] == verdict]
-            picked += [of_kind[i] for i in _spread(len(of_kind), quota)]
-        for verdict, old, new in picked[: run.experiment.report.num_examples]:
-            image = _first_image(load_image, run.assets.processing, tuple(old["images"]))
+            of_kind = [x for x in judged if x[0] == verdict]
+            picked += [of_kind[i] for i in spread(len(of_kind), quota)]
+        for verdict, old, new in picked[:most]:
+            image = _first_image(load_image, page.processing, old["images"])
             truth = old["truth"] if isinstance(old["truth"], str) else ", ".join(old["truth"])
             cards.append(
                 report.ExampleCard(

@@ -1,8 +1,7 @@
-"""What a pair builder asks of the model, kept in the work directory (`pairs.PairModel`).
+"""The model as pair builders may ask it, with every answer kept in the work directory.
 
-What lives here: the calls themselves, and how each is kept under WORKDIR/calls and gone on with
-after an interruption. What does not: the contract (`pairs/model.py`), the sampler
-(`rollout/run.py`).
+What lives here: `RecordedModel`, which continues interrupted calls from WORKDIR/calls. What does
+not: the contract (`seva_jax/pairs/model.py`), the passes themselves (`seva_jax/inference`).
 """
 
 from __future__ import annotations
@@ -11,69 +10,67 @@ import base64
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
-from seva_jax.batches.pipeline import ComparisonRows, encodable
-from seva_jax.config.source import fingerprint
-from seva_jax.data.sources import PromptSet
+from seva_jax.batches.encoded import encode_comparisons
+from seva_jax.batches.pipeline import ComparisonRows
+from seva_jax.config import fingerprint
+from seva_jax.data import PromptSet
 from seva_jax.images.compose import Box, box_patches
-from seva_jax.inference.answer_stats import Reader, TokenStats
+from seva_jax.inference.answer_stats import TokenStats, answer_stats
 from seva_jax.inference.features import mean_features
-from seva_jax.models import Llava
-from seva_jax.pairs import AnswerStats, Reply
-from seva_jax.runtime import files
-from seva_jax.runtime.processes import gather, say
-from seva_jax.text.sampling import Sampling
+from seva_jax.pairs import AnswerStats, PairModel, Reply
+from seva_jax.run.context import RunContext
+from seva_jax.runtime.journal import Journal, Record
+from seva_jax.runtime.processes import say
+from seva_jax.text import Sampling
 from seva_jax.training.step import Variables
 from seva_jax.types import Comparison, DataError, Prompt, View
 
-if TYPE_CHECKING:
-    from seva_jax.run.context import Parts
-
 
 @dataclasses.dataclass(frozen=True)
-class RecordedModel:
-    """See `pairs.PairModel`.
+class RecordedModel(PairModel):
+    """The model to be aligned; see `PairModel`.
 
     Attributes:
-        parts: of the run.
+        ctx: the run.
         data: the prompts, and the way to their images.
-        variables: gives those of the model to be aligned, with adapters where an earlier run's go
-            on; called when the model is first asked something.
+        variables: returns the policy before alignment; called when the model is first asked.
     """
 
-    parts: Parts
+    ctx: RunContext
     data: PromptSet
     variables: Callable[[], Variables]
     _names: set[str] = dataclasses.field(default_factory=set, repr=False)
 
     @property
+    @override
     def seed(self) -> int:
-        """Of the run."""
-        return self.parts.experiment.seed
+        return self.ctx.config.seed
 
+    @override
     def answer(self, name: str, prompts: Sequence[Prompt], sampling: Sampling) -> list[Reply]:
-        """See `PairModel.answer`."""
         asked = [[p.id, *_prompt_key(p)] for p in prompts]
-        path, done = self._kept(name, fingerprint("answer", asked, sampling))
-        replies = [Reply(r["text"], r["dropped"]) for r in done]
+        journal = self._journal(name, fingerprint("answer", asked, sampling))
+        replies = [Reply(r["text"], r["dropped"]) for r in journal.resume()]
         if len(replies) == len(prompts):
             return replies
         # With the name, a prompt that is asked twice at a temperature is answered differently.
         named = [dataclasses.replace(p, id=f"{name}/{p.id}") for p in prompts]
-        engine = self.parts.engine(*self._loaded())
+        engine = self.ctx.engine(self.variables())
         batches = engine.answer(named, self.data.load_image, sampling, start=len(replies))
-        with self.parts.workdir.bar(name, len(prompts), "prompt", len(replies)) as bar:
+        with self.ctx.workdir.bar(name, len(prompts), "prompt", len(replies)) as bar:
             for batch in batches:
                 fresh = [Reply(a.answers[0] if a.answers else "", a.dropped) for a in batch]
-                self._append(path, [reply._asdict() for reply in fresh])
+                journal.append(reply._asdict() for reply in fresh)
                 replies += fresh
                 bar.update(len(fresh))
         return replies
 
+    @override
     def measure(
         self,
         name: str,
@@ -81,78 +78,73 @@ class RecordedModel:
         layer: int | None = None,
         targets: Sequence[np.ndarray] = (),
     ) -> list[AnswerStats | None]:
-        """See `PairModel.measure`."""
         self._check_measure(views, layer, targets)
         asked = [[*_prompt_key(v.prompt), v.answers[0]] for v in views]
         bits = [np.packbits(target).tobytes().hex() for target in targets]
-        path, done = self._kept(name, fingerprint("measure", asked, layer, bits))
-        e, parts = self.parts.experiment, self.parts
-        encoder = parts.encoder(e.text.generate)  # as it was asked
+        journal = self._journal(name, fingerprint("measure", asked, layer, bits))
+        done = journal.resume()
+        encoder = self.ctx.encoder(self.ctx.config.text.generate)  # as it was asked
         comparisons = [Comparison(view.prompt, view.answers[:1]) for view in views]
-        fits = encodable(comparisons, encoder)
-        kept = set(map(id, fits.comparisons))
-        which = [i for i, comparison in enumerate(comparisons) if id(comparison) in kept]
+        encoded = encode_comparisons(comparisons, encoder)
+        fitting = set(map(id, encoded.comparisons))
+        which = [i for i, comparison in enumerate(comparisons) if id(comparison) in fitting]
         if len(done) < len(which):
-            assert fits.shape is not None
-            pixels = parts.pixels(self.data)
-            rows = ComparisonRows(fits.comparisons, encoder, pixels, fits.shape, fits.sizes)
-            size = e.train.batch_size // e.train.micro_batches
-            variables, model = self._loaded()
-            reader = Reader(
-                model, variables, parts.mesh, size, parts.row_shapes, parts.step_options
-            )
-            with parts.workdir.bar(name, len(rows), "answer", len(done)) as bar:
-                for token_stats in reader(rows, layer, len(done)):
+            rows, variables = ComparisonRows(encoded, self.ctx.pixels(self.data)), self.variables()
+            batches = answer_stats(
+                self.ctx.model_of(variables), variables, rows, self.ctx.pass_layout,
+                self.ctx.step_options, layer, len(done),
+            )  # fmt: skip
+            with self.ctx.workdir.bar(name, len(rows), "answer", len(done)) as bar:
+                for batch in batches:
                     begun = which[len(done) :]
                     fresh = [
-                        _record(reading, targets[i] if layer is not None else None)
-                        for i, reading in zip(begun, token_stats, strict=False)
+                        _stats_record(stats, targets[i] if layer is not None else None)
+                        for i, stats in zip(begun, batch, strict=False)
                     ]
-                    self._append(path, fresh)
+                    journal.append(fresh)
                     done += fresh
                     bar.update(len(fresh))
         measured: list[AnswerStats | None] = [None] * len(views)
         for i, record in zip(which, done, strict=True):
-            measured[i] = _measured(record)
+            measured[i] = _stats(record)
         return measured
 
+    @override
     def patches(self, box: Box | None = None) -> np.ndarray:
-        """See `PairModel.patches`."""
-        config = self.parts.assets.config
+        config = self.ctx.assets.config
         if box is None:
             return np.ones(config.tokens_per_image, bool)
         side = config.vision.image_size // config.vision.patch_size
-        found = box_patches(self.parts.assets.processing, box, side).ravel()
-        # A tower that keeps its class token has that first: it shows no part.
-        return np.pad(found, (config.tokens_per_image - len(found), 0))
+        inside = box_patches(self.ctx.assets.processing, box, side).ravel()
+        # A tower that keeps its class token has that first: it shows no part of the image.
+        return np.pad(inside, (config.tokens_per_image - len(inside), 0))
 
+    @override
     def features(self, name: str, images: Sequence[str]) -> np.ndarray:
-        """See `PairModel.features`."""
-        parts = self.parts
-        path, done = self._kept(name, fingerprint("features", list(images)))
-        rows = [_row(record) for record in done]
+        ctx = self.ctx
+        journal = self._journal(name, fingerprint("features", list(images)))
+        rows = [_features(record) for record in journal.resume()]
         if len(rows) < len(images):
-            params = {"params": self.variables()["params"]}
-            groups = mean_features(
-                parts.base_model, params, images[len(rows) :], parts.pixels(self.data),
-                parts.mesh, parts.experiment.rollout.batch_size,
+            batches = mean_features(
+                ctx.base_model, {"params": self.variables()["params"]}, images[len(rows) :],
+                ctx.pixels(self.data), ctx.mesh, ctx.config.rollout.batch_size,
             )  # fmt: skip
-            with parts.workdir.bar(name, len(images), "image", len(rows)) as bar:
-                for group in groups:
-                    self._append(path, [_features_record(row) for row in group])
-                    rows += list(group)
-                    bar.update(len(group))
-        width = self.parts.base_model.config.vision.hidden_size
-        found = np.stack(rows) if rows else np.zeros((0, width), np.float32)
-        missing = int((~found.any(axis=1)).sum())
+            with ctx.workdir.bar(name, len(images), "image", len(rows)) as bar:
+                for batch in batches:
+                    journal.append(_features_record(row) for row in batch)
+                    rows += list(batch)
+                    bar.update(len(batch))
+        width = ctx.base_model.config.vision.hidden_size
+        features = np.stack(rows) if rows else np.zeros((0, width), np.float32)
+        missing = int((~features.any(axis=1)).sum())
         if missing:
             say(f"{name}: {missing:,} of {len(images):,} images cannot be read")
-        return found
+        return features
 
     def _check_measure(
         self, views: Sequence[View], layer: int | None, targets: Sequence[np.ndarray]
     ) -> None:
-        config = self.parts.base_model.config
+        config = self.ctx.base_model.config
         if layer is None:
             return
         if not 0 <= layer < config.text.num_layers:
@@ -168,17 +160,11 @@ class RecordedModel:
                     f"{target.shape}; give one bool for each"
                 )
 
-    def _loaded(self) -> tuple[Variables, Llava]:
-        variables = self.variables()
-        return variables, self.parts.model if "lora" in variables else self.parts.base_model
-
-    # --- files ----------------------------------------------------------------------------------
-
-    def _kept(self, name: str, key: str) -> tuple[Path, list[dict[str, Any]]]:
-        """Where a call is kept, and what is there of it, on every process.
+    def _journal(self, name: str, key: str) -> Journal:
+        """Returns the journal of a call.
 
         Args:
-            name: of the call.
+            name: name of the call.
             key: fingerprint of its arguments.
         """
         if not re.fullmatch(r"[\w -]+", name):
@@ -186,42 +172,29 @@ class RecordedModel:
         if name in self._names:
             raise DataError(f"two calls of a pair builder are named {name!r}; give each its own")
         self._names.add(name)
-        path, kept = self.parts.workdir.path / "calls" / f"{name}.jsonl", []
-        if self.parts.workdir.writes:
-            path.parent.mkdir(exist_ok=True)
-            header, *kept = files.read_lines(path) or [{}]
-            if header.get("call") != key:
-                if header:
-                    say(f"{path} holds a call with other arguments; started again")
-                kept = []
-                files.write_lines(path, [{"call": key}])
-        return path, gather(kept)[0]
-
-    def _append(self, path: Path, records: Sequence[dict[str, Any]]) -> None:
-        if self.parts.workdir.writes:
-            files.append_lines(path, records)
+        return Journal(self.ctx.workdir.path / "calls" / f"{name}.jsonl", {"call": key})
 
 
 def _prompt_key(prompt: Prompt) -> list[Any]:
-    """All that an answer depends on."""
+    """Returns everything that an answer depends on."""
     return [prompt.question, list(prompt.images), prompt.start]
 
 
-def _record(reading: TokenStats | None, target_P: np.ndarray | None) -> dict[str, Any]:
-    """What is kept of a reading; nothing of one whose images do not decode."""
-    if reading is None:
+def _stats_record(stats: TokenStats | None, target_P: np.ndarray | None) -> Record:
+    """Returns what is kept of an answer's statistics; nothing if its images do not decode."""
+    if stats is None:
         return {}
     share = None
     if target_P is not None and len(target_P):
-        share = float(reading.attention_P[target_P].sum() / reading.attention_P.sum())
+        share = float(stats.attention_P[target_P].sum() / stats.attention_P.sum())
     return {
-        "tokens": [float(x) for x in reading.logp_T],
-        "best": [float(x) for x in reading.best_logp_T],
+        "tokens": [float(x) for x in stats.logp_T],
+        "best": [float(x) for x in stats.best_logp_T],
         "attention": share,
     }
 
 
-def _measured(record: dict[str, Any]) -> AnswerStats | None:
+def _stats(record: Record) -> AnswerStats | None:
     if not record:
         return None
     logp_T, best_logp_T = (np.array(record[name], np.float32) for name in ("tokens", "best"))
@@ -229,10 +202,10 @@ def _measured(record: dict[str, Any]) -> AnswerStats | None:
     return AnswerStats(logp_T, best_logp_T, float("nan") if share is None else share)
 
 
-def _features_record(row: np.ndarray) -> dict[str, Any]:
-    """As the bytes of little-endian float32, a third as long as digits."""
+def _features_record(row: np.ndarray) -> Record:
+    """Returns the bytes of little-endian float32, a third as long as digits."""
     return {"features": base64.b64encode(row.astype("<f4").tobytes()).decode()}
 
 
-def _row(record: dict[str, Any]) -> np.ndarray:
+def _features(record: Record) -> np.ndarray:
     return np.frombuffer(base64.b64decode(record["features"]), "<f4").astype(np.float32)

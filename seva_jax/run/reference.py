@@ -1,20 +1,75 @@
-"""Reference log-probs on disk, with a fingerprint of all they depend on."""
+"""Reference log-probs: computed once, kept with a fingerprint of everything they depend on."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from seva_jax.batches.pipeline import ComparisonRows
+from seva_jax.config import fingerprint
+from seva_jax.inference.answer_logps import answer_logps
+from seva_jax.run.context import RunContext
 from seva_jax.runtime.files import read_records, write_records
-from seva_jax.types import DataError
+from seva_jax.runtime.journal import Journal
+from seva_jax.training.checkpoint import checksum
+from seva_jax.types import Comparison, DataError
+
+RECORDS, LINES = "reference.array_record", "reference.jsonl"
+
+Logps = Sequence[Sequence[np.ndarray]]  # per token, of every branch of every comparison
 
 
-def write_reference(
-    path: Path, ids: Sequence[str], logps: Sequence[Sequence[np.ndarray]], fingerprint: str
-) -> None:
-    """Writes per-token reference log-probs of every branch, with what they depend on.
+def compute_reference(ctx: RunContext, base: Any, rows: ComparisonRows) -> Logps:
+    """Computes per-token log-probs of every answer under the base model, and keeps them.
+
+    Args:
+        ctx: the run.
+        base: parameters of the reference policy.
+        rows: the comparisons.
+    """
+    key, layout = _key(ctx, base, rows.comparisons), ctx.pass_layout  # on all processes
+    header = {"fingerprint": key, "batch_size": layout.batch_size}
+    with ctx.workdir.bar("reference", len(rows), "pair") as bar:
+        logps = answer_logps(
+            ctx.base_model, {"params": base}, rows, layout, ctx.step_options, bar.update,
+            Journal(ctx.workdir.path / LINES, header),
+        )  # fmt: skip
+    if ctx.workdir.writes:
+        ids = [c.prompt.id for c in rows.comparisons]
+        write_logps(ctx.workdir.path / RECORDS, ids, logps, key)
+    return logps
+
+
+def read_reference(
+    ctx: RunContext, base: Any, comparisons: Sequence[Comparison]
+) -> list[tuple[np.ndarray, ...]]:
+    """Reads what `compute_reference` kept.
+
+    Raises:
+        DataError: it was computed for other pairs, weights, templates or images.
+    """
+    ids = [c.prompt.id for c in comparisons]
+    return read_logps(ctx.workdir.path / RECORDS, ids, _key(ctx, base, comparisons))
+
+
+def _key(ctx: RunContext, base: Any, comparisons: Sequence[Comparison]) -> str:
+    """Returns a fingerprint of everything that reference log-probs depend on."""
+    return fingerprint(
+        checksum(base),
+        ctx.config.text.train,
+        ctx.assets.processing,
+        ctx.assets.tokenizer.get_vocab(),
+        [dataclasses.asdict(c) for c in comparisons],
+        ctx.config.compute.dtype,
+    )
+
+
+def write_logps(path: Path, ids: Sequence[str], logps: Logps, fingerprint: str) -> None:
+    """Writes log-probs behind a header that says what they depend on.
 
     float32 survives JSON exactly: it is written as the shortest decimal of its double.
     """
@@ -26,13 +81,11 @@ def write_reference(
     write_records(path, [*header, *rows])
 
 
-def read_reference(
-    path: Path, ids: Sequence[str], fingerprint: str
-) -> list[tuple[np.ndarray, ...]]:
-    """Reads reference log-probs.
+def read_logps(path: Path, ids: Sequence[str], fingerprint: str) -> list[tuple[np.ndarray, ...]]:
+    """Reads what `write_logps` wrote.
 
     Raises:
-        DataError: they were computed for other pairs, weights, templates or images.
+        DataError: it belongs to other ids or has another fingerprint.
     """
     header, *rows = read_records(path)
     if header["fingerprint"] != fingerprint or [r["id"] for r in rows] != list(ids):

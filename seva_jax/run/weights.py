@@ -1,12 +1,12 @@
-"""A base model that an earlier run made: its config, and its weights from its work directory.
+"""The weights of a run, read from its files and those of the runs it started from.
 
-What lives here: `PriorRun`, and reading what a run ended with without repeating any of it. What
-does not: which runs follow each other (`stages.py`), adding adapters to weights
-(`models/merge.py`). Read next: `Run.start` in `train.py`.
+What lives here: reading what a run started from and what it trained. What does not: which runs
+follow each other (`seva_jax/config/rounds.py`), merging adapters (`seva_jax/models/merge.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,63 +30,71 @@ from seva_jax.training.checkpoint import read_trained
 from seva_jax.training.step import Variables
 
 
-def reference_params(experiment: Experiment, config: LlavaConfig, mesh: jax.sharding.Mesh) -> Any:
-    """Parameters of a run's reference policy, read from its files, sharded, as they are stored.
+def reference_params(config: Experiment, model: LlavaConfig, mesh: jax.sharding.Mesh) -> Any:
+    """Reads the parameters of a run's reference policy, sharded, as the run stores them.
 
     Args:
-        experiment: the run.
-        config: architecture.
+        config: the run's config.
+        model: architecture.
         mesh: where they go.
 
     Raises:
-        DataError: a run it started from has not ended; or files that cannot be read.
+        DataError: a run it started from is not finished, or files cannot be read.
     """
-    e, base = experiment, experiment.base
-    boxed = abstract_variables(make_model(config, e.compute))["params"]
+    base, compute = config.base, config.compute
+    boxed = abstract_variables(make_model(model, compute))["params"]
     stored = variable_shardings(
-        mesh, abstract_stored(boxed, e.compute.base_weights, e.compute.param_dtype)
+        mesh, abstract_stored(boxed, compute.base_weights, compute.param_dtype)
     )
     if isinstance(base, Checkpoint):
         tower = tower_directory(Path(base.path), base.vision_tower)
         return load_params(
-            base.path, config, e.compute.param_dtype, stored, tower, e.compute.base_weights
+            base.path, model, compute.param_dtype, stored, tower, compute.base_weights
         )
     if isinstance(base, TrainedBase):
         like = {"params": placed(boxed, variable_shardings(mesh, boxed))}
-        trained = read_trained(Path(e.workdir) / "checkpoints" / "base", like)["params"]
-        return quantise_all(trained, e.compute.base_weights, stored)
+        trained = read_trained(Path(config.workdir) / "checkpoints" / "base", like)["params"]
+        return quantise_all(trained, compute.base_weights, stored)
     assert isinstance(base, PriorRun), base
     base.aligned()
     earlier = base.earlier()
-    params = reference_params(earlier, config, mesh)
+    params = reference_params(earlier, model, mesh)
     if not base.merge:
         return params
-    trained = trained_variables(earlier, config, mesh)
+    trained = trained_variables(earlier, model, mesh)
     return merge_adapters(
         {**params, **trained.get("params", {})}, trained.get("lora", {}), earlier.lora,
-        jnp.dtype(e.compute.param_dtype), stored,
+        jnp.dtype(compute.param_dtype), stored,
     )  # fmt: skip
 
 
 def trained_variables(
-    experiment: Experiment, config: LlavaConfig, mesh: jax.sharding.Mesh
+    config: Experiment,
+    model: LlavaConfig,
+    mesh: jax.sharding.Mesh,
+    steps: int | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Variables:
-    """What a run has trained, as its last checkpoint has it: float32, sharded.
+    """Reads what a run has trained from its last checkpoint: float32, sharded.
 
     Args:
-        experiment: the run.
-        config: architecture.
+        config: the run's config.
+        model: architecture.
         mesh: where they go.
+        steps: the step that the checkpoint must be of; None takes the newest intact one.
+        facts: what the checkpoint must share with the run; None compares nothing.
 
     Raises:
-        DataError: there is no intact checkpoint.
+        DataError: there is no such checkpoint, or it is damaged.
     """
-    e = experiment
-    boxed = abstract_variables(make_model(config, e.compute, e.lora if e.lora.rank else None))
-    parts = {"params": {p: x for p, x in boxed["params"].items() if p in e.train.trained}}
-    if "lora" in e.train.trained:
+    trained = config.train.trained
+    lora = config.lora if config.lora.rank else None
+    boxed = abstract_variables(make_model(model, config.compute, lora))
+    parts = {"params": {p: x for p, x in boxed["params"].items() if p in trained}}
+    if "lora" in trained:
         parts["lora"] = boxed["lora"]
     like = {
         name: placed(part, variable_shardings(mesh, part)) for name, part in parts.items() if part
     }
-    return read_trained(Path(e.workdir) / "checkpoints" / "align", like)
+    folder = Path(config.workdir) / "checkpoints" / "align"
+    return read_trained(folder, like, steps, facts)

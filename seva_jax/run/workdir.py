@@ -1,27 +1,34 @@
-"""The work directory of a run: its config, its finished stages, its log of metrics.
+"""The work directory of a run: its config, its finished stages, its metrics.
 
-A finished stage is skipped when its fingerprint (a hash of what it depends on) is the recorded
-one. A work directory belongs to one config: another is refused, naming the fields that differ.
+A finished stage is skipped when its fingerprint (a hash of what it depends on) equals the recorded
+one. A work directory belongs to one config; another one is refused, and the fields that differ are
+named. What lives here: `Stage` and `Workdir`. What does not: which stages there are
+(`seva_jax/train.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from seva_jax.config.experiment import Experiment
-from seva_jax.config.source import flatten, to_source
-from seva_jax.runtime import lock, shutdown
-from seva_jax.runtime.files import append_lines, read_json, read_lines, write_json, write_lines
-from seva_jax.runtime.loggers import LoggedPair, LoggedRun, Logger, LogWriter
+from seva_jax.config import Experiment, flatten, to_source, without_effect
+from seva_jax.runtime import Logger, LogWriter, lock, shutdown
+from seva_jax.runtime.files import (
+    append_lines,
+    read_json,
+    read_lines,
+    write_json,
+    write_lines,
+    write_text,
+)
+from seva_jax.runtime.loggers import LoggedPair, LoggedRun
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import barrier, gather, say
 from seva_jax.runtime.progress import Progress
@@ -29,29 +36,33 @@ from seva_jax.runtime.run_records import read_metrics, read_stages
 from seva_jax.training.health import NOTES
 from seva_jax.types import DataError
 
-# Fields that change neither results nor files, so they may change between runs.
-_FREE_FIELDS = (
-    "workdir",
-    "base.workdir",
-    "curriculum",
-    "strict",
-    "mesh",
-    "processes",
-    "report",
-    "loggers",
-    "train.log_every",
-    "train.max_nonfinite",
-    "train.save_every",
-    "train.save_every_s",
-    "train.read_processes",
-)
+FORMAT = 2  # of work directories; 0.1 wrote none
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One row of the table of stages.
+
+    Attributes:
+        name: name of the stage.
+        depends_on: fingerprint of its inputs.
+        run: does the work and returns a one-line summary.
+        leaves: the files it leaves that another run may use; () keeps the stage to this run.
+        journal: a file that is deleted when the stage has finished, as `leaves` holds all of it.
+    """
+
+    name: str
+    depends_on: str
+    run: Callable[[], str]
+    leaves: Sequence[str] = ()
+    journal: str = ""
 
 
 def instead_of(path: Path) -> str:
-    """What to say where a directory of several stages was named in place of one run's."""
+    """Returns advice for where a directory of several rounds was named instead of one run's."""
     numbers = [int(p.name) for p in path.glob("*") if p.name.isdecimal()]
-    found = [n for n in numbers if (path / str(n) / "config.py").is_file()]
-    return f"; it holds several stages, give one, such as {path}/{max(found)}" if found else ""
+    rounds = [n for n in numbers if (path / str(n) / "config.py").is_file()]
+    return f"; it holds several rounds, give one, such as {path}/{max(rounds)}" if rounds else ""
 
 
 @dataclasses.dataclass
@@ -62,8 +73,8 @@ class Workdir:
         path: the directory.
         writes: whether this process writes.
         siblings: work directories of runs that may share stages with this one.
-        loggers: where metrics go beside metrics.jsonl.
-        config: of the run, for the loggers: dotted field names and plain values.
+        loggers: where metrics go in addition to metrics.jsonl.
+        config: the run's config for the loggers: dotted field names and plain values.
     """
 
     path: Path
@@ -78,34 +89,22 @@ class Workdir:
         """Creates the directory or returns to it.
 
         Args:
-            experiment: its run.
+            experiment: the run's config.
             siblings: see the attribute.
 
         Raises:
-            DataError: it belongs to another config, and the fields are named with both values;
-                or another process is writing there.
+            DataError: the directory belongs to another config, whose differing fields are named
+                with both values, or to version 0.1; or another process is writing there.
         """
         path = Path(experiment.workdir)
         wanted = json.loads(json.dumps(flatten(experiment)))
         self = cls(path, jax.process_index() == 0, tuple(siblings), experiment.loggers, wanted)
-        config = path / "config.json"
-        if config.exists():
-            found = read_json(config)
-            changed = [
-                f"{k}: {found.get(k, 'absent')!r} there, {wanted.get(k, 'absent')!r} now"
-                for k in sorted(found.keys() | wanted.keys())
-                if found.get(k) != wanted.get(k)
-                and not any(k == f or k.startswith(f + ".") for f in _FREE_FIELDS)
-            ]
-            if changed:
-                raise DataError(
-                    f"{path} holds a run with another config:\n  "
-                    + "\n  ".join(changed)
-                    + "\nchoose another --workdir, or delete that one"
-                )
+        file = path / "config.json"
+        if file.exists():
+            _refuse_other_config(path, read_json(file), wanted, without_effect(experiment))
         elif self.writes:
-            left = {lock.NAME, "config.json.tmp"}  # by a kill in the lines below
-            if path.is_dir() and any(found.name not in left for found in path.iterdir()):
+            leftovers = {lock.NAME, "config.json.tmp"}  # of a kill in the lines below
+            if path.is_dir() and any(x.name not in leftovers for x in path.iterdir()):
                 raise DataError(f"{path} is not empty and holds no run; choose another --workdir")
             try:
                 path.mkdir(parents=True, exist_ok=True)
@@ -113,12 +112,12 @@ class Workdir:
                 raise DataError(f"workdir {path} cannot be created: {error}") from None
         self.claim()
         if self.writes:
-            write_json(config, wanted)  # first: it is what makes the directory a run's
-            (path / "config.py").write_text(to_source(experiment), encoding="utf-8")
+            write_json(file, {"format": FORMAT} | wanted)  # first: it makes the directory a run's
+            write_text(path / "config.py", to_source(experiment))
         return self
 
     def claim(self) -> None:
-        """Makes this run the one that writes here, see `lock.claim`; process 0 for all.
+        """Makes this run the one that writes here, see `lock.claim`; process 0 does it for all.
 
         Raises:
             DataError: another process is writing here; the same on every process.
@@ -136,60 +135,50 @@ class Workdir:
             say(news)
 
     def stages(self) -> dict[str, dict[str, Any]]:
-        """Finished stages by name: fingerprint, seconds, devices, summary.
+        """Returns finished stages by name: fingerprint, seconds, devices, summary.
 
         One that was taken from another run also has "source", that run's directory.
         """
         return read_stages(self.path)
 
-    def stage(
-        self, name: str, depends_on: str, run: Callable[[], str], files: Sequence[str] = ()
-    ) -> None:
-        """Runs a stage unless it has finished with the same fingerprint, here or in a sibling.
-
-        Args:
-            name: the stage.
-            depends_on: fingerprint of its inputs.
-            run: does the work and returns a one-line summary.
-            files: what the stage leaves and a sibling may use; none keeps it to this run.
-        """
-        done = self.stages().get(name)
-        if done and done["fingerprint"] == depends_on:
-            say(f"■ {name}: done before ({done['summary']})")
-            return
-        if self._adopt(name, depends_on, files):
-            return
-        shutdown.raise_if_stopping()
-        say(f"▶ {name}")
-        start = time.monotonic()
-        summary = hide_home(run())
-        seconds = time.monotonic() - start
-        record = {"fingerprint": depends_on, "seconds": seconds, "devices": jax.device_count()}
-        self._finish(name, record | {"summary": summary})
-        say(f"■ {name}: {summary} ({seconds:.0f} s)")
+    def run_stage(self, stage: Stage) -> None:
+        """Runs a stage unless it has finished with the same fingerprint, here or in a sibling."""
+        done = self.stages().get(stage.name)
+        if done and done["fingerprint"] == stage.depends_on:
+            say(f"■ {stage.name}: done before ({done['summary']})")
+        elif not self._adopt(stage):
+            shutdown.raise_if_stopping()
+            say(f"▶ {stage.name}")
+            start = time.monotonic()
+            summary = hide_home(stage.run())
+            seconds = time.monotonic() - start
+            record = {"seconds": seconds, "devices": jax.device_count(), "summary": summary}
+            self._finish(stage.name, {"fingerprint": stage.depends_on} | record)
+            say(f"■ {stage.name}: {summary} ({seconds:.0f} s)")
+        if stage.journal and self.writes and all((self.path / x).exists() for x in stage.leaves):
+            (self.path / stage.journal).unlink(missing_ok=True)
 
     def _finish(self, name: str, record: dict[str, Any]) -> None:
         if self.writes:
             write_json(self.path / "stages.json", self.stages() | {name: record})
         barrier(name)
 
-    def _adopt(self, name: str, depends_on: str, files: Sequence[str]) -> bool:
+    def _adopt(self, stage: Stage) -> bool:
         """Copies a stage from a sibling that finished it from the same inputs, if one did."""
-        if not files or any((self.path / file).exists() for file in files):
+        if not stage.leaves or any((self.path / file).exists() for file in stage.leaves):
             return False
-        found = (
+        candidates = (
             (str(sibling), record)
             for sibling in self.siblings
-            if (record := read_stages(sibling).get(name))
-            and record["fingerprint"] == depends_on
-            # One that an earlier version wrote may have other files.
-            and all((sibling / file).exists() for file in files)
+            if (record := read_stages(sibling).get(stage.name))
+            and record["fingerprint"] == stage.depends_on
+            and all((sibling / file).exists() for file in stage.leaves)
         )
-        source, record = gather(next(found, ("", {})))[0]  # process 0 decides
+        source, record = gather(next(candidates, ("", {})))[0]  # process 0 decides
         if not source:
             return False
         if self.writes:
-            for file in files:
+            for file in stage.leaves:
                 target = self.path / file
                 aside = target.with_name(f".{target.name}.tmp")
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -197,8 +186,8 @@ class Workdir:
                 copy = shutil.copytree if (Path(source) / file).is_dir() else shutil.copy
                 copy(Path(source) / file, aside)
                 aside.rename(target)
-        self._finish(name, record | {"source": hide_home(source)})
-        say(f"■ {name}: taken from {source} ({record['summary']})")
+        self._finish(stage.name, record | {"source": hide_home(source)})
+        say(f"■ {stage.name}: taken from {source} ({record['summary']})")
         return True
 
     def start_over(self, name: str, depends_on: str, why: str) -> None:
@@ -218,61 +207,30 @@ class Workdir:
         if self.writes:
             aside.mkdir(parents=True)
             kept = {aside.parent.name, lock.NAME, "config.json", "config.py", "stages.json"}
-            for found in [path for path in self.path.iterdir() if path.name not in kept]:
-                found.rename(aside / found.name)
-            # Last, so that a kill in between is noticed, and the rest goes aside, too.
+            for entry in [path for path in self.path.iterdir() if path.name not in kept]:
+                entry.rename(aside / entry.name)
+            # Last, so that after a kill in between the rest is set aside, too.
             (self.path / "stages.json").rename(aside / "stages.json")
         barrier("start over")
-        say(f"{self.path}: {why}; what it held is now in {aside}, and all is done again")
+        say(f"{self.path}: {why}; its files are now in {aside}, and every stage runs again")
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """See `read_metrics`."""
         return read_metrics(self.path)
 
-    def forget_steps(self, stage: str, after: int) -> None:
-        """Drops what is written of steps that were lost with an interrupted process.
-
-        Args:
-            stage: the stage.
-            after: its last step that is not reported again.
-        """
-        if not self.writes:
-            return
-        for name in ("metrics.jsonl", *NOTES):
-            rows = read_lines(self.path / name)
-            kept = [row for row in rows if row["stage"] != stage or row["step"] <= after]
-            if len(kept) < len(rows):
-                write_lines(self.path / name, kept)
-
-    def replaced(self, journal: str, file: str) -> None:
-        """Deletes a stage's journal when the stage has finished and all of it is in a file."""
-        if self.writes and (self.path / file).exists():
-            (self.path / journal).unlink(missing_ok=True)
-
     def bar(self, name: str, total: int, unit: str, initial: int = 0) -> Progress:
-        """Progress; silent on all processes but the first. See `Progress`."""
+        """Returns a progress bar, silent on all processes but the first. See `Progress`."""
         return Progress(name, total, unit, initial, self.writes)
 
-    @contextlib.contextmanager
-    def metrics(self, stage: str) -> Iterator[Callable[[int, dict[str, float]], None]]:
-        """Gives write(step, values): one JSON line, and a row for every logger; process 0 only."""
-        if not self.writes:
-            yield lambda step, values: None
-            return
-        writers = self._open_writers()
-
-        def write(step: int, values: dict[str, float]) -> None:
-            append_lines(self.path / "metrics.jsonl", [{"stage": stage, "step": step, **values}])
-            for writer in writers:
-                writer.scalars(stage, step, values)
-
-        yield write
+    def metrics(self, stage: str) -> StageMetrics:
+        """Returns the rows of metrics of a stage, and opens the loggers."""
+        return StageMetrics(self, stage, self._open_writers() if self.writes else ())
 
     def log_pairs(self, pairs: Callable[[], Sequence[LoggedPair]]) -> None:
         """Shows a few pairs to the loggers, once in a run; process 0 only.
 
         Args:
-            pairs: makes them; not called when nobody would see them.
+            pairs: makes them; called only if a logger will show them.
         """
         if not self.writes or not self.loggers:
             return
@@ -294,3 +252,68 @@ class Workdir:
             writer.close()
         self._writers = None
         lock.release(self.path)
+
+
+class StageMetrics:
+    """The rows of metrics of one stage: a JSON line each, and a row for every logger.
+
+    Attributes:
+        workdir: where they are written.
+        stage: name of the stage.
+        past: rows written by an earlier attempt; on process 0 only.
+    """
+
+    def __init__(self, workdir: Workdir, stage: str, writers: Sequence[LogWriter]) -> None:
+        self.workdir, self.stage, self._writers = workdir, stage, writers
+        rows = workdir.read_metrics() if workdir.writes else []
+        self.past = [row for row in rows if row["stage"] == stage]
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes the row of a step; on process 0 only."""
+        if not self.workdir.writes:
+            return
+        row = {"stage": self.stage, "step": step, **values}
+        append_lines(self.workdir.path / "metrics.jsonl", [row])
+        for writer in self._writers:
+            writer.scalars(self.stage, step, values)
+
+    def forget_after(self, step: int) -> None:
+        """Drops what was written of later steps, which an interrupted process lost."""
+        if not self.workdir.writes:
+            return
+        for name in ("metrics.jsonl", *NOTES):
+            path = self.workdir.path / name
+            rows = read_lines(path)
+            kept = [row for row in rows if row["stage"] != self.stage or row["step"] <= step]
+            if len(kept) < len(rows):
+                write_lines(path, kept)
+
+
+def _refuse_other_config(
+    path: Path, there: dict[str, Any], wanted: dict[str, Any], free: frozenset[str]
+) -> None:
+    """Compares the config in a work directory with the wanted one.
+
+    Args:
+        path: the work directory.
+        there: its config.json.
+        wanted: the flat config of this run.
+        free: names of fields and sections that may differ.
+    """
+    if there.pop("format", 1) != FORMAT:
+        raise DataError(
+            f"{path} was written by another version of seva_jax, whose work directories this "
+            "version cannot continue; finish it with that version, or choose another --workdir"
+        )
+    changed = [
+        f"{k}: {there.get(k, 'absent')!r} there, {wanted.get(k, 'absent')!r} now"
+        for k in sorted(there.keys() | wanted.keys())
+        if there.get(k) != wanted.get(k)
+        and not any(k == name or k.startswith(f"{name}.") for name in free)
+    ]
+    if changed:
+        raise DataError(
+            f"{path} holds a run with another config:\n  "
+            + "\n  ".join(changed)
+            + "\nchoose another --workdir, or delete that one"
+        )

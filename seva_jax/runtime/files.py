@@ -36,11 +36,16 @@ def _synchronise(path: Path) -> None:
         os.close(file)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON aside, then renames: a reader sees the old file or the new one."""
+def write_text(path: Path, text: str) -> None:
+    """Writes text aside, then renames: a reader sees the old file or the new one."""
     aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    aside.write_text(text, encoding="utf-8", newline="")
     _publish(aside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON as `write_text` writes text."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -230,23 +230,37 @@ def _refuse_other_shapes(path: Path, like: Any) -> None:
             )
 
 
-def read_trained(directory: Path, like: Any) -> Any:
-    """Some of the trained variables of the newest intact checkpoint; nothing else is restored.
+def read_trained(
+    directory: Path, like: Any, last: int | None = None, facts: Mapping[str, Any] | None = None
+) -> Any:
+    """Reads some of the trained variables of the newest intact checkpoint, and nothing else.
 
     Args:
-        directory: of the training stage.
+        directory: directory of the training stage's checkpoints.
         like: any part of the tree of trained variables, of `jax.ShapeDtypeStruct`s with
             shardings.
+        last: the step that it must be of; None takes any.
+        facts: what the checkpoint must share with the run; None compares nothing.
 
     Raises:
-        DataError: there is no checkpoint, none is intact, or it has other names or shapes.
+        DataError: there is no checkpoint, none is intact, or it is of another step or run.
     """
     step, passed_over = newest(directory)
     if step is None:
         raise DataError(f"{directory} holds no checkpoint; run the training again")
+    if last is not None and step != last:
+        reasons = "; ".join(f"{name}: {why}" for name, why in passed_over) or "it is not there"
+        raise DataError(
+            f"{directory} has no intact checkpoint of step {last}, the last one ({reasons}), only "
+            f"of step {step}; put back a copy, or remove {directory.name!r} from stages.json in "
+            "the work directory and run seva_jax.train again, which trains the missing steps"
+        )
     for name, why in passed_over:
         say(f"{directory}/{name} is not used: {why}; step {step} is")
     path = directory.absolute() / str(step)
+    if facts is not None:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            _refuse_other_facts(path, checkpointer.restore(path / "facts"), facts)
     item = {"trainable": like}
     _refuse_other_shapes(path, item)
     args = ocp.args.PyTreeRestore(

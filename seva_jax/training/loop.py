@@ -1,9 +1,9 @@
 """The training loop, the same for the base model and for alignment.
 
-Resumes from the newest intact checkpoint, never waits for the device between log lines, saves by
-the clock or when it is told to stop (`shutdown.py`), and ends with a checkpoint of the last step. A
-run that was interrupted, in whatever way, ends with the parameters and the rows of metrics of one
-that was not.
+It resumes from the newest intact checkpoint, never waits for the device between rows of metrics,
+saves by the clock or when a stop is requested (`seva_jax/runtime/shutdown.py`), and ends with a
+checkpoint of the last step. However a run was interrupted, it ends with the parameters and the
+rows of metrics of an uninterrupted one. Read next: `checkpoint.py`, `save_schedule.py`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seva_jax.batches.pipeline import Batches, ComparisonRows, RowShapes, shuffled
+from seva_jax.batches.pipeline import Batches, ComparisonRows, RowShapes, Schedule, shuffled
 from seva_jax.models import Llava
 from seva_jax.objectives import Objective
 from seva_jax.runtime import shutdown
@@ -37,65 +37,264 @@ from seva_jax.sharding import (
 from seva_jax.training.checkpoint import Checkpoints
 from seva_jax.training.health import Health, NotFinite, trainable_share
 from seva_jax.training.memory import warn_if_too_large
+from seva_jax.training.optimizer import Optim
+from seva_jax.training.options import TrainOptions
 from seva_jax.training.save_schedule import SaveDecision, SaveSchedule
-from seva_jax.training.step import StepOptions, TrainState, Variables, make_train_step
-from seva_jax.types import Comparison
+from seva_jax.training.step import StepOptions, TrainState, TrainStep, Variables
+from seva_jax.types import Comparison, TreeBatch
 
 # What the progress of training shows, by metric.
 _LIVE = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Loop:
-    """What to fit, on what, for how long.
+class Task:
+    """What a training stage trains, and on what.
 
     Attributes:
-        name: shown by the progress bar.
-        directory: of the checkpoints.
-        facts: see `Checkpoints`.
-        mesh: where arrays live.
+        name: name of the stage.
         model: the module.
         objective: what is minimised.
-        optimizer: how.
-        options: of the step.
-        reference_in_step: see `make_train_step`.
-        rows: the data.
-        shapes: of the rows.
-        batch_size: comparisons in a step, over all processes.
-        micro_batches: parts a batch is computed in.
+        optim: the optimiser.
+        options: batch sizes, epochs, and when to save and log.
         steps: optimiser steps.
-        epochs: passes over the data.
-        repeat: see `TrainOptions`.
-        seed: of the order of the data.
-        save_every: see `TrainOptions`.
-        save_every_s: see `TrainOptions`.
-        log_every: steps between rows of metrics.
-        processes: see `TrainOptions.read_processes`.
-        learning_rate: schedule, for the log.
+        rows: the data.
+        reference_in_step: see `TrainStep`.
     """
 
     name: str
-    directory: Path
-    facts: Mapping[str, Any]
-    mesh: jax.sharding.Mesh
     model: Llava
     objective: Objective
-    optimizer: optax.GradientTransformation
-    options: StepOptions
-    reference_in_step: bool
-    rows: ComparisonRows
-    shapes: RowShapes
-    batch_size: int
-    micro_batches: int
+    optim: Optim
+    options: TrainOptions
     steps: int
-    epochs: int
-    repeat: int
+    rows: ComparisonRows
+    reference_in_step: bool = False
+
+
+class MetricsLog(Protocol):
+    """Where the rows of metrics of a stage go."""
+
+    @property
+    def past(self) -> Sequence[Mapping[str, Any]]:
+        """Rows written by an earlier attempt."""
+        ...
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes the row of a step."""
+        ...
+
+    def forget_after(self, step: int) -> None:
+        """Drops rows of later steps, which were lost with an interrupted process."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """Where a training stage runs and what it writes.
+
+    Attributes:
+        mesh: where arrays live.
+        folder: the work directory. Checkpoints go to checkpoints/NAME.
+        facts: what a checkpoint must share with the run, see `Checkpoints`.
+        seed: seed of the order of the data.
+        shapes: how the shapes of rows are chosen.
+        step_options: how the step computes.
+        log: receives the rows of metrics.
+    """
+
+    mesh: jax.sharding.Mesh
+    folder: Path
+    facts: Mapping[str, Any]
     seed: int
-    save_every: int
-    save_every_s: float
-    log_every: int
-    processes: int
-    learning_rate: optax.Schedule
+    shapes: RowShapes
+    step_options: StepOptions
+    log: MetricsLog
+
+
+def fit(task: Task, site: Site, frozen: Variables, trainable: Variables) -> Variables:
+    """Trains to the last step and returns the trained variables.
+
+    Args:
+        task: what to train.
+        site: where.
+        frozen: variables that do not change.
+        trainable: variables at step 0; replaced by those of the newest checkpoint, if any.
+
+    Raises:
+        DataError: the batch does not divide by processes, micro-batches and mesh, there is nothing
+            to train on, or checkpoints cannot be read or written.
+        NotFinite: too many steps in a row were not finite.
+        Stopped: a stop was requested; the last step is saved.
+    """
+    options, mesh, optimizer = task.options, site.mesh, task.optim.make(task.steps)
+    check_batch(mesh, options.batch_size, options.micro_batches)
+    schedule = shuffled(
+        task.rows, options.batch_size, task.steps, options.epochs, options.repeat, site.seed
+    )
+    batches = Batches.chosen(
+        task.rows, schedule, options.batch_size, process_row_share(mesh),
+        row_multiple(mesh) * options.micro_batches, site.shapes,
+    )  # fmt: skip
+    checkpoints = Checkpoints(site.folder / "checkpoints" / task.name, site.facts)
+    say(f"{task.name}: {batches.packer.describe()}; {trainable_share(task.rows)}")
+    data, row = batches.iterate(options.read_processes), _MetricsRow(task, site, schedule)
+    state = init_state(optimizer, mesh, trainable)
+    if (restored := checkpoints.restore(state)) is not None:
+        state, position = restored
+        row.resume(position)
+        data.set_state(position)
+    first = int(state.step)
+    row.start(first)
+    saver = _Saver(checkpoints, options)
+    step_fn = jit_step(
+        task.model, task.objective, optimizer, site.step_options, task.reference_in_step,
+        jax.tree.map(lambda x: x.sharding, state),
+    )  # fmt: skip
+    seen: set[tuple[int, ...]] = set()
+    progress = Progress(task.name, task.steps, "step", first, jax.process_index() == 0)
+    for step in range(first + 1, task.steps + 1):
+        batch = put_batch(mesh, _in_micro_batches(next(data), options.micro_batches), leading=1)
+        if batch.tokens_BS.shape not in seen:
+            seen.add(batch.tokens_BS.shape)
+            warn_if_too_large(task.model, state, frozen, batch)
+        with jax.set_mesh(mesh):
+            state, metrics = step_fn(state, frozen, batch)
+        row.add(metrics)
+        last = step == task.steps
+        stop = shutdown.stop_agreed() and not last
+        complete = step % options.log_every == 0 or last
+        shown = row.write(step, checkpoints) if complete else {}
+        save, wait = saver.decide(step, stop or last, complete)
+        progress.update(1, **shown)
+        if save:
+            saver.save(state, data.get_state() | row.pending())
+        if wait:
+            saver.wait()
+        if stop:
+            break
+    progress.close()
+    checkpoints.close()
+    data.close()
+    if int(state.step) < task.steps:
+        say(f"{task.name}: saved at step {int(state.step):,} of {task.steps:,}")
+        raise shutdown.Stopped
+    return state.trainable
+
+
+class _MetricsRow:
+    """The metrics of the steps since the last row, on the device until the row is complete."""
+
+    def __init__(self, task: Task, site: Site, schedule: Schedule) -> None:
+        self._task, self._site, self._schedule = task, site, schedule
+        self._health = Health(task.name, site.folder, task.options.max_nonfinite, site.log.past)
+        self._learning_rate = task.optim.learning_rate(task.steps)
+        self._waiting: list[dict[str, Any]] = []
+        self._in_a_row = 0
+        self._clock = time.monotonic()
+
+    def resume(self, position: dict[str, Any]) -> None:
+        """Takes back out of a saved position what `pending` put in."""
+        self._waiting += position.pop("waiting", [])
+        self._in_a_row = position.pop("nonfinite", 0)
+
+    def start(self, step: int) -> None:
+        """Starts after a step; rows that a lost process wrote of later steps are dropped."""
+        written = step - len(self._waiting)
+        self._site.log.forget_after(written)
+        self._health.resume(written, self._in_a_row)
+        self._clock = time.monotonic()
+
+    def add(self, metrics: dict[str, Any]) -> None:
+        """Adds a step."""
+        self._waiting.append(metrics)
+
+    def pending(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps of the row, as plain numbers."""
+        self._waiting = _numbers(self._waiting)
+        # A copy: it is written while training continues.
+        return {"waiting": list(self._waiting), "nonfinite": self._health.in_a_row}
+
+    def write(self, step: int, checkpoints: Checkpoints) -> dict[str, float]:
+        """Writes the row and returns what the progress shows of it.
+
+        Metrics are means over steps; pairs, tokens, seconds and unreadable (the comparisons left
+        out for their images) are sums; see also `Health`.
+
+        Raises:
+            NotFinite: too many steps in a row were not finite.
+        """
+        rows = _numbers(self._waiting)
+        steps = range(step - len(rows) + 1, step + 1)
+        means = self._health.averages(steps, rows, self._comparisons)
+        now = time.monotonic()
+        seconds, self._clock = now - self._clock, now
+        for count in ("pairs", "tokens"):
+            means[count] = float(sum(r[count] for r in rows))
+            means[f"{count}/s"] = means[count] / seconds
+        wanted = sum(c.weight > 0 for s in steps for c in self._comparisons(s))
+        means["unreadable"] = wanted - round(means["pairs"])
+        means |= {"seconds": seconds, "chips": self._site.mesh.size}
+        means["lr"] = np.asarray(self._learning_rate(step - 1)).item()
+        self._site.log.write(step, means)
+        try:
+            self._health.check()
+        except NotFinite:
+            checkpoints.close()  # what is being saved is good
+            raise
+        self._waiting.clear()
+        return {name: means[key] for key, name in _LIVE.items() if key in means}
+
+    def _comparisons(self, step: int) -> list[Comparison]:
+        return [self._task.rows.comparisons[i] for i in self._schedule[step - 1]]
+
+
+class _Saver:
+    """Decides when to save, and keeps the time that saving takes out of the schedule."""
+
+    def __init__(self, checkpoints: Checkpoints, options: TrainOptions) -> None:
+        self._checkpoints, self._every = checkpoints, options.save_every
+        self._schedule = SaveSchedule(options.save_every_s)
+
+    def decide(self, step: int, must: bool, at_row: bool) -> SaveDecision:
+        """Decides whether to save after a step, and whether to wait until it is written.
+
+        Args:
+            step: the step.
+            must: training stops here.
+            at_row: a row of metrics was written; only then is the clock looked at.
+
+        Raises:
+            DataError: the save before failed.
+        """
+        by_step = bool(self._every) and step % self._every == 0
+        decision = SaveDecision(save=must or by_step, wait=by_step)
+        if not at_row:
+            return decision
+        self._checkpoints.check()
+        due = self._schedule.due(self._checkpoints.took_s, self._checkpoints.saving)
+        due = SaveDecision(*gather(due)[0])  # by the clock of process 0
+        return SaveDecision(decision.save or due.save, decision.wait or due.wait)
+
+    def save(self, state: TrainState, position: dict[str, Any]) -> None:
+        """Begins to save; training continues meanwhile."""
+        self._schedule.begin()
+        with self._schedule.paused():
+            self._checkpoints.save(state, position)
+
+    def wait(self) -> None:
+        """Waits until everything is written."""
+        with self._schedule.paused():
+            self._checkpoints.wait()
+
+
+def _in_micro_batches(batch: TreeBatch, num: int) -> TreeBatch:
+    return jax.tree.map(lambda x: x.reshape(num, -1, *x.shape[1:]), batch)
+
+
+def _numbers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the metrics of steps as plain numbers, which JSON keeps exactly."""
+    return jax.tree.map(lambda x: np.asarray(x).item(), jax.device_get(rows))
 
 
 def _first_state(optimizer: optax.GradientTransformation, trainable: Variables) -> TrainState:
@@ -105,11 +304,11 @@ def _first_state(optimizer: optax.GradientTransformation, trainable: Variables) 
 def state_like(
     optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh, trainable: Variables
 ) -> TrainState:
-    """Shapes and shardings of a state: optimiser moments lie where their parameters lie.
+    """Returns shapes and shardings of a state; optimiser moments are sharded like parameters.
 
     Args:
         optimizer: the optimiser.
-        mesh: where the state lies.
+        mesh: where the state lives.
         trainable: arrays or `jax.ShapeDtypeStruct`s with shardings.
     """
     parameter_shardings = jax.tree.map(lambda x: x.sharding, trainable)
@@ -127,7 +326,7 @@ def state_like(
 def init_state(
     optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh, trainable: Variables
 ) -> TrainState:
-    """Step 0, every leaf placed."""
+    """Returns the state of step 0, every leaf placed on the mesh."""
     shardings = jax.tree.map(lambda x: x.sharding, state_like(optimizer, mesh, trainable))
     first = functools.partial(_first_state, optimizer)
     return jax.jit(first, out_shardings=shardings)(trainable)
@@ -141,139 +340,15 @@ def jit_step(
     reference_in_step: bool,
     shardings: TrainState,
 ) -> Any:
-    """The compiled step (state, frozen, batch) -> (state, metrics); the old state is given up.
+    """Returns the jitted step (state, frozen, batch) -> (state, metrics); it donates the old state.
 
     Args:
         model: the module.
         objective: what is minimised.
-        optimizer: how.
-        options: of the step.
-        reference_in_step: see `make_train_step`.
-        shardings: of the state.
+        optimizer: how it is minimised.
+        options: how the step computes.
+        reference_in_step: see `TrainStep`.
+        shardings: shardings of the state.
     """
-    step = make_train_step(model, objective, optimizer, options, reference_in_step)
+    step = TrainStep(model, objective, optimizer, options, reference_in_step)
     return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)
-
-
-def fit(
-    loop: Loop,
-    frozen: Variables,
-    trainable: Variables,
-    write_metrics: Callable[[int, dict[str, float]], None],
-    starts_after: Callable[[int], None],
-    health: Health,
-) -> Variables:
-    """Trains to the last step and returns the trained variables.
-
-    Args:
-        loop: see `Loop`.
-        frozen: variables that do not change.
-        trainable: variables at step 0; replaced by those of the newest checkpoint, if any.
-        write_metrics: receives (step, means since the last row; pairs, tokens, seconds and
-            unreadable, the comparisons left out for their images, are sums; see also `Health`).
-        starts_after: receives the last step whose metrics are written, before others are: what
-            was written of later ones was lost with an interrupted process.
-        health: looks for steps that are not as they should be.
-
-    Raises:
-        DataError: the batch does not divide by processes, micro-batches and mesh, there is nothing
-            to train on, or checkpoints cannot be read or written.
-        NotFinite: too many steps in a row were not finite.
-        Stopped: a signal came; the last step is saved.
-    """
-    check_batch(loop.mesh, loop.batch_size, loop.micro_batches)
-    state = init_state(loop.optimizer, loop.mesh, trainable)
-    checkpoints = Checkpoints(loop.directory, loop.facts)
-    schedule = shuffled(loop.rows, loop.batch_size, loop.steps, loop.epochs, loop.repeat, loop.seed)
-    unit = row_multiple(loop.mesh) * loop.micro_batches
-    batches = Batches.chosen(
-        loop.rows, schedule, loop.batch_size, process_row_share(loop.mesh), unit, loop.shapes
-    )
-    say(f"{loop.name}: {batches.packer.describe()}; {trainable_share(loop.rows)}")
-    data = batches.iterate(loop.processes)
-    restored = checkpoints.restore(state)
-    waiting: list[dict[str, Any]] = []  # metrics since the last row
-    in_a_row = 0
-    if restored is not None:
-        state, position = restored
-        waiting += position.pop("waiting", [])
-        in_a_row = position.pop("nonfinite", 0)
-        data.set_state(position)
-    step_fn = jit_step(
-        loop.model, loop.objective, loop.optimizer, loop.options, loop.reference_in_step,
-        jax.tree.map(lambda x: x.sharding, state),
-    )  # fmt: skip
-    first = int(state.step)
-    starts_after(first - len(waiting))
-    health.resume(first - len(waiting), in_a_row)
-    compiled: set[tuple[int, ...]] = set()
-    clock, save_schedule = time.monotonic(), SaveSchedule(loop.save_every_s)
-
-    def comparisons(step: int) -> list[Comparison]:
-        return [loop.rows.comparisons[i] for i in schedule[step - 1]]
-
-    progress = Progress(loop.name, loop.steps, "step", first, jax.process_index() == 0)
-    for step in range(first + 1, loop.steps + 1):
-        batch = jax.tree.map(lambda x: x.reshape(loop.micro_batches, -1, *x.shape[1:]), next(data))
-        batch = put_batch(loop.mesh, batch, leading=1)
-        if batch.tokens_BS.shape not in compiled:
-            compiled.add(batch.tokens_BS.shape)
-            warn_if_too_large(loop.model, state, frozen, batch)
-        with jax.set_mesh(loop.mesh):
-            state, metrics = step_fn(state, frozen, batch)
-        waiting.append(metrics)
-        shown: dict[str, float] = {}
-        stop = shutdown.stop_agreed() and step < loop.steps
-        wait = bool(loop.save_every) and step % loop.save_every == 0
-        save = stop or step == loop.steps or wait
-        if step % loop.log_every == 0 or step == loop.steps:
-            rows = _numbers(waiting)
-            steps = range(step - len(rows) + 1, step + 1)
-            means = health.averages(steps, rows, comparisons)
-            seconds, clock = time.monotonic() - clock, time.monotonic()
-            for count in ("pairs", "tokens"):
-                means[count] = float(sum(r[count] for r in rows))
-                means[f"{count}/s"] = means[count] / seconds
-            wanted = sum(c.weight > 0 for s in steps for c in comparisons(s))
-            means["unreadable"] = wanted - round(means["pairs"])
-            means |= {"seconds": seconds, "chips": loop.mesh.size}
-            means["lr"] = np.asarray(loop.learning_rate(step - 1)).item()
-            write_metrics(step, means)
-            try:
-                health.check()
-            except NotFinite:
-                checkpoints.close()  # what is being saved is good
-                raise
-            checkpoints.check()
-            shown = {name: means[key] for key, name in _LIVE.items() if key in means}
-            waiting.clear()
-            # By the clock of process 0.
-            due = SaveDecision(
-                *gather(save_schedule.due(checkpoints.took_s, checkpoints.saving))[0]
-            )
-            save, wait = save or due.save, wait or due.wait
-        progress.update(1, **shown)
-        if save:
-            waiting = _numbers(waiting)
-            # A copy: it is written while training goes on.
-            noticed = {"waiting": list(waiting), "nonfinite": health.in_a_row}
-            save_schedule.begin()
-            with save_schedule.paused():
-                checkpoints.save(state, data.get_state() | noticed)
-        if wait:
-            with save_schedule.paused():
-                checkpoints.wait()
-        if stop:
-            break
-    progress.close()
-    checkpoints.close()
-    data.close()
-    if int(state.step) < loop.steps:
-        say(f"{loop.name}: saved at step {int(state.step):,} of {loop.steps:,}")
-        raise shutdown.Stopped
-    return state.trainable
-
-
-def _numbers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Metrics of steps as plain numbers, which JSON keeps exactly."""
-    return jax.tree.map(lambda x: np.asarray(x).item(), jax.device_get(rows))

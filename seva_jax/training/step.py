@@ -1,9 +1,8 @@
 """READ FIRST: from a batch of trees to log-probs, loss, gradient and update.
 
-Top to bottom: who may see whom in a row (`tree_mask`), the log-probs of all answers
-(`tree_logps`, by way of `statistics.py`), the weighted loss (`batch_loss`), one optimiser step
-(`make_train_step`) and the reference pass (`make_logps`). Everything is a pure function;
-`seva_jax/train.py` owns the loop.
+Top to bottom: the tree attention mask (`tree_mask`), the log-probs of all answers (`tree_logps`,
+by way of `token_stats.py`), the weighted loss (`batch_loss`), one optimiser step (`TrainStep`) and
+the reference pass (`make_logps`). Everything is a pure function. Read next: `loop.py`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Variables = Mapping[str, Any]  # {"params": {...}, "lora": {...}}
 
 
 class TrainState(NamedTuple):
-    """What training changes, and all that a checkpoint of a step needs besides the data position.
+    """What training changes; with the data position, all that a checkpoint needs.
 
     Attributes:
         step: int32 scalar, completed optimiser steps. Training draws no random numbers of its
@@ -41,10 +40,10 @@ class TrainState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-    """How the step computes what it computes; results differ only by rounding.
+    """How the step computes; results differ only by rounding.
 
     Attributes:
-        head_chunk: answer positions whose logits exist at one time, for each row.
+        head_chunk: answer positions of a row whose logits exist at one time.
     """
 
     head_chunk: int = 128
@@ -53,10 +52,10 @@ class StepOptions:
 def split_params(
     params: Mapping[str, Any], trained: Sequence[str], reference_in_step: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The parts of a "params" collection that stay frozen, and those that are trained.
+    """Returns the parts of a "params" collection that stay frozen, and those that are trained.
 
     Args:
-        params: the base model's.
+        params: the base model's parameters.
         trained: see `TrainOptions.trained`.
         reference_in_step: the reference is computed from the frozen parts, so all of them stay.
     """
@@ -65,7 +64,7 @@ def split_params(
 
 
 def merge(frozen: Variables, trainable: Variables) -> Variables:
-    """The policy's variables: the frozen ones with every trained part laid over them."""
+    """Returns the policy's variables: the frozen ones, overridden by the trained parts."""
     merged = {name: dict(collection) for name, collection in frozen.items()}
     for name, collection in trainable.items():
         merged.setdefault(name, {}).update(collection)
@@ -73,7 +72,7 @@ def merge(frozen: Variables, trainable: Variables) -> Variables:
 
 
 def tree_mask(tree_BS: jax.Array, branch_BS: jax.Array) -> jax.Array:
-    """[B, S, S]: a token sees its own tree's trunk and its own branch, causally."""
+    """Returns the mask [B, S, S]: a token sees its tree's trunk and its own branch, causally."""
     length = tree_BS.shape[1]
     causal_SU = jnp.arange(length)[:, None] >= jnp.arange(length)
     same_tree = tree_BS[:, :, None] == tree_BS[:, None]
@@ -82,20 +81,20 @@ def tree_mask(tree_BS: jax.Array, branch_BS: jax.Array) -> jax.Array:
 
 
 def image_features(model: Llava, variables: Variables, batch: TreeBatch) -> Any:
-    """What the vision tower makes of the images of a batch, [B, I * P, vision width]."""
+    """Returns the vision tower's features of the images of a batch, [B, I * P, E]."""
     return model.apply(variables, batch.images_BIX, method="features")
 
 
 def tree_hidden(
     model: Llava, variables: Variables, batch: TreeBatch, features_BPE: Any
 ) -> jax.Array:
-    """Last hidden states of the rows, [B, S, D]: one pass serves all branches of a tree.
+    """Returns the last hidden states of the rows, [B, S, D]; one pass serves all branches.
 
     Args:
         model: the module.
         variables: its variables.
         batch: the rows.
-        features_BPE: of the images, see `image_features`.
+        features_BPE: image features, see `image_features`.
     """
     hidden_BSD, _ = model.apply(
         variables,
@@ -118,7 +117,7 @@ def tree_logps(
     needs: frozenset[Need] = NOTHING,
     reference: tuple[Variables, jax.Array] | None = None,
 ) -> BranchLogps:
-    """Log-probs of every answer token of every branch, [B * C, K, T] in float32.
+    """Returns log-probs of every answer token of every branch, [B * C, K, T] in float32.
 
     Logits exist only at answer positions, `options.head_chunk` of them at a time.
 
@@ -141,22 +140,23 @@ def tree_logps(
     def at(x_BA: jax.Array, slots: jax.Array) -> jax.Array:
         return jnp.take_along_axis(x_BA, slots.reshape(rows, -1), axis=1)
 
-    found = statistics(batch.source_BA, batch.target_BA, needs)
+    stats = statistics(batch.source_BA, batch.target_BA, needs)
     fields = {
         f"{name}_NKT": at(x_BA, batch.slot_BCKT).reshape(blank.mask_NKT.shape) * blank.mask_NKT
-        for name, x_BA in found.items()
-        if name != "top"
+        for name, x_BA in stats.items()
+        if name != "argmax"
     }
     if "last_argmax" in needs:
         first_BCT, last_BCT = batch.slot_BCKT[:, :, 0], batch.slot_BCKT[:, :, -1]
-        own = statistics(at(batch.source_BA, first_BCT), at(found["top"], last_BCT), NOTHING)
+        tokens_BX = at(stats["argmax"], last_BCT)
+        last = statistics(at(batch.source_BA, first_BCT), tokens_BX, NOTHING)
         mask_NT = blank.mask_NKT[:, 0] * blank.mask_NKT[:, -1]
-        fields["last_argmax_NT"] = own["logps"].reshape(mask_NT.shape) * mask_NT
-    return blank._replace(logp_NKT=fields.pop("logps_NKT"), **fields)
+        fields["last_argmax_NT"] = last["logp"].reshape(mask_NT.shape) * mask_NT
+    return blank._replace(logp_NKT=fields.pop("logp_NKT"), **fields)
 
 
 def blank_logps(batch: TreeBatch, needs: frozenset[Need] = NOTHING) -> BranchLogps:
-    """What data says of every branch; its log-probs are those stored in the batch."""
+    """Returns what the data say of every branch; the log-probs are those stored in the batch."""
     shape = (-1, *batch.mask_BCKT.shape[2:])
     return BranchLogps(
         batch.ref_BCKT.reshape(shape),
@@ -174,7 +174,7 @@ def batch_loss(
     weight_N: jax.Array,
     total_weight: jax.Array,
 ) -> tuple[jax.Array, Metrics]:
-    """Sum over comparisons of weight * loss / total_weight, and metrics averaged the same way."""
+    """Returns sum(weight * loss) / total_weight over comparisons, and metrics averaged alike."""
     loss_N, metrics = objective(policy, reference)
     share_N = weight_N / total_weight
 
@@ -189,7 +189,7 @@ def batch_loss(
 def accumulate(
     loss_fn: Callable[[Any, Any], tuple[jax.Array, Metrics]], trainable: Any, batch: Any
 ) -> tuple[Any, Metrics]:
-    """Sum of the gradients and of the metrics of micro-batches.
+    """Returns the sums of the gradients and of the metrics of micro-batches.
 
     Backward passes add to the gradients of scanned layers in place, layer by layer: there is
     never a second set of them, as large as the weights, beside the sum.
@@ -224,97 +224,51 @@ def accumulate(
     return tree.unflatten(whole[number] for number in range(len(whole))), metrics
 
 
-def make_train_step(
-    model: Llava,
-    objective: Objective,
-    optimizer: optax.GradientTransformation,
-    options: StepOptions,
-    reference_in_step: bool,
-) -> Callable[[TrainState, Variables, TreeBatch], tuple[TrainState, Metrics]]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep:
     """One optimiser step over a batch of M micro-batches.
 
-    Args:
+    Attributes:
         model: the module.
         objective: what to minimise.
-        optimizer: how.
+        optimizer: how to minimise it.
         options: see `StepOptions`.
         reference_in_step: compute the reference's log-probs in the step from the frozen
             variables (which then hold the untrained copy of every trained part) instead of
             taking them from the batch.
-
-    Returns:
-        step(state, frozen, batch) with batch leaves [M, B, ...]. The gradient is that of the
-        mean over all comparisons of the global batch, whatever M, B and the layout. Where the
-        loss or the gradient is not finite, parameters and optimiser state stay as they are, bit
-        for bit, only the step counts on, and the metric "nonfinite" is true.
     """
 
-    def both_logps(
-        trainable: dict[str, Any], frozen: Variables, batch: TreeBatch
-    ) -> tuple[BranchLogps, BranchLogps | None]:
-        variables, needs = merge(frozen, trainable), objective.needs
-        features_BPE = image_features(model, variables, batch)
-        hidden_BSD = tree_hidden(model, variables, batch, features_BPE)
-        if not objective.needs_reference:
-            return tree_logps(model, variables, batch, options, hidden_BSD, needs), None
-        if not reference_in_step:
-            assert not objective.computes_reference, "a run asks for the reference in the step"
-            policy = tree_logps(model, variables, batch, options, hidden_BSD, needs)
-            return policy, blank_logps(batch)
-        if "vision" in trainable.get("params", {}):
-            features_BPE = image_features(model, frozen, batch)
-        before_BSD = jax.lax.stop_gradient(tree_hidden(model, frozen, batch, features_BPE))
-        policy = tree_logps(
-            model, variables, batch, options, hidden_BSD, needs, (frozen, before_BSD)
-        )
-        same = needs - {"kl"} if objective.computes_reference else NOTHING
-        reference = tree_logps(model, frozen, batch, options, before_BSD, same)
-        return policy, jax.lax.stop_gradient(reference)
+    model: Llava
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    options: StepOptions
+    reference_in_step: bool
 
-    def apart(
-        trainable: dict[str, Any], frozen: Variables, batch: TreeBatch, total: jax.Array
-    ) -> tuple[dict[str, Any], Metrics]:
-        """Gradient and metrics where the loss of a comparison depends on no other."""
+    def __call__(
+        self, state: TrainState, frozen: Variables, batch: TreeBatch
+    ) -> tuple[TrainState, Metrics]:
+        """Returns the next state and the metrics of this step.
 
-        def loss_fn(trainable: dict[str, Any], micro: TreeBatch) -> tuple[jax.Array, Metrics]:
-            policy, reference = both_logps(trainable, frozen, micro)
-            weight_N = micro.weight_BC.reshape(-1)
-            return batch_loss(objective, policy, reference, weight_N, total)
+        The gradient is that of the mean over all comparisons of the global batch, whatever M, B
+        and the layout. Where the loss or the gradient is not finite, parameters and optimiser
+        state stay as they are, bit for bit; only the step counter advances, and the metric
+        "nonfinite" is true.
 
-        return accumulate(loss_fn, trainable, batch)
-
-    def together(
-        trainable: dict[str, Any], frozen: Variables, batch: TreeBatch, total: jax.Array
-    ) -> tuple[dict[str, Any], Metrics]:
-        """The same where it does: the gradient by the log-probs of the whole batch comes first."""
-        found = jax.lax.map(lambda micro: both_logps(trainable, frozen, micro), batch)
-        policy, reference = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
-
-        def loss_of(policy: BranchLogps) -> tuple[jax.Array, Metrics]:
-            return batch_loss(objective, policy, reference, found[0].weight_N.ravel(), total)
-
-        slope, metrics = jax.grad(loss_of, has_aux=True)(policy)
-        slope = jax.tree.map(lambda x, like: x.reshape(like.shape), slope, found[0])
-
-        def linear(trainable: dict[str, Any], micro: Any) -> tuple[jax.Array, Metrics]:
-            batch, slope = micro
-            policy, _ = both_logps(trainable, frozen, batch)
-            products = jax.tree.map(lambda x, by: (x * by).sum(), policy, slope)
-            return jnp.stack(jax.tree.leaves(products)).sum(), {}
-
-        gradient, _ = accumulate(linear, trainable, (batch, slope))
-        return gradient, metrics
-
-    def step(state: TrainState, frozen: Variables, batch: TreeBatch) -> tuple[TrainState, Metrics]:
+        Args:
+            state: the state before the step.
+            frozen: variables that do not change.
+            batch: leaves [M, B, ...].
+        """
         total = jnp.maximum(batch.weight_BC.sum(), jnp.finfo(jnp.float32).tiny)
-        parted = objective.whole_batch and len(batch.weight_BC) > 1
-        gradient, metrics = (together if parted else apart)(state.trainable, frozen, batch, total)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
+        coupled = self.objective.whole_batch and len(batch.weight_BC) > 1
+        gradient_of = self._gradient_of_whole_batch if coupled else self._gradient_by_micro_batch
+        gradient, metrics = gradient_of(state.trainable, frozen, batch, total)
+        updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        # The choice is one operation of each update, so it needs no second state; the step counts
-        # on, since it is the position in the data.
+        # The choice is one operation of each update, so it needs no second state; the counter
+        # advances, since it is the position in the data.
         trainable, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (trainable, opt_state),
@@ -328,16 +282,80 @@ def make_train_step(
         }
         return TrainState(state.step + 1, trainable, opt_state), metrics
 
-    return step
+    def _gradient_by_micro_batch(
+        self, trainable: dict[str, Any], frozen: Variables, batch: TreeBatch, total: jax.Array
+    ) -> tuple[dict[str, Any], Metrics]:
+        """Returns gradient and metrics where the loss of a comparison depends on no other."""
+
+        def loss_fn(trainable: dict[str, Any], micro: TreeBatch) -> tuple[jax.Array, Metrics]:
+            policy, reference = self._logps(trainable, frozen, micro)
+            weight_N = micro.weight_BC.reshape(-1)
+            return batch_loss(self.objective, policy, reference, weight_N, total)
+
+        return accumulate(loss_fn, trainable, batch)
+
+    def _gradient_of_whole_batch(
+        self, trainable: dict[str, Any], frozen: Variables, batch: TreeBatch, total: jax.Array
+    ) -> tuple[dict[str, Any], Metrics]:
+        """Returns gradient and metrics where the loss of a comparison depends on others.
+
+        The gradient with respect to the log-probs of the whole batch comes first; a second
+        forward pass, micro-batch by micro-batch, carries it back to the parameters.
+        """
+        logps = jax.lax.map(lambda micro: self._logps(trainable, frozen, micro), batch)
+        policy, reference = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), logps)
+
+        def loss_of(policy: BranchLogps) -> tuple[jax.Array, Metrics]:
+            weight_N = logps[0].weight_N.ravel()
+            return batch_loss(self.objective, policy, reference, weight_N, total)
+
+        slope, metrics = jax.grad(loss_of, has_aux=True)(policy)
+        slope = jax.tree.map(lambda x, like: x.reshape(like.shape), slope, logps[0])
+
+        def linear(trainable: dict[str, Any], micro: Any) -> tuple[jax.Array, Metrics]:
+            batch, slope = micro
+            policy, _ = self._logps(trainable, frozen, batch)
+            products = jax.tree.map(lambda x, by: (x * by).sum(), policy, slope)
+            return jnp.stack(jax.tree.leaves(products)).sum(), {}
+
+        gradient, _ = accumulate(linear, trainable, (batch, slope))
+        return gradient, metrics
+
+    def _logps(
+        self, trainable: dict[str, Any], frozen: Variables, batch: TreeBatch
+    ) -> tuple[BranchLogps, BranchLogps | None]:
+        """Returns log-probs under the policy, and those under the reference if there is one."""
+        model, options, needs = self.model, self.options, self.objective.needs
+        variables = merge(frozen, trainable)
+        features_BPE = image_features(model, variables, batch)
+        hidden_BSD = tree_hidden(model, variables, batch, features_BPE)
+        if not self.objective.needs_reference:
+            return tree_logps(model, variables, batch, options, hidden_BSD, needs), None
+        if not self.reference_in_step:
+            assert not self.objective.computes_reference, "a run asks for the reference in the step"
+            policy = tree_logps(model, variables, batch, options, hidden_BSD, needs)
+            return policy, blank_logps(batch)
+        if "vision" in trainable.get("params", {}):
+            features_BPE = image_features(model, frozen, batch)
+        before_BSD = jax.lax.stop_gradient(tree_hidden(model, frozen, batch, features_BPE))
+        policy = tree_logps(
+            model, variables, batch, options, hidden_BSD, needs, (frozen, before_BSD)
+        )
+        same = needs - {"kl"} if self.objective.computes_reference else NOTHING
+        reference = tree_logps(model, frozen, batch, options, before_BSD, same)
+        return policy, jax.lax.stop_gradient(reference)
 
 
 def make_logps(model: Llava, options: StepOptions) -> Callable[[Variables, TreeBatch], jax.Array]:
-    """The reference pass: (variables, batch with leaves [B, ...]) -> log-probs [B, C, K, T]."""
+    """Returns the reference pass: (variables, batch with leaves [B, ...]) -> [B, C, K, T]."""
 
     def logps(variables: Variables, batch: TreeBatch) -> jax.Array:
         features_BPE = image_features(model, variables, batch)
         hidden_BSD = tree_hidden(model, variables, batch, features_BPE)
-        found = tree_logps(model, variables, batch, options, hidden_BSD)
-        return found.logp_NKT.reshape(batch.mask_BCKT.shape)
+        branches = tree_logps(model, variables, batch, options, hidden_BSD)
+        return branches.logp_NKT.reshape(batch.mask_BCKT.shape)
 
     return logps
+
+
+make_train_step = TrainStep

@@ -1,8 +1,8 @@
-"""From hidden states to numbers about every answer token: log-probs and what objectives ask for.
+"""Statistics of answer tokens, from hidden states: log-probs and whatever the objective needs.
 
-What lives here: the language model's head, applied at answer positions only and to a few of them
-at a time, and the reductions of its logits. What does not: hidden states and the layout of rows
-(`step.py`), what the numbers are for (`objectives/`).
+What lives here: the language model's head, applied at answer positions only, a chunk of them at a
+time, and reductions of its logits. What does not: hidden states and the layout of rows
+(`step.py`), what the numbers are used for (`seva_jax/objectives`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def answer_statistics(
     needs: frozenset[Need],
     reference: tuple[Any, jax.Array] | None = None,
 ) -> Statistics:
-    """Numbers about tokens, each [B, A]; those of `BranchLogps` are described there.
+    """Returns statistics of answer tokens, each [B, A]; `BranchLogps` describes them.
 
-    The logits of `chunk` positions of each row exist at one time; the backward pass computes them
-    again.
+    The logits of `chunk` positions of each row exist at one time; the backward pass recomputes
+    them.
 
     Args:
         model: the module.
@@ -39,8 +39,9 @@ def answer_statistics(
         hidden_BSD: last hidden states of rows.
         source_BA: row index whose hidden state predicts each token.
         target_BA: the tokens.
-        chunk: see above.
-        needs: what to compute beside "logps"; "last_argmax" gives "top" here, the likeliest token's id.
+        chunk: answer positions of a row whose logits exist at one time.
+        needs: what to compute in addition to "logp"; "last_argmax" gives "argmax" here, the id of
+            the likeliest token.
         reference: variables and hidden states of the reference, for "kl".
     """
     rows, num = source_BA.shape
@@ -60,21 +61,21 @@ def answer_statistics(
         logits_BXV = logits(variables, hidden_BSD, source_BX)
         target_BX1 = target_BX[..., None]
         total_BX = jax.nn.logsumexp(logits_BXV, axis=-1)
-        found = {"logps": jnp.take_along_axis(logits_BXV, target_BX1, axis=-1)[..., 0] - total_BX}
+        stats = {"logp": jnp.take_along_axis(logits_BXV, target_BX1, axis=-1)[..., 0] - total_BX}
         if "log_sum_sq" in needs:
             log_sum_sq_BX = jax.nn.logsumexp(2 * logits_BXV, axis=-1) - 2 * total_BX
-            found["log_sum_sq"] = jax.lax.stop_gradient(log_sum_sq_BX)
+            stats["log_sum_sq"] = jax.lax.stop_gradient(log_sum_sq_BX)
         if "best_other" in needs:
             is_target = jnp.arange(logits_BXV.shape[-1]) == target_BX1
-            found["best_other"] = jnp.where(is_target, -jnp.inf, logits_BXV).max(-1) - total_BX
+            stats["best_other"] = jnp.where(is_target, -jnp.inf, logits_BXV).max(-1) - total_BX
         if "last_argmax" in needs:
-            found["top"] = logits_BXV.argmax(-1)
+            stats["argmax"] = logits_BXV.argmax(-1)
         if "kl" in needs:
             assert reference is not None, "the KL needs the reference in the step"
             logps_BXV = jax.nn.log_softmax(logits_BXV)
             ref_BXV = jax.lax.stop_gradient(jax.nn.log_softmax(logits(*reference, source_BX)))
-            found["kl"] = (jnp.exp(ref_BXV) * (ref_BXV - logps_BXV)).sum(-1)
-        return carry, found
+            stats["kl"] = (jnp.exp(ref_BXV) * (ref_BXV - logps_BXV)).sum(-1)
+        return carry, stats
 
-    _, found = jax.lax.scan(reduce, None, (chunks(source_BA), chunks(target_BA)))
-    return {name: x.swapaxes(0, 1).reshape(rows, -1)[:, :num] for name, x in found.items()}
+    _, stats = jax.lax.scan(reduce, None, (chunks(source_BA), chunks(target_BA)))
+    return {name: x.swapaxes(0, 1).reshape(rows, -1)[:, :num] for name, x in stats.items()}

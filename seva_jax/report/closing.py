@@ -1,0 +1,66 @@
+"""The terminal's last lines about a run: time, speed, cost, and where its files are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from seva_jax.config import ReportOptions
+from seva_jax.evals.base import Record
+from seva_jax.report import markup
+from seva_jax.runtime.run_records import read_metrics, read_stages
+
+
+def closing_summary(path: Path, options: ReportOptions) -> str:
+    """Returns time for each stage, speed and cost, and where the files are.
+
+    Args:
+        path: the work directory.
+        options: the price of a device-hour.
+    """
+    stages = read_stages(path)
+    times = ", ".join(f"{n} {markup.duration(s['seconds'])}" for n, s in own_stages(stages).items())
+    align = [row for row in read_metrics(path) if row["stage"] == "align"]
+    rate = f"{speed(align):,.1f} pairs/s in training, " if align else ""
+    return (
+        f"time:   {markup.duration(seconds(stages))}: {times}\n"
+        f"speed:  {rate}{cost(stages, options)} on {devices()}\n"
+        f"files:  {path}: checkpoints/ (the models), evals/ (every answer), pairs.json, "
+        "metrics.jsonl\n"
+        f"report: {path / 'report.html'}"
+    )
+
+
+def devices() -> str:
+    """Returns number and kind of the devices."""
+    return f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+
+
+def speed(align: Sequence[Record]) -> float:
+    """Returns pairs a second between rows of metrics; the median leaves compilation out."""
+    return float(np.median([row["pairs/s"] for row in align]))
+
+
+def own_stages(stages: Mapping[str, Record]) -> dict[str, Record]:
+    """Returns the stages that a run computed, without those taken from another one."""
+    return {name: stage for name, stage in stages.items() if "source" not in stage}
+
+
+def seconds(stages: Mapping[str, Record]) -> float:
+    """Returns the time of a run's own stages."""
+    return sum(stage["seconds"] for stage in own_stages(stages).values())
+
+
+def cost(stages: Mapping[str, Record], options: ReportOptions) -> str:
+    """Returns device-hours of a run's own stages, and their price if one is given."""
+    own = own_stages(stages).values()
+    hours = sum(stage["seconds"] * stage["devices"] for stage in own) / 3600
+    text = f"{hours:,.2f} device-hours"
+    if options.device_hour_price:
+        money = hours * options.device_hour_price
+        each = f"{options.device_hour_price:,.2f} {options.currency}"
+        text = f"{money:,.2f} {options.currency} ({text} at {each})"
+    return text

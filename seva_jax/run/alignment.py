@@ -1,0 +1,86 @@
+"""Alignment: trains the adapters and other parts with the objective, or reads the result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from seva_jax.batches.pipeline import ComparisonRows, num_steps
+from seva_jax.models import abstract_variables, init_variables
+from seva_jax.run.context import RunContext
+from seva_jax.run.fitting import checkpoint_facts, fit_stage
+from seva_jax.run.weights import trained_variables
+from seva_jax.sharding import variable_shardings
+from seva_jax.training.loop import Task
+from seva_jax.training.step import Variables, merge, split_params
+
+
+def caches_reference(ctx: RunContext) -> bool:
+    """Returns whether reference log-probs are computed before training."""
+    config = ctx.config
+    return config.objective.needs_reference and config.train.reference == "cached"
+
+
+def alignment_steps(ctx: RunContext, num_comparisons: int) -> int:
+    """Returns the number of optimiser steps of alignment."""
+    train = ctx.config.train
+    return num_steps(num_comparisons, train.batch_size, train.epochs, train.repeat, train.max_steps)
+
+
+def align(ctx: RunContext, base: Any, start: Variables, rows: ComparisonRows) -> Variables:
+    """Trains, or resumes training, to the last step.
+
+    Args:
+        ctx: the run.
+        base: parameters of the reference policy.
+        start: the policy before alignment.
+        rows: the comparisons, with reference log-probs if these are cached.
+
+    Returns:
+        The aligned model's variables.
+    """
+    task, trained = _task(ctx, rows), ctx.config.train.trained
+    frozen, _ = split_params(base, trained, task.reference_in_step)
+    _, parts = split_params(start["params"], trained, task.reference_in_step)
+    # Copies: the training state is donated step by step, the base model stays.
+    to_float32 = jax.jit(lambda x: jax.tree.map(lambda y: y.astype(jnp.float32) + 0.0, x))
+    trainable: dict[str, Any] = {"params": to_float32(parts)}
+    if "lora" in trained:
+        shardings = variable_shardings(ctx.mesh, abstract_variables(ctx.policy_model)["lora"])
+        trainable["lora"] = (
+            to_float32(start["lora"])
+            if "lora" in start
+            else init_variables(ctx.policy_model, "lora", shardings, ctx.config.seed)
+        )
+    return merge({"params": frozen}, fit_stage(ctx, task, {"params": frozen}, trainable))
+
+
+def load_aligned(ctx: RunContext, base: Any, rows: ComparisonRows) -> Variables:
+    """Reads the aligned model's variables from the checkpoint of the last step.
+
+    Args:
+        ctx: the run, whose alignment is finished.
+        base: parameters of the reference policy.
+        rows: the comparisons it was trained on.
+
+    Raises:
+        DataError: the checkpoint is missing, damaged, or of another run.
+    """
+    task = _task(ctx, rows)
+    frozen, _ = split_params(base, ctx.config.train.trained, task.reference_in_step)
+    trained = trained_variables(
+        ctx.config, ctx.assets.config, ctx.mesh, task.steps,
+        checkpoint_facts(ctx, task, {"params": frozen}),
+    )  # fmt: skip
+    return merge({"params": frozen}, trained)
+
+
+def _task(ctx: RunContext, rows: ComparisonRows) -> Task:
+    config = ctx.config
+    in_step = config.objective.needs_reference and not caches_reference(ctx)
+    return Task(
+        "align", ctx.policy_model, config.objective, config.optim, config.train,
+        alignment_steps(ctx, len(rows)), rows, in_step,
+    )  # fmt: skip

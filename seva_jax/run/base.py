@@ -1,0 +1,69 @@
+"""The model that a run starts from: trained on the spot, or read from files."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from seva_jax.batches.encoded import encode_comparisons
+from seva_jax.config import PriorRun, TrainedBase
+from seva_jax.models import abstract_stored, abstract_variables, init_variables, quantise_all
+from seva_jax.objectives import Supervised
+from seva_jax.run.context import RunContext
+from seva_jax.run.fitting import fit_stage
+from seva_jax.run.weights import reference_params, trained_variables
+from seva_jax.sharding import variable_shardings
+from seva_jax.training.loop import Task
+from seva_jax.training.step import Variables, merge
+from seva_jax.types import Comparison
+
+
+def train_base(ctx: RunContext, base: TrainedBase) -> Any:
+    """Trains a small base model from scratch, supervised, by the ordinary loop.
+
+    Returns:
+        The "params" collection as the run stores it, sharded.
+    """
+    boxed, compute = abstract_variables(ctx.base_model)["params"], ctx.config.compute
+    shardings = variable_shardings(ctx.mesh, boxed)
+    fresh = {"params": init_variables(ctx.base_model, "params", shardings, ctx.config.seed)}
+    data = base.prompts.open()
+    answered = [Comparison(p, (p.meta["answer"],)) for p in data.prompts]
+    options = dataclasses.replace(
+        ctx.config.train,
+        batch_size=base.batch_size,
+        micro_batches=1,
+        epochs=-(-base.steps * base.batch_size // len(answered)),
+        repeat=1,
+    )
+    objective, encoder = Supervised(), ctx.encoder(ctx.config.text.train)
+    rows = ctx.rows(encode_comparisons(answered, encoder), ctx.pixels(data), objective)
+    task = Task("base", ctx.base_model, objective, base.optim, options, base.steps, rows)
+    trained = fit_stage(ctx, task, {}, fresh)["params"]
+    stored = abstract_stored(boxed, compute.base_weights, compute.param_dtype)
+    return quantise_all(trained, compute.base_weights, variable_shardings(ctx.mesh, stored))
+
+
+def load_base(ctx: RunContext) -> Any:
+    """Reads the parameters of the reference policy from files, sharded.
+
+    Raises:
+        DataError: a file is missing or damaged, or a run it depends on is not finished.
+    """
+    return reference_params(ctx.config, ctx.assets.config, ctx.mesh)
+
+
+def load_start(ctx: RunContext, base: Any) -> Variables:
+    """Returns the policy before alignment, which answers prompts and is evaluated as base.
+
+    These are the reference's variables, unless the adapters of an earlier run are trained further.
+
+    Args:
+        ctx: the run.
+        base: parameters of the reference policy.
+    """
+    reference = {"params": base}
+    if not isinstance(ctx.config.base, PriorRun) or ctx.config.base.merge:
+        return reference
+    earlier = ctx.config.base.earlier()
+    return merge(reference, trained_variables(earlier, ctx.assets.config, ctx.mesh))

@@ -1,0 +1,53 @@
+"""Training stages inside a work directory: checkpoints, metrics, and what both depend on."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from seva_jax.config import fingerprint, flatten
+from seva_jax.run.context import RunContext
+from seva_jax.training.checkpoint import checksum
+from seva_jax.training.loop import Site, Task, fit
+from seva_jax.training.step import Variables
+
+
+def fit_stage(ctx: RunContext, task: Task, frozen: Variables, trainable: Variables) -> Variables:
+    """Trains to the last step, or resumes, and returns the trained variables.
+
+    Args:
+        ctx: the run.
+        task: what to train.
+        frozen: variables that do not change.
+        trainable: variables at step 0, float32.
+    """
+    site = Site(
+        mesh=ctx.mesh,
+        folder=ctx.workdir.path,
+        facts=checkpoint_facts(ctx, task, frozen),
+        seed=ctx.config.seed,
+        shapes=ctx.row_shapes,
+        step_options=ctx.step_options,
+        log=ctx.workdir.metrics(task.name),
+    )
+    return fit(task, site, frozen, trainable)
+
+
+def checkpoint_facts(ctx: RunContext, task: Task, frozen: Variables) -> dict[str, Any]:
+    """Returns what a checkpoint depends on, also where config.json does not show it.
+
+    Files, for example, count by their content.
+    """
+    tokenizer, model, options = ctx.assets.tokenizer, task.model, task.options
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return {
+        "batch_size": options.batch_size,
+        "steps": task.steps,
+        "repeat": options.repeat,
+        "seed": ctx.config.seed,
+        **flatten(model.config, "model"),
+        "tokenizer": fingerprint(tokenizer.get_vocab(), backend.to_str() if backend else ""),
+        "examples": fingerprint([dataclasses.asdict(c) for c in task.rows.comparisons]),
+        "frozen weights": fingerprint(checksum(frozen)) if frozen else "none",
+        **(flatten(model.lora, "lora") if model.lora else {"lora": "none"}),
+    }

@@ -1,0 +1,112 @@
+"""What the stages of a run have made, for later stages and for notebooks.
+
+What lives here: `Outputs`. What does not: making any of it (`seva_jax/train.py` lists the stages).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+from seva_jax.batches.encoded import EncodedComparisons, encode_comparisons
+from seva_jax.batches.image_inputs import FeatureCache, ImageInput
+from seva_jax.batches.pipeline import ComparisonRows
+from seva_jax.config import fingerprint
+from seva_jax.data import PromptSet
+from seva_jax.data.json_records import read_comparisons
+from seva_jax.evals import EvalResult
+from seva_jax.inference.features import cached_features
+from seva_jax.run.alignment import caches_reference, load_aligned
+from seva_jax.run.base import load_base, load_start
+from seva_jax.run.context import RunContext
+from seva_jax.run.evaluations import read_results
+from seva_jax.run.reference import read_reference
+from seva_jax.training.checkpoint import checksum
+from seva_jax.training.step import Variables
+from seva_jax.types import DataError
+
+
+@dataclasses.dataclass
+class Outputs:
+    """What the stages of one run have made.
+
+    A stage that runs in this process assigns its result. Otherwise a result is read from the work
+    directory when it is first asked for; nothing is trained or answered for it.
+
+    Attributes:
+        ctx: the run.
+    """
+
+    ctx: RunContext
+
+    @functools.cached_property
+    def prompts(self) -> PromptSet:
+        """The prompts; a `PreferenceSet` if they have answers already."""
+        return self.ctx.config.prompts.open()
+
+    @functools.cached_property
+    def base(self) -> Any:
+        """The parameters of the reference policy, sharded."""
+        return load_base(self.ctx)
+
+    @functools.cached_property
+    def start(self) -> Variables:
+        """The policy before alignment, which answers prompts and is evaluated as base."""
+        return load_start(self.ctx, self.base)
+
+    @functools.cached_property
+    def comparisons(self) -> EncodedComparisons:
+        """The pairs as token ids."""
+        pairs = read_comparisons(self.ctx.workdir.path / "pairs.array_record")
+        return encode_comparisons(pairs, self.ctx.encoder(self.ctx.config.text.train))
+
+    @functools.cached_property
+    def images(self) -> ImageInput:
+        """Images of the pairs as the model gets them: pixels, or cached features."""
+        ctx, pixels = self.ctx, self.ctx.pixels(self.prompts)
+        if not ctx.config.train.feature_cache:
+            return pixels
+        model = ctx.assets.config
+        tower = fingerprint(
+            checksum(self.base["vision"]), model.vision, model.feature_layer,
+            model.feature_select, ctx.config.compute.dtype,
+        )  # fmt: skip
+        folder = Path(ctx.config.train.feature_cache) / tower
+        cache = FeatureCache(folder, *ctx.base_model.feature_kind)
+        names = sorted({name for c in self.comparisons.comparisons for name in c.images})
+        with ctx.workdir.bar("image features", len(names), "image") as bar:
+            return cached_features(
+                cache, ctx.base_model, {"params": self.base}, names, pixels, ctx.mesh,
+                ctx.config.rollout.batch_size, bar.update,
+            )  # fmt: skip
+
+    @functools.cached_property
+    def training_rows(self) -> ComparisonRows:
+        """The pairs as alignment is trained on them, with reference log-probs if these are cached.
+
+        Raises:
+            DataError: the pairs lack something that the objective needs.
+        """
+        ctx, objective = self.ctx, self.ctx.config.objective
+        reference = None
+        if caches_reference(ctx):
+            reference = read_reference(ctx, self.base, self.comparisons.comparisons)
+        return ctx.rows(self.comparisons, self.images, objective, reference)
+
+    @functools.cached_property
+    def aligned(self) -> Variables:
+        """The aligned model's variables.
+
+        Raises:
+            DataError: the alignment is not finished.
+        """
+        if "align" not in self.ctx.workdir.stages():
+            path = self.ctx.workdir.path
+            raise DataError(f"{path}: its alignment is not finished; run seva_jax.train first")
+        return load_aligned(self.ctx, self.base, self.training_rows)
+
+    def results(self, who: str) -> list[EvalResult]:
+        """Returns the evaluation results of "base" or "aligned"."""
+        return read_results(self.ctx.workdir.path, who, self.ctx.config.evals)

@@ -1,0 +1,107 @@
+"""What each stage of a run does; `seva_jax/train.py` has the table of stages.
+
+A stage takes its inputs from `Outputs`, calls the function that does the work, assigns what was
+made, and returns a one-line summary.
+"""
+
+from __future__ import annotations
+
+import jax
+
+from seva_jax.config import PriorRun, TrainedBase
+from seva_jax.config.prior_run import answers_of_base, problems
+from seva_jax.data.check import check as check_data
+from seva_jax.evals.suite import open_suite
+from seva_jax.models import abstract_params
+from seva_jax.pairs import build_pairs
+from seva_jax.run import reference, rollouts
+from seva_jax.run.alignment import align, alignment_steps
+from seva_jax.run.base import train_base
+from seva_jax.run.context import RunContext
+from seva_jax.run.evaluations import evaluate_all
+from seva_jax.run.outputs import Outputs
+from seva_jax.run.recorded_model import RecordedModel
+from seva_jax.types import DataError
+
+
+def require_all_examples(ctx: RunContext, out: Outputs) -> None:
+    """Raises `DataError` unless all texts and images can be used; see `Experiment.strict`."""
+    config = ctx.config
+    used = [("", out.prompts, config.prompt_template)]
+    if isinstance(config.base, TrainedBase):
+        used.append(("base: ", config.base.prompts.open(), config.text.train))
+    used += [(f"{x.name}: ", open_suite(x), config.text.generate) for x in config.evals]
+    for what, data, template in used:
+        check_data(data, ctx.encoder(template), ctx.workdir.bar).require_all(what)
+
+
+def run_base(ctx: RunContext, out: Outputs) -> str:
+    """Trains the base model."""
+    assert isinstance(ctx.config.base, TrainedBase)
+    out.base = train_base(ctx, ctx.config.base)
+    num = sum(x.size for x in jax.tree.leaves(abstract_params(ctx.base_model)))
+    return f"{num:,} parameters, {ctx.config.base.steps} supervised steps"
+
+
+def run_takeover(ctx: RunContext, out: Outputs) -> str:
+    """Takes over the model that an earlier run made."""
+    base = ctx.config.base
+    assert isinstance(base, PriorRun)
+    if found := problems(ctx.config, base.earlier()):
+        raise DataError("this run cannot start from " + "\n  ".join([base.workdir, *found]))
+    jax.block_until_ready(out.base)
+    what = "merged: the reference" if base.merge else "trained further, with its reference"
+    return f"what {base.workdir} trained, {what}"
+
+
+def run_rollouts(ctx: RunContext, out: Outputs) -> str:
+    """Answers every prompt on its clean image and on every corrupted copy."""
+    rollouts.roll_out(ctx, out.prompts, out.start)
+    return f"{len(out.prompts.prompts):,} prompts, {1 + len(ctx.config.corrupt)} answers each"
+
+
+def run_pairs(ctx: RunContext, out: Outputs) -> str:
+    """Keeps the comparisons that can be trained on, and counts why others are dropped."""
+    config = ctx.config
+    answered = [] if config.prompts.has_answers else rollouts.read_rollouts(ctx.workdir.path)
+    built = build_pairs(
+        out.prompts, answered, config.pairs, ctx.encoder(config.text.train),
+        RecordedModel(ctx, out.prompts, lambda: out.start),
+    )  # fmt: skip
+    if ctx.workdir.writes:
+        built.write(ctx.workdir.path)
+    out.comparisons = built.encoded
+    return built.describe()
+
+
+def run_reference(ctx: RunContext, out: Outputs) -> str:
+    """Computes per-token log-probs of every answer under the reference policy."""
+    rows = ctx.rows(out.comparisons, out.images, ctx.config.objective)
+    logps = reference.compute_reference(ctx, out.base, rows)
+    missing = sum(not branches for branches in logps)
+    return (
+        f"{sum(len(x) for branches in logps for x in branches):,} answer tokens"
+        + f"; {missing:,} pairs left out, whose images do not decode" * (missing > 0)
+    )
+
+
+def run_alignment(ctx: RunContext, out: Outputs) -> str:
+    """Trains the policy with the objective."""
+    out.aligned = align(ctx, out.base, out.start, out.training_rows)
+    rows = (r for r in ctx.workdir.read_metrics() if r["stage"] == "align")
+    missing, num = round(sum(r.get("unreadable", 0) for r in rows)), len(out.training_rows)
+    return (
+        f"{alignment_steps(ctx, num)} steps on {num:,} pairs"
+        + f"; {missing:,} times an image did not decode and its pair counted 0" * (missing > 0)
+    )
+
+
+def evaluate_base(ctx: RunContext, out: Outputs) -> str:
+    """Asks the policy before alignment every evaluation question."""
+    engine, earlier = ctx.engine(out.start), answers_of_base(ctx.config)
+    return evaluate_all(engine, ctx.config.evals, "base", ctx.workdir, earlier)
+
+
+def evaluate_aligned(ctx: RunContext, out: Outputs) -> str:
+    """Asks the aligned model every evaluation question."""
+    return evaluate_all(ctx.engine(out.aligned), ctx.config.evals, "aligned", ctx.workdir)

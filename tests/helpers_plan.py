@@ -1,0 +1,19 @@
+"""A run to plan: the shape of its rows, and its experiment."""
+
+from seva_jax.batches.trees import RowShape
+from seva_jax.config.experiment import Experiment
+from seva_jax.config.options import ComputeOptions, TrainOptions
+from seva_jax.models import LoraConfig
+
+SHAPE = RowShape(length=192, comparisons=1, branches=2, answer=64, images=1, targets=128)
+
+
+def experiment(trained=("lora", "projector"), remat="none", **fields):
+    """A run on four rows."""
+    lora = LoraConfig(rank=32 if "lora" in trained else 0)
+    return Experiment(
+        train=TrainOptions(batch_size=4, trained=trained),
+        compute=ComputeOptions(remat=remat, head_chunk=256, param_dtype="float32", dtype="float32"),
+        lora=lora,
+        **fields,
+    )
