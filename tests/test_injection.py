@@ -205,7 +205,7 @@ def test_vocabulary_from_file_or_config(tmp_path):
             read_objects(path, objects)
     with pytest.raises(DataError, match=r"objects: 'dog' stands for 'cat' and for 'dog'"):
         read_objects("", ("cat, dog", "dog"))
-    for text, message in (("[1]", "record 1 is neither"), ('["a"', "mend it")):
+    for text, message in (("[1]", "record 1 is neither"), ('["a"', "fix it")):
         (tmp_path / "objects").write_text(text, "utf-8")
         with pytest.raises(DataError, match=message):
             read_texts(str(tmp_path / "objects"))
