@@ -350,7 +350,8 @@ def test_a_start_belongs_to_the_trunk(llama, start):
 )
 def test_a_start_that_merges_with_the_answer_is_refused(llama, start, rest):
     """A word, or the blank before it, is one token of the whole: there is no border."""
-    with pytest.raises(ExampleError, match="end its start where a word ends") as info:
+    advice = "end the start of the answer at the end of a word"
+    with pytest.raises(ExampleError, match=advice) as info:
         make_encoder(llama).answer("Why?", 1, rest, start)
     assert info.value.reason == "answer merges with prompt"
 
