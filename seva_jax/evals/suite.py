@@ -82,7 +82,7 @@ class Suite:
 
 
 def open_suite(suite: Suite) -> Questions:
-    """Returns `suite.open()`, with a `DataError` for whatever unexpected contents make it raise.
+    """Opens a suite; exceptions that unexpected file contents cause become a `DataError`.
 
     Raises:
         DataError: as `Suite.open`.
