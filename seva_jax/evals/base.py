@@ -123,10 +123,11 @@ class EvalResult:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """Asks a model every prompt, scores the answers and computes metrics. Subclass to add one.
+    """Asks a model every prompt, scores the answers and computes metrics.
 
-    A subclass defines `truth`, `definitions` and `score`. It overrides `scores` if an answer
-    cannot be scored on its own, and `__call__` if there is not one answer per prompt.
+    Subclass it to add an evaluation. A subclass defines `truth`, `definitions` and `score`. It
+    overrides `scores` if an answer cannot be scored on its own, and `__call__` if there is not one
+    answer per prompt.
 
     Attributes:
         name: names the evaluation in tables and files; unique within a run.

@@ -207,7 +207,7 @@ def base64_loader(where: str, images: Mapping[str, str]) -> Callable[[str], np.n
         try:
             data = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
-            data = b""  # decode_image refuses it, as any other data that is no image
+            data = b""  # decode_image refuses it like any other data that is not an image
         return decode_image(data, name=f"{where}, image {name}")
 
     return load
