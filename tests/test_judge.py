@@ -140,7 +140,7 @@ def test_a_judge_that_is_not_set_up(tmp_path, monkeypatch):
     [
         ("base_url", f"https://me:{KEY}@host/v1", "a user, a password or a query"),
         ("base_url", f"https://host/v1?api_key={KEY}", "a user, a password or a query"),
-        ("api_key_env", KEY, "no name of an environment variable"),
+        ("api_key_env", KEY, "not the name of an environment variable"),
     ],
 )
 def test_a_key_cannot_get_into_a_config(field, value, message):

@@ -479,7 +479,7 @@ def test_lmms_log(tmp_path, images):
     ("suite", "expected"),
     [
         (GQA(path="nowhere.json"), r"nowhere\.json: cannot be read"),
-        (GQA(), "path of a benchmark's file is empty"),
+        (GQA(), "the path of the data is not set; give the file"),
         (MMVet(path="broken"), r"broken: not JSON"),
         (GQA(path="list"), "list: expected an object, found list"),
         (ScienceQA(path="list", problems="ids"), r"problem 4: field 'choices' is None"),
