@@ -127,8 +127,8 @@ class Comparison:
         answers: K texts; answers[0] is chosen, the others are rejected.
         weight: weight in the mean over comparisons, at least 0.
         corruptions: for each rejected answer, the index of the corruption it came from.
-        scores: how good a judge found each answer of all trees, in any unit; empty without a
-            judge. Only objectives that ask for scores read them
+        scores: a judge's score of each answer of all trees, higher is better, in any unit; empty
+            without a judge. Only objectives that ask for scores read them
             (`seva_jax/objectives/weighting.py`).
         more: further trees of the comparison.
         spans: for each answer, its marked phrases as [start, end) in characters; empty where
