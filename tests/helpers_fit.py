@@ -1,4 +1,4 @@
-"""The smallest training stage there is: random base, made-up pairs, the ordinary loop."""
+"""The smallest training stage: a random base, made-up pairs, and the ordinary loop."""
 
 import contextlib
 from unittest import mock
@@ -24,14 +24,14 @@ ARGS = """
 
 
 def tiny_run(workdir, *argv):
-    """A run of the default config, shrunk, on one device."""
+    """Makes a run of the default config, shrunk, on one device."""
     experiment, _ = load_experiment("test", [*ARGS.split(), "--workdir", str(workdir), *argv])
     with limited_devices(1):
         return Run(experiment)
 
 
 def random_base(run):
-    """Parameters of a base model that was not trained."""
+    """Returns parameters of a base model that was not trained."""
     shardings = variable_shardings(run.mesh, abstract_variables(run.base_model))["params"]
     return init_variables(run.base_model, "params", shardings, 0)
 

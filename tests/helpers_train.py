@@ -17,7 +17,7 @@ SMALL = """
 
 
 def small(workdir, *extra):
-    """The default experiment, shrunk; 4 of the 8 fake devices."""
+    """Returns the default experiment, shrunk, for 4 of the 8 fake devices."""
     sizes = [x for i in range(5) for x in (f"--evals.{i}.prompts.num", "12")]
     argv = [*SMALL.split(), *sizes, "--workdir", str(workdir), *extra]
     experiment, _ = load_experiment("test", argv)
@@ -26,7 +26,7 @@ def small(workdir, *extra):
 
 
 def answers(workdir):
-    """Rollouts that surely differ: stands in for a model that has learned something."""
+    """Replaces rollouts by ones that differ, as of a model that has learned something."""
     records = read_rollouts(workdir)
     for i, record in enumerate(records):
         record["clean"], record["corrupted"] = "red", ["blue" if i % 2 else "red", "a green ring"]

@@ -76,11 +76,11 @@ def test_dry_run_quotes_and_runs_nothing():
 
 
 def fake_gcloud(folder, left, **state):
-    """A `gcloud` that plays a TPU, and the environment that finds it.
+    """Writes a `gcloud` that plays a TPU; returns the environment that finds it.
 
     Args:
-        folder: where it, its log and its state lie.
-        left: runs that end badly before one ends well.
+        folder: for the script, its log and its state.
+        left: how many runs fail before one succeeds.
         state: further variables that it reads.
     """
     (folder / "gcloud").write_text(GCLOUD)
@@ -119,7 +119,7 @@ def test_a_failing_run_is_not_repeated(tmp_path):
 
 
 def test_a_stopped_run_goes_on(tmp_path):
-    """Status 75 and a TPU in order: the same command again, on the same TPU."""
+    """After status 75 the same command runs again on the same, intact TPU."""
     env = fake_gcloud(tmp_path, 1, ENDED="READY", STATUS="75")
     done = run(TPU, "--type", "v6e-16", "--zone", "z", "--", "--seed", "1", **env)
     assert done.returncode == 0, done.stderr
@@ -133,7 +133,7 @@ def test_a_stopped_run_goes_on(tmp_path):
 
 @pytest.mark.parametrize(("state", "requeued"), [("RUNNING", True), ("CANCELLED", False)])
 def test_slurm_queues_a_stopped_job_again(tmp_path, state, requeued):
-    """But not one that somebody cancelled."""
+    """A job that somebody cancelled is not queued again."""
     said = f'#!/bin/bash\necho "$*" >> {tmp_path}/log\necho JobState={state}\n'
     for name, text in (("scontrol", said), ("srun", "#!/bin/bash\nexit 75\n")):
         (tmp_path / name).write_text(text)
@@ -263,7 +263,7 @@ def test_gke_mistakes(arguments, message):
 
 
 def test_sky_task():
-    """Fields as SkyPilot's reference names them, and scripts that parse and quote."""
+    """Fields are named as in SkyPilot's reference, and scripts parse and quote."""
     task = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
     known = {"name", "workdir", "resources", "envs", "file_mounts", "setup", "run"}
     assert set(task) <= known

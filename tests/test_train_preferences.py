@@ -1,4 +1,4 @@
-"""Training on pairs that somebody else made: no rollouts, the same stages after that."""
+"""Training on pairs made by others: no rollouts, and the same stages after that."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def experiment(tmp_path, num=8):
-    """Pairs in TRL's format: one with two images, one with a broken image, one that is no pair."""
+    """Writes pairs in TRL's format: one has two images, one a broken one, one is no pair."""
     images = tmp_path / "images"
     images.mkdir(exist_ok=True)
     world = ShapeWorld(seed=0)
@@ -59,7 +59,7 @@ def experiment(tmp_path, num=8):
 
 
 def test_stages_of_preferences(tmp_path, monkeypatch, capsys):
-    """Which stages run, and what the pairs stage leaves; the heavy ones are replaced."""
+    """They run in order, with heavy ones replaced, and the pairs stage leaves its files."""
     for name in ("train_base", "cache_reference", "align", "report"):
         monkeypatch.setattr(train.Run, name, lambda self: "replaced")
     check(experiment(tmp_path))  # without corruptions, which pairs do not need
@@ -93,7 +93,7 @@ def test_pairs_that_do_not_fit_are_counted(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_training_on_preferences(tmp_path, capsys):
-    """To the report. The pair whose image does not decode counts 0 everywhere and is counted."""
+    """It reaches the report; the pair whose image does not decode has weight 0 and is counted."""
     e = experiment(tmp_path)
     run = train.Run(e)
     run.stages()
@@ -116,7 +116,7 @@ def test_training_on_preferences(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_training_with_changed_images(tmp_path):
-    """POVID's second stage, to the report; what does not go together is refused."""
+    """POVID's second stage reaches the report; what does not go together is refused."""
     e = experiment(tmp_path)
     changed = ChangedImages(e.prompts)
     options = dataclasses.replace(e.train, reference="in_step")
@@ -134,7 +134,7 @@ def test_training_with_changed_images(tmp_path):
 
 
 def test_scores_that_are_missing_are_named_before_training(tmp_path):
-    """Where the objective is the first to ask for them."""
+    """The objective is the first to ask for them."""
     e = experiment(tmp_path)
     run = train.Run(dataclasses.replace(e, objective=DPO(weighting=ScoreGap())))
     run.build_pairs()
@@ -144,7 +144,7 @@ def test_scores_that_are_missing_are_named_before_training(tmp_path):
 
 @pytest.mark.slow
 def test_every_format_through_training_and_rollouts(tmp_path, tiny_pictures):
-    """All formats of pairs to the aligned weights; all formats of prompts to their answers."""
+    """All pairs reach the aligned weights, and all prompts their answers."""
     e = dataclasses.replace(experiment(tmp_path), prompts=helpers_formats.all_pairs(tmp_path))
     run = train.Run(e)
     run.stages()
