@@ -258,7 +258,7 @@ def copy_to(folder: Path) -> None:
 
 
 def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
-    """Pytest's status and output; 0 all passed, 1 some failed, others are no answer."""
+    """Returns pytest's status and output; 0 is all passed, 1 some failed, others are no answer."""
     options = ["-q", "-x", "-p", "no:cacheprovider", "-m", ""]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *(f"tests/{test}" for test in tests)],
@@ -269,7 +269,7 @@ def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
 
 
 def attempt(folder: Path, found: Break) -> str:
-    """What its test says without a defence, in the copy, which is whole again afterwards."""
+    """Returns what its test says without a defence; the copy is restored afterwards."""
     path = folder / found.file
     whole = path.read_text(encoding="utf-8")
     if whole.count(found.text) != 1:
@@ -288,7 +288,7 @@ def attempt(folder: Path, found: Break) -> str:
 
 
 def main() -> int:
-    """The command line; status 1 if a test passed, or did not pass before."""
+    """Runs the command line; status 1 if a test passed, or failed with all defences in place."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("`")[0])
     promises = list(dict.fromkeys(found.promise for found in BREAKS))
     parser.add_argument("--only", nargs="+", choices=promises, default=promises, metavar="R7")

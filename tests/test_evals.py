@@ -432,7 +432,7 @@ POPE_LINES = (
 
 
 def test_a_second_parser_reads_the_same_answers():
-    """Its metrics stand beside the first one's and equal those of the parser on its own."""
+    """Its metrics are listed with the first one's and equal those of the parser alone."""
     prompts = make_prompts(*({"answer": a, "category": c} for a in ("yes", "no") for c in "ab"))
     answers = ("NO!", "Yes", "Nothing", "No, it is not")
     both = values(Pope(also_words=True)(saying(*answers), prompts))

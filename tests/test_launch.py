@@ -133,7 +133,7 @@ def test_a_stopped_run_is_resumed(tmp_path):
 
 @pytest.mark.parametrize(("state", "requeued"), [("RUNNING", True), ("CANCELLED", False)])
 def test_slurm_requeues_a_stopped_job(tmp_path, state, requeued):
-    """But not a cancelled one."""
+    """A cancelled job is not queued again."""
     script = f'#!/bin/bash\necho "$*" >> {tmp_path}/log\necho JobState={state}\n'
     for name, text in (("scontrol", script), ("srun", "#!/bin/bash\nexit 75\n")):
         (tmp_path / name).write_text(text)
@@ -244,7 +244,7 @@ def test_gke_mistakes(arguments, message):
 
 
 def test_sky_task():
-    """Fields have the names of SkyPilot's reference; scripts parse and quote."""
+    """Fields are named as in SkyPilot's reference, and scripts parse and quote."""
     task = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
     known = {"name", "workdir", "resources", "envs", "file_mounts", "setup", "run"}
     assert set(task) <= known

@@ -18,7 +18,7 @@ CODE = re.compile(r"`([^`\n]+)`")
 
 @pytest.fixture(scope="module")
 def settings():
-    """Names of all settings that a shipped recipe has, as flags."""
+    """Returns the names of all settings that a shipped recipe has, as flags."""
     names = set()
     for path in (ROOT / "configs").glob("*.py"):
         for experiment in read_configs(path):
@@ -41,7 +41,7 @@ def test_links_and_files(page):
     "page", [p for p in PAGES if p != EXTENDING], ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_settings(page, settings):
-    """Flags with a dot are settings of a run."""
+    """Every flag with a dot is a setting of a run."""
     for flag in re.findall(r"--[a-z_]+(?:\.[a-z0-9_-]+)+", page.read_text("utf-8")):
         assert flag in settings, flag
 

@@ -1,4 +1,4 @@
-"""`seva_jax.from_pretrained` without torch: arrays and options it takes and refuses."""
+"""`seva_jax.from_pretrained` without torch: the arrays and options that it takes and refuses."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What recipes say of themselves: commands that can be pasted, and the numbers of the papers."""
+"""What recipes say about themselves: commands that can be pasted, and the papers' numbers."""
 
 import ast
 import re
@@ -19,13 +19,13 @@ OPTIONS = re.compile(r"`(--[a-z][^`]*)`")
 
 
 def said(path):
-    """The module docstring of a recipe."""
+    """Returns the module docstring of a recipe."""
     return ast.get_docstring(ast.parse(path.read_text("utf-8")))
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
 def test_the_commands_of_a_recipe(path, monkeypatch):
-    """It has one; all are accepted, with every option named beside, and fit eight devices."""
+    """There is one; it is accepted with every option named next to it, and fits eight devices."""
     monkeypatch.chdir(config_directory().parent)
     text = said(path)
     commands = [re.sub(r"\\\n", "", found) for found in COMMAND.findall(text)]
@@ -102,7 +102,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_numbers(name):
-    """Of the papers and releases, in every run of the recipe."""
+    """Every run of the recipe has the numbers of the papers and releases."""
     runs = runs_of(read_config(config_directory() / f"{name}.py"))
     published = PUBLISHED[name]
     for number, run in enumerate(runs):
