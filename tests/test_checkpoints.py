@@ -5,6 +5,7 @@ import random
 import shutil
 
 import jax
+import numpy as np
 import pytest
 from helpers_checkpoints import FACTS, restored, save, state
 
@@ -211,6 +212,24 @@ def test_other_shapes_are_refused(saved):
         DataError, match=r"it has no trainable\.lora\.b, which has shape \(24, 40\)"
     ):
         read_trained(saved, {"lora": {"b": state(0).trainable["lora"]["a"]}})
+
+
+def test_the_last_one_of_a_finished_run(copied):
+    """The result of a run is its last step with its facts, or one line that says what to do."""
+    like = state(0).trainable
+    kept = read_trained(copied, like, 3, FACTS)
+    jax.tree.map(np.testing.assert_array_equal, kept, state(3).trainable)
+    with pytest.raises(DataError, match=r"/3 is of another run: tokenizer is 'a' there and 'b' he"):
+        read_trained(copied, like, 3, FACTS | {"tokenizer": "b"})
+    with pytest.raises(DataError, match=r"no intact checkpoint of step 4.* \(it is not there\)"):
+        read_trained(copied, like, 4, FACTS)
+    (copied / "3" / NAME).unlink()
+    with pytest.raises(DataError) as caught:
+        read_trained(copied, like, 3, FACTS)
+    said = str(caught.value)
+    assert f"of step 3, the last one (3: {NAME} is missing" in said
+    assert "only of step 2; put back a copy, or remove 'align' from stages.json" in said
+    assert "\n" not in said
 
 
 def test_processes_share_the_reading(saved, monkeypatch):
