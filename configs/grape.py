@@ -3,29 +3,30 @@
     python -m seva_jax.train --config configs/grape.py \
         --base.path DIR --prompts.path FILE --prompts.image-root DIR
 
-beta, windows of 8 steps, adapters, learning rate and batch are published; the schedule is that of
-`llava15_7b_seva.py`. GRAPE aligns OpenVLA, whose vision towers this package does not have, and
-whose actions are the last 256 ids of the vocabulary: here an action is text, by default the numbers
-of the bins (`seva_jax/data/trajectories.py` has the file format and the score). A comparison is up
-to 16 trees with an image each, about 10,000 positions in one row. A batch of one comparison cannot
-be split, so devices split the model instead (`mesh`): 1, 2, 4, 8 or 16 of them.
+beta, windows of 8 steps, adapters, learning rate and batch size are published; the schedule is that
+of `llava15_7b_seva.py`. GRAPE aligns OpenVLA, whose vision towers this package does not have and
+whose actions are the last 256 token ids of the vocabulary. Here an action is text, by default the
+numbers of its bins (`seva_jax/data/trajectories.py` explains the file format and the score). A
+comparison has up to 16 trees with one image each, which makes about 10,000 positions in one row. A
+batch of one comparison cannot be split, so the devices split the model instead (`mesh`): 1, 2, 4, 8
+or 16 of them.
 """
 
 import dataclasses
 
 from llava15_7b_seva import get_config as seva
 
-from seva_jax.data.trajectories import Gcpg, TrajectoryPairs
+from seva_jax.data import Gcpg, TrajectoryPairs
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO, Trajectory
 from seva_jax.sharding import MeshShape
 
 
 def get_config():
-    """The best scored trajectory of a task against the worst."""
-    e = seva()
+    """Trains on the best scored trajectory of a task against the worst scored one."""
+    config = seva()
     return dataclasses.replace(
-        e,
+        config,
         workdir="runs/grape",
         prompts=TrajectoryPairs(
             "data/trajectories.jsonl",
@@ -36,7 +37,7 @@ def get_config():
         corrupt=(),
         objective=Trajectory(window=8, objective=DPO(beta=0.1)),
         lora=LoraConfig(rank=32, alpha=64.0),  # alpha is not published
-        optim=dataclasses.replace(e.optim, lr=2e-5),
-        train=dataclasses.replace(e.train, batch_size=1, repeat=1, trained=("lora",)),
+        optim=dataclasses.replace(config.optim, lr=2e-5),
+        train=dataclasses.replace(config.train, batch_size=1, repeat=1, trained=("lora",)),
         mesh=MeshShape(data=1, tensor=-1),
     )

@@ -4,24 +4,27 @@
         --base.path DIR --prompts.sources.0.path FILE --prompts.sources.0.image-root DIR \
         --prompts.sources.1.root DIR --mesh.fsdp 8
 
-Every number is the paper's or the release's, defaults written out where they are part of the
-method. Where the release has an oddity, the sane behaviour is chosen here; the oddities are in
-`llava15_7b_seva_faithful.py`. Variants: `llava15_7b_seva_t800.py`, `llava15_7b_seva_moco.py`.
+Every number is the paper's or the release's; defaults that are part of the method are written out.
+Where the release has an oddity, this file does the sensible thing; `llava15_7b_seva_faithful.py`
+has the oddities. Variants: `llava15_7b_seva_t800.py`, `llava15_7b_seva_moco.py`.
 """
 
-from seva_jax.config.base_models import Checkpoint
-from seva_jax.config.experiment import Experiment
-from seva_jax.config.options import ComputeOptions, RolloutOptions, TextOptions
+from seva_jax.config import (
+    Checkpoint,
+    ComputeOptions,
+    Experiment,
+    RolloutOptions,
+    TextOptions,
+    TrainOptions,
+)
 from seva_jax.corrupt import DiffusionNoise
-from seva_jax.data.files import SHORT_ANSWER, ImageFolder, LlavaJson
-from seva_jax.data.mixed import Concatenated
+from seva_jax.data import Concatenated, ImageFolder, LlavaJson
+from seva_jax.data.files import SHORT_ANSWER
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO
 from seva_jax.pairs import CorruptionPairs
-from seva_jax.text.sampling import Sampling
-from seva_jax.text.templates import VICUNA_V1
-from seva_jax.training.optimizer import Optim
-from seva_jax.training.options import TrainOptions
+from seva_jax.text import VICUNA_V1, Sampling
+from seva_jax.training import Optim
 
 # 4,000 images x 2 questions and 8,000 images x 1 question: 16,000 prompts.
 OCR_VQA = LlavaJson(
@@ -40,7 +43,7 @@ TEXT_VQA = ImageFolder(
 
 
 def get_config():
-    """Paths of the checkpoint and of the data are yours to set, here or on the command line."""
+    """Set the paths of the checkpoint and of the data here or on the command line."""
     return Experiment(
         workdir="runs/llava15_7b_seva",
         seed=42,
@@ -56,11 +59,11 @@ def get_config():
         train=TrainOptions(
             batch_size=128,
             epochs=1,
-            # SeVa: the list of pairs is doubled and seen once. Not two epochs, in which each pair
-            # would come once before any comes twice; kept, because the number of steps depends
-            # on it: 10,800 pairs make 169.
+            # SeVa: the list of pairs is doubled and shuffled, then seen once. Two epochs would show
+            # every pair once before showing any a second time. We keep this because the number of
+            # steps depends on it: 10,800 pairs make 169.
             repeat=2,
-            # SeVa: the projector trains too, at the same learning rate.
+            # SeVa: the projector is trained too, at the same learning rate.
             trained=("lora", "projector"),
         ),
         compute=ComputeOptions(param_dtype="bfloat16", dtype="bfloat16", remat="layers"),

@@ -4,21 +4,21 @@
         --base.path DIR --prompts.sources.0.path FILE --prompts.sources.0.image-root DIR \
         --prompts.sources.1.root DIR --mesh.fsdp 8
 
-The paper names this as InfoNCE over K negatives; with one it is DPO exactly. Which corruptions to
-take together is not published.
+The paper mentions this form as InfoNCE over K negatives; with one negative it is exactly DPO. Which
+corruptions to combine is not published.
 """
 
 import dataclasses
 
-from llava15_7b_seva import get_config as base
+from llava15_7b_seva import get_config as seva
 
 from seva_jax.corrupt import DiffusionNoise, moco
 
 
 def get_config():
-    """`llava15_7b_seva.py` with three corruptions; equal answers count once."""
+    """Varies `llava15_7b_seva.py`: three corruptions; equal rejected answers count once."""
     return dataclasses.replace(
-        base(),
+        seva(),
         workdir="runs/llava15_7b_seva_k",
         corrupt=(DiffusionNoise(step=500), DiffusionNoise(step=800), moco()),
     )

@@ -4,17 +4,17 @@
         --base.path DIR --prompts.sources.0.path FILE --prompts.sources.0.image-root DIR \
         --prompts.sources.1.root DIR --mesh.fsdp 8
 
-Everything else as in `llava15_7b_seva.py`.
+Everything else is as in `llava15_7b_seva.py`.
 """
 
 import dataclasses
 
-from llava15_7b_seva import get_config as base
+from llava15_7b_seva import get_config as seva
 
 from seva_jax.corrupt import DiffusionNoise
 
 
 def get_config():
-    """`llava15_7b_seva.py` with another corruption."""
+    """Varies `llava15_7b_seva.py`: changes the corruption."""
     corrupt = (DiffusionNoise(step=800),)
-    return dataclasses.replace(base(), workdir="runs/llava15_7b_seva_t800", corrupt=corrupt)
+    return dataclasses.replace(seva(), workdir="runs/llava15_7b_seva_t800", corrupt=corrupt)

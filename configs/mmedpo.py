@@ -5,15 +5,16 @@
         --prompts.sources.1.source.path FILE --prompts.sources.1.source.image-root DIR \
         --prompts.sources.1.maps.root DIR
 
-Adapters, learning rate, epochs and the noise of the release are published; batch and schedule are
-those of `llava15_7b_seva.py`. Whether the projector was trained is not known to us; adapters only
-are. The base is LLaVA-Med v1.5, LLaVA-Med's successor on Mistral: it is not LLaVA-1.5's
-architecture, so unless its checkpoint is converted to that layout, LLaVA-1.5-7B takes its place.
+Adapters, learning rate, epochs and the noise of the release are published; batch size and schedule
+are those of `llava15_7b_seva.py`. We do not know whether the projector was trained; here only the
+adapters are. The published base is LLaVA-Med v1.5, which is built on Mistral and does not have
+LLaVA-1.5's architecture: unless you convert its checkpoint to that layout, use LLaVA-1.5-7B.
 
-Two kinds of pairs, one after the other. D_t is TRL's format with the weight of every pair in the
+Two kinds of pairs follow each other. D_t is in TRL's format, with the weight of every pair in the
 field "score". D_v has the same chosen answers, their images, heat maps of these under
-`data/medical_heat`, and the field "confidence"; its rejected answers are not used. This is the
-release: raw weights, and nearly black pixels as noise. The paper's formulas: `mmedpo_paper.py`.
+`data/medical_heat`, and the field "confidence"; its rejected answers are not used. This file
+follows the release: raw weights, and noise that leaves nearly black pixels. `mmedpo_paper.py` has
+the paper's formulas.
 """
 
 import dataclasses
@@ -21,10 +22,7 @@ import dataclasses
 from llava15_7b_seva import get_config as seva
 
 from seva_jax.corrupt.region import RegionNoise
-from seva_jax.data.messages import TrlPairs
-from seva_jax.data.mixed import Concatenated
-from seva_jax.data.regions import MapFolder, NoisedRegions
-from seva_jax.data.scores import ScoredPairs
+from seva_jax.data import Concatenated, MapFolder, NoisedRegions, ScoredPairs, TrlPairs
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO, RawScore
 
@@ -33,7 +31,7 @@ LOCALISED = TrlPairs("data/medical_visual.jsonl", "data/medical_images")
 
 
 def pairs(noise):
-    """D_t and D_v."""
+    """Returns D_t followed by D_v, whose regions get the given noise."""
     regions = NoisedRegions(
         LOCALISED, MapFolder("data/medical_heat"), noise, confidence="confidence"
     )
@@ -41,15 +39,15 @@ def pairs(noise):
 
 
 def get_config():
-    """As released."""
-    e = seva()
+    """Follows the release; set the paths here or on the command line."""
+    config = seva()
     return dataclasses.replace(
-        e,
+        config,
         workdir="runs/mmedpo",
         prompts=pairs(RegionNoise(region="heat", noise="pixels", std=10.0)),
         corrupt=(),
         objective=DPO(beta=0.1, weighting=RawScore()),
         lora=LoraConfig(rank=128, alpha=256.0),
-        optim=dataclasses.replace(e.optim, lr=1e-7),
-        train=dataclasses.replace(e.train, epochs=3, repeat=1, trained=("lora",)),
+        optim=dataclasses.replace(config.optim, lr=1e-7),
+        train=dataclasses.replace(config.train, epochs=3, repeat=1, trained=("lora",)),
     )

@@ -1,4 +1,4 @@
-"""MMedPO by its paper's formulas: clipped z-scores as weights, diffusion noise in the region.
+"""MMedPO with its paper's formulas: clipped z-scores as weights, diffusion noise in the region.
 
     python -m seva_jax.train --config configs/mmedpo_paper.py --base.path DIR --mesh.fsdp 8 \
         --prompts.source.sources.0.source.path FILE \
@@ -7,7 +7,7 @@
         --prompts.source.sources.1.source.image-root DIR \
         --prompts.source.sources.1.maps.root DIR
 
-Everything else as in `mmedpo.py`. The bounds of the clipping are ours.
+Everything else is as in `mmedpo.py`. The bounds of the clipping are ours.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from mmedpo import get_config as release
 from mmedpo import pairs
 
 from seva_jax.corrupt.region import RegionNoise
-from seva_jax.data.scores import ClippedZScores
+from seva_jax.data import ClippedZScores
 
 
 def get_config():
-    """Mean and standard deviation are those of both kinds of pairs together."""
+    """Varies `mmedpo.py`: mean and standard deviation are over both kinds of pairs together."""
     noise = RegionNoise(region="heat", noise="diffusion", step=500)
     return dataclasses.replace(
         release(),

@@ -3,9 +3,9 @@
     python -m seva_jax.train --config configs/rrpo.py \
         --base.path DIR --prompts.source.path FILE --prompts.source.image-root DIR --mesh.fsdp 8
 
-alpha, beta, the learning rate and the adapters are published; batch and schedule are those of
+alpha, beta, the learning rate and the adapters are published; batch size and schedule are those of
 `llava15_7b_seva.py`, which this run is based on. The model is LLaVA-1.5-7B and the frames of a
-video are the images of a question, so at most three fit in its 2,048 tokens. The data, in TRL's
+video are the images of a question, so at most three fit into its 2,048 tokens. The data, in TRL's
 format, has `<MASK>` and `</MASK>` around the phrases. Variant: `rrpo_videochat2.py`.
 """
 
@@ -13,8 +13,7 @@ import dataclasses
 
 from llava15_7b_seva import get_config as seva
 
-from seva_jax.data.marked import MarkedPhrases
-from seva_jax.data.messages import TrlPairs
+from seva_jax.data import MarkedPhrases, TrlPairs
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import RRPO
 
@@ -22,16 +21,16 @@ PAIRS = TrlPairs("data/rrpo.jsonl", "data/rrpo_frames")
 
 
 def get_config():
-    """Pairs without a marked phrase are left out and counted, as in the release."""
-    e = seva()
+    """Leaves out pairs without a marked phrase and counts them, as the release does."""
+    config = seva()
     return dataclasses.replace(
-        e,
+        config,
         workdir="runs/rrpo",
         prompts=MarkedPhrases(PAIRS, unmarked="leave out"),
         corrupt=(),
         objective=RRPO(beta=0.1, alpha=0.01),
         lora=LoraConfig(rank=128, alpha=256.0),
-        optim=dataclasses.replace(e.optim, lr=5e-6),
+        optim=dataclasses.replace(config.optim, lr=5e-6),
         # The KL to the reference is over the whole vocabulary, which no cache holds.
-        train=dataclasses.replace(e.train, repeat=1, trained=("lora",), reference="in_step"),
+        train=dataclasses.replace(config.train, repeat=1, trained=("lora",), reference="in_step"),
     )

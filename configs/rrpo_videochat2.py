@@ -3,25 +3,25 @@
     python -m seva_jax.train --config configs/rrpo_videochat2.py \
         --base.path DIR --prompts.source.path FILE --prompts.source.image-root DIR --mesh.fsdp 8
 
-Adapters, batch and schedule are those of `rrpo.py`: none are known to us for VideoChat2.
+Adapters, batch size and schedule are those of `rrpo.py`; we know none for VideoChat2.
 """
 
 import dataclasses
 
 from rrpo import PAIRS
-from rrpo import get_config as base
+from rrpo import get_config as rrpo
 
-from seva_jax.data.marked import MarkedPhrases
+from seva_jax.data import MarkedPhrases
 from seva_jax.objectives import RRPO
 
 
 def get_config():
-    """`rrpo.py` with the other published numbers; marked phrases count where there are some."""
-    e = base()
+    """Varies `rrpo.py`: the other published numbers; where phrases are marked, the marks count."""
+    config = rrpo()
     return dataclasses.replace(
-        e,
+        config,
         workdir="runs/rrpo_videochat2",
         prompts=MarkedPhrases(PAIRS, unmarked="align"),
         objective=RRPO(beta=0.5, alpha=0.1),
-        optim=dataclasses.replace(e.optim, lr=2e-5),
+        optim=dataclasses.replace(config.optim, lr=2e-5),
     )

@@ -3,29 +3,36 @@
 python -m seva_jax.train --config configs/tiny.py
 """
 
-from seva_jax.config.base_models import TrainedBase
-from seva_jax.config.experiment import Evaluation, Experiment
-from seva_jax.config.options import ComputeOptions, RolloutOptions, TextOptions
+from seva_jax.config import (
+    ComputeOptions,
+    Evaluation,
+    Experiment,
+    RolloutOptions,
+    TextOptions,
+    TrainedBase,
+    TrainOptions,
+)
 from seva_jax.corrupt import DiffusionNoise
 from seva_jax.evals import Chair, ExactAnswer, Pope
-from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.images import ImageProcessing
 from seva_jax.models import LlavaConfig, LoraConfig, TextConfig, VisionConfig
 from seva_jax.objectives import DPO
-from seva_jax.text.sampling import Sampling
-from seva_jax.text.templates import PLAIN
-from seva_jax.training.optimizer import Optim
-from seva_jax.training.options import TrainOptions
+from seva_jax.text import PLAIN, Sampling
+from seva_jax.training import Optim
 from seva_jax.worlds import ShapeWorld, WorldPrompts
 from seva_jax.worlds.shapes import COLORS, SHAPES
 
 WORLD = ShapeWorld(seed=0, skew=0.8, color_noise=35.0)
 OBJECTS = tuple((f"{shape} in {color}", f"{color} {shape}") for color in COLORS for shape in SHAPES)
-# Twice the yes/no questions: a yes or no teaches least, so they are learnt last.
+# Yes/no questions count twice: a yes or a no teaches least, so they are learnt last.
 KINDS = ("color", "presence", "presence", "describe")
 
 
 def evaluation(kind, skewed, evaluator, num=400):
-    """One kind of question on held-out images, balanced or as skewed as the training images."""
+    """Returns questions of one kind about held-out images.
+
+    The images are balanced, or as skewed as the training images.
+    """
     split = "eval-skewed" if skewed else "eval-balanced"
     prompts = WorldPrompts(WORLD, split, skewed, (kind,), num)
     return Evaluation(evaluator, prompts, max_new_tokens=16)
@@ -57,7 +64,7 @@ def get_config():
         objective=DPO(beta=0.5),
         lora=LoraConfig(rank=32, alpha=64.0),
         optim=Optim(lr=2e-4, warmup_ratio=0.1),
-        # Adapters only: training the projector too changes what colour-only pairs do not show;
+        # Adapters only. The pairs are about colours alone: training the projector on them too makes
         # descriptions lose recall (`python -m seva_jax.bench evidence`).
         train=TrainOptions(
             batch_size=64,

@@ -1,4 +1,4 @@
-"""GAPO's weights on the procedural world: a wrong answer with a true part counts less.
+"""GAPO's weights on the procedural world: a wrong answer that is partly true counts less.
 
 python -m seva_jax.train --config configs/tiny_gapo.py
 """
@@ -13,7 +13,7 @@ from seva_jax.worlds import WorldPairs
 
 
 def get_config():
-    """Scores of the world are in [0, 1]; other forms of the weight as in `gapo.py`."""
+    """The world's scores are in [0, 1]; `gapo.py` lists the other forms of the weight."""
     return dataclasses.replace(
         tiny(),
         workdir="runs/tiny_gapo",

@@ -9,17 +9,17 @@ from tiny import WORLD
 from tiny import get_config as tiny
 
 from seva_jax.objectives import DPO, Trajectory
-from seva_jax.worlds.trajectories import WorldTrajectories
+from seva_jax.worlds import WorldTrajectories
 
 
 def get_config():
-    """Windows of 4 steps, so that rows stay short."""
-    e = tiny()
+    """Uses windows of 4 steps, so that rows stay short."""
+    config = tiny()
     return dataclasses.replace(
-        e,
+        config,
         workdir="runs/tiny_grape",
         prompts=WorldTrajectories(WORLD, num=1000, steps=4, window=4),
         corrupt=(),
         objective=Trajectory(window=4, objective=DPO(beta=0.5)),
-        train=dataclasses.replace(e.train, batch_size=16),
+        train=dataclasses.replace(config.train, batch_size=16),
     )

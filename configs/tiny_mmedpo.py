@@ -1,4 +1,4 @@
-"""MMedPO on the procedural world: wrong descriptions, and the object asked about noised.
+"""MMedPO on the procedural world: wrong descriptions, and noise on the object asked about.
 
 python -m seva_jax.train --config configs/tiny_mmedpo.py
 """
@@ -9,14 +9,11 @@ from tiny import WORLD
 from tiny import get_config as tiny
 
 from seva_jax.corrupt.region import RegionNoise
-from seva_jax.data.mixed import Mixture
-from seva_jax.data.regions import NoisedRegions
-from seva_jax.data.scores import ClippedZScores
+from seva_jax.data import ClippedZScores, Mixture, NoisedRegions
 from seva_jax.objectives import DPO, RawScore
-from seva_jax.worlds import WorldPairs
-from seva_jax.worlds.regions import AskedObject
+from seva_jax.worlds import AskedObject, WorldPairs
 
-# Their score is the share that is true: the more plausible an error, the more it counts.
+# The score of a wrong description is the share that is true: a plausible error counts more.
 HALLUCINATED = WorldPairs(WORLD, kinds=("describe",), num=3000)
 REGIONS = NoisedRegions(
     WorldPairs(WORLD, "visual", num=1000),
@@ -26,10 +23,9 @@ REGIONS = NoisedRegions(
 
 
 def get_config():
-    """Three pairs of text to one of images, weighted by normalised scores."""
-    e = tiny()
+    """Mixes three pairs of text with one of images, weighted by normalised scores."""
     return dataclasses.replace(
-        e,
+        tiny(),
         workdir="runs/tiny_mmedpo",
         prompts=ClippedZScores(Mixture((HALLUCINATED, REGIONS), (3, 1)), low=0.1, high=2.0),
         corrupt=(),

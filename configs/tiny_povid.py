@@ -1,4 +1,4 @@
-"""POVID's two stages on the procedural world: descriptions, and copies with invented objects.
+"""POVID on the procedural world: descriptions, and copies with invented objects, in two rounds.
 
 python -m seva_jax.train --config configs/tiny_povid.py
 """
@@ -6,11 +6,11 @@ python -m seva_jax.train --config configs/tiny_povid.py
 import dataclasses
 
 from tiny import WORLD
-from tiny import get_config as base
+from tiny import get_config as tiny
 
-from seva_jax.config.rounds import Round, Rounds
+from seva_jax.config import Round, Rounds
 from seva_jax.corrupt import PixelNoise
-from seva_jax.data.changed import ChangedImages
+from seva_jax.data import ChangedImages
 from seva_jax.objectives import DPO, Inherent
 from seva_jax.worlds import WorldPairs
 
@@ -18,24 +18,19 @@ PAIRS = WorldPairs(WORLD, "preferences", kinds=("describe", "color"), num=2000)
 
 
 def get_config():
-    """DPO, merge, then DPO with the model's own answer under noise as one more rejected one."""
-    e = base()
-    second = dataclasses.replace(e.train, max_steps=30, reference="in_step")
+    """DPO, merge, then DPO with the model's own answer under noise as a second rejected answer."""
+    config = tiny()
+    second = Round(
+        prompts=ChangedImages(PAIRS, PixelNoise(step=500)),
+        objective=Inherent(beta=0.5),
+        train=dataclasses.replace(config.train, max_steps=30, reference="in_step"),
+    )
     return dataclasses.replace(
-        e,
+        config,
         workdir="runs/tiny_povid",
         prompts=PAIRS,
         corrupt=(),
         objective=DPO(beta=0.5),
-        train=dataclasses.replace(e.train, max_steps=60),
-        curriculum=Rounds(
-            (
-                Round(),
-                Round(
-                    prompts=ChangedImages(PAIRS, PixelNoise(step=500)),
-                    objective=Inherent(beta=0.5),
-                    train=second,
-                ),
-            )
-        ),
+        train=dataclasses.replace(config.train, max_steps=60),
+        curriculum=Rounds((Round(), second)),
     )

@@ -1,4 +1,4 @@
-"""SeVa again and again on the procedural world: each round asks the model that the last one made.
+"""SeVa in rounds on the procedural world: each round asks the model that the last one trained.
 
 python -m seva_jax.train --config configs/tiny_seva_iterated.py
 """
@@ -6,21 +6,21 @@ python -m seva_jax.train --config configs/tiny_seva_iterated.py
 import dataclasses
 
 from tiny import WORLD
-from tiny import get_config as base
+from tiny import get_config as tiny
 
-from seva_jax.config.rounds import Iterations
+from seva_jax.config import Iterations
 from seva_jax.worlds import WorldPrompts
 
 
 def get_config():
-    """Three rounds of a third of the default run's steps each, on prompts of their own."""
-    e = base()
+    """Runs three rounds, each with its own prompts and a third of the default run's steps."""
+    config = tiny()
     prompts = tuple(
         WorldPrompts(WORLD, f"unlabelled-{number}", False, ("color",), 1500) for number in (1, 2, 3)
     )
     return dataclasses.replace(
-        e,
+        config,
         workdir="runs/tiny_seva_iterated",
-        train=dataclasses.replace(e.train, max_steps=33),
+        train=dataclasses.replace(config.train, max_steps=33),
         curriculum=Iterations(3, prompts=prompts),
     )

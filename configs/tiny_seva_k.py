@@ -1,4 +1,4 @@
-"""The default run with up to three rejected answers: weaker and stronger noise.
+"""The default run with up to three rejected answers, from noise of three strengths.
 
 python -m seva_jax.train --config configs/tiny_seva_k.py
 """
@@ -11,7 +11,7 @@ from seva_jax.corrupt import DiffusionNoise
 
 
 def get_config():
-    """One chosen answer against all that differ from it."""
+    """Trains on one chosen answer against all answers that differ from it."""
     return dataclasses.replace(
         tiny(),
         workdir="runs/tiny_seva_k",

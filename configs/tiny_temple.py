@@ -9,22 +9,23 @@ from temple import corruptions
 from tiny import KINDS, WORLD
 from tiny import get_config as tiny
 
-from seva_jax.config.rounds import Round, Rounds
-from seva_jax.data.answered import AnsweredPrompts
-from seva_jax.data.mixed import Mixture
+from seva_jax.config import Round, Rounds
+from seva_jax.data import AnsweredPrompts, Mixture
 from seva_jax.objectives import Supervised
 from seva_jax.pairs import TemplePairs
-from seva_jax.text.sampling import Sampling
-from seva_jax.worlds import WorldPrompts
-from seva_jax.worlds.sequences import WorldSequences
+from seva_jax.text import Sampling
+from seva_jax.worlds import WorldPrompts, WorldSequences
 
-ONE = dataclasses.replace(WORLD, max_objects=1)  # in an image, so that answers stay short
-GROUPS = (4, 2)  # of four images
+ONE = dataclasses.replace(WORLD, max_objects=1)  # one object in an image, so answers stay short
+GROUPS = (4, 2)  # the four images are cut into this many groups
 
 
 def get_config():
-    """The base model learns single images and sequences; two stages, then supervised training."""
-    e = tiny()
+    """The base model learns single images and sequences; two rounds of preferences follow.
+
+    A round of supervised training comes last.
+    """
+    config = tiny()
     learnt = (
         WorldPrompts(WORLD, "train", True, KINDS, 24000),
         WorldSequences(ONE, "train-sequences", True, num=8000),
@@ -33,21 +34,21 @@ def get_config():
         prompts=AnsweredPrompts(WorldSequences(ONE, "supervised", num=1000)),
         corrupt=(),
         objective=Supervised(),
-        optim=dataclasses.replace(e.optim, lr=4e-4),
-        train=dataclasses.replace(e.train, max_steps=30),
+        optim=dataclasses.replace(config.optim, lr=4e-4),
+        train=dataclasses.replace(config.train, max_steps=30),
     )
     return dataclasses.replace(
-        e,
+        config,
         workdir="runs/tiny_temple",
-        base=dataclasses.replace(e.base, prompts=Mixture(learnt, (3, 1), num=24000)),
+        base=dataclasses.replace(config.base, prompts=Mixture(learnt, (3, 1), num=24000)),
         prompts=WorldSequences(ONE, num=1500),
         corrupt=corruptions(GROUPS[0], "images"),
         rollout=dataclasses.replace(
-            e.rollout,
+            config.rollout,
             sampling=Sampling(max_new_tokens=24, temperature=0.7, repetition_penalty=1.05),
         ),
         pairs=TemplePairs(rules=("longer", "ratio", "ratio")),
-        text=dataclasses.replace(e.text, max_length=128),
-        train=dataclasses.replace(e.train, max_steps=50),
+        text=dataclasses.replace(config.text, max_length=128),
+        train=dataclasses.replace(config.train, max_steps=50),
         curriculum=Rounds((*(Round(corrupt=corruptions(m, "images")) for m in GROUPS), supervised)),
     )

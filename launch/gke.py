@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
-r"""One run on TPU slices of a GKE cluster, as a JobSet: every host of every slice starts it.
+r"""Starts one run on TPU slices of a GKE cluster, as a JobSet with one pod for each host.
 
     python launch/gke.py --name seva --topology v5e:4x4 --slices 2 --image IMAGE -- \
         --config configs/llava15_7b_seva.py --mesh.fsdp 16 --workdir /mnt/bucket/runs/seva
 
-Needs kubectl, pointed at a cluster with the JobSet controller and a TPU node pool, and an image
-with this checkout installed (`pip install -e '.[tpu]'`). The work directory has to be one that all
-hosts see; a preempted or failed slice starts the whole run again, which continues from its last
-checkpoint, or from where SIGTERM made it save. With several slices only the mesh axis `data` spans
-them.
+The image must have this checkout installed (`pip install -e '.[tpu]'`), and every host must see
+the work directory. --dry-run prints the JobSet and needs neither kubectl nor a cluster; to start
+it, kubectl must point at a cluster with the JobSet controller and a TPU node pool. Clusters that
+`xpk cluster create` made have both: add --queue multislice-queue, the Kueue queue that XPK uses.
+
+When a host fails or is preempted, or when SIGTERM made the run save and stop, the JobSet restarts
+all hosts and the run resumes from its last checkpoint. With several slices, only the mesh axis
+`data` spans them.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import shlex
 import subprocess
 import sys
 
-# Value of the node label, by chip.
+# Value of the node label cloud.google.com/gke-tpu-accelerator, by chip.
 ACCELERATORS = {
     "v4": "tpu-v4-podslice",
     "v5e": "tpu-v5-lite-podslice",
@@ -33,7 +36,7 @@ ACCELERATORS = {
 
 
 def manifest(options: argparse.Namespace) -> dict:
-    """The JobSet."""
+    """Returns the JobSet."""
     chip, shape = options.topology.split(":")
     chips = math.prod(map(int, shape.split("x")))
     hosts = max(chips // options.chips_per_host, 1)
@@ -42,7 +45,7 @@ def manifest(options: argparse.Namespace) -> dict:
         "image": options.image,
         "command": ["python3", "-m", "seva_jax.train", *options.train],
         "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
-        # From the second start on the pods before these are gone: their lock may be taken over.
+        # The number of restarts. Above 0, the earlier pods are gone: their lock may be taken over.
         "env": [
             {
                 "name": "SEVA_JAX_RESTARTED",
@@ -74,16 +77,19 @@ def manifest(options: argparse.Namespace) -> dict:
         "backoffLimit": 0,
         "template": {"spec": pod},
     }
+    metadata: dict = {
+        "name": options.name,
+        # Each slice gets a node pool to itself.
+        "annotations": {
+            "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+        },
+    }
+    if options.queue:
+        metadata["labels"] = {"kueue.x-k8s.io/queue-name": options.queue}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": {
-            "name": options.name,
-            "annotations": {
-                # Each slice gets a node pool to itself.
-                "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
-            },
-        },
+        "metadata": metadata,
         "spec": {
             "failurePolicy": {"maxRestarts": options.attempts},
             "replicatedJobs": [
@@ -94,33 +100,34 @@ def manifest(options: argparse.Namespace) -> dict:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Returns the checked options of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     get = os.environ.get
-    parser.add_argument("--name", default=get("TPU_NAME", "seva"), help="of the JobSet ($TPU_NAME)")
+    parser.add_argument("--name", default=get("TPU_NAME", "seva"), help="JobSet name ($TPU_NAME)")
     parser.add_argument(
         "--topology", default=get("TPU_TOPOLOGY"),
         help=f"CHIP:SHAPE as in seva_jax.plan, for example v5e:4x4; chips: "
         f"{', '.join(ACCELERATORS)} ($TPU_TOPOLOGY)",
     )  # fmt: skip
-    parser.add_argument("--slices", type=int, default=1, help="how many (default 1)")
-    parser.add_argument("--chips-per-host", type=int, default=4, help="of the nodes (default 4)")
+    parser.add_argument("--slices", type=int, default=1, help="number of slices (default 1)")
+    parser.add_argument("--chips-per-host", type=int, default=4, help="chips a node (default 4)")
     parser.add_argument("--image", default=get("TPU_IMAGE"), help="container image ($TPU_IMAGE)")
-    parser.add_argument("--context", help="of kubectl, which names project, zone and cluster")
+    parser.add_argument("--context", help="kubectl context: names project, zone and cluster")
     parser.add_argument("--namespace", default="default", help="(default: default)")
+    parser.add_argument("--queue", help="Kueue queue; multislice-queue in clusters made by XPK")
     parser.add_argument("--claim", help="persistent volume claim that all hosts mount")
-    parser.add_argument("--mount", default="/mnt/shared", help="where (default /mnt/shared)")
-    parser.add_argument("--attempts", type=int, default=100, help="restarts at most (default 100)")
-    parser.add_argument("--spot", action="store_true", help="on spot nodes")
+    parser.add_argument("--mount", default="/mnt/shared", help="mount path (default /mnt/shared)")
+    parser.add_argument("--attempts", type=int, default=100, help="most restarts (default 100)")
+    parser.add_argument("--spot", action="store_true", help="use spot nodes")
     parser.add_argument("--dry-run", action="store_true", help="print the JobSet, send nothing")
     parser.add_argument("train", nargs="*", help="after --, options of seva_jax.train")
     options = parser.parse_args()
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", options.name):
         parser.error(f"--name {options.name!r}: small letters, digits and dashes, at most 40")
-    found = re.fullmatch(r"(\w+):\d+x\d+(x\d+)?", options.topology or "")
-    if not found or found[1] not in ACCELERATORS:
+    topology = re.fullmatch(r"(\w+):\d+x\d+(x\d+)?", options.topology or "")
+    if not topology or topology[1] not in ACCELERATORS:
         parser.error(f"--topology {options.topology!r}: give one, for example v5e:4x4")
     if not options.image:
         parser.error("give --image, a container image with seva_jax installed")

@@ -1,25 +1,26 @@
 #!/usr/bin/env bash
-# One run on a Cloud TPU slice: creates it, installs this checkout on every worker, starts
-# seva_jax.train on all of them, and starts again after a preemption until the run is finished.
+# Runs seva_jax.train on Cloud TPU slices: creates them, installs this checkout on every worker,
+# starts the run on all of them, and starts it again after preemptions until it is finished.
 set -euo pipefail
 
 usage() {
   cat <<'TEXT'
 launch/tpu_vm.sh [options] -- OPTIONS OF seva_jax.train
 
-  --name NAME        of the TPU (default seva, or $TPU_NAME)
-  --type TYPE        accelerator type, as v5litepod-16, v5p-8, v6e-16 ($TPU_TYPE)
+  --name NAME        name of the TPU (default seva, or $TPU_NAME)
+  --type TYPE        accelerator type, such as v5litepod-16, v5p-8, v6e-16 ($TPU_TYPE)
   --zone ZONE        ($TPU_ZONE)
   --project PROJECT  (default: gcloud's own, or $TPU_PROJECT)
   --version VERSION  runtime version (default by type)
-  --queued           ask through a queued resource and wait for it
-  --slices N         several slices (implies --queued); the mesh axis data spans them
-  --spot             cheaper, may be preempted
-  --attempts N       how often to start again (default 100)
+  --queued           request the TPU as a queued resource and wait for it
+  --slices N         number of slices (default 1); more imply --queued, and the mesh axis data
+                     spans them
+  --spot             spot capacity: cheaper, may be preempted
+  --attempts N       most starts of the run (default 100)
   --dry-run          print the commands, run nothing
 
---workdir must be a directory that all workers see (a mounted bucket or Filestore): checkpoints are
-what a restart continues from.
+--workdir must be a directory that all workers see (a mounted bucket or Filestore): a restarted run
+resumes from the checkpoints in it.
 
   launch/tpu_vm.sh --type v5litepod-16 --zone us-west4-a --spot -- \
     --config configs/llava15_7b_seva.py --mesh.fsdp 16 --workdir /mnt/bucket/runs/seva
@@ -72,7 +73,7 @@ run() {
 
 tpu() { run gcloud compute tpus "$@" "${where[@]}"; }
 
-# A queued resource may hold several slices, its nodes; a TPU VM is one.
+# A TPU VM is one slice; a queued resource may hold several, which it calls nodes.
 if ((slices > 1)); then
   nodes=(--node-count "$slices" --node-prefix "$name")
   each=(queued-resources)
@@ -105,30 +106,30 @@ delete() {
 
 state() { gcloud compute tpus "$1" describe "$name" "${where[@]}" --format "$2" 2>/dev/null || true; }
 
-# READY for a TPU VM in order, ACTIVE for several slices in order.
-found() {
+# Prints READY for a healthy TPU VM, ACTIVE for several healthy slices.
+tpu_state() {
   if ((slices > 1)); then
     state queued-resources 'value(state.state)'
   else
     state tpu-vm 'value(state)'
   fi
 }
-in_order() { [[ $1 == READY || $1 == ACTIVE ]]; }
+healthy() { [[ $1 == READY || $1 == ACTIVE ]]; }
 
 printf -v train ' %q' "$@"
-if [[ $dry ]] || ! in_order "$(found)"; then
+if [[ $dry ]] || ! healthy "$(tpu_state)"; then
   create
 fi
 for ((attempt = 1; attempt <= attempts; attempt++)); do
-  # exec: the shell must not outlive a killed trainer. The processes of an earlier attempt are gone
-  # with their TPU, so their lock may be taken over.
+  # exec: the shell must not outlive a killed trainer. The processes of an earlier attempt have
+  # ended, so their lock may be taken over.
   restarted=''
   ((attempt == 1)) || restarted='SEVA_JAX_RESTARTED=1 '
   status=0
   tpu "${each[@]}" ssh "$name" "${all[@]}" \
     --command "cd seva_jax && ${restarted}exec python3 -m seva_jax.train$train" || status=$?
   if ((status == 0)); then
-    [[ $dry ]] || echo "the run is finished; $name goes on costing until it is deleted:"
+    [[ $dry ]] || echo "the run is finished; $name costs money until it is deleted:"
     if [[ $queued ]]; then
       echo "gcloud compute tpus queued-resources delete $name --force ${where[*]}"
     else
@@ -136,13 +137,13 @@ for ((attempt = 1; attempt <= attempts; attempt++)); do
     fi
     exit 0
   fi
-  now=$(found)
-  if ((status == 75)) && in_order "$now"; then
-    echo "attempt $attempt was stopped by a signal and has saved: starting it again"
+  now=$(tpu_state)
+  if ((status == 75)) && healthy "$now"; then
+    echo "attempt $attempt was stopped by a signal and has saved: starting the run again"
     continue
   fi
-  ! in_order "$now" || die "the run failed, and the TPU is in order; see above"
-  echo "attempt $attempt ended and $name is ${now:-gone}: making it anew"
+  ! healthy "$now" || die "the run failed, but the TPU is healthy; see above"
+  echo "attempt $attempt ended and $name is ${now:-gone}: creating it again"
   delete
   create
 done

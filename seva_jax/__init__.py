@@ -1,6 +1,7 @@
-"""SeVa in JAX. Read next: README.md, then `seva_jax/training/step.py`.
+"""Preference alignment of vision-language models in JAX, after SeVa.
 
-`import seva_jax` loads nothing else; `seva_jax.from_pretrained` brings in JAX and transformers.
+`import seva_jax` imports neither JAX nor transformers; the first use of `seva_jax.from_pretrained`
+does. Read next: README.md, then `seva_jax/training/step.py`.
 """
 
 from __future__ import annotations

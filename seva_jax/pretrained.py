@@ -1,11 +1,10 @@
-"""A Hugging Face LLaVA directory as an object that answers questions about images.
+"""A local LLaVA directory as an object that answers questions about images.
 
-`from_pretrained` is the whole interface. It takes and returns NumPy arrays as transformers'
-`LlavaProcessor(..., return_tensors="np")` makes them. TokenStats the files is in `seva_jax/convert`,
-the model in `seva_jax/models`, decoding in `seva_jax/inference/sampler.py`.
-
-Shape suffixes: B rows, S row length, N images of all rows together, I images of a row, T new
-tokens, V vocabulary, C/H/W channels, height, width.
+What lives here: `from_pretrained`, and the model that it returns, which takes and returns NumPy
+arrays as transformers' `LlavaProcessor(..., return_tensors="np")` makes them. What does not:
+reading the files (`seva_jax/convert`), the model itself (`seva_jax/models`) and decoding
+(`seva_jax/inference/sampler.py`). The shape suffixes are those of `seva_jax/types.py`; N counts the
+images of all rows.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ class PretrainedLlava:
     """A LLaVA model read from a directory, with its `tokenizer` and image `processing`.
 
     Attributes:
-        directory: where it was read from.
-        config: sizes.
+        directory: the directory it was read from.
+        config: the architecture.
         params: the "params" collection.
-        special: stop and pad tokens of generation.
-        dtype: of parameters and computation.
-        tower: the CLIP directory of an original LLaVA, or None.
+        special: stop and pad tokens for generation.
+        dtype: dtype of parameters and computation.
+        tower: the CLIP directory, where the model is in the original LLaVA's layout; else None.
     """
 
     directory: Path
@@ -61,19 +60,19 @@ class PretrainedLlava:
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The directory's tokenizer, of transformers, read on first use.
+        """The directory's transformers tokenizer, read on first use.
 
         Raises:
-            DataError: there is none, or it cannot be read.
+            DataError: it is missing or cannot be read.
         """
         return load_tokenizer(self.directory, original=self.tower is not None)
 
     @functools.cached_property
     def processing(self) -> ImageProcessing:
-        """From decoded images to `pixel_values`, as the directory says, read on first use.
+        """The directory's processing of decoded images to `pixel_values`, read on first use.
 
         Raises:
-            DataError: there is no processor file, or one that is not supported.
+            DataError: the processor file is missing or not supported.
         """
         if self.tower is None:
             return ImageProcessing.from_processor_config(self.directory)
@@ -90,17 +89,17 @@ class PretrainedLlava:
         pixel_values: np.ndarray | None = None,
         attention_mask: np.ndarray | None = None,
     ) -> np.ndarray:
-        """Next-token logits at every position.
+        """Returns the next-token logits at every position.
 
         Args:
             input_ids: [B, S] token ids, every image expanded to `config.tokens_per_image` image
                 tokens.
             pixel_values: [N, 3, H, W] processed images of all rows, in order of appearance; rows
-                may have different numbers of them. None when there is no image.
-            attention_mask: [B, S], 1 for real tokens; None for all.
+                may have different numbers of images. None when there is no image.
+            attention_mask: [B, S], 1 for real tokens; None if all are real.
 
         Returns:
-            [B, S, V] float32. Where the mask is 0 the values mean nothing.
+            [B, S, V] float32, meaningless where the mask is 0.
 
         Raises:
             DataError: the arrays do not fit each other or the model.
@@ -119,27 +118,27 @@ class PretrainedLlava:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> np.ndarray:
-        """Answers, as transformers' `generate` returns them.
+        """Generates answers and returns them as transformers' `generate` does.
 
-        Of the directory's generation settings only the stop and pad tokens are used.
+        Only the stop and pad tokens of the directory's generation settings are used.
 
         Args:
             input_ids: [B, S] prompts, see `logits`.
             pixel_values: [N, 3, H, W] images or None, see `logits`.
             attention_mask: [B, S], 1 for real tokens; padding may be on either side and does not
-                change the answer. None masks pad tokens, unless they also are stop tokens.
-            max_new_tokens: longest answer, tokens.
-            temperature: 0 is greedy.
-            top_p: nucleus to sample from.
-            seed: of the sampling; row i uses the i-th key made from it.
+                change the answer. None masks pad tokens, unless they are also stop tokens.
+            max_new_tokens: see `Sampling`.
+            temperature: see `Sampling`.
+            top_p: see `Sampling`.
+            seed: seed of the sampling; row i uses the i-th key derived from it.
 
         Returns:
             [B, S + T] int64: the prompts as given, then the new tokens including the stop token,
             then the pad token. T is the longest answer of the batch.
 
         Raises:
-            DataError: the arrays do not fit each other or the model, or an option is out of
-                range.
+            DataError: the arrays do not fit each other or the model, an option is out of range,
+                or all tokens of a row are masked.
         """
         if max_new_tokens < 1:
             raise DataError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
@@ -158,7 +157,7 @@ class PretrainedLlava:
         rows = len(batch.tokens_BS)
         empty = np.flatnonzero(~np.asarray(batch.mask_BS).any(axis=1))
         if len(empty):
-            raise DataError(f"attention_mask: row {empty[0]} has no token that is not masked")
+            raise DataError(f"attention_mask: all tokens of row {empty[0]} are masked")
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(rows))
         with self._precision():
             new_BT = np.asarray(
@@ -182,8 +181,8 @@ class PretrainedLlava:
         return () if eos is None else (int(eos),)  # pyright: ignore[reportArgumentType]
 
     def _precision(self) -> contextlib.AbstractContextManager:
-        # Accelerators multiply float32 matrices in fewer bits unless told otherwise, which would
-        # break the agreement with transformers that callers of float32 ask for.
+        # By default accelerators multiply float32 matrices in fewer bits, but callers who choose
+        # float32 want logits that agree with transformers.
         if self.dtype == "float32":
             return jax.default_matmul_precision("highest")
         return contextlib.nullcontext()
@@ -192,22 +191,24 @@ class PretrainedLlava:
 def from_pretrained(
     directory: str | Path, dtype: str = "float32", vision_tower: str | Path | None = None
 ) -> PretrainedLlava:
-    """Opens a local LLaVA-1.5 directory, Hugging Face's or original. Needs no torch, no network.
+    """Opens a local LLaVA-1.5 directory, in Hugging Face's layout or the original one.
+
+    Needs neither torch nor the network.
 
     Args:
         directory: holds config.json, the weights as safetensors (one file, or several with an
-            index), and normally generation_config.json, tokenizer and processor files.
-        dtype: of parameters and computation: "float32", "bfloat16" or "float16", whatever the
-            files hold.
-        vision_tower: the CLIP directory that the original layout needs; None for the one its
+            index), and usually generation_config.json, tokenizer and processor files.
+        dtype: dtype of parameters and computation: "float32", "bfloat16" or "float16". The
+            weights are converted to it.
+        vision_tower: the CLIP directory that the original layout needs; None takes the one that
             config.json names.
 
     Returns:
         The model, with the weights on the first device.
 
     Raises:
-        DataError: a file is missing, damaged or of a kind that is not supported, or config and
-            weights disagree. The message names the file or field, and what to do.
+        DataError: a file is missing, damaged or not supported, or config and weights disagree.
+            The message names the file or field and says what to do.
     """
     if dtype not in _DTYPES:
         raise DataError(f"dtype is {dtype!r}, expected one of {', '.join(_DTYPES)}")
@@ -225,19 +226,19 @@ def to_rows(
     pixel_values: np.ndarray | None,
     attention_mask: np.ndarray | None,
 ) -> PromptBatch:
-    """The processor's flat list of images as a fixed number of images a row, zeros where none.
+    """Regroups the processor's flat list of images by row, and checks all arrays.
 
     Args:
-        config: sizes.
-        input_ids: [B, S] integers.
-        pixel_values: [N, 3, H, W] or None.
-        attention_mask: [B, S] or None.
+        config: the architecture.
+        input_ids: see `PretrainedLlava.logits`.
+        pixel_values: see `PretrainedLlava.logits`.
+        attention_mask: see `PretrainedLlava.logits`.
 
     Returns:
-        NumPy leaves; I is the most images any row has.
+        NumPy arrays; I is the largest number of images in a row, and missing images are zeros.
 
     Raises:
-        DataError: see `PretrainedLlava.logits`.
+        DataError: the arrays do not fit each other or the model.
     """
     tokens_BS = np.asarray(input_ids)
     if tokens_BS.ndim != 2 or not tokens_BS.size or tokens_BS.dtype.kind not in "iu":
@@ -292,12 +293,12 @@ def to_rows(
 
 @functools.partial(jax.jit, static_argnames="model")
 def _logits(model: Llava, params: dict[str, Any], batch: PromptBatch) -> jax.Array:
-    # Positions count masked tokens too, as transformers' forward does; rotary attention only
-    # depends on their differences.
+    # Positions count masked tokens too, as transformers' forward does: rotary attention depends
+    # only on differences of positions.
     rows, length = batch.tokens_BS.shape
     positions_BS = jnp.broadcast_to(jnp.arange(length), (rows, length))
     causal_SU = jnp.arange(length)[:, None] >= jnp.arange(length)
-    # Padding sees itself: kernels divide by the sum over what a query sees.
+    # Padding attends to itself: a query without keys would divide by zero.
     mask_BSU = (causal_SU & jnp.asarray(batch.mask_BS)[:, None]) | jnp.eye(length, dtype=bool)
     return model.apply(
         {"params": params},

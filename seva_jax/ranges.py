@@ -1,8 +1,9 @@
-"""Which numbers a config may hold.
+"""Bounds of the numbers in a config, written next to the fields: `lr: Annotated[float, ABOVE_0]`.
 
-What lives here: `Range`, and the walk through a config that names every number out of its range.
-What does not: the ranges themselves, which stand beside the fields (`lr: Annotated[float,
-ABOVE_0]`), and checks that cross sections (`config.check`).
+What lives here: `Range` and `NO_EFFECT`, the marks that a field's annotation may carry, and
+`out_of_range`, which finds every number outside its bounds. What does not: the bounds of a
+particular field, which are in its annotation, and checks that involve several sections
+(`seva_jax/config/experiment.py`).
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 _NUMBERS: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float)}  # by annotation
-_MOST = 2**32  # no count, size or seed is larger
+_MOST = 2**32  # counts, sizes and seeds are smaller
 
 
 class Range(NamedTuple):
-    """Numbers from `low` to `high`.
+    """An interval of numbers, from `low` to `high`.
 
     Attributes:
-        low: the least.
-        high: the greatest.
-        above: whether `low` itself is left out.
-        below: whether `high` itself is left out.
+        low: lower bound.
+        high: upper bound.
+        above: whether `low` itself is excluded.
+        below: whether `high` itself is excluded.
     """
 
     low: float
@@ -39,7 +40,7 @@ class Range(NamedTuple):
         )
 
     def words(self) -> str:
-        """What a number must be.
+        """Returns the interval in words, to follow "must be".
 
         >>> Range(0, 1, below=True).words(), Range(0, above=True).words()
         ('at least 0 and below 1', 'above 0')
@@ -64,11 +65,11 @@ NO_EFFECT = _NoEffect()
 
 
 class Bounds(NamedTuple):
-    """What the annotation of a field says of its numbers.
+    """What the annotation of a field says about its value.
 
     Attributes:
-        kind: `int`, `float`, or another annotation.
-        range: the `Range` in its `Annotated`, if any.
+        kind: the annotated type, without `Annotated`.
+        range: the `Range` in the `Annotated`; None without one.
     """
 
     kind: Any
@@ -77,27 +78,27 @@ class Bounds(NamedTuple):
 
 @functools.cache
 def bounds(config_class: type) -> dict[str, Bounds]:
-    """Returns the bounds of every field of a dataclass."""
-    hints = typing.get_type_hints(config_class, include_extras=True)
-    fields = {field.name: hints[field.name] for field in dataclasses.fields(config_class)}
-    return {
-        name: Bounds(
-            getattr(hint, "__origin__", hint) if hasattr(hint, "__metadata__") else hint,
-            next((x for x in getattr(hint, "__metadata__", ()) if isinstance(x, Range)), None),
-        )
-        for name, hint in fields.items()
-    }
+    """Returns the bounds of every field of a dataclass, by name."""
+    annotations = typing.get_type_hints(config_class, include_extras=True)
+    kinds = typing.get_type_hints(config_class)  # without Annotated
+
+    def range_of(name: str) -> Range | None:
+        marks = getattr(annotations[name], "__metadata__", ())
+        return next((mark for mark in marks if isinstance(mark, Range)), None)
+
+    names = [field.name for field in dataclasses.fields(config_class)]
+    return {name: Bounds(kinds[name], range_of(name)) for name in names}
 
 
 def out_of_range(config: Any, name: str = "") -> Iterator[str]:
-    """Yields every number in a config that cannot be, as "optim.lr must be above 0, not -1.0".
+    """Yields a message such as "optim.lr must be above 0, not -1.0" for every bad number.
 
-    Any number must be finite, and any integer below 2^32. A field may bound its numbers further:
-    `lr: Annotated[float, ABOVE_0]`.
+    A field annotated `int` must hold an int, one annotated `float` a float or an int. Every float
+    must be finite, and every int between -2^32 and 2^32. A `Range` bounds a field further.
 
     Args:
-        config: a dataclass, or what one holds.
-        name: its dotted name.
+        config: a config dataclass, or the value of a field of one.
+        name: the dotted name of `config`; empty for the whole config.
     """
     if dataclasses.is_dataclass(config):
         for field, (kind, allowed) in bounds(type(config)).items():

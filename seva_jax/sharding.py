@@ -1,7 +1,7 @@
-"""The mesh, and the ONE table from logical dim names to mesh axes, resolved strictly.
+"""The device mesh, and the ONE table from logical dim names to mesh axes, resolved strictly.
 
-Flax replicates a parameter whose logical name is misspelt, and quietly. Here an unknown name, an
-axis used twice, or a dim that does not divide raises and names the parameter.
+Flax silently replicates a parameter whose logical name is misspelt. Here an unknown name, an axis
+used twice, or a dim that does not divide evenly raises an error that names the parameter.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from seva_jax.types import DataError
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")  # mesh axes the batch dim is split over
+BATCH = ("data", "fsdp")  # mesh axes that split the batch dim
 
-# Logical dim name -> mesh axis. fsdp splits the width every kernel shares, tensor the width that
-# is private to heads, MLP and vocabulary.
+# Logical dim name of a parameter -> mesh axis. fsdp splits the model width, a dim of every kernel;
+# tensor splits the other dim: heads, MLP or vocabulary.
 LOGICAL_AXES: Mapping[str, str | None] = {
     "layers": None,
     "norm": None,
@@ -41,12 +41,11 @@ LOGICAL_AXES: Mapping[str, str | None] = {
     "vision_mlp": "tensor",
 }
 
-
-# Adapters are split like what they adapt. Those of a dim that fsdp does not split are split by
-# their rank where it divides (a small rank makes small adapters, which every device may hold).
+# Adapters are split like the kernels they adapt. Where fsdp does not split the kernel's dim, it
+# splits the rank if that divides evenly; a small rank makes adapters small enough to replicate.
 RANK, RANK_AXIS = "rank", "fsdp"
 
-# The same for dims of activations.
+# Logical dim name of an activation -> mesh axis or axes.
 ACTIVATION_AXES: Mapping[str, str | tuple[str, ...] | None] = {
     "layers": None,
     "batch": BATCH,
@@ -60,17 +59,17 @@ ACTIVATION_AXES: Mapping[str, str | tuple[str, ...] | None] = {
 
 
 def constrain(x: jax.Array, *names: str) -> jax.Array:
-    """Says where an activation lies; does nothing where no mesh is set (`jax.set_mesh`).
+    """Constrains the sharding of an activation; does nothing without a mesh (`jax.set_mesh`).
 
-    Without this XLA may decide, layer by layer, to split widths instead of rows, and to gather
+    Without constraints XLA may choose, layer by layer, to split widths instead of rows, and gather
     whole stacks of weights or activations in between.
 
     Args:
         x: the activation.
-        names: logical name of each dim.
+        names: logical name of each dim, see `ACTIVATION_AXES`.
 
     Raises:
-        DataError: unknown name, or not one for each dim.
+        DataError: a name is unknown, or there is not one for each dim.
     """
     spec = activation_spec(*names)
     if len(names) != x.ndim:
@@ -81,10 +80,10 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
 
 
 def activation_spec(*names: str) -> PartitionSpec:
-    """Mesh axes of an activation with these dims.
+    """Returns the mesh axes of an activation with these dims.
 
     Raises:
-        DataError: unknown name.
+        DataError: a name is unknown.
     """
     if not set(names) <= ACTIVATION_AXES.keys():
         raise DataError(f"dim names {names}; known: {', '.join(ACTIVATION_AXES)}")
@@ -92,13 +91,13 @@ def activation_spec(*names: str) -> PartitionSpec:
 
 
 def constrain_parameter(x: jax.Array, *names: str) -> jax.Array:
-    """Says where one layer of a parameter lies, and thereby its gradient.
+    """Constrains the sharding of a parameter inside a layer, and with it that of its gradient.
 
-    In the backward pass of a scan the gradients of all layers are kept; without this they are
-    kept whole on every device.
+    The backward pass of a scan keeps the gradients of all layers; unconstrained, every device
+    would hold all of them whole.
 
     Args:
-        x: the parameter, as a layer uses it.
+        x: the parameter of one layer.
         names: logical name of each dim, see `LOGICAL_AXES`.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -110,12 +109,15 @@ def constrain_parameter(x: jax.Array, *names: str) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-    """Devices along each mesh axis; at most one may be -1 and takes what is left.
+    """Devices along each mesh axis; at most one may be -1, which takes all remaining devices.
 
     Attributes:
-        data: copies of the model, each with its part of the batch.
-        fsdp: parts of the batch that also split the parameters between them.
-        tensor: devices that split heads, MLP and vocabulary.
+        data: number of copies of the model. Each computes its own part of the batch, so a copy
+            has to fit on its fsdp x tensor devices.
+        fsdp: number of devices that split the parameters of a copy among them. Each also computes
+            its own part of the batch.
+        tensor: number of devices that split attention heads, MLP and vocabulary, and compute the
+            same part of the batch together. They communicate in every layer.
     """
 
     data: int = -1
@@ -123,10 +125,10 @@ class MeshShape:
     tensor: int = 1
 
     def make(self, devices: list[Any] | None = None) -> jax.sharding.Mesh:
-        """The mesh over the given devices, or over all of them.
+        """Returns the mesh over the given devices; None takes all devices.
 
         Raises:
-            DataError: the sizes do not multiply to the number of devices.
+            DataError: the sizes are invalid, or their product is not the number of devices.
         """
         devices = list(jax.devices()) if devices is None else devices
         sizes = [self.data, self.fsdp, self.tensor]
@@ -146,7 +148,7 @@ class MeshShape:
         return jax.sharding.Mesh(_grid(devices, sizes), AXES)
 
     def _nearest(self, num_devices: int) -> str:
-        """Options of a mesh that fits, with fsdp and tensor as near to the wanted as may be."""
+        """Returns options of a mesh that fits, with fsdp and tensor close to those requested."""
 
         def nearest(wanted: int, total: int) -> int:
             divisors = [n for n in range(1, total + 1) if total % n == 0]
@@ -159,7 +161,7 @@ class MeshShape:
 
 
 def _grid(devices: list[Any], sizes: list[int]) -> np.ndarray:
-    """Devices in mesh order: neighbours of an axis are neighbours in the machine."""
+    """Returns the devices in mesh order: neighbours on an axis are neighbours in the network."""
     if devices[0].platform != "tpu":
         return np.array(devices).reshape(sizes)
     num_slices = len({getattr(device, "slice_index", 0) for device in devices})
@@ -180,19 +182,19 @@ def _grid(devices: list[Any], sizes: list[int]) -> np.ndarray:
 
 
 def process_row_share(mesh: jax.sharding.Mesh) -> tuple[int, int]:
-    """Which share of a batch's rows this process prepares: (index, number of shares).
+    """Returns the share of a batch's rows that this process prepares: (index, number of shares).
 
-    Processes that the `tensor` axis joins hold the same rows and get the same share.
+    Processes that only the `tensor` axis separates hold the same rows and get the same share.
 
     Raises:
-        DataError: the mesh gives processes rows that overlap but differ, or different numbers.
+        DataError: the mesh gives processes different numbers of rows, or rows that partly overlap.
     """
     held: dict[int, list[int]] = {}
     for position, devices in enumerate(mesh.devices.reshape(-1, mesh.shape["tensor"])):
         for process in sorted({device.process_index for device in devices}):
             held.setdefault(process, []).append(position)
     shares = sorted({tuple(positions) for positions in held.values()})
-    num = mesh.shape["data"] * mesh.shape["fsdp"]
+    num = row_multiple(mesh)
     if len({len(share) for share in shares}) != 1 or sum(map(len, shares)) != num:
         raise DataError(
             f"mesh {dict(mesh.shape)} gives {len(held)} processes unequal or overlapping rows; "
@@ -204,16 +206,16 @@ def process_row_share(mesh: jax.sharding.Mesh) -> tuple[int, int]:
 def resolve(
     mesh: jax.sharding.Mesh, names: tuple[str | None, ...], shape: tuple[int, ...], path: str
 ) -> NamedSharding:
-    """The sharding of one parameter.
+    """Returns the sharding of one parameter.
 
     Args:
         mesh: the mesh.
-        names: logical name of each dim.
-        shape: sizes.
-        path: the parameter's name, for errors.
+        names: logical name of each dim, see `LOGICAL_AXES`.
+        shape: size of each dim.
+        path: the parameter's name, for error messages.
 
     Raises:
-        DataError: unknown name, an axis used for two dims, or a dim that does not divide.
+        DataError: a name is unknown, two dims use one axis, or a dim does not divide evenly.
     """
     return NamedSharding(mesh, _spec(dict(mesh.shape), names, shape, path))
 
@@ -221,7 +223,7 @@ def resolve(
 def _spec(
     sizes: Mapping[str, int], names: tuple[str | None, ...], shape: tuple[int, ...], path: str
 ) -> PartitionSpec:
-    """See `resolve`; `sizes` are those of the mesh axes."""
+    """Does the work of `resolve`, given the sizes of the mesh axes."""
     if len(names) != len(shape):
         raise DataError(f"{path}: {len(names)} dim names {names} for shape {shape}")
     axes: list[str | None] = []
@@ -247,16 +249,20 @@ def _spec(
 
 
 def is_boxed(leaf: Any) -> bool:
-    """Whether a leaf of abstract variables carries logical names."""
+    """Returns whether a leaf of a tree of variables is boxed: carries logical dim names."""
     return hasattr(leaf, "names")
 
 
 def variable_shardings(mesh: jax.sharding.Mesh, boxed: Any) -> Any:
-    """Shardings of a tree of variables that carry logical names (`Llava.init`, unboxed shape)."""
+    """Returns the shardings of a tree of boxed variables, see `models.abstract_variables`.
+
+    Raises:
+        DataError: a leaf has no logical dim names, or see `resolve`.
+    """
 
     def one(path: Any, leaf: Any) -> NamedSharding:
         names = getattr(leaf, "names", None)
-        where = "/".join(str(getattr(k, "key", k)) for k in path)
+        where = jax.tree_util.keystr(path, simple=True, separator="/")
         if names is None:
             raise DataError(f"{where}: no logical dim names")
         return resolve(mesh, names, leaf.value.shape, where)
@@ -265,18 +271,18 @@ def variable_shardings(mesh: jax.sharding.Mesh, boxed: Any) -> Any:
 
 
 def on_one_device(boxed: Any, device: Any) -> Any:
-    """Shardings that put all of a tree of boxed variables on one device."""
+    """Returns shardings that put a whole tree of boxed variables on one device."""
     one = jax.sharding.SingleDeviceSharding(device)
     return jax.tree.map(lambda _: one, boxed, is_leaf=is_boxed)
 
 
 def placed(boxed: Any, shardings: Any, dtype: Any = None) -> Any:
-    """Boxed variables as plain `jax.ShapeDtypeStruct`s with shardings.
+    """Returns the shapes of boxed variables as `jax.ShapeDtypeStruct`s with shardings.
 
     Args:
         boxed: as `variable_shardings` takes them.
         shardings: one for each leaf.
-        dtype: of all leaves; None keeps each one's own.
+        dtype: dtype of all leaves; None keeps the dtype of each.
     """
 
     def one(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
@@ -287,15 +293,15 @@ def placed(boxed: Any, shardings: Any, dtype: Any = None) -> Any:
 
 
 def row_multiple(mesh: jax.sharding.Mesh) -> int:
-    """Parts that the rows of a batch are split into."""
+    """Returns how many parts the mesh splits the rows of a batch into."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def check_batch(mesh: jax.sharding.Mesh, batch_size: int, micro_batches: int) -> None:
-    """Checks that a batch divides over micro-batches and mesh.
+    """Checks that a batch divides evenly into micro-batches, and each of them over the mesh.
 
     Raises:
-        DataError: it does not; names the nearest size that does.
+        DataError: it does not; the message names the nearest size that does.
     """
     parts = micro_batches * row_multiple(mesh)
     if batch_size % parts:
@@ -306,32 +312,33 @@ def check_batch(mesh: jax.sharding.Mesh, batch_size: int, micro_batches: int) ->
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Every device holds all of it."""
+    """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: jax.sharding.Mesh, leading: int = 0) -> NamedSharding:
-    """Rows split over the batch axes, behind `leading` unsplit dims."""
+    """Returns a sharding that splits rows over the batch axes, after `leading` unsplit dims."""
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, BATCH))
 
 
 def put_batch(mesh: jax.sharding.Mesh, batch: Any, leading: int = 0) -> Any:
-    """Local rows of every process to global arrays, split over the batch axes.
+    """Joins the local rows of every process to global arrays, split over the batch axes.
 
     Args:
         mesh: the mesh.
-        batch: tree of NumPy arrays; dim `leading` holds this process's rows.
-        leading: number of unsplit dims in front.
+        batch: a tree of NumPy arrays; dim `leading` is that of the rows, and holds those of this
+            process.
+        leading: number of unsplit dims before the rows.
     """
     sharding = batch_sharding(mesh, leading)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def state_shardings(mesh: jax.sharding.Mesh, abstract_state: Any, trainable_shardings: Any) -> Any:
-    """Shardings of optimiser state: a leaf shaped like a trained parameter shards like it.
+    """Returns the shardings of optimiser state: moments are split like their parameters.
 
-    Optimiser moments mirror the tree of trained parameters, so their paths end in the path of a
-    parameter; anything else (counters) is replicated.
+    The moments mirror the tree of trained parameters, so their paths end in the path of a
+    parameter; all other leaves (counters) are replicated.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(trainable_shardings)
     by_path = {tuple(str(k) for k in path): sharding for path, sharding in flat}

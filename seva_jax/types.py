@@ -1,12 +1,37 @@
-"""The nouns everything else is made of.
+"""The nouns of the package: the records that its parts exchange.
 
 What lives here: `Prompt`, `Rollout`, `Comparison`, `TreeBatch`, `BranchLogps`. What does not:
-anything that computes. Read next: `seva_jax/training/step.py`, which turns a `TreeBatch` into a loss.
+anything that computes. Read next: `seva_jax/training/step.py`, which turns a `TreeBatch` into a
+loss.
 
-Shape suffixes used across the package: B rows, S row length, C comparisons per row, K branches
-per comparison, T answer tokens per branch, A answer tokens per row, I images per row, X what an
-image is to the model, P patches per image, H/W image height and width, D model width, V
-vocabulary, L layers.
+Shape suffixes: the name of an array ends in one letter for each dim, and a letter means the same
+in every file. A digit stands for a dim of that size.
+
+    A  answer tokens of a row, or a part of them
+    B  rows of a batch
+    C  comparisons of a row
+    D  width of the language model
+    E  width of the vision tower
+    F  inputs of a linear layer
+    G  key and value heads
+    H  query heads (after G: those that share a key and value head)
+    I  images of a row
+    J  rejected answers of a comparison, K - 1
+    K  branches (answers) of a comparison
+    L  layers
+    N  items of a flat list, such as the comparisons of all rows (B * C)
+    O  outputs of a linear layer
+    P  patches of an image, or of all images of a row (I * P)
+    Q  width of an attention head
+    R  rank of an adapter
+    S  tokens of a row, or of a text
+    T  tokens of an answer
+    U  keys that a query may attend to: tokens of a row or slots of a cache
+    V  vocabulary
+    X  an image as the model takes it: pixels [H, W, 3] or features [P, E]
+
+    HW, HWC, CHW  height, width and the 3 colour channels of an image; only as such a group do
+                  these letters have that meaning
 """
 
 from __future__ import annotations
@@ -16,7 +41,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-Array = Any  # jax.Array inside a step, np.ndarray on the host: NumPy and JAX share the notation
+Array = Any  # jax.Array inside a step, np.ndarray on the host: both have the same notation
 
 IMAGE_MARKER = "<image>"  # where an image goes in a question
 
@@ -26,10 +51,10 @@ class DataError(ValueError):
 
 
 class ExampleError(DataError):
-    """One bad example among many: callers count it by `reason` and go on.
+    """One bad example among many: callers count it by `reason` and continue with the next.
 
     Attributes:
-        reason: short and from a small fixed set, such as "empty answer"; the key of a counter.
+        reason: the key it is counted by: short, from a small fixed set, such as "empty answer".
     """
 
     def __init__(self, message: str, reason: str):
@@ -37,7 +62,7 @@ class ExampleError(DataError):
         self.reason = reason
 
     def __reduce__(self):
-        # Data workers send their exceptions to the parent process by pickle.
+        # Worker processes pickle their exceptions to send them to the parent process.
         return type(self), (str(self), self.reason)
 
 
@@ -46,12 +71,12 @@ class Prompt:
     """One unlabelled question about zero or more images.
 
     Attributes:
-        id: unique and stable; keys every random choice made for this prompt.
-        question: text without template or image token.
-        images: names the prompt source can load, in order of appearance.
-        meta: ground truth or provenance; strings, numbers and lists only.
-        start: the beginning of the answer. It belongs to the trunk: answers go on from there, and
-            nothing of it is learnt.
+        id: unique and stable; every random choice made for this prompt is derived from it.
+        question: the text, without template and image tokens.
+        images: names that the prompt source can load, in order of appearance.
+        meta: ground truth and provenance; strings, numbers and lists only.
+        start: the beginning of the answer. It belongs to the trunk: answers continue it, and
+            training does not learn it.
     """
 
     id: str
@@ -63,12 +88,12 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """What the model answered to one prompt.
+    """The model's answers to one prompt.
 
     Attributes:
-        prompt: the prompt answered.
-        clean: raw decoded answer on the clean image.
-        corrupted: raw decoded answers, one for each corruption, same question.
+        prompt: the prompt.
+        clean: the answer to the clean image, as decoded.
+        corrupted: the answers to the same question about each corruption of the image, as decoded.
     """
 
     prompt: Prompt
@@ -93,20 +118,22 @@ class View:
 class Comparison:
     """One trunk (images and question) with K branches (answers), best first.
 
-    Where the sides see different images, a comparison has several trees: the answers of `more`
-    follow its own. Two examples: the same answer to the image (chosen) and to a changed image
-    (rejected), as in MMedPO; the steps of two trajectories, as in GRAPE.
+    Where the answers belong to different images, a comparison has several trees: the answers of
+    `more` follow its own. Two examples: the same answer to the image (chosen) and to a changed
+    image (rejected), as in MMedPO; the steps of two trajectories, as in GRAPE.
 
     Attributes:
         prompt: the trunk.
         answers: K texts; answers[0] is chosen, the others are rejected.
         weight: weight in the mean over comparisons, at least 0.
         corruptions: for each rejected answer, the index of the corruption it came from.
-        scores: how good each answer of all trees is, in any unit, where a judge said so; or empty.
-            Only objectives that ask for scores read them (`objectives/weighting.py`).
+        scores: a judge's score of each answer of all trees, higher is better, in any unit; empty
+            without a judge. Only objectives that ask for scores read them
+            (`seva_jax/objectives/weighting.py`).
         more: further trees of the comparison.
-        spans: for each answer, the phrases that were marked, as [start, end) in characters; or
-            empty where nobody marked any. Only objectives of phrases read them.
+        spans: for each answer, its marked phrases as [start, end) in characters; empty where
+            nothing is marked. Only objectives of phrases read them
+            (`seva_jax/objectives/phrases.py`).
     """
 
     prompt: Prompt
@@ -124,7 +151,7 @@ class Comparison:
 
     @property
     def images(self) -> tuple[str, ...]:
-        """Names of the images of all trees, in order; some may come twice."""
+        """Names of the images of all trees, in order; a name may occur more than once."""
         return tuple(name for view in self.views for name in view.prompt.images)
 
     @property
@@ -134,34 +161,35 @@ class Comparison:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """As `all_answers`, each whole: behind the start that its prompt gives it."""
+        """The answers of all trees, each with the start that its prompt gives it."""
         return tuple(view.prompt.start + answer for view in self.views for answer in view.answers)
 
 
 class TreeBatch(NamedTuple):
-    """Rows of packed trees. A token sees its own trunk and its own branch, causally.
+    """Rows of packed trees. A token attends to its own trunk and its own branch, causally.
 
-    A row is `[trunk | branch 1 | ... | branch K | next trunk | ...]`; positions restart after
-    the trunk for every branch. One example is one comparison, of one tree or several. Everything
-    a row needs is inside the row, so sharding dim 0 needs no communication.
+    A row is `[trunk | branch 1 | ... | branch K | next trunk | ...]`; the positions of every
+    branch continue those of its trunk. An example is a comparison, with one tree or several. A row
+    contains everything that it needs, so sharding dim 0 needs no communication.
 
     Attributes:
-        tokens_BS: int32 token ids (image positions hold the image token).
+        tokens_BS: int32 token ids; the image token at image positions.
         positions_BS: int32 rotary positions.
-        tree_BS: int32, 0 for padding, otherwise the tree (1, 2, ...) of each token.
-        branch_BS: int32, 0 for trunk, otherwise the branch, unique within the row.
-        patch_BS: int32, -1 for text, otherwise an index into the row's I * P image features.
-        images_BIX: float32 preprocessed images [H, W, 3], or what the frozen vision tower made of
-            them, [P, width of the tower].
-        source_BA: int32 row index whose hidden state predicts each answer token of the row.
+        tree_BS: int32, the tree (1, 2, ...) of each token; 0 for padding.
+        branch_BS: int32, the branch of each token, unique within the row; 0 for the trunk.
+        patch_BS: int32, index of each image position into the row's I * P image features; -1 for
+            text.
+        images_BIX: float32 preprocessed images [H, W, 3], or their features from the frozen vision
+            tower, [P, E].
+        source_BA: int32, position in the row whose hidden state predicts each answer token.
         target_BA: int32 answer tokens of the row, one after another.
-        slot_BCKT: int32 index into A of each answer token.
+        slot_BCKT: int32, index of each answer token into A.
         mask_BCKT: float32, 1 where there is an answer token.
-        weight_BC: float32, 0 where there is no comparison.
+        weight_BC: float32, weight of each comparison; 0 where there is none.
         ref_BCKT: float32 reference log-probs of the answer tokens; zeros when not cached.
-        index_BC: int32 index of each comparison in its data set; -1 where there is none.
+        index_BC: int32, index of each comparison in its data set; -1 where there is none.
         scores_BCK: float32, see `Comparison.scores`; zeros where there are none.
-        spans_BCKT: float32, see `BranchLogps.spans_NKT`; zeros unless asked for.
+        spans_BCKT: float32, see `BranchLogps.spans_NKT`; zeros unless an objective needs them.
     """
 
     tokens_BS: Array
@@ -182,23 +210,29 @@ class TreeBatch(NamedTuple):
 
 
 class BranchLogps(NamedTuple):
-    """Log-probs of answer tokens, in float32, and what else an objective asked for.
+    """Log-probs of answer tokens under one model, and what else an objective needs.
+
+    All fields are float32. Those from `scores_NK` on are None unless `Objective.needs` names them.
+    Fields with a T are 0 where there is no answer token.
 
     Attributes:
-        logp_NKT: log-prob of each answer token; 0 where there is none.
+        logp_NKT: log-prob of each answer token, given its trunk and the answer up to it.
         mask_NKT: 1 where there is an answer token.
-        weight_N: weight of each comparison in the mean, 0 where there is none; None: all 1. Only
-            objectives of whole batches need it, the step weighs the losses of all others.
-        scores_NK: see `Comparison.scores`. This and the following are None unless asked for
-            (`Objective.needs`), and 0 where there is no answer token.
-        log_sum_sq_NKT: `log sum_v p(v)^2` at each answer token, without gradient.
-        best_other_NKT: log-prob of the likeliest token that is not the answer token.
-        last_argmax_NT: for each token of the first branch, the log-prob there of the token that is the
-            likeliest after the same tokens in the last branch, whose trunk has other images.
-        kl_NKT: KL divergence from the reference to the policy, `sum_v p_ref(v) (log p_ref(v) -
-            log p_policy(v))`, over the vocabulary; of the policy only.
-        spans_NKT: 1 for answer tokens inside marked phrases (`Comparison.spans`); where nobody
-            marked any, for those that differ between chosen and rejected answer.
+        weight_N: weight of each comparison in the mean, 0 where there is none; None for all 1.
+            Only objectives of whole batches use it; for the others the step weights the losses.
+        scores_NK: see `Comparison.scores`.
+        log_sum_sq_NKT: `log sum_v p(v)^2` over the vocabulary, p the distribution that predicts
+            the answer token; without gradient.
+        best_other_NKT: log-prob of the likeliest token other than the answer token, in the same
+            distribution.
+        last_argmax_NT: log-prob, where the first branch predicts its token t, of the token that
+            is likeliest where the last branch predicts its token t. The two branches are the same
+            answer to different images. The choice of the token has no gradient, its log-prob has.
+        kl_NKT: KL divergence `sum_v p_ref(v) (log p_ref(v) - log p_policy(v))` over the
+            vocabulary, from the distributions that predict the answer token; in the policy's
+            record only.
+        spans_NKT: 1 for answer tokens inside marked phrases (`Comparison.spans`); where nothing is
+            marked, for those that differ between the chosen and the rejected answer.
     """
 
     logp_NKT: jax.Array
@@ -213,10 +247,10 @@ class BranchLogps(NamedTuple):
 
     @property
     def sums_NK(self) -> jax.Array:
-        """Summed log-prob of each branch, `log p(answer | trunk)`."""
+        """Log-prob of each whole answer, `log p(answer | trunk)`."""
         return (self.logp_NKT * self.mask_NKT).sum(-1)
 
     @property
     def exists_NK(self) -> jax.Array:
-        """1 for branches with at least one token, 0 for padding branches."""
+        """1 for branches with at least one answer token, 0 for padding."""
         return self.mask_NKT.max(-1)

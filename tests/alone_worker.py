@@ -1,7 +1,7 @@
 """A whole run for `test_alone.py`: without torch, TensorFlow or network, in the home of "alice".
 
-Trains with a judge behind an endpoint (a fake one, in this process), resumes, exports, evaluates,
-reports. Only argument: the home directory, which holds nothing yet.
+It trains with a judge behind a fake endpoint in this process, resumes, exports, evaluates and
+reports. The only argument is the home directory, which is empty.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ attempts = []
 
 
 def refuse(real, place):
-    """`real`, but for addresses outside of this machine."""
+    """Wraps a function to refuse addresses outside of this machine."""
 
     def guarded(*args, **kwargs):
         host = str(args[place][0] if isinstance(args[place], tuple) else args[place])
@@ -88,13 +88,13 @@ def get_suites():
 
 @contextlib.contextmanager
 def arguments(*argv):
-    """For commands that read the process's own."""
+    """Sets the process's arguments, for commands that read them."""
     sys.argv[1:] = map(str, argv)
     yield
 
 
 def main():
-    """All commands."""
+    """Runs all commands."""
     world = ShapeWorld()
     (home / "images").mkdir(parents=True)
     lines = []

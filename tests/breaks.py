@@ -1,7 +1,7 @@
 """Takes one defence away at a time and sees that its test fails: `python tests/breaks.py`.
 
 What lives here: the table `BREAKS`, and the program that tries it on a copy of the repository. What
-does not: the promises, which the table "When something breaks" in README.md numbers and names.
+does not: the promises, which the table in `tests/README.md` numbers and names.
 `test_breaks.py` keeps this table true without running it.
 
     python tests/breaks.py                     all but the slow ones: a quarter of an hour
@@ -63,8 +63,11 @@ BELIEVE = """with open(path, "rb") as file:
 BREAKS = (
     Break("R1", "kill in the reference pass", "seva_jax/inference/answer_logps.py",
           "the pass starts over",
-          "done = journal.begin(batch_size) if journal else []", "done = []",
+          "records = journal.resume() if journal else []", "records = []",
           "test_logps.py::test_a_pass_goes_on_where_it_was"),
+    Break("R1", "a journal of other inputs", "seva_jax/runtime/journal.py", "its records are used",
+          "if lines and lines[0] == self.header:", "if lines:",
+          "test_logps.py::test_what_a_journal_holds"),
     Break("R1", "kill inside a line", "seva_jax/runtime/files.py", "half a line stays in the file",
           "os.truncate(path, good)", "pass", "test_logps.py::test_a_pass_goes_on_where_it_was"),
     Break("R1", "kill inside a save", "seva_jax/training/loop.py",
@@ -76,14 +79,14 @@ BREAKS = (
           "test_saving.py::test_never_more_than_an_interval"),
     Break("R1", "kill in training", "seva_jax/training/loop.py", "the data start over",
           "data.set_state(position)", "pass", KILLS, slow=True),
-    Break("R1", "kill in the rollouts", "seva_jax/train.py", "finished answers are asked again",
-          "start = gather(len(store.read_lines(path)) if self.workdir.writes else 0)[0]",
-          "start = 0", KILLS, slow=True),
+    Break("R1", "kill in the rollouts", "seva_jax/run/rollouts.py",
+          "finished answers are asked again", "num_done = len(journal.resume())", "num_done = 0",
+          KILLS, slow=True),
     Break("R2", "SIGTERM, Ctrl-C", "seva_jax/runtime/shutdown.py", "signals are not taken",
           "signal.signal(number, lambda *_: None)", "pass",
           "test_signals.py::test_what_a_signal_does"),
     Break("R2", "SIGTERM in training", "seva_jax/training/loop.py", "it stops without a save",
-          "save = stop or step == loop.steps or wait", "save = step == loop.steps or wait",
+          "saver.decide(step, stop or last, complete)", "saver.decide(step, last, complete)",
           "test_signals.py::test_one_process", slow=True),
     Break("R2", "SIGTERM to one of two", "seva_jax/runtime/shutdown.py",
           "the other one is not told",
@@ -137,6 +140,9 @@ BREAKS = (
           CHECKPOINTS + "unfinished_checkpoints"),
     Break("R7", "stray directories", "seva_jax/training/checkpoint.py", "they stay in the way",
           "aside = self._set_aside(name)", "aside = ASIDE", CHECKPOINTS + "stray_directories"),
+    Break("R7", "the last one of a finished run", "seva_jax/training/checkpoint.py",
+          "an older step is used", "if last is not None and step != last:", "if False:",
+          CHECKPOINTS + "the_last_one_of_a_finished_run"),
     Break("R7", "nothing is intact", "seva_jax/training/digests.py", "training starts from zero",
           "if numbers and step is None:", "if False:", CHECKPOINTS + "nothing_intact_is_an_error"),
     Break("R8", "a full disk", "seva_jax/training/checkpoint.py", "a failed save is not noticed",
@@ -173,7 +179,7 @@ BREAKS = (
     Break("R11", "chosen = rejected", "seva_jax/data/collect.py", "it is used",
           "if texts[0] in texts[1:]:", "if False:", LINES),
     Break("R11", "any bad line", "seva_jax/data/collect.py", "its number is not said",
-          'left_out.append(f"{where}: {found.reason}', 'left_out.append(f"{found.reason}', LINES),
+          'left_out.append(f"{where}: {error.reason}', 'left_out.append(f"{error.reason}', LINES),
     Break("R11", "any, with --strict", "seva_jax/data/check.py", "the run starts",
           "        if self.drops:\n", "        if False:\n",
           "test_hostile.py::test_strict_runs_stop_before_they_start"),
@@ -258,7 +264,7 @@ def copy_to(folder: Path) -> None:
 
 
 def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
-    """Pytest's status and output; 0 all passed, 1 some failed, others are no answer."""
+    """Returns pytest's status and output; 0 is all passed, 1 some failed, others are no answer."""
     options = ["-q", "-x", "-p", "no:cacheprovider", "-m", ""]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *(f"tests/{test}" for test in tests)],
@@ -269,7 +275,7 @@ def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
 
 
 def attempt(folder: Path, found: Break) -> str:
-    """What its test says without a defence, in the copy, which is whole again afterwards."""
+    """Returns what its test says without a defence; the copy is restored afterwards."""
     path = folder / found.file
     whole = path.read_text(encoding="utf-8")
     if whole.count(found.text) != 1:
@@ -288,7 +294,7 @@ def attempt(folder: Path, found: Break) -> str:
 
 
 def main() -> int:
-    """The command line; status 1 if a test passed, or did not pass before."""
+    """Runs the command line; status 1 if a test passed, or failed with all defences in place."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("`")[0])
     promises = list(dict.fromkeys(found.promise for found in BREAKS))
     parser.add_argument("--only", nargs="+", choices=promises, default=promises, metavar="R7")

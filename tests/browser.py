@@ -27,7 +27,7 @@ class Tab:
     """One page in the browser.
 
     Attributes:
-        errors: what the page's console complained about, and exceptions nobody caught.
+        errors: what the page's console complained about, and uncaught exceptions.
     """
 
     def __init__(self, reader: int, writer: int) -> None:
@@ -58,7 +58,7 @@ class Tab:
         return event
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """One command of the DevTools protocol and its result."""
+        """Sends a command of the DevTools protocol and returns its result."""
         self._last += 1
         message = {"id": self._last, "method": method, "params": params}
         if self._session:
@@ -87,7 +87,7 @@ class Tab:
             pass
 
     def run(self, script: str) -> Any:
-        """The value of a JavaScript expression; promises are awaited."""
+        """Returns the value of a JavaScript expression; promises are awaited."""
         answer = self.call(
             "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
         )
@@ -104,7 +104,7 @@ class Tab:
             )  # fmt: skip
 
     def screenshot(self, path: Path, whole: bool = False) -> None:
-        """What is seen, or the whole page, as PNG."""
+        """Writes a PNG of what is visible, or of the whole page."""
         answer = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(answer["data"]))
 

@@ -1,4 +1,4 @@
-"""Eight fake CPU devices and one cache of compiled programs for every test, before jax starts."""
+"""Sets up eight fake CPU devices and one cache of compiled programs before jax starts; fixtures."""
 
 import atexit
 import fcntl
@@ -13,17 +13,17 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 if version("jaxlib").startswith("0.10."):
-    # Fused loops by the older of two code generators, which compiles three times as fast; later
-    # versions have only the other.
+    # The older of two code generators for fused loops compiles three times as fast; later versions
+    # only have the newer one.
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 os.environ["HF_HUB_OFFLINE"] = "1"
-if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have the environment of the first process
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the environment
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="seva_jax_programs_")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
-# A core for each process, where there are not more of them: two pools of threads that share two
-# cores take turns, and small programs then take half as long again.
+# Pin each worker to a core if there are enough workers: two thread pools that share two cores make
+# small programs half as slow again.
 if hasattr(os, "sched_setaffinity") and "PYTEST_XDIST_WORKER" in os.environ:
     cores = sorted(os.sched_getaffinity(0))
     if int(os.environ["PYTEST_XDIST_WORKER_COUNT"]) >= len(cores):
@@ -36,20 +36,20 @@ import pytest
 # Tests compile many small programs once: compiling less thoroughly halves their time.
 jax.config.update("jax_disable_most_optimizations", True)
 
-# What fails in a helper is explained as in a test.
+# A failed assertion in a helper is explained as in a test.
 pytest.register_assert_rewrite(*(path.stem for path in Path(__file__).parent.glob("helpers_*.py")))
 
-# Generators of goldens, which need more than the tests do, and what runs in a process of its own.
+# Generators of goldens need more packages, and a worker runs in a process of its own.
 collect_ignore = ["goldens", "alone_worker.py"]
 
 
-# Files that take minutes go first, so that no process is left alone with one at the end; needs
-# --no-loadscope-reorder, for pytest-xdist would begin with those of many tests.
+# Files that take minutes go first, so that no worker is left alone with one at the end. This needs
+# --no-loadscope-reorder, because pytest-xdist would start with files of many tests.
 _LONG = ("test_signals", "test_processes", "test_signals_two", "test_kills", "test_soak")
 
 
 def pytest_collection_modifyitems(items):
-    """Long files first, all others as they come."""
+    """Puts long files first and keeps the order of the others."""
 
     def place(item):
         name = item.path.stem
@@ -60,9 +60,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory):
-    """A folder with the run of `helpers_run` without faults and its compiled programs.
+    """Returns a folder with an undisturbed run of `helpers_run` and its compiled programs.
 
-    Made once for all processes that test.
+    It is made once for all processes that test.
     """
     from helpers_run import saved_steps, train
 
@@ -101,7 +101,7 @@ def four_devices():
 
 @pytest.fixture(scope="session")
 def tiny_pictures(tmp_path_factory):
-    """Where the TFDS data set `pictures` lies: see `helpers_formats.prepare_pictures`."""
+    """Returns the folder of the TFDS data set that `helpers_formats.prepare_pictures` makes."""
     from helpers_formats import prepare_pictures
 
     return prepare_pictures(tmp_path_factory.mktemp("tfds"))
@@ -109,7 +109,7 @@ def tiny_pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fuzz_folder(tmp_path_factory):
-    """Where files are written, with one image."""
+    """Returns a folder for files that has one image."""
     from helpers_fuzz import picture
 
     found = tmp_path_factory.mktemp("fuzz")

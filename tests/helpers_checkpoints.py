@@ -1,4 +1,4 @@
-"""Checkpoints of a small made-up state, saved and restored."""
+"""Saves and restores checkpoints of a small made-up state."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ FACTS = {
 
 
 def state(step, width=24):
-    """As much of a training state as there is to save, different in every step."""
+    """Makes the parts of a training state that are saved, different in every step."""
     kernel = jax.random.normal(jax.random.key(step), (width, 40))
     return TrainState(jnp.int32(step), {"lora": {"a": kernel}}, ({"mu": kernel * 2}, jnp.int32(5)))
 
@@ -29,7 +29,7 @@ def save(directory, *steps, facts=FACTS):
 
 
 def restored(directory, like=None, facts=FACTS):
-    """Step and data position of what is restored; its values are those that were saved."""
+    """Returns the step that is restored; checks its values and its position in the data."""
     checkpoints = Checkpoints(directory, facts)
     found = checkpoints.restore(like or state(0))
     checkpoints.close()

@@ -1,4 +1,4 @@
-"""The smallest training stage there is: random base, made-up pairs, the ordinary loop."""
+"""The smallest training stage: a random base, made-up pairs, and the ordinary loop."""
 
 import dataclasses
 from unittest import mock

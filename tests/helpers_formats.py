@@ -1,4 +1,4 @@
-"""Every format of data: a good record of each, and files with two examples, which tests run on."""
+"""Every format of data: a good record of each, and files with two examples of each."""
 
 import io
 import json
@@ -54,7 +54,7 @@ LISTS = (LlavaJson, SevaJson)  # a JSON list; the others come as JSON lines too
 
 
 def encoded(level):
-    """A grey PNG."""
+    """Returns a grey PNG."""
     file = io.BytesIO()
     Image.new("RGB", (32, 32), (level,) * 3).save(file, "PNG")
     return file.getvalue()
@@ -89,7 +89,7 @@ def _images(folder):
 
 
 def pair_sources(folder):
-    """One source for each format of pairs."""
+    """Writes files and returns one source for each format of pairs."""
     root, chosen, rejected = _images(folder), ANSWERS["chosen"], ANSWERS["rejected"]
     inside = [{"bytes": encoded(90 + i), "path": f"{i}.png"} for i in range(2)]
     words = {"type": "text", "text": QUESTION}
@@ -140,7 +140,10 @@ def pair_sources(folder):
 
 
 def prompt_sources(folder, tfds_folder):
-    """One source for each format of prompts; the TFDS data set `pictures` is there already."""
+    """Writes files and returns one source for each format of prompts.
+
+    The TFDS data set `pictures` has to exist in `tfds_folder`.
+    """
     root = _images(folder)
     llava = [{"id": "r", "image": f"{i}.png", "conversations": _turns("red")} for i in range(2)]
     lines = [{"id": i, "question": QUESTION, "images": [f"{i}.png"] * (1 + i)} for i in range(2)]
@@ -160,14 +163,14 @@ def prompt_sources(folder, tfds_folder):
 
 
 def all_pairs(folder):
-    """All formats of pairs as one source."""
+    """Returns all formats of pairs as one source."""
     sources = pair_sources(folder)
     half = len(sources) // 2
     return Concatenated((Concatenated(sources[:half]), Mixture(sources[half:], (1,) * 5)))
 
 
 def prepare_pictures(folder):
-    """A TFDS data set of three grey images (0, 10, 20), made without TensorFlow."""
+    """Makes a TFDS data set of three grey images (0, 10, 20) without TensorFlow."""
     import tensorflow_datasets as tfds
 
     class Pictures(tfds.core.GeneratorBasedBuilder):

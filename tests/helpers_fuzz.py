@@ -66,12 +66,12 @@ NAMES = (
 
 
 def anything(rng):
-    """A text of characters from all over Unicode."""
+    """Draws a text of characters from all over Unicode."""
     return "".join(chr(rng.choice((rng.randrange(128), rng.randrange(0x11000)))) for _ in range(6))
 
 
 def value(rng, depth=3):
-    """Anything JSON can hold, and a few things that it cannot."""
+    """Draws anything JSON can hold, and a few things that it cannot."""
     kind = rng.random() if depth else 0.0
     if kind < 0.6:
         return rng.choice(LEAVES)
@@ -81,13 +81,13 @@ def value(rng, depth=3):
 
 
 def fields(rng, names, most=3, make=value):
-    """Some of the names, with made-up values."""
+    """Draws some of the names, with made-up values."""
     return {rng.choice(names): make(rng) for _ in range(rng.randrange(most + 1))}
 
 
 @contextlib.contextmanager
 def clean():
-    """Nothing but an error that says something may come out."""
+    """Accepts no error but a `DataError` with a message."""
     try:
         yield
     except DataError as error:
@@ -105,7 +105,7 @@ def picture(format_="PNG", **options) -> bytes:
 
 
 def damaged(rng, good: bytes) -> bytes:
-    """`good` with bytes cut off, changed and put in."""
+    """Returns `good` with bytes cut off, changed and inserted."""
     data = bytearray(good[: rng.choice((len(good), rng.randrange(len(good) + 1)))])
     for _ in range(rng.randrange(5)):
         at = rng.randrange(len(data) + 1)

@@ -8,14 +8,14 @@ import time
 
 
 def chat(scores, explanation="because"):
-    """A reply with a verdict, wrapped in the words models like to add."""
+    """Returns a reply with a verdict, wrapped in the words models like to add."""
     text = f"Sure {{:-}} ```json\n{json.dumps({'scores': scores, 'explanation': explanation})}```"
     return 200, {}, {"choices": [{"message": {"content": text}}]}
 
 
 @contextlib.contextmanager
 def server(*replies):
-    """A fake endpoint that gives one reply after the other, the last one for ever."""
+    """Serves one reply after the other, and the last one for ever; yields URL and requests."""
     seen = []
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -61,7 +61,7 @@ CONFIG_V4 = {
 
 
 def random_params(config):
-    """Our parameters, as NumPy arrays."""
+    """Draws our parameters, as NumPy arrays."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32),
@@ -70,7 +70,7 @@ def random_params(config):
 
 
 def their_tensors(params):
-    """Their checkpoint from our parameters: the table, backwards."""
+    """Returns a Hugging Face checkpoint of our parameters: the table, backwards."""
     ours = {
         "/".join(key.key for key in path): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
@@ -96,7 +96,7 @@ def write_llava(directory, params=None):
 
 
 def write_run(workdir, directory, rank=4, parts=("lora", "projector"), seed=1, vision_tower=""):
-    """A finished run's work directory, as far as exports read it, with random trained variables.
+    """Writes what exports read of a finished run, with random trained variables.
 
     Returns the trained variables, {"params": ..., "lora": ...}, NumPy float32.
     """
@@ -138,12 +138,12 @@ def random_llava(
     seed: int = 0,
     **top: Any,
 ) -> Any:
-    """A `LlavaForConditionalGeneration` in float32 with random weights everywhere.
+    """Makes a `LlavaForConditionalGeneration` in float32 with random weights everywhere.
 
     transformers initialises with a standard deviation of 0.02, zero biases and unit norm scales.
-    Then attention is uniform, every residual branch vanishes beside the embedding, and a wrong
-    activation, mask, position, bias or norm changes the logits by less than rounding does. With
-    0.2 and random biases and scales, each of them shows.
+    Then attention is uniform, every residual branch vanishes next to the embedding, and a wrong
+    activation, mask, position, bias or norm changes the logits by less than rounding does. With 0.2
+    and random biases and scales, each of them shows.
     """
     import torch
     from transformers import (
@@ -193,7 +193,7 @@ def random_llava(
 
 
 def save(model: Any, directory: Path, **options: Any) -> Path:
-    """`save_pretrained` without a progress bar."""
+    """Calls `save_pretrained` without a progress bar; returns `directory`."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

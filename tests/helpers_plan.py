@@ -9,7 +9,7 @@ SHAPE = RowShape(length=192, comparisons=1, branches=2, answer=64, images=1, tar
 
 
 def experiment(trained=("lora", "projector"), remat="none", **fields):
-    """A run on four rows."""
+    """Makes an experiment with batches of four rows."""
     lora = LoraConfig(rank=32 if "lora" in trained else 0)
     return Experiment(
         train=TrainOptions(batch_size=4, trained=trained),

@@ -37,7 +37,7 @@ PAYLOADS = (
 
 
 class Page(html.parser.HTMLParser):
-    """Tags with attributes, in order, and the text of a page."""
+    """Parses a page: tags with attributes, in order, and the text."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -68,7 +68,7 @@ class Page(html.parser.HTMLParser):
         return [attrs for name, attrs in self.tags if name == tag]
 
     def shape(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Tags and attribute names, without word marks and the menus that depend on lengths."""
+        """Returns tags and attribute names, without word marks and menus that depend on lengths."""
         left_out = ("mark", "del", "wbr", "label", "select", "option")
         return [(tag, tuple(attrs)) for tag, attrs in self.tags if tag not in left_out]
 
@@ -90,7 +90,7 @@ def row(better, low, high, *, base=0.5, metric="metric", evaluation="eval") -> E
 
 
 def full(text: str = "words") -> ReportData:
-    """A run with `text` in every text field and something in every section."""
+    """Makes a report with `text` in every text field and something in every section."""
     steps = tuple(range(100))
     noisy = tuple(math.sin(step * 12.9) for step in steps)
     return ReportData(
@@ -130,16 +130,16 @@ def full(text: str = "words") -> ReportData:
 
 
 def photo_HWC(rng: np.random.Generator) -> np.ndarray:
-    """A 336 px stand-in for a photograph: soft shapes with fine texture."""
+    """Draws a 336 px stand-in for a photograph: soft shapes with fine texture."""
     coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
     smooth_HWC = np.asarray(coarse.resize((336, 336), Image.Resampling.BICUBIC), np.float32)
     return np.clip(smooth_HWC + rng.normal(0, 8, smooth_HWC.shape), 0, 255).astype(np.uint8)
 
 
 def photo_pairs(num: int) -> tuple[PairCard, ...]:
-    """Pairs of photographs with answers of about 110 words; a quarter is blurred, not noised.
+    """Makes pairs of photographs; three quarters are noised, with answers of about 110 words.
 
-    A blurred pair's answers have three words and differ in one.
+    The others are blurred; their answers have three words and differ in one.
     """
     rng = np.random.default_rng(0)
     answer = "The picture shows a person who stands beside a table with two red cups. " * 8

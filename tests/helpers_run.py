@@ -21,6 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from tiny_models import WORLD_ONE_LAYER
+from typing_extensions import override
 
 from seva_jax.config.base_models import TrainedBase
 from seva_jax.config.config_files import config_directory, read_config
@@ -47,15 +48,15 @@ class MadeUpPairs(PairBuilder):
 
     wait_s: float = 0.2
 
+    @override
     def __call__(self, rollouts):
-        """See `PairBuilder`."""
         time.sleep(self.wait_s)
         answers = (("red", "blue"), ("a green ring", "a red circle"))
         return [Comparison(r.prompt, answers[i % 2]) for i, r in enumerate(rollouts)], Counter()
 
 
 def _commit_slowly(seconds):
-    """Checkpoints are complete some time before they are published; reference passes are slow."""
+    """Delays the publishing of complete checkpoints, and slows down reference passes."""
     write_digests, append = checkpoint.write_digests, Journal.append
 
     def slowly(step):
@@ -71,7 +72,7 @@ def _commit_slowly(seconds):
 
 
 def get_config():
-    """All stages of the default run, tiny; with COMMIT_S in the environment commits are slow."""
+    """Returns the default run, tiny; with COMMIT_S in the environment commits are slow."""
     if "COMMIT_S" in os.environ:
         _commit_slowly(float(os.environ["COMMIT_S"]))
     from helpers_run import MadeUpPairs  # by a name that the run's own config.py can import
@@ -104,9 +105,9 @@ def get_config():
 
 
 def environment(**more):
-    """Variables of a command in a process of its own: this tree, compiled cheaply, no fake devices.
+    """Returns the environment of a command in another process: cheap programs, no fake devices.
 
-    Its compiled programs are kept for all tests (`conftest.py`).
+    Compiled programs are kept for all tests (`conftest.py`).
     """
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
     here = os.pathsep.join((str(ROOT / "tests"), str(ROOT)))
@@ -118,7 +119,7 @@ class Command:
     """A command of the package in a process of its own, with its output so far.
 
     Args:
-        cache: of compiled programs.
+        cache: folder of compiled programs.
         argv: the module and its options.
         launcher: what comes before python, such as launch/local.py and its options.
         env: more variables.
@@ -145,7 +146,7 @@ class Command:
             self.output += line
 
     def when(self, condition, timeout_s=200):
-        """Waits for a condition, looked at every few milliseconds."""
+        """Waits for a condition, which is checked every few milliseconds."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             assert self.process.poll() is None, "ended before:\n" + self.output[-3000:]
@@ -157,7 +158,7 @@ class Command:
         self.process.send_signal(number)
 
     def status(self, timeout_s=300):
-        """Waits for the end; the exit status, negative for a signal."""
+        """Waits for the end; returns the exit status, negative for a signal."""
         try:
             return self.process.wait(timeout_s)
         finally:
@@ -167,14 +168,14 @@ class Command:
                 self.process.stdout.close()
 
     def kill(self):
-        """Ends it at once and waits."""
+        """Kills it and waits for its end."""
         self.send(signal.SIGKILL)
         return self.status()
 
 
 @contextlib.contextmanager
 def running(*args, **kwargs):
-    """A `Command` that does not outlive the body."""
+    """Starts a `Command` that does not outlive the body."""
     command = Command(*args, **kwargs)
     try:
         yield command
@@ -183,19 +184,19 @@ def running(*args, **kwargs):
 
 
 def train(cache, workdir, *options, **kwargs):
-    """`seva_jax.train` with the config above, started; to be used with `with`."""
+    """Starts `seva_jax.train` with the config above; a context manager."""
     config = ("--config", ROOT / "tests" / "helpers_run.py", "--workdir", workdir)
     return running(cache, "seva_jax.train", *config, *options, **kwargs)
 
 
 def lines(path):
-    """The finished lines of a file, of JSON."""
+    """Returns the finished lines of a file, parsed as JSON."""
     text = path.read_bytes() if path.exists() else b""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def rows(workdir, stage):
-    """Rows of metrics in file order, without those of time."""
+    """Returns rows of metrics in file order, without timing."""
     return [
         {k: v for k, v in row.items() if k not in TIMING}
         for row in lines(workdir / "metrics.jsonl")
@@ -203,14 +204,19 @@ def rows(workdir, stage):
     ]
 
 
+def answers(workdir, who):
+    """Returns the lines of answers to the first evaluation."""
+    return lines(workdir / "evals" / who / "color-balanced" / "asked.jsonl")
+
+
 def saved_steps(workdir, stage):
-    """Steps with a finished checkpoint."""
+    """Returns the steps with a finished checkpoint."""
     folder = workdir / "checkpoints" / stage
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
 
 
 def saving(workdir, stage, since):
-    """Whether a checkpoint is being written that was begun after a time of the clock."""
+    """Returns whether a checkpoint is being written that was started after `since`."""
     for path in (workdir / "checkpoints" / stage).glob("*tmp*"):
         with contextlib.suppress(FileNotFoundError):
             return path.stat().st_mtime > since
@@ -218,13 +224,13 @@ def saving(workdir, stage, since):
 
 
 def stages(workdir):
-    """Names of finished stages."""
+    """Returns the names of finished stages."""
     path = workdir / "stages.json"
     return list(json.loads(path.read_text())) if path.exists() else []
 
 
 def parameters(workdir, stage):
-    """Leaves of the last checkpoint's state: parameters, moments, step."""
+    """Returns the leaves of the last checkpoint's state: parameters, moments, step."""
     path = (workdir / "checkpoints" / stage / str(saved_steps(workdir, stage)[-1])).absolute()
     with ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.metadata(path / "state").item_metadata.tree
@@ -234,9 +240,9 @@ def parameters(workdir, stage):
 
 
 def assert_same_run(found, expected):
-    """Everything a run leaves is equal bit for bit, but for times and the report.
+    """Asserts that everything but times and the report is equal, bit for bit.
 
-    Both directories have the same name, which files of answers mention.
+    Both directories have the same name, because files of answers mention it.
     """
     assert found.name == expected.name
     assert stages(found) == stages(expected)

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from helpers_run import environment, lines
+from helpers_run import environment
 
 SCRIPT = """
 import sys, time
@@ -21,7 +21,7 @@ with processes.joined(processes.ProcessOptions(grace_s=float(sys.argv[1]))):
 
 
 def started(stack, grace_s, asks, **variables):
-    """A process of the script, which lives as long as the stack."""
+    """Starts a process of `SCRIPT`, which lives as long as the stack."""
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(grace_s), asks]
     process = subprocess.Popen(
         command, env=environment(**variables), stdout=subprocess.PIPE, text=True
@@ -32,10 +32,5 @@ def started(stack, grace_s, asks, **variables):
 
 
 def compiling(run, workdir):
-    """The first step has not been logged yet."""
+    """Returns whether the first step is being compiled, before any is logged."""
     return "base: at most" in run.output
-
-
-def answers(workdir, who):
-    """Lines of answers to the first evaluation."""
-    return lines(workdir / "evals" / who / "color-balanced" / "asked.jsonl")

@@ -1,4 +1,4 @@
-"""Files of every benchmark about images of the procedural world, in words its model knows."""
+"""Files of every benchmark, about images of the procedural world, in words its model knows."""
 
 import base64
 import csv
@@ -15,14 +15,14 @@ _WORLD = ShapeWorld()
 
 
 def by_words(case: Case) -> Verdict:
-    """A judge that counts words."""
+    """Judges answers by whether they have words."""
     return Verdict(tuple(min(float(len(a.split())), 1.0) for a in case.answers), "by length")
 
 
 def every_suite(folder, num=NUM):
-    """Writes the files below a folder and gives one suite of each kind, `num` questions each.
+    """Writes files into a folder and returns one suite of each kind, with `num` questions each.
 
-    POPE has them in two sets, MMBench once more with rotated options.
+    POPE has them in two sets, MMBench also with rotated options.
     """
 
     def dump(name, value):

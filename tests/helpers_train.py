@@ -20,7 +20,7 @@ SMALL = """
 
 
 def small(workdir, *extra):
-    """The default experiment, shrunk; 4 of the 8 fake devices."""
+    """Returns the default experiment, shrunk, for 4 of the 8 fake devices."""
     sizes = [x for i in range(5) for x in (f"--evals.{i}.prompts.num", "12")]
     argv = [*SMALL.split(), *sizes, "--workdir", str(workdir), *extra]
     experiment, _ = load_experiment("test", argv)

@@ -1,8 +1,8 @@
 """`python lean.py MODULE ...` is `python -m MODULE ...`, without what only costs time in tests.
 
-transformers imports torch where there is one, which takes longer than everything else a start
-imports. And jax keeps compiled programs of a run's first process only, though those of the others
-are other programs on CPUs, which would be compiled at every start.
+transformers imports torch if it is installed, which takes longer than all other imports. And jax
+keeps only programs that a run's first process compiled, though on CPUs those of the others differ
+and would be compiled at every start.
 """
 
 import runpy
@@ -11,19 +11,20 @@ import types
 from importlib.machinery import PathFinder
 
 from jax._src import compiler
+from typing_extensions import override
 
 
 class WithoutTorch(PathFinder):
     """Finds every module but torch."""
 
     @classmethod
+    @override
     def find_spec(cls, fullname, path=None, target=None):
-        """See `PathFinder`."""
         return None if fullname == "torch" else super().find_spec(fullname, path, target)
 
 
 def keep_programs_of_all_processes() -> None:
-    """As if each process that compiles were the first."""
+    """Makes jax keep the programs of every process, not only of the first."""
     first = types.SimpleNamespace(global_state=types.SimpleNamespace(process_id=0))
     names = vars(compiler) | {"distributed": first}
     compiler._cache_write = types.FunctionType(compiler._cache_write.__code__, names)

@@ -1,7 +1,7 @@
 """A whole small run for `test_processes.py`, in one of several processes.
 
-Arguments are those of `seva_jax.train`. With KILL_AT=N in the environment the process named by
-KILL_PROCESS gets KILL_SIGNAL (SIGKILL if nothing is said) when alignment has reached step N.
+Arguments are those of `seva_jax.train`. With KILL_AT=N in the environment the process KILL_PROCESS
+gets KILL_SIGNAL (by default SIGKILL) when alignment has reached step N.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from collections import Counter
 
 import jax
 import numpy as np
+from typing_extensions import override
 
 from seva_jax import train
 from seva_jax.config.command_line import load_experiment
@@ -35,8 +36,9 @@ SMALL = """
 class MadeUpPairs(PairBuilder):
     """Pairs whose answers differ whatever the untrained model said; asks the model as well."""
 
+    @override
     def build(self, rollouts, data, model):
-        """See `PairBuilder`; what the calls gave is in their files."""
+        """Asks the model as well; what the calls gave is in their files."""
         prompts = [rollout.prompt for rollout in rollouts]
         model.answer("answers", prompts[:9], Sampling(4, repetition_penalty=1.2))
         views = [View(prompt, ("red", "blue")[:1]) for prompt in prompts[:10]]
@@ -45,8 +47,8 @@ class MadeUpPairs(PairBuilder):
         model.features("features", [prompt.images[0] for prompt in prompts])
         return self(rollouts)
 
+    @override
     def __call__(self, rollouts):
-        """See `PairBuilder`."""
         answers = (("red", "blue"), ("a green ring", "a red circle"))
         return [Comparison(r.prompt, answers[i % 2]) for i, r in enumerate(rollouts)], Counter()
 

@@ -1,7 +1,7 @@
 """Other projects' own scorers on our answer files: do they read them, and do they count as we do?
 
-Not run by the test suite, for it needs packages that nothing else does. They go into a folder of
-their own; none of their code is in this repository, and none of it is changed to run here:
+The test suite does not run this, because it needs packages that nothing else needs. They go into a
+folder of their own; none of their code is in this repository or changed to run here:
 
     pip install -e '.[test,bench]'
     pip install --no-deps --target ../theirs llava_torch==1.2.2.post1 ms-vlmeval==0.0.20 \
@@ -11,9 +11,9 @@ their own; none of their code is in this repository, and none of it is changed t
     python tests/scorers.py ../theirs
 
 Small benchmarks are answered with made-up answers, two of three right. Each scorer then reads the
-files in a process of its own, and every number it gives stands beside ours. With --spoil it gets
-files of other answers, so that every line has to say DIFFERS: that shows that the lines can. The
-status is 0 if every scorer was there and every line is as it should be. It takes a minute.
+files in a process of its own, and every number it gives is printed next to ours. With --spoil it
+gets files of other answers, so that every line has to say DIFFERS, which shows that it can. The
+status is 0 if every scorer was found and every line is as expected. It takes a minute.
 
 Read next: `seva_jax/evals/README.md`, where the results are written down.
 """
@@ -68,7 +68,7 @@ class Task:
     kept: Path
 
 
-# What each scorer says. Run in a process of its own, since each wants sys.path for itself.
+# Each scorer runs in a process of its own, because each changes sys.path.
 
 
 def llava_pope(theirs: Path, task: Task) -> Numbers:
@@ -123,17 +123,17 @@ def llava_seed(theirs: Path, task: Task) -> Numbers:
 
 
 def llava_gqa(theirs: Path, task: Task) -> Numbers:
-    """LLaVA: scripts/convert_gqa_for_eval.py on answers.jsonl, beside our gqa.json."""
+    """LLaVA: scripts/convert_gqa_for_eval.py on answers.jsonl, next to our gqa.json."""
     return _converted(theirs, task, "convert_gqa_for_eval.py", "gqa.json")
 
 
 def llava_mm_vet(theirs: Path, task: Task) -> Numbers:
-    """LLaVA: scripts/convert_mmvet_for_eval.py on answers.jsonl, beside our mm-vet.json."""
+    """LLaVA: scripts/convert_mmvet_for_eval.py on answers.jsonl, next to our mm-vet.json."""
     return _converted(theirs, task, "convert_mmvet_for_eval.py", "mm-vet.json")
 
 
 def llava_mmbench(theirs: Path, task: Task) -> Numbers:
-    """LLaVA: scripts/convert_mmbench_for_submission.py on answers.jsonl, beside submission.tsv."""
+    """LLaVA: scripts/convert_mmbench_for_submission.py on answers.jsonl and submission.tsv."""
     pandas = importlib.import_module("pandas")
     _llava(
         theirs / "LLaVA/scripts/convert_mmbench_for_submission.py",
@@ -236,7 +236,7 @@ SCORERS: tuple[tuple[Callable[[Path, Task], Numbers], str], ...] = (
 
 
 def _llava(script: Path, *expected: type[Exception], **options: object) -> str:
-    """What one of LLaVA's scripts prints, also when it ends with an expected error."""
+    """Returns what one of LLaVA's scripts prints, even if it ends with an expected error."""
     _without_init(script.parents[2], "llava")  # it imports the model, for an old transformers
     sys.argv = [str(script), *(f"--{k.replace('_', '-')}={v}" for k, v in options.items())]
     said = io.StringIO()
@@ -246,7 +246,7 @@ def _llava(script: Path, *expected: type[Exception], **options: object) -> str:
 
 
 def _converted(theirs: Path, task: Task, script: str, ours: str) -> Numbers:
-    """What one of LLaVA's scripts makes of answers.jsonl, beside a file of ours."""
+    """Compares what one of LLaVA's scripts makes of answers.jsonl with a file of ours."""
     made = task.given / "converted.json"
     _llava(theirs / "LLaVA/scripts" / script, src=task.given / "answers.jsonl", dst=made)
     both = [json.loads(path.read_text()) for path in (made, task.kept / ours)]
@@ -254,7 +254,7 @@ def _converted(theirs: Path, task: Task, script: str, ours: str) -> Numbers:
 
 
 def _from_log(theirs: Path, task: Task, name: str, num: int) -> list[str]:
-    """The answers that lmms-eval takes from the folder of all suites."""
+    """Returns the answers that lmms-eval takes from the folder of all suites."""
     _without_init(theirs, "lmms_eval.tasks")  # it imports every task
     instance: Any = importlib.import_module("lmms_eval.api.instance")
     model: Any = importlib.import_module("lmms_eval.models.simple.from_log")
@@ -271,7 +271,7 @@ def _from_log(theirs: Path, task: Task, name: str, num: int) -> list[str]:
 def _vlmeval(
     theirs: Path, task: Task, module: str, kind: str, name: str, fields: Mapping[str, Any] = {}
 ) -> Any:
-    """The table of one of VLMEvalKit's data sets, without the download its constructor does."""
+    """Returns the table of a data set of VLMEvalKit, without its constructor's download."""
     _without_init(theirs, "vlmeval", "vlmeval.dataset")  # they import every model and data set
     os.environ["PRED_FORMAT"] = "tsv"
     multiprocessing.set_start_method("fork", force=True)  # its workers are to know these modules
@@ -292,21 +292,21 @@ def _without_init(theirs: Path, *packages: str) -> None:
 
 
 def _after(name: str, text: str) -> float:
-    """The number that is printed after a name."""
+    """Returns the number that is printed after a name."""
     match = re.search(rf"(?<![\w-]){name}: ([\d.]+)", text)
     assert match, f"no {name} in: {text}"
     return float(match[1])
 
 
 def _pope(text: str) -> Numbers:
-    """What LLaVA's and POPE's own scorer print of one set."""
+    """Returns what LLaVA's and POPE's own scorers print about one set."""
     names = {"accuracy": "Accuracy", "precision": "Precision", "recall": "Recall"}
     names |= {"f1": "F1 score", "yes_ratio": "Yes ratio"}
     return {name: _after(printed, text) for name, printed in names.items()}
 
 
 def _same(theirs: Sequence[Any], ours: Sequence[Any]) -> Numbers:
-    """The share of lines that are the same in two files of equally many."""
+    """Returns the share of equal lines in two files of equal length."""
     return {"same lines": statistics.mean(a == b for a, b in zip(theirs, ours, strict=True))}
 
 
@@ -342,7 +342,7 @@ def answered(suite: Benchmark, files: Path, spoil: bool) -> Task:
 
 
 def main() -> int:
-    """The command."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -21,7 +21,7 @@ ROWS = 40  # samples of a run
 
 
 def sample():
-    """What the process holds: MiB of memory, open files, threads."""
+    """Returns what the process holds: MiB of memory, open files, threads."""
     status = Path("/proc/self/status").read_text()
     kib = int(re.search(r"VmRSS:\s+(\d+) kB", status)[1])
     return {
@@ -32,7 +32,7 @@ def sample():
 
 
 def soak(workdir, steps, leak=""):
-    """Trains for so many steps with 40 checkpoints and 8 evaluations; a list of samples."""
+    """Trains for `steps` steps with 40 checkpoints and 8 evaluations; returns a list of samples."""
     from helpers_fit import fit, random_base, tiny_run
 
     from seva_jax.run.evaluations import evaluate_all
@@ -67,7 +67,7 @@ def soak(workdir, steps, leak=""):
 
 
 def problems(samples):
-    """What grows in a run: medians of the second and the last quarter compared.
+    """Returns what grows in a run, by medians of the second and the last quarter.
 
     The first quarter is left out: compiling, caches and the allocator's arenas fill up.
     """
@@ -88,7 +88,7 @@ def problems(samples):
 
 
 def figure(samples):
-    """The four curves as one SVG, with the report's charts; without the sample that compiles."""
+    """Draws the four curves as one SVG, without the sample that compiles."""
     from seva_jax.report.charts import HEIGHT, WIDTH, line_chart
     from seva_jax.report.data import Curve, Series
 

@@ -1,4 +1,4 @@
-"""Nothing is needed but the package, and nothing that a run leaves tells who made it."""
+"""The package alone is enough, and nothing that a run leaves behind tells who made it."""
 
 import base64
 import re
@@ -15,7 +15,7 @@ TESTS = Path(__file__).parent
 
 @pytest.mark.slow
 def test_all_commands_alone_and_what_they_leave(tmp_path):
-    """No torch, no TensorFlow, no network; no key, user, home or host in any file or on screen."""
+    """They need no torch, TensorFlow or network; no key, user, home or host is written or shown."""
     home = tmp_path / "people" / "alice"
     done = subprocess.run(
         [sys.executable, str(TESTS / "alone_worker.py"), str(home)],

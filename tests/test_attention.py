@@ -1,4 +1,4 @@
-"""Every way to compute attention against the plain one, and which is chosen where."""
+"""Every implementation of attention against the plain one, and which one is chosen where."""
 
 import importlib
 import importlib.util
@@ -15,7 +15,7 @@ from seva_jax.training.step import tree_mask
 
 
 def inputs(rows, length, heads, groups, width=128, seed=0):
-    """Random queries, keys and values, and masks of random trees."""
+    """Draws queries, keys and values, and masks of random trees."""
     rng = np.random.default_rng(seed)
     shapes = [(rows, length, n, width) for n in (heads, groups, groups)]
     values = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
@@ -35,7 +35,7 @@ def inputs(rows, length, heads, groups, width=128, seed=0):
 
 
 def assert_equal_plain(attend, length, heads, groups):
-    """Values and gradients at real tokens."""
+    """Compares values and gradients at real tokens."""
     values, mask, real = inputs(2, length, heads, groups)
     upstream = np.random.default_rng(9).normal(size=values[0].shape)
     upstream = jnp.asarray(upstream * real[..., None, None], jnp.float32)
@@ -59,14 +59,14 @@ LENGTHS = [(128, 2, 2), (200, 4, 2), (320, 2, 1)]  # with query heads, key heads
 
 @pytest.mark.parametrize(("length", "heads", "groups"), LENGTHS, ids=str)
 def test_blocks_equal_plain(length, heads, groups):
-    """Lengths that blocks do not divide, grouped heads, packed trees."""
+    """It handles lengths that blocks do not divide, grouped heads and packed trees."""
     assert_equal_plain(attention.blocks, length, heads, groups)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("length", "heads", "groups"), LENGTHS, ids=str)
 def test_splash_equals_plain(length, heads, groups):
-    """The same of the TPU's kernel, its Python run here."""
+    """The TPU's kernel, interpreted in Python here, equals plain attention."""
 
     def splash(*arguments):
         return attention.splash(*arguments, interpret=True)
@@ -89,7 +89,7 @@ def test_on_a_cpu_it_is_blocks(width):
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_on_a_tpu_it_is_splash(topology):
-    """Compiles forward and backward for rows and heads split over a mesh, unless told not to."""
+    """Forward and backward compile with the kernel on any mesh, unless another one is asked for."""
     mesh = MeshShape(fsdp=2, tensor=2).make(Topology.parse(topology).devices())
     shape = jax.ShapeDtypeStruct((4, 960, 4, 128), jnp.bfloat16, sharding=batch_sharding(mesh))
     mask = jax.ShapeDtypeStruct((4, 960, 960), jnp.bool_, sharding=batch_sharding(mesh))
@@ -105,7 +105,7 @@ def test_on_a_tpu_it_is_splash(topology):
 
 
 def gradient_of(attend, dtype):
-    """Values and masks of two rows of odd length, and the compiled gradient of their attention."""
+    """Returns values and masks of two rows of odd length, and their attention's gradient."""
     values, mask, real = inputs(2, 201, 4, 2)
     upstream = np.random.default_rng(9).normal(size=values[0].shape) * real[..., None, None]
 
@@ -116,7 +116,7 @@ def gradient_of(attend, dtype):
 
 
 def test_cudnn_lowers_for_a_gpu(monkeypatch):
-    """Forward and backward become cuDNN's kernels. What is on the machine is not asked for."""
+    """Forward and backward become cuDNN's kernels, whatever this machine has."""
     stablehlo = importlib.import_module("jax._src.cudnn.fused_attention_stablehlo")
     monkeypatch.setattr(stablehlo, "check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(stablehlo, "check_compute_capability", lambda capability: True)
@@ -129,7 +129,7 @@ def test_cudnn_lowers_for_a_gpu(monkeypatch):
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="runs on an NVIDIA GPU")
 def test_cudnn_equals_plain():
-    """Gradients in bfloat16. On a GPU: `SEVA_JAX_TEST_PLATFORM=cuda pytest ... -k cudnn`."""
+    """Gradients agree in bfloat16. On a GPU: `SEVA_JAX_TEST_PLATFORM=cuda pytest ... -k cudnn`."""
     gradient, values, mask = gradient_of(attention.cudnn, jnp.bfloat16)
     plain, exact, _ = gradient_of(attention.plain, jnp.float32)
     for found, expected in zip(gradient(*values, mask), plain(*exact, mask), strict=True):

@@ -1,4 +1,4 @@
-"""The loading measurement, on a small model; and that a process reads only its devices' bytes."""
+"""The loading benchmark on a small model, and that a process reads only its devices' bytes."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def test_the_checkpoint_it_writes_is_a_llava(tmp_path, tied):
 
 
 def test_measures_and_prints(checkpoint, capsys, monkeypatch):
-    """In a process of its own; over the limit is an error."""
+    """It measures in a process of its own, and more memory than the limit is an error."""
     assert len(list(checkpoint.glob("*.safetensors"))) > 2
     size = sum(f.stat().st_size for f in checkpoint.glob("*.safetensors"))
     found = bench.measure("ours", checkpoint)
@@ -43,7 +43,7 @@ def test_measures_and_prints(checkpoint, capsys, monkeypatch):
 
 
 class CountingFile:
-    """A safetensors file that counts the bytes asked of it."""
+    """A safetensors file that counts the bytes it is asked for."""
 
     num_bytes = 0
 
@@ -76,7 +76,7 @@ class CountingSlice:
 
 
 def test_a_process_reads_only_the_bytes_of_its_devices(checkpoint, monkeypatch):
-    """As if this process had one of eight devices: JAX only asks for the slices of its own."""
+    """A process with one of eight devices reads only the slices that JAX asks for."""
     mesh = MeshShape(fsdp=8).make()
     shardings = variable_shardings(mesh, abstract_variables(Llava(TINY_HF))["params"])
     mine = []

@@ -1,4 +1,4 @@
-"""Benchmarks of ours against ours on a small model: both sides compute the same."""
+"""Benchmarks of our own variants on a small model: both sides compute the same."""
 
 import dataclasses
 

@@ -16,7 +16,7 @@ BENCH = step.StepBench(size="small", question=6, answer=5, rank=4, rounds=1, trl
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # TRL's and what it imports
 def test_sides_agree(monkeypatch, capsys):
-    """Two steps of each; TRL's too where it is installed."""
+    """All sides have the same losses over two steps; TRL takes part where it is installed."""
     monkeypatch.setitem(step.SIZES, "small", BENCHED)
     has_trl = importlib.util.find_spec("trl") is not None
     step.run_step(dataclasses.replace(BENCH, trl=has_trl))

@@ -1,4 +1,4 @@
-"""The table of `breaks.py` stays true: texts and tests are there, and no promise is left out."""
+"""The table of `breaks.py` stays true: its texts and tests exist, and it covers every promise."""
 
 import ast
 from pathlib import Path
@@ -11,7 +11,7 @@ TESTS = Path(__file__).parent
 
 @pytest.mark.parametrize("found", BREAKS, ids=lambda x: f"{x.promise} {x.fault}: {x.without}")
 def test_every_defence_is_where_the_table_says(found):
-    """Its text is there once, something else can stand in its place, and its test exists."""
+    """Its text occurs once, the replacement still parses, and its test exists."""
     whole = (ROOT / found.file).read_text(encoding="utf-8")
     assert whole.count(found.text) == 1, f"{found.file} does not hold {found.text!r} once"
     broken = whole.replace(found.text, found.instead)
@@ -22,12 +22,12 @@ def test_every_defence_is_where_the_table_says(found):
 
 
 def test_every_promise_has_a_defence_to_take_away():
-    """And a row in README.md, which names the test's file."""
+    """tests/README.md has a row for the promise that names the test's file."""
     numbers = {found.promise for found in BREAKS if found.promise[1:].isdigit()}
     assert numbers == {f"R{i}" for i in range(1, 19)}
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    lines = (TESTS / "README.md").read_text(encoding="utf-8").splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith("| ")]
     for found in BREAKS:
         own = [row for row in rows if found.promise in row[0].strip("| ").split(", ")]
-        assert own, f"README.md has no row {found.promise}"
+        assert own, f"tests/README.md has no row {found.promise}"
         assert any(found.test.partition("::")[0] in row[-1] for row in own), found

@@ -1,4 +1,4 @@
-"""Line charts: right places, any numbers, noisy and long lines."""
+"""Line charts: points in the right places, any numbers, noisy and long lines."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Checkpoints: every kind of damage is noticed and named, and the one before is used."""
+"""Checkpoints: every kind of damage is noticed and named, and the previous one is used instead."""
 
 import json
 import random
 import shutil
 
 import jax
+import numpy as np
 import pytest
 from helpers_checkpoints import FACTS, restored, save, state
 
@@ -15,7 +16,7 @@ from seva_jax.types import DataError
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Steps 2 and 3 of a stage."""
+    """Returns the directory of a stage that saved steps 2 and 3."""
     directory = tmp_path_factory.mktemp("checkpoints") / "align"
     save(directory, 1, 2, 3)
     return directory
@@ -37,7 +38,7 @@ def test_two_are_kept_and_the_newest_is_used(copied):
 
 
 def test_flipped_bytes(copied):
-    """At 20 places of all bytes of the newest; without digests Orbax restores most of them."""
+    """A flipped byte in any of 20 places is noticed; Orbax alone restores most of them."""
     chance = random.Random(7)
     places = [(f, i) for f in files(copied / "3") for i in range(f.stat().st_size)]
     for file, offset in chance.sample(places, 20):
@@ -55,7 +56,7 @@ def test_flipped_bytes(copied):
 
 
 def test_flipped_bytes_of_the_digests(copied):
-    """At 20 places of the list itself."""
+    """A flipped byte of the list of digests itself is noticed."""
     chance, file = random.Random(8), copied / "3" / NAME
     whole = file.read_bytes()
     for offset in chance.sample(range(len(whole)), 20):
@@ -66,7 +67,7 @@ def test_flipped_bytes_of_the_digests(copied):
 
 
 def test_the_only_file_without_a_digest_is_not_needed(copied):
-    """Orbax changes it after the digests are written."""
+    """Orbax changes it after the digests are written, so a checkpoint does without it."""
     listed = json.loads((copied / "3" / NAME).read_text())
     others = {p.name for p in (copied / "3").iterdir() if p.is_file()}
     assert listed.keys() == {str(p.relative_to(copied / "3")) for p in files(copied / "3")}
@@ -85,7 +86,7 @@ def test_the_only_file_without_a_digest_is_not_needed(copied):
 
 @pytest.mark.parametrize("harm", ["cut", "emptied", "deleted"])
 def test_every_file_is_looked_at(copied, harm):
-    """Truncated, emptied and deleted files, each of the newest checkpoint's in turn."""
+    """Any file of the newest checkpoint that is cut, emptied or deleted is noticed."""
     for file in files(copied / "3"):
         whole = file.read_bytes()
         if harm == "deleted":
@@ -115,7 +116,7 @@ def test_every_file_is_looked_at(copied, harm):
     ],
 )
 def test_unfinished_checkpoints(copied, capsys, name, content, why):
-    """Said and put aside; the one before is used, and training goes on from there."""
+    """They are reported and put aside, and training resumes from the previous one."""
     (copied / "3" / name).unlink()
     if content is not None:
         (copied / "3" / name).write_bytes(content)
@@ -127,7 +128,7 @@ def test_unfinished_checkpoints(copied, capsys, name, content, why):
 
 
 def test_a_damaged_step_never_pushes_out_the_last_good_one(copied):
-    """Two are kept, and both are good, however often the newest is damaged."""
+    """Two good ones are kept, however often the newest is damaged."""
     for round_ in range(3):
         shutil.rmtree(copied / "3" / "state" / "d")
         save(copied, 3)
@@ -138,7 +139,7 @@ def test_a_damaged_step_never_pushes_out_the_last_good_one(copied):
 
 
 def test_stray_directories(copied, capsys):
-    """Empty, of something else, or a file: not used, not deleted, not in the way of a save."""
+    """Empty or foreign directories and files are neither used nor deleted, and saves still work."""
     (copied / "4").mkdir()
     (copied / "1").mkdir()
     (copied / "2024").mkdir()
@@ -157,7 +158,7 @@ def test_stray_directories(copied, capsys):
 
 
 def test_nothing_intact_is_an_error(copied):
-    """Not a silent start from zero; nothing is moved, so that a person can look."""
+    """Training does not silently restart, and nothing is moved, so that a person can look."""
     for step in ("2", "3"):
         (copied / step / "data" / "metadata").unlink()
     for reads in (restored, lambda path: read_trained(path, {})):
@@ -169,7 +170,7 @@ def test_nothing_intact_is_an_error(copied):
 
 
 def test_a_run_killed_before_its_first_save_starts(tmp_path):
-    """Orbax's unfinished directory is no checkpoint."""
+    """Orbax's unfinished directory does not count as a checkpoint."""
     (tmp_path / "align" / "1.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
     assert restored(tmp_path / "align") is None
     with pytest.raises(DataError, match="holds no checkpoint"):
@@ -187,7 +188,7 @@ def test_a_run_killed_before_its_first_save_starts(tmp_path):
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(saved, name, here):
-    """In one line, with both values."""
+    """The error is one line and has both values."""
     with pytest.raises(DataError) as caught:
         restored(saved, facts=FACTS | {name: here})
     there = repr(FACTS.get(name, "absent"))
@@ -198,7 +199,7 @@ def test_a_checkpoint_of_another_run_is_refused(saved, name, here):
 
 
 def test_other_shapes_are_refused(saved):
-    """The parameter and both shapes, in a resumed run and in an export."""
+    """A resumed run and an export name the parameter and both shapes."""
     wide = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0, width=48)
     )
@@ -213,8 +214,26 @@ def test_other_shapes_are_refused(saved):
         read_trained(saved, {"lora": {"b": state(0).trainable["lora"]["a"]}})
 
 
+def test_the_last_one_of_a_finished_run(copied):
+    """The result of a run is its last step with its facts, or one line that says what to do."""
+    like = state(0).trainable
+    kept = read_trained(copied, like, 3, FACTS)
+    jax.tree.map(np.testing.assert_array_equal, kept, state(3).trainable)
+    with pytest.raises(DataError, match=r"/3 is of another run: tokenizer is 'a' there and 'b' he"):
+        read_trained(copied, like, 3, FACTS | {"tokenizer": "b"})
+    with pytest.raises(DataError, match=r"no intact checkpoint of step 4.* \(it is not there\)"):
+        read_trained(copied, like, 4, FACTS)
+    (copied / "3" / NAME).unlink()
+    with pytest.raises(DataError) as caught:
+        read_trained(copied, like, 3, FACTS)
+    said = str(caught.value)
+    assert f"of step 3, the last one (3: {NAME} is missing" in said
+    assert "only of step 2; put back a copy, or remove 'align' from stages.json" in said
+    assert "\n" not in said
+
+
 def test_processes_share_the_reading(saved, monkeypatch):
-    """Together they read every file, each only its own; one that finds damage tells all."""
+    """Each process reads only its own files; one that finds damage tells the others."""
     from seva_jax.training import digests
 
     read = []

@@ -1,4 +1,4 @@
-"""Config files, overrides, the cross-section checks, and configs written back as source."""
+"""Config files, overrides, checks across sections, and configs written back as source."""
 
 import copy
 import dataclasses
@@ -64,14 +64,14 @@ ODD = Experiment(
 
 
 def write(folder, text, name="config.py"):
-    """A config file."""
+    """Writes a config file."""
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return path
 
 
 def variant(folder, body, imports=""):
-    """A config file whose `get_config` runs `body`."""
+    """Writes a config file whose `get_config` runs `body`."""
     head = f"from seva_jax.config.experiment import Experiment\n{imports}\n"
     return write(folder, f"{head}\ndef get_config():\n    {body}\n")
 
@@ -80,7 +80,7 @@ def variant(folder, body, imports=""):
 
 
 def test_missing_file_lists_shipped_configs():
-    """The answer to a wrong name is the list of right ones."""
+    """The error for an unknown name lists the known ones."""
     with pytest.raises(DataError, match=r"nowhere\.py does not exist") as caught:
         read_config(Path("nowhere.py"))
     assert SHIPPED
@@ -118,7 +118,7 @@ def test_what_is_wrong_with_a_config_file(tmp_path, text, expected):
 
 
 def test_a_config_file_is_python(tmp_path):
-    """A YAML file is refused as what it is."""
+    """A YAML file is refused, and the error says so."""
     with pytest.raises(DataError, match=r"must end in \.py"):
         read_config(write(tmp_path, "a: 1\n", "config.yaml"))
 
@@ -146,7 +146,7 @@ def test_the_record_of_a_run_of_version_0_1(tmp_path):
 
 
 def test_a_config_file_may_define_a_corruption(tmp_path):
-    """With postponed annotations too, which dataclasses look up in the module."""
+    """Postponed annotations work too, which dataclasses look up in the module."""
     path = write(
         tmp_path,
         "from __future__ import annotations\n"
@@ -169,7 +169,7 @@ def test_a_config_file_may_define_a_corruption(tmp_path):
 
 
 def test_a_variant_imports_the_config_it_varies(tmp_path):
-    """From its own directory, wherever the command was started."""
+    """It finds it in its own directory, wherever the command was started."""
     base = "from seva_jax.config.experiment import Experiment\nBASE = Experiment(seed=7)\n"
     write(tmp_path, base, "the_base_of_the_variant.py")
     path = write(
@@ -191,7 +191,7 @@ def test_without_arguments_the_shipped_tiny_config():
 
 
 def test_overrides_reach_into_what_a_polymorphic_field_holds(tmp_path):
-    """The config names the class, the command line changes its fields."""
+    """The config names the class, and the command line changes its fields."""
     path = variant(
         tmp_path,
         "return Experiment(corrupt=(DiffusionNoise(), RandomInvert()), evals=(Evaluation(),))",
@@ -229,14 +229,14 @@ def test_overrides_reach_into_what_a_polymorphic_field_holds(tmp_path):
 
 
 def test_no_override_changes_nothing():
-    """Every shipped config comes back from tyro as it was."""
+    """Every shipped config comes back from tyro unchanged."""
     for path in SHIPPED:
         experiments, _ = load_experiments("test", ["--config", str(path)])
         assert experiments == read_configs(path)
 
 
 def test_a_file_may_define_several_runs(capsys):
-    """All of them, one of them, overrides for each; and what is wrong with the choice."""
+    """All or one of them can be chosen and overridden, and a wrong choice is explained."""
     path = config_directory() / "tiny_sweep.py"
     argv = ["--config", str(path), "--seed", "5"]
     experiments, flags = load_experiments("test", argv)
@@ -277,7 +277,7 @@ def test_what_is_wrong_with_a_sweep(tmp_path, text, expected):
     ],
 )
 def test_a_misspelt_option_suggests_the_right_one(capsys, wrong, right):
-    """And exits with an error."""
+    """The command also exits with an error."""
     with pytest.raises(SystemExit) as caught:
         load_experiment("test", [wrong, "1"])
     assert caught.value.code == 2
@@ -296,7 +296,7 @@ def test_a_misspelt_option_suggests_the_right_one(capsys, wrong, right):
     ],
 )
 def test_a_bad_value_exits(capsys, argv):
-    """With an error that names the option."""
+    """The error names the option."""
     with pytest.raises(SystemExit) as caught:
         load_experiment("test", argv)
     assert caught.value.code == 2
@@ -304,7 +304,7 @@ def test_a_bad_value_exits(capsys, argv):
 
 
 def test_help_shows_every_option_with_its_docstring(capsys, monkeypatch):
-    """Every leaf of the config is an option, and each says what it is."""
+    """Every leaf of the config is an option, and each is described."""
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as caught:
         load_experiment("What it does.", ["--help"])
@@ -319,7 +319,7 @@ def test_help_shows_every_option_with_its_docstring(capsys, monkeypatch):
 
 
 def test_overrides_are_checked():
-    """The checks that cross sections see the resolved config."""
+    """The checks across sections see the resolved config."""
     with pytest.raises(DataError, match=r"train\.micro_batches 7"):
         load_experiment("test", ["--train.micro-batches", "7"])
 
@@ -383,7 +383,7 @@ PROBLEMS = {
 
 @pytest.mark.parametrize("expected", PROBLEMS)
 def test_each_problem_is_found(expected):
-    """Alone, and named once."""
+    """A config with one problem is refused for that one, which is named once."""
     with pytest.raises(DataError) as caught:
         check(Experiment(**PROBLEMS[expected]))
     first, *lines = str(caught.value).split("\n")
@@ -401,7 +401,7 @@ TOGETHER = {
 
 
 def test_every_number_of_every_config_class_has_a_range():
-    """Unless its class checks it when it is made."""
+    """Every number has one, unless its class checks it when it is made."""
     import_parts()
     without = set()
     for kind in config_classes():
@@ -416,7 +416,7 @@ def test_every_number_of_every_config_class_has_a_range():
 
 
 def numbers(config, name=()):
-    """Paths to all numbers of a config."""
+    """Returns the paths to all numbers of a config."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -441,7 +441,7 @@ def replaced(config, path, value):
 
 @inputs(lambda rng: [(rng.choice(NUMBERS), rng.choice(WILD)) for _ in range(rng.randrange(1, 4))])
 def test_numbers_of_any_kind(changes):
-    """A config that passes can also be used: the schedule and the row counts can be computed."""
+    """A config that passes can be used: its schedule and row counts can be computed."""
     with clean():
         changed = Experiment(base=TrainedBase())
         for path, value in changes:
@@ -453,7 +453,7 @@ def test_numbers_of_any_kind(changes):
 
 
 def test_all_problems_are_reported_at_once():
-    """Nobody wants to find five mistakes in five runs."""
+    """Five mistakes do not take five runs to find."""
     bad = Experiment(
         base=TrainedBase(steps=0),
         corrupt=(),
@@ -470,7 +470,7 @@ def test_all_problems_are_reported_at_once():
 
 
 def test_the_defaults_and_the_shipped_configs_pass():
-    """`check` has nothing to say about them."""
+    """`check` accepts all of them."""
     check(Experiment())
     for path in SHIPPED:
         list(map(check, read_configs(path)))
@@ -480,7 +480,7 @@ def test_the_defaults_and_the_shipped_configs_pass():
 
 
 def leaves(value, prefix=""):
-    """Dotted name -> value of everything that is not a dataclass or a tuple of them."""
+    """Returns dotted name -> value of everything but dataclasses and tuples of them."""
     if dataclasses.is_dataclass(value):
         children = [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
     elif isinstance(value, tuple) and any(dataclasses.is_dataclass(v) for v in value):
@@ -497,7 +497,7 @@ def leaves(value, prefix=""):
     "name", ["odd", "default", *(p.stem for p in SHIPPED if "sweep" not in p.stem)]
 )
 def test_written_source_rebuilds_an_equal_experiment(tmp_path, name):
-    """Exactly, floats included; and the text is stable."""
+    """It is exactly equal, floats included, and writing it again gives the same text."""
     named = {"odd": ODD, "default": Experiment()}
     path = config_directory() / f"{name}.py"
     experiment = named[name] if name in named else read_config(path)
@@ -509,7 +509,7 @@ def test_written_source_rebuilds_an_equal_experiment(tmp_path, name):
 
 
 def test_the_home_directory_is_not_written(tmp_path, monkeypatch):
-    """Paths in it begin with ~ in config files, and are the same paths again when read."""
+    """Paths in it start with ~ in config files, and are the same paths again when read."""
     home = tmp_path / "alice"
     monkeypatch.setenv("HOME", str(home))
     experiment = Experiment(
@@ -537,7 +537,7 @@ def test_the_home_directory_is_not_written(tmp_path, monkeypatch):
 
 
 def test_classes_of_the_config_are_found_again(tmp_path, monkeypatch):
-    """Those it defines and those of files beside it, by a process that knows neither."""
+    """A new process finds those that the file defines and those of files next to it."""
     mine = tmp_path / "mine"
     mine.mkdir()
     text = (
@@ -583,7 +583,7 @@ def test_classes_of_the_config_are_found_again(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["odd", "tiny"])
 def test_flatten_covers_every_leaf(name):
-    """By name and value, and everything is plain JSON."""
+    """Every leaf is there by name and value, and everything is plain JSON."""
     experiment = ODD if name == "odd" else read_config(config_directory() / "tiny.py")
     flat = flatten(experiment)
     expected = leaves(experiment)
@@ -600,11 +600,11 @@ def test_flatten_covers_every_leaf(name):
 
 
 def test_flatten_tells_classes_and_lengths_apart():
-    """Two objectives with the same fields, no field, or fewer items are different configs."""
+    """Objectives with the same fields, no field, or fewer items are different configs."""
 
     @dataclasses.dataclass(frozen=True)
     class Other(DPO):
-        """The same fields as DPO."""
+        """An objective with the fields of DPO."""
 
     base = Experiment()
     others = [
@@ -619,7 +619,7 @@ def test_flatten_tells_classes_and_lengths_apart():
 
 
 def _other(value):
-    """A value of the same type that is not the same."""
+    """Returns another value of the same type."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, enum.Enum):
@@ -635,7 +635,7 @@ def _other(value):
 
 
 def _unshared(value):
-    """A copy in which no dataclass occurs at two places, unlike class defaults."""
+    """Returns a copy in which no dataclass occurs in two places, unlike class defaults."""
     if isinstance(value, tuple):
         return tuple(_unshared(v) for v in value)
     if not dataclasses.is_dataclass(value):
@@ -687,7 +687,7 @@ def test_fields_without_effect_do_not_change_the_fingerprint():
 
 
 def test_every_leaf_changes_the_fingerprint():
-    """A stage can only be skipped if nothing it may depend on has changed."""
+    """A stage may only be skipped if nothing that it may depend on has changed."""
     experiment = _unshared(ODD)  # changed in place below, which frozen dataclasses forbid
     before, seen = fingerprint(experiment), set()
 
@@ -720,7 +720,7 @@ def test_every_leaf_changes_the_fingerprint():
 
 
 def config_classes():
-    """Experiment, what its fields name, and every subclass of those, recursively."""
+    """Returns Experiment, what its fields name, and every subclass of those, recursively."""
     found, queue = set(), [Experiment, Checkpoint, TrainedBase]
     while queue:
         kind = queue.pop()
@@ -759,7 +759,7 @@ def test_every_config_class_has_a_public_name():
 
 
 def described(kind):
-    """Names with text in the Attributes section of a class's own docstring."""
+    """Returns the names with text in the Attributes section of a class's own docstring."""
     section = re.search(r"Attributes:\n(.*?)(?:\n\s*\n|\Z)", kind.__doc__ or "", re.DOTALL)
     lines = section.group(1).splitlines() if section else []
     depth = min((len(x) - len(x.lstrip()) for x in lines if x.strip()), default=0)
@@ -768,7 +768,7 @@ def described(kind):
 
 @pytest.mark.parametrize("kind", config_classes(), ids=lambda c: c.__qualname__)
 def test_every_field_of_every_config_class_is_documented(kind):
-    """`--help` shows these lines; an inherited field may be described where it comes from."""
+    """`--help` shows these lines; a base class may describe an inherited field."""
     assert dataclasses.is_dataclass(kind)
     assert kind.__dataclass_params__.frozen
     known = set().union(*(described(c) for c in kind.__mro__))
@@ -781,7 +781,7 @@ def test_every_field_of_every_config_class_is_documented(kind):
 
 
 def test_the_walk_over_config_classes_is_not_empty():
-    """Base classes, their subclasses and what those hold."""
+    """It finds base classes, their subclasses and what those hold."""
     names = {c.__qualname__ for c in config_classes()}
     assert {"Experiment", "DPO", "Supervised", "RandomResizedCrop", "Compose", "Chair"} <= names
     assert {"ShapeWorld", "VisionConfig", "Template", "MeshShape", "CorruptionPairs"} <= names

@@ -1,4 +1,4 @@
-"""Weights of Hugging Face LLaVA directories: what is read, and what is refused and how."""
+"""Weights of Hugging Face LLaVA directories: what is read, and how the rest is refused."""
 
 import contextlib
 import dataclasses
@@ -313,7 +313,7 @@ def test_absurd_sizes_are_refused_before_anything_is_allocated(directory, sectio
 
 @pytest.mark.parametrize("seed", range(8))
 def test_random_damage_is_refused_or_harmless(directory, tensors, params, seed):
-    """Flipped, cut or repeated bytes in the header, the index or config.json."""
+    """Bytes of the header, the index or config.json are flipped, cut or repeated."""
     split(directory, tensors, parts=2)
     files = [p for p in sorted(directory.iterdir()) if p.is_file()]
     good = {p: p.read_bytes() for p in files}

@@ -14,7 +14,7 @@ from seva_jax.types import DataError
 
 
 def changed(fields, **changes):
-    """A copy of a JSON object with fields replaced; "a__b" is field b of field a."""
+    """Returns a copy of a JSON object with fields replaced; "a__b" is field b of field a."""
     fields = json.loads(json.dumps(fields))
     for name, value in changes.items():
         *outer, last = name.split("__")

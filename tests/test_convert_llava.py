@@ -1,4 +1,4 @@
-"""The original LLaVA's layout: read as it is, written, and changed into Hugging Face's and back."""
+"""The original LLaVA's layout: read, written, and converted to Hugging Face's layout and back."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def equal(a, b):
 
 
 def same_tensors(a, b):
-    """Both hold the same names and bytes, in files of any division."""
+    """Asserts that both hold the same names and bytes, however they are split into files."""
     a, b = (
         {k: v for f in d.glob("*.safetensors") for k, v in load_file(f).items()} for d in (a, b)
     )
@@ -140,7 +140,7 @@ def test_copying_changes_no_byte(checkpoint, clip, tmp_path):
     assert {p.name for p in (tmp_path / "out").iterdir()} == names
     for name in names:
         assert (tmp_path / "out" / name).read_bytes() == (checkpoint / name).read_bytes()
-    # A tower that lies inside goes along.
+    # A tower inside the directory is copied too.
     inside = write_original(tmp_path / "inside")
     to_llava(open_source(inside), tmp_path / "out2")
     assert (tmp_path / "out2" / "vision_tower" / "config.json").exists()
@@ -201,7 +201,7 @@ def test_to_hugging_face_and_back(checkpoint, clip, tmp_path):
 
 
 def test_a_run_in_the_other_layout(tmp_path, checkpoint, clip, monkeypatch):
-    """The same as first exporting in its own layout and then changing that."""
+    """It equals an export in the run's own layout that is converted afterwards."""
     monkeypatch.setattr("seva_jax.convert.rewrite._SHARD_BYTES", 5000)
     (tmp_path / "hf").mkdir()
     directory = write_llava(tmp_path / "hf")

@@ -1,4 +1,4 @@
-"""The original layout and pickles against transformers and torch."""
+"""The original layout and pickles, against transformers and torch."""
 
 import json
 import os
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.parity
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A small LLaVA as transformers saves it, with tokenizer and processor files; and inputs."""
+    """Returns a small LLaVA as transformers saves it, with tokenizer and processor, and inputs."""
     directory = save(random_llava(), tmp_path_factory.mktemp("original") / "hf")
     corpus = ["a chat about what is in the image", "the red circle is on the left"] * 5
     llama_style_tokenizer(corpus, IMAGE_TOKEN + 2).save_pretrained(directory)

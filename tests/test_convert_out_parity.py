@@ -1,4 +1,4 @@
-"""Exports as transformers and peft load them: the same logits as ours."""
+"""Exports that transformers and peft load give the same logits as our model."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A small LLaVA, a run's work directory, inputs, and the aligned model's logits by our code."""
+    """Returns a small LLaVA, a run's work directory, inputs, and our aligned model's logits."""
     root = tmp_path_factory.mktemp("export")
     directory = save(random_llava(), root / "model", max_shard_size="100kB")
     assert len(list(directory.glob("*.safetensors"))) > 1

@@ -51,7 +51,7 @@ def name_of(corruption):
 
 @pytest.fixture(scope="module")
 def levels_HWC():
-    """A photograph-like uint8 image: gradients, two flat boxes, noise; levels 20 to 230."""
+    """Draws a uint8 image like a photograph: gradients, two flat boxes, noise; levels 20 to 230."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     image = np.stack([x * 255 / WIDTH, y * 255 / HEIGHT, (x + y) * 2.3], -1)
@@ -70,10 +70,10 @@ def keys(count, seed=0):
 
 
 def test_every_public_corruption_is_tested():
-    """Those of sequences, not of images, are in test_sequences.py."""
+    """test_sequences.py tests those of sequences, test_regions.py the noise in a region."""
     public = {name for name in corrupt.__all__ if isinstance(getattr(corrupt, name), type)}
     sequences = {x for x in public if issubclass(getattr(corrupt, x), corrupt.SequenceCorruption)}
-    assert public - sequences - {"Corruption"} == {name_of(c) for c in ALL}
+    assert public - sequences - {"Corruption", "RegionNoise"} == {name_of(c) for c in ALL}
 
 
 def assert_same(one_HWC, other_HWC):
@@ -182,9 +182,9 @@ def test_diffusion_noise_mixes_image_and_noise(step):
 
 
 def test_corruption_key_is_stable():
-    """Golden: must never change, or pairs made earlier cannot be made again.
+    """Keys never change, so that pairs made earlier can be made again.
 
-    Regenerate with `jax.random.key_data(corruption_key(seed, id, index))`.
+    Regenerate the golden with `jax.random.key_data(corruption_key(seed, id, index))`.
     """
     golden = {
         (0, "a", 0): (2482954991, 3788021582),

@@ -1,4 +1,4 @@
-"""What each operation means, against PIL, which torchvision calls for PIL images."""
+"""What each operation does, against PIL, which torchvision calls for PIL images."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ BLUR = jax.jit(sharpness.gaussian_blur, static_argnums=2)
 
 @pytest.fixture(scope="module")
 def picture():
-    """A PIL image with gradients, edges, noise, and all 256 levels in every channel."""
+    """Makes a PIL image with gradients, edges, noise, and all 256 levels in every channel."""
     rng = np.random.default_rng(1)
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     image = np.stack([x * 255 / WIDTH, y * 255 / HEIGHT, (x + y) * 1.8], -1)
@@ -32,7 +32,7 @@ def image_HWC(picture):
 
 
 def error(image_HWC, expected):
-    """Absolute difference in levels, [H, W, C]."""
+    """Returns the absolute difference in levels, [H, W, C]."""
     expected_HWC = np.asarray(expected, np.float32)
     assert image_HWC.shape == expected_HWC.shape
     return np.abs(np.asarray(image_HWC) * 255 - expected_HWC)
@@ -72,7 +72,7 @@ def test_equalize_is_exact(image_HWC, picture):
 
 
 def test_equalize_is_exact_on_odd_histograms():
-    """Few pixels, few levels, one dominant level: where the step is small or zero."""
+    """Few pixels or levels, or one dominant level, make the step small or zero."""
     equalize = jax.jit(colour.equalize)
     for seed, num_levels in enumerate((2, 9, 256, 256, 256, 256)):
         rng = np.random.default_rng(seed)
@@ -316,7 +316,7 @@ def test_perspective_corners_stay_in_their_quarter():
 
 
 def test_random_affine_shifts_and_shrinks_within_bounds():
-    """The mass of a white image is scale^2; its centre is the shift."""
+    """The mass of a white image is scale^2, and its centre is the shift."""
     corruption = corrupt.RandomAffine(degrees=(0.0, 0.0))
     white_HWC = jnp.ones((100, 60, 1))
     out_BHW = np.asarray(
@@ -357,7 +357,7 @@ def test_magnitudes_are_torchvisions():
 
 
 def test_operations_do_what_their_names_say(image_HWC, picture):
-    """Each against PIL, which also catches a wrong order of arguments or a lost `1 +`."""
+    """Each equals PIL's, which also catches a wrong order of arguments or a lost `1 +`."""
     size = picture.size
     affine = Image.Transform.AFFINE
     expected = {

@@ -1,4 +1,4 @@
-"""`python -m seva_jax.data`: the preflight, and every format written comes back."""
+"""`python -m seva_jax.data`: the check before a run, and every format written can be read again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from seva_jax.types import Comparison, View
 
 @pytest.fixture
 def pairs(tmp_path):
-    """SeVa's pairs over four images: a JPEG, a PNG called .jpg, a broken and a missing one."""
+    """Writes SeVa's pairs over four images: a JPEG, a PNG named .jpg, a broken one, none."""
     images = tmp_path / "images"
     images.mkdir()
     Image.new("RGB", (8, 6), (10, 20, 30)).save(images / "a.jpg")
@@ -47,7 +47,7 @@ def pairs(tmp_path):
 
 
 def config(tmp_path, source):
-    """The tiny config with this source, as a file."""
+    """Writes the tiny config with this source as a file."""
     found, _ = load_experiment("test", [])
     path = tmp_path / "my_run.py"
     path.write_text(to_source(dataclasses.replace(found, prompts=source)))
@@ -73,7 +73,7 @@ def test_check(tmp_path, pairs, capsys):
 
 
 def test_check_looks_at_all_trees(tmp_path, pairs):
-    """Their images and answers, as a run does: in a further tree too nothing bad is missed."""
+    """As in a run, bad images and answers of a further tree are found too."""
     data = pairs.open()
     encoder = load_experiment("test", [])[0].base.assets().encoder(PLAIN, 96)
     first = data.comparisons[0]
@@ -95,7 +95,7 @@ def test_check_looks_at_all_trees(tmp_path, pairs):
 
 
 def test_check_finds_nothing_usable(tmp_path, pairs, capsys):
-    """The status tells scripts."""
+    """The exit status tells scripts."""
     with pytest.raises(SystemExit) as caught:
         main(["check", *config(tmp_path, pairs), "--text.max-length", "20"])
     assert caught.value.code == "error: nothing is usable"
@@ -138,7 +138,7 @@ def test_convert_to_seva(tmp_path, pairs, capsys):
 
 
 def test_convert_to_trl(tmp_path, pairs, capsys):
-    """Parquet that TRL and `datasets` read: messages, images inside, the Hub's feature types."""
+    """TRL and `datasets` read the parquet: messages, embedded images, the Hub's feature types."""
     written(tmp_path, pairs, capsys, "t.parquet")
     table = pq.read_table(tmp_path / "t.parquet")
     assert table.column_names == ["images", "prompt", "chosen", "rejected"]
@@ -176,7 +176,7 @@ def test_convert_to_json_lines(tmp_path, pairs, capsys):
 
 
 def test_the_pairs_of_a_run(tmp_path, capsys):
-    """One line for each rejected answer."""
+    """There is one line for each rejected answer."""
     experiment, _ = load_experiment("test", ["--prompts.num", "3"])
     folder = tmp_path / "run"
     folder.mkdir()

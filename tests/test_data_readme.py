@@ -1,4 +1,4 @@
-"""The page about data is true: its lines are evaluated, its commands parsed, its code run."""
+"""The page about data is true: its config lines, commands and code all work."""
 
 from __future__ import annotations
 

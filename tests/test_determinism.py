@@ -13,12 +13,12 @@ from seva_jax.batches.pipeline import Batches, RowShapes, shuffled
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """Batches over pairs of every format."""
+    """Returns batches over pairs of every format."""
     return all_batches(tmp_path_factory.mktemp("pairs"))
 
 
 def of_share(found, share, seed=5):
-    """All batches of a share: one dict of arrays a step."""
+    """Returns all batches of a share, one dict of arrays a step."""
     schedule = shuffled(found.rows, 4, 8, 2, 1, seed)
     # Rows in multiples of 4, so that 1, 2 and 4 shares all divide them.
     shapes = RowShapes(2, lambda shape: shape.length)
@@ -38,7 +38,7 @@ def test_shares_make_up_the_batches(found, count):
 
 
 def test_the_seed_and_nothing_else_decides(found, tmp_path):
-    """Data opened again, in another folder, gives the same bytes; another seed another order."""
+    """Data opened again elsewhere gives the same bytes; another seed gives another order."""
     again = all_batches(tmp_path)
     first, second = (of_share(data, (0, 1)) for data in (found, again))
     other = of_share(again, (0, 1), seed=6)

@@ -1,4 +1,4 @@
-"""Words in which answers differ."""
+"""Marking the words in which two answers differ."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def test_build_and_read_pairs(tmp_path):
 
 
 def test_build_prompts_that_are_drawn(tmp_path):
-    """Text prompts and drawn images; meta survives."""
+    """Prompts without image files and their drawn images can be stored; meta survives."""
     world = WorldPrompts(num=4)
     before = world.open()
     build(before, tmp_path / "out", "world", lambda n: None)

@@ -151,7 +151,7 @@ def test_pairing_refuses_results_that_do_not_match():
     with pytest.raises(DataError, match=r"1 ids are in only one .*for example 3.*same prompts"):
         paired_difference(base, accuracy_result(np.array([1, 0, 1, 1])), "accuracy")
     moved = dataclasses.replace(base, records=[{**r, "truth": "u"} for r in base.records])
-    with pytest.raises(DataError, match="example '0' has another 'truth'"):
+    with pytest.raises(DataError, match="example '0' differs in 'truth' between"):
         paired_difference(base, moved, "accuracy")
     with pytest.raises(DataError, match="no metric 'recall'; choose from accuracy"):
         paired_difference(base, base, "recall")
@@ -432,7 +432,7 @@ POPE_LINES = (
 
 
 def test_a_second_parser_reads_the_same_answers():
-    """Its metrics stand beside the first one's and equal those of the parser on its own."""
+    """Its metrics are listed with the first one's and equal those of the parser alone."""
     prompts = make_prompts(*({"answer": a, "category": c} for a in ("yes", "no") for c in "ab"))
     answers = ("NO!", "Yes", "Nothing", "No, it is not")
     both = values(Pope(also_words=True)(saying(*answers), prompts))
@@ -476,7 +476,7 @@ def test_load_pope(tmp_path):
         ('{"question_id": 3, "image": "a", "text": " ", "label": "no"}', "field 'text' is ' '"),
         ('{"question_id": 3, "image": 7, "text": "q", "label": "no"}', "field 'image' is 7"),
         ('{"image": "a", "text": "q", "label": "no"}', "field 'question_id' is None"),
-        ('{"question_id": 2, "image": "a", "text": "q", "label": "no"}', "'2' is there twice"),
+        ('{"question_id": 2, "image": "a", "text": "q", "label": "no"}', "'2' appears twice"),
         (b"\xff", "not valid JSON"),
     ],
 )
@@ -540,7 +540,7 @@ def test_bad_result_files_are_named(tmp_path):
     with pytest.raises(DataError, match=r"r\.jsonl, line 2: expected a JSON object"):
         read_records(records)
     write_records(records, result.records[:1])
-    with pytest.raises(DataError, match=r"r\.jsonl: has 1 records where .*s\.json .* from 2"):
+    with pytest.raises(DataError, match=r"r\.jsonl: has 1 records, but .*s\.json .* from 2"):
         read_result(summary, records)
     with pytest.raises(DataError, match=r"t\.json: cannot be read"):
         read_result(tmp_path / "t.json", records)

@@ -1,4 +1,4 @@
-"""The study's cells and tables; the study itself takes an hour."""
+"""The study's cells and tables. The study itself takes an hour."""
 
 from seva_jax.bench.evidence import MAIN, ShuffledPairs, cells, tables
 from seva_jax.bench.study import NAMES

@@ -1,6 +1,7 @@
-"""The code of seva_jax/EXTENDING.md and of the README's script, run as it stands there."""
+"""The code of seva_jax/EXTENDING.md runs as it stands there."""
 
 import dataclasses
+import functools
 import importlib
 import re
 import sys
@@ -10,8 +11,8 @@ import pytest
 from helpers_train import answers, replaced, small, table
 
 import seva_jax
-from seva_jax import train
-from seva_jax.config import command_line, config_files, flatten, to_source
+from seva_jax import config, train
+from seva_jax.config import command_line, flatten, to_source
 from seva_jax.config.config_files import read_config
 from seva_jax.config.rounds import runs_of
 from seva_jax.data.json_records import read_comparisons
@@ -46,8 +47,10 @@ def folder(tmp_path, monkeypatch):
 def test_the_page_runs(folder):
     files = {path.name for path in folder.iterdir()}
     assert len(files) == 9
-    tried = [block for block in blocks(PACKAGE / "EXTENDING.md") if not block.startswith("# my_")]
+    others = [block for block in blocks(PACKAGE / "EXTENDING.md") if not block.startswith("# my_")]
+    tried = [block for block in others if "from my_" in block]
     assert len(tried) == 6
+    assert len(others) == 8  # and two scripts: one runs below, the other needs a checkpoint
     for block in tried:
         exec(compile(block, "EXTENDING.md", "exec"), {})
     experiment = read_config(folder / "my_run.py")
@@ -152,13 +155,15 @@ def read_builder(folder):
 
 
 @pytest.mark.slow
-def test_the_readmes_script_runs(tmp_path, quick, monkeypatch, capsys):
-    (script,) = [b for b in blocks(PACKAGE.parent / "README.md") if "Run(" in b]
+def test_the_script_of_a_run_runs(tmp_path, one_device, monkeypatch, capsys):
+    """The page's script runs a whole run and prints pairs and results."""
+    (script,) = [b for b in blocks(PACKAGE / "EXTENDING.md") if "made = run(" in b]
     lines = [line for line in script.splitlines() if line.strip()]
     assert len(lines) <= 11
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(config_files, "read_config", lambda path: small("unused", *ONE_DEVICE))
-    exec(compile(script, "README.md", "exec"), {})
+    monkeypatch.setattr(config, "read_config", lambda path: small("unused", *ONE_DEVICE))
+    monkeypatch.setattr(train, "run", functools.partial(train.run, table=STAGES))
+    exec(compile(script, "EXTENDING.md", "exec"), {})
     out = capsys.readouterr().out
     assert (tmp_path / "runs/notebook/report.html").exists()
     assert "chosen: red | rejected: " in out

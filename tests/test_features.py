@@ -1,4 +1,4 @@
-"""Features of the frozen tower, kept on disk: the same numbers, computed once, never stale."""
+"""Features of the frozen tower, cached on disk: the same numbers, computed once, never stale."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def variables():
 
 
 class Images:
-    """Random images by name; some can be changed or taken away."""
+    """Random images by name, some of which can be changed or taken away."""
 
     def __init__(self):
         rng = np.random.default_rng(0)
@@ -46,7 +46,7 @@ class Images:
 
 
 def fill(tmp_path, variables, images, shape=(1, 1, 1), names=NAMES, model=MODEL):
-    """A cache that has the images, and how much the progress bar moved."""
+    """Returns a cache filled with the features of the images; checks the progress bar."""
     cache = FeatureCache(tmp_path, *model.feature_kind)
     progress = []
     found = cached_features(
@@ -58,7 +58,7 @@ def fill(tmp_path, variables, images, shape=(1, 1, 1), names=NAMES, model=MODEL)
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 4, 1)], ids=str)
 def test_features_are_those_of_the_tower(tmp_path, variables, shape):
-    """On one device and on eight, whose rows the images do not fill."""
+    """They are on one device and on eight, whose rows the images do not fill."""
     images = Images()
     found = fill(tmp_path, variables, images, shape)
     for name in NAMES:
@@ -88,7 +88,7 @@ def test_only_what_is_new_is_computed(tmp_path, variables, monkeypatch):
 
 
 def test_a_key_depends_on_content_shape_and_preprocessing():
-    """Not on the name."""
+    """It does not depend on the name."""
     images = Images()
     images.images["turned"] = images.images["0.png"].reshape(7, 9, 3)
     images.images["again"] = images.images["0.png"].copy()
@@ -98,7 +98,7 @@ def test_a_key_depends_on_content_shape_and_preprocessing():
 
 
 def test_bfloat16_is_kept_bit_for_bit(tmp_path):
-    """NumPy has no such dtype of its own."""
+    """NumPy has no such dtype of its own, so the bits are stored."""
     cache = FeatureCache(tmp_path, (4, 16), jnp.bfloat16)
     value = np.asarray(jax.random.normal(jax.random.key(0), (4, 16), jnp.bfloat16))
     cache.write("ab" * 32, value)
@@ -108,7 +108,7 @@ def test_bfloat16_is_kept_bit_for_bit(tmp_path):
 
 
 def test_an_unreadable_image_is_left_out(tmp_path, variables):
-    """And raises what decoding it would raise, for one example."""
+    """It raises what decoding it would raise, for its example only."""
     images = Images()
     del images.images["2.png"]
     found = fill(tmp_path, variables, images)
@@ -119,7 +119,7 @@ def test_an_unreadable_image_is_left_out(tmp_path, variables):
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_a_damaged_file_is_named(tmp_path, variables, damage):
-    """Sums are checked."""
+    """Checksums reveal the damage."""
     found = fill(tmp_path, variables, Images())
     path = found.cache.path(found.keys["0.png"])
     data = bytearray(path.read_bytes())
@@ -133,7 +133,7 @@ def test_a_damaged_file_is_named(tmp_path, variables, damage):
 
 
 def test_log_probs_are_the_same(variables):
-    """Rows with 0, 1 and 2 images that hold features instead of pixels."""
+    """Rows with 0, 1 and 2 images may hold features instead of pixels."""
     rng = np.random.default_rng(0)
     examples = [example(rng, i, index=i) for i in range(3)]
     batch = pack([[e] for e in examples], shape_of(examples))
@@ -146,7 +146,7 @@ def test_log_probs_are_the_same(variables):
 
 
 def test_rows_hold_features(tmp_path):
-    """In order of appearance, in the cache's dtype; zeros where a row has no image."""
+    """They are in order of appearance, in the cache's dtype; rows without an image have zeros."""
     cache = FeatureCache(tmp_path, (PIPELINE_PATCHES, 2), jnp.bfloat16)
     data = rows([comparison(0, images=2), comparison(1, images=0)])
     keys = {name: f"{i}" * 64 for i, name in enumerate(data.comparisons[0].prompt.images)}

@@ -1,4 +1,4 @@
-"""Prompt sources on disk: their formats, written out as users have them, and every bad case."""
+"""Prompt sources on disk: each format as users have it, and every bad case."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from seva_jax.types import DataError, ExampleError, Prompt
 
 
 def paint(path: Path, level: int) -> Path:
-    """A grey image that can be told from others by its level."""
+    """Draws a grey image; its level tells it from others."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 3), (level,) * 3).save(path)
     return path
@@ -33,7 +33,7 @@ def paint(path: Path, level: int) -> Path:
 
 @pytest.fixture
 def images(tmp_path) -> Path:
-    """`a.png` (10), `sub/b.gif` (20), `secret.png` (30) outside, and a link to it inside."""
+    """Writes `a.png` (10), `sub/b.gif` (20), `secret.png` (30) outside, and a link to it."""
     root = tmp_path / "images"
     paint(root / "a.png", 10)
     paint(root / "sub" / "b.gif", 20)
@@ -48,7 +48,7 @@ def written(path: Path, value) -> str:
 
 
 def talk(*values, **fields):
-    """A LLaVA record whose human turns are `values`."""
+    """Makes a LLaVA record whose human turns are `values`."""
     turns = []
     for value in values:
         turns += [{"from": "human", "value": value}, {"from": "gpt", "value": "Yes."}]
@@ -214,7 +214,7 @@ def test_llava_nothing_left_says_why(images, tmp_path, record, reason):
 
 
 def test_llava_records_with_one_id_are_told_apart(images, tmp_path):
-    """As in llava_instruct_150k: description, reasoning and talk about one image share its id."""
+    """llava_instruct_150k has three tasks about one image under one id."""
     path = written(tmp_path / "mix.json", [talk("A?"), talk("Other?", id="s"), talk("B?", "C?")])
     found = LlavaJson(path, str(images), questions_per_image=0).open()
     assert [p.id for p in found.prompts] == ["r@1#0", "s#0", "r@3#0", "r@3#1"]

@@ -1,6 +1,6 @@
-"""A disk that is full or cannot be written: one line, and the checkpoint before is intact.
+"""A disk that is full or read-only: one line says so, and the previous checkpoint is intact.
 
-The disks are real: a small tmpfs where this may be mounted (as root), else a limit on file sizes.
+The disks are real: a small tmpfs where root may mount one, else a limit on file sizes.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 @pytest.fixture(autouse=True)
 def dropped():
-    """In the test that caused it, not in a later one."""
+    """Collects garbage in the test that caused it, not in a later one."""
     yield
     gc.collect()
 
@@ -43,7 +43,7 @@ def mount(*arguments):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 4 MB."""
+    """Mounts a disk of 4 MB."""
     if os.geteuid():
         pytest.skip("only root may mount a small disk")
     disk = tmp_path / "disk"
@@ -54,13 +54,13 @@ def small_disk(tmp_path):
 
 
 def fill(directory, left):
-    """Leaves so many bytes of a disk."""
+    """Fills a disk until `left` bytes are free."""
     free = os.statvfs(directory).f_bavail * os.statvfs(directory).f_frsize
     (directory / "filler").write_bytes(bytes(free - left))
 
 
 def failing(directory):
-    """A save that fails, found out at a log line, and what the user reads."""
+    """Saves until a log line finds that it failed; returns what the user reads."""
     checkpoints = Checkpoints(directory, FACTS)
     checkpoints.save(state(3, width=4000), {"next": 3})
     with pytest.raises(DataError) as caught:  # noqa: PT012
@@ -75,7 +75,7 @@ def failing(directory):
 
 
 def test_a_full_disk(small_disk):
-    """Noticed without another save; the step before is used; with space again training goes on."""
+    """It is noticed without another save, the previous step is used, and a later save works."""
     directory = small_disk / "align"
     save(directory, 1, 2)
     fill(small_disk, 100_000)
@@ -88,7 +88,7 @@ def test_a_full_disk(small_disk):
 
 
 def test_no_room_for_the_digests(small_disk, monkeypatch):
-    """The data fit and the digests do not: then the step is not published."""
+    """A step whose data fit but whose digests do not is not published."""
     from seva_jax.training import checkpoint
 
     directory = small_disk / "align"
@@ -109,7 +109,7 @@ def test_no_room_for_the_digests(small_disk, monkeypatch):
 
 
 def test_a_directory_that_cannot_be_written(small_disk):
-    """Remounted read-only after two steps."""
+    """A disk that is remounted read-only after two steps is noticed."""
     directory = small_disk / "align"
     save(directory, 1, 2)
     mount("-o", "remount,ro", small_disk)
@@ -120,7 +120,7 @@ def test_a_directory_that_cannot_be_written(small_disk):
 
 
 def test_files_that_may_not_grow(tmp_path):
-    """A limit on file sizes instead of a disk: what users who are not root can try."""
+    """A limit on file sizes stands in for a full disk, for users who are not root."""
     directory = tmp_path / "align"
     save(directory, 1, 2)
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
@@ -135,7 +135,7 @@ def test_files_that_may_not_grow(tmp_path):
 
 
 def test_other_files_on_a_full_disk(tmp_path, monkeypatch):
-    """Rollouts or metrics, say: one line as well; errors of other kinds are not hidden."""
+    """Rollouts or metrics end in one line as well; errors of other kinds are not hidden."""
     monkeypatch.setattr(train, "joined", lambda options: contextlib.nullcontext())
     for number, expected in ((errno.ENOSPC, SystemExit), (errno.EIO, OSError)):
 
@@ -150,7 +150,7 @@ def test_other_files_on_a_full_disk(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_command_on_a_small_disk(small_disk):
-    """`python -m seva_jax.train` in a work directory whose disk fills up: status 1 and one line."""
+    """`python -m seva_jax.train` ends with status 1 and one line when its disk fills up."""
     from helpers_fit import ARGS
 
     size = ["--base.model.text.mlp-size", "2560", "--base.steps", "40", "--base.optim.lr", "1e-3"]

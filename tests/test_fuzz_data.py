@@ -1,7 +1,7 @@
-"""Every parser of outside input, with made-up input: it is used, or refused in clean words.
+"""Every parser of outside input accepts made-up input or refuses it in clear words.
 
-At least 500 inputs a parser, drawn by hypothesis and the same in every run. Whatever a file holds,
-its reader returns, or raises `DataError` (of which `ExampleError` is one) with something to read.
+Each parser gets at least 500 inputs, drawn by hypothesis and the same in every run. Whatever a file
+holds, its reader returns, or raises `DataError` (or its subclass `ExampleError`) with a message.
 What is read is also used: ids and texts are stored, images loaded, questions put into a template.
 """
 
@@ -38,7 +38,7 @@ from seva_jax.text.tokenizer import word_tokenizer
 
 
 def used(source):
-    """Opens a source, and uses all that it gives."""
+    """Opens a source and uses everything that it gives."""
     with clean():
         data = source.open()
         assert data.prompts
@@ -59,7 +59,7 @@ def put_into_a_template(question, num_images):
 
 
 def changed(rng, good):
-    """A record with some fields replaced, taken away or added, at its top or one level down."""
+    """Replaces, removes or adds some fields of a record, at its top or one level down."""
     record = dict(good)
     for key in rng.choices([*good, *good, *NAMES], k=rng.randrange(4)):
         found = record.get(key)
@@ -132,7 +132,7 @@ GOOD_COLUMNS = {
 
 
 def table(rng) -> bytes:
-    """Parquet with columns of any type; often with good ones under the names that matter."""
+    """Writes parquet with columns of any type, often with good ones under the names that matter."""
     kinds = {name: rng.choice(list(CELLS)) for name in rng.sample(COLUMNS, rng.randrange(4))}
     if rng.random() < 0.7:
         kinds = GOOD_COLUMNS | kinds
@@ -183,7 +183,7 @@ def test_damaged_images(format_):
 
 
 def test_runs_own_files(fuzz_folder):
-    """Rollouts as a kill, a disk or a hand may leave them."""
+    """Rollouts may be as a kill, a disk or a hand leaves them."""
     path = fuzz_folder / "rollouts.jsonl"
 
     @inputs(lambda rng: damaged(rng, b'{"id": "a", "clean": "x"}\n' * 3))

@@ -1,4 +1,4 @@
-"""Checkpoints, model configs, answers and benchmarks, made up; see `test_fuzz_data.py`."""
+"""Made-up checkpoints, model configs, answers and benchmarks; see `test_fuzz_data.py`."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_files_of_benchmarks(fuzz_folder, name):
     good = SUITES[name]
 
     def inside(rng, found):
-        """Changes one thing, somewhere."""
+        """Changes one thing somewhere inside a value."""
         if isinstance(found, dict) and found and rng.random() < 0.8:
             key = rng.choice(list(found))
             return found | {key: inside(rng, found[key])}

@@ -1,4 +1,4 @@
-"""Hostile files, as a data set or a checkpoint may hold them: counted or refused, cheaply.
+"""Hostile files in a data set or a checkpoint are counted or refused, cheaply.
 
 Single formats and fields are in test_images.py, test_files.py, test_convert.py; made-up input is in
 test_fuzz_*.py. Here: what it costs, and what a person is told.
@@ -73,7 +73,7 @@ print(json.dumps({"images": images, "refused": refused}))
 
 
 def bomb(side: int) -> bytes:
-    """A black PNG of `side` x `side` pixels, small as a file."""
+    """Makes a black PNG of `side` x `side` pixels that is small as a file."""
 
     def chunk(name, body):
         checksum = struct.pack(">I", zlib.crc32(name + body))
@@ -93,7 +93,7 @@ def encoded(image, format_, **options):
 
 
 def corpus():
-    """File name -> content, and how many of each kind `decode_image` has to find."""
+    """Returns file name -> content, and how many of each kind `decode_image` has to find."""
     noise = np.random.default_rng(0).integers(0, 256, (60, 40, 3), np.uint8)
     photo = Image.fromarray(noise)
     exif = Image.Exif()
@@ -138,7 +138,7 @@ def overwritten(tmp_path):
 
 
 def checkpoints(tmp_path):
-    """The six headers that other readers believe, and a pickle that runs a program."""
+    """Writes the six headers that other readers believe, and a pickle that runs a program."""
 
     class Payload:
         def __reduce__(self):
@@ -160,7 +160,7 @@ def checkpoints(tmp_path):
 
 
 def test_what_hostile_files_cost(tmp_path):
-    """R10: under 200 MB for a corpus with a bomb; R13: each header under 1 s and 50 MB."""
+    """R10: a corpus with a bomb stays under 200 MB. R13: each header under 1 s and 50 MB."""
     files, expected = corpus()
     assert len(files["81_megapixels.png"]) < 300_000
     written = {f"images/{k}": v for k, v in files.items()}
@@ -251,7 +251,7 @@ def test_bad_rows_of_parquet(folder):
 
 
 def test_strict_runs_stop_before_they_start(folder, capsys, monkeypatch):
-    """One error with the counts and places, from the check and from the run; never without."""
+    """Only --strict ends check and run, with one error that has the counts and places."""
     pair = {"image_id": "a.png", "question": "what color ?", "chosen": "red", "reject": "blue"}
     bad = [pair, pair | {"chosen": ""}, pair | {"image_id": "b.png"}]
     (folder / "images" / "b.png").write_bytes(b"<html>")
@@ -265,7 +265,7 @@ def test_strict_runs_stop_before_they_start(folder, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "pairs    1 usable of 3" in shown
     expected = (
-        r"strict: 2 of 3 pairs cannot be used \(1 empty chosen answer, 1 unreadable image\); mend "
+        r"strict: 2 of 3 pairs cannot be used \(1 empty chosen answer, 1 unreadable image\); fix "
         r"or remove them, or leave out --strict:\n +record 2: empty chosen answer: .*\n"
         r" +b.png#2: unreadable image: b.png"
     )
@@ -308,7 +308,7 @@ IMAGE_FIELDS = {"image_id", "image", "images", "img_path"}
 
 @pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.__name__)
 def test_no_reader_leaves_the_image_folder(folder, kind):
-    """Whatever a record calls its image; a folder that is a link itself is fine."""
+    """No image name leads out of the folder, which may be a link itself."""
     (folder / "secret.png").write_bytes(picture())
     (folder / "images" / "link.png").symlink_to(folder / "secret.png")
     (folder / "root").symlink_to(folder / "images")
@@ -340,7 +340,7 @@ def test_no_benchmark_leaves_the_image_folder(folder):
 
 
 def test_a_parquet_file_cannot_name_what_is_elsewhere(folder):
-    """A cell may hold a path instead of bytes; neither leads out, nor to another column."""
+    """A path in place of bytes leads neither out nor to another column."""
     (folder / "secret.png").write_bytes(picture())
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     names = ["a.png", "../secret.png", str(folder / "secret.png"), "p.parquet/question/0/0"]

@@ -1,7 +1,7 @@
-"""R15 with the real commands: what data, models, judges, configs and file names say is only text.
+"""R15 with the real commands: whatever data, models, judges, configs and file names say is text.
 
-Every field of the report's own data is tried in test_report.py. Here: what goes the long way, from
-the files of a run to the page that compares runs, and from a config into a file.
+test_report.py tries every field of the report's own data. Here: what comes from the files of a run
+to the page that compares runs, and from a config into a file.
 """
 
 import json
@@ -36,7 +36,7 @@ def test_the_page_of_several_runs(tmp_path, payload):
 
 
 def test_settings_that_differ(tmp_path):
-    """One line a setting; of parts of different classes not every part of theirs."""
+    """Each is one line; nested settings of parts of different classes are left out."""
     runs = [write_run(tmp_path, "run", number) for number in range(2)]
     parts = {"objective": "seva_jax.objectives.dpo.DPO", "objective.beta": 0.1}
     parts |= {"objective.weighting": "seva_jax.Weighting", "objective.weighting.power": 1.0}
@@ -55,7 +55,7 @@ def test_settings_that_differ(tmp_path):
 
 
 def test_every_page_has_the_policy():
-    """There is one place that begins a page, and it sets the policy before anything else."""
+    """A single place starts every page, and it sets the policy before anything else."""
     package = Path(seva_jax.__file__).parent
     begins = re.compile("<(!DOCTYPE|html)", re.IGNORECASE)
     makers = [path for path in package.rglob("*.py") if begins.search(path.read_text())]

@@ -25,7 +25,7 @@ def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarr
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and has no pixels worth the name."""
+    """Makes a PNG that claims a size and has no usable pixels."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(name + body))

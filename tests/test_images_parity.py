@@ -1,4 +1,4 @@
-"""Preprocessing against transformers' Pillow processors, which need no torch: part of every run."""
+"""Preprocessing against transformers' Pillow processors, which need no torch."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def reference(processor, image: np.ndarray | Image.Image) -> np.ndarray:
 
 
 def assert_close_in_pixels(ours: np.ndarray, theirs: np.ndarray, processing: ImageProcessing):
-    """Within 1/255 on average and 4/255 anywhere, before normalising."""
+    """Asserts a difference of at most 1/255 on average and 4/255 anywhere, before normalising."""
     assert ours.dtype == np.float32
     assert ours.shape == theirs.shape
     difference = np.abs(ours - theirs) * np.float32(processing.std)

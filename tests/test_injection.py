@@ -1,4 +1,4 @@
-"""APASI's pairs: which sentences are replaced, with which objects, and what stays."""
+"""APASI's pairs: which sentences are replaced, with which objects, and what is kept."""
 
 import collections
 import itertools
@@ -24,7 +24,7 @@ OTHERS = ("A dog and a cat. Fine.", "A dog and a cat. Fine.", "A bench, a car, a
 
 
 def built(texts, *, model=None, **options):
-    """Comparisons by prompt id, drops, and the model that was asked; texts by id."""
+    """Returns comparisons by prompt id, drops, the model that was asked, and texts by id."""
     model = model or FakeModel()
     rollouts = [rollout(id_, text) for id_, text in texts.items()]
     builder = InjectedPairs(**{"objects": OBJECTS} | options)
@@ -34,7 +34,7 @@ def built(texts, *, model=None, **options):
 
 
 def with_others(text):
-    """A description, and others that give the graph its counts; those are too short themselves."""
+    """Adds descriptions that give the graph its counts and are too short to be used."""
     return {"p": text} | {f"o{i}": other for i, other in enumerate(OTHERS)}
 
 
@@ -54,13 +54,13 @@ def with_others(text):
     ],
 )
 def test_split(text, separator, parts):
-    """Joined again, parts are the text."""
+    """Joined again, the parts are the text."""
     assert split(text, separator) == parts
     assert "".join(parts) == text
 
 
 def test_weights_rise_from_one_to_two():
-    """`a sqrt(i) + b` over the sentences that can be chosen, the first not among them."""
+    """They are `a sqrt(i) + b` over the sentences that can be chosen, all but the first."""
     for num in range(2, 40):
         weights = position_weights(num)
         assert weights[0] == 0
@@ -74,7 +74,7 @@ def test_weights_rise_from_one_to_two():
 
 
 def inclusion(weights, num):
-    """Probability of every set of `num` places drawn one by one, by enumeration."""
+    """Returns the probability of every set of `num` places drawn one by one, by enumeration."""
     sets = collections.Counter()
     for order in itertools.permutations(np.flatnonzero(weights).tolist(), num):
         left, probability = sum(weights), 1.0
@@ -87,7 +87,7 @@ def inclusion(weights, num):
 
 @pytest.mark.parametrize(("num", "num_chosen"), [(3, 1), (6, 1), (6, 2), (7, 3)])
 def test_sentences_are_drawn_by_their_weights(num, num_chosen):
-    """Chi-square of the sets drawn for many prompts against their exact probabilities."""
+    """A chi-square test compares the sets drawn for many prompts with exact probabilities."""
     weights, draws = position_weights(num), 6000
     roots = np.sqrt(np.arange(1, num))  # the weights once more, written out
     slope = 1 / (roots[-1] - roots[0])
@@ -107,7 +107,7 @@ def test_sentences_are_drawn_by_their_weights(num, num_chosen):
 
 
 def test_the_number_of_sentences_is_the_rate():
-    """`round(rate n)`, never the first sentence, whatever the rate."""
+    """It is `round(rate n)`, without the first sentence, whatever the rate."""
     everything = "A dog, a cat, a bench, a tree, an umbrella and a car."
     for num in range(3, 30):
         text = "A dog. " + " ".join(f"Sentence {i}." for i in range(1, num))
@@ -124,7 +124,7 @@ def test_the_number_of_sentences_is_the_rate():
 
 
 def test_graph_of_a_toy_corpus():
-    """Counted by hand."""
+    """The counts are those counted by hand."""
     chair = Chair(synonyms=read_objects("", OBJECTS))
     corpus = [
         "A dog and a cat. The dog sleeps.",  # dog cat, once
@@ -152,7 +152,7 @@ def test_graph_of_a_toy_corpus():
 
 
 def test_only_absent_objects_are_put_in():
-    """Of many descriptions: the object is a frequent companion, and not in the description."""
+    """The object is a frequent companion that the description does not mention."""
     rng = np.random.default_rng(0)
     names = [line.split(",")[0] for line in OBJECTS]
     texts = {}
@@ -171,7 +171,7 @@ def test_only_absent_objects_are_put_in():
 
 
 def test_no_object_twice_and_the_most_frequent_only():
-    """With two sentences to replace and two candidates, both come; with one candidate, one."""
+    """Two sentences take both of two candidates; with one candidate, one is replaced."""
     text = LONG + " Five. Six. Seven. Eight. Nine."
     answers, _, model = built({"p": text, **{f"o{i}": o for i, o in enumerate(OTHERS)}})
     assert [len(prompts) for _, prompts, _ in model.calls] == [1, 1]
@@ -184,7 +184,7 @@ def test_no_object_twice_and_the_most_frequent_only():
 
 
 def test_captions_of_a_file_are_counted_instead(tmp_path):
-    """One a line, or a JSON list; the run's own descriptions then count nothing."""
+    """They are one a line, or a JSON list; the run's own descriptions then do not count."""
     captions = ["a dog under an umbrella", "an umbrella and a dog"]
     for path, text in (("c.txt", "\n".join(captions)), ("c.json", json.dumps(captions))):
         (tmp_path / path).write_text(text, "utf-8")
@@ -193,7 +193,7 @@ def test_captions_of_a_file_are_counted_instead(tmp_path):
 
 
 def test_vocabulary_from_file_or_config(tmp_path):
-    """The same, with plurals, in all forms; what is no vocabulary is an error that says so."""
+    """Both give the same, with plurals; anything else is an error that says so."""
     expected = read_objects("", OBJECTS)
     assert ("puppies", "dog") in expected
     nested = json.dumps([line.split(",") for line in OBJECTS])
@@ -205,7 +205,7 @@ def test_vocabulary_from_file_or_config(tmp_path):
             read_objects(path, objects)
     with pytest.raises(DataError, match=r"objects: 'dog' stands for 'cat' and for 'dog'"):
         read_objects("", ("cat, dog", "dog"))
-    for text, message in (("[1]", "record 1 is neither"), ('["a"', "mend it")):
+    for text, message in (("[1]", "record 1 is neither"), ('["a"', "fix it")):
         (tmp_path / "objects").write_text(text, "utf-8")
         with pytest.raises(DataError, match=message):
             read_texts(str(tmp_path / "objects"))
@@ -224,12 +224,12 @@ def test_vocabulary_from_file_or_config(tmp_path):
     ],
 )  # fmt: skip
 def test_articles(name, article):
-    """By sound, as far as spelling tells. A onesie is the known exception."""
+    """They follow the sound, as far as spelling tells. A onesie is the known exception."""
     assert with_article(name) == f"{article} {name}"
 
 
 def test_templates():
-    """Twenty different ones, each a beginning without an end."""
+    """There are twenty different ones, each a beginning without an end."""
     assert len(set(TEMPLATES)) == 20
     assert all(t.endswith(" {object}") and t[0].isupper() for t in TEMPLATES)
     for templates in ((), ("There is",)):
@@ -241,7 +241,7 @@ def test_templates():
 
 
 def test_only_chosen_sentences_change():
-    """The language model alone completes a template, and everything else stays as it was."""
+    """The language model alone completes a template; everything else is unchanged."""
     model = FakeModel(lambda prompt: " standing there. Another. One")
     answers, drops, _ = built(with_others(LONG), model=model)
     ((name, (prompt,), sampling),) = model.calls
@@ -289,7 +289,7 @@ def test_a_question_with_markers_is_asked_without_image():
     ],
 )
 def test_where_a_completion_ends(said, separator, last, written):
-    """At its first full stop or separator, with the end mark of what it replaces."""
+    """It ends at its first full stop or separator, with the end mark of what it replaces."""
     start = ["First.", separator or " "]
     draft = Draft(Prompt("p", "?", ()), [*start, last], {1: "A cat"})
     (reply,) = rewrite("x", [draft], FakeModel(lambda p: said), Sampling(), separator)
@@ -297,7 +297,7 @@ def test_where_a_completion_ends(said, separator, last, written):
 
 
 def test_later_sentences_go_on_from_new_ones():
-    """In order of the text, one call for all texts each time; a dropped text is not asked again."""
+    """Each call completes one sentence of all texts, in order; dropped texts are left out."""
     told = {"a": " ONE.", "b": Reply("", "too long"), "c": ""}
     model = FakeModel(lambda p: told[p.id])
     parts = split("A. B. C. D.")
@@ -319,7 +319,7 @@ def test_later_sentences_go_on_from_new_ones():
 
 
 def test_every_choice_follows_from_seed_and_id():
-    """Not from other rollouts' order or number, as long as the graph is the same."""
+    """With the same graph, order and number of other rollouts do not matter."""
     texts = {f"p{i}": LONG for i in range(30)} | {f"o{i}": o for i, o in enumerate(OTHERS)}
     first, _, _ = built(texts)
     again, _, _ = built(dict(reversed(texts.items())))
@@ -331,7 +331,7 @@ def test_every_choice_follows_from_seed_and_id():
 
 
 def test_a_greater_rate_replaces_the_same_sentences_and_more():
-    """So that a schedule of rates goes from easy to hard on the same places."""
+    """A schedule of rates therefore goes from easy to hard in the same places."""
     text = "A dog. " + " ".join(f"Sentence {i}." for i in range(1, 20))
     others = {f"o{i}": "A dog, a cat, a bench, a tree, an umbrella, a car." for i in range(3)}
     before = set()
@@ -345,7 +345,7 @@ def test_a_greater_rate_replaces_the_same_sentences_and_more():
 
 
 def test_every_reason_for_a_drop():
-    """One for each description that makes no pair."""
+    """Each description that makes no pair is counted under its reason."""
     answers, drops, _ = built(
         {
             "1": "",
@@ -374,7 +374,7 @@ def test_every_reason_for_a_drop():
 
 
 def test_without_corruptions_and_without_a_vocabulary():
-    """The run needs none of the former; the latter it cannot do without."""
+    """A run works without corruptions, but not without a vocabulary."""
     assert not InjectedPairs().uses_corruptions
     with pytest.raises(DataError, match="a vocabulary of objects is needed"):
         InjectedPairs().build([], NOTHING, FakeModel())

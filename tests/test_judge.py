@@ -1,4 +1,4 @@
-"""Judges: an endpoint that fails in every way, a transcript, a cost estimate, and a secret key."""
+"""Judges: an endpoint that fails in every way, a transcript, estimated cost, and a secret key."""
 
 import json
 
@@ -32,7 +32,7 @@ def judge(url, tmp_path, **more):
 
 
 def test_a_verdict_is_asked_for_once(tmp_path, capsys):
-    """Also by another run with the same transcript; the key is in the header and nowhere else."""
+    """Another run reuses the transcript; the key is in the header and nowhere else."""
     with server(chat([0.5])) as (url, seen):
         first = judge(url, tmp_path).all([case(), case(), case("5")])
         again = judge(url, tmp_path).all([case("5"), case()])
@@ -52,7 +52,7 @@ def test_a_verdict_is_asked_for_once(tmp_path, capsys):
 
 
 def test_trouble_is_retried(tmp_path):
-    """Too many requests, a server error, nonsense, silence, a reply without a verdict."""
+    """Rate limits, server errors, nonsense, silence and replies without a verdict are retried."""
     trouble = (
         (429, {"Retry-After": "0.01"}, {}),
         (500, {}, b"oops"),
@@ -68,7 +68,7 @@ def test_trouble_is_retried(tmp_path):
 
 
 def test_waiting_grows(tmp_path, monkeypatch):
-    """Twice as long each time, unless the server says how long."""
+    """The delay doubles each time, unless the server says how long to wait."""
     slept = []
     monkeypatch.setattr("seva_jax.evals.endpoint.time.sleep", slept.append)
     busy = (503, {}, {})
@@ -81,7 +81,7 @@ def test_waiting_grows(tmp_path, monkeypatch):
     ("scores", "reason"), [([2], "score out of range"), ([1, 1], "wrong number of scores")]
 )
 def test_a_verdict_that_is_none_is_not_kept(tmp_path, scores, reason):
-    """Asked twice at most, counted, and asked again by the next run."""
+    """It is asked for at most twice, counted, and asked for again by the next run."""
     with server(chat(scores), chat(scores), chat([1])) as (url, seen):
         (found,) = judge(url, tmp_path).all([case()])
         assert isinstance(found, ExampleError)
@@ -92,7 +92,7 @@ def test_a_verdict_that_is_none_is_not_kept(tmp_path, scores, reason):
 
 @pytest.mark.parametrize("status", [400, 401, 302])
 def test_errors_of_ours_are_not_retried(tmp_path, status):
-    """And a redirect does not carry the key elsewhere, nor does a message show it."""
+    """A redirect does not carry the key elsewhere, and no message shows it."""
     with server(chat([1])) as (elsewhere, never):
         body = f"invalid key {KEY}".encode()
         with server((status, {"Location": f"{elsewhere}/chat/completions"}, body)) as (url, seen):
@@ -104,7 +104,7 @@ def test_errors_of_ours_are_not_retried(tmp_path, status):
 
 
 def test_giving_up_keeps_what_was_answered(tmp_path):
-    """The next run asks only the rest."""
+    """The next run asks only for the rest."""
     with server(chat([1]), (500, {}, {})) as (url, seen):
         with pytest.raises(DataError, match="gave up after 3 tries: HTTP 500"):
             judge(url, tmp_path, retries=2).all([case("1"), case("2")])
@@ -114,7 +114,7 @@ def test_giving_up_keeps_what_was_answered(tmp_path):
 
 
 def test_cost_is_estimated_before_asking(tmp_path, capsys):
-    """Tokens times the given prices, and a limit."""
+    """It is tokens times the given prices, and a limit stops the run."""
     prices = {"usd_per_million_in": 4e6, "usd_per_million_out": 1e6, "max_tokens": 100}
     with server(chat([1])) as (url, seen):
         judge(url, tmp_path, **prices)(case())
@@ -140,11 +140,11 @@ def test_a_judge_that_is_not_set_up(tmp_path, monkeypatch):
     [
         ("base_url", f"https://me:{KEY}@host/v1", "a user, a password or a query"),
         ("base_url", f"https://host/v1?api_key={KEY}", "a user, a password or a query"),
-        ("api_key_env", KEY, "no name of an environment variable"),
+        ("api_key_env", KEY, "not the name of an environment variable"),
     ],
 )
 def test_a_key_cannot_get_into_a_config(field, value, message):
-    """Configs are written to files; and the error does not repeat the key."""
+    """Configs are written to files, and the error does not repeat the key."""
     with pytest.raises(DataError, match=message) as caught:
         OpenAICompatible(**{"model": "m", "base_url": "https://host/v1"} | {field: value})
     assert KEY not in str(caught.value)

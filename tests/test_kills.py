@@ -1,8 +1,7 @@
-"""SIGKILL in every stage of the real command: what a run ends with does not depend on it.
+"""SIGKILL in every stage of the real command does not change what a run ends with.
 
-Checkpoints are published late there, so a kill in a save comes at the worst moment. Ten kills a
-seed, at moments that are certain and delays that are drawn; SEVA_JAX_KILLS=30
-takes three seeds.
+Checkpoints are published late here, so a kill during a save comes at the worst moment. Each seed
+makes ten kills, at fixed moments and after drawn delays; SEVA_JAX_KILLS=30 takes three seeds.
 """
 
 import os
@@ -11,7 +10,7 @@ import signal
 import time
 
 import pytest
-from helpers_run import assert_same_run, lines, rows, saved_steps, saving, stages, train
+from helpers_run import answers, assert_same_run, lines, rows, saved_steps, saving, stages, train
 
 SAVE_EVERY = 5
 SEEDS = range(int(os.environ.get("SEVA_JAX_KILLS", "10")) // 10)
@@ -32,13 +31,8 @@ MOMENTS = (
 ORDER = ["base", "rollouts", "pairs", "reference", "align", "evaluate base", "evaluate aligned"]
 
 
-def answers(workdir, who):
-    """Lines of answers to the first evaluation."""
-    return lines(workdir / "evals" / who / "color-balanced" / "asked.jsonl")
-
-
 def finished(workdir):
-    """The finished examples: what must never be computed again while they are collected."""
+    """Returns the finished examples, which must never be computed again."""
     names = ("rollouts.jsonl", "reference.jsonl", "evals/*/*/asked.jsonl")
     paths = [path for name in names for path in workdir.glob(name)]
     return {path: path.read_bytes().rpartition(b"\n")[0] for path in paths}
@@ -47,7 +41,7 @@ def finished(workdir):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ten_kills(whole_run, tmp_path, seed):
-    """Each is resumed by the same command; nothing finished is done again."""
+    """The same command resumes after each one, and nothing that was finished is done again."""
     draw = random.Random(seed)
     cache, workdir = whole_run / "cache", tmp_path / "run"
     options = ("--train.save-every", SAVE_EVERY)
@@ -61,7 +55,7 @@ def test_ten_kills(whole_run, tmp_path, seed):
         for path, text in before.items():
             # Rollouts and reference are in other files when their stage has finished.
             again = path.read_bytes() if path.exists() else text
-            assert again.startswith(text), f"{path} was begun anew"
+            assert again.startswith(text), f"{path} was started again"
         if found := rows(workdir, stage):
             saved = max(saved_steps(workdir, stage), default=0)
             assert found[-1]["step"] - saved <= SAVE_EVERY, "more than one interval is lost"

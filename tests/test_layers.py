@@ -1,4 +1,4 @@
-"""Imports go down only: the layers of the package, read from its source."""
+"""Imports only go down: the layers of the package, read from its source."""
 
 import ast
 import graphlib
@@ -37,13 +37,13 @@ FENCED = {
 
 
 def part_of(module):
-    """The row entry a dotted seva_jax module belongs to."""
+    """Returns the entry of the table that a dotted seva_jax module belongs to."""
     part = module.split(".")[1]
     return "commands" if module.endswith(".__main__") or part in COMMANDS else part
 
 
 def imports(source, module, is_package=False):
-    """(dotted module, line) of every import, also inside functions and for type checkers only."""
+    """Returns (dotted module, line) of every import, also inside functions and for types only."""
     found = []
     parent = module if is_package else module.rpartition(".")[0]
 
@@ -68,7 +68,7 @@ def imports(source, module, is_package=False):
 
 
 def problems(source, module, is_package=False):
-    """What a module's imports do that its layer does not allow, one line each."""
+    """Returns one line for each import of a module that its layer does not allow."""
     part = part_of(module)
     if part not in LEVEL:
         return [f"{module}: {part} has no layer; add it to LAYERS"]
@@ -93,7 +93,7 @@ def problems(source, module, is_package=False):
 
 
 def modules():
-    """(dotted name, file) of every module but the package's own front door."""
+    """Returns (dotted name, file) of every module but the package's own `__init__`."""
     for path in sorted(PACKAGE.rglob("*.py")):
         relative = path.relative_to(PACKAGE)
         if relative.parts[0].startswith("_"):  # __init__, and the shipped configs of a wheel
@@ -103,7 +103,7 @@ def modules():
 
 
 def test_imports_go_down_only():
-    """Every module of the package, every import statement."""
+    """It holds for every import statement of every module."""
     found = list(modules())
     assert len(found) > 40
     out = [problems(p.read_text("utf-8"), name, p.name == "__init__.py") for name, p in found]
@@ -118,7 +118,7 @@ def test_the_table_has_no_dead_rows():
 
 
 def test_no_circles():
-    """Modules import each other in one direction only, type checkers' imports included."""
+    """Modules import each other in one direction only, including imports for type checkers."""
     sources = {name: (p.read_text("utf-8"), p.name == "__init__.py") for name, p in modules()}
     arrows = {}
     for name, (source, is_package) in sources.items():
@@ -132,7 +132,7 @@ def test_no_circles():
 
 
 def test_importing_the_package_loads_nothing():
-    """`import seva_jax` runs no import of its own but for what defines its lazy attribute."""
+    """`import seva_jax` imports only what defines its lazy attribute."""
     source = (PACKAGE / "__init__.py").read_text("utf-8")
     top = [node for node in ast.parse(source).body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert {ast.unparse(node) for node in top} <= {
@@ -173,7 +173,7 @@ def test_importing_the_package_loads_nothing():
     ],
 )
 def test_what_the_check_finds(module, source, expected):
-    """One line with module and reason for each kind of offence."""
+    """Each kind of violation gives one line with module and reason."""
     (problem,) = problems(source, f"seva_jax.{module}")
     assert expected in problem
     assert problem.startswith(f"seva_jax.{module}")
@@ -189,5 +189,5 @@ def test_what_the_check_finds(module, source, expected):
     ],
 )
 def test_what_the_check_allows(module, source):
-    """Downward, within a part, and from one command to another."""
+    """Imports may go down, stay within a part, or lead from one command to another."""
     assert problems(source, f"seva_jax.{module}") == []

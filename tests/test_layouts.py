@@ -1,4 +1,4 @@
-"""One program on any mesh: the same loss, gradients and answers."""
+"""One program on any mesh gives the same loss, gradients and answers."""
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,12 @@ MESHES = [(2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (8, 1, 1), (1, 8, 1), (2, 
 
 @pytest.fixture(scope="module")
 def variables():
-    """Random weights of `MODEL`, as NumPy arrays: to be put on any mesh."""
+    """Returns random weights of `MODEL`, as NumPy arrays that can be put on any mesh."""
     return jax.tree.map(np.asarray, random_variables(MODEL))
 
 
 def step(shape, variables, num=8, micro_batches=1):
-    """Loss, metrics, and gradients of adapters and projector, on a mesh."""
+    """Returns metrics, and the gradients of adapters and projector, of a step on a mesh."""
     rng = np.random.default_rng(0)
     examples = [example(rng, num_images=i % 3, index=i, weight=1 + i % 2) for i in range(num)]
     batch = pack([[e] for e in examples], shape_of(examples))
@@ -51,12 +51,12 @@ def step(shape, variables, num=8, micro_batches=1):
 
 @pytest.fixture(scope="module")
 def alone(variables):
-    """On one device."""
+    """Returns the result of that step on one device."""
     return step((1, 1, 1), variables)
 
 
 def assert_same(found, expected):
-    """Metrics and gradients within 1e-6."""
+    """Asserts that metrics and gradients agree within 1e-6."""
     for name, value in expected[0].items():
         np.testing.assert_allclose(found[0][name], value, rtol=1e-6, atol=1e-6, err_msg=name)
     # In float32 a sum in another order is off by a few ulps of its largest term.
@@ -77,7 +77,7 @@ def test_loss_and_gradient(shape, variables, alone):
 
 @pytest.mark.slow
 def test_accumulation_and_devices_change_nothing(variables):
-    """64 pairs at once, 2 x 32 accumulated, 8 x 8 accumulated, and 8 on each of 8 devices."""
+    """64 pairs may be one batch, 2 x 32 or 8 x 8 accumulated, or 8 on each of 8 devices."""
     whole = step((1, 1, 1), variables, num=64)
     for shape, micro_batches in (((1, 1, 1), 2), ((1, 1, 1), 8), ((8, 1, 1), 1), ((2, 2, 1), 2)):
         assert_same(step(shape, variables, 64, micro_batches), whole)
@@ -86,7 +86,7 @@ def test_accumulation_and_devices_change_nothing(variables):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)], ids=str)
 def test_answers(shape, variables):
-    """Greedy and sampled, token for token."""
+    """Greedy and sampled answers agree token for token."""
     rng = np.random.default_rng(3)
     tokens = rng.integers(5, 40, (8, 9)).astype(np.int32)
     mask = np.arange(9) < rng.integers(2, 10, 8)[:, None]
@@ -106,14 +106,14 @@ def test_answers(shape, variables):
 
 
 class Device:
-    """As much of a device as `process_row_share` reads."""
+    """The part of a device that `process_row_share` reads."""
 
     def __init__(self, process_index):
         self.process_index = process_index
 
 
 class Mesh:
-    """Devices of 4 processes, 2 each, in the given order."""
+    """The devices of 4 processes, 2 each, in a given order."""
 
     def __init__(self, shape, order=range(8)):
         self.shape = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))

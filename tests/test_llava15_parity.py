@@ -1,4 +1,4 @@
-"""The published run end to end, on a small random LLaVA that transformers saved and real photos.
+"""The published run end to end, on real photos and a small random LLaVA from transformers.
 
 Only sizes, paths, precision and the learning rate differ from `configs/llava15_7b_seva.py`.
 """
@@ -56,7 +56,7 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Checkpoint directory, transformers' model and processor, folder of photographs."""
+    """Returns checkpoint directory, transformers' model and processor, and a photo folder."""
     root = tmp_path_factory.mktemp("llava15")
     corpus = [template.prompt(q) for q in QUESTIONS for template in (LLAVA_V1, VICUNA_V1)]
     tokenizer = llama_style_tokenizer(corpus, vocab_size=400)
@@ -97,7 +97,7 @@ def world(tmp_path_factory):
 
 
 def load(world, name, *overrides, workdir="run", limit=0):
-    """The experiment of a published config, shrunk as a user would: a config file and options."""
+    """Loads a published config, shrunk as a user would do it: a config file and options."""
     path = world.root / f"{workdir}_{name}"
     path.write_text(
         CONFIG.format(name=name, photos=str(world.photos), questions=QUESTIONS, limit=limit)
@@ -123,13 +123,13 @@ def load(world, name, *overrides, workdir="run", limit=0):
 
 @pytest.fixture(scope="module")
 def decoded():
-    """Token ids of every answer of `finished`, in the order they were complete."""
+    """Returns the token ids of every answer of `finished`, in order of completion."""
     return []
 
 
 @pytest.fixture(scope="module")
 def finished(world, decoded):
-    """The whole run, once."""
+    """Runs everything once."""
     decode = Encoder.decode
 
     def spy(self, ids, trunk=()):

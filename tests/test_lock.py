@@ -1,4 +1,4 @@
-"""Two commands on one work directory: the second refuses; a lock without its process is taken."""
+"""Two commands on one work directory: the second is refused; a stale lock is taken over."""
 
 import json
 import os
@@ -22,14 +22,14 @@ time.sleep(100)
 
 
 def holder(**changes):
-    """What the lock of a process of this host says; this process without changes."""
+    """Returns the lock's content for a process of this host; by default this process."""
     started = lock._started(os.getpid())
     held = {"host": socket.gethostname(), "pid": os.getpid(), "started": started, "since": "noon"}
     return json.dumps(held | changes)
 
 
 def test_a_second_process_is_refused_and_a_killed_one_is_not_obeyed(tmp_path):
-    """With real processes: one holds, one is refused, and after SIGKILL one takes over."""
+    """Of two real processes one is refused; after a SIGKILL another one takes over."""
     command = [sys.executable, "-c", HOLDS, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
@@ -49,7 +49,7 @@ def test_a_second_process_is_refused_and_a_killed_one_is_not_obeyed(tmp_path):
 
 @pytest.mark.parametrize("without_flock", [False, True])
 def test_who_is_gone(tmp_path, monkeypatch, without_flock):
-    """A dead process, a process with the number of a dead one, and one that was never finished."""
+    """A lock is stale if its process is dead, its number was reused, or it was never finished."""
     if without_flock:  # as on some network file systems
 
         def unsupported(*_):
@@ -92,7 +92,7 @@ def test_another_host_cannot_be_checked(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_trainers_and_an_evaluation(whole_run, tmp_path):
-    """The real commands; the first one is held still, and nothing of it is touched."""
+    """With the first command paused, the others refuse and touch nothing of its directory."""
     workdir, cache = tmp_path / "run", whole_run / "cache"
     with train(cache, workdir) as first:
         first.when(lambda: "base: at most" in first.output)

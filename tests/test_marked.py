@@ -1,4 +1,4 @@
-"""Phrases marked in data, from tags to tokens."""
+"""Phrases that data mark with tags, as marked tokens."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ WORDS = word_tokenizer(
 
 
 def encoder(tokenizer=LLAMA, template=VICUNA_V1, max_length=400):
-    """Two tokens an image."""
+    """Makes an encoder with two tokens an image."""
     image = tokenizer.convert_tokens_to_ids("<image>")
     return Encoder(tokenizer, template, image, 2, max_length)
 
@@ -43,7 +43,7 @@ def encoder(tokenizer=LLAMA, template=VICUNA_V1, max_length=400):
     ],
 )
 def test_marks_are_taken_out(text, plain, phrases):
-    """Spans are those of the text without marks and without spaces around."""
+    """Spans refer to the text without marks and without surrounding spaces."""
     found, spans = unmarked(text)
     assert found == plain
     assert [found[a:b] for a, b in spans] == phrases
@@ -59,7 +59,7 @@ def test_marks_that_do_not_pair_up(text):
 
 
 def by_bytes(tokenizer, ids, text, spans):
-    """Which tokens touch a span, from the bytes that each token stands for."""
+    """Returns which tokens touch a span, computed from the bytes of each token."""
     marks = np.zeros(len(text.encode()), bool)
     for start, end in spans:
         marks[len(text[:start].encode()) : len(text[:end].encode())] = True
@@ -78,7 +78,7 @@ def by_bytes(tokenizer, ids, text, spans):
 
 
 def whole_characters(tokenizer, ids, found):
-    """All bytes of a character are marked where one is."""
+    """Marks all bytes of a character if one is marked."""
     tokens, out = tokenizer.convert_ids_to_tokens(ids), list(found)
     begin = 0
     for i, token in enumerate(tokens):
@@ -92,7 +92,7 @@ def whole_characters(tokenizer, ids, found):
 
 @pytest.mark.parametrize("seed", range(40))
 def test_spans_fall_on_the_right_tokens(seed):
-    """Random texts with letters the tokenizer knows in pieces, or only as bytes."""
+    """It holds for random texts, whose letters may be several tokens or bytes."""
     rng = np.random.default_rng(seed)
     letters = [*"abcredlu tsi  n.,?'", "é", "🙂", "ß", "中", "\n"]
     text = "".join(rng.choice(letters, int(rng.integers(1, 30)))).strip() or "a"
@@ -110,7 +110,7 @@ def test_spans_fall_on_the_right_tokens(seed):
 
 
 def test_spans_of_words():
-    """The same with a tokenizer of words, and spaces around the text."""
+    """It also holds for a tokenizer of words, with spaces around the text."""
     coder = encoder(WORDS, PLAIN)
     assert coder.marked("What ?", 1, " a red ball . ", [(3, 6)]).tolist() == [0, 1, 0, 0, 0]
     assert coder.marked("What ?", 0, "a red ball", [(0, 1), (6, 10)]).tolist() == [1, 0, 1, 0]
@@ -119,7 +119,7 @@ def test_spans_of_words():
 
 
 def write(tmp_path, answers):
-    """Pairs in TRL's format."""
+    """Writes pairs in TRL's format."""
     Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
     lines = [
         {"images": ["0.png"], "prompt": "What ?", "chosen": chosen, "rejected": rejected}
@@ -142,7 +142,7 @@ ANSWERS = [
 
 @pytest.mark.parametrize("rule", ["align", "leave out"])
 def test_pairs_with_marks(tmp_path, rule):
-    """What is used, and why the others are not."""
+    """Good pairs are used, and the others are counted by reason."""
     data = MarkedPhrases(write(tmp_path, ANSWERS), rule).open()
     kept = {c.prompt.id: c for c in data.comparisons}
     assert kept["0"].answers == ("a red ball", "a blue ball")
@@ -161,7 +161,7 @@ def test_pairs_with_marks(tmp_path, rule):
 
 
 def test_a_source_without_pairs(tmp_path):
-    """It is named; so is one of which nothing is left."""
+    """It is named in the error, as is a source of which nothing is left."""
     with pytest.raises(DataError, match="ImageFolder, which has no answers"):
         MarkedPhrases(ImageFolder(str(tmp_path))).open()
     with pytest.raises(DataError, match="no usable pair is left"):
@@ -169,7 +169,7 @@ def test_a_source_without_pairs(tmp_path):
 
 
 def test_rows_and_files_have_the_marks(tmp_path):
-    """Marks decide where there are some, alignment elsewhere; files keep them."""
+    """Marks are used where they exist, alignment elsewhere; files keep them."""
     plain = Comparison(Prompt("p", "what is it", ("1/0",)), ("a b c", "a c c"))
     marks = dataclasses.replace(plain, spans=(((4, 5),), ()))
     data = dataclasses.replace(rows([plain, marks]), spans=True)
@@ -180,7 +180,7 @@ def test_rows_and_files_have_the_marks(tmp_path):
 
 
 def test_marks_that_are_cut_off_are_counted():
-    """With the answers cut to fit; the other pair keeps its mark."""
+    """They are lost when an answer is cut to fit; the other pair keeps its mark."""
     coder = encoder(WORDS, PLAIN, 4 + 2 + 2 + 3)
     prompt = Prompt("p", "What ?", ("0.png",))
     answers = ("red ball a a a . .", "blue ball a a a . .")

@@ -20,7 +20,7 @@ PATCHES = 4
 
 
 def example(index, images, text, answer):
-    """A trunk with images among text, and an answer; pixels as theirs, channels first."""
+    """Returns pixels as transformers has them, channels first, and a tree with images and text."""
     rng = np.random.default_rng(index)
     parts = np.array_split(rng.integers(3, IMAGE_TOKEN, text), images + 1)
     row = list(parts[0])

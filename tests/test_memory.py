@@ -1,4 +1,4 @@
-"""The warning before a step that cannot fit."""
+"""The warning about a step that cannot fit into memory."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from seva_jax.training.step import TrainState
 
 @pytest.mark.parametrize("remat", ["none", "layers"])
 def test_the_bound_is_below_what_xla_needs(remat):
-    """And not far below, even here, where little is kept for the backward pass."""
+    """It is not far below even here, where the backward pass keeps little."""
     e = experiment(remat=remat)
     lowered = lower_step(e, PLANNED, mesh_of(2, 2, 1), SHAPE)
     state, frozen, _ = lowered.args_info[0]
@@ -24,7 +24,7 @@ def test_the_bound_is_below_what_xla_needs(remat):
     assert analysis is not None
     real = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
 
-    # Where arguments lie is in the compiled program only; a gradient lies like its parameter.
+    # Only the compiled program has the shardings of arguments; a gradient has its parameter's.
     def placed(tree, shardings):
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings,
@@ -39,7 +39,7 @@ def test_the_bound_is_below_what_xla_needs(remat):
 
 
 def test_the_warning(monkeypatch, capsys):
-    """Only where the device is too small; names a number of micro-batches that fits, if any."""
+    """It appears only if the device is too small, and names micro-batches that may fit."""
     devices = mesh_of(2, 1, 1)
     tokens = jax.device_put(jnp.zeros((1, 16, 64), jnp.int32), batch_sharding(devices, 1))
 

@@ -1,4 +1,4 @@
-"""Adapters merged into weights: the same function, on any mesh."""
+"""Adapters merged into weights compute the same function, on any mesh."""
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,12 @@ from seva_jax.sharding import variable_shardings
 
 @pytest.fixture(scope="module")
 def variables():
-    """Random weights of `MODEL`, as NumPy arrays: to be put on any mesh."""
+    """Returns random weights of `MODEL`, as NumPy arrays that can be put on any mesh."""
     return jax.tree.map(np.asarray, random_variables(MODEL))
 
 
 def merged(shape, weights, dtype="float32"):
-    """The merged parameters, on a mesh."""
+    """Returns the merged parameters on a mesh."""
     mesh, there = placed(shape, weights)
     params = jax.tree.map(lambda x: jnp.array(x, dtype), there["params"])
     shardings = variable_shardings(mesh, abstract_variables(MODEL)["params"])
@@ -27,7 +27,7 @@ def merged(shape, weights, dtype="float32"):
 
 
 def logits(model, weights):
-    """Of an image and a few words."""
+    """Returns the logits of an image and a few words."""
     tokens_BS = jnp.arange(24).reshape(2, 12) % 40
     positions_BS = jnp.broadcast_to(jnp.arange(12), (2, 12))
     mask_BSU = jnp.broadcast_to(jnp.tril(jnp.ones((12, 12), bool)), (2, 12, 12))
@@ -38,7 +38,7 @@ def logits(model, weights):
 
 
 def test_the_merged_model_is_the_adapted_one(variables):
-    """In float32, to 1e-5 of the largest logit; without adapters it is another model."""
+    """Logits agree to 1e-5 of the largest one, and differ from those without adapters."""
     _, there = placed((1, 1, 1), variables)
     expected = logits(MODEL, there)
     alone = Llava(MODEL.config)
@@ -50,7 +50,7 @@ def test_the_merged_model_is_the_adapted_one(variables):
 
 
 def test_sums_are_rounded_once(variables):
-    """Stored in bfloat16: the float32 sum of NumPy, rounded; what has no adapter stays."""
+    """In bfloat16 they are NumPy's float32 sums, rounded; other weights are unchanged."""
     found = merged((1, 1, 1), variables, "bfloat16")
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), variables["params"])
     for name, adapter in variables["lora"]["language"]["layers"].items():
@@ -68,7 +68,7 @@ def test_sums_are_rounded_once(variables):
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)], ids=str)
 def test_devices_change_nothing(shape, variables):
-    """And every leaf lies where it has to."""
+    """Every leaf also has the sharding it should have."""
     found, alone = merged(shape, variables), merged((1, 1, 1), variables)
     mesh, _ = placed(shape, variables)
     wanted = variable_shardings(mesh, abstract_variables(MODEL)["params"])

@@ -1,4 +1,4 @@
-"""MIA-DPO: images put together, where a part of them is after preprocessing, and what is kept."""
+"""MIA-DPO: composed images, where a part of them is after preprocessing, and what is kept."""
 
 import collections
 import dataclasses
@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from typing_extensions import override
 
 from seva_jax.data.composed import Composed, target_of
 from seva_jax.data.files import LlavaJson
@@ -21,7 +22,7 @@ WHITE = (255, 255, 255)
 
 
 def plain(color, height=10, width=10):
-    """An image of one colour."""
+    """Makes an image of one colour."""
     return np.full((height, width, 3), color, np.uint8)
 
 
@@ -30,7 +31,7 @@ def plain(color, height=10, width=10):
 
 @pytest.mark.parametrize("num", GRIDS)
 def test_every_tile_shows_its_image(num):
-    """Row by row, whole, on white; the label is in a corner of the tile."""
+    """Tiles go row by row, whole, on white, with a label in the corner of each."""
     colors = [(20 * i + 10, 100, 200 - 20 * i) for i in range(num)]
     images = [plain(color, *((10, 20) if i % 2 else (20, 10))) for i, color in enumerate(colors)]
     bare, labelled = draw_grid(images, 64, ""), draw_grid(images, 64, "Image{number}")
@@ -53,7 +54,7 @@ def test_every_tile_shows_its_image(num):
 
 
 def test_a_picture_in_a_picture():
-    """Centred, 70 % of the side; white where either leaves room."""
+    """The inner one is centred, with 70 % of the side; white fills the room that either leaves."""
     found = draw_inset(plain((255, 0, 0), 10, 20), plain((0, 0, 255), 10, 10), 0.7, 100)
     expected = plain(WHITE, 100, 100)
     expected[25:75] = (255, 0, 0)
@@ -77,7 +78,7 @@ BOXES = [
 
 @pytest.mark.parametrize("name", PROCESSINGS)
 def test_patches_of_a_box_are_those_that_show_it(name):
-    """A white box on black, through the same processing: the patch is white at its centre."""
+    """A white box on black is processed the same way; its patches are white at their centre."""
     processing, seen = PROCESSINGS[name], collections.Counter()
     for box in BOXES:
         image = plain((0, 0, 0), box.height, box.width)
@@ -98,12 +99,12 @@ def test_patches_of_a_box_are_those_that_show_it(name):
 
 @dataclasses.dataclass(frozen=True)
 class AnsweredPrompt(PromptSource):
-    """Questions about plain images of different shapes; some cannot be used."""
+    """Questions about plain images of different shapes, some of which cannot be used."""
 
     num: int = 30
 
+    @override
     def open(self):
-        """See `PromptSource.open`."""
         prompts = [
             Prompt(f"p{i}", f"what is {i} ?", (f"{i}.png",), {"answer": f"a{i}", "kind": "x"})
             for i in range(self.num)
@@ -125,7 +126,7 @@ class AnsweredPrompt(PromptSource):
 
 
 def test_prompts_about_one_of_several_images():
-    """Every arrangement and size comes; the target's image is where the prompt says."""
+    """Every arrangement and size occurs, and the target is where the prompt says."""
     source = Composed(AnsweredPrompt(), tile=40, label="", seed=3)
     data = source.open()
     assert len(data.prompts) == 30
@@ -174,7 +175,7 @@ def test_prompts_about_one_of_several_images():
 
 
 def test_too_few_images_are_refused():
-    """A grid of nine needs nine."""
+    """A grid of nine needs nine images."""
     with pytest.raises(DataError, match="8 images with an answered question"):
         Composed(AnsweredPrompt(8)).open()
     assert (
@@ -203,13 +204,13 @@ def test_too_few_images_are_refused():
     ],
 )
 def test_words_that_cannot_be_filled_in(options):
-    """Are refused before anything is made of them, by the name of their field."""
+    """They are refused by the name of their field before any prompt is made."""
     with pytest.raises(DataError, match=rf"Composed\.{next(iter(options))} "):
         Composed(AnsweredPrompt(), **options).open()
 
 
 def test_llava_files_keep_their_answers_where_asked(tmp_path):
-    """The turn after the question, of the model's side."""
+    """The answer is the model's turn after the question."""
     (tmp_path / "a.jpg").write_bytes(b"")
     said = [("human", "<image>\nWhat?"), ("gpt", " A cat. "), ("human", "Why?"), ("human", "Who?")]
     said += [("gpt", "Bob.")]
@@ -236,18 +237,18 @@ class Planted:
         self.calls = []
 
     def patches(self, box=None):
-        """Six tokens an image; a box is a number of the first of them."""
+        """Returns a mask of six tokens; a box covers as many of the first as its left edge says."""
         return np.arange(6) < (6 if box is None else box.left)
 
     def measure(self, name, views, layer=None, targets=()):
-        """The same for every view."""
+        """Returns the same for every view."""
         self.calls.append((name, views, layer, targets))
         best = np.full(3, self.best, np.float32)
         return [None if self.missing else AnswerStats(best - 1, best, self.share) for _ in views]
 
 
 def rollout(answer="blue", truth="red", arrangement="sequence", num=2, target=1, box=None):
-    """An answer to a composed prompt."""
+    """Makes an answer to a composed prompt."""
     meta = {"answer": truth, "arrangement": arrangement, "num_images": num, "target": target}
     meta |= {"box": list(box)} if box else {}
     images = tuple(map(str, range(num if arrangement == "sequence" else 1)))
@@ -255,7 +256,7 @@ def rollout(answer="blue", truth="red", arrangement="sequence", num=2, target=1,
 
 
 def build(one, model, **options):
-    """Answers kept, and the drops."""
+    """Returns the answers that are kept, and the drops."""
     kept, drops = MiaPairs(**options).build([one], PromptSet([], lambda name: None), model)
     return [c.answers for c in kept], dict(drops)
 
@@ -270,7 +271,7 @@ PUBLISHED = [
 
 @pytest.mark.parametrize(("arrangement", "num", "limit", "inclusive"), PUBLISHED)
 def test_every_limit_of_attention_on_both_sides(arrangement, num, limit, inclusive):
-    """At most the limit for sequences, below it for images made of several."""
+    """A share may equal the limit for sequences, but must be below that for composed images."""
     box = None if arrangement == "sequence" else Box(2, 0, 4, 4, 4, 4)
     one = rollout(arrangement=arrangement, num=num, box=box)
     looked = ([], {"attention on the target": 1})
@@ -281,7 +282,7 @@ def test_every_limit_of_attention_on_both_sides(arrangement, num, limit, inclusi
 
 
 def test_what_the_model_is_asked():
-    """The wrong answer alone, at the layer, with the target's tokens."""
+    """It is asked for the wrong answer alone, at the layer, with the target's tokens."""
     model = Planted(0.1)
     build(rollout(num=3, target=1), model, layer=5)
     build(rollout(arrangement="grid", num=4, box=Box(2, 0, 4, 4, 4, 4)), model)
@@ -302,7 +303,7 @@ def test_what_the_model_is_asked():
     ],
 )
 def test_what_is_dropped_before_anything_is_measured(one, reason):
-    """Counted by reason."""
+    """Each drop is counted by its reason."""
     model = Planted(0.1)
     assert build(one, model) == ([], {reason: 1})
     assert model.calls[0][1] == []
@@ -310,7 +311,7 @@ def test_what_is_dropped_before_anything_is_measured(one, reason):
 
 
 def test_perplexity_on_both_sides():
-    """Above 1.1 is unsure enough; the log-probs are the likeliest tokens', not the answer's."""
+    """Above 1.1 an answer is unsure enough; the likeliest tokens' log-probs count, not its own."""
     bound = -np.log(1.1)
     assert build(rollout(), Planted(0.1, bound - 1e-4)) == KEPT
     assert build(rollout(), Planted(0.1, bound + 1e-4)) == ([], {"low perplexity": 1})
@@ -320,7 +321,7 @@ def test_perplexity_on_both_sides():
 
 
 def test_the_papers_filters_are_options():
-    """Off by default, because the release has none of them."""
+    """They are off by default, because the release has none of them."""
     one = rollout("blue and green", "red")  # 14 and 3 characters, distance 12
     assert build(one, Planted(0.1))[1] == {}
     assert build(one, Planted(0.1), max_length_ratio=4.6)[1] == {"lengths differ": 1}
@@ -333,7 +334,7 @@ def test_the_papers_filters_are_options():
 
 
 def test_prompts_of_other_kinds_are_refused():
-    """With a message that says what to wrap."""
+    """The message says what to wrap."""
     one = Rollout(Prompt("p", "what ?", ("0",), {"answer": "red"}), "blue", ())
     with pytest.raises(DataError, match="Composed"):
         build(one, Planted(0.1))
@@ -342,7 +343,7 @@ def test_prompts_of_other_kinds_are_refused():
 
 
 def test_a_linear_schedule():
-    """From the peak to 0, after the warm-up."""
+    """The rate falls from its peak to 0 after the warm-up."""
     rate = Optim(lr=5e-5, schedule="linear", warmup_ratio=0.0).learning_rate(10)
     np.testing.assert_allclose([rate(i) for i in (0, 5, 10)], [5e-5, 2.5e-5, 0], atol=1e-12)
     rate = Optim(lr=1.0, schedule="linear", warmup_ratio=0.2).learning_rate(10)

@@ -1,4 +1,4 @@
-"""Every block against transformers' on the same random weights: float32, within 1e-5."""
+"""Every block against transformers' on the same random weights, in float32, within 1e-5."""
 
 import jax.numpy as jnp
 import numpy as np

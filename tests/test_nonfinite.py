@@ -14,6 +14,7 @@ from helpers_devices import MODEL, placed
 from helpers_fit import ARGS, fit, tiny_run
 from helpers_trees import OPTIONS, example, pack, shape_of
 from tiny_models import random_variables
+from typing_extensions import override
 
 from seva_jax import ranges, train
 from seva_jax.objectives import DPO, Objective
@@ -28,16 +29,16 @@ from seva_jax.types import Comparison, DataError, Prompt, View
 
 @pytest.fixture(scope="module")
 def variables():
-    """Random weights of `MODEL`, as NumPy arrays: to be put on any mesh."""
+    """Returns random weights of `MODEL`, as NumPy arrays that can be put on any mesh."""
     return jax.tree.map(np.asarray, random_variables(MODEL))
 
 
 @dataclasses.dataclass(frozen=True)
 class Fragile(Objective):
-    """Finite where reference log-probs are; with 0 the loss is, but not its gradient."""
+    """An objective that is finite where reference log-probs are; at 0 only its gradient is not."""
 
+    @override
     def __call__(self, policy, reference):
-        """See `Objective`."""
         assert reference is not None
         zero = 0.0 * policy.sums_NK[:, 0]
         loss_N = -policy.sums_NK[:, 0] + jnp.sqrt(zero + reference.sums_NK[:, 0] ** 2)
@@ -53,7 +54,7 @@ BAD = {"loss NaN": np.nan, "loss infinite": np.inf, "gradient": 0.0}
     ids=str,
 )
 def test_the_state_is_kept(shape, micro_batches, variables):
-    """Bit for bit, inside jit, with donated buffers, on a mesh; the next step goes on from it."""
+    """Bit for bit, in a jitted step with donated buffers; the next step continues from it."""
     mesh, on_mesh = placed(shape, variables)
     optimizer = Optim(lr=1e-2, warmup_ratio=0.0, clip_norm=1.0).make(10)
     trainable = {"lora": on_mesh["lora"], "params": {"projector": on_mesh["params"]["projector"]}}
@@ -63,7 +64,7 @@ def test_the_state_is_kept(shape, micro_batches, variables):
     rows = pack([[e] for e in examples], shape_of(examples))
 
     def batch(value, number):
-        """The reference of one comparison has a value."""
+        """Sets the reference of one comparison to a value."""
         reference = np.full_like(rows.ref_BCKT, -2.0)
         reference[number] = value
         batch = rows._replace(ref_BCKT=np.where(rows.mask_BCKT > 0, reference, 0))
@@ -74,7 +75,7 @@ def test_the_state_is_kept(shape, micro_batches, variables):
     step = jit_step(MODEL, Fragile(), optimizer, OPTIONS, False, shardings)
 
     def trained(batches):
-        """State after each batch, and what is not finite."""
+        """Returns the state after each batch, and whether that was not finite."""
         state, states, bad = init_state(optimizer, mesh, jax.tree.map(jnp.copy, trainable)), [], []
         with jax.set_mesh(mesh):
             for values in batches:
@@ -107,7 +108,7 @@ def lines(path):
 
 
 def test_one_bad_example(tmp_path, capsys):
-    """Its steps are counted and its batches written down; no mean and no parameter has a NaN."""
+    """Its steps are counted and its batches recorded; no mean and no parameter becomes NaN."""
     run = tiny_run(tmp_path / "run")
     reference = [-2.0] * 12
     reference[5] = np.nan
@@ -131,21 +132,21 @@ def test_one_bad_example(tmp_path, capsys):
 
 
 def test_too_many_end_the_run(tmp_path):
-    """After the third in a row; what is saved is the state before them, and finite."""
+    """The third in a row ends it; what is saved is the finite state before them."""
     run = tiny_run(tmp_path / "run", "--train.log-every", "4", "--train.save-every", "1")
     with pytest.raises(NotFinite, match="4 consecutive steps had a loss or gradient that is"):
         fit(run, 6, np.nan)
     assert [(r["step"], r["nonfinite"]) for r in rows_of(run)] == [(4, 4)]
     assert [n["step"] for n in lines(run.workdir.path / "nonfinite.jsonl")] == [1, 2, 3, 4]
     again = tiny_run(tmp_path / "run", "--train.log-every", "4", "--train.max-nonfinite", "31")
-    trained = fit(again, 6, np.nan)  # resumes at step 3, and may go on
+    trained = fit(again, 6, np.nan)  # resumes at step 3, and may continue
     ups = [x for at, x in jax.tree_util.tree_leaves_with_path(trained) if at[-1].key == "b"]
     assert len(ups) > 3
     assert not any(x.any() for x in ups)  # as they were before the first step
 
 
 def test_a_stop_does_not_start_the_count_again(tmp_path, monkeypatch):
-    """A broken run that is preempted again and again ends all the same."""
+    """A broken run that is preempted repeatedly ends all the same."""
     options = ("--train.log-every", "2", "--train.max-nonfinite", "6")
     for steps in (2, 3):  # it stops at a row of metrics, then between two
         asked = itertools.count(1)
@@ -162,7 +163,7 @@ def test_a_stop_does_not_start_the_count_again(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_exit_code(tmp_path, capsys, monkeypatch):
-    """The command, with a learning rate that no model survives: 65 and one line."""
+    """With a learning rate that no model survives the command ends with 65 and one line."""
     # The test has asked for devices, so it cannot join others.
     monkeypatch.setattr(train, "joined", lambda options: contextlib.nullcontext())
     # Such a large rate is refused otherwise.
@@ -190,7 +191,7 @@ def test_the_exit_code(tmp_path, capsys, monkeypatch):
 
 
 def watched(folder, losses, every=2, past=()):
-    """Rows of metrics of steps with these losses."""
+    """Returns the metrics of steps with these losses."""
     watch, found = Health("align", folder, 3, past), []
     first = past[-1]["step"] if past else 0
     watch.resume(first)
@@ -203,7 +204,7 @@ def watched(folder, losses, every=2, past=()):
 
 
 def test_a_spike_is_reported_once(tmp_path, capsys):
-    """Its step and examples; a run that goes on after a kill reports the same."""
+    """Its step and examples are reported; a run resumed after a kill reports the same."""
     rng = np.random.default_rng(0)
     losses = list(0.7 + 0.02 * rng.normal(size=80))
     losses[60] = 1.2
@@ -232,14 +233,14 @@ def test_usual_losses_are_no_spikes(tmp_path, kind):
 
 
 def test_examples_without_a_token(tmp_path):
-    """Counted before training; a stage without any other is refused."""
+    """They are counted before training; a stage that has only such examples is refused."""
     run = tiny_run(tmp_path / "run")
     with pytest.raises(DataError, match="none of the 12 examples has a token to train on"):
         fit(run, 2, weights=[0.0] * 12)
     assert not list((run.workdir.path / "checkpoints" / "align").glob("[0-9]*"))
 
     class Rows:
-        """As much of `ComparisonRows` as is looked at."""
+        """The part of `ComparisonRows` that is looked at."""
 
         comparisons = tuple(
             Comparison(Prompt("a", "?", ()), ("x",), w) for w in (1.0, 0.0, 1.0, 1.0)
@@ -254,7 +255,7 @@ def test_examples_without_a_token(tmp_path):
 
 
 def test_facts_cover_all_of_the_examples(tmp_path):
-    """Every field of a comparison, and of its further trees."""
+    """Every field of a comparison counts, and every field of its further trees."""
     run = tiny_run(tmp_path / "run")
     prompt = Prompt("a", "?", ("a.png",))
     pair = Comparison(prompt, ("x", "y"), more=(View(prompt, ("z",)),))
@@ -277,7 +278,7 @@ def test_facts_cover_all_of_the_examples(tmp_path):
 
 @pytest.mark.slow
 def test_checkpoints_of_another_run(tmp_path):
-    """The facts are those of the files: a changed tokenizer, other examples, another rank."""
+    """The facts are those of the files: another tokenizer, other examples or rank are refused."""
     run = tiny_run(tmp_path / "run")
     fit(run, 2)
     directory = run.workdir.path / "checkpoints" / "align"

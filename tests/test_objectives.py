@@ -13,7 +13,7 @@ LENGTHS = np.array([[3, 5, 0], [4, 2, 6], [1, 1, 2], [6, 6, 0], [2, 4, 4]])  # 0
 
 
 def logps(seed, **more):
-    """Random log-probs of five comparisons of two or three answers."""
+    """Draws log-probs of five comparisons of two or three answers."""
     rng = np.random.default_rng(seed)
     mask = (np.arange(6) < LENGTHS[..., None]).astype(np.float32)
     tokens = (-rng.exponential(1.0, mask.shape) * mask).astype(np.float32)
@@ -25,12 +25,12 @@ def softplus(x):
 
 
 def ratios(policy, reference):
-    """Log-ratios of answers, in float64."""
+    """Returns the log-ratios of answers, in float64."""
     return np.asarray(policy.sums_NK, float) - np.asarray(reference.sums_NK, float)
 
 
 def loss_and_gradient(objective, policy, reference):
-    """Losses, and the gradient of their sum by the policy's log-probs."""
+    """Returns losses, and the gradient of their sum by the policy's log-probs."""
 
     def total(logp_NKT):
         loss_N, _ = objective(policy._replace(logp_NKT=logp_NKT), reference)
@@ -54,7 +54,7 @@ GAPS = {
 @pytest.mark.parametrize("form", GAPS)
 @pytest.mark.parametrize("pairwise", [False, True])
 def test_score_gap(form, pairwise):
-    """Each pair's own weight; gap 0 gives no gradient (GAPO)."""
+    """Each pair has a weight of its own; gap 0 gives no gradient (GAPO)."""
     weighting, formula = GAPS[form]
     policy, reference = logps(0, scores_NK=SCORES), logps(1)
     make = ours.BCOPair if pairwise else ours.DPO
@@ -75,7 +75,7 @@ def test_score_gap(form, pairwise):
 
 
 def test_scores_as_weights():
-    """MMedPO, raw and normalised."""
+    """MMedPO's weights are raw or normalised scores."""
     policy, reference = logps(0, scores_NK=SCORES / 100), logps(1)
     policy = jax.tree.map(lambda x: x[:, :2], policy)
     reference = jax.tree.map(lambda x: x[:, :2], reference)
@@ -128,7 +128,7 @@ def test_data_without_scores_is_refused():
     ids=lambda objective: type(objective).__name__,
 )
 def test_several_rejected_answers(objective):
-    """Equal rejected answers count like one; comparisons in any order lose the same."""
+    """Equal rejected answers count as one; their order does not change the loss."""
     policy, reference = logps(0), logps(1)
     pair, ref_pair = (jax.tree.map(lambda x: x[:, :2], x) for x in (policy, reference))
     twice, ref_twice = (
@@ -147,7 +147,7 @@ def test_several_rejected_answers(objective):
 
 
 def test_length_control_of_each_pair():
-    """LD-DPO: the shorter answer of a pair decides, not the shortest of the comparison."""
+    """In LD-DPO the shorter answer of a pair decides, not the shortest of the comparison."""
     policy, reference = logps(0), logps(1)
     objective = ours.BCOPair(1.0, ld_alpha=0.25)
     loss, _ = loss_and_gradient(objective, policy, reference)
@@ -163,7 +163,7 @@ def test_length_control_of_each_pair():
 
 
 def test_label_smoothing_is_the_mean_of_both_orders():
-    """cDPO, for one rejected answer."""
+    """This is cDPO, for one rejected answer."""
     policy, reference = (jax.tree.map(lambda x: x[:, :2], logps(seed)) for seed in (0, 1))
     loss, _ = loss_and_gradient(ours.DPO(0.3, label_smoothing=0.1), policy, reference)
     ratio = ratios(policy, reference)
@@ -198,7 +198,7 @@ def pairs_only(logps):
 
 @pytest.mark.parametrize("window", [1, 2, 8])
 def test_trajectories(window):
-    """The sum over the steps of a window inside the sigmoid (GRAPE)."""
+    """GRAPE sums over the steps of a window inside the sigmoid."""
     rng = np.random.default_rng(0)
     num_steps = (5, 2, 1)
     exists = np.array([[t < num for t in range(5)] for num in num_steps])
@@ -240,7 +240,7 @@ def other_tokens(seed, mask):
 
 @pytest.mark.parametrize("form", ["label", "top"])
 def test_retrieved_images(form):
-    """Re-Align, as written and as released; without the other image it is DPO."""
+    """Re-Align is as written and as released; without the other image it is DPO."""
     policy, reference = logps(0), logps(1)
     policy, reference = (
         x._replace(best_other_NKT=other_tokens(seed, x.mask_NKT))
@@ -260,7 +260,7 @@ def test_retrieved_images(form):
 
 
 def test_own_negatives():
-    """POVID: the mean of DPO against the rejected answer and against the model's own tokens."""
+    """POVID is the mean of DPO against the rejected answer and against the model's own tokens."""
     mask = np.repeat(LENGTHS[:, :2], [2, 1], axis=1)[:, [0, 2, 1]]
     mask = jnp.asarray((np.arange(6) < mask[..., None]).astype(np.float32))
     policy, reference = (
@@ -275,7 +275,7 @@ def test_own_negatives():
 
 
 def test_phrases():
-    """RRPO: rewards of differing tokens, and the KL on the chosen answer alone."""
+    """RRPO rewards differing tokens, and its KL is on the chosen answer alone."""
     policy, reference = pairs_only(logps(0)), pairs_only(logps(1))
     rng = np.random.default_rng(3)
     spans = rng.integers(0, 2, policy.mask_NKT.shape) * np.asarray(policy.mask_NKT)

@@ -1,4 +1,4 @@
-"""Every objective through the train step: one loss and gradient, however a batch is laid out."""
+"""Every objective through the train step: the same loss and gradient for every batch layout."""
 
 import dataclasses
 
@@ -67,12 +67,12 @@ MIXES = {
 
 @pytest.fixture(scope="module")
 def variables():
-    """Random weights of `MODEL`."""
+    """Returns random weights of `MODEL`."""
     return random_variables(MODEL)
 
 
 def run(variables, objective, batch, devices, micro_batches):
-    """Metrics and gradient of one step with the reference in it."""
+    """Returns metrics and gradient of one step with the reference in it."""
     trainable, _ = parts(variables)
     frozen = {"params": variables["params"]}
     optimizer = optax.sgd(1.0)
@@ -87,7 +87,7 @@ def run(variables, objective, batch, devices, micro_batches):
 
 
 def two_trees(rng, index):
-    """Two answers to an image, and the first of them to another image."""
+    """Makes two answers to an image, and the first of them to another image."""
     first = example(rng, index=index, weight=1.0 + index % 3)
     other = dataclasses.replace(first, images_IX=rng.normal(size=first.images_IX.shape))
     spans = differing(*first.branches)
@@ -100,7 +100,7 @@ def two_trees(rng, index):
 
 
 def all_logps(variables, tree, branch):
-    """Log-probs of the whole vocabulary at the tokens of an answer, in a row of its own."""
+    """Returns log-probs of the whole vocabulary at the tokens of an answer, in a row of its own."""
     tokens = np.concatenate([tree.trunk, tree.branches[branch]])
     padded = np.pad(tokens, (0, LONGEST - len(tokens)))[None]
     pixels = np.pad(tree.images_IX, ((0, MOST_IMAGES - 1), (0, 0), (0, 0), (0, 0)))[None]
@@ -109,7 +109,7 @@ def all_logps(variables, tree, branch):
 
 
 def test_statistics_are_those_of_whole_distributions(variables):
-    """What the step reduces chunk by chunk, against log-softmax over everything."""
+    """What the step reduces in chunks equals log-softmax over the whole vocabulary."""
     rng = np.random.default_rng(1)
     examples = [two_trees(rng, i) for i in range(2)]
     batch = pack([examples], shape_of(examples, comparisons=2))
@@ -149,7 +149,7 @@ def test_statistics_are_those_of_whole_distributions(variables):
 
 @pytest.mark.parametrize("mix", MIXES)
 def test_the_layout_changes_nothing(variables, mix):
-    """8 devices and 2 micro-batches against 1 and 1, with comparisons of weight 0 between."""
+    """8 devices with 2 micro-batches equal 1 with 1, with comparisons of weight 0 between."""
     rng = np.random.default_rng(0)
     examples = [two_trees(rng, i) for i in range(8)]
     shape = shape_of(examples)
@@ -169,7 +169,7 @@ def test_the_layout_changes_nothing(variables, mix):
 
 
 def arrays(jaxpr):
-    """Shapes of all that a program computes, in loops and branches too."""
+    """Yields the shapes of everything that a program computes, in loops and branches too."""
     for equation in jaxpr.eqns:
         yield from (out.aval.shape for out in equation.outvars if hasattr(out.aval, "shape"))
         for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
@@ -179,7 +179,7 @@ def arrays(jaxpr):
 
 
 def test_whole_distributions_exist_for_a_chunk_only(variables):
-    """RRPO's KL to the reference: in the step and its backward pass, also with long answers."""
+    """It holds for RRPO's KL, in the step and its backward pass, also with long answers."""
     rng = np.random.default_rng(0)
     examples = [dataclasses.replace(two_trees(rng, i), more=()) for i in range(2)]
     examples = [dataclasses.replace(e, spans=e.spans[:2], scores=()) for e in examples]

@@ -1,4 +1,4 @@
-"""Preference objectives against TRL's own numbers; `goldens/make_trl_objectives.py` wrote them."""
+"""Preference objectives against TRL's own numbers, written by `goldens/make_trl_objectives.py`."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ CLASSES = {
 
 
 def objective_of(options):
-    """TRL's options as a value of ours."""
+    """Returns our objective for TRL's options."""
     options = GOLDEN["defaults"] | options
     divergence = {
         "reverse_kl": ours.Divergence(),
@@ -58,7 +58,7 @@ def objective_of(options):
 
 
 def branches(rows):
-    """TRL's rows, all chosen then all rejected, as [N, 2, T]."""
+    """Returns TRL's rows, all chosen then all rejected, as [N, 2, T]."""
     return jnp.asarray(np.stack(np.split(np.array(rows, np.float32), 2), axis=1))
 
 
@@ -73,7 +73,7 @@ def test_every_loss_of_trl_is_there():
 
 @pytest.mark.parametrize("case", GOLDEN["cases"], ids=name_of)
 def test_loss_metrics_and_gradient(case):
-    """With a comparison of weight 0 between theirs, which must have no influence."""
+    """All agree; a comparison of weight 0 among TRL's has no influence."""
     order = [0, 1, 1, 2, 3]  # the second of the two number 1 has weight 0
 
     def padded(rows, filler):

@@ -14,7 +14,7 @@ WIDEST = RowShape(length=256, comparisons=1, branches=2, answer=64, images=2, ta
 
 
 def sizes_of(rng, num, longest=256):
-    """Random comparisons; the first is as large as any."""
+    """Draws sizes of comparisons; the first one is as large as any."""
     targets = np.concatenate([[128], rng.integers(2, 129, num - 1)])
     images = np.concatenate([[2], rng.integers(0, 3, num - 1)])
     length = np.minimum(targets + rng.integers(20, longest - 127, num), longest)
@@ -27,7 +27,7 @@ def tokens(shape):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_rows_hold_every_member_once(seed):
-    """Within every limit of the shape; and no two rows that would fit into one."""
+    """Rows keep every limit of the shape, and no two of them would fit into one."""
     rng = np.random.default_rng(seed)
     sizes = sizes_of(rng, 40)
     shape = dataclasses.replace(WIDEST, length=512, comparisons=3, images=4, targets=200)
@@ -55,7 +55,7 @@ def test_one_comparison_a_row_keeps_the_order():
 @pytest.mark.parametrize("most", [1, 2, 3, 4])
 @pytest.mark.parametrize("unit", [1, 4, 16])
 def test_every_batch_has_a_layout(most, unit):
-    """Few layouts, rows in multiples of the unit, no comparison lost, and work saved."""
+    """There are few layouts, rows in multiples of the unit, no lost comparison, and less work."""
     rng = np.random.default_rng(most)
     sizes = sizes_of(rng, 400)
     batches = [rng.permutation(400)[:16].tolist() for _ in range(50)] + [[3, 1]]
@@ -89,7 +89,7 @@ def test_equal_lengths_are_left_alone():
 
 
 def test_a_batch_outside_the_sample_falls_back():
-    """Its comparisons are larger than those the shapes were chosen by."""
+    """Its comparisons are larger than those the shapes were chosen for."""
     sizes = Sizes(np.array([256] * 4 + [64] * 8), np.full(12, 32), np.ones(12, np.int64))
     small = RowShape(256, 4, 2, 64, 4, 128)
     packer = Packer(sizes, (Layout(small, 1), Layout(WIDEST, 4)))
@@ -104,7 +104,7 @@ ANSWERS = ("a", "a b c d e f", "b c", "a b c d e f g h a b c d e f g h", "c", "d
 
 
 def test_batches_of_mixed_lengths():
-    """The comparisons of every step are those of unpacked batches; shares make up the whole."""
+    """Every step has the comparisons of the unpacked batch, and shares add up to the whole."""
     data = rows([comparison(i, images=i % 2, answers=(ANSWERS[i % 6], "g h")) for i in range(24)])
     apart = run(data, 8, epochs=2)
     packed = run(data, 8, epochs=2, most=3, unit=2)

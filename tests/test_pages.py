@@ -18,7 +18,7 @@ CODE = re.compile(r"`([^`\n]+)`")
 
 @pytest.fixture(scope="module")
 def settings():
-    """Names of all settings that a shipped recipe has, as flags."""
+    """Returns the names of all settings that a shipped recipe has, as flags."""
     names = set()
     for path in (ROOT / "configs").glob("*.py"):
         for experiment in read_configs(path):
@@ -41,7 +41,7 @@ def test_links_and_files(page):
     "page", [p for p in PAGES if p != EXTENDING], ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_settings(page, settings):
-    """Flags with a dot are settings of a run."""
+    """Every flag with a dot is a setting of a run."""
     for flag in re.findall(r"--[a-z_]+(?:\.[a-z0-9_-]+)+", page.read_text("utf-8")):
         assert flag in settings, flag
 
@@ -62,12 +62,12 @@ def test_the_recipes_of_the_page_run(tmp_path, monkeypatch):
         path.write_text(code)
         (found[path.stem],) = read_configs(path)
     assert [c.step for c in found["my_run"].corrupt] == [500, 800]
-    stages = runs_of(found["my_stages"])
-    assert [run.corrupt[0].step for run in stages] == [999, 500, 500]
-    assert [run.prompts.weights for run in stages] == [(1, 3), (1, 1), (1, 1)]
-    assert [run.train.max_steps for run in stages] == [0, 50, 50]
+    rounds = runs_of(found["my_rounds"])
+    assert [run.corrupt[0].step for run in rounds] == [999, 500, 500]
+    assert [run.prompts.weights for run in rounds] == [(1, 3), (1, 1), (1, 1)]
+    assert [run.train.max_steps for run in rounds] == [0, 50, 50]
     both = ("lora", "projector")
-    assert [run.train.trained for run in stages] == [both, ("lora",), ("lora",)]
-    assert [run.base for run in stages[1:]] == [
-        PriorRun("runs/stages/1", merge=True), PriorRun("runs/stages/2", merge=False),
+    assert [run.train.trained for run in rounds] == [both, ("lora",), ("lora",)]
+    assert [run.base for run in rounds[1:]] == [
+        PriorRun("runs/rounds/1", merge=True), PriorRun("runs/rounds/2", merge=False),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""From rollouts to comparisons: what is kept, what is dropped and why."""
+"""From rollouts to comparisons: what is kept, and what is dropped for which reason."""
 
 import collections
 
@@ -10,18 +10,18 @@ from seva_jax.types import Prompt, Rollout
 
 
 def rollout(clean, *corrupted, id_="p"):
-    """A rollout with raw answers."""
+    """Makes a rollout with raw answers."""
     return Rollout(Prompt(id_, "What is it?", ("a.png",)), clean, corrupted)
 
 
 def build(*rollouts, **options):
-    """Comparisons as (answers, corruptions), and the drops."""
+    """Returns comparisons as (answers, corruptions), and the drops."""
     comparisons, drops = CorruptionPairs(**options)(rollouts)
     return [(c.answers, c.corruptions) for c in comparisons], dict(drops)
 
 
 def test_answers_that_differ_make_a_comparison():
-    """Chosen first, whole prompt kept, weight 1."""
+    """The chosen one comes first, the whole prompt is kept, and the weight is 1."""
     source = rollout("A cat.", "A dog.")
     (comparison,), drops = CorruptionPairs()(iter([source]))
     assert comparison.prompt is source.prompt
@@ -51,7 +51,7 @@ def test_answers_that_differ_make_a_comparison():
     ],
 )
 def test_every_reason_for_a_drop(clean, corrupted, reason):
-    """One reason for each rollout; both sides empty counts as chosen."""
+    """Each rollout has one reason; if both sides are empty, the chosen one counts."""
     assert build(rollout(clean, *corrupted)) == ([], {reason: 1})
 
 
@@ -82,7 +82,7 @@ def test_order_is_kept_and_drops_add_up():
 
 
 def test_several_corruptions_give_several_rejected_answers():
-    """`corruptions[i]` is where rejected answer i came from, whatever was left out between."""
+    """`corruptions[i]` is the source of rejected answer i, whatever was left out between."""
     kept, drops = build(
         rollout("a", "b", "c", "d"),
         rollout("a", "a", "c", "", "d"),
@@ -97,7 +97,7 @@ def test_several_corruptions_give_several_rejected_answers():
 
 
 def test_the_same_rejected_answer_counts_once():
-    """From the first corruption that gave it; sameness is after cleaning."""
+    """It counts for the first corruption that gave it, and is compared after cleaning."""
     kept, _ = build(
         rollout("a", "b", "b", "c", "b"),
         rollout("a", "b\n", " b", "b</s>", "c"),
@@ -107,7 +107,7 @@ def test_the_same_rejected_answer_counts_once():
 
 
 def test_indices_and_answers_are_aligned():
-    """For every comparison of a random set: rejected answer i is what corruption i gave."""
+    """In every comparison of a random set, rejected answer i is what corruption i gave."""
     rng = np.random.default_rng(0)
     texts = ["", "a", "b", "b\n", " c", "d</s>", "e\nf"]
     rollouts = [rollout(*rng.choice(texts, 1 + rng.integers(1, 6)), id_=str(i)) for i in range(300)]
@@ -135,17 +135,17 @@ def test_newlines_become_spaces_or_glue_words():
 
 
 def test_deleting_newlines_makes_other_answers_equal():
-    """What is equal depends on the cleaning."""
+    """Which answers are equal depends on the cleaning."""
     source = rollout("red ball", "red\nball")
     assert build(source) == ([], {"equal answers": 1})
     assert build(source, newline="delete")[0] == [(("red ball", "redball"), (0,))]
 
 
 def test_raw_comparison_keeps_pairs_that_are_equal_after_cleaning():
-    """As the release does: such a pair has the same text on both sides.
+    """As in the release, such a pair has the same text on both sides.
 
-    That is faithful, and harmless with one rejected answer: loss log 2, gradient 0. It is a
-    wasted place in a batch, which is why "clean" is the default.
+    That is faithful, and harmless with one rejected answer: loss log 2, gradient 0. It wastes a
+    place in a batch, which is why "clean" is the default.
     """
     source = rollout("red ball", "red ball\n")
     assert build(source) == ([], {"equal answers": 1})
@@ -155,7 +155,7 @@ def test_raw_comparison_keeps_pairs_that_are_equal_after_cleaning():
 
 
 def test_the_released_method_is_both_options():
-    """`newline="delete", compare="raw"` on what the release would see."""
+    """`newline="delete", compare="raw"` gives what the release would give."""
     kept, drops = build(
         rollout("It is\nred.", "It is\nblue."),
         rollout("It is red.", "It is red."),
@@ -171,6 +171,6 @@ def test_the_released_method_is_both_options():
 
 
 def test_a_builder_must_say_what_it_does():
-    """The base class is a contract."""
+    """The base class is abstract."""
     with pytest.raises(NotImplementedError, match="PairBuilder must define __call__"):
         PairBuilder()([])

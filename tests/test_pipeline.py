@@ -1,4 +1,4 @@
-"""Comparisons to batches: what is in a row, what is in an epoch, and where a run resumes."""
+"""Comparisons as batches: what is in a row, what is in an epoch, and where a run resumes."""
 
 import dataclasses
 import itertools
@@ -39,7 +39,7 @@ from seva_jax.types import Comparison, DataError, ExampleError, Prompt
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 4, 7, 8, 20])
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_every_comparison_counts_once_an_epoch(batch_size, epochs):
-    """Whatever the batch size; the last batch is filled up with rows of weight 0."""
+    """It holds for any batch size; rows of weight 0 fill the last batch."""
     num = 7
     data = rows([comparison(i, weight=1.0 + i) for i in range(num)])
     found = run(data, batch_size, epochs)
@@ -55,7 +55,7 @@ def test_every_comparison_counts_once_an_epoch(batch_size, epochs):
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():
-    """And the same seed the same one."""
+    """The same seed gives the same order again."""
     data = rows([comparison(i) for i in range(12)])
 
     def order(seed):
@@ -69,14 +69,14 @@ def test_epochs_and_seeds_have_orders_of_their_own():
 
 
 def test_the_order_does_not_depend_on_the_batch_size():
-    """Example i of epoch e is fixed by the seed."""
+    """The seed alone determines example i of epoch e."""
     data = rows([comparison(i) for i in range(10)])
     orders = [list(itertools.chain(*map(indices, run(data, size, 2)))) for size in (1, 4, 5)]
     assert orders[0] == orders[1] == orders[2]
 
 
 def test_repeating_the_list_is_not_an_epoch():
-    """Two copies shuffled together: some comparison comes twice before another comes once."""
+    """Two copies are shuffled together: some comparison occurs twice before another one occurs."""
     num = 8
     data = rows([comparison(i) for i in range(num)])
     order = list(itertools.chain(*map(indices, run(data, 4, epochs=1, repeat=2))))
@@ -90,7 +90,7 @@ def test_repeating_the_list_is_not_an_epoch():
 
 
 def test_max_steps_stops_early():
-    """With the beginning of the full run."""
+    """The steps are the first ones of the full run."""
     data = rows([comparison(i) for i in range(10)])
     whole, part = run(data, 4, 2), run(data, 4, 2, max_steps=2)
     assert [indices(b) for b in part] == [indices(b) for b in whole[:2]]
@@ -110,7 +110,7 @@ def test_max_steps_stops_early():
     ],
 )
 def test_number_of_steps(arguments, expected):
-    """Rounded up; a maximum only ever lowers it."""
+    """It is rounded up, and a maximum can only lower it."""
     assert num_steps(*arguments) == expected
 
 
@@ -119,7 +119,7 @@ def test_number_of_steps(arguments, expected):
 
 @pytest.mark.parametrize("stop", [0, 1, 3, 5])
 def test_resuming_continues_as_if_uninterrupted(stop):
-    """From any step, in the middle of an epoch or between two, with every array equal."""
+    """From any step, within an epoch or between two, every array is equal."""
     data = rows([comparison(i, images=i % 3) for i in range(7)])
     whole = run(data, 3, epochs=2, seed=5)
     assert len(whole) == 5
@@ -138,7 +138,7 @@ def test_resuming_continues_as_if_uninterrupted(stop):
 
 
 def test_processes_share_a_batch():
-    """Two of them, one after another here: each gives half, their states are one and the same."""
+    """Each of two processes gives half, and their states are the same."""
     data = rows([comparison(i) for i in range(7)])
     whole = run(data, 4, epochs=2)
     parts, states = [], []
@@ -157,7 +157,7 @@ def test_processes_share_a_batch():
 
 
 def test_a_row_holds_its_comparison():
-    """Tokens, pixels, weight, index and reference of one row."""
+    """A row has its tokens, pixels, weight, index and reference."""
     reference = [(np.full(2, -i - 1.0, np.float32), np.full(3, -i - 2.0, np.float32))
                  for i in range(3)]  # fmt: skip
     data = rows([comparison(i, weight=0.5 * i) for i in range(3)], reference=reference)
@@ -182,7 +182,7 @@ def test_a_row_holds_its_comparison():
 
 
 def test_an_image_that_stops_decoding_gives_an_empty_row():
-    """Weight 0 and no index, like a filler; its neighbours are untouched."""
+    """It has weight 0 and no index, like a filler; its neighbours are unchanged."""
     data = [comparison(i) for i in range(4)]
 
     def broken(name):
@@ -208,7 +208,7 @@ def test_an_image_that_stops_decoding_gives_an_empty_row():
 
 
 def test_what_has_no_reference_log_probs_gives_an_empty_row():
-    """Its image did not decode in the pass over the reference; it may decode again now."""
+    """Its image did not decode in the reference pass, and may decode now."""
     data = [comparison(i) for i in range(2)]
     logps = tuple(np.full(len(x), -1, np.float32) for x in (range(2), range(3)))
     found = dataclasses.replace(rows(data), reference=[(), logps])
@@ -217,7 +217,7 @@ def test_what_has_no_reference_log_probs_gives_an_empty_row():
 
 
 def test_other_failures_are_not_hidden():
-    """Only an `ExampleError` is one example's problem."""
+    """Only an `ExampleError` is the problem of one example."""
 
     def broken(name):
         raise RuntimeError("a bug")
@@ -227,14 +227,14 @@ def test_other_failures_are_not_hidden():
 
 
 def ordered(data, share, batch_size):
-    """All rows in order, each comparison in its own."""
+    """Returns all rows in order, with one comparison each."""
     shapes = RowShapes(1, lambda shape: shape.length)
     members = in_order(data, batch_size)
     return list(Batches.chosen(data, members, batch_size, share, 1, shapes).iterate())
 
 
 def test_in_order_gives_every_row_once():
-    """For the reference pass: no shuffling, filled up, the same arrays as the rows."""
+    """For the reference pass rows are not shuffled, batches are filled up, and arrays are equal."""
     data = rows([comparison(i) for i in range(5)])
     for batch_size, expected in (
         (2, [[0, 1], [2, 3], [4, -1]]),
@@ -262,7 +262,7 @@ def test_shares_of_rows_in_order():
 
 
 def test_every_reason_for_leaving_a_comparison_out():
-    """Counted; the others stay in order."""
+    """Each is counted, and the others stay in order."""
     bad = {
         "empty answer": comparison(1, answers=("a", "  ")),
         "special token in answer": comparison(2, answers=("a </s> b", "c")),
@@ -284,7 +284,7 @@ def test_every_reason_for_leaving_a_comparison_out():
 
 
 def test_cut_answers_are_counted_and_kept():
-    """The trunk is never cut; every answer has its own room."""
+    """The trunk is never cut, and every answer has room of its own."""
     trunk = len(encoder().trunk("what is it"))
     data = [comparison(0, answers=("a b c d", "e")), comparison(1, answers=("a b", "c d e f"))]
     found = encode_comparisons(data, encoder(max_length=trunk + 4))
@@ -295,7 +295,7 @@ def test_cut_answers_are_counted_and_kept():
 
 
 def test_the_shape_holds_every_comparison():
-    """Longest row, most branches, longest answer, most images, each from another comparison."""
+    """Longest row, most branches, longest answer and most images come from different ones."""
     data = [
         comparison(0, answers=("a", "b", "c", "d")),
         comparison(1, answers=("a b c d e f g h a b", "c")),
@@ -327,7 +327,7 @@ PACKING = {
 
 
 def example(rng, images=1, branches=2, **options):
-    """A random tokenised comparison with images at random places."""
+    """Draws a tokenised comparison with images at random places."""
     parts = [rng.integers(10, 50, rng.integers(1, 4))]
     for _ in range(images):
         parts += [np.full(PATCHES, IMAGE), rng.integers(10, 50, rng.integers(1, 4))]
@@ -339,7 +339,7 @@ def example(rng, images=1, branches=2, **options):
 
 
 def shape_for(examples):
-    """A row that just holds them all."""
+    """Returns the smallest row shape that holds all of them."""
     return RowShape(
         length=sum(e.length for e in examples),
         comparisons=len(examples),
@@ -352,7 +352,7 @@ def shape_for(examples):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_invariants_of_a_packed_row(seed):
-    """Several comparisons, mixed numbers of images and branches, room left or none."""
+    """Rows hold several comparisons with mixed images and branches, with or without room left."""
     rng = np.random.default_rng(seed)
     examples = [
         example(
@@ -433,7 +433,7 @@ def test_invariants_of_a_packed_row(seed):
 
 
 def test_reference_log_probs_lie_where_their_tokens_lie():
-    """Zero everywhere else."""
+    """They are zero everywhere else."""
     rng = np.random.default_rng(0)
     plain = [example(rng, branches=b) for b in (3, 1, 2)]
     cached = [
@@ -462,7 +462,7 @@ def test_reference_log_probs_lie_where_their_tokens_lie():
     ],
 )
 def test_what_does_not_fit_is_named(field, message):
-    """One less of anything, with the example, what it needs and what there is."""
+    """With one less of anything the error has the example, what it needs and what there is."""
     rng = np.random.default_rng(3)
     examples = [example(rng, images=2, branches=3, index=i) for i in (40, 41)]
     shape = shape_for(examples)
@@ -476,7 +476,7 @@ def test_what_does_not_fit_is_named(field, message):
 
 @pytest.mark.parametrize("images", [0, 2])
 def test_image_tokens_and_images_must_agree(images):
-    """A trunk whose images were not all expanded, or not all loaded."""
+    """A trunk with too few expanded or loaded images is refused."""
     rng = np.random.default_rng(4)
     one = example(rng, images=1, index=7)
     wrong = dataclasses.replace(one, images_IX=np.zeros((images, SIZE, SIZE, 3), np.float32))
@@ -487,7 +487,7 @@ def test_image_tokens_and_images_must_agree(images):
 
 
 def test_the_covering_shape_covers():
-    """Each example alone, with lengths rounded up by less than one step."""
+    """It holds each example alone, with lengths rounded up by less than one step."""
     rng = np.random.default_rng(5)
     examples = [example(rng, images=i % 3, branches=1 + i % 4) for i in range(20)]
     shape = RowShape.covering(examples)
@@ -502,7 +502,7 @@ def test_the_covering_shape_covers():
 
 
 def test_stacking_rows_adds_the_batch_dim():
-    """In order, for every field."""
+    """Rows stay in order, in every field."""
     rng = np.random.default_rng(6)
     examples = [example(rng, index=i) for i in range(3)]
     shape = RowShape.covering(examples)

@@ -1,4 +1,4 @@
-"""The planner: operations, loops and collectives counted right, and what it refuses."""
+"""The planner: operations, loops and collectives are counted right; what it refuses."""
 
 import dataclasses
 import importlib.util
@@ -44,7 +44,7 @@ from seva_jax.types import DataError
     ],
 )
 def test_operations_agree_with_xla(trained, remat):
-    """Within 2 %: XLA also counts norms, softmax and the optimiser."""
+    """They agree within 2 %, as XLA also counts norms, softmax and the optimiser."""
     e = experiment(trained, remat)
     compiled = lower_step(e, PLANNED, mesh_of(1, 1, 1), SHAPE).compile()
     analysis = compiled.cost_analysis()
@@ -54,7 +54,7 @@ def test_operations_agree_with_xla(trained, remat):
 
 
 def test_planned_memory_is_what_arrays_take():
-    """Argument bytes of a device, planned, against real arrays on eight of them."""
+    """The planned argument bytes of a device are those of real arrays on eight of them."""
     lowered = lower_step(experiment(), PLANNED, mesh_of(2, 2, 2), SHAPE)
     compiled = lowered.compile()
     memory = compiled.memory_analysis()
@@ -76,7 +76,7 @@ def test_planned_memory_is_what_arrays_take():
 
 
 def test_collectives_of_loops():
-    """A gather in a scan of seven, in a scan of three, counts twenty-one times."""
+    """A gather in a scan of seven, inside a scan of three, counts twenty-one times."""
     devices = mesh_of(1, 8, 1)
     row = NamedSharding(devices, PartitionSpec("fsdp"))
     everywhere = NamedSharding(devices, PartitionSpec())
@@ -98,7 +98,7 @@ def test_collectives_of_loops():
 
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2), (1, 1, 8)])
 def test_no_activation_is_replicated(sizes, capfd):
-    """XLA says so where it finds no other way from one layout to the next."""
+    """XLA warns where it finds no other way from one layout to the next."""
     eight = dataclasses.replace(
         PLANNED, text=dataclasses.replace(PLANNED.text, num_heads=8, num_kv_heads=8),
         vision=dataclasses.replace(PLANNED.vision, num_heads=8),
@@ -108,7 +108,7 @@ def test_no_activation_is_replicated(sizes, capfd):
 
 
 def test_kinds_and_groups():
-    """Read from lines as different compilers write them."""
+    """They are read from lines as different compilers write them."""
     lines = """
 HloModule m
 
@@ -161,7 +161,7 @@ ENTRY %main (a: f32[4]) -> f32[4] {
 
 
 def test_rollouts_lower():
-    """Prefill and decode for a mesh."""
+    """Prefill and decode can be lowered for a mesh."""
     e = dataclasses.replace(experiment(), rollout=dataclasses.replace(
         experiment().rollout, sampling=Sampling(4), batch_size=8))  # fmt: skip
     for program in lower_rollout(e, PLANNED, mesh_of(2, 2, 2), 64):
@@ -171,7 +171,7 @@ def test_rollouts_lower():
 
 
 def test_published_config_shapes():
-    """The published run: 576 image tokens, two answers, rounded up."""
+    """The published run has 576 image tokens and two answers, rounded up."""
     options = PlanOptions(topology=("v5e:4x4",))
     assert row_shape(LlavaConfig(), options, 2) == RowShape(960, 1, 2, 128, 1, 256)
     e = read_config(config_directory() / "llava15_7b_seva.py")
@@ -220,7 +220,7 @@ def test_a_slice_that_libtpu_does_not_know():
 
 @needs_libtpu
 def test_only_data_spans_slices():
-    """Two slices: every fsdp group lies in one of them."""
+    """With two slices, every fsdp group is within one of them."""
     devices = Topology.parse("2xv5e:4x4").devices()
     assert len(devices) == 32
     found = MeshShape(fsdp=8, tensor=2).make(devices)
@@ -233,7 +233,7 @@ def test_only_data_spans_slices():
 
 @needs_libtpu
 def test_libtpu_knows_the_preset():
-    """An unknown flag ends the process as soon as libtpu is loaded."""
+    """An unknown flag would end the process as soon as libtpu is loaded."""
     code = (
         "from seva_jax.runtime.processes import ProcessOptions, set_libtpu_flags\n"
         "from seva_jax.plan.chips import Topology\n"
@@ -252,7 +252,7 @@ def test_libtpu_knows_the_preset():
 @needs_libtpu
 @pytest.mark.slow
 def test_the_command(capsys, tmp_path):
-    """The default run's tiny model on two slices; a batch that does not divide."""
+    """It plans the tiny model of the default run on two slices, and refuses some batches."""
     arguments = [
         "--size",
         "base",

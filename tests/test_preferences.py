@@ -1,4 +1,4 @@
-"""Preferences that others made: each format written as its authors write it, and its traps."""
+"""Preferences made by others: each format as its authors write it, and its traps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def encoded(level, kind="PNG") -> bytes:
-    """A grey image that can be told from others by its level."""
+    """Draws a grey image; its level tells it from others."""
     file = io.BytesIO()
     Image.new("RGB", (4, 3), (level,) * 3).save(file, kind)
     return file.getvalue()
@@ -38,7 +38,7 @@ def encoded(level, kind="PNG") -> bytes:
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    """Images `a.png` (10) and `b.gif` (20)."""
+    """Writes images `a.png` (10) and `b.gif` (20)."""
     folder = tmp_path / "images"
     folder.mkdir()
     (folder / "a.png").write_bytes(encoded(10))
@@ -81,7 +81,7 @@ def test_seva_step3(root, tmp_path):
 
 
 def test_rlaif_v_parquet(tmp_path):
-    """Two shards in a folder, as on the Hub; the image is inside, `image_path` leads nowhere."""
+    """Two shards in a folder are read as on the Hub: images are embedded, `image_path` ignored."""
     schema = pa.schema(
         [(x, pa.string()) for x in ("ds_name",)]
         + [("image", HF_IMAGE)]
@@ -117,7 +117,7 @@ def test_rlaif_v_parquet(tmp_path):
 
 @pytest.mark.parametrize("as_string", [True, False])
 def test_rlhf_v_parquet(tmp_path, as_string):
-    """`text` is declared as a string and holds an object."""
+    """The column `text` is declared as a string and holds an object."""
     said = {"question": "Q?", "chosen": "yes", "rejected": "no"}
     rows = [
         {"ds_name": "RLHF-V", "image": {"bytes": encoded(7), "path": "x.jpg"}, "idx": i,
@@ -346,7 +346,7 @@ def test_trl_bad_records(root, tmp_path):
 
 
 def test_trl_parquet(tmp_path):
-    """Several images in a cell; `text` of an image part is null, as `datasets` writes it."""
+    """A cell may have several images; `datasets` writes a null as `text` of an image part."""
     message = pa.list_(
         pa.struct(
             [
@@ -406,7 +406,7 @@ def test_swift_lines(root, tmp_path):
 
 
 def test_swift_sides_that_see_different_images(root, tmp_path):
-    """Two trees; without a rejected text the same answer to both."""
+    """They become two trees; without a rejected text both have the same answer."""
     apart = SWIFT | {"rejected_images": ["b.png"]}
     alone = {k: v for k, v in apart.items() if k != "rejected_response"}
     whole = [

@@ -1,4 +1,4 @@
-"""`seva_jax.from_pretrained` without torch: arrays and options it takes and refuses."""
+"""`seva_jax.from_pretrained` without torch: the arrays and options that it takes and refuses."""
 
 import subprocess
 import sys
@@ -68,7 +68,7 @@ def test_options_out_of_range(tmp_path):
         llava.generate(ids, temperature=-1.0)
     with pytest.raises(DataError, match=r"top_p is 0\.0"):
         llava.generate(ids, top_p=0.0)
-    with pytest.raises(DataError, match="row 1 has no token"):
+    with pytest.raises(DataError, match="all tokens of row 1 are masked"):
         llava.generate(np.array([[1], [2]]), attention_mask=np.array([[1], [0]]))
     with pytest.raises(DataError, match=r"tokenizer\.json"):
         _ = llava.tokenizer

@@ -46,7 +46,7 @@ NEW = 8  # tokens generated
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """(name of a config) -> (transformers' model, ours), each made once."""
+    """Returns a function from the name of a config to (transformers' model, ours), made once."""
     made = {}
 
     def get(name):
@@ -149,7 +149,7 @@ def their_answers(model, batch, **options):
 
 
 def a_stop(free_T):
-    """A token of an answer that ends it early, but not at once."""
+    """Returns a token of an answer that ends it early, but not at once."""
     first = [list(free_T).index(token) for token in free_T[: NEW - 2]]
     return int(free_T[max(first)])
 
@@ -193,7 +193,7 @@ def test_greedy_answers_with_early_stop(pair, name, images, texts):
 
 @pytest.mark.parametrize("penalty", [1.1, 3.0, 0.8])
 def test_repetition_penalty(pair, penalty):
-    """Of tokens of prompt and answer; row by row, as theirs counts padding among the tokens."""
+    """It counts tokens of prompt and answer, row by row, because theirs counts padding too."""
     theirs, ours = pair(PLAIN)
     free = {1.0: [], penalty: []}
     for images, text, seed in ((1, 7, 1), (0, 9, 2), (2, 5, 3)):

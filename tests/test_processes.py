@@ -1,4 +1,4 @@
-"""Real processes that form one run: the same results as one process, and what happens at a death.
+"""Real processes that form one run: they give what one process gives, and notice a death.
 
 `launch/local.py` starts them, with fake CPU devices and gloo between them.
 """
@@ -25,7 +25,7 @@ LEAN = Path(__file__).parent / "lean.py"
 
 
 def launch(workdir, num_processes, num_devices, *options, env=None, status=0, grace=40):
-    """Runs the worker in several processes; returns what they printed."""
+    """Runs the worker in several processes; returns their output."""
     command = [
         *(sys.executable, ROOT / "launch" / "local.py", "--processes", num_processes),
         *("--devices", num_devices, "--grace", grace, "--", sys.executable, LEAN, "process_worker"),
@@ -48,7 +48,7 @@ def lines(path):
 
 
 def calls_of(workdir):
-    """Numbers that a builder's calls of the model gave; texts must be equal, so they are hashed."""
+    """Returns the numbers that a builder's calls of the model gave, with texts as hashes."""
     answers, measures, features = (
         lines(workdir / "calls" / f"{name}.jsonl")[1:]
         for name in ("answers", "measures", "features")
@@ -67,7 +67,7 @@ def losses(workdir):
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
-    """The run in one process with four devices, which died early in alignment."""
+    """Returns a run in one process with four devices that died early in alignment."""
     workdir = tmp_path_factory.mktemp("processes") / "begun"
     death = {"KILL_PROCESS": "0", "KILL_AT": "2"}
     launch(workdir, 1, 4, "--mesh.data", 2, "--mesh.fsdp", 2, env=death, status=1)
@@ -77,7 +77,7 @@ def begun(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(begun):
-    """It has gone on to its end."""
+    """Returns that run, resumed and finished."""
     workdir = shutil.copytree(begun, begun.with_name("alone"))
     launch(workdir, 1, 4, "--mesh.data", 2, "--mesh.fsdp", 2)
     return workdir
@@ -86,7 +86,7 @@ def alone(begun):
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_processes", "mesh"), [(2, (2, 2, 1)), (4, (1, 2, 2))], ids=str)
 def test_processes_equal_one(alone, tmp_path, num_processes, mesh):
-    """Twenty steps of DPO, rollouts, reference, evaluation; with tensor 2 two share their rows."""
+    """It holds for DPO, rollouts, reference and evaluation; with tensor 2 two share their rows."""
     data, fsdp, tensor = mesh
     out = launch(
         tmp_path / "run", num_processes, 4 // num_processes,
@@ -107,7 +107,7 @@ def test_processes_equal_one(alone, tmp_path, num_processes, mesh):
 
 @pytest.mark.slow
 def test_a_dead_process_ends_the_others_and_fewer_resume(begun, alone, tmp_path):
-    """Four processes, then two, then one; one dies each time, and the others end by themselves."""
+    """Of four, then two processes one dies, and the others end; one process finishes the run."""
     workdir = shutil.copytree(begun, tmp_path / "run")
     for number, (num_processes, (data, fsdp), dead, at) in enumerate(
         [(4, (4, 1), "1", "8"), (2, (2, 2), "0", "14"), (1, (1, 1), "-1", "0")]
@@ -126,7 +126,7 @@ def test_a_dead_process_ends_the_others_and_fewer_resume(begun, alone, tmp_path)
 
 @pytest.mark.slow
 def test_a_frozen_process_ends_the_other(begun, tmp_path):
-    """It keeps its connections, so that only its silence tells."""
+    """It keeps its connections open, so only its silence tells."""
     workdir = shutil.copytree(begun, tmp_path / "run")
     frozen = {"KILL_PROCESS": "1", "KILL_AT": "8", "KILL_SIGNAL": "SIGSTOP"}
     launch(
@@ -161,7 +161,7 @@ def test_one_process_has_nothing_to_join():
 
 @pytest.mark.parametrize("dies", [0, 1])
 def test_the_launcher_notices_any_death(dies):
-    """The others get the grace, then they are ended; the status is that of the dead one."""
+    """The others are ended after the grace, and the status is that of the dead one."""
     command = f"[ $JAX_PROCESS_ID = {dies} ] && exit 7; exec sleep 60"
     start = time.monotonic()
     local = [sys.executable, str(ROOT / "launch" / "local.py"), "--grace", "0.5"]

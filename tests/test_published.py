@@ -1,4 +1,4 @@
-"""What recipes say of themselves: commands that can be pasted, and the numbers of the papers."""
+"""What recipes say about themselves: commands that can be pasted, and the papers' numbers."""
 
 import ast
 import re
@@ -19,13 +19,13 @@ OPTIONS = re.compile(r"`(--[a-z][^`]*)`")
 
 
 def said(path):
-    """The module docstring of a recipe."""
+    """Returns the module docstring of a recipe."""
     return ast.get_docstring(ast.parse(path.read_text("utf-8")))
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
 def test_the_commands_of_a_recipe(path, monkeypatch):
-    """It has one; all are accepted, with every option named beside, and fit eight devices."""
+    """There is one; it is accepted with every option named next to it, and fits eight devices."""
     monkeypatch.chdir(config_directory().parent)
     text = said(path)
     commands = [re.sub(r"\\\n", "", found) for found in COMMAND.findall(text)]
@@ -55,7 +55,7 @@ PUBLISHED = {
                     "pairs.sampling.temperature": 0.0, "pairs.sampling.repetition_penalty": 1.1},
     ],
     "gapo": [
-        {"objective.weighting": "seva_jax.objectives.weighting.ScoreGap",
+        {"objective.weighting": "seva_jax.objectives.ScoreGap",
          "objective.weighting.base": 2.0, "objective.weighting.relative": False},
     ],
     "grape": [
@@ -71,15 +71,15 @@ PUBLISHED = {
     ],
     "mmedpo": [
         ADAPTERS | {"optim.lr": 1e-7, "train.epochs": 3, "train.trained": ["lora"],
-                    "objective.weighting": "seva_jax.objectives.weighting.RawScore",
+                    "objective.weighting": "seva_jax.objectives.RawScore",
                     "prompts.sources.1.noise.noise": "pixels", "prompts.sources.1.noise.std": 10.0,
                     "prompts.sources.1.noise.region": "heat"},
     ],
     "povid": [
         ADAPTERS | {"optim.lr": 1e-7, "objective.beta": 0.1, "train.epochs": 3},
         ADAPTERS | {"optim.lr": 1e-7, "objective.beta": 0.1, "train.epochs": 1, "base.merge": True,
-                    "objective": "seva_jax.objectives.visual.Inherent",
-                    "prompts.change": "seva_jax.corrupt.diffusion.PixelNoise",
+                    "objective": "seva_jax.objectives.Inherent",
+                    "prompts.change": "seva_jax.corrupt.PixelNoise",
                     "prompts.change.step": 500},
     ],
     "realign": [
@@ -102,7 +102,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_numbers(name):
-    """Of the papers and releases, in every run of the recipe."""
+    """Every run of the recipe has the numbers of the papers and releases."""
     runs = runs_of(read_config(config_directory() / f"{name}.py"))
     published = PUBLISHED[name]
     for number, run in enumerate(runs):

@@ -1,4 +1,4 @@
-"""Quantised frozen bases: what is stored, what it computes, what trains, what is refused."""
+"""Quantised frozen bases: what is stored, computed, trained and refused."""
 
 import dataclasses
 import functools
@@ -46,7 +46,7 @@ INPUTS = {
 
 
 def scaled(config=TINY_HF):
-    """Random parameters of the size trained ones have."""
+    """Returns random parameters of the size that trained ones have."""
     return jax.tree.map(lambda x: jnp.asarray(x) * 0.2, random_params(config))
 
 
@@ -101,7 +101,7 @@ def test_it_computes_what_the_dequantised_model_does(kind):
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_loading_onto_a_mesh(tmp_path, kind):
-    """Sharded or not, the same as quantising afterwards; scales are split like their kernels."""
+    """Loading equals quantising afterwards, sharded or not; scales are split like their kernels."""
     directory = write_llava(tmp_path)
     expected = stored(kind, jax.tree.map(jnp.asarray, random_params(TINY_HF)))
     equal = lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b))  # noqa: E731
@@ -119,7 +119,7 @@ def test_tiles_that_a_mesh_cannot_split():
     model = Llava(dataclasses.replace(TINY_HF, text=text))
     boxed = abstract_stored(abstract_variables(model)["params"], "nf4", "float32")
     with pytest.raises(
-        DataError, match=r"kernel/\.scale: dim 1 \('embed', size 3\).*'fsdp' of size 2"
+        DataError, match=r"kernel/scale: dim 1 \('embed', size 3\).*'fsdp' of size 2"
     ):
         variable_shardings(mesh_of(fsdp=2), boxed)
 
@@ -171,7 +171,7 @@ def test_what_cannot_be(kind, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_a_whole_run(tmp_path, four_devices, kind):
-    """On four devices: rollouts with a cache, reference, step-0 loss, training, evaluation."""
+    """Rollouts with a cache, reference, training and evaluation work on four devices."""
     experiment = small(tmp_path / "run", "--compute.base-weights", kind)
     experiment = dataclasses.replace(
         experiment, corrupt=experiment.corrupt[:1], train=dataclasses.replace(
@@ -199,7 +199,7 @@ def answers(ctx):
 
 
 def test_memory_by_the_compiler():
-    """What the compiled program says its weights take is the number of bytes they have."""
+    """The compiled program's weights take exactly the bytes that they have."""
     model = Llava(TINY_HF, dtype=jnp.dtype("bfloat16"))
     shapes = abstract_params(model)
     num = sum(leaf.size for leaf in jax.tree.leaves(shapes))

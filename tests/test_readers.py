@@ -1,4 +1,4 @@
-"""Batches from processes: the same ones, resumable either way, and no process outlives its run."""
+"""Batches from worker processes: those of threads, resumable, and no process outlives its run."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_processes_give_what_threads_give(tmp_path):
-    """Same batches, and a state that either continues from."""
+    """Batches are equal, and either continues from the other's state."""
     found = all_batches(tmp_path)
     whole = list(found.iterate())
     assert len(whole) == 8
@@ -54,7 +54,7 @@ def test_processes_give_what_threads_give(tmp_path):
 
 
 def test_an_iterator_without_processes_yet_has_a_state():
-    """Processes start with the first element."""
+    """Processes only start with the first element."""
     iterator = ProcessIterator(grain.MapDataset.range(5), 2, 1)
     iterator.set_state({"next_index": 3})
     assert iterator.get_state() == {"next_index": 3}
@@ -63,7 +63,7 @@ def test_an_iterator_without_processes_yet_has_a_state():
 
 @pytest.fixture
 def reading(tmp_path):
-    """A process that reads with two others, and the ids of these."""
+    """Starts a process that reads with two others; yields it and the ids of these."""
     (tmp_path / "reading.py").write_text(READING)
     argv = [sys.executable, "-W", "ignore", str(tmp_path / "reading.py")]
     pipe = subprocess.PIPE
@@ -85,7 +85,7 @@ def reading(tmp_path):
 
 @pytest.mark.slow
 def test_processes_end_with_a_killed_run(reading):
-    """Within five seconds."""
+    """They end within five seconds."""
     run, _ = reading
     run.send_signal(signal.SIGKILL)
     assert run.wait() == -signal.SIGKILL
@@ -93,7 +93,7 @@ def test_processes_end_with_a_killed_run(reading):
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_run(reading):
-    """With an error that says so; not so a Ctrl-C, which is for the run to answer."""
+    """The error says so; a Ctrl-C does not end it, as the run has to answer that."""
     run, pids = reading
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(pids[0], number)
@@ -109,7 +109,7 @@ def test_a_killed_process_ends_the_run(reading):
 
 @pytest.mark.slow
 def test_the_command_with_reading_processes(whole_run, tmp_path):
-    """Killed with two and finished with one it ends as the one that reads in threads."""
+    """Killed with two of them and finished with one, it equals the run that reads in threads."""
     workdir, cache = tmp_path / "run", whole_run / "cache"
     options = ("--train.save-every", 1, "--train.read-processes", 2)
     with train(cache, workdir, *options, env={"COMMIT_S": "0.3"}) as run:
@@ -128,19 +128,19 @@ def test_the_command_with_reading_processes(whole_run, tmp_path):
 
 
 def descendants(pid):
-    """Processes that a process has started, and those that these have."""
+    """Returns the processes that a process has started, directly or not."""
     found = Path(f"/proc/{pid}/task").glob("*/children")
     children = [int(child) for path in found for child in path.read_text().split()]
     return children + [pid for child in children for pid in descendants(child)]
 
 
 def command_of(pid):
-    """A process's command line."""
+    """Returns a process's command line."""
     return Path(f"/proc/{pid}/cmdline").read_text()
 
 
 def alive(pid):
-    """Whether a process runs; one that ended and was not waited for does not."""
+    """Returns whether a process runs; one that ended and was not waited for does not."""
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:

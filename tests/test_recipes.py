@@ -1,4 +1,4 @@
-"""Every recipe of `configs/`: all can be read and written back; the tiny ones train to the end."""
+"""Every recipe of `configs/` can be read and written back; the tiny ones train to the end."""
 
 import dataclasses
 from pathlib import Path
@@ -28,7 +28,7 @@ PROMPTS = 24
 
 @pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
 def test_every_recipe_reads_and_rebuilds(path, tmp_path, capsys):
-    """It passes the checks, `--print-config` shows it, and what that shows is the same recipe."""
+    """It passes the checks, and what `--print-config` shows is the same recipe."""
     experiments, _ = load_experiments("test", ["--config", str(path)])
     assert experiments == read_configs(path)
     assert len({e.workdir for e in experiments}) == len(experiments)
@@ -43,7 +43,7 @@ def test_every_recipe_reads_and_rebuilds(path, tmp_path, capsys):
 
 
 def fewer(config):
-    """A part of a config in which every source of prompts has at most `PROMPTS` of them."""
+    """Returns a part of a config in which no source has more than `PROMPTS` prompts."""
     if isinstance(config, tuple):
         return tuple(map(fewer, config))
     if not dataclasses.is_dataclass(config):
@@ -55,7 +55,7 @@ def fewer(config):
 
 
 def shrunk(e):
-    """A recipe in which everything is small: what it computes, not what it learns, is tested."""
+    """Returns a small version of a recipe, for tests of what it computes, not of what it learns."""
     small = dataclasses.replace
     base = e.base
     if isinstance(base, TrainedBase):
@@ -79,9 +79,9 @@ def shrunk(e):
 
 
 def plausible(workdir):
-    """Rollouts of a model that has learned something: the truth, and wrong answers.
+    """Replaces rollouts by the truth and wrong answers, as of a model that has learned something.
 
-    Those of a model that was trained for a few steps do not differ, so there would be no pairs.
+    A model that was trained for a few steps says the same twice, so there would be no pairs.
     """
     records, rng = read_rollouts(workdir), np.random.default_rng(0)
     for record in records:
@@ -101,14 +101,14 @@ def quick(one_device):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where all recipes run: later ones take the base model from earlier ones."""
+    """Returns the folder of all recipes; later ones take the base model from earlier ones."""
     return tmp_path_factory.mktemp("recipes")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", TINY, ids=lambda p: p.stem)
 def test_a_tiny_recipe_trains(path, folder, capsys):
-    """To the report, with finite losses; called again, there is nothing left to do."""
+    """It reaches the report with finite losses; run again, it has nothing left to do."""
     stages = table(after={"rollouts": lambda ctx: plausible(ctx.workdir.path)})
     others = [found.parent for found in folder.rglob("*/stages.json")]
     for index, experiment in enumerate(read_configs(path)[:2]):  # two runs of a sweep

@@ -30,7 +30,7 @@ MASK[20:70, 30:110] = 1
 
 @pytest.mark.parametrize("noise", ["pixels", "diffusion"])
 def test_noise_is_inside_only(noise):
-    """Every pixel outside is untouched, and nearly all inside are changed; keys decide."""
+    """No pixel outside changes, nearly all inside do, and the key decides how."""
     change = RegionNoise("mask", noise)
     found = change(KEY, IMAGE, MASK)
     assert found.dtype == np.uint8
@@ -42,7 +42,7 @@ def test_noise_is_inside_only(noise):
 
 
 def test_statistics_of_the_released_noise():
-    """A normal distribution of deviation 10, of which one half is below black."""
+    """It is normal with deviation 10, and half of it is below black."""
     levels = RegionNoise("mask", std=10.0)(KEY, IMAGE, MASK)[MASK == 1].astype(float)
     num = levels.size
     assert (levels == 0).mean() == pytest.approx(0.5 + 0.0199, abs=4 * 0.5 / num**0.5)
@@ -52,7 +52,7 @@ def test_statistics_of_the_released_noise():
 
 
 def test_statistics_of_the_papers_noise():
-    """Of a grey image, at a step where little is clipped."""
+    """They hold for a grey image, at a step where little is clipped."""
     step, grey = 250, np.full_like(IMAGE, 128)
     root_abar, sigma = diffusion_schedule()
     found = RegionNoise("mask", "diffusion", step=step)(KEY, grey, MASK)[MASK == 1]
@@ -63,7 +63,7 @@ def test_statistics_of_the_papers_noise():
 
 
 def blurred(values, sigma):
-    """A Gaussian blur written out in two dimensions."""
+    """Returns a Gaussian blur, written out in two dimensions."""
     reach = int(np.ceil(3 * sigma))
     offsets = np.arange(-reach, reach + 1)
     kernel = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * sigma**2))
@@ -74,7 +74,7 @@ def blurred(values, sigma):
 
 
 def test_threshold_against_numpy():
-    """Blurred heat above its mean minus its deviation."""
+    """A region is where blurred heat is above its mean minus its deviation."""
     heat = np.random.default_rng(5).random((40, 50)).astype(np.float32)
     heat[5:35, 5:45] += 1
     smooth = blurred(heat, 0.04 * 50)
@@ -103,7 +103,7 @@ def test_maps_of_another_size_are_resized():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Images a to f, with maps for some of them, good and bad."""
+    """Writes images a to f, with good and bad maps for some of them."""
     (tmp_path / "images").mkdir()
     maps = tmp_path / "maps"
     maps.mkdir()
@@ -123,7 +123,7 @@ def folder(tmp_path):
 
 
 def pairs(folder, names="abcdefgh", **fields):
-    """A pair for each image."""
+    """Makes a pair for each image."""
     lines = [
         {"id": n, "images": [f"{n}.png"], "prompt": "What?", "chosen": "red", "rejected": "blue"}
         | {key: value[i] for key, value in fields.items()}
@@ -135,7 +135,7 @@ def pairs(folder, names="abcdefgh", **fields):
 
 
 def test_pairs_with_noised_regions(folder):
-    """What has a map becomes a pair of one answer and two images; the rest is counted."""
+    """A pair with a map becomes one of an answer and two images; others are counted."""
     source = NoisedRegions(pairs(folder), MapFolder(str(folder / "maps")), RegionNoise("mask"))
     data = source.open()
     assert [c.prompt.id for c in data.comparisons] == ["a", "b"]
@@ -155,7 +155,7 @@ def test_pairs_with_noised_regions(folder):
 
 
 def test_no_view_is_lost():
-    """Pairs that have a second view already are not for this: each is counted."""
+    """Pairs that already have a second view are refused, with their number."""
     with pytest.raises(DataError, match="3 several views"):
         NoisedRegions(ChangedImages(WorldPairs(num=3)), AskedObject()).open()
 
@@ -187,7 +187,7 @@ def test_a_pickle_is_not_opened(folder):
 
 
 def test_a_huge_map_is_refused(folder, monkeypatch):
-    """A picture by the limit of images, an array by its header."""
+    """The limit of images refuses a picture, and its header an array."""
     maps = MapFolder(str(folder / "maps"))
     Image.new("1", (6000, 6000)).save(folder / "maps/i.png")
     with pytest.raises(ExampleError, match="too large"):
@@ -201,7 +201,7 @@ def test_a_huge_map_is_refused(folder, monkeypatch):
 
 
 def test_the_asked_object_of_the_world():
-    """Outside of its cell nothing changes, inside the object is gone."""
+    """Nothing changes outside its cell; inside, the object is gone."""
     source = NoisedRegions(WorldPairs(num=20), AskedObject(), RegionNoise("mask"))
     data = source.open()
     assert len(data.comparisons) == 20
@@ -246,7 +246,7 @@ def test_scores_are_those_of_all_trees(folder):
 
 
 def test_clipped_z_scores_of_the_whole_data_set(folder):
-    """Of both kinds of pairs together, against NumPy."""
+    """NumPy gives the same for both kinds of pairs together."""
     raw = [0.2, 0.9, 0.4, 0.8]
     text = ScoredPairs(pairs(folder, "abcd", score=raw))
     visual = NoisedRegions(WorldPairs(num=2), AskedObject())

@@ -1,4 +1,4 @@
-"""The report page: safe, accessible, right and small. Collecting its data is tested elsewhere."""
+"""The report page is safe, accessible, right and small. Other files test its data."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TAGS = re.compile(
 
 
 def text_fields(value: object) -> int:
-    """How many texts a value holds that a run could have written."""
+    """Returns the number of texts in a value that a run could have written."""
     if isinstance(value, str):
         return 1
     if dataclasses.is_dataclass(value):
@@ -300,7 +300,7 @@ def test_long_answers_scroll_and_take_focus():
 
 
 def contrast(one: str, two: str) -> float:
-    """Contrast ratio of two #rrggbb colours (WCAG 2.2)."""
+    """Returns the contrast ratio of two #rrggbb colours (WCAG 2.2)."""
 
     def luminance(colour: str) -> float:
         parts = [int(colour[index : index + 2], 16) / 255 for index in (1, 3, 5)]
@@ -377,7 +377,7 @@ def test_bad_choices_and_series_are_named():
 
 
 def test_given_answers_are_not_called_the_models_own():
-    """Pairs of others have no clean and corrupted images."""
+    """Pairs made by others have no clean and corrupted images."""
     own, given = (render(dataclasses.replace(full(), given=x)) for x in (False, True))
     for words in ("corrupted pictures", "own answer on the clean image"):
         assert words in own

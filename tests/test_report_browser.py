@@ -21,7 +21,7 @@ NUM = 1000
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """1,000 pairs and a few examples."""
+    """Writes a page with 1,000 pairs and a few examples."""
     pairs = photo_pairs(NUM)
     odd = dataclasses.replace(pairs[7], question="Where is the <b>Zebra</b>?")
     examples = tuple(
@@ -39,7 +39,7 @@ def page(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
-    """The page a run of several stages writes, with settings that are wider than a phone."""
+    """Writes the page of a run of several stages, with settings wider than a phone."""
     folder = tmp_path_factory.mktemp("stages")
     runs = [write_run(folder, "objective.setting_" * 9, number) for number in range(3)]
     return write_figures(compare(runs, "stage"), folder / "stages.html")
@@ -47,13 +47,13 @@ def stages(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory):
-    """A browser."""
+    """Opens a browser."""
     with browser(tmp_path_factory.mktemp("profile")) as tab:
         yield tab
 
 
 def shown(tab, section="pairs"):
-    """How many cards can be seen, as the page says it and as it is."""
+    """Returns how many cards are visible, and checks that the page says so."""
     text = tab.run(f"document.querySelector('#{section} output').textContent")
     cards = f"[...document.querySelectorAll('#{section} .card')]"
     number = tab.run(f"{cards}.filter(card => card.checkVisibility()).length")
@@ -63,7 +63,7 @@ def shown(tab, section="pairs"):
 
 
 def choose(tab, control, value):
-    """Sets one of the controls over the pairs, as a person would."""
+    """Sets one of the controls above the pairs, as a person would."""
     tab.run(
         f"(control => {{ control.{'checked' if value is True else 'value'} = "
         f"{'true' if value is True else repr(value)}; "
@@ -73,7 +73,7 @@ def choose(tab, control, value):
 
 
 def check_fit(tab, page, width, dark):
-    """Opens a page; nothing is wider than it, the theme is right, nothing is loaded."""
+    """Opens a page and checks that nothing is wider, the theme is right and nothing is loaded."""
     tab.open(page, width, 844, dark)
     assert tab.run("document.documentElement.scrollWidth") <= width
     # What a box clips does not widen the page; a box with a scroll bar may.
@@ -116,7 +116,7 @@ def test_page_loads_clean_and_fits(tab, page, width, dark):
 
 
 def test_only_what_is_near_the_screen_is_drawn(tab, page):
-    """So a thousand pairs scroll as a few do: the browser lays out the cards that come near."""
+    """The browser lays out only cards near the screen, so a thousand pairs scroll well."""
     tab.open(page)
     drawn = (
         "[...document.querySelectorAll('#pairs .card .pictures')]"

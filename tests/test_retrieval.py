@@ -1,4 +1,4 @@
-"""Re-Align's pairs: the nearest other image, and what is refilled while it is seen."""
+"""Re-Align's pairs: the nearest other image, and what the model completes while it sees that."""
 
 import numpy as np
 import pytest
@@ -15,13 +15,13 @@ TEXT = "A man wears a red hat. He sits on a bench. The sky is blue! Nobody else 
 
 
 def features(num, width=8, seed=0):
-    """Random directions."""
+    """Draws random directions."""
     found = np.random.default_rng(seed).normal(size=(num, width)).astype(np.float32)
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
 def brute_force(features_ND, group_N):
-    """The nearest of another group, one by one, in float64."""
+    """Finds the nearest of another group, one by one, in float64."""
     exact = features_ND.astype(np.float64)
     out = []
     for i, row in enumerate(exact):
@@ -39,7 +39,7 @@ def brute_force(features_ND, group_N):
 
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 10, 36, 37, 38, 1000])
 def test_nearest_in_blocks(block):
-    """Whatever the size of blocks, what looking at every pair finds."""
+    """Blocks of any size find what comparing every pair finds."""
     found_ND = features(37)
     found_ND[[5, 36]] = 0  # unreadable
     group_N = np.arange(37)
@@ -63,7 +63,7 @@ def test_of_equal_ones_the_first(block):
 
 
 def test_no_other_image():
-    """One image, or none that can be read, has no neighbour."""
+    """A single image, or one that cannot be read, has no neighbour."""
     assert nearest(features(1), np.arange(1), np.arange(1)).index_N.tolist() == [-1]
     found = nearest(np.zeros((3, 4), np.float32), np.arange(3), np.arange(3))
     assert found.index_N.tolist() == [-1, -1, -1]
@@ -74,7 +74,7 @@ def test_no_other_image():
 @pytest.mark.parametrize("block", [3, 64])
 @pytest.mark.parametrize("seed", range(5))
 def test_planted_duplicates(block, seed):
-    """Copies are never found for each other, though nothing is nearer; look-alikes are."""
+    """A copy is never found, though nothing is nearer; look-alikes are."""
     rng = np.random.default_rng(seed)
     content_N = rng.integers(0, 12, 40)  # which picture each name is
     found_ND = features(12, seed=seed)[content_N]
@@ -104,7 +104,7 @@ def test_planted_duplicates(block, seed):
 
 
 def test_all_the_same():
-    """A folder of one picture under many names has no neighbours, in few rounds."""
+    """A picture under many names has no neighbours, which takes few rounds to find."""
     calls = []
 
     def same_image(i, j):
@@ -139,7 +139,7 @@ class Pictures:
 
     @property
     def data(self):
-        """As a prompt source gives them."""
+        """Returns the pictures as a prompt source gives them."""
 
         def load_image(name):
             if name in self.broken:
@@ -150,14 +150,14 @@ class Pictures:
         return PromptSet([], load_image)
 
     def nearest(self, name):
-        """The name of the nearest other picture."""
+        """Returns the name of the nearest other picture."""
         mine = self.copies.get(name, name)
         others = [n for n in self.names if self.copies.get(n, n) != mine and n not in self.broken]
         return max(others, key=lambda n: float(self.features[name] @ self.features[n]))
 
 
 def built(rollouts, pictures=None, say=lambda p: " NEW. More.", seed=0, **options):
-    """Comparisons by id, drops, and the model that was asked."""
+    """Returns comparisons by id, drops, and the model that was asked."""
     pictures = pictures or Pictures()
     model = FakeModel(say, pictures.features, seed)
     comparisons, drops = RetrievedPairs(**options).build(rollouts, pictures.data, model)
@@ -167,12 +167,12 @@ def built(rollouts, pictures=None, say=lambda p: " NEW. More.", seed=0, **option
 
 
 def rollouts(num=6, text=TEXT):
-    """One for each picture."""
+    """Makes a rollout for each picture."""
     return [rollout(f"p{i}", text, (f"{i}.png",)) for i in range(num)]
 
 
 def test_pairs_have_what_the_objective_needs():
-    """Chosen and rejected on the image, chosen again on the nearest other one."""
+    """They are chosen and rejected on the image, and chosen on the nearest other one."""
     pictures = Pictures()
     comparisons, drops, model = built(rollouts(), pictures)
     assert drops == {}
@@ -192,7 +192,7 @@ def test_pairs_have_what_the_objective_needs():
 
 
 def test_refill_changes_only_masked_segments():
-    """A masked sentence keeps its first words; the others are as they were."""
+    """A masked sentence keeps its first words; the others are unchanged."""
     comparisons, _, model = built(rollouts(), keep=0.5, rate=0.5)
     masked = set()
     for comparison in comparisons.values():
@@ -213,7 +213,7 @@ def test_refill_changes_only_masked_segments():
 
 
 def test_how_much_is_masked():
-    """Rate of the sentences, at least one; all words of it or a part."""
+    """The rate gives the share of sentences, at least one, and all of its words or a part."""
     for rate, num in ((0.01, 1), (0.25, 1), (0.26, 2), (0.75, 3), (1.0, 4)):
         comparisons, _, _ = built(rollouts(), rate=rate)
         for c in comparisons.values():
@@ -228,7 +228,7 @@ def test_how_much_is_masked():
 
 
 def test_copies_are_never_retrieved_and_counted(capsys):
-    """The picture's copies under other names are skipped, and the view says how many there were."""
+    """Copies under other names are skipped, and the view says how many there were."""
     pictures = Pictures(7, {"4.png": "1.png", "6.png": "1.png"})
     comparisons, drops, _ = built(rollouts(7), pictures)
     assert drops == {}
@@ -245,7 +245,7 @@ def test_copies_are_never_retrieved_and_counted(capsys):
 
 
 def test_every_reason_for_a_drop():
-    """Counted; what is left is used."""
+    """Each is counted, and what is left is used."""
     mixed = [
         rollout("1", "", ("0.png",)),
         rollout("2", TEXT, ()),
@@ -276,7 +276,7 @@ def test_every_reason_for_a_drop():
 
 
 def test_a_true_answer_may_be_chosen():
-    """Where the source has one; the rollout is then not used."""
+    """If the source has one, the rollout is not used."""
     some = [rollout(f"p{i}", "rolled out", (f"{i}.png",), answer=TEXT) for i in range(2)]
     some.append(rollout("p2", "rolled out", ("2.png",)))
     comparisons, drops, _ = built(some, chosen="answer")
@@ -285,7 +285,7 @@ def test_a_true_answer_may_be_chosen():
 
 
 def test_every_choice_follows_from_seed_and_id():
-    """Not from the order of rollouts."""
+    """The order of rollouts does not matter."""
     first, _, _ = built(rollouts())
     again, _, _ = built(rollouts()[::-1])
     assert {k: c.answers for k, c in first.items()} == {k: c.answers for k, c in again.items()}

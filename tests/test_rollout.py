@@ -1,4 +1,4 @@
-"""Rows that are done take new prompts: the same answers as whole batches, in order."""
+"""Finished rows take new prompts, and give the same answers as whole batches, in order."""
 
 import itertools
 
@@ -16,7 +16,7 @@ from seva_jax.text.sampling import Sampling
 
 @pytest.fixture(scope="module")
 def variables():
-    """Answers differ in content and in length."""
+    """Returns weights with which answers differ in content and in length."""
     return jax.tree.map(np.asarray, noisy_variables(MODEL))
 
 
@@ -33,7 +33,7 @@ def ask(*arguments, **options):
 
 @pytest.fixture(scope="module")
 def expected(variables):
-    """By whole batches."""
+    """Returns the answers of whole batches."""
     found = ask(engine(variables))
     assert [a.prompt for a in found] == PROMPTS
     assert [a.prompt.id for a in found if a.dropped] == ["p5", "p6"]
@@ -44,7 +44,7 @@ def expected(variables):
 
 @pytest.mark.parametrize(("refill", "batch_size"), [(2, 7), (8, 16)])
 def test_refilled_rows_answer_the_same(variables, expected, refill, batch_size):
-    """Whatever neighbours a row has, and whenever its answer began."""
+    """It matters neither which neighbours a row has nor when its answer started."""
     assert ask(engine(variables, batch_size, refill=refill)) == expected
 
 
@@ -60,14 +60,14 @@ def test_a_repetition_penalty_under_refill(variables):
 
 
 def test_answers_come_as_they_complete(variables, expected):
-    """Not all at the end; and from any start on."""
+    """They do not all come at the end, and may start at any prompt."""
     assert len(rounds(engine(variables, refill=4))) > 5
     assert ask(engine(variables, refill=4), start=9) == expected[9:]
     assert ask(engine(variables, refill=4), start=len(PROMPTS)) == []
 
 
 def test_one_token_answers(variables):
-    """Rows that are done when they start."""
+    """Rows may be finished when they start."""
     whole = ask(engine(variables), Sampling(1))
     assert ask(engine(variables, refill=4), Sampling(1)) == whole
     assert {len(a.answers) for a in whole} == {0, 2}
@@ -80,7 +80,7 @@ def test_rows_over_devices(variables, expected, mesh):
 
 
 def test_int8_cache_is_close(variables):
-    """Most greedy answers on clean images stay, in both ways of batching the very same."""
+    """It keeps most greedy answers on clean images; both ways of batching give the same."""
     exact = ask(engine(variables), Sampling(6), corrupt=())
     int8 = ask(engine(variables, cache="int8"), Sampling(6), corrupt=())
     assert ask(engine(variables, refill=4, cache="int8"), Sampling(6), corrupt=()) == int8

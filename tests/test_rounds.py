@@ -171,7 +171,7 @@ def test_every_round_is_planned():
     assert alone.config == e.base.assets().config
     rounds = Rounds((Round(), Round(lora=LoraConfig(rank=8)), Round(prompts=WorldPrompts(num=3))))
     found = variants(dataclasses.replace(e, curriculum=rounds), options)
-    assert [v.name for v in found] == ["base LoRA r=32, stage 1", "base LoRA r=8, stage 2"]
+    assert [v.name for v in found] == ["base LoRA r=32, round 1", "base LoRA r=8, round 2"]
 
 
 # --- runs that continue each other ----------------------------------------------------------------

@@ -21,7 +21,7 @@ def variables():
 
 
 def prompts(side):
-    """Prompts of mixed lengths with 0, 1 and 2 images, padded on one side."""
+    """Draws prompts of mixed lengths with 0, 1 and 2 images, padded on one side."""
     rng = np.random.default_rng(0)
     image = np.full(PATCHES, IMAGE)
     rows = [
@@ -41,13 +41,13 @@ def prompts(side):
 
 
 def keys(num):
-    """One key a row."""
+    """Returns one key a row."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(num))
 
 
 @jax.jit
 def next_logits(variables, tokens, length, prompt_length, pixels):
-    """Logits after the first `length` tokens of one row; images are in its prompt only."""
+    """Returns logits after the first `length` tokens of a row with images in its prompt only."""
     is_image = (tokens == IMAGE) & (jnp.arange(len(tokens)) < prompt_length)
     patch = jnp.where(is_image, jnp.cumsum(is_image) - 1, -1)[None]
     size = len(tokens)
@@ -57,7 +57,7 @@ def next_logits(variables, tokens, length, prompt_length, pixels):
 
 
 def by_full_passes(variables, row, pixels):
-    """Greedy decoding without a cache."""
+    """Decodes greedily without a cache."""
     tokens, out = list(row), []
     for _ in range(NEW):
         padded = np.pad(tokens, (0, WIDTH + NEW - len(tokens)))
@@ -71,7 +71,7 @@ def by_full_passes(variables, row, pixels):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_greedy_equals_full_forward_passes(variables, side):
-    """Mixed lengths, images and padding in one batch."""
+    """Mixed lengths, images and padding may be in one batch."""
     rows, batch = prompts(side)
     out = generate(MODEL, variables, batch, keys(4), Sampling(NEW), (STOP,), PAD)
     expected = [
@@ -82,7 +82,7 @@ def test_greedy_equals_full_forward_passes(variables, side):
 
 
 def test_stops_and_pads(variables):
-    """After a stop token there is only padding; other rows go on."""
+    """After a stop token there is only padding; other rows continue."""
     _, batch = prompts("right")
     free = generate(MODEL, variables, batch, keys(4), Sampling(NEW), (), PAD)
     stop = int(free[0, 1])
@@ -95,7 +95,7 @@ def test_stops_and_pads(variables):
 
 
 def test_sampling_depends_on_its_own_key_only(variables):
-    """Another order of the rows gives the same answers; another key another answer."""
+    """Rows in another order have the same answers; another key gives another answer."""
     _, batch = prompts("right")
     sampling = Sampling(NEW, temperature=1.5, top_p=0.95)
     out = np.asarray(generate(MODEL, variables, batch, keys(4), sampling, (STOP,), PAD))
@@ -108,7 +108,7 @@ def test_sampling_depends_on_its_own_key_only(variables):
 
 
 def test_top_p_keeps_the_smallest_sufficient_set():
-    """Tokens outside the nucleus never come; those inside come in proportion."""
+    """Tokens outside the nucleus never occur; those inside occur in proportion."""
     probs = np.array([0.5, 0.3, 0.15, 0.05])
     logits = jnp.broadcast_to(jnp.log(probs), (4000, 4))
     tokens = choose(logits, keys(4000), Sampling(1, temperature=1.0, top_p=0.7))

@@ -33,7 +33,7 @@ def simulated(write_s, row_s, first_s=None, until_s=3000.0):
     ready, took, worst, saves = None, None, 0.0, 0
 
     def settle():
-        """The checkpoint under way is finished when its time has come."""
+        """Finishes the checkpoint in progress when its time has come."""
         nonlocal finished, ready, took
         if ready is not None and now >= ready:
             finished, ready, took = begun, None, write_s
@@ -62,7 +62,7 @@ def simulated(write_s, row_s, first_s=None, until_s=3000.0):
 @pytest.mark.parametrize("write_s", [0.5, 20.0, 49.0, 60.0, 99.0, 400.0])
 @pytest.mark.parametrize("row_s", [0.5, 3.0, 17.0, 49.0])
 def test_never_more_than_an_interval(write_s, row_s):
-    """However long writing takes, also while a checkpoint is written; and not much is waited."""
+    """It holds however long writing takes, also during a write; little time is spent waiting."""
     worst, share, saves = simulated(write_s, row_s)
     assert worst <= EVERY_S + 1e-6
     assert share > 0.9 * min(1, (EVERY_S - 3 * row_s) / (2 * write_s))
@@ -71,7 +71,7 @@ def test_never_more_than_an_interval(write_s, row_s):
 
 
 def test_a_slow_first_row():
-    """A compilation longer than the interval is not made worse."""
+    """A compilation longer than the interval costs nothing more."""
     worst, _, _ = simulated(20.0, 1.0, first_s=250.0)
     assert worst <= 250 + 1 + 20
 
@@ -88,7 +88,7 @@ def test_a_slow_first_row():
     ids=["by steps", "by the clock"],
 )
 def test_training_waits_for_slow_disks(tmp_path, monkeypatch, options, ahead):
-    """Each checkpoint is complete long before it is published; a kill then costs an interval."""
+    """Checkpoints are published late here; a kill still costs at most an interval."""
     write_digests = checkpoint.write_digests
 
     def slowly(step):
@@ -106,7 +106,7 @@ def test_training_waits_for_slow_disks(tmp_path, monkeypatch, options, ahead):
 
 
 def test_saves_are_by_the_clock_unless_told_otherwise():
-    """In every shipped config; ten minutes at most."""
+    """Every shipped config saves at least every ten minutes."""
     for path in config_directory().glob("*.py"):
         for experiment in read_configs(path):
             options = experiment.train

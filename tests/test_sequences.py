@@ -39,17 +39,17 @@ SIZES = [(n, m) for n in (2, 3, 5, 7, 16, 17, 40) for m in (2, 3, 4, 8, 16)]
 
 @pytest.fixture(scope="module")
 def variables():
-    """Weights with which answers differ in content and in length."""
+    """Returns weights with which answers differ in content and in length."""
     return noisy_variables(MODEL)
 
 
 def drawn(corruption, num, seed=0):
-    """One order of `num` items."""
+    """Draws one order of `num` items."""
     return corruption.order(np.random.default_rng(seed), num)
 
 
 def runs(order):
-    """An order as its longest runs of successive numbers."""
+    """Splits an order into its longest runs of successive numbers."""
     starts = [i for i, x in enumerate(order) if i == 0 or x != order[i - 1] + 1]
     return [order[a:b] for a, b in itertools.pairwise([*starts, len(order)])]
 
@@ -76,7 +76,7 @@ def test_every_item_once_and_groups_stay_together(kind, num, groups):
 
 
 def test_all_shuffles_are_as_likely():
-    """Of three groups there are five orders but their own."""
+    """Three groups have five orders other than their own."""
     found = [tuple(drawn(Shuffle(3), 6, seed)) for seed in range(1000)]
     counts = [found.count(order) for order in set(found)]
     assert len(counts) == 5
@@ -85,7 +85,7 @@ def test_all_shuffles_are_as_likely():
 
 @pytest.mark.parametrize(("num", "groups"), SIZES)
 def test_dropping_keeps_a_share(num, groups):
-    """N / m items, at least one, in their order; all are kept by some draw."""
+    """It keeps N / m items, at least one, in order; every item is kept by some draw."""
     kept = [drawn(Drop(groups), num, seed) for seed in range(200)]
     assert {len(order) for order in kept} == {max(1, num // groups)}
     assert all(order == sorted(set(order)) for order in kept)
@@ -97,7 +97,7 @@ PROMPT = Prompt("p", "what is it", tuple("01234789"))
 
 @pytest.mark.parametrize("change", [Drop(4), Shuffle(4), Reverse(2)])
 def test_keys_decide(change):
-    """The same key, the same prompt; other keys differ, but for Reverse; the question stays."""
+    """A key always gives the same prompt; other keys differ, except for Reverse; questions stay."""
     found = [change.changed(corruption_key(7, "p", i), PROMPT) for i in (0, 0, 1, 2, 3, 4)]
     assert found[0] == found[1]
     assert (len({p.images for p in found}) > 1) != isinstance(change, Reverse)
@@ -106,7 +106,7 @@ def test_keys_decide(change):
 
 
 def test_places_of_dropped_images_go_with_them():
-    """What is said about a kept image stays beside it."""
+    """What is said about a kept image stays next to it."""
     question = "a <image> b <image> c <image> d"
     prompt = Prompt("p", question, ("1", "2", "3"))
     found = Drop(2).changed(jax.random.key(0), prompt)
@@ -146,7 +146,7 @@ def test_what_has_no_sequence(prompt, change, reason):
 
 @pytest.fixture
 def clips(tmp_path):
-    """Clips with captions, one without, one with a broken list."""
+    """Writes clips with captions, one without, and one with a broken list."""
     Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
     clip = {"question": "What happens?", "images": ["0.png"], "answer": "It sleeps."}
     lines = [
@@ -198,7 +198,7 @@ class Chosen(SequenceCorruption):
 
 @pytest.mark.slow
 def test_the_model_is_asked_about_the_changed_sequence(variables):
-    """Answers equal those to prompts that are so from the start, with fewer images or words."""
+    """Answers equal those to prompts that have fewer images or words from the start."""
     prompts = [
         Prompt("a", "what is it", ("0", "1")),
         Prompt("b", "what is it", ("2", "3", "4")),
@@ -229,7 +229,7 @@ def test_the_model_is_asked_about_the_changed_sequence(variables):
 
 
 def test_single_images_are_dropped_and_counted(variables):
-    """Others are answered."""
+    """Other prompts are answered."""
     prompts = [Prompt("a", "what is it", ("0",)), Prompt("b", "what is it", ("2", "3"))]
     found = list(
         itertools.chain(*engine(variables).answer(prompts, load_image, SAMPLING, (Drop(),)))
@@ -265,7 +265,7 @@ def test_filters_on_both_sides(rule, rejected, reason):
 
 
 def test_several_corruptions_give_several_pairs(clips):
-    """With ids of their own, trained on without captions; rules must be as many."""
+    """Pairs have ids of their own and train without captions; each corruption needs a rule."""
     (prompt,) = CaptionedPrompts(clips).open().prompts
     rollout = Rollout(prompt, "a long answer", ("a short", "a longer answer yet", "as long here"))
     builder = TemplePairs(("longer", "longer", "ratio"))
@@ -284,7 +284,7 @@ def test_several_corruptions_give_several_pairs(clips):
 
 
 def stages(name):
-    """The runs of a recipe."""
+    """Returns the runs of a recipe."""
     (experiment,), _ = load_experiments("test", ["--config", str(config_directory() / name)])
     return runs_of(experiment)
 
@@ -309,7 +309,7 @@ def test_the_schedule_of_groups():
 
 
 def test_the_schedule_of_noise():
-    """The analogue for single images."""
+    """It is the analogue for single images."""
     *noised, supervised = stages("temple_image.py")
     assert [run.corrupt for run in noised] == [(DiffusionNoise(t),) for t in (999, 800, 500, 300)]
     assert all(run.base == PriorRun(e.workdir) for e, run in itertools.pairwise(noised))

@@ -22,12 +22,12 @@ from seva_jax.worlds import WorldPrompts
 
 @pytest.fixture(scope="module")
 def variables():
-    """Random weights of `helpers_trees.MODEL`."""
+    """Returns random weights of `helpers_trees.MODEL`."""
     return random_variables(MODEL)
 
 
 def several(rng, index=0, trees=3, **options):
-    """A random comparison with a random number of images and answers in each tree."""
+    """Draws a comparison with random numbers of images and answers in each tree."""
     first, *more = (
         example(rng, num_images=int(rng.integers(0, 3)), num_branches=int(rng.integers(1, 3)))
         for _ in range(trees)
@@ -36,7 +36,7 @@ def several(rng, index=0, trees=3, **options):
 
 
 def test_log_probs_equal_separate_rows(variables):
-    """Packed with others, every branch has the log-probs it has alone with its own images."""
+    """In a packed row every branch has the log-probs it has alone with its own images."""
     rng = np.random.default_rng(0)
     examples = [several(rng, i, trees=1 + i) for i in range(3)]
     batch = pack([examples, []], shape_of(examples, comparisons=3))
@@ -52,7 +52,7 @@ def test_log_probs_equal_separate_rows(variables):
 
 
 def test_rows_hold_the_trees_with_their_images():
-    """From texts and names to a row; scores lie with their branches."""
+    """Texts and names become a row; scores are with their branches."""
     plain = comparison(1, images=1, answers=("a", "b c"))
     other = View(Prompt("p2", "what is it", ("2/0", "2/1")), ("a",))
     data = rows([dataclasses.replace(plain, scores=(3.0, 2.0, 1.0), more=(other,)), plain])
@@ -73,7 +73,7 @@ def test_rows_hold_the_trees_with_their_images():
 
 @dataclasses.dataclass(frozen=True)
 class Two(PreferenceSource):
-    """Two pairs of images that this file draws."""
+    """Two pairs about images that `load_image` draws."""
 
     def open(self):
         pairs = [comparison(i, images=1 + i) for i in range(2)]
@@ -82,7 +82,7 @@ class Two(PreferenceSource):
 
 
 def test_pairs_with_changed_images():
-    """POVID's and MMedPO's visual pairs: the same answer to an image always changed alike."""
+    """POVID's and MMedPO's visual pairs have the same answer to an image, always changed alike."""
     data = ChangedImages(Two(), PixelNoise(step=500), seed=1).open()
     pair = data.comparisons[1]
     assert pair.answers == ("a", "b c")
@@ -103,7 +103,7 @@ def test_pairs_with_changed_images():
 
 @dataclasses.dataclass(frozen=True)
 class Partly(PreferenceSource):
-    """Two pairs, one of which has no image, and one more that was left out."""
+    """Two pairs, one without an image, and one more that was left out."""
 
     def open(self):
         data = Two().open()
@@ -119,7 +119,7 @@ class Partly(PreferenceSource):
 
 
 def test_a_pair_without_images_is_left_out_and_named():
-    """Among others; and what the source had left out is still known."""
+    """Other pairs are kept, and so is what the source had left out."""
     data = ChangedImages(Partly()).open()
     assert [c.prompt.id for c in data.comparisons] == [p.id for p in data.prompts] == ["p1"]
     assert data.drops == {"equal answers": 1, "no image": 1}
@@ -129,7 +129,7 @@ def test_a_pair_without_images_is_left_out_and_named():
 
 
 def test_images_are_changed_once_only():
-    """Of a mixture, and of nothing that has no answers."""
+    """A mixture can be changed; a source of no answers or of several views cannot."""
     data = ChangedImages(Concatenated((Two(), Two()))).open()
     assert [c.prompt.id for c in data.comparisons] == ["0/p0", "0/p1", "1/p0", "1/p1"]
     assert data.load_image(data.comparisons[0].more[0].prompt.images[0]).std() > 40

@@ -1,4 +1,4 @@
-"""The strict resolver, mesh sizes, and where parameters and optimiser state lie."""
+"""The strict resolver, mesh sizes, and how parameters and optimiser state are sharded."""
 
 import dataclasses
 
@@ -35,14 +35,14 @@ MODEL = Llava(DISTINCT_SIZES, LoraConfig(rank=5, alpha=5.0))
 
 @pytest.fixture(scope="module")
 def mesh():
-    """Two devices along every axis."""
+    """Returns a mesh with two devices along every axis."""
     assert len(jax.devices()) == 8
     return MeshShape(2, 2, 2).make()
 
 
 @pytest.fixture(scope="module")
 def adapters(mesh):
-    """Fresh adapters on that mesh."""
+    """Returns fresh adapters on that mesh."""
     shardings = variable_shardings(mesh, abstract_variables(MODEL)["lora"])
     return init_variables(MODEL, "lora", shardings, seed=3)
 
@@ -62,7 +62,7 @@ def adapters(mesh):
     ],
 )
 def test_sizes_of_a_mesh(shape, expected):
-    """-1 takes what is left; every device is used once."""
+    """An axis of -1 takes the remaining devices; every device is used once."""
     mesh = shape.make()
     assert mesh.axis_names == sharding.AXES
     assert tuple(mesh.shape.values()) == expected
@@ -70,7 +70,7 @@ def test_sizes_of_a_mesh(shape, expected):
 
 
 def test_a_mesh_over_some_devices():
-    """The caller's devices, in the caller's order."""
+    """It has the caller's devices, in the caller's order."""
     devices = jax.devices()[::-1][:4]
     mesh = MeshShape(fsdp=2).make(devices)
     assert mesh.shape == {"data": 2, "fsdp": 2, "tensor": 1}
@@ -102,7 +102,7 @@ def test_sizes_that_do_not_fit(shape, message):
 
 
 def test_names_become_axes(mesh):
-    """By the one table."""
+    """One table maps them."""
     found = resolve(mesh, ("layers", "embed", "mlp"), (3, 12, 20), "w")
     assert found.spec == PartitionSpec(None, "fsdp", "tensor")
     assert found.mesh is mesh
@@ -122,7 +122,7 @@ def test_names_become_axes(mesh):
     ],
 )
 def test_mistakes_name_the_parameter(mesh, names, shape, message):
-    """And the dim and the sizes."""
+    """The error also has the dim and the sizes."""
     with pytest.raises(DataError, match=message) as caught:
         resolve(mesh, names, shape, "params/language/gate_proj/kernel")
     assert str(caught.value).startswith("params/language/gate_proj/kernel: ")
@@ -135,7 +135,7 @@ def test_an_axis_of_size_one_divides_everything():
 
 
 def test_the_table_names_mesh_axes_only():
-    """Every logical name maps to an axis that exists, and parameters are never split by data."""
+    """Every logical name maps to an axis that exists; `data` never splits parameters."""
     axes = {axis for axis in LOGICAL_AXES.values() if axis is not None}
     assert axes == {"fsdp", "tensor"}
     assert set(sharding.BATCH) | axes == set(sharding.AXES)
@@ -145,7 +145,7 @@ def test_the_table_names_mesh_axes_only():
 
 
 def by_path(tree, is_leaf=None):
-    """Leaves by "a/b/c"."""
+    """Returns leaves by "a/b/c"."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
     return {"/".join(str(getattr(k, "key", k)) for k in path): leaf for path, leaf in flat}
 
@@ -173,7 +173,7 @@ EXPECTED = {
 
 
 def test_shardings_of_a_small_llava(mesh):
-    """Every parameter, against the table above; what it does not name is whole."""
+    """Every parameter is split as in the table above; what it does not name is whole."""
     shardings = variable_shardings(mesh, abstract_variables(MODEL))
     found = {name: tuple(x.spec) for name, x in by_path(shardings["params"]).items()}
     assert set(EXPECTED) <= set(found)
@@ -183,7 +183,7 @@ def test_shardings_of_a_small_llava(mesh):
 
 
 def test_adapters_are_split_as_what_they_adapt(mesh):
-    """A takes the split of the kernel's input, B that of its output; the rank is whole."""
+    """A is split like the kernel's input, B like its output; the rank is whole."""
     shardings = variable_shardings(mesh, abstract_variables(MODEL))
     found = {name: tuple(x.spec) for name, x in by_path(shardings["lora"]).items()}
     assert len(found) == 2 * 7
@@ -194,7 +194,7 @@ def test_adapters_are_split_as_what_they_adapt(mesh):
 
 
 def test_parameters_are_created_where_they_belong(mesh, adapters):
-    """And have the same values on every mesh."""
+    """They have the same values on every mesh."""
     boxed = abstract_variables(MODEL)["lora"]
     for name, sharding_ in by_path(variable_shardings(mesh, boxed)).items():
         assert by_path(adapters)[name].sharding == sharding_
@@ -206,7 +206,7 @@ def test_parameters_are_created_where_they_belong(mesh, adapters):
 
 
 def test_a_size_that_does_not_divide_names_the_parameter(mesh):
-    """Found from shapes alone, before anything is allocated."""
+    """Shapes alone tell, before anything is allocated."""
     odd = dataclasses.replace(
         DISTINCT_SIZES, text=dataclasses.replace(DISTINCT_SIZES.text, mlp_size=21)
     )
@@ -215,7 +215,7 @@ def test_a_size_that_does_not_divide_names_the_parameter(mesh):
 
 
 def test_a_variable_without_names_is_refused(mesh):
-    """Instead of replicated."""
+    """It is not silently replicated."""
     boxed = abstract_variables(MODEL)["params"]
     boxed = dict(boxed) | {"extra": {"kernel": jax.ShapeDtypeStruct((4, 4), jnp.float32)}}
     with pytest.raises(DataError, match="extra/kernel: no logical dim names"):
@@ -227,7 +227,7 @@ def test_a_variable_without_names_is_refused(mesh):
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
 def test_optimiser_state_shards_like_its_parameter(mesh, adapters, clip_norm):
-    """Both moments of every parameter; counters are whole."""
+    """It holds for both moments of every parameter; counters are whole."""
     boxed = abstract_variables(MODEL)["params"]["projector"]
     projector = jax.tree.map(
         lambda leaf, sharding_: jax.device_put(np.ones(leaf.value.shape), sharding_),
@@ -262,7 +262,7 @@ def test_optimiser_state_shards_like_its_parameter(mesh, adapters, clip_norm):
 
 
 def test_what_mirrors_no_parameter_is_replicated(mesh):
-    """A leaf whose path merely looks alike is not split."""
+    """A leaf whose path only looks alike is not split."""
     split = resolve(mesh, ("embed",), (4,), "w")
     found = state_shardings(
         mesh,
@@ -278,7 +278,7 @@ def test_what_mirrors_no_parameter_is_replicated(mesh):
 
 
 def test_rows_of_a_batch_are_split_over_data_and_fsdp(mesh):
-    """Behind the micro-batch dim; nothing is changed or reordered."""
+    """The dim after the micro-batch is split; nothing is changed or reordered."""
     batch = {"x": np.arange(2 * 8 * 3).reshape(2, 8, 3), "y": np.arange(16).reshape(2, 8)}
     placed = put_batch(mesh, batch, leading=1)
     for name, leaf in placed.items():

@@ -1,4 +1,4 @@
-"""Where every variable of the published configs lies; `goldens/make_shardings.py` wrote it down."""
+"""The sharding of every variable of the published configs; `goldens/make_shardings.py` wrote it."""
 
 import json
 import runpy

@@ -1,6 +1,6 @@
-"""SIGTERM and Ctrl-C: saved, the documented status, and nothing lost, with one process.
+"""SIGTERM and Ctrl-C to one process: it saves, ends with the documented status and loses nothing.
 
-With two: `test_signals_two.py`.
+`test_signals_two.py` has two processes.
 """
 
 import contextlib
@@ -8,8 +8,8 @@ import signal
 import time
 
 import pytest
-from helpers_run import STEPS, assert_same_run, lines, rows, saved_steps, stages, train
-from helpers_signals import answers, compiling, started
+from helpers_run import STEPS, answers, assert_same_run, lines, rows, saved_steps, stages, train
+from helpers_signals import compiling, started
 
 from seva_jax.runtime.shutdown import Status
 
@@ -25,7 +25,7 @@ CASES = (
 
 
 def test_what_a_signal_does():
-    """A loop that asks stops there; one that does not is ended after the grace, or by Ctrl-C."""
+    """A loop that checks stops; one that does not is ended after the grace, or by a Ctrl-C."""
     with contextlib.ExitStack() as stack:
         processes = [started(stack, grace, asks) for grace, asks, _, _ in CASES]
         for process in processes:
@@ -56,13 +56,13 @@ MOMENTS = (
 
 
 def computed(workdir):
-    """The journal of the reference pass: a line each batch, after the first."""
+    """Returns the journal of the reference pass: a line for each batch after the first."""
     return lines(workdir / "reference.jsonl")
 
 
 @pytest.mark.slow
 def test_one_process(whole_run, tmp_path):
-    """One run, stopped in every stage that has something to save, against one that was not."""
+    """A run that is stopped in every stage with something to save equals one that was not."""
     workdir, took = tmp_path / "run", []
     for number, (stage, condition, signals, status) in enumerate(MOMENTS):
         # A cold cache where a compilation is wanted, and time for a signal in a short pass.

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers_run import ROOT, assert_same_run, lines, rows, train
-from helpers_signals import answers, compiling, started
+from helpers_run import ROOT, answers, assert_same_run, lines, rows, train
+from helpers_signals import compiling, started
 
 from seva_jax.runtime.shutdown import Status
 
@@ -18,12 +18,12 @@ free_port = runpy.run_path(str(ROOT / "launch" / "local.py"))["free_port"]
 
 
 def children(pid):
-    """Processes that a process has started, in order."""
+    """Returns the processes that a process has started, in order."""
     return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def two(cache, workdir, *options):
-    """The command in two processes, one device each, started."""
+    """Starts the command in two processes with one device each."""
     local = (sys.executable, str(ROOT / "launch" / "local.py"), "--devices", "1", "--grace", "60")
     mesh = ("--mesh.data", 2, "--mesh.fsdp", 1)
     return train(cache, workdir, *mesh, *options, launcher=(*local, "--"))
@@ -40,7 +40,7 @@ OF_TWO = (
 
 @pytest.mark.slow
 def test_one_of_two_processes(tmp_path):
-    """Both stop at the same step, with the same status, and go on from there."""
+    """Both stop at the same step, with the same status, and resume there."""
     cache, whole, workdir = (tmp_path / name for name in ("cache", "whole/run", "stopped/run"))
     took = []
     for condition, rank in OF_TWO:
@@ -63,7 +63,7 @@ def test_one_of_two_processes(tmp_path):
 
 
 def start(stack, address, number, asks, grace_s):
-    """One of two processes of the script, which has begun."""
+    """Starts one of two processes of the script and waits until it is ready."""
     who = {"JAX_PROCESS_ID": str(number), "JAX_NUM_PROCESSES": "2"}
     process = started(stack, grace_s, asks, JAX_COORDINATOR_ADDRESS=address, **who)
     assert process.stdout.readline() == "ready\n"
@@ -71,15 +71,15 @@ def start(stack, address, number, asks, grace_s):
 
 
 def statuses(processes, timeout_s=20):
-    """How they end, which is soon."""
+    """Returns their exit statuses, which come soon."""
     return [process.wait(timeout_s) for process in processes]
 
 
 @pytest.mark.parametrize("asks", [("asks", "busy"), ("busy", "asks")])
 def test_all_save_or_none(asks):
-    """Where one finds no safe point within the grace the other, which does, does not go on alone.
+    """If one finds no safe point within the grace, the other one does not continue alone.
 
-    It would save without the other, and wait for it.
+    It would save without the other one, and wait for it.
     """
     address = f"127.0.0.1:{free_port()}"
     with contextlib.ExitStack() as stack:
@@ -93,7 +93,7 @@ def test_all_save_or_none(asks):
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_signal_while_processes_join(first):
-    """It is not forgotten, and the one that comes later hears of it."""
+    """It is not forgotten, and the process that joins later is told."""
     address = f"127.0.0.1:{free_port()}"
     with contextlib.ExitStack() as stack:
         early = start(stack, address, first, "asks", 60)

@@ -14,7 +14,7 @@ SOAK = Path(__file__).parent / "soak.py"
 
 @pytest.mark.slow
 def test_two_thousand_steps(tmp_path):
-    """With 40 checkpoints and 8 evaluations; `soak.svg` shows a run, soak.py how to draw it."""
+    """They have 40 checkpoints and 8 evaluations; soak.py draws such a run as `soak.svg`."""
     command = [sys.executable, SOAK, "--steps", "2000", "--samples", tmp_path / "samples.json"]
     done = subprocess.run(
         list(map(str, command)), env=environment(),
@@ -30,7 +30,7 @@ def test_two_thousand_steps(tmp_path):
     ("what", "slope"), [("memory", 2), ("files", 0.2), ("threads", 0.2), ("milliseconds", 1)]
 )
 def test_growth_is_noticed(what, slope):
-    """As little as 2 MiB or a fifth of a file between samples; a flat run passes."""
+    """2 MiB or a fifth of a file between samples are noticed; a flat run passes."""
     flat = {"memory": 800.0, "files": 10, "threads": 40, "milliseconds": 8.0}
     samples = [{"step": i, **flat} for i in range(40)]
     assert problems(samples) == []

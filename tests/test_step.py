@@ -1,4 +1,4 @@
-"""The tree step against the usual two-row layout, and its invariants."""
+"""The step on trees against the usual two-row layout, and its invariants."""
 
 import jax
 import jax.numpy as jnp
@@ -31,12 +31,12 @@ from seva_jax.types import BranchLogps
 
 @pytest.fixture(scope="module")
 def variables():
-    """Random weights of `MODEL`."""
+    """Returns random weights of `MODEL`."""
     return random_variables(MODEL)
 
 
 def plain_dpo(variables, reference, examples, beta=0.1):
-    """Mean DPO loss written out for two-row layout."""
+    """Returns the mean DPO loss, written out for the two-row layout."""
     losses = []
     for e in examples:
         policy = [x.sum() for x in plain_logps(variables, e)]
@@ -48,7 +48,7 @@ def plain_dpo(variables, reference, examples, beta=0.1):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_log_probs_equal_separate_rows(variables, seed):
-    """Random lengths, K = 1..4 branches, 0..2 images, one tree a row."""
+    """It holds for random lengths, K = 1..4 branches and 0..2 images, one tree a row."""
     rng = np.random.default_rng(seed)
     examples = [
         example(rng, num_images=int(rng.integers(0, 3)), num_branches=1 + seed % 4, index=i)
@@ -74,7 +74,7 @@ def test_packing_changes_nothing(variables):
 
 
 def test_a_token_sees_its_trunk_and_its_branch_only():
-    """The mask, written out for two trees."""
+    """The tree attention mask equals one written out for two trees."""
     tree = jnp.array([[1, 1, 1, 1, 2, 2, 0]])
     branch = jnp.array([[0, 0, 1, 2, 0, 3, 0]])
     expected = np.array(
@@ -93,7 +93,7 @@ def test_a_token_sees_its_trunk_and_its_branch_only():
 
 
 def run_step(variables, rows, shape, micro_batches=1, objective=None, reference=None):
-    """One SGD step of size 1, so that the update is minus the gradient; returns both."""
+    """Takes an SGD step of size 1; returns its gradient (minus the update) and metrics."""
     trainable, frozen = parts(variables)
     batch = pack(rows, shape)
     if reference is not None:
@@ -109,7 +109,7 @@ def run_step(variables, rows, shape, micro_batches=1, objective=None, reference=
 
 @pytest.mark.parametrize("num_branches", [2, 3])
 def test_dpo_loss_and_gradient_equal_separate_rows(variables, num_branches):
-    """Tree layout against the usual layout, differentiated by JAX on its own."""
+    """JAX differentiates the usual layout on its own."""
     rng = np.random.default_rng(3)
     examples = [example(rng, num_branches=num_branches, index=i) for i in range(3)]
     reference = {"params": variables["params"]}
@@ -157,7 +157,7 @@ def test_reference_in_the_step_equals_cached(variables):
 
 
 def test_gradient_is_the_mean_over_the_global_batch(variables):
-    """1 x 8, 4 x 2 accumulated and packed rows agree, with unequal weights and empty rows."""
+    """1 x 8, 4 x 2 accumulated and packed rows agree, with any weights and empty rows."""
     rng = np.random.default_rng(2)
     examples = [example(rng, index=i, weight=1.0 + i) for i in range(5)]
     shape = shape_of(examples, comparisons=3)
@@ -175,7 +175,7 @@ def test_gradient_is_the_mean_over_the_global_batch(variables):
 
 
 def test_supervised_loss_is_the_mean_negative_log_likelihood(variables):
-    """Against the written-out value."""
+    """It equals the value written out."""
     rng = np.random.default_rng(4)
     examples = [example(rng, num_branches=1, index=i) for i in range(3)]
     _, metrics = run_step(
@@ -186,7 +186,7 @@ def test_supervised_loss_is_the_mean_negative_log_likelihood(variables):
 
 
 def branches(sums):
-    """BranchLogps with one token a branch; NaN marks a branch that does not exist."""
+    """Makes BranchLogps with one token a branch; NaN marks a branch that does not exist."""
     sums = np.asarray(sums, np.float32)
     mask = ~np.isnan(sums)
     tokens = jnp.asarray(np.nan_to_num(sums))[..., None]
@@ -194,7 +194,7 @@ def branches(sums):
 
 
 def test_one_negative_is_exactly_sigmoid_dpo():
-    """-log sigmoid, also where it saturates."""
+    """The loss is -log sigmoid, also where it saturates."""
     policy = branches([[-1.0, -2.0], [-5.0, -1.0], [-900.0, -1.0], [-1.0, -900.0]])
     reference = branches([[-1.5, -1.0], [-1.0, -1.0], [-1.0, -1.0], [-1.0, -1.0]])
     loss, metrics = DPO(beta=0.3)(policy, reference)
@@ -207,7 +207,7 @@ def test_one_negative_is_exactly_sigmoid_dpo():
 
 
 def test_missing_branches_do_not_count():
-    """K = 3 with one branch absent is K = 2, and its gradient is finite."""
+    """K = 3 with one branch absent equals K = 2, and its gradient is finite."""
     policy, reference = branches([[-1.0, -2.0, np.nan]]), branches([[-2.0, -1.0, np.nan]])
     pair_policy, pair_reference = branches([[-1.0, -2.0]]), branches([[-2.0, -1.0]])
     loss, metrics = DPO()(policy, reference)
@@ -223,7 +223,7 @@ def test_missing_branches_do_not_count():
 
 
 def test_several_negatives_are_infonce():
-    """-log exp(r_c) / (exp(r_c) + sum_k exp(r_k))."""
+    """The loss is -log exp(r_c) / (exp(r_c) + sum_k exp(r_k))."""
     rng = np.random.default_rng(0)
     policy, reference = (branches(rng.normal(size=(5, 4)) * 20) for _ in range(2))
     reward = 0.1 * np.asarray(policy.sums_NK - reference.sums_NK)

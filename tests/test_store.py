@@ -1,4 +1,4 @@
-"""Files of a run: what is written comes back exactly, and damage is named."""
+"""Files of a run: what is written is read back exactly, and damage is named."""
 
 import dataclasses
 import json
@@ -27,13 +27,13 @@ TEXTS = (
 
 
 def prompt(index=0, **meta):
-    """A prompt with a difficult question and ground truth of every allowed kind."""
+    """Makes a prompt with a difficult question and ground truth of every allowed kind."""
     truth = {"objects": [["red", "circle"]], "n": 3, "p": 0.1, "none": "", **meta}
     return Prompt(f"id/{index}", TEXTS[index % len(TEXTS)], ("a.png", "b/ü.jpg"), truth)
 
 
 def comparisons():
-    """Several shapes of comparison."""
+    """Makes comparisons of several shapes."""
     return [
         Comparison(prompt(0), ("yes", "no"), corruptions=(0,)),
         Comparison(prompt(1), TEXTS[:4], weight=0.1, corruptions=(0, 1, 2)),
@@ -46,7 +46,7 @@ def comparisons():
 
 
 def test_rollouts_round_trip(tmp_path):
-    """Appended batch by batch."""
+    """They are appended batch by batch."""
     path = tmp_path / "rollouts.jsonl"
     rollouts = [Rollout(prompt(i), TEXTS[i], (TEXTS[-i], "x")) for i in range(len(TEXTS))]
     files.append_lines(path, map(json_records.rollout_record, rollouts[:2]))
@@ -57,7 +57,7 @@ def test_rollouts_round_trip(tmp_path):
 
 
 def test_beginnings_of_answers_are_written_where_there_are_some(tmp_path):
-    """Files of prompts without one are what they were, and are read as before."""
+    """Files of prompts without one are as before, and earlier ones can be read."""
     begun = dataclasses.replace(prompt(), start="The circle")
     for one in (prompt(start=""), begun):
         rollout = Rollout(one, "is red", ())
@@ -75,7 +75,7 @@ def test_beginnings_of_answers_are_written_where_there_are_some(tmp_path):
 
 
 def test_finished_rollouts(tmp_path):
-    """ArrayRecord with an index for people; a run of an earlier version has its lines."""
+    """They are ArrayRecord with an index for people; runs of earlier versions have lines."""
     records = [
         json_records.rollout_record(Rollout(prompt(0), "a red circle", ("red", "a red circle"))),
         {"id": "gone", "dropped": "unreadable image"},
@@ -121,13 +121,13 @@ def test_finished_rollouts(tmp_path):
 
 
 def test_a_missing_file_has_no_lines(tmp_path):
-    """A run that has not begun."""
+    """A run that has not started has none."""
     assert files.read_lines(tmp_path / "none.jsonl") == []
     assert not (tmp_path / "none.jsonl").exists()
 
 
 def test_every_cut_of_a_file_leaves_whole_lines(tmp_path):
-    """Killed at any byte: finished lines are kept, the rest is cut off, and appending works."""
+    """Finished lines are kept, the rest is cut off, and appending works."""
     path = tmp_path / "lines.jsonl"
     records = [{"text": TEXTS[3], "n": 1}, {"n": 22}]
     files.append_lines(path, records)
@@ -143,7 +143,7 @@ def test_every_cut_of_a_file_leaves_whole_lines(tmp_path):
 
 
 def test_a_broken_line_before_the_last_is_named(tmp_path):
-    """That is no kill but damage; nothing is cut."""
+    """No kill does that, so nothing is cut."""
     path = tmp_path / "lines.jsonl"
     content = b'{"n": 1}\n{"n": \n{"n": 3}\n'
     path.write_bytes(content)
@@ -153,7 +153,7 @@ def test_a_broken_line_before_the_last_is_named(tmp_path):
 
 
 def test_bytes_that_are_not_utf8_are_named(tmp_path):
-    """A disk that lies."""
+    """A failing disk may return such bytes."""
     path = tmp_path / "lines.jsonl"
     path.write_bytes(b'{"n": "\xff"}\n{"n": 3}\n')
     with pytest.raises(DataError, match="line 1"):
@@ -179,7 +179,7 @@ def test_json_is_replaced_as_a_whole(tmp_path, monkeypatch):
 
 
 def test_comparisons_round_trip(tmp_path):
-    """Equal, in order, tuples as tuples."""
+    """They are equal, in order, and tuples stay tuples."""
     path = tmp_path / "pairs.array_record"
     json_records.write_comparisons(path, comparisons())
     assert json_records.read_comparisons(path) == comparisons()
@@ -189,14 +189,14 @@ def test_comparisons_round_trip(tmp_path):
 
 
 def test_many_records_keep_their_order(tmp_path):
-    """More than a reader's chunk."""
+    """There are more than a reader's chunk holds."""
     path = tmp_path / "many.array_record"
     files.write_records(path, ({"n": n, "pad": "x" * (n % 97)} for n in range(3000)))
     assert [r["n"] for r in files.read_records(path)] == list(range(3000))
 
 
 def test_a_missing_file_is_named(tmp_path):
-    """With what to do."""
+    """The error says what to do."""
     with pytest.raises(DataError, match=r"gone\.array_record is missing"):
         files.read_records(tmp_path / "gone.array_record")
 
@@ -214,7 +214,7 @@ def test_a_missing_file_is_named(tmp_path):
     ids=["empty", "one byte", "cut in half", "last byte gone", "something else", "zeros"],
 )
 def test_a_damaged_file_is_named(tmp_path, damage):
-    """With what to do."""
+    """The error says what to do."""
     path = tmp_path / "pairs.array_record"
     json_records.write_comparisons(path, comparisons())
     path.write_bytes(damage(path.read_bytes()))
@@ -223,7 +223,7 @@ def test_a_damaged_file_is_named(tmp_path, damage):
 
 
 def test_no_flipped_byte_is_read_as_something_else(tmp_path):
-    """Hashes catch it, unless the byte is one that nobody reads."""
+    """Hashes catch it, unless no reader uses the byte."""
     path = tmp_path / "pairs.array_record"
     json_records.write_comparisons(path, comparisons())
     content = path.read_bytes()
@@ -258,7 +258,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def float32_bits(values):
-    """Their bit patterns, which tell -0.0 from 0.0."""
+    """Returns bit patterns, which tell -0.0 from 0.0."""
     return np.asarray(values, np.float32).view(np.uint32)
 
 
@@ -287,7 +287,7 @@ def test_reference_log_probs_are_exact(tmp_path):
 
 
 def test_stale_reference_log_probs_are_refused(tmp_path):
-    """Other weights, other pairs, another order, or fewer of them."""
+    """Other weights or pairs, another order, or fewer pairs are refused."""
     path = tmp_path / "reference.array_record"
     ids, logps = ["a", "b"], [[np.zeros(2, np.float32)]] * 2
     reference.write_logps(path, ids, logps, "made for this")
@@ -320,7 +320,7 @@ def test_reference_needs_one_entry_for_each_id(tmp_path):
     ids=["JSON", "lines", "records"],
 )
 def test_files_are_on_disk_before_they_have_their_names(tmp_path, monkeypatch, write):
-    """All of the file is synchronised, then it is renamed, then its folder is synchronised."""
+    """The file is synchronised, renamed, and then its folder is synchronised."""
     events, replace, fsync = [], Path.replace, os.fsync
 
     def synchronised(file):

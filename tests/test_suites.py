@@ -1,4 +1,4 @@
-"""Benchmarks: small files written exactly as their authors write them, and what comes out."""
+"""Benchmarks: small files as their authors write them, and what comes out."""
 
 import base64
 import csv
@@ -44,7 +44,7 @@ from seva_jax.types import DataError, ExampleError
 
 
 def png(color=(200, 30, 30)):
-    """A small picture's bytes."""
+    """Returns the bytes of a small picture."""
     file = io.BytesIO()
     Image.new("RGB", (6, 4), color).save(file, "PNG")
     return file.getvalue()
@@ -52,7 +52,7 @@ def png(color=(200, 30, 30)):
 
 @pytest.fixture
 def images(tmp_path):
-    """An image folder; names resolve to pictures as soon as they are asked for."""
+    """Returns an image folder whose names become pictures when they are asked for."""
     folder = tmp_path / "images"
     folder.mkdir()
     return folder
@@ -96,7 +96,7 @@ def read_lines(path):
 
 
 def read_table(path):
-    """Rows as other programs read them."""
+    """Returns rows as other programs read them."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file, dialect="excel-tab"))
 
@@ -112,7 +112,7 @@ def pope_file(folder, category, num):
 
 
 def test_pope_sets(tmp_path, images):
-    """Own labels for every set, both parsers, hashes, and the files of two scorers."""
+    """Every set has its own labels, both parsers, hashes, and the files of two scorers."""
     for category in ("random", "popular"):
         pope_file(tmp_path, category, 2)
     suite = PopeSets(folder=str(tmp_path), sets=("random", "popular"), image_root=str(images))
@@ -155,7 +155,7 @@ def test_pope_says_which_variant_it_is(tmp_path, images, num, words):
 
 
 def test_gqa(tmp_path, images):
-    """Lower case, no final dot, and a table by type."""
+    """Answers are lower case without a final dot, and there is a table by type."""
     question = {"imageId": "n1", "types": {"structural": "query", "semantic": "attr"}}
     path = dump(
         tmp_path / "testdev_balanced_questions.json",
@@ -182,7 +182,7 @@ TEXTVQA = {
 
 
 def test_textvqa(tmp_path, images):
-    """LLaVA's questions, found among the annotations by image and words; the VQA accuracy."""
+    """LLaVA's questions find annotations by image and words; the score is the VQA accuracy."""
     path = dump(tmp_path / "TextVQA_0.5.1_val.json", {"data": [TEXTVQA]})
     asked = "What is the brand?\nReference OCR token: NOKIA\nAnswer with one word."
     image = {"question_id": TEXTVQA["image_id"], "image": "0054c91397f2fe05.jpg", "text": asked}
@@ -201,7 +201,7 @@ def test_textvqa(tmp_path, images):
 
 
 def test_vqa_accuracy_by_hand():
-    """Leaving each of ten people out in turn."""
+    """Each of ten people is left out in turn."""
     people = ["2"] * 3 + ["3"] * 7
     # Three people each see two others who agree, seven see three.
     assert vqa_accuracy("Two.", people) == pytest.approx((3 * 2 / 3 + 7) / 10)
@@ -211,7 +211,7 @@ def test_vqa_accuracy_by_hand():
 
 
 def mmbench_table(path, rows):
-    """A table with MMBench's columns."""
+    """Writes a table with MMBench's columns."""
     columns = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image"]
     columns += ["source", "l2-category", "comment", "split"]
     with path.open("w", newline="") as file:
@@ -222,7 +222,7 @@ def mmbench_table(path, rows):
 
 
 def test_mmbench(tmp_path):
-    """Base64 images, hints, circular copies that repeat an image, and both answer files."""
+    """Base64 images, hints, circular copies that repeat an image, and both answer files work."""
     row = {"question": "Which\nis it?", "hint": "A hint.", "A": "cat", "B": "dog", "answer": "A"}
     rows = [
         row
@@ -270,12 +270,12 @@ def test_mmbench(tmp_path):
     ],
 )  # fmt: skip
 def test_letters(text, letter):
-    """The documented rules, and what they do not read."""
+    """The documented rules hold, and other texts are not read."""
     assert letter_of(text, ["cat", "dog", "ram", "cow"]) == letter
 
 
 def test_seed(tmp_path, images):
-    """Images only, and a table by dimension."""
+    """Only questions about images count, and there is a table by dimension."""
     question = {
         "answer": "B", "choice_a": "One", "choice_b": "Two", "choice_c": "Three",
         "choice_d": "Four", "data_id": "1454426_2591111986", "data_type": "image",
@@ -306,7 +306,7 @@ def test_seed(tmp_path, images):
 
 
 def test_scienceqa(tmp_path, images):
-    """Questions with and without an image; categories of both files."""
+    """Questions may have an image or none; both files' categories are read."""
     problem = {"choices": ["yes", "no"], "subject": "natural science"}
     problems = dump(
         tmp_path / "problems.json",
@@ -337,14 +337,14 @@ def test_scienceqa(tmp_path, images):
 
 
 def half_right(case: Case) -> Verdict:
-    """A judge: what it thinks is in the answers."""
+    """Scores an answer by its number of words, and fails on a broken one."""
     if "broken" in case.answers[0]:
         raise ExampleError("cannot say", "no idea")
     return Verdict(tuple(float(len(a.split())) for a in case.answers), "by length")
 
 
 def test_mm_vet(tmp_path, images):
-    """Answers for MM-Vet's evaluator; with a judge, a score for every capability."""
+    """MM-Vet's evaluator gets its answers; a judge gives a score for every capability."""
     record = {"imagename": "v1_0.png", "question": "What is x?", "imagesource": "x"}
     path = dump(
         tmp_path / "mm-vet.json",
@@ -370,7 +370,7 @@ def test_mm_vet(tmp_path, images):
 
 
 def test_llava_bench(tmp_path, images):
-    """In the order of the questions; scores relative to the reference answers."""
+    """Answers are in the order of the questions; scores are relative to the reference answers."""
     question = {"image": "001.jpg", "category": "conv"}
     lines(
         tmp_path / "questions.jsonl",
@@ -430,13 +430,13 @@ def test_coco_chair(tmp_path, images):
 
 
 def second_sentence_is_wrong(case: Case) -> Verdict:
-    """A judge of sentences."""
+    """Judges the second sentence, and no other, to be wrong."""
     assert "a red car (1, 2, 3, 4)\nIt is day." in case.reference
     return Verdict(tuple(float(i == 1) for i in range(len(case.answers))))
 
 
 def test_shr(tmp_path, images):
-    """Sentences judged against region descriptions and facts; a silent model has none."""
+    """Sentences are judged against region descriptions and facts; a silent model has none."""
     dump(tmp_path / "val_images_final.json", [{"image_id": 5}, {"image_id": "6"}])
     lines(tmp_path / "shr_factual_part1.jsonl", [{"5": ["It is day."]}])
     lines(tmp_path / "shr_factual_part2.jsonl", [{"6": ["x"]}])
@@ -463,7 +463,7 @@ def test_shr(tmp_path, images):
 
 
 def test_lmms_log(tmp_path, images):
-    """What lmms-eval's from_log reads of a file."""
+    """The file has what lmms-eval's from_log reads."""
     pope_file(tmp_path, "random", 2)
     suite = PopeSets(
         folder=str(tmp_path), sets=("random",), image_root=str(images), lmms_task="pope"
@@ -479,7 +479,7 @@ def test_lmms_log(tmp_path, images):
     ("suite", "expected"),
     [
         (GQA(path="nowhere.json"), r"nowhere\.json: cannot be read"),
-        (GQA(), "path of a benchmark's file is empty"),
+        (GQA(), "the path of the data is not set; give the file"),
         (MMVet(path="broken"), r"broken: not JSON"),
         (GQA(path="list"), "list: expected an object, found list"),
         (ScienceQA(path="list", problems="ids"), r"problem 4: field 'choices' is None"),
@@ -491,7 +491,7 @@ def test_lmms_log(tmp_path, images):
     ],
 )
 def test_bad_files_are_named(tmp_path, monkeypatch, suite, expected):
-    """With the place, and what to do."""
+    """The error has the place and says what to do."""
     monkeypatch.chdir(tmp_path)
     dump(tmp_path / "list", [{"id": "4", "conversations": [{"value": "Q"}]}])
     dump(tmp_path / "ids", {"4": {}})
@@ -515,7 +515,7 @@ def test_limit_is_noted(tmp_path, images):
 
 
 def test_scorers_are_given_what_they_ask_for(tmp_path):
-    """`python tests/scorers.py` needs other packages; what it prepares for them does not."""
+    """`python tests/scorers.py` needs other packages; preparing files for them does not."""
     suites = {suite.name: suite for suite in every_suite(tmp_path, 12)}
     for name in dict.fromkeys(name for _, name in SCORERS):
         task = answered(suites[name], tmp_path, spoil=True)

@@ -13,7 +13,7 @@ from seva_jax.runtime.progress import Progress
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that pass only when the test says so."""
+    """Returns a clock that only moves when the test says so."""
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now

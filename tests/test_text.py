@@ -184,7 +184,7 @@ def test_check_tokenizer_reports_every_problem(words, llama):
     ],
 )
 def test_missing_special_tokens_are_named(tmp_path, missing, message):
-    """With the directory; only padding can be done without."""
+    """The error has the directory; only padding may be missing."""
     tokenizer = word_tokenizer(WORDS)
     setattr(tokenizer, missing, None)
     if missing == "bos_token":
@@ -328,7 +328,7 @@ def test_encoder_refuses_parts_that_do_not_belong_together(llama, words):
 
 @pytest.mark.parametrize("start", ["The", "The circle", "The circle is red."])
 def test_a_start_belongs_to_the_trunk(llama, start):
-    """Trunk and answer are together what they are without a start; only the border moves."""
+    """Trunk and answer together equal those without a start; only the border moves."""
     encoder = make_encoder(llama)
     text = "The circle is red. The square is blue."
     rest = text.removeprefix(start)
@@ -350,13 +350,14 @@ def test_a_start_belongs_to_the_trunk(llama, start):
 )
 def test_a_start_that_merges_with_the_answer_is_refused(llama, start, rest):
     """A word, or the blank before it, is one token of the whole: there is no border."""
-    with pytest.raises(ExampleError, match="end its start where a word ends") as info:
+    advice = "end the start of the answer at the end of a word"
+    with pytest.raises(ExampleError, match=advice) as info:
         make_encoder(llama).answer("Why?", 1, rest, start)
     assert info.value.reason == "answer merges with prompt"
 
 
 def test_what_a_start_may_not_hold(llama):
-    """The end token would end the answer before it begins; after a start comes something."""
+    """The end token would end the answer before it starts; text has to follow a start."""
     encoder = make_encoder(llama)
     with pytest.raises(ExampleError, match="</s>") as info:
         encoder.trunk("Why?", 1, "A </s> cat")

@@ -1,4 +1,4 @@
-"""Training on pairs that somebody else made: no rollouts, the same stages after that."""
+"""Training on pairs made by others: no rollouts, and the same stages after that."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def experiment(tmp_path, num=8):
-    """Pairs in TRL's format: one with two images, one with a broken image, one that is no pair."""
+    """Writes pairs in TRL's format: one has two images, one a broken one, one is no pair."""
     images = tmp_path / "images"
     images.mkdir(exist_ok=True)
     world = ShapeWorld(seed=0)
@@ -61,7 +61,7 @@ def experiment(tmp_path, num=8):
 
 
 def test_stages_of_preferences(tmp_path, capsys):
-    """Which stages run, and what the pairs stage leaves; the heavy ones are replaced."""
+    """They run in order, with heavy ones replaced, and the pairs stage leaves its files."""
     stages = table(instead=replaced("base", "reference", "align", "report"))
     check(experiment(tmp_path))  # without corruptions, which pairs do not need
     run = train.run(experiment(tmp_path), table=stages)
@@ -94,7 +94,7 @@ def test_pairs_that_do_not_fit_are_counted(tmp_path):
 
 @pytest.mark.slow
 def test_training_on_preferences(tmp_path, capsys):
-    """To the report. The pair whose image does not decode counts 0 everywhere and is counted."""
+    """It reaches the report; the pair whose image does not decode has weight 0 and is counted."""
     e = experiment(tmp_path)
     run = train.run(e)
     shown = capsys.readouterr().out
@@ -116,7 +116,7 @@ def test_training_on_preferences(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_training_with_changed_images(tmp_path):
-    """POVID's second stage, to the report; what does not go together is refused."""
+    """POVID's second stage reaches the report; what does not go together is refused."""
     e = experiment(tmp_path)
     changed = ChangedImages(e.prompts)
     options = dataclasses.replace(e.train, reference="in_step")
@@ -133,7 +133,7 @@ def test_training_with_changed_images(tmp_path):
 
 
 def test_scores_that_are_missing_are_named_before_training(tmp_path):
-    """Where the objective is the first to ask for them."""
+    """The objective is the first to ask for them."""
     e = experiment(tmp_path)
     out = opened(dataclasses.replace(e, objective=DPO(weighting=ScoreGap())))
     run_pairs(out.ctx, out)
@@ -143,7 +143,7 @@ def test_scores_that_are_missing_are_named_before_training(tmp_path):
 
 @pytest.mark.slow
 def test_every_format_through_training_and_rollouts(tmp_path, tiny_pictures):
-    """All formats of pairs to the aligned weights; all formats of prompts to their answers."""
+    """All pairs reach the aligned weights, and all prompts their answers."""
     e = dataclasses.replace(experiment(tmp_path), prompts=helpers_formats.all_pairs(tmp_path))
     run = train.run(e)
     index = json.loads((run.ctx.workdir.path / "pairs.json").read_text())

@@ -15,7 +15,7 @@ from seva_jax.worlds.trajectories import WorldTrajectories
 
 @pytest.mark.parametrize("seed", range(5))
 def test_score_against_numpy(seed):
-    """The product over stages, written as a product."""
+    """The product over stages equals one written out as a product."""
     rng = np.random.default_rng(seed)
     costs = [rng.uniform(0, 30, (int(rng.integers(0, 4)), 2)) for _ in range(3)]
     log_prob, success = float(-rng.uniform(0, 100)), bool(rng.integers(2))
@@ -26,7 +26,7 @@ def test_score_against_numpy(seed):
 
 
 def test_score_of_its_parts():
-    """Costs below their threshold cost nothing; each weight is its own."""
+    """Costs below their threshold cost nothing, and each weight counts by itself."""
     free = ((3.0, 5.0), (4.0, 4.0)), ()
     assert Gcpg()(Outcome(0.0, free, False)) == 1.0
     assert Gcpg(success=2.0)(Outcome(0.0, free, True)) == 3.0
@@ -37,7 +37,7 @@ def test_score_of_its_parts():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_bins_against_numpy(seed):
-    """Equal widths, both ends included, nothing outside."""
+    """Widths are equal, both ends are included, and nothing is outside."""
     values = np.random.default_rng(seed).uniform(-1.2, 1.2, 50)
     edges = np.linspace(-1, 1, 257)
     expected = (np.digitize(values, edges) - 1).clip(0, 255)
@@ -46,14 +46,14 @@ def test_bins_against_numpy(seed):
 
 
 def trajectory(name, actions, **facts):
-    """Steps with an image each; all trajectories begin with the same one."""
+    """Makes steps with an image each; all trajectories start with the same one."""
     names = ["0.png", *(f"{name}{i}.png" for i in range(1, len(actions)))]
     steps = [{"images": [n], "action": a} for n, a in zip(names, actions, strict=True)]
     return {"steps": steps} | facts
 
 
 def measured(log_prob, cost, success):
-    """What a score needs."""
+    """Returns what a score needs."""
     return {"log_prob": log_prob, "stages": [[[cost, 10.0]]], "success": success}
 
 
@@ -63,7 +63,7 @@ BAD = trajectory("c", ["down", "right", "stop", "stop"], **measured(-10.0, 300.0
 
 
 def write(tmp_path, *records, **options):
-    """A source of these records."""
+    """Writes a source of these records."""
     for name in ("0", *(f"{x}{i}" for x in "abc" for i in range(1, 4))):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
     lines = [{"id": str(i), "task": "fetch it"} | record for i, record in enumerate(records)]
@@ -73,7 +73,7 @@ def write(tmp_path, *records, **options):
 
 
 def test_the_best_against_the_worst(tmp_path):
-    """The order of branches is that of the objective; steps of one image share a tree."""
+    """Branches are in the objective's order; steps with one image share a tree."""
     data = write(tmp_path, {"trajectories": [BAD, MIDDLE, GOOD]}).open()
     (pair,) = data.comparisons
     assert pair.prompt.question == "What action should the robot take to fetch it?"
@@ -87,7 +87,7 @@ def test_the_best_against_the_worst(tmp_path):
 
 
 def test_windows_and_further_pairs(tmp_path):
-    """Each window is a comparison; the second best goes against the second worst."""
+    """Each window is a comparison; the second best is compared with the second worst."""
     ranked = [dict(t, score=s) for t, s in ((BAD, 0), (MIDDLE, 1), (GOOD, 2), (GOOD, 3))]
     data = write(tmp_path, {"trajectories": ranked}, window=2, pairs=5).open()
     found = {c.prompt.id: c.all_answers for c in data.comparisons}
@@ -105,7 +105,7 @@ def test_windows_in_which_nothing_differs_are_left_out(tmp_path):
 
 
 def test_what_cannot_be_used_is_counted(tmp_path):
-    """One reason each; the good record stays."""
+    """Each bad record has one reason, and the good one stays."""
     gone = trajectory("z", ["up", "down"])
     one = {"steps": [{"images": ["0.png"], "action": ""}]}
     records = [

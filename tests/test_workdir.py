@@ -12,7 +12,7 @@ from seva_jax.config.source import fingerprint
 from seva_jax.data.files import QuestionsJsonl, SevaJson
 from seva_jax.objectives import DPO, Supervised
 from seva_jax.run import workdir as workdir_module
-from seva_jax.run.workdir import Stage, Workdir
+from seva_jax.run.workdir import FORMAT, Stage, Workdir
 from seva_jax.sharding import MeshShape
 from seva_jax.training.options import TrainOptions
 from seva_jax.types import DataError
@@ -20,12 +20,12 @@ from seva_jax.types import DataError
 
 @pytest.fixture
 def experiment(tmp_path):
-    """The defaults, in a directory that does not exist yet."""
+    """Returns the defaults, in a directory that does not exist yet."""
     return Experiment(workdir=str(tmp_path / "deep" / "run"))
 
 
 def test_opening_writes_a_config_that_rebuilds_the_run(experiment):
-    """As Python for people and `--config`, as JSON for the comparison below."""
+    """It is Python for people and `--config`, and JSON for comparisons."""
     workdir = Workdir.open(experiment)
     assert workdir.writes
     assert read_config(workdir.path / "config.py") == experiment
@@ -35,7 +35,7 @@ def test_opening_writes_a_config_that_rebuilds_the_run(experiment):
 
 
 def test_an_empty_directory_may_be_there_already(experiment, tmp_path):
-    """Whoever made it."""
+    """It does not matter who made it."""
     (tmp_path / "deep" / "run").mkdir(parents=True)
     Workdir.open(experiment)
 
@@ -43,8 +43,22 @@ def test_an_empty_directory_may_be_there_already(experiment, tmp_path):
 # --- stages ---------------------------------------------------------------------------------------
 
 
+def test_a_directory_of_another_version_is_refused(experiment):
+    """Version 0.1 wrote no format; the error is one line that says what to do."""
+    workdir = Workdir.open(experiment)
+    workdir.close()
+    file = workdir.path / "config.json"
+    config = json.loads(file.read_text())
+    assert config.pop("format") == FORMAT
+    file.write_text(json.dumps(config))
+    with pytest.raises(DataError, match="was written by another version of seva_jax") as caught:
+        Workdir.open(experiment)
+    assert "finish it with that version, or choose another --workdir" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_stage_runs_once_for_each_fingerprint(experiment, capsys):
-    """Same fingerprint: skipped, in a new process too. Another one: run again."""
+    """The same one is skipped, in a new process too; another one runs again."""
     ran = []
 
     def run():
@@ -70,7 +84,7 @@ def test_a_stage_runs_once_for_each_fingerprint(experiment, capsys):
 
 
 def test_a_stage_that_fails_is_not_finished(experiment):
-    """Nor does it undo the ones before."""
+    """The ones before it stay finished."""
     workdir = Workdir.open(experiment)
     workdir.run_stage(Stage("one", "a", lambda: "fine"))
 
@@ -83,7 +97,7 @@ def test_a_stage_that_fails_is_not_finished(experiment):
 
 
 def test_fingerprints_depend_on_every_part():
-    """On order, on classes and on fields; not on the object."""
+    """Order, classes and fields count; the object's identity does not."""
     parts = [
         ("a", 1),
         (1, "a"),
@@ -100,9 +114,9 @@ def test_fingerprints_depend_on_every_part():
 
 
 def test_a_fingerprint_is_the_same_in_every_process():
-    """A golden: a change here makes every existing work directory run again.
+    """A change of this golden makes every existing work directory run again.
 
-    Printed by `fingerprint("a", 1, [2.5, None])`.
+    `fingerprint("a", 1, [2.5, None])` printed it.
     """
     assert fingerprint("a", 1, [2.5, None]) == "93f17ca066394148"
 
@@ -111,7 +125,7 @@ def test_a_fingerprint_is_the_same_in_every_process():
 
 
 def test_another_config_is_refused_field_by_field(experiment):
-    """With the value there and the value now."""
+    """The error has the value there and the value now."""
     Workdir.open(experiment)
     other = dataclasses.replace(
         experiment,
@@ -154,7 +168,7 @@ def test_another_class_with_the_same_fields_is_another_config(experiment):
     ],
 )
 def test_fields_that_change_no_result_may_change(experiment, change):
-    """And the directory remembers the last one."""
+    """The directory remembers the last value."""
     Workdir.open(experiment)
     other = dataclasses.replace(experiment, **change)
     workdir = Workdir.open(other)
@@ -163,7 +177,7 @@ def test_fields_that_change_no_result_may_change(experiment, change):
 
 
 def test_a_moved_directory_still_belongs_to_its_run(experiment, tmp_path):
-    """The name of the directory is not part of the run."""
+    """Its name is not part of the run."""
     Workdir.open(experiment)
     (tmp_path / "deep" / "run").rename(tmp_path / "moved")
     Workdir.open(dataclasses.replace(experiment, workdir=str(tmp_path / "moved")))
@@ -181,7 +195,7 @@ def test_a_directory_of_something_else_is_refused(experiment, tmp_path):
 
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_a_file_in_the_way_is_named(tmp_path, name):
-    """A workdir that is a file, or below one."""
+    """A workdir may be a file, or below one."""
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="file"):
         Workdir.open(Experiment(workdir=str(tmp_path / name)))
@@ -189,7 +203,7 @@ def test_a_file_in_the_way_is_named(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["to_source", "write_json"])
 def test_a_kill_while_opening_leaves_a_directory_that_opens(experiment, monkeypatch, name):
-    """Whatever was written first."""
+    """It opens, whatever was written first."""
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -203,7 +217,7 @@ def test_a_kill_while_opening_leaves_a_directory_that_opens(experiment, monkeypa
 
 @pytest.mark.parametrize("name", ["config.json", "stages.json"])
 def test_damaged_records_are_named(experiment, name):
-    """As a disk may leave them; in one line."""
+    """Whatever a disk leaves of them, the error is one line."""
     path = Workdir.open(experiment).path
     (path / name).write_bytes(b"")
     with pytest.raises(DataError, match=rf"{name} cannot be read") as caught:
@@ -237,7 +251,7 @@ def test_rows_of_a_replayed_step_count_once(experiment):
 
 
 def test_rows_of_lost_steps_are_dropped(experiment):
-    """Those of the stage that is resumed, after its checkpoint; numbers stay as they were."""
+    """Only rows of the resumed stage after its checkpoint go; numbers are unchanged."""
     workdir = Workdir.open(experiment)
     for stage in ("base", "align"):
         write = workdir.metrics(stage).write
@@ -254,7 +268,7 @@ def test_rows_of_lost_steps_are_dropped(experiment):
 
 
 def test_metrics_are_on_disk_row_by_row(experiment):
-    """A killed run keeps what it logged, but for the line it died in."""
+    """A killed run keeps what it logged, except the line it died in."""
     workdir = Workdir.open(experiment)
     write = workdir.metrics("align").write
     write(1, {"loss": 0.125, "rewards/margins": -1e-8})
@@ -282,6 +296,6 @@ def test_a_process_that_does_not_write_leaves_no_trace(experiment, tmp_path):
 
 
 def test_fingerprints_tell_classes_with_the_same_fields_apart():
-    """LLaVA's questions and TRL's pairs may lie in files of the same names."""
+    """LLaVA's questions and TRL's pairs may be in files of the same names."""
     assert fingerprint(SevaJson("f", "images")) != fingerprint(QuestionsJsonl("f", "images"))
     assert fingerprint(SevaJson("f", "images")) == fingerprint(SevaJson("f", "images"))

@@ -22,7 +22,7 @@ CELL = 16
 
 
 def digest(world=WORLD, num=8):
-    """A hash of scenes, images and prompts; prints nothing, depends on nothing but the world."""
+    """Returns a hash of scenes, images and prompts."""
     state = hashlib.sha256()
     for split, index, skewed in itertools.product(("train", "x/y"), range(num), (False, True)):
         state.update(repr(world.scene(split, index, skewed)).encode())
@@ -35,13 +35,13 @@ def digest(world=WORLD, num=8):
 
 
 def within(count, total, probability, sigmas=4.5):
-    """Whether a count is a plausible number of successes; 4.5 sigmas miss once in 100,000."""
+    """Returns whether a count is plausible: 4.5 sigmas miss once in 100,000."""
     spread = math.sqrt(total * probability * (1 - probability))
     return abs(count - total * probability) <= sigmas * spread + 1
 
 
 def scenes(skewed, num=3000, world=WORLD, split="statistics"):
-    """Many scenes of one split."""
+    """Returns many scenes of one split."""
     return [world.scene(split, i, skewed) for i in range(num)]
 
 
@@ -49,13 +49,13 @@ def scenes(skewed, num=3000, world=WORLD, split="statistics"):
 
 
 def test_the_world_is_the_same_in_every_process():
-    """Goldens, printed by `digest`: the default run's numbers rest on these very images."""
+    """`digest` printed these goldens; the default run's numbers rest on these very images."""
     assert digest() == "79652346d98d9a47"
     assert digest(ShapeWorld(1, 0.5, 20.0, 0.0, 4)) == "78cb9647a4c58ac3"
 
 
 def test_an_image_depends_on_seed_split_and_index():
-    """And on nothing else, such as what was drawn before."""
+    """It does not depend on what was drawn before."""
     first = WORLD.draw("a", 3, True)
     np.testing.assert_array_equal(WORLD.draw("a", 3, True), first)
     for other in (
@@ -83,7 +83,7 @@ def test_splits_share_no_images():
 @pytest.mark.parametrize("skewed", [False, True])
 @pytest.mark.parametrize("max_objects", [1, 3, 4])
 def test_scenes_are_well_formed(skewed, max_objects):
-    """Shapes and cells distinct, names known, every number of objects equally often."""
+    """Shapes and cells are distinct, names known, all numbers of objects equally frequent."""
     found = scenes(skewed, world=ShapeWorld(max_objects=max_objects))
     numbers = collections.Counter(map(len, found))
     assert set(numbers) == set(range(1, max_objects + 1))
@@ -100,7 +100,7 @@ def test_scenes_are_well_formed(skewed, max_objects):
 
 @pytest.mark.parametrize("skew", [0.9, 0.5])
 def test_skew_is_what_it_says(skew):
-    """`skew` of a skewed split's objects have the prior colour, one in six of a balanced one's."""
+    """A share `skew` of a skewed split's objects has the prior colour; a sixth if balanced."""
     world = ShapeWorld(skew=skew)
     for skewed, expected in ((True, skew), (False, 1 / len(COLORS))):
         objects = [o for scene in scenes(skewed, world=world) for o in scene]
@@ -118,7 +118,7 @@ def test_skew_is_what_it_says(skew):
 
 
 def test_every_shape_has_a_prior_color_of_its_own():
-    """So that no colour is frequent for more than one reason."""
+    """A colour is never frequent for more than one reason."""
     assert sorted(map(prior_color, SHAPES)) == sorted(COLORS)
 
 
@@ -126,7 +126,7 @@ def test_every_shape_has_a_prior_color_of_its_own():
     ("field", "value"), [("max_objects", 0), ("max_objects", 5), ("skew", 1.5), ("skew", -0.1)]
 )
 def test_impossible_worlds_are_refused(field, value):
-    """There are four cells, and a probability is one."""
+    """There are four cells, and a probability is at most one."""
     with pytest.raises(DataError, match=rf"ShapeWorld\.{field} is {value}"):
         ShapeWorld(**{field: value})
 
@@ -135,7 +135,7 @@ def test_impossible_worlds_are_refused(field, value):
 
 
 def coverage(image):
-    """What is not background in each cell: (pixels, height, width) and the colours."""
+    """Returns what is not background in each cell: (pixels, height, width), and the colours."""
     found = {}
     for cell in range(4):
         y, x = divmod(cell, 2)
@@ -149,7 +149,7 @@ def coverage(image):
 
 
 def test_without_noise_an_image_shows_exactly_its_scene():
-    """Each cell has the palette's colour of its object, in the shape's area, and nothing else."""
+    """Each cell shows its object's colour in the shape's area, and nothing else."""
     world = ShapeWorld(color_noise=0.0, pixel_noise=0.0, max_objects=4)
     sizes = collections.defaultdict(set)
     for index in range(150):
@@ -186,7 +186,7 @@ def test_pixel_noise_leaves_colours_recognisable():
 
 
 def test_color_noise_casts_whole_objects():
-    """One cast an object, of the size that is asked for, clipped to what can be shown."""
+    """Each object has one cast of the given size, clipped to what can be shown."""
     noisy = ShapeWorld(color_noise=40.0, pixel_noise=0.0)
     plain = ShapeWorld(color_noise=0.0, pixel_noise=0.0)
     casts = []
@@ -212,7 +212,7 @@ def test_color_noise_casts_whole_objects():
 
 @pytest.mark.parametrize("skewed", [False, True])
 def test_answers_are_true(skewed):
-    """Read back from the words of the question, against the scene."""
+    """The question's words are read back and compared with the scene."""
     for index, kind in itertools.product(range(400), KINDS):
         prompt = WORLD.prompt("truth", index, skewed, kind)
         scene = WORLD.scene("truth", index, skewed)
@@ -243,7 +243,7 @@ def test_answers_are_true(skewed):
 
 @pytest.mark.parametrize("skewed", [False, True])
 def test_half_of_the_presence_questions_are_true(skewed):
-    """In both categories, which are equally frequent; a model that always says yes scores 1/2."""
+    """This holds in both categories; a model that always says yes scores 1/2."""
     prompts = [WORLD.prompt("half", i, skewed, "presence") for i in range(3000)]
     counts = collections.Counter((p.meta["category"], p.meta["answer"]) for p in prompts)
     assert len(counts) == 4
@@ -268,7 +268,7 @@ def test_adversarial_questions_name_the_prior_where_it_is_wrong():
 
 
 def test_every_object_is_asked_about():
-    """Not only the first of a scene."""
+    """Questions are not only about the first object of a scene."""
     places = collections.Counter()
     total = 0
     for index in range(1500):
@@ -281,7 +281,7 @@ def test_every_object_is_asked_about():
 
 
 def test_the_vocabulary_is_complete_and_has_nothing_else():
-    """No `<unk>` in any question or answer; every word is used."""
+    """No question or answer has `<unk>`, and every word is used."""
     tokenizer = word_tokenizer(world_vocabulary())
     image_id = tokenizer.convert_tokens_to_ids("<image>")
     encoder = Encoder(tokenizer, PLAIN, image_id, tokens_per_image=2, max_length=96)
@@ -302,7 +302,7 @@ def test_the_vocabulary_is_complete_and_has_nothing_else():
 
 
 def test_a_source_takes_the_kinds_in_turn():
-    """`num` prompts with unique ids, one image each, loadable by name."""
+    """It gives `num` prompts with unique ids and an image each, loadable by name."""
     source = WorldPrompts(WORLD, "a/b", True, KINDS, 10)
     data = source.open()
     assert [p.meta["kind"] for p in data.prompts] == [KINDS[i % 3] for i in range(10)]
@@ -329,14 +329,14 @@ def test_skewed_and_balanced_sources_load_their_own_images():
 
 
 def share_true(answer, prompt):
-    """Of what an answer names, how much is in the image; read from the text alone."""
+    """Returns how much of what an answer names is in the image, read from the text alone."""
     objects = {f"a {shape} in {color}" for color, shape in prompt.meta["objects"]}
     named = answer.split(" and ")
     return sum(it in objects for it in named) / len(named)
 
 
 def test_pairs_prefer_the_truth():
-    """Chosen is what the prompt's meta says, rejected is wrong, scores are counted in the text."""
+    """Chosen is the truth of `meta`, rejected is wrong, and scores are counted in the text."""
     source = WorldPairs(WORLD, "pairs", kinds=KINDS, num=300)
     data = source.open()
     asked = WorldPrompts(WORLD, "pairs", kinds=KINDS, num=300).open()

@@ -103,7 +103,7 @@ class Packer:
         return f"at most {most} compilation{'s' * (most > 1)}: " + "; ".join(map(str, self.layouts))
 
     def __call__(self, members: Members) -> tuple[Layout, list[list[int]]]:
-        """Returns the cheapest layout that holds a batch, and its rows, perhaps fewer than it has."""
+        """Returns the cheapest layout that holds a batch, and its rows; some may be missing."""
         for layout in self.layouts:
             rows = _packed(self.sizes, members, layout.shape)
             if rows is not None and len(rows) <= layout.rows:

@@ -217,7 +217,7 @@ class Batches:
         return len(self.schedule)
 
     def __getitem__(self, index: int) -> TreeBatch:
-        """Returns the rows of one step, [B, ...]; B is the layout's rows over the number of shares."""
+        """Returns this share of the rows of one step, [B, ...]."""
         layout, packed = self.packer(self.schedule[index])
         packed += [[]] * (layout.rows - len(packed))
         number, count = self.share

@@ -5,7 +5,7 @@ number of pairs and steps and the same optimiser; cells share what does not depe
 model, rollouts, pairs) by the fingerprints of stages.
 
 - `seva t=...`: the method, with diffusion noise of that strength.
-- `projector too`: the main cell, but the projector is trained beside the adapters.
+- `projector too`: the main cell, but the projector is trained in addition to the adapters.
 - `labels shuffled`: chosen and rejected swapped at random, so there is no direction to learn.
 - `supervised on chosen`: the same chosen answers and steps, supervised instead of DPO.
 """
@@ -35,11 +35,11 @@ MAIN = "seva t=700"
 
 @dataclasses.dataclass(frozen=True)
 class ShuffledPairs(PairBuilder):
-    """Another builder's pairs with chosen and rejected swapped by a fair coin.
+    """Another builder's pairs, with chosen and rejected swapped by a fair coin.
 
     Attributes:
         inner: the builder.
-        seed: of the coin.
+        seed: seed of the coin.
     """
 
     inner: PairBuilder
@@ -48,7 +48,6 @@ class ShuffledPairs(PairBuilder):
     def __call__(
         self, rollouts: Iterable[Rollout]
     ) -> tuple[list[Comparison], collections.Counter[str]]:
-        """See `PairBuilder.__call__`."""
         comparisons, drops = self.inner(rollouts)
         coin = random.Random(self.seed)
         return [
@@ -74,7 +73,7 @@ class EvidenceStudy:
 
 
 def cells(seed: int, out: Path) -> dict[str, Experiment]:
-    """The experiments of one seed, the first one first."""
+    """Returns the experiments of one seed, the main one first."""
     main = reseed(read_config(config_directory() / "tiny.py"), seed)
     variants = {
         MAIN: main,
@@ -87,8 +86,8 @@ def cells(seed: int, out: Path) -> dict[str, Experiment]:
     for step in (500, 900):
         variants[f"seva t={step}"] = dataclasses.replace(main, corrupt=(DiffusionNoise(step),))
     return {
-        name: dataclasses.replace(e, workdir=str(out / f"seed{seed}" / name.replace(" ", "-")))
-        for name, e in variants.items()
+        name: dataclasses.replace(x, workdir=str(out / f"seed{seed}" / name.replace(" ", "-")))
+        for name, x in variants.items()
     }
 
 
@@ -113,7 +112,7 @@ def run_study(study: EvidenceStudy) -> None:
 
 
 def _read(experiments: dict[str, Experiment]) -> dict[str, dict[str, float]]:
-    """Metric values of every cell of one seed, and of the base model."""
+    """Reads metric values of every cell of one seed, and of the base model."""
     main = experiments[MAIN].workdir
     values: dict[str, dict[str, float]] = {"base": read_metrics(main, "base")}
     for name, experiment in experiments.items():
@@ -123,7 +122,7 @@ def _read(experiments: dict[str, Experiment]) -> dict[str, dict[str, float]]:
 
 
 def tables(values: dict[int, dict[str, dict[str, float]]]) -> str:
-    """Markdown: the base model, then each cell minus the base, mean and interval over seeds."""
+    """Returns Markdown: the base model, then each cell minus the base, over seeds."""
     if not values:
         return "no seed has finished yet\n"
     lines = difference_table(values)

@@ -1,8 +1,8 @@
-"""All systems beside each other on the procedural world, under one budget.
+"""Compares all systems on the procedural world, under one budget.
 
-Each seed has its own world and base model, which methods share but for those whose prompts need a
-base that knows more, such as several images. Every `configs/tiny_*.py` of one run trains on the
-same number of comparisons (those of all its stages together) and is asked the same questions. Two
+Each seed has its own world and base model. Methods share the base model, except those whose prompts
+need one that knows more, such as several images. Every `configs/tiny_*.py` of one run trains on the
+same number of comparisons (over all its rounds together) and is asked the same questions. Two
 controls are supervised: on the model's own clean answers, and on the known answers that methods for
 given preferences start from.
 """
@@ -41,7 +41,7 @@ class MethodsStudy:
     Attributes:
         out: work directories and results go here; run again to resume.
         seeds: which seeds to run; each has its own world and base model.
-        comparisons: trained on by every method, over all its stages.
+        comparisons: how many every method is trained on, over all its rounds.
         methods: names of configs/tiny_NAME.py to run; none means all.
         tables_only: only read finished cells and print the table.
     """
@@ -54,10 +54,10 @@ class MethodsStudy:
 
 
 def cells(study: MethodsStudy, seed: int) -> dict[str, tuple[Experiment, ...]]:
-    """The runs of one seed by name of the method, the base's own config first."""
+    """Returns the runs of one seed by name of the method, the base's own config first."""
     (tiny,) = read_configs(config_directory() / "tiny.py")
     pairs = WorldPairs(num=2000)
-    found = {
+    methods = {
         "seva": tiny,
         "control: supervised": dataclasses.replace(tiny, objective=Supervised()),
         "control: supervised" + _KNOWN: dataclasses.replace(
@@ -68,9 +68,12 @@ def cells(study: MethodsStudy, seed: int) -> dict[str, tuple[Experiment, ...]]:
         experiments = read_configs(path)
         if len(experiments) == 1:  # a sweep is no method
             known = _KNOWN if experiments[0].prompts.has_answers else ""
-            found[path.stem.removeprefix("tiny_") + known] = experiments[0]
-    chosen = {name: e for name, e in found.items() if _wanted(study, name)}
-    return {name: _budgeted(study, seed, name, e, tiny) for name, e in chosen.items()}
+            methods[path.stem.removeprefix("tiny_") + known] = experiments[0]
+    return {
+        name: _budgeted(study, seed, name, config, tiny)
+        for name, config in methods.items()
+        if _wanted(study, name)
+    }
 
 
 def _wanted(study: MethodsStudy, name: str) -> bool:
@@ -80,24 +83,24 @@ def _wanted(study: MethodsStudy, name: str) -> bool:
 def _budgeted(
     study: MethodsStudy, seed: int, name: str, experiment: Experiment, tiny: Experiment
 ) -> tuple[Experiment, ...]:
-    """The runs of one cell: base and questions of the default run, steps for the budget."""
+    """Returns the runs of one cell: base and questions of the default run, steps for the budget."""
     folder = name.replace(_KNOWN, "-known").replace(": ", "-")
     workdir = str(Path(study.out) / f"seed{seed}" / folder)
     shared = dataclasses.replace(
         experiment, evals=tiny.evals, compute=tiny.compute, workdir=workdir
     )
-    stages = runs_of(reseed(shared, seed))
+    rounds = runs_of(reseed(shared, seed))
 
-    def limited(stage: Experiment) -> Experiment:
-        steps = max(study.comparisons // len(stages) // stage.train.batch_size, 1)
-        train = dataclasses.replace(stage.train, max_steps=steps, epochs=1000, repeat=1)
-        return dataclasses.replace(stage, train=train)
+    def limited(config: Experiment) -> Experiment:
+        steps = max(study.comparisons // len(rounds) // config.train.batch_size, 1)
+        train = dataclasses.replace(config.train, max_steps=steps, epochs=1000, repeat=1)
+        return dataclasses.replace(config, train=train)
 
-    return tuple(map(limited, stages))
+    return tuple(map(limited, rounds))
 
 
 def _finished(study: MethodsStudy, seed: int) -> list[Path]:
-    """Work directories of one seed, whose finished stages may serve others."""
+    """Returns work directories of one seed, whose finished stages may serve others."""
     folder = Path(study.out) / f"seed{seed}"
     return sorted(path.parent for path in folder.rglob("stages.json"))
 
@@ -109,9 +112,9 @@ def run_methods(study: MethodsStudy) -> None:
     without: list[str] = []
     for seed in study.seeds:
         values[seed] = {}
-        found = cells(study, seed)
-        shared = found["seva"][0].base
-        for name, runs in found.items():
+        methods = cells(study, seed)
+        shared = methods["seva"][0].base
+        for name, runs in methods.items():
             if not study.tables_only:
                 print(f"\n=== seed {seed}: {name} ===", flush=True)
                 try:
@@ -140,7 +143,7 @@ def run_methods(study: MethodsStudy) -> None:
 def table(
     study: MethodsStudy, values: Mapping[int, Values], bases: Mapping[str, str] | None = None
 ) -> str:
-    """Markdown: methods that finished for all seeds, see `difference_table`."""
+    """Returns a Markdown table of methods that finished for all seeds; see `difference_table`."""
     everywhere = [n for n in next(iter(values.values())) if all(n in v for v in values.values())]
     if "base" not in everywhere:
         return "the default run has not finished for every seed yet\n"

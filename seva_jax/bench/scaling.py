@@ -1,7 +1,7 @@
-"""What tree rows save as sizes grow: a DPO step in tree rows against a row for each answer.
+"""Measures what tree rows save as sizes grow: a DPO step in tree rows against a row per answer.
 
-Question, answers, number of answers and batch are varied one at a time; reference in the step on
-both sides, same weights, same losses.
+Question, answers, number of answers and batch are varied one at a time. Both sides compute the
+reference in the step, with the same weights and the same losses.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from seva_jax.types import DataError
 
 @dataclasses.dataclass(frozen=True)
 class ScalingBench:
-    """Tree rows against a row for each answer; the first of each list is where the others stay.
+    """Tree rows against a row per answer; while one size varies, the others keep their first value.
 
     Attributes:
         size: architecture.
-        question: tokens of the question beside the image's.
+        question: tokens of the question, without the image's.
         answer: tokens of each answer.
         branches: answers of a comparison.
-        batch: comparisons.
-        rank: of the adapters.
-        dtype: of compute and frozen weights.
+        batch: comparisons in a batch.
+        rank: rank of the adapters.
+        dtype: dtype of computation and frozen weights.
         rounds: timed steps of each side.
     """
 

@@ -1,7 +1,7 @@
-"""What studies on the procedural world share: seeds, metrics, intervals, a table of differences.
+"""Shared parts of studies on the procedural world: seeds, metrics, intervals, a table.
 
-What lives here: no study. Those are `evidence.py` (does SeVa help, with controls) and `methods.py`
-(all systems beside each other).
+The studies themselves are `evidence.py` (does SeVa help, with controls) and `methods.py` (all
+systems under one budget).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from seva_jax.config.experiment import Experiment
 from seva_jax.worlds import ShapeWorld
 
-# (evaluation, metric): shown in this order.
+# (evaluation, metric), in the order shown.
 METRICS = (
     ("color-balanced", "prior_errors"),
     ("color-balanced", "accuracy"),
@@ -32,12 +32,12 @@ NAMES = tuple(f"{evaluation}/{metric}" for evaluation, metric in METRICS)
 # Two-sided 95 % points of Student's t by degrees of freedom.
 _T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
-# Of one seed: of the base model and of every cell, the values of metrics, and "pairs" of cells.
+# One seed: values of metrics of the base model and of every cell, and "pairs" of cells.
 Values = Mapping[str, Mapping[str, float]]
 
 
 def reseed(experiment: Experiment, seed: int) -> Experiment:
-    """The experiment with its seed, and that of every world in it."""
+    """Returns the experiment with another seed, also in every world it holds."""
 
     def changed(value: Any) -> Any:
         if isinstance(value, tuple) and not hasattr(value, "_fields"):
@@ -53,22 +53,22 @@ def reseed(experiment: Experiment, seed: int) -> Experiment:
 
 
 def read_metrics(workdir: str | Path, who: str) -> dict[str, float]:
-    """`METRICS` of one model of a run, "base" or "aligned"."""
-    found = {}
+    """Reads `METRICS` of one model of a run, "base" or "aligned"."""
+    values = {}
     for evaluation, metric in METRICS:
         path = Path(workdir) / "evals" / who / f"{evaluation}.json"
         summary = json.loads(path.read_text(encoding="utf-8"))
-        found[f"{evaluation}/{metric}"] = summary["metrics"][metric]["value"]
-    return found
+        values[f"{evaluation}/{metric}"] = summary["metrics"][metric]["value"]
+    return values
 
 
 def num_pairs(workdir: str | Path) -> int:
-    """Pairs of a run."""
+    """Reads the number of pairs of a run."""
     return json.loads((Path(workdir) / "pairs.json").read_text(encoding="utf-8"))["pairs"]
 
 
 def interval(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and half-width of the 95 % Student-t interval over seeds.
+    """Returns mean and half-width of the 95 % Student-t interval over seeds.
 
     >>> mean, half = interval([1.0, 2.0, 3.0])
     >>> round(mean, 3), round(half, 3)
@@ -83,11 +83,11 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 def difference_table(
     values: Mapping[int, Values], bases: Mapping[str, str] | None = None
 ) -> list[str]:
-    """Lines of Markdown: base models, and each cell minus its base model, over seeds.
+    """Returns lines of Markdown: base models, and each cell minus its base model, over seeds.
 
     Args:
-        values: by seed.
-        bases: cells whose base model is not "base" but the one of this name among the values.
+        values: values by seed.
+        bases: for cells whose base model is not "base", the name it has among the values.
     """
     bases = bases or {}
     names = [n.replace("/", " ").replace("_", " ") for n in NAMES]

@@ -131,7 +131,7 @@ def runs_of(experiment: Experiment) -> tuple[Experiment, ...]:
         except DataError as error:
             problems += [where + line for line in str(error).split("\n  ")[1:]]
         if isinstance(run.base, PriorRun):
-            before = {run.workdir: run for run in runs[: number - 1]}
+            before = {one.workdir: one for one in runs[: number - 1]}
             earlier = before.get(run.base.workdir) or run.base.earlier()
             problems += [where + problem for problem in continuation_problems(run, earlier)]
     if len({run.workdir for run in runs}) < len(runs):

@@ -1,16 +1,18 @@
-"""Checkpoints of other libraries, in and out.
+"""Reads checkpoints of other libraries, and writes results for them.
 
-In: `hf_config` reads config.json, `table` says which of their tensors is which of ours, `load`
-checks the files against the model and reads them onto devices. Out (`python -m
-seva_jax.convert`): `export` writes whole models, `peft` adapters, `pickles` turns .bin files into
-safetensors. `original` knows what is different in the original LLaVA's layout. Training
-checkpoints are not here but in `seva_jax/training/checkpoint.py`. Read next: `table.py`.
+What lives here. Reading: `hf_config` reads config.json, `table` maps their tensors to our
+parameters, `load` checks the files against the model and reads them onto devices. Writing (`python
+-m seva_jax.convert`): `export` writes whole models in the layout of their checkpoint, `rewrite` in
+the other layout, `peft` writes adapters, `pickles` turns .bin files into safetensors. `original`
+knows how the original LLaVA's layout differs. What does not: training checkpoints
+(`seva_jax/training/checkpoint.py`), and starting from an earlier run
+(`seva_jax/config/prior_run.py`, `seva_jax/run/weights.py`). Read next: `table.py`.
 
-Another model family (LLaVA-NeXT, LLaVA-OneVision, ...) takes one file in `seva_jax/models` with
-its modules, and one file here with what `table.py` holds for LLaVA-1.5: rows of (their name, our
-path, transform), the spellings in circulation, the tensors nobody reads; and a function like
-`read_llava_config` that refuses, by field and value, what the modules do not do. `load` and
-`export` work from the rows alone.
+Another model family (LLaVA-NeXT, LLaVA-OneVision, ...) takes one file in `seva_jax/models` with its
+modules, and one file here with what `table.py` holds for LLaVA-1.5: rows of (their name, our path,
+transform), the spellings in circulation and the tensors that nothing reads; and a function like
+`read_llava_config` that refuses, by field and value, whatever the modules do not implement. `load`
+and `export` need nothing but the rows.
 """
 
 from seva_jax.convert.hf_config import SpecialTokens, read_llava_config, read_special_tokens

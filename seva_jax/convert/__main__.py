@@ -1,4 +1,4 @@
-"""`python -m seva_jax.convert COMMAND SOURCE OUT`: results out, for other tools; pickles in."""
+"""`python -m seva_jax.convert COMMAND SOURCE OUT`: exports results, converts pickles."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from seva_jax.config.config_files import read_config
 from seva_jax.config.experiment import Experiment
 from seva_jax.config.prior_run import PriorRun
 from seva_jax.convert.hf_config import read_llava_config
+from seva_jax.convert.load import leaves_by_path
 from seva_jax.convert.original import tower_directory
 from seva_jax.convert.peft import to_peft
 from seva_jax.convert.pickles import from_bin
@@ -32,12 +33,12 @@ from seva_jax.types import DataError
 
 @dataclasses.dataclass(frozen=True)
 class _WholeModel:
-    """What both layouts take.
+    """Options of both layouts.
 
     Attributes:
-        source: work directory of a finished run, or a checkpoint.
-        out: the new directory.
-        vision_tower: CLIP directory, for a checkpoint in the original layout that needs one.
+        source: work directory of a finished run, or a checkpoint directory.
+        out: directory to write; must not exist, or be empty.
+        vision_tower: CLIP directory, for a checkpoint in the original layout without its own.
     """
 
     source: tyro.conf.Positional[Path]
@@ -47,31 +48,33 @@ class _WholeModel:
 
 @dataclasses.dataclass(frozen=True)
 class ToHF(_WholeModel):
-    """The whole model, adapters merged, as a Hugging Face directory.
+    """Writes the whole model, adapters merged, as a Hugging Face directory.
 
-    Loads with transformers' LlavaForConditionalGeneration.from_pretrained(OUT), vLLM, lmms-eval.
-    Keeps names, sharding and untouched bytes of a checkpoint that already has this layout.
+    LlavaForConditionalGeneration.from_pretrained(OUT) of transformers loads it, and so do vLLM and
+    lmms-eval. A checkpoint that already has this layout keeps its tensor names, files and every
+    byte that training did not change.
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class ToLlava(_WholeModel):
-    """The whole model, adapters merged, in the original LLaVA's layout.
+    """Writes the whole model, adapters merged, in the original LLaVA's layout.
 
-    Keeps names, sharding and untouched bytes of a checkpoint that already has this layout.
+    A checkpoint that already has this layout keeps its tensor names, files and every byte that
+    training did not change.
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class ToPeft:
-    """The adapters (and the projector, if it was trained) as a PEFT directory.
+    """Writes the adapters (and the projector, if it was trained) as a PEFT directory.
 
-    Loads with PeftModel.from_pretrained(base, OUT), where base is the checkpoint the run started
+    PeftModel.from_pretrained(base, OUT) loads it, where base is the checkpoint that the run started
     from, opened with transformers.
 
     Attributes:
         source: work directory of a finished run.
-        out: the new directory.
+        out: directory to write; must not exist, or be empty.
     """
 
     source: tyro.conf.Positional[Path]
@@ -80,13 +83,13 @@ class ToPeft:
 
 @dataclasses.dataclass(frozen=True)
 class FromBin:
-    """A checkpoint or CLIP directory with pytorch_model*.bin files, as safetensors. Needs torch.
+    """Copies a checkpoint, its pytorch_model*.bin files as safetensors. Needs torch.
 
-    Nothing in the pickles is run: files that hold more than tensors are refused.
+    No code in the pickles is run: files that hold more than tensors are refused.
 
     Attributes:
-        source: the directory.
-        out: the new directory.
+        source: a LLaVA checkpoint or a CLIP directory.
+        out: directory to write; must not exist, or be empty.
     """
 
     source: tyro.conf.Positional[Path]
@@ -94,49 +97,42 @@ class FromBin:
 
 
 def open_source(path: Path, vision_tower: str = "") -> Source:
-    """A work directory of `seva_jax.train`, or a checkpoint directory as it is.
+    """Opens the work directory of a finished run, or a checkpoint directory.
 
-    A run that trained its base model itself gets a checkpoint to start from, base-hf in its work
+    For a run that trained its base model itself, the base model is written to base-hf in the work
     directory.
 
     Args:
         path: the directory.
-        vision_tower: CLIP directory of an original LLaVA; a run has its own.
+        vision_tower: CLIP directory of an original LLaVA checkpoint; a run's config names its own.
 
     Raises:
-        DataError: neither, or a run that is not finished.
+        DataError: the directory is neither, or the run or one that it started from has not
+            finished.
     """
     if not path.is_dir():
         raise DataError(f"{path} is not a directory; give a work directory or a checkpoint")
     if not (path / "stages.json").exists():
         if several := instead_of(path):
-            raise DataError(f"{path} is no run{several}")
+            raise DataError(f"{path} is not a run{several}")
         config = read_llava_config(path, vision_tower)
         return Source(path, tower_directory(path, vision_tower), config)
     if "align" not in read_stages(path):
         raise DataError(f"{path}: alignment has not finished; run seva_jax.train again")
     experiment = dataclasses.replace(read_config(path / "config.py"), workdir=str(path))
-    runs = [experiment]  # newest first: those whose results are parts of this one's
+    runs = [experiment]  # newest first: the runs whose results the model consists of
     while isinstance(base := experiment.base, PriorRun):
-        base.aligned()
+        base.aligned()  # raises if that run has not finished
         experiment = base.earlier()
         runs += [experiment] * base.merge
-    if isinstance(experiment.base, Checkpoint):
-        directory, vision_tower = Path(experiment.base.path), experiment.base.vision_tower
-    else:
-        directory, vision_tower = Path(experiment.workdir) / "base-hf", ""
-    if not isinstance(experiment.base, Checkpoint) and not directory.exists():
-        assets = experiment.base.assets()
-        trained_here = Path(experiment.workdir) / "checkpoints" / "base"
-        read = functools.partial(_read, trained_here, _shapes(Llava(assets.config)))
-        write_new(directory, assets.config, assets.tokenizer, assets.processing, read)
+    directory, vision_tower = _checkpoint(experiment)
     config = read_llava_config(directory, vision_tower)
     tower = tower_directory(directory, vision_tower)
 
     def result(run: Experiment) -> Source:
         shapes = _shapes(Llava(config, lora=run.lora if run.lora.rank else None))
-        parts = ["lora/" if p == "lora" else f"params/{p}/" for p in run.train.trained]
-        trained = {n: shape for n, shape in shapes.items() if any(n.startswith(p) for p in parts)}
+        parts = tuple("lora/" if p == "lora" else f"params/{p}/" for p in run.train.trained)
+        trained = {name: shape for name, shape in shapes.items() if name.startswith(parts)}
         read = functools.partial(_read, Path(run.workdir) / "checkpoints" / "align", trained)
         return Source(directory, tower, config, run.lora, trained, read)
 
@@ -144,50 +140,56 @@ def open_source(path: Path, vision_tower: str = "") -> Source:
     return dataclasses.replace(last, before=tuple(before[::-1]))
 
 
+def _checkpoint(experiment: Experiment) -> tuple[Path, str]:
+    """Returns the checkpoint directory that a run started from, and its CLIP directory or ""."""
+    base, workdir = experiment.base, Path(experiment.workdir)
+    if isinstance(base, Checkpoint):
+        return Path(base.path), base.vision_tower
+    directory = workdir / "base-hf"
+    if not directory.exists():
+        assets = base.assets()
+        shapes = _shapes(Llava(assets.config))
+        read = functools.partial(_read, workdir / "checkpoints" / "base", shapes)
+        write_new(directory, assets.config, assets.tokenizer, assets.processing, read)
+    return directory, ""
+
+
 def _shapes(model: Llava) -> dict[str, tuple[int, ...]]:
-    return {name: leaf.shape for name, leaf in _flat(abstract_variables(model)).items()}
+    return {name: leaf.shape for name, leaf in leaves_by_path(abstract_variables(model)).items()}
 
 
 def _read(
     stage: Path, trained: Mapping[str, tuple[int, ...]], names: Sequence[str]
 ) -> list[np.ndarray]:
-    """Variables from a training checkpoint, on the host; nothing else is read."""
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    """Reads the named variables, and no others, from a training checkpoint to the host."""
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
     tree: dict = {}
     for name in names:
         *parents, leaf = name.split("/")
-        at = tree
+        branch = tree
         for parent in parents:
-            at = at.setdefault(parent, {})
-        at[leaf] = jax.ShapeDtypeStruct(trained[name], np.float32, sharding=here)
-    flat = _flat(read_trained(stage, tree))
-    return [np.asarray(flat[name]) for name in names]
-
-
-def _flat(tree: dict) -> dict:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        "/".join(str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey)): leaf
-        for path, leaf in leaves
-    }
+            branch = branch.setdefault(parent, {})
+        branch[leaf] = jax.ShapeDtypeStruct(trained[name], np.float32, sharding=host)
+    values = leaves_by_path(read_trained(stage, tree))
+    return [np.asarray(values[name]) for name in names]
 
 
 @one_line_errors()
 def main() -> None:
-    """The command line."""
+    """Runs the command line."""
     command = tyro.extras.subcommand_cli_from_dict(
         {"to-hf": ToHF, "to-llava": ToLlava, "to-peft": ToPeft, "from-bin": FromBin}
     )
     match command:
         case ToHF():
-            done = to_hf(open_source(command.source, command.vision_tower), command.out)
+            summary = to_hf(open_source(command.source, command.vision_tower), command.out)
         case ToLlava():
-            done = to_llava(open_source(command.source, command.vision_tower), command.out)
+            summary = to_llava(open_source(command.source, command.vision_tower), command.out)
         case ToPeft():
-            done = to_peft(open_source(command.source), command.out)
+            summary = to_peft(open_source(command.source), command.out)
         case FromBin():
-            done = from_bin(command.source, command.out)
-    print(hide_home(done))
+            summary = from_bin(command.source, command.out)
+    print(hide_home(summary))
 
 
 if __name__ == "__main__":

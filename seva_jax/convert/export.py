@@ -1,9 +1,9 @@
-"""A run's result as a full model, in the layout of the checkpoint it started from.
+"""Writes a run's result as a whole model, in the layout of the checkpoint it started from.
 
-The checkpoint's files are copied and the trained tensors are written over their old bytes: names,
-order, sharding and untouched tensors stay identical, and memory holds a few tensors at a time.
-Which tensor is which is in `table.py`; a change of layout is in `rewrite.py`, adapters on their
-own are in `peft.py`.
+The checkpoint's files are copied, and the trained tensors are written over their old bytes. Tensor
+names, their order and files, and all untrained tensors stay identical, and only a few tensors are
+in memory at a time. What does not live here: which tensor is which parameter (`table.py`), a change
+of layout (`rewrite.py`), adapters alone (`peft.py`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 from safetensors import safe_open
 
 from seva_jax.convert.files import data_start, encode, new_directory
-from seva_jax.convert.load import Tensor, read_headers
+from seva_jax.convert.load import INDEX_FILE, Tensor, read_headers
 from seva_jax.convert.original import read_json
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, Row
 from seva_jax.runtime.progress import Progress
 
-# Weights in other formats, and the indices of such: not copied, since they would be the old ones.
+# Weight files of any format are not copied: they would hold the old weights.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".gguf")
 TOWER = "vision_tower"  # folder for the CLIP directory of an original LLaVA
 
@@ -31,15 +31,15 @@ TOWER = "vision_tower"  # folder for the CLIP directory of an original LLaVA
 def patched_copy(source: Source, out: Path) -> str:
     """Copies the checkpoint, with adapters merged and trained parts replaced.
 
-    The CLIP directory of an original LLaVA goes along where it lies in the checkpoint, or where
-    the tower was trained; in the second case config.json names the copy.
+    The CLIP directory of an original LLaVA is copied too if it is inside the checkpoint, or if the
+    tower was trained; in the second case config.json names the copy.
 
     Args:
-        source: what to export. A checkpoint without a run is copied byte by byte.
+        source: the model to export. A checkpoint without a run is copied byte by byte.
         out: the new directory.
 
     Returns:
-        What was written, for people.
+        A summary for the terminal.
 
     Raises:
         DataError: the checkpoint is damaged, or `out` cannot be written.
@@ -81,18 +81,18 @@ def patched_copy(source: Source, out: Path) -> str:
 
 
 def write_json(path: Path, fields: Mapping[str, object]) -> None:
-    """A JSON object as a file, for people too."""
+    """Writes an indented JSON object to a file."""
     path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def other_files(directory: Path) -> list[Path]:
-    """What lies in a checkpoint beside its weights: tokenizer, processor, README, ..."""
+    """Returns the files of a checkpoint that are not weights: tokenizer, processor, README, ..."""
     return [path for path in sorted(directory.iterdir()) if _is_other(path)]
 
 
 def _copied(directory: Path, tensors: Mapping[str, Tensor]) -> list[Path]:
     weights = {t.path for t in tensors.values() if t.path.parent == directory}
-    index = directory / "model.safetensors.index.json"
+    index = directory / INDEX_FILE
     return [*sorted(weights), *([index] if index.exists() else []), *other_files(directory)]
 
 
@@ -106,7 +106,7 @@ def _adapter(row: Row) -> str:
 
 
 def changes(source: Source, row: Row) -> bool:
-    """Whether a run, or one before it, changed the tensors of a row."""
+    """Returns whether the run, or one merged before it, changed the tensors of a row."""
     trained = source.trained.keys() | set().union(*(run.trained for run in source.before))
     return bool(trained & {f"params/{row.ours}", f"{_adapter(row)}/a"})
 
@@ -114,7 +114,7 @@ def changes(source: Source, row: Row) -> bool:
 def merged(
     source: Source, row: Row, tensors: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The checkpoint's tensors of one changed row by canonical name, float32, in its layout."""
+    """Yields canonical name and new values, float32 in their layout, of a changed row's tensors."""
     ours, adapter = f"params/{row.ours}", _adapter(row)
     runs: list[tuple[np.float32, dict[str, np.ndarray]]] = []
     shape: tuple[int, ...] = ()
@@ -140,6 +140,6 @@ def merged(
 
 
 def read_tensor(tensor: Tensor) -> np.ndarray:
-    """One of the checkpoint's tensors, float32."""
+    """Reads one of the checkpoint's tensors as float32."""
     with safe_open(tensor.path, framework="np") as file:
         return file.get_tensor(tensor.name).astype(np.float32)

@@ -1,6 +1,7 @@
-"""Files of exports: a directory that appears whole or not at all, safetensors written in pieces.
+"""Writes exports: directories that appear whole or not at all, safetensors files in pieces.
 
-TokenStats is in `load.py`; what goes into the files is in `export.py`, `rewrite.py` and `peft.py`.
+What does not live here: reading (`load.py`), and what goes into the files (`export.py`,
+`rewrite.py`, `peft.py`).
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from seva_jax.types import DataError
 
 @contextlib.contextmanager
 def new_directory(out: Path, size: int) -> Iterator[Path]:
-    """Gives an empty directory to write to, and renames it to `out` when all went well.
+    """Yields an empty directory to write to, and renames it to `out` if the body succeeds.
 
     Args:
-        out: does not exist, or is an empty directory.
-        size: bytes that are going to be written, about.
+        out: a path that does not exist, or an empty directory.
+        size: bytes that will be written, approximately.
 
     Raises:
-        DataError: `out` is taken, cannot be written, or the disk has no room.
+        DataError: `out` is not empty or cannot be written, or the disk lacks the space.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and is not empty; give another directory, or remove it")
@@ -40,7 +41,7 @@ def new_directory(out: Path, size: int) -> Iterator[Path]:
         if size > free:
             raise DataError(
                 f"{out.parent} has {free / 2**30:.1f} GiB free, but {size / 2**30:.1f} GiB "
-                "are to be written; free some, or give another place"
+                "are to be written; free some space, or give another directory"
             )
         scratch.mkdir()
         yield scratch
@@ -54,9 +55,9 @@ def new_directory(out: Path, size: int) -> Iterator[Path]:
 
 
 def data_start(path: Path) -> dict[str, int]:
-    """Where the bytes of each tensor begin in a safetensors file, from the file's start.
+    """Returns the offset of each tensor's bytes from the start of a safetensors file.
 
-    The file has passed `load.read_headers`, which lets the safetensors library check it.
+    The file must have passed `load.read_headers`, where the safetensors library checks it.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -69,13 +70,13 @@ def data_start(path: Path) -> dict[str, int]:
 
 
 def num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor, by safetensors' name of its dtype."""
-    found = re.match(r"[A-Z]+(\d+)", dtype)  # "BF16", "F8_E4M3"; or "BOOL", a byte
-    return math.prod(shape) * (int(found[1]) if found else 8) // 8
+    """Returns the bytes of a tensor, given the name that safetensors has for its dtype."""
+    bits = re.match(r"[A-Z]+(\d+)", dtype)  # "BF16", "F8_E4M3"; "BOOL" takes a byte
+    return math.prod(shape) * (int(bits[1]) if bits else 8) // 8
 
 
 def encode(tensor: Tensor, values: np.ndarray) -> bytes:
-    """Values as the bytes of a tensor.
+    """Returns values as the bytes of a tensor, cast to its dtype.
 
     Raises:
         DataError: a value is not finite in the tensor's dtype.
@@ -100,7 +101,7 @@ class SafetensorsWriter:
 
         Args:
             path: the new file.
-            tensors: safetensors' dtype name and shape by tensor name.
+            tensors: the dtype, as safetensors names it, and the shape of each tensor by name.
         """
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         end = 0
@@ -122,7 +123,7 @@ class SafetensorsWriter:
         self.write_bytes(name, encode(self._tensors[name][0], values))
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Writes one tensor as it is stored."""
+        """Writes one tensor, given its bytes."""
         tensor, start = self._tensors[name]
         if len(data) != num_bytes(tensor.dtype, tensor.shape):
             raise AssertionError(f"{name}: {len(data)} bytes for {tensor.dtype} {tensor.shape}")
@@ -131,7 +132,7 @@ class SafetensorsWriter:
         self._left.remove(name)
 
     def __enter__(self) -> SafetensorsWriter:
-        """Itself."""
+        """Returns itself."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

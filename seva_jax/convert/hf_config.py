@@ -1,8 +1,8 @@
-"""config.json and generation_config.json of a LLaVA directory, in either layout.
+"""Reads config.json and generation_config.json of a LLaVA directory, in either layout.
 
-transformers' own config classes fill missing fields and understand both its version 4 and
-version 5 layouts; they need neither torch nor network. What our modules do not implement is
-refused here, by field and value. Weights are read in `load.py`.
+The config classes of transformers fill missing fields and understand the layouts of its versions 4
+and 5; they need neither torch nor network. Whatever our modules do not implement is refused here,
+by field and value. Weights are read in `load.py`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _SIZES = (
 
 @dataclasses.dataclass(frozen=True)
 class SpecialTokens:
-    """Tokens `transformers` generation treats specially.
+    """Tokens that generation treats specially.
 
     Attributes:
-        stop_ids: end an answer; empty when the directory names none.
-        pad_id: fills the rest of the row; None when the directory names none.
+        stop_ids: tokens that end an answer; empty if the directory names none.
+        pad_id: token that fills a row after its answer; None if the directory names none.
     """
 
     stop_ids: tuple[int, ...]
@@ -37,7 +37,7 @@ class SpecialTokens:
 
 
 def read_llava_config(directory: str | Path, vision_tower: str | Path | None = None) -> LlavaConfig:
-    """Our config of the model in a Hugging Face or an original LLaVA directory.
+    """Reads the architecture of a model from its Hugging Face or original LLaVA directory.
 
     Args:
         directory: holds config.json, as `LlavaForConditionalGeneration.save_pretrained` writes
@@ -45,11 +45,11 @@ def read_llava_config(directory: str | Path, vision_tower: str | Path | None = N
         vision_tower: the CLIP directory of an original LLaVA, see `original.tower_directory`.
 
     Returns:
-        The config; fields the file leaves out take transformers' defaults.
+        The architecture; fields that the file leaves out take the defaults of transformers.
 
     Raises:
-        DataError: no such file, not a LLaVA config, or fields whose values are not supported,
-            all of them named with their values.
+        DataError: the file is missing or not a LLaVA config, or has fields with unsupported
+            values; all of them are named, with their values.
     """
     path = Path(directory) / "config.json"
     hf = _hf_config(path, vision_tower)
@@ -95,7 +95,7 @@ def read_llava_config(directory: str | Path, vision_tower: str | Path | None = N
 
 
 def llava_config_fields(config: LlavaConfig) -> dict[str, Any]:
-    """The fields of a config.json that `read_llava_config` reads back as `config`."""
+    """Returns the fields of a config.json that `read_llava_config` reads back as `config`."""
     vision, text = config.vision, config.text
     return {
         "model_type": "llava",
@@ -134,13 +134,13 @@ def llava_config_fields(config: LlavaConfig) -> dict[str, Any]:
 
 
 def read_special_tokens(directory: str | Path) -> SpecialTokens:
-    """Stop and pad tokens, found where `transformers` generation finds them.
+    """Reads the stop and pad tokens from where generation in transformers takes them.
 
-    Those of generation_config.json; only if there is no such file, those of config.json. A pad
-    token that is not set is the first stop token.
+    They are in generation_config.json or, only if there is no such file, in config.json. Without a
+    pad token, the first stop token pads.
 
     Raises:
-        DataError: a file that cannot be read, or ids that are not integers.
+        DataError: a file cannot be read, or an id is not an integer.
     """
     path = Path(directory) / "generation_config.json"
     if path.exists():
@@ -176,14 +176,14 @@ def _hf_config(path: Path, vision_tower: str | Path | None = None) -> HFConfig:
         )
     try:
         return cast(HFConfig, HFConfig.from_dict(raw))
-    # Whatever a hostile or damaged config makes transformers raise is bad input, not a bug.
+    # Whatever transformers raises for a hostile or damaged config is bad input, not a bug.
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(f"{path} is not a valid LLaVA config: {reason}") from error
 
 
 def _unsupported(hf: HFConfig, text: Any, vision: Any) -> list[str]:
-    """Fields our modules cannot honour, each as 'name is value, supported: ...'."""
+    """Returns a line 'NAME is VALUE, supported: ...' for each field our modules cannot honour."""
     allowed: list[tuple[str, Any, tuple]] = [
         ("projector_hidden_act", hf.projector_hidden_act, ("gelu",)),
         (

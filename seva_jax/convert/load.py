@@ -1,8 +1,8 @@
 """Checks a LLaVA directory against the model and reads it onto devices.
 
-Every device's slice is read from disk by itself and cast on the way, so no tensor exists in full
-on the host unless one device holds all of it. Which tensor is which is in `table.py`, the config
-in `hf_config.py`.
+The slice of every device is read from disk separately and cast on the way, so the host never holds
+a whole tensor unless one device does. What does not live here: which tensor is which parameter
+(`table.py`), and the config (`hf_config.py`).
 """
 
 from __future__ import annotations
@@ -45,31 +45,42 @@ from seva_jax.models import (
 from seva_jax.sharding import on_one_device
 from seva_jax.types import DataError
 
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
-_MAX_LINES = 5000  # of one error
+_MAX_LINES = 5000  # in one error message
 _THREADS = 4
 _ALIGNMENT = 64  # bytes
-_STRIP = 16  # elements of 2 or 4 bytes, a line of the cache or half of one
-_EQUAL_CHUNK = 1024  # rows compared at one time
+_STRIP = 16  # elements of 2 or 4 bytes: a cache line, or half of one
+_EQUAL_CHUNK = 1024  # rows compared at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Where one of their tensors is, as its file's header says.
+    """A tensor in a safetensors file, as the file's header describes it.
 
     Attributes:
         path: the file.
-        name: the spelling used in the file.
-        shape: the shape.
-        dtype: safetensors' name of the dtype.
+        name: its name in the file.
+        shape: its shape.
+        dtype: its dtype, as safetensors names it.
     """
 
     path: Path
     name: str
     shape: Shape
     dtype: str
+
+
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of nested dicts by path, keys joined by "/"."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {_joined(path): leaf for path, leaf in leaves}
+
+
+def _joined(path: tuple[Any, ...]) -> str:
+    # Keys of other kinds lead into the boxes that hold the names of a parameter's dims.
+    return "/".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
 
 
 def load_params(
@@ -84,8 +95,8 @@ def load_params(
 
     Args:
         directory: holds model.safetensors, or several files and model.safetensors.index.json.
-        config: what `read_llava_config` said of the same directory.
-        dtype: of the parameters, whatever the files hold.
+        config: the architecture, from `read_llava_config` of the same directory.
+        dtype: dtype of the parameters, whatever the files hold.
         shardings: a sharding for each parameter, in a tree like `seva_jax.models.abstract_params`
             (or `abstract_stored`); None puts everything on this process's first device.
         tower: the CLIP directory of an original LLaVA, see `original.tower_directory`.
@@ -93,21 +104,17 @@ def load_params(
             of layers at a time.
 
     Returns:
-        The "params" collection, of `jax.Array` leaves, or `qwix.QArray`s where quantised.
+        The "params" collection, with `jax.Array` leaves, or `qwix.QArray`s where quantised.
 
     Raises:
-        DataError: files that are missing, damaged or not safetensors; or tensors that are
-            missing, unexpected, of another shape or of a dtype that is not read, all listed at
-            once.
+        DataError: files are missing, damaged or not safetensors; or tensors are missing or
+            unexpected, or have a wrong shape or an unsupported dtype. All are listed at once.
     """
     directory = Path(directory)
     tensors = read_headers(directory, tower)
     model = Llava(config)
     abstract = abstract_params(model)
-    shapes = {
-        "/".join(str(key.key) for key in path): leaf.shape
-        for path, leaf in jax.tree_util.tree_flatten_with_path(abstract)[0]
-    }
+    shapes = {ours: leaf.shape for ours, leaf in leaves_by_path(abstract).items()}
     rows = {row.ours: row for row in TABLE if row.ours in shapes}
     if len(rows) != len(shapes):
         raise AssertionError(f"not in the conversion table: {sorted(shapes.keys() - rows.keys())}")
@@ -122,11 +129,11 @@ def load_params(
         _check_tied(directory, tensors[EMBEDDING], tensors[HEAD])
 
     def read(path: tuple[Any, ...], sharding: Any) -> Any:
-        ours = "/".join(str(key.key) for key in path)
+        ours = _joined(path)
         reader = _reader(rows[ours], shapes[ours], np.dtype(jnp.dtype(dtype)), tensors)
         read_with = sharding.qvalue if is_quantised(sharding) else sharding
         array = jax.make_array_from_callback(shapes[ours], read_with, reader)
-        # Transfers are asynchronous: without this, host buffers of many leaves pile up.
+        # Transfers are asynchronous: without waiting, the host buffers of many leaves pile up.
         return jax.block_until_ready(quantise(ours, array, base_weights, sharding))
 
     return jax.tree_util.tree_map_with_path(read, shardings, is_leaf=is_quantised)
@@ -135,11 +142,11 @@ def load_params(
 def _reader(
     row: Row, shape: Shape, dtype: np.dtype, tensors: Mapping[str, Tensor]
 ) -> Callable[[Index | None], np.ndarray]:
-    """Reads any slice of one of our parameters (None: all of it)."""
+    """Returns a function that reads any slice of one of our parameters (None: all of it)."""
     names = row.names(shape)
 
     def read_one(name: str, index: Index) -> np.ndarray:
-        # Opened for each tensor, because the file's pages count as ours while it is mapped.
+        # Opened for each tensor: while a file is mapped, its pages count as memory of this process.
         with safe_open(tensors[name].path, framework="np") as file:
             return row.transform.read(file.get_slice(tensors[name].name), index)
 
@@ -151,8 +158,8 @@ def _reader(
         out = _aligned([part.stop - part.start for part in bounds], dtype)
         if row.stacked:
             parts = list(zip(out, names[bounds[0]], strict=True))
-            # Turning kernels over takes longest, and NumPy lets other threads run meanwhile; a few,
-            # because each holds a tensor.
+            # Transposing kernels takes longest, and NumPy lets other threads run meanwhile. Only a
+            # few threads, because each holds a tensor.
             with ThreadPoolExecutor(_THREADS) as pool:
                 list(pool.map(lambda x: _assign(x[0], read_one(x[1], bounds[1:])), parts))
         else:
@@ -163,7 +170,7 @@ def _reader(
 
 
 def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """An empty array that JAX takes over without a copy on a CPU."""
+    """Returns an uninitialised array, aligned so that JAX on a CPU uses it without a copy."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
@@ -171,10 +178,10 @@ def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
 
 
 def _assign(out: np.ndarray, values: np.ndarray) -> None:
-    """`out[...] = values`, fast for bfloat16 and for kernels that are turned over.
+    """Does `out[...] = values`, fast for bfloat16 and for transposed kernels.
 
-    NumPy copies bfloat16 element by element, integers much faster. A whole kernel turned over
-    touches another line of the processor's cache for every element; strips that lines hold do not.
+    NumPy copies bfloat16 element by element, and integers much faster. Copying a whole transposed
+    kernel touches another cache line for every element; copying strips as wide as a line does not.
     """
     if values.dtype == out.dtype:
         bits = f"u{out.itemsize}"
@@ -185,14 +192,14 @@ def _assign(out: np.ndarray, values: np.ndarray) -> None:
 
 
 def read_headers(directory: Path, tower: Path | None = None) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint, by canonical name, from the files' headers alone.
+    """Returns every tensor of a checkpoint by canonical name, reading only the files' headers.
 
     Args:
         directory: the checkpoint.
-        tower: a CLIP directory, for a vision tower that the checkpoint itself does not hold.
+        tower: the CLIP directory, for a checkpoint that does not hold its vision tower.
 
     Raises:
-        DataError: files that are missing, damaged or contradict each other.
+        DataError: files are missing or damaged, or contradict each other.
     """
     tensors = _read_headers(directory, canonical)
     if tower and not any(name.startswith("vision_tower.") for name in tensors):
@@ -204,11 +211,11 @@ def read_headers(directory: Path, tower: Path | None = None) -> dict[str, Tensor
 def _read_headers(directory: Path, spell: Callable[[str], str]) -> dict[str, Tensor]:
     problems: list[str] = []
     tensors: dict[str, Tensor] = {}
-    found: dict[str, str] = {}
+    file_of: dict[str, str] = {}
     files, promised = _list_files(directory)
     for name in files:
         for tensor in _read_header(directory / name):
-            found[tensor.name] = name
+            file_of[tensor.name] = name
             first = tensors.setdefault(spell(tensor.name), tensor)
             if first is not tensor:
                 problems.append(
@@ -217,11 +224,11 @@ def _read_headers(directory: Path, spell: Callable[[str], str]) -> dict[str, Ten
                 )
     if promised is not None:
         for tensor, name in promised.items():
-            if found.get(tensor) != name:
-                problems.append(f"{_INDEX} promises {tensor} in {name}, which does not hold it")
+            if file_of.get(tensor) != name:
+                problems.append(f"{INDEX_FILE} promises {tensor} in {name}, which does not hold it")
         problems += [
-            f"{tensor} in {name} is not listed in {_INDEX}"
-            for tensor, name in found.items()
+            f"{tensor} in {name} is not listed in {INDEX_FILE}"
+            for tensor, name in file_of.items()
             if tensor not in promised
         ]
     if problems:
@@ -233,10 +240,10 @@ def _read_headers(directory: Path, spell: Callable[[str], str]) -> dict[str, Ten
 
 
 def _list_files(directory: Path) -> tuple[list[str], Mapping[str, str] | None]:
-    """File names of a checkpoint, and the index's tensor-to-file map if there is one."""
-    if (directory / _SINGLE).exists():
-        return [_SINGLE], None
-    path = directory / _INDEX
+    """Returns a checkpoint's weight files and, if it has an index, the file of each tensor."""
+    if (directory / SINGLE_FILE).exists():
+        return [SINGLE_FILE], None
+    path = directory / INDEX_FILE
     if not path.exists():
         pickles = sorted(p.name for pattern in _PICKLES for p in directory.glob(pattern))
         if pickles:
@@ -245,28 +252,30 @@ def _list_files(directory: Path) -> tuple[list[str], Mapping[str, str] | None]:
                 "pickle can run code hidden in it, so they are refused; convert them once, without "
                 f"running any: python -m seva_jax.convert from-bin {directory} OUT"
             )
-        raise DataError(f"{directory} holds neither {_SINGLE} nor {_INDEX}: fetch the weights")
+        raise DataError(
+            f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}: fetch the weights"
+        )
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise DataError(f"{path} has no weight_map: fetch it again")
     for name in weight_map.values():
-        # The index is not trusted: it must not reach for files outside of its directory.
+        # The index is not trusted: it must not name files outside of its directory.
         if not isinstance(name, str) or Path(name).name != name:
             raise DataError(f"{path} names the file {name!r}, which is not in its own directory")
         if not name.endswith(".safetensors"):
-            raise DataError(f"{path} names {name}, only safetensors files are read")
+            raise DataError(f"{path} names {name}, but only safetensors files are read")
     files = sorted(set(weight_map.values()))
     missing = [name for name in files if not (directory / name).exists()]
     if missing:
         raise DataError(
-            f"{directory} lacks {len(missing)} of the {len(files)} files {_INDEX} names: "
+            f"{directory} lacks {len(missing)} of the {len(files)} files {INDEX_FILE} names: "
             f"{', '.join(missing)}; fetch them"
         )
     return files, weight_map
 
 
 def _read_header(path: Path) -> list[Tensor]:
-    """The tensors of one file; the safetensors library checks the header and the file's size."""
+    """Returns the tensors of one file; safetensors checks the header and the file's size."""
     try:
         with safe_open(path, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
@@ -291,12 +300,12 @@ def _check_tensors(
     rows: Mapping[Row, Shape],
     config: LlavaConfig,
 ) -> None:
-    """Raises one error with everything in which files and model differ."""
+    """Raises one error that lists every difference between the files and the model."""
     for name, num in (
         ("text_config.num_hidden_layers", config.text.num_layers),
         ("vision_config.num_hidden_layers", config.vision.num_layers),
     ):
-        if num > len(tensors):  # before anything is listed layer by layer
+        if num > len(tensors):  # or the lists below, layer by layer, could exhaust the memory
             raise DataError(
                 f"{directory}: {name} of config.json is {num}, but the files hold only "
                 f"{len(tensors)} tensors; check that they belong to the same model"
@@ -321,7 +330,7 @@ def _check_tensors(
             problems.append(f"unexpected: {where}")
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems[:_MAX_LINES])
-        if len(problems) > _MAX_LINES:  # more than any real model has: a file made to flood
+        if len(problems) > _MAX_LINES:  # more than any real model has: a hostile file
             lines += f"\n  and {len(problems) - _MAX_LINES:,} more"
         raise DataError(
             f"{directory}: {len(problems)} tensors do not fit config.json; check that weights "
@@ -330,7 +339,7 @@ def _check_tensors(
 
 
 def _check_tied(directory: Path, embedding: Tensor, head: Tensor) -> None:
-    """A file may hold the tied head as well, but then it has to be the embedding."""
+    """Raises if the files hold a head next to a tied embedding, and the two differ."""
     with (
         safe_open(embedding.path, framework="np") as embedding_file,
         safe_open(head.path, framework="np") as head_file,

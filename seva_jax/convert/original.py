@@ -1,9 +1,9 @@
 """The layout of the original LLaVA repository (liuhaotian/llava-v1.5-*).
 
-It differs from Hugging Face's in three ways: config.json holds Llama's fields flat, beside
-`mm_*` fields; the vision tower is a CLIP directory of its own, named by `mm_vision_tower`; and
-there is no image token, so ours is the id after the vocabulary's last. Here its config becomes
-Hugging Face's and back; the tensors' names are in `table.py`.
+It differs from Hugging Face's in three ways: config.json holds Llama's fields at the top level,
+next to `mm_*` fields; the vision tower is a separate CLIP directory, named by `mm_vision_tower`;
+and there is no image token, so ours gets the first id after the vocabulary. This module converts
+config.json in both directions; the names of tensors are in `table.py`.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _SUPPORTED = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Reads a JSON object from a file.
 
     Raises:
-        DataError: missing, unreadable, not JSON, or not an object.
+        DataError: the file is missing, unreadable, not JSON, or not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -47,20 +47,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_original(fields: dict[str, Any]) -> bool:
-    """Whether these are the fields of an original LLaVA's config.json."""
+    """Returns whether these are the fields of an original LLaVA's config.json."""
     return "mm_vision_tower" in fields or fields.get("model_type") == "llava_llama"
 
 
 def tower_directory(directory: Path, vision_tower: str | Path | None = None) -> Path | None:
-    """The CLIP directory of an original LLaVA; None for Hugging Face's layout, which needs none.
+    """Returns the CLIP directory of an original LLaVA, or None for Hugging Face's layout.
 
     Args:
         directory: the checkpoint.
-        vision_tower: the CLIP directory; without it, `mm_vision_tower` of config.json counts if
-            it is a directory, looked for in the checkpoint first.
+        vision_tower: the CLIP directory; without it, the directory that `mm_vision_tower` of
+            config.json names, which is looked for in the checkpoint first.
 
     Raises:
-        DataError: there is none, or one is given that nothing uses.
+        DataError: there is no such directory, or one is given to a checkpoint that needs none.
     """
     path = directory / "config.json"
     fields = read_json(path)
@@ -73,7 +73,7 @@ def tower_directory(directory: Path, vision_tower: str | Path | None = None) -> 
         return None
     named = str(fields.get("mm_vision_tower"))
     for tower in [Path(vision_tower)] if vision_tower else [directory / named, Path(named)]:
-        with contextlib.suppress(OSError):  # a name that no file system would take
+        with contextlib.suppress(OSError):  # the name may be impossible for a file
             if (tower / "config.json").is_file():
                 return tower
     if vision_tower:
@@ -86,20 +86,20 @@ def tower_directory(directory: Path, vision_tower: str | Path | None = None) -> 
 
 
 def pads_images(directory: Path) -> bool:
-    """Whether an original LLaVA pads images to a square (LLaVA-1.5 does)."""
+    """Returns whether an original LLaVA pads images to a square (LLaVA-1.5 does)."""
     return read_json(directory / "config.json").get("image_aspect_ratio") == "pad"
 
 
 def as_hf_fields(path: Path, fields: dict[str, Any], tower: Path) -> dict[str, Any]:
-    """An original LLaVA's config.json and its tower's as one in Hugging Face's layout.
+    """Merges config.json of an original LLaVA and of its tower into Hugging Face's layout.
 
     Args:
-        path: config.json, for errors.
+        path: config.json, for error messages.
         fields: its content.
         tower: the CLIP directory.
 
     Raises:
-        DataError: the tower is no CLIP model, or a field has a value that is not supported.
+        DataError: the tower is not a CLIP model, or a field has an unsupported value.
     """
     problems = [
         f"{name} is {fields.get(name)!r}, supported: {', '.join(map(repr, values))}"
@@ -131,12 +131,12 @@ def as_hf_fields(path: Path, fields: dict[str, Any], tower: Path) -> dict[str, A
 
 
 def original_fields(config: LlavaConfig, hf_fields: dict[str, Any], tower: str) -> dict[str, Any]:
-    """The fields of config.json in the original layout.
+    """Returns the fields of config.json in the original layout.
 
     Args:
-        config: the model.
-        hf_fields: the same model's in Hugging Face's layout.
-        tower: the CLIP directory, as config.json is to name it.
+        config: the architecture.
+        hf_fields: the same model's fields in Hugging Face's layout.
+        tower: the CLIP directory, as config.json should name it.
     """
     select = {hf: theirs for theirs, hf in _SELECT.items()}
     return {

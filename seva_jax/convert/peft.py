@@ -1,4 +1,4 @@
-"""A run's adapters as a PEFT directory, to load on top of the checkpoint it started from."""
+"""Writes a run's adapters as a PEFT directory, to load on top of the run's checkpoint."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def to_peft(source: Source, out: Path) -> str:
-    """Writes adapter_model.safetensors and adapter_config.json, named as peft names them.
+    """Writes adapter_model.safetensors and adapter_config.json, as peft does.
 
-    A trained projector goes along whole, as one of peft's `modules_to_save`.
+    A trained projector is stored whole, as one of peft's `modules_to_save`.
 
     Args:
         source: a run.
         out: the new directory.
 
     Returns:
-        What was written, for people.
+        A summary for the terminal.
 
     Raises:
-        DataError: there are no adapters, other parts were trained too, or `out` cannot be written.
+        DataError: there are no adapters, parts other than the projector were trained in full, or
+            `out` cannot be written.
     """
     if source.before:
         raise DataError(
@@ -45,7 +46,7 @@ def to_peft(source: Source, out: Path) -> str:
             f"the run trained {', '.join(extra)} fully, which an adapter cannot hold; to-hf "
             "exports the whole model"
         )
-    names: dict[str, tuple[str, ...]] = {}  # ours -> theirs, one a layer
+    names: dict[str, tuple[str, ...]] = {}  # ours -> theirs, one for each layer
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
     for target in source.lora.targets:
         block = "self_attn" if target in _ATTENTION else "mlp"
@@ -89,7 +90,9 @@ def to_peft(source: Source, out: Path) -> str:
                 bar.update()
         text = json.dumps(fields, indent=2)
         (scratch / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
-    done = f"{out}: rank {source.lora.rank} adapters, {len(shapes)} tensors"
+    summary = f"{out}: rank {source.lora.rank} adapters, {len(shapes)} tensors"
     if source.tower:
-        done += f"; they fit what `to-hf {source.directory} OUT` writes, not the original layout"
-    return done
+        summary += (
+            f"; they fit the output of `to-hf {source.directory} OUT`, not the original layout"
+        )
+    return summary

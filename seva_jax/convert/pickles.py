@@ -1,6 +1,6 @@
-"""Weights in PyTorch's pickles (.bin) as safetensors, without running anything they contain.
+"""Converts PyTorch's pickled weights (.bin) to safetensors without running code inside them.
 
-The only place that opens pickles, by torch's reader of weights alone. Needs torch.
+This is the only place that opens pickles, and only with torch's weights-only reader. Needs torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from seva_jax.convert.export import other_files, write_json
 from seva_jax.convert.files import new_directory
+from seva_jax.convert.load import INDEX_FILE
 from seva_jax.convert.original import read_json
 from seva_jax.runtime.progress import Progress
 from seva_jax.types import DataError
@@ -19,18 +20,18 @@ _INDEX = "pytorch_model.bin.index.json"
 
 
 def from_bin(directory: Path, out: Path) -> str:
-    """Copies a model directory, its pytorch_model*.bin files as safetensors of the same tensors.
+    """Copies a model directory, with its pytorch_model*.bin files as safetensors.
 
     Args:
         directory: a LLaVA checkpoint, or a CLIP directory.
         out: the new directory.
 
     Returns:
-        What was written, for people.
+        A summary for the terminal.
 
     Raises:
-        DataError: torch is not there, there are no such files, one holds more than tensors, or
-            `out` cannot be written.
+        DataError: torch is not installed, there are no such files, one holds more than tensors,
+            or `out` cannot be written.
     """
     try:
         import torch
@@ -58,7 +59,7 @@ def from_bin(directory: Path, out: Path) -> str:
                 weight_map = {key: names[file] for key, file in index["weight_map"].items()}
             except (KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{index_path} names files that are not there: {error}") from None
-            write_json(scratch / "model.safetensors.index.json", index | {"weight_map": weight_map})
+            write_json(scratch / INDEX_FILE, index | {"weight_map": weight_map})
     return f"{out}: {num} tensors in {len(files)} safetensors files"
 
 
@@ -70,7 +71,7 @@ def _read(torch: Any, path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is damaged or holds more than weights: {reason}") from None
     if not isinstance(tensors, dict) or not all(torch.is_tensor(x) for x in tensors.values()):
         raise DataError(f"{path} holds more than tensors by name; only such files are converted")
-    # Two names of one storage, as of a tied head, each get their own copy.
+    # Names that share one storage, such as those of a tied head, each get a copy.
     seen: set[int] = set()
     for name, tensor in tensors.items():
         shared = tensor.untyped_storage().data_ptr() in seen

@@ -1,21 +1,19 @@
-"""A checkpoint, perhaps with a run's result, in the other of the two layouts.
+"""Writes a checkpoint, with or without a run's result, in the other of the two layouts.
 
-Tensors get their other names and go into new files, a few in memory at a time, byte by byte where
-nothing was trained. Config, tokenizer and processor are written anew. The same layout is in
-`export.py`, the names in `table.py`.
+Tensors are renamed and written to new files, a few in memory at a time; untrained ones are copied
+byte by byte. Config, tokenizer and processor files are new. What does not live here: exports that
+keep the layout (`export.py`), and the names of tensors (`table.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from seva_jax.convert.export import (
@@ -29,7 +27,13 @@ from seva_jax.convert.export import (
 )
 from seva_jax.convert.files import SafetensorsWriter, data_start, new_directory, num_bytes
 from seva_jax.convert.hf_config import llava_config_fields, read_special_tokens
-from seva_jax.convert.load import Tensor, read_headers
+from seva_jax.convert.load import (
+    INDEX_FILE,
+    SINGLE_FILE,
+    Tensor,
+    leaves_by_path,
+    read_headers,
+)
 from seva_jax.convert.original import original_fields, pads_images
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, original
@@ -51,22 +55,22 @@ _CHAT = (
     "{%% endif %%}{%% endfor %%}{%% if add_generation_prompt %%}{{ '%s:' }}{%% endif %%}"
 )
 
-# Files that both layouts have but that say something else in the other one.
+# Files that both layouts have, with different contents.
 _LAYOUT_FILES = ("config.json", "processor_config.json", "preprocessor_config.json")
 
 
 def to_hf(source: Source, out: Path) -> str:
     """Writes the model in Hugging Face's layout, adapters merged and trained parts replaced.
 
-    Coming from the original layout, the vocabulary gains `<image>` and `<pad>` and is padded to a
-    multiple of 64; new rows are the mean of the others.
+    The vocabulary of an original LLaVA gains `<image>` and `<pad>` and is padded to a multiple of
+    64; the new rows are the mean of the others.
 
     Args:
-        source: what to export.
+        source: the model to export.
         out: the new directory.
 
     Returns:
-        What was written, for people.
+        A summary for the terminal.
 
     Raises:
         DataError: the checkpoint is damaged, or `out` cannot be written.
@@ -98,14 +102,14 @@ def to_hf(source: Source, out: Path) -> str:
 def to_llava(source: Source, out: Path) -> str:
     """Writes the model in the original LLaVA's layout, with its tower in OUT/vision_tower.
 
-    Coming from Hugging Face's layout, all rows of the vocabulary are kept.
+    All vocabulary rows of a Hugging Face checkpoint are kept, including padding.
 
     Args:
-        source: what to export.
+        source: the model to export.
         out: the new directory.
 
     Returns:
-        What was written, for people.
+        A summary for the terminal.
 
     Raises:
         DataError: the checkpoint is damaged, or `out` cannot be written.
@@ -150,17 +154,17 @@ def write_new(
     processing: ImageProcessing,
     read: Callable[[Sequence[str]], list[np.ndarray]],
 ) -> None:
-    """Writes a model that was trained from scratch as a new Hugging Face directory, float32.
+    """Writes a model that was trained from scratch as a new Hugging Face directory, in float32.
 
     Args:
-        directory: does not exist.
-        config: its architecture.
-        tokenizer: a transformers tokenizer.
-        processing: its image pipeline.
-        read: gives variables by names such as "params/language/embedding".
+        directory: the new directory.
+        config: the architecture.
+        tokenizer: a tokenizer of transformers.
+        processing: the image pipeline.
+        read: reads variables, given names such as "params/language/embedding".
     """
-    leaves = jax.tree_util.tree_flatten_with_path(abstract_params(Llava(config)))[0]
-    shapes = {"/".join(str(key.key) for key in path): leaf.shape for path, leaf in leaves}
+    leaves = leaves_by_path(abstract_params(Llava(config)))
+    shapes = {ours: leaf.shape for ours, leaf in leaves.items()}
     rows = [row for row in TABLE if row.ours in shapes]
     tensors = {
         name: ("F32", row.their_shape(shapes[row.ours]))
@@ -174,7 +178,7 @@ def write_new(
         write_json(scratch / "generation_config.json", ids)
         tokenizer.save_pretrained(scratch)
         write_processor(scratch, config, processing)
-        with SafetensorsWriter(scratch / "model.safetensors", tensors) as writer:
+        with SafetensorsWriter(scratch / SINGLE_FILE, tensors) as writer:
             for row in rows:
                 (values,) = read([f"params/{row.ours}"])
                 parts = values if row.stacked else [values]
@@ -183,7 +187,7 @@ def write_new(
 
 
 def write_processor(directory: Path, config: LlavaConfig, processing: ImageProcessing) -> None:
-    """The files of transformers' LlavaProcessor, beside a tokenizer's."""
+    """Writes the files of transformers' LlavaProcessor, except for the tokenizer's."""
     image = processing.to_processor_config() | {"processor_class": "LlavaProcessor"}
     write_json(directory / "preprocessor_config.json", image)
     fields = {
@@ -216,10 +220,17 @@ def _rewrite(
     place: Callable[[str], tuple[str, str]],
     rows: int,
 ) -> int:
-    """Writes every tensor into the folder and under the name that `place` gives it.
+    """Writes every tensor.
+
+    Args:
+        source: the model to export.
+        tensors: the checkpoint's tensors, by canonical name.
+        scratch: the new directory.
+        place: returns the folder and the name that a tensor gets.
+        rows: size of the new vocabulary.
 
     Returns:
-        How many tensors a run had changed.
+        The number of tensors that were trained.
     """
 
     def resized(name: str, values: np.ndarray) -> np.ndarray:
@@ -247,16 +258,15 @@ def _rewrite(
             weight_map = {}
             for i, names in enumerate(files):
                 file = f"model-{i + 1:05}-of-{len(files):05}.safetensors"
-                file = file if len(files) > 1 else "model.safetensors"
-                plan = {place(n)[1]: (tensors[n].dtype, shapes[n]) for n in names}
-                writer = stack.enter_context(SafetensorsWriter(scratch / folder / file, plan))
+                file = file if len(files) > 1 else SINGLE_FILE
+                layout = {place(n)[1]: (tensors[n].dtype, shapes[n]) for n in names}
+                writer = stack.enter_context(SafetensorsWriter(scratch / folder / file, layout))
                 writers |= dict.fromkeys(names, writer)
-                weight_map |= dict.fromkeys(plan, file)
+                weight_map |= dict.fromkeys(layout, file)
             if len(files) > 1:
                 total = sum(num_bytes(tensors[n].dtype, shapes[n]) for f in files for n in f)
                 index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-                path = scratch / folder / "model.safetensors.index.json"
-                path.write_text(json.dumps(index, indent=2), encoding="utf-8")
+                write_json(scratch / folder / INDEX_FILE, index)
         bar = stack.enter_context(Progress("write", len(tensors), "tensor"))
         done = set()
         for row in TABLE:

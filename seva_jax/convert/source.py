@@ -1,4 +1,4 @@
-"""What an export starts from: a checkpoint directory, and what a run has changed in it."""
+"""The input of an export: a checkpoint directory, and the variables that a run trained."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from seva_jax.models import LlavaConfig, LoraConfig
 
 
 def read_nothing(names: Sequence[str]) -> list[np.ndarray]:
-    """Trained variables where nothing was trained."""
-    raise AssertionError(f"nothing was trained, so not {names}")
+    """Stands in for `Source.read` where nothing was trained."""
+    raise AssertionError(f"nothing was trained, yet {names} are to be read")
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A checkpoint directory, perhaps with a finished run that was trained from it.
+    """A checkpoint directory, with or without a finished run that was trained from it.
 
     Attributes:
         directory: the checkpoint.
         tower: the CLIP directory of an original LLaVA; None for Hugging Face's layout.
-        config: its architecture.
+        config: the checkpoint's architecture.
         lora: the run's adapters.
-        trained: shapes of the run's trained variables, float32, by collection and path joined by
-            "/" ("lora/language/layers/q_proj/a"); empty without a run.
-        read: gives some of the trained variables, by those names.
-        before: earlier runs, oldest first, whose merged results each next run started from.
+        trained: shapes of the run's trained variables, which are float32, by collection and path
+            joined by "/" ("lora/language/layers/q_proj/a"); empty without a run.
+        read: reads the trained variables with the given names.
+        before: earlier runs, oldest first; each later run started from the merged result of the
+            one before it.
     """
 
     directory: Path

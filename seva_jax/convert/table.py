@@ -1,8 +1,8 @@
-"""Which tensor of a LLaVA checkpoint is which of our parameters.
+"""Maps the tensors of a LLaVA checkpoint ("theirs") to our parameters ("ours").
 
-`TABLE` is the only place that knows, and serves both directions: a transform reads a slice of
-ours from theirs and writes theirs from ours. Where the tensors are and whether they fit is in
-`load.py`.
+`TABLE` is the only place that knows, and serves both directions: a transform reads a slice of ours
+from theirs, and writes theirs from ours. What does not live here: finding and checking the tensors
+(`load.py`).
 
 Shape suffixes: D width, p patch side, L layers.
 """
@@ -15,6 +15,7 @@ import re
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 Shape = tuple[int, ...]
 Index = tuple[slice, ...]
@@ -22,24 +23,24 @@ Index = tuple[slice, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """How one of their tensors relates to ours, or to one layer of ours; here: it is the same."""
+    """How one of their tensors relates to ours, or to one layer of ours: here, they are equal."""
 
     def their_shape(self, shape: Shape) -> Shape:
-        """The shape of their tensor, from the shape of ours."""
+        """Returns the shape of their tensor, given the shape of ours."""
         return shape
 
     def read(self, source: Any, index: Index) -> np.ndarray:
-        """The part `index` of our tensor.
+        """Returns the part `index` of our tensor.
 
         Args:
-            source: their tensor; anything that NumPy-style slicing turns into an array, so that
-                only the slice is read from disk.
+            source: their tensor, or any object that NumPy-style slicing turns into an array, so
+                that only the slice is read from disk.
             index: a slice with explicit bounds for each of our dims.
         """
         return source[index]
 
     def write(self, ours: np.ndarray) -> np.ndarray:
-        """Their tensor from the whole of ours; undoes `read`."""
+        """Returns their tensor, given the whole of ours; the inverse of `read`."""
         return ours
 
 
@@ -47,16 +48,16 @@ class Transform:
 class Transposed(Transform):
     """Linear kernels: theirs [out, in], ours [in, out]."""
 
+    @override
     def their_shape(self, shape: Shape) -> Shape:
-        """[in, out] -> [out, in]."""
         return shape[::-1]
 
+    @override
     def read(self, source: Any, index: Index) -> np.ndarray:
-        """See `Transform`."""
         return source[index[::-1]].T
 
+    @override
     def write(self, ours: np.ndarray) -> np.ndarray:
-        """See `Transform`."""
         return np.ascontiguousarray(ours.T)
 
 
@@ -64,34 +65,34 @@ class Transposed(Transform):
 class PatchKernel(Transform):
     """Patch embedding: theirs a convolution [D, 3, p, p], ours a linear kernel [p * p * 3, D].
 
-    Our input dim runs over row, column, channel, slowest first.
+    Our input dim runs over rows, columns and channels, slowest first.
     """
 
+    @override
     def their_shape(self, shape: Shape) -> Shape:
-        """[p * p * 3, D] -> [D, 3, p, p]."""
         side = math.isqrt(shape[0] // 3)
         return shape[1], 3, side, side
 
+    @override
     def read(self, source: Any, index: Index) -> np.ndarray:
-        """See `Transform`."""
         kernel_D3pp = source[(index[1], slice(None), slice(None), slice(None))]
         return kernel_D3pp.transpose(2, 3, 1, 0).reshape(-1, kernel_D3pp.shape[0])[index[0]]
 
+    @override
     def write(self, ours: np.ndarray) -> np.ndarray:
-        """See `Transform`."""
         width, _, side, _ = self.their_shape(ours.shape)
         return np.ascontiguousarray(ours.reshape(side, side, 3, width).transpose(3, 2, 0, 1))
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One of our parameters.
+    """One of our parameters, and the tensors it is made of.
 
     Attributes:
-        theirs: their name as transformers 5 saves it; "{}" stands for the layer number, and then
-            ours is the stack over layers on dim 0.
+        theirs: their name, as transformers 5 saves it. If it has "{}", which stands for the layer
+            number, then ours stacks the layers on dim 0.
         ours: path in the "params" collection, joined by "/".
-        transform: how their tensor relates to ours (to one layer of ours for a stack).
+        transform: how their tensor relates to ours, or to one layer of ours in a stack.
     """
 
     theirs: str
@@ -100,15 +101,15 @@ class Row:
 
     @property
     def stacked(self) -> bool:
-        """Whether theirs is one tensor for each layer."""
+        """Whether they have one tensor for each layer."""
         return "{}" in self.theirs
 
     def names(self, shape: Shape) -> list[str]:
-        """Names of their tensors, in layer order, given our shape."""
+        """Returns the names of their tensors, in layer order, given our shape."""
         return [self.theirs.format(i) for i in range(shape[0])] if self.stacked else [self.theirs]
 
     def their_shape(self, shape: Shape) -> Shape:
-        """The shape of each of their tensors, given ours."""
+        """Returns the shape of each of their tensors, given ours."""
         return self.transform.their_shape(shape[1:] if self.stacked else shape)
 
 
@@ -167,9 +168,9 @@ EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm
 
 # Three spellings of Hugging Face's layout are in circulation: the Hub's (transformers 4:
 # "vision_tower.vision_model.", "language_model.model."), that of modules in memory since 4.52
-# ("model.language_model.", "lm_head."), and what transformers 5 saves, which `TABLE` uses;
-# transformers reads any mixture, also without the "model" after "language_model". The last group
-# is the original LLaVA's layout, whose tower may lie inside as well. The first match counts.
+# ("model.language_model.", "lm_head."), and that of transformers 5, which `TABLE` uses.
+# transformers reads any mixture of them, also without "model" after "language_model". The last
+# group is the original LLaVA's layout, which may include its tower. The first match counts.
 _PREFIXES = (
     ("model.vision_tower.vision_tower.vision_model.", "vision_tower."),
     ("model.vision_tower.vision_model.", "vision_tower."),
@@ -196,7 +197,7 @@ _TO_ORIGINAL = (
 )
 
 _UNUSED = re.compile(
-    r"vision_tower\.post_layernorm\.(weight|bias)"  # comes after the last feature layer
+    r"vision_tower\.post_layernorm\.(weight|bias)"  # after the last layer whose features we use
     r"|vision_tower\.embeddings\.position_ids"  # 0, 1, 2, ...
     r"|language_model\.model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"  # from the config
 )
@@ -204,7 +205,7 @@ _TOWER_LAYER = re.compile(r"vision_tower\.encoder\.layers\.(\d+)\.")
 
 
 def canonical(name: str) -> str:
-    """A tensor's name in the spelling of `TABLE`.
+    """Returns a tensor's name in the spelling of `TABLE`.
 
     >>> canonical("model.language_model.norm.weight")
     'language_model.model.norm.weight'
@@ -218,10 +219,10 @@ def canonical(name: str) -> str:
 
 
 def canonical_of_tower(name: str) -> str:
-    """A tensor's name of a CLIP directory in the spelling of `TABLE`.
+    """Returns the name of a tensor of a CLIP directory in the spelling of `TABLE`.
 
-    CLIPModel and transformers 4 say "vision_model.", CLIPVisionModel of transformers 5 nothing;
-    what belongs to CLIP's text side keeps its name.
+    CLIPModel and transformers 4 write the prefix "vision_model.", CLIPVisionModel of transformers 5
+    writes none. Tensors of CLIP's text side keep their names.
 
     >>> canonical_of_tower("vision_model.pre_layrnorm.bias")
     'vision_tower.pre_layrnorm.bias'
@@ -234,7 +235,7 @@ def canonical_of_tower(name: str) -> str:
 
 
 def original(name: str) -> str:
-    """A name of `TABLE` in the original LLaVA's spelling, or in CLIP's for the tower.
+    """Returns a name of `TABLE` in the original LLaVA's spelling, or in CLIP's for the tower.
 
     >>> original("language_model.model.norm.weight")
     'model.norm.weight'
@@ -248,10 +249,10 @@ def original(name: str) -> str:
 
 
 def is_unused(name: str, tower_depth: int, tower_layers: int) -> bool:
-    """Whether a tensor outside the table is one that LLaVA checkpoints have and nobody reads.
+    """Returns whether a tensor outside the table is a known one that the model does not use.
 
     Args:
-        name: in the spelling of `TABLE`.
+        name: its name, in the spelling of `TABLE`.
         tower_depth: tower layers that run.
         tower_layers: tower layers of the checkpoint.
     """

@@ -1,7 +1,7 @@
-"""Corruptions: what is done to an image so that the model answers worse.
+"""Corruptions: random changes to an image, or to a sequence, that make the model answer worse.
 
-What lives here: the public names. What does not: reading, padding, resizing and normalising of
-images (`seva_jax.images`). Read next: `base.py`, the contract, then `diffusion.py`.
+What lives here: the public names. What does not: reading, padding, resizing and normalising images
+(`seva_jax.images`). Read next: `base.py`, the contract, then `diffusion.py`.
 """
 
 from seva_jax.corrupt.auto import AutoAugment, RandAugment
@@ -28,6 +28,7 @@ from seva_jax.corrupt.geometry import (
     RandomRotation,
 )
 from seva_jax.corrupt.recipes import byol, moco, simclr
+from seva_jax.corrupt.region import RegionNoise
 from seva_jax.corrupt.sequence import Drop, Reverse, SequenceCorruption, Shuffle
 from seva_jax.corrupt.sharpness import GaussianBlur, RandomAdjustSharpness
 
@@ -57,6 +58,7 @@ __all__ = [
     "RandomResizedCrop",
     "RandomRotation",
     "RandomSolarize",
+    "RegionNoise",
     "Reverse",
     "SequenceCorruption",
     "Shuffle",

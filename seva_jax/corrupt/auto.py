@@ -1,8 +1,8 @@
 """RandAugment and AutoAugment: random draws from one list of operations.
 
-What lives here: the list of operations, the magnitude each has in each bin, and the two ways of
-drawing from it, with torchvision's defaults. What does not: the operations (`colour`,
-`sharpness`, `geometry`). Read next: `recipes.py`.
+What lives here: the list of operations, the magnitude of each in each bin, and the two ways to
+draw from it, with torchvision's defaults. What does not: the operations themselves (`colour.py`,
+`sharpness.py`, `geometry.py`). Read next: `recipes.py`.
 
 Sources: RandAugment, arXiv 1909.13719; AutoAugment, arXiv 1805.09501, appendix A, ImageNet.
 """
@@ -15,13 +15,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.corrupt import colour, geometry, sharpness
 from seva_jax.corrupt.base import Corruption, require
 from seva_jax.types import Array
 
-# Each takes an image and a magnitude, which the ones without a strength ignore. The order is
-# part of the result: RandAugment draws an index, and never the last (Invert).
+# Each takes an image and a magnitude; those without a strength ignore it. The order is part of the
+# result: RandAugment draws an index, and never the last (Invert).
 OPERATIONS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "Identity": lambda image, m: image,
     "ShearX": lambda image, m: geometry.shear(image, m, 0.0),
@@ -42,7 +43,7 @@ OPERATIONS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 _NAMES = tuple(OPERATIONS)
 _SIGNED = np.array([1 <= index <= 9 for index in range(len(_NAMES))])
 
-# Two operations for each policy: name, probability, bin (of 10; None where there is no strength).
+# Each policy is two operations: name, probability, bin (of 10; None where there is no strength).
 IMAGENET_POLICY: tuple[tuple[tuple[str, float, int | None], ...], ...] = (
     (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)),
     (("Solarize", 0.6, 5), ("AutoContrast", 0.6, None)),
@@ -73,11 +74,11 @@ IMAGENET_POLICY: tuple[tuple[tuple[str, float, int | None], ...], ...] = (
 
 
 def magnitudes(num_bins: int, height: int, width: int) -> np.ndarray:
-    """The strength of every operation in every bin, for an image of the given size.
+    """Returns the strength of every operation in every bin, for an image of the given size.
 
     Returns:
-        float32 [operations, num_bins]: shear in pixels a pixel, translation in pixels, rotation in
-        degrees, factor minus one, bits, threshold; 0 where there is no strength.
+        float32 [operations, num_bins]: shear in pixels per pixel, translation in pixels, rotation
+        in degrees, factor minus one, bits, threshold; 0 where there is no strength.
     """
     share = np.linspace(0.0, 1.0, num_bins)
     table = dict.fromkeys(_NAMES, np.zeros(num_bins))
@@ -97,10 +98,10 @@ def _random_signs(key: jax.Array, index_N: jax.Array, magnitude_N: jax.Array) ->
 
 
 def apply_operations(image_HWC: Array, index_N: jax.Array, magnitude_N: jax.Array) -> jax.Array:
-    """Applies the named operations one after another.
+    """Applies operations one after another.
 
     Args:
-        image_HWC: in [0, 1].
+        image_HWC: values in [0, 1].
         index_N: int32 positions in `OPERATIONS`.
         magnitude_N: float32 strengths, with their signs.
     """
@@ -115,12 +116,12 @@ def apply_operations(image_HWC: Array, index_N: jax.Array, magnitude_N: jax.Arra
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment(Corruption):
-    """`num_ops` operations drawn uniformly, all with one magnitude and a random sign.
+    """`num_ops` operations drawn uniformly, all of one magnitude, each with a random sign.
 
     Attributes:
-        num_ops: operations applied one after another.
-        magnitude: the bin, from 0.
-        num_bins: bins between no strength and full strength.
+        num_ops: how many operations are applied one after another.
+        magnitude: the bin of their strength, from 0 (none) to `num_bins` - 1 (full).
+        num_bins: number of bins between no strength and full strength.
     """
 
     num_ops: int = 2
@@ -142,8 +143,8 @@ class RandAugment(Corruption):
         strengths = jnp.asarray(magnitudes(self.num_bins, height, width)[:, self.magnitude])
         return index_N, _random_signs(sign_key, index_N, strengths[index_N])
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """See `Corruption.__call__`."""
         return apply_operations(image_HWC, *self.draw(key, image_HWC.shape[0], image_HWC.shape[1]))
 
 
@@ -152,7 +153,7 @@ class AutoAugment(Corruption):
     """One of the 25 policies learned on ImageNet: two operations, each with its probability."""
 
     def draw(self, key: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
-        """Draws `index_2, magnitude_2` for `apply_operations`; Identity for a failed coin."""
+        """Draws `index_2, magnitude_2` for `apply_operations`; Identity where the coin says no."""
         policy_key, coin_key, sign_key = jax.random.split(key, 3)
         chosen = jax.random.randint(policy_key, (), 0, len(IMAGENET_POLICY))
 
@@ -165,6 +166,6 @@ class AutoAugment(Corruption):
         index_2 = jnp.where(happens_2, jnp.asarray(index_P2)[chosen], _NAMES.index("Identity"))
         return index_2, _random_signs(sign_key, index_2, jnp.asarray(magnitude_P2)[chosen])
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """See `Corruption.__call__`."""
         return apply_operations(image_HWC, *self.draw(key, image_HWC.shape[0], image_HWC.shape[1]))

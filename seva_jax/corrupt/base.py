@@ -1,8 +1,9 @@
-"""What a corruption is, how several compose, which key each one gets, and the host-side call.
+"""The contract of a corruption, its composition and keys, and its application on the host.
 
-What lives here: `Corruption`, `Compose`, `corruption_key`, `apply_pixels`. What does not: any
-operation on pixels (`geometry`, `colour`, `sharpness`, `auto`), the noise of the published method
-(`diffusion`), the published chains (`recipes`). Read next: `diffusion.py`, the shortest one.
+What lives here: `Corruption`, `Compose`, `corruption_key`, `apply_pixels`. What does not:
+operations on pixels (`geometry.py`, `colour.py`, `sharpness.py`, `auto.py`), the noise of the
+published method (`diffusion.py`), the published chains (`recipes.py`). Read next: `diffusion.py`,
+the shortest one.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
+from typing_extensions import override
 
 from seva_jax.types import Array, DataError
 
 Space = Literal["pixels", "normalised", "sequence"]
+Number = Array | float  # a parameter of an operation, which may be traced
 
 SNAP = 32
 MAX_SIDE = 1024
@@ -41,15 +44,16 @@ def require_range(name: str, low_high: tuple[float, float], low: float, high: fl
 
 @dataclasses.dataclass(frozen=True)
 class Corruption:
-    """A random change to one image: pure, keyed, and usable under `jit` and `vmap`.
+    """A random change to one image: a pure function of a key, usable under `jit` and `vmap`.
 
     A subclass is a frozen dataclass with hashable fields (it is a static argument of `jit`). The
     output shape may differ from the input shape but depends on nothing else.
 
     Attributes:
-        space: where it applies. "pixels": float32 RGB in [0, 1] before pad and resize, and the
-            result is in [0, 1] again. "normalised": float32 after mean and std, at model size,
-            unbounded. "sequence": not an image but what a prompt is about, see `sequence.py`.
+        space: where it applies. "pixels": float32 RGB in [0, 1] before pad and resize; the result
+            is in [0, 1], too. "normalised": float32 after mean and std, at the model's size,
+            unbounded. "sequence": not to an image but to the images or captions of a prompt, see
+            `sequence.py`.
     """
 
     space: ClassVar[Space] = "pixels"
@@ -58,7 +62,7 @@ class Corruption:
         """Corrupts one image.
 
         Args:
-            key: a typed PRNG key; every random choice comes from it.
+            key: a typed PRNG key, the only source of randomness.
             image_HWC: float32, in the space named by `space`.
 
         Returns:
@@ -69,8 +73,13 @@ class Corruption:
 
 @functools.partial(jax.jit, static_argnums=0)
 def apply_jitted(corruption: Corruption, key: jax.Array, image_HWC: Array) -> jax.Array:
-    """`corruption(key, image_HWC)`, compiled once for equal corruptions and equal shapes."""
+    """Calls `corruption(key, image_HWC)`, compiled once for equal corruptions and shapes."""
     return corruption(key, image_HWC)
+
+
+def numpy_generator(key: jax.Array) -> np.random.Generator:
+    """Returns NumPy's generator seeded by a typed PRNG key, for changes made on the host."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,20 +96,20 @@ class RandomlyApplied(Corruption):
         require(0 <= self.p <= 1, f"{type(self).__name__}.p={self.p!r}: give 0 to 1.")
 
     def apply(self, image_HWC: Array) -> jax.Array:
-        """The operation itself, without the coin."""
+        """Applies the operation, without chance."""
         raise NotImplementedError
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """Returns `apply(image_HWC)` with probability `p`, otherwise the image unchanged."""
         return jnp.where(jax.random.bernoulli(key, self.p), self.apply(image_HWC), image_HWC)
 
 
 @dataclasses.dataclass(frozen=True)
 class Compose(Corruption):
-    """Corruptions applied in the order named; each gets its own key.
+    """Corruptions applied in the given order, each with its own key.
 
     Attributes:
-        steps: at least one corruption, all of one space. The composition has that space.
+        steps: at least one corruption, all of one space, which is that of the composition.
     """
 
     steps: tuple[Corruption, ...]
@@ -120,32 +129,32 @@ class Compose(Corruption):
         # The space belongs to the steps, not to the class; the dataclass is frozen.
         object.__setattr__(self, "space", spaces[0])
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """Applies the steps in order; see `Corruption.__call__`."""
         corrupted_HWC = jnp.asarray(image_HWC)
         for step_key, step in zip(jax.random.split(key, len(self.steps)), self.steps, strict=True):
-            # Step by step, so that outside another `jit` the steps after a crop, whose input
-            # has one size, compile once and not for every size of photograph.
+            # Each step is compiled on its own: after a crop all images have one size, so (outside
+            # another `jit`) the later steps compile once, not for every size of photograph.
             corrupted_HWC = apply_jitted(step, step_key, corrupted_HWC)
         return corrupted_HWC
 
 
 def corruption_key(seed: int, example_id: str, corruption_index: int) -> jax.Array:
-    """The key of one corruption of one example.
+    """Returns the key of one corruption of one example.
 
-    Depends on the three arguments only: not on the process, the Python version, the order of the
-    examples or the default PRNG of the process.
+    It depends on the three arguments only: not on the process, the Python version, the order of
+    the examples or the default PRNG of the process.
 
     Args:
-        seed: the seed of the run.
+        seed: the experiment's seed.
         example_id: the id of the prompt.
-        corruption_index: position of the corruption among those made for each prompt, from 0.
+        corruption_index: position of the corruption among those of each prompt, from 0.
 
     Returns:
         A typed threefry key.
     """
     require(corruption_index >= 0, f"corruption_index={corruption_index}: give an integer from 0.")
-    # 64 bits of the digest: with 32, some two of 16,000 ids would share a key in 3 % of runs.
+    # 64 bits of the digest: with 32, two of 16,000 ids would share a key in 3 % of runs.
     words = np.frombuffer(hashlib.sha256(example_id.encode("utf-8")).digest()[:8], dtype="<u4")
     key = jax.random.key(seed, impl="threefry2x32")
     for word in (*words.tolist(), corruption_index):
@@ -154,10 +163,10 @@ def corruption_key(seed: int, example_id: str, corruption_index: int) -> jax.Arr
 
 
 def snapped_size(height: int, width: int) -> tuple[int, int]:
-    """The (height, width) at which `apply_pixels` corrupts an image.
+    """Returns the (height, width) at which `apply_pixels` corrupts an image.
 
-    Both sides shrink by one factor until the longer is at most 1024, then each goes to the
-    nearest multiple of 32 (at least 32), so at most 32 x 32 shapes exist.
+    Both sides shrink by one factor until the longer is at most 1024. Then each is rounded to a
+    multiple of 32 (at least 32), so at most 32 x 32 shapes exist.
 
     >>> snapped_size(480, 640), snapped_size(333, 500), snapped_size(3000, 4000)
     ((480, 640), (320, 512), (768, 1024))
@@ -172,21 +181,21 @@ def snapped_size(height: int, width: int) -> tuple[int, int]:
 def apply_pixels(corruption: Corruption, key: jax.Array, image_HWC: np.ndarray) -> np.ndarray:
     """Corrupts one host image of any size, with a bounded number of compilations.
 
-    Photographs come in thousands of sizes, and every new shape compiles again. So the image is
-    first resized (PIL, bicubic) to `snapped_size`, which leaves a size that is already on the
-    grid untouched. Sizes in pixels (a crop of 224, a pad of 50) count at the snapped size, and
-    the result stays there: it is the input of pad and resize to the model's size.
+    Photographs have thousands of sizes, and every new shape compiles again. So the image is first
+    resized (PIL, bicubic) to `snapped_size`; a size that is on the grid already stays. Sizes in
+    pixels (a crop of 224, a pad of 50) are pixels of the resized image. The result is not resized
+    back: pad and resize to the model's size follow anyway.
 
     Args:
         corruption: of space "pixels"; equal corruptions share compilations.
-        key: from `corruption_key`.
+        key: see `corruption_key`.
         image_HWC: uint8 RGB, any height and width.
 
     Returns:
         The corrupted image, uint8 RGB, rounded to the nearest level.
 
     Raises:
-        DataError: the corruption is not of space "pixels", or the array is no uint8 RGB image.
+        DataError: the corruption is not of space "pixels", or the array is not a uint8 RGB image.
     """
     require(
         corruption.space == "pixels",
@@ -205,7 +214,7 @@ def apply_pixels(corruption: Corruption, key: jax.Array, image_HWC: np.ndarray) 
         resized = Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BICUBIC)
         image_HWC = np.asarray(resized)
     pixels_HWC = np.asarray(image_HWC, np.float32) / 255
-    if isinstance(corruption, Compose):  # Compiles its own steps.
+    if isinstance(corruption, Compose):  # compiles its own steps
         corrupted_HWC = corruption(key, pixels_HWC)
     else:
         corrupted_HWC = apply_jitted(corruption, key, pixels_HWC)

@@ -1,7 +1,7 @@
-"""The noise of the published method: one jump of the forward diffusion process.
+"""The noise of the published method: one step of the forward diffusion process.
 
 What lives here: `DiffusionNoise`, POVID's `PixelNoise`, and their schedule. Read next:
-`recipes.py`, the other corruptions the paper studies.
+`recipes.py`, the other corruptions that the paper studies.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.corrupt.base import Corruption, Space, require
 from seva_jax.types import Array
@@ -22,7 +23,7 @@ NUM_STEPS = 1000
 
 @functools.cache
 def diffusion_schedule() -> tuple[np.ndarray, np.ndarray]:
-    """The published noise schedule.
+    """Returns the published noise schedule.
 
     b_i = sigmoid(linspace(-6, 6, 1000)_i) (0.5e-2 - 1e-5) + 1e-5 and
     abar_t = prod_{i <= t} (1 - b_i). Source: arXiv 2404.10501, whose noise is that of visual
@@ -47,7 +48,7 @@ class DiffusionNoise(Corruption):
     """`x_t = sqrt(abar_t) x + sigma_t eps`, on the normalised image in float32, not clipped.
 
     Attributes:
-        step: t, an index from 0 to 999; the paper uses 500 and 800.
+        step: t, from 0 (hardly any noise) to 999; the paper uses 500 and 800.
     """
 
     space: ClassVar[Space] = "normalised"
@@ -60,8 +61,9 @@ class DiffusionNoise(Corruption):
             f"DiffusionNoise.step={self.step!r}: give an integer from 0 to {NUM_STEPS - 1}.",
         )
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """Adds the noise of step `step`; any shape works. See `Corruption.__call__`."""
+        """Adds the noise; any shape works."""
         root_abar, sigma = diffusion_schedule()
         image_HWC = jnp.asarray(image_HWC, jnp.float32)
         noise_HWC = jax.random.normal(key, image_HWC.shape, jnp.float32)
@@ -72,12 +74,12 @@ class DiffusionNoise(Corruption):
 class PixelNoise(DiffusionNoise):
     """The same noise on pixels in [0, 1], before pad, resize and mean (POVID, arXiv 2402.11411).
 
-    The result is clipped to [0, 1], as an image has to be; at the published step 500 its noise is
-    stronger than `DiffusionNoise`'s, since pixels vary less than normalised ones.
+    The result is clipped to [0, 1], as an image has to be. At the same step this noise is stronger
+    than that of `DiffusionNoise`, because pixels vary less than normalised ones. Published: 500.
     """
 
     space: ClassVar[Space] = "pixels"
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """See `Corruption.__call__`."""
         return super().__call__(key, image_HWC).clip(0, 1)

@@ -1,11 +1,11 @@
-"""Crops, flips and warps, with the meaning they have in torchvision on PIL images.
+"""Crops, flips and warps, with the same meaning as in torchvision on PIL images.
 
-Positions follow PIL: the pixel in column x has its centre at x + 0.5, a warp asks for every
-output centre where it comes from, and a centre that comes from outside the image turns black.
+Positions follow PIL: the pixel in column x has its centre at x + 0.5, a warp computes the source
+position of every output centre, and sources outside the image are black.
 
 What lives here: operations that move pixels, as pure functions whose parameters may be traced,
-and the classes drawing the parameters. What does not: anything that changes colours (`colour`,
-`sharpness`). Read next: `auto.py`, which reuses the warps.
+and the classes that draw the parameters. What does not: changes of colours (`colour.py`,
+`sharpness.py`). Read next: `auto.py`, which reuses the warps.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ import math
 import dm_pix
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
-from seva_jax.corrupt.base import Corruption, RandomlyApplied, require, require_range
+from seva_jax.corrupt.base import Corruption, Number, RandomlyApplied, require, require_range
 from seva_jax.types import Array
-
-Number = Array | float
 
 
 def _centres(image_HWC: Array) -> tuple[jax.Array, jax.Array]:
-    """The (x, y) of all pixel centres, [1, W] and [H, 1]."""
+    """Returns x and y of all pixel centres, [1, W] and [H, 1]."""
     height, width = image_HWC.shape[:2]
     return jnp.arange(width)[None, :] + 0.5, jnp.arange(height)[:, None] + 0.5
 
@@ -42,13 +41,13 @@ def _take(image_HWC: Array, column_HW: jax.Array, row_HW: jax.Array) -> jax.Arra
 
 
 def warp_nearest(image_HWC: Array, x_HW: jax.Array, y_HW: jax.Array) -> jax.Array:
-    """The pixel each source position (x, y) falls in; black outside."""
+    """Takes the pixel that contains each source position (x, y); black outside."""
     taken_HWC = _take(image_HWC, jnp.floor(x_HW), jnp.floor(y_HW))
     return jnp.where(_inside(image_HWC, x_HW, y_HW), taken_HWC, 0.0)
 
 
 def warp_bilinear(image_HWC: Array, x_HW: jax.Array, y_HW: jax.Array) -> jax.Array:
-    """Bilinear interpolation at each source position (x, y); black outside, no soft border."""
+    """Interpolates bilinearly at each source position (x, y); black outside, no soft border."""
     left_HW, top_HW = jnp.floor(x_HW - 0.5), jnp.floor(y_HW - 0.5)
     dx_HW1 = (x_HW - 0.5 - left_HW)[..., None]
     dy_HW1 = (y_HW - 0.5 - top_HW)[..., None]
@@ -71,13 +70,13 @@ def affine(
     """Turns **clockwise** and scales about the centre, then shifts. Nearest pixel, black outside.
 
     Args:
-        image_HWC: in [0, 1].
+        image_HWC: values in [0, 1].
         degrees: clockwise angle, as in torchvision's `affine`.
         translate: shift to the right and down, in pixels.
         scale: above 1 enlarges.
     """
-    # Not dm_pix.affine_transform: it multiplies pixel positions as matrices, which a TPU rounds
-    # to bfloat16, and it blurs the border of the image.
+    # Not dm_pix.affine_transform: it computes positions by a product of matrices, which a TPU
+    # rounds to bfloat16, and it blurs the border of the image.
     height, width = image_HWC.shape[:2]
     x, y = _centres(image_HWC)
     dx, dy = x - width / 2 - translate[0], y - height / 2 - translate[1]
@@ -90,12 +89,12 @@ def affine(
 
 
 def rotate(image_HWC: Array, degrees: Number) -> jax.Array:
-    """Turns **counter-clockwise** about the centre, as `PIL.Image.rotate`; the size stays."""
+    """Turns **counter-clockwise** about the centre, as `PIL.Image.rotate`; keeps the size."""
     return affine(image_HWC, degrees=-jnp.asarray(degrees))
 
 
 def shear(image_HWC: Array, horizontal: Number, vertical: Number) -> jax.Array:
-    """Shears about the top left corner: the source is x + horizontal * y, y + vertical * x."""
+    """Shears about the top left corner: (x, y) comes from (x + horizontal y, y + vertical x)."""
     x, y = _centres(image_HWC)
     return warp_nearest(image_HWC, x + horizontal * y, y + vertical * x)
 
@@ -104,15 +103,16 @@ def perspective(image_HWC: Array, corners_42: Array) -> jax.Array:
     """Moves the corner pixels of the image to `corners_42`. Bilinear, black outside.
 
     Args:
-        image_HWC: in [0, 1].
-        corners_42: the (x, y) to which the top left, top right, bottom right and bottom left
-            pixel go, in pixel indices.
+        image_HWC: values in [0, 1].
+        corners_42: new positions (x, y) of the top left, top right, bottom right and bottom left
+            pixel, in pixel indices.
     """
     height, width = image_HWC.shape[:2]
     corners_42 = jnp.asarray(corners_42, jnp.float32)
     (x0, y0), (x1, y1), (x2, y2), (x3, y3) = corners_42
-    # The homography from the unit square to the corners, by hand (Heckbert 1989): float32 loses
-    # too much when the 8 x 8 system is solved in pixels. Then its adjugate, the way back.
+    # The homography from the unit square to the corners in closed form (Heckbert 1989), because
+    # solving the 8 x 8 system in pixels loses too much in float32. Then its adjugate, which maps
+    # back.
     sum_x, sum_y = x0 - x1 + x2 - x3, y0 - y1 + y2 - y3
     det = (x1 - x2) * (y3 - y2) - (x3 - x2) * (y1 - y2)
     g = (sum_x * (y3 - y2) - (x3 - x2) * sum_y) / det
@@ -120,7 +120,7 @@ def perspective(image_HWC: Array, corners_42: Array) -> jax.Array:
     a, b = x1 - x0 + g * x1, x3 - x0 + h * x3
     d, e = y1 - y0 + g * y1, y3 - y0 + h * y3
     x, y = _centres(image_HWC)
-    # Relative to the first corner, which keeps the numbers small.
+    # Positions relative to the first corner keep the numbers small.
     x, y = x - x0, y - y0
     a, b, d, e = a - g * x0, b - h * x0, d - g * y0, e - h * y0
     weight_HW = (d * h - e * g) * x + (b * g - a * h) * y + (a * e - b * d)
@@ -132,7 +132,7 @@ def perspective(image_HWC: Array, corners_42: Array) -> jax.Array:
 
 
 def _resize_weights(size: int, start: jax.Array, length: jax.Array, out: int) -> jax.Array:
-    """Weights [out, size] that resize `length` of `size` samples from `start` to `out` samples."""
+    """Returns weights [out, size] that resize `length` samples from `start` on to `out` samples."""
     step = length / out
     centre = start + (jnp.arange(out)[:, None] + 0.5) * step
     position = jnp.arange(size)[None, :] + 0.5
@@ -144,17 +144,17 @@ def _resize_weights(size: int, start: jax.Array, length: jax.Array, out: int) ->
 def resized_crop(
     image_HWC: Array, top: Number, left: Number, height: Number, width: Number, size: int
 ) -> jax.Array:
-    """Crops a box and resizes it to `size` x `size`: bilinear, widened when it shrinks.
+    """Crops a box and resizes it to `size` x `size`: bilinear, with antialiasing when it shrinks.
 
     Args:
-        image_HWC: in [0, 1].
-        top: first row of the box; like the other three a whole number that may be traced.
+        image_HWC: values in [0, 1].
+        top: first row of the box. All four are whole numbers and may be traced.
         left: first column of the box.
         height: rows of the box.
         width: columns of the box.
         size: side of the result.
     """
-    # Not jax.image.scale_and_translate: it lets pixels outside the box into the result, while
+    # Not jax.image.scale_and_translate: pixels outside the box would enter the result, while
     # torchvision crops before it resizes.
     rows = _resize_weights(image_HWC.shape[0], jnp.asarray(top), jnp.asarray(height), size)
     columns = _resize_weights(image_HWC.shape[1], jnp.asarray(left), jnp.asarray(width), size)
@@ -176,8 +176,9 @@ class Pad(Corruption):
     def __post_init__(self) -> None:
         require(self.padding >= 0, f"Pad.padding={self.padding!r}: give an integer from 0.")
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """Returns [H + 2 padding, W + 2 padding, C]; `key` is not used."""
+        """Returns [H + 2 padding, W + 2 padding, C]."""
         del key
         frame = (self.padding, self.padding)
         return jnp.pad(jnp.asarray(image_HWC), (frame, frame, (0, 0)))
@@ -200,11 +201,12 @@ class CenterCrop(Corruption):
     def __post_init__(self) -> None:
         _require_size(self)
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """Returns [size, size, C]; `key` is not used."""
+        """Returns [size, size, C]."""
         del key
         padded_HWC = jnp.asarray(dm_pix.pad_to_size(jnp.asarray(image_HWC), self.size, self.size))
-        # Not dm_pix.center_crop, which is one pixel off for some odd remainders.
+        # Not dm_pix.center_crop: for some odd remainders it is one pixel off.
         top, left = (round((side - self.size) / 2) for side in padded_HWC.shape[:2])
         return padded_HWC[top : top + self.size, left : left + self.size]
 
@@ -213,8 +215,8 @@ class CenterCrop(Corruption):
 class RandomCrop(Corruption):
     """A random square of the image.
 
-    torchvision refuses an image that is too small. Here it is padded with black on both sides by
-    what is missing, which is what torchvision does with `pad_if_needed=True`.
+    torchvision refuses an image that is too small. Here it is padded on both sides with as much
+    black as is missing, as torchvision does with `pad_if_needed=True`.
 
     Attributes:
         size: side of the result in pixels.
@@ -225,8 +227,9 @@ class RandomCrop(Corruption):
     def __post_init__(self) -> None:
         _require_size(self)
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """Returns [size, size, C]; see `Corruption.__call__`."""
+        """Returns [size, size, C]."""
         missing = [max(self.size - side, 0) for side in image_HWC.shape[:2]]
         padded_HWC = jnp.pad(jnp.asarray(image_HWC), (*((m, m) for m in missing), (0, 0)))
         crop_sizes = (self.size, self.size, image_HWC.shape[2])
@@ -237,13 +240,13 @@ class RandomCrop(Corruption):
 class RandomResizedCrop(Corruption):
     """A random box of the image, resized to a square.
 
-    Ten boxes are drawn and the first that fits is taken; if none fits, the largest central box
+    Ten boxes are drawn, and the first that fits is used; if none fits, the largest central box
     within the range of ratios.
 
     Attributes:
         size: side of the result in pixels.
-        scale: range of the box's area as a share of the image, drawn uniformly.
-        ratio: range of width over height, drawn uniformly in the logarithm.
+        scale: range of the box's area as a share of the image's, drawn uniformly.
+        ratio: range of the box's width over its height; the logarithm is drawn uniformly.
     """
 
     size: int = 224
@@ -256,7 +259,7 @@ class RandomResizedCrop(Corruption):
         require_range("RandomResizedCrop.ratio", self.ratio, 1e-3, 1e3)
 
     def central_box(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """The largest central `top, left, height, width` within the range of ratios."""
+        """Returns `top, left, height, width` of the largest central box of an allowed ratio."""
         ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
         box_height, box_width = min(height, round(width / ratio)), min(width, round(height * ratio))
         return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
@@ -265,7 +268,7 @@ class RandomResizedCrop(Corruption):
         self, key: jax.Array, height: int, width: int
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Draws `top, left, height, width` of a box in an image of the given size, int32."""
-        # One draw for all four: each kind of draw costs compile time for every image size.
+        # One draw for all four: every separate draw costs compile time for each image size.
         area, ratio, top, left = jax.random.uniform(key, (4, 10))
         area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * area)
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
@@ -279,18 +282,19 @@ class RandomResizedCrop(Corruption):
         box = jnp.where(fits.any(), drawn, jnp.array(self.central_box(height, width)))
         return box[0], box[1], box[2], box[3]
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """Returns [size, size, C]; see `Corruption.__call__`."""
+        """Returns [size, size, C]."""
         top, left, height, width = self.box(key, image_HWC.shape[0], image_HWC.shape[1])
         return resized_crop(image_HWC, top, left, height, width, self.size)
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomHorizontalFlip(RandomlyApplied):
-    """Left and right exchanged with probability `p`."""
+    """The mirror image, left and right exchanged, with probability `p`."""
 
+    @override
     def apply(self, image_HWC: Array) -> jax.Array:
-        """The mirror image."""
         return jnp.asarray(dm_pix.flip_left_right(jnp.asarray(image_HWC)))
 
 
@@ -299,7 +303,7 @@ class RandomPerspective(Corruption):
     """The image seen from another angle.
 
     Attributes:
-        distortion: each corner moves inwards by up to this share of half a side, 0 to 1.
+        distortion: each corner moves inwards by at most this share of half a side, 0 to 1.
         p: probability of applying it.
     """
 
@@ -319,8 +323,8 @@ class RandomPerspective(Corruption):
         last = jnp.array([width - 1, height - 1])
         return jnp.where(far == 1, last - inwards_42, inwards_42)
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """See `perspective`."""
         coin_key, corner_key = jax.random.split(key)
         corners_42 = self.corners(corner_key, image_HWC.shape[0], image_HWC.shape[1])
         apply = jax.random.bernoulli(coin_key, self.p)
@@ -340,8 +344,8 @@ class RandomRotation(Corruption):
     def __post_init__(self) -> None:
         require_range("RandomRotation.degrees", self.degrees, -360.0, 360.0)
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """See `rotate`."""
         low, high = self.degrees
         return rotate(image_HWC, jax.random.uniform(key, minval=low, maxval=high))
 
@@ -352,9 +356,9 @@ class RandomAffine(Corruption):
 
     Attributes:
         degrees: range of the clockwise angle, drawn uniformly.
-        translate: largest shift as a share of (width, height), drawn uniformly to either side
-            and rounded to whole pixels.
-        scale: range of the scale, drawn uniformly.
+        translate: largest shift in either direction as a share of (width, height); drawn
+            uniformly, rounded to whole pixels.
+        scale: range of the scale, drawn uniformly; below 1 the image shrinks.
     """
 
     degrees: tuple[float, float] = (30.0, 70.0)
@@ -369,8 +373,8 @@ class RandomAffine(Corruption):
             f"RandomAffine.translate={self.translate!r}: give two shares from 0 to 1.",
         )
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """See `affine`."""
         height, width = image_HWC.shape[:2]
         degrees_key, shift_key, scale_key = jax.random.split(key, 3)
         low, high = self.degrees

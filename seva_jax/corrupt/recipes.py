@@ -1,7 +1,7 @@
-"""The published chains of augmentations, as values.
+"""The published chains of augmentations.
 
 What lives here: `moco`, `byol`, `simclr`, with the parameters of arXiv 2404.10501. What does not:
-the augmentations they are made of. Read next: `geometry.py`.
+the augmentations they consist of. Read next: `geometry.py`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ def _contrastive(min_scale: float, hue: float) -> tuple:
 
 
 def moco() -> Compose:
-    """Crop 224 of 20 to 100 % of the area, flip, jitter, grey (20 %), blur; [224, 224, 3]."""
+    """Returns MoCo's chain: crop of 20 to 100 % of the area, flip, jitter, grey (20 %), blur.
+
+    The result, as that of the other two, is [224, 224, 3].
+    """
     return Compose((*_contrastive(0.2, 0.1), GaussianBlur((0.1, 2.0))))
 
 
 def byol() -> Compose:
-    """`moco` with crops from 8 % of the area."""
+    """Returns BYOL's chain: `moco` with crops of 8 to 100 % of the area."""
     return Compose((*_contrastive(0.08, 0.1), GaussianBlur((0.1, 2.0))))
 
 
 def simclr() -> Compose:
-    """Crop 224 of 20 to 100 %, flip, jitter with hue 0.4, grey (20 %), no blur."""
+    """Returns SimCLR's chain: `moco` with a hue of 0.4 and without blur."""
     return Compose(_contrastive(0.2, 0.4))

@@ -1,11 +1,12 @@
-"""Changes to a sequence instead of to pixels: images of a prompt, captions of its clips (TEMPLE).
+"""Changes to a sequence instead of pixels: images of a prompt, or captions of its clips (TEMPLE).
 
-What lives here: `Drop`, `Shuffle`, `Reverse`, and how captions are put into a question. What does
-not: asking the model (`seva_jax/inference/rollouts.py`), which pairs count (`seva_jax/pairs/temple.py`).
+What lives here: `Drop`, `Shuffle`, `Reverse`, and the way captions are put into a question. What
+does not: asking the model (`seva_jax/inference/rollouts.py`), the filters of the resulting pairs
+(`seva_jax/pairs/temple.py`).
 
-A sequence of n items is cut into m groups of neighbours, as equal as can be. More groups mean a
-rejected answer that is easier to tell from the chosen one: Drop keeps fewer items, and the others
-tear more neighbours apart. Source: TEMPLE, AAAI 2026.
+A sequence of n items is cut into m groups of neighbours of nearly equal size. With more groups, the
+rejected answer is easier to tell from the chosen one: `Drop` keeps fewer items, and the others
+separate more neighbours. Source: TEMPLE, AAAI 2026.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from typing import Annotated, ClassVar, Literal
 
 import jax
 import numpy as np
+from typing_extensions import override
 
-from seva_jax.corrupt.base import Corruption, Space
+from seva_jax.corrupt.base import Corruption, Space, numpy_generator
 from seva_jax.ranges import Range
 from seva_jax.types import IMAGE_MARKER, Array, DataError, ExampleError, Prompt
 
 
 def captioned(question: str, captions: Sequence[str]) -> str:
-    """A question behind the captions of the clips it is about, a line each.
+    """Returns a question after the captions of the clips it is about, one line each.
 
     >>> print(captioned("What happens?", ["A dog runs.", "It sleeps."]))
     A dog runs.
@@ -35,15 +37,16 @@ def captioned(question: str, captions: Sequence[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class SequenceCorruption(Corruption):
-    """Base class: the question stays, and what it is about comes in another order, or less of it.
+    """Base class: the same question about a sequence that is reordered, or has fewer items.
 
-    A subclass defines `order`. It needs at least two items, and drops prompts with fewer ("nothing
-    to reorder").
+    A subclass defines `order`. Prompts with fewer than two items are dropped ("nothing to
+    reorder").
 
     Attributes:
-        groups: m, at least 2; as many as there are items where these are fewer.
-        of: "images" of the prompt, such as frames; or "captions", which are in its question as
-            `seva_jax.data.captions.CaptionedPrompts` puts them there.
+        groups: m, how many groups the sequence is cut into, at least 2. A shorter sequence has as
+            many groups as items.
+        of: the sequence to change: "images" of the prompt, such as frames, or "captions", which
+            `seva_jax.data.CaptionedPrompts` has put into its question.
     """
 
     space: ClassVar[Space] = "sequence"
@@ -51,22 +54,22 @@ class SequenceCorruption(Corruption):
     of: Literal["images", "captions"] = "images"
 
     def order(self, rng: np.random.Generator, num: int) -> list[int]:
-        """Numbers of the items that are kept, in their new order.
+        """Returns the indices of the items that are kept, in their new order.
 
         Args:
-            rng: random numbers.
-            num: of items, at least 2.
+            rng: the only source of randomness.
+            num: number of items, at least 2.
         """
         raise NotImplementedError(f"{type(self).__name__} must define order")
 
     def changed(self, key: jax.Array, prompt: Prompt) -> Prompt:
-        """The prompt with its sequence changed.
+        """Returns the prompt with its sequence changed.
 
-        Where images are dropped, so are their places in the question, if it names any.
+        Where images are dropped, so are their markers in the question, if it has any.
 
         Args:
-            key: a typed PRNG key; every random choice follows from it.
-            prompt: see `of`.
+            key: a typed PRNG key, the only source of randomness.
+            prompt: a prompt with images or captions, see `of`.
 
         Raises:
             ExampleError: there are fewer than two items, or no captions.
@@ -78,8 +81,7 @@ class SequenceCorruption(Corruption):
                 f"{len(items)}; leave the prompt out",
                 "nothing to reorder",
             )
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
-        order = self.order(rng, len(items))
+        order = self.order(numpy_generator(key), len(items))
         kept = tuple(items[i] for i in order)
         if self.of == "captions":
             question = captioned(prompt.meta["question"], kept)
@@ -87,17 +89,22 @@ class SequenceCorruption(Corruption):
                 prompt, question=question, meta=prompt.meta | {"captions": list(kept)}
             )
         before, *parts = prompt.question.split(IMAGE_MARKER)
-        if len(parts) == len(items):  # otherwise the template says what is wrong
-            places = (IMAGE_MARKER if i in order else "" for i in range(len(items)))
-            before += "".join(place + part for place, part in zip(places, parts, strict=True))
+        if len(parts) == len(items):  # otherwise the template reports the mismatch
+            markers = (IMAGE_MARKER if i in order else "" for i in range(len(items)))
+            before += "".join(marker + part for marker, part in zip(markers, parts, strict=True))
             return dataclasses.replace(prompt, question=before, images=kept)
         return dataclasses.replace(prompt, images=kept)
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """Not for single images."""
+        """Refuses single images.
+
+        Raises:
+            DataError: always.
+        """
         raise DataError(
-            f"{type(self).__name__} changes what a prompt is about, not an image; give it in "
-            "corrupt=, by itself"
+            f"{type(self).__name__} changes the sequence of a prompt, not an image; put it "
+            "directly into corrupt=, not inside another corruption"
         )
 
     def _groups(self, num: int) -> list[list[int]]:
@@ -105,13 +112,13 @@ class SequenceCorruption(Corruption):
 
 
 def _captions(prompt: Prompt) -> list[str]:
-    found, question = prompt.meta.get("captions"), str(prompt.meta.get("question"))
-    captions = found if isinstance(found, list) else []
+    captions, question = prompt.meta.get("captions"), str(prompt.meta.get("question"))
+    captions = captions if isinstance(captions, list) else []
     if not all(isinstance(x, str) for x in captions) or (
         captioned(question, captions) != prompt.question
     ):
         raise ExampleError(
-            f"{prompt.id!r} has no captions in its question; use CaptionedPrompts for its source",
+            f"{prompt.id!r} has no captions in its question; wrap its source in CaptionedPrompts",
             "no captions",
         )
     return captions
@@ -119,20 +126,20 @@ def _captions(prompt: Prompt) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Drop(SequenceCorruption):
-    """Keeps n / m items, rounded down and at least one, drawn at random, in their order."""
+    """Keeps n / m randomly drawn items (rounded down, at least one), in their order."""
 
+    @override
     def order(self, rng: np.random.Generator, num: int) -> list[int]:
-        """See `SequenceCorruption.order`."""
         kept = rng.choice(num, max(1, num // self.groups), replace=False)
         return sorted(kept.tolist())
 
 
 @dataclasses.dataclass(frozen=True)
 class Shuffle(SequenceCorruption):
-    """Puts the groups into any other order than theirs, all alike; inside of one nothing moves."""
+    """Shuffles the groups, but not within them; every order but the original is equally likely."""
 
+    @override
     def order(self, rng: np.random.Generator, num: int) -> list[int]:
-        """See `SequenceCorruption.order`."""
         groups = self._groups(num)
         same = list(range(len(groups)))
         while (order := rng.permutation(len(groups)).tolist()) == same:
@@ -142,9 +149,9 @@ class Shuffle(SequenceCorruption):
 
 @dataclasses.dataclass(frozen=True)
 class Reverse(SequenceCorruption):
-    """Puts the last group first and so on; inside of a group nothing moves."""
+    """Reverses the order of the groups, but not within them."""
 
+    @override
     def order(self, rng: np.random.Generator, num: int) -> list[int]:
-        """See `SequenceCorruption.order`."""
-        del rng  # there is one way
+        del rng  # nothing is random
         return [i for group in reversed(self._groups(num)) for i in group]

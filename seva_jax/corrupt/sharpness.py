@@ -1,7 +1,7 @@
 """Blur and sharpness.
 
 What lives here: operations that mix a pixel with its neighbours. What does not: colours
-(`colour`), positions (`geometry`). Read next: `recipes.py`.
+(`colour.py`), positions (`geometry.py`). Read next: `recipes.py`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import math
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
-from seva_jax.corrupt.base import Corruption, RandomlyApplied, require, require_range
-from seva_jax.corrupt.colour import Factor, blend, to_levels
+from seva_jax.corrupt.base import Corruption, Number, RandomlyApplied, require, require_range
+from seva_jax.corrupt.colour import blend, to_levels
 from seva_jax.types import Array
 
 
 def smooth(image_HWC: Array) -> jax.Array:
-    """`PIL.ImageFilter.SMOOTH`: 3 x 3 weights 1, centre 5, over 13; the border stays."""
+    """Smooths as `PIL.ImageFilter.SMOOTH`: 3 x 3 weights 1, centre 5, over 13; keeps the border."""
     levels_HWC = to_levels(image_HWC)
     height, width = levels_HWC.shape[:2]
     if min(height, width) < 3:
@@ -30,25 +31,25 @@ def smooth(image_HWC: Array) -> jax.Array:
     return levels_HWC.at[1:-1, 1:-1].set(jnp.round(total_HWC / 13)) / 255
 
 
-def adjust_sharpness(image_HWC: Array, factor: Factor) -> jax.Array:
-    """Blend with the smoothed image: 0 smooths, 1 changes nothing, 2 sharpens."""
+def adjust_sharpness(image_HWC: Array, factor: Number) -> jax.Array:
+    """Blends with the smoothed image: factor 0 smooths, 1 changes nothing, 2 sharpens."""
     return blend(smooth(image_HWC), image_HWC, factor)
 
 
-def gaussian_blur(image_HWC: Array, sigma: Factor, max_sigma: float) -> jax.Array:
-    """Gaussian blur with replicated edges.
+def gaussian_blur(image_HWC: Array, sigma: Number, max_sigma: float) -> jax.Array:
+    """Blurs with a Gaussian; edges are replicated.
 
-    PIL, too, takes its `radius` as the standard deviation and replicates the edge, but
-    approximates the Gaussian by three box filters.
+    PIL does the same (its `radius` is the standard deviation), but approximates the Gaussian by
+    three box filters.
 
     Args:
-        image_HWC: in [0, 1].
+        image_HWC: values in [0, 1].
         sigma: standard deviation in pixels, above 0; may be traced.
-        max_sigma: the largest `sigma`; fixes the size of the kernel, four of it to each side.
+        max_sigma: the largest `sigma`; the kernel reaches four times as far to each side.
     """
-    # Not dm_pix.gaussian_blur: it pads with zeros, which darkens the border. Padded by hand it
-    # gives these numbers, but as a convolution: 40 times slower on CPU, and rounded to bfloat16
-    # on TPU.
+    # Not dm_pix.gaussian_blur: it pads with zeros, which darkens the border. With edges padded
+    # first it gives the same numbers, but by a convolution: 40 times slower on CPU, and rounded to
+    # bfloat16 on TPU.
     height, width = image_HWC.shape[:2]
     radius = math.ceil(4 * max_sigma)
     offsets = jnp.arange(-radius, radius + 1)
@@ -64,7 +65,7 @@ def gaussian_blur(image_HWC: Array, sigma: Factor, max_sigma: float) -> jax.Arra
 
 @dataclasses.dataclass(frozen=True)
 class GaussianBlur(Corruption):
-    """Gaussian blur, always applied, of random strength.
+    """Gaussian blur of random strength, always applied.
 
     Attributes:
         sigma: range of the standard deviation in pixels (PIL's `radius`), drawn uniformly.
@@ -75,15 +76,15 @@ class GaussianBlur(Corruption):
     def __post_init__(self) -> None:
         require_range("GaussianBlur.sigma", self.sigma, 0.01, 100.0)
 
+    @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        """See `gaussian_blur`."""
         sigma = jax.random.uniform(key, minval=self.sigma[0], maxval=self.sigma[1])
         return gaussian_blur(image_HWC, sigma, self.sigma[1])
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomAdjustSharpness(RandomlyApplied):
-    """Another sharpness with probability `p`.
+    """A smoothed or sharpened image with probability `p`.
 
     Attributes:
         factor: 0 smooths (the published value), 1 changes nothing, above 1 sharpens.
@@ -97,6 +98,6 @@ class RandomAdjustSharpness(RandomlyApplied):
             self.factor >= 0, f"RandomAdjustSharpness.factor={self.factor!r}: give a number from 0."
         )
 
+    @override
     def apply(self, image_HWC: Array) -> jax.Array:
-        """See `adjust_sharpness`."""
         return adjust_sharpness(image_HWC, self.factor)

@@ -1,7 +1,7 @@
-"""Every format a user may bring, as sources of prompts or of preferences.
+"""The data formats that a config can name, as sources of prompts or of preferences.
 
-What lives here: the formats, and `python -m seva_jax.data`, which checks, shows and converts them.
-What does not: batches (`seva_jax/batches`). Read next: `sources.py`, the contract; README.md has
+What lives here: the formats, and `python -m seva_jax.data`, which checks, shows and converts data.
+What does not: batches (`seva_jax/batches`). Read next: `sources.py`, the contract; `README.md`,
 a table of the formats.
 """
 

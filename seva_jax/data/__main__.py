@@ -1,4 +1,4 @@
-"""`python -m seva_jax.data check|show|convert|build`: data before a run, and out of one."""
+"""`python -m seva_jax.data check|show|convert|build`: looks at the data of a run, and copies it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import tyro
@@ -27,17 +27,17 @@ from seva_jax.runtime.processes import one_line_errors
 from seva_jax.runtime.progress import Progress
 from seva_jax.types import DataError
 
-DESCRIPTION = """Data of a run: look at it before, check it, convert it, build a fast copy. Options
-of seva_jax.train, such as --prompts.path, change the config. The sources that a config can name
-are listed in seva_jax/data/README.md."""
+DESCRIPTION = """Checks, shows, converts or copies the data of a run. Options of seva_jax.train,
+such as --prompts.path, change the config. seva_jax/data/README.md lists the sources that a config
+can name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Config:
-    """What to read.
+    """The options of every command.
 
     Attributes:
-        config: config file; its `prompts` are the data.
+        config: config file; its field `prompts` is the data.
     """
 
     config: Path = config_directory() / "tiny.py"
@@ -45,10 +45,10 @@ class _Config:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Source(_Config):
-    """What to read.
+    """The options of every command that can read the pairs of a run.
 
     Attributes:
-        run: work directory of a run; its pairs are taken instead of a config's `prompts`.
+        run: work directory of a run; read its pairs instead of the data of --config.
     """
 
     run: Path | None = None
@@ -56,20 +56,20 @@ class _Source(_Config):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Check(_Config):
-    """Looks at all data of a config before a run does.
+    """Checks all data of a config, as a run would use it.
 
-    Counts examples, missing files and images that do not decode, tokens against text.max_length,
-    and what is left out, by reason, with the places of the first. The status is 1 if nothing is
-    usable or, with --strict, if anything is not.
+    Counts examples, images that are missing or do not decode, and tokens against text.max_length;
+    counts what cannot be used by reason, and says where the first ones are. The exit status is 1 if
+    nothing can be used or, with --strict, if anything cannot.
     """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Show(_Source):
-    """Prints a few examples.
+    """Prints some examples as text.
 
     Attributes:
-        num: how many, spread evenly over the data.
+        num: number of examples, spread evenly over the data.
     """
 
     num: int = 5
@@ -77,16 +77,17 @@ class Show(_Source):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Convert(_Source):
-    """Writes the data in another format.
+    """Writes the data in a format of other tools.
 
-    "seva" is SeVa's JSON of pairs; "trl" is parquet with images inside, for TRL's DPOTrainer and
-    `datasets`; "jsonl" has questions, or pairs with TRL's field names, without images. In "seva"
-    and "jsonl" images keep the names they have in the source unless --images is given.
+    Format "seva" is SeVa's JSON of pairs; "trl" is parquet with the images inside, for TRL's
+    DPOTrainer and the library `datasets`; "jsonl" has questions, or pairs with TRL's field names,
+    as JSON lines. In "seva" and "jsonl", images keep their names in the source, unless --images is
+    given.
 
     Attributes:
-        out: the new file.
-        to: its format.
-        images: folder to write the images to, for "seva" and "jsonl".
+        out: file to write; it must not exist.
+        to: format of the file.
+        images: folder to write image files to, for "seva" and "jsonl".
     """
 
     out: tyro.conf.Positional[Path]
@@ -96,40 +97,34 @@ class Convert(_Source):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Build(_Source):
-    """Writes the data with its images to ArrayRecord, which is quick to read at random.
+    """Writes the data and its images to ArrayRecord, which is fast to read at random.
 
-    Read it with ArrayRecordPrompts(OUT), or ArrayRecordPairs(OUT) if it holds pairs. Images are
-    stored as they are; examples whose images do not decode are left out and counted.
+    ArrayRecordPrompts(OUT) reads it, or ArrayRecordPairs(OUT) if it holds pairs. Images keep their
+    encoding; examples whose images do not decode are left out and counted.
 
     Attributes:
-        out: the new folder.
+        out: folder to write; it must not exist.
     """
 
     out: tyro.conf.Positional[Path]
 
 
 def _open(source: _Source, rest: Sequence[str]) -> tuple[PromptSet, str]:
-    """The data, and where it is from in words."""
+    """Returns the data, and where it is from, in words."""
     if source.run is None:
-        experiment = _experiment(source, rest)
-        return experiment.prompts.open(), _words(experiment)
+        prompts = _experiment(source, rest).prompts
+        return prompts.open(), f"{type(prompts).__name__} {flatten(prompts)}"
     if rest:
         raise DataError(f"--run takes the config of the run; unknown: {' '.join(rest)}")
-    experiment = read_config(source.run / "config.py")
-    data = experiment.prompts.open()
+    data = read_config(source.run / "config.py").prompts.open()
     pairs = json_records.read_comparisons(source.run / "pairs.array_record")
-    prompts = [c.prompt for c in pairs]
-    found = PreferenceSet(prompts, data.load_image, read_image=data.read_image, comparisons=pairs)
-    return found, f"pairs of {source.run}"
+    prompts = [pair.prompt for pair in pairs]
+    data = PreferenceSet(prompts, data.load_image, read_image=data.read_image, comparisons=pairs)
+    return data, f"pairs of {source.run}"
 
 
 def _experiment(options: _Config, rest: Sequence[str]) -> Experiment:
     return load_experiment(DESCRIPTION, ["--config", str(options.config), *rest])[0]
-
-
-def _words(experiment: Experiment) -> str:
-    fields = flatten(experiment.prompts)
-    return f"{type(experiment.prompts).__name__} {fields}"
 
 
 def _check(command: Check, rest: Sequence[str]) -> None:
@@ -137,12 +132,12 @@ def _check(command: Check, rest: Sequence[str]) -> None:
     data = experiment.prompts.open()
     max_length = experiment.text.max_length
     encoder = experiment.base.assets().encoder(experiment.prompt_template, max_length)
-    found = check(data, encoder, Progress)
-    print(hide_home(found.describe()))
-    if not found.num_usable:
+    checked = check(data, encoder, Progress)
+    print(hide_home(checked.describe()))
+    if not checked.num_usable:
         sys.exit("error: nothing is usable")
     if experiment.strict:
-        found.require_all()
+        checked.require_all()
 
 
 def _show(command: Show, rest: Sequence[str]) -> None:
@@ -167,19 +162,14 @@ def _build(command: Build, rest: Sequence[str]) -> None:
         index = build(data, command.out, source, bar.update)
     print(
         f"{command.out}: {index['examples']:,} {index['kind']}, {index['images']:,} images, "
-        f"{index['bytes'] / 2**20:,.1f} MiB; left out: {index['drops'] or 'none'}"
+        f"{index['bytes'] / 2**20:,.1f} MiB; left out: {counted(index['drops']) or 'none'}"
     )
 
 
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
-    kind: Any = (
-        Annotated[Check, tyro.conf.subcommand("check")]
-        | Annotated[Show, tyro.conf.subcommand("show")]
-        | Annotated[Convert, tyro.conf.subcommand("convert")]
-        | Annotated[Build, tyro.conf.subcommand("build")]
-    )
+    """Runs the command line."""
+    kind: Any = Check | Show | Convert | Build
     command, rest = tyro.cli(
         kind, prog="python -m seva_jax.data", description=DESCRIPTION, args=argv,
         return_unknown_args=True,

@@ -1,11 +1,14 @@
-"""Prompts with their answers as examples of supervised training, such as a stage after preferences.
+"""Prompts with their answers as examples of supervised training.
 
-What lives here: `AnsweredPrompts`. What does not: the objective, `objectives.Supervised`.
+What lives here: `AnsweredPrompts`. What does not: the objective
+(`seva_jax/objectives/supervised.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+
+from typing_extensions import override
 
 from seva_jax.data.collect import counted
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSource
@@ -15,20 +18,21 @@ from seva_jax.types import Comparison, DataError, ExampleError, Prompt
 
 @dataclasses.dataclass(frozen=True)
 class AnsweredPrompts(PreferenceSource):
-    """The prompts of a source, each with one answer and none to compare it with.
+    """The prompts of a source, each with its answer and no other to compare it with.
 
-    Prompts without a text in the field are counted and left out ("no answer").
+    Prompts without a text in the field are left out and counted ("no answer").
 
     Attributes:
         source: the prompts.
-        field: of their `meta`, the answer; `QuestionsJsonl` puts a record's fields there.
+        field: the field of a prompt's `meta` that holds its answer; `QuestionsJsonl` puts the
+            fields of a record there.
     """
 
     source: PromptSource = PromptSource()
     field: str = "answer"
 
+    @override
     def open(self) -> PreferenceSet:
-        """See `PromptSource.open`."""
         data = opened_prompts(self.source, "AnsweredPrompts")
         kept, drops, left_out = changed(data, data.prompts, self._answered)
         if not kept:

@@ -1,6 +1,6 @@
-"""Pairs with a second view in which the images are changed: for objectives that compare images.
+"""Pairs with a second view of changed images, for objectives that compare images.
 
-What lives here: `ChangedImages`. What does not: the changes (`seva_jax/corrupt/`), the objectives
+What lives here: `ChangedImages`. What does not: the changes (`seva_jax/corrupt`) and the objectives
 (`seva_jax/objectives/visual.py`).
 """
 
@@ -10,31 +10,31 @@ import dataclasses
 from typing import Annotated
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.corrupt import Corruption, PixelNoise, apply_pixels, corruption_key
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSource
-from seva_jax.data.wrapped import opened_pairs, rewritten
+from seva_jax.data.wrapped import opened_pairs, require_single_view, rewritten
 from seva_jax.ranges import FROM_0
-from seva_jax.types import Comparison, DataError, ExampleError, View
+from seva_jax.types import Comparison, DataError, View
 
 _PREFIX = "changed:"
 
 
 @dataclasses.dataclass(frozen=True)
 class ChangedImages(PreferenceSource):
-    """The pairs of a source, each with its chosen answer once more, to changed images.
+    """The pairs of a source, each with its chosen answer repeated for changed images.
 
-    An image is changed in one way only, which follows from the seed and its name. Scores of the
-    source are left out, because none says anything of the new side. A pair without images ("no
-    image"), or with a second view already ("several views"), is left out and counted.
+    The seed and the name of an image determine how it is changed. Scores of the source are
+    dropped, because none of them belongs to the new side. Pairs without images ("no image") or with
+    a second view already ("several views") are left out and counted.
 
     Attributes:
         source: the pairs.
-        change: what is done to images, of space "pixels".
-        keep_rejected: whether the rejected answers stay, as POVID's second stage wants; without
-            them the chosen answer to the changed images is the only rejected side (MMedPO's
-            visual pairs).
-        seed: of the changes.
+        change: how images are changed; its space must be "pixels".
+        keep_rejected: keep the rejected answers, as POVID's second stage needs. Without them, the
+            chosen answer to the changed images is the only rejected side (MMedPO's visual pairs).
+        seed: seed of the changes.
     """
 
     source: PromptSource = PreferenceSource()
@@ -42,8 +42,8 @@ class ChangedImages(PreferenceSource):
     keep_rejected: bool = True
     seed: Annotated[int, FROM_0] = 0
 
+    @override
     def open(self) -> PreferenceSet:
-        """See `PromptSource.open`."""
         if self.change.space != "pixels":
             raise DataError(
                 f"ChangedImages: {type(self.change).__name__} does not work on pixels; give a "
@@ -59,11 +59,8 @@ class ChangedImages(PreferenceSource):
             return apply_pixels(self.change, corruption_key(self.seed, original, 0), image_HWC)
 
         def pair(comparison: Comparison) -> Comparison:
+            require_single_view(comparison, "change")
             prompt = comparison.prompt
-            if not prompt.images:
-                raise ExampleError("there is no image to change", "no image")
-            if comparison.more:
-                raise ExampleError("the pair has a second view already", "several views")
             names = tuple(_PREFIX + name for name in prompt.images)
             again = View(dataclasses.replace(prompt, images=names), comparison.answers[:1])
             answers = comparison.answers if self.keep_rejected else comparison.answers[:1]

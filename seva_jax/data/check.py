@@ -1,7 +1,7 @@
-"""The preflight of a data set: what can be used, what cannot, and why, before step 0.
+"""The preflight check of a data set: which examples a run can use, and why it cannot use others.
 
-What lives here: going through examples and images, and the summary in words. What does not: the
-checks that `open()` makes already (`collect.py`); the command (`__main__.py`).
+What lives here: encoding every text, decoding every image, and the summary in words. What does not:
+the checks that `open()` makes already (`collect.py`); the command (`__main__.py`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from seva_jax.batches.encoded import fitting_trees
-from seva_jax.data.collect import NAMED, counted
+from seva_jax.data.collect import counted, leave_out
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.runtime.progress import Progress
 from seva_jax.text.encode import EncodedTree, Encoder
@@ -23,22 +23,23 @@ from seva_jax.types import Comparison, DataError, ExampleError, Prompt
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         kind: "prompts" or "pairs".
-        num_examples: in the source, with those it left out.
-        num_usable: with text that fits and images that decode.
-        drops: examples that cannot be used, by reason.
+        num_examples: number of examples in the source, including those it left out.
+        num_usable: number of examples whose texts fit and whose images decode.
+        drops: counts of examples that cannot be used, by reason.
         notes: what was left out inside pairs, see `PreferenceSet`.
-        num_images: distinct ones.
-        bad_images: name -> reason, of images that do not decode.
-        sizes: width and height of the others, [N, 2].
-        trunk_tokens: images, template and question of each tree of the examples whose text fits.
-        answer_tokens: each answer of those examples, of all trees.
-        num_cut: answers that would be cut to fit.
-        max_length: what they have to fit in, tokens.
-        left_out: of the first examples that cannot be used, where each is and why.
+        num_images: number of distinct images.
+        bad_images: name -> reason of each image that does not decode.
+        sizes: width and height of the other images, [N, 2].
+        trunk_tokens: length of the trunk (images, template and question) of each tree, for examples
+            whose texts fit.
+        answer_tokens: length of each answer in all trees of those examples.
+        num_cut: number of answers that would be cut to fit.
+        max_length: tokens that a trunk and an answer may have.
+        left_out: where each of the first examples that cannot be used is, and why.
     """
 
     kind: str
@@ -56,7 +57,7 @@ class Checked:
     left_out: Sequence[str] = ()
 
     def describe(self) -> str:
-        """The findings, one a line."""
+        """Returns the summary as lines of text."""
         bad = collections.Counter(self.bad_images.values())
         lines = [
             f"{self.kind:8} {self.num_usable:,} usable of {self.num_examples:,}",
@@ -79,18 +80,18 @@ class Checked:
         return "\n".join(lines)
 
     def require_all(self, what: str = "") -> None:
-        """What `Experiment.strict` asks for.
+        """Raises an error if any example cannot be used, for `Experiment.strict`.
 
         Args:
-            what: put in front of an error, where it is not about the run's prompts.
+            what: says in the message which data it is about; empty for a run's prompts.
 
         Raises:
-            DataError: an example cannot be used; counts all and names the first.
+            DataError: the message counts all unusable examples and names the first ones.
         """
         if self.drops:
             raise DataError(
                 f"strict: {what}{self.drops.total():,} of {self.num_examples:,} {self.kind} cannot "
-                f"be used ({counted(self.drops)}); mend or remove them, or leave out --strict:\n"
+                f"be used ({counted(self.drops)}); fix or remove them, or leave out --strict:\n"
                 + "\n".join(_some(self.left_out))
             )
 
@@ -107,12 +108,12 @@ def _spread(lengths: np.ndarray) -> str:
 
 
 def check(data: PromptSet, encoder: Encoder, bar: Callable[[str, int, str], Progress]) -> Checked:
-    """Encodes every text and decodes every image, those of all trees of a comparison.
+    """Encodes every text and decodes every image, in all trees of a comparison.
 
     Args:
-        data: what `open()` gave.
-        encoder: of the run, with the template the examples are used with.
-        bar: makes the progress bar from its name, how many there are, and of what.
+        data: the opened source.
+        encoder: the run's encoder, with the template for these examples.
+        bar: makes a progress bar from its name, the total, and the unit.
     """
     pairs = isinstance(data, PreferenceSet)
     examples = data.comparisons if pairs else data.prompts
@@ -122,8 +123,8 @@ def check(data: PromptSet, encoder: Encoder, bar: Callable[[str, int, str], Prog
         concurrent.futures.ThreadPoolExecutor(8) as pool,
         bar("check", len(names), "image") as shown,
     ):
-        found = pool.map(lambda name: _decode(data, name), names)
-        for name, size in zip(names, found, strict=True):
+        decoded = pool.map(lambda name: _decode(data, name), names)
+        for name, size in zip(names, decoded, strict=True):
             if isinstance(size, str):
                 bad[name] = size
             else:
@@ -135,16 +136,16 @@ def check(data: PromptSet, encoder: Encoder, bar: Callable[[str, int, str], Prog
         try:
             trees = _trees(example, encoder)
         except ExampleError as error:
-            drops[error.reason] += 1
-            left_out.append(f"{prompt.id}: {error.reason}: {error}")
+            leave_out(prompt.id, error, drops, left_out)
             continue
         trunks += (len(tree.trunk) for tree in trees)
         answers += (len(branch) for tree in trees for branch in tree.branches)
         cut += sum(tree.truncated for tree in trees)
         broken = [name for name in example.images if name in bad]
-        drops.update(bad[name] for name in broken[:1])
-        left_out += [f"{prompt.id}: {bad[name]}: {name}" for name in broken[:1]]
-        usable += not broken
+        if broken:
+            leave_out(prompt.id, ExampleError(broken[0], bad[broken[0]]), drops, left_out)
+        else:
+            usable += 1
     return Checked(
         kind="pairs" if pairs else "prompts",
         num_examples=len(data.prompts) + data.drops.total(),
@@ -158,7 +159,7 @@ def check(data: PromptSet, encoder: Encoder, bar: Callable[[str, int, str], Prog
         answer_tokens=np.array(answers, int),
         num_cut=cut,
         max_length=encoder.max_length,
-        left_out=left_out[:NAMED],
+        left_out=left_out,
     )
 
 
@@ -171,7 +172,7 @@ def _trees(example: Prompt | Comparison, encoder: Encoder) -> Sequence[EncodedTr
 
 
 def _decode(data: PromptSet, name: str) -> tuple[int, int] | str:
-    """Width and height, or why it does not decode."""
+    """Returns width and height of an image, or the reason why it does not decode."""
     try:
         height, width, _ = data.load_image(name).shape
     except ExampleError as error:

@@ -1,10 +1,11 @@
 """Checking examples one by one, and counting those that cannot be used.
 
-What lives here: what has to hold for the examples of every source, and where their images are.
-What does not: formats (`files.py`, `preferences.py`) and decoding (`seva_jax/images/load.py`).
+What lives here: the checks that examples of every source must pass, helpers that read the fields of
+a record, and access to images. What does not: formats (`files.py`, `preferences.py`) and decoding
+(`seva_jax/images/load.py`).
 
-One bad example among many is left out and counted by its reason; only a source that cannot be
-read at all, or of which nothing is left, raises. Images are looked up here and decoded later.
+A bad example is left out and counted by its reason; only a source that cannot be read at all, or
+has no usable example, raises. Images are looked up here and decoded later.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.images.load import decode_image, resolve_image
-from seva_jax.text.templates import IMAGE_MARKER
-from seva_jax.types import Comparison, DataError, ExampleError, Prompt, View
+from seva_jax.types import IMAGE_MARKER, Comparison, DataError, ExampleError, Prompt, View
 
 Example = TypeVar("Example", Prompt, Comparison)
 
-NAMED = 100  # examples left out that are named one by one; the others are only counted
+_MAX_DESCRIBED = 100  # examples left out; all are counted
 _MAX_TEXT = 1_000_000  # characters: far beyond any context, and slow to tokenise
 
 
@@ -34,10 +36,10 @@ class Images:
     """Base class: encoded images by name."""
 
     def check(self, name: str) -> None:
-        """Raises `ExampleError` if it is known, without reading it, that there is no such image."""
+        """Raises `ExampleError` if an image is known to be missing without reading it."""
 
     def read(self, name: str) -> bytes:
-        """The encoded image.
+        """Returns an encoded image.
 
         Raises:
             ExampleError: there is no such image, or it cannot be read.
@@ -45,7 +47,7 @@ class Images:
         raise NotImplementedError(f"{type(self).__name__} must define read")
 
     def load(self, name: str) -> np.ndarray:
-        """The image as uint8 RGB [H, W, 3].
+        """Returns an image as uint8 RGB [H, W, 3].
 
         Raises:
             ExampleError: see `read` and `decode_image`.
@@ -55,10 +57,10 @@ class Images:
 
 @dataclasses.dataclass(frozen=True)
 class FolderImages(Images):
-    """Image files in a folder, found by their stem where the name's extension is wrong.
+    """Image files in a folder, found by their stem where a name's extension is wrong.
 
     Attributes:
-        root: the folder, which is the only way to images.
+        root: the folder; names cannot lead out of it.
 
     Raises:
         DataError: there is no such folder.
@@ -72,12 +74,12 @@ class FolderImages(Images):
         if not Path(self.root).is_dir():
             raise DataError(f"{self.root}: no such image folder; check the path")
 
+    @override
     def check(self, name: str) -> None:
-        """See `Images.check`."""
         resolve_image(Path(self.root), name)
 
+    @override
     def read(self, name: str) -> bytes:
-        """See `Images.read`."""
         path = resolve_image(Path(self.root), name)
         try:
             return path.read_bytes()
@@ -89,7 +91,7 @@ class FolderImages(Images):
 
 
 def as_object(record: Any) -> dict[str, Any]:
-    """The record, if it is an object; an error that stands for a record is raised."""
+    """Returns the record if it is an object; raises the error that stands for a broken one."""
     if isinstance(record, ExampleError):
         raise record
     if not isinstance(record, dict):
@@ -98,23 +100,30 @@ def as_object(record: Any) -> dict[str, Any]:
 
 
 def either(record: dict[str, Any], field: str, other: str) -> Any:
-    """The value of a field that goes by two names; null counts as absent."""
+    """Returns the value of a field that has two names; null counts as absent."""
     value = record.get(field)
     return record.get(other) if value is None else value
 
 
 def id_of(record: dict[str, Any]) -> str:
-    """`id` or `question_id`."""
+    """Returns the field `id` or `question_id` as text."""
     id_ = either(record, "id", "question_id")
     if isinstance(id_, bool) or not isinstance(id_, str | int) or id_ == "":
         raise ExampleError("id (or question_id) must be a text or a whole number", "no id")
     return str(id_)
 
 
-def images_of(record: dict[str, Any], field: str = "image", other: str = "images") -> tuple:
-    """The image names in one of two fields: one, or a list."""
-    found = either(record, field, other)
-    names = [found] if isinstance(found, str) else found
+def listed(value: Any) -> list[Any]:
+    """Returns a list itself, null as an empty list, and anything else as a list of one."""
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def images_of(
+    record: dict[str, Any], field: str = "image", other: str = "images"
+) -> tuple[str, ...]:
+    """Returns the image names in one of two fields, which holds a name or a list of names."""
+    value = either(record, field, other)
+    names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ExampleError(
             f"{field} (or {other}) must name an image file, or list several", "no image"
@@ -123,16 +132,28 @@ def images_of(record: dict[str, Any], field: str = "image", other: str = "images
 
 
 def text_of(record: dict[str, Any], field: str, other: str = "") -> str:
-    """A question in one of two fields."""
-    found = either(record, field, other or field)
-    if not isinstance(found, str):
+    """Returns the question in one of two fields."""
+    text = either(record, field, other or field)
+    if not isinstance(text, str):
         names = f"{field} (or {other})" if other else field
         raise ExampleError(f"{names} must be a text", "no question")
-    return found
+    return text
+
+
+def number_of(value: Any, field: str, reason: str = "no score") -> float:
+    """Returns the value as a float.
+
+    Raises:
+        ExampleError: it is not a finite number; the message names `field`.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not abs(value) <= sys.float_info.max:  # NaN, too, and a huge integer
+        raise ExampleError(f"{field}: {value!r} is not a finite number", reason)
+    return float(value)
 
 
 def meta_of(record: dict[str, Any], used: Iterable[str]) -> dict[str, Any]:
-    """The fields that are strings, numbers or lists, but for those already used."""
+    """Returns the fields that hold strings, numbers or lists, except those already used."""
     used = set(used)
     return {
         k: v for k, v in record.items() if k not in used and isinstance(v, str | int | float | list)
@@ -140,43 +161,43 @@ def meta_of(record: dict[str, Any], used: Iterable[str]) -> dict[str, Any]:
 
 
 def compared(prompt: Prompt, chosen: Any, *rejected: Any) -> Comparison:
-    """A comparison of answers, spaces around them dropped.
+    """Returns a comparison of answers, without white space around them.
 
     Raises:
-        ExampleError: an answer is empty or no text, or a rejected one equals the chosen one.
+        ExampleError: an answer is empty or not a text, or a rejected one equals the chosen one.
     """
-    texts = (_said(chosen, "chosen"), *(_said(text, "rejected") for text in rejected))
+    texts = (_answer(chosen, "chosen"), *(_answer(text, "rejected") for text in rejected))
     if texts[0] in texts[1:]:
         raise ExampleError("both answers are the same text", "equal answers")
     return Comparison(prompt, texts)
 
 
 def compared_apart(prompt: Prompt, chosen: Any, other: Prompt, rejected: Any) -> Comparison:
-    """A comparison of an answer to `prompt` with one to `other` images; they may be equal.
+    """Returns a comparison whose rejected answer is to other images; the answers may be equal.
 
     Raises:
-        ExampleError: an answer is empty or no text.
+        ExampleError: an answer is empty or not a text.
     """
-    apart = View(other, (_said(rejected, "rejected"),))
-    return Comparison(prompt, (_said(chosen, "chosen"),), more=(apart,))
+    apart = View(other, (_answer(rejected, "rejected"),))
+    return Comparison(prompt, (_answer(chosen, "chosen"),), more=(apart,))
 
 
-def _said(text: Any, side: str) -> str:
-    said = text.strip() if isinstance(text, str) else ""
-    if not said:
-        raise ExampleError(f"the {side} answer is empty or no text", f"empty {side} answer")
-    return said
+def _answer(text: Any, side: str) -> str:
+    answer = text.strip() if isinstance(text, str) else ""
+    if not answer:
+        raise ExampleError(f"the {side} answer is empty or not a text", f"empty {side} answer")
+    return answer
 
 
 # --- collecting -----------------------------------------------------------------------------------
 
 
 def _check(example: Prompt | Comparison, images: Images) -> None:
-    """What has to hold for the examples of every source."""
+    """Raises `ExampleError` for an example that no run could use, whatever its source."""
     try:
         stored = json.dumps(dataclasses.asdict(example), ensure_ascii=False, allow_nan=False)
         stored.encode()
-    # Half a surrogate pair, NaN, lists in lists without end: no file of the run could hold it.
+    # Half a surrogate pair, NaN, lists nested too deeply: no file of the run could hold it.
     except (ValueError, RecursionError) as error:
         raise ExampleError(f"not storable as JSON in UTF-8 ({error})", "invalid text") from error
     if len(stored) > _MAX_TEXT:
@@ -184,8 +205,9 @@ def _check(example: Prompt | Comparison, images: Images) -> None:
             f"its texts have {len(stored):,} characters, above {_MAX_TEXT:,}; shorten them",
             "too long",
         )
-    for prompt, answers in _views(example):
-        if any("\0" in text for text in (prompt.id, prompt.question, *answers)):
+    for view in example.views if isinstance(example, Comparison) else [View(example, ())]:
+        prompt = view.prompt
+        if any("\0" in text for text in (prompt.id, prompt.question, *view.answers)):
             raise ExampleError("a text holds NUL characters; remove them", "invalid text")
         if not prompt.question.replace(IMAGE_MARKER, "").strip():
             raise ExampleError("the question is empty; write one", "empty question")
@@ -193,21 +215,10 @@ def _check(example: Prompt | Comparison, images: Images) -> None:
             images.check(name)
 
 
-def _views(example: Prompt | Comparison) -> list[tuple[Prompt, tuple[str, ...]]]:
-    """Each tree's prompt and answers."""
-    if isinstance(example, Prompt):
-        return [(example, ())]
-    return [(view.prompt, view.answers) for view in example.views]
-
-
-def _prompt(example: Prompt | Comparison) -> Prompt:
-    return example.prompt if isinstance(example, Comparison) else example
-
-
 def _checked(
     examples: Iterator[Example], images: Images, seen: set[str]
 ) -> Iterator[Example | ExampleError]:
-    """What one record gives, each checked; an error stands for what it made unusable."""
+    """Yields the examples of one record, and an error in place of each that is unusable."""
     try:
         for example in examples:
             try:
@@ -215,7 +226,7 @@ def _checked(
             except ExampleError as error:
                 yield error
                 continue
-            id_ = _prompt(example).id
+            id_ = example.prompt.id if isinstance(example, Comparison) else example.id
             if id_ in seen:
                 yield ExampleError(f"the id {id_!r} was there before", "duplicate id")
                 continue
@@ -238,46 +249,57 @@ def _collect(
     left_out, seen, num_good = list[str](), set[str](), 0
     for where, examples in records:
         num_before = len(kept)
-        for found in _checked(examples, images, seen):
-            if not isinstance(found, ExampleError):
-                kept.append(found)
-                continue
-            drops[found.reason] += 1
-            if len(left_out) < NAMED:
-                left_out.append(f"{where}: {found.reason}: {found}")
+        for example in _checked(examples, images, seen):
+            if isinstance(example, ExampleError):
+                leave_out(where, example, drops, left_out)
+            else:
+                kept.append(example)
         num_good += len(kept) > num_before
         if limit and num_good == limit:
             break
     if not kept:
-        raise DataError(
-            f"{source}: no usable prompt is left ({counted(drops) or 'it is empty'})"
-            + (f"; the first: {left_out[0]}" if left_out else "")
-        )
+        raise none_left(f"{source}: no usable prompt is left", drops, left_out)
     return kept, drops, left_out
 
 
-def counted(drops: collections.Counter[str]) -> str:
-    """Counts in words, most frequent first.
+def leave_out(
+    where: str, error: ExampleError, drops: collections.Counter[str], left_out: list[str]
+) -> None:
+    """Counts an unusable example in `drops`, and describes the first ones in `left_out`."""
+    drops[error.reason] += 1
+    if len(left_out) < _MAX_DESCRIBED:
+        left_out.append(f"{where}: {error.reason}: {error}")
+
+
+def none_left(message: str, drops: collections.Counter[str], left_out: Sequence[str]) -> DataError:
+    """Returns the error for a source without a usable example: all counts, and the first one."""
+    first = f"; the first: {left_out[0]}" if left_out else ""
+    return DataError(f"{message} ({counted(drops) or 'it is empty'}){first}")
+
+
+def counted(drops: Mapping[str, int]) -> str:
+    """Returns counts in words, most frequent first.
 
     >>> counted(collections.Counter({"no image": 2, "empty question": 3}))
     '3 empty question, 2 no image'
     """
-    return ", ".join(f"{n:,} {reason}" for reason, n in drops.most_common())
+    return ", ".join(f"{n:,} {reason}" for reason, n in collections.Counter(drops).most_common())
 
 
 def prompt_set(
     source: str, images: Images, records: Iterable[tuple[str, Iterator[Prompt]]], limit: int = 0
 ) -> PromptSet:
-    """Keeps good prompts and counts the others.
+    """Returns the usable prompts, and counts the others.
 
     Args:
         source: what was read, for errors.
-        images: where images are.
-        records: where each is in the source, and its prompts; they may raise `ExampleError`.
-        limit: stop after this many records with a good prompt; 0 means no limit.
+        images: gives access to the images.
+        records: where each record is in the source, and an iterator over its prompts, which may
+            raise `ExampleError`.
+        limit: stop after this many records with a usable prompt; 0 means no limit.
 
     Raises:
-        DataError: no prompt is left, or the limit is negative.
+        DataError: no prompt is usable, or the limit is negative.
     """
     prompts, drops, left_out = _collect(source, images, records, limit)
     return PromptSet(prompts, images.load, drops, images.read, left_out=left_out)
@@ -290,13 +312,13 @@ def preference_set(
     limit: int = 0,
     notes: collections.Counter[str] | None = None,
 ) -> PreferenceSet:
-    """As `prompt_set`, for comparisons.
+    """Returns the usable comparisons, and counts the others; see `prompt_set`.
 
     Args:
         source: what was read, for errors.
-        images: where images are.
-        records: where each is in the source, and its comparisons.
-        limit: see `prompt_set`.
+        images: gives access to the images.
+        records: where each record is in the source, and an iterator over its comparisons.
+        limit: stop after this many records with a usable comparison; 0 means no limit.
         notes: counts that reading `records` fills; see `PreferenceSet`.
     """
     comparisons, drops, left_out = _collect(source, images, records, limit)

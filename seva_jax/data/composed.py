@@ -1,7 +1,7 @@
-"""Prompts about one of several images, made of prompts about one: MIA-DPO (arXiv 2410.17637).
+"""Prompts about one of several images, made from prompts about one: MIA-DPO (arXiv 2410.17637).
 
-What lives here: `Composed`, which wraps a source. What does not: drawing (`images/compose.py`), and
-which answers are kept (`pairs/mia.py`).
+What lives here: `Composed`, which wraps a source. What does not: drawing
+(`seva_jax/images/compose.py`), and which answers become pairs (`seva_jax/pairs/mia.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.data.collect import counted
 from seva_jax.data.sources import PromptSet, PromptSource
@@ -27,29 +28,30 @@ _PREFIX = "composed:"
 
 @dataclasses.dataclass(frozen=True)
 class Composed(PromptSource):
-    """Each prompt of a source with other images of it around, about which nothing is asked.
+    """Each prompt of a source, its image shown among other images of the source.
 
-    The images come one after the other ("sequence"), as labelled tiles of one image ("grid"), or as
-    a picture in a picture ("inset"). The prompt's own image is the target, at a random place. Its
-    place is in `meta`: `arrangement`, `num_images`, `target` (which image, from 0) and, for one
-    image made of several, `box` (see `images.compose.Box`).
+    The images are separate ("sequence"), labelled tiles of one image ("grid"), or a picture in a
+    picture ("inset"). The prompt's own image is the target. Except in an inset, where it is the
+    inner image, it is at a random place. The `meta` of a prompt says where: `arrangement`,
+    `num_images`, `target` (the index of the image, from 0) and, where one image is made of several,
+    `box` (see `seva_jax.images.compose.Box`).
 
-    Of the source, prompts with one image, without markers in the question and with a
-    `meta["answer"]` are used; the others are counted. A made image is drawn when it is loaded, from
-    a name that says all.
+    Only prompts with one image, no marker in the question, and a `meta["answer"]` are used; the
+    others are left out and counted. A grid or an inset is drawn when it is loaded: its name holds
+    everything that this needs.
 
     Attributes:
         source: the prompts, with answers.
-        arrangements: taken in turn.
-        sequence_sizes: images of a sequence, taken in turn.
-        grid_sizes: tiles of a grid, taken in turn; see `images.compose.GRIDS`.
+        arrangements: the arrangements, which prompts use in turn.
+        sequence_sizes: numbers of images in a sequence, used in turn.
+        grid_sizes: numbers of tiles in a grid, used in turn: 2, 3, 4, 6 or 9.
         tile: side of a tile, and of an image with an inset, in pixels.
-        inset: side of the inset as a share of that of the whole.
-        label: what stands on tile {number}.
-        numbered: how sequences and grids ask {question} about image {number}, from 1.
-        centred: how an inset asks {question}; its own image is the inner one. The papers' words
-            are not published; these are ours.
-        seed: of the other images and of places.
+        inset: side of the inset as a share of the side of the whole image.
+        label: text on tile {number}.
+        numbered: how sequences and grids ask {question} about image {number}, counted from 1.
+        centred: how an inset asks {question} about its inner image. The wordings of the paper are
+            not published; these are ours.
+        seed: seed of the choice of other images and of places.
     """
 
     source: PromptSource = PromptSource()
@@ -63,8 +65,8 @@ class Composed(PromptSource):
     centred: str = "In the image in the centre, {question}"
     seed: Annotated[int, FROM_0] = 0
 
+    @override
     def open(self) -> PromptSet:
-        """See `PromptSource.open`."""
         if not self.arrangements:
             raise DataError("Composed.arrangements is empty; give at least one")
         for field, sizes in (
@@ -102,7 +104,7 @@ class Composed(PromptSource):
         )
 
     def _check_words(self) -> None:
-        """Raises `DataError` where a question or a label could not be written."""
+        """Raises `DataError` unless the templates of questions and labels can be filled in."""
         number, question = {"number": 1}, {"question": ""}
         for field, given, needed in (
             ("label", number, ()),
@@ -134,7 +136,7 @@ class Composed(PromptSource):
         target = int(rng.integers(num))
         box, question = None, self.centred.format(question=prompt.question)
         if arrangement == "inset":
-            target = 1  # the inner one
+            target = 1  # the inner image
             box, extra = inset_box(self.inset, self.tile), self.inset
         else:
             question = self.numbered.format(number=target + 1, question=prompt.question)
@@ -151,10 +153,10 @@ class Composed(PromptSource):
 
 
 def _usable(prompt: Prompt) -> Prompt:
-    """The prompt.
+    """Returns the prompt itself.
 
     Raises:
-        ExampleError: no other images can be put around its own.
+        ExampleError: it has no answer, or not exactly one image in front of its question.
     """
     answer = prompt.meta.get("answer")
     if not isinstance(answer, str) or not answer.strip():
@@ -165,22 +167,22 @@ def _usable(prompt: Prompt) -> Prompt:
 
 
 def _others(rng: np.random.Generator, names: Sequence[str], own: str, num: int) -> list[str]:
-    """Different images, none of them the prompt's own."""
+    """Draws `num` different images other than the prompt's own."""
     drawn = rng.choice(len(names), num + 1, replace=False)
     return [name for name in (names[int(i)] for i in drawn) if name != own][:num]
 
 
 def target_of(prompt: Prompt) -> tuple[str, int, int, Box | None]:
-    """Arrangement, number of images, which of them is the target, and where in a made image.
+    """Returns the arrangement, the number of images, the index of the target, and its box if any.
 
     Raises:
-        DataError: the prompt is not one of `Composed`.
+        DataError: the prompt was not made by `Composed`.
     """
     meta = prompt.meta
     if "arrangement" not in meta:
         raise DataError(
             f"prompt {prompt.id!r} is not about one of several images; wrap the prompts' source in "
-            "seva_jax.data.composed.Composed"
+            "seva_jax.data.Composed"
         )
     box = Box(*meta["box"]) if "box" in meta else None
     return meta["arrangement"], meta["num_images"], meta["target"], box

@@ -1,7 +1,7 @@
 """Prompts whose images are not files: parquet of the Hugging Face Hub, and TFDS data sets.
 
-What lives here: both sources. What does not: reading parquet (`tables.py`) and our own ArrayRecord
-(`records.py`). TensorFlow is not needed and not imported.
+What lives here: both sources; TensorFlow is not needed and not imported. What does not: reading
+parquet (`tables.py`) and our own ArrayRecord (`records.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.data.collect import Images, as_object, images_of, meta_of, prompt_set, text_of
 from seva_jax.data.sources import PromptSet, PromptSource
@@ -21,19 +22,19 @@ from seva_jax.types import DataError, ExampleError, Prompt
 
 @dataclasses.dataclass(frozen=True)
 class HfParquet(PromptSource):
-    """Parquet as the Hub has it: an image column, and a column of questions or none.
+    """Parquet in the Hub's layout: a column of images, and perhaps one of questions.
 
     An image cell is a struct `{bytes, path}`, a list of those, or the name of a file. A prompt's
-    id is the number of its row, "#" and the question's number. Strings, numbers and lists in other
-    columns become its `meta`.
+    id is the number of its row, "#" and the number of the question, both from 0. Strings, numbers
+    and lists in other columns become its `meta`.
 
     Attributes:
-        path: a parquet file, or a folder of them, in the order of their names.
-        image: the column with images.
-        question: the column with questions; empty to ask `questions` about every row.
-        questions: see `question`.
-        image_root: folder of images that are files.
-        limit: at most this many usable rows, the first ones; 0 means all.
+        path: a parquet file, or a folder of them, read in the order of their names.
+        image: column with the images.
+        question: column with the questions; empty to ask `questions` about every row.
+        questions: questions to ask about every row, if `question` is empty.
+        image_root: folder of the images, if the cells hold file names.
+        limit: use the first N usable rows; 0 means all.
     """
 
     path: str = ""
@@ -43,8 +44,8 @@ class HfParquet(PromptSource):
     image_root: str = ""
     limit: Annotated[int, FROM_0] = 0
 
+    @override
     def open(self) -> PromptSet:
-        """See `PromptSource.open`."""
         _check_questions(self.path, self.question, self.questions)
         table = open_table(self.path, self.image_root)
         rows = ((where, self._parse(i, row)) for i, (where, row) in enumerate(table.records))
@@ -66,19 +67,19 @@ class HfParquet(PromptSource):
 class TfdsPrompts(PromptSource):
     """A TFDS data set with an image feature, prepared as ArrayRecord.
 
-    Prepare one with `tfds.builder(NAME, file_format="array_record").download_and_prepare()`. A
-    prompt's id is the number of its example, "#" and the question's number. With `questions`
-    nothing is read before an image is needed; with `question` all examples are read once.
+    Prepare it with `tfds.builder(NAME, file_format="array_record").download_and_prepare()`. A
+    prompt's id is the number of its example, "#" and the number of the question, both from 0. With
+    `questions`, nothing is read before an image is needed; with `question`, all examples are read
+    once.
 
     Attributes:
-        name: of the data set, as in `tfds.load`: "coco/2017", "oxford_iiit_pet:4.0.0".
-        split: "train", "train[:10%]".
-        data_dir: where it was prepared; empty for TFDS's own place.
-        image: the feature with the image.
-        question: the feature with a question, or with several; empty to ask `questions` about
-            every image.
-        questions: see `question`.
-        limit: at most this many usable examples, the first ones; 0 means all.
+        name: name of the data set, as in `tfds.load`: "coco/2017", "oxford_iiit_pet:4.0.0".
+        split: the split, such as "train" or "train[:10%]".
+        data_dir: folder it was prepared in; empty for TFDS's default.
+        image: feature with the image.
+        question: feature with one question or several; empty to ask `questions` about every image.
+        questions: questions to ask about every image, if `question` is empty.
+        limit: use the first N usable examples; 0 means all.
     """
 
     name: str = ""
@@ -89,8 +90,8 @@ class TfdsPrompts(PromptSource):
     questions: tuple[str, ...] = ("Describe this image in detail.",)
     limit: Annotated[int, FROM_0] = 0
 
+    @override
     def open(self) -> PromptSet:
-        """See `PromptSource.open`."""
         where = f"TFDS {self.name} {self.split}"
         _check_questions(where, self.question, self.questions)
         images = TfdsImages(self._open(), self.image)
@@ -115,12 +116,12 @@ class TfdsPrompts(PromptSource):
             if not isinstance(features[self.image], tfds.features.Image):
                 raise DataError(f"TFDS {self.name}: {self.image!r} is not an image but "
                                 f"{features[self.image]}")  # fmt: skip
-            # Bytes as they are: we decode by content, and TFDS's way warns without OpenCV.
+            # Encoded bytes: we decode by content, and TFDS's decoder warns without OpenCV.
             decoders: Any = {self.image: tfds.decode.SkipDecoding()}
             return builder.as_data_source(self.split, decoders=decoders)  # pyright: ignore
         except DataError:
             raise
-        # TFDS raises nearly anything for names, versions, splits and formats it does not know.
+        # TFDS raises nearly anything for unknown names, versions, splits and formats.
         except Exception as error:
             what = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DataError(
@@ -131,10 +132,10 @@ class TfdsPrompts(PromptSource):
     def _parse(self, index: int, images: TfdsImages) -> Iterator[Prompt]:
         asked: Sequence[Any] = self.questions
         if self.question:
-            found = images.source[index][self.question]
-            asked = list(found) if isinstance(found, list | np.ndarray) else [found]
+            value = images.source[index][self.question]
+            asked = list(value) if isinstance(value, list | np.ndarray) else [value]
         for number, question in enumerate(asked):
-            if isinstance(question, bytes):  # which is what TFDS makes of texts
+            if isinstance(question, bytes):  # TFDS returns texts as bytes
                 question = question.decode("utf-8", "surrogateescape")
             if not isinstance(question, str):
                 raise ExampleError(f"{self.question} must be a text", "no question")
@@ -143,18 +144,18 @@ class TfdsPrompts(PromptSource):
 
 @dataclasses.dataclass(frozen=True)
 class TfdsImages(Images):
-    """The images of a TFDS data source, called by the numbers of their examples.
+    """The images of a TFDS data source; a name is the number of an example.
 
     Attributes:
         source: examples, with encoded images.
-        feature: the image.
+        feature: feature with the image.
     """
 
     source: Sequence[dict[str, Any]]
     feature: str
 
+    @override
     def read(self, name: str) -> bytes:
-        """See `Images.read`."""
         if not name.isdigit() or int(name) >= len(self.source):
             raise ExampleError(f"{name!r}: there is no such example", "missing image")
         return self.source[int(name)][self.feature]

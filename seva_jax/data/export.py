@@ -1,4 +1,4 @@
-"""Any source in the formats of others: SeVa's JSON, TRL's parquet, JSON lines.
+"""Writes any source in a format of other tools: SeVa's JSON, TRL's parquet, JSON lines.
 
 What lives here: writing. What does not: reading these formats (`preferences.py`, `messages.py`,
 `files.py`). A comparison with several rejected answers becomes one pair for each.
@@ -25,7 +25,7 @@ from seva_jax.runtime.files import append_lines, write_json
 from seva_jax.types import IMAGE_MARKER, DataError, ExampleError, Prompt
 
 Format = Literal["seva", "trl", "jsonl"]
-_ROWS = 100  # of a parquet row group: images are large
+_ROWS = 100  # rows of a parquet row group: images are large
 
 
 class Pair(NamedTuple):
@@ -48,10 +48,10 @@ class Export:
 
     Attributes:
         data: what to write.
-        images: where to write the images as files; None keeps their names and writes none.
-        progress: called with 1 after each pair.
-        drops: what could not be written, by reason; filled while writing.
-        num: pairs written.
+        images: folder to write image files to; None keeps the names and writes no images.
+        progress: called with 1 for each pair.
+        drops: counts of pairs that could not be written, by reason; filled while writing.
+        num: number of pairs written.
     """
 
     data: PromptSet
@@ -98,7 +98,7 @@ class Export:
             self.num += 1
 
     def _file(self, name: str, names: dict[str, str]) -> str:
-        """Writes an image once, under a number and the extension of its content."""
+        """Writes an image once, and returns its file name: a number and the right extension."""
         if name not in names:
             data = encoded_image(self.data, name)
             try:
@@ -173,24 +173,23 @@ _MESSAGES = [{"role": _STRING, "content": [{"type": _STRING, "text": _STRING}]}]
 
 
 def _message(role: str, said: Prompt | str | None) -> dict[str, Any]:
-    """A message; a prompt's images stand where its markers are, or in front."""
+    """Returns a message; the images of a prompt are at its markers, or else in front."""
     if not isinstance(said, Prompt):
         return {"role": role, "content": [{"type": "text", "text": said}]}
     text = said.question
     if IMAGE_MARKER not in text:
         text = IMAGE_MARKER * len(said.images) + text
-    first, *rest = text.split(IMAGE_MARKER)
-    parts = [first, *(part for words in rest for part in (None, words))]
-    content = [
-        {"type": "image", "text": None} if part is None else {"type": "text", "text": part}
-        for part in parts
-        if part != ""
-    ]
+    content = []
+    for number, words in enumerate(text.split(IMAGE_MARKER)):
+        if number:
+            content.append({"type": "image", "text": None})
+        if words:
+            content.append({"type": "text", "text": words})
     return {"role": role, "content": content}
 
 
 def pairs_of(data: PromptSet) -> Iterator[Pair]:
-    """Every prompt, or every pair of chosen and rejected answer, in order."""
+    """Yields every prompt, or every pair of a chosen and a rejected answer, in order."""
     if not isinstance(data, PreferenceSet):
         yield from (Pair(prompt, None, None) for prompt in data.prompts)
         return

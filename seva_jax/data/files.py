@@ -1,8 +1,8 @@
 """Prompt sources on disk: image folders, LLaVA's and SeVa's JSON, questions as JSON lines.
 
-What lives here: what the files look like. What does not: reading whole files (`tables.py`),
-checks and counting (`collect.py`), decoding images (`seva_jax/images/load.py`) and putting a
-question into words for the model (`seva_jax/text/templates.py`). Read next: `sources.py`, the
+What lives here: the meaning of the fields in these files. What does not: reading whole files
+(`tables.py`), checks and counting (`collect.py`), decoding images (`seva_jax/images/load.py`) and
+the template around a question (`seva_jax/text/templates.py`). Read next: `sources.py`, the
 contract; `mixed.py`, which combines sources.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.data.collect import (
     FolderImages,
@@ -30,8 +31,7 @@ from seva_jax.data.sources import PromptSet, PromptSource
 from seva_jax.data.tables import Record, json_lines, json_list
 from seva_jax.images.load import IMAGE_EXTENSIONS
 from seva_jax.ranges import FROM_0
-from seva_jax.text.templates import IMAGE_MARKER
-from seva_jax.types import DataError, ExampleError, Prompt
+from seva_jax.types import IMAGE_MARKER, DataError, ExampleError, Prompt
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 
@@ -40,20 +40,21 @@ SHORT_ANSWER = "Answer the question using a single word or phrase."
 class ImageFolder(PromptSource):
     """Every image file below a folder, each with the same questions.
 
-    A prompt's id is the path of its image inside the folder, "#" and the question's number.
+    A prompt's id is the path of its image inside the folder, "#" and the number of the question,
+    from 0.
 
     Attributes:
-        root: the folder. Files are taken by their extension, sorted by path.
-        questions: asked about every image.
-        limit: at most this many images, the first ones; 0 means all.
+        root: the folder. Image files are recognised by their extension and sorted by path.
+        questions: questions to ask about every image.
+        limit: use the first N images; 0 means all.
     """
 
     root: str = ""
     questions: tuple[str, ...] = ("Describe this image in detail.",)
     limit: Annotated[int, FROM_0] = 0
 
+    @override
     def open(self) -> PromptSet:
-        """See `PromptSource.open`."""
         images, root = FolderImages(self.root), Path(self.root)
         files = sorted(
             path.relative_to(root).as_posix()
@@ -75,28 +76,28 @@ class ImageFolder(PromptSource):
 
 @dataclasses.dataclass(frozen=True)
 class LlavaJson(PromptSource):
-    r"""Questions of LLaVA's conversation files; their answers are not learnt.
+    r"""Questions of LLaVA's conversation files; the answers are not trained on.
 
     The file is a list of `{"id", "image", "conversations": [{"from": "human", "value":
     "<image>\nWhat is this?"}, {"from": "gpt", ...}, ...]}`. A prompt is one human turn on its
-    own, without what was said before; its id is the record's id, "#" and the number of the turn.
-    Where several records have one id, "@" and the record's number, from 1, follow it.
+    own, without earlier turns; its id is the record's id, "#" and the number of the turn, from 0.
+    Where several records share an id, "@" and the number of the record, from 1, follow that id.
 
     Attributes:
         path: the file.
         image_root: folder the image names are relative to.
-        prefix: only records whose image name starts with this, such as "ocr_vqa/" or "textvqa/"
+        prefix: use only records whose image name starts with this, such as "ocr_vqa/" or "textvqa/"
             of llava_v1_5_mix665k.json; the others do not count as left out.
-        remove: sentences deleted from the questions, with the white space before them.
-            # SeVa: OCR-VQA's request for short answers goes, so that answers become sentences.
-        questions_per_image: human turns taken of each record, from the first on; 0 means all.
-            Later turns may only make sense after earlier ones. SeVa takes 2 of OCR-VQA, whose
-            questions are independent of each other.
-        limit: at most this many records with at least one good question, drawn at random; 0
-            means all, in file order.
-        seed: of the draw.
-        answers: keep the file's answer to each question as `meta["answer"]`, for builders that take
-            it as the truth.
+        remove: sentences to delete from the questions, with the white space before them.
+            # SeVa: OCR-VQA's request for short answers is removed, so that answers are sentences.
+        questions_per_image: use the first N human turns of each record; 0 means all. Later turns
+            may only make sense after earlier ones. SeVa takes 2 of OCR-VQA, whose questions are
+            independent of each other.
+        limit: use N records with at least one usable question, drawn at random; 0 means all, in
+            file order.
+        seed: seed of the draw.
+        answers: keep the file's answer to each question as `meta["answer"]`, for pair builders that
+            take it as the truth.
     """
 
     path: str = ""
@@ -108,8 +109,8 @@ class LlavaJson(PromptSource):
     seed: Annotated[int, FROM_0] = 0
     answers: bool = False
 
+    @override
     def open(self) -> PromptSet:
-        """See `PromptSource.open`."""
         images, records = FolderImages(self.image_root), json_list(self.path)
         if self.prefix:
             records = [record for record in records if self._starts_right(record[1])]
@@ -130,9 +131,9 @@ class LlavaJson(PromptSource):
     def _parse(self, record: Record, ids: collections.Counter[Any]) -> Iterator[Prompt]:
         where, fields = record[0], as_object(record[1])
         if not fields.get("image"):
-            raise ExampleError("a record without image; only those with one are used", "no image")
+            raise ExampleError("the record has no image; only those with one are used", "no image")
         id_, images = id_of(fields), images_of(fields)
-        # LLaVA's own files have several conversations about an image under the same id.
+        # LLaVA's own files have several conversations about one image under the same id.
         id_ += f"@{where.split()[-1]}" if ids[fields.get("id")] > 1 else ""
         asked = turns(fields, "conversations", "human")
         for number, value in enumerate(asked[: self.questions_per_image or None]):
@@ -148,7 +149,7 @@ class LlavaJson(PromptSource):
 
 
 def _answer_of(conversation: list[dict[str, Any]], number: int) -> dict[str, Any]:
-    """What follows the question of a number, where it is a text of the model's side."""
+    """Returns the answer that follows a question, if it is a text from "gpt", as `meta`."""
     asked = [i for i, turn in enumerate(conversation) if turn.get("from") == "human"]
     for turn in conversation[asked[number] + 1 :][:1]:
         if turn.get("from") == "gpt" and isinstance(turn.get("value"), str):
@@ -161,28 +162,28 @@ def _has_plain_id(record: Any) -> bool:
 
 
 def turns(record: dict[str, Any], field: str, speaker: str) -> list[Any]:
-    """What a speaker ("human", "gpt") says in one of LLaVA's conversations, turn by turn.
+    """Returns the turns of one speaker ("human" or "gpt") in one of LLaVA's conversations.
 
     Raises:
-        ExampleError: the field is no conversation, or the speaker says nothing.
+        ExampleError: the field is not a conversation, or the speaker has no turn.
     """
-    found = record.get(field)
-    if not isinstance(found, list) or not all(isinstance(turn, dict) for turn in found):
+    conversation = record.get(field)
+    if not isinstance(conversation, list) or not all(isinstance(t, dict) for t in conversation):
         raise ExampleError(f"{field} must be a list of objects", "no question")
-    said = [turn.get("value") for turn in found if turn.get("from") == speaker]
-    if not said:
+    values = [turn.get("value") for turn in conversation if turn.get("from") == speaker]
+    if not values:
         raise ExampleError(f'{field} has no turn from "{speaker}"', "no question")
-    return said
+    return values
 
 
 @dataclasses.dataclass(frozen=True)
 class QuestionsJsonl(PromptSource):
-    """Questions as JSON lines, one object a line.
+    """Questions as JSON lines, one object on each line.
 
     Fields: `id` or `question_id`; `question` or `text`; `image`, or `images` for a list (an empty
-    one for a question without image). Other fields that are strings, numbers or lists become the
-    prompt's `meta`: with an `answer`, the file serves for evaluation too. A line that is not JSON
-    is counted.
+    one for a question without an image). Other fields that are strings, numbers or lists become the
+    prompt's `meta`: with an `answer`, the file can be used for evaluation, too. A line that is not
+    JSON is left out and counted.
 
     Attributes:
         path: the file.
@@ -192,8 +193,8 @@ class QuestionsJsonl(PromptSource):
     path: str = ""
     image_root: str = ""
 
+    @override
     def open(self) -> PromptSet:
-        """See `PromptSource.open`."""
         records = json_lines(self.path)
         examples = ((where, self._parse(record)) for where, record in records)
         return prompt_set(self.path, FolderImages(self.image_root), examples)
@@ -210,7 +211,7 @@ class SevaJson(PromptSource):
     """The prompts of SeVa's released pairs; their answers are not used.
 
     The file is a list of `{"chosen", "reject", "question", "image_id"}`, where `image_id` is a
-    file name. A prompt's id is the image's name, "#" and the record's number, from 0.
+    file name. A prompt's id is that name, "#" and the number of the record, from 0.
 
     Attributes:
         path: the file.
@@ -220,8 +221,8 @@ class SevaJson(PromptSource):
     path: str = ""
     image_root: str = ""
 
+    @override
     def open(self) -> PromptSet:
-        """See `PromptSource.open`."""
         records = enumerate(json_list(self.path))
         examples = ((where, self._parse(i, record)) for i, (where, record) in records)
         return prompt_set(self.path, FolderImages(self.image_root), examples)
@@ -231,7 +232,7 @@ class SevaJson(PromptSource):
 
 
 def seva_prompt(index: int, record: dict[str, Any]) -> Prompt:
-    """The prompt of one of SeVa's pairs, by its number in the file."""
+    """Returns the prompt of one of SeVa's pairs, given its number in the file."""
     question, image = text_of(record, "question"), record.get("image_id")
     if not isinstance(image, str):
         raise ExampleError("image_id must be the name of an image file", "no image")

@@ -1,4 +1,4 @@
-"""Prompts, rollouts and comparisons as JSON, and back."""
+"""Prompts, rollouts and comparisons to JSON and back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from seva_jax.types import Comparison, Prompt, Rollout, View
 
 
 def rollout_record(rollout: Rollout) -> dict[str, Any]:
-    """A rollout as JSON; the inverse of `rollout_from`."""
+    """Returns a rollout as JSON; the inverse of `rollout_from`."""
     return {
         **plain(rollout.prompt),
         "clean": rollout.clean,
@@ -21,7 +21,7 @@ def rollout_record(rollout: Rollout) -> dict[str, Any]:
 
 
 def plain(value: Prompt | Comparison) -> dict[str, Any]:
-    """A prompt or comparison as JSON, without `Prompt.start` where it is empty."""
+    """Returns a prompt or a comparison as JSON, without `Prompt.start` where it is empty."""
     return dataclasses.asdict(value, dict_factory=_without_empty_start)
 
 
@@ -30,7 +30,7 @@ def _without_empty_start(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def prompt_from(record: dict[str, Any]) -> Prompt:
-    """A prompt from its JSON."""
+    """Returns the prompt of a JSON record."""
     return Prompt(
         record["id"],
         record["question"],
@@ -41,7 +41,7 @@ def prompt_from(record: dict[str, Any]) -> Prompt:
 
 
 def rollout_from(record: dict[str, Any]) -> Rollout:
-    """A rollout from its JSON."""
+    """Returns the rollout of a JSON record."""
     return Rollout(prompt_from(record), record["clean"], tuple(record["corrupted"]))
 
 
@@ -51,13 +51,13 @@ def write_comparisons(path: Path, comparisons: Sequence[Comparison]) -> None:
 
 
 def comparison_from(record: dict[str, Any]) -> Comparison:
-    """A comparison from its JSON."""
+    """Returns the comparison of a JSON record."""
     return Comparison(
         prompt_from(record["prompt"]),
         tuple(record["answers"]),
         record["weight"],
         tuple(record["corruptions"]),
-        # Files of earlier versions lack these.
+        # Files of earlier versions lack the following.
         tuple(record.get("scores", ())),
         tuple(View(prompt_from(v["prompt"]), tuple(v["answers"])) for v in record.get("more", ())),
         tuple(tuple((a, b) for a, b in marked) for marked in record.get("spans", ())),
@@ -65,5 +65,5 @@ def comparison_from(record: dict[str, Any]) -> Comparison:
 
 
 def read_comparisons(path: Path) -> list[Comparison]:
-    """Reads what `write_comparisons` wrote."""
+    """Reads the file that `write_comparisons` wrote."""
     return [comparison_from(record) for record in read_records(path)]

@@ -1,14 +1,16 @@
-"""Answers whose decisive phrases are marked, `a <MASK>red</MASK> ball`, as RRPO's data has them.
+"""Answers with marks around decisive phrases, `a <MASK>red</MASK> ball`, as in RRPO's data.
 
-What lives here: reading the marks of any source of pairs. What does not: which tokens they fall on
-(`Encoder.marked`), and phrases found by comparing the two answers, which is what objectives of
-phrases get where nothing is marked (`trees.differing`).
+What lives here: reading the marks in the answers of any source of pairs. What does not: which
+tokens they cover (`Encoder.marked` in `seva_jax/text/encode.py`), and the phrases that objectives
+get where nothing is marked, by comparing the answers (`differing` in `seva_jax/batches/trees.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Literal
+
+from typing_extensions import override
 
 from seva_jax.data.collect import compared
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSource
@@ -19,12 +21,12 @@ OPEN, CLOSE = "<MASK>", "</MASK>"
 
 
 def unmarked(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """A text without its marks, and what they were around, as [start, end) in its characters.
+    """Returns a text without its marks, and the marked phrases as [start, end) in characters.
 
-    Spaces around the text are dropped, and marks around nothing.
+    White space around the text and empty phrases are dropped.
 
     Raises:
-        ExampleError: marks are not in pairs, or one is inside another.
+        ExampleError: marks are not in pairs, or are nested.
 
     >>> unmarked("A <MASK>red</MASK> ball.")
     ('A red ball.', ((2, 5),))
@@ -38,7 +40,7 @@ def unmarked(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
         plain += inside + "".join(outside)
     if broken:
         raise ExampleError(
-            f"{OPEN} and {CLOSE} do not come in pairs in {text[:60]!r}; mend it", "broken marks"
+            f"{OPEN} and {CLOSE} do not come in pairs in {text[:60]!r}; fix it", "broken marks"
         )
     lead, end = len(plain) - len(plain.lstrip()), len(plain.rstrip())
     kept = ((max(a, lead) - lead, min(b, end) - lead) for a, b in spans)
@@ -47,34 +49,34 @@ def unmarked(text: str) -> tuple[str, tuple[tuple[int, int], ...]]:
 
 @dataclasses.dataclass(frozen=True)
 class MarkedPhrases(PreferenceSource):
-    """The pairs of a source, with marks taken out of the answers and kept as `Comparison.spans`.
+    """The pairs of a source; marks in the answers are removed and kept as `Comparison.spans`.
 
-    A pair with marks around nothing, in all its answers, is left out and counted ("no marked
-    phrase"), and so is one whose marks do not pair up ("broken marks").
+    Pairs whose marks are all around nothing ("no marked phrase"), or do not come in pairs ("broken
+    marks"), are left out and counted.
 
     Attributes:
         source: the pairs.
-        unmarked: what becomes of pairs without any mark: their phrases are found by alignment, or
-            they are left out as RRPO's release does.
+        unmarked: what happens to pairs without any mark: "align" finds their phrases by aligning
+            the answers; "leave out" drops them, as RRPO's release does.
     """
 
     source: PromptSource = PreferenceSource()
     unmarked: Literal["align", "leave out"] = "align"
 
+    @override
     def open(self) -> PreferenceSet:
-        """See `PromptSource.open`."""
 
         def read(comparison: Comparison) -> Comparison:
-            found = [unmarked(text) for text in comparison.answers]
+            answers = [unmarked(text) for text in comparison.answers]
             marks = any(OPEN in text for text in comparison.answers)
             if not marks and self.unmarked == "align":
                 return comparison
-            if not any(spans for _, spans in found):
+            if not any(spans for _, spans in answers):
                 raise ExampleError(
                     "no phrase of any answer is marked; mark one", "no marked phrase"
                 )
-            pair = compared(comparison.prompt, *(text for text, _ in found))
-            spans = tuple(spans for _, spans in found)
+            pair = compared(comparison.prompt, *(text for text, _ in answers))
+            spans = tuple(spans for _, spans in answers)
             return dataclasses.replace(comparison, answers=pair.answers, spans=spans)
 
         return rewritten(opened_pairs(self.source, "MarkedPhrases"), read)

@@ -1,8 +1,8 @@
 """Pairs made of chat messages: TRL's and ms-swift's.
 
 What lives here: both formats, and how messages become a question and answers. What does not:
-formats with plain fields (`preferences.py`). A comparison here is one question with its answers,
-so a conversation of several turns, or one with a system message, is counted and left out.
+formats with plain fields (`preferences.py`). A comparison is one question with its answers, so a
+conversation with several turns or a system message is left out and counted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from seva_jax.data.collect import compared, compared_apart, either, images_of, meta_of
+from typing_extensions import override
+
+from seva_jax.data.collect import compared, compared_apart, either, images_of, listed, meta_of
 from seva_jax.data.preferences import Entry, PairsFile
 from seva_jax.types import IMAGE_MARKER, Comparison, ExampleError, Prompt
 
@@ -19,13 +21,13 @@ from seva_jax.types import IMAGE_MARKER, Comparison, ExampleError, Prompt
 class TrlPairs(PairsFile):
     """TRL's vision preferences: `images` (or `image`), `prompt`, `chosen`, `rejected`.
 
-    The three are strings, or lists of messages whose content is a string or a list of
-    `{"type": "image"}` and `{"type": "text", "text": ...}`. Without `prompt`, `chosen` and
+    The last three are strings, or lists of messages whose content is a string or a list of
+    `{"type": "image"}` and `{"type": "text", "text": ...}`. Where `prompt` is missing, `chosen` and
     `rejected` both begin with it. A prompt's id is the record's `id`, or else its number, from 0.
     """
 
+    @override
     def parse(self, entry: Entry) -> Comparison:
-        """See `PairsFile.parse`."""
         record = entry.record
         sides = [_messages(record.get(side), "assistant") for side in ("chosen", "rejected")]
         if record.get("prompt") is None:
@@ -47,16 +49,16 @@ class TrlPairs(PairsFile):
 
 @dataclasses.dataclass(frozen=True)
 class SwiftPairs(PairsFile):
-    """ms-swift's preferences: `messages` that end in the chosen answer, and what is rejected.
+    """ms-swift's preferences: `messages` that end in the chosen answer, and a rejected one.
 
-    That is `rejected_response`, or `rejected_messages`; images are in `images`. Where there are
-    `rejected_images` other than these, the rejected side is a tree of its own (`Comparison.more`),
-    and without a rejected text its answer is the chosen one. A prompt's id is the record's
-    number, from 0.
+    The rejected answer is in `rejected_response`, or ends `rejected_messages`; images are in
+    `images`. Where `rejected_images` differ from these, the rejected side is a view of its own
+    (`Comparison.more`); if it has no text, its answer is the chosen one. A prompt's id is the
+    record's number, from 0.
     """
 
+    @override
     def parse(self, entry: Entry) -> Comparison:
-        """See `PairsFile.parse`."""
         record = entry.record
         names = _names(record, "images", "images")
         others = _names(record, "rejected_images", "images")
@@ -82,53 +84,42 @@ class SwiftPairs(PairsFile):
 
 
 def _names(record: dict[str, Any], field: str, other: str) -> tuple[str, ...]:
-    """Image names; they may be wrapped as `{"path": name}`, and none at all is a text prompt."""
-    found = either(record, field, other)
-    listed = [] if found is None else found if isinstance(found, list) else [found]
-    unwrapped = [x.get("path") if isinstance(x, dict) else x for x in listed]
-    return images_of({"image": unwrapped})
+    """Returns image names, which may be wrapped as `{"path": name}`; none is a text prompt."""
+    images = listed(either(record, field, other))
+    return images_of({"image": [x.get("path") if isinstance(x, dict) else x for x in images]})
 
 
-def _messages(found: Any, role: str) -> list[tuple[str, str]]:
-    """Role and text of each message; a plain string is one message of `role`."""
-    if isinstance(found, str):
-        return [(role, found)]
-    if isinstance(found, dict):
-        found = [found]
-    if not isinstance(found, list) or not found:
+def _messages(value: Any, role: str) -> list[tuple[str, str]]:
+    """Returns role and text of each message; a plain string is one message of `role`."""
+    if isinstance(value, str):
+        return [(role, value)]
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list) or not value:
         raise ExampleError("expected a text or a list of messages", "no messages")
-    return [(str(m.get("role")), _text(m.get("content"))) for m in map(_message, found)]
-
-
-def _message(found: Any) -> dict[str, Any]:
-    if not isinstance(found, dict):
+    if not all(isinstance(message, dict) for message in value):
         raise ExampleError('a message must be {"role", "content"}', "no messages")
-    return found
+    return [(str(message.get("role")), _text(message.get("content"))) for message in value]
 
 
 def _text(content: Any) -> str:
-    """Content as text, with a marker where an image stands."""
+    """Returns content as text, with a marker for each image."""
     parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
     text = ""
     for part in parts:
         if not isinstance(part, dict) or part.get("type") not in ("image", "text"):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             raise ExampleError(f"content of type {kind!r}; use image and text", "no messages")
-        said = IMAGE_MARKER if part["type"] == "image" else part.get("text") or ""
-        if not isinstance(said, str):
-            raise ExampleError(f"a text that is {type(said).__name__}", "no messages")
-        text += said
+        words = IMAGE_MARKER if part["type"] == "image" else part.get("text") or ""
+        if not isinstance(words, str):
+            raise ExampleError(f"text must be a text, not {type(words).__name__}", "no messages")
+        text += words
     return text.strip()
 
 
 def _question(messages: list[tuple[str, str]], num_images: int) -> str:
-    """The text of the one user message, without markers if all stand before the first word."""
-    if [role for role, _ in messages] != ["user"]:
-        roles = ", ".join(role for role, _ in messages) or "none"
-        raise ExampleError(
-            f"the prompt has messages of {roles}; one of user is used", "not one turn"
-        )
-    text = messages[0][1]
+    """Returns the text of the only user message, without markers that are all in front."""
+    text = _only(messages, "prompt", "user")
     markers = text.count(IMAGE_MARKER)
     if markers not in (0, num_images):
         raise ExampleError(
@@ -137,13 +128,19 @@ def _question(messages: list[tuple[str, str]], num_images: int) -> str:
     words = text
     while words.startswith(IMAGE_MARKER):
         words = words.removeprefix(IMAGE_MARKER).lstrip()
-    return text if IMAGE_MARKER in words else words  # the template puts leading ones there
+    return text if IMAGE_MARKER in words else words  # the template adds leading ones itself
 
 
 def _answer(messages: list[tuple[str, str]]) -> str:
-    if [role for role, _ in messages] != ["assistant"]:
-        roles = ", ".join(role for role, _ in messages) or "none"
+    return _only(messages, "answer", "assistant")
+
+
+def _only(messages: list[tuple[str, str]], part: str, role: str) -> str:
+    """Returns the text of the only message, which must be of `role`."""
+    roles = [own for own, _ in messages]
+    if roles != [role]:
         raise ExampleError(
-            f"the answer has messages of {roles}; one of assistant is used", "not one turn"
+            f"the {part} has messages of {', '.join(roles) or 'none'}; it must be one of {role}",
+            "not one turn",
         )
     return messages[0][1]

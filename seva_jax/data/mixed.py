@@ -1,7 +1,7 @@
-"""Several sources as one: one after the other, or mixed by weights.
+"""Several sources as one: concatenated, or mixed by weights.
 
-Ids and image names get the number of their source and "/" in front, so that equal ones in
-different sources stay apart. The sources are all of prompts, or all of preferences.
+Ids and image names get the number of their source and "/" in front, so that equal names in
+different sources remain distinct. Either all sources have prompts, or all have pairs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.data.sources import PreferenceSet, PromptSet, PromptSource
 from seva_jax.ranges import FROM_0
@@ -19,8 +20,8 @@ from seva_jax.types import DataError, Prompt, View
 
 
 @dataclasses.dataclass(frozen=True)
-class Concatenated(PromptSource):
-    """Several sources, one after the other.
+class _Several:
+    """Several sources.
 
     Attributes:
         sources: the sources; all must be readable.
@@ -30,42 +31,52 @@ class Concatenated(PromptSource):
 
     @property
     def has_answers(self) -> bool:
-        """See `PromptSource.has_answers`."""
-        return _has_answers(self)
+        """Whether all sources have answers."""
+        return bool(self.sources) and all(source.has_answers for source in self.sources)
 
+    def _open_all(self) -> list[PromptSet]:
+        name = type(self).__name__
+        if not self.sources:
+            raise DataError(f"{name}.sources is empty; give at least one source")
+        if len({source.has_answers for source in self.sources}) > 1:
+            kinds = ", ".join(type(s).__name__ + " (pairs)" * s.has_answers for s in self.sources)
+            raise DataError(
+                f"{name}.sources has both prompts and pairs ({kinds}); prompts are answered by the "
+                "model first, so make two runs"
+            )
+        return [source.open() for source in self.sources]
+
+
+@dataclasses.dataclass(frozen=True)
+class Concatenated(_Several, PromptSource):
+    """Several sources, one after the other."""
+
+    @override
     def open(self) -> PromptSet:
-        """See `PromptSource.open`."""
-        opened = _open(self)
+        opened = self._open_all()
         order = [(n, i) for n, part in enumerate(opened) for i in range(len(part.prompts))]
         return _joined(opened, order)
 
 
 @dataclasses.dataclass(frozen=True)
-class Mixture(PromptSource):
-    """Several sources in given shares, spread evenly: any stretch has about these shares.
+class Mixture(_Several, PromptSource):
+    """Several sources in given shares, spread evenly over the examples.
 
-    Of every source some examples are drawn at random, each at most once. The same sources,
-    weights, number and seed give the same examples in the same order.
+    The examples of each source are drawn at random, each at most once. The same sources, weights,
+    number and seed give the same examples in the same order.
 
     Attributes:
-        sources: the sources; all must be readable.
-        weights: one for each source, above 0; shares are weights over their sum.
-        num: examples in all; 0 means as many as the shares allow before a source runs out.
-        seed: of the draw.
+        weights: one for each source, above 0; the share of a source is its weight over their sum.
+        num: number of examples; 0 means as many as the shares allow before a source runs out.
+        seed: seed of the draw.
     """
 
-    sources: tuple[PromptSource, ...] = ()
     weights: tuple[float, ...] = ()
     num: Annotated[int, FROM_0] = 0
     seed: Annotated[int, FROM_0] = 0
 
-    @property
-    def has_answers(self) -> bool:
-        """See `PromptSource.has_answers`."""
-        return _has_answers(self)
-
+    @override
     def open(self) -> PromptSet:
-        """See `PromptSource.open`."""
         weights = np.asarray(self.weights, float)
         if len(weights) != len(self.sources) or not (np.isfinite(weights) & (weights > 0)).all():
             raise DataError(
@@ -74,14 +85,14 @@ class Mixture(PromptSource):
             )
         if self.num < 0:
             raise DataError(f"Mixture.num must be 0 (all) or more, not {self.num}")
-        opened = _open(self)
+        opened = self._open_all()
         sizes = [len(part.prompts) for part in opened]
         rng = np.random.default_rng(self.seed)
         drawn = [rng.permutation(size).tolist() for size in sizes]
         order: list[tuple[int, int]] = []
         taken = np.zeros(len(sizes), int)
         while not self.num or len(order) < self.num:
-            # The source that is furthest behind its share after one more example.
+            # The source that would be furthest behind its share after one more example.
             number = int(np.argmax(weights / weights.sum() * (len(order) + 1) - taken))
             if taken[number] == sizes[number]:
                 if self.num:
@@ -95,25 +106,8 @@ class Mixture(PromptSource):
         return _joined(opened, order)
 
 
-def _has_answers(mixed: Concatenated | Mixture) -> bool:
-    return bool(mixed.sources) and all(source.has_answers for source in mixed.sources)
-
-
-def _open(mixed: Concatenated | Mixture) -> list[PromptSet]:
-    name = type(mixed).__name__
-    if not mixed.sources:
-        raise DataError(f"{name}.sources is empty; give at least one source")
-    if len({source.has_answers for source in mixed.sources}) > 1:
-        kinds = ", ".join(type(s).__name__ + " (pairs)" * s.has_answers for s in mixed.sources)
-        raise DataError(
-            f"{name}.sources has both prompts and pairs ({kinds}); prompts are answered by the "
-            "model first, so make two runs"
-        )
-    return [source.open() for source in mixed.sources]
-
-
 def _joined(opened: Sequence[PromptSet], order: Sequence[tuple[int, int]]) -> PromptSet:
-    """Examples of several sets, given by number of set and index in it."""
+    """Returns examples of several sets, chosen by the number of the set and the index in it."""
 
     def renamed(prompt: Prompt, number: int) -> Prompt:
         images = tuple(f"{number}/{name}" for name in prompt.images)
@@ -126,7 +120,7 @@ def _joined(opened: Sequence[PromptSet], order: Sequence[tuple[int, int]]) -> Pr
     def read_image(name: str) -> bytes:
         number, _, rest = name.partition("/")
         read = opened[int(number)].read_image
-        assert read is not None  # otherwise this function is not given away
+        assert read is not None  # otherwise this function is not used
         return read(rest)
 
     prompts = [renamed(opened[number].prompts[i], number) for number, i in order]

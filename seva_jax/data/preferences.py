@@ -1,10 +1,10 @@
-"""Pairs that somebody else made: the files of SeVa, RLAIF-V, RLHF-V, POVID, HA-DPO, VLFeedback.
+"""Published pairs: the files of SeVa, RLAIF-V, RLHF-V, POVID, HA-DPO and VLFeedback.
 
-What lives here: `PairsFile`, which a format of your own extends with one method, and these
-formats. What does not: formats made of chat messages (`messages.py`), reading files (`tables.py`),
-checks and counting (`collect.py`). Read next: `README.md` beside this file.
+What lives here: these formats, and `PairsFile`, which a format of your own extends with one method.
+What does not: formats made of chat messages (`messages.py`), reading files (`tables.py`), checks
+and counting (`collect.py`). Read next: `README.md` in this folder.
 
-Any of these may come as a JSON list, as JSON lines or as parquet: files are read by content.
+Each format may come as a JSON list, JSON lines or parquet: the content of a file says which.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.data.collect import (
     Images,
@@ -31,17 +32,16 @@ from seva_jax.data.files import seva_prompt, turns
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
 from seva_jax.data.tables import open_table
 from seva_jax.ranges import FROM_0
-from seva_jax.text.templates import IMAGE_MARKER
-from seva_jax.types import Comparison, ExampleError, Prompt
+from seva_jax.types import IMAGE_MARKER, Comparison, ExampleError, Prompt
 
 
 class Entry(NamedTuple):
     """One record of a file.
 
     Attributes:
-        index: its number in the file, from 0; makes the prompt's id unique.
-        record: its fields; of embedded images it has the names.
-        images: to ask for an image whose name has to be found out.
+        index: number of the record in the file, from 0; makes the prompt's id unique.
+        record: the fields; names take the place of embedded images.
+        images: the images, to try which of several names exists.
         notes: counts what is left out of a record that is used.
     """
 
@@ -53,20 +53,20 @@ class Entry(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PairsFile(PreferenceSource):
-    """Base class: a file with one comparison a record. A format defines `parse`.
+    """Base class of files with one comparison in each record. A format defines `parse`.
 
     Attributes:
         path: a JSON list, JSON lines, a parquet file, or a folder of parquet files.
-        image_root: folder the image names are relative to; not needed where the file embeds them.
-        limit: at most this many usable records, the first ones; 0 means all.
+        image_root: folder the image names are relative to; not needed for embedded images.
+        limit: use the first N usable records; 0 means all.
     """
 
     path: str = ""
     image_root: str = ""
     limit: Annotated[int, FROM_0] = 0
 
+    @override
     def open(self) -> PreferenceSet:
-        """See `PromptSource.open`."""
         table = open_table(self.path, self.image_root)
         notes: collections.Counter[str] = collections.Counter()
 
@@ -77,20 +77,20 @@ class PairsFile(PreferenceSource):
         return preference_set(self.path, table.images, records, self.limit, notes)
 
     def parse(self, entry: Entry) -> Comparison:
-        """The comparison of a record.
+        """Returns the comparison of a record.
 
         Raises:
-            ExampleError: the record cannot be used; its reason is counted.
+            ExampleError: the record cannot be used; the reason is counted.
         """
         raise NotImplementedError(f"{type(self).__name__} must define parse")
 
 
 @dataclasses.dataclass(frozen=True)
 class SevaPairs(PairsFile):
-    """SeVa's pairs, `{"chosen", "reject", "question", "image_id"}`: note "reject"."""
+    """SeVa's pairs, `{"chosen", "reject", "question", "image_id"}` (`reject`, not `rejected`)."""
 
+    @override
     def parse(self, entry: Entry) -> Comparison:
-        """See `PairsFile.parse`."""
         prompt = seva_prompt(entry.index, entry.record)
         return compared(prompt, entry.record.get("chosen"), entry.record.get("reject"))
 
@@ -100,38 +100,38 @@ class RlaifVPairs(PairsFile):
     """RLAIF-V's and RLHF-V's parquet.
 
     RLAIF-V has the columns `ds_name, image, question, chosen, rejected, origin_dataset,
-    origin_split, idx, image_path`; in RLHF-V, question and answers are an object in `text`, stored
-    as JSON in a string. A prompt's id is the number of its row.
+    origin_split, idx, image_path`. In RLHF-V, question and answers are an object in `text`, stored
+    as a JSON string. A prompt's id is the number of its row, from 0.
     """
 
+    @override
     def parse(self, entry: Entry) -> Comparison:
-        """See `PairsFile.parse`."""
-        said = record = entry.record
+        texts = record = entry.record
         if record.get("text") is not None and "question" not in record:
-            said = record["text"]
-            if isinstance(said, str):
+            texts = record["text"]
+            if isinstance(texts, str):
                 try:
-                    said = json.loads(said)
+                    texts = json.loads(texts)
                 except (ValueError, RecursionError) as error:
                     raise ExampleError(f"text is not JSON ({error})", "broken line") from error
-            said = as_object(said)
+            texts = as_object(texts)
         meta = meta_of(record, ("text", "image", "question", "chosen", "rejected"))
         names = images_of(record, "image", "image_path")
-        prompt = Prompt(str(entry.index), text_of(said, "question"), names, meta)
-        return compared(prompt, said.get("chosen"), said.get("rejected"))
+        prompt = Prompt(str(entry.index), text_of(texts, "question"), names, meta)
+        return compared(prompt, texts.get("chosen"), texts.get("rejected"))
 
 
 @dataclasses.dataclass(frozen=True)
 class PovidPairs(PairsFile):
-    """POVID's JSON: LLaVA's records with `rejected_conversations` beside `conversations`.
+    """POVID's JSON: LLaVA's records with `rejected_conversations` next to `conversations`.
 
-    The first question of a record and both first answers are used; later turns, which both sides
-    would have to see with their own history, are not. A prompt's id is the record's id, "#" and
-    the record's number, from 0.
+    The first question of a record and both first answers are used. Later turns are not: each side
+    would need its own history. A prompt's id is the record's id, "#" and the record's number, from
+    0.
     """
 
+    @override
     def parse(self, entry: Entry) -> Comparison:
-        """See `PairsFile.parse`."""
         record, sides = entry.record, ("conversations", "rejected_conversations")
         asked, asked_too = (turns(record, side, "human")[0] for side in sides)
         if asked != asked_too or not isinstance(asked, str):
@@ -145,22 +145,22 @@ class PovidPairs(PairsFile):
 class HaDpoPairs(PairsFile):
     """HA-DPO's JSON, `desc_data.json` and `pope_data.json`.
 
-    A description has lists of `chosen` and `rejected` wordings, of which one each is drawn; a
-    yes/no question has one `chosen` and one `reject`. Images are given by Visual Genome's
-    `image_id`. A prompt's id is the image's, "#" and the record's number, from 0.
+    A description has lists of `chosen` and `rejected` wordings, and one is drawn from each; a
+    yes/no question has one `chosen` and one `reject`. `image_id` names an image of Visual Genome. A
+    prompt's id is that of the image, "#" and the record's number, from 0.
 
     Attributes:
-        question: asked where a record has none, as descriptions do.
-        folders: below `image_root`, where an image may be.
-        seed: of the draw.
+        question: question of the records that have none: the descriptions.
+        folders: folders below `image_root` in which to look for an image.
+        seed: seed of the draw.
     """
 
     question: str = "Describe this image in detail."
     folders: tuple[str, ...] = ("VG_100K", "VG_100K_2")
     seed: Annotated[int, FROM_0] = 0
 
+    @override
     def parse(self, entry: Entry) -> Comparison:
-        """See `PairsFile.parse`."""
         record, image = entry.record, entry.record.get("image_id")
         if isinstance(image, bool) or not isinstance(image, str | int):
             raise ExampleError("image_id must be a number or a text", "no image")
@@ -171,29 +171,29 @@ class HaDpoPairs(PairsFile):
             texts = side if isinstance(side, list) else [side]
             sides.append(texts[rng.integers(len(texts))] if texts else "")
         names = [str(Path(folder) / str(image)) for folder in self.folders]
-        prompt = Prompt(f"{image}#{entry.index}", question, (_first_found(entry.images, names),))
+        prompt = Prompt(f"{image}#{entry.index}", question, (_first_existing(entry.images, names),))
         return compared(prompt, *sides)
 
 
 @dataclasses.dataclass(frozen=True)
 class VLFeedbackPairs(PairsFile):
-    """VLFeedback: the best against the worst of the rated answers to a question.
+    """VLFeedback: the best and the worst of the rated answers to a question.
 
     A record is `{"id", "prompt", "models", "completions", "img_path"}`. A completion has a
     `response`, and `annotations` with a `Rating` and a `Rationale` for each aspect. Ratings are
-    strings; a completion with one that is no number ("N/A") is left out and noted. An answer's
-    rating is the mean over `aspects`; if best and worst are equal, the record is dropped. Of
-    equally rated answers the first counts. Where `img_path` is no file, an image named by the
-    record's id is taken.
+    strings; a completion with a rating that is not a number ("N/A") is left out and noted. The
+    rating of an answer is the mean over `aspects`; of equally rated answers, the first is used. A
+    record whose answers are all rated equal is left out and counted. If the file `img_path` does
+    not exist, the image named by the record's id is used.
 
     Attributes:
-        aspects: the ratings that count.
+        aspects: aspects whose ratings are averaged.
     """
 
     aspects: tuple[str, ...] = ("Helpfulness", "Visual Faithfulness", "Ethical Considerations")
 
+    @override
     def parse(self, entry: Entry) -> Comparison:
-        """See `PairsFile.parse`."""
         record, unrated = entry.record, 0
         rated: list[tuple[float, str]] = []
         for completion in _completions(record.get("completions")):
@@ -212,8 +212,8 @@ class VLFeedbackPairs(PairsFile):
         if record.get("image") is not None:  # embedded
             names = images_of(record)
         else:
-            found = [x for x in (record.get("img_path"), id_) if isinstance(x, str) and x]
-            names = (_first_found(entry.images, found),)
+            candidates = [x for x in (record.get("img_path"), id_) if isinstance(x, str) and x]
+            names = (_first_existing(entry.images, candidates),)
         meta = {"ratings": [best[0], worst[0]]}
         prompt = Prompt(f"{id_}#{entry.index}", question, names, meta)
         comparison = compared(prompt, best[1], worst[1])
@@ -224,16 +224,16 @@ class VLFeedbackPairs(PairsFile):
     def _rating(self, annotations: Any) -> float | None:
         try:
             mean = np.mean([float(annotations[aspect]["Rating"]) for aspect in self.aspects])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             return None
         return float(mean) if np.isfinite(mean) else None
 
 
-def _completions(found: Any) -> list[dict[str, Any]]:
-    """One dict for each answer, from a list of them or, as parquet has it, from a dict of lists."""
-    if isinstance(found, list):
-        return [completion for completion in found if isinstance(completion, dict)]
-    if not isinstance(found, dict) or not isinstance(found.get("response"), list):
+def _completions(value: Any) -> list[dict[str, Any]]:
+    """Returns a dict for each answer, from a list of them or (in parquet) from a dict of lists."""
+    if isinstance(value, list):
+        return [completion for completion in value if isinstance(completion, dict)]
+    if not isinstance(value, dict) or not isinstance(value.get("response"), list):
         raise ExampleError("completions must be a list of answers", "no answers")
 
     def pick(value: Any, i: int) -> Any:
@@ -241,11 +241,11 @@ def _completions(found: Any) -> list[dict[str, Any]]:
             return {key: pick(inner, i) for key, inner in value.items()}
         return value[i] if isinstance(value, list) and i < len(value) else None
 
-    return [pick(found, i) for i in range(len(found["response"]))]
+    return [pick(value, i) for i in range(len(value["response"]))]
 
 
-def _first_found(images: Images, names: list[str]) -> str:
-    """The first of several names that is an image; the first error if none is."""
+def _first_existing(images: Images, names: list[str]) -> str:
+    """Returns the first name whose image exists; raises the first error if none does."""
     first: ExampleError | None = None
     for name in names:
         try:

@@ -1,11 +1,11 @@
-"""Prompts and pairs with their images in ArrayRecord: one folder, quick to read at random.
+"""Prompts or pairs and their images in a folder of ArrayRecord files, fast to read at random.
 
 What lives here: writing such a folder (`python -m seva_jax.data build`) and reading it. What does
-not: the files of a run (`files.py`).
+not: the files of a run (`seva_jax/runtime/files.py`), and examples as JSON (`json_records.py`).
 
-A folder has `images.array_record` (each distinct image once, encoded as it was),
+A folder has `images.array_record` (each distinct image once, with its original encoding),
 `examples.array_record` (JSON: a prompt or a comparison, and the numbers of its images), and
-`index.json` for people.
+`index.json` (what the folder holds, for people to read).
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import Any
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
+from typing_extensions import override
 
 from seva_jax.data import json_records
-from seva_jax.data.collect import Images, preference_set, prompt_set
+from seva_jax.data.collect import Example, Images, counted, preference_set, prompt_set
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSet, PromptSource
 from seva_jax.runtime import files
 from seva_jax.types import DataError, ExampleError
@@ -39,14 +40,9 @@ class ArrayRecordPrompts(PromptSource):
 
     path: str = ""
 
+    @override
     def open(self) -> PromptSet:
-        """See `PromptSource.open`."""
-        images, records = _open(self.path, "prompts")
-        examples = (
-            (where, iter((json_records.prompt_from(record["example"]),)))
-            for where, record in records
-        )
-        return prompt_set(self.path, images, examples)
+        return prompt_set(self.path, *_open(self.path, "prompts", json_records.prompt_from))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +55,9 @@ class ArrayRecordPairs(PreferenceSource):
 
     path: str = ""
 
+    @override
     def open(self) -> PreferenceSet:
-        """See `PromptSource.open`."""
-        images, records = _open(self.path, "pairs")
-        examples = (
-            (where, iter((json_records.comparison_from(record["example"]),)))
-            for where, record in records
-        )
-        return preference_set(self.path, images, examples)
+        return preference_set(self.path, *_open(self.path, "pairs", json_records.comparison_from))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,52 +66,48 @@ class RecordImages(Images):
 
     Attributes:
         source: encoded images.
-        numbers: image name -> its record.
+        numbers: image name -> number of its record.
     """
 
     source: ArrayRecordDataSource
     numbers: dict[str, int]
 
+    @override
     def check(self, name: str) -> None:
-        """See `Images.check`."""
         if name not in self.numbers:
             raise ExampleError(f"{name!r}: there is no such image", "missing image")
 
+    @override
     def read(self, name: str) -> bytes:
-        """See `Images.read`."""
         self.check(name)
         try:
             return self.source[self.numbers[name]]
         except RuntimeError as error:
-            raise ExampleError(
-                f"{name}: the record is damaged ({error})", "unreadable image"
-            ) from (error)
+            message = f"{name}: the record is damaged ({error})"
+            raise ExampleError(message, "unreadable image") from error
 
 
-def _open(path: str, kind: str) -> tuple[RecordImages, list[tuple[str, dict[str, Any]]]]:
+def _open(
+    path: str, kind: str, parse: Callable[[dict[str, Any]], Example]
+) -> tuple[RecordImages, list[tuple[str, Iterator[Example]]]]:
+    """Returns the images of a folder, and where each example is, with an iterator over it."""
     folder = Path(path)
     if not path or not (folder / INDEX).is_file():
         raise DataError(
             f"{path or 'the path of the data'}: no {INDEX} there; "
             "`python -m seva_jax.data build` writes such folders"
         )
-    found = files.read_json(folder / INDEX)["kind"]
-    if found != kind:
+    stored = files.read_json(folder / INDEX)["kind"]
+    if stored != kind:
         other = {"prompts": "ArrayRecordPrompts", "pairs": "ArrayRecordPairs"}
-        raise DataError(f"{path} holds {found}, not {kind}; use {other[found]}")
-    records = files.read_records(folder / EXAMPLES)
+        raise DataError(f"{path} holds {stored}, not {kind}; use {other[stored]}")
     numbers: dict[str, int] = {}
-    for record in records:
-        example = record["example"]
-        has_answers = "prompt" in example
-        whole = (
-            json_records.comparison_from(example)
-            if has_answers
-            else json_records.prompt_from(example)
-        )
-        numbers |= dict(zip(whole.images, record["images"], strict=True))
-    images = RecordImages(ArrayRecordDataSource([str(folder / IMAGES)]), numbers)
-    return images, [(f"example {i}", record) for i, record in enumerate(records)]
+    examples: list[tuple[str, Iterator[Example]]] = []
+    for i, record in enumerate(files.read_records(folder / EXAMPLES)):
+        example = parse(record["example"])
+        numbers |= zip(example.images, record["images"], strict=True)
+        examples.append((f"example {i}", iter((example,))))
+    return RecordImages(ArrayRecordDataSource([str(folder / IMAGES)]), numbers), examples
 
 
 def build(
@@ -131,13 +118,13 @@ def build(
     Examples with an image that does not decode are left out and counted.
 
     Args:
-        data: what to write.
-        folder: a new folder; `index.json` comes last, so an unfinished one is not read.
-        source: where the data came from, for people.
-        progress: called with 1 after each example.
+        data: the prompts or pairs to write.
+        folder: a new folder; `index.json` is written last, so an unfinished folder is not read.
+        source: where the data came from, for people to read.
+        progress: called with 1 for each example.
 
     Returns:
-        What `index.json` holds.
+        The contents of `index.json`.
 
     Raises:
         DataError: the folder exists, or no example has images that decode.
@@ -160,9 +147,8 @@ def build(
     def records() -> Iterator[dict[str, Any]]:
         for example in examples:
             progress(1)
-            bad = _broken(data, example.images, numbers, broken)
-            if bad:
-                drops[bad] += 1
+            if reason := _broken(data, example.images, numbers, broken):
+                drops[reason] += 1
                 continue
             images = [add(name) for name in example.images]
             yield {"example": dataclasses.asdict(example), "images": images}
@@ -170,7 +156,7 @@ def build(
     num = files.write_records(folder / EXAMPLES, records())
     writer.close()
     if not num:
-        raise DataError(f"{source}: no example has images that decode ({dict(drops)})")
+        raise DataError(f"{source}: no example has images that decode ({counted(drops)})")
     index = {
         "kind": "pairs" if pairs else "prompts",
         "source": source,
@@ -186,7 +172,7 @@ def build(
 def _broken(
     data: PromptSet, names: Sequence[str], good: dict[str, int], broken: dict[str, str]
 ) -> str:
-    """Why an example's images cannot be used, or ""; each image is decoded once."""
+    """Returns why an example's images cannot be used, or ""; decodes each image once."""
     for name in names:
         if name not in good and name not in broken:
             try:
@@ -199,7 +185,7 @@ def _broken(
 
 
 def encoded_image(data: PromptSet, name: str) -> bytes:
-    """An image as it is stored; one that is drawn, as PNG.
+    """Returns the stored bytes of an image, or a PNG of one that is drawn.
 
     Raises:
         ExampleError: there is no such image.

@@ -1,8 +1,8 @@
-"""Pairs of an answer with the image and with a region of the image made useless (MMedPO's D_v).
+"""Pairs of the same answer to an image, and to the image with noise in a region (MMedPO's D_v).
 
-What lives here: masks and heat maps beside images, and the pairs. What does not: the noise
-(`seva_jax/corrupt/region.py`), weights (`scores.py`), pairs with hallucinated answers (MMedPO's
-D_t), which are those of any file; `mixed.py` puts both together.
+What lives here: masks and heat maps of images, and the pairs. What does not: the noise
+(`seva_jax/corrupt/region.py`), weights (`scores.py`), and pairs with hallucinated answers (MMedPO's
+D_t), which any file of pairs may hold; `mixed.py` combines both.
 """
 
 from __future__ import annotations
@@ -12,33 +12,35 @@ from pathlib import Path, PurePath
 from typing import Annotated
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.corrupt import corruption_key
 from seva_jax.corrupt.region import RegionNoise
+from seva_jax.data.collect import number_of
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSource
-from seva_jax.data.wrapped import opened_pairs, rewritten
+from seva_jax.data.wrapped import opened_pairs, require_single_view, rewritten
 from seva_jax.images.load import decode_image, resolve_image
 from seva_jax.ranges import FROM_0
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt, View
 
-_MAX_VALUES = 30_000_000  # as of images
+_MAX_VALUES = 30_000_000  # of one map: the limit of `decode_image`
 _PREFIX = "region:"
 
 
 @dataclasses.dataclass(frozen=True)
 class Maps:
-    """Base class: masks or heat maps of images."""
+    """Base class of masks or heat maps of images."""
 
     def name(self, prompt: Prompt, image: str) -> str:
-        """Name of the map of an image that a prompt is about.
+        """Returns the name of the map of an image that a prompt is about.
 
         Raises:
-            ExampleError: there is none.
+            ExampleError: there is no map.
         """
         raise NotImplementedError(f"{type(self).__name__} must define name")
 
     def load(self, name: str) -> np.ndarray:
-        """A map by its name, float32 [H, W], finite; a mask is 1 inside and 0 outside.
+        """Returns a map as float32 [H, W], finite; a mask is 1 inside and 0 outside.
 
         Raises:
             ExampleError: it cannot be read.
@@ -48,10 +50,10 @@ class Maps:
 
 @dataclasses.dataclass(frozen=True)
 class MapFolder(Maps):
-    """Files with the paths of the images, but for the extension: NumPy's .npy, or grey images.
+    """Maps in files named like the images, with the extension .npy or that of a grey image.
 
-    Of images the red channel counts, 255 as 1. Arrays are numbers [H, W]; they are never unpickled.
-    No path leads out of the folder.
+    Arrays hold numbers [H, W] and are never unpickled. Of a grey image the red channel is used, in
+    which 255 means 1. Names cannot lead out of the folder.
 
     Attributes:
         root: the folder.
@@ -59,27 +61,27 @@ class MapFolder(Maps):
 
     root: str = ""
 
+    @override
     def name(self, prompt: Prompt, image: str) -> str:
-        """See `Maps.name`."""
         del prompt  # an image has one map
         if not self.root or not Path(self.root).is_dir():
             raise DataError(f"{self.root or 'MapFolder.root'}: no such folder of masks; give one")
         return self._path(image).relative_to(Path(self.root).resolve()).as_posix()
 
+    @override
     def load(self, name: str) -> np.ndarray:
-        """See `Maps.load`."""
         path = self._path(name)
         if path.suffix != ".npy":
             return decode_image(path, name=name)[..., 0].astype(np.float32) / 255
-        try:  # mapped: a header that lies about the size takes no memory
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
+        try:  # memory-mapped: a header with a wrong size allocates nothing
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise _unreadable(name, str(error)) from error
-        if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind not in "biuf":
+        if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "biuf":
             raise _unreadable(name, "not numbers [height, width]")
-        if not 0 < found.size <= _MAX_VALUES:
-            raise _unreadable(name, f"{found.size:,} values, limit {_MAX_VALUES:,}")
-        values_HW = np.asarray(found, np.float32)
+        if not 0 < array.size <= _MAX_VALUES:
+            raise _unreadable(name, f"{array.size:,} values, limit {_MAX_VALUES:,}")
+        values_HW = np.asarray(array, np.float32)
         if not np.isfinite(values_HW).all():
             raise _unreadable(name, "not all numbers are finite")
         return values_HW
@@ -106,18 +108,18 @@ def _unreadable(name: str, why: str) -> ExampleError:
 class NoisedRegions(PreferenceSource):
     """The chosen answers of a source, to the image (chosen) and to the noised image (rejected).
 
-    Comparisons have two trees, for `DPO` and others that need log-probs only. Pairs whose images
-    lack a map, whose map cannot be read, or that have a second view already are left out and
-    counted. The noise of an image follows from the seed, its name and its map.
+    Comparisons have two views, for `DPO` and other objectives that need log-probs only. A pair is
+    left out and counted if it has no images or already a second view, or if the map of an image is
+    missing or cannot be read. The seed, the name of an image and its map determine its noise.
 
     Attributes:
         source: the pairs; their rejected answers are not used.
         maps: masks or heat maps of the images.
-        noise: what becomes of the region.
-        confidence: field of the prompt's `meta` that says how sure the tool is of its map; it
-            becomes the score of the rejected side, which `RawScore` takes as weight. Empty: all
-            are 1.
-        seed: of the noise.
+        noise: the noise in the region.
+        confidence: field of a prompt's `meta` with the confidence of the tool that made the map. It
+            becomes the score of the rejected side, which `RawScore` uses as weight. Empty: all
+            scores are 1.
+        seed: seed of the noise.
     """
 
     source: PromptSource = PreferenceSource()
@@ -126,10 +128,10 @@ class NoisedRegions(PreferenceSource):
     confidence: str = ""
     seed: Annotated[int, FROM_0] = 0
 
+    @override
     def open(self) -> PreferenceSet:
-        """See `PromptSource.open`."""
         data = opened_pairs(self.source, "NoisedRegions")
-        noised: dict[str, tuple[str, str]] = {}  # name -> those of image and map
+        noised: dict[str, tuple[str, str]] = {}  # name -> names of the image and its map
 
         def load_image(name: str) -> np.ndarray:
             if name not in noised:
@@ -139,11 +141,8 @@ class NoisedRegions(PreferenceSource):
             return self.noise(key, data.load_image(image), self.maps.load(map_))
 
         def pair(comparison: Comparison) -> Comparison:
+            require_single_view(comparison, "noise")
             prompt, names = comparison.prompt, []
-            if not prompt.images:
-                raise ExampleError("there is no image to noise", "no image")
-            if comparison.more:
-                raise ExampleError("the pair has a second view already", "several views")
             for image in prompt.images:
                 map_ = self.maps.name(prompt, image)
                 self.maps.load(map_)
@@ -151,21 +150,11 @@ class NoisedRegions(PreferenceSource):
                 noised[names[-1]] = image, map_
             again = dataclasses.replace(prompt, images=tuple(names))
             chosen = comparison.answers[:1]
-            sure = score_of(prompt, self.confidence) if self.confidence else 1.0
+            score = 1.0
+            if self.confidence:
+                score = number_of(prompt.meta.get(self.confidence), self.confidence)
             return Comparison(
-                prompt, chosen, comparison.weight, scores=(0.0, sure), more=(View(again, chosen),)
+                prompt, chosen, comparison.weight, scores=(0.0, score), more=(View(again, chosen),)
             )
 
         return dataclasses.replace(rewritten(data, pair), load_image=load_image, read_image=None)
-
-
-def score_of(prompt: Prompt, field: str) -> float:
-    """A number in a prompt's `meta`.
-
-    Raises:
-        ExampleError: there is none.
-    """
-    value = prompt.meta.get(field)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise ExampleError(f"{field} must be a finite number, not {value!r}", "no score")
-    return float(value)

@@ -1,4 +1,4 @@
-"""A few examples as text, readable in a terminal."""
+"""Examples as text for a terminal."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from seva_jax.types import ExampleError
 
 
 def describe(data: PromptSet, indices: Sequence[int], width: int = 100) -> str:
-    """Examples in words: id, images with their sizes, question, answers, meta.
+    """Returns examples as text: id, images with their sizes, question, answers, meta.
 
     Args:
         data: the examples.
-        indices: which ones.
-        width: of a line, characters.
+        indices: which examples to show.
+        width: length of a line in characters.
     """
     return "\n\n".join(_example(data, i, width) for i in indices)
 

@@ -1,8 +1,8 @@
 """Where examples come from: the contracts of sources of prompts and of preferences.
 
-What lives here: what a source is and what it gives. What does not: any format. Read next:
-`files.py` (prompts on disk), `preferences.py` (pairs that somebody else made); the procedural
-world is a source too (`seva_jax/worlds/shapes.py`). `README.md` beside this file lists all.
+What lives here: the base classes of sources, and the data sets they open. What does not: any
+format. Read next: `files.py` (prompts on disk), `preferences.py` (published pairs); `README.md` in
+this folder lists all formats. The procedural world is a source too (`seva_jax/worlds/shapes.py`).
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.types import Comparison, Prompt
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptSet:
-    """Prompts that passed the checks, and the way to their images.
+    """Prompts that passed the checks, and functions that read their images.
 
     Attributes:
-        prompts: in file order.
+        prompts: the prompts, in file order.
         load_image: image name -> uint8 RGB [H, W, 3]; raises `ExampleError`.
         drops: how many examples were left out, by reason.
-        read_image: image name -> the encoded image as it is stored; raises `ExampleError`. None
-            where images are drawn and not stored.
-        left_out: of the first examples left out, where each is and why: "line 3: no id: ...".
+        read_image: image name -> the encoded bytes as stored; raises `ExampleError`. None where
+            images are drawn instead of stored.
+        left_out: where each of the first examples left out is, and why: "line 3: no id: ...".
     """
 
     prompts: Sequence[Prompt]
@@ -38,11 +39,11 @@ class PromptSet:
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceSet(PromptSet):
-    """Prompts whose answers are there already, with the better one known.
+    """Prompts that come with answers, best first.
 
     Attributes:
         comparisons: one for each prompt, in the order of `prompts`.
-        notes: what was left out inside examples that are used, counted by reason.
+        notes: counts by reason of what was left out inside examples that are used.
     """
 
     comparisons: Sequence[Comparison] = ()
@@ -55,14 +56,14 @@ class PromptSource:
 
     @property
     def has_answers(self) -> bool:
-        """Whether `open` gives a `PreferenceSet`: then the model is not asked for answers."""
+        """Whether `open` returns a `PreferenceSet`, so that no rollouts are needed."""
         return False
 
     def open(self) -> PromptSet:
         """Reads the source.
 
         Raises:
-            DataError: the source as a whole cannot be read; names the file and says what to do.
+            DataError: the source cannot be read; the message names the file and a remedy.
         """
         raise NotImplementedError(f"{type(self).__name__} must define open")
 
@@ -72,10 +73,10 @@ class PreferenceSource(PromptSource):
     """Base class of sources of preferences: training on them needs no rollouts."""
 
     @property
+    @override
     def has_answers(self) -> bool:
-        """Always."""
         return True
 
+    @override
     def open(self) -> PreferenceSet:
-        """See `PromptSource.open`."""
         raise NotImplementedError(f"{type(self).__name__} must define open")

@@ -1,10 +1,10 @@
-"""Files of records, read by their content: JSON lists, JSON lines, Hugging Face's parquet.
+"""Files of records, recognised by their content: JSON lists, JSON lines, Hugging Face's parquet.
 
-What lives here: bytes to records, and images that lie inside parquet files. What does not: what
-the fields mean (`files.py`, `preferences.py`, `messages.py`).
+What lives here: bytes to records, and images embedded in parquet files. What does not: the meaning
+of the fields (`files.py`, `preferences.py`, `messages.py`).
 
-An image in parquet is a struct `{bytes, path}`, or a list of those, which is what the `datasets`
-library writes. Records carry a name in its place; the bytes are read when the image is.
+The `datasets` library writes an image to parquet as a struct `{bytes, path}`, and several as a list
+of those. Records have names in their place; the bytes are read when an image is needed.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import override
 
-from seva_jax.data.collect import FolderImages, Images
+from seva_jax.data.collect import FolderImages, Images, listed
 from seva_jax.runtime.files import read_bytes
 from seva_jax.types import DataError, ExampleError
 
-_MAX_LINE = 2**24  # bytes of a JSON line; the text of an example is far shorter
+_MAX_LINE = 2**24  # bytes of a JSON line; the texts of an example are far shorter
 
 Record = tuple[str, Any]
-"""Where a record is ("line 3"), and what is there: usually a dict."""
+"""Where a record is ("line 3"), and its value: usually a dict."""
 
 
 class Table(NamedTuple):
     """A file of records, and the images they name.
 
     Attributes:
-        records: in file order; a record that is no JSON is an `ExampleError`, not raised.
-        images: where the images are.
+        records: the records in file order; the value of a broken one is an `ExampleError`.
+        images: gives access to the images.
     """
 
     records: Iterator[Record]
@@ -48,10 +49,10 @@ def open_table(path: str, image_root: str) -> Table:
 
     Args:
         path: the file or folder.
-        image_root: folder of images that are files; may be empty for parquet that embeds them.
+        image_root: folder of image files; may be empty if parquet embeds all images.
 
     Raises:
-        DataError: nothing can be read; names the file.
+        DataError: nothing can be read; the message names the file.
     """
     folder = Path(path)
     if path and folder.is_dir():
@@ -70,28 +71,27 @@ def open_table(path: str, image_root: str) -> Table:
 
 
 def json_list(path: str) -> list[Record]:
-    """The records of a file that holds one JSON list.
+    """Returns the records of a file that holds one JSON list.
 
     Raises:
-        DataError: it cannot be read, is no JSON, or no list.
+        DataError: the file cannot be read, or does not hold a JSON list.
     """
     data = read_bytes(path)
     try:
         records = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({error}); it may be cut short: fetch it again") from (
-            error
-        )
+        message = f"{path}: not JSON ({error}); it may be cut short: fetch it again"
+        raise DataError(message) from error
     if not isinstance(records, list):
         raise DataError(f"{path}: expected a JSON list of records, found {type(records).__name__}")
     return [(f"record {n}", record) for n, record in enumerate(records, 1)]
 
 
 def json_lines(path: str) -> list[Record]:
-    """The records of a file with one JSON value a line; empty lines do not count.
+    """Returns the records of a file with one JSON value on each line; empty lines are skipped.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     # Split bytes, not text: str.splitlines would also cut at U+2028 inside a question.
     lines = enumerate(read_bytes(path).split(b"\n"), 1)
@@ -114,27 +114,27 @@ def _line(line: bytes) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class ParquetImages(Images):
-    """Images inside parquet files, and image files beside them.
+    """Images embedded in parquet files, and image files in a folder.
 
-    An embedded image is called "FILE/COLUMN/ROW/NUMBER". One row group is held in memory, so
-    reading in order is fast and reading at random is not: `python -m seva_jax.data build` writes
-    a copy that is made for that.
+    The name of an embedded image is "FILE/COLUMN/ROW/NUMBER". Only the two row groups read last
+    stay in memory, so reading in order is fast and reading at random is slow: `python -m
+    seva_jax.data build` writes a copy that is fast to read at random.
 
     Attributes:
-        files: by the name that images carry.
-        root: folder of images that are files.
+        files: name of a file inside image names -> its path.
+        root: folder of image files.
     """
 
     files: dict[str, Path]
     root: str
 
+    @override
     def check(self, name: str) -> None:
-        """See `Images.check`."""
         if self._place(name) is None:
             self._folder.check(name)
 
+    @override
     def read(self, name: str) -> bytes:
-        """See `Images.read`."""
         place = self._place(name)
         if place is None:
             return self._folder.read(name)
@@ -143,7 +143,7 @@ class ParquetImages(Images):
             cell = self._cell(file, column, row)
         except _DAMAGE as error:
             raise ExampleError(f"{name}: cannot be read ({error})", "unreadable image") from error
-        for image in _listed(cell)[number : number + 1]:
+        for image in listed(cell)[number : number + 1]:
             if image is not None and image["bytes"] is not None:
                 return image["bytes"]
         raise ExampleError(f"{name}: there is no image in this cell", "missing image")
@@ -159,7 +159,7 @@ class ParquetImages(Images):
         return file, rest[0], int(rest[1]), int(rest[2])
 
     def _cell(self, file: str, column: str, row: int) -> Any:
-        with _LOCK:  # ParquetFile is for one thread
+        with _LOCK:  # a ParquetFile is not thread-safe
             parquet = _parquet(self.files[file])
             for group in range(parquet.num_row_groups):
                 size = parquet.metadata.row_group(group).num_rows
@@ -170,11 +170,11 @@ class ParquetImages(Images):
 
 
 _LOCK = threading.Lock()
-_DAMAGE = (OSError, pa.ArrowException, ValueError, KeyError)  # what pyarrow says of damaged files
+_DAMAGE = (OSError, pa.ArrowException, ValueError, KeyError)  # raised for damaged files
 _NUMBER = re.compile("[0-9]{1,18}")
 
 
-# Opened where they are needed, and not kept in `ParquetImages`: those go to other processes.
+# Cached here, not in `ParquetImages`, which is sent to other processes.
 @functools.lru_cache(maxsize=64)
 def _parquet(path: Path) -> pq.ParquetFile:
     try:
@@ -186,8 +186,7 @@ def _parquet(path: Path) -> pq.ParquetFile:
 @functools.lru_cache(maxsize=2)
 def _row_group(path: Path, group: int, column: str) -> pa.ChunkedArray:
     parquet = _parquet(path)
-    leaves = [leaf for leaf in _leaves(parquet, column) if leaf.endswith(".bytes")]
-    return parquet.read_row_group(group, columns=leaves).column(column)
+    return parquet.read_row_group(group, columns=_byte_leaves(parquet, column)).column(column)
 
 
 def _leaves(parquet: pq.ParquetFile, column: str) -> list[str]:
@@ -195,12 +194,12 @@ def _leaves(parquet: pq.ParquetFile, column: str) -> list[str]:
     return [path for path in paths if _is_of(path, column)]
 
 
+def _byte_leaves(parquet: pq.ParquetFile, column: str) -> list[str]:
+    return [leaf for leaf in _leaves(parquet, column) if leaf.endswith(".bytes")]
+
+
 def _is_of(leaf: str, column: str) -> bool:
     return leaf == column or leaf.startswith(f"{column}.")
-
-
-def _listed(cell: Any) -> list[Any]:
-    return [] if cell is None else cell if isinstance(cell, list) else [cell]
 
 
 def _is_image(kind: pa.DataType) -> bool:
@@ -216,46 +215,43 @@ def _open_parquet(files: dict[str, Path], image_root: str) -> Table:
     _parquet.cache_clear()  # a file may have changed since
     _row_group.cache_clear()
     for path in files.values():
-        _parquet(path)  # all are readable, before the first is read
+        _parquet(path)  # raises for an unreadable file before the first record is used
     records = (record for name, path in files.items() for record in _rows(name, path))
     return Table(records, ParquetImages(files, image_root))
 
 
 def _rows(name: str, path: Path) -> Iterator[Record]:
-    """The rows without the bytes of their images: those cells hold lists of names."""
+    """Yields the rows of a file; cells with images hold lists of names instead."""
     parquet = _parquet(path)
     schema = parquet.schema_arrow
     images = [field.name for field in schema if _is_image(field.type)]
     leaves = [leaf for column in schema.names for leaf in _leaves(parquet, column)]
-    heavy = {leaf for column in images for leaf in _leaves(parquet, column)}
-    light = [leaf for leaf in leaves if leaf not in heavy or not leaf.endswith(".bytes")]
+    heavy = {leaf for column in images for leaf in _byte_leaves(parquet, column)}
+    light = [leaf for leaf in leaves if leaf not in heavy]
     row = 0
     for group in range(parquet.num_row_groups):
         embedded = {c: _has_bytes(parquet, group, c) for c in images}
         for record in _records(path, group, light):
-            if isinstance(record, ExampleError):
-                yield f"{name}, row {row}", record
-                row += 1
-                continue
+            cells = record if isinstance(record, dict) else {}
             for column in images:
-                if record.get(column) is None:
-                    continue
-                record[column] = [
-                    f"{name}/{column}/{row}/{i}" if embedded[column] else image and image["path"]
-                    for i, image in enumerate(_listed(record[column]))
-                ]
+                if cells.get(column) is not None:
+                    cells[column] = [
+                        f"{name}/{column}/{row}/{i}"
+                        if embedded[column]
+                        else image and image["path"]
+                        for i, image in enumerate(listed(cells[column]))
+                    ]
             yield f"{name}, row {row}", record
             row += 1
 
 
 def _records(path: Path, group: int, columns: list[str]) -> Iterator[Any]:
-    """The rows of a group; an `ExampleError` stands for one whose text is not UTF-8."""
+    """Yields the rows of a group, and an `ExampleError` for a row whose text is not UTF-8."""
     try:
         rows = _parquet(path).read_row_group(group, columns=columns)
     except _DAMAGE as error:
-        raise DataError(f"{path}: row group {group} is damaged ({error}); fetch it again") from (
-            error
-        )
+        message = f"{path}: row group {group} is damaged ({error}); fetch it again"
+        raise DataError(message) from error
     try:
         yield from rows.to_pylist()
     except UnicodeDecodeError:
@@ -267,7 +263,7 @@ def _records(path: Path, group: int, columns: list[str]) -> Iterator[Any]:
 
 
 def _has_bytes(parquet: pq.ParquetFile, group: int, column: str) -> bool:
-    """Whether a row group embeds its images, or only names files."""
+    """Returns whether a row group embeds its images, instead of naming files."""
     metadata = parquet.metadata.row_group(group)
     for i in range(metadata.num_columns):
         leaf = metadata.column(i)

@@ -1,8 +1,8 @@
-"""Trajectories of actions: ranked by a rule, and made into pairs of steps (GRAPE).
+"""Trajectories of actions, ranked by a score and made into pairs of steps (GRAPE).
 
 What lives here: the file format, the score (`Gcpg`), and how two trajectories become comparisons.
-What does not: the objective (`objectives/trajectory.py`), which says what order of branches it
-expects.
+What does not: the objective (`seva_jax/objectives/trajectory.py`), which says what order of
+branches it expects.
 
 A file is a JSON list or JSON lines; a record is one task from one initial state:
 
@@ -12,10 +12,10 @@ A file is a JSON list or JSON lines; a record is one task from one initial state
          "stages": [[[12.0, 10.0]], [[3.0, 5.0], [0.0, 1.0]]]},
         ...]}
 
-`stages` has the costs of every stage as `[cost, threshold]`. A trajectory with a number in `score`
-needs no `success`, `log_prob` and `stages`. With `chosen` and `rejected` in place of
-`trajectories`, which one is better is given and nothing is ranked. An action is a text, or a list
-of numbers, see `binned`.
+`stages` lists the costs of every stage as `[cost, threshold]`. A trajectory with a number in
+`score` needs no `success`, `log_prob` or `stages`. A record with `chosen` and `rejected` in place
+of `trajectories` says itself which one is better, and nothing is ranked. An action is a text, or a
+list of numbers (see `binned`).
 """
 
 from __future__ import annotations
@@ -27,8 +27,17 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from typing_extensions import override
 
-from seva_jax.data.collect import Images, as_object, id_of, images_of, preference_set, text_of
+from seva_jax.data.collect import (
+    Images,
+    as_object,
+    id_of,
+    images_of,
+    number_of,
+    preference_set,
+    text_of,
+)
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
 from seva_jax.data.tables import open_table
 from seva_jax.ranges import FROM_0, FROM_1
@@ -38,11 +47,11 @@ PLACE = "{task}"
 
 
 class Step(NamedTuple):
-    """What was seen, and what was done.
+    """What the policy saw in one step, and what it did.
 
     Attributes:
         images: names of the images.
-        action: as text.
+        action: the action as text.
     """
 
     images: tuple[str, ...]
@@ -50,12 +59,12 @@ class Step(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What is known of a finished trajectory.
+    """The facts about a finished trajectory that its score depends on.
 
     Attributes:
-        log_prob: natural logarithm of the probability that the policy which made it gave it.
-        stages: for every stage of the task, its costs as (cost, threshold).
-        success: whether the task was done.
+        log_prob: log-prob (natural logarithm) of the trajectory under the policy that made it.
+        stages: the costs of every stage of the task, each as (cost, threshold).
+        success: whether the task was completed.
     """
 
     log_prob: float
@@ -68,13 +77,13 @@ class Gcpg:
     """The score that trajectories are ranked by (GRAPE's guided-cost preference generation).
 
     `likelihood log p + prod_stage exp(-sum_c cost max(0, c - threshold)) + success [done]`
-    (arXiv 2411.19309). Costs of a stage are those a vision-language model proposed for it, such as
-    distances to keypoints; they are measured outside of this package.
+    (arXiv 2411.19309). The costs of a stage were proposed by a vision-language model, such as
+    distances to keypoints, and measured outside of this package.
 
     Attributes:
-        likelihood: weight of the log-probability.
-        cost: weight of what a cost is above its threshold.
-        success: what doing the task adds.
+        likelihood: weight of the log-prob.
+        cost: weight of the amount by which a cost exceeds its threshold.
+        success: added to the score if the task was completed.
     """
 
     likelihood: Annotated[float, FROM_0] = 0.01
@@ -82,7 +91,7 @@ class Gcpg:
     success: Annotated[float, FROM_0] = 5.0
 
     def __call__(self, outcome: Outcome) -> float:
-        """The score; higher is better."""
+        """Returns the score; higher is better."""
         above = sum(max(0.0, c - top) for stage in outcome.stages for c, top in stage)
         # The product over stages of exponentials is the exponential of one sum.
         return (
@@ -93,11 +102,11 @@ class Gcpg:
 
 
 def binned(values: Sequence[float], low: float = -1.0, high: float = 1.0, bins: int = 256) -> str:
-    """Numbers as the words for the bins they fall into, from 0 to `bins - 1`.
+    """Returns the bins that numbers fall into, as words from "0" to `bins - 1`.
 
-    Bins are equally wide; numbers outside of [low, high] go to the outermost. GRAPE's policy,
-    OpenVLA, writes bins as the last ids of Llama's vocabulary instead of as decimal numbers: to
-    train one, give its own text for them as the action.
+    Bins are equally wide; numbers outside [low, high] fall into the outermost ones. GRAPE's policy,
+    OpenVLA, writes bins as the last ids of Llama's vocabulary instead of decimal numbers: to train
+    it, give the text of those ids as the action.
 
     >>> binned([-1.0, -0.001, 0.0, 1.0])
     '0 127 128 255'
@@ -110,17 +119,17 @@ def binned(values: Sequence[float], low: float = -1.0, high: float = 1.0, bins: 
 def step_pairs(
     prompt: Prompt, chosen: Sequence[Step], rejected: Sequence[Step], window: int
 ) -> Iterator[Comparison]:
-    """Comparisons of two trajectories, one for each window of steps.
+    """Yields comparisons of two trajectories, one for each window of steps.
 
-    Branches are chosen step 1, rejected step 1, chosen step 2, and so on; both of a step share a
-    tree where they saw the same images. Steps that only one trajectory has are left out, and so
-    are windows in which nothing differs. Ids are the prompt's, "#" and the number of the window's
-    first step.
+    The branches are chosen step 1, rejected step 1, chosen step 2, and so on; the two actions of a
+    step share a tree if they followed the same images. Steps without a counterpart and windows
+    without a difference are left out. An id is the prompt's, "#" and the number of the window's
+    first step, from 0.
 
     Args:
-        prompt: the task in words; images and steps follow.
+        prompt: the task in words, without images.
         chosen: the better trajectory.
-        rejected: the worse one.
+        rejected: the worse trajectory.
         window: steps of a comparison; the last may have fewer.
     """
     both = list(zip(chosen, rejected, strict=False))
@@ -140,21 +149,22 @@ def step_pairs(
 
 @dataclasses.dataclass(frozen=True)
 class TrajectoryPairs(PreferenceSource):
-    """Pairs of trajectories of a task from one initial state: the best scored against the worst.
+    """Trajectories of a task from one initial state, the best paired with the worst.
 
-    A record whose trajectories all score alike, or that lacks something, is counted and left out;
-    steps that only the longer one of two has are noted. See the module for the format.
+    Records whose trajectories all score alike, or that lack a field, are left out and counted; the
+    extra steps of the longer trajectory of a pair are noted. `seva_jax/data/trajectories.py`
+    documents the format.
 
     Attributes:
         path: the file.
         image_root: folder the image names are relative to.
-        question: what is asked at every step; "{task}" is the record's task.
-        judge: scores trajectories.
-        pairs: of each task, at most so many pairs: best and worst, second best and second worst,
+        question: question at every step; "{task}" is the record's task.
+        judge: score that trajectories are ranked by.
+        pairs: at most this many pairs of each task: best and worst, second best and second worst,
             and so on.
-        window: steps of a comparison, as published.
-        low: smallest value of an action given in numbers.
-        high: largest value.
+        window: steps of a comparison; 8 as published.
+        low: lower end of the range of actions given in numbers.
+        high: upper end of that range.
     """
 
     path: str = ""
@@ -166,8 +176,8 @@ class TrajectoryPairs(PreferenceSource):
     low: float = -1.0
     high: float = 1.0
 
+    @override
     def open(self) -> PreferenceSet:
-        """See `PromptSource.open`."""
         if self.low >= self.high:
             raise DataError(f"TrajectoryPairs: low {self.low} must be below high {self.high}")
         table = open_table(self.path, self.image_root)
@@ -178,9 +188,9 @@ class TrajectoryPairs(PreferenceSource):
         return preference_set(self.path, table.images, records, notes=notes)
 
     def _parse(
-        self, found: Any, images: Images, notes: collections.Counter[str]
+        self, value: Any, images: Images, notes: collections.Counter[str]
     ) -> Iterator[Comparison]:
-        record = as_object(found)
+        record = as_object(value)
         question = self.question.replace(PLACE, text_of(record, "task"))
         prompt = Prompt(id_of(record), question, ())
         if "trajectories" in record:
@@ -199,11 +209,11 @@ class TrajectoryPairs(PreferenceSource):
                 notes["steps without partner"] += abs(len(chosen) - len(rejected))
             yield from windows
 
-    def _ranked(self, found: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Pairs of better and worse."""
-        if not isinstance(found, list) or len(found) < 2:
+    def _ranked(self, trajectories: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Returns pairs of a better and a worse trajectory."""
+        if not isinstance(trajectories, list) or len(trajectories) < 2:
             raise ExampleError("trajectories must list at least two", "no trajectories")
-        scored = [(self._score(as_object(each)), each) for each in found]
+        scored = [(self._score(as_object(each)), each) for each in trajectories]
         order = sorted(scored, key=lambda x: -x[0])  # of equal scores the first stays first
         half = range(min(self.pairs, len(order) // 2))
         pairs = [(order[i], order[-1 - i]) for i in half]
@@ -214,7 +224,7 @@ class TrajectoryPairs(PreferenceSource):
 
     def _score(self, trajectory: dict[str, Any]) -> float:
         given = trajectory.get("score")
-        score = self.judge(_outcome(trajectory)) if given is None else _number(given, "score")
+        score = self.judge(_outcome(trajectory)) if given is None else number_of(given, "score")
         if not math.isfinite(score):
             raise ExampleError("a score is not finite; look at its costs", "no score")
         return score
@@ -228,17 +238,11 @@ class TrajectoryPairs(PreferenceSource):
     def _action(self, step: dict[str, Any]) -> str:
         action = step.get("action")
         if isinstance(action, list) and action:
-            values = [_number(value, "action", "no action") for value in action]
+            values = [number_of(value, "action", "no action") for value in action]
             return binned(values, self.low, self.high)
         if not isinstance(action, str) or not action.strip():
             raise ExampleError("action must be a text or a list of numbers", "no action")
         return action.strip()
-
-
-def _number(value: Any, field: str, reason: str = "no score") -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ExampleError(f"{field} must hold finite numbers, not {value!r}", reason)
-    return float(value)
 
 
 def _outcome(trajectory: dict[str, Any]) -> Outcome:
@@ -247,13 +251,12 @@ def _outcome(trajectory: dict[str, Any]) -> Outcome:
         raise ExampleError("success must be true or false", "no score")
     try:
         costs = tuple(
-            tuple((_number(cost, "stages"), _number(top, "stages")) for cost, top in stage)
+            tuple((number_of(cost, "stages"), number_of(top, "stages")) for cost, top in stage)
             for stage in stages or ()
         )
+    except ExampleError:
+        raise
     except (TypeError, ValueError) as error:
-        if isinstance(error, ExampleError):
-            raise
-        raise ExampleError("stages must list [cost, threshold] for every stage", "no score") from (
-            error
-        )
-    return Outcome(_number(trajectory.get("log_prob"), "log_prob"), costs, success)
+        message = "stages must list [cost, threshold] for every stage"
+        raise ExampleError(message, "no score") from error
+    return Outcome(number_of(trajectory.get("log_prob"), "log_prob"), costs, success)

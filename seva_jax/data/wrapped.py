@@ -1,8 +1,8 @@
-"""Sources that change the examples of another source, one by one.
+"""Helpers of sources that change each example of another source.
 
 What lives here: opening the other source, and counting examples that cannot be changed. What does
-not: any change (`answered.py`, `captions.py`, `composed.py` for prompts; `marked.py`, `scores.py`,
-`regions.py`, `changed.py` for pairs).
+not: the changes themselves (`answered.py`, `captions.py`, `composed.py` for prompts; `marked.py`,
+`scores.py`, `regions.py`, `changed.py` for pairs).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from seva_jax.data.collect import NAMED, counted
+from seva_jax.data.collect import leave_out, none_left
 from seva_jax.data.sources import PreferenceSet, PromptSet, PromptSource
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt
 
@@ -21,11 +21,11 @@ _Changed = TypeVar("_Changed")
 
 
 def opened_pairs(source: PromptSource, name: str) -> PreferenceSet:
-    """The pairs of a source.
+    """Opens a source of pairs.
 
     Args:
-        source: what to open.
-        name: of the class that wants pairs.
+        source: the source.
+        name: the class that needs pairs, for errors.
 
     Raises:
         DataError: it is a source of prompts without answers.
@@ -40,11 +40,11 @@ def opened_pairs(source: PromptSource, name: str) -> PreferenceSet:
 
 
 def opened_prompts(source: PromptSource, name: str) -> PromptSet:
-    """The prompts of a source.
+    """Opens a source of prompts.
 
     Args:
-        source: what to open.
-        name: of the class that wants prompts.
+        source: the source.
+        name: the class that needs prompts, for errors.
 
     Raises:
         DataError: it is a source of pairs.
@@ -60,42 +60,45 @@ def opened_prompts(source: PromptSource, name: str) -> PromptSet:
 def changed(
     data: PromptSet, examples: Iterable[_Example], change: Callable[[_Example], _Changed]
 ) -> tuple[list[_Changed], collections.Counter[str], list[str]]:
-    """What `change` makes of every example; those that it refuses are left out and counted.
+    """Changes every example; those that `change` refuses are left out and counted.
 
     Args:
-        data: where the examples are from.
+        data: the set that the examples come from.
         examples: its prompts, or its comparisons.
-        change: gives the new one, or raises `ExampleError`.
+        change: returns the new example, or raises `ExampleError`.
 
     Returns:
-        the new ones; `drops` and `left_out` of a `PromptSet` of them.
+        The new examples, and `drops` and `left_out` for a `PromptSet` of them.
     """
     kept, drops, left_out = list[_Changed](), data.drops.copy(), list(data.left_out)
     for example in examples:
         try:
             kept.append(change(example))
         except ExampleError as error:
-            drops[error.reason] += 1
-            if len(left_out) < NAMED:
-                pair = isinstance(example, Comparison)
-                where = f"pair {example.prompt.id!r}" if pair else f"prompt {example.id!r}"
-                left_out.append(f"{where}: {error.reason}: {error}")
+            pair = isinstance(example, Comparison)
+            where = f"pair {example.prompt.id!r}" if pair else f"prompt {example.id!r}"
+            leave_out(where, error, drops, left_out)
     return kept, drops, left_out
 
 
 def rewritten(data: PreferenceSet, change: Callable[[Comparison], Comparison]) -> PreferenceSet:
-    """Pairs with every one changed; see `changed`.
+    """Returns the set with every pair changed; see `changed`.
 
     Raises:
-        DataError: none is left.
+        DataError: no pair is left.
     """
     kept, drops, left_out = changed(data, data.comparisons, change)
     if not kept:
-        raise DataError(
-            f"no usable pair is left ({counted(drops)})"
-            + (f"; the first: {left_out[0]}" if left_out else "")
-        )
+        raise none_left("no usable pair is left", drops, left_out)
     prompts = [c.prompt for c in kept]
     return dataclasses.replace(
         data, prompts=prompts, comparisons=kept, drops=drops, left_out=left_out
     )
+
+
+def require_single_view(pair: Comparison, purpose: str) -> None:
+    """Raises `ExampleError` unless a second view with other images can be added to a pair."""
+    if not pair.prompt.images:
+        raise ExampleError(f"there is no image to {purpose}", "no image")
+    if pair.more:
+        raise ExampleError("the pair has a second view already", "several views")

@@ -1,7 +1,8 @@
-"""Evaluations: ask a model prompts with known answers, score, and compare two models.
+"""Evaluations: prompts with known answers, scores, and comparisons of two models.
 
-Read `base.py` first, then `exact.py`, `chair.py`, `pope.py`, `files.py`, `table.py`; for published
-benchmarks `suite.py` and `suites/`. README.md lists them.
+Read `base.py` first, then `exact.py`, `chair.py`, `pope.py`, `files.py` and `table.py`; for
+published benchmarks `suite.py` and `suites/`; for judges `judge.py` and `endpoint.py`. README.md in
+this folder is for users.
 """
 
 from seva_jax.evals.answers import Answer

@@ -1,9 +1,9 @@
-"""What every evaluation shares: records, ratio metrics, bootstrap intervals.
+"""What every evaluation shares: records, ratio metrics and bootstrap intervals.
 
 What lives here: `Evaluator` (the extension point), `Ratio` (how a metric follows from records),
 `Metric`, `EvalResult`, `bootstrap`, `paired_difference`. What does not: any particular score
-(`exact.py`, `chair.py`, `pope.py`), files (`files.py`), tables (`table.py`), or anything that
-runs a model. Read next: `exact.py`, the smallest evaluator.
+(`exact.py`, `chair.py`, `pope.py`), files (`files.py`), tables (`table.py`), or code that runs a
+model (`seva_jax/run/evaluations.py`). Read next: `exact.py`, the smallest evaluator.
 
 Shape suffixes: N examples, F sums per example, T ratio terms, M metrics, S bootstrap samples.
 """
@@ -22,7 +22,7 @@ Better = Literal["higher", "lower", "neither"]
 Generate = Callable[[Sequence[Prompt]], list[str]]
 Record = dict[str, Any]
 
-# Elements of one block of bootstrap counts; 2 million int64 are 16 MB.
+# Size of one block of bootstrap counts: 2 million int64 values take 16 MB.
 _BLOCK_ELEMENTS = 2_000_000
 
 
@@ -31,10 +31,10 @@ class Metric:
     """One measured number with its 95 % percentile bootstrap interval.
 
     Attributes:
-        value: the number on the examples themselves; NaN where undefined (nothing to divide by).
+        value: the metric on the examples themselves; NaN where undefined (zero denominator).
         low: 2.5th percentile over bootstrap samples; NaN where undefined.
         high: 97.5th percentile over bootstrap samples; NaN where undefined.
-        n: how many examples have a share in the denominator.
+        n: how many examples contribute to the denominator.
     """
 
     value: float
@@ -47,16 +47,15 @@ class Metric:
 class Ratio:
     """How a metric follows from records: sum(numerator) / sum(denominator) over examples.
 
-    F1 is one too: (tp + tp) / (tp + tp + fp + fn).
+    F1 is such a ratio too: (tp + tp) / (tp + tp + fp + fn).
 
     Attributes:
         better: which direction is an improvement.
-        numerator: numeric record fields added up; a name given twice counts twice.
-        denominator: the same for the denominator.
-        categories: empty for all records; otherwise the unweighted mean of the ratios within
-            each of these values of the record field `within`.
-        within: the record field that says which category a record is in, a text, or which
-            several, a list.
+        numerator: numeric record fields to add up; a field named twice counts twice.
+        denominator: the fields to add up for the denominator.
+        categories: empty to use all records at once; otherwise the metric is the unweighted mean
+            of the ratios within each of these categories.
+        within: the record field that holds a record's category (a string) or categories (a list).
     """
 
     better: Better
@@ -69,31 +68,36 @@ class Ratio:
 def each_category(
     ratios: Mapping[str, Ratio], prompts: Sequence[Prompt], field: str
 ) -> dict[str, Ratio]:
-    """The same ratios for every category that occurs, as `category/name`.
+    """Returns the ratios within every category that occurs, named `category/name`.
 
     Args:
-        ratios: by name.
-        prompts: whose `meta[field]` is a category or a list of several; other prompts have none.
-        field: also the record field that will hold them.
+        ratios: the ratios by name.
+        prompts: the prompts, whose `meta[field]`, if any, is a category or a list of several.
+        field: the field of `meta`; the records hold the categories in a field of the same name.
     """
-    found = [prompt.meta.get(field, ()) for prompt in prompts]
-    names = sorted({n for one in found for n in ([one] if isinstance(one, str) else one) if n})
+    labels = [prompt.meta.get(field, ()) for prompt in prompts]
+    names = {n for x in labels for n in ([x] if isinstance(x, str) else x) if n}
     return {
         f"{category}/{name}": dataclasses.replace(ratio, categories=(category,), within=field)
-        for category in names
+        for category in sorted(names)
         for name, ratio in ratios.items()
     }
 
 
+def meta_fields(prompt: Prompt, *names: str) -> Record:
+    """Returns those of the named fields that the prompt's `meta` has, in this order."""
+    return {name: prompt.meta[name] for name in names if name in prompt.meta}
+
+
 @dataclasses.dataclass(frozen=True)
 class EvalResult:
-    """What one evaluation of one model found.
+    """The result of one evaluation of one model.
 
     Attributes:
-        name: the evaluation.
-        metrics: the numbers, by metric name.
-        records: one JSON-ready dict per example: `id, question, images, answer, truth`, and the
-            numeric fields that `definitions` names.
+        name: name of the evaluation.
+        metrics: the metrics, by name.
+        records: one JSON-ready dict per example, with `id, question, images, answer, truth` and
+            the numeric fields that `definitions` names.
         definitions: how each metric follows from the records, by metric name.
     """
 
@@ -106,23 +110,24 @@ class EvalResult:
     def from_records(
         cls, name: str, records: list[Record], definitions: Mapping[str, Ratio]
     ) -> EvalResult:
-        """Computes every metric in `definitions`, with intervals, from the records.
+        """Computes every metric in `definitions`, with its interval, from the records.
 
         Raises:
             DataError: a record lacks a numeric field that a definition names.
         """
         terms_NT2 = _terms(name, records, definitions.values())
-        found = bootstrap(_stat(definitions.values()), terms_NT2.reshape(len(records), -1))
+        intervals = bootstrap(_stat(definitions.values()), terms_NT2.reshape(len(records), -1))
         counts = _num_contributing(terms_NT2, definitions.values())
-        return cls(name, _metrics(definitions, found, counts), records, dict(definitions))
+        return cls(name, _metrics(definitions, intervals, counts), records, dict(definitions))
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """Asks a model every prompt, scores each answer, and sums up. Subclass to add an evaluation.
+    """Asks a model every prompt, scores the answers and computes metrics.
 
-    A subclass gives `truth`, `definitions` and `score`; or overrides `scores` where an answer is
-    not scored on its own, and `__call__` where an evaluation is not one answer per prompt.
+    Subclass it to add an evaluation. A subclass defines `truth`, `definitions` and `score`. It
+    overrides `scores` if an answer cannot be scored on its own, and `__call__` if there is not one
+    answer per prompt.
 
     Attributes:
         name: names the evaluation in tables and files; unique within a run.
@@ -131,30 +136,30 @@ class Evaluator:
     name: str
 
     def truth(self, prompt: Prompt) -> Any:
-        """The right answer to one prompt, JSON-ready.
+        """Returns the right answer to one prompt, JSON-ready.
 
         Raises:
-            DataError: the prompt's meta does not hold what this evaluation needs.
+            DataError: the prompt's `meta` lacks what this evaluation needs.
         """
         raise NotImplementedError
 
     def definitions(self, prompts: Sequence[Prompt]) -> dict[str, Ratio]:
-        """The metrics to report. Sees prompts only, so that two models get the same ones."""
+        """Returns the metrics to report; they depend on prompts only, so models are comparable."""
         raise NotImplementedError
 
     def score(self, prompt: Prompt, answer: str) -> Record:
-        """Fields to add to one record; those that `definitions` names are numbers."""
+        """Returns the fields to add to a record; those that `definitions` names are numbers."""
         raise NotImplementedError
 
     def scores(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Record]:
-        """`score` of every answer, in order."""
+        """Returns `score` of every answer, in order."""
         return [self.score(p, a) for p, a in zip(prompts, answers, strict=True)]
 
     def __call__(self, generate: Generate, prompts: Sequence[Prompt]) -> EvalResult:
         """Evaluates one model.
 
         Args:
-            generate: answers prompts, one text for each, in order.
+            generate: answers prompts; returns one text per prompt, in order.
             prompts: the examples, with unique ids.
 
         Returns:
@@ -162,8 +167,9 @@ class Evaluator:
             `count` = 1, the denominator of a plain mean.
 
         Raises:
-            DataError: no prompts, a repeated id, or a prompt without ground truth (all found
-                before anything is generated); or `generate` returned a wrong number of answers.
+            DataError: there are no prompts, an id is repeated or a prompt has no ground truth (all
+                checked before anything is generated); or `generate` returned the wrong number of
+                answers.
         """
         if not prompts:
             raise DataError(f"{self.name}: there are no prompts to evaluate; pass at least one")
@@ -199,27 +205,27 @@ def bootstrap(
     num_samples: int = 2000,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """95 % percentile bootstrap over examples, of any function of sums over examples.
+    """Computes 95 % percentile bootstrap intervals for functions of sums over examples.
 
     Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3. Examples are
-    drawn independently: questions that share an image count as separate.
+    resampled independently, even those that share an image.
 
     Args:
         stat: maps sums [..., F] to values [..., M]; NaN where undefined. Samples where it is
             undefined are left out of the interval.
         sums_per_example: [N, F], what each example adds to each sum.
-        num_samples: S, how many times the N examples are drawn anew.
-        seed: of the draws; the same seed gives the same interval.
+        num_samples: S, how many times N examples are resampled.
+        seed: seed of the resampling; the same seed gives the same interval.
 
     Returns:
         (value_M, low_M, high_M): the value on the examples themselves, and the 2.5th and 97.5th
-        percentiles; these are NaN wherever the value is.
+        percentiles, which are NaN wherever the value is.
     """
     rows_UF, repeats_U = np.unique(
         np.asarray(sums_per_example, np.float64), axis=0, return_counts=True
     )
-    # Drawing N examples with replacement draws how often each *distinct* row appears from a
-    # multinomial: the same distribution as drawing indices, and few rows are distinct.
+    # If N examples are drawn with replacement, the counts of the *distinct* rows follow a
+    # multinomial distribution. Sampling the counts is cheaper, because few rows are distinct.
     rng = np.random.default_rng(seed)
     num_examples = int(repeats_U.sum())
     block = max(1, _BLOCK_ELEMENTS // len(rows_UF))
@@ -242,10 +248,10 @@ def bootstrap(
 
 
 def paired_difference(base: EvalResult, other: EvalResult, metric: str) -> Metric:
-    """`other` minus `base` in one metric, drawing the same examples for both.
+    """Returns `other` minus `base` in one metric, resampling the same examples for both.
 
     Raises:
-        DataError: see `paired_differences`; or neither result has this metric.
+        DataError: as `paired_differences`; or the results do not have this metric.
     """
     differences = paired_differences(base, other)
     if metric not in differences:
@@ -256,9 +262,9 @@ def paired_difference(base: EvalResult, other: EvalResult, metric: str) -> Metri
 
 
 def paired_differences(base: EvalResult, other: EvalResult) -> dict[str, Metric]:
-    """`other` minus `base` in every metric, drawing the same examples for both.
+    """Returns `other` minus `base` in every metric, resampling the same examples for both.
 
-    Records are matched by id. The `n` of a difference counts the examples with a share in the
+    Records are matched by id. The `n` of a difference counts the examples that contribute to the
     denominator of either result.
 
     Raises:
@@ -294,7 +300,7 @@ def _check_unique(name: str, ids: Sequence[Any]) -> None:
 
 
 def _match(base: EvalResult, other: EvalResult) -> list[Record]:
-    """The records of `other` in the order of `base`, checked to be the same examples."""
+    """Returns the records of `other` in the order of `base`; both must have the same examples."""
     ids, other_ids = ([record.get("id") for record in r.records] for r in (base, other))
     _check_unique(base.name, ids)
     _check_unique(other.name, other_ids)
@@ -310,14 +316,14 @@ def _match(base: EvalResult, other: EvalResult) -> list[Record]:
         for field in ("question", "images", "truth"):
             if record.get(field) != others[record["id"]].get(field):
                 raise DataError(
-                    f"{base.name}: example {record['id']!r} has another {field!r} in each of the "
-                    "two results; evaluate both models on the same prompts"
+                    f"{base.name}: example {record['id']!r} differs in {field!r} between the two "
+                    "results; evaluate both models on the same prompts"
                 )
     return [others[id_] for id_ in ids]
 
 
 def _terms(name: str, records: Sequence[Record], definitions: Collection[Ratio]) -> np.ndarray:
-    """What each example adds to (numerator, denominator) of each term, [N, T, 2].
+    """Returns what each example adds to (numerator, denominator) of each term, [N, T, 2].
 
     A definition has one term, or one for each of its categories.
     """
@@ -337,8 +343,8 @@ def _terms(name: str, records: Sequence[Record], definitions: Collection[Ratio])
         columns[field] = np.array([record[field] for record in records], np.float64)
 
     def inside_N(definition: Ratio, category: str) -> np.ndarray:
-        found = [record.get(definition.within, "") for record in records]
-        return np.array([category in x if isinstance(x, list) else category == x for x in found])
+        labels = [record.get(definition.within, "") for record in records]
+        return np.array([category in x if isinstance(x, list) else category == x for x in labels])
 
     terms = [
         [
@@ -352,7 +358,7 @@ def _terms(name: str, records: Sequence[Record], definitions: Collection[Ratio])
 
 
 def _stat(definitions: Collection[Ratio]) -> Callable[[np.ndarray], np.ndarray]:
-    """Maps flattened sums [..., T * 2] to metrics [..., M]."""
+    """Returns a function that maps flattened sums [..., T * 2] to metrics [..., M]."""
     ends = np.cumsum([max(1, len(d.categories)) for d in definitions])
     spans = list(zip([0, *ends[:-1]], ends, strict=True))
 
@@ -365,7 +371,7 @@ def _stat(definitions: Collection[Ratio]) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _num_contributing(terms_NT2: np.ndarray, definitions: Collection[Ratio]) -> list[int]:
-    """How many examples have a share in each metric's denominator."""
+    """Counts the examples that contribute to each metric's denominator."""
     counts, start = [], 0
     for d in definitions:
         end = start + max(1, len(d.categories))
@@ -376,10 +382,10 @@ def _num_contributing(terms_NT2: np.ndarray, definitions: Collection[Ratio]) -> 
 
 def _metrics(
     definitions: Mapping[str, Ratio],
-    found: tuple[np.ndarray, np.ndarray, np.ndarray],
+    intervals: tuple[np.ndarray, np.ndarray, np.ndarray],
     counts: Sequence[int],
 ) -> dict[str, Metric]:
     return {
         name: Metric(float(value), float(low), float(high), n)
-        for name, value, low, high, n in zip(definitions, *found, counts, strict=True)
+        for name, value, low, high, n in zip(definitions, *intervals, counts, strict=True)
     }

@@ -1,7 +1,7 @@
-"""Hallucinated objects in free descriptions, in the manner of CHAIR.
+"""CHAIR: hallucinated objects in free descriptions.
 
-What lives here: `Chair`. What does not: finding mentions (`seva_jax/text/mentions.py`), and
-COCO's synonym list or annotations, which a caller passes in. Read next: `pope.py`.
+What lives here: `Chair`. What does not: finding mentions (`seva_jax/text/mentions.py`), and reading
+COCO's annotations and a list of synonyms (`suites/described.py`). Read next: `pope.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
+from typing_extensions import override
+
 from seva_jax.evals.base import Evaluator, Ratio, Record
 from seva_jax.text.mentions import Vocabulary, words_of
 from seva_jax.types import DataError, Prompt
@@ -17,19 +19,19 @@ from seva_jax.types import DataError, Prompt
 
 @dataclasses.dataclass(frozen=True)
 class Chair(Evaluator):
-    """Which mentioned objects are not in the image, and which true ones are mentioned.
+    """Counts mentioned objects that are not in the image, and true objects that are mentioned.
 
     CHAIR of Rohrbach et al., "Object Hallucination in Image Captioning" (2018), section 3:
-    `chair_i` is hallucinated mentions / mentions (a repeated mention counts again), `chair_s`
-    the share of answers with at least one hallucinated mention. Silence scores well on both, so
+    `chair_i` is hallucinated mentions / mentions (repeated mentions count again), `chair_s` the
+    share of answers with at least one hallucinated mention. Empty answers score well on both, so
     `recall` (true objects mentioned / true objects, each distinct name once) and `length` (words
-    per answer) stand beside them.
+    per answer) are reported as well.
 
-    `meta["objects"]` holds the truth: one list of words per object, whose words joined by a
-    space are its canonical name (`["red", "circle"]` is "red circle").
+    `meta["objects"]` holds the truth: one list of words per object, which joined by spaces are
+    its canonical name (`["red", "circle"]` is "red circle").
 
     Attributes:
-        synonyms: pairs (phrase, canonical name); see `Vocabulary`.
+        synonyms: pairs (phrase, canonical name); see `seva_jax.text.mentions.Vocabulary`.
     """
 
     name: str = "chair"
@@ -37,15 +39,16 @@ class Chair(Evaluator):
 
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
-        """What finds the mentions in an answer."""
+        """The vocabulary that finds mentions in an answer."""
         return Vocabulary(self.name, self.synonyms)
 
     def mentions(self, text: str) -> list[str]:
-        """Returns canonical names of the objects a text mentions, in order, with repeats."""
+        """Returns the canonical names of the objects a text mentions, in order, with repeats."""
         return self.vocabulary.mentions(text)
 
+    @override
     def truth(self, prompt: Prompt) -> list[str]:
-        """Distinct canonical names of the objects in the image, in order."""
+        """Returns the distinct canonical names of the objects in the image, in order."""
         objects = prompt.meta.get("objects")
         if not isinstance(objects, list | tuple) or not all(
             isinstance(words, list | tuple) for words in objects
@@ -60,12 +63,12 @@ class Chair(Evaluator):
             if name not in canonical_names:
                 raise DataError(
                     f"{self.name}: prompt {prompt.id!r} shows {name!r}, which is no canonical "
-                    "name in synonyms; add it, or it can never be found"
+                    "name in synonyms; add it, or no mention of it can be found"
                 )
         return names
 
+    @override
     def definitions(self, prompts: Sequence[Prompt]) -> dict[str, Ratio]:
-        """`chair_i`, `chair_s`, `recall` and `length`."""
         return {
             "chair_i": Ratio("lower", ("hallucinated",), ("mentioned",)),
             "chair_s": Ratio("lower", ("any_hallucinated",), ("count",)),
@@ -73,8 +76,9 @@ class Chair(Evaluator):
             "length": Ratio("neither", ("words",), ("count",)),
         }
 
+    @override
     def score(self, prompt: Prompt, answer: str) -> Record:
-        """Counts for the ratios; `hallucinations` and `missed` list names for people to read."""
+        """Returns the counts for the ratios, and the names behind them for people to read."""
         truth = self.truth(prompt)
         mentions = self.mentions(answer)
         hallucinations = [name for name in mentions if name not in truth]

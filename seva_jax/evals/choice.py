@@ -10,13 +10,15 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
+from typing_extensions import override
+
 from seva_jax.evals.answers import LETTERS
-from seva_jax.evals.base import Evaluator, Ratio, Record, each_category
+from seva_jax.evals.base import Evaluator, Ratio, Record, each_category, meta_fields
 from seva_jax.evals.exact import normalise
 from seva_jax.types import DataError, Prompt
 
 LETTER_SUFFIX = "\nAnswer with the option's letter from the given choices directly."
-"""What LLaVA puts after multiple-choice questions."""
+"""LLaVA's suffix for multiple-choice questions."""
 
 _ALONE = re.compile(r"\(?([A-J])\)?[.:]?")
 _FIRST = re.compile(r"(?:\(([A-J])\)|([A-J])[.:)])\s")
@@ -24,7 +26,7 @@ _STATED = re.compile(r"(?i:answer\s*(?:is|:)\s*(?:option\s*)?)\(?([A-J])\b")
 
 
 def with_options(question: str, options: Sequence[str]) -> str:
-    r"""The question with its options below, as LLaVA writes them.
+    r"""Returns the question with its options listed below, as LLaVA formats them.
 
     >>> with_options("Which?", ["one", "two"])
     'Which?\nA. one\nB. two'
@@ -34,67 +36,67 @@ def with_options(question: str, options: Sequence[str]) -> str:
 
 
 def letter_of(text: str, options: Sequence[str]) -> str:
-    """The option an answer chooses, by the first of these rules that applies.
+    """Returns the letter of the option that an answer chooses.
+
+    The first of these rules that applies decides:
 
     1. The whole answer is a letter, perhaps in parentheses, with a dot or colon: `B`, `(B)`, `B.`.
-    2. It begins with such a letter that is set off by a dot, colon or parenthesis: `B. A dog`.
+    2. It begins with a letter that is set off by a dot, colon or parenthesis: `B. A dog`.
     3. It says "answer is" or "answer:" before a letter: `The answer is B`.
-    4. It is the text of exactly one option, whatever its case and final dot.
+    4. It is the text of exactly one option, ignoring case and a final dot.
 
-    Letters are capitals, and must belong to an option.
+    Letters are capitals and must belong to an option.
 
     Args:
         text: the answer.
         options: texts of options A, B, ...
 
     Returns:
-        The letter; "" where no rule applies.
+        The letter, or "" if no rule applies or there is no such option.
 
     >>> letter_of("The answer is (C).", ["a", "b", "c"]), letter_of("A dog", ["Dog", "Cat"])
     ('C', '')
     """
     text = text.strip()
-    found = ""
     for match in (_ALONE.fullmatch(text), _FIRST.match(text), _STATED.search(text)):
         if match:
-            found = next(group for group in match.groups() if group)
-            break
-    if found:
-        return found if LETTERS.index(found) < len(options) else ""
+            letter = next(group for group in match.groups() if group)
+            return letter if LETTERS.index(letter) < len(options) else ""
     same = [i for i, option in enumerate(options) if normalise(option) == normalise(text)]
     return LETTERS[same[0]] if len(same) == 1 else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class MultipleChoice(Evaluator):
-    """Accuracy of chosen letters; `meta` holds `options` (texts) and `answer` (a letter).
+    """Accuracy of the chosen letters; `meta` holds `options` (texts) and `answer` (a letter).
 
     Metrics: `accuracy`; `unparsed`, the share of answers without a letter, which count as wrong;
-    `accuracy` of every category of the fields in `by`.
+    `accuracy` within every category of the fields in `by`.
 
-    Where some prompts share `meta["group"]` they are one question asked with its options in
-    several orders (MMBench's circular evaluation, Liu et al. 2023, arXiv 2307.06281, section 4.1):
-    `circular_accuracy` then is the share of questions answered right in every order.
+    Prompts that share `meta["group"]` are one question asked with its options in several orders
+    (MMBench's circular evaluation, Liu et al. 2023, arXiv 2307.06281, section 4.1). If there are
+    any, `circular_accuracy` is the share of questions answered right in every order.
 
     Attributes:
-        by: fields of `meta` that hold a category, or a list of several.
+        by: fields of `meta` that hold a category or a list of several; accuracy is also reported
+            within each category.
     """
 
     name: str = "multiple-choice"
     by: tuple[str, ...] = ("category",)
 
+    @override
     def truth(self, prompt: Prompt) -> str:
-        """The right letter."""
         answer, options = prompt.meta.get("answer"), prompt.meta.get("options", ())
         if not isinstance(answer, str) or answer not in set(LETTERS[: len(options)]):
             raise DataError(
                 f"{self.name}: prompt {prompt.id!r} has the answer {answer!r} and {len(options)} "
-                "options; the answer must be the letter of one"
+                "options; the answer must be the letter of an option"
             )
         return answer
 
+    @override
     def definitions(self, prompts: Sequence[Prompt]) -> dict[str, Ratio]:
-        """See the class."""
         accuracy = {"accuracy": Ratio("higher", ("correct",), ("count",))}
         metrics = dict(accuracy)
         groups = [prompt.meta.get("group") for prompt in prompts]
@@ -105,11 +107,11 @@ class MultipleChoice(Evaluator):
             metrics |= each_category(accuracy, prompts, field)
         return metrics
 
+    @override
     def score(self, prompt: Prompt, answer: str) -> Record:
-        """What was read, 0/1 fields `correct` and `unparsed`, and the categories."""
+        """Returns the letter as `parsed`, 0/1 fields `correct, unparsed`, and the categories."""
         letter = letter_of(answer, prompt.meta["options"])
-        kept = (*self.by, "question_id", "group")
-        return {key: prompt.meta[key] for key in kept if key in prompt.meta} | {
+        return meta_fields(prompt, *self.by, "question_id", "group") | {
             "parsed": letter,
             "correct": int(letter == self.truth(prompt)),
             "unparsed": int(not letter),
@@ -117,8 +119,9 @@ class MultipleChoice(Evaluator):
             "all_correct": 0,
         }
 
+    @override
     def scores(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Record]:
-        """See `Evaluator`; what concerns a whole group is in its first record."""
+        """Returns `score` of every answer; the first record of a group holds the group's score."""
         records = super().scores(prompts, answers)
         groups: dict[object, list[Record]] = {}
         for prompt, record in zip(prompts, records, strict=True):

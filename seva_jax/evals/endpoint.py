@@ -1,10 +1,11 @@
 """A judge behind an OpenAI-compatible endpoint.
 
-What lives here: `OpenAICompatible`: requests, retries, cost estimate, and the transcript, which
-keeps anything from being asked twice. What does not: what is asked (`judge.py`, `suites/`).
+What lives here: `OpenAICompatible`, with requests, retries, a cost estimate, and a transcript so
+that nothing is asked twice. What does not: what is asked (`judge.py`, `suites/`). Read next:
+`suites/judged.py`.
 
-The API key is read from an environment variable when a request is sent and goes nowhere but into
-that request's header.
+The API key is read from an environment variable whenever a request is sent. It is put into the
+header of that request and nowhere else.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from typing_extensions import override
+
 from seva_jax.evals.judge import Case, Judge, Verdict, check
 from seva_jax.ranges import ABOVE_0, FROM_0, FROM_1
 from seva_jax.runtime.journal import Journal
@@ -31,7 +34,7 @@ from seva_jax.runtime.processes import say
 from seva_jax.runtime.progress import Progress
 from seva_jax.types import DataError, ExampleError
 
-_CHARS_PER_TOKEN = 4  # of English text, for the estimate
+_CHARS_PER_TOKEN = 4  # in English text, for the cost estimate
 _ASK_FOR_JSON = (
     "Reply with one JSON object and nothing else: "
     '{"scores": [one number for each answer, in order], "explanation": "one or two sentences"}. '
@@ -39,14 +42,14 @@ _ASK_FOR_JSON = (
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the API key to another address."""
+    """Refuses redirects, which would carry the API key to another address."""
 
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        """Refuses."""
+    @override
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 class _Retry(Exception):
-    """Worth another try, after `wait_s` seconds if the server said so."""
+    """A failed request that is worth retrying, after `wait_s` seconds if the server gave a time."""
 
     def __init__(self, message: str, wait_s: float = 0.0) -> None:
         super().__init__(message)
@@ -57,25 +60,26 @@ class _Retry(Exception):
 class OpenAICompatible(Judge):
     """A model that answers POST {base_url}/chat/completions.
 
-    What it has answered is in the transcript and never asked again, also by another run with the
-    same transcript; a reply that is no verdict is not kept.
+    Replies are kept in the transcript. No run with the same transcript asks for them again, except
+    for replies without a valid verdict, which are not kept.
 
     Attributes:
-        base_url: for example https://api.openai.com/v1, or http://localhost:8000/v1 of vLLM.
-        model: its name there.
-        api_key_env: the environment variable that holds the key; empty sends none.
-        transcript: JSON lines file of requests (by their hash) and replies.
-        temperature: of its answers.
-        max_tokens: longest reply.
-        concurrency: requests under way at one time.
-        timeout_s: seconds until a request without an answer counts as lost.
-        retries: further tries after too many requests (429), server errors and timeouts; a reply
-            that is no verdict gets one.
-        backoff_s: seconds before the first further try; twice as many before each next one,
-            unless the server says how long to wait.
-        usd_per_million_in: price of a million prompt tokens, for the estimate.
-        usd_per_million_out: price of a million reply tokens.
-        max_usd: refuse to start where the estimate is above; 0 sets no limit.
+        base_url: address of the API, for example https://api.openai.com/v1, or
+            http://localhost:8000/v1 for a local vLLM server.
+        model: name of the model at that address.
+        api_key_env: name of the environment variable that holds the API key; empty sends no key.
+        transcript: JSON lines file that keeps requests (found by their hash) and replies.
+        temperature: sampling temperature of the judge.
+        max_tokens: maximum length of a reply in tokens.
+        concurrency: number of requests in flight at the same time.
+        timeout_s: seconds to wait for a reply before trying again.
+        retries: how often to retry after too many requests (HTTP 429), server errors and timeouts;
+            a reply without a valid verdict is retried once at most.
+        backoff_s: seconds to wait before the first retry, doubled for each further one, unless the
+            server says how long to wait.
+        usd_per_million_in: price of a million prompt tokens in US dollars, for the cost estimate.
+        usd_per_million_out: price of a million reply tokens in US dollars, for the cost estimate.
+        max_usd: refuse to start if the estimated cost in US dollars is above this; 0 sets no limit.
     """
 
     base_url: str = ""
@@ -93,28 +97,30 @@ class OpenAICompatible(Judge):
     max_usd: Annotated[float, FROM_0] = 0.0
 
     def __post_init__(self) -> None:
-        # Configs are written to files, so a secret must not get into one.
+        # Configs are written to files, so they must not contain a secret.
         address = urllib.parse.urlsplit(self.base_url)
         if "@" in address.netloc or address.query:
             raise DataError(
-                "the judge's base_url holds a user, a password or a query, and configs are written "
-                "to files; put the key into an environment variable and name that in api_key_env"
+                "the judge's base_url contains a user, a password or a query, and configs are "
+                "written to files; put the key into an environment variable and name it in "
+                "api_key_env"
             )
         if self.api_key_env and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
             raise DataError(
-                "the judge's api_key_env is no name of an environment variable; give the name, not "
-                "the key"
+                "the judge's api_key_env is not the name of an environment variable; give the "
+                "name, not the key"
             )
 
+    @override
     def __call__(self, case: Case) -> Verdict:
-        """See `Judge`."""
-        found = self.all([case])[0]
-        if isinstance(found, ExampleError):
-            raise found
-        return found
+        (verdict,) = self.all([case])
+        if isinstance(verdict, ExampleError):
+            raise verdict
+        return verdict
 
+    @override
     def all(self, cases: Sequence[Case]) -> list[Verdict | ExampleError]:
-        """See `Judge.all`; several at a time, those in the transcript not at all."""
+        """Asks about several cases at a time, and only about those not in the transcript."""
         self._check()
         bodies = [self._body(case) for case in cases]
         keys = [hashlib.sha256(json.dumps([self.base_url, b]).encode()).hexdigest() for b in bodies]
@@ -123,19 +129,18 @@ class OpenAICompatible(Judge):
         waiting = {k: i for i, k in enumerate(keys) if k not in known}
         if waiting:
             self._announce([bodies[i] for i in waiting.values()], len(cases))
-        found: dict[str, Verdict | ExampleError] = {}
+        failed: dict[str, ExampleError] = {}
         pool = concurrent.futures.ThreadPoolExecutor(max(self.concurrency, 1))
         progress = Progress("judge", len(cases), "answer", len(cases) - len(waiting), bool(waiting))
         jobs = {pool.submit(self._ask, bodies[i], cases[i]): k for k, i in waiting.items()}
         try:
-            done = concurrent.futures.as_completed(jobs)
-            for job in done:
+            for job in concurrent.futures.as_completed(jobs):
                 key = jobs[job]
                 progress.update()
                 try:
                     reply = job.result()
                 except ExampleError as error:
-                    found[key] = error
+                    failed[key] = error
                     continue
                 body = bodies[waiting[key]]
                 transcript.append([{"key": key, "request": body, "reply": reply}])
@@ -144,7 +149,7 @@ class OpenAICompatible(Judge):
             progress.close()
             pool.shutdown(cancel_futures=True)
         return [
-            found[k] if k in found else _verdict(known[k], case)
+            failed[k] if k in failed else _verdict(known[k], case)
             for k, case in zip(keys, cases, strict=True)
         ]
 
@@ -152,12 +157,12 @@ class OpenAICompatible(Judge):
         if not self.base_url.startswith(("https://", "http://")) or not self.model:
             raise DataError(
                 f"the judge has base_url {self.base_url!r} and model {self.model!r}; give both, "
-                "the first with https:// or http://"
+                "and begin base_url with https:// or http://"
             )
         if self.api_key_env and not os.environ.get(self.api_key_env):
             raise DataError(
-                f"the judge's key is not there: set the environment variable {self.api_key_env}, "
-                "or api_key_env='' for an endpoint that wants none"
+                f"the judge's API key is missing: set the environment variable {self.api_key_env}, "
+                "or api_key_env='' for an endpoint that needs no key"
             )
 
     def _body(self, case: Case) -> dict[str, Any]:
@@ -177,7 +182,7 @@ class OpenAICompatible(Judge):
         }
 
     def _announce(self, bodies: Sequence[dict[str, Any]], total: int) -> None:
-        """Says what will be asked and about what it costs, before it does."""
+        """Prints how much will be asked and its estimated cost, and checks the limit."""
         num_in = sum(len(b["messages"][0]["content"]) for b in bodies) // _CHARS_PER_TOKEN
         num_out = len(bodies) * self.max_tokens
         usd = (num_in * self.usd_per_million_in + num_out * self.usd_per_million_out) / 1e6
@@ -189,15 +194,15 @@ class OpenAICompatible(Judge):
         )
         if 0 < self.max_usd < usd:
             raise DataError(
-                f"the judge would cost about ${usd:.2f}, above max_usd {self.max_usd:g}; raise it, "
-                "or take a cheaper model"
+                f"the judge would cost about ${usd:.2f}, above max_usd {self.max_usd:g}; raise it "
+                "or use a cheaper model"
             )
 
     def _ask(self, body: dict[str, Any], case: Case) -> str:
-        """The text of a reply that holds a verdict.
+        """Returns the text of a reply with a valid verdict.
 
         Raises:
-            ExampleError: the last try had a reply without one.
+            ExampleError: the last reply has no valid verdict.
             DataError: the endpoint cannot be used.
         """
         malformed = 0
@@ -205,17 +210,17 @@ class OpenAICompatible(Judge):
             last, wait_s = attempt == self.retries, 0.0
             try:
                 reply = self._post(body)
-                found = _verdict(reply, case)
-                if not isinstance(found, ExampleError):
+                verdict = _verdict(reply, case)
+                if not isinstance(verdict, ExampleError):
                     return reply
                 malformed += 1
                 if last or malformed == 2:
-                    raise found
+                    raise verdict
             except _Retry as error:
                 if last:
                     raise DataError(
                         f"the judge at {self.base_url} gave up after {attempt + 1} tries: {error}; "
-                        "run again later, what was answered is kept"
+                        "run again later; replies so far are kept"
                     ) from None
                 wait_s = error.wait_s
             time.sleep(wait_s or self.backoff_s * 2**attempt)
@@ -236,7 +241,7 @@ class OpenAICompatible(Judge):
             error.close()
             if error.code == 429 or error.code >= 500:
                 raise _Retry(f"HTTP {error.code}", _seconds(error.headers)) from None
-            # Nothing the server says is shown: it may repeat the key.
+            # The server's words are not shown, because they may repeat the key.
             raise DataError(
                 f"the judge at {self.base_url} answered HTTP {error.code}; check base_url, model "
                 "and key"
@@ -246,11 +251,11 @@ class OpenAICompatible(Judge):
         try:
             return str(json.loads(data)["choices"][0]["message"]["content"])
         except (ValueError, LookupError, TypeError):
-            raise _Retry("a reply that is no chat completion") from None
+            raise _Retry("the reply is not a chat completion") from None
 
 
 def _seconds(headers: Any) -> float:
-    """What Retry-After says, at most a minute; 0 where it says nothing in seconds."""
+    """Returns the seconds in Retry-After, at most 60; 0 if it does not give any."""
     try:
         return min(max(float(headers.get("Retry-After", "")), 0.0), 60.0)
     except ValueError:
@@ -258,7 +263,7 @@ def _seconds(headers: Any) -> float:
 
 
 def _verdict(reply: str, case: Case) -> Verdict | ExampleError:
-    """The verdict in a reply: its first JSON object with `scores`."""
+    """Returns the verdict in a reply, from its first JSON object with `scores`."""
     decoder = json.JSONDecoder()
     start = reply.find("{")
     while start >= 0:
@@ -270,4 +275,4 @@ def _verdict(reply: str, case: Case) -> Verdict | ExampleError:
             return error
         except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
             start = reply.find("{", start + 1)
-    return ExampleError("the judge's reply holds no scores", "malformed verdict")
+    return ExampleError("the judge's reply has no scores", "malformed verdict")

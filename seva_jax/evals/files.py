@@ -1,7 +1,8 @@
-"""Result files: records as JSON lines, the numbers as one JSON summary.
+"""Result files: the records as JSON lines, the metrics as one JSON summary.
 
 What lives here: reading and writing both, and reading JSON lines with errors that name the line.
-What does not: formats of one benchmark (`pope.py`). Read next: `base.py` for what is stored.
+What does not: how files are written safely (`seva_jax/runtime/files.py`), formats of one benchmark
+(`pope.py`, `suites/`). Read next: `base.py` for what is stored.
 """
 
 from __future__ import annotations
@@ -9,22 +10,25 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import get_args
 
 from seva_jax.evals.base import Better, EvalResult, Metric, Ratio, Record
-from seva_jax.runtime.files import read_bytes
+from seva_jax.runtime.files import read_bytes, write_text
 from seva_jax.types import DataError
 
-PathLike = str | pathlib.Path
+PathLike = str | Path
 
 
 def write_records(path: PathLike, records: Sequence[Record]) -> None:
-    """Writes records as JSON lines, one object a line."""
-    with pathlib.Path(path).open("w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+    """Writes records as JSON lines, one object per line.
+
+    Raises:
+        ValueError: a record has a number that is not finite, which JSON does not know.
+    """
+    lines = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
+    write_text(Path(path), "".join(lines))
 
 
 def read_records(path: PathLike) -> list[Record]:
@@ -44,7 +48,7 @@ def write_summary(
     Args:
         path: the file.
         result: the result.
-        about: where it comes from, JSON-ready; stored under "about".
+        about: where the result comes from, JSON-ready; stored under "about".
     """
     metrics = {
         name: {
@@ -61,11 +65,11 @@ def write_summary(
         "metrics": metrics,
     }
     text = json.dumps(summary, ensure_ascii=False, allow_nan=False, indent=2)
-    pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
+    write_text(Path(path), text + "\n")
 
 
 def read_result(summary_path: PathLike, records_path: PathLike) -> EvalResult:
-    """Reads back what `write_summary` and `write_records` wrote of one result.
+    """Reads a result from the files that `write_summary` and `write_records` wrote.
 
     Raises:
         DataError: a file cannot be read, or the two do not belong together.
@@ -96,7 +100,7 @@ def read_result(summary_path: PathLike, records_path: PathLike) -> EvalResult:
         ) from error
     if len(records) != num_examples:
         raise DataError(
-            f"{records_path}: has {len(records)} records where {summary_path} was computed from "
+            f"{records_path}: has {len(records)} records, but {summary_path} was computed from "
             f"{num_examples}; evaluate again to rewrite both"
         )
     return EvalResult(name, metrics, records, definitions)
@@ -104,6 +108,8 @@ def read_result(summary_path: PathLike, records_path: PathLike) -> EvalResult:
 
 def read_json_lines(path: PathLike) -> Iterator[tuple[int, Record]]:
     """Yields (line number from 1, object) of a JSON lines file; blank lines are skipped.
+
+    The file is a user's, so unlike `seva_jax.runtime.files.read_lines` this never repairs it.
 
     Raises:
         DataError: the file cannot be read, or a line is not a JSON object.
@@ -116,11 +122,11 @@ def read_json_lines(path: PathLike) -> Iterator[tuple[int, Record]]:
             record = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             raise DataError(
-                f"{path}, line {number}: not valid JSON ({error}); expected one object a line"
+                f"{path}, line {number}: not valid JSON ({error}); expected one object per line"
             ) from error
         if not isinstance(record, dict):
             raise DataError(
                 f"{path}, line {number}: expected a JSON object, found {type(record).__name__}; "
-                "write one object a line"
+                "write one object per line"
             )
         yield number, record

@@ -1,8 +1,8 @@
-"""Answers scored by somebody else: a program of yours, or a large model.
+"""Answers scored by a judge: a Python function, or a large model.
 
-What lives here: `Judge` (the extension point), `LocalJudge`, and `Judged`, the evaluator that
-puts answers to a judge. What does not: talking to an endpoint (`endpoint.py`), what each
-benchmark asks a judge (`suites/judged.py`). Read next: `endpoint.py`.
+What lives here: `Judge` (the extension point), `LocalJudge`, and `Judged`, the evaluator that lets
+a judge score answers. What does not: talking to an endpoint (`endpoint.py`), what each benchmark
+asks a judge (`suites/judged.py`). Read next: `endpoint.py`.
 """
 
 from __future__ import annotations
@@ -11,21 +11,23 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from seva_jax.evals.base import Evaluator, Ratio, Record, each_category
+from typing_extensions import override
+
+from seva_jax.evals.base import Evaluator, Ratio, Record, each_category, meta_fields
 from seva_jax.runtime.processes import say
 from seva_jax.types import DataError, ExampleError, Prompt
 
 
 class Case(NamedTuple):
-    """What a judge is asked about one question.
+    """One question whose answers a judge scores.
 
     Attributes:
-        instructions: what to judge and on what scale.
-        question: as the model was asked.
+        instructions: what to score and by what criteria.
+        question: the question as the model was asked.
         reference: the right answer, or what is known about the image.
-        answers: to be scored, one score each.
-        low: least score.
-        high: greatest score.
+        answers: the answers to score, with one score each.
+        low: lowest possible score.
+        high: highest possible score.
     """
 
     instructions: str
@@ -37,11 +39,11 @@ class Case(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a judge said.
+    """A judge's scores of one case.
 
     Attributes:
         scores: one for each answer, within the case's scale.
-        explanation: in the judge's words; may be empty.
+        explanation: the reasons in the judge's words; may be empty.
     """
 
     scores: tuple[float, ...]
@@ -56,17 +58,17 @@ class Judge:
         """Scores the answers of one case.
 
         Raises:
-            ExampleError: this case has no verdict; the others go on.
+            ExampleError: this case gets no verdict; the other cases are still scored.
             DataError: the judge cannot be used at all.
         """
         raise NotImplementedError(f"{type(self).__name__} must define __call__")
 
     def all(self, cases: Sequence[Case]) -> list[Verdict | ExampleError]:
-        """A verdict for each case, or why there is none. Override to ask many at once."""
+        """Returns each case's verdict, or why there is none. Override to ask many at once."""
         return [self.checked(case) for case in cases]
 
     def checked(self, case: Case) -> Verdict | ExampleError:
-        """The verdict of one case, if it is one."""
+        """Returns the verdict of one case, or why there is no valid one."""
         try:
             return check(self(case), case)
         except ExampleError as error:
@@ -74,14 +76,14 @@ class Judge:
 
 
 def check(verdict: Verdict, case: Case) -> Verdict:
-    """The verdict itself.
+    """Returns the verdict if it is valid.
 
     Raises:
-        ExampleError: not one score for each answer, or a score outside the scale.
+        ExampleError: there is not one score per answer, or a score is outside the scale.
     """
     if len(verdict.scores) != len(case.answers):
         raise ExampleError(
-            f"{len(verdict.scores)} scores for {len(case.answers)} answers; a judge gives one each",
+            f"{len(verdict.scores)} scores for {len(case.answers)} answers; one each is required",
             "wrong number of scores",
         )
     if not all(case.low <= score <= case.high for score in verdict.scores):
@@ -93,7 +95,7 @@ def check(verdict: Verdict, case: Case) -> Verdict:
 
 
 def exact_or_nothing(case: Case) -> Verdict:
-    """The highest score for an answer that equals the reference but for case, else the lowest."""
+    """Gives the highest score to answers equal to the reference, ignoring case, else the lowest."""
     right = case.reference.strip().lower()
     return Verdict(
         tuple(case.high if a.strip().lower() == right else case.low for a in case.answers)
@@ -105,31 +107,32 @@ class LocalJudge(Judge):
     """A Python function as a judge.
 
     Attributes:
-        function: takes a `Case`, gives a `Verdict` or raises `ExampleError`; defined at the top
-            of an importable module, so that the written config can name it.
+        function: takes a `Case` and returns a `Verdict` or raises `ExampleError`. Define it at the
+            top level of an importable module, so that the saved config can refer to it by name.
     """
 
     function: Callable[[Case], Verdict] = exact_or_nothing
 
+    @override
     def __call__(self, case: Case) -> Verdict:
-        """See `Judge`."""
         return self.function(case)
 
 
 @dataclasses.dataclass(frozen=True)
 class Judged(Evaluator):
-    """Puts every answer to a judge.
+    """Lets a judge score every answer, given `meta["reference"]`.
 
-    The prompt's `meta["reference"]` is what the judge is told. Metrics: `score`, the mean of what
-    `record` makes of the verdicts; `unjudged`, the share of answers without a verdict, which no
-    other metric counts; `length` in words; `score` of every category of the fields in `by`.
+    Metrics: `score`, the mean score unless `ratio` is overridden; `unjudged`, the share of answers
+    without a verdict, which `score` does not count; `length` in words; `score` within every
+    category of the fields in `by`.
 
     Attributes:
-        judge: who scores.
-        instructions: what to judge.
-        low: least score.
-        high: greatest score.
-        by: fields of `meta` that hold a category, or a list of several.
+        judge: scores the answers.
+        instructions: tells the judge what to score and by what criteria.
+        low: lowest possible score.
+        high: highest possible score.
+        by: fields of `meta` that hold a category or a list of several; the score is also reported
+            within each category.
     """
 
     judge: Judge = LocalJudge()
@@ -138,27 +141,28 @@ class Judged(Evaluator):
     high: float = 1.0
     by: tuple[str, ...] = ()
 
+    @override
     def truth(self, prompt: Prompt) -> str:
-        """What the judge is told."""
+        """Returns the reference that the judge sees."""
         reference = prompt.meta.get("reference")
         if not isinstance(reference, str):
             raise DataError(f"{self.name}: prompt {prompt.id!r} has no text in meta['reference']")
         return reference
 
     def ratio(self) -> Ratio:
-        """How `score` follows from what `record` gives, which is 0 where there is no verdict."""
+        """Returns how `score` follows from the fields of `record`, all 0 without a verdict."""
         return Ratio("higher", ("score",), ("judged",))
 
     def answers(self, prompt: Prompt, answer: str) -> tuple[str, ...]:
-        """What the judge scores, given the model's answer; nothing means it is not asked."""
+        """Returns what the judge scores of a model's answer; if empty, the judge is not asked."""
         return (answer.strip(),)
 
     def record(self, verdict: Verdict) -> Record:
-        """The numbers of one verdict that `ratio` adds up."""
+        """Returns the numbers of one verdict, which `ratio` adds up."""
         return {"score": verdict.scores[0]}
 
+    @override
     def definitions(self, prompts: Sequence[Prompt]) -> dict[str, Ratio]:
-        """See the class."""
         score = {"score": self.ratio()}
         metrics = dict(score)
         metrics["unjudged"] = Ratio("lower", ("unjudged",), ("count",))
@@ -167,8 +171,9 @@ class Judged(Evaluator):
             metrics |= each_category(score, prompts, field)
         return metrics
 
+    @override
     def scores(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Record]:
-        """See `Evaluator`; asks the judge about all answers at once, so that it may hurry."""
+        """Scores all answers in one call of the judge, which may then work in parallel."""
         cases = [
             Case(
                 self.instructions,
@@ -180,14 +185,14 @@ class Judged(Evaluator):
             )
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        found = iter(self.judge.all([case for case in cases if case.answers]))
-        verdicts = [next(found) if case.answers else Verdict(()) for case in cases]
+        given = iter(self.judge.all([case for case in cases if case.answers]))
+        verdicts = [next(given) if case.answers else Verdict(()) for case in cases]
         failed = [v for v in verdicts if isinstance(v, ExampleError)]
         if failed:
             say(f"  {self.name}: {len(failed)} answers have no verdict; the first: {failed[0]}")
         fields = (*self.ratio().numerator, *self.ratio().denominator)
         return [
-            {key: prompt.meta[key] for key in ("question_id", *self.by) if key in prompt.meta}
+            meta_fields(prompt, "question_id", *self.by)
             | {"words": len(answer.split()), "judged": 0, "unjudged": 0}
             | (
                 dict.fromkeys(fields, 0) | {"unjudged": 1, "why": verdict.reason}

@@ -1,37 +1,40 @@
 """Yes/no questions about objects, as POPE asks them.
 
-What lives here: `Pope`, the parsers that turn an answer into yes or no, and POPE's files. What does
-not: short answers (`exact.py`). Read next: `table.py`, which compares models.
+What lives here: `Pope`, the parsers that read yes or no from an answer, and `load_pope`, which
+reads POPE's files. What does not: other short answers (`exact.py`), and the benchmark of all three
+sets (`suites/short_answers.py`). Read next: `table.py`, which compares models.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar, Literal
 
-from seva_jax.evals.base import Evaluator, Ratio, Record
+from typing_extensions import override
+
+from seva_jax.evals.base import Evaluator, Ratio, Record, meta_fields
 from seva_jax.evals.files import PathLike, read_json_lines
 from seva_jax.types import DataError, Prompt
 
 SHORT_ANSWER_SUFFIX = "\nAnswer the question using a single word or phrase."
-"""What LLaVA's own POPE questions end with; POPE's files do not have it."""
+"""The suffix of LLaVA's own POPE questions; POPE's files do not have it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AnswerParser:
-    """Turns an answer into yes or no. The choice moves POPE by tenths of a point: report it.
+    """Reads yes or no from an answer. The parser moves POPE by tenths of a point: report it.
 
     Attributes:
-        always_decides: true where the parser never answers "unparsed".
+        always_decides: whether the parser never returns "unparsed".
     """
 
     always_decides: ClassVar[bool] = False
 
     def __call__(self, text: str) -> Literal["yes", "no", "unparsed"]:
-        """What the answer says."""
+        """Returns what the answer says."""
         raise NotImplementedError
 
 
@@ -39,7 +42,7 @@ class AnswerParser:
 class LlavaParser(AnswerParser):
     r"""LLaVA's rule: "no" if the first sentence has the word `No`, `not` or `no`, else "yes".
 
-    Commas are removed and words are split at single blanks only, so "NO", "isn't" and "Yes\nno"
+    Commas are removed and words are split at single spaces only, so "NO", "isn't" and "Yes\nno"
     all count as yes, as they do in LLaVA's published numbers.
 
     >>> LlavaParser()("There is, no doubt. Yes."), LlavaParser()("Nothing")
@@ -48,8 +51,8 @@ class LlavaParser(AnswerParser):
 
     always_decides: ClassVar[bool] = True
 
+    @override
     def __call__(self, text: str) -> Literal["yes", "no", "unparsed"]:
-        """What the answer says."""
         words = text.split(".")[0].replace(",", "").split(" ")
         return "no" if {"No", "not", "no"} & set(words) else "yes"
 
@@ -58,14 +61,14 @@ class LlavaParser(AnswerParser):
 class WordParser(AnswerParser):
     """Whole words in any case: "yes" if there is a yes, else "no" if there is a no.
 
-    Anything else is "unparsed". A text with both is a "yes".
+    A text with both counts as "yes", one with neither as "unparsed".
 
     >>> WordParser()("NO!"), WordParser()("Yes, no doubt"), WordParser()("Nothing")
     ('no', 'yes', 'unparsed')
     """
 
+    @override
     def __call__(self, text: str) -> Literal["yes", "no", "unparsed"]:
-        """What the answer says."""
         words = set(re.findall(r"\w+", text.lower()))
         return "yes" if "yes" in words else "no" if "no" in words else "unparsed"
 
@@ -76,24 +79,24 @@ class Pope(Evaluator):
 
     POPE of Li et al., "Evaluating Object Hallucination in Large Vision-Language Models" (2023).
     Metrics: `accuracy`, `precision`, `recall`, `f1`, `yes_ratio`, and `unparsed` where the parser
-    can fail. An unparsed answer is wrong: a missed object if the truth is yes, never a "yes".
+    can fail. An unparsed answer is wrong: it never counts as a "yes", and it is a false negative
+    if the truth is yes.
 
     With `meta["category"]` (random, popular, adversarial) each of the five is also reported per
     category, as `random/f1`, and the plain name is the unweighted mean over categories, which is
     how POPE is published.
 
     Attributes:
-        parser: how an answer is read.
-        also_words: report beside it, as `words: f1` and so on, what `WordParser` reads in the
-            same answers.
+        parser: reads yes or no from an answer.
+        also_words: also report what `WordParser` reads from the same answers, as `words: f1` etc.
     """
 
     name: str = "pope"
     parser: AnswerParser = LlavaParser()
     also_words: bool = False
 
+    @override
     def truth(self, prompt: Prompt) -> str:
-        """`meta["answer"]`, in lower case."""
         answer = str(prompt.meta.get("answer", "")).strip().lower()
         if answer not in ("yes", "no"):
             raise DataError(
@@ -102,13 +105,14 @@ class Pope(Evaluator):
             )
         return answer
 
+    @override
     def definitions(self, prompts: Sequence[Prompt]) -> dict[str, Ratio]:
-        """The metrics over all prompts or, with categories, for each of them and their mean."""
+        """Returns the metrics over all prompts or, with categories, for each one and their mean."""
         categories = tuple(dict.fromkeys(_category(prompt) for prompt in prompts))
         if "" in categories and len(categories) > 1:
             id_ = next(prompt.id for prompt in prompts if not _category(prompt))
             raise DataError(
-                f"{self.name}: prompt {id_!r} has no meta['category'] but others have; "
+                f"{self.name}: prompt {id_!r} has no meta['category'] but others do; "
                 "give every prompt one, or none"
             )
         categories = tuple(c for c in categories if c)
@@ -118,10 +122,11 @@ class Pope(Evaluator):
             metrics |= {f"words: {name}": ratio for name, ratio in also.items()}
         return metrics
 
+    @override
     def score(self, prompt: Prompt, answer: str) -> Record:
-        """What the parser read, and 0/1 fields `correct, tp, fp, fn, unparsed`."""
+        """Returns what the parser read, and 0/1 fields `correct, tp, fp, fn, unparsed`."""
         truth = self.truth(prompt)
-        record = {key: prompt.meta[key] for key in ("question_id",) if key in prompt.meta}
+        record = meta_fields(prompt, "question_id")
         record["category"] = _category(prompt)
         parsers = {"": self.parser} | ({"words_": WordParser()} if self.also_words else {})
         for prefix, parser in parsers.items():
@@ -138,7 +143,7 @@ class Pope(Evaluator):
 
 
 def _ratios(parser: AnswerParser, prefix: str, categories: tuple[str, ...]) -> dict[str, Ratio]:
-    """One parser's metrics; `prefix` is that of its record fields."""
+    """Returns the metrics of one parser, whose record fields begin with `prefix`."""
     correct, tp, fp, fn = (f"{prefix}{field}" for field in ("correct", "tp", "fp", "fn"))
     plain = {
         "accuracy": Ratio("higher", (correct,), ("count",), categories),
@@ -165,22 +170,22 @@ def load_pope(
 ) -> list[Prompt]:
     """Reads one POPE file: JSON lines with `question_id`, `image`, `text` and `label`.
 
-    Every set brings its own labels: the release of SeVa scored all three sets against the
-    adversarial ones. Join several sets by adding the lists.
+    Every set has labels of its own; SeVa's released code scores all three sets against those of
+    the adversarial set. Add the lists to join several sets.
 
     Args:
         path: the file, for example `coco_pope_random.json`.
-        image_folder: put before every image name.
-        category: the set, where the lines have no `category` of their own.
+        image_folder: put in front of every image name.
+        category: name of the set, for lines that have no `category` of their own.
         suffix: put after every question, for example `SHORT_ANSWER_SUFFIX`.
 
     Returns:
-        Prompts with ids `category-question_id` (the three sets number their questions alike) and
-        meta `question_id`, `answer` and, where known, `category`.
+        Prompts with `question_id`, `answer` and, if known, `category` in `meta`. Their ids are
+        `category-question_id`, because the three sets number their questions alike.
 
     Raises:
         DataError: the file cannot be read or has no question; or a line is not JSON, lacks a
-            field, holds a wrong value or repeats a question, naming file and line.
+            field, has a wrong value or repeats a question. The message names file and line.
     """
     prompts: dict[str, Prompt] = {}
     for number, line in read_json_lines(path):
@@ -188,28 +193,28 @@ def load_pope(
         for field in ("image", "text", "label"):
             if not isinstance(line.get(field), str) or not line[field].strip():
                 raise DataError(
-                    f"{where}: field {field!r} is {line.get(field)!r}; it must be a text that is "
-                    "not empty"
+                    f"{where}: field {field!r} is {line.get(field)!r}; it must be a non-empty "
+                    "string"
                 )
         question_id = line.get("question_id")
         if not isinstance(question_id, int | str):
             raise DataError(
-                f"{where}: field 'question_id' is {question_id!r}; it must be a number or a text"
+                f"{where}: field 'question_id' is {question_id!r}; it must be a number or a string"
             )
         answer = line["label"].strip().lower()
         if answer not in ("yes", "no"):
             raise DataError(f"{where}: field 'label' is {line['label']!r}; it must be yes or no")
-        of_set = str(line.get("category") or category)
-        id_ = f"{of_set}-{question_id}" if of_set else str(question_id)
+        set_name = str(line.get("category") or category)
+        id_ = f"{set_name}-{question_id}" if set_name else str(question_id)
         if id_ in prompts:
-            raise DataError(f"{where}: question {id_!r} is there twice; remove one")
+            raise DataError(f"{where}: question {id_!r} appears twice; remove one")
         meta = {"question_id": question_id, "answer": answer}
         prompts[id_] = Prompt(
             id=id_,
             question=line["text"] + suffix,
-            images=(str(pathlib.Path(image_folder) / line["image"]),),
-            meta=meta | ({"category": of_set} if of_set else {}),
+            images=(str(Path(image_folder) / line["image"]),),
+            meta=meta | ({"category": set_name} if set_name else {}),
         )
     if not prompts:
-        raise DataError(f"{path}: has no questions; expected one JSON object a line")
+        raise DataError(f"{path}: has no questions; expected one JSON object per line")
     return list(prompts.values())

@@ -1,8 +1,8 @@
-"""What a benchmark is to a run: questions, an evaluator, and files for other people's scorers.
+"""The interface of a benchmark: questions, an evaluator, and answer files for other scorers.
 
 What lives here: `Suite` (the extension point), `Questions`, and reading a benchmark's files with
 errors that name the place. What does not: the benchmarks themselves (`suites/`), how an answer is
-scored (`base.py` and the evaluators), who asks the model (`seva_jax/run/evaluations.py`). Read next:
+scored (`base.py` and the evaluators), asking the model (`seva_jax/run/evaluations.py`). Read next:
 `suites/short_answers.py`.
 """
 
@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.data.sources import PromptSet
 from seva_jax.evals.answers import Answer, write_llava, write_lmms_log, write_tsv
-from seva_jax.evals.base import Evaluator
+from seva_jax.evals.base import Evaluator, meta_fields
 from seva_jax.images.load import decode_image, resolve_image
 from seva_jax.ranges import FROM_0, FROM_1
 from seva_jax.runtime.files import read_bytes
@@ -37,8 +38,8 @@ class Questions(PromptSet):
 
     Attributes:
         evaluator: scores the answers.
-        files: SHA-256 of every file that was read, by path; images are not among them.
-        notes: what a reader of the numbers has to know, such as which variant of a file it was.
+        files: SHA-256 of every file that was read, by path, but not of images.
+        notes: what readers of the numbers should know, such as which variant of a file was used.
     """
 
     evaluator: Evaluator = dataclasses.field(kw_only=True)
@@ -51,7 +52,7 @@ class Suite:
     """Base class: one set of questions and their scoring. Subclass to add a benchmark.
 
     Attributes:
-        max_new_tokens: longest answer, tokens; answers are greedy.
+        max_new_tokens: maximum length of an answer in tokens. Decoding is greedy.
     """
 
     max_new_tokens: Annotated[int, FROM_1] = dataclasses.field(default=64, kw_only=True)
@@ -65,26 +66,26 @@ class Suite:
         """Reads the files.
 
         Raises:
-            DataError: a file cannot be read or is not what it should be; names file and place.
+            DataError: a file cannot be read or has unexpected contents; names file and place.
         """
         raise NotImplementedError(f"{type(self).__name__} must define open")
 
     def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
-        """Writes the answers as LLaVA's scripts read them; benchmarks add what their scorers take.
+        """Writes the answers for LLaVA's scripts; benchmarks add files for their own scorers.
 
         Args:
-            folder: exists.
-            model_id: names the model in files that say so.
-            answers: to every question, in the order of the file; "" where none was given.
+            folder: an existing folder.
+            model_id: name of the model, for files that mention it.
+            answers: one for every question, in file order; the text is "" if there is no answer.
         """
         write_llava(folder / "answers.jsonl", model_id, answers)
 
 
 def open_suite(suite: Suite) -> Questions:
-    """`suite.open()`; what a file of another shape makes it raise becomes a clean error.
+    """Opens a suite; exceptions that unexpected file contents cause become a `DataError`.
 
     Raises:
-        DataError: see `Suite.open`.
+        DataError: as `Suite.open`.
     """
     try:
         return suite.open()
@@ -92,7 +93,7 @@ def open_suite(suite: Suite) -> Questions:
         raise
     except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise DataError(
-            f"{suite.name}: a file is not what it should be ({type(error).__name__}: "
+            f"{suite.name}: a file has unexpected contents ({type(error).__name__}: "
             f"{str(error)[:200]}); fetch the benchmark's files again"
         ) from error
 
@@ -101,18 +102,20 @@ def open_suite(suite: Suite) -> Questions:
 class Benchmark(Suite):
     """Base class of the published benchmarks.
 
-    A benchmark whose file has a broken line is no longer that benchmark, so that is an error. An
-    image that is missing or unreadable leaves its question out of the score, counted; in the
+    A broken line in a benchmark's file is an error, because the rest is no longer that benchmark.
+    A question whose image is missing or unreadable is counted and left out of the score; in the
     answer files it has an empty answer, because some scorers align by order.
 
     Attributes:
-        name: names files and rows of tables.
-        image_root: folder the image names are relative to.
-        suffix: put after every question; part of what is measured, so choose it knowingly.
-        limit: at most this many questions, the first ones, to try things out; 0 means all.
-        lmms_task: the task's name in lmms-eval, for its `from_log` files; empty writes none. Set
-            it where the questions have the order of lmms-eval's data set, which goes by number.
-        vlmeval_dataset: the data set's name in VLMEvalKit, for its files; empty writes none.
+        name: names files and rows of tables; unique within a run.
+        image_root: the folder that image names are relative to.
+        suffix: put after every question. It changes the scores, so use the same one to compare.
+        limit: ask only the first questions, at most this many, for a quick trial; 0 asks all.
+        lmms_task: the task's name in lmms-eval, to write answers for its `from_log` model; empty
+            writes none. lmms-eval finds answers by their index, so set it only if the questions
+            have the order of lmms-eval's data set.
+        vlmeval_dataset: the data set's name in VLMEvalKit, to write its table of answers; empty
+            writes none.
     """
 
     name: str = ""
@@ -130,14 +133,14 @@ class Benchmark(Suite):
         notes: Sequence[str] = (),
         load_image: Callable[[str], np.ndarray] | None = None,
     ) -> Questions:
-        """The prompts, at most `limit`, with the hashes of the files.
+        """Returns the prompts, at most `limit`, with the hashes of the files they came from.
 
         Args:
-            prompts: in file order.
-            evaluator: scores them.
-            files: what they were read from; empty names are left out.
+            prompts: the prompts, in file order.
+            evaluator: scores the answers.
+            files: the files they were read from; empty paths are ignored.
             notes: see `Questions`.
-            load_image: None for image files below `image_root`.
+            load_image: loads an image by name; None loads image files below `image_root`.
 
         Raises:
             DataError: there are no prompts, an id appears twice, or there is no image folder.
@@ -159,12 +162,13 @@ class Benchmark(Suite):
             list(prompts)[: self.limit or None],
             load_image,
             evaluator=evaluator,
-            files={path: sha256(path) for path in files if path},
+            files={path: hashlib.sha256(read_bytes(path)).hexdigest() for path in files if path},
             notes=tuple(notes),
         )
 
+    @override
     def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
-        """See `Suite.write_answers`; also VLMEvalKit's and lmms-eval's files."""
+        """Also writes the files for VLMEvalKit and lmms-eval."""
         super().write_answers(folder, model_id, answers)
         if self.vlmeval_dataset:
             write_tsv(folder / f"{model_id}_{self.vlmeval_dataset}.tsv", answers, self.columns)
@@ -172,15 +176,15 @@ class Benchmark(Suite):
             write_lmms_log(folder / "lmms_eval.json", self.lmms_task, model_id, answers)
 
     def columns(self, prompt: Prompt) -> dict[str, str]:
-        """What VLMEvalKit's scorer of the benchmark reads of a question, by column."""
-        return {k: str(prompt.meta[k]) for k in ("answer", "category") if k in prompt.meta}
+        """Returns what VLMEvalKit's scorer of the benchmark needs about a question, by column."""
+        return {k: str(value) for k, value in meta_fields(prompt, "answer", "category").items()}
 
 
 def folder_loader(name: str, root: str) -> Callable[[str], np.ndarray]:
-    """Loads images from below a folder, and from nowhere else.
+    """Returns a loader for images below a folder, which refuses paths outside it.
 
     Raises:
-        DataError: no such folder.
+        DataError: there is no such folder.
     """
     folder = Path(root)
     if not root or not folder.is_dir():
@@ -189,12 +193,12 @@ def folder_loader(name: str, root: str) -> Callable[[str], np.ndarray]:
 
 
 def base64_loader(where: str, images: Mapping[str, str]) -> Callable[[str], np.ndarray]:
-    """Decodes images that a table holds as base64.
+    """Returns a loader for images that a table holds as base64.
 
     Args:
         where: names the table in errors.
-        images: base64 text by image name. A short text names the image it repeats, as in
-            VLMEvalKit's tables.
+        images: base64 text by image name. A short text is instead the name of another image to
+            use, as in VLMEvalKit's tables.
     """
 
     def load(name: str) -> np.ndarray:
@@ -203,48 +207,35 @@ def base64_loader(where: str, images: Mapping[str, str]) -> Callable[[str], np.n
         try:
             data = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
-            data = b""  # not an image either: one error for both
+            data = b""  # decode_image refuses it like any other data that is not an image
         return decode_image(data, name=f"{where}, image {name}")
 
     return load
 
 
-def sha256(path: str) -> str:
-    """SHA-256 of a file, in hexadecimal.
+def read_text(path: str) -> str:
+    """Reads a UTF-8 file, with or without a byte order mark.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read or is not UTF-8.
     """
     try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-
-
-def read_file(path: str) -> bytes:
-    """A whole file.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    if not path:
-        raise DataError("the path of a benchmark's file is empty; give it in the config")
-    return read_bytes(path)
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error}); fetch it again") from error
 
 
 def read_json(path: str, kind: type[dict] | type[list]) -> Any:
-    """A JSON file whose top is an object or a list.
+    """Reads a JSON file that holds an object or a list.
 
     Raises:
-        DataError: it cannot be read, is not JSON or holds something else.
+        DataError: the file cannot be read, is not JSON or holds something else.
     """
+    text = read_text(path)
     try:
-        value = json.loads(read_file(path).decode("utf-8-sig"))
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: not JSON ({error}); it may be cut short: fetch it again") from (
+        raise DataError(f"{path}: not JSON ({error}); it may be truncated: fetch it again") from (
             error
         )
     if not isinstance(value, kind):
@@ -257,14 +248,10 @@ def read_table(path: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields (place, row) of a tab-separated table with a header line, as pandas writes it.
 
     Raises:
-        DataError: it cannot be read, or a row has too few or too many cells.
+        DataError: the file cannot be read, or a row has too few or too many cells.
     """
-    csv.field_size_limit(1 << 30)  # images as base64 are longer than csv's default allows
-    try:
-        text = read_file(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error}); fetch it again") from error
-    rows = csv.DictReader(io.StringIO(text, newline=""), dialect="excel-tab")
+    csv.field_size_limit(1 << 30)  # images as base64 exceed csv's default limit
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), dialect="excel-tab")
     for number, row in enumerate(rows, 2):
         if None in row or None in row.values():
             raise DataError(
@@ -274,12 +261,12 @@ def read_table(path: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def require(where: str, record: Any, name: str, kind: type | tuple[type, ...] = str) -> Any:
-    """A field of one record, which must be of a kind; a text must not be empty.
+    """Returns a field of a record, which must have the given type; a string must not be empty.
 
     Raises:
-        DataError: it is not.
+        DataError: the field is missing or something else; the message begins with `where`.
     """
     value = record.get(name) if isinstance(record, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool) or value == "":
-        raise DataError(f"{where}: field {name!r} is {value!r}; the file is not what it should be")
+        raise DataError(f"{where}: field {name!r} is {value!r}; check that it is the right file")
     return value

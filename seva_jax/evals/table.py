@@ -1,8 +1,8 @@
-"""Comparing two models: one row per metric, as text for a terminal or as Markdown.
+"""Tables of results: one row per metric, as text for a terminal or as Markdown.
 
-What lives here: `Row`, `comparison_rows`, two formats, and one for a single model. What does not:
-how a metric or its interval is computed (`base.py`), or HTML (the report). Read next: nothing,
-this is the end.
+What lives here: `Row` and `comparison_rows`, which compare two models, two formats for them, and
+one for a single model. What does not: how a metric or its interval is computed (`base.py`), or HTML
+(`seva_jax/report`). Read next: `suite.py`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Row:
         evaluation: name of the evaluation.
         metric: name of the metric.
         better: which direction is an improvement.
-        base: the metric before.
-        aligned: the metric after.
+        base: the metric of the base model.
+        aligned: the metric of the aligned model.
         difference: aligned minus base, both on the same examples.
     """
 
@@ -40,9 +40,9 @@ class Row:
 
     @property
     def verdict(self) -> Literal["better", "worse", "higher", "lower", ""]:
-        """What changed; empty unless the interval of the difference excludes zero.
+        """The direction of the change; empty unless the difference's interval excludes zero.
 
-        "higher" and "lower" are for metrics where neither is an improvement.
+        "higher" and "lower" are for metrics where neither direction is an improvement.
         """
         # Written so that NaN bounds give no verdict.
         if self.difference.low > 0:
@@ -57,10 +57,10 @@ class Row:
 
 
 def comparison_rows(base: Sequence[EvalResult], aligned: Sequence[EvalResult]) -> list[Row]:
-    """One row per evaluation and metric, in the order of `base`.
+    """Returns one row per evaluation and metric, in the order of `base`.
 
     Raises:
-        DataError: the two lists do not hold the same evaluations of the same examples.
+        DataError: the two lists do not have the same evaluations of the same examples.
     """
     names = [result.name for result in base]
     others = {result.name: result for result in aligned}
@@ -101,19 +101,20 @@ def headline_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """Aligned plain text. Columns: names, wanted direction, examples, values, difference, verdict.
+    """Formats rows as plain text in aligned columns.
 
-    A number is `value [low, high]` with its 95 % interval, or n/a where it is undefined.
+    Columns: names, wanted direction, number of examples, values, difference, verdict. A number is
+    `value [low, high]` with its 95 % interval, or n/a if it is undefined.
     """
     return _aligned([_HEADER, *(_cells(row) for row in rows)])
 
 
 def format_results(results: Sequence[EvalResult], who: str) -> str:
-    """One model on its own, in the same style.
+    """Formats every metric of one model, in the style of `format_table`.
 
     Args:
-        results: what to show, every metric.
-        who: heads the column of values.
+        results: the results of the model.
+        who: heading of the column of values.
     """
     lines = [
         (
@@ -139,7 +140,7 @@ def _aligned(lines: list[tuple[str, ...]]) -> str:
 
 
 def format_markdown(rows: Sequence[Row]) -> str:
-    """The same columns as `format_table`, as a Markdown table with the verdict in bold."""
+    """Formats rows as a Markdown table: the columns of `format_table`, the verdict in bold."""
     lines = [_HEADER, tuple("---" for _ in _HEADER)]
     for row in rows:
         *cells, verdict = _cells(row)
@@ -161,7 +162,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def format_metric(metric: Metric, spec: str) -> str:
-    """`value [low, high]`, or n/a where the metric is undefined."""
+    """Returns `value [low, high]`, or n/a if the metric is undefined."""
     if math.isnan(metric.value):
         return "n/a"
     return f"{metric.value:{spec}} [{metric.low:{spec}}, {metric.high:{spec}}]"

@@ -1,7 +1,7 @@
-"""Short answers compared with those of ten people: the VQA accuracy.
+"""VQA accuracy: short answers compared with those of ten people.
 
-What lives here: `vqa_accuracy`, the clean-up that precedes it, and `Vqa`. What does not: exact
-match (`exact.py`). Read next: `judge.py`.
+What lives here: `vqa_accuracy`, the clean-up before it, and `Vqa`. What does not: exact match
+(`exact.py`). Read next: `judge.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from seva_jax.evals.base import Evaluator, Ratio, Record
+from typing_extensions import override
+
+from seva_jax.evals.base import Evaluator, Ratio, Record, meta_fields
 from seva_jax.types import DataError, Prompt
 
 _NUMBERS = {
@@ -20,7 +22,7 @@ _NUMBERS = {
 }
 _BLANKED = re.compile(r"""[;/\[\]"{}()=+\\_\-<>@`,?!]""")
 _ARTICLES = {"a", "an", "the"}
-# Contractions that people type without the apostrophe and that are no other word.
+# Contractions that are typed without the apostrophe and are then no other word.
 _APOSTROPHES = """
 ain't aren't can't couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how's i've
 isn't it'd it'll mightn't mustn't needn't she's should've shouldn't that's there's they'd they'll
@@ -31,11 +33,12 @@ _CONTRACTIONS = {word.replace("'", ""): word for word in _APOSTROPHES.split()}
 
 
 def clean(text: str) -> str:
-    """An answer as it is compared, after visualqa.org/evaluation.
+    """Normalises an answer for comparison, after visualqa.org/evaluation.
 
-    Lower case; full stops go unless inside a number, commas between digits go; brackets, quotes,
-    dashes and the like become blanks, but apostrophe, colon and signs such as % $ & # stay; number
-    words up to ten become digits; articles go; contractions get their apostrophe.
+    Lower case; full stops are removed unless a digit follows, and commas between digits; brackets,
+    quotes, dashes and the like become spaces, but apostrophes, colons and signs such as % $ & #
+    stay; number words up to ten become digits; articles are removed; contractions get their
+    apostrophe.
 
     >>> clean("The two  dogs, 1,000.5 Dont!")
     "2 dogs 1000.5 don't"
@@ -49,15 +52,15 @@ def clean(text: str) -> str:
 
 
 def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
-    """min(n / 3, 1), averaged over leaving out each person in turn.
+    """Returns min(n / 3, 1), averaged over leaving out each person in turn.
 
-    n is how many of the others gave the answer (Antol et al., "VQA: Visual Question Answering"
-    2015; the averaging is that of visualqa.org/evaluation). With ten people an answer of one is
-    worth 0.3, of two 0.6, of three 0.9, of four or more 1.
+    n is how many of the remaining people gave the answer (Antol et al., "VQA: Visual Question
+    Answering" 2015; the averaging is that of visualqa.org/evaluation). With ten people, an answer
+    given by one scores 0.3, by two 0.6, by three 0.9, by four or more 1.
 
     Args:
-        answer: the model's.
-        people: the others', as they gave them; at least two.
+        answer: the model's answer.
+        people: people's answers, unprocessed; at least two.
 
     >>> [round(vqa_accuracy("b", ["b"] * n + ["c"] * (10 - n)), 3) for n in range(5)]
     [0.0, 0.3, 0.6, 0.9, 1.0]
@@ -71,25 +74,26 @@ def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Vqa(Evaluator):
-    """VQA accuracy; `meta["people"]` holds the answers of people. Metric: `accuracy`."""
+    """VQA accuracy; `meta["people"]` holds people's answers. Metric: `accuracy`."""
 
     name: str = "vqa"
 
+    @override
     def truth(self, prompt: Prompt) -> list[str]:
-        """The answers of people."""
         people = prompt.meta.get("people")
         if not isinstance(people, list) or len(people) < 2:
             raise DataError(
-                f"{self.name}: prompt {prompt.id!r} has no two answers in meta['people']; the test "
-                "split's answers are not public: use another split"
+                f"{self.name}: prompt {prompt.id!r} has fewer than two answers in meta['people']; "
+                "the test split's answers are not public: use another split"
             )
         return people
 
+    @override
     def definitions(self, prompts: Sequence[Prompt]) -> dict[str, Ratio]:
-        """`accuracy`."""
         return {"accuracy": Ratio("higher", ("correct",), ("count",))}
 
+    @override
     def score(self, prompt: Prompt, answer: str) -> Record:
-        """`correct`, between 0 and 1."""
-        source = {key: prompt.meta[key] for key in ("question_id",) if key in prompt.meta}
-        return source | {"correct": vqa_accuracy(answer, self.truth(prompt))}
+        """Returns `correct`, between 0 and 1."""
+        accuracy = vqa_accuracy(answer, self.truth(prompt))
+        return meta_fields(prompt, "question_id") | {"correct": accuracy}

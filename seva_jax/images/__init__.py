@@ -1,12 +1,10 @@
-"""From files to normalised pixels.
+"""From image files to normalised pixels.
 
-What lives here: finding and decoding image files (`load`), and padding, resizing and
-normalising them as the vision tower expects (`preprocess`). What does not: corruptions
-(`seva_jax/corrupt`). Read next: `preprocess.py`.
+What lives here: finding and decoding image files (`load.py`), padding, resizing and normalising
+them as the vision tower expects (`preprocess.py`), and composing several into one (`compose.py`).
+What does not: corruptions (`seva_jax/corrupt`). Read next: `preprocess.py`.
 """
 
 from seva_jax.images.preprocess import ImageProcessing
 
-__all__ = [
-    "ImageProcessing",
-]
+__all__ = ["ImageProcessing"]

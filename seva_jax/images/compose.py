@@ -1,6 +1,6 @@
-"""Several pictures as one, and where a part of a picture is after preprocessing, for MIA-DPO.
+"""Composes several images into one, and finds a box of it again after preprocessing, for MIA-DPO.
 
-What lives here: drawing, and boxes. What does not: which pictures are put together
+What lives here: drawing, and boxes. What does not: choosing the images
 (`seva_jax/data/composed.py`).
 """
 
@@ -15,20 +15,20 @@ from PIL import Image, ImageDraw, ImageFont
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.types import DataError
 
-GRIDS = {2: (1, 2), 3: (1, 3), 4: (2, 2), 6: (2, 3), 9: (3, 3)}  # rows and columns
-_GROUND = (255, 255, 255)
+GRIDS = {2: (1, 2), 3: (1, 3), 4: (2, 2), 6: (2, 3), 9: (3, 3)}  # tiles -> (rows, columns)
+_BACKGROUND = (255, 255, 255)
 
 
 class Box(NamedTuple):
-    """A part of a picture, in pixels.
+    """A rectangle in an image, in pixels.
 
     Attributes:
         left: first column.
         top: first row.
-        right: one after the last column.
-        bottom: one after the last row.
-        width: of the whole picture.
-        height: of the whole picture.
+        right: one past the last column.
+        bottom: one past the last row.
+        width: width of the whole image.
+        height: height of the whole image.
     """
 
     left: int
@@ -40,10 +40,10 @@ class Box(NamedTuple):
 
 
 def grid_box(num: int, number: int, tile: int) -> Box:
-    """Where tile `number` (from 0, row by row) of a grid of `num` is.
+    """Returns the box of tile `number` (from 0, row by row) in a grid of `num` tiles.
 
     Raises:
-        DataError: there is no grid of so many tiles.
+        DataError: `num` is not in `GRIDS`.
     """
     if num not in GRIDS:
         raise DataError(f"a grid has {', '.join(map(str, GRIDS))} tiles, not {num}")
@@ -54,22 +54,28 @@ def grid_box(num: int, number: int, tile: int) -> Box:
 
 
 def inset_box(share: float, side: int) -> Box:
-    """Where the picture in a picture is: centred, `share` of the side of a square."""
+    """Returns the box of the inner image of `draw_inset`: centred, `share` of the outer side."""
     inner = max(round(share * side), 1)
     start = (side - inner) // 2
     return Box(start, start, start + inner, start + inner, side, side)
 
 
 def draw_grid(images: Sequence[np.ndarray], tile: int, label: str) -> np.ndarray:
-    """Pictures beside each other, each in a square with its number from 1 in a corner.
+    """Draws images in a grid of square tiles, each with its number from 1 in the corner.
 
     Args:
-        images: uint8 RGB [H, W, 3] of any sizes; kept whole on white.
-        tile: side of a square.
-        label: what stands in the corner, with {number}; empty for nothing.
+        images: uint8 RGB [H, W, 3] of any sizes; they are scaled to fit, on white.
+        tile: side of a tile in pixels.
+        label: text in the corner, in which {number} is replaced; empty for no text.
+
+    Returns:
+        uint8 RGB [H, W, 3].
+
+    Raises:
+        DataError: there is no grid for that many images.
     """
     first = grid_box(len(images), 0, tile)
-    canvas = Image.new("RGB", (first.width, first.height), _GROUND)
+    canvas = Image.new("RGB", (first.width, first.height), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(max(tile // 14, 8))
     for number, image_HWC in enumerate(images):
@@ -83,17 +89,17 @@ def draw_grid(images: Sequence[np.ndarray], tile: int, label: str) -> np.ndarray
 
 
 def draw_inset(outer_HWC: np.ndarray, inner_HWC: np.ndarray, share: float, side: int) -> np.ndarray:
-    """One picture in the middle of another, both kept whole on white, uint8 [side, side, 3]."""
-    canvas = Image.new("RGB", (side, side), _GROUND)
+    """Draws one image in the middle of another, both scaled to fit on white: [side, side, 3]."""
+    canvas = Image.new("RGB", (side, side), _BACKGROUND)
     _place(canvas, outer_HWC, Box(0, 0, side, side, side, side))
     box = inset_box(share, side)
-    canvas.paste(_GROUND, box[:4])
+    canvas.paste(_BACKGROUND, box[:4])
     _place(canvas, inner_HWC, box)
     return np.asarray(canvas)
 
 
 def _place(canvas: Image.Image, image_HWC: np.ndarray, box: Box) -> None:
-    """Draws a picture in the middle of a box, as large as fits."""
+    """Draws an image in the middle of a box, as large as fits."""
     image = Image.fromarray(np.ascontiguousarray(image_HWC))
     width, height = box.right - box.left, box.bottom - box.top
     scale = min(width / image.width, height / image.height)
@@ -104,12 +110,12 @@ def _place(canvas: Image.Image, image_HWC: np.ndarray, box: Box) -> None:
 
 
 def box_patches(processing: ImageProcessing, box: Box, side: int) -> np.ndarray:
-    """Which patches show a box: those whose centre is inside it after preprocessing.
+    """Finds the patches that show a box: those whose centre is in it after preprocessing.
 
     Args:
-        processing: padding, resizing and cropping.
-        box: in pixels of the picture before that.
-        side: patches in a row and in a column.
+        processing: how the image is padded, resized and cropped.
+        box: a box of the image before that.
+        side: number of patches in a row, and in a column.
 
     Returns:
         bool [side, side], rows first.

@@ -1,4 +1,4 @@
-"""Finding image files and decoding them, whatever a data set throws at us.
+"""Finds image files and decodes them, however broken or hostile a data set is.
 
 What lives here: path resolution inside a root folder, and decoding to uint8 RGB. What does not:
 padding, resizing and normalising (`preprocess.py`). Read next: `preprocess.py`.
@@ -16,7 +16,7 @@ from PIL import Image
 from seva_jax.types import ExampleError
 
 # Raster formats with decoders inside Pillow. Others are refused: some start programs (EPS runs
-# Ghostscript), and some accept bytes of any kind (TGA has no signature).
+# Ghostscript), and some accept any bytes (TGA has no signature).
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
 IMAGE_EXTENSIONS = tuple(
     f".{x}"
@@ -27,17 +27,17 @@ IMAGE_EXTENSIONS = tuple(
 def decode_image(
     data: bytes | str | Path, *, max_pixels: int = 30_000_000, name: str | None = None
 ) -> np.ndarray:
-    """Decodes an image by its content; a file's extension means nothing.
+    """Decodes an image by its content; the extension of a file does not matter.
 
-    Transparency is dropped, not blended (as `Image.convert("RGB")` does), EXIF rotation is
-    ignored (LLaVA ignores both), and of several frames the first counts. 16-bit grey is scaled
-    to 8 bits. Modes without a declared range ("I", "F") are taken as what their largest value
-    suggests: 0-1 (only "F"), 0-255, 0-65535, or else as a fraction of that value.
+    Transparency is dropped, not blended (as by `Image.convert("RGB")`), and EXIF rotation is
+    ignored, both as in LLaVA. The first of several frames is used. 16-bit grey is scaled to 8
+    bits. Modes without a declared range ("I", "F") get the first of the ranges 0-1 ("F" only),
+    0-255 and 0-65535 that contains their largest value; if none does, 0 to that value.
 
     Args:
         data: the encoded bytes, or the path of a file.
-        max_pixels: refuse larger images, before their pixels are decoded.
-        name: what error messages call the image; by default the path.
+        max_pixels: larger images are refused before their pixels are decoded.
+        name: name of the image in error messages; by default the path.
 
     Returns:
         uint8 [H, W, 3], RGB.
@@ -69,8 +69,8 @@ def _decode(file: IO[bytes], max_pixels: int, name: str) -> np.ndarray:
             size = f"{image.width} x {image.height}"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         size = f"over {Image.MAX_IMAGE_PIXELS} pixels"
-    # On damaged files Pillow's decoders raise nearly anything (OSError, SyntaxError,
-    # struct.error, IndexError, ...), and all of it means the same.
+    # On damaged files Pillow's decoders raise nearly any exception (OSError, SyntaxError,
+    # struct.error, IndexError, ...), and all mean the same.
     except Exception as error:
         raise _unreadable(name, error) from error
     raise ExampleError(
@@ -82,8 +82,8 @@ def _decode(file: IO[bytes], max_pixels: int, name: str) -> np.ndarray:
 
 def _unreadable(name: str, error: Exception) -> ExampleError:
     return ExampleError(
-        f"{name}: not a readable image ({type(error).__name__}: {error}); it may be cut short or "
-        "an error page saved under an image's name: fetch it again or drop it",
+        f"{name}: not a readable image ({type(error).__name__}: {error}); it may be cut short, or "
+        "an error page saved under the name of an image; fetch it again or drop it",
         "unreadable image",
     )
 
@@ -99,23 +99,23 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         values = np.nan_to_num(values, nan=0, posinf=largest, neginf=0)
         ranges = (1, 255, 65535) if image.mode == "F" else (255, 65535)
         return _grey(values, next((top for top in ranges if largest <= top), largest))
-    # Pillow warns about dropping a palette's transparency, which is what we want.
+    # Pillow would warn that a palette's transparency is dropped; that is intended.
     image.info.pop("transparency", None)
     return np.asarray(image.convert("RGB"))
 
 
 def _grey(values_HW: np.ndarray, top: float) -> np.ndarray:
-    """Scales 0..top to 0..255; below 0 is black."""
+    """Scales 0..top to 0..255; values below 0 become black."""
     scaled_HW = np.rint(np.clip(values_HW.astype(np.float64), 0, top) * (255 / top))
     return np.repeat(scaled_HW.astype(np.uint8)[..., None], 3, axis=-1)
 
 
 def resolve_image(root: Path, name: str) -> Path:
-    """Finds an image inside a folder, by a name that need not be trusted.
+    """Finds an image inside a folder by a name that need not be trusted.
 
-    If the exact name is missing, the same name with another extension (or with one, where `name`
-    has none, or without one that was appended) in the same folder is taken: OCR-VQA has 901 GIFs
-    among its JPEGs, and SeVa appends ".jpg" to every name.
+    If no file has the exact name, one in the same folder that differs in the extension is taken:
+    another extension, an added or a removed one. OCR-VQA has 901 GIFs among its JPEGs, and SeVa
+    appends ".jpg" to every name.
 
     Args:
         root: the image folder. It may itself be a symbolic link.
@@ -139,7 +139,7 @@ def resolve_image(root: Path, name: str) -> Path:
                 raise _unsafe(root, name)
             if path.is_file():
                 return path
-        # Loops of links, names too long, characters the file system does not know.
+        # Loops of links, names that are too long, characters that the file system refuses.
         except (OSError, RuntimeError, UnicodeError):
             continue
     raise ExampleError(
@@ -157,7 +157,7 @@ def _unsafe(root: Path, name: str) -> ExampleError:
 
 
 def _spellings(name: PurePath) -> list[PurePath]:
-    """The name itself, then its likely misspellings, in a fixed order."""
+    """Returns the name itself, then its variants with other extensions, in a fixed order."""
     if not name.name:
         return []
     stem = name.with_suffix("") if name.suffix.lower() in IMAGE_EXTENSIONS else name

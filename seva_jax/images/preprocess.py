@@ -1,6 +1,6 @@
-"""From uint8 images of any size to what the vision tower expects.
+"""Preprocesses uint8 images of any size for the vision tower.
 
-What lives here: `ImageProcessing`, equal to the processors of LLaVA and `transformers`, and
+What lives here: `ImageProcessing`, which agrees with the processors of LLaVA and transformers, and
 reading it from their config files. What does not: decoding (`load.py`) and corruptions
 (`seva_jax/corrupt`). Read next: `load.py`.
 """
@@ -20,28 +20,30 @@ from seva_jax.types import DataError, ExampleError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-# Very long images would need a square, or a strip, far larger than themselves. Above this many
-# pixels the long side is handled without ever building it, at the price of rounding differently.
+# A very long image would need an intermediate square or strip far larger than itself. Above this
+# many pixels that is never built, at the price of slightly different rounding.
 _DIRECT_PIXELS = 36_000_000
-_MAX_EDGE = 2**14  # of images as a model gets them; a larger one is a damaged file
-_MAX_LEVEL = 1e6  # of means and deviations, for the same reason
+_MAX_EDGE = 2**14  # largest side of a model's input; a larger number means a damaged file
+_MAX_LEVEL = 1e6  # likewise for means and deviations
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageProcessing:
-    """Pads to a square, resizes, crops the centre, and normalises.
+    """Pads an image to a square, resizes it, crops the centre, and normalises.
 
-    The original LLaVA-1.5 pads; processor files of `llava-hf` models do not say so and
-    `transformers` then crops the long side away.
+    The original LLaVA-1.5 pads. The processor files of `llava-hf` models do not ask for padding,
+    and transformers then crops the ends of the long side.
 
     Attributes:
-        size: output height and width in pixels.
-        pad_to_square: pad the short side on both ends before resizing.
-        pad_colour: RGB 0-255 of the padding. LLaVA: int(255 * mean).
-        mean: RGB mean, of values 0-1.
-        std: RGB standard deviation, of values 0-1.
-        shortest_edge: length of the short side after resizing, before the crop; None for `size`.
-        keep_aspect: False stretches to a square instead of cropping the long side.
+        size: height and width of the output in pixels.
+        pad_to_square: pad the short side at both ends before resizing, as LLaVA does. Otherwise
+            the ends of the long side are cropped (or see `keep_aspect`).
+        pad_colour: colour of the padding, RGB 0-255; LLaVA uses int(255 * mean).
+        mean: mean to subtract from each of RGB, which are scaled to 0-1 before.
+        std: standard deviation to divide each of RGB by, on the same scale.
+        shortest_edge: length of the short side after resizing and before the crop, in pixels; None
+            means `size`.
+        keep_aspect: False stretches images to a square, so that nothing is cropped.
         resample: Pillow's filter for resizing.
     """
 
@@ -69,10 +71,10 @@ class ImageProcessing:
     def from_processor_config(
         cls, directory: str | Path, pad_to_square: bool | None = None
     ) -> ImageProcessing:
-        """Reads the processing of a local model directory.
+        """Reads the processing from a local model directory.
 
-        Understands `processor_config.json` with a nested "image_processor" (transformers 5; it
-        wins where both exist, as there) and `preprocessor_config.json` of any age.
+        Reads `processor_config.json` with a nested "image_processor" (transformers 5; preferred
+        where both files exist, as there) and `preprocessor_config.json` of any version.
 
         Args:
             directory: the model directory.
@@ -80,13 +82,13 @@ class ImageProcessing:
                 file does not say so.
 
         Raises:
-            DataError: a file is missing or unreadable, or a field's value is not supported.
+            DataError: a file is missing or unreadable, or the value of a field is not supported.
         """
         path, config = _read_config(Path(directory))
         return _Fields(path, config).processing(pad_to_square)
 
     def to_processor_config(self) -> dict[str, Any]:
-        """The fields of a preprocessor_config.json that `from_processor_config` reads back."""
+        """Returns the fields of a preprocessor_config.json that `from_processor_config` reads."""
         edge = self.shortest_edge or self.size
         stretched = {"height": edge, "width": edge}
         return {
@@ -109,14 +111,14 @@ class ImageProcessing:
         """Preprocesses one image.
 
         Args:
-            image_HWC: uint8 RGB, any height and width from 1 on.
+            image_HWC: uint8 RGB of any size, at least one pixel.
 
         Returns:
             float32 [size, size, 3], normalised.
 
         Raises:
-            DataError: not a uint8 RGB image.
-            ExampleError: "image too elongated" to be padded to a square in reasonable memory.
+            DataError: the array is not a uint8 RGB image.
+            ExampleError: "image too elongated": padding it to a square would take too much memory.
         """
         if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[-1] != 3:
             raise DataError(
@@ -134,19 +136,19 @@ class ImageProcessing:
         return self._normalise(np.asarray(self._resize_and_crop(image, edge)))
 
     def _normalise(self, image_HWC: np.ndarray) -> np.ndarray:
-        """(value / 255 - mean) / std, looked up: there are only 256 values."""
+        """Computes (value / 255 - mean) / std by a lookup table of the 256 values."""
         values = np.arange(256, dtype=np.float32)[:, None] / 255
-        table_VC = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        table = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         pixels_HWC = np.empty(image_HWC.shape, np.float32)
         for channel in range(3):
-            pixels_HWC[..., channel] = table_VC[:, channel][image_HWC[..., channel]]
+            pixels_HWC[..., channel] = table[:, channel][image_HWC[..., channel]]
         return pixels_HWC
 
     def denormalise(self, image_HWC: np.ndarray) -> np.ndarray:
-        """Turns normalised pixels back into a picture for people; values outside are clipped.
+        """Turns normalised pixels back into an image to look at; values out of range are clipped.
 
         Args:
-            image_HWC: float [..., 3], as `__call__` returns it, noise added or not.
+            image_HWC: float [..., 3], as `__call__` returns it, with or without added noise.
 
         Returns:
             uint8 [..., 3].
@@ -156,18 +158,18 @@ class ImageProcessing:
         return np.clip(np.rint(pixels_HWC), 0, 255).astype(np.uint8)
 
     def _pad_and_resize(self, image: Image.Image, edge: int) -> Image.Image:
-        """Pads to a square of the longer side and resizes it to `edge` x `edge`."""
+        """Pads to a square of the longer side and resizes that to `edge` x `edge`."""
         square_width = square_height = max(image.size)
-        # Filters are separable: shrink along the long side first, and pad the strip. Pillow begins
-        # with the width too, so that wide images come out the same, with fewer rows to shrink.
+        # Filters are separable, so shrink the long side first and pad the strip. Pillow also starts
+        # with the width, so the result for wide images is the same, with fewer rows to shrink.
         if image.width > image.height:
             image, square_width = image.resize((edge, image.height), self.resample), edge
         elif square_width * square_height > _DIRECT_PIXELS:
             image, square_height = image.resize((image.width, edge), self.resample), edge
         if square_width * square_height > _DIRECT_PIXELS:
             raise ExampleError(
-                f"an image with a side of {max(square_width, square_height)} pixels is too long to "
-                "be padded to a square; crop it or drop it",
+                f"an image with a side of {max(square_width, square_height)} pixels is too "
+                "long to be padded to a square; crop it or drop it",
                 "image too elongated",
             )
         square = Image.new("RGB", (square_width, square_height), self.pad_colour)
@@ -184,7 +186,7 @@ class ImageProcessing:
         if width * height <= _DIRECT_PIXELS:
             resized = image.resize((width, height), self.resample)
             return resized.crop((left, top, left + self.size, top + self.size))
-        # Ask Pillow for the wanted part only.
+        # Compute only the part that remains after the crop.
         x_scale, y_scale = image.width / width, image.height / height
         right = min((left + self.size) * x_scale, image.width)
         bottom = min((top + self.size) * y_scale, image.height)
@@ -204,7 +206,7 @@ def _read_config(directory: Path) -> tuple[Path, dict[str, Any]]:
         if name == "processor_config.json" and isinstance(config, dict):
             config = config.get("image_processor")
             if config is None:
-                continue  # transformers 4 keeps only the text side here
+                continue  # in transformers 4 this file has no image processor
         if not isinstance(config, dict):
             raise DataError(f"{path}: expected a JSON object describing the image processor")
         return path, config
@@ -216,9 +218,10 @@ def _read_config(directory: Path) -> tuple[Path, dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class _Fields:
-    """The fields of one processor file.
+    """The fields of a processor file.
 
-    Absent fields mean what they mean to transformers, but `size` and `crop_size` must be there.
+    A missing field has the default of transformers, except that `size` and `crop_size` are
+    required.
     """
 
     path: Path
@@ -244,7 +247,7 @@ class _Fields:
         if pad_to_square is None:
             pad_to_square = self.flag("do_pad", False)
             if pad_to_square and kind != "LlavaImageProcessor":
-                # transformers pads these images after the crop, to no effect.
+                # transformers pads these images after the crop, which has no effect.
                 raise self.unsupported("do_pad", f"{kind} has no pad-to-square; pass pad_to_square")
         mean = self.triple("image_mean", CLIP_MEAN)
         colour = tuple(int(255 * value) for value in mean)

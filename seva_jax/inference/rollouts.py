@@ -196,7 +196,7 @@ class RolloutEngine:
     def _widest(
         self, prompts: Sequence[Prompt], corruptions: Sequence[Corruption]
     ) -> tuple[int, int]:
-        """Returns the most tokens and images of a prompt, tokens rounded up so that few shapes occur."""
+        """Returns the most tokens (rounded up, so that few shapes occur) and images of a prompt."""
         longest = 1
         for prompt in prompts:
             # One that cannot be encoded is reported where it is prepared.

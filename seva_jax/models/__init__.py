@@ -1,6 +1,6 @@
-"""Flax modules: CLIP vision tower, projector, Llama, LLaVA, LoRA. The only place that knows flax.
+"""Flax modules: CLIP vision tower, projector, Llama, LLaVA, LoRA. No other package imports flax.
 
-Read next: `llava.py`, which puts the pieces together and is what everybody else calls.
+Read next: `llava.py`, which puts the pieces together and which the rest of the package calls.
 """
 
 from seva_jax.models.attention import Attention

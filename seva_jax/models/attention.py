@@ -1,11 +1,10 @@
-"""Attention: one function, `attend`, and the ways it computes the same thing.
+"""Attention: `attend`, several kernels that compute it, and `attend_cached` for decoding.
 
 `plain` is ordinary XLA over the whole square of scores. `blocks` is XLA over blocks of queries,
-each with the keys up to its end: no scores of the future, and none kept for the backward pass.
-`splash` is the Pallas kernel that JAX ships for TPUs, which also skips the blocks that other trees
-and other branches leave empty. `cudnn` is NVIDIA's fused kernel with the mask as a bias.
-
-Shape suffixes: B rows, S queries, U keys, H query heads, G key and value heads, Q head width.
+each with the keys up to the end of the block; it keeps no scores for the backward pass. `splash` is
+the Pallas kernel that JAX ships for TPUs, which also skips blocks that the mask leaves empty, such
+as those between different trees or branches. `cudnn` is NVIDIA's fused kernel, with the mask as a
+bias.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from seva_jax.sharding import activation_spec
 
 Attention = Literal["auto", "plain", "cudnn"]
-BLOCK = 128  # queries of a block; lanes of a TPU's vector unit
-_MASKED = -1e30  # a score that no sum of exponentials notices
-_LARGEST = 512  # side of the blocks a kernel works on, at most
+BLOCK = 128  # queries in a block; also the lanes of a TPU's vector unit
+MASKED = -1e30  # score of a masked key: its exponential is 0 next to that of any other
+_LARGEST = 512  # largest side of the blocks that a kernel works on
 
 
 def attend(
@@ -33,21 +32,20 @@ def attend(
     mask_BSU: jax.Array | None,
     kind: Attention = "auto",
 ) -> jax.Array:
-    """Scaled dot-product attention; H query heads share G key/value heads.
+    """Computes scaled dot-product attention; H query heads share G key and value heads.
 
     Args:
-        query_BSHQ: queries, S positions, H heads of width Q.
-        key_BUGQ: keys, U positions, G heads (H divisible by G).
+        query_BSHQ: queries.
+        key_BUGQ: keys; H is divisible by G.
         value_BUGQ: values.
-        mask_BSU: True where a query may see a key; None for all. A query that may see nothing
-            returns something finite, which callers ignore. Where S = U > 1, nobody may see a
-            later position.
-        kind: "auto" takes, where whole rows attend to themselves, `splash` if the program is
-            compiled for a TPU and heads are a multiple of 128 wide, else `blocks`; "cudnn" takes
-            `cudnn` there; "plain" takes none of them.
+        mask_BSU: True where a query attends to a key; None for everywhere. Every query attends to
+            at least one key, and where S = U > 1 to no later position.
+        kind: the kernel where whole rows attend to themselves, S = U > 1: "auto" takes `splash` if
+            the program is compiled for a TPU and the head width is a multiple of 128, otherwise
+            `blocks`; "cudnn" takes `cudnn`. "plain" takes `plain`, as do all other shapes.
 
     Returns:
-        [B, S, H, Q], in the queries' dtype; softmax in float32.
+        [B, S, H, Q] in the dtype of the queries; the softmax is in float32.
     """
     whole_rows = query_BSHQ.shape[1] == key_BUGQ.shape[1] > 1
     if kind == "plain" or mask_BSU is None or not whole_rows:
@@ -70,18 +68,18 @@ def attend_cached(
     value_scale_BGU: jax.Array | None,
     mask_B1U: jax.Array,
 ) -> jax.Array:
-    """Attention of one query a row to a cache, whose heads come before positions.
+    """Computes attention of one query per row to a cache, in which heads precede positions.
 
     Args:
         query_B1HQ: queries.
-        key_BGUQ: keys.
-        value_BGUQ: values.
-        key_scale_BGU: factors of int8 keys; None for others.
-        value_scale_BGU: factors of int8 values.
-        mask_B1U: True where a query may see a key.
+        key_BGUQ: keys, in any float dtype or int8.
+        value_BGUQ: values, likewise.
+        key_scale_BGU: what int8 keys are to be multiplied by; None for float keys.
+        value_scale_BGU: what int8 values are to be multiplied by; None for float values.
+        mask_B1U: True where a query attends to a key.
 
     Returns:
-        [B, 1, H, Q]; softmax in float32.
+        [B, 1, H, Q] in the dtype of the queries; the softmax is in float32.
     """
     rows, _, num_heads, width = query_B1HQ.shape
     num_groups = key_BGUQ.shape[1]
@@ -92,7 +90,7 @@ def attend_cached(
     )
     if key_scale_BGU is not None:
         score = score * key_scale_BGU[:, :, None]
-    score = jnp.where(mask_B1U[:, None], score * width**-0.5, _MASKED)
+    score = jnp.where(mask_B1U[:, None], score * width**-0.5, MASKED)
     weight = jax.nn.softmax(score, axis=-1)
     if value_scale_BGU is not None:
         weight = weight * value_scale_BGU[:, :, None]
@@ -106,7 +104,7 @@ def plain(
     value_BUGQ: jax.Array,
     mask_BSU: jax.Array | None,
 ) -> jax.Array:
-    """See `attend`."""
+    """Computes `attend` over the whole square of scores; no restrictions."""
     mask = None if mask_BSU is None else mask_BSU[:, None]
     return jax.nn.dot_product_attention(
         query_BSHQ, key_BUGQ, value_BUGQ, mask=mask, implementation="xla"
@@ -116,7 +114,7 @@ def plain(
 def blocks(
     query_BSHQ: jax.Array, key_BSGQ: jax.Array, value_BSGQ: jax.Array, mask_BSS: jax.Array
 ) -> jax.Array:
-    """See `attend`; rows attend to themselves, and nobody to a later position."""
+    """Computes `attend` in blocks of queries, where S = U and the mask is causal."""
     length, num_heads, width = query_BSHQ.shape[1:]
     num_groups = key_BSGQ.shape[2]
     key_BGSQ, value_BGSQ = key_BSGQ.swapaxes(1, 2), value_BSGQ.swapaxes(1, 2)
@@ -127,7 +125,7 @@ def blocks(
     @jax.checkpoint
     def block(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
         score = jnp.einsum("bghsq,bguq->bghsu", query, key, preferred_element_type=jnp.float32)
-        score = jnp.where(mask[:, None, None], score * width**-0.5, _MASKED)
+        score = jnp.where(mask[:, None, None], score * width**-0.5, MASKED)
         weight = jnp.exp(score - jax.lax.stop_gradient(score.max(-1, keepdims=True)))
         total = weight.sum(-1, keepdims=True)
         out = jnp.einsum("bghsu,bguq->bghsq", weight.astype(value.dtype), value)
@@ -148,9 +146,9 @@ def blocks(
 def cudnn(
     query_BSHQ: jax.Array, key_BSGQ: jax.Array, value_BSGQ: jax.Array, mask_BSS: jax.Array
 ) -> jax.Array:
-    """See `attend`; rows attend to themselves. For GPUs of NVIDIA, in bfloat16 or float16."""
+    """Computes `attend` on NVIDIA GPUs, where S = U, in bfloat16 or float16."""
     length = query_BSHQ.shape[1]
-    pad = length % 2  # cuDNN's backward pass wants an even length
+    pad = length % 2  # cuDNN's backward pass needs an even length
     query, key, value = (
         jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (query_BSHQ, key_BSGQ, value_BSGQ)
     )
@@ -166,7 +164,7 @@ def _on_mesh(
     value_BUGQ: jax.Array,
     mask_BSU: jax.Array,
 ) -> jax.Array:
-    """A kernel on every device for its own rows and heads."""
+    """Runs a kernel on every device for the rows and heads of that device."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return kernel(query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU)
@@ -184,26 +182,26 @@ def splash(
     mask_BSS: jax.Array,
     interpret: bool = False,
 ) -> jax.Array:
-    """See `attend`; rows attend to themselves.
+    """Computes `attend` on TPUs, where S = U.
 
     Args:
-        query_BSHQ: queries.
-        key_BSGQ: keys.
-        value_BSGQ: values.
-        mask_BSS: every query sees at least one key.
-        interpret: run the kernel's Python on any platform, for tests.
+        query_BSHQ: see `attend`.
+        key_BSGQ: see `attend`.
+        value_BSGQ: see `attend`.
+        mask_BSS: see `attend`.
+        interpret: interpret the kernel in Python on any platform, for tests.
     """
     length, num_heads, width = query_BSHQ.shape[1:]
     group = num_heads // key_BSGQ.shape[2]
     pad = -length % BLOCK
     if pad:
-        # Padding sees itself: a query without a key would divide by zero.
+        # Padding attends to itself: a query without keys would divide by zero.
         mask_BSS = jnp.pad(mask_BSS, ((0, 0), (0, pad), (0, pad)))
         mask_BSS |= jnp.diag(jnp.arange(length + pad) >= length)
     sizes = _block_sizes(length + pad)
 
     def rows(x: jax.Array, *dims: int) -> jax.Array:
-        """[B, S, heads, Q] -> [B, *dims, S, Q]."""
+        """Reshapes [B, S, heads, Q] to [B, *dims, S, Q], with S padded."""
         x = jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))).swapaxes(1, 2)
         return x.reshape(x.shape[0], *dims, length + pad, width)
 
@@ -212,7 +210,7 @@ def splash(
             jnp.broadcast_to(mask, (group, *mask.shape)), block_sizes=sizes,
             head_shards=1, q_seq_shards=1, interpret=interpret,
         )  # fmt: skip
-        # Under jit this flag is traced, and calling the kernel branches on it to name a scope.
+        # Under jit this flag is traced, but calling the kernel branches on it to name a scope.
         kernel.fwd_mask_info = kernel.fwd_mask_info._replace(is_dynamic_mask=None)
         out: Any = jax.vmap(kernel)(query, key, value)
         return out
@@ -227,7 +225,7 @@ def splash(
 
 @functools.cache
 def _block_sizes(length: int) -> splash_attention_kernel.BlockSizes:
-    """The largest blocks, up to 512, that divide the length."""
+    """Returns the largest block sizes, up to 512, that divide the length."""
     side = next(n for n in range(_LARGEST, 0, -BLOCK) if length % n == 0)
     return splash_attention_kernel.BlockSizes(
         block_q=side, block_kv=side, block_kv_compute=side,

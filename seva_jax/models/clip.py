@@ -1,6 +1,7 @@
-"""CLIP vision tower, up to the hidden state LLaVA reads. Frozen in SeVa.
+"""CLIP vision tower, up to the hidden state that LLaVA reads. SeVa keeps it frozen.
 
-Layers above the feature layer and the post-layernorm do not influence LLaVA and are not built.
+The layers above that state and the post-layernorm do not influence LLaVA and are not built. In
+this file P counts the CLS token too.
 """
 
 from __future__ import annotations
@@ -18,27 +19,27 @@ from seva_jax.sharding import constrain
 
 
 class VisionLayer(nn.Module):
-    """Pre-norm transformer layer with full attention and biases."""
+    """Pre-norm transformer layer with full attention, MLP and biases."""
 
     config: VisionConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BPD: jax.Array, _: None = None) -> tuple[jax.Array, None]:
-        """[B, P, D] -> ([B, P, D], None)."""
+    def __call__(self, x_NPE: jax.Array, _: None = None) -> tuple[jax.Array, None]:
+        """Applies the layer: [N, P, E] -> ([N, P, E], None), as `nn.scan` expects."""
         cfg = self.config
-        x_BPD = constrain(x_BPD, "batch", "length", "width")
-        heads = (*x_BPD.shape[:2], cfg.num_heads, cfg.hidden_size // cfg.num_heads)
+        x_NPE = constrain(x_NPE, "batch", "length", "width")
+        heads = (*x_NPE.shape[:2], cfg.num_heads, cfg.hidden_size // cfg.num_heads)
 
         def linear(name: str, features: int, dims: tuple[str, str]) -> Linear:
             return Linear(features, dims, bias=True, dtype=self.dtype, name=name)
 
-        y = LayerNorm(cfg.norm_eps, self.dtype, name="layer_norm1")(x_BPD)
+        y = LayerNorm(cfg.norm_eps, self.dtype, name="layer_norm1")(x_NPE)
         q = linear("q_proj", cfg.hidden_size, ("vision_embed", "vision_heads"))(y).reshape(heads)
         k = linear("k_proj", cfg.hidden_size, ("vision_embed", "vision_heads"))(y).reshape(heads)
         v = linear("v_proj", cfg.hidden_size, ("vision_embed", "vision_heads"))(y).reshape(heads)
-        y = plain(q, k, v, None).reshape(x_BPD.shape)
-        x = x_BPD + linear("out_proj", cfg.hidden_size, ("vision_heads", "vision_embed"))(y)
+        y = plain(q, k, v, None).reshape(x_NPE.shape)
+        x = x_NPE + linear("out_proj", cfg.hidden_size, ("vision_heads", "vision_embed"))(y)
 
         y = LayerNorm(cfg.norm_eps, self.dtype, name="layer_norm2")(x)
         y = linear("fc1", cfg.mlp_size, ("vision_embed", "vision_mlp"))(y)
@@ -51,7 +52,7 @@ class VisionLayer(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Pixels to the patch features of the configured layer."""
+    """Maps pixels to the patch features of the configured layer."""
 
     config: LlavaConfig
     dtype: jnp.dtype
@@ -59,11 +60,11 @@ class VisionTower(nn.Module):
 
     @nn.compact
     def __call__(self, pixels_NHWC: jax.Array) -> jax.Array:
-        """[N, H, W, 3] normalised pixels -> [N, tokens per image, D]."""
+        """Maps normalised pixels [N, H, W, 3] to features [N, tokens per image, E]."""
         cfg = self.config.vision
         num, width, p = pixels_NHWC.shape[0], cfg.hidden_size, cfg.patch_size
         side = cfg.image_size // p
-        # A convolution whose stride is its kernel size is a linear layer on patches.
+        # A convolution whose stride equals its kernel size is a linear layer on patches.
         patches = pixels_NHWC[:, : side * p, : side * p].reshape(num, side, p, side, p, 3)
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(num, side * side, p * p * 3)
         x = Linear(width, ("patch", "vision_embed"), dtype=self.dtype, name="patch_embedding")(

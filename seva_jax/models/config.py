@@ -1,7 +1,6 @@
-"""Architecture configs, named as Hugging Face names the same numbers where it has a name.
+"""Architecture configs, with the defaults of LLaVA-1.5-7B and, where possible, HF's field names.
 
-The defaults are LLaVA-1.5-7B. TokenStats these from a checkpoint directory is in
-`seva_jax/convert`.
+What does not live here: reading a config from a checkpoint directory (`seva_jax/convert`).
 """
 
 from __future__ import annotations
@@ -17,14 +16,15 @@ class VisionConfig:
     """CLIP vision transformer.
 
     Attributes:
-        image_size: side of the square input, pixels.
-        patch_size: side of a patch, pixels.
-        hidden_size: model width.
-        num_layers: layers in the checkpoint; only those below the feature layer are built.
-        num_heads: attention heads.
+        image_size: side of the square input image in pixels.
+        patch_size: side of a patch in pixels; every patch becomes one token.
+        hidden_size: width of the tower.
+        num_layers: transformer layers of the checkpoint; those above `LlavaConfig.feature_layer`
+            are not built.
+        num_heads: attention heads; must divide hidden_size.
         mlp_size: hidden width of the MLP.
-        norm_eps: LayerNorm epsilon.
-        activation: CLIP's own towers use quick_gelu.
+        norm_eps: epsilon of LayerNorm.
+        activation: activation of the MLP; OpenAI's towers use "quick_gelu".
     """
 
     image_size: Annotated[int, FROM_1] = 336
@@ -38,7 +38,7 @@ class VisionConfig:
 
     @property
     def num_patches(self) -> int:
-        """Patches of one image, without CLS."""
+        """Patches of an image, without CLS."""
         return (self.image_size // self.patch_size) ** 2
 
 
@@ -47,16 +47,17 @@ class TextConfig:
     """Llama language model.
 
     Attributes:
-        vocab_size: rows of the embedding.
-        hidden_size: model width.
+        vocab_size: rows of the embedding table.
+        hidden_size: width of the language model.
         num_layers: decoder layers.
         num_heads: query heads.
-        num_kv_heads: key and value heads; fewer than num_heads means grouped-query attention.
-        head_dim: width of one head.
+        num_kv_heads: key and value heads; must divide num_heads. Fewer than num_heads means
+            grouped-query attention.
+        head_dim: width of an attention head.
         mlp_size: hidden width of the gated MLP.
-        norm_eps: RMSNorm epsilon.
-        rope_base: base of the rotary frequencies.
-        tied_head: whether the output head is the embedding, transposed.
+        norm_eps: epsilon of RMSNorm.
+        rope_base: base of the rotary frequencies ("rope_theta" in Hugging Face's files).
+        tied_head: whether the output head is the transposed embedding table.
     """
 
     vocab_size: Annotated[int, FROM_1] = 32064
@@ -76,13 +77,14 @@ class LlavaConfig:
     """LLaVA: vision tower, two-layer projector, language model.
 
     Attributes:
-        vision: the tower.
+        vision: the vision tower.
         text: the language model.
-        feature_layer: which hidden states of the tower are used, counted as Hugging Face
-            counts them: 0 is the embedding, -1 the last layer, -2 the one before.
-        feature_select: "default" drops CLS, "full" keeps it.
-        projector_bias: whether the projector's linear layers have biases.
-        image_token_id: token that marks an image position.
+        feature_layer: which hidden states of the tower become image features, counted as Hugging
+            Face does: 0 is the output of the embedding, -1 that of the last layer, -2 that of the
+            layer before it.
+        feature_select: "default" drops the CLS token, "full" keeps it.
+        projector_bias: whether the linear layers of the projector have biases.
+        image_token_id: the token id at image positions.
     """
 
     vision: VisionConfig = VisionConfig()
@@ -94,12 +96,12 @@ class LlavaConfig:
 
     @property
     def tokens_per_image(self) -> int:
-        """Language-model positions one image takes."""
+        """Positions that an image takes in the language model."""
         return self.vision.num_patches + (self.feature_select == "full")
 
     @property
     def tower_depth(self) -> int:
-        """Tower layers that have to run to reach the feature layer."""
+        """Tower layers up to the feature layer: those that are built."""
         layer = self.feature_layer
         return layer if layer >= 0 else self.vision.num_layers + 1 + layer
 
@@ -120,9 +122,9 @@ class LoraConfig:
     """Low-rank adapters on the language model's linear layers.
 
     Attributes:
-        rank: R; 0 means no adapters.
-        alpha: the update is scaled by alpha / rank.
-        targets: which linear layers of every decoder layer.
+        rank: rank of every adapter; 0 means no adapters. A higher rank trains more parameters.
+        alpha: the output of an adapter is scaled by alpha / rank.
+        targets: which linear layers of every decoder layer have adapters.
     """
 
     rank: Annotated[int, Range(0, 2**16)] = 1024

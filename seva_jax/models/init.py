@@ -1,4 +1,4 @@
-"""Shapes and initial values of a model's variables, from one place for trainer and planner."""
+"""Shapes and initial values of a model's variables, shared by trainer and planner."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ def _unbox(tree: Any) -> Any:
 
 
 def abstract_variables(model: Llava) -> dict[str, Any]:
-    """Shapes of all variables, allocating nothing.
+    """Returns the shapes of all variables and allocates nothing.
 
     Returns:
-        {"params": ..., "lora": ...}, every leaf boxed with the logical names of its dims
-        (`.names`, `.value.shape`); "lora" only if the model has adapters.
+        {"params": ..., "lora": ...}; every leaf is boxed with the logical names of its dims
+        (`.names`, `.value.shape`). "lora" is there only if the model has adapters.
     """
     return jax.eval_shape(lambda key: _init(model, key), jax.random.key(0))
 
 
 def abstract_params(model: Llava) -> dict[str, Any]:
-    """Shapes of the "params" collection as plain `jax.ShapeDtypeStruct`s."""
+    """Returns the shapes of the "params" collection as plain `jax.ShapeDtypeStruct`s."""
     return _unbox(abstract_variables(model)["params"])
 
 
 def init_variables(model: Llava, collection: str, shardings: Any, seed: int) -> Any:
-    """Fresh float32 values of one collection, created where they belong.
+    """Returns initial float32 values of one collection, created on the devices that hold them.
 
     Args:
         model: the module.
         collection: "params" or "lora".
-        shardings: a sharding for every leaf of the collection.
-        seed: of the values.
+        shardings: the sharding of every leaf of the collection.
+        seed: seed of the random values.
     """
 
     def init(key: jax.Array) -> Any:

@@ -1,7 +1,7 @@
-"""Building blocks shared by the towers: linear layers with optional adapters, norms.
+"""Building blocks of all towers: linear layers with optional adapters, norms, rematerialisation.
 
-Parameters carry logical dim names ("embed", "heads", ...); `seva_jax/sharding.py` alone decides
-which mesh axis each name means.
+Parameters carry logical dim names ("embed", "heads", ...); which mesh axis a name stands for is
+decided in `seva_jax/sharding.py` alone.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ Remat = Literal["none", "matmuls", "layers"]
 
 
 def rematerialised(layer: type[nn.Module], remat: Remat) -> type[nn.Module]:
-    """A layer of a scan, with less to keep for the backward pass.
+    """Returns a layer for a scan that stores less for the backward pass.
 
     Args:
         layer: the module.
-        remat: "none" keeps everything; "matmuls" keeps results of linear layers and computes
-            norms, activations and attention again; "layers" keeps only a layer's input.
+        remat: what is stored. "none" stores everything; "matmuls" stores the outputs of linear
+            layers and recomputes norms, activations and attention; "layers" stores only the input
+            of a layer and recomputes the rest.
     """
     if remat == "none":
         return layer
@@ -35,13 +36,13 @@ def rematerialised(layer: type[nn.Module], remat: Remat) -> type[nn.Module]:
 
 
 class Linear(nn.Module):
-    """y = x W (+ b) (+ alpha / R * x A B when the "lora" collection is given).
+    """Linear layer: y = x W (+ b) (+ alpha / R * x A B if the "lora" collection is given).
 
     Attributes:
         features: output width.
         dims: logical names of the kernel's (input, output) dims.
         bias: whether there is a bias.
-        lora: adapters, or None where this layer takes none.
+        lora: config of the adapter; None for a layer without one.
         dtype: compute dtype.
     """
 
@@ -53,17 +54,17 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., in] -> [..., features]."""
-        # Only for training from scratch: 0.02, as transformers initialises, suits wide models; at
-        # the width of the default run it takes several times as many steps to learn as this.
+        """Maps [..., F] to [..., O], O = `features`."""
+        # Only matters when training from scratch. transformers' standard deviation of 0.02 suits
+        # wide models; at the width of the default run it needs several times as many steps.
         init = nn.initializers.lecun_normal()
         kernel: Any = self.param(
             "kernel",
             nn.with_logical_partitioning(init, self.dims),
             (x.shape[-1], self.features),
         )
-        # Rows and positions as one dim: gradients of kernels sum over it, which is one matrix
-        # product, where a sum over two dims makes XLA copy both sides on a CPU.
+        # Rows and positions become one dim, so that the gradient of the kernel, a sum over it, is
+        # one matrix product: to sum over two dims, XLA copies both operands on a CPU.
         leading = x.shape[:-1]
         x = x.astype(self.dtype).reshape(-1, x.shape[-1])
         if not is_quantised(kernel):
@@ -77,10 +78,10 @@ class Linear(nn.Module):
             )
             y = y + bias.astype(self.dtype)
         if self.lora is not None and (self.is_initializing() or self.has_variable(LORA, "a")):
-            # Kaiming-uniform A and zero B, as peft initialises them: fresh adapters change nothing.
+            # Kaiming-uniform A and zero B, as in peft: initially an adapter changes nothing.
             a = self._adapter("a", (x.shape[-1], self.lora.rank), (self.dims[0], "rank"))
             b = self._adapter("b", (self.lora.rank, self.features), ("rank", self.dims[1]))
-            scale = self.lora.alpha / self.lora.rank  # where the result is narrow: it is cheapest
+            scale = self.lora.alpha / self.lora.rank  # applied to x A, the narrowest array
             y = y + (x @ a.astype(self.dtype) * scale) @ b.astype(self.dtype)
         return y.reshape(*leading, self.features)
 
@@ -103,7 +104,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., D]."""
+        """Normalises the last dim."""
         scale: Any = self.param(
             "scale",
             nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
@@ -122,7 +123,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., D] -> [..., D]."""
+        """Normalises the last dim."""
         norm = nn.LayerNorm(
             epsilon=self.eps,
             use_fast_variance=False,

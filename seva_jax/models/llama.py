@@ -1,7 +1,7 @@
-"""Llama decoder: scanned layers, grouped-query attention, rotary positions, explicit cache.
+"""Llama decoder: scanned layers, grouped-query attention, rotary positions, explicit KV cache.
 
-The attention mask is an argument, so the same decoder runs tree rows, padded batches, prefill
-and single-token decoding. The cache is an argument and a result, never hidden state.
+The attention mask is an argument, so the same decoder computes tree rows, padded batches, prefill
+and single-token decoding. The cache is an argument and a result, not hidden state.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from seva_jax.sharding import constrain
 
 
 class Cache(NamedTuple):
-    """Keys and values of all layers; heads before positions, as single queries read them.
+    """KV cache of all layers; heads precede positions, the order in which decoding reads them.
 
     Attributes:
-        key_LBGUQ: rotated keys, U slots; in the compute dtype, or int8.
-        value_LBGUQ: values.
-        key_scale_LBGU: float32, what int8 keys are multiples of; None for others.
+        key_LBGUQ: rotated keys in U slots; in the compute dtype or int8.
+        value_LBGUQ: values, likewise.
+        key_scale_LBGU: float32, what int8 keys are to be multiplied by; None for others.
         value_scale_LBGU: the same for values.
     """
 
@@ -34,7 +34,7 @@ class Cache(NamedTuple):
     value_scale_LBGU: jax.Array | None = None
 
     def write(self, layer: jax.Array, slot: jax.Array, key: jax.Array, value: jax.Array) -> Cache:
-        """With keys and values [B, S, G, Q] of a layer from a slot on."""
+        """Returns the cache with keys and values [B, S, G, Q] of a layer written from `slot` on."""
 
         def put(
             stack: jax.Array, scales: jax.Array | None, new_BSGQ: jax.Array
@@ -54,11 +54,11 @@ class Cache(NamedTuple):
 
 
 class Input(NamedTuple):
-    """What one layer reads, kept while the layers are scanned.
+    """The input of one layer, kept while the layers are scanned.
 
     Attributes:
         layer: int32 scalar, which layer.
-        x_BSD: the residual stream before it.
+        x_BSD: the residual stream before that layer.
     """
 
     layer: jax.Array
@@ -69,7 +69,7 @@ Carry = tuple[jax.Array, Cache | None, Input | None]
 
 
 def rotary(positions_BS: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B, S, 1, head_dim] in float32, in Hugging Face's half-split layout."""
+    """Returns cosines and sines [B, S, 1, Q] in float32, in Hugging Face's half-split layout."""
     frequency = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = positions_BS[..., None].astype(jnp.float32) * frequency
     angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None]
@@ -77,14 +77,14 @@ def rotary(positions_BS: jax.Array, head_dim: int, base: float) -> tuple[jax.Arr
 
 
 def rotate(x_BSHQ: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Applies rotary positions (RoFormer, arXiv 2104.09864) to queries or keys."""
+    """Applies rotary position embeddings (RoFormer, arXiv 2104.09864) to queries or keys."""
     first, second = jnp.split(x_BSHQ.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([-second, first], axis=-1)
     return (x_BSHQ * cos + turned * sin).astype(x_BSHQ.dtype)
 
 
 class DecoderLayer(nn.Module):
-    """Attention and gated MLP, pre-norm, no biases."""
+    """Pre-norm decoder layer: attention and gated MLP, without biases."""
 
     config: TextConfig
     lora: LoraConfig | None
@@ -100,19 +100,19 @@ class DecoderLayer(nn.Module):
         mask_BSU: jax.Array,
         slot: Any,
     ) -> tuple[Carry, None]:
-        """One layer.
+        """Applies the layer.
 
         Args:
-            carry: the residual stream x [B, S, D]; the cache of all layers, or None; what is kept
-                of one layer, or None.
+            carry: the residual stream x [B, S, D]; the cache of all layers, or None; the input of
+                the layer to be kept, or None.
             layer: scalar, which layer this is.
-            rope: cosines and sines of the positions of x.
-            mask_BSU: True where a query may see a key: of x, or for a single query after a cache,
-                of the cache.
-            slot: scalar, where the keys and values of x go in the cache; None without a cache.
+            rope: cosines and sines of the positions of x, see `rotary`.
+            mask_BSU: True where a query attends to a key. The keys are those of x, or of the cache
+                where there is a cache and S = 1.
+            slot: scalar, first cache slot for the keys and values of x; None without a cache.
 
         Returns:
-            The updated carry, as `nn.scan` wants it.
+            The updated carry and None, as `nn.scan` expects.
         """
         x_BSD, cache, kept = carry
         if kept is not None:
@@ -164,7 +164,7 @@ class Llama(nn.Module):
     attention: Attention
 
     def setup(self) -> None:
-        """Declares the embedding, the scanned layers, the norm and the head."""
+        """Declares the embedding table, the scanned layers, the norm and the head."""
         cfg = self.config
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
         self.embedding: Any = self.param("embedding", init, (cfg.vocab_size, cfg.hidden_size))
@@ -183,8 +183,9 @@ class Llama(nn.Module):
             self.head_kernel: Any = self.param("head", init, (cfg.hidden_size, cfg.vocab_size))
 
     def embed(self, tokens_BS: jax.Array) -> jax.Array:
-        """Token embeddings [B, S, D] in the compute dtype."""
-        # Looked up with whole rows; split over fsdp, XLA would replicate the result instead.
+        """Returns token embeddings [B, S, D] in the compute dtype."""
+        # The table is looked up with whole rows: with rows split over fsdp, XLA would replicate
+        # the result.
         table_VD = constrain(self.embedding, "vocab", "width")
         x_BSD = jnp.take(table_VD, tokens_BS, axis=0).astype(self.dtype)
         return constrain(x_BSD, "batch", "length", "width")
@@ -197,9 +198,9 @@ class Llama(nn.Module):
         cache: Cache | None = None,
         slot: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """Embeddings to final hidden states [B, S, D], and the updated cache.
+        """Returns the final hidden states [B, S, D] of embeddings, and the updated cache.
 
-        With a cache, x is either a prompt, which starts it at slot 0, or one token a row.
+        With a cache, x is either whole prompts, which start at slot 0, or one token per row.
         """
         x, cache, _ = self._scan((x_BSD, cache, None), positions_BS, mask_BSU, slot)
         return self.norm(x), cache
@@ -207,7 +208,7 @@ class Llama(nn.Module):
     def with_input(
         self, x_BSD: jax.Array, positions_BS: jax.Array, mask_BSU: jax.Array, layer: int
     ) -> tuple[jax.Array, jax.Array]:
-        """Final hidden states, as without a cache, and what a layer reads, both [B, S, D]."""
+        """Returns the final hidden states and the input of one layer, both [B, S, D]; no cache."""
         kept = Input(jnp.int32(layer), jnp.zeros_like(x_BSD))
         x, _, kept = self._scan((x_BSD, None, kept), positions_BS, mask_BSU, None)
         assert kept is not None
@@ -222,7 +223,7 @@ class Llama(nn.Module):
         return carry
 
     def head(self, hidden: jax.Array) -> jax.Array:
-        """Hidden states [..., D] to logits [..., V] in float32."""
+        """Maps hidden states [..., D] to logits [..., V] in float32."""
         kernel = self.embedding.T if self.config.tied_head else self.head_kernel
         logits = jnp.matmul(
             constrain(hidden, "batch", "length", "width").astype(self.dtype),

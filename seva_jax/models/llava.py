@@ -1,8 +1,8 @@
-"""LLaVA: images become tokens of the language model. What the rest of the package calls.
+"""LLaVA: image features take the place of image tokens in the input of the language model.
 
-`Llava` is the module; `tree_logps` and `forward` in `seva_jax/training/step.py` and
-`seva_jax/inference/sampler.py` are its two users. `apply({"params": base, "lora": adapters})` is
-the policy; the same call without "lora" is the model without adapters.
+What lives here: `Llava`, the module that the rest of the package calls, above all
+`seva_jax/training/step.py` and `seva_jax/inference/sampler.py`. `apply({"params": base, "lora":
+adapters}, ...)` is the policy; the same call without "lora" is the model without adapters.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ CacheKind = Literal["exact", "int8"]
 
 
 class Projector(nn.Module):
-    """Two linear layers with exact GELU between (LLaVA-1.5's mlp2x_gelu)."""
+    """Two linear layers with exact GELU between them (LLaVA-1.5's mlp2x_gelu)."""
 
     config: LlavaConfig
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, features_BPD: jax.Array) -> jax.Array:
-        """[B, P, vision width] -> [B, P, language width]."""
+    def __call__(self, features_BPE: jax.Array) -> jax.Array:
+        """Maps image features [B, P, E] to the width of the language model, [B, P, D]."""
         cfg = self.config
         width, bias = cfg.text.hidden_size, cfg.projector_bias
         x = Linear(width, ("vision_embed", "embed"), bias, dtype=self.dtype, name="linear_1")(
-            features_BPD
+            features_BPE
         )
         x = constrain(nn.gelu(x, approximate=False), "batch", "length", "width")
         x = Linear(width, ("embed_in", "embed"), bias, dtype=self.dtype, name="linear_2")(x)
@@ -46,11 +46,11 @@ class Llava(nn.Module):
     """Vision tower, projector and language model.
 
     Attributes:
-        config: sizes.
-        lora: adapters of the language model, or None.
+        config: the architecture.
+        lora: config of the language model's adapters; None for no adapters.
         dtype: compute dtype; parameters keep the dtype they are stored in.
-        remat: what the backward pass computes again, see `layers.rematerialised`.
-        attention: see `seva_jax.models.attention.attend`.
+        remat: what the backward pass recomputes, see `layers.rematerialised`.
+        attention: which kernel computes attention, see `attention.attend`.
     """
 
     config: LlavaConfig
@@ -67,13 +67,14 @@ class Llava(nn.Module):
         self.language = Llama(self.config.text, lora, self.dtype, self.remat, self.attention)
 
     def features(self, images_BIX: jax.Array) -> jax.Array:
-        """Features of a row's images before the projector; constant while the tower is frozen.
+        """Returns the tower's features of all images, which are constant while it is frozen.
 
         Args:
-            images_BIX: preprocessed images [B, I, H, W, 3], or their features [B, I, P, width].
+            images_BIX: preprocessed images [B, I, H, W, 3], or their features [B, I, P, E]; I may
+                be 0.
 
         Returns:
-            [B, I * P, vision width]; I may be 0.
+            [B, I * P, E], the input of the projector.
         """
         num, images = images_BIX.shape[:2]
         width = self.config.vision.hidden_size
@@ -86,30 +87,30 @@ class Llava(nn.Module):
 
     @property
     def feature_kind(self) -> tuple[tuple[int, int], jnp.dtype]:
-        """Shape [P, width] and dtype of the features of an image."""
+        """Shape [P, E] and dtype of the features of an image."""
         return (self.config.tokens_per_image, self.config.vision.hidden_size), self.dtype
 
     def embed(
         self, tokens_BS: jax.Array, patch_BS: jax.Array, features_BPE: jax.Array
     ) -> jax.Array:
-        """Token embeddings with image features in place of image tokens.
+        """Returns token embeddings, with projected image features at image positions.
 
         Args:
             tokens_BS: token ids.
-            patch_BS: -1 for text, otherwise an index into the row's I * P image features.
-            features_BPE: see `features`.
+            patch_BS: index of each image position into the row's image features; -1 for text.
+            features_BPE: image features of each row, see `features`.
 
         Returns:
             [B, S, D].
         """
-        # The image token need not be in the vocabulary.
+        # The id of the image token may be outside the vocabulary.
         text_BSD = self.language.embed(jnp.where(patch_BS >= 0, 0, tokens_BS))
         if not features_BPE.shape[1]:
             return text_BSD
-        image_BQD = self.projector(features_BPE)
+        image_BPD = self.projector(features_BPE)
         index = jnp.maximum(patch_BS, 0)[..., None]
         return jnp.where(
-            patch_BS[..., None] >= 0, jnp.take_along_axis(image_BQD, index, axis=1), text_BSD
+            patch_BS[..., None] >= 0, jnp.take_along_axis(image_BPD, index, axis=1), text_BSD
         )
 
     def hidden(
@@ -122,7 +123,7 @@ class Llava(nn.Module):
         cache: Cache | None = None,
         slot: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """Final hidden states [B, S, D] of a row, and the updated cache."""
+        """Returns the final hidden states [B, S, D] and the updated cache, see `Llama`."""
         x_BSD = self.embed(tokens_BS, patch_BS, features_BPE)
         return self.language(x_BSD, positions_BS, mask_BSU, cache, slot)
 
@@ -135,7 +136,7 @@ class Llava(nn.Module):
         features_BPE: jax.Array,
         layer: int,
     ) -> tuple[jax.Array, jax.Array]:
-        """As `hidden` without a cache, and what a decoder layer reads, both [B, S, D]."""
+        """Returns the final hidden states and the input of a decoder layer, both [B, S, D]."""
         x_BSD = self.embed(tokens_BS, patch_BS, features_BPE)
         return self.language.with_input(x_BSD, positions_BS, mask_BSS, layer)
 
@@ -147,7 +148,7 @@ class Llava(nn.Module):
         cache: Cache,
         slot: jax.Array,
     ) -> tuple[jax.Array, Cache]:
-        """Logits [B, S, V] (float32) of text tokens that follow the cache."""
+        """Returns float32 logits [B, S, V] of text tokens after the cache, and the new cache."""
         hidden_BSD, new_cache = self.language(
             self.language.embed(tokens_BS), positions_BS, mask_BSU, cache, slot
         )
@@ -155,7 +156,7 @@ class Llava(nn.Module):
         return self.head(hidden_BSD), new_cache
 
     def head(self, hidden: jax.Array) -> jax.Array:
-        """Hidden states [..., D] to float32 logits [..., V]."""
+        """Maps hidden states [..., D] to float32 logits [..., V]."""
         return self.language.head(hidden)
 
     def __call__(
@@ -166,19 +167,20 @@ class Llava(nn.Module):
         patch_BS: jax.Array,
         pixels_BIHWC: jax.Array,
     ) -> jax.Array:
-        """Logits [B, S, V] at every position; for initialisation and small inputs."""
+        """Returns logits [B, S, V] at every position; for initialisation and small inputs."""
         features_BPE = self.features(pixels_BIHWC)
         hidden_BSD, _ = self.hidden(tokens_BS, positions_BS, mask_BSU, patch_BS, features_BPE)
         return self.head(hidden_BSD)
 
     def empty_cache(self, num_rows: int, num_slots: int, kind: CacheKind = "exact") -> Cache:
-        """A zero cache of `num_slots` positions for `num_rows` rows.
+        """Returns a cache filled with zeros.
 
         Args:
-            num_rows: B.
-            num_slots: U.
-            kind: "exact" keeps keys and values in the compute dtype, "int8" in half of bfloat16's
-                memory, each head of each position scaled to its largest entry.
+            num_rows: rows, B.
+            num_slots: positions of each row, U.
+            kind: "exact" keeps keys and values in the compute dtype; "int8" rounds them to 8 bits,
+                with a scale for each head of each position, and takes about half the memory of
+                bfloat16.
         """
         cfg = self.config.text
         shape = (cfg.num_layers, num_rows, cfg.num_kv_heads, num_slots, cfg.head_dim)

@@ -1,4 +1,4 @@
-"""Adapters added to the kernels they belong to, where the kernels lie."""
+"""Merging adapters into the kernels that they adapt, on the devices that hold the kernels."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from seva_jax.models.config import LoraConfig
 def merge_adapters(
     params: Mapping[str, Any], adapters: Any, lora: LoraConfig, dtype: Any, shardings: Any
 ) -> Any:
-    """A "params" collection with which the model alone does what it did with adapters.
+    """Returns a "params" collection that alone computes what the model computes with adapters.
 
-    Sums are float32, one layer of one kernel at a time, and rounded once to what is stored.
+    Sums are in float32, one layer of one kernel at a time, and rounded once to `dtype`.
 
     Args:
-        params: the parameters, floats; given up where the result takes their place.
+        params: the parameters, floats. Merged kernels that already have `dtype` are donated: their
+            memory is reused for the result.
         adapters: the "lora" collection, or {} for none.
-        lora: what the adapters are.
-        dtype: of the result.
-        shardings: of the result, a tree like `params`.
+        lora: config of the adapters.
+        dtype: dtype of the result.
+        shardings: shardings of the result, a tree like `params`.
     """
 
     def one(path: Any, leaf: jax.Array, sharding: Any) -> jax.Array:
@@ -44,17 +45,17 @@ def merge_adapters(
 
 @functools.cache
 def _program(scale: float, dtype: Any, sharding: Any, in_place: bool) -> Any:
-    """Compiled once for all kernels of one shape."""
+    """Returns the merge of one kernel; cached, so it compiles once for all of one shape."""
     merge = functools.partial(_merged, scale=scale, dtype=dtype)
     return jax.jit(merge, out_shardings=sharding, donate_argnums=(0,) if in_place else ())
 
 
 def _merged(
-    kernel_LIO: jax.Array, a_LIR: jax.Array, b_LRO: jax.Array, scale: float, dtype: Any
+    kernel_LFO: jax.Array, a_LFR: jax.Array, b_LRO: jax.Array, scale: float, dtype: Any
 ) -> jax.Array:
     def layer(at: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        kernel_IO, a_IR, b_RO = at
-        change_IO = jnp.matmul(a_IR, b_RO, precision="highest") * scale
-        return (kernel_IO.astype(jnp.float32) + change_IO).astype(dtype)
+        kernel_FO, a_FR, b_RO = at
+        change_FO = jnp.matmul(a_FR, b_RO, precision="highest") * scale
+        return (kernel_FO.astype(jnp.float32) + change_FO).astype(dtype)
 
-    return jax.lax.map(layer, (kernel_LIO, a_LIR, b_LRO))
+    return jax.lax.map(layer, (kernel_LFO, a_LFR, b_LRO))

@@ -1,12 +1,32 @@
-"""Objectives: pure functions of branch log-probs. `base.py` has the contract."""
+"""Objectives: pure functions of the log-probs of branches.
+
+What lives here: the public names. README.md has a table of all objectives. What does not: the
+log-probs (`seva_jax/training/token_stats.py`). Read next: `base.py`, the contract.
+"""
 
 from seva_jax.objectives.base import NOTHING, Metrics, Need, Objective
 from seva_jax.objectives.divergences import AlphaDivergence, Divergence, ForwardKL, JensenShannon
 from seva_jax.objectives.dpo import DPO
-from seva_jax.objectives.margin import IPO, DiscoPOP, ExoPair, Hinge, Robust, SigmoidNorm
+from seva_jax.objectives.margin import (
+    IPO,
+    DiscoPOP,
+    ExoPair,
+    Hinge,
+    MarginObjective,
+    Robust,
+    SigmoidNorm,
+)
 from seva_jax.objectives.mixed import Mixed, Part, mpo
+from seva_jax.objectives.pairs import PairObjective, Pairs
 from seva_jax.objectives.phrases import RRPO
-from seva_jax.objectives.pointwise import APODown, APOZero, BCOPair, NCAPair, SPPOHard
+from seva_jax.objectives.pointwise import (
+    APODown,
+    APOZero,
+    BCOPair,
+    NCAPair,
+    PointwiseObjective,
+    SPPOHard,
+)
 from seva_jax.objectives.supervised import Supervised
 from seva_jax.objectives.trajectory import Trajectory
 from seva_jax.objectives.transport import AOT, AOTUnpaired
@@ -39,13 +59,17 @@ __all__ = [
     "Hinge",
     "Inherent",
     "JensenShannon",
+    "MarginObjective",
     "Metrics",
     "Mixed",
     "NCAPair",
     "Need",
     "Objective",
     "OnPolicy",
+    "PairObjective",
+    "Pairs",
     "Part",
+    "PointwiseObjective",
     "RawScore",
     "ReAlign",
     "Robust",

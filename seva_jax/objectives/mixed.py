@@ -9,6 +9,7 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
 from seva_jax.objectives.base import NOTHING, Metrics, Need, Objective
 from seva_jax.objectives.dpo import DPO
@@ -23,8 +24,8 @@ class Part:
     """One term of a sum.
 
     Attributes:
-        objective: the term.
-        weight: what it is multiplied by.
+        objective: the loss of this term.
+        weight: the factor of this term.
     """
 
     objective: Objective = DPO()
@@ -33,42 +34,42 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Mixed(Objective):
-    """A weighted sum of losses, TRL's lists `loss_type` and `loss_weights`.
+    """A weighted sum of losses, as TRL's lists `loss_type` and `loss_weights`.
 
-    Metrics are those of the first part that reports them, and each part's loss as
-    `losses/<class>`, the second one of a class as `losses/<class> 2`. Every part has a beta, a
-    weighting and so on of its own.
+    A metric comes from the first part that reports it. The loss of each part is reported as
+    `losses/<class>`, that of a second part of the same class as `losses/<class> 2`. Every part has
+    its own beta, weighting and so on.
 
     Attributes:
-        parts: the terms.
+        parts: the terms of the sum.
     """
 
     parts: tuple[Part, ...] = (Part(),)
 
     @property
+    @override
     def needs(self) -> frozenset[Need]:
-        """See `Objective.needs`."""
         return NOTHING.union(*(part.objective.needs for part in self.parts))
 
     @property
+    @override
     def computes_reference(self) -> bool:
-        """See `Objective.computes_reference`."""
         return any(part.objective.computes_reference for part in self.parts)
 
     @property
+    @override
     def whole_batch(self) -> bool:
-        """See `Objective.whole_batch`."""
         return any(part.objective.whole_batch for part in self.parts)
 
+    @override
     def check(self, comparisons: Sequence[Comparison]) -> None:
-        """See `Objective.check`."""
         for part in self.parts:
             part.objective.check(comparisons)
 
+    @override
     def __call__(
         self, policy: BranchLogps, reference: BranchLogps | None
     ) -> tuple[jax.Array, Metrics]:
-        """See `Objective.__call__`."""
         total_N, metrics = jnp.zeros(len(policy.mask_NKT)), {}
         seen: collections.Counter[str] = collections.Counter()
         for part in self.parts:
@@ -84,13 +85,13 @@ class Mixed(Objective):
 def mpo(
     beta: float = 0.1, preference: float = 0.8, quality: float = 0.2, generation: float = 1.0
 ) -> Mixed:
-    """Mixed preference optimisation (MPO, arXiv 2411.10442): DPO, BCO and supervised training.
+    """Returns mixed preference optimisation (MPO, arXiv 2411.10442): DPO, BCO and supervised loss.
 
     Args:
         beta: of DPO and BCO.
         preference: weight of DPO.
         quality: weight of BCO.
-        generation: weight of the chosen answers' likelihood, a mean over answers.
+        generation: weight of `Supervised()`, the chosen answers' negative log-likelihood.
     """
     return Mixed(
         (

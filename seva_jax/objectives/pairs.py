@@ -1,7 +1,7 @@
-"""What preference objectives share: a chosen answer against each of its rejected ones.
+"""The base class of preference objectives: a chosen answer against each of its rejected answers.
 
-What lives here: `Pairs`, the numbers a loss works on, and `PairObjective`, which makes them,
-weighs the losses and reports rewards. What does not: any loss. Read next: `margin.py`.
+What lives here: `Pairs`, the numbers a loss works on, and `PairObjective`, which computes them,
+weights the losses and reports rewards. What does not: any loss. Read next: `margin.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
 from seva_jax.objectives.base import Metrics, Need, Objective, mean_existing, mean_nll
 from seva_jax.objectives.weighting import Weighting
@@ -20,17 +21,17 @@ from seva_jax.types import BranchLogps, Comparison
 
 
 class Pairs(NamedTuple):
-    """Chosen and rejected answers side by side; J = K - 1 rejected answers of a comparison.
+    """Each chosen answer next to its J = K - 1 rejected answers.
 
     Attributes:
-        chosen_NJ: log-prob of the chosen answer under the policy. It depends on the rejected
-            answer only with `PairObjective.ld_alpha`.
-        rejected_NJ: log-prob of the rejected answer under the policy.
-        ref_chosen_NJ: the same under the reference, without gradient.
-        ref_rejected_NJ: the same under the reference, without gradient.
-        chosen_tokens_N1: tokens of the chosen answer, at least 1.
-        rejected_tokens_NJ: tokens of the rejected answer, at least 1.
-        exists_NJ: 1 where there is a rejected answer.
+        chosen_NJ: summed log-prob of the chosen answer under the policy, [N, 1]; [N, J] with
+            `PairObjective.ld_alpha`, where it depends on the length of the rejected answer.
+        rejected_NJ: summed log-prob of each rejected answer under the policy.
+        ref_chosen_NJ: as `chosen_NJ` under the reference, without gradient.
+        ref_rejected_NJ: as `rejected_NJ` under the reference, without gradient.
+        chosen_tokens_N1: number of tokens of the chosen answer, at least 1.
+        rejected_tokens_NJ: number of tokens of each rejected answer, at least 1.
+        exists_NJ: 1 where there is a rejected answer, 0 for padding.
         weight_N: weight of the comparison, see `BranchLogps.weight_N`.
     """
 
@@ -45,27 +46,28 @@ class Pairs(NamedTuple):
 
     @property
     def chosen_ratio_NJ(self) -> jax.Array:
-        """Log-ratio of policy and reference of the chosen answer."""
+        """Returns the chosen answer's log-ratio of policy and reference."""
         return self.chosen_NJ - self.ref_chosen_NJ
 
     @property
     def rejected_ratio_NJ(self) -> jax.Array:
-        """Log-ratio of policy and reference of the rejected answer."""
+        """Returns each rejected answer's log-ratio of policy and reference."""
         return self.rejected_NJ - self.ref_rejected_NJ
 
 
 @dataclasses.dataclass(frozen=True)
 class PairObjective(Objective):
-    """Base class: a loss for each chosen answer and rejected answer.
+    """Base class: one loss for each pair of a chosen and a rejected answer.
 
-    Of several rejected answers, the loss of a comparison is the mean. A family defines
-    `pair_loss`.
+    The loss of a comparison with several rejected answers is the mean over its pairs. A subclass
+    defines `pair_loss`.
 
     Attributes:
-        beta: strength of the pull towards the reference; larger is closer.
-        ld_alpha: weight of the log-probs of tokens beyond the length of the shorter answer of a
-            pair, in [0, 1] (LD-DPO, arXiv 2409.06411). 1 changes nothing.
-        weighting: what the loss of each pair is multiplied by.
+        beta: how strongly the policy is held to the reference; larger stays closer.
+        ld_alpha: weight, in [0, 1], of tokens beyond the length of the shorter answer of a pair
+            (LD-DPO, arXiv 2409.06411). Below 1, longer answers gain less from their length; 1
+            changes nothing.
+        weighting: multiplies the loss of each pair by a weight; the default weighs all alike.
     """
 
     beta: Annotated[float, Range(0, 1000, above=True)] = 0.1
@@ -73,45 +75,46 @@ class PairObjective(Objective):
     weighting: Weighting = Weighting()
 
     @property
+    @override
     def needs(self) -> frozenset[Need]:
-        """See `Objective.needs`."""
         return self.weighting.needs
 
+    @override
     def check(self, comparisons: Sequence[Comparison]) -> None:
-        """See `Objective.check`."""
         for comparison in comparisons:
             self.weighting.check(comparison)
 
+    @override
     def __call__(
         self, policy: BranchLogps, reference: BranchLogps | None
     ) -> tuple[jax.Array, Metrics]:
-        """See `Objective.__call__`; metric names and meanings are TRL's."""
+        """Names and meanings of the metrics are TRL's."""
         assert reference is not None, "preference objectives compare with a reference"
         pairs = self.pairs(policy, reference)
         weight_NJ = jax.lax.stop_gradient(self.weighting(policy))
         return self.loss(pairs, weight_NJ), self.metrics(policy, pairs)
 
     def pair_loss(self, pairs: Pairs) -> jax.Array:
-        """Loss of every pair, [N, J]; any finite value where there is no rejected answer."""
+        """Returns the loss of every pair, [N, J]; any finite value where there is none."""
         raise NotImplementedError(f"{type(self).__name__} must define pair_loss")
 
     def loss(self, pairs: Pairs, weight_NJ: jax.Array) -> jax.Array:
-        """Loss of every comparison, [N]."""
+        """Returns the loss of every comparison, [N]: the weighted mean over its pairs."""
         return mean_existing(weight_NJ * self.pair_loss(pairs), pairs.exists_NJ)
 
     def pairs(self, policy: BranchLogps, reference: BranchLogps) -> Pairs:
-        """Log-probs of the answers of every pair."""
+        """Returns the log-probs of the answers of every pair."""
         mask_NKT = policy.mask_NKT
         tokens_NK = jnp.maximum(mask_NKT.sum(-1), 1)
         if self.ld_alpha == 1.0:
             weight_N1KT = mask_NKT[:, None]
-        else:  # [N, J, K, T]: of the pair of the chosen answer and rejected answer j
+        else:  # [N, J, K, T]: weights in the pair of the chosen answer and rejected answer j
             shorter_NJ = jnp.minimum(tokens_NK[:, :1], tokens_NK[:, 1:])
-            place_N1KT = jnp.cumsum(mask_NKT, axis=-1)[:, None]
-            shared = place_N1KT <= shorter_NJ[..., None, None]
+            rank_N1KT = jnp.cumsum(mask_NKT, axis=-1)[:, None]  # first token of an answer: 1
+            shared = rank_N1KT <= shorter_NJ[..., None, None]
             weight_N1KT = mask_NKT[:, None] * jnp.where(shared, 1.0, self.ld_alpha)
 
-        def both(logps: BranchLogps) -> tuple[jax.Array, jax.Array]:
+        def chosen_and_rejected(logps: BranchLogps) -> tuple[jax.Array, jax.Array]:
             sums_NJK = (logps.logp_NKT[:, None] * weight_N1KT).sum(-1)
             chosen_NJ = sums_NJK[:, :, 0]
             if self.ld_alpha == 1.0:
@@ -120,8 +123,8 @@ class PairObjective(Objective):
 
         weight_N = policy.weight_N
         return Pairs(
-            *both(policy),
-            *jax.lax.stop_gradient(both(reference)),
+            *chosen_and_rejected(policy),
+            *jax.lax.stop_gradient(chosen_and_rejected(reference)),
             tokens_NK[:, :1],
             tokens_NK[:, 1:],
             policy.exists_NK[:, 1:],
@@ -129,7 +132,10 @@ class PairObjective(Objective):
         )
 
     def metrics(self, policy: BranchLogps, pairs: Pairs) -> Metrics:
-        """Rewards `beta * log-ratio`, log-probs; an accurate comparison has all pairs right."""
+        """Returns rewards (`beta * log-ratio`), log-probs and accuracies, each [N].
+
+        A comparison is accurate if its chosen answer beats every rejected one.
+        """
         exists_NJ = pairs.exists_NJ
         reward_NJ = self.beta * pairs.chosen_ratio_NJ + jnp.zeros_like(exists_NJ)
         rejected_NJ = self.beta * pairs.rejected_ratio_NJ

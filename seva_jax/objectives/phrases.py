@@ -1,4 +1,4 @@
-"""Rewards of phrases instead of answers, with the policy kept near the reference (RRPO)."""
+"""RRPO: rewards of phrases instead of whole answers, with a KL penalty on every token."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import jax
+from typing_extensions import override
 
 from seva_jax.objectives.base import Metrics, Need
 from seva_jax.objectives.margin import MarginObjective
@@ -20,32 +21,33 @@ class RRPO(MarginObjective):
     """Refined regularised preference optimisation (arXiv 2504.12083).
 
     `-log sigmoid(beta u) + alpha sum_t KL(p_ref || p_policy)`. u is the log-ratio of the chosen
-    answer minus that of the rejected one, over those tokens only in which they differ; the KL, of
-    whole next-token distributions, is summed over all tokens of the chosen answer.
+    answer minus that of the rejected one, each summed only over the tokens in which the two
+    differ. The KL is that of whole next-token distributions, summed over all tokens of the chosen
+    answer.
 
-    These are the tokens of phrases marked in the data (`data/marked.py`); where nothing is marked,
-    they are found by aligning the two answers, as the release does for VideoChat2. A pair without
-    any such token has no loss; the metric "skipped" is the share of these. Published: beta 0.1 and
-    alpha 0.01 for LLaVA-Video, 0.5 and 0.1 for VideoChat2.
+    The differing tokens are those of phrases marked in the data (`seva_jax/data/marked.py`). Where
+    nothing is marked, aligning the two answers finds them, as the release does for VideoChat2. A
+    pair without any such token has no loss; the metric "skipped" is the share of such pairs.
+    Published values: beta 0.1 and alpha 0.01 for LLaVA-Video, 0.5 and 0.1 for VideoChat2.
 
     Attributes:
-        alpha: weight of the KL.
+        alpha: weight of the KL; larger keeps the policy closer to the reference.
     """
 
     alpha: Annotated[float, FROM_0] = 0.01
 
     @property
+    @override
     def needs(self) -> frozenset[Need]:
-        """See `Objective.needs`."""
         return super().needs | frozenset[Need]({"spans", "kl"})
 
     @property
+    @override
     def computes_reference(self) -> bool:
-        """See `Objective.computes_reference`."""
         return True
 
+    @override
     def check(self, comparisons: Sequence[Comparison]) -> None:
-        """See `Objective.check`."""
         super().check(comparisons)
         for comparison in comparisons:
             if len(comparison.answers) != 2 or comparison.more:
@@ -54,10 +56,10 @@ class RRPO(MarginObjective):
                     "answer to the same images"
                 )
 
+    @override
     def __call__(
         self, policy: BranchLogps, reference: BranchLogps | None
     ) -> tuple[jax.Array, Metrics]:
-        """See `Objective.__call__`."""
         assert policy.kl_NKT is not None, "the step gives what `needs` names"
         assert policy.spans_NKT is not None, "the step gives what `needs` names"
         loss_N, metrics = super().__call__(policy, reference)
@@ -66,14 +68,14 @@ class RRPO(MarginObjective):
         loss_N = used_N * (loss_N + self.alpha * kl_N)
         return loss_N, metrics | {"kl": kl_N, "skipped": 1.0 - used_N}
 
+    @override
     def pairs(self, policy: BranchLogps, reference: BranchLogps) -> Pairs:
-        """See `PairObjective.pairs`."""
         spans_NKT = policy.spans_NKT
         assert spans_NKT is not None, "the step gives what `needs` names"
         policy = policy._replace(logp_NKT=policy.logp_NKT * spans_NKT)
         reference = reference._replace(logp_NKT=reference.logp_NKT * spans_NKT)
         return super().pairs(policy, reference)
 
+    @override
     def pair_loss(self, pairs: Pairs) -> jax.Array:
-        """See `PairObjective.pair_loss`."""
         return jax.nn.softplus(-self.margin(pairs))

@@ -1,4 +1,4 @@
-"""Supervised training on the first answer: makes base models, and serves as SeVa's control."""
+"""Supervised training on the first answer, for base models and as a control for SeVa."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
 from seva_jax.objectives.base import Metrics, Objective, mean_nll
 from seva_jax.types import BranchLogps
@@ -14,11 +15,11 @@ from seva_jax.types import BranchLogps
 
 @dataclasses.dataclass(frozen=True)
 class Supervised(Objective):
-    """Negative log-likelihood of the first branch.
+    """Negative log-likelihood of the first answer.
 
     Attributes:
-        mean: "answers" is the mean over answers of the mean over their tokens; "tokens" the mean
-            over all tokens of the batch, in which long answers count more (TRL's `sft`, of the
+        mean: "answers" averages each answer over its tokens, then over answers. "tokens" averages
+            over all tokens of the batch, so long answers count more (TRL's `sft`, but over the
             optimiser's batch instead of a device's micro-batch).
     """
 
@@ -26,14 +27,14 @@ class Supervised(Objective):
     mean: Literal["answers", "tokens"] = "answers"
 
     @property
+    @override
     def whole_batch(self) -> bool:
-        """See `Objective.whole_batch`."""
         return self.mean == "tokens"
 
+    @override
     def __call__(
         self, policy: BranchLogps, reference: BranchLogps | None
     ) -> tuple[jax.Array, Metrics]:
-        """See `Objective.__call__`."""
         nll_N = mean_nll(policy)
         loss_N = nll_N
         if self.mean == "tokens":

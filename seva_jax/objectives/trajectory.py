@@ -1,4 +1,4 @@
-"""Preferences between trajectories: the log-ratios of several steps inside one loss (GRAPE)."""
+"""Preferences between trajectories: one loss of the log-ratios of several steps (GRAPE)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
 from seva_jax.objectives.base import Metrics, Objective, mean_existing
 from seva_jax.objectives.dpo import DPO
@@ -18,21 +19,21 @@ from seva_jax.types import BranchLogps, Comparison, DataError
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory(Objective):
-    """A preference objective of windows of steps (GRAPE, arXiv 2411.19309).
+    """A preference objective applied to windows of steps (GRAPE, arXiv 2411.19309).
 
-    `-log sigmoid(sum_t beta * (log-ratio of chosen step t - log-ratio of rejected step t))`, the
-    sum over a window: the objective of the answers of all its steps one after another. Windows of
-    one step give each step a DPO loss of its own.
+    `-log sigmoid(sum_t beta * (log-ratio of chosen step t - log-ratio of rejected step t))`, summed
+    over a window: the answers of its steps are concatenated and treated as one. With windows of
+    one step, every step has its own DPO loss.
 
-    The branches of a comparison are chosen step 1, rejected step 1, chosen step 2, and so on; a
-    step has its own observation, so it is usually a tree of its own (`Comparison.more`). The loss
-    of a comparison is the mean over its windows, of which the last may be shorter; the release
-    has windows of 8 steps and makes each of them an example. Here actions are any text; the
-    release writes them as 256 bins, the last ids of the vocabulary.
+    The branches of a comparison are chosen step 1, rejected step 1, chosen step 2, and so on. A
+    step has its own observation, so it is usually its own tree (`Comparison.more`). The loss of a
+    comparison is the mean over its windows; the last may be shorter. The release has windows of 8
+    steps and makes an example of each. An action is any text here; the release writes actions as
+    256 bins, the last ids of the vocabulary.
 
     Attributes:
-        window: steps of a window.
-        objective: what a window is scored by; it must need log-probs only.
+        window: number of steps in a window.
+        objective: the loss of a window; it must need log-probs only.
     """
 
     window: Annotated[int, FROM_1] = 8
@@ -40,10 +41,12 @@ class Trajectory(Objective):
 
     def __post_init__(self) -> None:
         if self.objective.needs or self.objective.whole_batch:
-            raise DataError("Trajectory: its objective must need log-probs of one window only")
+            raise DataError(
+                "Trajectory: its objective may use only the log-probs of one window; give another"
+            )
 
+    @override
     def check(self, comparisons: Sequence[Comparison]) -> None:
-        """See `Objective.check`."""
         for comparison in comparisons:
             if len(comparison.all_answers) % 2:
                 raise DataError(
@@ -51,10 +54,10 @@ class Trajectory(Objective):
                     f"{len(comparison.all_answers)} answers; give as many chosen as rejected steps"
                 )
 
+    @override
     def __call__(
         self, policy: BranchLogps, reference: BranchLogps | None
     ) -> tuple[jax.Array, Metrics]:
-        """See `Objective.__call__`."""
         assert reference is not None, "preference objectives compare with a reference"
         num, branches, length = policy.mask_NKT.shape
 
@@ -68,5 +71,7 @@ class Trajectory(Objective):
 
         policy, reference = joined(policy), joined(reference)
         exists_NW = policy.exists_NK[:, 1].reshape(num, -1)
-        found = self.objective(policy, reference)
-        return jax.tree.map(lambda x: mean_existing(x.reshape(num, -1), exists_NW), found)
+        loss_and_metrics = self.objective(policy, reference)  # of each window
+        return jax.tree.map(
+            lambda x: mean_existing(x.reshape(num, -1), exists_NW), loss_and_metrics
+        )

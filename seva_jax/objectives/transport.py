@@ -1,4 +1,4 @@
-"""Alignment by optimal transport: rewards of the whole batch are compared rank by rank.
+"""Alignment by optimal transport: compares the rewards of a whole batch rank by rank.
 
 What lives here: AOT (arXiv 2406.05882), paired and unpaired. Read next: `Objective.whole_batch`.
 """
@@ -10,6 +10,7 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
 from seva_jax.objectives.pairs import PairObjective, Pairs
 from seva_jax.objectives.weighting import Weighting
@@ -19,18 +20,18 @@ from seva_jax.types import DataError
 
 @dataclasses.dataclass(frozen=True)
 class AOT(PairObjective):
-    """`aot`: policy's log-ratios of chosen and rejected above the reference's, rank by rank.
+    """`aot`: raises the policy's log-ratios of chosen to rejected above the reference's, by rank.
 
     With a = log p_policy(chosen) - log p_policy(rejected) and b the same under the reference,
     both sorted over the batch, the loss is -log sigmoid(beta * (a_(i) - b_(i))) for each rank i
     (arXiv 2406.05882, with the logistic loss).
 
-    The batch is the optimiser's, not TRL's micro-batch of a device: the loss is the same in any
-    layout. Answers that do not exist and comparisons of weight 0 have no rank; other weights
-    weigh the term of the rank that the pair has by a, they do not move ranks.
+    The batch is the optimiser's, not a device's micro-batch as in TRL, so the loss does not depend
+    on the layout. Padding and comparisons of weight 0 have no rank. Other weights multiply the
+    term at the rank of their pair's a; they do not change ranks.
 
     Attributes:
-        label_smoothing: e of (1 - e) * loss + e * loss of the negative margin, in [0, 1).
+        label_smoothing: e in [0, 1); the loss is (1 - e) L(margin) + e L(-margin).
     """
 
     label_smoothing: Annotated[float, Range(0, 1, below=True)] = 0.0
@@ -38,25 +39,25 @@ class AOT(PairObjective):
     def __post_init__(self) -> None:
         if self.weighting != Weighting():
             raise DataError(
-                f"{type(self).__name__} sorts pairs, so a weight belongs to none of them; "
-                "leave out the weighting"
+                f"{type(self).__name__} compares sorted rewards of the whole batch, so pairs have "
+                "no weights; leave out the weighting"
             )
 
     @property
+    @override
     def whole_batch(self) -> bool:
-        """See `Objective.whole_batch`."""
         return True
 
     def sides(self, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
-        """What should be above, and what below, [N, J] both."""
+        """Returns the values to raise, and the values they are compared with, both [N, J]."""
         return pairs.chosen_NJ - pairs.rejected_NJ, pairs.ref_chosen_NJ - pairs.ref_rejected_NJ
 
+    @override
     def pair_loss(self, pairs: Pairs) -> jax.Array:
-        """See `PairObjective.pair_loss`."""
         counts_NJ = (pairs.exists_NJ > 0) & (pairs.weight_N[:, None] > 0)
         above, below = (x.ravel() for x in self.sides(pairs))
 
-        def order(values: jax.Array) -> jax.Array:  # what does not count comes last
+        def order(values: jax.Array) -> jax.Array:  # pairs that do not count come last
             return jnp.argsort(jnp.where(counts_NJ.ravel(), values, jnp.inf))
 
         rank = jnp.argsort(order(above))
@@ -67,13 +68,13 @@ class AOT(PairObjective):
 
 @dataclasses.dataclass(frozen=True)
 class AOTUnpaired(AOT):
-    """`aot_unpaired`: log-ratios of chosen answers above those of rejected ones, rank by rank.
+    """`aot_unpaired`: raises log-ratios of chosen answers above those of rejected ones, by rank.
 
-    As `AOT` with a = log p_policy - log p_ref of chosen answers, and b that of rejected ones, which
+    As `AOT`, with a = log p_policy - log p_ref of chosen answers and b that of rejected ones, which
     need not answer the same questions.
     """
 
+    @override
     def sides(self, pairs: Pairs) -> tuple[jax.Array, jax.Array]:
-        """See `AOT.sides`."""
         chosen_NJ = jnp.broadcast_to(pairs.chosen_ratio_NJ, pairs.rejected_NJ.shape)
         return chosen_NJ, pairs.rejected_ratio_NJ

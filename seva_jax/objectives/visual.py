@@ -1,8 +1,8 @@
-"""Objectives with the image changed: Re-Align's rDPO and POVID's second stage.
+"""Objectives that compare answers to two images: Re-Align's rDPO and POVID's second stage.
 
-Both have comparisons of two trees: chosen and rejected answer to the image, and the chosen answer
-once more to another image (`Comparison.more`). What does not live here: MMedPO's pairs, whose
-rejected side is the chosen answer to a changed image; they are a plain `DPO` of two trees.
+Their comparisons have two trees: the chosen and the rejected answer to the image, and the chosen
+answer again, to another image (`Comparison.more`). What does not live here: MMedPO's visual pairs,
+whose rejected side is the chosen answer to a changed image; for them, plain `DPO` is enough.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from typing_extensions import override
 
 from seva_jax.objectives.base import NOTHING, Metrics, Need
 from seva_jax.objectives.margin import MarginObjective
@@ -22,10 +23,10 @@ from seva_jax.types import BranchLogps, Comparison, DataError
 
 @dataclasses.dataclass(frozen=True)
 class TwoImages(MarginObjective):
-    """Base class: branches are chosen, rejected, and chosen with another image."""
+    """Base class: the branches are chosen, rejected, and chosen with another image."""
 
+    @override
     def check(self, comparisons: Sequence[Comparison]) -> None:
-        """See `Objective.check`."""
         super().check(comparisons)
         for comparison in comparisons:
             again = [view.answers for view in comparison.more]
@@ -36,8 +37,8 @@ class TwoImages(MarginObjective):
                     "image"
                 )
 
+    @override
     def pair_loss(self, pairs: Pairs) -> jax.Array:
-        """See `PairObjective.pair_loss`."""
         return jax.nn.softplus(-self.margin(pairs))
 
 
@@ -49,27 +50,27 @@ class ReAlign(TwoImages):
     the log-ratio of policy and reference (Re-Align, arXiv 2502.13146).
 
     Attributes:
-        form: "label" is the paper's formula, above. "top" is the released code, in which D of the
-            rejected answer and of the retrieved image is that of other tokens: at each position
-            the likeliest token, or the second where the first is the answer's own. Policy and
-            reference each choose theirs.
+        form: "label" is the paper's formula, above. "top" is the released code: for the rejected
+            answer and for the retrieved image, D is not that of the answer's tokens but, at each
+            position, that of the likeliest other token (`best_other`). Policy and reference each
+            choose their own.
     """
 
     form: Literal["label", "top"] = "label"
 
     @property
+    @override
     def needs(self) -> frozenset[Need]:
-        """See `Objective.needs`."""
         extra: frozenset[Need] = frozenset({"best_other"}) if self.form == "top" else NOTHING
         return super().needs | extra
 
     @property
+    @override
     def computes_reference(self) -> bool:
-        """See `Objective.computes_reference`."""
         return self.form == "top"
 
+    @override
     def pairs(self, policy: BranchLogps, reference: BranchLogps) -> Pairs:
-        """See `PairObjective.pairs`."""
 
         def scored(logps: BranchLogps) -> BranchLogps:
             if self.form == "label":
@@ -80,12 +81,14 @@ class ReAlign(TwoImages):
 
         return super().pairs(scored(policy), scored(reference))
 
+    @override
     def loss(self, pairs: Pairs, weight_NJ: jax.Array) -> jax.Array:
-        """See `PairObjective.loss`; the sum of both terms."""
+        """Returns the sum of both terms, not their mean."""
         return (weight_NJ * self.pair_loss(pairs) * pairs.exists_NJ).sum(-1)
 
+    @override
     def metrics(self, policy: BranchLogps, pairs: Pairs) -> Metrics:
-        """See `PairObjective.metrics`; and each term's own margin."""
+        """Adds the margin of each term."""
         margin_NJ = self.beta * (pairs.chosen_ratio_NJ - pairs.rejected_ratio_NJ)
         own = {"rewards/text_margins": margin_NJ[:, 0], "rewards/image_margins": margin_NJ[:, -1]}
         return super().metrics(policy, pairs) | own
@@ -95,25 +98,25 @@ class ReAlign(TwoImages):
 class Inherent(TwoImages):
     """POVID's second stage: half against the rejected answer, half against the model's own error.
 
-    `(DPO(y_w, y_l) + DPO(y_w, y_own)) / 2`. The own negative is found in the step: y_w is read
-    with a noised image (diffusion noise at t = 500, the other image of the comparison), at each
-    position the likeliest token is taken, and its log-prob at the same position with the clean
-    image is what counts (POVID, arXiv 2402.11411). Policy and reference each take theirs. The
-    tokens are chosen without gradient.
+    `(DPO(y_w, y_l) + DPO(y_w, y_own)) / 2` (POVID, arXiv 2402.11411). The step computes y_own,
+    which consists of the likeliest token at each position of y_w under a noised image (the
+    comparison's other image; published: diffusion noise at t = 500). Its log-probs are those of
+    these tokens at the same positions with the clean image (`last_argmax`). Policy and reference
+    each choose their own tokens, without gradient.
     """
 
     @property
+    @override
     def needs(self) -> frozenset[Need]:
-        """See `Objective.needs`."""
         return super().needs | frozenset[Need]({"last_argmax"})
 
     @property
+    @override
     def computes_reference(self) -> bool:
-        """See `Objective.computes_reference`."""
         return True
 
+    @override
     def pairs(self, policy: BranchLogps, reference: BranchLogps) -> Pairs:
-        """See `PairObjective.pairs`."""
 
         def scored(logps: BranchLogps) -> BranchLogps:
             assert logps.last_argmax_NT is not None, "the step gives what `needs` names"

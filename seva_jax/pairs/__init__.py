@@ -1,10 +1,14 @@
-"""From rollouts to comparisons: builders, and the files they are kept in."""
+"""From rollouts to comparisons: the builders of pairs, and the files that keep the pairs.
+
+What lives here: the public names. What does not: pairs that a data set has already
+(`seva_jax/data/preferences.py`). Read next: `builders.py`, the contract.
+"""
 
 from seva_jax.pairs.builders import CorruptionPairs, PairBuilder
 from seva_jax.pairs.built_pairs import BuiltPairs, build_pairs
 from seva_jax.pairs.cooccurrence import Cooccurrence
 from seva_jax.pairs.injection import InjectedPairs
-from seva_jax.pairs.mia import MiaPairs
+from seva_jax.pairs.mia import Limit, MiaPairs
 from seva_jax.pairs.model import AnswerStats, PairModel, Reply
 from seva_jax.pairs.retrieval import RetrievedPairs
 from seva_jax.pairs.temple import TemplePairs
@@ -15,6 +19,7 @@ __all__ = [
     "Cooccurrence",
     "CorruptionPairs",
     "InjectedPairs",
+    "Limit",
     "MiaPairs",
     "PairBuilder",
     "PairModel",

@@ -1,7 +1,7 @@
-"""Which rollouts become comparisons, with a counted reason for every one that does not.
+"""Builders turn rollouts into comparisons, and count a reason for every rollout they drop.
 
-What lives here: the base class and SeVa's own builder. What does not: what a builder may ask of
-the model (`model.py`).
+What lives here: the base class and SeVa's own builder. What does not: the questions a builder may
+put to the model (`model.py`). Read next: `built_pairs.py`, which calls builders.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal
 
+from typing_extensions import override
+
 from seva_jax.data.sources import PromptSet
 from seva_jax.pairs.model import PairModel
 from seva_jax.text.encode import clean_answer
@@ -19,13 +21,13 @@ from seva_jax.types import Comparison, Rollout
 
 @dataclasses.dataclass(frozen=True)
 class PairBuilder:
-    """Base class: rollouts to comparisons.
+    """Base class: turns rollouts into comparisons.
 
-    A builder defines `__call__`, or `build` where it needs the images or the model.
+    A builder defines `__call__`, or `build` if it needs the images or the model.
 
     Attributes:
-        uses_corruptions: whether rejected answers come from corrupted images, so that a run must
-            have some.
+        uses_corruptions: whether rejected answers come from corrupted images; if so, the experiment
+            needs at least one corruption.
     """
 
     uses_corruptions: ClassVar[bool] = True
@@ -33,11 +35,11 @@ class PairBuilder:
     def build(
         self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel
     ) -> tuple[list[Comparison], collections.Counter[str]]:
-        """As `__call__`, with more to work with.
+        """Returns the same as `__call__`, with access to the images and the model.
 
         Args:
-            rollouts: what the model answered.
-            data: all prompts, and the way to their images.
+            rollouts: the model's answers.
+            data: all prompts, and the loader of their images.
             model: the model to be aligned, see `PairModel`.
         """
         return self(rollouts)
@@ -45,29 +47,30 @@ class PairBuilder:
     def __call__(
         self, rollouts: Iterable[Rollout]
     ) -> tuple[list[Comparison], collections.Counter[str]]:
-        """Returns the comparisons, in order, and the number of dropped rollouts by reason."""
+        """Returns the comparisons, in order, and the numbers of dropped rollouts by reason."""
         raise NotImplementedError(f"{type(self).__name__} must define __call__")
 
 
 @dataclasses.dataclass(frozen=True)
 class CorruptionPairs(PairBuilder):
-    """SeVa's pairs: chosen is the answer on the clean image, rejected those on corrupted ones.
+    """SeVa's pairs: the answer on the clean image is chosen, those on corrupted images rejected.
 
-    An empty answer on either side leaves a comparison with one side, so it is always dropped.
+    Empty answers are always dropped, because they would leave a comparison with one side.
 
     Attributes:
-        newline: what becomes of line breaks. SeVa deletes them, which glues words together.
-        compare: compare answers before ("raw") or after ("clean") cleaning. SeVa compares raw
-            answers, so pairs that are equal after cleaning survive.
+        newline: replaces line breaks by a "space", or deletes them ("delete") as SeVa does, which
+            joins words.
+        compare: whether answers count as equal by their text after cleaning ("clean") or before it
+            ("raw"). SeVa compares raw answers, so it keeps pairs that cleaning makes equal.
     """
 
     newline: Literal["space", "delete"] = "space"
     compare: Literal["clean", "raw"] = "clean"
 
+    @override
     def __call__(
         self, rollouts: Iterable[Rollout]
     ) -> tuple[list[Comparison], collections.Counter[str]]:
-        """See `PairBuilder.__call__`."""
         comparisons: list[Comparison] = []
         drops: collections.Counter[str] = collections.Counter()
         for rollout in rollouts:

@@ -1,4 +1,8 @@
-"""What the pairs stage does: the comparisons of a run, and an index of why others are not there."""
+"""The pairs stage: all comparisons to train on, and how many others were dropped for which reason.
+
+What lives here: `build_pairs` and its result. What does not: the choice of pairs from rollouts
+(`builders.py` and the other builders), the record format (`seva_jax/data/json_records.py`).
+"""
 
 from __future__ import annotations
 
@@ -23,10 +27,10 @@ class BuiltPairs(NamedTuple):
     """Comparisons that can be trained on.
 
     Attributes:
-        encoded: the comparisons, as token ids.
-        num_prompts: prompts, or pairs, that there were.
-        drops: how many have no comparison, by reason.
-        notes: what was left out inside pairs, see `PreferenceSet`.
+        encoded: the comparisons that fit the model, with their token ids.
+        num_prompts: number of prompts before any were dropped, or of pairs if the data has pairs.
+        drops: how many of them gave no comparison, by reason.
+        notes: counts of what was left out inside pairs, see `PreferenceSet`.
     """
 
     encoded: EncodedComparisons
@@ -36,16 +40,16 @@ class BuiltPairs(NamedTuple):
 
     @property
     def comparisons(self) -> list[Comparison]:
-        """The comparisons."""
+        """Returns the comparisons as texts."""
         return self.encoded.comparisons
 
     def describe(self) -> str:
-        """One line."""
+        """Returns one line for the terminal."""
         reasons = counted(self.drops) or "none"
         return f"{len(self.comparisons):,} kept of {self.num_prompts:,}; dropped: {reasons}"
 
     def write(self, directory: Path) -> None:
-        """Writes pairs.array_record, and pairs.json for people."""
+        """Writes the comparisons to pairs.array_record, and the counts to pairs.json."""
         json_records.write_comparisons(directory / "pairs.array_record", self.comparisons)
         index = {
             "pairs": len(self.comparisons),
@@ -64,17 +68,18 @@ def build_pairs(
     encoder: Encoder,
     model: PairModel,
 ) -> BuiltPairs:
-    """The comparisons of preferences, or those that a builder makes of rollouts.
+    """Returns the comparisons of a preference set, or those that a builder makes from rollouts.
 
     Args:
         data: the prompts; a `PreferenceSet` has its comparisons already.
-        rollouts: see `data.rollouts.read_rollouts`; not used for a `PreferenceSet`.
-        builder: makes comparisons of rollouts.
-        encoder: tells which comparisons fit the model.
-        model: what the builder may ask.
+        rollouts: records as `data.json_records.rollout_from` reads them, or with a "dropped"
+            reason instead; not used for a `PreferenceSet`.
+        builder: makes comparisons from rollouts.
+        encoder: decides which comparisons fit the model.
+        model: answers the builder's questions.
 
     Raises:
-        DataError: none is left; says why.
+        DataError: no comparison is left; says why.
     """
     drops, notes = data.drops.copy(), collections.Counter()
     advice = "use a stronger corruption or other prompts"
@@ -85,8 +90,8 @@ def build_pairs(
         num = len(rollouts)
         drops.update(r["dropped"] for r in rollouts if "dropped" in r)
         answered = [json_records.rollout_from(r) for r in rollouts if "dropped" not in r]
-        built, unused = builder.build(answered, data, model)
-        drops += unused
+        built, builder_drops = builder.build(answered, data, model)
+        drops += builder_drops
     fits = encode_comparisons(built, encoder)
     drops += fits.drops
     if not fits.encoded:

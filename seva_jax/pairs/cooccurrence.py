@@ -1,7 +1,8 @@
-"""Which objects are mentioned together: a graph counted over captions.
+"""Counts of objects that captions mention together, as a graph.
 
-What lives here: reading a vocabulary of objects and captions, and the counts. What does not: how
-mentions are found (`seva_jax/text/mentions.py`). Read next: `injection.py`, which uses it.
+What lives here: reading captions and a vocabulary of objects, and the counts. What does not:
+finding mentions in a text (`seva_jax/text/mentions.py`). Read next: `injection.py`, which uses
+the graph.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from seva_jax.types import DataError
 
 
 def read_texts(path: str) -> list[list[str]]:
-    """Reads a file of texts: a JSON list, or one a line.
+    """Reads a file of texts: a JSON list, or one text per line.
 
     Returns:
-        For each, itself alone; or the texts of a list inside the JSON list.
+        A list for each text, which has that text alone. An item of the JSON list that is itself a
+        list of texts is returned unchanged.
 
     Raises:
-        DataError: the file cannot be read, or is neither.
+        DataError: the file cannot be read, or has neither form.
     """
     text = read_bytes(path).decode("utf-8-sig", errors="replace").strip()
     if not text.startswith("["):
@@ -33,28 +35,30 @@ def read_texts(path: str) -> list[list[str]]:
     try:
         items: list[Any] = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: starts as a JSON list and is none ({error}); mend it") from error
+        raise DataError(f"{path}: starts with [ but is not JSON ({error}); fix it") from error
     lists = [[item] if isinstance(item, str) else item for item in items]
     for number, item in enumerate(lists, 1):
         if not isinstance(item, list) or not all(isinstance(x, str) for x in item):
-            raise DataError(f"{path}: record {number} is neither a text nor a list of texts")
+            raise DataError(
+                f"{path}: record {number} is neither a text nor a list of texts; fix it"
+            )
     return lists
 
 
 def read_objects(path: str, objects: Collection[str] = ()) -> tuple[tuple[str, str], ...]:
-    """Reads a vocabulary, as `text.mentions.Vocabulary` takes it; plurals are added as for CHAIR's list.
+    """Reads the synonyms of a `text.mentions.Vocabulary`, and adds plurals.
 
     Args:
-        path: one object a line, its name first, commas between its synonyms; or a JSON list of
-            such lines or of lists. "" where `objects` are given.
+        path: a file with one object per line, its name first, commas between its synonyms; or a
+            JSON list of such lines, or of lists of synonyms. "" if `objects` are given.
         objects: lines of such a file.
 
     Raises:
-        DataError: there is neither or both, the file cannot be read, or a phrase has two names.
+        DataError: neither or both are given, the file cannot be read, or a phrase has two names.
     """
     if bool(path) == bool(objects):
         raise DataError(
-            "a vocabulary of objects is needed, from one place: set objects_file (one object a "
+            "a vocabulary of objects is needed, from one place: set objects_file (one object per "
             "line, its name first, commas between synonyms) or objects, not both"
         )
     records = read_texts(path) if path else [[line] for line in objects]
@@ -66,17 +70,18 @@ class Cooccurrence:
     """How often two objects are mentioned in the same caption.
 
     Attributes:
-        counts: by name, then by the other's name; symmetric, without an object and itself.
+        counts: number of captions, by the names of the two objects; symmetric, and without pairs of
+            an object and itself.
     """
 
     counts: Mapping[str, Mapping[str, int]]
 
     @classmethod
     def count(cls, captions: Iterable[Collection[str]]) -> Cooccurrence:
-        """Counts captions that mention both objects of a pair, however often each.
+        """Counts the captions that mention both objects of a pair, no matter how often each.
 
         Args:
-            captions: names of the objects that each mentions.
+            captions: the names of the objects that each caption mentions.
         """
         counts: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
         for names in captions:
@@ -85,18 +90,18 @@ class Cooccurrence:
         return cls(dict(counts))
 
     def absent(self, mentioned: Collection[str], most: int) -> list[str]:
-        """Objects that are not mentioned but often are together with those that are.
+        """Returns objects that a caption does not mention, but that often occur with its objects.
 
         Args:
-            mentioned: names of the objects of a caption.
-            most: at most so many.
+            mentioned: names of the objects of the caption.
+            most: the largest number of names returned.
 
         Returns:
-            Names by falling sum of their counts with every mentioned object, then by alphabet;
-            those without a count are left out.
+            Names in descending order of their summed counts with all mentioned objects, ties in
+            alphabetical order; names without a count are left out.
         """
         sums: collections.Counter[str] = collections.Counter()
         for name in set(mentioned):
             sums.update(self.counts.get(name, {}))
-        found = sorted((-num, name) for name, num in sums.items() if name not in mentioned)
-        return [name for _, name in found[:most]]
+        ranked = sorted((-num, name) for name, num in sums.items() if name not in mentioned)
+        return [name for _, name in ranked[:most]]

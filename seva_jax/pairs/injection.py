@@ -1,7 +1,7 @@
-"""APASI's pairs: the model's own description against itself with made-up objects in it.
+"""APASI's pairs: the model's own description against the same with made-up objects in it.
 
-What lives here: `InjectedPairs`, which sentences it replaces, and its templates. What does not:
-which objects go together (`cooccurrence.py`), and how sentences are completed (`rewrite.py`).
+What lives here: `InjectedPairs`, its choice of sentences, and its templates. What does not: counts
+of objects that occur together (`cooccurrence.py`), and completing sentences (`rewrite.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.data.sources import PromptSet
 from seva_jax.pairs.builders import PairBuilder
@@ -47,13 +48,13 @@ TEMPLATES = (
     "Somewhat hidden is {object}",
     "Not to be overlooked is {object}",
 )
-# Written with a vowel and spoken without, and the other way round.
+# Beginnings with a vowel letter but a consonant sound ("a unicorn"), and those that take "an".
 _CONSONANT = re.compile(r"(e[uw]|one\b|u(ni(?!n)|ri|[kst][aeiou]))", re.IGNORECASE)
 _VOWEL = re.compile(r"([aeiou]|hour|heir|honest|x-?ray)", re.IGNORECASE)
 
 
 def with_article(name: str) -> str:
-    """A noun with "a" or "an", by its spelling and a short list of exceptions.
+    """Returns a noun with "a" or "an", by its spelling and a short list of exceptions.
 
     >>> [with_article(name) for name in ("cat", "umbrella", "unicycle", "hourglass")]
     ['a cat', 'an umbrella', 'a unicycle', 'an hourglass']
@@ -63,9 +64,9 @@ def with_article(name: str) -> str:
 
 
 def position_weights(num: int) -> np.ndarray:
-    """How likely each sentence is to be replaced, in proportion: float64 [num], the first 0.
+    """Returns how likely each sentence is to be replaced, up to a factor: float64 [num].
 
-    The others are counted i = 1, 2, ... and have `a sqrt(i) + b`, which is 1 for the first of them
+    The first sentence has 0. The others, i = 1, 2, ..., have `a sqrt(i) + b`, which is 1 for i = 1
     and 2 for the last.
     """
     weights = np.zeros(num)
@@ -76,16 +77,16 @@ def position_weights(num: int) -> np.ndarray:
 
 
 def choose(weights: np.ndarray, num: int, rng: np.random.Generator) -> list[int]:
-    """Draws places one after another in proportion to their weights, each at most once.
+    """Draws indices one by one in proportion to their weights, without replacement.
 
     Args:
         weights: float64 [N], at least 0.
         num: how many, at most the number of weights above 0.
-        rng: gives N numbers.
+        rng: the only source of randomness; N numbers are drawn.
 
     Returns:
-        The places, increasing. Equal in distribution to drawing one by one, by Efraimidis and
-        Spirakis, "Weighted random sampling with a reservoir" (2006).
+        The indices, increasing. All are drawn at once, with the same distribution (Efraimidis and
+        Spirakis, "Weighted random sampling with a reservoir", 2006).
     """
     waits = rng.exponential(size=len(weights)) / np.where(weights > 0, weights, 1)
     waits[weights <= 0] = np.inf
@@ -94,28 +95,28 @@ def choose(weights: np.ndarray, num: int, rng: np.random.Generator) -> list[int]
 
 @dataclasses.dataclass(frozen=True)
 class InjectedPairs(PairBuilder):
-    """Chosen is the model's description; rejected the same with some sentences made up (APASI).
+    """Chosen is the model's description; rejected is the same with some sentences made up (APASI).
 
-    A sentence that is replaced begins with a template and an object that the description lacks but
-    that often comes with those it has, and the same language model completes it without seeing the
-    image. Which ones are replaced follows from the seed and the prompt's id. The published facts
-    leave open, and here it is so: an object is drawn from those with the highest sum of counts with
-    all objects of the description, no object twice, and what stands before a new sentence, other
-    new ones included, is what it goes on from.
+    A new sentence begins with a template and an object that the description does not mention but
+    that often occurs with those it does. The same language model completes it without seeing the
+    image. The choice of sentences follows from the seed and the prompt's id. The publication leaves
+    three things open. Here, an object is drawn from those with the highest sum of counts with all
+    objects of the description; no object is used twice; and the model continues the whole text
+    before a new sentence, including other new sentences.
 
     Attributes:
-        rate: share of the sentences that are replaced, rounded (a half to the even number). Never
-            the first; later ones more often, see `position_weights`. Fewer where fewer objects can
-            be put in.
-        objects_file: the vocabulary: one object a line, its name first, commas between synonyms;
-            or a JSON list. Plurals are added.
-        objects: the same, line by line, in place of a file.
-        captions_file: texts to count objects in, one a line or a JSON list; empty takes the
-            model's own descriptions.
-        most_objects: an object is drawn from so many.
-        templates: how a new sentence may begin; "{object}" becomes the object with its article.
-        separator: what stands between sentences; empty for full stops, see `rewrite.split`.
-        sampling: how sentences are completed.
+        rate: share of the sentences that are replaced, rounded (halves to the even number). The
+            first is never replaced, later ones more often, see `position_weights`. Fewer are
+            replaced if there are fewer objects to use.
+        objects_file: file with the vocabulary: one object per line, its name first, commas between
+            its synonyms; or a JSON list. Plurals are added.
+        objects: lines of such a file, to be given instead of the file.
+        captions_file: file with texts in which objects are counted, one per line or a JSON list;
+            empty counts in the model's own descriptions.
+        most_objects: the object of a sentence is drawn from this many candidates.
+        templates: beginnings of new sentences; "{object}" becomes the object with its article.
+        separator: separates sentences; empty for the rule of full stops, see `rewrite.split`.
+        sampling: how the model completes sentences.
     """
 
     uses_corruptions: ClassVar[bool] = False
@@ -130,12 +131,15 @@ class InjectedPairs(PairBuilder):
 
     def __post_init__(self) -> None:
         if not self.templates or not all("{object}" in text for text in self.templates):
-            raise DataError('InjectedPairs.templates: give some, each with "{object}" in it')
+            raise DataError(
+                'InjectedPairs.templates: give at least one, and put "{object}" in each of them'
+            )
 
+    @override
     def build(
         self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel
     ) -> tuple[list[Comparison], collections.Counter[str]]:
-        """See `PairBuilder.build`.
+        """Replaces sentences of the descriptions.
 
         Raises:
             DataError: there is no vocabulary, or a file cannot be used.
@@ -145,7 +149,7 @@ class InjectedPairs(PairBuilder):
         mentioned = [vocabulary.mentions(answer) for answer in answers]
         counted = mentioned
         if self.captions_file:
-            captions = (" ".join(texts) for texts in read_texts(self.captions_file))
+            captions = map(" ".join, read_texts(self.captions_file))
             counted = [vocabulary.mentions(caption) for caption in captions]
         graph = Cooccurrence.count(counted)
         drops: collections.Counter[str] = collections.Counter()
@@ -170,7 +174,7 @@ class InjectedPairs(PairBuilder):
     def _draft(
         self, rollout: Rollout, answer: str, names: list[str], graph: Cooccurrence, seed: int
     ) -> Draft | str:
-        """What is to be replaced, and how it begins; or why nothing is."""
+        """Returns which sentences to replace and how they begin; or why none can be."""
         if not answer:
             return "empty chosen answer"
         parts = split(answer, self.separator)

@@ -1,7 +1,7 @@
 """MIA-DPO's pairs (arXiv 2410.17637): wrong answers of a model that looked at the wrong image.
 
-What lives here: which answers are kept. What does not: prompts about one of several images
-(`data/composed.py`), and how attention is measured (`measure.py`).
+What lives here: the choice of answers to keep. What does not: prompts about one of several images
+(`seva_jax/data/composed.py`), and measuring attention (`seva_jax/inference/answer_stats.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.data.composed import target_of
 from seva_jax.data.sources import PromptSet
@@ -24,11 +25,11 @@ from seva_jax.types import Comparison, DataError, Prompt, Rollout, View
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """The largest share of attention for prompts of so many images.
+    """The largest share of attention on the target image, for one number of images.
 
     Attributes:
-        num_images: of the prompt.
-        share: of the attention to all images, the share on the target.
+        num_images: number of images of the prompt.
+        share: the limit, as a share of the attention to all images.
     """
 
     num_images: Annotated[int, FROM_1] = 2
@@ -37,25 +38,25 @@ class Limit:
 
 @dataclasses.dataclass(frozen=True)
 class MiaPairs(PairBuilder):
-    """Chosen is the known answer; rejected the model's, where it shows that it looked elsewhere.
+    """Chosen is the known answer; rejected is the model's, if the model looked elsewhere.
 
-    A wrong answer is kept if the model was not sure of it, `exp(-mean log p of the likeliest
-    tokens)` being above `min_perplexity`, and if the share of its attention on the target image is
-    low: at most the limit for a sequence, below it for a grid or an inset. Defaults are those of
-    the released code. The paper also names a filter on the ratio of lengths and one on the edit
-    distance, which the released code lacks; they are off.
+    A wrong answer is kept if the model was unsure of it, that is if `exp(-mean log p of the
+    likeliest tokens)` is above `min_perplexity`, and if little of its attention to images falls on
+    the target image: at most the limit for a sequence, less than the limit for a grid or an inset.
+    The defaults are those of the released code. The paper also names filters by the ratio of
+    lengths and by edit distance, which the released code lacks; they are off.
 
     Attributes:
-        layer: where attention is looked at, from 0.
+        layer: the layer whose attention is measured, from 0.
         max_truth: known answers must be shorter than this, in characters.
-        min_perplexity: see above.
-        sequence: limits for sequences.
-        grid: limits for grids.
+        min_perplexity: an answer must have a higher perplexity than this, see above.
+        sequence: limits for sequences of images, one for each number of images.
+        grid: limits for grids, one for each number of images.
         inset: limit for a picture in a picture.
-        max_length_ratio: of the longer answer to the shorter one, in characters, at most; None
-            for any.
-        min_edit_distance: characters that are inserted, deleted or replaced between the answers, at
-            least; None for any.
+        max_length_ratio: the largest ratio of the longer to the shorter answer, in characters; None
+            allows any.
+        min_edit_distance: the smallest edit distance of the two answers, in characters; None allows
+            any.
     """
 
     uses_corruptions: ClassVar[bool] = False
@@ -74,14 +75,14 @@ class MiaPairs(PairBuilder):
     max_length_ratio: float | None = None
     min_edit_distance: int | None = None
 
+    @override
     def build(
         self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel
     ) -> tuple[list[Comparison], collections.Counter[str]]:
-        """See `PairBuilder.build`."""
         pairs: list[Comparison] = []
         drops: collections.Counter[str] = collections.Counter()
         for rollout in rollouts:
-            target_of(rollout.prompt)  # or refuses it
+            target_of(rollout.prompt)  # raises for a prompt of another kind
             truth, answer = _truth(rollout.prompt), clean_answer(rollout.clean)
             if reason := self._unfit(truth, answer):
                 drops[reason] += 1
@@ -90,16 +91,16 @@ class MiaPairs(PairBuilder):
         views = [View(pair.prompt, pair.answers[1:]) for pair in pairs]
         targets = [_target(pair.prompt, model) for pair in pairs]
         kept = []
-        measured = model.measure("attention", views, self.layer, targets)
-        for pair, found in zip(pairs, measured, strict=True):
-            if reason := self._sound(pair.prompt, found):
+        all_stats = model.measure("attention", views, self.layer, targets)
+        for pair, stats in zip(pairs, all_stats, strict=True):
+            if reason := self._not_misled(pair.prompt, stats):
                 drops[reason] += 1
             else:
                 kept.append(pair)
         return kept, drops
 
     def _unfit(self, truth: str, answer: str) -> str:
-        """Why the texts make no pair, or ""."""
+        """Returns why the texts make no pair, or ""."""
         if not answer:
             return "empty answer"
         if answer == truth:
@@ -116,19 +117,19 @@ class MiaPairs(PairBuilder):
             return "similar answers"
         return ""
 
-    def _sound(self, prompt: Prompt, found: AnswerStats | None) -> str:
-        """Why an answer is no hallucination from the wrong image, or ""."""
-        if found is None:
+    def _not_misled(self, prompt: Prompt, stats: AnswerStats | None) -> str:
+        """Returns why an answer is no hallucination from the wrong image, or ""."""
+        if stats is None:
             return "unreadable answer or image"
-        if not np.exp(-found.best_logp_T.mean(dtype=np.float64)) > self.min_perplexity:
+        if not np.exp(-stats.best_logp_T.mean(dtype=np.float64)) > self.min_perplexity:
             return "low perplexity"
         arrangement, num, _, _ = target_of(prompt)
         if arrangement == "sequence":
-            low = found.attention <= self._limit("sequence", self.sequence, num)
+            low = stats.attention <= self._limit("sequence", self.sequence, num)
         elif arrangement == "grid":
-            low = found.attention < self._limit("grid", self.grid, num)
+            low = stats.attention < self._limit("grid", self.grid, num)
         else:
-            low = found.attention < self.inset
+            low = stats.attention < self.inset
         return "" if low else "attention on the target"
 
     def _limit(self, field: str, limits: tuple[Limit, ...], num: int) -> float:
@@ -143,16 +144,16 @@ def _truth(prompt: Prompt) -> str:
 
 
 def _target(prompt: Prompt, model: PairModel) -> np.ndarray:
-    """Which image tokens of a prompt show what is asked about."""
+    """Returns which image tokens of a prompt show the target, bool [I * P]."""
     _, num, target, box = target_of(prompt)
     if box is not None:
         return model.patches(box)
-    everything = model.patches()
-    return np.concatenate([everything & (number == target) for number in range(num)])
+    whole_image = model.patches()
+    return np.concatenate([whole_image & (number == target) for number in range(num)])
 
 
 def edit_distance(one: str, other: str) -> int:
-    """Levenshtein's: characters to insert, delete or replace.
+    """Returns Levenshtein's distance: how many characters to insert, delete or replace.
 
     >>> edit_distance("kitten", "sitting")
     3

@@ -1,7 +1,7 @@
-"""What a pair builder may ask of the model that is to be aligned.
+"""The contract of the model that a pair builder may question.
 
-What lives here: the contract. What does not: how it is kept (`seva_jax/run/recorded_model.py`). Read next:
-`builders.py`.
+What lives here: `PairModel`, `Reply`, `AnswerStats`. What does not: the implementation, which
+records every call (`seva_jax/run/recorded_model.py`). Read next: `builders.py`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from seva_jax.types import Prompt, View
 
 
 class Reply(NamedTuple):
-    """What the model said to one prompt.
+    """The model's answer to one prompt.
 
     Attributes:
-        text: raw decoded text, after `Prompt.start` where the prompt has one.
-        dropped: why there is none, or "".
+        text: raw decoded text; it continues `Prompt.start` if the prompt has one.
+        dropped: why there is no answer, or "".
     """
 
     text: str
@@ -29,14 +29,13 @@ class Reply(NamedTuple):
 
 
 class AnswerStats(NamedTuple):
-    """How the model reads one answer of a view. T answer tokens.
+    """Log-probs and attention of one answer of a view, with T answer tokens.
 
     Attributes:
         logp_T: log-prob of each answer token, float32.
-        best_logp_T: log-prob of the likeliest token at each place, float32.
-        attention: of the attention that the answer's tokens pay to image tokens at the layer asked
-            for (mean over heads and answer tokens), the share that falls on the target; NaN where
-            no layer was asked for.
+        best_logp_T: log-prob of the likeliest token at each position, float32.
+        attention: share of the answer tokens' attention to images that falls on the target, at the
+            requested layer (mean over heads and answer tokens); NaN if no layer was requested.
     """
 
     logp_T: np.ndarray
@@ -45,17 +44,17 @@ class AnswerStats(NamedTuple):
 
 
 class PairModel(Protocol):
-    """The model that is to be aligned, as pair builders see it.
+    """The model to be aligned, as pair builders see it.
 
-    Every call has a name, unique within a builder. What it gave is kept in the work directory under
-    that name as it comes, so a run that is interrupted goes on there, and the builder, which must
-    depend on nothing but its arguments and these calls, is simply called again. All processes of a
-    run make the same calls in the same order.
+    Every call has a name, unique within a builder. Results are written to the work directory under
+    that name while they are computed, so after an interruption the builder is called again and
+    finished results are read back. A builder must therefore depend on nothing but its arguments and
+    these calls. All processes make the same calls in the same order.
     """
 
     @property
     def seed(self) -> int:
-        """Of the run; every random choice follows from it."""
+        """The experiment's seed, from which every random choice of a builder must follow."""
         ...
 
     def answer(self, name: str, prompts: Sequence[Prompt], sampling: Sampling) -> list[Reply]:
@@ -69,29 +68,29 @@ class PairModel(Protocol):
         layer: int | None = None,
         targets: Sequence[np.ndarray] = (),
     ) -> list[AnswerStats | None]:
-        """Reads the first answer of every view; None where it cannot be read.
+        """Measures the first answer of every view; None if it cannot be encoded or read.
 
         Args:
-            name: of the call.
+            name: name of the call.
             views: each with one answer.
-            layer: where attention is looked at, from 0; None computes none.
-            targets: for each view, which of its image tokens are the target: bool [I * P], the
+            layer: the layer whose attention is measured, from 0; None measures none.
+            targets: for each view, which of its image tokens are the target, bool [I * P] with the
                 images in order.
         """
         ...
 
     def patches(self, box: Box | None = None) -> np.ndarray:
-        """Which tokens of an image show a part of it: bool [P], for `targets`.
+        """Returns which tokens of an image show a part of it, bool [P], for `targets`.
 
         Args:
-            box: the part; None for all of the image.
+            box: the part; None for the whole image.
         """
         ...
 
     def features(self, name: str, images: Sequence[str]) -> np.ndarray:
-        """Features of images under the vision tower: mean over patches, of length 1.
+        """Returns features of images under the vision tower: means over patches, of length 1.
 
         Returns:
-            float32 [len(images), width]; a row of zeros where an image cannot be read.
+            float32 [len(images), width]; a row is 0 if its image cannot be read.
         """
         ...

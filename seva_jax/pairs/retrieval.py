@@ -1,8 +1,8 @@
-"""Re-Align's pairs: a chosen answer refilled in view of a similar image, and that image itself.
+"""Re-Align's pairs: the chosen answer with parts rewritten for a similar image, and that image.
 
 What lives here: `nearest`, the search for the most similar other image, and `RetrievedPairs`. What
-does not: features of images (`seva_jax/run/recorded_model.py`), the completion of sentences (`rewrite.py`), the
-objective (`seva_jax/objectives/visual.py`).
+does not: features of images (`seva_jax/inference/features.py`), rewriting sentences (`rewrite.py`),
+the objective (`seva_jax/objectives/visual.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.data.sources import PromptSet
 from seva_jax.pairs.builders import PairBuilder
@@ -24,15 +25,15 @@ from seva_jax.text.encode import clean_answer
 from seva_jax.text.sampling import Sampling
 from seva_jax.types import Comparison, ExampleError, Prompt, Rollout, View
 
-_SAME = 0.999  # cosine above which two images are looked at: they may be one
+_SAME = 0.999  # cosine above which the contents of two images are compared: they may be copies
 
 
 class Nearest(NamedTuple):
     """The most similar other image of each image. N images.
 
     Attributes:
-        index_N: its number, -1 where there is none.
-        cosine_N: float32, how similar it is.
+        index_N: index of that image, -1 if there is none.
+        cosine_N: float32, cosine of the features of both.
     """
 
     index_N: np.ndarray
@@ -42,91 +43,92 @@ class Nearest(NamedTuple):
 def nearest(
     features_ND: np.ndarray, rows: np.ndarray, group_N: np.ndarray, block: int = 2048
 ) -> Nearest:
-    """The most similar image of another group, for some images.
+    """Returns the most similar image of another group, for some images.
 
-    Costs N multiplications of length D for each row, and memory for `block` squared cosines.
+    Each row costs N dot products of length D; memory holds `block` squared cosines.
 
     Args:
-        features_ND: float32, each of length 1; a row of zeros is no image and never found.
-        rows: the images that ask.
-        group_N: int, images of one group are not found for each other.
-        block: how many images are compared with how many at a time.
+        features_ND: float32, each of length 1; a row of zeros is no image and is never returned.
+        rows: indices of the images to find neighbours of.
+        group_N: int; images of the same group are not neighbours.
+        block: number of images on each side of one matrix product.
 
     Returns:
-        For every row; of equally similar images the first.
+        One neighbour for every row; the first of equally similar images.
     """
     index = np.full(len(rows), -1)
     cosine = np.full(len(rows), -np.inf, np.float32)
     is_image_N = np.asarray(features_ND.any(axis=1))
     for first in range(0, len(rows), block):
-        asking = rows[first : first + block]
+        queries = rows[first : first + block]
         best, at = cosine[first : first + block], index[first : first + block]  # views
         for start in range(0, len(features_ND), block):
             others = slice(start, start + block)
-            cosines = features_ND[asking] @ features_ND[others].T
-            allowed = np.not_equal.outer(group_N[asking], group_N[others])
-            allowed &= np.logical_and.outer(is_image_N[asking], is_image_N[others])
+            cosines = features_ND[queries] @ features_ND[others].T
+            allowed = np.not_equal.outer(group_N[queries], group_N[others])
+            allowed &= np.logical_and.outer(is_image_N[queries], is_image_N[others])
             cosines[~allowed] = -np.inf
-            found = cosines.argmax(axis=1)
-            value = cosines[np.arange(len(asking)), found]
+            closest = cosines.argmax(axis=1)
+            value = cosines[np.arange(len(queries)), closest]
             better = value > best
-            at[better], best[better] = start + found[better], value[better]
+            at[better], best[better] = start + closest[better], value[better]
     return Nearest(index, cosine)
 
 
 def nearest_other(
     features_ND: np.ndarray, same_image: Callable[[int, int], bool], block: int = 2048
 ) -> tuple[Nearest, np.ndarray]:
-    """`nearest` of all images, where one image under several names is never its own neighbour.
+    """Returns `nearest` of all images, where copies of an image are not its neighbours.
 
     Args:
         features_ND: see `nearest`.
-        same_image: whether two images have equal content; asked only of very similar ones.
+        same_image: whether two images have equal content; called only for very similar ones.
         block: see `nearest`.
 
     Returns:
-        The neighbours, and for every image how many others have its content, int [N].
+        The neighbours, and for every image the number of other images of equal content, int [N].
     """
     group_N = np.arange(len(features_ND))
-    found = nearest(features_ND, group_N, group_N, block)
-    rows = np.flatnonzero(found.cosine_N > _SAME)
+    neighbours = nearest(features_ND, group_N, group_N, block)
+    rows = np.flatnonzero(neighbours.cosine_N > _SAME)
     while len(rows):
         joined = set[int]()
         for i in rows:
-            j = found.index_N[i]
+            j = neighbours.index_N[i]
             if group_N[i] != group_N[j] and same_image(int(i), int(j)):
                 group_N[group_N == group_N[j]] = group_N[i]
             if group_N[i] == group_N[j]:
                 joined.add(group_N[i])
         rows = np.flatnonzero(np.isin(group_N, list(joined)))
         again = nearest(features_ND, rows, group_N, block)
-        found.index_N[rows], found.cosine_N[rows] = again
+        neighbours.index_N[rows], neighbours.cosine_N[rows] = again
         rows = rows[again.cosine_N > _SAME]
-    return found, np.bincount(group_N, minlength=len(group_N))[group_N] - 1
+    return neighbours, np.bincount(group_N, minlength=len(group_N))[group_N] - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class RetrievedPairs(PairBuilder):
-    """Rejected is the chosen answer with parts refilled while the model sees a similar image.
+    """Rejected is the chosen answer with parts rewritten while the model sees a similar image.
 
-    The similar image is the nearest of the run's other images by the cosine of their features under
-    the frozen vision tower. It is also the second view that `ReAlign` compares with (Re-Align,
-    arXiv 2502.13146). The paper has segments masked that name objects, attributes or relations; no
-    model finds them here: some sentences, drawn by seed and prompt id, keep their first words, and
-    what follows up to their end is written anew.
+    The similar image is the nearest of all other images of the prompts, by the cosine of their
+    features under the frozen vision tower. It is also the second view that `ReAlign` compares with
+    (Re-Align, arXiv 2502.13146). The paper masks segments that name objects, attributes or
+    relations. Here no model finds such segments: some sentences, drawn by seed and prompt id, keep
+    their first words, and the model writes the rest.
 
     Only prompts with one image are used. Images of equal content are never retrieved for each
-    other; their number is printed. The second view's `meta` says how similar its image is
-    ("cosine") and how many others have the first image's content ("copies").
+    other; their number is printed. The second view's `meta` has the similarity of its image
+    ("cosine") and the number of copies of the first image ("copies").
 
     Attributes:
-        chosen: "rollout" is the model's answer to the image; "answer" is `meta["answer"]` of the
-            prompt, where the source has it. Rollouts are made, and not used, for the latter.
+        chosen: "rollout" is the model's answer to the image; "answer" is the known answer, which
+            the source has put into the prompt's `meta["answer"]`. Rollouts are then made, but not
+            used.
         rate: share of the sentences that are masked, rounded up.
         keep: share of the words of a masked sentence that stay at its beginning, rounded down.
-        separator: what stands between sentences; empty for full stops, see `rewrite.split`.
-        sampling: how sentences are refilled.
-        block: see `nearest`.
+        separator: separates sentences; empty for the rule of full stops, see `rewrite.split`.
+        sampling: how the model rewrites sentences.
+        block: how many images are compared with how many at a time; larger takes more memory.
     """
 
     uses_corruptions: ClassVar[bool] = False
@@ -137,10 +139,10 @@ class RetrievedPairs(PairBuilder):
     sampling: Sampling = Sampling(max_new_tokens=64)
     block: Annotated[int, FROM_1] = 2048
 
+    @override
     def build(
         self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel
     ) -> tuple[list[Comparison], collections.Counter[str]]:
-        """See `PairBuilder.build`."""
         drops: collections.Counter[str] = collections.Counter()
         kept: list[tuple[Prompt, str]] = []
         for rollout in rollouts:
@@ -154,28 +156,28 @@ class RetrievedPairs(PairBuilder):
                 drops["empty chosen answer"] += 1
             else:
                 kept.append((rollout.prompt, answer))
-        found: list[tuple[Prompt, str, Prompt]] = []
-        views = self._similar([prompt for prompt, _ in kept], data, model)
-        for (prompt, answer), view in zip(kept, views, strict=True):
-            if isinstance(view, str):
-                drops[view] += 1
+        usable: list[tuple[Prompt, str, Prompt]] = []
+        similar = self._similar([prompt for prompt, _ in kept], data, model)
+        for (prompt, answer), other in zip(kept, similar, strict=True):
+            if isinstance(other, str):
+                drops[other] += 1
             else:
-                found.append((prompt, answer, view))
-        drafts = [self._draft(view, answer, model.seed) for _, answer, view in found]
+                usable.append((prompt, answer, other))
+        drafts = [self._draft(other, answer, model.seed) for _, answer, other in usable]
         replies = rewrite("refill", drafts, model, self.sampling, self.separator)
         comparisons = []
-        for (prompt, answer, view), reply in zip(found, replies, strict=True):
+        for (prompt, answer, other), reply in zip(usable, replies, strict=True):
             if reason := reply.dropped or ("equal answers" if reply.text == answer else ""):
                 drops[reason] += 1
                 continue
-            again = View(view, (answer,))
-            comparisons.append(Comparison(prompt, (answer, reply.text), more=(again,)))
+            second_view = View(other, (answer,))
+            comparisons.append(Comparison(prompt, (answer, reply.text), more=(second_view,)))
         return comparisons, drops
 
     def _similar(
         self, prompts: Sequence[Prompt], data: PromptSet, model: PairModel
     ) -> list[Prompt | str]:
-        """Each prompt with the most similar other image instead of its own; or why not."""
+        """Returns each prompt with the most similar other image; or why it is dropped."""
         names = list(dict.fromkeys(prompt.images[0] for prompt in prompts))
 
         def same_image(i: int, j: int) -> bool:
@@ -185,24 +187,24 @@ class RetrievedPairs(PairBuilder):
                 return False
 
         features_ND = model.features("images", names)
-        found, copies_N = nearest_other(features_ND, same_image, self.block)
+        neighbours, copies_N = nearest_other(features_ND, same_image, self.block)
         if num_copies := int((copies_N > 0).sum()):
             say(f"{num_copies:,} of {len(names):,} images are one picture under several names")
         number = {name: i for i, name in enumerate(names)}
         similar: list[Prompt | str] = []
         for prompt in prompts:
             i = number[prompt.images[0]]
-            j = int(found.index_N[i])
-            about = {"cosine": round(float(found.cosine_N[i]), 4), "copies": int(copies_N[i])}
+            j = int(neighbours.index_N[i])
             if j >= 0:
-                again = dataclasses.replace(prompt, images=(names[j],), meta=prompt.meta | about)
-                similar.append(again)
+                cosine = round(float(neighbours.cosine_N[i]), 4)
+                meta = prompt.meta | {"cosine": cosine, "copies": int(copies_N[i])}
+                similar.append(dataclasses.replace(prompt, images=(names[j],), meta=meta))
             else:
                 similar.append("no other image" if features_ND[i].any() else "unreadable image")
         return similar
 
     def _draft(self, prompt: Prompt, answer: str, seed: int) -> Draft:
-        """Which sentences are masked, and what of them stays."""
+        """Draws the sentences to mask, and keeps the first words of each."""
         parts = split(answer, self.separator)
         num = len(parts) // 2 + 1
         rng = generator(seed, "refill", prompt.id)

@@ -1,8 +1,8 @@
-"""Texts of which the model writes some sentences anew, while the others stay as they are.
+"""Texts in which the model rewrites some sentences, while the others stay.
 
-What lives here: where sentences end, and the calls of the model, which the builders of
-`injection.py` and `retrieval.py` share. What does not: which sentences are chosen, and how the new
-ones begin.
+What lives here: splitting a text into sentences, and the calls of the model, which the builders in
+`injection.py` and `retrieval.py` share. What does not: choosing the sentences and how the new ones
+begin, which those builders do.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ EMPTY = "empty completion"
 
 
 def split(text: str, separator: str = "") -> list[str]:
-    """Cuts a text into sentences.
+    """Splits a text into sentences.
 
-    A sentence ends with ".", "!" or "?" where white space follows: "3.5 m" is no end, "Mr. X" is
-    one. Abbreviations are not known.
+    A sentence ends with ".", "!" or "?" before white space. So "3.5 m" is not split, but "Mr. X"
+    is: abbreviations are not recognised.
 
     Args:
-        text: joined again, the parts are this text.
-        separator: stands between sentences, for texts of another kind; "" for the rule above.
+        text: the text, which is equal to the joined parts.
+        separator: separates sentences in texts of another kind; "" for the rule above.
 
     Returns:
-        Sentences, and what stands between them, in turn: an odd number of parts.
+        Sentences and separators alternately, an odd number of parts.
 
     >>> split("A cat. It sleeps.")
     ['A cat.', ' ', 'It sleeps.']
@@ -44,18 +44,18 @@ def split(text: str, separator: str = "") -> list[str]:
 
 
 def generator(seed: int, purpose: str, prompt_id: str) -> np.random.Generator:
-    """Random numbers of one prompt; they depend on nothing but the arguments."""
+    """Returns the random generator of one prompt; it depends on the arguments only."""
     digest = hashlib.sha256(repr((seed, purpose, prompt_id)).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 
 class Draft(NamedTuple):
-    """A text that is to be written anew in places.
+    """A text with some sentences to replace.
 
     Attributes:
-        prompt: what the model is asked: its images are those in view.
-        parts: see `split`.
-        leads: for each sentence that is replaced, by its number from 0, how the new one begins.
+        prompt: the question to the model, with the images it sees.
+        parts: the text, split by `split`.
+        leads: beginnings of the new sentences, by the number of the sentence to replace, from 0.
     """
 
     prompt: Prompt
@@ -70,53 +70,53 @@ def rewrite(
     sampling: Sampling,
     separator: str = "",
 ) -> list[Reply]:
-    """Replaces sentences of texts, the first ones first.
+    """Replaces sentences of texts, each text from its beginning to its end.
 
-    The model goes on from all that stands before, new sentences included, and from the lead. What
-    it says is cut before its first "." that white space or the end follows. It gets that back where
-    the sentence that it replaces has an end mark: an answer cut by its length, or of one word, has
-    none, and a stop would tell the texts apart. With a separator, it is cut before the first of
-    those.
+    The model continues the text before a sentence (new sentences included) and the sentence's lead.
+    Its reply is cut before the first "." that white space or the end follows. The stop is put back
+    only if the replaced sentence had an end mark: an answer of one word, or one cut by its length,
+    has none, and a stop would tell the two texts apart. With a separator, the reply is cut before
+    the first separator instead.
 
     Args:
-        name: of the calls; their number follows.
+        name: name of the model's calls; the number of the call follows it.
         drafts: the texts.
-        model: is asked once for each sentence of the text that has most to replace.
-        sampling: how it answers.
+        model: is called as often as the text with the most leads has leads.
+        sampling: how the model answers.
         separator: see `split`.
 
     Returns:
-        The texts; or why there is none, in order.
+        The new texts, or why there is none, in order.
     """
     texts, dropped = [list(draft.parts) for draft in drafts], ["" for _ in drafts]
     for turn in range(max((len(draft.leads) for draft in drafts), default=0)):
-        asked = [
+        replaced = [
             (i, sorted(draft.leads)[turn])
             for i, draft in enumerate(drafts)
             if turn < len(draft.leads) and not dropped[i]
         ]
-        prompts = [_go_on(drafts[i], texts[i], number) for i, number in asked]
+        prompts = [_continued(drafts[i], texts[i], number) for i, number in replaced]
         replies = model.answer(f"{name} {turn + 1}", prompts, sampling)
-        for (i, number), reply in zip(asked, replies, strict=True):
-            written = _written(drafts[i].leads[number], reply.text, separator)
+        for (i, number), reply in zip(replaced, replies, strict=True):
+            sentence = _sentence(drafts[i].leads[number], reply.text, separator)
             has_stop = texts[i][2 * number].endswith((".", "!", "?"))
-            texts[i][2 * number] = written + "." * (has_stop and not separator)
-            dropped[i] = reply.dropped or ("" if written else EMPTY)
+            texts[i][2 * number] = sentence + "." * (has_stop and not separator)
+            dropped[i] = reply.dropped or ("" if sentence else EMPTY)
     return [
         Reply("" if reason else "".join(text), reason)
         for text, reason in zip(texts, dropped, strict=True)
     ]
 
 
-def _go_on(draft: Draft, text: Sequence[str], number: int) -> Prompt:
-    """Asks for the rest of a sentence, after what stands before it and its lead."""
+def _continued(draft: Draft, text: Sequence[str], number: int) -> Prompt:
+    """Returns the prompt for the rest of a sentence, given the text before it and its lead."""
     before = "".join((*text[: 2 * number], draft.leads[number]))
-    # Tokenizers put blanks in front of words, not behind.
+    # Tokenizers put spaces before words, not after them.
     return dataclasses.replace(draft.prompt, start=before.rstrip())
 
 
-def _written(lead: str, said: str, separator: str) -> str:
-    """A lead and what the model said after it, up to the sentence's end, on one line."""
-    said = said.replace("</s>", "") + " "
+def _sentence(lead: str, reply: str, separator: str) -> str:
+    """Returns a lead with the model's reply up to the end of the sentence, on one line."""
+    reply = reply.replace("</s>", "") + " "
     end = re.escape(separator) if separator else r"\.(?=\s)"
-    return re.sub(r"\s+", " ", lead + re.split(end, said)[0]).strip()
+    return re.sub(r"\s+", " ", lead + re.split(end, reply)[0]).strip()

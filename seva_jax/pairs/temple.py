@@ -1,7 +1,7 @@
-"""TEMPLE's pairs: the answer to a sequence against that to the changed sequence, with its filters.
+"""TEMPLE's pairs: the answer to a sequence against the answer to the changed sequence, filtered.
 
 What lives here: the filters. What does not: the changes (`seva_jax/corrupt/sequence.py`) and their
-difficulty, stage by stage (`configs/temple.py`).
+difficulty in each stage (`configs/temple.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import collections
 import dataclasses
 from collections.abc import Iterable
 from typing import Annotated, Literal
+
+from typing_extensions import override
 
 from seva_jax.data.captions import without_captions
 from seva_jax.pairs.builders import PairBuilder
@@ -22,28 +24,29 @@ from seva_jax.types import Comparison, DataError, Rollout
 class TemplePairs(PairBuilder):
     """A pair for every answer to a changed sequence that passes the filters.
 
-    A rejected answer must not contain the chosen one. Where items were dropped, the chosen answer
-    must be longer than the rejected one; where they were put into another order, neither may be
-    longer than the other by more than a factor. Lengths are in characters. Answers that fail are
-    counted; a prompt may give several pairs, whose ids then end in "#" and the number of the
-    corruption, so counts are of answers, not of prompts.
+    A rejected answer must not contain the chosen one. If items were dropped, the chosen answer
+    must be longer than the rejected one; if they were reordered, neither answer may be longer than
+    the other by more than a factor. Lengths are in characters. A prompt may give several pairs,
+    whose ids then end in "#" and the number of the corruption. So drops are counts of answers, not
+    of prompts.
 
     Attributes:
-        rules: for each corruption of the run, the filter of lengths: "longer" for `Drop`, "ratio"
-            for `Shuffle` and `Reverse`, "any" for none.
-        max_ratio: see above; as published.
-        captions: whether captions that were there when the model was asked stay in the question
-            when it is trained. TEMPLE trains on the clip itself.
+        rules: the filter of lengths for each entry of `corrupt`: "longer" for `Drop`, "ratio" for
+            `Shuffle` and `Reverse`, "any" for no filter.
+        max_ratio: with "ratio", the largest ratio of the longer to the shorter answer; 1.5 is
+            published.
+        captions: whether captions stay in the question for training, if the model was asked with
+            them. TEMPLE trains on the clip itself.
     """
 
     rules: tuple[Literal["longer", "ratio", "any"], ...] = ("longer",)
     max_ratio: Annotated[float, FROM_1] = 1.5
     captions: bool = False
 
+    @override
     def __call__(
         self, rollouts: Iterable[Rollout]
     ) -> tuple[list[Comparison], collections.Counter[str]]:
-        """See `PairBuilder.__call__`."""
         comparisons: list[Comparison] = []
         drops: collections.Counter[str] = collections.Counter()
         for rollout in rollouts:
@@ -59,13 +62,13 @@ class TemplePairs(PairBuilder):
                 if reason := self._problem(chosen, rejected, rule):
                     drops[reason] += 1
                     continue
-                several = f"#{index}" if len(self.rules) > 1 else ""
-                own = dataclasses.replace(prompt, id=prompt.id + several)
+                suffix = f"#{index}" if len(self.rules) > 1 else ""
+                own = dataclasses.replace(prompt, id=prompt.id + suffix)
                 comparisons.append(Comparison(own, (chosen, rejected)))
         return comparisons, drops
 
     def _problem(self, chosen: str, rejected: str, rule: str) -> str:
-        """Why a pair is left out, or ""."""
+        """Returns why a pair is dropped, or ""."""
         if not chosen or not rejected:
             return "empty chosen answer" if not chosen else "empty rejected answer"
         if chosen == rejected:

@@ -1,6 +1,8 @@
-"""What a run needs on a TPU slice, before one is rented: `python -m seva_jax.plan --help`.
+"""Estimates what a run needs on a TPU slice before one is rented: `python -m seva_jax.plan --help`.
 
-`program` lowers the very programs the trainer runs, with abstract arrays; `hlo` reads collectives
-from the compiled text; `flops` counts what the model computes; `chips` knows the hardware;
-`estimate` puts them together. Nothing here needs a TPU, only libtpu (the extra "tpu").
+What lives here: `program` lowers the trainer's own programs with abstract arrays, `hlo` counts what
+their collectives send, `chips` describes the hardware, `estimate` puts these together, and `table`
+shows the result. What does not: counting operations (`seva_jax/training/flops.py`), and how to read
+the output (`launch/README.md`). Nothing here needs a TPU, only libtpu (the extra "tpu"). Read next:
+`estimate.py`.
 """

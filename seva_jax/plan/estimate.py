@@ -1,4 +1,4 @@
-"""One plan: compile, read memory and collectives, and put them against the chip's limits."""
+"""Makes one plan: compiles a run's programs and compares what they need with the chip's limits."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Memory:
     """Memory of one program on one chip, bytes.
 
     Attributes:
-        arguments: weights, optimiser state, batch.
-        temporaries: everything in between; with outputs that do not take an argument's place.
-        needed: the total; where it exceeds the chip, what XLA says it would need.
-        fits: whether XLA could compile it.
+        arguments: weights, optimiser state and batch.
+        temporaries: intermediate results, and outputs that do not reuse the memory of an argument.
+        needed: the total; for a program too large to compile, the total that XLA reports.
+        fits: whether the total is within the chip's memory.
     """
 
     arguments: float
@@ -42,13 +42,14 @@ class Plan:
         topology: the slice.
         mesh: devices along data, fsdp, tensor.
         batch_size: pairs in a step.
-        chip: the hardware.
+        chip: one chip of the slice.
         step: memory of the alignment step.
-        rollout: memory of prefill and decode; None where not asked.
-        model_flops: operations of a step over all chips, nothing counted twice.
-        hardware_flops: with what `remat` repeats.
-        sent: bytes each chip sends in a step, by kind of collective; empty if it does not fit.
-        seconds: lower bounds of a step by limit: "compute", "HBM", "ICI".
+        rollout: memory of prefill or decode, whichever needs more; None without rollouts.
+        model_flops: operations that a step needs, over all chips.
+        hardware_flops: operations that it executes, with those that `remat` repeats.
+        sent: bytes that each chip sends in a step, by kind of collective; empty if the step does
+            not fit.
+        seconds: the least time of a step that each limit allows: "compute", "HBM", "ICI".
     """
 
     topology: str
@@ -64,7 +65,7 @@ class Plan:
 
     @property
     def num_chips(self) -> int:
-        """Chips of the slice."""
+        """Number of chips, over all slices."""
         data, fsdp, tensor = self.mesh
         return data * fsdp * tensor
 
@@ -75,12 +76,12 @@ class Plan:
 
     @property
     def binding(self) -> str:
-        """The limit that takes longest."""
+        """The limit that allows the slowest step."""
         return max(self.seconds, key=lambda name: self.seconds[name])
 
     @property
     def step_seconds(self) -> float:
-        """Roofline time of a step: the longest limit, as if the others hid behind it."""
+        """Roofline time of a step, a lower bound: as if the other limits hid behind the longest."""
         return max(self.seconds.values())
 
 
@@ -96,17 +97,17 @@ def plan(
     Args:
         experiment: the run; its mesh is laid over the slice.
         config: architecture.
-        topology: the slice, "v5e:8x8", or slices, "2xv5e:8x8".
+        topology: the slice, such as "v5e:8x8", or slices, "2xv5e:8x8".
         shape: sizes of a row.
-        with_rollout: also prefill and decode.
+        with_rollout: whether to compile prefill and decode too.
 
     Raises:
-        DataError: no such slice, a mesh that does not fit it, a batch that does not divide.
+        DataError: the slice does not exist, the mesh does not fit it, or the batch does not divide.
     """
     slices = Topology.parse(topology)
     chip, mesh = slices.chip, experiment.mesh.make(slices.devices())
-    check_batch(mesh, experiment.train.batch_size, experiment.train.micro_batches)
-    size = experiment.train.batch_size
+    size, trained = experiment.train.batch_size, experiment.train.trained
+    check_batch(mesh, size, experiment.train.micro_batches)
     memory, text = _compile(lower_step(experiment, config, mesh, shape), chip)
     rollout = None
     if with_rollout:
@@ -114,30 +115,28 @@ def plan(
         programs = lower_rollout(experiment, config, mesh, prompt)
         rollout = max((_compile(x, chip)[0] for x in programs), key=lambda memory: memory.needed)
     once = forward(config, experiment.lora, shape)
-    trained = experiment.train.trained
     needed = size * model_flops(once, trained)
-    computed = size * hardware_flops(once, trained, experiment.compute.remat)
+    executed = size * hardware_flops(once, trained, experiment.compute.remat)
     sent = collective_bytes(text) if text else {}
     seconds = {
-        "compute": computed / mesh.size / chip.flops,
+        "compute": executed / mesh.size / chip.flops,
         "HBM": _hbm_bytes(experiment, config, mesh, memory) / chip.hbm,
         "ICI": sum(sent.values()) / chip.ici,
     }
     axes = (mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"])
-    return Plan(
-        topology, axes, size, chip, memory, rollout, needed, computed, sent, seconds
-    )  # fmt: skip
+    return Plan(topology, axes, size, chip, memory, rollout, needed, executed, sent, seconds)
 
 
 def _compile(lowered: jax.stages.Lowered, chip: Chip) -> tuple[Memory, str]:
-    """Memory of a program, and its text if it fits."""
+    """Returns the memory of a program and, if XLA can compile it, its HLO text."""
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        found = re.search(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error) or not found:
+        message = str(error)
+        match = re.search(r"\(([\d.]+)G\) exceeds available HBM \(([\d.]+)G\)", message)
+        if "RESOURCE_EXHAUSTED" not in message or not match:
             raise
-        needed = float(found[1]) * 2**30
+        needed = float(match[1]) * 2**30
         return Memory(0.0, needed, needed, False), ""
     stats = compiled.memory_analysis()
     assert stats is not None
@@ -145,19 +144,18 @@ def _compile(lowered: jax.stages.Lowered, chip: Chip) -> tuple[Memory, str]:
     extra = stats.output_size_in_bytes - stats.alias_size_in_bytes
     temporaries = stats.temp_size_in_bytes + extra
     needed = arguments + temporaries
-    return Memory(
-        arguments, temporaries, needed, needed <= chip.hbm_gib * 2**30
-    ), compiled.as_text() or ""
+    memory = Memory(arguments, temporaries, needed, needed <= chip.hbm_gib * 2**30)
+    return memory, compiled.as_text() or ""
 
 
 def _hbm_bytes(
     experiment: Experiment, config: LlavaConfig, mesh: jax.sharding.Mesh, memory: Memory
 ) -> float:
-    """Bytes a chip moves to and from its memory in a step, at least.
+    """Returns a lower bound on the bytes a chip moves to and from its memory in a step.
 
-    The language model's weights are read in every pass of every micro-batch (forward, again with
-    `remat`, backward), and written once more where they are gathered from other chips; arguments
-    are read and the state is written; temporaries are written and read.
+    The language model's weights are read in every pass of every micro-batch (forward, backward, and
+    forward again with `remat`), and also written where they are gathered from other chips. The
+    arguments are read and the state is written; temporaries are written and read.
     """
     text, compute = config.text, experiment.compute
     wide = (2 * text.num_heads + 2 * text.num_kv_heads) * text.head_dim

@@ -1,7 +1,7 @@
-"""Collective operations of a compiled program, read from its HLO text.
+"""Counts what the collectives of a compiled program send, from its HLO text.
 
-XLA's own cost analysis counts the body of a loop once; here a loop counts as often as it runs,
-which its condition (counter < constant) and its body (counter + constant) tell.
+XLA's own cost analysis counts the body of a loop once. Here it counts as often as the loop runs,
+which follows from its condition (counter < constant) and its body (counter + constant).
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ Computations = Mapping[str, list[str]]
 
 
 def collective_bytes(text: str) -> dict[str, float]:
-    """Bytes each chip sends in one run of a program, by kind of collective.
+    """Returns the bytes that each chip sends when a program runs once, by kind of collective.
 
-    An all-gather of n bytes over g chips sends n (g - 1) / g from each, as does a reduce-scatter
-    of n bytes; an all-reduce is one of each; a permute sends what it has.
+    In an all-gather of n bytes over g chips each chip sends n (g - 1) / g, and so it does in a
+    reduce-scatter of n bytes. An all-reduce is one of each. A permute sends its operand.
 
     Args:
         text: `compiled.as_text()` of a partitioned program.
+
+    Raises:
+        ValueError: a collective names its groups of chips in an unknown form.
     """
     computations, entry = _split(text)
     sent: dict[str, float] = collections.defaultdict(float)
@@ -39,20 +42,20 @@ def collective_bytes(text: str) -> dict[str, float]:
 
     def visit(name: str, times: int) -> None:
         for line in computations.get(name, ()):
-            found = _INSTRUCTION.match(line)
-            if not found:
+            match = _INSTRUCTION.match(line)
+            if not match:
                 continue
-            _, shape, operation, rest = found.groups()
+            name_of_line, shape, operation, rest = match.groups()
             kind = operation.removesuffix("-start")
             if kind in _KINDS:
-                # One asynchronous operation appears in several computations, on one channel.
+                # An asynchronous operation appears in several computations, on one channel.
                 channel = re.search(r"channel_id=(\d+)", line)
-                key = (kind, channel[1] if channel else f"{name}/{found[1]}")
+                key = (kind, channel[1] if channel else f"{name}/{name_of_line}")
                 if key not in seen:
                     seen.add(key)
                     size = _sent(kind, shape, line, operation.endswith("-start"))
                     if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
-                        # TPUs' reduce-scatter: a fusion written as all-reduce and slice.
+                        # On TPUs a reduce-scatter is a fusion of an all-reduce and a slice.
                         kind, size = "reduce-scatter", size / 2
                     sent[kind] += times * size
             inner = times
@@ -60,7 +63,7 @@ def collective_bytes(text: str) -> dict[str, float]:
                 trips = _trips(computations, line)
                 if trips is None:
                     warnings.warn(
-                        f"how often a loop runs cannot be read, what it sends counts once: {line}",
+                        f"how often a loop runs cannot be read; what it sends counts once: {line}",
                         stacklevel=2,
                     )
                 inner *= trips or 1
@@ -72,14 +75,15 @@ def collective_bytes(text: str) -> dict[str, float]:
 
 
 def _split(text: str) -> tuple[Computations, str]:
+    """Returns the lines of every computation by name, and the name of the entry computation."""
     computations: dict[str, list[str]] = {}
     entry = current = ""
     for line in text.splitlines():
-        found = _COMPUTATION.match(line)
-        if found:
-            current = found[2]
+        header = _COMPUTATION.match(line)
+        if header:
+            current = header[2]
             computations[current] = []
-            entry = current if found[1] else entry
+            entry = current if header[1] else entry
         elif line.rstrip() == "}":  # a kernel's metadata spans lines that start with "}"
             current = ""
         elif current:
@@ -88,7 +92,7 @@ def _split(text: str) -> tuple[Computations, str]:
 
 
 def _arrays(shape: str) -> list[float]:
-    """Bytes of each array in a shape, "bf16[8,4]{1,0}" or a tuple of such."""
+    """Returns the bytes of each array in a shape: "bf16[8,4]{1,0}", or a tuple of such shapes."""
     return [
         _BYTES[dtype] * math.prod(int(d) for d in dims.split(",") if d)
         for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shape)
@@ -97,10 +101,11 @@ def _arrays(shape: str) -> list[float]:
 
 
 def _group_size(line: str) -> int:
+    """Returns how many chips take part in a collective together."""
     iota = re.search(r"replica_groups=\[(\d+),(\d+)\]", line)
     if iota:
         return int(iota[2])
-    # mesh['a'=4,'b'=16] {'b'}, perhaps with device_ids=([16,4]T(1,0)) in between
+    # mesh['a'=4,'b'=16] {'b'}, possibly with device_ids=([16,4]T(1,0)) in between.
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\].*? \{('[^}]*)\}", line)
     if mesh:
         sizes = dict(re.findall(r"'([\w]+)'=(\d+)", mesh[1]))
@@ -109,11 +114,19 @@ def _group_size(line: str) -> int:
     if listed:
         return len(listed[1].split(","))
     if "replica_groups=" in line:
-        raise ValueError(f"replica_groups in a form that is not known: {line[:300]}")
+        raise ValueError(f"replica_groups in an unknown form: {line[:300]}")
     return 1
 
 
 def _sent(kind: str, shape: str, line: str, start: bool) -> float:
+    """Returns the bytes that each chip sends in one collective.
+
+    Args:
+        kind: one of `_KINDS`.
+        shape: its result; of a start operation, operands and results.
+        line: the instruction.
+        start: whether it is the start of an asynchronous operation.
+    """
     arrays = _arrays(shape)
     if start and kind in ("all-gather", "collective-permute"):
         arrays = arrays[len(arrays) // 2 :] if kind == "all-gather" else arrays[:1]
@@ -126,14 +139,14 @@ def _sent(kind: str, shape: str, line: str, start: bool) -> float:
 
 
 def _trips(computations: Computations, line: str) -> int | None:
-    """How often the loop of a `while` line runs; None if that cannot be read."""
+    """Returns how often the loop of a `while` line runs, or None if that cannot be read."""
     known = re.search(r'known_trip_count.{0,8}"n":"(\d+)"', line)
     if known:
         return int(known[1])
     names = {k: re.search(rf"{k}=%([\w.\-]+)", line) for k in ("condition", "body")}
     if not all(names.values()):
         return None
-    condition, body = (_definitions(computations[found[1]]) for found in names.values() if found)
+    condition, body = (_definitions(computations[match[1]]) for match in names.values() if match)
     compare = next((x for x in condition.values() if x[0] == "compare"), None)
     if compare is None or "direction=LT" not in compare[1]:
         return None
@@ -149,15 +162,15 @@ def _trips(computations: Computations, line: str) -> int | None:
 
 
 def _definitions(lines: list[str]) -> dict[str, tuple[str, str]]:
-    """(operation, rest of the line) by name, and of the root as "ROOT"."""
-    found = {}
+    """Returns (operation, rest of the line) by name; the root also under "ROOT"."""
+    definitions = {}
     for line in lines:
         match = _INSTRUCTION.match(line)
         if match:
-            found[match[1]] = (match[3], match[4])
+            definitions[match[1]] = (match[3], match[4])
             if line.startswith("ROOT"):
-                found["ROOT"] = found[match[1]]
-    return found
+                definitions["ROOT"] = definitions[match[1]]
+    return definitions
 
 
 def _operands(rest: str) -> list[str]:
@@ -166,5 +179,5 @@ def _operands(rest: str) -> list[str]:
 
 def _constant(definitions: Mapping[str, tuple[str, str]], name: str) -> int | None:
     operation, rest = definitions.get(name, ("", ""))
-    found = re.match(r"(\d+)\)", rest)
-    return int(found[1]) if operation == "constant" and found else None
+    value = re.match(r"(\d+)\)", rest)
+    return int(value[1]) if operation == "constant" and value else None

@@ -1,7 +1,7 @@
-"""The programs a run consists of, with abstract arrays, lowered for devices that need not exist.
+"""Lowers a run's programs with abstract arrays, for devices that need not exist.
 
-The training step is `seva_jax.training.loop.jit_step`, prefill and decode are `seva_jax.inference.sampler`:
-what the trainer runs. Nothing is allocated.
+They are the trainer's own: the step of `seva_jax/training/loop.py`, and prefill and decode of
+`seva_jax/inference/sampler.py`. Nothing is allocated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from seva_jax.batches.trees import RowShape, pack_row
 from seva_jax.config.experiment import Experiment
 from seva_jax.config.options import make_model
 from seva_jax.inference.rollouts import rollout_rows
-from seva_jax.inference.sampler import PromptBatch, Sampler, decode, refill
+from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state, refill
 from seva_jax.models import Llava, LlavaConfig, abstract_stored, abstract_variables
 from seva_jax.sharding import batch_sharding, placed, row_multiple, variable_shardings
 from seva_jax.training.loop import jit_step, state_like
@@ -25,7 +25,7 @@ from seva_jax.types import TreeBatch
 
 
 def abstract_base(experiment: Experiment, config: LlavaConfig, mesh: jax.sharding.Mesh) -> Any:
-    """The "params" collection as it is stored, with shardings."""
+    """Returns the abstract "params" collection, in the dtype it is stored in, with shardings."""
     compute = experiment.compute
     boxed = abstract_variables(Llava(config))["params"]
     stored = abstract_stored(boxed, compute.base_weights, compute.param_dtype)
@@ -35,19 +35,19 @@ def abstract_base(experiment: Experiment, config: LlavaConfig, mesh: jax.shardin
 def lower_step(
     experiment: Experiment, config: LlavaConfig, mesh: jax.sharding.Mesh, shape: RowShape
 ) -> jax.stages.Lowered:
-    """The alignment step of a run.
+    """Lowers the alignment step of a run.
 
     Args:
         experiment: the run.
         config: architecture.
-        mesh: of real or described devices.
+        mesh: real or described devices.
         shape: sizes of a row.
     """
-    e = experiment
-    adapted = e.lora if e.lora.rank else None
-    model = make_model(config, e.compute, adapted)
-    in_step = e.objective.needs_reference and e.train.reference == "in_step"
-    frozen, parts = split_params(abstract_base(e, config, mesh), e.train.trained, in_step)
+    train, compute, objective = experiment.train, experiment.compute, experiment.objective
+    adapted = experiment.lora if experiment.lora.rank else None
+    model = make_model(config, compute, adapted)
+    in_step = objective.needs_reference and train.reference == "in_step"
+    frozen, parts = split_params(abstract_base(experiment, config, mesh), train.trained, in_step)
     trainable: dict[str, Any] = {
         "params": jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), parts
@@ -56,19 +56,19 @@ def lower_step(
     if adapted:
         boxed = abstract_variables(model)["lora"]
         trainable["lora"] = placed(boxed, variable_shardings(mesh, boxed))
-    optimizer = e.optim.make(1000)
+    optimizer = experiment.optim.make(1000)
     state = state_like(optimizer, mesh, trainable)
     step = jit_step(
         model,
-        e.objective,
+        objective,
         optimizer,
-        StepOptions(head_chunk=e.compute.head_chunk),
+        StepOptions(head_chunk=compute.head_chunk),
         in_step,
         jax.tree.map(lambda x: x.sharding, state),
     )
     side = config.vision.image_size
     image_shape, image_dtype = (side, side, 3), np.float32
-    if e.train.feature_cache:
+    if train.feature_cache:
         image_shape, image_dtype = model.feature_kind
     row = pack_row(
         [],
@@ -79,7 +79,7 @@ def lower_step(
         image_token_id=config.image_token_id,
         pad_id=0,
     )
-    rows = (e.train.micro_batches, e.train.batch_size // e.train.micro_batches)
+    rows = (train.micro_batches, train.batch_size // train.micro_batches)
     split = batch_sharding(mesh, 1)
     batch: TreeBatch = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((*rows, *x.shape), x.dtype, sharding=split), row
@@ -91,19 +91,22 @@ def lower_step(
 def lower_rollout(
     experiment: Experiment, config: LlavaConfig, mesh: jax.sharding.Mesh, prompt: int
 ) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
-    """The two programs of rollouts: starting some rows beside those that go on, and decoding.
+    """Lowers the two programs of rollouts: prefill of new rows, and decoding.
 
     Args:
         experiment: the run.
         config: architecture.
-        mesh: of real or described devices.
+        mesh: real or described devices.
         prompt: tokens of a prompt, image included.
+
+    Returns:
+        Prefill, which also puts the new rows in the place of finished ones, and decode.
     """
-    e, rollout = experiment, experiment.rollout
-    eos, pad_id = 2, 0
-    model = make_model(config, e.compute)
+    rollout, eos, pad_id = experiment.rollout, 2, 0
+    model = make_model(config, experiment.compute)
     sampler = Sampler(model, rollout.sampling, (eos,), pad_id, rollout.cache)
-    layout = rollout_rows(rollout.batch_size, rollout.refill, 1 + len(e.corrupt), mesh, 1)
+    variants = 1 + len(experiment.corrupt)
+    layout = rollout_rows(rollout.batch_size, rollout.refill, variants, mesh, 1)
     side = config.vision.image_size
     sharding = batch_sharding(mesh)
 
@@ -119,14 +122,13 @@ def lower_rollout(
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), fresh))
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding)
-    variables = {"params": abstract_base(e, config, mesh)}
+    variables = {"params": abstract_base(experiment, config, mesh)}
     with jax.set_mesh(mesh):
         empty = empty_state.lower(sampler, layout.rows, prompt)
-        lying = empty.compile().output_shardings
         state = jax.tree.map(
-            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             empty.out_info,
-            lying,
+            empty.compile().output_shardings,
         )
         rows = array(jnp.int32, layout.rows)
         started = refill.lower(

@@ -1,11 +1,11 @@
-"""Plans as text, as a CSV file and as a page with charts."""
+"""Shows plans as text, as a CSV file and as a page with charts."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,11 +20,11 @@ COLUMNS = (
     *("s/step", "pairs/s", "chip-hours"),
 )
 HOW = (
-    "Memory and collectives are read from the programs XLA compiled for the slice, the very ones "
-    "the trainer runs. Operations are counted from the architecture. The time of a step is a "
-    "roofline: the longest of compute, HBM and ICI at the chip's peak rates, as if the others hid "
-    "behind it, and as if the network between slices were as fast as that within; real steps take "
-    "longer, often half as long again or twice."
+    "Memory and collectives are read from the trainer's own programs, compiled by XLA for the "
+    "slice. Operations are counted from the architecture. The time of a step is a roofline, a "
+    "lower bound: the longest of compute, HBM and ICI at the chip's peak rates, as if the others "
+    "hid behind it and the network between slices were as fast as that within a slice. Real steps "
+    "take longer."
 )
 
 
@@ -33,9 +33,9 @@ class Row:
     """A plan with the name of what was planned.
 
     Attributes:
-        model: what is trained, as "13b full".
+        model: size and what is trained, such as "13b full".
         plan: the plan.
-        pairs: pairs of the whole run.
+        pairs: pairs in the whole run.
     """
 
     model: str
@@ -43,17 +43,37 @@ class Row:
     pairs: int
 
     @property
+    def mesh(self) -> str:
+        """The sizes of the mesh axes data, fsdp and tensor."""
+        return " x ".join(map(str, self.plan.mesh))
+
+    @property
+    def step_gib(self) -> float:
+        """Memory of a step on one chip, GiB."""
+        return self.plan.step.needed / _GIB
+
+    @property
+    def of_hbm(self) -> str:
+        """The same as a percentage of the chip's memory."""
+        return f"{self.step_gib / self.plan.chip.hbm_gib:.0%}"
+
+    @property
+    def sent_gib(self) -> float:
+        """What a chip sends in a step, GiB."""
+        return sum(self.plan.sent.values()) / _GIB
+
+    @property
     def rate(self) -> float:
-        """Pairs a second."""
+        """Pairs a second, at most."""
         return self.plan.batch_size / self.plan.step_seconds
 
     @property
     def chip_hours(self) -> float:
-        """Of the whole run."""
+        """Chip-hours of the whole run, at least."""
         return self.pairs / self.rate * self.plan.num_chips / 3600
 
     def cells(self) -> tuple[str, ...]:
-        """Text by `COLUMNS`."""
+        """Returns the text of each column of `COLUMNS`."""
         plan = self.plan
 
         def gib(memory: Memory | None) -> str:
@@ -61,36 +81,32 @@ class Row:
 
         timed = ("-",) * 5
         if plan.step.fits:
-            sent = f"{sum(plan.sent.values()) / _GIB:.1f}"
             step = f"{plan.step_seconds:.2f}"
-            timed = (sent, plan.binding, step, f"{self.rate:.0f}", f"{self.chip_hours:.1f}")
+            rates = (f"{self.rate:.0f}", f"{self.chip_hours:.1f}")
+            timed = (f"{self.sent_gib:.1f}", plan.binding, step, *rates)
         return (
             self.model,
             plan.topology,
             str(plan.num_chips),
-            " x ".join(map(str, plan.mesh)),
+            self.mesh,
             str(plan.batch_size),
             "yes" if plan.fits else "NO",
             gib(plan.step),
-            f"{plan.step.needed / _GIB / plan.chip.hbm_gib:.0%}",
+            self.of_hbm,
             gib(plan.rollout),
             *timed,
         )
 
 
 def describe(row: Row) -> str:
-    """A plan in full."""
-    plan, step, chips = row.plan, row.plan.step, row.plan.num_chips
+    """Returns a plan in full, several lines of text; `launch/README.md` explains them."""
+    plan, step = row.plan, row.plan.step
+    parts = f"arguments {step.arguments / _GIB:.2f}, temporaries {step.temporaries / _GIB:.2f}"
     lines = [
-        f"{row.model} on {plan.topology}: {chips} chips, mesh {' x '.join(map(str, plan.mesh))} "
+        f"{row.model} on {plan.topology}: {plan.num_chips} chips, mesh {row.mesh} "
         f"(data x fsdp x tensor), {plan.batch_size} pairs a step",
-        f"  step     {step.needed / _GIB:6.2f} GiB of {plan.chip.hbm_gib} GiB a chip "
-        f"({step.needed / _GIB / plan.chip.hbm_gib:.0%}): "
-        + (
-            f"arguments {step.arguments / _GIB:.2f}, temporaries {step.temporaries / _GIB:.2f}"
-            if step.fits
-            else "DOES NOT FIT"
-        ),
+        f"  step     {row.step_gib:6.2f} GiB of {plan.chip.hbm_gib} GiB a chip "
+        f"({row.of_hbm}): {parts if step.fits else 'DOES NOT FIT'}",
     ]
     if plan.rollout:
         state = "" if plan.rollout.fits else ": DOES NOT FIT"
@@ -103,7 +119,7 @@ def describe(row: Row) -> str:
         kinds = ", ".join(f"{kind} {size / _GIB:.2f}" for kind, size in plan.sent.items())
         limits = ", ".join(f"{name} {s:.2f} s" for name, s in plan.seconds.items())
         lines += [
-            f"  network  {sum(plan.sent.values()) / _GIB:.2f} GiB sent a chip and step: {kinds}",
+            f"  network  {row.sent_gib:.2f} GiB sent a chip and step: {kinds}",
             f"  roofline {limits}; {plan.binding} binds: {plan.step_seconds:.2f} s a step",
             f"  run      {row.rate:.0f} pairs/s, {row.chip_hours:.1f} chip-hours for "
             f"{row.pairs:,} pairs",
@@ -112,7 +128,7 @@ def describe(row: Row) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """All plans, a line each."""
+    """Returns all plans as a table of text, one line each."""
     lines = [COLUMNS, *(row.cells() for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -121,48 +137,47 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """All plans as a CSV file."""
+    """Writes all plans to a CSV file."""
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([COLUMNS, *(row.cells() for row in rows)])
 
 
 def write_page(rows: Sequence[Row], skipped: Sequence[str], path: Path) -> None:
-    """All plans as charts and a table.
+    """Writes a page with charts of all plans and their table.
 
     Args:
         rows: the plans.
-        skipped: what was not planned, and why.
+        skipped: one sentence for each combination that could not be planned.
         path: the HTML file.
     """
-    charts = (
-        ("Memory of a step", "GiB a chip", lambda r: r.plan.step.needed / _GIB, False),
-        ("Cost of the run", "chip-hours, at least", lambda r: r.chip_hours, True),
-        ("Speed", "pairs a second, at most", lambda r: r.rate, True),
-        ("Network", "GiB sent a chip and step", lambda r: sum(r.plan.sent.values()) / _GIB, True),
-    )
-    curves = []
-    for title, unit, value, only_fitting in charts:
-        lines: dict[str, list[tuple[float, float]]] = {}
-        for row in rows:
-            if row.plan.step.fits or not only_fitting:
-                chip = Topology.parse(row.plan.topology).kind
-                lines.setdefault(f"{row.model}, {chip}", []).append(
-                    (row.plan.num_chips, value(row))
-                )
-        series = []
-        for label, points in sorted(lines.items()):
-            xs, ys = zip(*sorted(points), strict=True)
-            series.append(Series(label, xs, ys))
-        curves.append(Curve(title, "chips", unit, tuple(series)))
+    fitting = [row for row in rows if row.plan.step.fits]
     data = FiguresData(
         title="What the run needs",
         subtitle=f"jax {version('jax')}, libtpu {version('libtpu')}, Python "
         f"{platform.python_version()}",
         what="Memory, network, time and cost of an alignment run on TPU slices, estimated without "
         "one.",
-        curves=tuple(curves),
+        curves=(
+            _curve("Memory of a step", "GiB a chip", rows, lambda r: r.step_gib),
+            _curve("Cost of the run", "chip-hours, at least", fitting, lambda r: r.chip_hours),
+            _curve("Speed", "pairs a second, at most", fitting, lambda r: r.rate),
+            _curve("Network", "GiB sent a chip and step", fitting, lambda r: r.sent_gib),
+        ),
         columns=COLUMNS,
         rows=tuple(row.cells() for row in rows),
         notes=(HOW, *skipped),
     )
     write_figures(data, path)
+
+
+def _curve(title: str, unit: str, rows: Sequence[Row], value: Callable[[Row], float]) -> Curve:
+    """Returns a chart of a value against the number of chips, a line for each model and chip."""
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        label = f"{row.model}, {Topology.parse(row.plan.topology).kind}"
+        lines.setdefault(label, []).append((row.plan.num_chips, value(row)))
+    series = []
+    for label, points in sorted(lines.items()):
+        xs, ys = zip(*sorted(points), strict=True)
+        series.append(Series(label, xs, ys))
+    return Curve(title, "chips", unit, tuple(series))

@@ -1,4 +1,4 @@
-"""Several runs on one page: what scaling studies look at.
+"""Compares several runs on one page, for scaling studies.
 
 Reads the work directories of finished or running runs; the page is `seva_jax/report/figures.py`.
 """
@@ -35,7 +35,7 @@ _OBJECTIVES = "The objectives differ, and so do the scales of their losses."
 
 
 def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Config and alignment metrics of a run, with sums from its start.
+    """Reads config and alignment metrics of a run, with sums from its start.
 
     Returns:
         The flat config, and rows with "pairs" and "chip_seconds" summed up to each.
@@ -60,9 +60,9 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 
 def _differing(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """Fields in which the runs differ, but for their directory.
+    """Returns the fields in which the runs differ, except their directory.
 
-    Of a part that is of another class in every run, its own fields, and not those of their parts.
+    Where the runs have parts of different classes, the fields inside these parts are left out.
     """
 
     def everywhere(field: str) -> bool:
@@ -74,7 +74,7 @@ def _differing(configs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _setting(value: object) -> str:
-    """A config's value as people read it: classes without their modules, paths without folders."""
+    """Returns a value for people: classes without their modules, paths without folders."""
     text = str(value)
     return text.rsplit(".", 1)[1] if _CLASS.fullmatch(text) else short_path(text)
 
@@ -85,44 +85,44 @@ def _final(rows: Sequence[dict[str, Any]], name: str) -> str:
 
 
 def _evaluations(path: Path) -> dict[str, EvalResult]:
-    """What the aligned model was asked, by name."""
+    """Returns the evaluation results of the aligned model, by name."""
     files = sorted((path / "evals" / "aligned").glob("*.json"))
     return {file.stem: read_result(file, file.with_suffix(".jsonl")) for file in files}
 
 
-def _measured(value: Metric, spec: str) -> str:
+def _value(value: Metric, spec: str) -> str:
     return format_metric(value, spec).replace("-", MINUS)
 
 
 def _metrics(evaluated: dict[str, EvalResult]) -> dict[str, str]:
-    """Metrics with their intervals, by "evaluation metric"."""
+    """Returns metrics with their intervals, by "evaluation metric"."""
     return {
-        f"{name} {metric}": _measured(value, ".3f")
+        f"{name} {metric}": _value(value, ".3f")
         for name, result in evaluated.items()
         for metric, value in result.metrics.items()
     }
 
 
 def _differences(first: dict[str, EvalResult], other: dict[str, EvalResult]) -> dict[str, str]:
-    """Of what both were asked, the paired differences with their intervals and verdicts."""
-    found = {}
+    """Returns the paired differences of what both were asked, with intervals and verdicts."""
+    differences = {}
     for name in first:
         try:
             rows = comparison_rows([first[name]], [other[name]]) if name in other else []
         except DataError:  # other questions
             continue
         for row in rows:
-            shown = f"{_measured(row.difference, '+.3f')} {row.verdict}"
-            found[f"{name} {row.metric}"] = shown.rstrip()
-    return found
+            shown = f"{_value(row.difference, '+.3f')} {row.verdict}"
+            differences[f"{name} {row.metric}"] = shown.rstrip()
+    return differences
 
 
 def compare(paths: Sequence[Path], noun: str = "") -> FiguresData:
-    """The page of several runs.
+    """Returns the page of several runs.
 
     Args:
         paths: work directories.
-        noun: put before the names of the runs, "stage" where these are numbers.
+        noun: put before the names of the runs, "round" where these are numbers.
 
     Raises:
         DataError: see `read_run`.
@@ -168,7 +168,7 @@ def compare(paths: Sequence[Path], noun: str = "") -> FiguresData:
             "Settings that differ",
             ("setting", *labels),
             tuple((f, *(_setting(c.get(f, "–")) for c in configs)) for f in fields),
-            "Of the configs, but for the work directories.",
+            "Settings of the configs, except the work directories.",
             numeric=False,
         ),
         MoreNumbers(
@@ -205,6 +205,6 @@ def compare(paths: Sequence[Path], noun: str = "") -> FiguresData:
 
 
 def _side_by_side(columns: Sequence[dict[str, str]]) -> tuple[tuple[str, ...], ...]:
-    """A row for every name that a column has."""
+    """Returns a row for every name that some column has."""
     names = dict.fromkeys(itertools.chain(*columns))
     return tuple((name, *(column.get(name, "–") for column in columns)) for name in names)

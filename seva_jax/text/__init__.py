@@ -1,9 +1,9 @@
-"""From words to token ids and back.
+"""From text to token ids and back.
 
-What lives here: conversation templates (`templates`), loading and checking tokenizers
-(`tokenizer`), turning one question with its answers into a trunk and branches (`encode`), and how
-the tokens of an answer are chosen (`sampling`). What does not: packing trunks and branches into
-rows (`seva_jax/batches`). Read next: `encode.py`.
+What lives here: conversation templates (`templates.py`), loading and checking tokenizers
+(`tokenizer.py`), encoding a question with its answers as a trunk and branches (`encode.py`), the
+options of sampling (`sampling.py`), and finding the objects that a text mentions (`mentions.py`).
+What does not: packing trunks and branches into rows (`seva_jax/batches`). Read next: `encode.py`.
 """
 
 from seva_jax.text.encode import EncodedTree, Encoder

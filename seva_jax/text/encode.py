@@ -1,7 +1,8 @@
-"""One question and its answers as token ids: a trunk and its branches.
+"""Encoding of a question and its answers as token ids: a trunk and its branches.
 
 What lives here: `Encoder`, truncation, and cleaning of decoded answers. What does not: packing
-into rows, positions and masks (`seva_jax/data`). Read next: `templates.py`.
+into rows and positions (`seva_jax/batches`), masks (`seva_jax/training/step.py`). Read next:
+`templates.py`.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from seva_jax.types import IMAGE_MARKER, DataError, ExampleError
 
 
 class EncodedTree(NamedTuple):
-    """Token ids of one trunk and its answers. Lengths are exact: there is no padding.
+    """Token ids of a trunk and its answers, without padding.
 
     Attributes:
-        trunk: int32 [N], everything up to and including "ASSISTANT:", image tokens expanded, and
-            the beginning of the answer where one is given.
-        branches: one int32 [T_k] for each answer, at least one token, closed by the end token
-            unless it was cut.
-        truncated: how many branches were cut.
+        trunk: int32 [S], everything up to and including "ASSISTANT:" with image tokens expanded,
+            then the start of the answer if there is one (`Prompt.start`).
+        branches: int32 [T] for each answer: at least one token, and the end token last unless the
+            answer was cut.
+        truncated: how many answers were cut.
     """
 
     trunk: np.ndarray
@@ -35,12 +36,12 @@ class EncodedTree(NamedTuple):
 
 
 class _Before(NamedTuple):
-    """All that comes before an answer.
+    """Everything before an answer.
 
     Attributes:
-        text: up to the answer's first character.
-        ids: of the trunk, one for each image.
-        started: whether there is a beginning of the answer among it.
+        text: the text up to the answer's first character.
+        ids: ids of the trunk, with one image token for each image.
+        started: whether the trunk includes the start of the answer (`Prompt.start`).
     """
 
     text: str
@@ -50,17 +51,17 @@ class _Before(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Turns text into the ids the model trains on and generates from.
+    """Turns text into the ids that the model trains on and generates from.
 
     Attributes:
-        tokenizer: must know `<image>` as one token.
+        tokenizer: tokenizer that encodes `<image>` as one token.
         template: the words around question and answer.
-        image_token_id: id that fills the places of image features.
-        tokens_per_image: image features per image; each `<image>` becomes that many ids.
-        max_length: most tokens of trunk and one branch together.
+        image_token_id: id at the positions of image features.
+        tokens_per_image: features of an image; each `<image>` becomes that many ids.
+        max_length: maximum number of tokens in the trunk and one branch together.
 
     Raises:
-        DataError: tokenizer, template and image token do not belong together.
+        DataError: tokenizer, template and image token do not fit together.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -90,14 +91,14 @@ class Encoder:
 
     @property
     def pad_id(self) -> int:
-        """Id for positions that hold nothing; any will do, since they are masked."""
+        """Id for padding. Any id will do, since padding is masked."""
         pad = self.tokenizer.pad_token_id
         return pad if isinstance(pad, int) else 0
 
     def trunk(self, question: str, num_images: int = 1, start: str = "") -> np.ndarray:
-        """Encodes everything before the answer, with the start token if the tokenizer adds one.
+        """Encodes everything before the answer, with a start token if the tokenizer adds one.
 
-        Equals what `transformers`' `LlavaProcessor` makes of `template.prompt(...)`.
+        The ids equal those that transformers' `LlavaProcessor` returns for `template.prompt(...)`.
 
         Args:
             question: see `Template.prompt`.
@@ -105,22 +106,23 @@ class Encoder:
             start: see `Prompt.start`; tokenised together with the prompt.
 
         Returns:
-            int32 [N].
+            int32 [S].
 
         Raises:
-            ExampleError: see `Template.prompt`; or question or start contain a special token.
+            ExampleError: see `Template.prompt`; or the question or the start contains a special
+                token.
         """
         return self._expand(self._before(question, num_images, start).ids)
 
     def answer(self, question: str, num_images: int, text: str, start: str = "") -> np.ndarray:
         """Encodes an answer as the tokens that follow `trunk(question, num_images, start)`.
 
-        Prompt and answer are tokenised together, as the model meets them, so nothing is guessed
-        about their boundary. Spaces around the answer are dropped; where it goes on from a start,
-        only those behind it.
+        Prompt and answer are tokenised together, as the model sees them, so that the boundary
+        between them is exact. Spaces around the answer are dropped; after a start, only those at
+        its end.
 
         Returns:
-            int32 [T], closed by the end token. Unknown words keep their `<unk>` ids.
+            int32 [T], with the end token last. Unknown words become `<unk>`.
 
         Raises:
             ExampleError: the answer is empty, contains a special token, or merges with the prompt.
@@ -128,10 +130,10 @@ class Encoder:
         return self._answer(self._before(question, num_images, start), text)
 
     def fit(self, trunk_len: int, answer_ids: np.ndarray) -> tuple[np.ndarray, bool]:
-        """Cuts an answer at its end so that trunk and answer fit. The trunk is never cut.
+        """Cuts the end of an answer so that trunk and answer fit. The trunk is never cut.
 
         Returns:
-            int32 [T'], at least one token, and whether it was cut (it then has no end token).
+            int32 [T], at least one token; and whether it was cut and so has no end token.
 
         Raises:
             ExampleError: no token of the answer fits.
@@ -148,7 +150,7 @@ class Encoder:
     def encode(
         self, question: str, num_images: int, answers: Sequence[str], start: str = ""
     ) -> EncodedTree:
-        """Encodes one trunk with its answers, each cut on its own to what `max_length` leaves.
+        """Encodes a trunk and its answers; each answer is cut to the room that the trunk leaves.
 
         Raises:
             ExampleError: see `trunk`, `answer` and `fit`.
@@ -166,9 +168,9 @@ class Encoder:
         spans: Sequence[tuple[int, int]],
         start: str = "",
     ) -> np.ndarray:
-        """Which tokens of `answer(question, num_images, text, start)` are inside of some span.
+        """Marks the tokens of `answer(question, num_images, text, start)` that are in a span.
 
-        A token that shares a character with a span is inside.
+        A token is in a span if they share a character.
 
         Args:
             question: as in `answer`.
@@ -178,19 +180,19 @@ class Encoder:
             start: as in `answer`.
 
         Returns:
-            int32 [T], 0 at the end token.
+            int32 [T], 1 for tokens in a span; the end token is in none.
 
         Raises:
-            DataError: the tokenizer does not say which characters its tokens come from.
+            DataError: the tokenizer does not report which characters a token comes from.
         """
         if not self.tokenizer.is_fast:
             raise DataError(
-                f"{type(self.tokenizer).__name__} does not say which characters a token comes "
-                "from, which marked phrases need; save it as a fast tokenizer (tokenizer.json)"
+                f"{type(self.tokenizer).__name__} does not report which characters a token comes "
+                "from, but marked phrases need that; save it as a fast tokenizer (tokenizer.json)"
             )
         before = self._before(question, num_images, start)
         dropped = 0 if before.started else len(text) - len(text.lstrip())
-        shift = len(before.text) - dropped  # from characters of `text` to those of all
+        shift = len(before.text) - dropped  # from positions in `text` to positions in `joint`
         joint = self.tokenizer(before.text + text[dropped:].rstrip(), return_offsets_mapping=True)
         inside = [
             any(begin < last + shift and first + shift < end for first, last in spans)
@@ -201,12 +203,12 @@ class Encoder:
     def decode(
         self, ids: Sequence[int] | np.ndarray, trunk: Sequence[int] | np.ndarray = ()
     ) -> str:
-        """Decodes generated ids as they are: special tokens dropped, spacing untouched.
+        """Decodes generated ids: drops special tokens and leaves the spacing unchanged.
 
         Args:
-            ids: what was generated.
-            trunk: what was there before, where the answer has a start: the blank before a first
-                word is not decoded.
+            ids: the generated ids.
+            trunk: the ids before them, needed where the trunk ends in the start of the answer:
+                tokenizers do not decode the space before the first word of a text.
         """
         if len(trunk):
             return self.decode([*trunk, *ids])[len(self.decode(trunk)) :]
@@ -221,15 +223,15 @@ class Encoder:
     def _ids(self, text: str, add_special_tokens: bool = True) -> list[int]:
         try:
             return list(self.tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
-        except TypeError as error:  # what tokenizers say of half a surrogate pair
+        except TypeError as error:  # tokenizers raise it for half a surrogate pair
             raise ExampleError(
-                f"{text[:40]!r} is no text that UTF-8 could hold; mend it", "invalid text"
+                f"{text[:40]!r} cannot be encoded as UTF-8; fix the text", "invalid text"
             ) from error
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         ids = self._ids(prompt)
-        # The first token is the tokenizer's start token or a word of the template, and the
-        # template has counted the image markers.
+        # The first token is the tokenizer's start token or a word of the template; image tokens
+        # are allowed, since the template has counted the image markers.
         self._refuse_specials(ids[1:], "question", allowed=self.image_token_id)
         return ids
 
@@ -249,7 +251,7 @@ class Encoder:
             )
         advice = "change the template's sep so that a token ends where the answer begins"
         if before.started:
-            advice = "end its start where a word ends, without a blank behind it"
+            advice = "end the start of the answer at the end of a word, without a space after it"
         joint = self._ids(before.text + text)
         ids = joint[len(before.ids) :]
         if joint[: len(before.ids)] != before.ids or not ids:
@@ -262,10 +264,10 @@ class Encoder:
         return np.asarray([*ids, self.tokenizer.eos_token_id], np.int32)
 
     def _refuse_specials(self, ids: list[int], where: str, allowed: int | None = None) -> None:
-        """A literal "</s>" or "<image>" in a text would end the answer or ask for an image.
+        """Refuses special tokens: a literal "</s>" would end the answer, "<image>" add an image.
 
-        `<unk>` is not one of them, even where it doubles as the padding token: it stands for a
-        genuine word and stays a label.
+        `<unk>` is allowed even where it is also the padding token: it stands for a genuine word
+        and is trained on.
         """
         tokenizer = self.tokenizer
         refused = (
@@ -275,27 +277,27 @@ class Encoder:
             self.image_token_id,
         )
         kept = (tokenizer.unk_token_id, allowed)
-        found = [id_ for id_ in ids if id_ in refused and id_ not in kept]
-        if found:
-            token = tokenizer.convert_ids_to_tokens(found[0])
+        specials = [id_ for id_ in ids if id_ in refused and id_ not in kept]
+        if specials:
+            token = tokenizer.convert_ids_to_tokens(specials[0])
             raise ExampleError(
                 f"the {where} contains the special token {token!r}; remove it from the text",
                 f"special token in {where}",
             )
 
     def _expand(self, ids: list[int]) -> np.ndarray:
-        ids_N = np.asarray(ids, np.int32)
-        counts_N = np.where(ids_N == self.image_token_id, self.tokens_per_image, 1)
-        return np.repeat(ids_N, counts_N)
+        ids_S = np.asarray(ids, np.int32)
+        counts_S = np.where(ids_S == self.image_token_id, self.tokens_per_image, 1)
+        return np.repeat(ids_S, counts_S)
 
 
 def clean_answer(text: str, newline: Literal["space", "delete"] = "space") -> str:
-    r"""Makes a raw decoded answer fit for training: one line, without `</s>`.
+    r"""Cleans a decoded answer for training: puts it on one line and removes `</s>`.
 
     Args:
         text: the decoded answer.
-        newline: "space" replaces line breaks and the blanks around them by one space.
-            # SeVa: "delete" removes them, which glues the words at both sides together.
+        newline: "space" replaces every line break, with the spaces around it, by one space.
+            # SeVa: "delete" removes line breaks, which joins the words on both sides.
 
     >>> clean_answer("A cat.\n\nAnd a dog.</s>")
     'A cat. And a dog.'

@@ -1,4 +1,4 @@
-"""Which objects a text mentions, by longest match against a vocabulary of phrases.
+"""Finds the objects that a text mentions, by longest match against a vocabulary of phrases.
 
 What lives here: `Vocabulary`, and plurals for a list of synonyms. What does not: scoring mentions
 (`seva_jax/evals/chair.py`) and replacing them (`seva_jax/pairs/injection.py`).
@@ -17,7 +17,7 @@ _WORD = re.compile(r"\w+")
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """The words of a text in lower case."""
+    """Returns the words of a text in lower case."""
     return tuple(_WORD.findall(text.lower()))
 
 
@@ -26,10 +26,10 @@ class Vocabulary:
     """Phrases, each with the canonical name of the object it mentions.
 
     Attributes:
-        name: of the vocabulary, for errors.
-        synonyms: pairs (phrase, canonical name). Matching goes over lower-case words from left
-            to right, takes the longest phrase at each place, and never overlaps. A canonical
-            name is a phrase for itself.
+        name: name of the vocabulary, for error messages.
+        synonyms: pairs (phrase, canonical name). Matching compares lower-case words from left to
+            right, takes the longest phrase at each place, and never overlaps. A canonical name is
+            also a phrase for itself.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Vocabulary:
 
     @functools.cached_property
     def phrases(self) -> dict[tuple[str, ...], str]:
-        """Canonical name by phrase, in words.
+        """The canonical name for each phrase; phrases are tuples of words.
 
         Raises:
-            DataError: there is no phrase, one has no word, or one has two names.
+            DataError: there are no phrases, or a phrase has no word or two names.
         """
         names = {canonical: canonical for _, canonical in self.synonyms}
         phrases: dict[tuple[str, ...], str] = {}
@@ -62,7 +62,7 @@ class Vocabulary:
         return max(map(len, self.phrases))
 
     def mentions(self, text: str) -> list[str]:
-        """Returns canonical names of the objects a text mentions, in order, with repeats.
+        """Returns the canonical names of the objects that a text mentions, in order, with repeats.
 
         >>> vocabulary = Vocabulary("toys", (("red circle", "red circle"), ("ball", "red circle")))
         >>> vocabulary.mentions("A ball; another Red circle.")
@@ -86,14 +86,14 @@ def with_plurals(where: str, lines: Iterable[str]) -> tuple[tuple[str, str], ...
     """Reads synonyms, one object a line, and adds the plural of every phrase.
 
     Args:
-        where: names the source of the lines in errors.
-        lines: an object's name first, then its synonyms, separated by commas.
+        where: names the source of the lines, for error messages.
+        lines: each holds an object's name, then its synonyms, separated by commas.
 
     Returns:
         Pairs (phrase, name), as `Vocabulary` takes them.
 
     Raises:
-        DataError: there are none, or a phrase has two names.
+        DataError: there are no synonyms, or a phrase has two names.
     """
     given: dict[str, str] = {}
     for line in lines:

@@ -1,4 +1,4 @@
-"""How the tokens of an answer are chosen."""
+"""The options for sampling an answer; `seva_jax/inference/sampler.py` applies them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from seva_jax.ranges import FROM_1, Range
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen.
+    """How the tokens of an answer are sampled.
 
     Attributes:
-        max_new_tokens: longest answer, tokens.
-        temperature: 0 is greedy.
-        top_p: keep the smallest set of tokens whose probability reaches this (nucleus).
-        repetition_penalty: above 1, tokens that the prompt or the answer has already become less
-            likely: their logits are divided by it where positive and multiplied where negative
-            (CTRL, arXiv 1909.05858, as transformers does it). 1 is none.
+        max_new_tokens: maximum length of an answer in tokens; a longer one is cut there.
+        temperature: 0 always takes the likeliest token (greedy decoding), 1 samples from the
+            model's own distribution. A lower temperature favours likely tokens, a higher one makes
+            answers more random.
+        top_p: sample only from the smallest set of likeliest tokens whose probabilities sum to at
+            least this (nucleus sampling); 1 keeps all tokens.
+        repetition_penalty: above 1, tokens that already occur in the prompt or the answer become
+            less likely: their logits are divided by it where positive and multiplied by it where
+            negative (CTRL, arXiv 1909.05858, as in transformers). 1 means no penalty.
     """
 
     max_new_tokens: Annotated[int, FROM_1] = 512
@@ -28,5 +31,5 @@ class Sampling:
 
     @property
     def penalises(self) -> bool:
-        """Whether it matters which tokens there were."""
+        """Whether there is a repetition penalty."""
         return self.repetition_penalty != 1.0

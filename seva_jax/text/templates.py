@@ -16,11 +16,11 @@ class Template:
     r"""One question and one answer: `SYSTEM USER: <image>\nQUESTION ASSISTANT: ANSWER</s>`.
 
     Attributes:
-        system: opening sentences; empty for none.
-        user: name of the asking role.
-        assistant: name of the answering role.
-        sep: what follows the system sentences, the user's turn and "ASSISTANT:".
-        end: what closes the answer; must be the tokenizer's end token.
+        system: system prompt before the question; empty for none.
+        user: name of the role that asks.
+        assistant: name of the role that answers.
+        sep: text after the system prompt, after the question and after "ASSISTANT:".
+        end: text that closes the answer; must be the tokenizer's end token.
     """
 
     system: str
@@ -33,12 +33,12 @@ class Template:
         r"""Returns everything before the answer, up to and including "ASSISTANT:".
 
         Args:
-            question: the user's words. Image markers already in it stay where they are.
-            num_images: how many images the question is about; where the question has no
-                marker, one `<image>` line for each is put before it.
+            question: the user's question. Image markers in it stay where they are.
+            num_images: how many images the question is about. If the question has no markers, a
+                line `<image>` is put before it for each image.
 
         Raises:
-            ExampleError: the question is empty, or has markers but not `num_images` of them.
+            ExampleError: the question is empty, or has markers, but not `num_images` of them.
 
         >>> PLAIN.prompt("What is this?")
         'USER: <image>\nWhat is this? ASSISTANT:'
@@ -47,7 +47,7 @@ class Template:
         """
         if not question.replace(IMAGE_MARKER, "").strip():
             raise ExampleError(
-                f"empty question: {question!r} has no words; remove the example or write one",
+                f"empty question: {question!r} has no words; drop the example or write a question",
                 "empty question",
             )
         markers = question.count(IMAGE_MARKER)
@@ -63,7 +63,7 @@ class Template:
         return f"{opening}{self.user}: {question}{self.sep}{self.assistant}:"
 
 
-# The two system prompts differ in "user" and "human", and nothing else.
+# The two system prompts differ only in "user" and "human".
 # SeVa: answers are generated with LLAVA_V1 and trained with VICUNA_V1.
 VICUNA_V1 = Template(
     "A chat between a curious user and an artificial intelligence assistant. "

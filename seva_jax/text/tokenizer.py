@@ -1,7 +1,6 @@
-"""Tokenizers: opening one from a directory, checking it, and building a word-level one.
+"""Tokenizers: loading one from a directory, checking it, and building a word-level one.
 
-What lives here: everything that knows which files a tokenizer is made of. What does not:
-turning examples into ids (`encode.py`). Read next: `encode.py`.
+What does not live here: encoding examples (`encode.py`). Read next: `encode.py`.
 """
 
 from __future__ import annotations
@@ -24,13 +23,12 @@ _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def load_tokenizer(directory: str | Path, original: bool = False) -> PreTrainedTokenizerBase:
-    """Opens the tokenizer of a local model directory. Never reads the network or runs its code.
+    """Loads the tokenizer of a local model directory, without network access or remote code.
 
     Args:
-        directory: holds `tokenizer.json` or `tokenizer.model`.
-        original: whether the model is in the original LLaVA's layout. Its config.json says
-            nothing to transformers, and its tokenizer has no image token: it gets one, after its
-            last id.
+        directory: directory with `tokenizer.json`, `tokenizer.model` or `vocab.json`.
+        original: whether the model is in the original LLaVA's layout, which transformers does not
+            know. Its tokenizer has no image token, so one is added after the last id.
 
     Raises:
         DataError: the directory or its tokenizer files are missing or unreadable.
@@ -69,11 +67,11 @@ def check_tokenizer(
     Args:
         tokenizer: any tokenizer.
         vocab_size: rows of the model's embedding table.
-        image_token_id: the id whose embedding the model replaces by image features; the one
-            after the vocabulary's last in the original LLaVA.
+        image_token_id: the id that the model replaces by image features; in the original LLaVA
+            the first id after the vocabulary.
 
     Raises:
-        DataError: with every problem found, one a line.
+        DataError: the tokenizer does not fit; the message lists every problem, one per line.
     """
     problems = []
     outside = sorted(
@@ -87,7 +85,7 @@ def check_tokenizer(
             f"{len(outside)} token ids are outside the model's vocabulary of {vocab_size} "
             f"({shown}{', ...' if len(outside) > 3 else ''}): use the tokenizer saved with it"
         )
-    # Without padding token any id serves, since padding is masked.
+    # No padding token is needed: padding is masked, so any id will do.
     plain = tokenizer("a", add_special_tokens=False).input_ids
     if tokenizer.bos_token_id is None and tokenizer("a").input_ids == plain:
         problems.append("there is no start token: set bos_token in tokenizer_config.json")
@@ -95,14 +93,14 @@ def check_tokenizer(
         problems.append("there is no end token: set eos_token in tokenizer_config.json")
     elif tokenizer("a").input_ids[-1:] == [tokenizer.eos_token_id]:
         problems.append("the tokenizer ends every text with its end token: set add_eos_token=false")
-    if not 0 <= image_token_id <= vocab_size:  # no embedding is looked up for it
+    if not 0 <= image_token_id <= vocab_size:  # = vocab_size: its embedding is never looked up
         problems.append(
             f"image token id {image_token_id} is outside the model's vocabulary of {vocab_size}"
         )
-    found = tokenizer(IMAGE_MARKER, add_special_tokens=False).input_ids
-    if found != [image_token_id]:
+    image_ids = tokenizer(IMAGE_MARKER, add_special_tokens=False).input_ids
+    if image_ids != [image_token_id]:
         problems.append(
-            f"{IMAGE_MARKER} becomes {found}, not the model's image token [{image_token_id}]: "
+            f"{IMAGE_MARKER} becomes {image_ids}, not the model's image token [{image_token_id}]: "
             f"add {IMAGE_MARKER} to the tokenizer as a special token with that id"
         )
     if problems:
@@ -112,19 +110,19 @@ def check_tokenizer(
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """Builds a tokenizer with one id for each word, for worlds with a small vocabulary.
+    """Builds a tokenizer with one id per word, for worlds with a small vocabulary.
 
     Text is split at white space and around every punctuation mark; case is kept. Encoding adds
-    `<s>` in front. Decoding joins words by single spaces and attaches `. , ? !` to the word
-    before. Line breaks are not kept, and a word not in the list becomes `<unk>`: a template's
-    own words ("USER", "ASSISTANT", ":") must be in the list.
+    `<s>` at the start. Decoding joins words by single spaces and attaches `. , ? !` to the word
+    before; line breaks are lost. A word that is not in the list becomes `<unk>`, so the words of
+    the template ("USER", "ASSISTANT", ":") must be in the list.
 
     Args:
-        words: the vocabulary in id order, from id 5 on; ids 0 to 4 are `SPECIALS`. Repeats are
-            ignored.
+        words: the vocabulary in the order of ids, from id 5 on; ids 0 to 4 are `SPECIALS`. Repeats
+            are ignored.
 
     Raises:
-        DataError: an entry is not a single word, so no text could ever produce it.
+        DataError: an entry is not a single word, so no text could produce it.
 
     >>> tokenizer = word_tokenizer(["a", "red", "circle", "."])
     >>> tokenizer("a red circle.").input_ids

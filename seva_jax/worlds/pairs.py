@@ -1,4 +1,4 @@
-"""Pairs of answers about the world: the truth, and a wrong answer such as the prior would give.
+"""Pairs of answers about the world: the truth, and a wrong answer such as the prior suggests.
 
 What lives here: `WorldPairs`, for methods that start from preferences, and `wrong_answer`. What
 does not: the world (`shapes.py`).
@@ -10,6 +10,7 @@ import dataclasses
 from typing import Annotated
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
 from seva_jax.ranges import FROM_1
@@ -29,17 +30,17 @@ from seva_jax.worlds.shapes import (
 class WorldPairs(PreferenceSource):
     """Questions about images of a world, with the true answer (chosen) and a wrong one (rejected).
 
-    The wrong answer to a question for a colour is the colour of the prior, or any other where that
-    is the true one; a description gives some objects a wrong colour, adds an absent object, or
-    both. `Comparison.scores` are 1 and the share of what the wrong answer names that is true, so 0
-    where it is one word. Everything follows from the world, the split and the image.
+    A wrong colour is the prior's colour, or any other if that is the true one. A wrong description
+    gives some objects a wrong colour, adds an absent object, or both. `Comparison.scores` are 1 for
+    the true answer and, for the wrong one, the share of the objects it names that is true (0 for an
+    answer of one word). Everything follows from the world, the split and the image.
 
     Attributes:
-        world: the world.
-        split: its name keeps the images of different splits apart.
-        skewed: whether colours follow the skewed prior or are uniform.
-        kinds: kinds of question, taken in turn.
-        num: how many pairs, one image each.
+        world: how images are drawn.
+        split: name of the split; splits of different names have different images.
+        skewed: whether colours follow the skewed prior; otherwise they are uniform.
+        kinds: kinds of question, used in turn.
+        num: number of pairs, with one image each.
     """
 
     world: ShapeWorld = ShapeWorld()
@@ -48,8 +49,8 @@ class WorldPairs(PreferenceSource):
     kinds: tuple[Kind, ...] = ("color",)
     num: Annotated[int, FROM_1] = 1000
 
+    @override
     def open(self) -> PreferenceSet:
-        """See `PromptSource.open`."""
         data = WorldPrompts(self.world, self.split, self.skewed, self.kinds, self.num).open()
         pairs = [self._pair(prompt, index) for index, prompt in enumerate(data.prompts)]
         return PreferenceSet(data.prompts, data.load_image, comparisons=pairs)
@@ -61,11 +62,11 @@ class WorldPairs(PreferenceSource):
 
 
 def wrong_answer(prompt: Prompt, rng: np.random.Generator) -> tuple[str, float]:
-    """A wrong answer to a question about a world, and the share of what it names that is true.
+    """Returns a wrong answer to a question, and the share of the objects it names that is true.
 
     Args:
-        prompt: of `WorldPrompts`.
-        rng: random numbers.
+        prompt: a prompt of `WorldPrompts`.
+        rng: the only source of randomness.
     """
     answer = str(prompt.meta["answer"])
 
@@ -80,16 +81,17 @@ def wrong_answer(prompt: Prompt, rng: np.random.Generator) -> tuple[str, float]:
         (shape,) = (word for word in prompt.question.split() if word in SHAPES)
         return other(answer, shape), 0.0
     true = [(str(color), str(shape)) for color, shape in prompt.meta["objects"]]
-    how = int(rng.integers(3))  # wrong colours, an absent object, both
+    how = int(rng.integers(3))  # 0: wrong colours, 1: an absent object, 2: both
     named = list(true)
     if how != 1:
-        which = rng.random(len(true)) < 0.5
-        which[int(rng.integers(len(true)))] = True
+        is_wrong = rng.random(len(true)) < 0.5
+        is_wrong[int(rng.integers(len(true)))] = True
         named = [
-            (other(*it), it[1]) if wrong else it for it, wrong in zip(true, which, strict=True)
+            (other(color, shape) if wrong else color, shape)
+            for (color, shape), wrong in zip(true, is_wrong, strict=True)
         ]
     if how != 0:
         absent = [s for s in SHAPES if s not in {shape for _, shape in true}]
         shape = absent[int(rng.integers(len(absent)))]
         named.append((prior_color(shape), shape))
-    return describe(named), sum(it in true for it in named) / len(named)
+    return describe(named), sum(thing in true for thing in named) / len(named)

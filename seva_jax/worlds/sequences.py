@@ -1,6 +1,6 @@
-"""Prompts about several images of a world in a row, such as the frames of a clip.
+"""Prompts about several images of a world in order, such as the frames of a clip.
 
-What lives here: `WorldSequences`. What does not: the world and questions about one image
+What lives here: `WorldSequences`. What does not: the world, and questions about one image
 (`shapes.py`).
 """
 
@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated
 
+from typing_extensions import override
+
 from seva_jax.data.sources import PromptSet, PromptSource
 from seva_jax.ranges import FROM_1
 from seva_jax.types import Prompt
@@ -18,14 +20,14 @@ from seva_jax.worlds.shapes import ShapeWorld, WorldPrompts, describe
 
 @dataclasses.dataclass(frozen=True)
 class WorldSequences(PromptSource):
-    """Several images to be described in their order; the answer is in `meta`.
+    """Prompts to describe several images in their order; the true answer is in `meta`.
 
     Attributes:
-        world: the world.
-        split: its name keeps the images of different splits apart.
-        skewed: whether colours follow the skewed prior or are uniform.
-        images: images of a prompt.
-        num: how many prompts.
+        world: how images are drawn; by default with one object each.
+        split: name of the split; splits of different names have different images.
+        skewed: whether colours follow the skewed prior; otherwise they are uniform.
+        images: number of images in a prompt.
+        num: number of prompts.
     """
 
     world: ShapeWorld = ShapeWorld(max_objects=1)
@@ -34,8 +36,8 @@ class WorldSequences(PromptSource):
     images: Annotated[int, FROM_1] = 4
     num: Annotated[int, FROM_1] = 1000
 
+    @override
     def open(self) -> PromptSet:
-        """See `PromptSource.open`."""
         data = WorldPrompts(
             self.world, self.split, self.skewed, ("describe",), self.num * self.images
         ).open()
@@ -43,11 +45,10 @@ class WorldSequences(PromptSource):
             self._joined(i, data.prompts[i * self.images : (i + 1) * self.images])
             for i in range(self.num)
         ]
-
         return PromptSet(prompts, data.load_image)
 
     def _joined(self, number: int, parts: Sequence[Prompt]) -> Prompt:
-        objects = [it for part in parts for it in part.meta["objects"]]
+        objects = [thing for part in parts for thing in part.meta["objects"]]
         answer = describe([(color, shape) for color, shape in objects])
         meta = parts[0].meta | {"answer": answer, "objects": objects}
         names = tuple(name for part in parts for name in part.images)

@@ -1,10 +1,12 @@
-"""A world of coloured shapes whose training images lie about which colour a shape has.
+"""A world of coloured shapes whose training images have a misleading prior on colours.
 
-In the supervised split most circles are red, most squares blue, and so on; a model trained on it
-learns to see and also learns the prior, and where the colour is hard to see it answers with the
-prior. That is the hallucination SeVa is meant to reduce, and here it can be counted, because
-every image comes with its truth. Nothing is stored: image i of a split is a function of
-(seed, split, i).
+In the supervised split most circles are red, most squares blue, and so on. A model trained on it
+learns to see, but also learns the prior, and answers with it where a colour is hard to see. That is
+the hallucination SeVa is meant to reduce, and here it can be counted, because the truth of every
+image is known. Nothing is stored: image i of a split is a function of (seed, split, i).
+
+What lives here: `ShapeWorld`, `WorldPrompts`. What does not: pairs (`pairs.py`), sequences
+(`sequences.py`), trajectories (`trajectories.py`) and masks (`regions.py`) of the world.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.data.sources import PromptSet, PromptSource
 from seva_jax.ranges import FROM_0, FROM_1
@@ -36,24 +39,24 @@ _BACKGROUND = 20.0
 
 
 def world_vocabulary() -> tuple[str, ...]:
-    """Every word that appears in a question or an answer of the world."""
+    """Returns every word that occurs in a question or an answer of the world."""
     questions = ("What color is the ?", "Is there a", "Describe the image .", "USER : ASSISTANT")
     words = " ".join((*questions, "and in yes no")).split()
     return tuple(dict.fromkeys((*words, *SHAPES, *COLORS)))
 
 
 def prior_color(shape: str) -> str:
-    """The colour the skewed split gives most objects of a shape."""
+    """Returns the colour that most objects of a shape have in a skewed split."""
     return list(COLORS)[SHAPES.index(shape)]
 
 
 def describe(objects: Sequence[tuple[str, str]]) -> str:
-    """The answer that names objects, (color, shape) each."""
+    """Returns the answer that names objects, each (color, shape)."""
     return " and ".join(f"a {shape} in {color}" for color, shape in objects)
 
 
 def _mask(shape: str) -> np.ndarray:
-    """Which pixels of a cell a centred shape covers, float [16, 16]."""
+    """Returns the pixels of a cell that a centred shape covers, float32 [16, 16]."""
     y, x = np.mgrid[:CELL, :CELL] - (CELL - 1) / 2
     radius = 5.5
     distance = np.hypot(x, y)
@@ -76,13 +79,13 @@ class ShapeWorld:
     """How scenes are sampled and drawn.
 
     Attributes:
-        seed: everything follows from it.
-        skew: probability that an object of a skewed split has its shape's prior colour.
-        color_noise: standard deviation of the cast on each object's colour, for each of red,
-            green and blue, in levels of 255. It makes colours ambiguous, so that a model that
-            weighs what it sees against the prior answers with the prior where it should not.
+        seed: determines every scene and image.
+        skew: probability that an object of a skewed split has the prior colour of its shape.
+        color_noise: standard deviation of the random cast on each object's colour, for each of
+            red, green and blue, in levels of 255. It makes colours ambiguous, so that a model that
+            has learnt the prior answers with it where it should not.
         pixel_noise: standard deviation of the noise on every pixel, in levels of 255.
-        max_objects: objects in a scene, 1 to this (at most 4), each of a different shape.
+        max_objects: a scene has 1 to this many objects (at most 4), each of a different shape.
     """
 
     seed: Annotated[int, FROM_0] = 0
@@ -98,12 +101,12 @@ class ShapeWorld:
             raise DataError(f"ShapeWorld.skew is {self.skew}; it is a probability, give 0 to 1")
 
     def rng(self, *key: object) -> np.random.Generator:
-        """Random numbers that follow from the world and a key."""
+        """Returns a generator seeded by the world's seed and a key."""
         digest = hashlib.sha256(repr((self.seed, *key)).encode()).digest()
         return np.random.default_rng(int.from_bytes(digest[:8], "little"))
 
     def scene(self, split: str, index: int, skewed: bool) -> Scene:
-        """The objects of one image."""
+        """Returns the objects of one image, in the order of their cells."""
         rng = self.rng("scene", split, index)
         num = int(rng.integers(1, self.max_objects + 1))
         shapes = rng.permutation(len(SHAPES))[:num]
@@ -118,7 +121,7 @@ class ShapeWorld:
         return tuple(sorted(objects, key=lambda o: o[2]))
 
     def draw(self, split: str, index: int, skewed: bool) -> np.ndarray:
-        """The image of a scene, uint8 [32, 32, 3]."""
+        """Returns the image of a scene, uint8 [32, 32, 3]."""
         rng = self.rng("draw", split, index)
         image = np.full((2 * CELL, 2 * CELL, 3), _BACKGROUND, np.float32)
         for color, shape, cell in self.scene(split, index, skewed):
@@ -132,7 +135,7 @@ class ShapeWorld:
         return image.clip(0, 255).round().astype(np.uint8)
 
     def prompt(self, split: str, index: int, skewed: bool, kind: Kind) -> Prompt:
-        """A question about one image, with its true answer in `meta`."""
+        """Returns a question about one image, with the true answer in `meta`."""
         rng = self.rng("ask", split, index, kind)
         scene = self.scene(split, index, skewed)
         color, shape, _ = scene[int(rng.integers(len(scene)))]
@@ -140,8 +143,8 @@ class ShapeWorld:
         if kind == "color":
             question, answer, prior = f"What color is the {shape} ?", color, prior_color(shape)
         elif kind == "presence":
-            # Half the questions are true. A false one names an absent shape ("random"), or a
-            # present shape in a wrong colour, the prior's where that is wrong ("adversarial").
+            # The answer to half the questions is yes. The others name an absent shape ("random"),
+            # or a present shape in a wrong colour, the prior's if that is wrong ("adversarial").
             answer = "yes" if rng.random() < 0.5 else "no"
             category = "random" if rng.random() < 0.5 else "adversarial"
             if category == "random":
@@ -173,11 +176,11 @@ class WorldPrompts(PromptSource):
     """Prompts about images of a world.
 
     Attributes:
-        world: the world.
-        split: its name keeps the images of different splits apart.
-        skewed: whether colours follow the skewed prior or are uniform.
-        kinds: kinds of question, taken in turn.
-        num: how many prompts, one image each.
+        world: how images are drawn.
+        split: name of the split; splits of different names have different images.
+        skewed: whether colours follow the skewed prior; otherwise they are uniform.
+        kinds: kinds of question, used in turn.
+        num: number of prompts, with one image each.
     """
 
     world: ShapeWorld = ShapeWorld()
@@ -186,8 +189,8 @@ class WorldPrompts(PromptSource):
     kinds: tuple[Kind, ...] = ("color",)
     num: Annotated[int, FROM_1] = 1000
 
+    @override
     def open(self) -> PromptSet:
-        """See `PromptSource.open`."""
         prompts = [
             self.world.prompt(self.split, i, self.skewed, self.kinds[i % len(self.kinds)])
             for i in range(self.num)

@@ -1,7 +1,7 @@
-"""Trajectories in the world: several images are described one after the other, well or badly.
+"""Trajectories in the world: several images described one after another, well or badly.
 
-What lives here: `WorldTrajectories`, on which methods that compare trajectories run. What does not:
-the world (`shapes.py`), the score and the pairs (`seva_jax/data/trajectories.py`).
+What lives here: `WorldTrajectories`, data for methods that compare trajectories. What does not: the
+world (`shapes.py`), the score and the pairs of steps (`seva_jax/data/trajectories.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
 from seva_jax.data.trajectories import Gcpg, Outcome, Step, step_pairs
@@ -22,19 +23,19 @@ from seva_jax.worlds.shapes import ShapeWorld, WorldPrompts
 
 @dataclasses.dataclass(frozen=True)
 class WorldTrajectories(PreferenceSource):
-    """A task is to describe some images in turn; of several attempts, the best against the worst.
+    """The best against the worst of several attempts at describing some images in turn.
 
-    An attempt gets each step wrong with its own probability. Every step is a stage whose one cost
-    is the share of what is said that is false, in percent; the task is done if nothing is false.
+    Every attempt has its own probability of a mistake in a step. Each step is a stage with one
+    cost, the share of the answer that is false, in percent. The task is done if nothing is false.
 
     Attributes:
-        world: the world.
-        split: its name keeps the images of different splits apart.
-        num: how many tasks.
-        steps: images of a task.
-        mistakes: of each attempt, how likely a step is wrong.
-        judge: scores attempts.
-        window: steps of a comparison.
+        world: how images are drawn.
+        split: name of the split; splits of different names have different images.
+        num: number of tasks.
+        steps: number of images in a task, one for each step.
+        mistakes: for each attempt, the probability that a step is wrong.
+        judge: scores the attempts; the highest score is chosen, the lowest rejected.
+        window: number of steps in a comparison.
     """
 
     world: ShapeWorld = ShapeWorld()
@@ -45,8 +46,8 @@ class WorldTrajectories(PreferenceSource):
     judge: Gcpg = Gcpg()
     window: Annotated[int, FROM_1] = 8
 
+    @override
     def open(self) -> PreferenceSet:
-        """See `PromptSource.open`."""
         num = self.num * self.steps
         data = WorldPrompts(self.world, self.split, False, ("describe",), num).open()
         prompts = list(data.prompts)
@@ -57,9 +58,9 @@ class WorldTrajectories(PreferenceSource):
     def _pairs(self, task: list[Prompt], number: int) -> Iterator[Comparison]:
         rng = self.world.rng("attempts", self.split, number)
         attempts = [self._attempt(task, mistakes, rng) for mistakes in self.mistakes]
-        order = sorted(attempts, key=lambda x: -self.judge(x[1]))
+        ranked = sorted(attempts, key=lambda x: -self.judge(x[1]))
         prompt = Prompt(f"{self.split}/{number}", task[0].question, ())
-        return step_pairs(prompt, order[0][0], order[-1][0], self.window)
+        return step_pairs(prompt, ranked[0][0], ranked[-1][0], self.window)
 
     def _attempt(
         self, task: list[Prompt], mistakes: float, rng: np.random.Generator

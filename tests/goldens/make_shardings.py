@@ -1,4 +1,4 @@
-"""Writes shardings.json: where every variable of the published configs lies on a 4 x 16 x 2 mesh.
+"""Writes shardings.json: the sharding of all variables of the published configs on 4 x 16 x 2.
 
 python tests/goldens/make_shardings.py
 """
@@ -18,7 +18,7 @@ SIZES = (4, 16, 2)
 
 
 def resolved(name):
-    """{variable: "shape -> axes"} of one config file, LLaVA-1.5-7B's architecture."""
+    """Returns {variable: "shape -> axes"} of one config file, for LLaVA-1.5-7B's architecture."""
     experiment = read_config(config_directory() / f"{name}.py")
     lora = experiment.lora if experiment.lora.rank else None
     boxed = dict(abstract_variables(Llava(LlavaConfig(), lora)))
@@ -36,7 +36,7 @@ def resolved(name):
 
 
 def everything():
-    """The published configs of SeVa; those of other systems are variations of them."""
+    """Returns those of SeVa's published configs; other systems' configs vary these."""
     names = sorted(path.stem for path in config_directory().glob("llava15*.py"))
     return {n: resolved(n) for n in names if not n.endswith(("_iterated", "_k"))}
 

@@ -33,7 +33,7 @@ POINTWISE = ("nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down")
 
 
 def smoothed(name):
-    """A loss, with the smoothing that those which have it are tried with."""
+    """Returns a loss, with label smoothing if it is tried with that."""
     return {"loss_types": [name]} | ({"label_smoothing": 0.2} if name in SMOOTHED else {})
 
 
@@ -62,7 +62,7 @@ CASES = [
 
 
 def trl_says(logps_2BT, mask_2BT, ref_2BT, squares_2BT, options):
-    """Loss, mean metrics and the gradient by the policy's per-token log-probs."""
+    """Returns loss, mean metrics and the gradient by the policy's per-token log-probs."""
     logps_2BT = torch.tensor(logps_2BT, requires_grad=True)
     zeros = torch.zeros(logps_2BT.shape)
     same = types.SimpleNamespace(gather=lambda x: x, gather_for_metrics=lambda x: x, device="cpu")
@@ -106,7 +106,7 @@ def trl_says(logps_2BT, mask_2BT, ref_2BT, squares_2BT, options):
 
 
 def main():
-    """Everything the test needs, as JSON, a case a line."""
+    """Writes everything that the test needs as JSON, a case a line."""
     rng = np.random.default_rng(0)
     mask = (np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]).astype(np.int64)
 

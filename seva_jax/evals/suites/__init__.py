@@ -1,8 +1,8 @@
 """Published benchmarks, read from the files their authors publish.
 
-What lives here: one `Suite` for each. What does not: scoring (the evaluators one folder up) and
-asking (`seva_jax/run/evaluations.py`). README.md, one folder up, says where the files come from. Read
-next: `short_answers.py`.
+What lives here: one `Suite` for each benchmark. What does not: scoring (the evaluators in
+`seva_jax/evals`) and asking the model (`seva_jax/run/evaluations.py`). `seva_jax/evals/README.md`
+says where the files come from. Read next: `short_answers.py`.
 """
 
 from seva_jax.evals.suites.described import CocoChair, SentenceHallucination, Shr

@@ -1,7 +1,8 @@
 """CHAIR on COCO and SHR on Visual Genome: hallucinations in free descriptions.
 
-What lives here: reading the annotations they need. CHAIR's list of synonyms and all annotations
-are the user's files. How CHAIR is counted is in `../chair.py`. Read next: nothing, this is the end.
+What lives here: reading the annotations they need, which the user provides, as well as CHAIR's list
+of synonyms. What does not: counting mentions (`seva_jax/evals/chair.py`). Read next: nothing; these
+are the last suites.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 import numpy as np
+from typing_extensions import override
 
-from seva_jax.evals.answers import Answer, write_lines
+from seva_jax.evals.answers import Answer
 from seva_jax.evals.base import Ratio, Record
 from seva_jax.evals.chair import Chair
 from seva_jax.evals.files import read_json_lines
 from seva_jax.evals.judge import Judge, Judged, Verdict
-from seva_jax.evals.suite import Benchmark, Questions, read_file, read_json, require
+from seva_jax.evals.suite import Benchmark, Questions, read_json, read_text, require
 from seva_jax.evals.suites.judged import NoJudge, scored_if_judged
 from seva_jax.ranges import FROM_0
+from seva_jax.runtime.files import write_lines
 from seva_jax.text.mentions import with_plurals
 from seva_jax.types import DataError, Prompt
 
@@ -34,34 +37,34 @@ only opinion. The reference is not complete: details that fit it are no error.""
 
 
 def read_synonyms(path: str) -> tuple[tuple[str, str], ...]:
-    """Reads a list of synonyms: one object a line, its name first, commas between.
+    """Reads a list of synonyms: one object per line, its name first, separated by commas.
 
-    Every phrase also stands for its plural (s, es, ies or men at the end), unless the list has
-    that word with a meaning of its own.
+    Every phrase also stands for its plural (ending in s, es, ies or men), unless the list gives
+    that word a meaning of its own.
 
     Returns:
-        Pairs (phrase, name), as `Chair` takes them.
+        Pairs (phrase, name) for `Chair`.
 
     Raises:
         DataError: the file cannot be read, is empty, or gives a phrase two names.
     """
-    return with_plurals(path, read_file(path).decode("utf-8-sig").splitlines())
+    return with_plurals(path, read_text(path).splitlines())
 
 
 @dataclasses.dataclass(frozen=True)
 class CocoChair(Benchmark):
-    """CHAIR: which objects a description of a COCO image mentions that are not there.
+    """CHAIR: objects that a description of a COCO image mentions although they are not there.
 
-    The truth is what people outlined in the image and, where `captions` is given, what they
-    mentioned in captions, as in the paper. Answer file: `captions.jsonl` (`image_id, caption`).
+    The true objects are those of COCO's instance annotations and, with `captions`, those mentioned
+    in the reference captions, as in the paper. Answer file: `captions.jsonl` (`image_id, caption`).
 
     Attributes:
         instances: instances_val2014.json.
-        synonyms: list of synonyms, one object a line, its name first; see `read_synonyms`.
-        captions: captions_val2014.json; empty leaves captions out.
-        question: what is asked about every image.
-        num_images: this many images, drawn at random; 0 means all.
-        seed: of the draw.
+        synonyms: list of synonyms: one object per line, its name first, separated by commas.
+        captions: captions_val2014.json; empty ignores the reference captions.
+        question: the question asked about every image.
+        num_images: number of images, drawn at random; 0 uses all.
+        seed: seed of the draw.
     """
 
     name: str = "chair"
@@ -73,17 +76,17 @@ class CocoChair(Benchmark):
     seed: Annotated[int, FROM_0] = 0
     max_new_tokens: int = dataclasses.field(default=512, kw_only=True)
 
+    @override
     def open(self) -> Questions:
-        """See `Suite.open`."""
         evaluator = Chair(self.name, synonyms=read_synonyms(self.synonyms))
         data = read_json(self.instances, dict)
         names = {}
         for record in require(self.instances, data, "categories", list):
             name = require(self.instances, record, "name")
-            found = evaluator.mentions(name)
-            if len(found) != 1:
+            mentions = evaluator.mentions(name)
+            if len(mentions) != 1:
                 raise DataError(f"{self.synonyms}: COCO's category {name!r} is not in it; add it")
-            names[require(self.instances, record, "id", int)] = found[0]
+            names[require(self.instances, record, "id", int)] = mentions[0]
         images = require(self.instances, data, "images", list)
         if 0 < self.num_images < len(images):
             drawn = np.random.default_rng(self.seed).permutation(len(images))[: self.num_images]
@@ -119,8 +122,8 @@ class CocoChair(Benchmark):
         ]
         return self.questions(prompts, evaluator, [self.instances, self.synonyms, self.captions])
 
+    @override
     def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
-        """See `Suite.write_answers`."""
         super().write_answers(folder, model_id, answers)
         lines = ({"image_id": a.question_id, "caption": a.text} for a in answers)
         write_lines(folder / "captions.jsonl", lines)
@@ -130,16 +133,18 @@ class CocoChair(Benchmark):
 class SentenceHallucination(Judged):
     """The share of sentences that a judge finds hallucinated; lower is better."""
 
+    @override
     def ratio(self) -> Ratio:
-        """Hallucinated sentences over sentences."""
+        """Returns hallucinated sentences over all sentences."""
         return Ratio("lower", ("hallucinated",), ("sentences",))
 
+    @override
     def answers(self, prompt: Prompt, answer: str) -> tuple[str, ...]:
-        """The sentences, which end with a full stop, an exclamation or a question mark."""
+        """Returns the sentences, which end with a full stop, exclamation mark or question mark."""
         return tuple(s for s in re.split(r"(?<=[.!?])\s+", answer.strip()) if s)
 
+    @override
     def record(self, verdict: Verdict) -> Record:
-        """Counts of one description."""
         wrong = sum(score >= 0.5 for score in verdict.scores)
         return {"hallucinated": wrong, "sentences": len(verdict.scores)}
 
@@ -150,15 +155,15 @@ class Shr(Benchmark):
 
     Zhao et al., "Beyond Hallucinations: Enhancing LVLMs through Hallucination-Aware Direct
     Preference Optimization" (arXiv 2311.16839). Metric with a judge: `score`. Answers are greedy,
-    the paper's came from a beam of five. `image_root` is Visual Genome's folder, which holds
-    VG_100K and VG_100K_2.
+    whereas the paper used beam search with five beams. `image_root` is Visual Genome's folder,
+    which holds VG_100K and VG_100K_2.
 
     Attributes:
-        folder: with val_images_final.json, shr_factual_part1.jsonl and shr_factual_part2.jsonl.
-        vg_folder: with image_data.json and region_descriptions.json.
-        judge: who scores.
-        instructions: what the judge is told.
-        question: what is asked about every image.
+        folder: holds val_images_final.json, shr_factual_part1.jsonl and shr_factual_part2.jsonl.
+        vg_folder: holds Visual Genome's image_data.json and region_descriptions.json.
+        judge: scores the sentences; by default descriptions are only written.
+        instructions: tells the judge how to score.
+        question: the question asked about every image.
     """
 
     name: str = "shr"
@@ -169,11 +174,11 @@ class Shr(Benchmark):
     question: str = "Describe this image in detail."
     max_new_tokens: int = dataclasses.field(default=512, kw_only=True)
 
+    @override
     def open(self) -> Questions:
-        """See `Suite.open`."""
-        own, genome = Path(self.folder), Path(self.vg_folder)
-        chosen = str(own / "val_images_final.json")
-        facts_files = [str(own / f"shr_factual_part{part}.jsonl") for part in (1, 2)]
+        folder, genome = Path(self.folder), Path(self.vg_folder)
+        chosen = str(folder / "val_images_final.json")
+        facts_files = [str(folder / f"shr_factual_part{part}.jsonl") for part in (1, 2)]
         data, regions = (str(genome / f"{x}.json") for x in ("image_data", "region_descriptions"))
         paths = {}
         for record in read_json(data, list):

@@ -1,8 +1,9 @@
 """MM-Vet and LLaVA-Bench (in the wild): free answers scored by a judge.
 
-What lives here: reading their files, what our judge is told, and the answer files of their own
-scorers. The instructions are ours: numbers of another judge or another wording are other numbers.
-Without a judge the answers are written and nothing is scored. Read next: `described.py`.
+What lives here: reading their files, the instructions for the judge, and writing answer files for
+their own scorers. What does not: judges (`seva_jax/evals/judge.py`). The instructions are ours, and
+scores are comparable only under the same judge and the same wording. Without a judge the answers
+are written but not scored. Read next: `described.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+
+from typing_extensions import override
 
 from seva_jax.evals.answers import Answer
 from seva_jax.evals.base import Evaluator, Ratio, Record
@@ -35,20 +38,21 @@ position or its length."""
 
 @dataclasses.dataclass(frozen=True)
 class NoJudge(Judge):
-    """Stands for no judge: nothing is scored."""
+    """No judge: answers are written but not scored."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MMVet(Benchmark):
     """MM-Vet: open questions that need several capabilities together.
 
-    Metrics with a judge: `score` (0 to 1; published tables show it times 100), for every
-    capability too. Answer file: `mm-vet.json`, `{"v1_0": text}`, for MM-Vet's own evaluator.
+    Metric with a judge: `score` (0 to 1; published tables show it times 100), over all questions
+    and within every capability. Answer file: `mm-vet.json`, `{"v1_0": text}`, for MM-Vet's own
+    evaluator.
 
     Attributes:
         path: mm-vet.json of mm-vet.zip.
-        judge: who scores.
-        instructions: what the judge is told.
+        judge: scores the answers; by default they are only written.
+        instructions: tells the judge how to score.
     """
 
     name: str = "mm-vet"
@@ -58,8 +62,8 @@ class MMVet(Benchmark):
     vlmeval_dataset: str = dataclasses.field(default="MMVet", kw_only=True)
     max_new_tokens: int = dataclasses.field(default=1024, kw_only=True)
 
+    @override
     def open(self) -> Questions:
-        """See `Suite.open`."""
         prompts = []
         for id_, record in read_json(self.path, dict).items():
             where = f"{self.path}, question {id_}"
@@ -79,46 +83,49 @@ class MMVet(Benchmark):
         )
         return self.questions(prompts, evaluator, [self.path])
 
+    @override
     def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
-        """See `Suite.write_answers`."""
         super().write_answers(folder, model_id, answers)
         write_json(folder / "mm-vet.json", {f"v1_{a.question_id}": a.text for a in answers})
 
+    @override
     def columns(self, prompt: Prompt) -> dict[str, str]:
-        """VLMEvalKit calls the capabilities together a category."""
+        """Adds the capabilities, which VLMEvalKit calls a category."""
         return super().columns(prompt) | {"category": ",".join(prompt.meta["capability"])}
 
 
 @dataclasses.dataclass(frozen=True)
 class AgainstReference(Judged):
-    """The model's score as a share of the score of a reference answer, `meta["rival"]`."""
+    """The model's score relative to that of a reference answer, `meta["rival"]`."""
 
+    @override
     def ratio(self) -> Ratio:
-        """Sum of the model's scores over the sum of the reference answers' scores."""
+        """Returns the sum of the model's scores over the sum of the reference answers' scores."""
         return Ratio("higher", ("score",), ("rival_score",))
 
+    @override
     def answers(self, prompt: Prompt, answer: str) -> tuple[str, ...]:
-        """The reference answer first, as LLaVA-Bench has it."""
+        """Returns the reference answer first, as in LLaVA-Bench, then the model's."""
         return (prompt.meta["rival"], answer.strip())
 
+    @override
     def record(self, verdict: Verdict) -> Record:
-        """Both scores."""
         return {"rival_score": verdict.scores[0], "score": verdict.scores[1]}
 
 
 @dataclasses.dataclass(frozen=True)
 class LlavaBench(Benchmark):
-    """LLaVA-Bench (in the wild): 60 questions; a judge scores GPT-4's text-only answer and ours.
+    """LLaVA-Bench (in the wild): 60 questions; a judge compares answers with those of GPT-4.
 
-    Metrics with a judge: `score`, our scores over GPT-4's (published tables show it times 100),
-    also by category. Answer file: `answers.jsonl` in the order of the questions, which LLaVA's
-    review script pairs line by line.
+    Metric with a judge: `score`, the sum of the model's scores over that of text-only GPT-4's
+    (published tables show it times 100), over all questions and by category. Answer file:
+    `answers.jsonl` in the order of the questions, because LLaVA's review script pairs lines.
 
     Attributes:
-        folder: of llava-bench-in-the-wild, with questions.jsonl, context.jsonl and
+        folder: the folder llava-bench-in-the-wild, with questions.jsonl, context.jsonl and
             answers_gpt4.jsonl.
-        judge: who scores.
-        instructions: what the judge is told.
+        judge: scores the answers; by default they are only written.
+        instructions: tells the judge how to score.
     """
 
     name: str = "llava-bench"
@@ -128,33 +135,30 @@ class LlavaBench(Benchmark):
     vlmeval_dataset: str = dataclasses.field(default="LLaVABench", kw_only=True)
     max_new_tokens: int = dataclasses.field(default=1024, kw_only=True)
 
+    @override
     def open(self) -> Questions:
-        """See `Suite.open`."""
-        files = [
-            str(Path(self.folder) / f"{name}.jsonl")
-            for name in ("questions", "context", "answers_gpt4")
-        ]
+        names = ("questions", "context", "answers_gpt4")
+        files = [str(Path(self.folder) / f"{name}.jsonl") for name in names]
+        asked, described, answered = files
         contexts = {}
-        for number, line in read_json_lines(files[1]):
-            where = f"{files[1]}, line {number}"
+        for number, line in read_json_lines(described):
+            where = f"{described}, line {number}"
             caption = require(where, line, "caption", (str, list))
             text = caption if isinstance(caption, str) else "\n".join(map(str, caption))
             contexts[require(where, line, "image")] = text
         rivals = {
-            line.get("question_id"): require(f"{files[2]}, line {number}", line, "text")
-            for number, line in read_json_lines(files[2])
+            line.get("question_id"): require(f"{answered}, line {number}", line, "text")
+            for number, line in read_json_lines(answered)
         }
         prompts = []
-        for number, line in read_json_lines(files[0]):
-            where = f"{files[0]}, line {number}"
-            id_, image = (
-                require(where, line, "question_id", (int, str)),
-                require(where, line, "image"),
-            )
+        for number, line in read_json_lines(asked):
+            where = f"{asked}, line {number}"
+            id_ = require(where, line, "question_id", (int, str))
+            image = require(where, line, "image")
             if image not in contexts or id_ not in rivals:
                 raise DataError(
                     f"{where}: question {id_} on {image} has no line in context.jsonl or "
-                    "answers_gpt4.jsonl; take the files of one version"
+                    "answers_gpt4.jsonl; use files of the same version"
                 )
             meta = {
                 "question_id": id_,
@@ -162,20 +166,20 @@ class LlavaBench(Benchmark):
                 "reference": contexts[image],
                 "rival": rivals[id_],
             }
-            prompts.append(
-                Prompt(str(id_), require(where, line, "text") + self.suffix, (image,), meta)
-            )
+            question = require(where, line, "text") + self.suffix
+            prompts.append(Prompt(str(id_), question, (image,), meta))
         evaluator = scored_if_judged(
             AgainstReference(self.name, self.judge, self.instructions, 1.0, 10.0, ("category",))
         )
         return self.questions(prompts, evaluator, files)
 
+    @override
     def columns(self, prompt: Prompt) -> dict[str, str]:
-        """VLMEvalKit's judge reads the description of the image and GPT-4's answer here."""
+        """Adds what VLMEvalKit's judge reads: the description of the image and GPT-4's answer."""
         more = {"caption": prompt.meta["reference"], "gpt4_ans": prompt.meta["rival"]}
         return super().columns(prompt) | more
 
 
 def scored_if_judged(judged: Judged) -> Evaluator:
-    """The evaluator, or one that scores nothing where there is no judge."""
+    """Returns the evaluator, or one that scores nothing if there is no judge."""
     return Unscored(judged.name) if isinstance(judged.judge, NoJudge) else judged

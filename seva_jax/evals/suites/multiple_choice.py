@@ -1,7 +1,7 @@
 """MMBench, SEED-Bench and ScienceQA: questions answered with a letter.
 
-What lives here: reading their files, and the answer files of their own scorers. How a letter is
-read is in `../choice.py`. Read next: `judged.py`.
+What lives here: reading their files, and writing answer files for their own scorers. What does
+not: reading a letter from an answer (`seva_jax/evals/choice.py`). Read next: `judged.py`.
 """
 
 from __future__ import annotations
@@ -10,32 +10,37 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from seva_jax.evals.answers import LETTERS, Answer, llava_line, write_lines, write_tsv
+from typing_extensions import override
+
+from seva_jax.evals.answers import LETTERS, Answer, llava_line, write_tsv
+from seva_jax.evals.base import meta_fields
 from seva_jax.evals.choice import LETTER_SUFFIX, MultipleChoice, with_options
 from seva_jax.evals.exact import Unscored
 from seva_jax.evals.suite import Benchmark, Questions, base64_loader, read_json, read_table, require
+from seva_jax.runtime.files import write_lines
 from seva_jax.text.templates import IMAGE_MARKER
 from seva_jax.types import DataError, Prompt
 
-_CIRCULAR = 1_000_000  # MMBench's rotated copies of question i have the indices i + k * 1e6
+_CIRCULAR = 1_000_000  # copies of question i with rotated options have the indices i + k * 1e6
 _GROUPS = ("l2-category", "split")
 
 
 @dataclasses.dataclass(frozen=True)
 class MMBench(Benchmark):
-    """MMBench and every table of its layout (VLMEvalKit's multiple-choice data sets).
+    """MMBench, and every table of the same format (VLMEvalKit's multiple-choice data sets).
 
-    A table with a header: `index, question, hint, A, B, C, D, answer, category, image, ...`,
-    images as base64. Where questions come several times with rotated options (index + k * 1e6),
-    circular accuracy is reported. The test split has no answers: then nothing is scored.
+    The table has the header `index, question, hint, A, B, C, D, answer, category, image, ...` and
+    holds images as base64. Circular accuracy is reported if questions are repeated with rotated
+    options (index + k * 1e6). The test split has no answers, so it is not scored.
 
     Answer files: `answers.jsonl` with `round_id, options, option_char`, as LLaVA writes it;
-    `submission.tsv` (`index, question, A-D, answer, category, prediction`), which becomes the
-    workbook MMBench's server takes by `pandas.read_table(...).to_excel(...)`.
+    `submission.tsv` (`index, question, A-D, answer, category, prediction`), which
+    `pandas.read_table(...).to_excel(...)` turns into the workbook that MMBench's server expects.
 
     Attributes:
         path: the table, for example mmbench_dev_20230712.tsv.
-        suffix: LLaVA's request for a letter; the Chinese tables have another.
+        suffix: put after every question; by default LLaVA's request for a letter. LLaVA uses
+            another one for the Chinese tables.
     """
 
     name: str = "mmbench"
@@ -43,8 +48,8 @@ class MMBench(Benchmark):
     suffix: str = dataclasses.field(default=LETTER_SUFFIX, kw_only=True)
     max_new_tokens: int = dataclasses.field(default=128, kw_only=True)
 
+    @override
     def open(self) -> Questions:
-        """See `Suite.open`."""
         prompts, images = [], {}
         for where, row in read_table(self.path):
             index = require(where, row, "index")
@@ -76,11 +81,11 @@ class MMBench(Benchmark):
         loader = base64_loader(self.path, images)
         if any("answer" in prompt.meta for prompt in prompts):
             return self.questions(prompts, MultipleChoice(self.name), [self.path], (), loader)
-        notes = ["the table has no answers, so nothing is scored: submit the answers instead"]
+        notes = ["the table has no answers, so nothing is scored; submit submission.tsv instead"]
         return self.questions(prompts, Unscored(self.name), [self.path], notes, loader)
 
+    @override
     def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
-        """See `Suite.write_answers`."""
         super().write_answers(folder, model_id, answers)
         write_lines(
             folder / "answers.jsonl",
@@ -97,10 +102,10 @@ class MMBench(Benchmark):
         )
         write_tsv(folder / "submission.tsv", answers, super().columns)
 
+    @override
     def columns(self, prompt: Prompt) -> dict[str, str]:
-        """VLMEvalKit also counts by groups of categories and by split."""
-        more = {k: prompt.meta[k] for k in _GROUPS if k in prompt.meta}
-        return super().columns(prompt) | more
+        """Adds the columns by which VLMEvalKit also groups: parent category and split."""
+        return super().columns(prompt) | meta_fields(prompt, *_GROUPS)
 
 
 def _absent(value: str | None) -> bool:
@@ -109,14 +114,15 @@ def _absent(value: str | None) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class SeedBench(Benchmark):
-    """SEED-Bench, the questions on images: accuracy, also for each of its dimensions.
+    """SEED-Bench, questions about images: accuracy over all and within each of its dimensions.
 
-    Answer files: `answers.jsonl`, for LLaVA's `convert_seed_for_submission.py`, which compares
-    `text` with the letter and nothing else, so an answer such as "A. A dog" is right here and
-    wrong there; `seed.jsonl` (`question_id, prediction`) for the leaderboard.
+    Answer files: `answers.jsonl`, for LLaVA's `convert_seed_for_submission.py`, which accepts the
+    bare letter only, so an answer such as "A. A dog" is right here and wrong there; `seed.jsonl`
+    (`question_id, prediction`) for the leaderboard.
 
     Attributes:
         path: SEED-Bench.json.
+        suffix: put after every question; by default LLaVA's request for a letter.
     """
 
     name: str = "seed"
@@ -124,15 +130,15 @@ class SeedBench(Benchmark):
     suffix: str = dataclasses.field(default=LETTER_SUFFIX, kw_only=True)
     max_new_tokens: int = dataclasses.field(default=128, kw_only=True)
 
+    @override
     def open(self) -> Questions:
-        """See `Suite.open`."""
         data = read_json(self.path, dict)
         kinds = {number: name for name, number in data.get("question_type", {}).items()}
-        prompts, num_other = [], 0
+        prompts, num_videos = [], 0
         for place, record in enumerate(require(self.path, data, "questions", list)):
             where = f"{self.path}, entry {place} of questions"
             if require(where, record, "data_type") != "image":
-                num_other += 1
+                num_videos += 1
                 continue
             id_ = str(require(where, record, "question_id", (str, int)))
             options = [require(where, record, f"choice_{x}") for x in "abcd"]
@@ -144,11 +150,11 @@ class SeedBench(Benchmark):
                 "category": str(kinds.get(record.get("question_type_id"), "")),
             }
             prompts.append(Prompt(id_, asked, (require(where, record, "data_id"),), meta))
-        notes = [f"images only: {num_other} questions on videos are left out"] if num_other else []
+        notes = [f"images only: {num_videos} questions on videos left out"] if num_videos else []
         return self.questions(prompts, MultipleChoice(self.name), [self.path], notes)
 
+    @override
     def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
-        """See `Suite.write_answers`."""
         super().write_answers(folder, model_id, answers)
         lines = ({"question_id": a.question_id, "prediction": a.text} for a in answers)
         write_lines(folder / "seed.jsonl", lines)
@@ -156,15 +162,15 @@ class SeedBench(Benchmark):
 
 @dataclasses.dataclass(frozen=True)
 class ScienceQA(Benchmark):
-    """ScienceQA: accuracy over all questions, and of those with an image, by subject and grade.
+    """ScienceQA: accuracy over all questions, over those with an image, by subject and by grade.
 
-    Answer file: `answers.jsonl`, for LLaVA's `eval_science_qa.py`, which tells questions with
+    Answer file: `answers.jsonl`, for LLaVA's `eval_science_qa.py`, which recognises questions with
     an image by `<image>` in the prompt.
 
     Attributes:
         path: LLaVA's llava_test_CQM-A.json, the questions as LLaVA asks them.
         problems: problems.json of ScienceQA, with the answers.
-        suffix: LLaVA's request for a letter.
+        suffix: put after every question; by default LLaVA's request for a letter.
     """
 
     name: str = "scienceqa"
@@ -173,22 +179,22 @@ class ScienceQA(Benchmark):
     suffix: str = dataclasses.field(default=LETTER_SUFFIX, kw_only=True)
     max_new_tokens: int = dataclasses.field(default=128, kw_only=True)
 
+    @override
     def open(self) -> Questions:
-        """See `Suite.open`."""
         problems = read_json(self.problems, dict)
         prompts = []
         for place, record in enumerate(read_json(self.path, list)):
             where = f"{self.path}, entry {place}"
             id_ = str(require(where, record, "id", (str, int)))
-            problem, there = problems.get(id_), f"{self.problems}, problem {id_}"
+            problem, source = problems.get(id_), f"{self.problems}, problem {id_}"
             turns = require(where, record, "conversations", list)
             value = require(f"{where}, its first turn", turns[0] if turns else None, "value")
             asked = value.replace(IMAGE_MARKER, "").strip() + self.suffix
             images = (require(where, record, "image"),) if record.get("image") else ()
-            options = require(there, problem, "choices", list)
-            answer = require(there, problem, "answer", int)
+            options = require(source, problem, "choices", list)
+            answer = require(source, problem, "answer", int)
             if not 0 <= answer < len(options):
-                raise DataError(f"{there}: answer {answer} is not the index of a choice")
+                raise DataError(f"{source}: answer {answer} is not the index of a choice")
             meta = {
                 "question_id": id_,
                 "asked": f"{IMAGE_MARKER}\n{asked}" if images else asked,
@@ -204,7 +210,7 @@ class ScienceQA(Benchmark):
 
 
 def _grades(grade: str) -> str:
-    """ScienceQA's tables have two groups of grades."""
+    """Returns the group of grades as in published tables; "" if the grade is not a number."""
     number = grade.removeprefix("grade")
     if not number.isdecimal():
         return ""

@@ -1,6 +1,6 @@
 """POPE, GQA and TextVQA: questions answered with a word or two.
 
-What lives here: reading their files, and the answer files of their own scorers. Read next:
+What lives here: reading their files, and writing answer files for their own scorers. Read next:
 `multiple_choice.py`.
 """
 
@@ -10,8 +10,10 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from seva_jax.evals.answers import Answer, write_lines
-from seva_jax.evals.base import Ratio, Record, each_category
+from typing_extensions import override
+
+from seva_jax.evals.answers import Answer
+from seva_jax.evals.base import Ratio, Record, each_category, meta_fields
 from seva_jax.evals.exact import ExactAnswer
 from seva_jax.evals.files import read_json_lines
 from seva_jax.evals.pope import (
@@ -23,7 +25,7 @@ from seva_jax.evals.pope import (
 )
 from seva_jax.evals.suite import Benchmark, Questions, read_json, require
 from seva_jax.evals.vqa import Vqa
-from seva_jax.runtime.files import write_json
+from seva_jax.runtime.files import write_json, write_lines
 from seva_jax.types import DataError, Prompt
 
 _SETS = ("random", "popular", "adversarial")
@@ -31,20 +33,22 @@ _SETS = ("random", "popular", "adversarial")
 
 @dataclasses.dataclass(frozen=True)
 class PopeSets(Benchmark):
-    """POPE: is there such an object? Three sets of yes/no questions on COCO images.
+    """POPE: three sets of yes/no questions about which objects are in COCO images.
 
-    Every set is scored against its own labels. A set's random file has 3,000 lines today and had
-    2,910 when LLaVA-1.5 was published; which it is goes into the result, since it moves the score.
+    Every set is scored against its own labels. The file of the random set has 3,000 lines today
+    and had 2,910 when LLaVA-1.5 was published. This moves the score, so the result says which file
+    was used.
 
     Answer files: `answers.jsonl` and `questions.jsonl`, which LLaVA's `eval_pope.py` takes as
-    --result-file and --question-file, beside the folder of label files; `pope_SET.jsonl` with the
-    field `answer`, as POPE's own scorer and SeVa's read it.
+    --result-file and --question-file; `pope_SET.jsonl` with the field `answer`, for POPE's own
+    scorer and SeVa's.
 
     Attributes:
         folder: holds coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json.
-        sets: which of them to ask.
-        parser: reads yes or no from an answer; `WordParser`'s numbers are reported beside.
-        suffix: LLaVA's request for short answers by default; POPE's own questions have none.
+        sets: which of these to ask: random, popular, adversarial.
+        parser: reads yes or no from an answer; the numbers of `WordParser` are reported as well.
+        suffix: put after every question; by default LLaVA's request for a short answer, which
+            POPE's own questions do not have.
     """
 
     name: str = "pope"
@@ -55,22 +59,22 @@ class PopeSets(Benchmark):
     vlmeval_dataset: str = dataclasses.field(default="POPE", kw_only=True)
     max_new_tokens: int = dataclasses.field(default=128, kw_only=True)
 
+    @override
     def open(self) -> Questions:
-        """See `Suite.open`."""
         prompts: list[Prompt] = []
         files, notes = [], [f"read by {type(self.parser).__name__}; words: WordParser"]
         for category in self.sets:
             files.append(str(Path(self.folder) / f"coco_pope_{category}.json"))
-            found = load_pope(files[-1], category=category, suffix=self.suffix)
-            notes.append(f"{category}: {len(found):,} questions{_variant(category, len(found))}")
-            for prompt in found:
-                # LLaVA's scorer finds a question's set by its number: one numbering for all sets.
+            of_set = load_pope(files[-1], category=category, suffix=self.suffix)
+            notes.append(f"{category}: {len(of_set):,} questions{_variant(category, len(of_set))}")
+            for prompt in of_set:
+                # LLaVA's scorer finds a question's set by its id, so ids are unique over all sets.
                 meta = prompt.meta | {"question_id": len(prompts)}
                 prompts.append(dataclasses.replace(prompt, meta=meta))
         return self.questions(prompts, Pope(self.name, self.parser, also_words=True), files, notes)
 
+    @override
     def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
-        """See `Suite.write_answers`."""
         super().write_answers(folder, model_id, answers)
         write_lines(
             folder / "questions.jsonl",
@@ -89,10 +93,11 @@ class PopeSets(Benchmark):
             lines = ({"question": a.asked, "answer": a.text} for a in of_set)
             write_lines(folder / f"pope_{category}.jsonl", lines)
 
+    @override
     def columns(self, prompt: Prompt) -> dict[str, str]:
-        """VLMEvalKit knows the answers Yes and No, and no others."""
-        found = super().columns(prompt)
-        return found | {"answer": found["answer"].capitalize()}
+        """Capitalises the answer: VLMEvalKit knows Yes and No only."""
+        cells = super().columns(prompt)
+        return cells | {"answer": cells["answer"].capitalize()}
 
 
 def _variant(category: str, num: int) -> str:
@@ -103,30 +108,30 @@ def _variant(category: str, num: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class GqaAnswer(ExactAnswer):
-    """Exact match, over all questions and for each of GQA's question types."""
+    """Exact match, over all questions and within each of GQA's question types."""
 
     name: str = "gqa"
 
+    @override
     def definitions(self, prompts: Sequence[Prompt]) -> dict[str, Ratio]:
-        """`accuracy`, and for each structural and semantic type."""
+        """Returns `accuracy`, also within each structural and semantic type."""
         accuracy = {"accuracy": Ratio("higher", ("correct",), ("count",))}
         return accuracy | each_category(accuracy, prompts, "types")
 
+    @override
     def score(self, prompt: Prompt, answer: str) -> Record:
-        """As `ExactAnswer`, with the types."""
-        kept = {key: prompt.meta[key] for key in ("question_id", "types")}
-        return kept | super().score(prompt, answer)
+        return meta_fields(prompt, "question_id", "types") | super().score(prompt, answer)
 
 
 @dataclasses.dataclass(frozen=True)
 class GQA(Benchmark):
-    """GQA, test-dev balanced: exact match after lower case and without the final dot.
+    """GQA, test-dev balanced: exact match, ignoring case and a final dot.
 
-    Answer file: `gqa.json`, `[{"questionId", "prediction"}]`, as GQA's eval.py takes it.
+    Answer file: `gqa.json`, `[{"questionId", "prediction"}]`, for GQA's eval.py.
 
     Attributes:
-        path: testdev_balanced_questions.json, of GQA's questions1.2.zip.
-        suffix: LLaVA's request for short answers.
+        path: testdev_balanced_questions.json of GQA's questions1.2.zip.
+        suffix: put after every question; by default LLaVA's request for a short answer.
     """
 
     name: str = "gqa"
@@ -134,8 +139,8 @@ class GQA(Benchmark):
     suffix: str = dataclasses.field(default=SHORT_ANSWER_SUFFIX, kw_only=True)
     max_new_tokens: int = dataclasses.field(default=128, kw_only=True)
 
+    @override
     def open(self) -> Questions:
-        """See `Suite.open`."""
         prompts = []
         for id_, record in read_json(self.path, dict).items():
             where = f"{self.path}, question {id_}"
@@ -151,8 +156,8 @@ class GQA(Benchmark):
             prompts.append(Prompt(id_, question, (image,), meta))
         return self.questions(prompts, GqaAnswer(self.name), [self.path])
 
+    @override
     def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
-        """See `Suite.write_answers`."""
         super().write_answers(folder, model_id, answers)
         predictions = [
             {"questionId": a.question_id, "prediction": a.text.rstrip(".").lower()} for a in answers
@@ -162,18 +167,19 @@ class GQA(Benchmark):
 
 @dataclasses.dataclass(frozen=True)
 class TextVQA(Benchmark):
-    """TextVQA, validation: VQA accuracy over ten people's answers.
+    """TextVQA, validation: VQA accuracy against the answers of ten people.
 
-    LLaVA asks with recognised text in the question; its question file says so. Without it the
-    plain question is asked, and the numbers are not LLaVA's.
+    LLaVA's questions include text recognised in the image (OCR tokens); they come from LLaVA's
+    own file. Without that file the plain questions are asked, and the numbers are not comparable
+    with LLaVA's.
 
-    Answer file: `answers.jsonl`, for LLaVA's `eval_textvqa.py`, which finds questions by image and
-    words.
+    Answer file: `answers.jsonl`, for LLaVA's `eval_textvqa.py`, which finds a question by its image
+    and wording.
 
     Attributes:
-        path: TextVQA_0.5.1_val.json, with the people's answers.
+        path: TextVQA_0.5.1_val.json, with the answers of ten people to each question.
         questions_path: LLaVA's llava_textvqa_val_v051_ocr.jsonl; empty asks the plain questions.
-        suffix: put after plain questions; LLaVA's file has its own.
+        suffix: put after plain questions; the questions in LLaVA's file have their own.
     """
 
     name: str = "textvqa"
@@ -182,8 +188,8 @@ class TextVQA(Benchmark):
     suffix: str = dataclasses.field(default=SHORT_ANSWER_SUFFIX, kw_only=True)
     max_new_tokens: int = dataclasses.field(default=128, kw_only=True)
 
+    @override
     def open(self) -> Questions:
-        """See `Suite.open`."""
         data = require(self.path, read_json(self.path, dict), "data", list)
         people: dict[tuple[str, str], list[str]] = {}
         plain = []
@@ -206,10 +212,13 @@ class TextVQA(Benchmark):
             if answers is None:
                 raise DataError(
                     f"{self.questions_path}: question {question!r} on image {image_id} is not in "
-                    f"{self.path}; take the two files of the same version"
+                    f"{self.path}; use two files of the same version"
                 )
             meta = {"question_id": image_id, "people": answers}
             prompts.append(Prompt(f"{number}-{image_id}", text, (file,), meta))
-        note = "questions with recognised text, as LLaVA asks" if self.questions_path else ""
-        notes = [note or "plain questions, without recognised text"]
-        return self.questions(prompts, Vqa(self.name), [self.path, self.questions_path], notes)
+        note = (
+            "questions with recognised text, as LLaVA asks"
+            if self.questions_path
+            else "plain questions, without recognised text"
+        )
+        return self.questions(prompts, Vqa(self.name), [self.path, self.questions_path], [note])
