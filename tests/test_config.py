@@ -26,6 +26,7 @@ from seva_jax.config.prior_run import PriorRun
 from seva_jax.config.rounds import Round, Rounds
 from seva_jax.config.source import fingerprint, flatten, public_name, to_source, without_effect
 from seva_jax.corrupt import Compose, DiffusionNoise, RandomInvert, RandomResizedCrop, moco
+from seva_jax.corrupt.base import RandomlyApplied
 from seva_jax.data.files import ImageFolder
 from seva_jax.evals import Chair, ExactAnswer
 from seva_jax.images.preprocess import ImageProcessing
@@ -311,7 +312,7 @@ def test_help_shows_every_option_with_its_docstring(capsys, monkeypatch):
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert "What it does." in text
-    assert "strength of the pull towards the reference" in text
+    assert "how strongly the policy is held to the reference" in text
     # No logger is chosen, so none has options.
     for name in leaves(load_experiment("test", [])[0]).keys() - {"loggers"}:
         option = re.sub(r"_", "-", name)
@@ -751,7 +752,8 @@ def test_every_config_class_has_a_public_name():
     hidden = []
     for kind in config_classes():
         module, name = public_name(kind)
-        if module.startswith("seva_jax.bench."):  # only in work directories of benchmarks
+        # Only in work directories of benchmarks; or an abstract base class, in none.
+        if module.startswith("seva_jax.bench.") or kind is RandomlyApplied:
             continue
         if not hasattr(sys.modules[module], "__path__") and module.count(".") > 1:
             hidden.append(f"{module}.{name}")

@@ -1,6 +1,9 @@
-"""`python -m seva_jax.bench NAME`: the measurements by name."""
+"""`python -m seva_jax.bench NAME` runs a measurement or a study."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import tyro
 
@@ -16,47 +19,29 @@ from seva_jax.bench.scaling import ScalingBench, run_scaling
 from seva_jax.bench.step import StepBench, run_step
 from seva_jax.runtime.processes import one_line_errors, use_compile_cache
 
+_BENCHES: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "evidence": (EvidenceStudy, run_study),
+    "input": (InputBench, run_input),
+    "load": (LoadBench, run_load),
+    "methods": (MethodsStudy, run_methods),
+    "packing": (PackingBench, run_packing),
+    "quant": (QuantBench, run_quant),
+    "refill": (RefillBench, run_refill),
+    "sample": (SampleBench, run_sample),
+    "scaling": (ScalingBench, run_scaling),
+    "step": (StepBench, run_step),
+}
+
 
 @one_line_errors()
 def main() -> None:
-    """The command line."""
-    chosen = tyro.extras.subcommand_cli_from_dict(
-        {
-            "evidence": EvidenceStudy,
-            "input": InputBench,
-            "load": LoadBench,
-            "methods": MethodsStudy,
-            "packing": PackingBench,
-            "quant": QuantBench,
-            "refill": RefillBench,
-            "sample": SampleBench,
-            "scaling": ScalingBench,
-            "step": StepBench,
-        }
+    """Runs the command line."""
+    options = tyro.extras.subcommand_cli_from_dict(
+        {name: kind for name, (kind, _) in _BENCHES.items()}
     )
-    match chosen:
-        case InputBench():
-            run_input(chosen)
-        case LoadBench():
-            run_load(chosen)
-        case PackingBench():
-            run_packing(chosen)
-        case QuantBench():
-            run_quant(chosen)
-        case RefillBench():
-            run_refill(chosen)
-        case SampleBench():
-            run_sample(chosen)
-        case ScalingBench():
-            run_scaling(chosen)
-        case StepBench():
-            run_step(chosen)
-        case EvidenceStudy():
-            use_compile_cache()
-            run_study(chosen)
-        case MethodsStudy():
-            use_compile_cache()
-            run_methods(chosen)
+    if isinstance(options, EvidenceStudy | MethodsStudy):
+        use_compile_cache()
+    dict(_BENCHES.values())[type(options)](options)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Images prepared per second on one core: ours against transformers' image processor.
+"""Images prepared per second on one core: ours compared with transformers' image processor.
 
-Both decode the same JPEG files with Pillow, pad to a square, resize and normalise; results have to
-agree. What decoding alone takes is printed too, because neither side can save it.
+Both decode the same JPEG files with Pillow, pad to a square, resize and normalise; the results have
+to agree. The time of decoding alone is printed, too, because neither side can avoid it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class InputBench:
     """Images prepared per second on one core: ours, transformers' LlavaImageProcessorPil.
 
     Attributes:
-        height: of the images, pixels.
-        width: of the images, pixels.
-        images: different images in a round.
+        height: height of the images, pixels.
+        width: width of the images, pixels.
+        images: number of different images in a round.
         rounds: timed rounds of each side.
     """
 
@@ -41,7 +41,7 @@ class InputBench:
 
 
 def run_input(bench: InputBench) -> None:
-    """Measures in turns and prints a table."""
+    """Measures all sides in turns and prints a table."""
     if min(bench.height, bench.width, bench.images, bench.rounds) < 1:
         raise DataError("--height, --width, --images and --rounds must be at least 1")
     if hasattr(os, "sched_setaffinity"):
@@ -55,8 +55,8 @@ def run_input(bench: InputBench) -> None:
     )
 
     def transformers(data: bytes) -> np.ndarray:
-        found: Any = theirs(Image.open(io.BytesIO(data)).convert("RGB"), return_tensors="np")
-        return found["pixel_values"][0].transpose(1, 2, 0)
+        batch: Any = theirs(Image.open(io.BytesIO(data)).convert("RGB"), return_tensors="np")
+        return batch["pixel_values"][0].transpose(1, 2, 0)
 
     sides: dict[str, Callable[[bytes], np.ndarray]] = {
         "ours": lambda data: ours(decode_image(data)),
@@ -84,7 +84,7 @@ def run_input(bench: InputBench) -> None:
 
 
 def _photo(bench: InputBench, seed: int) -> bytes:
-    """A JPEG with the smoothness of a photograph."""
+    """Makes a JPEG that is as smooth as a photograph."""
     coarse = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), np.uint8)
     image = Image.fromarray(coarse).resize((bench.width, bench.height), Image.Resampling.BICUBIC)
     file = io.BytesIO()

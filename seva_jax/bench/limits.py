@@ -1,7 +1,7 @@
-"""What the device can do at best, measured in turns with what is compared.
+"""Upper bounds of the device's speed, measured in turns with the benchmarks.
 
-Large matrix products bound a training step and a prefill; matrices times a few rows, which are
-read once for every token, bound decoding.
+Large matrix products bound the speed of a training step and of prefill. Decoding is bounded by
+products of matrices with a few rows, for which all weights are read for every token.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 
 from seva_jax.models import LlavaConfig
 
-_PRODUCTS = 8  # pairs of them in a call, so that starting it takes no part of the time
+_PRODUCTS = 8  # pairs of products in a call, so that the time to start it does not count
 
 
 class Limit(NamedTuple):
     """A calibration.
 
     Attributes:
-        run: one call, to its end.
-        amount: what a call does: floating point operations, or bytes read.
+        run: makes one call and waits for its end.
+        amount: floating point operations of a call, or bytes that it reads.
     """
 
     run: Callable[[], Any]
@@ -31,7 +31,7 @@ class Limit(NamedTuple):
 
 
 def products(config: LlavaConfig, tokens: int, dtype: Any) -> Limit:
-    """Matrix products of the language model's own sizes, [tokens, D] x [D, F] x [F, D].
+    """Returns matrix products of the language model's sizes, [tokens, D] x [D, F] x [F, D].
 
     A multiply-add counts as two operations.
     """
@@ -50,10 +50,10 @@ def products(config: LlavaConfig, tokens: int, dtype: Any) -> Limit:
 
 
 def reading(config: LlavaConfig, rows: int, size: float, dtype: Any) -> Limit:
-    """Different matrices, `size` bytes or a little more in all, each times `rows` rows."""
+    """Returns products of different matrices, about `size` bytes in all, with `rows` rows each."""
     width, mlp = config.text.hidden_size, config.text.mlp_size
     num = -(-int(size) // (2 * width * mlp * jnp.dtype(dtype).itemsize))
-    # Arrays of their own: a scan over stacked ones would copy each before it is read.
+    # Separate arrays: a scan over stacked ones would copy each before reading it.
     pairs = [
         (jnp.full((width, mlp), 1 / width, dtype), jnp.full((mlp, width), 1 / mlp, dtype))
         for _ in range(num)

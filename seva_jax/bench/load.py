@@ -1,9 +1,9 @@
-"""Time and host memory of loading a checkpoint: ours, `transformers.from_pretrained`.
+"""Time and host memory of loading a checkpoint: ours compared with `from_pretrained`.
 
-Writes a checkpoint of LLaVA-1.5-7B's shapes with random bfloat16 values in several files. Each side
-loads it in fresh processes, in turns, and that process's memory is sampled. Mapped pages of the
-files count as resident but can be dropped at any time, so anonymous memory above the result is what
-is judged; both are printed. Ours is the code that the trainer uses.
+It writes a checkpoint of LLaVA-1.5-7B's shapes with random bfloat16 values in several files. Each
+side loads it in fresh processes, in turns, while the memory of that process is sampled. Mapped
+pages of the files count as resident memory but can be dropped at any time, so the limit applies to
+anonymous memory beyond the result; both are printed. Ours is the code that the trainer uses.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from seva_jax.bench.timing import machine
 from seva_jax.convert import load_params, read_llava_config
 from seva_jax.convert.files import SafetensorsWriter
 from seva_jax.convert.hf_config import llava_config_fields
+from seva_jax.convert.load import leaves_by_path
 from seva_jax.convert.table import TABLE
 from seva_jax.models import Llava, LlavaConfig, abstract_params, abstract_variables
 from seva_jax.sharding import MeshShape, variable_shardings
@@ -45,12 +46,12 @@ class LoadBench:
     """Time and host memory of loading a checkpoint; fails if ours peaks 3 GiB above the result.
 
     Attributes:
-        dir: where the checkpoint is written; kept and used again if given, else a temporary
-            directory. LLaVA-1.5-7B takes 14 GB.
+        dir: directory of the checkpoint, which is kept and reused; None takes a temporary one.
+            LLaVA-1.5-7B takes 14 GB.
         layers: language layers; fewer make a quick check of the same code.
-        devices: fake CPU devices that ours shards over ("fsdp").
+        devices: fake CPU devices over which ours shards the parameters ("fsdp").
         rounds: processes of each side.
-        hf: measure transformers.
+        hf: measure transformers, too.
     """
 
     dir: Path | None = None
@@ -61,12 +62,12 @@ class LoadBench:
 
 
 class Loaded(NamedTuple):
-    """What one process measured.
+    """Measurements of one process.
 
     Attributes:
-        seconds: to load, every byte read.
-        result: bytes of the loaded arrays, copies on several devices included.
-        above: peak of anonymous memory over start and result, bytes.
+        seconds: time to load the checkpoint and read every byte.
+        result: bytes of the loaded arrays, including copies on several devices.
+        above: peak of anonymous memory beyond that at the start and the result, bytes.
         resident: peak of all resident memory, bytes.
     """
 
@@ -77,10 +78,10 @@ class Loaded(NamedTuple):
 
 
 def run_load(bench: LoadBench) -> None:
-    """Writes the checkpoint if needed, loads it in child processes, prints what that took."""
+    """Writes the checkpoint if needed, loads it in child processes and prints a table."""
     directory = bench.dir or Path(tempfile.mkdtemp(prefix="seva_jax_load_"))
     sides = ("ours", "transformers") if bench.hf else ("ours",)
-    found: dict[str, list[Loaded]] = {side: [] for side in sides}
+    loads: dict[str, list[Loaded]] = {side: [] for side in sides}
     try:
         if not (directory / "config.json").exists():
             default = LlavaConfig()
@@ -97,37 +98,39 @@ def run_load(bench: LoadBench) -> None:
                 )
                 if child.returncode:
                     raise DataError(f"loading with {side} failed, see above; --no-hf skips it")
-                found[side].append(Loaded(*json.loads(child.stdout.splitlines()[-1])))
+                loads[side].append(Loaded(*json.loads(child.stdout.splitlines()[-1])))
     finally:
         if bench.dir is None:
             shutil.rmtree(directory, ignore_errors=True)
     print(machine(["torch", "transformers"] if bench.hf else [], bench.rounds))
-    gib = found["ours"][0].result / 2**30
+    gib = loads["ours"][0].result / 2**30
     print(f"bfloat16, {bench.layers} layers, {gib:.2f} GiB on {bench.devices} CPU devices")
     columns = ("median s", "fastest", "slowest", "GB/s", "above, GiB", "resident, GiB")
     print(" " * 14 + "".join(f"{x:>15}" for x in columns))
-    for side, loads in found.items():
-        seconds = [x.seconds for x in loads]
+    for side, measured in loads.items():
+        seconds = [x.seconds for x in measured]
         middle = statistics.median(seconds)
-        values = [middle, min(seconds), max(seconds), loads[0].result / 1e9 / middle]
-        values += [max(x.above for x in loads) / 2**30, max(x.resident for x in loads) / 2**30]
+        values = [middle, min(seconds), max(seconds), measured[0].result / 1e9 / middle]
+        values += [
+            max(x.above for x in measured) / 2**30,
+            max(x.resident for x in measured) / 2**30,
+        ]
         print(f"{side:<14}" + "".join(f"{x:>15.2f}" for x in values))
-    if max(x.above for x in found["ours"]) > _LIMIT_GIB * 2**30:
+    if max(x.above for x in loads["ours"]) > _LIMIT_GIB * 2**30:
         sys.exit(f"error: more than {_LIMIT_GIB} GiB above the result")
 
 
 def write_checkpoint(directory: Path, config: LlavaConfig) -> None:
-    """A Hugging Face LLaVA directory of random bfloat16 values, one tensor at a time.
+    """Writes a Hugging Face LLaVA directory of random bfloat16 values, one tensor at a time.
 
     Raises:
-        DataError: the disk has no room for it.
+        DataError: there is not enough space on the disk.
     """
     shapes = {}
-    leaves = jax.tree_util.tree_flatten_with_path(abstract_params(Llava(config)))[0]
-    ours = {"/".join(str(key.key) for key in path): leaf.shape for path, leaf in leaves}
+    ours = leaves_by_path(abstract_params(Llava(config)))
     for row in [row for row in TABLE if row.ours in ours]:
-        for name in row.names(ours[row.ours]):
-            shapes[name] = row.their_shape(ours[row.ours])
+        shape = ours[row.ours].shape
+        shapes |= dict.fromkeys(row.names(shape), row.their_shape(shape))
     directory.mkdir(parents=True, exist_ok=True)
     total = sum(2 * math.prod(shape) for shape in shapes.values())
     if total > (free := shutil.disk_usage(directory).free):
@@ -160,7 +163,7 @@ def write_checkpoint(directory: Path, config: LlavaConfig) -> None:
 
 
 def _memory() -> tuple[float, float]:
-    """Anonymous and total resident memory of this process, bytes."""
+    """Returns anonymous and total resident memory of this process, bytes."""
     fields = dict(
         line.split(":", 1) for line in Path("/proc/self/status").read_text("utf-8").splitlines()
     )
@@ -169,7 +172,7 @@ def _memory() -> tuple[float, float]:
 
 
 def measure(side: str, directory: Path) -> Loaded:
-    """Loads in this process.
+    """Loads a checkpoint in this process and measures time and memory.
 
     Args:
         side: "ours" or "transformers".

@@ -1,4 +1,4 @@
-"""Comparisons of mixed lengths: packed into rows of a few shapes, against a row for each.
+"""Time of training on comparisons of mixed lengths: packed rows, or one row per comparison.
 
 Both sides take the same steps on the same batches; their losses have to agree.
 """
@@ -40,15 +40,15 @@ class PackingBench:
 
     Attributes:
         size: architecture; "small" and "mid" are LLaVA-shaped and suit a CPU.
-        comparisons: in a pass.
+        comparisons: comparisons in a pass.
         batch: comparisons in a step.
-        images: of each comparison; 0 for text alone.
-        question: tokens of the question beside the images'.
-        answer: tokens of the shortest and of the longest answer; between them, every length of a
-            logarithmic scale is as likely.
-        shapes: of rows, at most, on our side.
-        rank: of the adapters.
-        dtype: of compute and frozen weights.
+        images: images of each comparison; 0 for text only.
+        question: tokens of the question without those of the images.
+        answer: tokens of the shortest and the longest answer; lengths between them are uniform on a
+            logarithmic scale.
+        shapes: maximum number of row shapes of the packed side.
+        rank: rank of the adapters.
+        dtype: dtype of compute and frozen weights.
         rounds: timed passes of each side.
     """
 
@@ -65,7 +65,7 @@ class PackingBench:
 
 
 def run_packing(bench: PackingBench) -> None:
-    """Measures in turns and prints a table."""
+    """Measures both sides in turns and prints a table."""
     short, long = bench.answer
     if min(bench.comparisons, bench.batch, bench.rounds, bench.shapes) < 1 or not 0 < short <= long:
         raise DataError("--comparisons, --batch, --rounds, --shapes: 1 or more; --answer: rising")
@@ -123,7 +123,7 @@ def _side(
     batches: list[list[int]],
     packer: Packer,
 ) -> Callable[[], float]:
-    """A pass over all batches from the same adapters; returns the loss of the last."""
+    """Returns a pass over all batches from the same adapters, which returns the last loss."""
     optimizer = optax.adamw(LR)
     step = jax.jit(TrainStep(model, DPO(beta=BETA), optimizer, StepOptions(), True))
     ready = [jax.device_put(_batch(model.config, trees, members, packer)) for members in batches]
@@ -143,7 +143,7 @@ def _side(
 def _batch(
     config: LlavaConfig, trees: list[TreeExample], members: list[int], packer: Packer
 ) -> TreeBatch:
-    """Leaves [1, B, ...]."""
+    """Packs comparisons into a batch with leaves [1, B, ...]."""
     layout, rows = packer(members)
     rows += [[]] * (layout.rows - len(rows))
     batch = laid_out(config, [[trees[i] for i in row] for row in rows], layout.shape)

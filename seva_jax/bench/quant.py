@@ -1,7 +1,7 @@
-"""Memory of the frozen base by how its weights are stored, read from compiled programs.
+"""Memory of the frozen base for each storage of its weights, read from compiled programs.
 
-Each program runs the language model's layers once; XLA's own account of its arguments is what the
-weights occupy on the device, packed or not. Nothing is allocated.
+Each program runs the language model's layers once; XLA reports the size of its arguments, which is
+what the weights take on the device, packed or not. Nothing is allocated.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class QuantBench:
     """Memory of LLaVA-1.5's frozen weights in float32, bfloat16, int8 and nf4.
 
     Attributes:
-        topology: compile for this TPU slice's chip, for example v5p:2x2x1 (needs libtpu, no
-            TPU); empty compiles for the devices at hand.
-        size: which LLaVA-1.5.
+        topology: compile for the chip of this TPU slice, for example v5p:2x2x1 (needs libtpu, but
+            no TPU); empty compiles for the devices of this machine.
+        size: size of LLaVA-1.5.
         layers: language layers; 0 for all of them.
     """
 
@@ -37,7 +37,7 @@ class QuantBench:
 
 
 def run_quant(bench: QuantBench) -> None:
-    """Prints one line for each way to store the weights."""
+    """Prints one line for each storage of the weights."""
     config = LLAVA_15[bench.size]
     text = dataclasses.replace(config.text, num_layers=bench.layers or config.text.num_layers)
     model = Llava(dataclasses.replace(config, text=text), dtype=jnp.dtype("bfloat16"))
@@ -48,19 +48,19 @@ def run_quant(bench: QuantBench) -> None:
         where = f"{device.device_kind}, ahead of time"
     print(f"LLaVA-1.5-{bench.size}, {text.num_layers} layers; {where}; jax {jax.__version__}")
     print(f"{'stored as':<10}{'weights, GiB':>14}{'of bfloat16':>13}{'temporaries, GiB':>18}")
-    found = {kind: measure(model, kind, device) for kind in _KINDS}
-    for kind, (weights, temporaries) in found.items():
-        share = weights / found["bfloat16"][0]
+    measured = {kind: measure(model, kind, device) for kind in _KINDS}
+    for kind, (weights, temporaries) in measured.items():
+        share = weights / measured["bfloat16"][0]
         print(f"{kind:<10}{weights / 2**30:>14.2f}{share:>12.0%} {temporaries / 2**30:>17.2f}")
 
 
 def measure(model: Llava, kind: str, device: Any) -> tuple[int, int]:
-    """Bytes of the weights and of the temporaries of one decoder pass over 64 tokens.
+    """Returns the bytes of the weights and of the temporaries of a decoder pass over 64 tokens.
 
     Args:
         model: the architecture.
         kind: "float32", "bfloat16" (everything), or "int8", "nf4" (the rest in bfloat16).
-        device: real, or of a topology.
+        device: a real device, or one of a topology.
     """
     boxed = abstract_variables(model)["params"]
     dtype = jnp.float32 if kind == "float32" else jnp.bfloat16

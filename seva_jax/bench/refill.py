@@ -1,7 +1,7 @@
-"""Time of sampled answers of mixed lengths: whole batches against rows that are refilled.
+"""Time of sampled answers of mixed lengths: whole batches compared with refilled rows.
 
-Both sides are our sampler on the same prompts and keys, and their answers have to agree. The model
-is random, with a small vocabulary of which one token ends an answer, so that lengths differ.
+Both sides are our sampler with the same prompts and keys, and their answers have to agree. The
+model is random, with a small vocabulary in which one token ends an answer, so that lengths differ.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ class RefillBench:
     """Time of answers of mixed lengths: whole batches, refilled rows.
 
     Attributes:
-        size: architecture, but for the vocabulary.
-        prompts: to answer; each has an image.
-        rows: answered together.
+        size: architecture, except for the vocabulary.
+        prompts: number of prompts, each with an image.
+        rows: rows answered together.
         answer: longest answer, tokens.
-        vocabulary: tokens; a random model ends an answer after about as many.
-        refill: parts of the rows that are started together.
-        dtype: of weights and compute.
+        vocabulary: size of the vocabulary; a random model ends an answer after about that many
+            tokens.
+        refill: new prompts replace finished rows when one in this many rows is finished.
+        dtype: dtype of weights and compute.
         rounds: timed passes of each side.
     """
 
@@ -53,7 +54,7 @@ class RefillBench:
 
 
 def run_refill(bench: RefillBench) -> None:
-    """Measures in turns and prints a table."""
+    """Measures both sides in turns and prints a table."""
     if min(bench.prompts, bench.rows, bench.answer, bench.refill, bench.rounds) < 1:
         raise DataError("--prompts, --rows, --answer, --refill and --rounds must be at least 1")
     words = ("USER", "ASSISTANT", ":", *(f"w{i}" for i in range(bench.vocabulary)))
@@ -82,16 +83,19 @@ def run_refill(bench: RefillBench) -> None:
         return np.random.default_rng(int(name)).integers(0, 256, (side, side, 3), np.uint8)
 
     sampling = Sampling(bench.answer, temperature=1.0)
-    askers = {"whole batches": engine, "refilled": dataclasses.replace(engine, refill=bench.refill)}
+    engines = {
+        "whole batches": engine,
+        "refilled": dataclasses.replace(engine, refill=bench.refill),
+    }
 
     def answers(name: str) -> list[str]:
-        batches = askers[name].answer(prompts, load_image, sampling)
+        batches = engines[name].answer(prompts, load_image, sampling)
         return [answered.answers[0] for batch in batches for answered in batch]
 
-    found = {name: answers(name) for name in askers}  # compiles
-    sides = {name: lambda name=name: answers(name) for name in askers}
+    first = {name: answers(name) for name in engines}  # compiles
+    sides = {name: lambda name=name: answers(name) for name in engines}
     times = in_turns(sides, bench.rounds)
-    lengths = [len(text.split()) for text in found["refilled"]]
+    lengths = [len(text.split()) for text in first["refilled"]]
     print(
         f"sampled answers, LLaVA {bench.size} with {len(tokenizer)} words, {bench.prompts} prompts "
         f"of {config.tokens_per_image} + 3 tokens, {bench.rows} rows, {bench.dtype}; answers of "
@@ -99,5 +103,5 @@ def run_refill(bench: RefillBench) -> None:
         + machine([], bench.rounds)
     )
     print(table(times, 16, "words", sum(lengths), "whole batches"))
-    same = np.mean([a == b for a, b in zip(*found.values(), strict=True)])
+    same = np.mean([a == b for a, b in zip(*first.values(), strict=True)])
     print(f"answers that agree: {same:.1%}")

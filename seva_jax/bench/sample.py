@@ -1,8 +1,8 @@
-"""Time of answering prompts: our sampler against `transformers.generate`.
+"""Time of answering prompts: our sampler compared with `transformers.generate`.
 
 Both sides have the same random weights, prompts and images, answer greedily in one batch without
-stopping early, and run in turns in one process. Answers have to agree token for token up to where
-two tokens are so close that rounding decides; the share that agrees is printed.
+stopping early, and run in turns in one process. Answers have to agree token for token until two
+tokens are so close that rounding decides; the share that agrees is printed.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class SampleBench:
 
     Attributes:
         size: architecture; "small" and "mid" are LLaVA-shaped and suit a CPU.
-        rows: answered together.
-        question: tokens of the question with its template, beside the image's.
+        rows: rows answered together.
+        question: tokens of the question and its template, without those of the image.
         answer: new tokens of each row.
-        dtype: of weights and compute.
+        dtype: dtype of weights and compute.
         rounds: timed batches of each side.
-        hf: measure transformers.
+        hf: measure transformers, too.
     """
 
     size: Literal["small", "mid", "7b", "13b"] = "small"
@@ -53,7 +53,7 @@ class SampleBench:
 
 
 def run_sample(bench: SampleBench) -> None:
-    """Measures in turns and prints a table."""
+    """Measures all sides in turns and prints a table."""
     if min(bench.rows, bench.answer, bench.rounds) < 1:
         raise DataError("--rows, --answer and --rounds must be at least 1")
     config, dtype = SIZES[bench.size], jnp.dtype(bench.dtype)
@@ -89,9 +89,9 @@ def run_sample(bench: SampleBench) -> None:
     last = statistics.median(list(times.values())[-1])
     print(
         f"matrix products of these sizes: {rates['products'] / 1e9:,.0f} GFLOP/s; matrices times "
-        f"{bench.rows} rows: {rates['reading'] / 1e9:,.1f} GB/s. What is needed takes, at that, "
-        f"{prefill:.3f} s for the prompts and {decode:.3f} s for the answers: "
-        f"{last / (prefill + decode):.2f}x at best, {last / prefill:.2f}x if answers took no time"
+        f"{bench.rows} rows: {rates['reading'] / 1e9:,.1f} GB/s. At these rates, the prompts take "
+        f"at least {prefill:.3f} s and the answers {decode:.3f} s: the speed-up is at most "
+        f"{last / (prefill + decode):.2f}x, or {last / prefill:.2f}x if answers took no time"
     )
     if bench.hf:
         same = np.cumprod(answers["ours"] == answers["transformers"], axis=1).mean()
@@ -99,7 +99,7 @@ def run_sample(bench: SampleBench) -> None:
 
 
 def _limits(bench: SampleBench, config: LlavaConfig, prompt: int) -> dict[str, Limit]:
-    """What prompts, and what a token of every row, cannot be faster than."""
+    """Returns the calibrations that bound prefill, and decoding of one token per row."""
     t, size = config.text, jnp.dtype(bench.dtype).itemsize
     per_layer = 2 * (t.num_heads + t.num_kv_heads) * t.head_dim + 3 * t.mlp_size
     weights = t.hidden_size * (t.num_layers * per_layer + t.vocab_size) * size
@@ -112,7 +112,7 @@ def _limits(bench: SampleBench, config: LlavaConfig, prompt: int) -> dict[str, L
 
 
 def _prefill(config: LlavaConfig, prompt: int) -> float:
-    """Operations of a prompt with one image and one token's logits."""
+    """Counts the operations of a prompt with one image and the logits of one token."""
     once = forward(config, LoraConfig(rank=0), RowShape(prompt, 1, 1, 1, 1, 1))
     return once.tower + once.projector + once.language
 

@@ -1,11 +1,12 @@
-"""Time of a DPO step: tree rows against two rows a pair, and against TRL's trainer.
+"""Time of a DPO step: tree rows compared with two rows per pair, and with TRL's trainer.
 
-All sides start from the same random weights and adapters and see the same batch; they run in turns,
-in one process, and each prints the losses of its first two steps, which have to agree. Timed is all
-that repeats: forward, backward and optimiser on a batch that lies on the device.
+All sides start from the same random weights and adapters and get the same batch. They run in turns,
+in one process, and each prints the losses of its first two steps, which have to agree. The time is
+that of forward and backward pass and optimiser, with the batch already on the device.
 
+- `ours, both cached`: the batch has image features and the reference's log-probs.
 - `ours, cached reference`: what `seva_jax.train` runs; the batch has the reference's log-probs.
-- `ours, reference in the step`: the same with the reference computed beside the policy.
+- `ours, reference in the step`: the same with the reference computed in the step.
 - `ours, two rows`: our model in the usual layout, reference in the step.
 - `TRL`: `DPOTrainer.training_step` with peft's adapters and its own defaults (reference in the
   step, because it refuses to precompute it for images). Needs the extra "bench".
@@ -28,6 +29,7 @@ import optax
 from seva_jax.batches.trees import RowShape, TreeExample, pack_row, stack_rows
 from seva_jax.bench.limits import products
 from seva_jax.bench.timing import in_turns, machine, table
+from seva_jax.convert.load import leaves_by_path
 from seva_jax.convert.rewrite import write_new
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import (
@@ -62,7 +64,7 @@ from seva_jax.types import BranchLogps, DataError, TreeBatch
 BETA, LR = 0.1, 1e-4
 _VISION = VisionConfig(hidden_size=256, num_layers=6, num_heads=4, mlp_size=1024)
 SIZES = {
-    # 576 image tokens each; narrow enough for a CPU.
+    # 576 image tokens each; small enough for a CPU.
     "small": LlavaConfig(
         vision=_VISION,
         text=TextConfig(
@@ -81,7 +83,7 @@ SIZES = {
     **LLAVA_15,
 }  # fmt: skip
 
-Side = Callable[[], float]  # runs a step to its end, returns the loss
+Side = Callable[[], float]  # runs a step to its end and returns the loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,15 +92,15 @@ class StepBench:
 
     Attributes:
         size: architecture; "small" and "mid" are LLaVA-shaped and suit a CPU.
-        pairs: in a step.
-        question: tokens of the question with its template, beside the image's.
+        pairs: pairs in a step.
+        question: tokens of the question and its template, without those of the image.
         answer: tokens of each answer.
-        rank: of the adapters.
-        dtype: of compute and frozen weights.
-        remat: what our backward pass computes again.
+        rank: rank of the adapters.
+        dtype: dtype of compute and frozen weights.
+        remat: what our backward pass recomputes, see `ComputeOptions.remat`.
         attention: see `seva_jax.models.attention.attend`.
         rounds: timed steps of each side.
-        trl: measure TRL.
+        trl: measure TRL, too.
     """
 
     size: Literal["small", "mid", "7b", "13b"] = "small"
@@ -114,7 +116,7 @@ class StepBench:
 
 
 def random_params(model: Llava) -> Any:
-    """The "params" collection of a fresh model, float32, in host memory."""
+    """Returns the "params" collection of a new model, float32, in host memory."""
     boxed = abstract_variables(model)["params"]
     return jax.device_get(
         init_variables(model, "params", on_one_device(boxed, jax.devices()[0]), 0)
@@ -122,7 +124,7 @@ def random_params(model: Llava) -> Any:
 
 
 def random_adapters(model: Llava) -> Any:
-    """The "lora" collection; B is not zero, or every loss would be log 2."""
+    """Returns the "lora" collection; B is not zero, or every loss would be log 2."""
     boxed = abstract_variables(model)["lora"]
     adapters = init_variables(model, "lora", on_one_device(boxed, jax.devices()[0]), 1)
     return jax.tree_util.tree_map_with_path(
@@ -132,21 +134,16 @@ def random_adapters(model: Llava) -> Any:
 
 
 def on_device(params: Any, dtype: Any) -> Any:
-    """Parameters as they are computed with."""
+    """Puts parameters on the device, in the dtype of compute."""
     return {"params": jax.tree.map(lambda x: jax.device_put(x.astype(dtype)), params)}
 
 
 def write_model(directory: Path, config: LlavaConfig, params: Any) -> None:
-    """Parameters as a Hugging Face directory, for the other side."""
+    """Writes parameters as a Hugging Face directory, for the other side."""
+    leaves = leaves_by_path({"params": params})
 
     def read(names: Sequence[str]) -> list[np.ndarray]:
-        found = []
-        for name in names:
-            value: Any = {"params": params}
-            for key in name.split("/"):
-                value = value[key]
-            found.append(np.asarray(value))
-        return found
+        return [np.asarray(leaves[name]) for name in names]
 
     words = tuple(f"w{i}" for i in range(100))
     processing = ImageProcessing(size=config.vision.image_size)
@@ -156,7 +153,7 @@ def write_model(directory: Path, config: LlavaConfig, params: Any) -> None:
 def examples(
     config: LlavaConfig, num: int, question: int, answer: int, branches: int = 2, images: int = 1
 ) -> list[TreeExample]:
-    """Random comparisons: images, a question around them, answers of full length."""
+    """Returns random comparisons: images, a question around them, answers of full length."""
     rng = np.random.default_rng(0)
     side = config.vision.image_size
 
@@ -176,14 +173,14 @@ def examples(
 
 
 def pair_shape(config: LlavaConfig, question: int, answer: int, branches: int = 2) -> RowShape:
-    """A row that one of `examples` fills."""
+    """Returns the shape of a row that one of `examples` fills."""
     targets = branches * answer
     length = config.tokens_per_image + question + targets
     return RowShape(length, 1, branches, answer, 1, targets)
 
 
 def packed(config: LlavaConfig, trees: list[TreeExample]) -> TreeBatch:
-    """A row for each of `examples`, or of their branches."""
+    """Packs a row for each of `examples`, or for each of their branches."""
     first = trees[0]
     branches, answer = len(first.branches), len(first.branches[0])
     question = len(first.trunk) - config.tokens_per_image
@@ -194,7 +191,7 @@ def packed(config: LlavaConfig, trees: list[TreeExample]) -> TreeBatch:
 def laid_out(
     config: LlavaConfig, rows: Sequence[Sequence[TreeExample]], shape: RowShape
 ) -> TreeBatch:
-    """Rows of several examples each, of a shape."""
+    """Packs rows of several examples each into a batch of one shape."""
     side = config.vision.image_size
     return stack_rows([
         pack_row(
@@ -206,14 +203,14 @@ def laid_out(
 
 
 def separate_rows(model: Llava, options: StepOptions, branches: int = 2) -> Any:
-    """`TrainStep` for batches with a row for each answer, the usual layout."""
+    """Returns a training step for batches with one row per answer, the usual layout."""
     objective, optimizer = DPO(beta=BETA), optax.adamw(LR)
 
     def logps(variables: Any, batch: TreeBatch) -> BranchLogps:
         features_BPE = image_features(model, variables, batch)
         hidden_BSD = tree_hidden(model, variables, batch, features_BPE)
-        found = tree_logps(model, variables, batch, options, hidden_BSD)
-        sides = (found.logp_NKT, found.mask_NKT)
+        answers = tree_logps(model, variables, batch, options, hidden_BSD)
+        sides = (answers.logp_NKT, answers.mask_NKT)
         return BranchLogps(*(x.reshape(-1, branches, x.shape[-1]) for x in sides))
 
     def step(state: TrainState, frozen: Any, batch: TreeBatch) -> tuple[TrainState, dict]:
@@ -233,7 +230,7 @@ def separate_rows(model: Llava, options: StepOptions, branches: int = 2) -> Any:
 
 
 def side_of(step: Any, trainable: Any, frozen: Any, batch: TreeBatch) -> Side:
-    """A side of ours, with a state of its own."""
+    """Returns a side that runs one of our steps, with a state of its own."""
     batch = jax.device_put(batch)
     own = jax.tree.map(jnp.copy, trainable)
     state = [TrainState(jnp.int32(0), own, optax.adamw(LR).init(own))]
@@ -247,7 +244,7 @@ def side_of(step: Any, trainable: Any, frozen: Any, batch: TreeBatch) -> Side:
 
 
 def sides(bench: StepBench, scratch: Path) -> Iterator[tuple[str, Side]]:
-    """What is measured, by name."""
+    """Yields the sides to measure, with their names."""
     config = SIZES[bench.size]
     lora = LoraConfig(rank=bench.rank, alpha=2.0 * bench.rank)
     dtype = jnp.dtype(bench.dtype)
@@ -288,14 +285,14 @@ def sides(bench: StepBench, scratch: Path) -> Iterator[tuple[str, Side]]:
 
 
 def run_step(bench: StepBench) -> None:
-    """Measures in turns and prints a table."""
+    """Measures all sides in turns and prints a table."""
     if bench.pairs < 1 or bench.rounds < 1:
         raise DataError("--pairs and --rounds must be at least 1")
     with tempfile.TemporaryDirectory(prefix="seva_jax_step_") as scratch:
         losses: dict[str, list[float]] = {}
         running: dict[str, Side] = {}
         for name, side in sides(bench, Path(scratch)):
-            losses[name] = [side(), side()]  # compilation, and what differs after an update
+            losses[name] = [side(), side()]  # the first compiles, the second follows an update
             running[name] = side
         config = SIZES[bench.size]
         shape = pair_shape(config, bench.question, bench.answer)
@@ -315,7 +312,8 @@ def run_step(bench: StepBench) -> None:
         "ours, reference in the step": step + once.projector + once.language - once.lora,
     }
     print(
-        f"matrix products of these sizes: {rate / 1e9:,.0f} GFLOP/s. What is needed takes, at that,"
+        f"matrix products of these sizes: {rate / 1e9:,.0f} GFLOP/s. At this rate, a step takes "
+        "at least:"
     )
     last = statistics.median(list(times.values())[-1])
     for name, operations in needed.items():

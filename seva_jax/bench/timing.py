@@ -1,4 +1,4 @@
-"""What the timings share: sides measured in turns, and the machine they ran on."""
+"""Helpers of all timings: measuring sides in turns, describing the machine, printing a table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import jax
 
 
 def in_turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every call of every side, one call of each a round."""
+    """Calls every side once per round and returns the seconds of all calls, by side."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
@@ -24,7 +24,7 @@ def in_turns(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, l
 
 
 def machine(packages: Sequence[str], rounds: int) -> str:
-    """Device and versions, a line."""
+    """Returns a line with the device and the versions of packages."""
     names = ", ".join(f"{name} {version(name)}" for name in ("jax", *packages))
     device = jax.devices()[0]
     kind = platform.processor() or platform.machine() if device.platform == "cpu" else ""
@@ -43,16 +43,16 @@ def table(
     decimals: int = 1,
     notes: Mapping[str, str] | None = None,
 ) -> str:
-    """Times of sides as text, a line each under a heading.
+    """Formats the times of sides as text, one line each under a heading.
 
     Args:
-        times: seconds, see `in_turns`.
-        width: of the column of names.
-        unit: what is counted, "pairs".
-        amount: how many of them a call computes.
-        against: the side that speed-ups are over.
-        decimals: of the rate.
-        notes: what follows each line; the note of "" follows the heading.
+        times: seconds of every call, by side; see `in_turns`.
+        width: width of the column of names.
+        unit: what is counted, in the plural, such as "pairs".
+        amount: number of units that a call computes.
+        against: the side that speed-ups are relative to.
+        decimals: decimals of the rate.
+        notes: text after the line of each side; the note of "" follows the heading.
     """
     notes = notes or {}
     columns = ("median s", "fastest", "slowest", f"{unit}/s", "speed-up")

@@ -1,4 +1,4 @@
-"""TRL's side of `step.py`: `DPOTrainer` with a batch in place of its data loader."""
+"""TRL's side of `step.py`: `DPOTrainer` with a given batch instead of its data loader."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def trl_side(
     beta: float,
     lr: float,
 ) -> Callable[[], float]:
-    """A function that runs one step of TRL's trainer and returns its loss.
+    """Returns a function that runs one step of TRL's trainer and returns its loss.
 
     Args:
         directory: a Hugging Face LLaVA directory.
-        trees: the batch, answers of one length.
+        trees: the batch; all answers have the same length.
         adapters: values by layer name: "a" [L, in, R] and "b" [L, R, out].
-        lora: their configuration.
-        dtype: of the frozen weights.
-        beta: of DPO.
-        lr: of AdamW.
+        lora: configuration of the adapters.
+        dtype: dtype of the frozen weights.
+        beta: beta of DPO.
+        lr: learning rate of AdamW.
 
     Raises:
         DataError: TRL is not installed.
@@ -74,7 +74,7 @@ def trl_side(
             f"({'|'.join(lora.targets)})",
         ),
     )  # fmt: skip
-    trainer.current_gradient_accumulation_steps = 1  # else set by the loop that is not run here
+    trainer.current_gradient_accumulation_steps = 1  # set by its loop, which is not run here
     policy = trainer.model
     with torch.no_grad():
         for name, values in policy.named_parameters():

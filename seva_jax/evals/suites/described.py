@@ -23,7 +23,7 @@ from seva_jax.evals.files import read_json_lines
 from seva_jax.evals.judge import Judge, Judged, Verdict
 from seva_jax.evals.suite import Benchmark, Questions, read_json, read_text, require
 from seva_jax.evals.suites.judged import NoJudge, scored_if_judged
-from seva_jax.ranges import FROM_0
+from seva_jax.ranges import FROM_0, FROM_1
 from seva_jax.runtime.files import write_lines
 from seva_jax.text.mentions import with_plurals
 from seva_jax.types import DataError, Prompt
@@ -74,7 +74,7 @@ class CocoChair(Benchmark):
     question: str = "Describe this image in detail."
     num_images: Annotated[int, FROM_0] = 500
     seed: Annotated[int, FROM_0] = 0
-    max_new_tokens: int = dataclasses.field(default=512, kw_only=True)
+    max_new_tokens: Annotated[int, FROM_1] = dataclasses.field(default=512, kw_only=True)
 
     @override
     def open(self) -> Questions:
@@ -172,7 +172,7 @@ class Shr(Benchmark):
     judge: Judge = NoJudge()
     instructions: str = SHR_INSTRUCTIONS
     question: str = "Describe this image in detail."
-    max_new_tokens: int = dataclasses.field(default=512, kw_only=True)
+    max_new_tokens: Annotated[int, FROM_1] = dataclasses.field(default=512, kw_only=True)
 
     @override
     def open(self) -> Questions:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from typing_extensions import override
 
@@ -20,6 +21,7 @@ from seva_jax.evals.exact import Unscored
 from seva_jax.evals.files import read_json_lines
 from seva_jax.evals.judge import Judge, Judged, Verdict
 from seva_jax.evals.suite import Benchmark, Questions, read_json, require
+from seva_jax.ranges import FROM_1
 from seva_jax.runtime.files import write_json
 from seva_jax.types import DataError, Prompt
 
@@ -60,7 +62,7 @@ class MMVet(Benchmark):
     judge: Judge = NoJudge()
     instructions: str = MM_VET_INSTRUCTIONS
     vlmeval_dataset: str = dataclasses.field(default="MMVet", kw_only=True)
-    max_new_tokens: int = dataclasses.field(default=1024, kw_only=True)
+    max_new_tokens: Annotated[int, FROM_1] = dataclasses.field(default=1024, kw_only=True)
 
     @override
     def open(self) -> Questions:
@@ -133,7 +135,7 @@ class LlavaBench(Benchmark):
     judge: Judge = NoJudge()
     instructions: str = LLAVA_BENCH_INSTRUCTIONS
     vlmeval_dataset: str = dataclasses.field(default="LLaVABench", kw_only=True)
-    max_new_tokens: int = dataclasses.field(default=1024, kw_only=True)
+    max_new_tokens: Annotated[int, FROM_1] = dataclasses.field(default=1024, kw_only=True)
 
     @override
     def open(self) -> Questions:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from typing_extensions import override
 
@@ -17,6 +18,7 @@ from seva_jax.evals.base import meta_fields
 from seva_jax.evals.choice import LETTER_SUFFIX, MultipleChoice, with_options
 from seva_jax.evals.exact import Unscored
 from seva_jax.evals.suite import Benchmark, Questions, base64_loader, read_json, read_table, require
+from seva_jax.ranges import FROM_1
 from seva_jax.runtime.files import write_lines
 from seva_jax.text.templates import IMAGE_MARKER
 from seva_jax.types import DataError, Prompt
@@ -46,7 +48,7 @@ class MMBench(Benchmark):
     name: str = "mmbench"
     path: str = ""
     suffix: str = dataclasses.field(default=LETTER_SUFFIX, kw_only=True)
-    max_new_tokens: int = dataclasses.field(default=128, kw_only=True)
+    max_new_tokens: Annotated[int, FROM_1] = dataclasses.field(default=128, kw_only=True)
 
     @override
     def open(self) -> Questions:
@@ -128,7 +130,7 @@ class SeedBench(Benchmark):
     name: str = "seed"
     path: str = ""
     suffix: str = dataclasses.field(default=LETTER_SUFFIX, kw_only=True)
-    max_new_tokens: int = dataclasses.field(default=128, kw_only=True)
+    max_new_tokens: Annotated[int, FROM_1] = dataclasses.field(default=128, kw_only=True)
 
     @override
     def open(self) -> Questions:
@@ -177,7 +179,7 @@ class ScienceQA(Benchmark):
     path: str = ""
     problems: str = ""
     suffix: str = dataclasses.field(default=LETTER_SUFFIX, kw_only=True)
-    max_new_tokens: int = dataclasses.field(default=128, kw_only=True)
+    max_new_tokens: Annotated[int, FROM_1] = dataclasses.field(default=128, kw_only=True)
 
     @override
     def open(self) -> Questions:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from typing_extensions import override
 
@@ -25,6 +26,7 @@ from seva_jax.evals.pope import (
 )
 from seva_jax.evals.suite import Benchmark, Questions, read_json, require
 from seva_jax.evals.vqa import Vqa
+from seva_jax.ranges import FROM_1
 from seva_jax.runtime.files import write_json, write_lines
 from seva_jax.types import DataError, Prompt
 
@@ -57,7 +59,7 @@ class PopeSets(Benchmark):
     parser: AnswerParser = LlavaParser()
     suffix: str = dataclasses.field(default=SHORT_ANSWER_SUFFIX, kw_only=True)
     vlmeval_dataset: str = dataclasses.field(default="POPE", kw_only=True)
-    max_new_tokens: int = dataclasses.field(default=128, kw_only=True)
+    max_new_tokens: Annotated[int, FROM_1] = dataclasses.field(default=128, kw_only=True)
 
     @override
     def open(self) -> Questions:
@@ -137,7 +139,7 @@ class GQA(Benchmark):
     name: str = "gqa"
     path: str = ""
     suffix: str = dataclasses.field(default=SHORT_ANSWER_SUFFIX, kw_only=True)
-    max_new_tokens: int = dataclasses.field(default=128, kw_only=True)
+    max_new_tokens: Annotated[int, FROM_1] = dataclasses.field(default=128, kw_only=True)
 
     @override
     def open(self) -> Questions:
@@ -186,7 +188,7 @@ class TextVQA(Benchmark):
     path: str = ""
     questions_path: str = ""
     suffix: str = dataclasses.field(default=SHORT_ANSWER_SUFFIX, kw_only=True)
-    max_new_tokens: int = dataclasses.field(default=128, kw_only=True)
+    max_new_tokens: Annotated[int, FROM_1] = dataclasses.field(default=128, kw_only=True)
 
     @override
     def open(self) -> Questions:
