@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from seva_jax.models import Cache, CacheKind, Llava
 from seva_jax.sharding import constrain
-from seva_jax.text.sampling import Sampling
+from seva_jax.text import Sampling
 from seva_jax.training.step import Variables
 from seva_jax.types import Array
 
