@@ -12,7 +12,7 @@ from seva_jax.config.source import fingerprint
 from seva_jax.data.files import QuestionsJsonl, SevaJson
 from seva_jax.objectives import DPO, Supervised
 from seva_jax.run import workdir as workdir_module
-from seva_jax.run.workdir import Stage, Workdir
+from seva_jax.run.workdir import FORMAT, Stage, Workdir
 from seva_jax.sharding import MeshShape
 from seva_jax.training.options import TrainOptions
 from seva_jax.types import DataError
@@ -41,6 +41,20 @@ def test_an_empty_directory_may_be_there_already(experiment, tmp_path):
 
 
 # --- stages ---------------------------------------------------------------------------------------
+
+
+def test_a_directory_of_another_version_is_refused(experiment):
+    """Version 0.1 wrote no format; the error is one line that says what to do."""
+    workdir = Workdir.open(experiment)
+    workdir.close()
+    file = workdir.path / "config.json"
+    config = json.loads(file.read_text())
+    assert config.pop("format") == FORMAT
+    file.write_text(json.dumps(config))
+    with pytest.raises(DataError, match="was written by another version of seva_jax") as caught:
+        Workdir.open(experiment)
+    assert "finish it with that version, or choose another --workdir" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_stage_runs_once_for_each_fingerprint(experiment, capsys):
