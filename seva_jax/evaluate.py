@@ -30,13 +30,14 @@ from seva_jax.runtime.processes import joined, one_line_errors, say, use_compile
 from seva_jax.types import DataError
 
 DESCRIPTION = """Asks a model every question of the chosen suites, scores the answers and writes
-answer files for other scorers; run again to go on after a kill.
+answer files for other scorers. Run it again to resume after a kill.
 
---model base asks the base model of --config FILE; --model WORKDIR the aligned model of a finished
-run, whose config is its own. --suite FILE ... picks Python files (or modules) with get_suites();
-without it, the config's evals are asked. --out DIR is where evals/base and evals/aligned go, by
-default the run's work directory. --batch-size N answers so many questions together, by default as
-many as the run's rollouts. Where both models have been asked, they are compared."""
+--model base asks the base model of --config FILE; --model WORKDIR asks the aligned model of a
+finished run, whose config is its own. --suite FILE ... names Python files (or modules) that define
+get_suites(); without it, the config's evals are asked. --out DIR is where evals/base and
+evals/aligned are written, by default the run's work directory. --batch-size N answers N questions
+together, by default as many as the run's rollouts. If both models have been asked, they are
+compared."""
 
 
 @one_line_errors()
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if aligned:
         rest += ["--config", f"{flags.model}/config.py", "--workdir", flags.model]
     experiment, _ = load_experiment(DESCRIPTION, rest)
-    experiment = runs_of(experiment)[0]  # the base of several stages is the first one's
+    experiment = runs_of(experiment)[0]  # the base of several rounds is the first one's
     suites = [s for where in flags.suite for s in read_suites(where)] or list(experiment.evals)
     _check(experiment, suites)
     if flags.batch_size is not None and flags.batch_size < 1:

@@ -28,10 +28,10 @@ from seva_jax.convert import (
     tower_directory,
 )
 from seva_jax.convert.original import pads_images
-from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.images import ImageProcessing
 from seva_jax.inference.sampler import PromptBatch, generate
 from seva_jax.models import Llava, LlavaConfig
-from seva_jax.text.sampling import Sampling
+from seva_jax.text import Sampling
 from seva_jax.text.tokenizer import load_tokenizer
 from seva_jax.types import DataError
 

@@ -78,16 +78,19 @@ class Bounds(NamedTuple):
 
 @functools.cache
 def bounds(config_class: type) -> dict[str, Bounds]:
-    """Returns the bounds of every field of a dataclass, by name."""
-    annotations = typing.get_type_hints(config_class, include_extras=True)
+    """Returns the bounds of every field of a dataclass, by name.
+
+    A class that annotates an inherited field again keeps its range unless it gives another one.
+    """
+    ranges: dict[str, Range] = {}
+    for base in filter(dataclasses.is_dataclass, reversed(config_class.__mro__)):
+        for name, annotation in typing.get_type_hints(base, include_extras=True).items():
+            for mark in getattr(annotation, "__metadata__", ()):
+                if isinstance(mark, Range) and name in vars(base).get("__annotations__", ()):
+                    ranges[name] = mark
     kinds = typing.get_type_hints(config_class)  # without Annotated
-
-    def range_of(name: str) -> Range | None:
-        marks = getattr(annotations[name], "__metadata__", ())
-        return next((mark for mark in marks if isinstance(mark, Range)), None)
-
     names = [field.name for field in dataclasses.fields(config_class)]
-    return {name: Bounds(kinds[name], range_of(name)) for name in names}
+    return {name: Bounds(kinds[name], ranges.get(name)) for name in names}
 
 
 def out_of_range(config: Any, name: str = "") -> Iterator[str]:

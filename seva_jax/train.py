@@ -31,9 +31,9 @@ from seva_jax.config import (
 from seva_jax.config.prior_run import base_fingerprint
 from seva_jax.evals import comparison_rows, format_table, headline_rows
 from seva_jax.models import abstract_params
+from seva_jax.report import write_figures
 from seva_jax.report.closing import closing_summary
 from seva_jax.report.compare import compare
-from seva_jax.report.figures import write_figures
 from seva_jax.report.run_report import RunPage, logged_pairs, spread, write_run_report
 from seva_jax.run import reference, rollouts
 from seva_jax.run.alignment import caches_reference

@@ -1,10 +1,9 @@
 """A run to plan: the shape of its rows, and its experiment."""
 
 from seva_jax.batches.trees import RowShape
+from seva_jax.config import ComputeOptions, TrainOptions
 from seva_jax.config.experiment import Experiment
-from seva_jax.config.options import ComputeOptions
 from seva_jax.models import LoraConfig
-from seva_jax.training.options import TrainOptions
 
 SHAPE = RowShape(length=192, comparisons=1, branches=2, answer=64, images=1, targets=128)
 

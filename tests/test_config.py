@@ -311,7 +311,7 @@ def test_help_shows_every_option_with_its_docstring(capsys, monkeypatch):
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert "What it does." in text
-    assert "strength of the pull towards the reference" in text
+    assert "how strongly the policy is held to the reference" in text
     # No logger is chosen, so none has options.
     for name in leaves(load_experiment("test", [])[0]).keys() - {"loggers"}:
         option = re.sub(r"_", "-", name)

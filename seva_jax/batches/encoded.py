@@ -15,7 +15,7 @@ import numpy as np
 
 from seva_jax.batches.packing import Sizes
 from seva_jax.batches.trees import RowShape, TreeExample
-from seva_jax.text.encode import EncodedTree, Encoder
+from seva_jax.text import EncodedTree, Encoder
 from seva_jax.types import Comparison, ExampleError
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.images import ImageProcessing
 from seva_jax.types import DataError, ExampleError
 
 

@@ -74,12 +74,12 @@ def fill(sizes: Sizes, members: Members, shape: RowShape) -> list[list[int]]:
     if shape.comparisons == 1:
         return [[member] for member in members]
     need_N4 = np.stack([*(x[list(members)] for x in sizes), np.ones(len(members), np.int64)], 1)
-    room_R4 = np.empty((len(members), 4), np.int64)
-    room_R4[:] = shape.length, shape.targets, shape.images, shape.comparisons
+    room_B4 = np.empty((len(members), 4), np.int64)
+    room_B4[:] = shape.length, shape.targets, shape.images, shape.comparisons
     rows: list[list[int]] = []
     for place in np.argsort(-need_N4[:, 0], kind="stable"):
-        row = int((room_R4 >= need_N4[place]).all(1).argmax())  # an empty one at the latest
-        room_R4[row] -= need_N4[place]
+        row = int((room_B4 >= need_N4[place]).all(1).argmax())  # an empty one at the latest
+        room_B4[row] -= need_N4[place]
         rows += [[]] * (row == len(rows))
         rows[row] = sorted([*rows[row], int(place)])
     return [[members[place] for place in row] for row in sorted(rows)]
@@ -133,21 +133,21 @@ def choose(
     """
     whole = Layout(widest, batch_size)
     sample = batches[:: max(len(batches) * batch_size // _SAMPLE, 1)]
-    best_B = np.full(len(sample), whole.rows * cost(widest))
+    best_N = np.full(len(sample), whole.rows * cost(widest))
     chosen = [whole]
     offers: dict[Layout, np.ndarray] = {}  # cost of each sampled batch; inf where it has no room
     for shape in _shapes(sizes, widest) if most > 1 else ():
         packed = [_packed(sizes, members, shape) for members in sample]
-        needed_B = np.array([-(-len(p) // unit) * unit if p else 0 for p in packed])
-        for rows in set(needed_B.tolist()) - {0}:
-            fits_B = (needed_B > 0) & (needed_B <= rows)
-            offers[Layout(shape, rows)] = np.where(fits_B, rows * cost(shape), np.inf)
+        needed_N = np.array([-(-len(p) // unit) * unit if p else 0 for p in packed])
+        for rows in set(needed_N.tolist()) - {0}:
+            fits_N = (needed_N > 0) & (needed_N <= rows)
+            offers[Layout(shape, rows)] = np.where(fits_N, rows * cost(shape), np.inf)
     while len(chosen) < most and offers:
-        layout = min(offers, key=lambda x: np.minimum(best_B, offers[x]).sum())
-        better_B = np.minimum(best_B, offers[layout])
-        if better_B.sum() > (1 - _WORTH) * best_B.sum():
+        layout = min(offers, key=lambda x: np.minimum(best_N, offers[x]).sum())
+        better_N = np.minimum(best_N, offers[layout])
+        if better_N.sum() > (1 - _WORTH) * best_N.sum():
             break
-        best_B = better_B
+        best_N = better_N
         chosen.append(layout)
     ordered = sorted(chosen[1:], key=lambda x: x.rows * cost(x.shape))
     return Packer(sizes, (*ordered, whole))

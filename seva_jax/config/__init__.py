@@ -26,38 +26,3 @@ from seva_jax.config.prior_run import PriorRun
 from seva_jax.config.rounds import Iterations, Round, Rounds, runs_of
 from seva_jax.config.source import fingerprint, flatten, to_source, without_effect
 from seva_jax.training.options import TrainOptions
-
-__all__ = [
-    "Assets",
-    "BaseModel",
-    "Checkpoint",
-    "ComputeOptions",
-    "Curriculum",
-    "Evaluation",
-    "Experiment",
-    "Iterations",
-    "Once",
-    "PriorRun",
-    "ReportOptions",
-    "RolloutOptions",
-    "Round",
-    "Rounds",
-    "TextOptions",
-    "TrainOptions",
-    "TrainedBase",
-    "check",
-    "config_directory",
-    "config_module",
-    "files_in",
-    "fingerprint",
-    "flatten",
-    "load_experiment",
-    "load_experiments",
-    "make_model",
-    "read_config",
-    "read_configs",
-    "read_suites",
-    "runs_of",
-    "to_source",
-    "without_effect",
-]

@@ -13,14 +13,13 @@ from typing import Annotated, Any
 from typing_extensions import override
 
 from seva_jax.convert import read_llava_config, tower_directory
-from seva_jax.data.sources import PromptSource
-from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.data import PromptSource
+from seva_jax.images import ImageProcessing
 from seva_jax.models import LlavaConfig
 from seva_jax.ranges import FROM_1
-from seva_jax.text.encode import Encoder
-from seva_jax.text.templates import Template
+from seva_jax.text import Encoder, Template
 from seva_jax.text.tokenizer import check_tokenizer, load_tokenizer, word_tokenizer
-from seva_jax.training.optimizer import Optim
+from seva_jax.training import Optim
 from seva_jax.types import DataError
 from seva_jax.worlds import WorldPrompts, world_vocabulary
 

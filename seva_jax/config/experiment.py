@@ -16,18 +16,16 @@ from typing_extensions import override
 from seva_jax.config.base_models import BaseModel, Checkpoint
 from seva_jax.config.options import ComputeOptions, ReportOptions, RolloutOptions, TextOptions
 from seva_jax.corrupt import Corruption, DiffusionNoise
-from seva_jax.data.sources import PromptSource
+from seva_jax.data import PromptSource
 from seva_jax.evals import Evaluator, ExactAnswer, Questions, Suite
 from seva_jax.models import LoraConfig, require_qwix
 from seva_jax.objectives import DPO, Objective
 from seva_jax.pairs import CorruptionPairs, PairBuilder
 from seva_jax.ranges import FROM_0, NO_EFFECT, out_of_range
-from seva_jax.runtime.loggers import Logger
-from seva_jax.runtime.processes import ProcessOptions
+from seva_jax.runtime import Logger, ProcessOptions
 from seva_jax.sharding import MeshShape
-from seva_jax.text.templates import Template
-from seva_jax.training.optimizer import Optim
-from seva_jax.training.options import TrainOptions
+from seva_jax.text import Template
+from seva_jax.training import Optim, TrainOptions
 from seva_jax.types import DataError
 from seva_jax.worlds import WorldPrompts
 

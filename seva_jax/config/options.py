@@ -17,8 +17,7 @@ from seva_jax.models import (
     Remat,
 )
 from seva_jax.ranges import FROM_0, FROM_1
-from seva_jax.text.sampling import Sampling
-from seva_jax.text.templates import VICUNA_V1, Template
+from seva_jax.text import VICUNA_V1, Sampling, Template
 
 
 @dataclasses.dataclass(frozen=True)

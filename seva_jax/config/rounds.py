@@ -18,13 +18,12 @@ from seva_jax.config.experiment import Curriculum, Experiment, Once, check
 from seva_jax.config.options import RolloutOptions
 from seva_jax.config.prior_run import PriorRun, continuation_problems
 from seva_jax.corrupt import Corruption
-from seva_jax.data.sources import PromptSource
+from seva_jax.data import PromptSource
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import Objective
 from seva_jax.pairs import PairBuilder
 from seva_jax.ranges import FROM_1
-from seva_jax.training.optimizer import Optim
-from seva_jax.training.options import TrainOptions
+from seva_jax.training import Optim, TrainOptions
 from seva_jax.types import DataError
 
 

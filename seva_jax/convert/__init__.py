@@ -18,11 +18,3 @@ and `export` need nothing but the rows.
 from seva_jax.convert.hf_config import SpecialTokens, read_llava_config, read_special_tokens
 from seva_jax.convert.load import load_params
 from seva_jax.convert.original import tower_directory
-
-__all__ = [
-    "SpecialTokens",
-    "load_params",
-    "read_llava_config",
-    "read_special_tokens",
-    "tower_directory",
-]

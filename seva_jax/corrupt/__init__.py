@@ -5,7 +5,7 @@ What lives here: the public names. What does not: reading, padding, resizing and
 """
 
 from seva_jax.corrupt.auto import AutoAugment, RandAugment
-from seva_jax.corrupt.base import Compose, Corruption, apply_pixels, corruption_key
+from seva_jax.corrupt.base import Compose, Corruption, RandomlyApplied, apply_pixels, corruption_key
 from seva_jax.corrupt.colour import (
     ColorJitter,
     Grayscale,
@@ -31,41 +31,3 @@ from seva_jax.corrupt.recipes import byol, moco, simclr
 from seva_jax.corrupt.region import RegionNoise
 from seva_jax.corrupt.sequence import Drop, Reverse, SequenceCorruption, Shuffle
 from seva_jax.corrupt.sharpness import GaussianBlur, RandomAdjustSharpness
-
-__all__ = [
-    "AutoAugment",
-    "CenterCrop",
-    "ColorJitter",
-    "Compose",
-    "Corruption",
-    "DiffusionNoise",
-    "Drop",
-    "GaussianBlur",
-    "Grayscale",
-    "Pad",
-    "PixelNoise",
-    "RandAugment",
-    "RandomAdjustSharpness",
-    "RandomAffine",
-    "RandomAutocontrast",
-    "RandomCrop",
-    "RandomEqualize",
-    "RandomGrayscale",
-    "RandomHorizontalFlip",
-    "RandomInvert",
-    "RandomPerspective",
-    "RandomPosterize",
-    "RandomResizedCrop",
-    "RandomRotation",
-    "RandomSolarize",
-    "RegionNoise",
-    "Reverse",
-    "SequenceCorruption",
-    "Shuffle",
-    "apply_pixels",
-    "byol",
-    "corruption_key",
-    "diffusion_schedule",
-    "moco",
-    "simclr",
-]

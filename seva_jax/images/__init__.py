@@ -6,5 +6,3 @@ What does not: corruptions (`seva_jax/corrupt`). Read next: `preprocess.py`.
 """
 
 from seva_jax.images.preprocess import ImageProcessing
-
-__all__ = ["ImageProcessing"]

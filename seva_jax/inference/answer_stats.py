@@ -68,38 +68,38 @@ def image_attention(
     # With one branch per tree, an answer token stands right after the token that predicts it.
     # Slots without an answer token belong to no comparison.
     index_C = jnp.arange(batch.mask_BCKT.shape[1])
-    slots_BX = batch.slot_BCKT.reshape(len(input_BSD), -1)
-    row_BX = jnp.take_along_axis(batch.source_BA, slots_BX, axis=1) + 1
+    slots_BA = batch.slot_BCKT.reshape(len(input_BSD), -1)
+    row_BA = jnp.take_along_axis(batch.source_BA, slots_BA, axis=1) + 1
     mask_BCT = batch.mask_BCKT[:, :, 0]
-    owner_BX = jnp.where(mask_BCT > 0, index_C[:, None], -1).reshape(slots_BX.shape)
-    row_BX = jnp.minimum(row_BX, length - 1)
-    num = slots_BX.shape[1]
+    owner_BA = jnp.where(mask_BCT > 0, index_C[:, None], -1).reshape(slots_BA.shape)
+    row_BA = jnp.minimum(row_BA, length - 1)
+    num = slots_BA.shape[1]
 
-    def chunks(x_BX: jax.Array, fill: int) -> jax.Array:
-        padded_BX = jnp.pad(x_BX, ((0, 0), (0, -num % _QUERIES)), constant_values=fill)
-        return padded_BX.reshape(len(x_BX), -1, _QUERIES).swapaxes(0, 1)
+    def chunks(x_BA: jax.Array, fill: int) -> jax.Array:
+        padded_BA = jnp.pad(x_BA, ((0, 0), (0, -num % _QUERIES)), constant_values=fill)
+        return padded_BA.reshape(len(x_BA), -1, _QUERIES).swapaxes(0, 1)
 
-    def at(x_BS: jax.Array, row_BX: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(x_BS, row_BX, axis=1)
+    def at(x_BS: jax.Array, row_BA: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(x_BS, row_BA, axis=1)
 
     def add(total_BCS: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        row_BX, owner_BX = chunk
-        x_BXD = jnp.take_along_axis(input_BSD, row_BX[..., None], axis=1)
-        query = layer_heads(model, variables, layer, "q_proj", x_BXD, at(positions_BS, row_BX))
-        weight_BXS = attention_weights(query, key_BSGQ, visible(row_BX))
-        is_owner_BCX = (owner_BX[:, None] == index_C[:, None]).astype(jnp.float32)
+        row_BA, owner_BA = chunk
+        x_BAD = jnp.take_along_axis(input_BSD, row_BA[..., None], axis=1)
+        query = layer_heads(model, variables, layer, "q_proj", x_BAD, at(positions_BS, row_BA))
+        weight_BAS = attention_weights(query, key_BSGQ, visible(row_BA))
+        is_owner_BCA = (owner_BA[:, None] == index_C[:, None]).astype(jnp.float32)
         # At full precision: accelerators would round the weights to bfloat16.
         return total_BCS + jnp.einsum(
-            "bcx,bxs->bcs", is_owner_BCX, weight_BXS, precision=jax.lax.Precision.HIGHEST
+            "bca,bas->bcs", is_owner_BCA, weight_BAS, precision=jax.lax.Precision.HIGHEST
         ), None
 
     mask_BSS = tree_mask(batch.tree_BS, batch.branch_BS)
 
-    def visible(row_BX: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(mask_BSS, row_BX[..., None], axis=1)
+    def visible(row_BA: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(mask_BSS, row_BA[..., None], axis=1)
 
     zero = jnp.zeros((len(input_BSD), len(index_C), length), jnp.float32)
-    total_BCS, _ = jax.lax.scan(add, zero, (chunks(row_BX, 0), chunks(owner_BX, -1)))
+    total_BCS, _ = jax.lax.scan(add, zero, (chunks(row_BA, 0), chunks(owner_BA, -1)))
     return total_BCS * (batch.patch_BS >= 0)[:, None]
 
 

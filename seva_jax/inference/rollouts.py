@@ -17,15 +17,14 @@ import jax
 import numpy as np
 
 from seva_jax.corrupt import Corruption, corruption_key
-from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.images import ImageProcessing
 from seva_jax.inference.corrupted import corrupted_pixels, corrupted_prompt, stacked
 from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state, refill
 from seva_jax.models import CacheKind, Llava
 from seva_jax.runtime import shutdown
 from seva_jax.runtime.processes import gather
 from seva_jax.sharding import process_row_share, put_batch, replicated, row_multiple
-from seva_jax.text.encode import Encoder
-from seva_jax.text.sampling import Sampling
+from seva_jax.text import Encoder, Sampling
 from seva_jax.types import ExampleError, Prompt
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from seva_jax.models import Cache, CacheKind, Llava
 from seva_jax.sharding import constrain
-from seva_jax.text.sampling import Sampling
+from seva_jax.text import Sampling
 from seva_jax.training.step import Variables
 from seva_jax.types import Array
 
@@ -61,7 +61,7 @@ class Decoding(NamedTuple):
         clock: int32 scalar, decode steps so far.
         cache: the KV cache.
         seen_BS: bool, True for real tokens of the prompt.
-        key_data_BW: raw PRNG keys.
+        key_data_BN: raw PRNG keys.
         tag_B: int32, the caller's tag of each row.
         count_B: int32, tokens of the answer so far.
         token_B: int32, the last of them.
@@ -73,7 +73,7 @@ class Decoding(NamedTuple):
     clock: jax.Array
     cache: Cache
     seen_BS: jax.Array
-    key_data_BW: jax.Array
+    key_data_BN: jax.Array
     tag_B: jax.Array
     count_B: jax.Array
     token_B: jax.Array
@@ -142,7 +142,7 @@ class Sampler:
             clock=jnp.int32(0),
             cache=cache,
             seen_BS=batch.mask_BS,
-            key_data_BW=jax.random.key_data(keys_B),
+            key_data_BN=jax.random.key_data(keys_B),
             tag_B=tag_B,
             count_B=jnp.zeros(rows, jnp.int32),
             token_B=jnp.zeros(rows, jnp.int32),
@@ -162,7 +162,7 @@ class Sampler:
 
     def _pick(self, state: Decoding, logits_BV: jax.Array) -> Decoding:
         """Samples one token for each unfinished row."""
-        keys = jax.random.wrap_key_data(state.key_data_BW)
+        keys = jax.random.wrap_key_data(state.key_data_BN)
         keys = jax.vmap(jax.random.fold_in)(keys, state.count_B)
         met_BV = state.met_BV
         if met_BV is not None:
@@ -195,18 +195,18 @@ class Sampler:
             parts: both sets of rows come in this many equal parts, one for each device, and no row
                 changes its part.
         """
-        from_NR = from_B.reshape(parts, -1)
+        from_NB = from_B.reshape(parts, -1)
 
         def taken(old: jax.Array, new: jax.Array, dim: int) -> jax.Array:
             def split(x: jax.Array) -> jax.Array:
                 return x.reshape(*x.shape[:dim], parts, -1, *x.shape[dim + 1 :])
 
-            def one(old: jax.Array, new: jax.Array, from_R: jax.Array) -> jax.Array:
-                fresh = jnp.take(new, jnp.maximum(from_R, 0), axis=dim)
-                given = (from_R >= 0).reshape(-1, *[1] * (old.ndim - dim - 1))
+            def one(old: jax.Array, new: jax.Array, from_B: jax.Array) -> jax.Array:
+                fresh = jnp.take(new, jnp.maximum(from_B, 0), axis=dim)
+                given = (from_B >= 0).reshape(-1, *[1] * (old.ndim - dim - 1))
                 return jnp.where(given, fresh, old)
 
-            rows = jax.vmap(one, (dim, dim, 0), dim)(split(old), split(new), from_NR)
+            rows = jax.vmap(one, (dim, dim, 0), dim)(split(old), split(new), from_NB)
             return rows.reshape(old.shape)
 
         width = state.seen_BS.shape[1]
@@ -309,12 +309,12 @@ def empty_state(sampler: Sampler, num_rows: int, width: int) -> Decoding:
         return constrain(jnp.full((num_rows, *shape), value), "batch", *[name] * len(shape))
 
     num_new = sampler.sampling.max_new_tokens
-    key_data_W = jax.random.key_data(jax.random.key(0))
+    key_data_N = jax.random.key_data(jax.random.key(0))
     return Decoding(
         clock=jnp.int32(0),
         cache=sampler.model.empty_cache(num_rows, width + num_new, sampler.cache),
         seen_BS=full(False, width),
-        key_data_BW=full(key_data_W, len(key_data_W)),
+        key_data_BN=full(key_data_N, len(key_data_N)),
         tag_B=full(jnp.int32(-1)),
         count_B=full(jnp.int32(0)),
         token_B=full(jnp.int32(0)),

@@ -19,28 +19,3 @@ from seva_jax.models.quant import (
     quantise_all,
     require_qwix,
 )
-
-__all__ = [
-    "LLAVA_15",
-    "Attention",
-    "BaseWeights",
-    "Cache",
-    "CacheKind",
-    "Llava",
-    "LlavaConfig",
-    "LoraConfig",
-    "Remat",
-    "TextConfig",
-    "VisionConfig",
-    "abstract_params",
-    "abstract_stored",
-    "abstract_variables",
-    "attention_weights",
-    "init_variables",
-    "is_quantised",
-    "layer_heads",
-    "merge_adapters",
-    "quantise",
-    "quantise_all",
-    "require_qwix",
-]

@@ -12,19 +12,3 @@ from seva_jax.pairs.mia import Limit, MiaPairs
 from seva_jax.pairs.model import AnswerStats, PairModel, Reply
 from seva_jax.pairs.retrieval import RetrievedPairs
 from seva_jax.pairs.temple import TemplePairs
-
-__all__ = [
-    "AnswerStats",
-    "BuiltPairs",
-    "Cooccurrence",
-    "CorruptionPairs",
-    "InjectedPairs",
-    "Limit",
-    "MiaPairs",
-    "PairBuilder",
-    "PairModel",
-    "Reply",
-    "RetrievedPairs",
-    "TemplePairs",
-    "build_pairs",
-]

@@ -13,9 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from seva_jax.batches.trees import RowShape
-from seva_jax.config.command_line import load_experiment
-from seva_jax.config.experiment import Experiment
-from seva_jax.config.rounds import runs_of
+from seva_jax.config import Experiment, load_experiment, runs_of
 from seva_jax.models import LLAVA_15, LlavaConfig
 from seva_jax.plan.estimate import Plan, plan
 from seva_jax.plan.table import HOW, Row, describe, table, write_csv, write_page

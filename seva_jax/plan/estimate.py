@@ -8,7 +8,7 @@ import re
 import jax
 
 from seva_jax.batches.trees import RowShape
-from seva_jax.config.experiment import Experiment
+from seva_jax.config import Experiment
 from seva_jax.models import LlavaConfig
 from seva_jax.plan.chips import Chip, Topology
 from seva_jax.plan.hlo import collective_bytes

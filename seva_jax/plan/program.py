@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seva_jax.batches.trees import RowShape, pack_row
-from seva_jax.config.experiment import Experiment
-from seva_jax.config.options import make_model
+from seva_jax.config import Experiment, make_model
 from seva_jax.inference.rollouts import rollout_rows
 from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state, refill
 from seva_jax.models import Llava, LlavaConfig, abstract_stored, abstract_variables

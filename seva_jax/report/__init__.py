@@ -17,20 +17,3 @@ from seva_jax.report.data import (
 )
 from seva_jax.report.figures import FiguresData, MoreNumbers, write_figures
 from seva_jax.report.page import render, write_report
-
-__all__ = [
-    "Curve",
-    "Drop",
-    "EvalRow",
-    "ExampleCard",
-    "FiguresData",
-    "Interval",
-    "MoreNumbers",
-    "PairCard",
-    "ReportData",
-    "Series",
-    "Stage",
-    "render",
-    "write_figures",
-    "write_report",
-]

@@ -13,10 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seva_jax.config.base_models import Checkpoint, TrainedBase
-from seva_jax.config.experiment import Experiment
-from seva_jax.config.options import make_model
-from seva_jax.config.prior_run import PriorRun
+from seva_jax.config import Checkpoint, Experiment, PriorRun, TrainedBase, make_model
 from seva_jax.convert import load_params, tower_directory
 from seva_jax.models import (
     LlavaConfig,

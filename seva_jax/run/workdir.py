@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from seva_jax.config import Experiment, flatten, to_source, without_effect
-from seva_jax.runtime import Logger, LogWriter, lock, shutdown
+from seva_jax.runtime import LoggedPair, LoggedRun, Logger, LogWriter, lock, shutdown
 from seva_jax.runtime.files import (
     append_lines,
     read_json,
@@ -28,7 +28,6 @@ from seva_jax.runtime.files import (
     write_lines,
     write_text,
 )
-from seva_jax.runtime.loggers import LoggedPair, LoggedRun
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import barrier, gather, say
 from seva_jax.runtime.progress import Progress

@@ -6,13 +6,3 @@ What does not: what a run does (`seva_jax/run`). Read next: `files.py`, then `jo
 
 from seva_jax.runtime.loggers import LoggedPair, LoggedRun, Logger, LogWriter, TensorBoard, WandB
 from seva_jax.runtime.processes import ProcessOptions
-
-__all__ = [
-    "LogWriter",
-    "LoggedPair",
-    "LoggedRun",
-    "Logger",
-    "ProcessOptions",
-    "TensorBoard",
-    "WandB",
-]

@@ -9,5 +9,3 @@ What does not: packing trunks and branches into rows (`seva_jax/batches`). Read 
 from seva_jax.text.encode import EncodedTree, Encoder
 from seva_jax.text.sampling import Sampling
 from seva_jax.text.templates import LLAVA_V1, PLAIN, VICUNA_V1, Template
-
-__all__ = ["LLAVA_V1", "PLAIN", "VICUNA_V1", "EncodedTree", "Encoder", "Sampling", "Template"]

@@ -6,5 +6,3 @@ are (`seva_jax/objectives`), how rows are made (`seva_jax/batches`). Read next: 
 
 from seva_jax.training.optimizer import Optim
 from seva_jax.training.options import TrainOptions
-
-__all__ = ["Optim", "TrainOptions"]

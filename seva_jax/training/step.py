@@ -148,8 +148,8 @@ def tree_logps(
     }
     if "last_argmax" in needs:
         first_BCT, last_BCT = batch.slot_BCKT[:, :, 0], batch.slot_BCKT[:, :, -1]
-        tokens_BX = at(stats["argmax"], last_BCT)
-        last = statistics(at(batch.source_BA, first_BCT), tokens_BX, NOTHING)
+        tokens_BA = at(stats["argmax"], last_BCT)
+        last = statistics(at(batch.source_BA, first_BCT), tokens_BA, NOTHING)
         mask_NT = blank.mask_NKT[:, 0] * blank.mask_NKT[:, -1]
         fields["last_argmax_NT"] = last["logp"].reshape(mask_NT.shape) * mask_NT
     return blank._replace(logp_NKT=fields.pop("logp_NKT"), **fields)

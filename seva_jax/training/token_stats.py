@@ -51,30 +51,30 @@ def answer_statistics(
         padded_BA = jnp.pad(x_BA, ((0, 0), (0, -num % chunk)))
         return padded_BA.reshape(rows, -1, chunk).swapaxes(0, 1)
 
-    def logits(variables: Any, hidden_BSD: jax.Array, source_BX: jax.Array) -> Any:
-        hidden_BXD = jnp.take_along_axis(hidden_BSD, source_BX[..., None], axis=1)
-        return model.apply(variables, hidden_BXD, method="head")
+    def logits(variables: Any, hidden_BSD: jax.Array, source_BA: jax.Array) -> Any:
+        hidden_BAD = jnp.take_along_axis(hidden_BSD, source_BA[..., None], axis=1)
+        return model.apply(variables, hidden_BAD, method="head")
 
     @jax.checkpoint
     def reduce(carry: None, indices: tuple[jax.Array, jax.Array]) -> tuple[None, Statistics]:
-        source_BX, target_BX = indices
-        logits_BXV = logits(variables, hidden_BSD, source_BX)
-        target_BX1 = target_BX[..., None]
-        total_BX = jax.nn.logsumexp(logits_BXV, axis=-1)
-        stats = {"logp": jnp.take_along_axis(logits_BXV, target_BX1, axis=-1)[..., 0] - total_BX}
+        source_BA, target_BA = indices
+        logits_BAV = logits(variables, hidden_BSD, source_BA)
+        target_BA1 = target_BA[..., None]
+        total_BA = jax.nn.logsumexp(logits_BAV, axis=-1)
+        stats = {"logp": jnp.take_along_axis(logits_BAV, target_BA1, axis=-1)[..., 0] - total_BA}
         if "log_sum_sq" in needs:
-            log_sum_sq_BX = jax.nn.logsumexp(2 * logits_BXV, axis=-1) - 2 * total_BX
-            stats["log_sum_sq"] = jax.lax.stop_gradient(log_sum_sq_BX)
+            log_sum_sq_BA = jax.nn.logsumexp(2 * logits_BAV, axis=-1) - 2 * total_BA
+            stats["log_sum_sq"] = jax.lax.stop_gradient(log_sum_sq_BA)
         if "best_other" in needs:
-            is_target = jnp.arange(logits_BXV.shape[-1]) == target_BX1
-            stats["best_other"] = jnp.where(is_target, -jnp.inf, logits_BXV).max(-1) - total_BX
+            is_target = jnp.arange(logits_BAV.shape[-1]) == target_BA1
+            stats["best_other"] = jnp.where(is_target, -jnp.inf, logits_BAV).max(-1) - total_BA
         if "last_argmax" in needs:
-            stats["argmax"] = logits_BXV.argmax(-1)
+            stats["argmax"] = logits_BAV.argmax(-1)
         if "kl" in needs:
             assert reference is not None, "the KL needs the reference in the step"
-            logps_BXV = jax.nn.log_softmax(logits_BXV)
-            ref_BXV = jax.lax.stop_gradient(jax.nn.log_softmax(logits(*reference, source_BX)))
-            stats["kl"] = (jnp.exp(ref_BXV) * (ref_BXV - logps_BXV)).sum(-1)
+            logps_BAV = jax.nn.log_softmax(logits_BAV)
+            ref_BAV = jax.lax.stop_gradient(jax.nn.log_softmax(logits(*reference, source_BA)))
+            stats["kl"] = (jnp.exp(ref_BAV) * (ref_BAV - logps_BAV)).sum(-1)
         return carry, stats
 
     _, stats = jax.lax.scan(reduce, None, (chunks(source_BA), chunks(target_BA)))

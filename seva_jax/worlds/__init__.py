@@ -8,15 +8,3 @@ from seva_jax.worlds.regions import AskedObject
 from seva_jax.worlds.sequences import WorldSequences
 from seva_jax.worlds.shapes import COLORS, SHAPES, ShapeWorld, WorldPrompts, world_vocabulary
 from seva_jax.worlds.trajectories import WorldTrajectories
-
-__all__ = [
-    "COLORS",
-    "SHAPES",
-    "AskedObject",
-    "ShapeWorld",
-    "WorldPairs",
-    "WorldPrompts",
-    "WorldSequences",
-    "WorldTrajectories",
-    "world_vocabulary",
-]

@@ -9,20 +9,3 @@ from seva_jax.evals.suites.described import CocoChair, SentenceHallucination, Sh
 from seva_jax.evals.suites.judged import AgainstReference, LlavaBench, MMVet, NoJudge
 from seva_jax.evals.suites.multiple_choice import MMBench, ScienceQA, SeedBench
 from seva_jax.evals.suites.short_answers import GQA, GqaAnswer, PopeSets, TextVQA
-
-__all__ = [
-    "GQA",
-    "AgainstReference",
-    "CocoChair",
-    "GqaAnswer",
-    "LlavaBench",
-    "MMBench",
-    "MMVet",
-    "NoJudge",
-    "PopeSets",
-    "ScienceQA",
-    "SeedBench",
-    "SentenceHallucination",
-    "Shr",
-    "TextVQA",
-]
