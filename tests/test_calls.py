@@ -1,4 +1,4 @@
-"""What pair builders ask of the model: kept as it comes, gone on with, never mistaken."""
+"""What pair builders ask of the model: answers are kept, resumed and never mistaken for others."""
 
 import dataclasses
 import json
@@ -39,16 +39,16 @@ class TinyBase(BaseModel):
 
 @pytest.fixture(scope="module")
 def variables():
-    """Variables of a model whose answers differ."""
+    """Returns weights with which answers differ."""
     return noisy_variables(MODEL)
 
 
 @pytest.fixture
 def make(variables, tmp_path, monkeypatch, one_device):
-    """(stop_after) -> the model in one work directory, what it is asked, how often it is loaded.
+    """Returns a function of `stop_after` that makes the model in one work directory.
 
-    Prompts that are answered and images that are read are counted, and after `stop_after` of them
-    the call is interrupted.
+    It returns the model, what it was asked, and how often it was loaded. Answered prompts and read
+    images are counted, and after `stop_after` of them the call is interrupted.
     """
     answer = RolloutEngine.answer
 
@@ -89,7 +89,7 @@ def make(variables, tmp_path, monkeypatch, one_device):
 
 
 def test_answers_are_kept_and_gone_on_with(make, tmp_path):
-    """Interrupted in the middle, the call goes on after the finished lines, with the same end."""
+    """An interrupted call continues after the finished lines and ends the same."""
     whole = make()[0].answer("whole", PROMPTS, SAMPLING)
     assert [r.dropped for r in whole].count("unreadable image") == 2
     assert len({r.text for r in whole}) > 10
@@ -117,7 +117,7 @@ def test_answers_are_kept_and_gone_on_with(make, tmp_path):
 
 
 def test_a_call_with_other_arguments_is_started_again(make, tmp_path, capsys):
-    """Prompts, beginnings, images or sampling: a stale file is not taken for this call's."""
+    """Other prompts, starts, images or sampling never get the answers of an old file."""
     before = make()[0].answer("x", PROMPTS[:4], Sampling(6))
     changed = [
         (PROMPTS[:3], Sampling(6)),
@@ -147,13 +147,13 @@ def test_nothing_asked_loads_nothing(make):
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "a.b", "a\0b", "/etc"])
 def test_names_of_calls(make, name):
-    """They are names of files."""
+    """They become names of files."""
     with pytest.raises(DataError, match="cannot name a call"):
         make()[0].answer(name, [], SAMPLING)
 
 
 def test_two_calls_of_a_name(make):
-    """The second would throw away what the first kept, in every run."""
+    """In every run the second would discard what the first had kept."""
     calls, _, _ = make()
     calls.answer("x", PROMPTS[:2], SAMPLING)
     with pytest.raises(DataError, match="two calls"):
@@ -161,7 +161,7 @@ def test_two_calls_of_a_name(make):
 
 
 def test_answers_go_on_from_a_start(make):
-    """A beginning as the model itself would have said it changes nothing of the rest."""
+    """A start that the model itself would have said does not change the rest."""
     prompt = Prompt("p", "what is it", ("1",))
     whole = make()[0].answer("whole", [prompt], Sampling(6))[0].text
     words = whole.split()
@@ -182,7 +182,7 @@ TARGETS = [np.tile(LATER, len(v.prompt.images)) for v in VIEWS]
 
 
 def equal(found, others):
-    """Whether two lists of measures are the same, bit for bit."""
+    """Returns whether two lists of measures are the same, bit for bit."""
     for one, other in zip(found, others, strict=True):
         assert (one is None) == (other is None)
         for a, b in zip(one or (), other or (), strict=True):
@@ -190,7 +190,7 @@ def equal(found, others):
 
 
 def test_measures_are_kept_and_gone_on_with(make):
-    """The same numbers whether or not it was interrupted; None for what cannot be read."""
+    """Numbers are the same after an interruption; None stands for what cannot be read."""
     views = [*VIEWS[:7], View(Prompt("long", "what " * 80, ()), ("a",)), *VIEWS[7:]]
     targets = [*TARGETS[:7], np.zeros(0, bool), *TARGETS[7:]]
     whole = make()[0].measure("whole", views, 1, targets)
@@ -221,7 +221,7 @@ def test_measures_are_kept_and_gone_on_with(make):
 
 
 def test_targets_and_layers_must_fit(make):
-    """Named before the model is loaded."""
+    """The problem is named before the model is loaded."""
     calls, _, loads = make()
     with pytest.raises(DataError, match=r"layer 2, and the model's are 0 to 1"):
         calls.measure("x", VIEWS[:1], 2, TARGETS[:1])
@@ -231,7 +231,7 @@ def test_targets_and_layers_must_fit(make):
 
 
 def test_patches_of_a_box(make):
-    """All of an image, or a part of it, as the processing sees it."""
+    """They are all of an image, or the part that the processing shows."""
     calls, _, _ = make()
     assert calls.patches().tolist() == [True] * NUM
     assert calls.patches(Box(0, 0, 5, 10, 10, 10)).tolist() == [True, False] * (NUM // 2)
@@ -241,7 +241,7 @@ def test_patches_of_a_box(make):
 
 
 def test_features_are_kept_and_gone_on_with(make, capsys):
-    """Of length 1, and zeros where an image cannot be read, which is said."""
+    """They have length 1; an unreadable image is reported and has zeros."""
     names = [str(i) for i in (0, 1, 5, 2, 3, 0, 4)]
     whole = make()[0].features("whole", names)
     assert "whole: 1 of 7 images cannot be read" in capsys.readouterr().out
@@ -262,7 +262,7 @@ def test_features_are_kept_and_gone_on_with(make, capsys):
 
 
 def test_features_are_means_of_the_tower(make, variables):
-    """Over the patches that the model selects."""
+    """The mean is over the patches that the model selects."""
     (found,) = make()[0].features("x", ["2"])
     pixels = PROCESSING(load_image("2"))[None, None]
     features = np.asarray(MODEL.apply(variables, pixels, method="features"))[0]

@@ -1,4 +1,4 @@
-"""Exports: files that stay identical, tensors that change, output that appears whole."""
+"""Exports: files that stay identical, tensors that change, and output that appears as a whole."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ CHANGED = ("q_proj", "o_proj", "down_proj", "multi_modal_projector")
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A small Hugging Face directory with a tokenizer file and things that are not copied."""
+    """Writes a small Hugging Face directory with a tokenizer file and files that stay behind."""
     (tmp_path / "model").mkdir()
     directory = write_llava(tmp_path / "model")
     (directory / "tokenizer.json").write_text("{}")

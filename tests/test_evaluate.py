@@ -1,4 +1,4 @@
-"""The evaluation command: answers that survive a kill, changes that are noticed, two models."""
+"""The evaluation command: answers survive a kill, changes are noticed, two models are compared."""
 
 import contextlib
 import dataclasses
@@ -36,7 +36,7 @@ class Killed(Exception):
 
 
 def write_files(folder):
-    """POPE's and GQA's files about images of the procedural world, in words the model knows."""
+    """Writes POPE's and GQA's files about images and words of the procedural world."""
     (folder / "images").mkdir(parents=True)
     gqa, pope = {}, []
     for i in range(NUM):
@@ -65,7 +65,7 @@ def gqa_suite(files):
 
 
 def suite_file(files):
-    """A suite file, as users write it."""
+    """Writes a suite file as users do."""
     path = files / "suites.py"
     path.write_text(
         "from seva_jax.evals.suites import GQA, PopeSets\n\n\n"
@@ -80,7 +80,7 @@ def suite_file(files):
 
 @dataclasses.dataclass
 class Parrot:
-    """Stands for an `RolloutEngine`: answers "red", three questions at a time."""
+    """An `RolloutEngine` that answers "red", three questions at a time."""
 
     seed: int = 0
     asked: list = dataclasses.field(default_factory=list)
@@ -110,7 +110,7 @@ class Parrot:
 
 
 def written(folder):
-    """Every file and what is in it."""
+    """Returns every file and its content."""
     return {
         str(p.relative_to(folder)): p.read_bytes().replace(str(folder).encode(), b"")
         for p in sorted(folder.rglob("*"))
@@ -119,7 +119,7 @@ def written(folder):
 
 
 def dying(num):
-    """A replacement for `Journal.append` that dies after some batches of answers."""
+    """Returns a replacement for `Journal.append` that dies after some batches of answers."""
     left, append = [num], Journal.append
 
     def append_or_die(self, records):
@@ -132,7 +132,7 @@ def dying(num):
 
 
 def test_answers_survive_a_kill(tmp_path, files, monkeypatch):
-    """The second run asks the rest, and leaves the files of one that was not killed."""
+    """The second run asks for the rest, and leaves the files of an undisturbed run."""
     suite = gqa_suite(files)
     evaluations.evaluate_all(Parrot(), [suite], "base", Workdir(tmp_path / "one" / "run", True))
     workdir, parrot = Workdir(tmp_path / "two" / "run", True), Parrot()
@@ -152,7 +152,7 @@ def test_answers_survive_a_kill(tmp_path, files, monkeypatch):
 
 
 def test_what_cannot_be_asked_is_left_out(tmp_path, files, capsys):
-    """Counted; in files for other scorers it has an empty answer, since some align by order."""
+    """It is counted, and empty in files for scorers, some of which align by order."""
     workdir = Workdir(tmp_path / "run", True)
     evaluations.evaluate_all(Parrot(), [gqa_suite(files)], "base", workdir)
     assert "1 prompts left out: {'missing image': 1}" in capsys.readouterr().out
@@ -165,7 +165,7 @@ def test_what_cannot_be_asked_is_left_out(tmp_path, files, capsys):
 
 
 def test_changes_are_noticed(tmp_path, files):
-    """Answers to other questions, of another model or of another file are not mixed."""
+    """Answers to other questions, or of another model or file, are not mixed."""
     workdir, suite = Workdir(tmp_path / "run", True), gqa_suite(files)
     evaluations.evaluate_all(Parrot(), [suite], "base", workdir)
     with pytest.raises(DataError, match="a change of the model or how it is asked; delete"):
@@ -191,7 +191,7 @@ def test_nothing_is_asked_that_cannot_be_scored(tmp_path, files):
 
 
 def test_two_models_are_compared(tmp_path, files):
-    """Side by side with paired intervals, categories in a table of their own."""
+    """They are next to each other, with paired intervals, and categories have their own table."""
     workdir, suite = Workdir(tmp_path / "run", True), gqa_suite(files)
     evaluations.evaluate_all(Parrot(), [suite], "aligned", workdir)
     alone = evaluate.tables(workdir.path, "aligned", [suite])
@@ -205,7 +205,7 @@ def test_two_models_are_compared(tmp_path, files):
 
 
 def test_suite_files(tmp_path, files, monkeypatch):
-    """A file or a module; what is wrong with one is said in a line."""
+    """It may be a file or a module; what is wrong with one is said in a line."""
     assert [type(s) for s in read_suites(str(suite_file(files)))] == [GQA, PopeSets]
     monkeypatch.syspath_prepend(files)
     (files / "my_suites.py").write_text((files / "suites.py").read_text())
@@ -226,13 +226,13 @@ def test_suite_files(tmp_path, files, monkeypatch):
 
 @pytest.fixture
 def command(monkeypatch):
-    """The command without what belongs to a process of its own."""
+    """Returns the command without what belongs to a process of its own."""
     monkeypatch.setattr(evaluate, "joined", lambda options: contextlib.nullcontext())
     return evaluate.main
 
 
 def test_errors_are_one_line(tmp_path, files, command):
-    """No traceback for bad input."""
+    """Bad input gives no traceback."""
     twice = files / "twice.py"
     suites = str(suite_file(files))
     twice.write_text(
@@ -252,7 +252,7 @@ def test_errors_are_one_line(tmp_path, files, command):
 
 @pytest.mark.slow
 def test_base_and_aligned_end_to_end(tmp_path, files, command, monkeypatch, capsys):
-    """Two suites on a real, small model: killed, resumed with the same files, compared."""
+    """Two suites on a real, small model are killed, resumed and compared."""
     folder = tmp_path / "run"
     argv = [*process_worker.SMALL.split(), "--train.max-steps", "2", "--workdir", str(folder)]
     experiment, _ = load_experiment("test", argv)

@@ -1,4 +1,4 @@
-"""The code of seva_jax/EXTENDING.md runs as it stands there."""
+"""The code of seva_jax/EXTENDING.md runs unchanged."""
 
 import dataclasses
 import functools
@@ -25,13 +25,13 @@ ONE_DEVICE = ("--mesh.fsdp", "1", "--mesh.tensor", "1")
 
 
 def blocks(path):
-    """The Python blocks of a page, in order."""
+    """Returns the Python blocks of a page, in order."""
     return re.findall(r"^```python\n(.*?)^```$", path.read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The page's files, importable while the test runs, and the current directory."""
+    """Writes the page's files, importable during the test, into the current directory."""
     before = set(sys.modules)
     for block in blocks(PACKAGE / "EXTENDING.md"):
         if name := re.match(r"# (my_\w+\.py)\n", block):
@@ -65,7 +65,7 @@ def test_the_page_runs(folder):
 
 
 def test_a_system_in_one_file(folder):
-    """Its classes are parts, options and a config that can be rebuilt, and nothing lists them."""
+    """Its parts, options and config can be rebuilt, and the package lists none of them."""
     argv = "--config my_system.py --pairs.lead 3 --objective.beta 0.3 --curriculum.rounds 3"
     experiment, _ = command_line.load_experiment("test", argv.split())
     assert (experiment.pairs.lead, experiment.objective.beta) == (3, 0.3)
@@ -80,7 +80,7 @@ def test_a_system_in_one_file(folder):
 
 @pytest.mark.slow
 def test_a_system_in_one_file_trains(folder, one_device):
-    """All rounds, the second with the first one's result as its reference."""
+    """All rounds run, the second with the first one's result as its reference."""
     mine = read_config(folder / "my_system.py")
     names = ("pairs", "objective", "curriculum")
     parts = {name: getattr(mine, name) for name in names}
@@ -122,7 +122,7 @@ def test_a_run_uses_all_of_the_page(folder, one_device, capsys):
 
 @pytest.mark.slow
 def test_a_builder_of_the_page_asks_the_model(folder, one_device, monkeypatch, capsys):
-    """In a run, with real calls; interrupted in the middle of one, it makes the same pairs."""
+    """Real calls work in a run; interrupted in one of them, it makes the same pairs."""
     stages = table(instead=replaced("reference", "align", "report"))
     blind, append, pairs = read_builder(folder), Journal.append, []
 
@@ -149,7 +149,7 @@ def test_a_builder_of_the_page_asks_the_model(folder, one_device, monkeypatch, c
 
 
 def read_builder(folder):
-    """The page's builder, from its file."""
+    """Imports the page's builder from its file."""
     assert (folder / "my_builder.py").exists()
     return importlib.import_module("my_builder").Blind()
 

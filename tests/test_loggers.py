@@ -1,4 +1,4 @@
-"""Loggers: what arrives, in which run, and what happens without their packages."""
+"""Loggers: what they receive, in which run, and what happens without their packages."""
 
 import dataclasses
 import re
@@ -56,7 +56,7 @@ def test_a_logger_gets_what_the_file_gets_once_for_the_run(tmp_path):
     for stage in ("base", "align"):
         write = workdir.metrics(stage).write
         write(1, {"loss": 0.5})
-    workdir.log_pairs(lambda: [PAIR])  # a run that goes on: they were shown before
+    workdir.log_pairs(lambda: [PAIR])  # a resumed run: they were shown before
     workdir.close()
     rows = [("base", 1, {"loss": 0.5}), ("align", 1, {"loss": 0.5})]
     assert seen == [("opened", "run", 0, 0.1), ("pairs", 1), *rows, "closed"]
@@ -94,7 +94,7 @@ def test_tensorboard_goes_on_and_replaces_repeated_steps(tmp_path):
 
 
 def events(path):
-    """The records of an event file: length, its checksum, data, its checksum."""
+    """Yields an event file's records: each is a length, its checksum, data and its checksum."""
     from tensorboardX.proto.event_pb2 import Event
 
     data = path.read_bytes()
@@ -168,7 +168,7 @@ def test_wandb_goes_on_as_the_same_run(tmp_path, monkeypatch):
 
 
 def test_what_wandb_writes_does_not_tell_whose_machine_it_is(tmp_path):
-    """The real package, offline: what it would send has no host, user, path or package list."""
+    """What the real package would send has no host, user, path or package list."""
     wandb = pytest.importorskip("wandb")
     run = LoggedRun(tmp_path / "run", {"workdir": str(tmp_path / "run"), "beta": 0.1}, 0)
     run.folder.mkdir()

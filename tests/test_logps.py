@@ -1,4 +1,4 @@
-"""The pass over reference log-probs: interrupted, it goes on where it was."""
+"""The pass over reference log-probs resumes where it was interrupted."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from seva_jax.types import Comparison, DataError
 
 @pytest.fixture
 def compute(tmp_path):
-    """(journal) -> log-probs of 12 pairs in batches of 4."""
+    """Returns a function from a journal to log-probs of 12 pairs in batches of 4."""
     ctx = tiny_run(tmp_path / "run")
     data, answers = ctx.config.prompts.open(), (("red", "blue"), ("a green ring", "a red circle"))
     pairs = [Comparison(p, answers[i % 2]) for i, p in enumerate(data.prompts)]
@@ -27,7 +27,7 @@ def compute(tmp_path):
 
 
 def plain(logps):
-    """With the bits of every number."""
+    """Returns the bits of every number."""
     return [[(b.dtype, b.tobytes()) for b in branches] for branches in logps]
 
 
@@ -36,7 +36,7 @@ class Interrupted(Exception):
 
 
 def test_a_pass_goes_on_where_it_was(compute, tmp_path, monkeypatch):
-    """After a kill between batches, one inside a line, and a signal: equal, nothing done twice."""
+    """After a kill, also inside a line, or a signal, results are equal and nothing is redone."""
     whole = compute()
     assert [len(x) for x in whole] == [2, 2, 2] * 4
     path, added, add = tmp_path / "reference.jsonl", [], Journal.append
@@ -68,7 +68,7 @@ def test_a_pass_goes_on_where_it_was(compute, tmp_path, monkeypatch):
 
 
 def test_what_a_journal_holds(tmp_path, capsys):
-    """Records under their header; those under another one are discarded, or refused if asked to."""
+    """Records are kept under their header; others are discarded, or refused if asked to."""
     path = tmp_path / "new" / "reference.jsonl"
     journal, other = Journal(path, {"batch_size": 4}), Journal(path, {"batch_size": 8})
     assert journal.resume() == []

@@ -1,4 +1,4 @@
-"""What the model thinks of answers, and where one layer looks: against plain forward passes."""
+"""What the model thinks of answers, and where a layer looks, against plain forward passes."""
 
 import dataclasses
 import functools
@@ -21,12 +21,12 @@ TEXT = TINY.text
 
 @pytest.fixture(scope="module")
 def variables():
-    """Weights large enough that attention matters."""
+    """Returns weights large enough that attention matters."""
     return jax.tree.map(np.asarray, noisy_variables(MODEL))
 
 
 def read(variables, batch, layer, mesh=None, model=MODEL):
-    """Readings of a batch, by index."""
+    """Returns readings of a batch, by index."""
     one = jax.jit(functools.partial(_compute, model, OPTIONS, layer))
     if mesh is None:
         return {r.index: r for r in _split(*jax.device_get(one(variables, batch)))}
@@ -37,7 +37,7 @@ def read(variables, batch, layer, mesh=None, model=MODEL):
 
 @functools.partial(jax.jit, static_argnums=3)
 def plain_pass(variables, tokens, pixels, layer):
-    """Embeddings, what the layer reads, and logits of one causal row."""
+    """Returns embeddings, the layer's input, and logits of one causal row."""
     is_image = tokens == IMAGE
     patch = jnp.where(is_image, jnp.cumsum(is_image) - 1, -1)[None]
     features = MODEL.apply(variables, pixels[None], method="features")
@@ -51,7 +51,7 @@ def plain_pass(variables, tokens, pixels, layer):
 
 
 def plain(variables, e, layer):
-    """Attention weights [H, S, S] in NumPy, and log-probs [T, V] at the answer's tokens."""
+    """Returns attention weights [H, S, S] in NumPy, and log-probs [T, V] at the answer's tokens."""
     tokens = np.concatenate([e.trunk, e.branches[0]])
     size, missing = len(tokens), MOST_IMAGES - len(e.images_IX)
     pixels = np.pad(e.images_IX, ((0, missing), (0, 0), (0, 0), (0, 0)))
@@ -70,7 +70,7 @@ def norm(x, scale):
 
 
 def rotated(x, num):
-    """[S, num * Q] -> [num, S, Q] with rotary positions, as complex numbers."""
+    """Turns [S, num * Q] into [num, S, Q] with rotary positions, as complex numbers."""
     size, half = len(x), TEXT.head_dim // 2
     x = np.asarray(x).reshape(size, num, TEXT.head_dim)
     angle = np.arange(size)[:, None] * TEXT.rope_base ** (-np.arange(half) / half)
@@ -102,13 +102,13 @@ def plain_layer(params, x):
 
 
 def examples(num=5):
-    """One answer each, 0 to 2 images at random places."""
+    """Draws comparisons of one answer with 0 to 2 images at random places."""
     rng = np.random.default_rng(3)
     return [example(rng, i % 3, 1, index=i) for i in range(num)]
 
 
 def test_readings_are_those_of_plain_attention_and_logits(variables):
-    """In packed rows, each answer looks at its own images only; the same numbers as alone."""
+    """In packed rows each answer only looks at its own images and has the same numbers."""
     data = examples()
     first = plain(variables, data[1], 1)[1][0].argmax()  # a token that is the likeliest
     data[1].branches[0][0] = first
@@ -132,7 +132,7 @@ def test_readings_are_those_of_plain_attention_and_logits(variables):
 
 
 def test_eight_devices_read_as_one(variables):
-    """Rows over data and fsdp, heads over tensor."""
+    """Rows are split over data and fsdp, heads over tensor."""
     data = examples(8)
     batch = pack([[e] for e in data], shape_of(data))
     alone = read(variables, batch, 1)
@@ -143,7 +143,7 @@ def test_eight_devices_read_as_one(variables):
 
 
 def test_adapters_count(variables):
-    """A model with adapters reads as the one they are merged into."""
+    """A model with adapters reads like the one that they are merged into."""
     lora = LoraConfig(rank=2, alpha=8.0)
     adapted = dataclasses.replace(MODEL, lora=lora)
     adapters = noisy_variables(adapted)["lora"]
@@ -164,7 +164,7 @@ def test_adapters_count(variables):
 
 
 def streams(function, variables, batch):
-    """How many arrays as large as the residual stream each scan over layers gives."""
+    """Returns the number of residual-stream-sized outputs of each scan over layers."""
     found, stream = [], (*batch.tokens_BS.shape, TEXT.hidden_size)
 
     def visit(jaxpr):
@@ -181,7 +181,7 @@ def streams(function, variables, batch):
 
 
 def test_what_is_not_asked_for_costs_nothing(variables):
-    """The scan over layers gives one more array where it is asked for: what that layer reads."""
+    """The scan over layers gives one more array only for the layer that is asked for."""
     data = examples(2)
     batch = pack([[e] for e in data], shape_of(data))
     without, asked = (

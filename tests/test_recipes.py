@@ -26,6 +26,9 @@ TINY = [path for path in ALL if path.stem.startswith("tiny")]
 PROMPTS = 24
 
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
 @pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
 def test_every_recipe_reads_and_rebuilds(path, tmp_path, capsys):
     """It passes the checks, and what `--print-config` shows is the same recipe."""
@@ -92,11 +95,6 @@ def plausible(workdir):
             if "arrangement" in record["meta"]:  # MIA-DPO compares wrong answers with the truth
                 record["clean"] = wrong_answer(prompt, rng)[0]
     files.write_records(workdir / RECORDS, records)
-
-
-@pytest.fixture(autouse=True)
-def quick(one_device):
-    """Runs are on one device."""
 
 
 @pytest.fixture(scope="module")

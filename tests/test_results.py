@@ -1,4 +1,4 @@
-"""What a run says about itself at its end."""
+"""What a run reports about itself at its end."""
 
 from seva_jax.config.experiment import Experiment
 from seva_jax.config.options import ReportOptions
@@ -12,7 +12,7 @@ def stage(seconds, **more):
 
 
 def finished(tmp_path, monkeypatch, **report):
-    """A run as it is after its last stage; the base model was taken from another run."""
+    """Makes a run that has finished and whose base model was taken from another run."""
     experiment = Experiment(workdir=str(tmp_path / "run"), report=ReportOptions(**report))
     workdir = Workdir.open(experiment)
     stages = {

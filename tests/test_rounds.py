@@ -42,7 +42,7 @@ from seva_jax.worlds import WorldPairs, WorldPrompts
 
 
 def test_rounds_change_what_they_name():
-    """Other fields keep the value of the round before; each round starts from the one before."""
+    """Other fields keep the previous round's value; each round starts from the previous one."""
     other, lora = TrainOptions(batch_size=4, trained=("lora",)), LoraConfig(rank=2)
     rounds = (
         Round(),
@@ -62,7 +62,7 @@ def test_rounds_change_what_they_name():
 
 
 def test_iterations_ask_again():
-    """On the same prompts, or on those of each iteration."""
+    """They ask about the same prompts, or about those of each iteration."""
     e = Experiment(workdir="runs/x", base=Checkpoint("somewhere"))
     same = Iterations(3)(e)
     assert [run.base for run in same[1:]] == [PriorRun("runs/x/1"), PriorRun("runs/x/2")]
@@ -75,7 +75,7 @@ def test_iterations_ask_again():
 
 
 def runs_in(*rounds, **changes):
-    """The runs of a small config with these rounds."""
+    """Returns the runs of a small config with these rounds."""
     e = helpers_run.get_config()
     return runs_of(dataclasses.replace(e, curriculum=Rounds(rounds), **changes))
 
@@ -116,7 +116,7 @@ def test_adapters_and_quantised_weights(monkeypatch):
 
 
 def test_what_is_wrong_with_a_curriculum():
-    """The config itself is checked, too."""
+    """The config itself is checked too."""
     e = helpers_run.get_config()
     for curriculum, expected in (
         (Iterations(0), r"curriculum\.num must be at least 1"),
@@ -128,7 +128,7 @@ def test_what_is_wrong_with_a_curriculum():
 
 
 def test_a_run_that_is_not_there(tmp_path):
-    """Or has not ended, or is a directory of stages: one line each."""
+    """One that is missing, unfinished or a directory of rounds gives an error of one line."""
     e = dataclasses.replace(helpers_run.get_config(), workdir=str(tmp_path / "now"))
     for path, expected in (
         ("", "base.workdir '' is not the work directory of a run"),
@@ -164,7 +164,7 @@ def test_the_command_shows_and_refuses(tmp_path, capsys):
 
 
 def test_every_round_is_planned():
-    """Those that differ in their programs; nothing has to have been trained."""
+    """Rounds with other programs are planned, though nothing was trained."""
     e = read_config(config_directory() / "tiny_seva_iterated.py")
     options = PlanOptions(("v5e:4x4",), size=("base",))
     (alone,) = variants(e, options)
@@ -185,7 +185,7 @@ CURRICULUM = (
 
 
 def experiment(workdir, rounds=CURRICULUM):
-    """Sixteen pairs, all of them in every step."""
+    """Returns a config with sixteen pairs, all of them in every step."""
     e = helpers_run.get_config()
     small = dataclasses.replace
     sizes = small(e.train, batch_size=16, max_steps=4, log_every=1, save_every=1, epochs=4)
@@ -204,7 +204,7 @@ def experiment(workdir, rounds=CURRICULUM):
 
 @pytest.fixture(scope="module")
 def one_device():
-    """One device is enough, and the process joins no others."""
+    """Limits runs to one device; the process joins no others."""
     with limited_devices(1), pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "joined", lambda options: contextlib.nullcontext())
         yield
@@ -212,7 +212,7 @@ def one_device():
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory, one_device):
-    """All rounds, finished: their configs and what was printed."""
+    """Runs all rounds; returns their configs and what was printed."""
     runs = runs_of(experiment(tmp_path_factory.mktemp("rounds") / "done"))
     with contextlib.redirect_stdout(io.StringIO()) as said:
         train.run_all(runs)
@@ -220,12 +220,12 @@ def done(tmp_path_factory, one_device):
 
 
 def first_row(run):
-    """Metrics of the first step of an alignment."""
+    """Returns the metrics of the first step of an alignment."""
     return next(row for row in read_metrics(Path(run.workdir)) if row["stage"] == "align")
 
 
 def assert_equal(found, expected, **tolerance):
-    """Of two trees of arrays; bit for bit unless told otherwise."""
+    """Compares two trees of arrays, bit for bit unless told otherwise."""
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         if tolerance:
             np.testing.assert_allclose(a, b, **tolerance)
@@ -235,7 +235,7 @@ def assert_equal(found, expected, **tolerance):
 
 @pytest.mark.slow
 def test_adapters_go_on(done):
-    """Bit for bit from where they were, and DPO begins at the margin where it had ended."""
+    """They continue bit for bit, and DPO starts at the margin with which it had ended."""
     first, second = map(opened, done[0][:2])
     assert_equal(second.start, first.aligned)
     assert_equal(second.base, first.base)
@@ -249,7 +249,7 @@ def test_adapters_go_on(done):
 
 @pytest.mark.slow
 def test_the_reference_is_refreshed(done):
-    """It is the model that the run before ended with, and DPO begins at log 2 again."""
+    """It is the model of the previous run, and DPO starts at log 2 again."""
     second, third = map(opened, done[0][1:])
     assert first_row(third.ctx.config)["loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert first_row(third.ctx.config)["rewards/margins"] == pytest.approx(0, abs=1e-6)
@@ -272,7 +272,7 @@ def test_the_reference_is_refreshed(done):
 
 @pytest.mark.slow
 def test_answers_are_not_asked_for_twice(done):
-    """What the aligned model said is what the next base says; and all rounds are on one page."""
+    """The aligned model's answers are those of the next base; one page shows all rounds."""
     runs, said = done
     assert said.count("20 answers taken from") == 2
     assert said.count("=== round ") == 3
@@ -292,7 +292,7 @@ def test_answers_are_not_asked_for_twice(done):
 
 @pytest.mark.slow
 def test_the_result_is_a_model_like_others(done, tmp_path, capsys):
-    """Exported and evaluated; its adapters alone fit no checkpoint."""
+    """It is exported and evaluated; its adapters alone fit no checkpoint."""
     last = opened(done[0][-1])
     to_hf(open_source(last.ctx.workdir.path), tmp_path / "hf")
     found = load_params(tmp_path / "hf", last.ctx.assets.config)
@@ -317,7 +317,7 @@ class Killed(Exception):
 
 @pytest.mark.slow
 def test_interrupted_and_changed(done, tmp_path, monkeypatch, capsys):
-    """Resumed in round 2 it ends the same; another round 1 makes round 2 run again."""
+    """A resumed round 2 ends the same; another round 1 makes round 2 run again."""
     expected = opened(done[0][1])
     runs = runs_of(experiment(tmp_path, CURRICULUM[:2]))
     others = [Path(run.workdir) for run in done[0][:1]]

@@ -1,4 +1,4 @@
-"""The main command on a very small world: the same code, a smaller config."""
+"""The main command on a very small world."""
 
 import re
 
@@ -18,7 +18,7 @@ from seva_jax.types import DataError
 
 
 def kill_at(step):
-    """A replacement for `StageMetrics.write` that dies when alignment logs a step."""
+    """Returns a replacement for `StageMetrics.write` that dies when alignment logs a step."""
     write = StageMetrics.write
 
     def write_or_die(self, at, values):
@@ -35,7 +35,7 @@ class Killed(Exception):
 
 @pytest.mark.slow
 def test_the_whole_run_resumes_and_refuses(tmp_path, monkeypatch, four_devices, capsys):
-    """All stages; killed inside alignment it ends with the same weights; then it is skipped."""
+    """Killed inside alignment it ends with the same weights; finished, it is skipped."""
     stages = table(before={"pairs": answers})
     whole = train.run(small(tmp_path / "whole"), table=stages)
     folder = tmp_path / "whole"
@@ -122,7 +122,7 @@ def test_runs_that_cannot_be_compared(tmp_path):
 
 
 def test_errors_are_one_line_and_non_zero(capsys):
-    """No traceback for bad input."""
+    """Bad input gives no traceback."""
     with pytest.raises(SystemExit) as caught:
         train.main(["--config", str(config_directory() / "tiny.py"), "--train.batch-size", "0"])
     assert "train.batch_size must be at least 1" in str(caught.value.code)
@@ -132,7 +132,7 @@ def test_errors_are_one_line_and_non_zero(capsys):
 
 
 def test_print_config_rebuilds_the_experiment(capsys, tmp_path):
-    """--print-config shows a config file."""
+    """`--print-config` shows a config file."""
     train.main(["--print-config", "--optim.lr", "3e-4"])
     (tmp_path / "c.py").write_text(capsys.readouterr().out)
     assert read_config(tmp_path / "c.py").optim.lr == 3e-4
