@@ -102,20 +102,15 @@ def write_tsv(
     """
     letters = LETTERS[: max((len(a.prompt.meta.get("options", ())) for a in answers), default=0)]
     known = [columns(answer.prompt) for answer in answers]
-    optional = list(dict.fromkeys(name for cells in known for name in cells))
+    optional = dict.fromkeys(name for cells in known for name in cells)
+    header = ["index", "question", *letters, *optional, "prediction"]
     file = io.StringIO(newline="")
-    table = csv.writer(file, dialect="excel-tab", lineterminator="\n")
-    table.writerow(["index", "question", *letters, *optional, "prediction"])
+    table = csv.DictWriter(file, header, dialect="excel-tab", lineterminator="\n")
+    table.writeheader()
     for number, (answer, cells) in enumerate(zip(answers, known, strict=True)):
         meta = answer.prompt.meta
-        options = meta.get("options", [])
-        table.writerow(
-            [
-                meta.get("index", number),
-                meta.get("plain_question", answer.prompt.question),
-                *(options[i] if i < len(options) else "" for i in range(len(letters))),
-                *(cells.get(name, "") for name in optional),
-                answer.text,
-            ]
-        )
+        question = meta.get("plain_question", answer.prompt.question)
+        options = zip(letters, meta.get("options", ()), strict=False)
+        row = {"index": meta.get("index", number), "question": question, "prediction": answer.text}
+        table.writerow({**row, **dict(options), **cells})
     write_text(path, file.getvalue())

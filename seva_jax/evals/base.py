@@ -11,6 +11,7 @@ Shape suffixes: N examples, F sums per example, T ratio terms, M metrics, S boot
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from seva_jax.types import DataError, Prompt
 Better = Literal["higher", "lower", "neither"]
 Generate = Callable[[Sequence[Prompt]], list[str]]
 Record = dict[str, Any]
+_Stat = Callable[[np.ndarray], np.ndarray]
 
 # Size of one block of bootstrap counts: 2 million int64 values take 16 MB.
 _BLOCK_ELEMENTS = 2_000_000
@@ -116,9 +118,9 @@ class EvalResult:
             DataError: a record lacks a numeric field that a definition names.
         """
         terms_NT2 = _terms(name, records, definitions.values())
-        intervals = bootstrap(_stat(definitions.values()), terms_NT2.reshape(len(records), -1))
-        counts = _num_contributing(terms_NT2, definitions.values())
-        return cls(name, _metrics(definitions, intervals, counts), records, dict(definitions))
+        stat, sums_NF = _stat(definitions.values()), terms_NT2.reshape(len(records), -1)
+        metrics = _metrics(definitions, stat, sums_NF, terms_NT2)
+        return cls(name, metrics, records, dict(definitions))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,23 +223,16 @@ def bootstrap(
         (value_M, low_M, high_M): the value on the examples themselves, and the 2.5th and 97.5th
         percentiles, which are NaN wherever the value is.
     """
-    rows_UF, repeats_U = np.unique(
-        np.asarray(sums_per_example, np.float64), axis=0, return_counts=True
-    )
+    sums_NF = np.asarray(sums_per_example, np.float64)
+    rows_UF, repeats_U = np.unique(sums_NF, axis=0, return_counts=True)
     # If N examples are drawn with replacement, the counts of the *distinct* rows follow a
     # multinomial distribution. Sampling the counts is cheaper, because few rows are distinct.
     rng = np.random.default_rng(seed)
     num_examples = int(repeats_U.sum())
     block = max(1, _BLOCK_ELEMENTS // len(rows_UF))
-    sums_SF = np.concatenate(
-        [
-            rng.multinomial(
-                num_examples, repeats_U / num_examples, size=min(block, num_samples - start)
-            )
-            @ rows_UF
-            for start in range(0, num_samples, block)
-        ]
-    )
+    sizes = [min(block, num_samples - start) for start in range(0, num_samples, block)]
+    shares_U = repeats_U / num_examples
+    sums_SF = np.concatenate([rng.multinomial(num_examples, shares_U, n) @ rows_UF for n in sizes])
     value_M = np.asarray(stat(repeats_U @ rows_UF))
     low_M, high_M = np.full_like(value_M, np.nan), np.full_like(value_M, np.nan)
     for m, sample_S in enumerate(np.asarray(stat(sums_SF)).T):
@@ -287,8 +282,7 @@ def paired_differences(base: EvalResult, other: EvalResult) -> dict[str, Metric]
     def difference(sums: np.ndarray) -> np.ndarray:
         return stat(sums[..., 2 * num_terms :]) - stat(sums[..., : 2 * num_terms])
 
-    counts = _num_contributing(base_NT2 + other_NT2, definitions)
-    return _metrics(base.definitions, bootstrap(difference, both_NF), counts)
+    return _metrics(base.definitions, difference, both_NF, base_NT2 + other_NT2)
 
 
 def _check_unique(name: str, ids: Sequence[Any]) -> None:
@@ -312,13 +306,12 @@ def _match(base: EvalResult, other: EvalResult) -> list[Record]:
             f"(for example {shown}); evaluate both models on the same prompts"
         )
     others = dict(zip(other_ids, other.records, strict=True))
-    for record in base.records:
-        for field in ("question", "images", "truth"):
-            if record.get(field) != others[record["id"]].get(field):
-                raise DataError(
-                    f"{base.name}: example {record['id']!r} differs in {field!r} between the two "
-                    "results; evaluate both models on the same prompts"
-                )
+    for record, field in itertools.product(base.records, ("question", "images", "truth")):
+        if record.get(field) != others[record["id"]].get(field):
+            raise DataError(
+                f"{base.name}: example {record['id']!r} differs in {field!r} between the two "
+                "results; evaluate both models on the same prompts"
+            )
     return [others[id_] for id_ in ids]
 
 
@@ -332,35 +325,30 @@ def _terms(name: str, records: Sequence[Record], definitions: Collection[Ratio])
             f"{name}: {'no metric definitions' if records else 'no records'} to compute metrics "
             "from; evaluate again"
         )
-    columns: dict[str, np.ndarray] = {}
-    for field in {f for d in definitions for f in d.numerator + d.denominator}:
-        for record in records:
-            if not isinstance(record.get(field), int | float):
-                raise DataError(
-                    f"{name}: record {record.get('id')!r} has no number in field {field!r}; "
-                    "evaluate again"
-                )
-        columns[field] = np.array([record[field] for record in records], np.float64)
+    used = {field for d in definitions for field in d.numerator + d.denominator}
+    for field, record in itertools.product(used, records):
+        if not isinstance(record.get(field), int | float):
+            raise DataError(
+                f"{name}: record {record.get('id')!r} has no number in field {field!r}; "
+                "evaluate again"
+            )
+    columns = {f: np.array([record[f] for record in records], np.float64) for f in used}
 
     def inside_N(definition: Ratio, category: str) -> np.ndarray:
         labels = [record.get(definition.within, "") for record in records]
         return np.array([category in x if isinstance(x, list) else category == x for x in labels])
 
     terms = [
-        [
-            sum(columns[field] * inside for field in fields)
-            for fields in (d.numerator, d.denominator)
-        ]
+        [sum(columns[f] * inside for f in fields) for fields in (d.numerator, d.denominator)]
         for d in definitions
         for inside in [inside_N(d, c) for c in d.categories] or [np.ones(len(records))]
     ]
     return np.array(terms, np.float64).transpose(2, 0, 1)
 
 
-def _stat(definitions: Collection[Ratio]) -> Callable[[np.ndarray], np.ndarray]:
+def _stat(definitions: Collection[Ratio]) -> _Stat:
     """Returns a function that maps flattened sums [..., T * 2] to metrics [..., M]."""
-    ends = np.cumsum([max(1, len(d.categories)) for d in definitions])
-    spans = list(zip([0, *ends[:-1]], ends, strict=True))
+    spans = _spans(definitions)
 
     def stat(sums: np.ndarray) -> np.ndarray:
         top, bottom = sums[..., 0::2], sums[..., 1::2]
@@ -370,22 +358,17 @@ def _stat(definitions: Collection[Ratio]) -> Callable[[np.ndarray], np.ndarray]:
     return stat
 
 
-def _num_contributing(terms_NT2: np.ndarray, definitions: Collection[Ratio]) -> list[int]:
-    """Counts the examples that contribute to each metric's denominator."""
-    counts, start = [], 0
-    for d in definitions:
-        end = start + max(1, len(d.categories))
-        counts.append(int((terms_NT2[:, start:end, 1] != 0).any(-1).sum()))
-        start = end
-    return counts
+def _spans(definitions: Collection[Ratio]) -> list[tuple[int, int]]:
+    """Returns the half-open range of terms that belongs to each definition."""
+    sizes = (max(1, len(d.categories)) for d in definitions)
+    return list(itertools.pairwise(itertools.accumulate(sizes, initial=0)))
 
 
 def _metrics(
-    definitions: Mapping[str, Ratio],
-    intervals: tuple[np.ndarray, np.ndarray, np.ndarray],
-    counts: Sequence[int],
+    definitions: Mapping[str, Ratio], stat: _Stat, sums_NF: np.ndarray, terms_NT2: np.ndarray
 ) -> dict[str, Metric]:
-    return {
-        name: Metric(float(value), float(low), float(high), n)
-        for name, value, low, high, n in zip(definitions, *intervals, counts, strict=True)
-    }
+    """Returns `stat` of the sums with intervals; `n` counts examples with a denominator."""
+    spans = _spans(definitions.values())
+    counts = [int((terms_NT2[:, a:b, 1] != 0).any(-1).sum()) for a, b in spans]
+    numbers = zip(definitions, *bootstrap(stat, sums_NF), counts, strict=True)
+    return {name: Metric(*map(float, interval), n=n) for name, *interval, n in numbers}

@@ -136,22 +136,19 @@ class OpenAICompatible(Judge):
         try:
             for job in concurrent.futures.as_completed(jobs):
                 key = jobs[job]
+                body = bodies[waiting[key]]
                 progress.update()
                 try:
-                    reply = job.result()
+                    known[key] = job.result()
                 except ExampleError as error:
                     failed[key] = error
-                    continue
-                body = bodies[waiting[key]]
-                transcript.append([{"key": key, "request": body, "reply": reply}])
-                known[key] = reply
+                else:
+                    transcript.append([{"key": key, "request": body, "reply": known[key]}])
         finally:
             progress.close()
             pool.shutdown(cancel_futures=True)
-        return [
-            failed[k] if k in failed else _verdict(known[k], case)
-            for k, case in zip(keys, cases, strict=True)
-        ]
+        asked = zip(keys, cases, strict=True)
+        return [failed.get(key) or _verdict(known[key], case) for key, case in asked]
 
     def _check(self) -> None:
         if not self.base_url.startswith(("https://", "http://")) or not self.model:
@@ -166,9 +163,8 @@ class OpenAICompatible(Judge):
             )
 
     def _body(self, case: Case) -> dict[str, Any]:
-        answers = "\n\n".join(
-            f"[Answer {number}]\n{answer}" for number, answer in enumerate(case.answers, 1)
-        )
+        numbered = enumerate(case.answers, 1)
+        answers = "\n\n".join(f"[Answer {number}]\n{answer}" for number, answer in numbered)
         scale = f"Scores are numbers from {case.low:g} to {case.high:g}."
         text = (
             f"{case.instructions}\n\n[Question]\n{case.question}\n\n[Reference]\n"

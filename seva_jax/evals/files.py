@@ -58,13 +58,8 @@ def write_summary(
         | dataclasses.asdict(result.definitions[name])
         for name, metric in result.metrics.items()
     }
-    summary = {
-        "name": result.name,
-        "num_examples": len(result.records),
-        "about": dict(about or {}),
-        "metrics": metrics,
-    }
-    text = json.dumps(summary, ensure_ascii=False, allow_nan=False, indent=2)
+    head = {"name": result.name, "num_examples": len(result.records), "about": dict(about or {})}
+    text = json.dumps(head | {"metrics": metrics}, ensure_ascii=False, allow_nan=False, indent=2)
     write_text(Path(path), text + "\n")
 
 
@@ -75,25 +70,20 @@ def read_result(summary_path: PathLike, records_path: PathLike) -> EvalResult:
         DataError: a file cannot be read, or the two do not belong together.
     """
     records = read_records(records_path)
+    summary_bytes = read_bytes(summary_path)
     try:
-        summary = json.loads(read_bytes(summary_path))
+        summary = json.loads(summary_bytes)
         name, num_examples = str(summary["name"]), int(summary["num_examples"])
         metrics, definitions = {}, {}
         for key, entry in summary["metrics"].items():
             numbers = (entry[field] for field in ("value", "low", "high"))
-            metrics[key] = Metric(
-                *(math.nan if number is None else float(number) for number in numbers),
-                n=int(entry["n"]),
-            )
+            floats = (math.nan if number is None else float(number) for number in numbers)
+            metrics[key] = Metric(*floats, n=int(entry["n"]))
             if entry["better"] not in get_args(Better):
                 raise ValueError(f"better is {entry['better']!r}")
-            names = ("numerator", "denominator", "categories")
-            lists = (tuple(entry[field]) for field in names)
-            definitions[key] = Ratio(
-                entry["better"], *lists, within=str(entry.get("within", "category"))
-            )
-    except DataError:
-        raise
+            lists = (tuple(entry[f]) for f in ("numerator", "denominator", "categories"))
+            within = str(entry.get("within", "category"))
+            definitions[key] = Ratio(entry["better"], *lists, within=within)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{summary_path}: not an evaluation summary ({error!r}); evaluate again to rewrite it"
@@ -118,15 +108,15 @@ def read_json_lines(path: PathLike) -> Iterator[tuple[int, Record]]:
     for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
             record = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{path}, line {number}: not valid JSON ({error}); expected one object per line"
-            ) from error
+            message = f"{where}: not valid JSON ({error}); expected one object per line"
+            raise DataError(message) from error
         if not isinstance(record, dict):
+            kind = type(record).__name__
             raise DataError(
-                f"{path}, line {number}: expected a JSON object, found {type(record).__name__}; "
-                "write one object per line"
+                f"{where}: expected a JSON object, found {kind}; write one object per line"
             )
         yield number, record

@@ -97,9 +97,8 @@ def check(verdict: Verdict, case: Case) -> Verdict:
 def exact_or_nothing(case: Case) -> Verdict:
     """Gives the highest score to answers equal to the reference, ignoring case, else the lowest."""
     right = case.reference.strip().lower()
-    return Verdict(
-        tuple(case.high if a.strip().lower() == right else case.low for a in case.answers)
-    )
+    scores = (case.high if a.strip().lower() == right else case.low for a in case.answers)
+    return Verdict(tuple(scores))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,16 +173,10 @@ class Judged(Evaluator):
     @override
     def scores(self, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Record]:
         """Scores all answers in one call of the judge, which may then work in parallel."""
+        low, high = self.low, self.high
         cases = [
-            Case(
-                self.instructions,
-                prompt.question,
-                self.truth(prompt),
-                self.answers(prompt, answer),
-                self.low,
-                self.high,
-            )
-            for prompt, answer in zip(prompts, answers, strict=True)
+            Case(self.instructions, p.question, self.truth(p), self.answers(p, a), low, high)
+            for p, a in zip(prompts, answers, strict=True)
         ]
         given = iter(self.judge.all([case for case in cases if case.answers]))
         verdicts = [next(given) if case.answers else Verdict(()) for case in cases]

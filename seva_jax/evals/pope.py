@@ -116,7 +116,7 @@ class Pope(Evaluator):
                 "give every prompt one, or none"
             )
         categories = tuple(c for c in categories if c)
-        metrics = dict(_ratios(self.parser, "", categories))
+        metrics = _ratios(self.parser, "", categories)
         if self.also_words:
             also = _ratios(WordParser(), "words_", categories)
             metrics |= {f"words: {name}": ratio for name, ratio in also.items()}
@@ -126,8 +126,7 @@ class Pope(Evaluator):
     def score(self, prompt: Prompt, answer: str) -> Record:
         """Returns what the parser read, and 0/1 fields `correct, tp, fp, fn, unparsed`."""
         truth = self.truth(prompt)
-        record = meta_fields(prompt, "question_id")
-        record["category"] = _category(prompt)
+        record = meta_fields(prompt, "question_id") | {"category": _category(prompt)}
         parsers = {"": self.parser} | ({"words_": WordParser()} if self.also_words else {})
         for prefix, parser in parsers.items():
             parsed = parser(answer)
@@ -209,12 +208,10 @@ def load_pope(
         if id_ in prompts:
             raise DataError(f"{where}: question {id_!r} appears twice; remove one")
         meta = {"question_id": question_id, "answer": answer}
-        prompts[id_] = Prompt(
-            id=id_,
-            question=line["text"] + suffix,
-            images=(str(Path(image_folder) / line["image"]),),
-            meta=meta | ({"category": set_name} if set_name else {}),
-        )
+        if set_name:
+            meta["category"] = set_name
+        image = str(Path(image_folder) / line["image"])
+        prompts[id_] = Prompt(id_, line["text"] + suffix, (image,), meta)
     if not prompts:
         raise DataError(f"{path}: has no questions; expected one JSON object per line")
     return list(prompts.values())

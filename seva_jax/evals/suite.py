@@ -9,7 +9,6 @@ scored (`base.py` and the evaluators), asking the model (`seva_jax/run/evaluatio
 from __future__ import annotations
 
 import base64
-import binascii
 import collections
 import csv
 import dataclasses
@@ -147,20 +146,16 @@ class Benchmark(Suite):
         """
         if not prompts:
             raise DataError(f"{self.name}: {files[0]} has no questions; fetch the file again")
-        if len({prompt.id for prompt in prompts}) < len(prompts):
-            ids = collections.Counter(prompt.id for prompt in prompts)
-            twice = next(id_ for id_, num in ids.items() if num > 1)
-            raise DataError(f"{self.name}: question {twice!r} is in {files[0]} twice; remove one")
+        for id_, num in collections.Counter(prompt.id for prompt in prompts).items():
+            if num > 1:
+                raise DataError(f"{self.name}: question {id_!r} is in {files[0]} twice; remove one")
         if self.limit < 0:
             raise DataError(f"{self.name}: limit must be 0 (all) or more, not {self.limit}")
-        if load_image is None:
-            load_image = folder_loader(self.name, self.image_root)
-        notes = list(notes)
-        if self.limit and self.limit < len(prompts):
-            notes.append(f"only the first {self.limit} of {len(prompts)} questions")
+        if 0 < self.limit < len(prompts):
+            notes = [*notes, f"only the first {self.limit} of {len(prompts)} questions"]
         return Questions(
             list(prompts)[: self.limit or None],
-            load_image,
+            load_image or folder_loader(self.name, self.image_root),
             evaluator=evaluator,
             files={path: hashlib.sha256(read_bytes(path)).hexdigest() for path in files if path},
             notes=tuple(notes),
@@ -206,7 +201,7 @@ def base64_loader(where: str, images: Mapping[str, str]) -> Callable[[str], np.n
         text = images.get(text, text) if len(text) <= 64 else text
         try:
             data = base64.b64decode(text, validate=True)
-        except (binascii.Error, ValueError):
+        except ValueError:
             data = b""  # decode_image refuses it like any other data that is not an image
         return decode_image(data, name=f"{where}, image {name}")
 
@@ -235,9 +230,8 @@ def read_json(path: str, kind: type[dict] | type[list]) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({error}); it may be truncated: fetch it again") from (
-            error
-        )
+        message = f"{path}: not JSON ({error}); it may be truncated: fetch it again"
+        raise DataError(message) from error
     if not isinstance(value, kind):
         wanted = "an object" if kind is dict else "a list"
         raise DataError(f"{path}: expected {wanted}, found {type(value).__name__}; check the file")
@@ -253,11 +247,10 @@ def read_table(path: str) -> Iterator[tuple[str, dict[str, str]]]:
     csv.field_size_limit(1 << 30)  # images as base64 exceed csv's default limit
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""), dialect="excel-tab")
     for number, row in enumerate(rows, 2):
+        where = f"{path}, row {number}"
         if None in row or None in row.values():
-            raise DataError(
-                f"{path}, row {number}: not as many cells as the header; fetch it again"
-            )
-        yield f"{path}, row {number}", row
+            raise DataError(f"{where}: not as many cells as the header; fetch it again")
+        yield where, row
 
 
 def require(where: str, record: Any, name: str, kind: type | tuple[type, ...] = str) -> Any:

@@ -45,13 +45,9 @@ class Row:
         "higher" and "lower" are for metrics where neither direction is an improvement.
         """
         # Written so that NaN bounds give no verdict.
-        if self.difference.low > 0:
-            moved = "higher"
-        elif self.difference.high < 0:
-            moved = "lower"
-        else:
-            return ""
-        if self.better == "neither":
+        low, high = self.difference.low, self.difference.high
+        moved = "higher" if low > 0 else "lower" if high < 0 else ""
+        if self.better == "neither" or not moved:
             return moved
         return "better" if moved == self.better else "worse"
 
@@ -118,10 +114,7 @@ def format_results(results: Sequence[EvalResult], who: str) -> str:
     """
     lines = [
         (
-            result.name,
-            name,
-            "" if result.definitions[name].better == "neither" else result.definitions[name].better,
-            str(metric.n),
+            *_first_cells(result.name, name, result.definitions[name].better, metric.n),
             format_metric(metric, ".3f"),
         )
         for result in results
@@ -149,16 +142,13 @@ def format_markdown(rows: Sequence[Row]) -> str:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    return (
-        row.evaluation,
-        row.metric,
-        "" if row.better == "neither" else row.better,
-        str(row.difference.n),
-        format_metric(row.base, ".3f"),
-        format_metric(row.aligned, ".3f"),
-        format_metric(row.difference, "+.3f"),
-        row.verdict,
-    )
+    names = _first_cells(row.evaluation, row.metric, row.better, row.difference.n)
+    values = (format_metric(metric, ".3f") for metric in (row.base, row.aligned))
+    return (*names, *values, format_metric(row.difference, "+.3f"), row.verdict)
+
+
+def _first_cells(evaluation: str, metric: str, better: Better, n: int) -> tuple[str, ...]:
+    return (evaluation, metric, "" if better == "neither" else better, str(n))
 
 
 def format_metric(metric: Metric, spec: str) -> str:

@@ -16,10 +16,8 @@ from typing_extensions import override
 from seva_jax.evals.base import Evaluator, Ratio, Record, meta_fields
 from seva_jax.types import DataError, Prompt
 
-_NUMBERS = {
-    **{"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4"},
-    **{"five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"},
-}
+_NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
+_NUMBERS = {word: str(n) for n, word in enumerate(_NUMBER_WORDS.split())} | {"none": "0"}
 _BLANKED = re.compile(r"""[;/\[\]"{}()=+\\_\-<>@`,?!]""")
 _ARTICLES = {"a", "an", "the"}
 # Contractions that are typed without the apostrophe and are then no other word.

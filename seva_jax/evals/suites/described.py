@@ -8,6 +8,7 @@ are the last suites.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -80,23 +81,21 @@ class CocoChair(Benchmark):
     def open(self) -> Questions:
         evaluator = Chair(self.name, synonyms=read_synonyms(self.synonyms))
         data = read_json(self.instances, dict)
+        field = functools.partial(require, self.instances)
         names = {}
-        for record in require(self.instances, data, "categories", list):
-            name = require(self.instances, record, "name")
+        for record in field(data, "categories", list):
+            name = field(record, "name")
             mentions = evaluator.mentions(name)
             if len(mentions) != 1:
                 raise DataError(f"{self.synonyms}: COCO's category {name!r} is not in it; add it")
-            names[require(self.instances, record, "id", int)] = mentions[0]
-        images = require(self.instances, data, "images", list)
+            names[field(record, "id", int)] = mentions[0]
+        images = field(data, "images", list)
         if 0 < self.num_images < len(images):
             drawn = np.random.default_rng(self.seed).permutation(len(images))[: self.num_images]
             images = [images[i] for i in sorted(drawn.tolist())]
-        objects: dict[int, set[str]] = {
-            require(self.instances, image, "id", int): set() for image in images
-        }
-        for record in require(self.instances, data, "annotations", list):
-            id_ = require(self.instances, record, "image_id", int)
-            category = require(self.instances, record, "category_id", int)
+        objects: dict[int, set[str]] = {field(image, "id", int): set() for image in images}
+        for record in field(data, "annotations", list):
+            id_, category = field(record, "image_id", int), field(record, "category_id", int)
             if category not in names:
                 raise DataError(f"{self.instances}: category {category} is not in its categories")
             if id_ in objects:
@@ -106,20 +105,14 @@ class CocoChair(Benchmark):
             for record in captions:
                 id_ = require(self.captions, record, "image_id", int)
                 if id_ in objects:
-                    mentioned = evaluator.mentions(require(self.captions, record, "caption"))
-                    objects[id_].update(mentioned)
-        prompts = [
-            Prompt(
-                str(image["id"]),
-                self.question + self.suffix,
-                (require(self.instances, image, "file_name"),),
-                {
-                    "question_id": image["id"],
-                    "objects": [name.split() for name in sorted(objects[image["id"]])],
-                },
-            )
-            for image in images
-        ]
+                    caption = require(self.captions, record, "caption")
+                    objects[id_].update(evaluator.mentions(caption))
+        prompts = []
+        for image in images:
+            shown = [name.split() for name in sorted(objects[image["id"]])]
+            meta = {"question_id": image["id"], "objects": shown}
+            file, question = field(image, "file_name"), self.question + self.suffix
+            prompts.append(Prompt(str(image["id"]), question, (file,), meta))
         return self.questions(prompts, evaluator, [self.instances, self.synonyms, self.captions])
 
     @override
@@ -184,10 +177,7 @@ class Shr(Benchmark):
         for record in read_json(data, list):
             url = PurePosixPath(require(data, record, "url"))
             paths[require(data, record, "image_id", int)] = f"{url.parent.name}/{url.name}"
-        ids = [
-            int(require(chosen, record, "image_id", (int, str)))
-            for record in read_json(chosen, list)
-        ]
+        ids = [int(require(chosen, r, "image_id", (int, str))) for r in read_json(chosen, list)]
         noted: dict[int, list[str]] = {id_: [] for id_ in ids}
         for record in read_json(regions, list):
             for region in require(regions, record, "regions", list):

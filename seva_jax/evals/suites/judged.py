@@ -9,6 +9,7 @@ are written but not scored. Read next: `described.py`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -72,18 +73,14 @@ class MMVet(Benchmark):
             number = id_.removeprefix("v1_")
             if number == id_ or not number.isdecimal():
                 raise DataError(f"{where}: ids have the form v1_0, v1_1, ...; check the file")
-            meta = {
-                "question_id": int(number),
-                "answer": require(where, record, "answer"),
-                "reference": require(where, record, "answer"),
-                "capability": require(where, record, "capability", list),
-            }
-            question = require(where, record, "question") + self.suffix
-            prompts.append(Prompt(id_, question, (require(where, record, "imagename"),), meta))
-        evaluator = scored_if_judged(
-            Judged(self.name, self.judge, self.instructions, 0.0, 1.0, ("capability",))
-        )
-        return self.questions(prompts, evaluator, [self.path])
+            field = functools.partial(require, where, record)
+            answer = field("answer")
+            meta = {"question_id": int(number), "answer": answer, "reference": answer}
+            meta["capability"] = field("capability", list)
+            question, image = field("question") + self.suffix, field("imagename")
+            prompts.append(Prompt(id_, question, (image,), meta))
+        judged = Judged(self.name, self.judge, self.instructions, by=("capability",))
+        return self.questions(prompts, scored_if_judged(judged), [self.path])
 
     @override
     def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
@@ -170,10 +167,10 @@ class LlavaBench(Benchmark):
             }
             question = require(where, line, "text") + self.suffix
             prompts.append(Prompt(str(id_), question, (image,), meta))
-        evaluator = scored_if_judged(
-            AgainstReference(self.name, self.judge, self.instructions, 1.0, 10.0, ("category",))
+        judged = AgainstReference(
+            self.name, self.judge, self.instructions, low=1.0, high=10.0, by=("category",)
         )
-        return self.questions(prompts, evaluator, files)
+        return self.questions(prompts, scored_if_judged(judged), files)
 
     @override
     def columns(self, prompt: Prompt) -> dict[str, str]:

@@ -7,6 +7,7 @@ not: reading a letter from an answer (`seva_jax/evals/choice.py`). Read next: `j
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -57,16 +58,13 @@ class MMBench(Benchmark):
             index = require(where, row, "index")
             if not index.isdecimal():
                 raise DataError(f"{where}: index is {index!r}; it must be a whole number")
-            options = []
-            for letter in LETTERS:
-                if _absent(row.get(letter)):
-                    break
-                options.append(row[letter])
+            cells = (row.get(letter, "") for letter in LETTERS)
+            options = list(itertools.takewhile(_present, cells))
             if len(options) < 2:
                 raise DataError(f"{where}: fewer than two options in columns A, B, ...")
             hint = row.get("hint", "")
             question = require(where, row, "question")
-            asked = with_options(question if _absent(hint) else f"{hint}\n{question}", options)
+            asked = with_options(f"{hint}\n{question}" if _present(hint) else question, options)
             images[index] = require(where, row, "image")
             number = int(index)
             meta = {
@@ -78,7 +76,7 @@ class MMBench(Benchmark):
                 "options": options,
             }
             known = ("answer", "category", *_GROUPS)
-            meta |= {k: row[k] for k in known if not _absent(row.get(k))}
+            meta |= {k: row[k] for k in known if _present(row.get(k, ""))}
             prompts.append(Prompt(index, asked + self.suffix, (index,), meta))
         loader = base64_loader(self.path, images)
         if any("answer" in prompt.meta for prompt in prompts):
@@ -89,19 +87,13 @@ class MMBench(Benchmark):
     @override
     def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
         super().write_answers(folder, model_id, answers)
-        write_lines(
-            folder / "answers.jsonl",
-            (
-                llava_line(
-                    answer,
-                    model_id,
-                    options=answer.prompt.meta["options"],
-                    option_char=list(LETTERS[: len(answer.prompt.meta["options"])]),
-                    round_id=answer.question_id // _CIRCULAR,
-                )
-                for answer in answers
-            ),
-        )
+        lines = []
+        for answer in answers:
+            options, round_id = answer.prompt.meta["options"], answer.question_id // _CIRCULAR
+            chars = list(LETTERS[: len(options)])
+            more = {"options": options, "option_char": chars, "round_id": round_id}
+            lines.append(llava_line(answer, model_id, **more))
+        write_lines(folder / "answers.jsonl", lines)
         write_tsv(folder / "submission.tsv", answers, super().columns)
 
     @override
@@ -110,8 +102,8 @@ class MMBench(Benchmark):
         return super().columns(prompt) | meta_fields(prompt, *_GROUPS)
 
 
-def _absent(value: str | None) -> bool:
-    return value is None or value.strip().lower() in ("", "nan", "none")
+def _present(cell: str) -> bool:
+    return cell.strip().lower() not in ("", "nan", "none")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ What lives here: reading their files, and writing answer files for their own sco
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -17,13 +18,7 @@ from seva_jax.evals.answers import Answer
 from seva_jax.evals.base import Ratio, Record, each_category, meta_fields
 from seva_jax.evals.exact import ExactAnswer
 from seva_jax.evals.files import read_json_lines
-from seva_jax.evals.pope import (
-    SHORT_ANSWER_SUFFIX,
-    AnswerParser,
-    LlavaParser,
-    Pope,
-    load_pope,
-)
+from seva_jax.evals.pope import SHORT_ANSWER_SUFFIX, AnswerParser, LlavaParser, Pope, load_pope
 from seva_jax.evals.suite import Benchmark, Questions, read_json, require
 from seva_jax.evals.vqa import Vqa
 from seva_jax.ranges import FROM_1
@@ -78,18 +73,12 @@ class PopeSets(Benchmark):
     @override
     def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
         super().write_answers(folder, model_id, answers)
-        write_lines(
-            folder / "questions.jsonl",
-            (
-                {
-                    "question_id": answer.question_id,
-                    "image": answer.prompt.images[0],
-                    "text": answer.asked,
-                    "category": answer.prompt.meta["category"],
-                }
-                for answer in answers
-            ),
+        questions = (
+            {"question_id": a.question_id, "image": a.prompt.images[0], "text": a.asked}
+            | meta_fields(a.prompt, "category")
+            for a in answers
         )
+        write_lines(folder / "questions.jsonl", questions)
         for category in self.sets:
             of_set = [a for a in answers if a.prompt.meta["category"] == category]
             lines = ({"question": a.asked, "answer": a.text} for a in of_set)
@@ -98,8 +87,7 @@ class PopeSets(Benchmark):
     @override
     def columns(self, prompt: Prompt) -> dict[str, str]:
         """Capitalises the answer: VLMEvalKit knows Yes and No only."""
-        cells = super().columns(prompt)
-        return cells | {"answer": cells["answer"].capitalize()}
+        return super().columns(prompt) | {"answer": prompt.meta["answer"].capitalize()}
 
 
 def _variant(category: str, num: int) -> str:
@@ -145,16 +133,12 @@ class GQA(Benchmark):
     def open(self) -> Questions:
         prompts = []
         for id_, record in read_json(self.path, dict).items():
-            where = f"{self.path}, question {id_}"
+            field = functools.partial(require, f"{self.path}, question {id_}", record)
             types = (record.get("types") if isinstance(record, dict) else None) or {}
             kinds = (types.get("structural"), types.get("semantic"))
-            meta = {
-                "question_id": id_,
-                "answer": require(where, record, "answer"),
-                "types": [kind for kind in kinds if kind and isinstance(kind, str)],
-            }
-            question = require(where, record, "question") + self.suffix
-            image = f"{require(where, record, 'imageId')}.jpg"
+            named = [kind for kind in kinds if kind and isinstance(kind, str)]
+            meta = {"question_id": id_, "answer": field("answer"), "types": named}
+            question, image = field("question") + self.suffix, f"{field('imageId')}.jpg"
             prompts.append(Prompt(id_, question, (image,), meta))
         return self.questions(prompts, GqaAnswer(self.name), [self.path])
 
@@ -194,20 +178,18 @@ class TextVQA(Benchmark):
     def open(self) -> Questions:
         data = require(self.path, read_json(self.path, dict), "data", list)
         people: dict[tuple[str, str], list[str]] = {}
-        plain = []
+        asked, note = [], "plain questions, without recognised text"
         for number, record in enumerate(data):
-            where = f"{self.path}, entry {number} of data"
-            image, question = require(where, record, "image_id"), require(where, record, "question")
-            people[image, question.lower()] = require(where, record, "answers", list)
-            plain.append((image, f"{image}.jpg", question + self.suffix, question))
-        asked = plain
+            field = functools.partial(require, f"{self.path}, entry {number} of data", record)
+            image, question = field("image_id"), field("question")
+            people[image, question.lower()] = field("answers", list)
+            asked.append((image, f"{image}.jpg", question + self.suffix, question))
         if self.questions_path:
-            asked = []
+            asked, note = [], "questions with recognised text, as LLaVA asks"
             for number, line in read_json_lines(self.questions_path):
-                where = f"{self.questions_path}, line {number}"
-                text = require(where, line, "text")
-                image_id, file = require(where, line, "question_id"), require(where, line, "image")
-                asked.append((image_id, file, text, text.split("\n")[0]))
+                field = functools.partial(require, f"{self.questions_path}, line {number}", line)
+                text = field("text")
+                asked.append((field("question_id"), field("image"), text, text.split("\n")[0]))
         prompts = []
         for number, (image_id, file, text, question) in enumerate(asked):
             answers = people.get((image_id, question.lower()))
@@ -218,9 +200,4 @@ class TextVQA(Benchmark):
                 )
             meta = {"question_id": image_id, "people": answers}
             prompts.append(Prompt(f"{number}-{image_id}", text, (file,), meta))
-        note = (
-            "questions with recognised text, as LLaVA asks"
-            if self.questions_path
-            else "plain questions, without recognised text"
-        )
         return self.questions(prompts, Vqa(self.name), [self.path, self.questions_path], [note])
