@@ -31,8 +31,8 @@ from seva_jax.convert.load import (
     INDEX_FILE,
     SINGLE_FILE,
     Tensor,
-    leaves_by_path,
     read_headers,
+    shapes_by_path,
 )
 from seva_jax.convert.original import original_fields, pads_images
 from seva_jax.convert.source import Source
@@ -163,8 +163,7 @@ def write_new(
         processing: the image pipeline.
         read: reads variables, given names such as "params/language/embedding".
     """
-    leaves = leaves_by_path(abstract_params(Llava(config)))
-    shapes = {ours: leaf.shape for ours, leaf in leaves.items()}
+    shapes = shapes_by_path(abstract_params(Llava(config)))
     rows = [row for row in TABLE if row.ours in shapes]
     tensors = {
         name: ("F32", row.their_shape(shapes[row.ours]))
@@ -198,10 +197,8 @@ def write_processor(directory: Path, config: LlavaConfig, processing: ImageProce
         "vision_feature_select_strategy": config.feature_select,
     }
     write_json(directory / "processor_config.json", fields)
-    template = VICUNA_V1
-    roles = (template.user, template.assistant, template.assistant)
-    system = template.system.replace("'", "\\'")
-    text = _CHAT % (system, *roles)
+    system = VICUNA_V1.system.replace("'", "\\'")
+    text = _CHAT % (system, VICUNA_V1.user, VICUNA_V1.assistant, VICUNA_V1.assistant)
     (directory / "chat_template.jinja").write_text(text, encoding="utf-8")
 
 
