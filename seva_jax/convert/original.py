@@ -108,8 +108,7 @@ def listing(problems: Iterable[str]) -> str:
 def refuse(path: Path, problems: Sequence[str]) -> None:
     """Raises `DataError`, listing the problems of a config.json, if there are any."""
     if problems:
-        message = f"{path} describes a model that is not supported:{listing(problems)}"
-        raise DataError(message)
+        raise DataError(f"{path} describes a model that is not supported:{listing(problems)}")
 
 
 def as_hf_fields(path: Path, fields: dict[str, Any], tower: Path) -> dict[str, Any]:

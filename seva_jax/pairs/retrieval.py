@@ -148,12 +148,10 @@ class RetrievedPairs(PairBuilder):
 
     def _chosen(self, rollout: Rollout) -> Comparison | str:
         """Returns a comparison with the chosen answer only; or why there is none."""
-        text = rollout.clean
-        if self.chosen == "answer":
-            text = str(rollout.prompt.meta.get("answer", ""))
         if len(rollout.prompt.images) != 1:
             return "not one image"
-        answer = clean_answer(text)
+        known = str(rollout.prompt.meta.get("answer", ""))
+        answer = clean_answer(known if self.chosen == "answer" else rollout.clean)
         return Comparison(rollout.prompt, (answer,)) if answer else "empty chosen answer"
 
     def _drafts(
