@@ -27,13 +27,7 @@ from seva_jax.convert.export import (
 )
 from seva_jax.convert.files import SafetensorsWriter, data_start, new_directory, num_bytes
 from seva_jax.convert.hf_config import llava_config_fields, read_special_tokens
-from seva_jax.convert.load import (
-    INDEX_FILE,
-    SINGLE_FILE,
-    Tensor,
-    read_headers,
-    shapes_by_path,
-)
+from seva_jax.convert.load import INDEX_FILE, SINGLE_FILE, Tensor, read_headers, shapes_by_path
 from seva_jax.convert.original import original_fields, pads_images
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, original

@@ -200,7 +200,7 @@ class QuestionsJsonl(PromptSource):
         return prompt_set(self.path, FolderImages(self.image_root), examples)
 
     def _prompt(self, index: int, record: dict[str, Any]) -> Prompt:
-        del index  # records have ids
+        del index  # the record has an id
         question = text_of(record, "question", "text")
         meta = meta_of(record, ("id", "question", "text", "image", "images"))
         return Prompt(id_of(record), question, images_of(record), meta)

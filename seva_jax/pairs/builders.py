@@ -1,7 +1,8 @@
 """Builders turn rollouts into comparisons, and count a reason for every rollout they drop.
 
-What lives here: the base class and SeVa's own builder. What does not: the questions a builder may
-put to the model (`model.py`). Read next: `built_pairs.py`, which calls builders.
+What lives here: the base class, SeVa's own builder, and `sift`, which counts. What does not: the
+questions a builder may put to the model (`model.py`). Read next: `built_pairs.py`, which calls
+builders.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ class WorldPairs(WorldPrompts, PreferenceSource):
 
     Attributes:
         split: name of the split; splits of different names have different images.
+        num: number of pairs, with one image each.
     """
 
     split: str = "preferences"
