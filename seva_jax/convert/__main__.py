@@ -16,7 +16,7 @@ from seva_jax.config.config_files import read_config
 from seva_jax.config.experiment import Experiment
 from seva_jax.config.prior_run import PriorRun
 from seva_jax.convert.hf_config import read_llava_config
-from seva_jax.convert.load import leaves_by_path
+from seva_jax.convert.load import leaves_by_path, shapes_by_path
 from seva_jax.convert.original import tower_directory
 from seva_jax.convert.peft import to_peft
 from seva_jax.convert.pickles import from_bin
@@ -130,7 +130,8 @@ def open_source(path: Path, vision_tower: str = "") -> Source:
     tower = tower_directory(directory, vision_tower)
 
     def result(run: Experiment) -> Source:
-        shapes = _shapes(Llava(config, lora=run.lora if run.lora.rank else None))
+        model = Llava(config, lora=run.lora if run.lora.rank else None)
+        shapes = shapes_by_path(abstract_variables(model))
         parts = tuple("lora/" if p == "lora" else f"params/{p}/" for p in run.train.trained)
         trained = {name: shape for name, shape in shapes.items() if name.startswith(parts)}
         read = functools.partial(_read, Path(run.workdir) / "checkpoints" / "align", trained)
@@ -148,14 +149,10 @@ def _checkpoint(experiment: Experiment) -> tuple[Path, str]:
     directory = workdir / "base-hf"
     if not directory.exists():
         assets = base.assets()
-        shapes = _shapes(Llava(assets.config))
+        shapes = shapes_by_path(abstract_variables(Llava(assets.config)))
         read = functools.partial(_read, workdir / "checkpoints" / "base", shapes)
         write_new(directory, assets.config, assets.tokenizer, assets.processing, read)
     return directory, ""
-
-
-def _shapes(model: Llava) -> dict[str, tuple[int, ...]]:
-    return {name: leaf.shape for name, leaf in leaves_by_path(abstract_variables(model)).items()}
 
 
 def _read(

@@ -13,7 +13,14 @@ from typing import Any, cast
 
 from transformers import LlavaConfig as HFConfig
 
-from seva_jax.convert.original import as_hf_fields, is_original, read_json, tower_directory
+from seva_jax.convert.original import (
+    as_hf_fields,
+    is_original,
+    read_json,
+    refuse,
+    tower_directory,
+    unsupported,
+)
 from seva_jax.models import LlavaConfig, TextConfig, VisionConfig
 from seva_jax.types import DataError
 
@@ -21,6 +28,27 @@ _SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "vocab_size", "image_size", "patch_size"),
 )
+# Fields of our configs, and their names in transformers.
+_VISION = {
+    "image_size": "image_size",
+    "patch_size": "patch_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "mlp_size": "intermediate_size",
+    "norm_eps": "layer_norm_eps",
+    "activation": "hidden_act",
+}
+_TEXT = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "mlp_size": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,30 +82,11 @@ def read_llava_config(directory: str | Path, vision_tower: str | Path | None = N
     path = Path(directory) / "config.json"
     hf = _hf_config(path, vision_tower)
     text, vision = cast(Any, hf.text_config), cast(Any, hf.vision_config)
-    problems = _unsupported(hf, text, vision)
-    if problems:
-        lines = "".join(f"\n  {problem}" for problem in problems)
-        raise DataError(f"{path} describes a model that is not supported:{lines}")
+    refuse(path, _unsupported(hf, text, vision))
     config = LlavaConfig(
-        vision=VisionConfig(
-            image_size=vision.image_size,
-            patch_size=vision.patch_size,
-            hidden_size=vision.hidden_size,
-            num_layers=vision.num_hidden_layers,
-            num_heads=vision.num_attention_heads,
-            mlp_size=vision.intermediate_size,
-            norm_eps=vision.layer_norm_eps,
-            activation=vision.hidden_act,
-        ),
+        vision=VisionConfig(**{ours: getattr(vision, name) for ours, name in _VISION.items()}),
         text=TextConfig(
-            vocab_size=text.vocab_size,
-            hidden_size=text.hidden_size,
-            num_layers=text.num_hidden_layers,
-            num_heads=text.num_attention_heads,
-            num_kv_heads=text.num_key_value_heads,
-            head_dim=text.head_dim,
-            mlp_size=text.intermediate_size,
-            norm_eps=text.rms_norm_eps,
+            **{ours: getattr(text, name) for ours, name in _TEXT.items()},
             rope_base=text.rope_parameters["rope_theta"],
             tied_head=bool(hf.tie_word_embeddings),
         ),
@@ -108,25 +117,11 @@ def llava_config_fields(config: LlavaConfig) -> dict[str, Any]:
         "tie_word_embeddings": text.tied_head,
         "vision_config": {
             "model_type": "clip_vision_model",
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "hidden_size": vision.hidden_size,
-            "num_hidden_layers": vision.num_layers,
-            "num_attention_heads": vision.num_heads,
-            "intermediate_size": vision.mlp_size,
-            "layer_norm_eps": vision.norm_eps,
-            "hidden_act": vision.activation,
+            **{name: getattr(vision, ours) for ours, name in _VISION.items()},
         },
         "text_config": {
             "model_type": "llama",
-            "vocab_size": text.vocab_size,
-            "hidden_size": text.hidden_size,
-            "num_hidden_layers": text.num_layers,
-            "num_attention_heads": text.num_heads,
-            "num_key_value_heads": text.num_kv_heads,
-            "head_dim": text.head_dim,
-            "intermediate_size": text.mlp_size,
-            "rms_norm_eps": text.norm_eps,
+            **{name: getattr(text, ours) for ours, name in _TEXT.items()},
             "rope_parameters": {"rope_type": "default", "rope_theta": text.rope_base},
             "tie_word_embeddings": text.tied_head,
         },
@@ -156,10 +151,8 @@ def read_special_tokens(directory: str | Path) -> SpecialTokens:
             eos = fields.get("eos_token_id", text.eos_token_id)
             pad = fields.get("pad_token_id", text.pad_token_id)
     stop_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
-    for name, value in (
-        ("eos_token_id", stop_ids),
-        ("pad_token_id", () if pad is None else (pad,)),
-    ):
+    pad_ids = () if pad is None else (pad,)
+    for name, value in (("eos_token_id", stop_ids), ("pad_token_id", pad_ids)):
         if any(type(token) is not int for token in value):
             raise DataError(f"{path}: {name} holds {list(value)}, expected integers")
     return SpecialTokens(stop_ids, stop_ids[0] if pad is None and stop_ids else pad)
@@ -186,44 +179,31 @@ def _unsupported(hf: HFConfig, text: Any, vision: Any) -> list[str]:
     """Returns a line 'NAME is VALUE, supported: ...' for each field our modules cannot honour."""
     allowed: list[tuple[str, Any, tuple]] = [
         ("projector_hidden_act", hf.projector_hidden_act, ("gelu",)),
-        (
-            "vision_feature_select_strategy",
-            hf.vision_feature_select_strategy,
-            ("default", "full"),
-        ),
+        ("vision_feature_select_strategy", hf.vision_feature_select_strategy, ("default", "full")),
         ("quantization_config", getattr(hf, "quantization_config", None), (None,)),
         ("text_config.model_type", text.model_type, ("llama",)),
         ("vision_config.model_type", vision.model_type, ("clip_vision_model",)),
     ]
     if text.model_type == "llama":
-        rope = text.rope_parameters
+        rope, field = text.rope_parameters, "text_config.rope_parameters"
         allowed += [
             ("text_config.hidden_act", text.hidden_act, ("silu",)),
             ("text_config.attention_bias", text.attention_bias, (False,)),
             ("text_config.mlp_bias", text.mlp_bias, (False,)),
-            ("text_config.rope_parameters.rope_type", rope.get("rope_type"), ("default",)),
-            (
-                "text_config.rope_parameters.partial_rotary_factor",
-                rope.get("partial_rotary_factor", 1.0),
-                (1.0,),
-            ),
+            (f"{field}.rope_type", rope.get("rope_type"), ("default",)),
+            (f"{field}.partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), (1.0,)),
         ]
     if vision.model_type == "clip_vision_model":
         allowed += [
             ("vision_config.hidden_act", vision.hidden_act, ("quick_gelu", "gelu")),
             ("vision_config.num_channels", vision.num_channels, (3,)),
         ]
-    problems = [
-        f"{name} is {value!r}, supported: {', '.join(map(repr, choices))}"
-        for name, value, choices in allowed
-        if value not in choices
-    ]
+    problems = unsupported(allowed)
     if not isinstance(hf.vision_feature_layer, int):
         problems.append(
             f"vision_feature_layer is {hf.vision_feature_layer!r}, supported: one integer"
         )
-    sizes = {"vision_config": vision, "text_config": text}
-    for section, fields in sizes.items():
+    for section, fields in (("vision_config", vision), ("text_config", text)):
         for name in _SIZES:
             size = getattr(fields, name, 1)
             if type(size) is not int or not 1 <= size < 2**31:

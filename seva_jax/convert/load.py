@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from seva_jax.convert.original import read_json
+from seva_jax.convert.original import listing, read_json
 from seva_jax.convert.table import (
     EMBEDDING,
     HEAD,
@@ -78,6 +78,11 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
     return {_joined(path): leaf for path, leaf in leaves}
 
 
+def shapes_by_path(tree: Any) -> dict[str, Shape]:
+    """Returns the shapes of the leaves of nested dicts, see `leaves_by_path`."""
+    return {path: leaf.shape for path, leaf in leaves_by_path(tree).items()}
+
+
 def _joined(path: tuple[Any, ...]) -> str:
     # Keys of other kinds lead into the boxes that hold the names of a parameter's dims.
     return "/".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
@@ -113,14 +118,12 @@ def load_params(
     directory = Path(directory)
     tensors = read_headers(directory, tower)
     model = Llava(config)
-    abstract = abstract_params(model)
-    shapes = {ours: leaf.shape for ours, leaf in leaves_by_path(abstract).items()}
+    shapes = shapes_by_path(abstract_params(model))
     rows = {row.ours: row for row in TABLE if row.ours in shapes}
     if len(rows) != len(shapes):
         raise AssertionError(f"not in the conversion table: {sorted(shapes.keys() - rows.keys())}")
-    _check_tensors(
-        directory, tensors, {rows[ours]: shape for ours, shape in shapes.items()}, config
-    )
+    shapes_of = {rows[ours]: shape for ours, shape in shapes.items()}
+    _check_tensors(directory, tensors, shapes_of, config)
     if shardings is None:
         boxed = abstract_stored(abstract_variables(model)["params"], base_weights, dtype)
         shardings = on_one_device(boxed, jax.local_devices()[0])
@@ -232,10 +235,8 @@ def _read_headers(directory: Path, spell: Callable[[str], str]) -> dict[str, Ten
             if tensor not in promised
         ]
     if problems:
-        lines = "".join(f"\n  {problem}" for problem in problems)
-        raise DataError(
-            f"{directory}: the weight files contradict each other; fetch them again:{lines}"
-        )
+        message = f"{directory}: the weight files contradict each other; fetch them again:"
+        raise DataError(message + listing(problems))
     return tensors
 
 
@@ -245,8 +246,7 @@ def _list_files(directory: Path) -> tuple[list[str], Mapping[str, str] | None]:
         return [SINGLE_FILE], None
     path = directory / INDEX_FILE
     if not path.exists():
-        pickles = sorted(p.name for pattern in _PICKLES for p in directory.glob(pattern))
-        if pickles:
+        if pickles := sorted(p.name for kind in _PICKLES for p in directory.glob(kind)):
             raise DataError(
                 f"{directory} holds its weights as pickles ({', '.join(pickles)}). Opening a "
                 "pickle can run code hidden in it, so they are refused; convert them once, without "
@@ -265,8 +265,7 @@ def _list_files(directory: Path) -> tuple[list[str], Mapping[str, str] | None]:
         if not name.endswith(".safetensors"):
             raise DataError(f"{path} names {name}, but only safetensors files are read")
     files = sorted(set(weight_map.values()))
-    missing = [name for name in files if not (directory / name).exists()]
-    if missing:
+    if missing := [name for name in files if not (directory / name).exists()]:
         raise DataError(
             f"{directory} lacks {len(missing)} of the {len(files)} files {INDEX_FILE} names: "
             f"{', '.join(missing)}; fetch them"
@@ -295,10 +294,7 @@ def _read_header(path: Path) -> list[Tensor]:
 
 
 def _check_tensors(
-    directory: Path,
-    tensors: Mapping[str, Tensor],
-    rows: Mapping[Row, Shape],
-    config: LlavaConfig,
+    directory: Path, tensors: Mapping[str, Tensor], rows: Mapping[Row, Shape], config: LlavaConfig
 ) -> None:
     """Raises one error that lists every difference between the files and the model."""
     for name, num in (
@@ -329,7 +325,7 @@ def _check_tensors(
         elif not is_unused(name, config.tower_depth, config.vision.num_layers):
             problems.append(f"unexpected: {where}")
     if problems:
-        lines = "".join(f"\n  {problem}" for problem in problems[:_MAX_LINES])
+        lines = listing(problems[:_MAX_LINES])
         if len(problems) > _MAX_LINES:  # more than any real model has: a hostile file
             lines += f"\n  and {len(problems) - _MAX_LINES:,} more"
         raise DataError(

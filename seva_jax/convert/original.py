@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,26 @@ def pads_images(directory: Path) -> bool:
     return read_json(directory / "config.json").get("image_aspect_ratio") == "pad"
 
 
+def unsupported(fields: Iterable[tuple[str, Any, Sequence[Any]]]) -> list[str]:
+    """Returns a line for each unsupported field, given names, values and supported values."""
+    return [
+        f"{name} is {value!r}, supported: {', '.join(map(repr, supported))}"
+        for name, value, supported in fields
+        if value not in supported
+    ]
+
+
+def listing(problems: Iterable[str]) -> str:
+    """Returns the lines of a message, each on a new line of its own."""
+    return "".join(f"\n  {problem}" for problem in problems)
+
+
+def refuse(path: Path, problems: Sequence[str]) -> None:
+    """Raises `DataError`, listing the problems of a config.json, if there are any."""
+    if problems:
+        raise DataError(f"{path} describes a model that is not supported:{listing(problems)}")
+
+
 def as_hf_fields(path: Path, fields: dict[str, Any], tower: Path) -> dict[str, Any]:
     """Merges config.json of an original LLaVA and of its tower into Hugging Face's layout.
 
@@ -101,14 +122,7 @@ def as_hf_fields(path: Path, fields: dict[str, Any], tower: Path) -> dict[str, A
     Raises:
         DataError: the tower is not a CLIP model, or a field has an unsupported value.
     """
-    problems = [
-        f"{name} is {fields.get(name)!r}, supported: {', '.join(map(repr, values))}"
-        for name, values in _SUPPORTED.items()
-        if fields.get(name) not in values
-    ]
-    if problems:
-        lines = "".join(f"\n  {problem}" for problem in problems)
-        raise DataError(f"{path} describes a model that is not supported:{lines}")
+    refuse(path, unsupported((name, fields.get(name), _SUPPORTED[name]) for name in _SUPPORTED))
     clip = read_json(tower / "config.json")
     vision = clip.get("vision_config") if clip.get("model_type") == "clip" else clip
     if not isinstance(vision, dict) or clip.get("model_type") not in ("clip", "clip_vision_model"):
@@ -117,14 +131,13 @@ def as_hf_fields(path: Path, fields: dict[str, Any], tower: Path) -> dict[str, A
             "model, clip or clip_vision_model"
         )
     text = {name: value for name, value in fields.items() if not name.startswith("mm_")}
+    select = fields.get("mm_vision_select_feature") or "patch"
     return {
         "model_type": "llava",
         "text_config": text | {"model_type": "llama"},
         "vision_config": vision | {"model_type": "clip_vision_model"},
         "vision_feature_layer": fields.get("mm_vision_select_layer", -2),
-        "vision_feature_select_strategy": _SELECT[
-            fields.get("mm_vision_select_feature") or "patch"
-        ],
+        "vision_feature_select_strategy": _SELECT[select],
         "image_token_index": fields.get("image_token_index", fields.get("vocab_size", 32000)),
         "tie_word_embeddings": fields.get("tie_word_embeddings", False),
     }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from seva_jax.convert.export import write_json
 from seva_jax.convert.files import SafetensorsWriter, new_directory, num_bytes
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import TABLE
@@ -88,8 +88,7 @@ def to_peft(source: Source, out: Path) -> str:
                 (values,) = source.read([f"params/{row.ours}"])
                 writer.write(_PREFIX + row.theirs, row.transform.write(values))
                 bar.update()
-        text = json.dumps(fields, indent=2)
-        (scratch / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
+        write_json(scratch / "adapter_config.json", fields)
     summary = f"{out}: rank {source.lora.rank} adapters, {len(shapes)} tensors"
     if source.tower:
         summary += (

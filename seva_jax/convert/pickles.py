@@ -41,8 +41,7 @@ def from_bin(directory: Path, out: Path) -> str:
     files = sorted(directory.glob("pytorch_model*.bin"))
     if not files:
         raise DataError(f"{directory} holds no pytorch_model*.bin")
-    names = {path.name: path.name.replace("pytorch_model", "model") for path in files}
-    names = {old: str(Path(new).with_suffix(".safetensors")) for old, new in names.items()}
+    names = {f.name: f"{f.stem.replace('pytorch_model', 'model')}.safetensors" for f in files}
     num, index_path = 0, directory / _INDEX
     index = read_json(index_path) if index_path.exists() else None
     with new_directory(out, sum(path.stat().st_size for path in files)) as scratch:

@@ -27,13 +27,7 @@ from seva_jax.convert.export import (
 )
 from seva_jax.convert.files import SafetensorsWriter, data_start, new_directory, num_bytes
 from seva_jax.convert.hf_config import llava_config_fields, read_special_tokens
-from seva_jax.convert.load import (
-    INDEX_FILE,
-    SINGLE_FILE,
-    Tensor,
-    leaves_by_path,
-    read_headers,
-)
+from seva_jax.convert.load import INDEX_FILE, SINGLE_FILE, Tensor, read_headers, shapes_by_path
 from seva_jax.convert.original import original_fields, pads_images
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, original
@@ -163,8 +157,7 @@ def write_new(
         processing: the image pipeline.
         read: reads variables, given names such as "params/language/embedding".
     """
-    leaves = leaves_by_path(abstract_params(Llava(config)))
-    shapes = {ours: leaf.shape for ours, leaf in leaves.items()}
+    shapes = shapes_by_path(abstract_params(Llava(config)))
     rows = [row for row in TABLE if row.ours in shapes]
     tensors = {
         name: ("F32", row.their_shape(shapes[row.ours]))
@@ -198,10 +191,8 @@ def write_processor(directory: Path, config: LlavaConfig, processing: ImageProce
         "vision_feature_select_strategy": config.feature_select,
     }
     write_json(directory / "processor_config.json", fields)
-    template = VICUNA_V1
-    roles = (template.user, template.assistant, template.assistant)
-    system = template.system.replace("'", "\\'")
-    text = _CHAT % (system, *roles)
+    system = VICUNA_V1.system.replace("'", "\\'")
+    text = _CHAT % (system, VICUNA_V1.user, VICUNA_V1.assistant, VICUNA_V1.assistant)
     (directory / "chat_template.jinja").write_text(text, encoding="utf-8")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,9 +114,11 @@ class Row:
         return self.transform.their_shape(shape[1:] if self.stacked else shape)
 
 
-def _linear(theirs: str, ours: str, bias: bool) -> list[Row]:
-    kernel = Row(f"{theirs}.weight", f"{ours}/kernel", Transposed())
-    return [kernel, Row(f"{theirs}.bias", f"{ours}/bias")] if bias else [kernel]
+def _linear(theirs: str, ours: str, names: Sequence[str], bias: bool) -> Iterator[Row]:
+    for name in names:
+        yield Row(f"{theirs}.{name}.weight", f"{ours}/{name}/kernel", Transposed())
+        if bias:
+            yield Row(f"{theirs}.{name}.bias", f"{ours}/{name}/bias")
 
 
 def _layer_norm(theirs: str, ours: str) -> list[Row]:
@@ -125,41 +128,31 @@ def _layer_norm(theirs: str, ours: str) -> list[Row]:
     ]
 
 
+def _rms_norm(name: str) -> Row:
+    return Row(f"{_LLAMA}.{name}.weight", f"language/layers/{name}/scale")
+
+
+_EMBEDDINGS = "vision_tower.embeddings"
 _TOWER = "vision_tower.encoder.layers.{}"
 _LLAMA = "language_model.model.layers.{}"
+_QKV = ("q_proj", "k_proj", "v_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj")
 
 TABLE: tuple[Row, ...] = (
-    Row("vision_tower.embeddings.class_embedding", "vision/class_embedding"),
-    Row("vision_tower.embeddings.position_embedding.weight", "vision/position_embedding"),
-    Row(
-        "vision_tower.embeddings.patch_embedding.weight",
-        "vision/patch_embedding/kernel",
-        PatchKernel(),
-    ),
+    Row(f"{_EMBEDDINGS}.class_embedding", "vision/class_embedding"),
+    Row(f"{_EMBEDDINGS}.position_embedding.weight", "vision/position_embedding"),
+    Row(f"{_EMBEDDINGS}.patch_embedding.weight", "vision/patch_embedding/kernel", PatchKernel()),
     *_layer_norm("vision_tower.pre_layrnorm", "vision/pre_layernorm"),  # their spelling
     *_layer_norm(f"{_TOWER}.layer_norm1", "vision/layers/layer_norm1"),
-    *_linear(f"{_TOWER}.self_attn.q_proj", "vision/layers/q_proj", bias=True),
-    *_linear(f"{_TOWER}.self_attn.k_proj", "vision/layers/k_proj", bias=True),
-    *_linear(f"{_TOWER}.self_attn.v_proj", "vision/layers/v_proj", bias=True),
-    *_linear(f"{_TOWER}.self_attn.out_proj", "vision/layers/out_proj", bias=True),
+    *_linear(f"{_TOWER}.self_attn", "vision/layers", (*_QKV, "out_proj"), bias=True),
     *_layer_norm(f"{_TOWER}.layer_norm2", "vision/layers/layer_norm2"),
-    *_linear(f"{_TOWER}.mlp.fc1", "vision/layers/fc1", bias=True),
-    *_linear(f"{_TOWER}.mlp.fc2", "vision/layers/fc2", bias=True),
-    *_linear("multi_modal_projector.linear_1", "projector/linear_1", bias=True),
-    *_linear("multi_modal_projector.linear_2", "projector/linear_2", bias=True),
+    *_linear(f"{_TOWER}.mlp", "vision/layers", ("fc1", "fc2"), bias=True),
+    *_linear("multi_modal_projector", "projector", ("linear_1", "linear_2"), bias=True),
     Row("language_model.model.embed_tokens.weight", "language/embedding"),
-    Row(f"{_LLAMA}.input_layernorm.weight", "language/layers/input_layernorm/scale"),
-    *_linear(f"{_LLAMA}.self_attn.q_proj", "language/layers/q_proj", bias=False),
-    *_linear(f"{_LLAMA}.self_attn.k_proj", "language/layers/k_proj", bias=False),
-    *_linear(f"{_LLAMA}.self_attn.v_proj", "language/layers/v_proj", bias=False),
-    *_linear(f"{_LLAMA}.self_attn.o_proj", "language/layers/o_proj", bias=False),
-    Row(
-        f"{_LLAMA}.post_attention_layernorm.weight",
-        "language/layers/post_attention_layernorm/scale",
-    ),
-    *_linear(f"{_LLAMA}.mlp.gate_proj", "language/layers/gate_proj", bias=False),
-    *_linear(f"{_LLAMA}.mlp.up_proj", "language/layers/up_proj", bias=False),
-    *_linear(f"{_LLAMA}.mlp.down_proj", "language/layers/down_proj", bias=False),
+    _rms_norm("input_layernorm"),
+    *_linear(f"{_LLAMA}.self_attn", "language/layers", (*_QKV, "o_proj"), bias=False),
+    _rms_norm("post_attention_layernorm"),
+    *_linear(f"{_LLAMA}.mlp", "language/layers", _MLP, bias=False),
     Row("language_model.model.norm.weight", "language/norm/scale"),
     Row("language_model.lm_head.weight", "language/head", Transposed()),
 )
@@ -212,10 +205,7 @@ def canonical(name: str) -> str:
     >>> canonical("multi_modal_projector.linear_1.bias")
     'multi_modal_projector.linear_1.bias'
     """
-    for theirs, ours in _PREFIXES:
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return name
+    return _respelled(name, _PREFIXES)
 
 
 def canonical_of_tower(name: str) -> str:
@@ -242,9 +232,14 @@ def original(name: str) -> str:
     >>> original("language_model.lm_head.weight")
     'lm_head.weight'
     """
-    for ours, theirs in _TO_ORIGINAL:
-        if name.startswith(ours):
-            return theirs + name.removeprefix(ours)
+    return _respelled(name, _TO_ORIGINAL)
+
+
+def _respelled(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
+    """Returns the name with the first of the old prefixes that it has replaced by the new one."""
+    for old, new in prefixes:
+        if name.startswith(old):
+            return new + name.removeprefix(old)
     return name
 
 

@@ -174,15 +174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         kind, prog="python -m seva_jax.data", description=DESCRIPTION, args=argv,
         return_unknown_args=True,
     )  # fmt: skip
-    match command:
-        case Check():
-            _check(command, rest)
-        case Show():
-            _show(command, rest)
-        case Convert():
-            _convert(command, rest)
-        case Build():
-            _build(command, rest)
+    run: Any = {Check: _check, Show: _show, Convert: _convert, Build: _build}[type(command)]
+    run(command, rest)
 
 
 if __name__ == "__main__":

@@ -141,8 +141,7 @@ def check(data: PromptSet, encoder: Encoder, bar: Callable[[str, int, str], Prog
         trunks += (len(tree.trunk) for tree in trees)
         answers += (len(branch) for tree in trees for branch in tree.branches)
         cut += sum(tree.truncated for tree in trees)
-        broken = [name for name in example.images if name in bad]
-        if broken:
+        if broken := [name for name in example.images if name in bad]:
             leave_out(prompt.id, ExampleError(broken[0], bad[broken[0]]), drops, left_out)
         else:
             usable += 1

@@ -14,7 +14,7 @@ import collections
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +26,8 @@ from seva_jax.images.load import decode_image, resolve_image
 from seva_jax.types import IMAGE_MARKER, Comparison, DataError, ExampleError, Prompt, View
 
 Example = TypeVar("Example", Prompt, Comparison)
+Records = Iterable[tuple[str, Iterator[Example]]]
+"""Where each record is in the source, and an iterator over its examples."""
 
 _MAX_DESCRIBED = 100  # examples left out; all are counted
 _MAX_TEXT = 1_000_000  # characters: far beyond any context, and slow to tokenise
@@ -189,6 +191,22 @@ def _answer(text: Any, side: str) -> str:
     return answer
 
 
+def one_each(
+    records: Iterable[tuple[str, Any]], parse: Callable[[int, dict[str, Any]], Example]
+) -> Records[Example]:
+    """Returns records for `prompt_set` or `preference_set`, each with a single example.
+
+    Args:
+        records: where each record is, and its value.
+        parse: makes an example from the number of a record, from 0, and its fields.
+    """
+
+    def one(index: int, record: Any) -> Iterator[Example]:
+        yield parse(index, as_object(record))
+
+    return ((where, one(i, record)) for i, (where, record) in enumerate(records))
+
+
 # --- collecting -----------------------------------------------------------------------------------
 
 
@@ -221,26 +239,22 @@ def _checked(
     """Yields the examples of one record, and an error in place of each that is unusable."""
     try:
         for example in examples:
+            id_ = example.prompt.id if isinstance(example, Comparison) else example.id
             try:
                 _check(example, images)
+                if id_ in seen:
+                    raise ExampleError(f"the id {id_!r} was there before", "duplicate id")
             except ExampleError as error:
                 yield error
-                continue
-            id_ = example.prompt.id if isinstance(example, Comparison) else example.id
-            if id_ in seen:
-                yield ExampleError(f"the id {id_!r} was there before", "duplicate id")
-                continue
-            seen.add(id_)
-            yield example
+            else:
+                seen.add(id_)
+                yield example
     except ExampleError as error:
         yield error
 
 
 def _collect(
-    source: str,
-    images: Images,
-    records: Iterable[tuple[str, Iterator[Example]]],
-    limit: int,
+    source: str, images: Images, records: Records[Example], limit: int
 ) -> tuple[list[Example], collections.Counter[str], list[str]]:
     if limit < 0:
         raise DataError(f"{source}: limit must be 0 (all) or more, not {limit}")
@@ -286,9 +300,7 @@ def counted(drops: Mapping[str, int]) -> str:
     return ", ".join(f"{n:,} {reason}" for reason, n in collections.Counter(drops).most_common())
 
 
-def prompt_set(
-    source: str, images: Images, records: Iterable[tuple[str, Iterator[Prompt]]], limit: int = 0
-) -> PromptSet:
+def prompt_set(source: str, images: Images, records: Records[Prompt], limit: int = 0) -> PromptSet:
     """Returns the usable prompts, and counts the others.
 
     Args:
@@ -308,7 +320,7 @@ def prompt_set(
 def preference_set(
     source: str,
     images: Images,
-    records: Iterable[tuple[str, Iterator[Comparison]]],
+    records: Records[Comparison],
     limit: int = 0,
     notes: collections.Counter[str] | None = None,
 ) -> PreferenceSet:

@@ -69,10 +69,8 @@ class Composed(PromptSource):
     def open(self) -> PromptSet:
         if not self.arrangements:
             raise DataError("Composed.arrangements is empty; give at least one")
-        for field, sizes in (
-            ("sequence_sizes", self.sequence_sizes),
-            ("grid_sizes", self.grid_sizes),
-        ):
+        for field in ("sequence_sizes", "grid_sizes"):
+            sizes = getattr(self, field)
             if min(sizes, default=0) < 2:
                 raise DataError(f"Composed.{field} is {sizes}; give numbers of 2 or more")
         self._check_words()
@@ -96,12 +94,8 @@ class Composed(PromptSource):
                 return draw_grid(images, tile, extra)
             return draw_inset(*images, share=extra, side=tile)
 
-        return PromptSet(
-            [self._composed(i, prompt, names) for i, prompt in enumerate(usable)],
-            load_image,
-            drops,
-            left_out=left_out,
-        )
+        prompts = [self._composed(i, prompt, names) for i, prompt in enumerate(usable)]
+        return PromptSet(prompts, load_image, drops, left_out=left_out)
 
     def _check_words(self) -> None:
         """Raises `DataError` unless the templates of questions and labels can be filled in."""
@@ -126,10 +120,9 @@ class Composed(PromptSource):
     def _composed(self, index: int, prompt: Prompt, names: Sequence[str]) -> Prompt:
         turn, kind = divmod(index, len(self.arrangements))
         arrangement = self.arrangements[kind]
-        num = 2
-        if arrangement != "inset":
-            sizes = self.sequence_sizes if arrangement == "sequence" else self.grid_sizes
-            num = sizes[turn % len(sizes)]
+        sizes_of = {"sequence": self.sequence_sizes, "grid": self.grid_sizes, "inset": (2,)}
+        sizes = sizes_of[arrangement]
+        num = sizes[turn % len(sizes)]
         digest = hashlib.sha256(f"{self.seed}/{prompt.id}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         images = _others(rng, names, prompt.images[0], num - 1)

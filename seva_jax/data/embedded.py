@@ -7,7 +7,7 @@ parquet (`tables.py`) and our own ArrayRecord (`records.py`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -53,9 +53,7 @@ class HfParquet(PromptSource):
 
     def _parse(self, index: int, row: Any) -> Iterator[Prompt]:
         row = as_object(row)
-        for field in filter(None, (self.image, self.question)):
-            if field not in row:
-                raise DataError(f"{self.path}: no column {field!r}; it has {', '.join(row)}")
+        _require(f"{self.path}: no column", (self.image, self.question), row)
         names = images_of(row, self.image, self.image)
         asked = [text_of(row, self.question)] if self.question else self.questions
         meta = meta_of(row, (self.image, self.question))
@@ -108,11 +106,7 @@ class TfdsPrompts(PromptSource):
             features = builder.info.features
             if not isinstance(features, tfds.features.FeaturesDict):
                 raise DataError(f"TFDS {self.name}: its examples have no named features")
-            for field in filter(None, (self.image, self.question)):
-                if field not in features:
-                    raise DataError(
-                        f"TFDS {self.name}: no feature {field!r}; it has {', '.join(features)}"
-                    )
+            _require(f"TFDS {self.name}: no feature", (self.image, self.question), features)
             if not isinstance(features[self.image], tfds.features.Image):
                 raise DataError(f"TFDS {self.name}: {self.image!r} is not an image but "
                                 f"{features[self.image]}")  # fmt: skip
@@ -164,3 +158,9 @@ class TfdsImages(Images):
 def _check_questions(source: str, field: str, questions: tuple[str, ...]) -> None:
     if not field and not questions:
         raise DataError(f"{source}: there are no questions; set question or questions")
+
+
+def _require(lack: str, fields: tuple[str, ...], present: Collection[str]) -> None:
+    for field in filter(None, fields):
+        if field not in present:
+            raise DataError(f"{lack} {field!r}; it has {', '.join(present)}")

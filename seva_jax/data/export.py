@@ -133,9 +133,8 @@ class Export:
         return {"id": prompt.id, "images": names, "prompt": prompt.question, **answers}
 
     def _trl(self, pair: Pair) -> dict[str, Any]:
-        images = [
-            {"bytes": encoded_image(self.data, name), "path": None} for name in pair.prompt.images
-        ]
+        names = pair.prompt.images
+        images = [{"bytes": encoded_image(self.data, name), "path": None} for name in names]
         row = {"images": images, "prompt": [_message("user", pair.prompt)]}
         if pair.chosen is not None:
             row["chosen"] = [_message("assistant", pair.chosen)]
@@ -143,12 +142,9 @@ class Export:
         return row
 
     def _write_parquet(self, path: Path) -> None:
-        sides = ("prompt",)
-        if isinstance(self.data, PreferenceSet):
-            sides += ("chosen", "rejected")
-        features: dict[str, Any] = {"images": [{"_type": "Image"}]} | dict.fromkeys(
-            sides, _MESSAGES
-        )
+        has_pairs = isinstance(self.data, PreferenceSet)
+        sides = ("prompt", "chosen", "rejected") if has_pairs else ("prompt",)
+        features = {"images": [{"_type": "Image"}], **dict.fromkeys(sides, _MESSAGES)}
         schema = pa.schema(
             [("images", pa.list_(_IMAGE)), *((side, _MESSAGE_TYPE) for side in sides)],
             {"huggingface": json.dumps({"info": {"features": features}})},
@@ -160,14 +156,8 @@ class Export:
 
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_MESSAGE_TYPE = pa.list_(
-    pa.struct(
-        [
-            ("role", pa.string()),
-            ("content", pa.list_(pa.struct([("type", pa.string()), ("text", pa.string())]))),
-        ]
-    )
-)
+_PART = pa.struct([("type", pa.string()), ("text", pa.string())])
+_MESSAGE_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.list_(_PART))]))
 _STRING = {"dtype": "string", "_type": "Value"}
 _MESSAGES = [{"role": _STRING, "content": [{"type": _STRING, "text": _STRING}]}]
 

@@ -24,6 +24,7 @@ from seva_jax.data.collect import (
     id_of,
     images_of,
     meta_of,
+    one_each,
     prompt_set,
     text_of,
 )
@@ -195,15 +196,14 @@ class QuestionsJsonl(PromptSource):
 
     @override
     def open(self) -> PromptSet:
-        records = json_lines(self.path)
-        examples = ((where, self._parse(record)) for where, record in records)
+        examples = one_each(json_lines(self.path), self._prompt)
         return prompt_set(self.path, FolderImages(self.image_root), examples)
 
-    def _parse(self, record: Any) -> Iterator[Prompt]:
-        record = as_object(record)
+    def _prompt(self, index: int, record: dict[str, Any]) -> Prompt:
+        del index  # the record has an id
         question = text_of(record, "question", "text")
         meta = meta_of(record, ("id", "question", "text", "image", "images"))
-        yield Prompt(id_of(record), question, images_of(record), meta)
+        return Prompt(id_of(record), question, images_of(record), meta)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,12 +223,8 @@ class SevaJson(PromptSource):
 
     @override
     def open(self) -> PromptSet:
-        records = enumerate(json_list(self.path))
-        examples = ((where, self._parse(i, record)) for i, (where, record) in records)
+        examples = one_each(json_list(self.path), seva_prompt)
         return prompt_set(self.path, FolderImages(self.image_root), examples)
-
-    def _parse(self, index: int, record: Any) -> Iterator[Prompt]:
-        yield seva_prompt(index, as_object(record))
 
 
 def seva_prompt(index: int, record: dict[str, Any]) -> Prompt:

@@ -13,11 +13,7 @@ from seva_jax.types import Comparison, Prompt, Rollout, View
 
 def rollout_record(rollout: Rollout) -> dict[str, Any]:
     """Returns a rollout as JSON; the inverse of `rollout_from`."""
-    return {
-        **plain(rollout.prompt),
-        "clean": rollout.clean,
-        "corrupted": list(rollout.corrupted),
-    }
+    return {**plain(rollout.prompt), "clean": rollout.clean, "corrupted": list(rollout.corrupted)}
 
 
 def plain(value: Prompt | Comparison) -> dict[str, Any]:
@@ -31,13 +27,8 @@ def _without_empty_start(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def prompt_from(record: dict[str, Any]) -> Prompt:
     """Returns the prompt of a JSON record."""
-    return Prompt(
-        record["id"],
-        record["question"],
-        tuple(record["images"]),
-        record["meta"],
-        record.get("start", ""),
-    )
+    images, start = tuple(record["images"]), record.get("start", "")
+    return Prompt(record["id"], record["question"], images, record["meta"], start)
 
 
 def rollout_from(record: dict[str, Any]) -> Rollout:

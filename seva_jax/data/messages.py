@@ -38,12 +38,9 @@ class TrlPairs(PairsFile):
         else:
             question = _messages(record["prompt"], "user")
         names, id_ = _names(record, "images", "image"), record.get("id")
-        prompt = Prompt(
-            str(entry.index if id_ is None else id_),
-            _question(question, len(names)),
-            names,
-            meta_of(record, ("id", "image", "images", "prompt", "chosen", "rejected")),
-        )
+        id_ = str(entry.index if id_ is None else id_)
+        meta = meta_of(record, ("id", "image", "images", "prompt", "chosen", "rejected"))
+        prompt = Prompt(id_, _question(question, len(names)), names, meta)
         return compared(prompt, *(_answer(side) for side in sides))
 
 
@@ -73,10 +70,9 @@ class SwiftPairs(PairsFile):
         used = (key for key in record if key.startswith("rejected"))
         meta = meta_of(record, ("messages", "images", *used))
         prompt = Prompt(str(entry.index), _question(asked, len(names)), names, meta)
-        shown = dataclasses.replace(
-            prompt, question=_question(asked_too, len(others)), images=others
-        )
-        if shown.question != prompt.question:
+        question = _question(asked_too, len(others))
+        shown = dataclasses.replace(prompt, question=question, images=others)
+        if question != prompt.question:
             raise ExampleError("chosen and rejected answer different prompts", "no question")
         if others == names:
             return compared(prompt, _answer([chosen]), rejected)

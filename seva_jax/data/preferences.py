@@ -12,7 +12,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -25,6 +24,7 @@ from seva_jax.data.collect import (
     compared,
     images_of,
     meta_of,
+    one_each,
     preference_set,
     text_of,
 )
@@ -70,10 +70,10 @@ class PairsFile(PreferenceSource):
         table = open_table(self.path, self.image_root)
         notes: collections.Counter[str] = collections.Counter()
 
-        def one(index: int, record: Any) -> Iterator[Comparison]:
-            yield self.parse(Entry(index, as_object(record), table.images, notes))
+        def parse(index: int, record: dict[str, Any]) -> Comparison:
+            return self.parse(Entry(index, record, table.images, notes))
 
-        records = ((where, one(i, record)) for i, (where, record) in enumerate(table.records))
+        records = one_each(table.records, parse)
         return preference_set(self.path, table.images, records, self.limit, notes)
 
     def parse(self, entry: Entry) -> Comparison:
@@ -217,9 +217,8 @@ class VLFeedbackPairs(PairsFile):
         meta = {"ratings": [best[0], worst[0]]}
         prompt = Prompt(f"{id_}#{entry.index}", question, names, meta)
         comparison = compared(prompt, best[1], worst[1])
-        comparison = dataclasses.replace(comparison, scores=(best[0], worst[0]))
         entry.notes["unparsable rating"] += unrated
-        return comparison
+        return dataclasses.replace(comparison, scores=(best[0], worst[0]))
 
     def _rating(self, annotations: Any) -> float | None:
         try:

@@ -94,10 +94,8 @@ class MapFolder(Maps):
             except ExampleError as error:
                 if error.reason != "missing image":
                     raise ExampleError(str(error), "unsafe mask path") from error
-        raise ExampleError(
-            f"{name!r}: no mask in {self.root}, neither .npy nor an image; make one",
-            "missing mask",
-        )
+        message = f"{name!r}: no mask in {self.root}, neither .npy nor an image; make one"
+        raise ExampleError(message, "missing mask")
 
 
 def _unreadable(name: str, why: str) -> ExampleError:

@@ -94,11 +94,8 @@ class Gcpg:
         """Returns the score; higher is better."""
         above = sum(max(0.0, c - top) for stage in outcome.stages for c, top in stage)
         # The product over stages of exponentials is the exponential of one sum.
-        return (
-            self.likelihood * outcome.log_prob
-            + math.exp(-self.cost * above)
-            + self.success * outcome.success
-        )
+        costs = math.exp(-self.cost * above)
+        return self.likelihood * outcome.log_prob + costs + self.success * outcome.success
 
 
 def binned(values: Sequence[float], low: float = -1.0, high: float = 1.0, bins: int = 256) -> str:

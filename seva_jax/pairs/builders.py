@@ -1,7 +1,8 @@
 """Builders turn rollouts into comparisons, and count a reason for every rollout they drop.
 
-What lives here: the base class and SeVa's own builder. What does not: the questions a builder may
-put to the model (`model.py`). Read next: `built_pairs.py`, which calls builders.
+What lives here: the base class, SeVa's own builder, and `sift`, which counts. What does not: the
+questions a builder may put to the model (`model.py`). Read next: `built_pairs.py`, which calls
+builders.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 from typing_extensions import override
 
@@ -17,6 +18,30 @@ from seva_jax.data.sources import PromptSet
 from seva_jax.pairs.model import PairModel
 from seva_jax.text.encode import clean_answer
 from seva_jax.types import Comparison, Rollout
+
+Built = tuple[list[Comparison], collections.Counter[str]]
+"""Comparisons in order, and the numbers of dropped rollouts by reason."""
+
+_Kept = TypeVar("_Kept")
+
+
+def sift(results: Iterable[_Kept | str]) -> tuple[list[_Kept], collections.Counter[str]]:
+    """Separates results from reasons why there is none.
+
+    Args:
+        results: results, and a text in place of each that is missing.
+
+    Returns:
+        The results in order, and the number of times each reason was given.
+    """
+    kept: list[_Kept] = []
+    drops: collections.Counter[str] = collections.Counter()
+    for result in results:
+        if isinstance(result, str):
+            drops[result] += 1
+        else:
+            kept.append(result)
+    return kept, drops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +57,7 @@ class PairBuilder:
 
     uses_corruptions: ClassVar[bool] = True
 
-    def build(
-        self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel
-    ) -> tuple[list[Comparison], collections.Counter[str]]:
+    def build(self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel) -> Built:
         """Returns the same as `__call__`, with access to the images and the model.
 
         Args:
@@ -44,9 +67,7 @@ class PairBuilder:
         """
         return self(rollouts)
 
-    def __call__(
-        self, rollouts: Iterable[Rollout]
-    ) -> tuple[list[Comparison], collections.Counter[str]]:
+    def __call__(self, rollouts: Iterable[Rollout]) -> Built:
         """Returns the comparisons, in order, and the numbers of dropped rollouts by reason."""
         raise NotImplementedError(f"{type(self).__name__} must define __call__")
 
@@ -68,33 +89,23 @@ class CorruptionPairs(PairBuilder):
     compare: Literal["clean", "raw"] = "clean"
 
     @override
-    def __call__(
-        self, rollouts: Iterable[Rollout]
-    ) -> tuple[list[Comparison], collections.Counter[str]]:
-        comparisons: list[Comparison] = []
-        drops: collections.Counter[str] = collections.Counter()
-        for rollout in rollouts:
-            chosen = clean_answer(rollout.clean, self.newline)
-            rejected: dict[str, int] = {}  # answer -> corruption it came from
-            num_empty = 0
-            for index, raw in enumerate(rollout.corrupted):
-                answer = clean_answer(raw, self.newline)
-                same = raw == rollout.clean if self.compare == "raw" else answer == chosen
-                num_empty += not answer
-                if answer and not same:
-                    rejected.setdefault(answer, index)
-            if not chosen:
-                drops["empty chosen answer"] += 1
-            elif rejected:
-                comparisons.append(
-                    Comparison(
-                        rollout.prompt,
-                        (chosen, *rejected),
-                        corruptions=tuple(rejected.values()),
-                    )
-                )
-            elif num_empty:
-                drops["empty rejected answer"] += 1
-            else:
-                drops["equal answers"] += 1
-        return comparisons, drops
+    def __call__(self, rollouts: Iterable[Rollout]) -> Built:
+        return sift(map(self._pair, rollouts))
+
+    def _pair(self, rollout: Rollout) -> Comparison | str:
+        """Returns the comparison of a rollout; or why it is dropped."""
+        chosen = clean_answer(rollout.clean, self.newline)
+        rejected: dict[str, int] = {}  # answer -> corruption it came from
+        num_empty = 0
+        for index, raw in enumerate(rollout.corrupted):
+            answer = clean_answer(raw, self.newline)
+            same = raw == rollout.clean if self.compare == "raw" else answer == chosen
+            num_empty += not answer
+            if answer and not same:
+                rejected.setdefault(answer, index)
+        if not chosen:
+            return "empty chosen answer"
+        if not rejected:
+            return "empty rejected answer" if num_empty else "equal answers"
+        corruptions = tuple(rejected.values())
+        return Comparison(rollout.prompt, (chosen, *rejected), corruptions=corruptions)

@@ -6,7 +6,6 @@ of objects that occur together (`cooccurrence.py`), and completing sentences (`r
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -16,10 +15,10 @@ import numpy as np
 from typing_extensions import override
 
 from seva_jax.data.sources import PromptSet
-from seva_jax.pairs.builders import PairBuilder
+from seva_jax.pairs.builders import Built, PairBuilder, sift
 from seva_jax.pairs.cooccurrence import Cooccurrence, read_objects, read_texts
 from seva_jax.pairs.model import PairModel
-from seva_jax.pairs.rewrite import Draft, generator, rewrite, split
+from seva_jax.pairs.rewrite import Draft, generator, rewritten, split
 from seva_jax.ranges import FROM_1, Range
 from seva_jax.text.encode import clean_answer
 from seva_jax.text.mentions import Vocabulary
@@ -136,9 +135,7 @@ class InjectedPairs(PairBuilder):
             )
 
     @override
-    def build(
-        self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel
-    ) -> tuple[list[Comparison], collections.Counter[str]]:
+    def build(self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel) -> Built:
         """Replaces sentences of the descriptions.
 
         Raises:
@@ -152,29 +149,18 @@ class InjectedPairs(PairBuilder):
             captions = map(" ".join, read_texts(self.captions_file))
             counted = [vocabulary.mentions(caption) for caption in captions]
         graph = Cooccurrence.count(counted)
-        drops: collections.Counter[str] = collections.Counter()
-        drafts: list[Draft] = []
-        kept: list[tuple[Rollout, str]] = []
-        for rollout, answer, names in zip(rollouts, answers, mentioned, strict=True):
-            draft = self._draft(rollout, answer, names, graph, model.seed)
-            if isinstance(draft, str):
-                drops[draft] += 1
-                continue
-            drafts.append(draft)
-            kept.append((rollout, answer))
-        comparisons = []
-        replies = rewrite("injection", drafts, model, self.sampling, self.separator)
-        for (rollout, answer), reply in zip(kept, replies, strict=True):
-            if reason := reply.dropped or ("equal answers" if reply.text == answer else ""):
-                drops[reason] += 1
-            else:
-                comparisons.append(Comparison(rollout.prompt, (answer, reply.text)))
-        return comparisons, drops
+        chosen, drops = sift(
+            self._draft(rollout, answer, names, graph, model.seed)
+            for rollout, answer, names in zip(rollouts, answers, mentioned, strict=True)
+        )
+        pairs = rewritten("injection", chosen, model, self.sampling, self.separator)
+        comparisons, dropped = sift(pairs)
+        return comparisons, drops + dropped
 
     def _draft(
         self, rollout: Rollout, answer: str, names: list[str], graph: Cooccurrence, seed: int
-    ) -> Draft | str:
-        """Returns which sentences to replace and how they begin; or why none can be."""
+    ) -> tuple[Comparison, Draft] | str:
+        """Returns a comparison without rejected answer, and its draft; or why there is none."""
         if not answer:
             return "empty chosen answer"
         parts = split(answer, self.separator)
@@ -197,4 +183,4 @@ class InjectedPairs(PairBuilder):
         }
         question = rollout.prompt.question.replace(IMAGE_MARKER, "").strip()
         blind = dataclasses.replace(rollout.prompt, question=question, images=())
-        return Draft(blind, parts, leads)
+        return Comparison(rollout.prompt, (answer,)), Draft(blind, parts, leads)

@@ -6,7 +6,6 @@ What lives here: the choice of answers to keep. What does not: prompts about one
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
@@ -16,7 +15,7 @@ from typing_extensions import override
 
 from seva_jax.data.composed import target_of
 from seva_jax.data.sources import PromptSet
-from seva_jax.pairs.builders import PairBuilder
+from seva_jax.pairs.builders import Built, PairBuilder, sift
 from seva_jax.pairs.model import AnswerStats, PairModel
 from seva_jax.ranges import FROM_0, FROM_1, Range
 from seva_jax.text.encode import clean_answer
@@ -76,28 +75,23 @@ class MiaPairs(PairBuilder):
     min_edit_distance: int | None = None
 
     @override
-    def build(
-        self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel
-    ) -> tuple[list[Comparison], collections.Counter[str]]:
-        pairs: list[Comparison] = []
-        drops: collections.Counter[str] = collections.Counter()
-        for rollout in rollouts:
-            target_of(rollout.prompt)  # raises for a prompt of another kind
-            truth, answer = _truth(rollout.prompt), clean_answer(rollout.clean)
-            if reason := self._unfit(truth, answer):
-                drops[reason] += 1
-            else:
-                pairs.append(Comparison(rollout.prompt, (truth, answer)))
+    def build(self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel) -> Built:
+        pairs, drops = sift(map(self._pair, rollouts))
         views = [View(pair.prompt, pair.answers[1:]) for pair in pairs]
         targets = [_target(pair.prompt, model) for pair in pairs]
-        kept = []
         all_stats = model.measure("attention", views, self.layer, targets)
-        for pair, stats in zip(pairs, all_stats, strict=True):
-            if reason := self._not_misled(pair.prompt, stats):
-                drops[reason] += 1
-            else:
-                kept.append(pair)
-        return kept, drops
+        kept, dropped = sift(
+            self._not_misled(pair.prompt, stats) or pair
+            for pair, stats in zip(pairs, all_stats, strict=True)
+        )
+        return kept, drops + dropped
+
+    def _pair(self, rollout: Rollout) -> Comparison | str:
+        """Returns the known answer with the model's; or why the texts make no pair."""
+        target_of(rollout.prompt)  # raises for a prompt of another kind
+        truth = clean_answer(str(rollout.prompt.meta["answer"]))
+        answer = clean_answer(rollout.clean)
+        return self._unfit(truth, answer) or Comparison(rollout.prompt, (truth, answer))
 
     def _unfit(self, truth: str, answer: str) -> str:
         """Returns why the texts make no pair, or ""."""
@@ -110,10 +104,8 @@ class MiaPairs(PairBuilder):
         short, long = sorted((len(truth), len(answer)))
         if self.max_length_ratio is not None and long > self.max_length_ratio * short:
             return "lengths differ"
-        if (
-            self.min_edit_distance is not None
-            and edit_distance(truth, answer) < self.min_edit_distance
-        ):
+        fewest = self.min_edit_distance
+        if fewest is not None and edit_distance(truth, answer) < fewest:
             return "similar answers"
         return ""
 
@@ -137,10 +129,6 @@ class MiaPairs(PairBuilder):
             if limit.num_images == num:
                 return limit.share
         raise DataError(f"MiaPairs.{field} has no limit for {num} images; add Limit({num}, ...)")
-
-
-def _truth(prompt: Prompt) -> str:
-    return clean_answer(str(prompt.meta["answer"]))
 
 
 def _target(prompt: Prompt, model: PairModel) -> np.ndarray:

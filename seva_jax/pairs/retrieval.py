@@ -7,18 +7,17 @@ the objective (`seva_jax/objectives/visual.py`).
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from typing_extensions import override
 
 from seva_jax.data.sources import PromptSet
-from seva_jax.pairs.builders import PairBuilder
+from seva_jax.pairs.builders import Built, PairBuilder, sift
 from seva_jax.pairs.model import PairModel
-from seva_jax.pairs.rewrite import Draft, generator, rewrite, split
+from seva_jax.pairs.rewrite import Draft, generator, rewritten, split
 from seva_jax.ranges import FROM_1, Range
 from seva_jax.runtime.processes import say
 from seva_jax.text.encode import clean_answer
@@ -140,45 +139,29 @@ class RetrievedPairs(PairBuilder):
     block: Annotated[int, FROM_1] = 2048
 
     @override
-    def build(
-        self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel
-    ) -> tuple[list[Comparison], collections.Counter[str]]:
-        drops: collections.Counter[str] = collections.Counter()
-        kept: list[tuple[Prompt, str]] = []
-        for rollout in rollouts:
-            text = rollout.clean
-            if self.chosen == "answer":
-                text = str(rollout.prompt.meta.get("answer", ""))
-            answer = clean_answer(text)
-            if len(rollout.prompt.images) != 1:
-                drops["not one image"] += 1
-            elif not answer:
-                drops["empty chosen answer"] += 1
-            else:
-                kept.append((rollout.prompt, answer))
-        usable: list[tuple[Prompt, str, Prompt]] = []
-        similar = self._similar([prompt for prompt, _ in kept], data, model)
-        for (prompt, answer), other in zip(kept, similar, strict=True):
-            if isinstance(other, str):
-                drops[other] += 1
-            else:
-                usable.append((prompt, answer, other))
-        drafts = [self._draft(other, answer, model.seed) for _, answer, other in usable]
-        replies = rewrite("refill", drafts, model, self.sampling, self.separator)
-        comparisons = []
-        for (prompt, answer, other), reply in zip(usable, replies, strict=True):
-            if reason := reply.dropped or ("equal answers" if reply.text == answer else ""):
-                drops[reason] += 1
-                continue
-            second_view = View(other, (answer,))
-            comparisons.append(Comparison(prompt, (answer, reply.text), more=(second_view,)))
-        return comparisons, drops
+    def build(self, rollouts: Sequence[Rollout], data: PromptSet, model: PairModel) -> Built:
+        usable, drops = sift(map(self._chosen, rollouts))
+        chosen, without_other = sift(self._drafts(usable, data, model))
+        pairs = rewritten("refill", chosen, model, self.sampling, self.separator)
+        comparisons, dropped = sift(pairs)
+        return comparisons, drops + without_other + dropped
 
-    def _similar(
-        self, prompts: Sequence[Prompt], data: PromptSet, model: PairModel
-    ) -> list[Prompt | str]:
-        """Returns each prompt with the most similar other image; or why it is dropped."""
-        names = list(dict.fromkeys(prompt.images[0] for prompt in prompts))
+    def _chosen(self, rollout: Rollout) -> Comparison | str:
+        """Returns a comparison with the chosen answer only; or why there is none."""
+        if len(rollout.prompt.images) != 1:
+            return "not one image"
+        known = str(rollout.prompt.meta.get("answer", ""))
+        answer = clean_answer(known if self.chosen == "answer" else rollout.clean)
+        return Comparison(rollout.prompt, (answer,)) if answer else "empty chosen answer"
+
+    def _drafts(
+        self, pairs: Sequence[Comparison], data: PromptSet, model: PairModel
+    ) -> Iterator[tuple[Comparison, Draft] | str]:
+        """Yields each pair with its answer to the most similar other image, and a draft of it.
+
+        Where there is no such image, yields the reason.
+        """
+        names = list(dict.fromkeys(pair.prompt.images[0] for pair in pairs))
 
         def same_image(i: int, j: int) -> bool:
             try:
@@ -191,17 +174,17 @@ class RetrievedPairs(PairBuilder):
         if num_copies := int((copies_N > 0).sum()):
             say(f"{num_copies:,} of {len(names):,} images are one picture under several names")
         number = {name: i for i, name in enumerate(names)}
-        similar: list[Prompt | str] = []
-        for prompt in prompts:
-            i = number[prompt.images[0]]
+        for pair in pairs:
+            i = number[pair.prompt.images[0]]
             j = int(neighbours.index_N[i])
-            if j >= 0:
-                cosine = round(float(neighbours.cosine_N[i]), 4)
-                meta = prompt.meta | {"cosine": cosine, "copies": int(copies_N[i])}
-                similar.append(dataclasses.replace(prompt, images=(names[j],), meta=meta))
-            else:
-                similar.append("no other image" if features_ND[i].any() else "unreadable image")
-        return similar
+            if j < 0:
+                yield "no other image" if features_ND[i].any() else "unreadable image"
+                continue
+            cosine = round(float(neighbours.cosine_N[i]), 4)
+            meta = pair.prompt.meta | {"cosine": cosine, "copies": int(copies_N[i])}
+            other = dataclasses.replace(pair.prompt, images=(names[j],), meta=meta)
+            draft = self._draft(other, pair.answers[0], model.seed)
+            yield dataclasses.replace(pair, more=(View(other, pair.answers),)), draft
 
     def _draft(self, prompt: Prompt, answer: str, seed: int) -> Draft:
         """Draws the sentences to mask, and keeps the first words of each."""

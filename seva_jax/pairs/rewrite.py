@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from seva_jax.pairs.model import PairModel, Reply
 from seva_jax.text.sampling import Sampling
-from seva_jax.types import Prompt
+from seva_jax.types import Comparison, Prompt
 
 EMPTY = "empty completion"
 
@@ -64,11 +64,7 @@ class Draft(NamedTuple):
 
 
 def rewrite(
-    name: str,
-    drafts: Sequence[Draft],
-    model: PairModel,
-    sampling: Sampling,
-    separator: str = "",
+    name: str, drafts: Sequence[Draft], model: PairModel, sampling: Sampling, separator: str = ""
 ) -> list[Reply]:
     """Replaces sentences of texts, each text from its beginning to its end.
 
@@ -106,6 +102,32 @@ def rewrite(
         Reply("" if reason else "".join(text), reason)
         for text, reason in zip(texts, dropped, strict=True)
     ]
+
+
+def rewritten(
+    name: str,
+    chosen: Sequence[tuple[Comparison, Draft]],
+    model: PairModel,
+    sampling: Sampling,
+    separator: str,
+) -> Iterator[Comparison | str]:
+    """Adds to each comparison, which has the chosen answer only, its rewritten text as rejected.
+
+    Args:
+        name: see `rewrite`.
+        chosen: comparisons, and the drafts made from their answers.
+        model: see `rewrite`.
+        sampling: see `rewrite`.
+        separator: see `rewrite`.
+
+    Yields:
+        The comparison with both answers; or why there is none.
+    """
+    replies = rewrite(name, [draft for _, draft in chosen], model, sampling, separator)
+    for (pair, _), reply in zip(chosen, replies, strict=True):
+        both = (*pair.answers, reply.text)
+        same = "equal answers" if reply.text in pair.answers else ""
+        yield reply.dropped or same or dataclasses.replace(pair, answers=both)
 
 
 def _continued(draft: Draft, text: Sequence[str], number: int) -> Prompt:

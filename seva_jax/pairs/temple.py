@@ -6,15 +6,14 @@ difficulty in each stage (`configs/temple.py`).
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
 from typing_extensions import override
 
 from seva_jax.data.captions import without_captions
-from seva_jax.pairs.builders import PairBuilder
+from seva_jax.pairs.builders import Built, PairBuilder, sift
 from seva_jax.ranges import FROM_1
 from seva_jax.text.encode import clean_answer
 from seva_jax.types import Comparison, DataError, Rollout
@@ -44,28 +43,23 @@ class TemplePairs(PairBuilder):
     captions: bool = False
 
     @override
-    def __call__(
-        self, rollouts: Iterable[Rollout]
-    ) -> tuple[list[Comparison], collections.Counter[str]]:
-        comparisons: list[Comparison] = []
-        drops: collections.Counter[str] = collections.Counter()
-        for rollout in rollouts:
-            if len(rollout.corrupted) != len(self.rules):
-                raise DataError(
-                    f"TemplePairs.rules has {len(self.rules)} rules for {len(rollout.corrupted)} "
-                    "corruptions; give one for each"
-                )
-            chosen = clean_answer(rollout.clean)
-            prompt = rollout.prompt if self.captions else without_captions(rollout.prompt)
-            for index, (raw, rule) in enumerate(zip(rollout.corrupted, self.rules, strict=True)):
-                rejected = clean_answer(raw)
-                if reason := self._problem(chosen, rejected, rule):
-                    drops[reason] += 1
-                    continue
-                suffix = f"#{index}" if len(self.rules) > 1 else ""
-                own = dataclasses.replace(prompt, id=prompt.id + suffix)
-                comparisons.append(Comparison(own, (chosen, rejected)))
-        return comparisons, drops
+    def __call__(self, rollouts: Iterable[Rollout]) -> Built:
+        return sift(pair for rollout in rollouts for pair in self._pairs(rollout))
+
+    def _pairs(self, rollout: Rollout) -> Iterator[Comparison | str]:
+        """Yields the pair of each changed sequence; or why it is dropped."""
+        if len(rollout.corrupted) != len(self.rules):
+            raise DataError(
+                f"TemplePairs.rules has {len(self.rules)} rules for {len(rollout.corrupted)} "
+                "corruptions; give one for each"
+            )
+        chosen = clean_answer(rollout.clean)
+        prompt = rollout.prompt if self.captions else without_captions(rollout.prompt)
+        for index, (raw, rule) in enumerate(zip(rollout.corrupted, self.rules, strict=True)):
+            rejected = clean_answer(raw)
+            suffix = f"#{index}" if len(self.rules) > 1 else ""
+            own = dataclasses.replace(prompt, id=prompt.id + suffix)
+            yield self._problem(chosen, rejected, rule) or Comparison(own, (chosen, rejected))
 
     def _problem(self, chosen: str, rejected: str, rule: str) -> str:
         """Returns why a pair is dropped, or ""."""

@@ -7,27 +7,24 @@ does not: the world (`shapes.py`).
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
 
 import numpy as np
 from typing_extensions import override
 
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
-from seva_jax.ranges import FROM_1
 from seva_jax.types import Comparison, Prompt
 from seva_jax.worlds.shapes import (
-    COLORS,
     SHAPES,
-    Kind,
-    ShapeWorld,
     WorldPrompts,
+    absent_shape,
     describe,
     prior_color,
+    wrong_color,
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class WorldPairs(PreferenceSource):
+class WorldPairs(WorldPrompts, PreferenceSource):
     """Questions about images of a world, with the true answer (chosen) and a wrong one (rejected).
 
     A wrong colour is the prior's colour, or any other if that is the true one. A wrong description
@@ -36,22 +33,15 @@ class WorldPairs(PreferenceSource):
     answer of one word). Everything follows from the world, the split and the image.
 
     Attributes:
-        world: how images are drawn.
         split: name of the split; splits of different names have different images.
-        skewed: whether colours follow the skewed prior; otherwise they are uniform.
-        kinds: kinds of question, used in turn.
         num: number of pairs, with one image each.
     """
 
-    world: ShapeWorld = ShapeWorld()
     split: str = "preferences"
-    skewed: bool = False
-    kinds: tuple[Kind, ...] = ("color",)
-    num: Annotated[int, FROM_1] = 1000
 
     @override
     def open(self) -> PreferenceSet:
-        data = WorldPrompts(self.world, self.split, self.skewed, self.kinds, self.num).open()
+        data = super().open()
         pairs = [self._pair(prompt, index) for index, prompt in enumerate(data.prompts)]
         return PreferenceSet(data.prompts, data.load_image, comparisons=pairs)
 
@@ -69,17 +59,11 @@ def wrong_answer(prompt: Prompt, rng: np.random.Generator) -> tuple[str, float]:
         rng: the only source of randomness.
     """
     answer = str(prompt.meta["answer"])
-
-    def other(color: str, shape: str) -> str:
-        wrong = [c for c in COLORS if c != color]
-        prior = prior_color(shape)
-        return prior if prior != color else wrong[int(rng.integers(len(wrong)))]
-
     if prompt.meta["kind"] == "presence":
         return "no" if answer == "yes" else "yes", 0.0
     if prompt.meta["kind"] == "color":
         (shape,) = (word for word in prompt.question.split() if word in SHAPES)
-        return other(answer, shape), 0.0
+        return wrong_color(answer, shape, rng), 0.0
     true = [(str(color), str(shape)) for color, shape in prompt.meta["objects"]]
     how = int(rng.integers(3))  # 0: wrong colours, 1: an absent object, 2: both
     named = list(true)
@@ -87,11 +71,10 @@ def wrong_answer(prompt: Prompt, rng: np.random.Generator) -> tuple[str, float]:
         is_wrong = rng.random(len(true)) < 0.5
         is_wrong[int(rng.integers(len(true)))] = True
         named = [
-            (other(color, shape) if wrong else color, shape)
+            (wrong_color(color, shape, rng) if wrong else color, shape)
             for (color, shape), wrong in zip(true, is_wrong, strict=True)
         ]
     if how != 0:
-        absent = [s for s in SHAPES if s not in {shape for _, shape in true}]
-        shape = absent[int(rng.integers(len(absent)))]
+        shape = absent_shape([shape for _, shape in true], rng)
         named.append((prior_color(shape), shape))
     return describe(named), sum(thing in true for thing in named) / len(named)

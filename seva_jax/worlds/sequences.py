@@ -38,13 +38,10 @@ class WorldSequences(PromptSource):
 
     @override
     def open(self) -> PromptSet:
-        data = WorldPrompts(
-            self.world, self.split, self.skewed, ("describe",), self.num * self.images
-        ).open()
-        prompts = [
-            self._joined(i, data.prompts[i * self.images : (i + 1) * self.images])
-            for i in range(self.num)
-        ]
+        num = self.num * self.images
+        data = WorldPrompts(self.world, self.split, self.skewed, ("describe",), num).open()
+        clips = [data.prompts[i : i + self.images] for i in range(0, num, self.images)]
+        prompts = [self._joined(number, clip) for number, clip in enumerate(clips)]
         return PromptSet(prompts, data.load_image)
 
     def _joined(self, number: int, parts: Sequence[Prompt]) -> Prompt:

@@ -50,6 +50,19 @@ def prior_color(shape: str) -> str:
     return list(COLORS)[SHAPES.index(shape)]
 
 
+def wrong_color(color: str, shape: str, rng: np.random.Generator) -> str:
+    """Returns the prior colour of a shape or, where that is the true one, any other colour."""
+    wrong = [c for c in COLORS if c != color]
+    prior = prior_color(shape)
+    return prior if prior != color else wrong[int(rng.integers(len(wrong)))]
+
+
+def absent_shape(present: Sequence[str], rng: np.random.Generator) -> str:
+    """Returns one of the other shapes."""
+    absent = [shape for shape in SHAPES if shape not in present]
+    return absent[int(rng.integers(len(absent)))]
+
+
 def describe(objects: Sequence[tuple[str, str]]) -> str:
     """Returns the answer that names objects, each (color, shape)."""
     return " and ".join(f"a {shape} in {color}" for color, shape in objects)
@@ -148,14 +161,11 @@ class ShapeWorld:
             answer = "yes" if rng.random() < 0.5 else "no"
             category = "random" if rng.random() < 0.5 else "adversarial"
             if category == "random":
-                absent = [s for s in SHAPES if s not in {o[1] for o in scene}]
-                thing = shape if answer == "yes" else absent[int(rng.integers(len(absent)))]
+                present = [name for _, name, _ in scene]
+                thing = shape if answer == "yes" else absent_shape(present, rng)
             else:
-                wrong = [c for c in COLORS if c != color]
-                if color != prior_color(shape):
-                    wrong = [prior_color(shape)]
-                color = color if answer == "yes" else wrong[int(rng.integers(len(wrong)))]
-                thing = f"{color} {shape}"
+                named = color if answer == "yes" else wrong_color(color, shape, rng)
+                thing = f"{named} {shape}"
             question = f"Is there a {thing} ?"
         else:
             question = "Describe the image ."

@@ -7,7 +7,7 @@ world (`shapes.py`), the score and the pairs of steps (`seva_jax/data/trajectori
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -50,12 +50,11 @@ class WorldTrajectories(PreferenceSource):
     def open(self) -> PreferenceSet:
         num = self.num * self.steps
         data = WorldPrompts(self.world, self.split, False, ("describe",), num).open()
-        prompts = list(data.prompts)
-        tasks = [prompts[i : i + self.steps] for i in range(0, num, self.steps)]
+        tasks = [data.prompts[i : i + self.steps] for i in range(0, num, self.steps)]
         pairs = [pair for number, task in enumerate(tasks) for pair in self._pairs(task, number)]
         return PreferenceSet([c.prompt for c in pairs], data.load_image, comparisons=pairs)
 
-    def _pairs(self, task: list[Prompt], number: int) -> Iterator[Comparison]:
+    def _pairs(self, task: Sequence[Prompt], number: int) -> Iterator[Comparison]:
         rng = self.world.rng("attempts", self.split, number)
         attempts = [self._attempt(task, mistakes, rng) for mistakes in self.mistakes]
         ranked = sorted(attempts, key=lambda x: -self.judge(x[1]))
@@ -63,7 +62,7 @@ class WorldTrajectories(PreferenceSource):
         return step_pairs(prompt, ranked[0][0], ranked[-1][0], self.window)
 
     def _attempt(
-        self, task: list[Prompt], mistakes: float, rng: np.random.Generator
+        self, task: Sequence[Prompt], mistakes: float, rng: np.random.Generator
     ) -> tuple[list[Step], Outcome]:
         steps, stages = [], []
         for prompt in task:
