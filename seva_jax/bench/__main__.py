@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tyro
 
 from seva_jax.bench.evidence import EvidenceStudy, run_study
@@ -16,47 +18,29 @@ from seva_jax.bench.scaling import ScalingBench, run_scaling
 from seva_jax.bench.step import StepBench, run_step
 from seva_jax.runtime.processes import one_line_errors, use_compile_cache
 
+_MEASUREMENTS = {
+    "evidence": (EvidenceStudy, run_study),
+    "input": (InputBench, run_input),
+    "load": (LoadBench, run_load),
+    "methods": (MethodsStudy, run_methods),
+    "packing": (PackingBench, run_packing),
+    "quant": (QuantBench, run_quant),
+    "refill": (RefillBench, run_refill),
+    "sample": (SampleBench, run_sample),
+    "scaling": (ScalingBench, run_scaling),
+    "step": (StepBench, run_step),
+}
+
 
 @one_line_errors()
 def main() -> None:
     """The command line."""
-    chosen = tyro.extras.subcommand_cli_from_dict(
-        {
-            "evidence": EvidenceStudy,
-            "input": InputBench,
-            "load": LoadBench,
-            "methods": MethodsStudy,
-            "packing": PackingBench,
-            "quant": QuantBench,
-            "refill": RefillBench,
-            "sample": SampleBench,
-            "scaling": ScalingBench,
-            "step": StepBench,
-        }
-    )
-    match chosen:
-        case InputBench():
-            run_input(chosen)
-        case LoadBench():
-            run_load(chosen)
-        case PackingBench():
-            run_packing(chosen)
-        case QuantBench():
-            run_quant(chosen)
-        case RefillBench():
-            run_refill(chosen)
-        case SampleBench():
-            run_sample(chosen)
-        case ScalingBench():
-            run_scaling(chosen)
-        case StepBench():
-            run_step(chosen)
-        case EvidenceStudy():
-            use_compile_cache()
-            run_study(chosen)
-        case MethodsStudy():
-            use_compile_cache()
-            run_methods(chosen)
+    options = {name: options for name, (options, _) in _MEASUREMENTS.items()}
+    chosen: Any = tyro.extras.subcommand_cli_from_dict(options)
+    if isinstance(chosen, EvidenceStudy | MethodsStudy):
+        use_compile_cache()
+    (run,) = (run for options, run in _MEASUREMENTS.values() if options is type(chosen))
+    run(chosen)
 
 
 if __name__ == "__main__":
