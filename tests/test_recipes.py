@@ -120,9 +120,9 @@ def test_a_tiny_recipe_trains(path, folder, capsys):
             assert rows
             assert np.isfinite([row["loss"] for row in rows]).all()
             assert np.isfinite([row["grad_norm"] for row in rows]).all()
-            stages = read_stages(Path(run.workdir))
-            assert {"pairs", "align", "report"} <= stages.keys()
-            finished += len(stages)
+            done = read_stages(Path(run.workdir))
+            assert {"pairs", "align", "report"} <= done.keys()
+            finished += len(done)
         assert (workdir / "rounds.html").exists() == (len(runs) > 1)
         capsys.readouterr()
         train.run_all(runs, others, stages)

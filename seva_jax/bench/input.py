@@ -54,25 +54,21 @@ def run_input(bench: InputBench) -> None:
         crop_size={"height": ours.size, "width": ours.size},
     )
 
+    def decoded(data: bytes) -> Image.Image:
+        return Image.open(io.BytesIO(data)).convert("RGB")
+
     def transformers(data: bytes) -> np.ndarray:
-        batch: Any = theirs(Image.open(io.BytesIO(data)).convert("RGB"), return_tensors="np")
-        return batch["pixel_values"][0].transpose(1, 2, 0)
+        prepared: Any = theirs(decoded(data), return_tensors="np")
+        return prepared["pixel_values"][0].transpose(1, 2, 0)
 
     sides: dict[str, Callable[[bytes], np.ndarray]] = {
         "ours": lambda data: ours(decode_image(data)),
         "transformers": transformers,
-        "decoding alone": lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")),
+        "decoding alone": lambda data: np.asarray(decoded(data)),
     }
     apart = max(float(np.abs(sides["ours"](f) - transformers(f)).max()) for f in files)
-
-    def all_files(side: Callable[[bytes], np.ndarray]) -> Callable[[], None]:
-        def run() -> None:
-            for data in files:
-                side(data)
-
-        return run
-
-    times = in_turns({name: all_files(side) for name, side in sides.items()}, bench.rounds)
+    passes = {name: lambda side=side: list(map(side, files)) for name, side in sides.items()}
+    times = in_turns(passes, bench.rounds)
     print(f"JPEG files of {bench.width} x {bench.height} to 336 x 336, one core")
     print(machine(["transformers", "pillow"], bench.rounds))
     print(" " * 16 + "".join(f"{x:>12}" for x in ("ms an image", "images/s", "speed-up")))

@@ -157,9 +157,8 @@ def write_checkpoint(directory: Path, config: LlavaConfig) -> None:
     index_text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map})
     (directory / "model.safetensors.index.json").write_text(index_text, encoding="utf-8")
     # Last: it marks the directory as complete.
-    (directory / "config.json").write_text(
-        json.dumps(llava_config_fields(config)), encoding="utf-8"
-    )
+    fields = json.dumps(llava_config_fields(config))
+    (directory / "config.json").write_text(fields, encoding="utf-8")
 
 
 def _memory() -> tuple[float, float]:

@@ -72,12 +72,8 @@ def cells(study: MethodsStudy, seed: int) -> dict[str, tuple[Experiment, ...]]:
     return {
         name: _budgeted(study, seed, name, config, tiny)
         for name, config in methods.items()
-        if _wanted(study, name)
+        if not study.methods or name == "seva" or name.removesuffix(_KNOWN) in study.methods
     }
-
-
-def _wanted(study: MethodsStudy, name: str) -> bool:
-    return not study.methods or name == "seva" or name.removesuffix(_KNOWN) in study.methods
 
 
 def _budgeted(
@@ -99,12 +95,6 @@ def _budgeted(
     return tuple(map(limited, rounds))
 
 
-def _finished(study: MethodsStudy, seed: int) -> list[Path]:
-    """Returns work directories of one seed, whose finished stages may serve others."""
-    folder = Path(study.out) / f"seed{seed}"
-    return sorted(path.parent for path in folder.rglob("stages.json"))
-
-
 def run_methods(study: MethodsStudy) -> None:
     """Runs the cells that are not finished, then prints and writes the table."""
     values: dict[int, dict[str, dict[str, float]]] = {}
@@ -117,8 +107,10 @@ def run_methods(study: MethodsStudy) -> None:
         for name, runs in methods.items():
             if not study.tables_only:
                 print(f"\n=== seed {seed}: {name} ===", flush=True)
+                # Finished stages of other cells of the seed may serve this one.
+                stages = Path(study.out).glob(f"seed{seed}/**/stages.json")
                 try:
-                    run_all(runs, _finished(study, seed))
+                    run_all(runs, sorted(file.parent for file in stages))
                 except DataError as error:
                     without.append(f"{name}, seed {seed}: {error}")
                     print(f"not run: {error}", flush=True)

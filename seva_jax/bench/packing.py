@@ -6,7 +6,6 @@ Both sides take the same steps on the same batches; their losses have to agree.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -14,18 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seva_jax.batches.packing import Packer, Sizes, choose
+from seva_jax.batches.packing import Layout, Sizes, choose
 from seva_jax.batches.trees import RowShape, TreeExample
-from seva_jax.bench.step import (
-    BETA,
-    LR,
-    SIZES,
-    examples,
-    laid_out,
-    on_device,
-    random_adapters,
-    random_params,
-)
+from seva_jax.bench.step import BETA, LR, SIZES, Side, adapted_model, examples, laid_out
 from seva_jax.bench.timing import in_turns, machine, table
 from seva_jax.models import Llava, LlavaConfig, LoraConfig
 from seva_jax.objectives import DPO
@@ -72,35 +62,27 @@ def run_packing(bench: PackingBench) -> None:
     if bench.images < 0:
         raise DataError(f"--images: 0 or more, not {bench.images}")
     config = SIZES[bench.size]
-    lora = LoraConfig(rank=bench.rank, alpha=2.0 * bench.rank)
-    model = Llava(config, lora, jnp.dtype(bench.dtype))
-    frozen = on_device(random_params(model), model.dtype)
-    adapters = random_adapters(model)
+    model, frozen, adapters = adapted_model(config, bench.rank, bench.dtype)
     rng = np.random.default_rng(0)
+    whole = examples(config, bench.comparisons, bench.question, long, images=bench.images)
+    lengths = np.exp(rng.uniform(np.log(short), np.log(long), (bench.comparisons, 2))).astype(int)
     trees = [
-        dataclasses.replace(
-            tree, branches=tuple(b[:n] for b, n in zip(tree.branches, cut, strict=True))
-        )
-        for tree, cut in zip(
-            examples(config, bench.comparisons, bench.question, long, images=bench.images),
-            np.exp(rng.uniform(np.log(short), np.log(long), (bench.comparisons, 2))).astype(int),
-            strict=True,
-        )
+        dataclasses.replace(tree, branches=(tree.branches[0][:chosen], tree.branches[1][:rejected]))
+        for tree, (chosen, rejected) in zip(whole, lengths, strict=True)
     ]
     index = range(bench.comparisons)
     batches = [list(index[i : i + bench.batch]) for i in index[:: bench.batch]]
     sizes, widest = Sizes.of(trees), RowShape.covering(trees)
 
     def cost(shape: RowShape) -> float:
-        return model_flops(forward(config, lora, shape), ("lora",))
+        return model_flops(forward(config, LoraConfig(rank=bench.rank), shape), ("lora",))
 
-    names = {"packed": bench.shapes, "a row for each": 1}
     packers = {
         name: choose(sizes, widest, bench.batch, batches, 1, most, cost)
-        for name, most in names.items()
+        for name, most in (("packed", bench.shapes), ("a row for each", 1))
     }
     sides = {
-        name: _side(model, frozen, adapters, trees, batches, packer)
+        name: _side(model, frozen, adapters, [_batch(config, trees, *packer(b)) for b in batches])
         for name, packer in packers.items()
     }
     losses = {name: side() for name, side in sides.items()}  # compiles
@@ -115,18 +97,11 @@ def run_packing(bench: PackingBench) -> None:
     print(table(times, 16, "pairs", bench.comparisons, "a row for each", 2, notes))
 
 
-def _side(
-    model: Llava,
-    frozen: Any,
-    adapters: Any,
-    trees: list[TreeExample],
-    batches: list[list[int]],
-    packer: Packer,
-) -> Callable[[], float]:
+def _side(model: Llava, frozen: Any, adapters: Any, batches: list[TreeBatch]) -> Side:
     """Returns a pass over all batches from the same adapters, which returns the last loss."""
     optimizer = optax.adamw(LR)
     step = jax.jit(TrainStep(model, DPO(beta=BETA), optimizer, StepOptions(), True))
-    ready = [jax.device_put(_batch(model.config, trees, members, packer)) for members in batches]
+    ready = [jax.device_put(batch) for batch in batches]
 
     def run() -> float:
         trainable = {"lora": adapters}
@@ -141,10 +116,9 @@ def _side(
 
 
 def _batch(
-    config: LlavaConfig, trees: list[TreeExample], members: list[int], packer: Packer
+    config: LlavaConfig, trees: list[TreeExample], layout: Layout, rows: list[list[int]]
 ) -> TreeBatch:
     """Packs comparisons into a batch with leaves [1, B, ...]."""
-    layout, rows = packer(members)
     rows += [[]] * (layout.rows - len(rows))
     batch = laid_out(config, [[trees[i] for i in row] for row in rows], layout.shape)
     return TreeBatch(*(x[None] for x in batch))

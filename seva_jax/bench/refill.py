@@ -83,19 +83,16 @@ def run_refill(bench: RefillBench) -> None:
         return np.random.default_rng(int(name)).integers(0, 256, (side, side, 3), np.uint8)
 
     sampling = Sampling(bench.answer, temperature=1.0)
-    engines = {
-        "whole batches": engine,
-        "refilled": dataclasses.replace(engine, refill=bench.refill),
-    }
 
-    def answers(name: str) -> list[str]:
-        batches = engines[name].answer(prompts, load_image, sampling)
+    def answers(engine: RolloutEngine) -> list[str]:
+        batches = engine.answer(prompts, load_image, sampling)
         return [answered.answers[0] for batch in batches for answered in batch]
 
-    first = {name: answers(name) for name in engines}  # compiles
-    sides = {name: lambda name=name: answers(name) for name in engines}
+    refilled = dataclasses.replace(engine, refill=bench.refill)
+    sides = {"whole batches": lambda: answers(engine), "refilled": lambda: answers(refilled)}
+    in_batches, in_refilled = (side() for side in sides.values())  # compiles
     times = in_turns(sides, bench.rounds)
-    lengths = [len(text.split()) for text in first["refilled"]]
+    lengths = [len(text.split()) for text in in_refilled]
     print(
         f"sampled answers, LLaVA {bench.size} with {len(tokenizer)} words, {bench.prompts} prompts "
         f"of {config.tokens_per_image} + 3 tokens, {bench.rows} rows, {bench.dtype}; answers of "
@@ -103,5 +100,5 @@ def run_refill(bench: RefillBench) -> None:
         + machine([], bench.rounds)
     )
     print(table(times, 16, "words", sum(lengths), "whole batches"))
-    same = np.mean([a == b for a, b in zip(*first.values(), strict=True)])
+    same = np.mean([a == b for a, b in zip(in_batches, in_refilled, strict=True)])
     print(f"answers that agree: {same:.1%}")

@@ -84,7 +84,10 @@ def run_sample(bench: SampleBench) -> None:
         + machine(["torch", "transformers"] if bench.hf else [], bench.rounds)
     )
     print(table(times, 14, "tokens", bench.rows * bench.answer, list(times)[-1]))
-    prefill = bench.rows * _prefill(config, tokens.shape[1]) / rates["products"]
+    # A prompt with one image, and one token's logits.
+    once = forward(config, LoraConfig(rank=0), RowShape(tokens.shape[1], 1, 1, 1, 1, 1))
+    operations = once.tower + once.projector + once.language
+    prefill = bench.rows * operations / rates["products"]
     decode = bench.answer * limits["reading"].amount / rates["reading"]
     last = statistics.median(list(times.values())[-1])
     print(
@@ -109,12 +112,6 @@ def _limits(bench: SampleBench, config: LlavaConfig, prompt: int) -> dict[str, L
         "products": products(config, bench.rows * prompt, bench.dtype),
         "reading": reading(config, bench.rows, weights + cache, bench.dtype),
     }
-
-
-def _prefill(config: LlavaConfig, prompt: int) -> float:
-    """Counts the operations of a prompt with one image and the logits of one token."""
-    once = forward(config, LoraConfig(rank=0), RowShape(prompt, 1, 1, 1, 1, 1))
-    return once.tower + once.projector + once.language
 
 
 def _ours(

@@ -10,26 +10,9 @@ import dataclasses
 import statistics
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
-import optax
-
-from seva_jax.bench.step import (
-    BETA,
-    LR,
-    SIZES,
-    examples,
-    on_device,
-    packed,
-    random_adapters,
-    random_params,
-    separate_rows,
-    side_of,
-)
+from seva_jax.bench.step import SIZES, adapted_model, examples, packed, rows_side, tree_side
 from seva_jax.bench.timing import in_turns, machine
-from seva_jax.models import Llava, LoraConfig
-from seva_jax.objectives import DPO
-from seva_jax.training.step import StepOptions, TrainStep
+from seva_jax.models import Llava
 from seva_jax.types import DataError
 
 
@@ -64,10 +47,7 @@ def run_scaling(bench: ScalingBench) -> None:
     if bench.rounds < 1 or not all(axes.values()) or min(map(min, axes.values())) < 1:
         raise DataError("--question, --answer, --branches, --batch, --rounds: 1 or more")
     config = SIZES[bench.size]
-    lora = LoraConfig(rank=bench.rank, alpha=2.0 * bench.rank)
-    model = Llava(config, lora, jnp.dtype(bench.dtype))
-    frozen = on_device(random_params(model), model.dtype)
-    trainable = {"lora": random_adapters(model)}
+    model, frozen, adapters = adapted_model(config, bench.rank, bench.dtype)
     base = {name: values[0] for name, values in axes.items()}
     points = [base | {name: value} for name, values in axes.items() for value in values]
     print(
@@ -77,7 +57,7 @@ def run_scaling(bench: ScalingBench) -> None:
     columns = (*axes, "trees, s", "rows, s", "speed-up", "tokens", "loss")
     print("".join(f"{x:>10}" for x in columns), flush=True)
     for point in [p for i, p in enumerate(points) if p not in points[:i]]:
-        sides = _sides(model, frozen, trainable, **point)
+        sides = _sides(model, frozen, {"lora": adapters}, **point)
         losses = [side() for side in sides.values()]  # compiles
         trees, rows = map(statistics.median, in_turns(sides, bench.rounds).values())
         trunk = config.tokens_per_image + point["question"]
@@ -95,12 +75,7 @@ def _sides(
     model: Llava, frozen: Any, trainable: Any, question: int, answer: int, branches: int, batch: int
 ) -> dict[str, Any]:
     trees = examples(model.config, batch, question, answer, branches)
-    rows = [dataclasses.replace(t, branches=(b,)) for t in trees for b in t.branches]
-    options = StepOptions()
-    step = TrainStep(model, DPO(beta=BETA), optax.adamw(LR), options, True)
-    in_trees = jax.tree.map(lambda x: x[None], packed(model.config, trees))
-    separate = separate_rows(model, options, branches)
     return {
-        "trees": side_of(step, trainable, frozen, in_trees),
-        "rows": side_of(separate, trainable, frozen, packed(model.config, rows)),
+        "trees": tree_side(model, trainable, frozen, packed(model.config, trees)),
+        "rows": rows_side(model, trainable, frozen, trees),
     }

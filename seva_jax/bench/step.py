@@ -115,27 +115,33 @@ class StepBench:
     trl: bool = True
 
 
+def _random(model: Llava, collection: str, seed: int) -> Any:
+    boxed = abstract_variables(model)[collection]
+    return init_variables(model, collection, on_one_device(boxed, jax.devices()[0]), seed)
+
+
 def random_params(model: Llava) -> Any:
     """Returns the "params" collection of a new model, float32, in host memory."""
-    boxed = abstract_variables(model)["params"]
-    return jax.device_get(
-        init_variables(model, "params", on_one_device(boxed, jax.devices()[0]), 0)
-    )
+    return jax.device_get(_random(model, "params", 0))
 
 
 def random_adapters(model: Llava) -> Any:
     """Returns the "lora" collection; B is not zero, or every loss would be log 2."""
-    boxed = abstract_variables(model)["lora"]
-    adapters = init_variables(model, "lora", on_one_device(boxed, jax.devices()[0]), 1)
     return jax.tree_util.tree_map_with_path(
         lambda path, x: x if path[-1].key == "a" else 0.05 * jnp.ones_like(x).at[:, ::2].set(-1),
-        adapters,
+        _random(model, "lora", 1),
     )
 
 
 def on_device(params: Any, dtype: Any) -> Any:
     """Puts parameters on the device, in the dtype of compute."""
     return {"params": jax.tree.map(lambda x: jax.device_put(x.astype(dtype)), params)}
+
+
+def adapted_model(config: LlavaConfig, rank: int, dtype: str) -> tuple[Llava, Any, Any]:
+    """Returns a model with adapters of a rank, its frozen weights and its adapters."""
+    model = Llava(config, LoraConfig(rank=rank, alpha=2.0 * rank), jnp.dtype(dtype))
+    return model, on_device(random_params(model), model.dtype), random_adapters(model)
 
 
 def write_model(directory: Path, config: LlavaConfig, params: Any) -> None:
@@ -145,9 +151,9 @@ def write_model(directory: Path, config: LlavaConfig, params: Any) -> None:
     def read(names: Sequence[str]) -> list[np.ndarray]:
         return [np.asarray(leaves[name]) for name in names]
 
-    words = tuple(f"w{i}" for i in range(100))
+    tokenizer = word_tokenizer(tuple(f"w{i}" for i in range(100)))
     processing = ImageProcessing(size=config.vision.image_size)
-    write_new(directory, config, word_tokenizer(words), processing, read)
+    write_new(directory, config, tokenizer, processing, read)
 
 
 def examples(
@@ -172,20 +178,15 @@ def examples(
     ]
 
 
-def pair_shape(config: LlavaConfig, question: int, answer: int, branches: int = 2) -> RowShape:
+def exact_shape(tree: TreeExample) -> RowShape:
     """Returns the shape of a row that one of `examples` fills."""
-    targets = branches * answer
-    length = config.tokens_per_image + question + targets
-    return RowShape(length, 1, branches, answer, 1, targets)
+    answer = len(tree.branches[0])
+    return RowShape(tree.length, 1, len(tree.branches), answer, 1, tree.num_targets)
 
 
 def packed(config: LlavaConfig, trees: list[TreeExample]) -> TreeBatch:
     """Packs a row for each of `examples`, or for each of their branches."""
-    first = trees[0]
-    branches, answer = len(first.branches), len(first.branches[0])
-    question = len(first.trunk) - config.tokens_per_image
-    shape = pair_shape(config, question, answer, branches)
-    return laid_out(config, [[tree] for tree in trees], shape)
+    return laid_out(config, [[tree] for tree in trees], exact_shape(trees[0]))
 
 
 def laid_out(
@@ -202,14 +203,14 @@ def laid_out(
     ])  # fmt: skip
 
 
-def separate_rows(model: Llava, options: StepOptions, branches: int = 2) -> Any:
+def separate_rows(model: Llava, branches: int) -> Any:
     """Returns a training step for batches with one row per answer, the usual layout."""
     objective, optimizer = DPO(beta=BETA), optax.adamw(LR)
 
     def logps(variables: Any, batch: TreeBatch) -> BranchLogps:
         features_BPE = image_features(model, variables, batch)
         hidden_BSD = tree_hidden(model, variables, batch, features_BPE)
-        answers = tree_logps(model, variables, batch, options, hidden_BSD)
+        answers = tree_logps(model, variables, batch, StepOptions(), hidden_BSD)
         sides = (answers.logp_NKT, answers.mask_NKT)
         return BranchLogps(*(x.reshape(-1, branches, x.shape[-1]) for x in sides))
 
@@ -243,6 +244,21 @@ def side_of(step: Any, trainable: Any, frozen: Any, batch: TreeBatch) -> Side:
     return run
 
 
+def tree_side(
+    model: Llava, trainable: Any, frozen: Any, batch: TreeBatch, reference_in_step: bool = True
+) -> Side:
+    """Returns the trainer's own step on a batch [B, ...]."""
+    step = TrainStep(model, DPO(beta=BETA), optax.adamw(LR), StepOptions(), reference_in_step)
+    return side_of(step, trainable, frozen, jax.tree.map(lambda x: x[None], batch))
+
+
+def rows_side(model: Llava, trainable: Any, frozen: Any, trees: Sequence[TreeExample]) -> Side:
+    """Returns the usual layout's step on the same comparisons, see `separate_rows`."""
+    rows = [dataclasses.replace(t, branches=(b,)) for t in trees for b in t.branches]
+    step = separate_rows(model, len(trees[0].branches))
+    return side_of(step, trainable, frozen, packed(model.config, rows))
+
+
 def sides(bench: StepBench, scratch: Path) -> Iterator[tuple[str, Side]]:
     """Yields the sides to measure, with their names."""
     config = SIZES[bench.size]
@@ -252,30 +268,18 @@ def sides(bench: StepBench, scratch: Path) -> Iterator[tuple[str, Side]]:
     params = random_params(model)
     adapters = random_adapters(model)
     trees = examples(config, bench.pairs, bench.question, bench.answer)
-    options = StepOptions()
     trainable = {"lora": adapters}
     frozen = on_device(params, dtype)
     batch = packed(config, trees)
-    reference = jax.jit(make_logps(model, options))(frozen, batch)
-    in_trees = jax.tree.map(lambda x: x[None], batch)
-    cached = in_trees._replace(ref_BCKT=np.asarray(reference)[None])
-    rows = [dataclasses.replace(t, branches=(b,)) for t in trees for b in t.branches]
-
-    def tree_step(in_step: bool) -> Any:
-        return TrainStep(model, DPO(beta=BETA), optax.adamw(LR), options, in_step)
-
+    reference = jax.jit(make_logps(model, StepOptions()))(frozen, batch)
+    cached = batch._replace(ref_BCKT=np.asarray(reference))
     features = jax.jit(lambda v, x: model.apply(v, x, method="features"))(frozen, batch.images_BIX)
-    kept = np.asarray(features).reshape(1, bench.pairs, 1, *model.feature_kind[0])
-    yield (
-        "ours, both cached",
-        side_of(tree_step(False), trainable, frozen, cached._replace(images_BIX=kept)),
-    )
-    yield "ours, cached reference", side_of(tree_step(False), trainable, frozen, cached)
-    yield "ours, reference in the step", side_of(tree_step(True), trainable, frozen, in_trees)
-    yield (
-        "ours, two rows",
-        side_of(separate_rows(model, options), trainable, frozen, packed(config, rows)),
-    )
+    kept = np.asarray(features).reshape(bench.pairs, 1, *model.feature_kind[0])
+    both_cached = cached._replace(images_BIX=kept)
+    yield "ours, both cached", tree_side(model, trainable, frozen, both_cached, False)
+    yield "ours, cached reference", tree_side(model, trainable, frozen, cached, False)
+    yield "ours, reference in the step", tree_side(model, trainable, frozen, batch)
+    yield "ours, two rows", rows_side(model, trainable, frozen, trees)
     if bench.trl:
         from seva_jax.bench.trl_step import trl_side
 
@@ -289,18 +293,22 @@ def run_step(bench: StepBench) -> None:
     if bench.pairs < 1 or bench.rounds < 1:
         raise DataError("--pairs and --rounds must be at least 1")
     with tempfile.TemporaryDirectory(prefix="seva_jax_step_") as scratch:
-        losses: dict[str, list[float]] = {}
-        running: dict[str, Side] = {}
-        for name, side in sides(bench, Path(scratch)):
-            losses[name] = [side(), side()]  # the first compiles, the second follows an update
-            running[name] = side
+        running = dict(sides(bench, Path(scratch)))
+        # The first step compiles; the second shows what differs after an update.
+        losses = {name: [side(), side()] for name, side in running.items()}
         config = SIZES[bench.size]
-        shape = pair_shape(config, bench.question, bench.answer)
+        shape = exact_shape(examples(config, 1, bench.question, bench.answer)[0])
         limit = products(config, bench.pairs * shape.length, bench.dtype)
         limit.run()
         times = in_turns(running | {"products": limit.run}, bench.rounds)
     rate = limit.amount / statistics.median(times.pop("products"))
-    print(_head(bench))
+    print(
+        f"DPO step, LLaVA {bench.size} ({config.text.num_layers} layers of "
+        f"{config.text.hidden_size}), {bench.pairs} pairs of {config.tokens_per_image} + "
+        f"{bench.question} + 2 x {bench.answer} tokens, LoRA r={bench.rank}, {bench.dtype}, "
+        f"remat {bench.remat}\n"
+        + machine(["trl", "transformers", "peft", "torch"] if bench.trl else [], bench.rounds)
+    )
     shown = {n: "   " + ", ".join(f"{x:.6f}" for x in both) for n, both in losses.items()}
     notes = {"": "   losses of two steps"} | shown
     print(table(times, 28, "pairs", bench.pairs, list(times)[-1], decimals=2, notes=notes))
@@ -320,14 +328,3 @@ def run_step(bench: StepBench) -> None:
         best = bench.pairs * operations / rate
         share = best / statistics.median(times[name])
         print(f"{name:<28}{best:>10.3f}  {share:.0%} of it reached; {last / best:.2f}x at best")
-
-
-def _head(bench: StepBench) -> str:
-    config = SIZES[bench.size]
-    return (
-        f"DPO step, LLaVA {bench.size} ({config.text.num_layers} layers of "
-        f"{config.text.hidden_size}), {bench.pairs} pairs of {config.tokens_per_image} + "
-        f"{bench.question} + 2 x {bench.answer} tokens, LoRA r={bench.rank}, {bench.dtype}, "
-        f"remat {bench.remat}\n"
-        + machine(["trl", "transformers", "peft", "torch"] if bench.trl else [], bench.rounds)
-    )

@@ -7,7 +7,6 @@ systems under one budget).
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from seva_jax.config.experiment import Experiment
+from seva_jax.runtime.files import read_json
 from seva_jax.worlds import ShapeWorld
 
 # (evaluation, metric), in the order shown.
@@ -54,17 +54,13 @@ def reseed(experiment: Experiment, seed: int) -> Experiment:
 
 def read_metrics(workdir: str | Path, who: str) -> dict[str, float]:
     """Reads `METRICS` of one model of a run, "base" or "aligned"."""
-    values = {}
-    for evaluation, metric in METRICS:
-        path = Path(workdir) / "evals" / who / f"{evaluation}.json"
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        values[f"{evaluation}/{metric}"] = summary["metrics"][metric]["value"]
-    return values
+    files = {e: Path(workdir) / "evals" / who / f"{e}.json" for e, _ in METRICS}
+    return {f"{e}/{m}": read_json(files[e])["metrics"][m]["value"] for e, m in METRICS}
 
 
 def num_pairs(workdir: str | Path) -> int:
     """Reads the number of pairs of a run."""
-    return json.loads((Path(workdir) / "pairs.json").read_text(encoding="utf-8"))["pairs"]
+    return read_json(Path(workdir) / "pairs.json")["pairs"]
 
 
 def interval(values: Iterable[float]) -> tuple[float, float]:

@@ -18,7 +18,7 @@ import numpy as np
 from typing_extensions import override
 
 from seva_jax.corrupt import colour, geometry, sharpness
-from seva_jax.corrupt.base import Corruption, require
+from seva_jax.corrupt.base import Corruption, require, require_field
 from seva_jax.types import Array
 
 # Each takes an image and a magnitude; those without a strength ignore it. The order is part of the
@@ -131,10 +131,7 @@ class RandAugment(Corruption):
     def __post_init__(self) -> None:
         require(self.num_ops >= 1, f"RandAugment.num_ops={self.num_ops!r}: give 1 or more.")
         require(self.num_bins >= 2, f"RandAugment.num_bins={self.num_bins!r}: give 2 or more.")
-        require(
-            0 <= self.magnitude < self.num_bins,
-            f"RandAugment.magnitude={self.magnitude!r}: give 0 to {self.num_bins - 1}.",
-        )
+        require_field(self, "magnitude", 0, self.num_bins - 1)
 
     def draw(self, key: jax.Array, height: int, width: int) -> tuple[jax.Array, jax.Array]:
         """Draws `index_N, magnitude_N` for `apply_operations`, N = num_ops."""

@@ -42,6 +42,14 @@ def require_range(name: str, low_high: tuple[float, float], low: float, high: fl
     )
 
 
+def require_field(corruption: Corruption, name: str, low: float, high: float) -> None:
+    """Raises `DataError` unless a field of a corruption is within [low, high]."""
+    value = getattr(corruption, name)
+    require(
+        low <= value <= high, f"{type(corruption).__name__}.{name}={value!r}: give {low} to {high}."
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Corruption:
     """A random change to one image: a pure function of a key, usable under `jit` and `vmap`.
@@ -93,7 +101,7 @@ class RandomlyApplied(Corruption):
     p: float = dataclasses.field(default=0.5, kw_only=True)
 
     def __post_init__(self) -> None:
-        require(0 <= self.p <= 1, f"{type(self).__name__}.p={self.p!r}: give 0 to 1.")
+        require_field(self, "p", 0, 1)
 
     def apply(self, image_HWC: Array) -> jax.Array:
         """Applies the operation, without chance."""
@@ -202,10 +210,7 @@ def apply_pixels(corruption: Corruption, key: jax.Array, image_HWC: np.ndarray) 
         f"{type(corruption).__name__} works on normalised images: apply it after mean and std.",
     )
     require(
-        image_HWC.dtype == np.uint8
-        and image_HWC.ndim == 3
-        and image_HWC.shape[2] == 3
-        and image_HWC.size > 0,
+        image_HWC.dtype == np.uint8 and image_HWC.shape[2:] == (3,) and image_HWC.size > 0,
         f"image of dtype {image_HWC.dtype} and shape {image_HWC.shape}: give uint8 RGB "
         "[height, width, 3].",
     )

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from typing_extensions import override
 
-from seva_jax.corrupt.base import Corruption, Number, RandomlyApplied, require
+from seva_jax.corrupt.base import Corruption, Number, RandomlyApplied, require, require_field
 from seva_jax.types import Array
 
 
@@ -156,7 +156,7 @@ class ColorJitter(Corruption):
         for name in ("brightness", "contrast", "saturation"):
             value = getattr(self, name)
             require(value >= 0, f"ColorJitter.{name}={value!r}: give a number from 0.")
-        require(0 <= self.hue <= 0.5, f"ColorJitter.hue={self.hue!r}: give 0 to 0.5.")
+        require_field(self, "hue", 0, 0.5)
 
     def draw(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Draws the factors [4] of brightness, contrast, saturation, hue, and their order [4]."""
@@ -203,7 +203,7 @@ class RandomPosterize(RandomlyApplied):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.bits <= 8, f"RandomPosterize.bits={self.bits!r}: give 0 to 8.")
+        require_field(self, "bits", 0, 8)
 
     @override
     def apply(self, image_HWC: Array) -> jax.Array:
@@ -222,10 +222,7 @@ class RandomSolarize(RandomlyApplied):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            0 <= self.threshold <= 256,
-            f"RandomSolarize.threshold={self.threshold!r}: give 0 to 256.",
-        )
+        require_field(self, "threshold", 0, 256)
 
     @override
     def apply(self, image_HWC: Array) -> jax.Array:

@@ -18,7 +18,14 @@ import jax
 import jax.numpy as jnp
 from typing_extensions import override
 
-from seva_jax.corrupt.base import Corruption, Number, RandomlyApplied, require, require_range
+from seva_jax.corrupt.base import (
+    Corruption,
+    Number,
+    RandomlyApplied,
+    require,
+    require_field,
+    require_range,
+)
 from seva_jax.types import Array
 
 
@@ -184,12 +191,23 @@ class Pad(Corruption):
         return jnp.pad(jnp.asarray(image_HWC), (frame, frame, (0, 0)))
 
 
-def _require_size(crop: CenterCrop | RandomCrop | RandomResizedCrop) -> None:
-    require(crop.size >= 1, f"{type(crop).__name__}.size={crop.size!r}: give an integer from 1.")
+@dataclasses.dataclass(frozen=True)
+class _SquareCrop(Corruption):
+    """A square of the image.
+
+    Attributes:
+        size: side of the result in pixels.
+    """
+
+    size: int = 224
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        require(self.size >= 1, f"{name}.size={self.size!r}: give an integer from 1.")
 
 
 @dataclasses.dataclass(frozen=True)
-class CenterCrop(Corruption):
+class CenterCrop(_SquareCrop):
     """The middle of the image; a smaller image is first padded with black. No randomness.
 
     Attributes:
@@ -197,9 +215,6 @@ class CenterCrop(Corruption):
     """
 
     size: int = 128
-
-    def __post_init__(self) -> None:
-        _require_size(self)
 
     @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
@@ -212,7 +227,7 @@ class CenterCrop(Corruption):
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomCrop(Corruption):
+class RandomCrop(_SquareCrop):
     """A random square of the image.
 
     torchvision refuses an image that is too small. Here it is padded on both sides with as much
@@ -221,11 +236,6 @@ class RandomCrop(Corruption):
     Attributes:
         size: side of the result in pixels.
     """
-
-    size: int = 224
-
-    def __post_init__(self) -> None:
-        _require_size(self)
 
     @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
@@ -237,7 +247,7 @@ class RandomCrop(Corruption):
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomResizedCrop(Corruption):
+class RandomResizedCrop(_SquareCrop):
     """A random box of the image, resized to a square.
 
     Ten boxes are drawn, and the first that fits is used; if none fits, the largest central box
@@ -249,12 +259,11 @@ class RandomResizedCrop(Corruption):
         ratio: range of the box's width over its height; the logarithm is drawn uniformly.
     """
 
-    size: int = 224
     scale: tuple[float, float] = (0.36, 0.64)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def __post_init__(self) -> None:
-        _require_size(self)
+        super().__post_init__()
         require_range("RandomResizedCrop.scale", self.scale, 1e-6, 1.0)
         require_range("RandomResizedCrop.ratio", self.ratio, 1e-3, 1e3)
 
@@ -311,9 +320,8 @@ class RandomPerspective(Corruption):
     p: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("distortion", "p"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"RandomPerspective.{name}={value!r}: give 0 to 1.")
+        require_field(self, "distortion", 0, 1)
+        require_field(self, "p", 0, 1)
 
     def corners(self, key: jax.Array, height: int, width: int) -> jax.Array:
         """Draws the corners for `perspective`, int32 [4, 2]."""

@@ -57,9 +57,8 @@ class RegionNoise:
         if self.region == "mask":
             return np.asarray(resized) > 0.5
         sigma = self.blur * max(height, width)
-        heat_HW = gaussian_filter(
-            np.asarray(resized, np.float64), sigma, mode="nearest", truncate=3
-        )
+        heat_HW = np.asarray(resized, np.float64)
+        heat_HW = gaussian_filter(heat_HW, sigma, mode="nearest", truncate=3)
         # MMedPO: mean minus deviation is below 0 for a small spot on a map that is 0 elsewhere.
         return heat_HW > heat_HW.mean() - heat_HW.std()
 

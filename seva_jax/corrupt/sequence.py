@@ -85,9 +85,8 @@ class SequenceCorruption(Corruption):
         kept = tuple(items[i] for i in order)
         if self.of == "captions":
             question = captioned(prompt.meta["question"], kept)
-            return dataclasses.replace(
-                prompt, question=question, meta=prompt.meta | {"captions": list(kept)}
-            )
+            meta = prompt.meta | {"captions": list(kept)}
+            return dataclasses.replace(prompt, question=question, meta=meta)
         before, *parts = prompt.question.split(IMAGE_MARKER)
         if len(parts) == len(items):  # otherwise the template reports the mismatch
             markers = (IMAGE_MARKER if i in order else "" for i in range(len(items)))

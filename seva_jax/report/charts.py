@@ -7,10 +7,11 @@ not: the tables and cards around the charts. Read next: `page.py`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from seva_jax.report.data import Curve, EvalRow, Interval, Series
+from seva_jax.report.data import Curve, EvalRow, Series
 from seva_jax.report.markup import MINUS, esc, number
 
 WIDTH, HEIGHT = 520, 290
@@ -99,9 +100,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 def running_mean(points: Sequence[Point], window: int) -> list[Point]:
     """Returns the mean of y over about `window` points around each, fewer towards both ends."""
     half = window // 2
-    sums = [0.0]
-    for _, y in points:
-        sums.append(sums[-1] + y)
+    sums = list(itertools.accumulate((y for _, y in points), initial=0.0))
     means = []
     for index, (x, _) in enumerate(points):
         low, high = max(0, index - half), min(len(points), index + half + 1)
@@ -138,28 +137,21 @@ def difference_strip(row: EvalRow, extent: float, verdict: str, text: str) -> st
         verdict: CSS class of the dot and the interval.
         text: the same in words, for hovering and screen readers.
     """
-    width, height, middle = 220, 26, 110
-
-    def place(value: float) -> float:
-        return middle + max(-1.0, min(1.0, value / extent)) * (middle - 8)
-
-    tint = {"higher": middle, "lower": 0}.get(row.better)
+    tint = {"higher": 110, "lower": 0}.get(row.better)
     parts = [f"<title>{esc(text)}</title>"]
     if tint is not None:
-        parts.append(
-            f'<rect class="tint" x="{tint}" y="0" width="{middle}" height="{height}" rx="3"/>'
-        )
-    parts.append(f'<path class="zero" d="M{middle} 0V{height}"/>')
+        parts.append(f'<rect class="tint" x="{tint}" y="0" width="110" height="26" rx="3"/>')
+    parts.append('<path class="zero" d="M110 0V26"/>')
     difference = row.difference
-    if _measured(difference):
-        low, high = place(difference.low), place(difference.high)
+    if difference.measured:
+        low, high = _on_strip(difference.low, extent), _on_strip(difference.high, extent)
+        middle = _on_strip(difference.value, extent)
         parts.append(
             f'<path class="range {verdict}" d="M{low:.1f} 8V18M{low:.1f} 13H{high:.1f}'
-            f'M{high:.1f} 8V18"/>'
-            f'<circle class="dot {verdict}" cx="{place(difference.value):.1f}" cy="13" r="4.5"/>'
+            f'M{high:.1f} 8V18"/><circle class="dot {verdict}" cx="{middle:.1f}" cy="13" r="4.5"/>'
         )
     return (
-        f'<svg class="strip" viewBox="0 0 {width} {height}" role="img" '
+        '<svg class="strip" viewBox="0 0 220 26" role="img" '
         f'aria-label="{esc(text)}">{"".join(parts)}</svg>'
     )
 
@@ -169,21 +161,16 @@ def margin_strip(before: float, after: float, extent: float) -> str:
 
     It only repeats the two numbers printed next to it, so screen readers skip it.
     """
-
-    def place(value: float) -> float:
-        return 110 + max(-1.0, min(1.0, value / extent)) * 102
-
-    axis = '<path class="axis" d="M8 9H212"/><path class="zero" d="M110 1V17"/>'
-    if not (math.isfinite(before) and math.isfinite(after)):
-        return f'<svg class="margin" viewBox="0 0 220 18" aria-hidden="true">{axis}</svg>'
-    side = "better" if after > before else "worse" if after < before else "unclear"
-    start, end = place(before), place(after)
-    return (
-        f'<svg class="margin" viewBox="0 0 220 18" aria-hidden="true">{axis}'
-        f'<path class="move {side}" d="M{start:.1f} 9H{end:.1f}"/>'
-        f'<circle class="from" cx="{start:.1f}" cy="9" r="4"/>'
-        f'<circle class="dot {side}" cx="{end:.1f}" cy="9" r="4.5"/></svg>'
-    )
+    drawn = '<path class="axis" d="M8 9H212"/><path class="zero" d="M110 1V17"/>'
+    if math.isfinite(before) and math.isfinite(after):
+        side = "better" if after > before else "worse" if after < before else "unclear"
+        start, end = _on_strip(before, extent), _on_strip(after, extent)
+        drawn += (
+            f'<path class="move {side}" d="M{start:.1f} 9H{end:.1f}"/>'
+            f'<circle class="from" cx="{start:.1f}" cy="9" r="4"/>'
+            f'<circle class="dot {side}" cx="{end:.1f}" cy="9" r="4.5"/>'
+        )
+    return f'<svg class="margin" viewBox="0 0 220 18" aria-hidden="true">{drawn}</svg>'
 
 
 def end_label(value: float) -> str:
@@ -191,8 +178,9 @@ def end_label(value: float) -> str:
     return f"{MINUS if value < 0 else '+' if value > 0 else ''}{abs(value):g}"
 
 
-def _measured(interval: Interval) -> bool:
-    return all(math.isfinite(value) for value in (interval.value, interval.low, interval.high))
+def _on_strip(value: float, extent: float) -> float:
+    """The x of a value on a strip 220 wide, with 0 in the middle and a margin of 8."""
+    return 110 + max(-1.0, min(1.0, value / extent)) * 102
 
 
 def _finite(series: Series) -> list[Point]:
@@ -259,19 +247,16 @@ def _thin(points: Sequence[Point], most: int) -> list[Point]:
     stretches = most // 2
     kept: set[int] = {0, len(points) - 1}
     for stretch in range(stretches):
-        indices = range(
-            stretch * len(points) // stretches, (stretch + 1) * len(points) // stretches
-        )
-        kept.add(min(indices, key=lambda index: points[index][1]))
-        kept.add(max(indices, key=lambda index: points[index][1]))
+        first, end = (s * len(points) // stretches for s in (stretch, stretch + 1))
+        for extreme in (min, max):
+            kept.add(extreme(range(first, end), key=lambda index: points[index][1]))
     return [points[index] for index in sorted(kept)]
 
 
 def _roughness(points: Sequence[Point], smooth: Sequence[Point]) -> float:
     """Returns the mean distance of a line from its running mean."""
-    return sum(abs(y - mean) for (_, y), (_, mean) in zip(points, smooth, strict=True)) / len(
-        points
-    )
+    distances = (abs(y - mean) for (_, y), (_, mean) in zip(points, smooth, strict=True))
+    return sum(distances) / len(points)
 
 
 def _line(points: Sequence[Point], place: Place, style: str) -> str:

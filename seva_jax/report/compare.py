@@ -17,6 +17,7 @@ import numpy as np
 
 from seva_jax.evals import EvalResult, Metric, comparison_rows, format_metric, read_result
 from seva_jax.report import Curve, FiguresData, MoreNumbers, Series
+from seva_jax.report.closing import speed
 from seva_jax.report.markup import MINUS, count_of
 from seva_jax.runtime.paths import short_path
 from seva_jax.runtime.run_records import read_metrics
@@ -84,6 +85,21 @@ def _final(rows: Sequence[dict[str, Any]], name: str) -> str:
     return f"{np.mean(values):.4f}" if values else "–"
 
 
+def _numbers(label: str, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Returns a run's row of the table, by column."""
+    last = rows[-1]
+    return {
+        "run": label,
+        "steps": str(last["step"]),
+        "pairs seen": f"{last['pairs']:,.0f}",
+        "chips": str(last["chips"]),
+        "chip-seconds": f"{last['chip_seconds']:,.0f}",
+        "pairs/s": f"{speed(rows):.1f}",
+        "final loss": _final(rows, "loss"),
+        "final margin, nats": _final(rows, "rewards/margins"),
+    }
+
+
 def _evaluations(path: Path) -> dict[str, EvalResult]:
     """Returns the evaluation results of the aligned model, by name."""
     files = sorted((path / "evals" / "aligned").glob("*.json"))
@@ -134,34 +150,14 @@ def compare(paths: Sequence[Path], noun: str = "") -> FiguresData:
     curves = []
     for (title, name), (x_label, x_name) in itertools.product(_SHOWN, _AXES):
         series = tuple(
-            Series(
-                label,
-                tuple(row[x_name] for row in rows if name in row),
-                tuple(row[name] for row in rows if name in row),
-            )
+            Series.of_rows(label, rows, x_name, name)
             for label, rows in zip(labels, runs, strict=True)
         )
         if any(one.xs for one in series):
             curves.append(Curve(f"{title.split(',')[0]} by {x_label}", x_label, title, series))
     fields = _differing(configs)
     evaluated = [_evaluations(path) for path in paths]
-    columns = (
-        *("run", "steps", "pairs seen", "chips", "chip-seconds", "pairs/s"),
-        *("final loss", "final margin, nats"),
-    )
-    table = tuple(
-        (
-            label,
-            str(rows[-1]["step"]),
-            f"{rows[-1]['pairs']:,.0f}",
-            str(rows[-1]["chips"]),
-            f"{rows[-1]['chip_seconds']:,.0f}",
-            f"{np.median([row['pairs/s'] for row in rows]):.1f}",
-            _final(rows, "loss"),
-            _final(rows, "rewards/margins"),
-        )
-        for label, rows in zip(labels, runs, strict=True)
-    )
+    table = [_numbers(label, rows) for label, rows in zip(labels, runs, strict=True)]
     more = [
         MoreNumbers(
             "settings",
@@ -197,8 +193,8 @@ def compare(paths: Sequence[Path], noun: str = "") -> FiguresData:
         subtitle="",
         what="How loss and reward margin moved in several alignment runs, by data and by cost.",
         curves=tuple(curves),
-        columns=columns,
-        rows=table,
+        columns=tuple(table[0]),
+        rows=tuple(tuple(numbers.values()) for numbers in table),
         notes=_NOTES + of_losses,
         more=tuple(more),
     )

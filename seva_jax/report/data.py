@@ -9,7 +9,9 @@ Shape suffixes: H image height, W image width, C = 3 colour channels.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -69,6 +71,12 @@ class Series:
                 f"series {self.label!r}: {len(self.xs)} xs but {len(self.ys)} ys; "
                 "give one y for each x"
             )
+
+    @classmethod
+    def of_rows(cls, label: str, rows: Iterable[Mapping[str, Any]], x: str, y: str) -> Series:
+        """Returns the line of two fields of rows, leaving out rows without `y`."""
+        points = [(row[x], row[y]) for row in rows if y in row]
+        return cls(label, tuple(x for x, _ in points), tuple(y for _, y in points))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +166,11 @@ class Interval:
     value: float
     low: float
     high: float
+
+    @property
+    def measured(self) -> bool:
+        """Whether all three are finite."""
+        return all(map(math.isfinite, (self.value, self.low, self.high)))
 
 
 @dataclasses.dataclass(frozen=True)

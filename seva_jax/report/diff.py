@@ -7,6 +7,7 @@ cards around the answers (`gallery.py`).
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 
 from seva_jax.report.markup import esc
@@ -87,19 +88,10 @@ def _words(tokens: list[str]) -> list[tuple[int, str]]:
 
 def _wrap(tokens: list[str], marked: set[int], tag: str) -> str:
     """Returns tokens as HTML, with each run of marked words in one element."""
-    html, run, gap = [], [], ""
-    for index, token in enumerate(tokens):
-        if index in marked:
-            run.append(gap + token)
-            gap = ""
-        elif run and not token.strip():
-            gap = token
-        else:
-            if run:
-                html.append(f"<{tag}>{esc(''.join(run))}</{tag}>")
-                run = []
-            html.append(esc(gap + token))
-            gap = ""
-    if run:
-        html.append(f"<{tag}>{esc(''.join(run))}</{tag}>")
-    return "".join(html) + esc(gap)
+    # White space between two marked words is marked with them.
+    inside = marked | {i + 1 for i in marked if i + 2 in marked and not tokens[i + 1].strip()}
+    html = []
+    for is_marked, indices in itertools.groupby(range(len(tokens)), inside.__contains__):
+        text = esc("".join(tokens[index] for index in indices))
+        html.append(f"<{tag}>{text}</{tag}>" if is_marked else text)
+    return "".join(html)

@@ -85,15 +85,10 @@ def data_table(
         f'<th scope="col"{style}>{esc(column)}</th>'
         for column, style in zip(columns, styles, strict=True)
     )
-    body = "".join(
-        "<tr>"
-        + "".join(
-            cell(text, style, i == 0)
-            for i, (text, style) in enumerate(zip(row, styles, strict=True))
-        )
-        + "</tr>"
-        for row in rows
-    )
+    body = ""
+    for row in rows:
+        cells = [cell(*pair, i == 0) for i, pair in enumerate(zip(row, styles, strict=True))]
+        body += f"<tr>{''.join(cells)}</tr>"
     return (
         f'<div class="wide" role="region" tabindex="0" aria-label="{esc(caption)}">'
         f'<table class="plain"><caption class="hidden">{esc(caption)}</caption>'

@@ -6,6 +6,7 @@ filtering itself (`script.js`) and the cards (`gallery.py`).
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
 
@@ -43,19 +44,23 @@ class Facet:
 
 def length_facet(num_words: Sequence[int]) -> Facet:
     """Returns the facet of the length of chosen answers, in words."""
-    words = {str(index): text for index, (_, text) in enumerate(LENGTHS)}
-    words[str(len(LENGTHS))] = f"over {LENGTHS[-1][0]} words"
-    held = tuple((_bucket(number, LENGTHS),) for number in num_words)
-    return Facet("length", "Chosen answer", words, held)
+    words = [*(text for _, text in LENGTHS), f"over {LENGTHS[-1][0]} words"]
+    return _range_facet("length", "Chosen answer", words, [end for end, _ in LENGTHS], num_words)
 
 
 def difference_facet(shares: Sequence[float]) -> Facet:
     """Returns the facet of the share of words in which answers differ, 0 to 1."""
-    words = {str(index): f"{text} of the words" for index, (_, text) in enumerate(DIFFERENCES)}
-    words[str(len(DIFFERENCES))] = "most words"
-    return Facet(
-        "difference", "Answers differ in", words, tuple((_bucket(s, DIFFERENCES),) for s in shares)
-    )
+    words = [*(f"{text} of the words" for _, text in DIFFERENCES), "most words"]
+    ends = [end for end, _ in DIFFERENCES]
+    return _range_facet("difference", "Answers differ in", words, ends, shares)
+
+
+def _range_facet(
+    key: str, label: str, words: Sequence[str], ends: Sequence[float], numbers: Sequence[float]
+) -> Facet:
+    """Returns the facet of the range a number is in: up to each of `ends`, or above all."""
+    held = tuple((str(bisect.bisect_left(ends, number)),) for number in numbers)
+    return Facet(key, label, {str(index): text for index, text in enumerate(words)}, held)
 
 
 def label_facet(key: str, label: str, labels: Sequence[Sequence[str]]) -> Facet:
@@ -105,7 +110,3 @@ def _menu(facet: Facet) -> str:
         f'<label class="menu">{esc(facet.label)} <select><option value="">any</option>'
         f"{options}</select></label>"
     )
-
-
-def _bucket(number: float, ends: Sequence[tuple[float, str]]) -> str:
-    return str(sum(number > end for end, _ in ends))

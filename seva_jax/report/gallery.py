@@ -25,12 +25,7 @@ from seva_jax.report.markup import count_of, esc, number, shorten
 from seva_jax.report.pictures import Album, is_tiny
 
 # In the order shown.
-VERDICT_WORDS = {
-    "better": "Better",
-    "worse": "Worse",
-    "changed": "Changed",
-    "same": "Unchanged",
-}
+VERDICT_WORDS = {"better": "Better", "worse": "Worse", "changed": "Changed", "same": "Unchanged"}
 MOVE_WORDS = {"up": "Margin rose", "down": "Margin fell", "flat": "Margin did not move"}
 LONG_ANSWER = 420  # characters; longer answers scroll inside their card
 
@@ -58,16 +53,12 @@ def example_card(card: ExampleCard, album: Album, attributes: str) -> str:
     after, (before,) = mark_differences(card.aligned_answer, (card.base_answer,))
     alt = f"Picture asked about: {shorten(card.question, 100)}"
     where = f"{card.evaluation}: {card.id}" if card.evaluation else card.id
-    answers = [
-        ("Truth", esc(card.truth), "truth") if card.truth else None,
-        ("Before", before, "rejected"),
-        ("After", after, "chosen"),
-    ]
+    answers = _answers(card.truth, [("Before", before, "rejected"), ("After", after, "chosen")])
     return (
         f'<article class="card {card.verdict}"{attributes}>'
         f"<figure>{_image(card.image, alt, album)}</figure>"
         f'<div class="body"><p class="badge {card.verdict}">{VERDICT_WORDS[card.verdict]}</p>'
-        f"{_question(card.question)}{_answers([one for one in answers if one])}"
+        f"{_question(card.question)}{answers}"
         f'<p class="id">{esc(where)}</p></div></article>'
     )
 
@@ -112,8 +103,7 @@ def pair_card(card: PairCard, album: Album, extent: float, decimals: int, attrib
         for image_HWC, name, alt in pictures
     )
     layout = "pictures many" if len(pictures) > 2 else "pictures"
-    answers = [("Truth", esc(card.truth), "truth")] if card.truth else []
-    answers.append(("Chosen", chosen, "chosen"))
+    answers = [("Chosen", chosen, "chosen")]
     for index, answer in enumerate(rejected):
         answers.append((_numbered("Rejected", index, len(rejected)), answer, "rejected"))
     before = number(card.margin_before, decimals, signed=True)
@@ -121,7 +111,7 @@ def pair_card(card: PairCard, album: Album, extent: float, decimals: int, attrib
     strip = charts.margin_strip(card.margin_before, card.margin_after, extent)
     return (
         f'<article class="card"{attributes}><div class="{layout}">{figures}</div>'
-        f'<div class="body">{_question(card.question)}{_answers(answers)}'
+        f'<div class="body">{_question(card.question)}{_answers(card.truth, answers)}'
         f'<div class="margins"><p>Reward margin <b>{before}</b> before, <b>{after}</b> after</p>'
         f"{strip}</div>"
         f'<p class="id">{esc(card.id)}</p></div></article>'
@@ -138,8 +128,10 @@ def _question(question: str) -> str:
     return f'<h3 class="question" dir="auto">{esc(question)}</h3>'
 
 
-def _answers(answers: Sequence[tuple[str, str, str]]) -> str:
-    """Returns a description list of answers, each given as (label, HTML, class)."""
+def _answers(truth: str, answers: Sequence[tuple[str, str, str]]) -> str:
+    """Returns a description list of the truth, if known, and each (label, HTML, class)."""
+    if truth:
+        answers = [("Truth", esc(truth), "truth"), *answers]
     stacked = any(len(answer) > LONG_ANSWER for _, answer, _ in answers)
     rows = []
     for label, answer, style in answers:

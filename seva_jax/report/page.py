@@ -78,7 +78,7 @@ def verdict_of(row: EvalRow) -> tuple[str, str]:
     or ("moved", "higher" or "lower") where neither direction is better.
     """
     low, high = row.difference.low, row.difference.high
-    if not all(map(math.isfinite, (row.difference.value, low, high))):
+    if not row.difference.measured:
         return "unclear", "not measured"
     if low <= 0 <= high:
         return "unclear", "no clear change"
@@ -257,10 +257,8 @@ def _pairs(data: ReportData, album: Album) -> str:
     if not pairs:
         return _empty("No pairs are shown.")
     rose = sum(gallery.move(card) == "up" for card in pairs)
-    starts_at_zero = all(card.margin_before == 0 for card in pairs)
-    start = (
-        "it starts at 0, where the model is compared with itself, and " if starts_at_zero else ""
-    )
+    at_zero = all(card.margin_before == 0 for card in pairs)
+    start = "it starts at 0, where the model is compared with itself, and " if at_zero else ""
     sides = (
         "<b>Chosen</b> and <b>rejected</b> are the answers that came with the data."
         if data.given

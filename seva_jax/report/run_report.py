@@ -20,7 +20,7 @@ import numpy as np
 
 from seva_jax import report
 from seva_jax.config import Checkpoint, Experiment, PriorRun, flatten
-from seva_jax.evals import EvalResult, comparison_rows
+from seva_jax.evals import EvalResult, Row, comparison_rows
 from seva_jax.evals.base import Record
 from seva_jax.images import ImageProcessing
 from seva_jax.inference.corrupted import corrupted_pixels
@@ -32,13 +32,15 @@ from seva_jax.runtime.paths import short_path
 from seva_jax.runtime.run_records import read_metrics, read_stages
 from seva_jax.types import Comparison, ExampleError
 
-_CURVES = {
-    "loss": ("Alignment loss", "loss, mean over pairs", ("loss",)),
-    "margin": ("Reward margin", "nats", ("rewards/margins",)),
-    "accuracy": ("Pairs ranked right", "share of pairs", ("rewards/accuracies",)),
-    "logps": ("Log-probability of answers", "nats", ("logps/chosen", "logps/rejected")),
-    "speed": ("Training speed", "pairs a second", ("pairs/s",)),
-}
+# Stage, title, unit, names of metrics.
+_CURVES = (
+    ("align", "Alignment loss", "loss, mean over pairs", ("loss",)),
+    ("align", "Reward margin", "nats", ("rewards/margins",)),
+    ("align", "Pairs ranked right", "share of pairs", ("rewards/accuracies",)),
+    ("align", "Log-probability of answers", "nats", ("logps/chosen", "logps/rejected")),
+    ("align", "Training speed", "pairs a second", ("pairs/s",)),
+    ("base", "Base model's loss", "nats a token", ("loss",)),
+)
 _NUM_LOGGED = 8
 
 LoadImage = Callable[[str], np.ndarray]
@@ -88,7 +90,9 @@ def write_run_report(page: RunPage) -> str:
         curves=_curves(metrics),
         funnel=tuple(report.Drop(reason, count) for reason, count in index["drops"].items()),
         pairs_total=index["pairs"],
-        pairs=_pair_cards(config, page.processing, page.load_image, page.pairs),
+        pairs=tuple(
+            _pair_card(config, page.processing, page.load_image, *pair) for pair in page.pairs
+        ),
         table=tuple(_eval_row(row) for row in comparison_rows(page.base, page.aligned)),
         examples=_examples(page),
         notes=(
@@ -112,13 +116,11 @@ def _facts(
     mesh = " × ".join(f"{name} {size}" for name, size in page.mesh.shape.items())
     versions = [("Python", platform.python_version())]
     versions += [(name, _version(name)) for name in ("seva_jax", "jax", "flax")]
+    rejected = "the data" if config.prompts.has_answers else ", ".join(map(brief, config.corrupt))
     facts = [
         ("base model", f"{page.num_params:,} parameters{path}"),
         ("objective", brief(config.objective)),
-        (
-            "rejected answers from",
-            "the data" if config.prompts.has_answers else ", ".join(map(brief, config.corrupt)),
-        ),
+        ("rejected answers from", rejected),
         ("pairs kept", f"{index['pairs']:,} of {index['prompts']:,} prompts"),
     ]
     if align:
@@ -171,24 +173,12 @@ def _stage(name: str, stage: Record) -> report.Stage:
 
 
 def _curves(metrics: list[Record]) -> tuple[report.Curve, ...]:
-    align = [row for row in metrics if row["stage"] == "align"]
     curves = []
-    for title, unit, names in _CURVES.values():
-        series = tuple(
-            report.Series(
-                name,
-                tuple(float(row["step"]) for row in align if name in row),
-                tuple(row[name] for row in align if name in row),
-            )
-            for name in names
-        )
-        if any(s.xs for s in series):
+    for stage, title, unit, names in _CURVES:
+        rows = [row for row in metrics if row["stage"] == stage]
+        series = tuple(report.Series.of_rows(name, rows, "step", name) for name in names)
+        if any(line.xs for line in series):
             curves.append(report.Curve(title, "optimiser step", unit, series))
-    base = [row for row in metrics if row["stage"] == "base"]
-    if base:
-        xs, ys = zip(*((float(row["step"]), row["loss"]) for row in base), strict=True)
-        loss = report.Series("loss", xs, ys)
-        curves.append(report.Curve("Base model's loss", "optimiser step", "nats a token", (loss,)))
     return tuple(curves)
 
 
@@ -197,36 +187,27 @@ def spread(total: int, shown: int) -> list[int]:
     return sorted(set(np.linspace(0, total - 1, min(shown, total)).astype(int).tolist()))
 
 
-def _pair_cards(
+def _pair_card(
     config: Experiment,
     processing: ImageProcessing,
     load_image: LoadImage,
-    pairs: Sequence[tuple[Comparison, float]],
-) -> tuple[report.PairCard, ...]:
-    """Returns gallery cards of comparisons and their reward margins."""
-    cards = []
-    for comparison, margin in pairs:
-        prompt = comparison.prompt
-        used = comparison.corruptions if prompt.images else ()
-        corrupted = (
-            corrupted_pixels(prompt, load_image, processing, config.corrupt[i], i, config.seed)[0]
-            for i in used
-        )
-        cards.append(
-            report.PairCard(
-                prompt.id,
-                prompt.question,
-                _first_image(load_image, processing, prompt.images),
-                tuple(map(processing.denormalise, corrupted)),
-                comparison.texts[0],
-                comparison.texts[1:],
-                0.0,
-                margin,
-                str(prompt.meta.get("answer", "")),
-                tuple(markup.shorten(str(config.corrupt[i]), 40) for i in used),
-            )
-        )
-    return tuple(cards)
+    comparison: Comparison,
+    margin: float,
+) -> report.PairCard:
+    """Returns the gallery card of a comparison and its reward margin."""
+    prompt, texts = comparison.prompt, comparison.texts
+    used = comparison.corruptions if prompt.images else ()
+    corrupted = (
+        corrupted_pixels(prompt, load_image, processing, config.corrupt[i], i, config.seed)[0]
+        for i in used
+    )
+    clean = _first_image(load_image, processing, prompt.images)
+    images = tuple(map(processing.denormalise, corrupted))
+    truth = str(prompt.meta.get("answer", ""))
+    names = tuple(markup.shorten(str(config.corrupt[i]), 40) for i in used)
+    return report.PairCard(
+        prompt.id, prompt.question, clean, images, texts[0], texts[1:], 0.0, margin, truth, names
+    )
 
 
 def logged_pairs(
@@ -239,7 +220,8 @@ def logged_pairs(
     cards: list[report.PairCard] = []
     for index in spread(len(comparisons), _NUM_LOGGED):
         with contextlib.suppress(ExampleError):
-            cards += _pair_cards(config, processing, load_image, [(comparisons[index], 0.0)])
+            card = _pair_card(config, processing, load_image, comparisons[index], 0.0)
+            cards.append(card)
     return [
         LoggedPair(
             np.concatenate((card.clean, *card.corrupted), axis=1),
@@ -259,19 +241,10 @@ def _first_image(
     return processing.denormalise(processing(load_image(images[0])))
 
 
-def _interval(metric: Any) -> report.Interval:
-    return report.Interval(metric.value, metric.low, metric.high)
-
-
-def _eval_row(row: Any) -> report.EvalRow:
-    return report.EvalRow(
-        row.evaluation,
-        row.metric,
-        row.better,
-        _interval(row.base),
-        _interval(row.aligned),
-        _interval(row.difference),
-    )
+def _eval_row(row: Row) -> report.EvalRow:
+    metrics = (row.base, row.aligned, row.difference)
+    intervals = (report.Interval(metric.value, metric.low, metric.high) for metric in metrics)
+    return report.EvalRow(row.evaluation, row.metric, row.better, *intervals)
 
 
 def _goodness(record: Record) -> float:
@@ -293,25 +266,16 @@ def _examples(page: RunPage) -> tuple[report.ExampleCard, ...]:
             unmoved = "same" if old["answer"] == new["answer"] else "changed"
             verdict = "better" if gain > 0 else "worse" if gain < 0 else unmoved
             judged.append((verdict, old, new))
-        order = ("better", "worse", "changed", "same")
         quota = max(most // 3, 1)
         picked = []
-        for verdict in order:  # the same number of better and worse ones, so as not to flatter
+        # The same number of better and worse ones, so as not to flatter.
+        for verdict in ("better", "worse", "changed", "same"):
             of_kind = [x for x in judged if x[0] == verdict]
             picked += [of_kind[i] for i in spread(len(of_kind), quota)]
         for verdict, old, new in picked[:most]:
             image = _first_image(load_image, page.processing, old["images"])
             truth = old["truth"] if isinstance(old["truth"], str) else ", ".join(old["truth"])
-            cards.append(
-                report.ExampleCard(
-                    str(old["id"]),
-                    image,
-                    old["question"],
-                    truth,
-                    old["answer"],
-                    new["answer"],
-                    verdict,
-                    before.name,
-                )
-            )
+            asked = (str(old["id"]), image, old["question"], truth)
+            answered = (old["answer"], new["answer"], verdict)
+            cards.append(report.ExampleCard(*asked, *answered, before.name))
     return tuple(cards)
