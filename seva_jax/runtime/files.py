@@ -1,8 +1,8 @@
-"""Files of a run: what comes bit by bit as JSON lines, what is finished as ArrayRecord.
+"""Reads and writes the files of a run: JSON, JSON lines, and JSON in ArrayRecord.
 
-Lines are appended batch by batch, so a killed run keeps every finished one. Rollouts, comparisons
-and reference log-probs are written once they are all there, as JSON in ArrayRecord (which checks
-its own hashes); rollouts and comparisons have an index beside them that a person can read.
+Whole files are written aside, synchronised and renamed, so a reader sees the old file or the new
+one, also after a power loss. JSON lines are appended and synchronised, so a killed run keeps every
+complete line. ArrayRecord verifies its own hashes. Read next: `journal.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from seva_jax.types import DataError
 
 
 def _publish(aside: Path, path: Path) -> None:
-    """Puts a finished file in place of another; not even a power loss leaves half of it there."""
+    """Puts a finished file in place of another, so that not even a power loss leaves half of it."""
     _synchronise(aside)
     aside.replace(path)
     with contextlib.suppress(OSError):  # not every file system lets folders be synchronised
@@ -37,14 +37,14 @@ def _synchronise(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes text aside, then renames: a reader sees the old file or the new one."""
+    """Writes text in place of what the file held."""
     aside = path.with_name(path.name + ".tmp")
     aside.write_text(text, encoding="utf-8", newline="")
     _publish(aside, path)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON as `write_text` writes text."""
+    """Writes JSON in place of what the file held."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -61,7 +61,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Writes JSON lines in place of what a file held, aside and then renamed."""
+    """Writes JSON lines in place of what the file held."""
     aside = path.with_name(path.name + ".tmp")
     aside.unlink(missing_ok=True)
     append_lines(aside, records)
@@ -77,7 +77,7 @@ def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads JSON lines; a broken last line is what a kill leaves, and is cut off the file.
+    """Reads JSON lines; a broken last line, which a kill leaves, is cut off the file.
 
     Raises:
         DataError: a line before the last is not JSON; names file and line.
@@ -101,7 +101,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> int:
-    """Writes JSON records to an ArrayRecord file, aside and then renamed; returns their number."""
+    """Writes JSON records to an ArrayRecord file and returns their number."""
     aside = path.with_name(path.name + ".tmp")
     writer, num = ArrayRecordWriter(str(aside), "group_size:1"), 0
     for record in records:
