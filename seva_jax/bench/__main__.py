@@ -39,8 +39,8 @@ def main() -> None:
     chosen: Any = tyro.extras.subcommand_cli_from_dict(options)
     if isinstance(chosen, EvidenceStudy | MethodsStudy):
         use_compile_cache()
-    (run,) = (run for options, run in _MEASUREMENTS.values() if options is type(chosen))
-    run(chosen)
+    runs: dict[type, Any] = dict(_MEASUREMENTS.values())
+    runs[type(chosen)](chosen)
 
 
 if __name__ == "__main__":
