@@ -14,6 +14,8 @@ that repeats: forward, backward and optimiser on a batch that lies on the device
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict
 
 from seva_jax.batches.trees import RowShape, TreeExample, pack_row, stack_rows
 from seva_jax.bench.limits import products
@@ -145,10 +146,10 @@ def adapted_model(config: LlavaConfig, rank: int, dtype: str) -> tuple[Llava, An
 
 def write_model(directory: Path, config: LlavaConfig, params: Any) -> None:
     """Parameters as a Hugging Face directory, for the other side."""
-    leaves = flatten_dict({"params": params}, sep="/")
+    tree: Any = {"params": params}
 
     def read(names: Sequence[str]) -> list[np.ndarray]:
-        return [np.asarray(leaves[name]) for name in names]
+        return [np.asarray(functools.reduce(operator.getitem, n.split("/"), tree)) for n in names]
 
     tokenizer = word_tokenizer(tuple(f"w{i}" for i in range(100)))
     processing = ImageProcessing(size=config.vision.image_size)
