@@ -15,8 +15,6 @@ that of forward and backward pass and optimiser, with the batch already on the d
 from __future__ import annotations
 
 import dataclasses
-import functools
-import operator
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -151,7 +149,7 @@ def write_model(directory: Path, config: LlavaConfig, params: Any) -> None:
     leaves = leaves_by_path({"params": params})
 
     def read(names: Sequence[str]) -> list[np.ndarray]:
-        return [np.asarray(functools.reduce(operator.getitem, n.split("/"), tree)) for n in names]
+        return [np.asarray(leaves[name]) for name in names]
 
     tokenizer = word_tokenizer(tuple(f"w{i}" for i in range(100)))
     processing = ImageProcessing(size=config.vision.image_size)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seva_jax.report.markup import breakable, esc
+from seva_jax.runtime.files import write_text
 
 CSS = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 SCRIPT = Path(__file__).with_name("script.js").read_text(encoding="utf-8")
@@ -111,10 +112,5 @@ def write_html(page: str, path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_bytes(page.encode("utf-8"))
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_text(path, page)
     return path

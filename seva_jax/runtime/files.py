@@ -39,8 +39,11 @@ def _synchronise(path: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes text in place of what the file held."""
     aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8", newline="")
-    _publish(aside, path)
+    try:
+        aside.write_text(text, encoding="utf-8", newline="")
+        _publish(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
