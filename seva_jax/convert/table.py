@@ -3,8 +3,6 @@
 `TABLE` is the only place that knows, and serves both directions: a transform reads a slice of ours
 from theirs, and writes theirs from ours. What does not live here: finding and checking the tensors
 (`load.py`).
-
-Shape suffixes: D width, p patch side, L layers.
 """
 
 from __future__ import annotations
@@ -64,9 +62,10 @@ class Transposed(Transform):
 
 @dataclasses.dataclass(frozen=True)
 class PatchKernel(Transform):
-    """Patch embedding: theirs a convolution [D, 3, p, p], ours a linear kernel [p * p * 3, D].
+    """Patch embedding: theirs a convolution [E, 3, p, p], ours a linear kernel [p * p * 3, E].
 
-    Our input dim runs over rows, columns and channels, slowest first.
+    p is the side of a patch in pixels. Our input dim runs over rows, columns and channels,
+    slowest first.
     """
 
     @override
@@ -76,8 +75,8 @@ class PatchKernel(Transform):
 
     @override
     def read(self, source: Any, index: Index) -> np.ndarray:
-        kernel_D3pp = source[(index[1], slice(None), slice(None), slice(None))]
-        return kernel_D3pp.transpose(2, 3, 1, 0).reshape(-1, kernel_D3pp.shape[0])[index[0]]
+        kernel = source[(index[1], slice(None), slice(None), slice(None))]
+        return kernel.transpose(2, 3, 1, 0).reshape(-1, kernel.shape[0])[index[0]]
 
     @override
     def write(self, ours: np.ndarray) -> np.ndarray:

@@ -4,8 +4,6 @@ What lives here: `Evaluator` (the extension point), `Ratio` (how a metric follow
 `Metric`, `EvalResult`, `bootstrap`, `paired_difference`. What does not: any particular score
 (`exact.py`, `chair.py`, `pope.py`), files (`files.py`), tables (`table.py`), or code that runs a
 model (`seva_jax/run/evaluations.py`). Read next: `exact.py`, the smallest evaluator.
-
-Shape suffixes: N examples, F sums per example, T ratio terms, M metrics, S bootstrap samples.
 """
 
 from __future__ import annotations
@@ -117,9 +115,9 @@ class EvalResult:
         Raises:
             DataError: a record lacks a numeric field that a definition names.
         """
-        terms_NT2 = _terms(name, records, definitions.values())
-        stat, sums_NF = _stat(definitions.values()), terms_NT2.reshape(len(records), -1)
-        metrics = _metrics(definitions, stat, sums_NF, terms_NT2)
+        terms = _terms(name, records, definitions.values())
+        stat, sums = _stat(definitions.values()), terms.reshape(len(records), -1)
+        metrics = _metrics(definitions, stat, sums, terms)
         return cls(name, metrics, records, dict(definitions))
 
 
@@ -213,33 +211,33 @@ def bootstrap(
     resampled independently, even those that share an image.
 
     Args:
-        stat: maps sums [..., F] to values [..., M]; NaN where undefined. Samples where it is
-            undefined are left out of the interval.
-        sums_per_example: [N, F], what each example adds to each sum.
-        num_samples: S, how many times N examples are resampled.
+        stat: maps sums [..., num sums] to values [..., num values]; NaN where undefined. Samples
+            where it is undefined are left out of the interval.
+        sums_per_example: [N, num sums], what each example adds to each sum.
+        num_samples: how many times N examples are resampled.
         seed: seed of the resampling; the same seed gives the same interval.
 
     Returns:
-        (value_M, low_M, high_M): the value on the examples themselves, and the 2.5th and 97.5th
-        percentiles, which are NaN wherever the value is.
+        (values, lows, highs), each [num values]: the values on the examples themselves, and the
+        2.5th and 97.5th percentiles, which are NaN wherever the value is.
     """
-    sums_NF = np.asarray(sums_per_example, np.float64)
-    rows_UF, repeats_U = np.unique(sums_NF, axis=0, return_counts=True)
+    sums = np.asarray(sums_per_example, np.float64)
+    distinct, repeats = np.unique(sums, axis=0, return_counts=True)
     # If N examples are drawn with replacement, the counts of the *distinct* rows follow a
     # multinomial distribution. Sampling the counts is cheaper, because few rows are distinct.
     rng = np.random.default_rng(seed)
-    num_examples = int(repeats_U.sum())
-    block = max(1, _BLOCK_ELEMENTS // len(rows_UF))
+    num_examples = int(repeats.sum())
+    block = max(1, _BLOCK_ELEMENTS // len(distinct))
     sizes = [min(block, num_samples - start) for start in range(0, num_samples, block)]
-    shares_U = repeats_U / num_examples
-    sums_SF = np.concatenate([rng.multinomial(num_examples, shares_U, n) @ rows_UF for n in sizes])
-    value_M = np.asarray(stat(repeats_U @ rows_UF))
-    low_M, high_M = np.full_like(value_M, np.nan), np.full_like(value_M, np.nan)
-    for m, sample_S in enumerate(np.asarray(stat(sums_SF)).T):
-        defined = sample_S[~np.isnan(sample_S)]
-        if defined.size and not np.isnan(value_M[m]):
-            low_M[m], high_M[m] = np.percentile(defined, [2.5, 97.5])
-    return value_M, low_M, high_M
+    shares = repeats / num_examples
+    resampled = np.concatenate([rng.multinomial(num_examples, shares, n) @ distinct for n in sizes])
+    values = np.asarray(stat(repeats @ distinct))
+    lows, highs = np.full_like(values, np.nan), np.full_like(values, np.nan)
+    for m, sample in enumerate(np.asarray(stat(resampled)).T):
+        defined = sample[~np.isnan(sample)]
+        if defined.size and not np.isnan(values[m]):
+            lows[m], highs[m] = np.percentile(defined, [2.5, 97.5])
+    return values, lows, highs
 
 
 def paired_difference(base: EvalResult, other: EvalResult, metric: str) -> Metric:
@@ -273,16 +271,16 @@ def paired_differences(base: EvalResult, other: EvalResult) -> dict[str, Metric]
         )
     definitions = base.definitions.values()
     aligned = _match(base, other)
-    base_NT2 = _terms(base.name, base.records, definitions)
-    other_NT2 = _terms(other.name, aligned, definitions)
-    num_examples, num_terms, _ = base_NT2.shape
-    both_NF = np.concatenate([base_NT2, other_NT2], axis=1).reshape(num_examples, -1)
+    base_terms = _terms(base.name, base.records, definitions)
+    other_terms = _terms(other.name, aligned, definitions)
+    num_examples, num_terms, _ = base_terms.shape
+    both = np.concatenate([base_terms, other_terms], axis=1).reshape(num_examples, -1)
     stat = _stat(definitions)
 
     def difference(sums: np.ndarray) -> np.ndarray:
         return stat(sums[..., 2 * num_terms :]) - stat(sums[..., : 2 * num_terms])
 
-    return _metrics(base.definitions, difference, both_NF, base_NT2 + other_NT2)
+    return _metrics(base.definitions, difference, both, base_terms + other_terms)
 
 
 def _check_unique(name: str, ids: Sequence[Any]) -> None:
@@ -316,7 +314,7 @@ def _match(base: EvalResult, other: EvalResult) -> list[Record]:
 
 
 def _terms(name: str, records: Sequence[Record], definitions: Collection[Ratio]) -> np.ndarray:
-    """Returns what each example adds to (numerator, denominator) of each term, [N, T, 2].
+    """Returns what each example adds to (numerator, denominator) of each term: [N, num terms, 2].
 
     A definition has one term, or one for each of its categories.
     """
@@ -334,20 +332,20 @@ def _terms(name: str, records: Sequence[Record], definitions: Collection[Ratio])
             )
     columns = {f: np.array([record[f] for record in records], np.float64) for f in used}
 
-    def inside_N(definition: Ratio, category: str) -> np.ndarray:
+    def inside(definition: Ratio, category: str) -> np.ndarray:
         labels = [record.get(definition.within, "") for record in records]
         return np.array([category in x if isinstance(x, list) else category == x for x in labels])
 
     terms = [
-        [sum(columns[f] * inside for f in fields) for fields in (d.numerator, d.denominator)]
+        [sum(columns[f] * mask for f in fields) for fields in (d.numerator, d.denominator)]
         for d in definitions
-        for inside in [inside_N(d, c) for c in d.categories] or [np.ones(len(records))]
+        for mask in [inside(d, c) for c in d.categories] or [np.ones(len(records))]
     ]
     return np.array(terms, np.float64).transpose(2, 0, 1)
 
 
 def _stat(definitions: Collection[Ratio]) -> _Stat:
-    """Returns a function that maps flattened sums [..., T * 2] to metrics [..., M]."""
+    """Returns a function from sums [..., num terms * 2] to metrics [..., num metrics]."""
     spans = _spans(definitions)
 
     def stat(sums: np.ndarray) -> np.ndarray:
@@ -365,10 +363,10 @@ def _spans(definitions: Collection[Ratio]) -> list[tuple[int, int]]:
 
 
 def _metrics(
-    definitions: Mapping[str, Ratio], stat: _Stat, sums_NF: np.ndarray, terms_NT2: np.ndarray
+    definitions: Mapping[str, Ratio], stat: _Stat, sums: np.ndarray, terms: np.ndarray
 ) -> dict[str, Metric]:
     """Returns `stat` of the sums with intervals; `n` counts examples with a denominator."""
     spans = _spans(definitions.values())
-    counts = [int((terms_NT2[:, a:b, 1] != 0).any(-1).sum()) for a, b in spans]
-    numbers = zip(definitions, *bootstrap(stat, sums_NF), counts, strict=True)
+    counts = [int((terms[:, a:b, 1] != 0).any(-1).sum()) for a, b in spans]
+    numbers = zip(definitions, *bootstrap(stat, sums), counts, strict=True)
     return {name: Metric(*map(float, interval), n=n) for name, *interval, n in numbers}

@@ -70,8 +70,6 @@ class Trajectory(Objective):
             return BranchLogps(windows(logps.logp_NKT), windows(logps.mask_NKT))
 
         policy, reference = joined(policy), joined(reference)
-        exists_NW = policy.exists_NK[:, 1].reshape(num, -1)
+        exists = policy.exists_NK[:, 1].reshape(num, -1)  # [N, windows]
         loss_and_metrics = self.objective(policy, reference)  # of each window
-        return jax.tree.map(
-            lambda x: mean_existing(x.reshape(num, -1), exists_NW), loss_and_metrics
-        )
+        return jax.tree.map(lambda x: mean_existing(x.reshape(num, -1), exists), loss_and_metrics)

@@ -23,7 +23,7 @@ from seva_jax.types import Comparison, DataError, Prompt, Rollout, View
 
 
 @dataclasses.dataclass(frozen=True)
-class Limit:
+class AttentionLimit:
     """The largest share of attention on the target image, for one number of images.
 
     Attributes:
@@ -62,13 +62,18 @@ class MiaPairs(PairBuilder):
     layer: Annotated[int, FROM_0] = 16
     max_truth: Annotated[int, FROM_1] = 512
     min_perplexity: Annotated[float, FROM_0] = 1.1
-    sequence: tuple[Limit, ...] = (Limit(2, 0.8), Limit(3, 0.7), Limit(4, 0.6), Limit(5, 0.6))
-    grid: tuple[Limit, ...] = (
-        Limit(2, 0.7),
-        Limit(3, 0.6),
-        Limit(4, 0.5),
-        Limit(6, 0.4),
-        Limit(9, 0.3),
+    sequence: tuple[AttentionLimit, ...] = (
+        AttentionLimit(2, 0.8),
+        AttentionLimit(3, 0.7),
+        AttentionLimit(4, 0.6),
+        AttentionLimit(5, 0.6),
+    )
+    grid: tuple[AttentionLimit, ...] = (
+        AttentionLimit(2, 0.7),
+        AttentionLimit(3, 0.6),
+        AttentionLimit(4, 0.5),
+        AttentionLimit(6, 0.4),
+        AttentionLimit(9, 0.3),
     )
     inset: Annotated[float, Range(0, 1)] = 0.8
     max_length_ratio: float | None = None
@@ -124,11 +129,13 @@ class MiaPairs(PairBuilder):
             low = stats.attention < self.inset
         return "" if low else "attention on the target"
 
-    def _limit(self, field: str, limits: tuple[Limit, ...], num: int) -> float:
+    def _limit(self, field: str, limits: tuple[AttentionLimit, ...], num: int) -> float:
         for limit in limits:
             if limit.num_images == num:
                 return limit.share
-        raise DataError(f"MiaPairs.{field} has no limit for {num} images; add Limit({num}, ...)")
+        raise DataError(
+            f"MiaPairs.{field} has no limit for {num} images; add AttentionLimit({num}, ...)"
+        )
 
 
 def _target(prompt: Prompt, model: PairModel) -> np.ndarray:

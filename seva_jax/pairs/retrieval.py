@@ -40,14 +40,14 @@ class Nearest(NamedTuple):
 
 
 def nearest(
-    features_ND: np.ndarray, rows: np.ndarray, group_N: np.ndarray, block: int = 2048
+    features_NE: np.ndarray, rows: np.ndarray, group_N: np.ndarray, block: int = 2048
 ) -> Nearest:
     """Returns the most similar image of another group, for some images.
 
     Each row costs N dot products of length D; memory holds `block` squared cosines.
 
     Args:
-        features_ND: float32, each of length 1; a row of zeros is no image and is never returned.
+        features_NE: float32, each of length 1; a row of zeros is no image and is never returned.
         rows: indices of the images to find neighbours of.
         group_N: int; images of the same group are not neighbours.
         block: number of images on each side of one matrix product.
@@ -57,13 +57,13 @@ def nearest(
     """
     index = np.full(len(rows), -1)
     cosine = np.full(len(rows), -np.inf, np.float32)
-    is_image_N = np.asarray(features_ND.any(axis=1))
+    is_image_N = np.asarray(features_NE.any(axis=1))
     for first in range(0, len(rows), block):
         queries = rows[first : first + block]
         best, at = cosine[first : first + block], index[first : first + block]  # views
-        for start in range(0, len(features_ND), block):
+        for start in range(0, len(features_NE), block):
             others = slice(start, start + block)
-            cosines = features_ND[queries] @ features_ND[others].T
+            cosines = features_NE[queries] @ features_NE[others].T
             allowed = np.not_equal.outer(group_N[queries], group_N[others])
             allowed &= np.logical_and.outer(is_image_N[queries], is_image_N[others])
             cosines[~allowed] = -np.inf
@@ -75,20 +75,20 @@ def nearest(
 
 
 def nearest_other(
-    features_ND: np.ndarray, same_image: Callable[[int, int], bool], block: int = 2048
+    features_NE: np.ndarray, same_image: Callable[[int, int], bool], block: int = 2048
 ) -> tuple[Nearest, np.ndarray]:
     """Returns `nearest` of all images, where copies of an image are not its neighbours.
 
     Args:
-        features_ND: see `nearest`.
+        features_NE: see `nearest`.
         same_image: whether two images have equal content; called only for very similar ones.
         block: see `nearest`.
 
     Returns:
         The neighbours, and for every image the number of other images of equal content, int [N].
     """
-    group_N = np.arange(len(features_ND))
-    neighbours = nearest(features_ND, group_N, group_N, block)
+    group_N = np.arange(len(features_NE))
+    neighbours = nearest(features_NE, group_N, group_N, block)
     rows = np.flatnonzero(neighbours.cosine_N > _SAME)
     while len(rows):
         joined = set[int]()
@@ -99,7 +99,7 @@ def nearest_other(
             if group_N[i] == group_N[j]:
                 joined.add(group_N[i])
         rows = np.flatnonzero(np.isin(group_N, list(joined)))
-        again = nearest(features_ND, rows, group_N, block)
+        again = nearest(features_NE, rows, group_N, block)
         neighbours.index_N[rows], neighbours.cosine_N[rows] = again
         rows = rows[again.cosine_N > _SAME]
     return neighbours, np.bincount(group_N, minlength=len(group_N))[group_N] - 1
@@ -169,8 +169,8 @@ class RetrievedPairs(PairBuilder):
             except ExampleError:
                 return False
 
-        features_ND = model.features("images", names)
-        neighbours, copies_N = nearest_other(features_ND, same_image, self.block)
+        features_NE = model.features("images", names)
+        neighbours, copies_N = nearest_other(features_NE, same_image, self.block)
         if num_copies := int((copies_N > 0).sum()):
             say(f"{num_copies:,} of {len(names):,} images are one picture under several names")
         number = {name: i for i, name in enumerate(names)}
@@ -178,7 +178,7 @@ class RetrievedPairs(PairBuilder):
             i = number[pair.prompt.images[0]]
             j = int(neighbours.index_N[i])
             if j < 0:
-                yield "no other image" if features_ND[i].any() else "unreadable image"
+                yield "no other image" if features_NE[i].any() else "unreadable image"
                 continue
             cosine = round(float(neighbours.cosine_N[i]), 4)
             meta = pair.prompt.meta | {"cosine": cosine, "copies": int(copies_N[i])}

@@ -2,8 +2,6 @@
 
 What lives here: the frozen dataclasses that `render` takes, and their checks. What does not:
 collecting them from a run (`run_report.py`), and any HTML. Read next: `page.py`.
-
-Shape suffixes: H image height, W image width, C = 3 colour channels.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 What lives here: dividing the page's size among images, thumbnail size, quality and encoding. What
 does not: the markup around an image (`gallery.py`).
-
-Shape suffixes: H image height, W image width, C = 3 colour channels.
 """
 
 from __future__ import annotations

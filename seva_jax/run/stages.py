@@ -47,8 +47,8 @@ def run_takeover(ctx: RunContext, out: Outputs) -> str:
     """Takes over the model that an earlier run made."""
     base = ctx.config.base
     assert isinstance(base, PriorRun)
-    if found := continuation_problems(ctx.config, base.earlier()):
-        raise DataError("this run cannot start from " + "\n  ".join([base.workdir, *found]))
+    if problems := continuation_problems(ctx.config, base.earlier()):
+        raise DataError("this run cannot start from " + "\n  ".join([base.workdir, *problems]))
     jax.block_until_ready(out.base)
     what = "merged: the reference" if base.merge else "trained further, with its reference"
     return f"what {base.workdir} trained, {what}"

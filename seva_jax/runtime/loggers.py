@@ -4,8 +4,6 @@ What lives here: `Logger` (the extension point), `LogWriter`, `TensorBoard`, `Wa
 not: `metrics.jsonl`, which is always written (`seva_jax/run/workdir.py`), and choosing the pairs
 to show (`seva_jax/report/run_report.py`). Both packages are optional and imported only when a
 config asks for them.
-
-Shape suffixes: H image height, W image width, C = 3 colour channels.
 """
 
 from __future__ import annotations
