@@ -46,6 +46,23 @@ def test_settings(page, settings):
         assert flag in settings, flag
 
 
+def test_the_tree_names_every_module():
+    """README's tree has an entry for each package, with the names of its modules."""
+    page = (ROOT / "README.md").read_text("utf-8")
+    tree = re.search(r"```\nseva_jax/\n(.*?)\nconfigs/", page, re.S)
+    entries = re.findall(r"^  (\w+)/ (.*(?:\n {4,}.*)*)", tree[1], re.M)
+    words = {package: set(re.findall(r"\w+", entry)) for package, entry in entries}
+    words["seva_jax"] = set(re.findall(r"(\w+)\.py", tree[1]))
+    modules = {package: set() for package in words}
+    for path in (ROOT / "seva_jax").rglob("*.py"):
+        if not path.stem.startswith("__"):
+            parts = path.relative_to(ROOT / "seva_jax").parts
+            modules[parts[0] if len(parts) > 1 else "seva_jax"].add(path.stem)
+    for package, names in modules.items():
+        assert not names - words[package], package
+        assert not {word for word in words[package] if "_" in word} - names, package
+
+
 def test_every_recipe_is_listed():
     page = (ROOT / "configs/README.md").read_text("utf-8")
     rows = "\n".join(line for line in page.splitlines() if line.startswith("|"))
@@ -56,13 +73,13 @@ def test_every_recipe_is_listed():
 def test_the_recipes_of_the_page_run(tmp_path, monkeypatch):
     page = (ROOT / "configs/README.md").read_text("utf-8")
     monkeypatch.syspath_prepend(str(ROOT / "configs"))
-    found = {}
+    configs = {}
     for code in re.findall(r"```python\n(.*?)```", page, re.S):
         path = tmp_path / code.split()[1]
         path.write_text(code)
-        (found[path.stem],) = read_configs(path)
-    assert [c.step for c in found["my_run"].corrupt] == [500, 800]
-    rounds = runs_of(found["my_rounds"])
+        (configs[path.stem],) = read_configs(path)
+    assert [c.step for c in configs["my_run"].corrupt] == [500, 800]
+    rounds = runs_of(configs["my_rounds"])
     assert [run.corrupt[0].step for run in rounds] == [999, 500, 500]
     assert [run.prompts.weights for run in rounds] == [(1, 3), (1, 1), (1, 1)]
     assert [run.train.max_steps for run in rounds] == [0, 50, 50]
