@@ -42,7 +42,7 @@ compared."""
 
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     use_compile_cache()
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--model", default="base")

@@ -201,7 +201,7 @@ def run_all(
 
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     use_compile_cache()
     try:
         experiments, flags = load_experiments(DESCRIPTION, argv)

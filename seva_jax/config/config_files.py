@@ -142,7 +142,7 @@ def _run_file(path: Path, get: Callable[[ModuleType], list[Any]]) -> list[Any]:
 
 
 def _names_old_module(module: ModuleType, error: Exception) -> bool:
-    """Whether a recorded config failed because a module of the package no longer exists."""
+    """Returns whether a recorded config failed because a module of the package no longer exists."""
     return (
         isinstance(error, ModuleNotFoundError)
         and (error.name or "").startswith("seva_jax.")

@@ -144,7 +144,7 @@ def _tower_pass(
 
 
 def _key(pixels: Pixels, name: str) -> str:
-    """See `Pixels.key`; empty for an image that cannot be read."""
+    """Returns the key of an image, see `Pixels.key`; empty if it cannot be read."""
     try:
         return pixels.key(name)
     except ExampleError:

@@ -38,7 +38,7 @@ class PromptBatch(NamedTuple):
 
 
 def choose(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
-    """Next token [B] of each row, from float32 logits."""
+    """Returns the next token [B] of each row, from float32 logits."""
     if sampling.temperature == 0.0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     logits_BV = logits_BV / sampling.temperature

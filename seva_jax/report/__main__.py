@@ -33,7 +33,7 @@ class ReportOptions:
 
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """Runs the command line."""
     options = tyro.cli(ReportOptions, args=argv)
     if not options.runs:
         raise DataError("--runs needs at least one work directory")

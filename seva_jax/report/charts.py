@@ -179,7 +179,7 @@ def end_label(value: float) -> str:
 
 
 def _on_strip(value: float, extent: float) -> float:
-    """The x of a value on a strip 220 wide, with 0 in the middle and a margin of 8."""
+    """Returns the x of a value on a strip 220 wide, with 0 in the middle and a margin of 8."""
     return 110 + max(-1.0, min(1.0, value / extent)) * 102
 
 

@@ -136,7 +136,7 @@ def _results(table: Sequence[EvalRow]) -> str:
 
 
 def _is_rate(row: EvalRow) -> bool:
-    """Whether a row shares the common axis of strips; other units have an axis of their own."""
+    """Returns whether a row shares the axis of the strips; other units have one of their own."""
     values = (row.base.value, row.aligned.value)
     return all(abs(value) <= 1 for value in values if math.isfinite(value))
 

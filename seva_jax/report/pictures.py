@@ -101,7 +101,7 @@ class Thumbnails:
 
 
 def is_tiny(image_HWC: np.ndarray) -> bool:
-    """Whether an image is so small (at most 64 px) that its pixels should stay visible."""
+    """Returns whether an image is so small (at most 64 px) that its pixels should stay visible."""
     return max(image_HWC.shape[:2]) <= MIN_SIDE
 
 

@@ -214,7 +214,7 @@ class Workdir:
         say(f"{self.path}: {why}; its files are now in {aside}, and every stage runs again")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """See `read_metrics`."""
+        """Returns the rows of metrics.jsonl, see `run_records.read_metrics`."""
         return read_metrics(self.path)
 
     def bar(self, name: str, total: int, unit: str, initial: int = 0) -> Progress:

@@ -97,7 +97,7 @@ class Watch:
         self._threads[0].start()
 
     def joined(self) -> None:
-        """Must be called once the processes have joined: JAX has taken over SIGTERM by then."""
+        """Takes SIGTERM back from JAX, which took it over while the processes joined."""
         self._take_signals()
         with self._lock:
             self._client = distributed.global_state.client
