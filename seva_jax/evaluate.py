@@ -89,7 +89,8 @@ def _check(experiment: Experiment, suites: Sequence[Suite]) -> None:
 def _evaluate(
     ctx: RunContext, suites: Sequence[Suite], who: str, out: Path, batch_size: int | None
 ) -> None:
-    if isinstance(ctx.config.base, TrainedBase) and "base" not in ctx.workdir.stages():
+    missing = isinstance(ctx.config.base, TrainedBase) and "base" not in ctx.workdir.stages()
+    if who == "base" and missing:
         raise DataError(
             f"{ctx.workdir.path} has no trained base model yet; run seva_jax.train with this config"
         )

@@ -63,7 +63,7 @@ from seva_jax.worlds import ShapeWorld  # noqa: E402
 CONFIG = """
 import dataclasses
 from process_worker import MadeUpPairs
-from seva_jax.config.command_line import config_directory, read_config
+from seva_jax.config.config_files import config_directory, read_config
 from seva_jax.evals.endpoint import OpenAICompatible
 from seva_jax.evals.suites import MMVet
 from seva_jax.data.files import QuestionsJsonl

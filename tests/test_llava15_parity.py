@@ -44,7 +44,7 @@ WIDTHS = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
 
 CONFIG = """
 import dataclasses
-from seva_jax.config.command_line import config_directory, read_config
+from seva_jax.config.config_files import config_directory, read_config
 from seva_jax.data.files import ImageFolder
 
 def get_config():
