@@ -88,7 +88,7 @@ def make(variables, tmp_path, monkeypatch, one_device):
     return make
 
 
-def test_answers_are_kept_and_gone_on_with(make, tmp_path):
+def test_answers_are_kept_and_resumed(make, tmp_path):
     """An interrupted call continues after the finished lines and ends the same."""
     whole = make()[0].answer("whole", PROMPTS, SAMPLING)
     assert [r.dropped for r in whole].count("unreadable image") == 2
@@ -160,7 +160,7 @@ def test_two_calls_of_a_name(make):
         calls.answer("x", PROMPTS[2:4], SAMPLING)
 
 
-def test_answers_go_on_from_a_start(make):
+def test_answers_continue_from_a_start(make):
     """A start that the model itself would have said does not change the rest."""
     prompt = Prompt("p", "what is it", ("1",))
     whole = make()[0].answer("whole", [prompt], Sampling(6))[0].text
@@ -189,7 +189,7 @@ def equal(found, others):
             np.testing.assert_array_equal(a, b)
 
 
-def test_measures_are_kept_and_gone_on_with(make):
+def test_measures_are_kept_and_resumed(make):
     """Numbers are the same after an interruption; None stands for what cannot be read."""
     views = [*VIEWS[:7], View(Prompt("long", "what " * 80, ()), ("a",)), *VIEWS[7:]]
     targets = [*TARGETS[:7], np.zeros(0, bool), *TARGETS[7:]]
@@ -240,7 +240,7 @@ def test_patches_of_a_box(make):
 # --- features -------------------------------------------------------------------------------------
 
 
-def test_features_are_kept_and_gone_on_with(make, capsys):
+def test_features_are_kept_and_resumed(make, capsys):
     """They have length 1; an unreadable image is reported and has zeros."""
     names = [str(i) for i in (0, 1, 5, 2, 3, 0, 4)]
     whole = make()[0].features("whole", names)

@@ -296,7 +296,7 @@ def test_where_a_completion_ends(said, separator, last, written):
     assert reply == Reply("".join(start) + written)
 
 
-def test_later_sentences_go_on_from_new_ones():
+def test_later_sentences_continue_from_new_ones():
     """Each call completes one sentence of all texts, in order; dropped texts are left out."""
     told = {"a": " ONE.", "b": Reply("", "too long"), "c": ""}
     model = FakeModel(lambda p: told[p.id])

@@ -69,7 +69,7 @@ def test_a_logger_gets_what_the_file_gets_once_for_the_run(tmp_path):
     assert len(seen) == 5
 
 
-def test_tensorboard_goes_on_and_replaces_repeated_steps(tmp_path):
+def test_tensorboard_continues_and_replaces_repeated_steps(tmp_path):
     pytest.importorskip("tensorboardX")
     experiment = Experiment(workdir=str(tmp_path), loggers=(TensorBoard(),))
     check(experiment)
@@ -135,7 +135,7 @@ class FakeWandB(types.ModuleType):
         self.calls.append("finish")
 
 
-def test_wandb_goes_on_as_the_same_run(tmp_path, monkeypatch):
+def test_wandb_continues_the_same_run(tmp_path, monkeypatch):
     fake = FakeWandB()
     monkeypatch.setitem(sys.modules, "wandb", fake)
     base = Checkpoint("/mnt/of-alice/llava")

@@ -35,7 +35,7 @@ class Interrupted(Exception):
     """Stands for the end of the process."""
 
 
-def test_a_pass_goes_on_where_it_was(compute, tmp_path, monkeypatch):
+def test_a_pass_resumes_where_it_stopped(compute, tmp_path, monkeypatch):
     """After a kill, also inside a line, or a signal, results are equal and nothing is redone."""
     whole = compute()
     assert [len(x) for x in whole] == [2, 2, 2] * 4

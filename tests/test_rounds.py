@@ -180,7 +180,7 @@ FIRST = WorldPairs(kinds=("color",), num=16)
 CURRICULUM = (
     Round(),
     Round(refresh=False),
-    Round(prompts=WorldPrompts(num=24)),  # asks the model; merges adapters that went on
+    Round(prompts=WorldPrompts(num=24)),  # asks the model; merges adapters
 )
 
 
@@ -234,7 +234,7 @@ def assert_equal(found, expected, **tolerance):
 
 
 @pytest.mark.slow
-def test_adapters_go_on(done):
+def test_adapters_are_trained_further(done):
     """They continue bit for bit, and DPO starts at the margin with which it had ended."""
     first, second = map(opened, done[0][:2])
     assert_equal(second.start, first.aligned)
@@ -302,7 +302,7 @@ def test_the_result_is_a_model_like_others(done, tmp_path, capsys):
     assert_equal(found, opened(again).base, rtol=0, atol=1e-6)
     with pytest.raises(DataError, match="merged model of an earlier run, not a checkpoint"):
         to_peft(open_source(last.ctx.workdir.path), tmp_path / "peft")
-    to_peft(open_source(Path(done[0][1].workdir)), tmp_path / "peft")  # went on from a checkpoint
+    to_peft(open_source(Path(done[0][1].workdir)), tmp_path / "peft")  # was trained further
     out = ["--out", str(tmp_path / "out")]
     evaluate.main(["--model", str(last.ctx.workdir.path), *out])
     evaluate.main(["--config", str(last.ctx.workdir.path / "config.py"), *out])
