@@ -275,15 +275,15 @@ def run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def attempt(folder: Path, found: Break) -> str:
+def attempt(folder: Path, entry: Break) -> str:
     """Returns what its test says without a defence; the copy is restored afterwards."""
-    path = folder / found.file
+    path = folder / entry.file
     whole = path.read_text(encoding="utf-8")
-    if whole.count(found.text) != 1:
-        return f"WRONG: its text is there {whole.count(found.text)} times"
-    path.write_text(whole.replace(found.text, found.instead), encoding="utf-8")
+    if whole.count(entry.text) != 1:
+        return f"WRONG: its text is there {whole.count(entry.text)} times"
+    path.write_text(whole.replace(entry.text, entry.instead), encoding="utf-8")
     try:
-        status, output = run_tests(folder, [found.test])
+        status, output = run_tests(folder, [entry.test])
     finally:
         path.write_text(whole, encoding="utf-8")
     if status == 1:
@@ -297,7 +297,7 @@ def attempt(folder: Path, found: Break) -> str:
 def main() -> int:
     """Runs the command line; status 1 if a test passed, or failed with all defences in place."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("`")[0])
-    promises = list(dict.fromkeys(found.promise for found in BREAKS))
+    promises = list(dict.fromkeys(entry.promise for entry in BREAKS))
     parser.add_argument("--only", nargs="+", choices=promises, default=promises, metavar="R7")
     parser.add_argument("--slow", action="store_true", help="also those that take minutes")
     options = parser.parse_args()
@@ -309,11 +309,11 @@ def main() -> int:
         status, output = run_tests(folder, list(dict.fromkeys(x.test for x in chosen)))
         if status:
             sys.exit(f"{output[-3000:]}\nerror: these tests fail with all defences in place")
-        for found in chosen:
-            said = attempt(folder, found)
+        for entry in chosen:
+            said = attempt(folder, entry)
             wrong += said.startswith("WRONG")
-            where = f"{found.file}: {found.without} | {found.test}"
-            print(f"{found.promise} {found.fault} | {where} | {said}", flush=True)
+            where = f"{entry.file}: {entry.without} | {entry.test}"
+            print(f"{entry.promise} {entry.fault} | {where} | {said}", flush=True)
     print(f"{len(chosen)} tried, {wrong} wrong")
     return int(wrong > 0)
 
