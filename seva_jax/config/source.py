@@ -14,6 +14,7 @@ import importlib.machinery
 import json
 import sys
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -84,6 +85,11 @@ def without_effect(config: Any, prefix: str = "") -> frozenset[str]:
         for index, item in enumerate(config):
             names |= without_effect(item, f"{prefix}.{index}")
     return frozenset(names)
+
+
+def is_within(name: str, fields: Iterable[str]) -> bool:
+    """Returns whether a dotted name is one of the fields, or is inside one that is a section."""
+    return any(name == field or name.startswith(f"{field}.") for field in fields)
 
 
 @functools.cache
@@ -187,5 +193,5 @@ def _with_effect(config: Any) -> dict[str, Any]:
     return {
         name: value
         for name, value in flatten(config, "part").items()
-        if not any(name == field or name.startswith(f"{field}.") for field in left_out)
+        if not is_within(name, left_out)
     }

@@ -22,6 +22,7 @@ from seva_jax.training.step import (
     Variables,
     image_features,
     tree_hidden,
+    tree_inputs,
     tree_logps,
     tree_mask,
 )
@@ -140,14 +141,7 @@ def _compute(
         hidden_BSD = tree_hidden(model, variables, batch, features_BPE)
     else:
         both: Any = model.apply(
-            variables,
-            batch.tokens_BS,
-            batch.positions_BS,
-            tree_mask(batch.tree_BS, batch.branch_BS),
-            batch.patch_BS,
-            features_BPE,
-            layer,
-            method="hidden_and_input",
+            variables, *tree_inputs(batch, features_BPE), layer, method="hidden_and_input"
         )
         hidden_BSD, input_BSD = both
         attention_BCS = image_attention(model, variables, batch, layer, input_BSD)

@@ -27,7 +27,7 @@ from seva_jax.evals import (
 from seva_jax.evals.suite import open_suite
 from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.run.workdir import Workdir
-from seva_jax.runtime.files import read_lines, write_lines
+from seva_jax.runtime.files import read_lines
 from seva_jax.runtime.journal import Journal, Record
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import barrier, say
@@ -121,8 +121,7 @@ def _take(taken: Path, journal: Journal) -> None:
         return
     lines = read_lines(taken)
     if lines and lines[0] | {"model": header["model"]} == header:
-        journal.path.parent.mkdir(parents=True, exist_ok=True)
-        write_lines(journal.path, [dict(header), *lines[1:]])
+        journal.begin(lines[1:])
         name = journal.path.parent.name
         say(f"  {name}: {len(lines) - 1:,} answers taken from {taken.parent}")
 

@@ -63,7 +63,7 @@ def read_rollouts(directory: Path) -> list[dict[str, Any]]:
         DataError: the file is missing or damaged.
     """
     if not (directory / RECORDS).exists() and (directory / LINES).exists():
-        return files.read_lines(directory / LINES)
+        return Journal(directory / LINES).read()
     return files.read_records(directory / RECORDS)
 
 

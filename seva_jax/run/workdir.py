@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from seva_jax.config import Experiment, flatten, to_source, without_effect
+from seva_jax.config import Experiment, flatten, is_within, to_source, without_effect
 from seva_jax.runtime import LoggedPair, LoggedRun, Logger, LogWriter, lock, shutdown
 from seva_jax.runtime.files import (
     append_lines,
@@ -29,7 +29,7 @@ from seva_jax.runtime.files import (
     write_text,
 )
 from seva_jax.runtime.paths import hide_home
-from seva_jax.runtime.processes import barrier, gather, say
+from seva_jax.runtime.processes import barrier, gather, on_first_process, say
 from seva_jax.runtime.progress import Progress
 from seva_jax.runtime.run_records import read_metrics, read_stages
 from seva_jax.training.health import NOTES
@@ -121,15 +121,7 @@ class Workdir:
         Raises:
             DataError: another process is writing here; the same on every process.
         """
-        problem, news = "", ""
-        if self.writes:
-            try:
-                news = lock.claim(self.path)
-            except DataError as error:
-                problem = str(error)
-        problem, news = gather((problem, news))[0]
-        if problem:
-            raise DataError(problem)
+        news = on_first_process(lambda: lock.claim(self.path))
         if news:
             say(news)
 
@@ -307,8 +299,7 @@ def _refuse_other_config(
     changed = [
         f"{k}: {there.get(k, 'absent')!r} there, {wanted.get(k, 'absent')!r} now"
         for k in sorted(there.keys() | wanted.keys())
-        if there.get(k) != wanted.get(k)
-        and not any(k == name or k.startswith(f"{name}.") for name in free)
+        if there.get(k) != wanted.get(k) and not is_within(k, free)
     ]
     if changed:
         raise DataError(

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from seva_jax.runtime import files
-from seva_jax.runtime.processes import gather, say
+from seva_jax.runtime.processes import on_first_process, say
 from seva_jax.types import DataError
 
 Record = dict[str, Any]
@@ -43,15 +43,7 @@ class Journal:
         Raises:
             DataError: the refusal, or a damaged file; the same on every process.
         """
-        problem, notice, records = "", "", []
-        if jax.process_index() == 0:
-            try:
-                notice, records = self._open(refusal)
-            except DataError as error:
-                problem = str(error)
-        problem, notice, records = gather([problem, notice, records])[0]
-        if problem:
-            raise DataError(problem)
+        notice, records = on_first_process(lambda: self._open(refusal))
         if notice:
             say(notice)
         return records
@@ -65,9 +57,17 @@ class Journal:
             return "", lines[1:]
         if lines and refusal is not None:
             raise DataError(refusal(lines[0]))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_lines(self.path, [dict(self.header)])
+        self.begin()
         return f"{self.path} was made from other inputs; it is started again" * bool(lines), []
+
+    def begin(self, records: Iterable[Record] = ()) -> None:
+        """Writes the header, and records behind it, in place of what the file held.
+
+        On process 0 only.
+        """
+        header = [] if self.header is None else [dict(self.header)]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_lines(self.path, [*header, *records])
 
     def read(self) -> list[Record]:
         """Returns the records in the file, on this process alone.

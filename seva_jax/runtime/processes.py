@@ -12,9 +12,9 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -24,6 +24,8 @@ from seva_jax.ranges import ABOVE_0, FROM_1
 from seva_jax.runtime import shutdown
 from seva_jax.runtime.paths import hide_home
 from seva_jax.types import DataError
+
+_Value = TypeVar("_Value")
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
@@ -163,6 +165,27 @@ def gather(value: Any) -> list[Any]:
     padded[: len(data)] = data
     everyone = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), width)
     return [json.loads(row[:size].tobytes()) for row, size in zip(everyone, sizes, strict=True)]
+
+
+def on_first_process(call: Callable[[], _Value]) -> _Value:
+    """Calls a function on process 0 alone, and returns its value on every process.
+
+    Args:
+        call: returns a JSON value.
+
+    Raises:
+        DataError: what the function raised on process 0, on every process.
+    """
+    problem, value = "", None
+    if jax.process_index() == 0:
+        try:
+            value = call()
+        except DataError as error:
+            problem = str(error)
+    problem, value = gather([problem, value])[0]
+    if problem:
+        raise DataError(problem)
+    return value
 
 
 def use_compile_cache() -> None:

@@ -85,6 +85,17 @@ def image_features(model: Llava, variables: Variables, batch: TreeBatch) -> Any:
     return model.apply(variables, batch.images_BIX, method="features")
 
 
+def tree_inputs(batch: TreeBatch, features_BPE: Any) -> tuple[Any, ...]:
+    """Returns the arguments of `Llava.hidden` for the rows of a batch.
+
+    Args:
+        batch: the rows.
+        features_BPE: image features, see `image_features`.
+    """
+    mask_BSS = tree_mask(batch.tree_BS, batch.branch_BS)
+    return batch.tokens_BS, batch.positions_BS, mask_BSS, batch.patch_BS, features_BPE
+
+
 def tree_hidden(
     model: Llava, variables: Variables, batch: TreeBatch, features_BPE: Any
 ) -> jax.Array:
@@ -96,15 +107,7 @@ def tree_hidden(
         batch: the rows.
         features_BPE: image features, see `image_features`.
     """
-    hidden_BSD, _ = model.apply(
-        variables,
-        batch.tokens_BS,
-        batch.positions_BS,
-        tree_mask(batch.tree_BS, batch.branch_BS),
-        batch.patch_BS,
-        features_BPE,
-        method="hidden",
-    )
+    hidden_BSD, _ = model.apply(variables, *tree_inputs(batch, features_BPE), method="hidden")
     return hidden_BSD
 
 
