@@ -76,7 +76,7 @@ def problems(source, module, is_package=False):
     for name, line in imports(source, module, is_package):
         root = name.split(".")[0]
         if root in FENCED and module.split(".")[1] not in FENCED[root]:
-            where = " and ".join(f"seva_jax.{p}" for p in FENCED[root]) or "nobody"
+            where = " and ".join(f"seva_jax.{p}" for p in FENCED[root]) or "no module"
             out.append(f"{module}:{line}: imports {name}, which {where} may")
         if root != "seva_jax":
             continue
@@ -154,8 +154,8 @@ def test_importing_the_package_loads_nothing():
             "training (layer 3) imports",
         ),
         ("training.step", "import flax.linen as nn", "which seva_jax.models may"),
-        ("training.step", "def f():\n    import torchvision", "nobody may"),
-        ("models.llama", "import tensorflow as tf", "nobody may"),
+        ("training.step", "def f():\n    import torchvision", "no module may"),
+        ("models.llama", "import tensorflow as tf", "no module may"),
         (
             "training.step",
             "import importlib\nimportlib.import_module('torch')",
