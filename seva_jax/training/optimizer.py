@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import jax
 import optax
 
 from seva_jax.ranges import DECAY, FROM_0, Range
@@ -17,10 +18,12 @@ class Optim:
 
     Attributes:
         lr: peak learning rate.
+        projector_lr: peak learning rate of the projector; 0 means `lr`.
         schedule: learning rate after warm-up: cosine or linear decay to 0, or constant.
         warmup_ratio: share of all steps in which the learning rate rises linearly from 0, rounded
             up to whole steps.
-        weight_decay: decoupled weight decay.
+        weight_decay: decoupled weight decay. Biases and scales of norms do not decay, as in the
+            Trainer of transformers.
         b1: decay of the first moment.
         b2: decay of the second moment.
         eps: added to the root of the second moment.
@@ -28,6 +31,7 @@ class Optim:
     """
 
     lr: Annotated[float, Range(0, 100, above=True)] = 2e-6
+    projector_lr: Annotated[float, Range(0, 100)] = 0.0
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: Annotated[float, DECAY] = 0.03
     weight_decay: Annotated[float, Range(0, 100)] = 0.0
@@ -51,8 +55,37 @@ class Optim:
 
     def make(self, num_steps: int) -> optax.GradientTransformation:
         """Returns the gradient transformation for a run of `num_steps` steps."""
-        schedule = self.learning_rate(num_steps)
-        adamw = optax.adamw(schedule, self.b1, self.b2, self.eps, weight_decay=self.weight_decay)
-        if not self.clip_norm:
-            return adamw
-        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)
+        parts = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
+        parts += [
+            optax.adamw(
+                self.learning_rate(num_steps), self.b1, self.b2, self.eps,
+                weight_decay=self.weight_decay, mask=decays,
+            )
+        ]  # fmt: skip
+        if self.projector_lr:
+            # The last factor of an update of AdamW is the learning rate.
+            parts += [scale_projector(self.projector_lr / self.lr)]
+        return optax.chain(*parts) if len(parts) > 1 else parts[0]
+
+
+def decays(trainable: Any) -> Any:
+    """Returns which of the trained variables weight decay applies to, a tree of booleans."""
+    return jax.tree.map_with_path(lambda path, _: _names(path)[-1] not in _NO_DECAY, trainable)
+
+
+def scale_projector(factor: float) -> optax.GradientTransformation:
+    """Returns a transformation that multiplies the updates of the projector by a factor."""
+
+    def scaled(updates: Any, _: Any) -> Any:
+        return jax.tree.map_with_path(
+            lambda path, x: x * factor if "projector" in _names(path) else x, updates
+        )
+
+    return optax.stateless(scaled)
+
+
+_NO_DECAY = ("bias", "scale")
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    return [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
