@@ -152,7 +152,7 @@ class MeshShape:
 
         def nearest(wanted: int, total: int) -> int:
             divisors = [n for n in range(1, total + 1) if total % n == 0]
-            return min(divisors, key=lambda n: abs(math.log(n / wanted)))
+            return min(divisors, key=lambda n: max(n, wanted) / min(n, wanted))
 
         tensor = nearest(max(self.tensor, 1), num_devices)
         left = num_devices // tensor

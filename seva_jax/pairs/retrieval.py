@@ -25,6 +25,8 @@ from seva_jax.text.sampling import Sampling
 from seva_jax.types import Comparison, ExampleError, Prompt, Rollout, View
 
 _SAME = 0.999  # cosine above which the contents of two images are compared: they may be copies
+# Cosines this close count as equal: the last bits of a product depend on the CPU and the block.
+_ROUNDING = 1e-6
 
 
 class Nearest(NamedTuple):
@@ -44,7 +46,9 @@ def nearest(
 ) -> Nearest:
     """Returns the most similar image of another group, for some images.
 
-    Each row costs N dot products of length D; memory holds `block` squared cosines.
+    Each row costs two passes of N dot products of length E: one for the greatest cosine, one for
+    the first image within 1e-6 of it, so that rounding does not choose between equal images.
+    Memory holds `block` squared cosines.
 
     Args:
         features_NE: float32, each of length 1; a row of zeros is no image and is never returned.
@@ -58,19 +62,25 @@ def nearest(
     index = np.full(len(rows), -1)
     cosine = np.full(len(rows), -np.inf, np.float32)
     is_image_N = np.asarray(features_NE.any(axis=1))
-    for first in range(0, len(rows), block):
-        queries = rows[first : first + block]
-        best, at = cosine[first : first + block], index[first : first + block]  # views
+
+    def cosines_of(queries: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         for start in range(0, len(features_NE), block):
             others = slice(start, start + block)
             cosines = features_NE[queries] @ features_NE[others].T
             allowed = np.not_equal.outer(group_N[queries], group_N[others])
             allowed &= np.logical_and.outer(is_image_N[queries], is_image_N[others])
             cosines[~allowed] = -np.inf
-            closest = cosines.argmax(axis=1)
-            value = cosines[np.arange(len(queries)), closest]
-            better = value > best
-            at[better], best[better] = start + closest[better], value[better]
+            yield start, cosines
+
+    for first in range(0, len(rows), block):
+        queries = rows[first : first + block]
+        best, at = cosine[first : first + block], index[first : first + block]  # views
+        for _, cosines in cosines_of(queries):
+            np.maximum(best, cosines.max(axis=1), out=best)
+        for start, cosines in cosines_of(queries):
+            equal = (cosines >= best[:, None] - _ROUNDING) & (cosines > -np.inf)
+            new = equal.any(axis=1) & (at < 0)
+            at[new] = start + equal[new].argmax(axis=1)
     return Nearest(index, cosine)
 
 

@@ -104,7 +104,8 @@ class Topology:
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
         wanted = _num_chips(self.shape)
-        nearest = min(known, key=lambda shape: abs(math.log(_num_chips(shape) / wanted)))
+        sizes = {shape: _num_chips(shape) for shape in known}
+        nearest = min(known, key=lambda x: max(sizes[x], wanted) / min(sizes[x], wanted))
         raise DataError(
             f"topology {self.kind}:{self.shape}: libtpu knows no such slice; the nearest is "
             f"{self.kind}:{nearest} ({self.kind} has {', '.join(known)}). libtpu says: {reason}"
