@@ -315,6 +315,12 @@ def test_an_export_keeps_the_ids(checkpoint, tmp_path):
         assert ids == [id_ for id_ in expected for _ in range(4 if id_ == image else 1)]
     assert (hf / "tokenizer.model").read_bytes() == (checkpoint / "tokenizer.model").read_bytes()
     to_llava(open_source(hf), again)
+    # LLaVA's transformers 4.37 opens this class with tokenizer.model and these tokens.
+    settings = json.loads((again / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "LlamaTokenizer"
+    added = {int(id_): token["content"] for id_, token in settings["added_tokens_decoder"].items()}
+    assert added == {0: "<unk>", 1: "<s>", 2: "</s>", image: "<image>", image + 1: "<pad>"}
+    assert settings["add_bos_token"]
     read = load_tokenizer(again, original=True)
     assert read.get_vocab() == theirs.get_vocab()
     for text in SMALL:

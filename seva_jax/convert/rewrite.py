@@ -34,7 +34,7 @@ from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, original
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import Llava, LlavaConfig, abstract_params
 from seva_jax.runtime.progress import Progress
-from seva_jax.text.llama import MODEL_FILE
+from seva_jax.text.llama import MODEL_FILE, name_llama_class
 from seva_jax.text.templates import VICUNA_V1
 from seva_jax.text.tokenizer import load_tokenizer, save_tokenizer
 
@@ -124,6 +124,7 @@ def to_llava(source: Source, out: Path) -> str:
         for path in other_files(source.directory):
             if path.name not in _LAYOUT_FILES and not path.name.startswith("chat_template"):
                 shutil.copyfile(path, scratch / path.name)
+        name_llama_class(scratch)
         fields = original_fields(config, hf_fields, TOWER)
         stop = next(iter(special.stop_ids), None)
         tokens = {"eos_token_id": stop, "pad_token_id": special.pad_id}

@@ -98,7 +98,8 @@ class Encoder:
     def trunk(self, question: str, num_images: int = 1, start: str = "") -> np.ndarray:
         """Encodes everything before the answer, with a start token if the tokenizer adds one.
 
-        The ids equal those that transformers' `LlavaProcessor` returns for `template.prompt(...)`.
+        The ids equal those that transformers' `LlavaProcessor` returns for `template.prompt(...)`,
+        or, with the tokenizer of an original LLaVA, those of its `tokenizer_image_token`.
 
         Args:
             question: see `Template.prompt`.

@@ -97,6 +97,40 @@ def llama_tokenizer(directory: Path) -> PreTrainedTokenizerFast | None:
     )
 
 
+def name_llama_class(directory: Path) -> None:
+    """Makes tokenizer_config.json name the class that the original LLaVA can open.
+
+    Its transformers 4.37 does not read the tokenizer.json of later versions. Nothing is changed
+    where another class is named, or where tokenizer.model is missing or has other pieces.
+
+    Args:
+        directory: a model in the original LLaVA's layout.
+    """
+    stored, settings = _read(directory / JSON_FILE), _read(directory / SETTINGS_FILE)
+    path = directory / MODEL_FILE
+    if settings.get("tokenizer_class") not in _JSON_CLASSES or not _is_llama(stored):
+        return
+    if not path.is_file() or _from_model(path).vocab != stored["model"]["vocab"]:
+        return
+    names = {key: name for key in _NAMES if (name := _content(settings.get(key)))}
+    first, last = _ends(names, settings, stored)
+    added = {token["id"]: token for token in stored["added_tokens"]}
+    settings |= {
+        "tokenizer_class": "LlamaTokenizer",
+        "legacy": True,
+        "add_bos_token": bool(first),
+        "add_eos_token": bool(last),
+        "added_tokens_decoder": {
+            str(id_): {key: value for key, value in token.items() if key != "id"}
+            for id_, token in sorted(added.items())
+        },
+    }
+    for key in ("backend", "extra_special_tokens", "image_token"):
+        settings.pop(key, None)
+    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
+    (directory / SETTINGS_FILE).write_text(text, encoding="utf-8")
+
+
 def _backend(bpe: _Bpe) -> Tokenizer:
     """Returns a tokenizer that puts a "▁" before each text between special tokens."""
     inner = Tokenizer(
