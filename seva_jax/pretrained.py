@@ -60,7 +60,7 @@ class PretrainedLlava:
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The directory's transformers tokenizer, read on first use.
+        """The directory's transformers tokenizer, read on first use; see `load_tokenizer`.
 
         Raises:
             DataError: it is missing or cannot be read.

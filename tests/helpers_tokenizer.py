@@ -1,10 +1,14 @@
-"""A Llama-style tokenizer built locally, for tests that need the real thing's behaviour."""
+"""Llama-style tokenizers built locally, for tests that need the real thing's behaviour."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import sentencepiece
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
@@ -61,3 +65,33 @@ def llama_style_tokenizer(corpus: Sequence[str], vocab_size: int) -> PreTrainedT
         pad_token="<pad>",
         clean_up_tokenization_spaces=False,
     )
+
+
+def train_sentencepiece(path: Path, corpus: Sequence[str], **options: Any) -> Path:
+    """Trains a sentencepiece model as Llama's was trained, and writes it to a file.
+
+    Ids: `<unk>` 0, `<s>` 1, `</s>` 2, 256 bytes, learned pieces.
+
+    Args:
+        path: the new file.
+        corpus: texts to learn pieces from.
+        options: of the trainer, in place of Llama's.
+    """
+    model = io.BytesIO()
+    llama = {
+        "model_type": "bpe",
+        "vocab_size": 500,
+        "hard_vocab_limit": False,
+        "byte_fallback": True,
+        "split_digits": True,
+        "allow_whitespace_only_pieces": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "num_threads": 1,
+        "minloglevel": 2,
+    }
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus), model_writer=model, **llama | options
+    )
+    path.write_bytes(model.getvalue())
+    return path

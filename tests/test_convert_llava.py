@@ -6,7 +6,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import sentencepiece
 from helpers_llava import random_params, write_llava, write_original, write_run
 from safetensors.numpy import load_file
 from tiny_models import TINY_HF
@@ -17,7 +16,6 @@ from seva_jax.convert import load_params, read_llava_config, tower_directory
 from seva_jax.convert.__main__ import open_source
 from seva_jax.convert.rewrite import to_hf, to_llava
 from seva_jax.images.preprocess import ImageProcessing
-from seva_jax.text.tokenizer import check_tokenizer, load_tokenizer
 from seva_jax.types import DataError
 
 
@@ -75,31 +73,6 @@ def test_assets_and_answers(checkpoint, clip):
     out = model.generate(np.array([[1, 40, 40, 40, 40, 9, 8]]), pixels, max_new_tokens=4)
     assert out.shape[1] > 7
     assert np.isfinite(model.logits(out[:, :8], pixels)).all()
-
-
-def test_a_tokenizer_model_alone(checkpoint, tmp_path):
-    (checkpoint / "tokenizer.json").unlink()
-    (tmp_path / "text").write_text("a red circle USER: ASSISTANT: it is blue\n" * 20)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "text"),
-        model_prefix=str(checkpoint / "tokenizer"),
-        model_type="bpe",
-        vocab_size=280,
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    fields = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": False}
-    (checkpoint / "tokenizer_config.json").write_text(json.dumps(fields))
-    tokenizer = load_tokenizer(checkpoint, original=True)
-    size = sentencepiece.SentencePieceProcessor(str(checkpoint / "tokenizer.model")).vocab_size()
-    check_tokenizer(tokenizer, size, size)
-    ids = tokenizer("USER: <image>\nit is").input_ids
-    assert ids[0] == tokenizer.bos_token_id
-    assert ids.count(size) == 1
-    assert tokenizer.decode(ids, skip_special_tokens=True) == "USER: \nit is"
-    with pytest.raises(DataError, match="image token id 280 is outside"):
-        check_tokenizer(tokenizer, size - 1, size)
 
 
 @pytest.mark.parametrize(

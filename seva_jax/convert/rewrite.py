@@ -34,8 +34,9 @@ from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, original
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import Llava, LlavaConfig, abstract_params
 from seva_jax.runtime.progress import Progress
+from seva_jax.text.llama import MODEL_FILE, name_llama_class
 from seva_jax.text.templates import VICUNA_V1
-from seva_jax.text.tokenizer import load_tokenizer
+from seva_jax.text.tokenizer import load_tokenizer, save_tokenizer
 
 _SHARD_BYTES = 5 * 10**9
 _ROWS = 64  # Hugging Face's LLaVA pads its vocabulary to a multiple of this
@@ -87,7 +88,9 @@ def to_hf(source: Source, out: Path) -> str:
         write_json(scratch / "config.json", fields)
         tokens = {"eos_token_id": list(special.stop_ids), "pad_token_id": tokenizer.pad_token_id}
         write_json(scratch / "generation_config.json", {"bos_token_id": 1, **tokens})
-        tokenizer.save_pretrained(scratch)
+        save_tokenizer(tokenizer, scratch)
+        if (source.directory / MODEL_FILE).is_file():  # for programs that take no tokenizer.json
+            shutil.copyfile(source.directory / MODEL_FILE, scratch / MODEL_FILE)
         write_processor(scratch, config, processing)
         num = _rewrite(source, tensors, scratch, lambda name: ("", name), rows)
     return f"{out}: {num} of {len(tensors)} tensors changed, Hugging Face's layout"
@@ -121,6 +124,7 @@ def to_llava(source: Source, out: Path) -> str:
         for path in other_files(source.directory):
             if path.name not in _LAYOUT_FILES and not path.name.startswith("chat_template"):
                 shutil.copyfile(path, scratch / path.name)
+        name_llama_class(scratch)
         fields = original_fields(config, hf_fields, TOWER)
         stop = next(iter(special.stop_ids), None)
         tokens = {"eos_token_id": stop, "pad_token_id": special.pad_id}
@@ -169,7 +173,7 @@ def write_new(
         ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         ids |= {"pad_token_id": tokenizer.pad_token_id}
         write_json(scratch / "generation_config.json", ids)
-        tokenizer.save_pretrained(scratch)
+        save_tokenizer(tokenizer, scratch)
         write_processor(scratch, config, processing)
         with SafetensorsWriter(scratch / SINGLE_FILE, tensors) as writer:
             for row in rows:

@@ -32,6 +32,7 @@ from seva_jax.runtime.journal import Journal, Record
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import barrier, say
 from seva_jax.text import Sampling
+from seva_jax.text.tokenizer import tokenizer_facts
 from seva_jax.training.checkpoint import checksum
 from seva_jax.types import DataError
 
@@ -65,7 +66,7 @@ def evaluate_all(
     """
     model = fingerprint(
         checksum(engine.variables), engine.encoder.template, engine.encoder.max_length,
-        engine.encoder.tokenizer.get_vocab(), engine.processing, engine.cache,
+        *tokenizer_facts(engine.encoder.tokenizer), engine.processing, engine.cache,
     )  # fmt: skip
     num = 0
     for suite in suites:

@@ -7,6 +7,7 @@ from typing import Any
 
 from seva_jax.config import fingerprint, flatten
 from seva_jax.run.context import RunContext
+from seva_jax.text.tokenizer import tokenizer_facts
 from seva_jax.training.checkpoint import checksum
 from seva_jax.training.loop import Site, Task, fit
 from seva_jax.training.step import Variables
@@ -38,15 +39,14 @@ def checkpoint_facts(ctx: RunContext, task: Task, frozen: Variables) -> dict[str
 
     Files, for example, count by their content.
     """
-    tokenizer, model, options = ctx.assets.tokenizer, task.model, task.options
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    model, options = task.model, task.options
     return {
         "batch_size": options.batch_size,
         "steps": task.steps,
         "repeat": options.repeat,
         "seed": ctx.config.seed,
         **flatten(model.config, "model"),
-        "tokenizer": fingerprint(tokenizer.get_vocab(), backend.to_str() if backend else ""),
+        "tokenizer": fingerprint(*tokenizer_facts(ctx.assets.tokenizer)),
         "examples": fingerprint([dataclasses.asdict(c) for c in task.rows.comparisons]),
         "frozen weights": fingerprint(checksum(frozen)) if frozen else "none",
         **(flatten(model.lora, "lora") if model.lora else {"lora": "none"}),

@@ -15,6 +15,7 @@ from seva_jax.inference.answer_logps import answer_logps
 from seva_jax.run.context import RunContext
 from seva_jax.runtime.files import read_records, write_records
 from seva_jax.runtime.journal import Journal
+from seva_jax.text.tokenizer import tokenizer_facts
 from seva_jax.training.checkpoint import checksum
 from seva_jax.types import Comparison, DataError
 
@@ -62,7 +63,7 @@ def _key(ctx: RunContext, base: Any, comparisons: Sequence[Comparison]) -> str:
         checksum(base),
         ctx.config.text.train,
         ctx.assets.processing,
-        ctx.assets.tokenizer.get_vocab(),
+        *tokenizer_facts(ctx.assets.tokenizer),
         [dataclasses.asdict(c) for c in comparisons],
         ctx.config.compute.dtype,
     )

@@ -1,8 +1,9 @@
 """From text to token ids and back.
 
 What lives here: conversation templates (`templates.py`), loading and checking tokenizers
-(`tokenizer.py`), encoding a question with its answers as a trunk and branches (`encode.py`), the
-options of sampling (`sampling.py`), and finding the objects that a text mentions (`mentions.py`).
+(`tokenizer.py`, and `llama.py` for the original LLaVA's), encoding a question with its answers as a
+trunk and branches (`encode.py`), the options of sampling (`sampling.py`), and finding the objects
+that a text mentions (`mentions.py`).
 What does not: packing trunks and branches into rows (`seva_jax/batches`). Read next: `encode.py`.
 """
 

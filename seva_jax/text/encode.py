@@ -98,7 +98,8 @@ class Encoder:
     def trunk(self, question: str, num_images: int = 1, start: str = "") -> np.ndarray:
         """Encodes everything before the answer, with a start token if the tokenizer adds one.
 
-        The ids equal those that transformers' `LlavaProcessor` returns for `template.prompt(...)`.
+        The ids equal those that transformers' `LlavaProcessor` returns for `template.prompt(...)`,
+        or, with the tokenizer of an original LLaVA, those of its `tokenizer_image_token`.
 
         Args:
             question: see `Template.prompt`.
@@ -232,7 +233,7 @@ class Encoder:
         ids = self._ids(prompt)
         # The first token is the tokenizer's start token or a word of the template; image tokens
         # are allowed, since the template has counted the image markers.
-        self._refuse_specials(ids[1:], "question", allowed=self.image_token_id)
+        self._refuse_specials(prompt, ids[1:], "question", allowed=self.image_token_id)
         return ids
 
     def _before(self, question: str, num_images: int, start: str) -> _Before:
@@ -240,7 +241,7 @@ class Encoder:
         ids, text = self._prompt_ids(prompt), prompt + self.template.sep + start
         if not start:
             return _Before(text, ids, False)
-        self._refuse_specials(self._ids(start, add_special_tokens=False), "answer")
+        self._refuse_specials(start, self._ids(start, add_special_tokens=False), "answer")
         return _Before(text, self._ids(text), True)
 
     def _answer(self, before: _Before, text: str) -> np.ndarray:
@@ -260,23 +261,27 @@ class Encoder:
                 f"{text[:40]!r}; {advice}",
                 "answer merges with prompt",
             )
-        self._refuse_specials(ids, "answer")
+        self._refuse_specials(text, ids, "answer")
         return np.asarray([*ids, self.tokenizer.eos_token_id], np.int32)
 
-    def _refuse_specials(self, ids: list[int], where: str, allowed: int | None = None) -> None:
+    def _refuse_specials(
+        self, text: str, ids: list[int], where: str, allowed: int | None = None
+    ) -> None:
         """Refuses special tokens: a literal "</s>" would end the answer, "<image>" add an image.
 
-        `<unk>` is allowed even where it is also the padding token: it stands for a genuine word
-        and is trained on.
+        The id of `<unk>` is allowed, also where it is the padding token, unless the text spells it:
+        it stands for a genuine word and is trained on.
         """
         tokenizer = self.tokenizer
         refused = (
             tokenizer.bos_token_id,
             tokenizer.eos_token_id,
             tokenizer.pad_token_id,
+            tokenizer.unk_token_id,
             self.image_token_id,
         )
-        kept = (tokenizer.unk_token_id, allowed)
+        spells_unknown = tokenizer.unk_token is not None and str(tokenizer.unk_token) in text
+        kept = (None if spells_unknown else tokenizer.unk_token_id, allowed)
         specials = [id_ for id_ in ids if id_ in refused and id_ not in kept]
         if specials:
             token = tokenizer.convert_ids_to_tokens(specials[0])

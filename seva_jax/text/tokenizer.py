@@ -1,25 +1,23 @@
-"""Tokenizers: loading one from a directory, checking it, and building a word-level one.
+"""Tokenizers: loading one from a directory, checking and saving it, and building a word-level one.
 
-What does not live here: encoding examples (`encode.py`). Read next: `encode.py`.
+What does not live here: the original LLaVA's tokenizer (`llama.py`), encoding examples
+(`encode.py`). Read next: `encode.py`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import (
-    AutoTokenizer,
-    LlamaConfig,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from seva_jax.text.llama import JSON_FILE, MODEL_FILE, SETTINGS_FILE, llama_tokenizer
 from seva_jax.types import IMAGE_MARKER, DataError
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", IMAGE_MARKER)  # ids 0 to 4 of `word_tokenizer`
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_FILES = (JSON_FILE, MODEL_FILE, "vocab.json")
 
 
 def load_tokenizer(directory: str | Path, original: bool = False) -> PreTrainedTokenizerBase:
@@ -27,8 +25,9 @@ def load_tokenizer(directory: str | Path, original: bool = False) -> PreTrainedT
 
     Args:
         directory: directory with `tokenizer.json`, `tokenizer.model` or `vocab.json`.
-        original: whether the model is in the original LLaVA's layout, which transformers does not
-            know. Its tokenizer has no image token, so one is added after the last id.
+        original: whether the model is in the original LLaVA's layout. Then the directory needs one
+            of the first two, token ids are those of LLaVA's own code (see `llama_tokenizer`), and
+            an image token is added after the last id if there is none.
 
     Raises:
         DataError: the directory or its tokenizer files are missing or unreadable.
@@ -36,27 +35,53 @@ def load_tokenizer(directory: str | Path, original: bool = False) -> PreTrainedT
     directory = Path(directory)
     if not directory.is_dir():
         raise DataError(f"{directory}: no such directory; give the folder of a saved model")
-    if not any((directory / name).is_file() for name in _FILES):
+    files = _FILES[:2] if original else _FILES
+    if not any((directory / name).is_file() for name in files):
         raise DataError(
-            f"{directory / _FILES[0]}: no such file, nor {' or '.join(_FILES[1:])}; "
-            "save the tokenizer there with tokenizer.save_pretrained(directory)"
+            f"{directory / files[0]}: no such file, nor {' or '.join(files[1:])}; copy the "
+            "model's tokenizer files there, or use tokenizer.save_pretrained(directory)"
         )
+    tokenizer = None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(directory),
-            local_files_only=True,
-            trust_remote_code=False,
-            **({"config": LlamaConfig()} if original else {}),
-        )
+        if original:
+            tokenizer = llama_tokenizer(directory)
+        if tokenizer is None:
+            kind = PreTrainedTokenizerFast if original else AutoTokenizer
+            tokenizer = kind.from_pretrained(
+                str(directory), local_files_only=True, trust_remote_code=False
+            )
+    except DataError:
+        raise
     except Exception as error:  # transformers and tokenizers raise many types, some bare Exception
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"{directory}: the tokenizer does not load: {first_line}; save it again with "
-            "tokenizer.save_pretrained(directory)"
+            f"{directory}: the tokenizer does not load: {first_line}; fetch its files again, or "
+            "use tokenizer.save_pretrained(directory)"
         ) from error
     if original and IMAGE_MARKER not in tokenizer.get_vocab():
         tokenizer.add_tokens(IMAGE_MARKER, special_tokens=True)
     return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Saves a tokenizer so that transformers 4 and 5 open it with the same token ids.
+
+    transformers 5 alone would write a class name and a list of tokens that 4 does not read.
+    """
+    tokenizer.save_pretrained(directory)
+    path = directory / SETTINGS_FILE
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # both read tokenizer.json as it is
+        "extra_special_tokens": {"image_token": IMAGE_MARKER},
+    }
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], str]:
+    """Returns the vocabulary and everything else that token ids depend on, to be compared."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return tokenizer.get_vocab(), backend.to_str() if backend else ""
 
 
 def check_tokenizer(
