@@ -87,9 +87,18 @@ def their_tensors(params):
     }
 
 
+# That of llava-hf models, made smaller: it crops.
+PROCESSOR = {
+    "image_processor_type": "CLIPImageProcessor",
+    "size": {"shortest_edge": 28},
+    "crop_size": {"height": 28, "width": 28},
+}
+
+
 def write_llava(directory, params=None):
     """Writes `CONFIG_V4` and weights in the layout transformers 5 saves; returns `directory`."""
     (directory / "config.json").write_text(json.dumps(CONFIG_V4))
+    (directory / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     tensors = their_tensors(random_params(TINY_HF) if params is None else params)
     save_file(tensors, directory / "model.safetensors")
     return directory
