@@ -104,17 +104,32 @@ def write_llava(directory, params=None):
     return directory
 
 
-def write_run(workdir, directory, rank=4, parts=("lora", "projector"), seed=1, vision_tower=""):
+def write_run(
+    workdir,
+    directory,
+    rank=4,
+    parts=("lora", "projector"),
+    seed=1,
+    vision_tower="",
+    steps=(7,),
+    facts=None,
+    **fields,
+):
     """Writes what exports read of a finished run, with random trained variables.
 
-    Returns the trained variables, {"params": ..., "lora": ...}, NumPy float32.
+    Its checkpoints, one for each of `steps`, hold the same variables and the facts. Further fields
+    are those of the experiment. Returns the trained variables, {"params": ..., "lora": ...}, NumPy
+    float32.
     """
     lora = LoraConfig(rank=rank, alpha=2.0 * rank, targets=("q_proj", "o_proj", "down_proj"))
     experiment = Experiment(
-        workdir=str(workdir),
-        base=Checkpoint(str(directory), vision_tower),
-        lora=lora,
-        train=TrainOptions(trained=parts),
+        **{
+            "workdir": str(workdir),
+            "base": Checkpoint(str(directory), vision_tower),
+            "lora": lora,
+            "train": TrainOptions(trained=parts),
+        }
+        | fields
     )
     model = Llava(read_llava_config(directory, vision_tower), lora=lora if rank else None)
     shapes = jax.tree.map(
@@ -134,9 +149,10 @@ def write_run(workdir, directory, rank=4, parts=("lora", "projector"), seed=1, v
     workdir.mkdir()
     (workdir / "config.py").write_text(to_source(experiment))
     (workdir / "stages.json").write_text(json.dumps({"align": {}}))
-    state = TrainState(jnp.int32(7), jax.tree.map(jnp.asarray, trained), {"mu": jnp.zeros(3)})
-    checkpoints = Checkpoints(workdir / "checkpoints" / "align", {})
-    checkpoints.save(state, {})
+    checkpoints = Checkpoints(workdir / "checkpoints" / "align", facts or {})
+    for step in steps:
+        values = jax.tree.map(jnp.asarray, trained)
+        checkpoints.save(TrainState(jnp.int32(step), values, {"mu": jnp.zeros(3)}), {})
     checkpoints.close()
     return trained
 
