@@ -72,9 +72,7 @@ def test_the_base_is_the_one_that_was_trained_on(checkpoint, tmp_path, reference
     )
     export(open_source(tmp_path / "run"), tmp_path / "out")
     put_another_model(checkpoint)
-    with pytest.raises(
-        DataError, match=r"other weights than when .*/run was trained"
-    ) as said:
+    with pytest.raises(DataError, match=r"other weights than when .*/run was trained") as said:
         export(open_source(tmp_path / "run"), tmp_path / "other")
     assert str(checkpoint) in str(said.value)
     assert "\n" not in str(said.value)
@@ -99,9 +97,7 @@ def test_the_base_of_the_first_of_several_runs(checkpoint, tmp_path, merge):
         open_source(second)
     (first / "stages.json").write_text('{"align": {"fingerprint": "a"}}')
     put_another_model(checkpoint)
-    with pytest.raises(
-        DataError, match=r"other weights than when .*/first was trained"
-    ):
+    with pytest.raises(DataError, match=r"other weights than when .*/first was trained"):
         open_source(second)
 
 
