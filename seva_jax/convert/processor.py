@@ -31,30 +31,31 @@ _TOKENIZER = "tokenizer_config.json"
 # message['content'].
 _JINJA = """\
 {%- for message in messages -%}
-  {%- set at = namespace(text='', words=false, image=false, between=false) -%}
+  {%- set at = namespace(text='', words='', num=0) -%}
   {%- if message['content'] is string -%}
     {%- set at.text = message['content'] -%}
+    {%- set at.words = at.text.replace('<image>', '') -%}
   {%- else -%}
-    {#- Images go first, unless one stands between texts: then all stay where they are. -#}
     {%- for part in message['content'] -%}
-      {%- if part['type'] == 'image' -%}
-        {%- set at.image = at.words -%}
-      {%- elif part['type'] != 'text' -%}
+      {%- if part['type'] not in ('text', 'image') -%}
         {{- raise_exception('only texts and images are supported, not ' ~ part['type']) -}}
-      {%- elif part['text'] | trim -%}
-        {%- set at.words = true -%}
-        {%- set at.between = at.between or at.image -%}
+      {%- endif -%}
+      {%- set piece = '<image>' if part['type'] == 'image' else part['text'] -%}
+      {%- set touches = at.text[-7:] == '<image>' or piece[:7] == '<image>' -%}
+      {%- set at.text = at.text ~ ('' if touches or not at.text else ' ') ~ piece -%}
+      {%- if piece != '<image>' -%}
+        {%- set at.words = at.words ~ (' ' if at.num else '') ~ piece.replace('<image>', '') -%}
+        {%- set at.num = at.num + 1 -%}
       {%- endif -%}
     {%- endfor -%}
-    {%- for part in message['content'] -%}
-      {%- if part['type'] == 'text' -%}
-        {%- set at.text = at.text + part['text'] -%}
-      {%- elif at.between -%}
-        {%- set at.text = at.text + '<image>' -%}
-      {%- else -%}
-        {%- set at.text = '<image>\\n' + at.text -%}
-      {%- endif -%}
-    {%- endfor -%}
+  {%- endif -%}
+  {#- Several images among the words keep their places; all others are in front. -#}
+  {%- set pieces = at.text.split('<image>') -%}
+  {%- set images = pieces | length - 1 -%}
+  {%- if not images -%}
+    {%- set at.text = at.words -%}
+  {%- elif images == 1 or not pieces[:-1] | join | trim or not pieces[1:] | join | trim -%}
+    {%- set at.text = '<image>\\n' * images ~ at.words | trim -%}
   {%- endif -%}
   {%- if message['role'] == 'system' -%}
     {%- if not loop.first -%}
