@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 from helpers_llava import CONFIG_V4, write_llava, write_run
 from safetensors.numpy import load_file, save_file
@@ -9,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 import seva_jax
 from seva_jax.config import fingerprint, read_config
 from seva_jax.config.base_models import Checkpoint
+from seva_jax.config.experiment import Experiment
 from seva_jax.config.options import ComputeOptions
 from seva_jax.config.prior_run import PriorRun, base_fingerprint
 from seva_jax.convert import __main__ as command
@@ -17,6 +19,8 @@ from seva_jax.convert.__main__ import open_source
 from seva_jax.convert.load import read_headers
 from seva_jax.convert.peft import to_peft
 from seva_jax.convert.rewrite import to_hf
+from seva_jax.run.weights import reference_params
+from seva_jax.sharding import MeshShape
 from seva_jax.training.checkpoint import checksum
 from seva_jax.training.options import TrainOptions
 from seva_jax.types import DataError
@@ -99,6 +103,18 @@ def test_the_base_of_the_first_of_several_runs(checkpoint, tmp_path, merge):
     put_another_model(checkpoint)
     with pytest.raises(DataError, match=r"other weights than when .*/first was trained"):
         open_source(second)
+
+
+def test_a_run_that_starts_from_another_one(checkpoint, tmp_path):
+    """Its reference is the earlier run's model, not other weights with the same adapters."""
+    write_run(tmp_path / "first", checkpoint, facts=record(checkpoint))
+    (tmp_path / "first" / "stages.json").write_text('{"align": {"fingerprint": "a"}}')
+    config = Experiment(base=PriorRun(str(tmp_path / "first")))
+    model, mesh = read_llava_config(checkpoint), MeshShape().make(jax.devices()[:1])
+    reference_params(config, model, mesh)
+    put_another_model(checkpoint)
+    with pytest.raises(DataError, match=r"other weights than when .*/first was trained"):
+        reference_params(config, model, mesh)
 
 
 def test_only_the_last_step_of_a_finished_run(checkpoint, tmp_path, capsys, monkeypatch):

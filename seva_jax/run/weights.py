@@ -32,7 +32,7 @@ from seva_jax.models import (
     quantise_all,
 )
 from seva_jax.sharding import placed, variable_shardings
-from seva_jax.training.checkpoint import checksum, read_facts, read_trained
+from seva_jax.training.checkpoint import checksum, last_checkpoint, read_facts, read_trained
 from seva_jax.training.step import Variables, split_params
 from seva_jax.types import DataError
 
@@ -46,7 +46,8 @@ def reference_params(config: Experiment, model: LlavaConfig, mesh: jax.sharding.
         mesh: where they go.
 
     Raises:
-        DataError: a run it started from is not finished, or files cannot be read.
+        DataError: a run it started from is not finished, or had another base than is there now,
+            or files cannot be read.
     """
     base, compute = config.base, config.compute
     boxed = abstract_variables(make_model(model, compute))["params"]
@@ -63,6 +64,9 @@ def reference_params(config: Experiment, model: LlavaConfig, mesh: jax.sharding.
     base.aligned()
     earlier = base.earlier()
     params = reference_params(earlier, model, mesh)
+    if isinstance(earlier.base, Checkpoint) and earlier.compute.base_weights == "float":
+        folder = Path(earlier.workdir) / "checkpoints" / "align"
+        _refuse_other_base(earlier, last_checkpoint(folder), jax.tree.map(checksum, params))
     if not base.merge:
         return params
     trained = trained_variables(earlier, model, mesh)
@@ -100,16 +104,22 @@ def require_same_base(config: Experiment, model: LlavaConfig, checkpoint: Path) 
     Raises:
         DataError: the directory holds other weights now.
     """
-    base, compute, train = config.base, config.compute, config.train
+    assert isinstance(config.base, Checkpoint), config.base
+    numbers = _read_base(config.base, config.compute, model, each=checksum)
+    _refuse_other_base(config, checkpoint, numbers)
+
+
+def _refuse_other_base(config: Experiment, checkpoint: Path, numbers: Any) -> None:
+    """Compares `checksum`s of a base's parameters, in a tree, with those that a run recorded."""
+    base, train = config.base, config.train
     assert isinstance(base, Checkpoint), base
     recorded = read_facts(checkpoint).get("frozen weights")
-    if recorded in (None, "none"):
-        return
-    numbers = _read_base(base, compute, model, each=checksum)
     in_step = config.objective.needs_reference and train.reference == "in_step"
     frozen, _ = split_params(numbers, train.trained, in_step)
+    if recorded in (None, "none"):
+        return
     if fingerprint(jax.tree.leaves({"params": frozen})) != recorded:
-        quantised = compute.base_weights != "float"
+        quantised = config.compute.base_weights != "float"
         raise DataError(
             f"{base.path} holds other weights than when {config.workdir} was trained on it: put "
             "the checkpoint back, or give its new place as base.path in the run's config.py"
