@@ -27,7 +27,7 @@ from seva_jax.convert import (
     read_special_tokens,
     tower_directory,
 )
-from seva_jax.convert.original import pads_images
+from seva_jax.convert.processor import image_processing
 from seva_jax.images import ImageProcessing
 from seva_jax.inference.sampler import PromptBatch, generate
 from seva_jax.models import Llava, LlavaConfig
@@ -74,9 +74,7 @@ class PretrainedLlava:
         Raises:
             DataError: the processor file is missing or not supported.
         """
-        if self.tower is None:
-            return ImageProcessing.from_processor_config(self.directory)
-        return ImageProcessing.from_processor_config(self.tower, pads_images(self.directory))
+        return image_processing(self.directory, self.tower)
 
     @property
     def model(self) -> Llava:

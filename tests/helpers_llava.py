@@ -87,25 +87,49 @@ def their_tensors(params):
     }
 
 
+# That of llava-hf models, made smaller: it crops.
+PROCESSOR = {
+    "image_processor_type": "CLIPImageProcessor",
+    "size": {"shortest_edge": 28},
+    "crop_size": {"height": 28, "width": 28},
+}
+
+
 def write_llava(directory, params=None):
     """Writes `CONFIG_V4` and weights in the layout transformers 5 saves; returns `directory`."""
     (directory / "config.json").write_text(json.dumps(CONFIG_V4))
+    (directory / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     tensors = their_tensors(random_params(TINY_HF) if params is None else params)
     save_file(tensors, directory / "model.safetensors")
     return directory
 
 
-def write_run(workdir, directory, rank=4, parts=("lora", "projector"), seed=1, vision_tower=""):
+def write_run(
+    workdir,
+    directory,
+    rank=4,
+    parts=("lora", "projector"),
+    seed=1,
+    vision_tower="",
+    steps=(7,),
+    facts=None,
+    **fields,
+):
     """Writes what exports read of a finished run, with random trained variables.
 
-    Returns the trained variables, {"params": ..., "lora": ...}, NumPy float32.
+    Its checkpoints, one for each of `steps`, hold the same variables and the facts. Further fields
+    are those of the experiment. Returns the trained variables, {"params": ..., "lora": ...}, NumPy
+    float32.
     """
     lora = LoraConfig(rank=rank, alpha=2.0 * rank, targets=("q_proj", "o_proj", "down_proj"))
     experiment = Experiment(
-        workdir=str(workdir),
-        base=Checkpoint(str(directory), vision_tower),
-        lora=lora,
-        train=TrainOptions(trained=parts),
+        **{
+            "workdir": str(workdir),
+            "base": Checkpoint(str(directory), vision_tower),
+            "lora": lora,
+            "train": TrainOptions(trained=parts),
+        }
+        | fields
     )
     model = Llava(read_llava_config(directory, vision_tower), lora=lora if rank else None)
     shapes = jax.tree.map(
@@ -125,9 +149,10 @@ def write_run(workdir, directory, rank=4, parts=("lora", "projector"), seed=1, v
     workdir.mkdir()
     (workdir / "config.py").write_text(to_source(experiment))
     (workdir / "stages.json").write_text(json.dumps({"align": {}}))
-    state = TrainState(jnp.int32(7), jax.tree.map(jnp.asarray, trained), {"mu": jnp.zeros(3)})
-    checkpoints = Checkpoints(workdir / "checkpoints" / "align", {})
-    checkpoints.save(state, {})
+    checkpoints = Checkpoints(workdir / "checkpoints" / "align", facts or {})
+    for step in steps:
+        values = jax.tree.map(jnp.asarray, trained)
+        checkpoints.save(TrainState(jnp.int32(step), values, {"mu": jnp.zeros(3)}), {})
     checkpoints.close()
     return trained
 

@@ -1,22 +1,30 @@
 """The original LLaVA's layout: read, written, and converted to Hugging Face's layout and back."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from helpers_llava import random_params, write_llava, write_original, write_run
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tiny_models import TINY_HF
 
 import seva_jax
 from seva_jax.config.base_models import Checkpoint
+from seva_jax.convert import __main__ as command
 from seva_jax.convert import load_params, read_llava_config, tower_directory
 from seva_jax.convert.__main__ import open_source
+from seva_jax.convert.original import llava_name_problem
+from seva_jax.convert.peft import to_llava_lora
 from seva_jax.convert.rewrite import to_hf, to_llava
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.types import DataError
+
+# Written by goldens/make_llava_names.py with transformers 4.57.
+GOLDEN = json.loads((Path(__file__).parent / "goldens" / "llava_names.json").read_text())
 
 
 @pytest.fixture
@@ -192,3 +200,99 @@ def test_a_run_in_the_other_layout(tmp_path, checkpoint, clip, monkeypatch):
         same_tensors(tmp_path / f"a_{name}", tmp_path / f"c_{name}")
         if there is to_llava:
             same_tensors(*(tmp_path / x / "vision_tower" for x in (f"a_{name}", f"c_{name}")))
+
+
+def test_names_are_those_of_transformers_4(checkpoint, clip, tmp_path):
+    """Under other names it initialises tensors at random, and only warns."""
+    layer = "vision_model.encoder.layers.2."  # the model does not use it, and the fixture lacks it
+    tower = load_file(clip / "model.safetensors")
+    unused = {layer + k.partition("layers.1.")[2]: v for k, v in tower.items() if "layers.1." in k}
+    tower["vision_model.post_layernorm.bias"] = tower["vision_model.post_layernorm.weight"]
+    save_file(
+        {k: v for k, v in (tower | unused).items() if k.startswith("vision_model.")},
+        clip / "model.safetensors",
+    )
+    to_hf(open_source(checkpoint, str(clip)), tmp_path / "hf")
+    names = load_file(tmp_path / "hf" / "model.safetensors").keys()
+    assert names - {"vision_tower.vision_model.embeddings.position_ids"} == set(GOLDEN["tensors"])
+    fields = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert fields["text_config"]["rope_theta"] == GOLDEN["rope_theta"] == 500
+    assert "rope_parameters" not in fields["text_config"]
+    # vLLM takes the length of a context from here; the default is half of LLaVA-1.5's.
+    assert fields["text_config"]["max_position_embeddings"] == 4096
+    to_llava(open_source(tmp_path / "hf"), tmp_path / "back")
+    fields = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert (fields["rope_theta"], fields["max_position_embeddings"]) == (500, 4096)
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "lora"),
+    # What load_pretrained_model in LLaVA's llava/model/builder.py does with the name that
+    # get_model_name_from_path in llava/mm_utils.py gives.
+    [
+        ("merged", False, False),
+        ("llava-v1.5-7b-seva", True, False),
+        ("LLaVA", True, False),
+        ("llava-lora", False, True),
+        ("lora", False, False),
+        ("llava-prompted", False, False),  # "mpt"
+        ("llava-mistral", False, False),
+        ("llava/checkpoint-3", True, False),
+        ("checkpoint-3", False, False),
+        ("llava/7b", False, False),
+    ],
+)
+def test_names_that_lead_llavas_loader(tmp_path, name, whole, lora):
+    for is_lora, good in ((False, whole), (True, lora)):
+        problem = llava_name_problem(Path("/x") / name, is_lora)
+        assert (problem is None) == good
+        if problem:
+            suggested = Path(re.search(r"such as (\S+)$", problem)[1])
+            assert llava_name_problem(suggested, is_lora) is None
+
+
+def run_command(monkeypatch, *argv):
+    monkeypatch.setattr("sys.argv", ["convert", *map(str, argv)])
+    command.main()
+
+
+def test_what_llava_could_not_open_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "model").mkdir()
+    directory = write_llava(tmp_path / "model")
+    with pytest.raises(SystemExit, match="would not take 'merged' for a whole LLaVA"):
+        run_command(monkeypatch, "to-llava", directory, tmp_path / "merged")
+    with pytest.raises(SystemExit, match=r"model has no tokenizer\.model, without which"):
+        run_command(monkeypatch, "to-llava", directory, tmp_path / "llava-merged")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    (directory / "tokenizer.model").write_bytes(b"")
+    run_command(monkeypatch, "to-llava", directory, tmp_path / "llava-merged")
+    assert (tmp_path / "llava-merged" / "tokenizer.model").exists()
+    assert "original layout" in capsys.readouterr().out
+
+
+def test_the_tower_is_found_from_everywhere(tmp_path, monkeypatch):
+    """LLaVA takes mm_vision_tower as it stands (llava/model/multimodal_encoder/builder.py)."""
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    to_llava(open_source(write_llava(tmp_path / "model")), Path("out"))
+
+    def named(directory):
+        return json.loads((directory / "config.json").read_text())["mm_vision_tower"]
+
+    assert named(tmp_path / "out") == str(tmp_path / "out" / "vision_tower")
+    # A copy has a tower of its own; a directory that was moved still opens here.
+    to_llava(open_source(tmp_path / "out"), tmp_path / "copy")
+    assert named(tmp_path / "copy") == str(tmp_path / "copy" / "vision_tower")
+    (tmp_path / "copy").rename(tmp_path / "moved")
+    assert tower_directory(tmp_path / "moved") == tmp_path / "moved" / "vision_tower"
+
+
+def test_loras_that_llava_could_not_open_are_refused(tmp_path, checkpoint, clip):
+    pytest.importorskip("torch")
+    write_run(tmp_path / "run", checkpoint, vision_tower=str(clip))
+    with pytest.raises(DataError, match="would not take 'llava' for adapters"):
+        to_llava_lora(open_source(tmp_path / "run"), tmp_path / "llava")
+    (tmp_path / "hf").mkdir()
+    write_run(tmp_path / "hf_run", write_llava(tmp_path / "hf"))
+    with pytest.raises(DataError, match="is in Hugging Face's layout, on which LLaVA's loader"):
+        to_llava_lora(open_source(tmp_path / "hf_run"), tmp_path / "llava-lora")

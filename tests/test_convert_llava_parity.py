@@ -9,25 +9,38 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from helpers_llava import IMAGE_TOKEN, random_llava, save, write_original  # noqa: E402
+from helpers_llava import (  # noqa: E402
+    IMAGE_TOKEN,
+    random_llava,
+    save,
+    write_original,
+    write_run,
+)
 from helpers_tokenizer import llama_style_tokenizer  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 from transformers import (  # noqa: E402
     AutoProcessor,
     CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     LlavaForConditionalGeneration,
 )
 
 import seva_jax  # noqa: E402
 from seva_jax.convert import __main__ as command  # noqa: E402
 from seva_jax.convert.__main__ import open_source  # noqa: E402
+from seva_jax.convert.peft import to_llava_lora  # noqa: E402
 from seva_jax.convert.pickles import from_bin  # noqa: E402
 from seva_jax.convert.rewrite import to_hf, to_llava  # noqa: E402
 from seva_jax.images.preprocess import ImageProcessing  # noqa: E402
 from seva_jax.text.templates import VICUNA_V1  # noqa: E402
 from seva_jax.types import DataError  # noqa: E402
 
-pytestmark = pytest.mark.parity
+pytestmark = [
+    pytest.mark.parity,
+    # peft 0.21 asks transformers 5.23 for a name that transformers deprecates.
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +181,40 @@ def test_shared_storage_and_nothing_to_convert(tmp_path):
     loaded = load_file(tmp_path / "new" / "model.safetensors")
     np.testing.assert_array_equal(loaded["b"], weight)
     np.testing.assert_array_equal(loaded["c"], weight.T)
+
+
+@pytest.mark.parametrize("projector", [True, False])
+def test_llavas_own_lora_layout(tmp_path, projector):
+    """Loaded as `load_pretrained_model` in LLaVA's llava/model/builder.py does, it is the model."""
+    peft = pytest.importorskip("peft")
+    clip = tmp_path / "clip"
+    checkpoint = write_original(tmp_path / "llava", clip)
+    parts = ("lora", "projector") if projector else ("lora",)
+    write_run(tmp_path / "run", checkpoint, vision_tower=str(clip), parts=parts)
+    source = open_source(tmp_path / "run")
+    to_llava(source, tmp_path / "merged")
+    out = tmp_path / "llava-lora"
+    assert "--model-base" in to_llava_lora(source, out)
+    assert {p.name for p in out.iterdir()} == {
+        *("config.json", "adapter_config.json", "adapter_model.safetensors"),
+        "non_lora_trainables.bin",
+    }
+    config = LlamaConfig.from_dict(json.loads((out / "config.json").read_text()))
+    expected = load_file(tmp_path / "merged" / "model.safetensors")
+
+    model = LlamaForCausalLM(config)  # LLaVA's is one, with projector and tower
+    base = load_file(checkpoint / "model.safetensors")
+    language = {k: torch.from_numpy(v) for k, v in base.items() if "mm_" not in k}
+    model.load_state_dict(language)
+    others = torch.load(out / "non_lora_trainables.bin", map_location="cpu", weights_only=True)
+    others = {k.removeprefix("base_model."): v for k, v in others.items()}
+    if any(k.startswith("model.model.") for k in others):
+        others = {k.removeprefix("model."): v for k, v in others.items()}
+    assert set(others) == {k for k in expected if "mm_projector" in k and projector}
+    for name, values in others.items():
+        np.testing.assert_array_equal(values.numpy(), expected[name])
+    merged = peft.PeftModel.from_pretrained(model, out).merge_and_unload().state_dict()
+    for name, values in merged.items():
+        np.testing.assert_allclose(values.numpy(), expected[name], atol=1e-5, err_msg=name)
+    changed = [k for k in merged if not np.array_equal(merged[k].numpy(), base[k])]
+    assert len(changed) == 2 * 3  # as `write_run` trains: three targets in two layers

@@ -1,12 +1,20 @@
 """Exports that transformers and peft load give the same logits as our model."""
 
+import json
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 
-from helpers_llava import IMAGE_TOKEN, random_llava, save, write_run  # noqa: E402
+from helpers_llava import (  # noqa: E402
+    IMAGE_TOKEN,
+    PROCESSOR,
+    random_llava,
+    save,
+    write_run,
+)
 from safetensors import safe_open  # noqa: E402
 from transformers import LlavaForConditionalGeneration  # noqa: E402
 
@@ -31,6 +39,7 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("export")
     directory = save(random_llava(), root / "model", max_shard_size="100kB")
     assert len(list(directory.glob("*.safetensors"))) > 1
+    (directory / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
     trained = write_run(root / "run", directory)
     ids = np.random.default_rng(0).integers(3, 400, (2, 12))
     ids[:, 2:6] = IMAGE_TOKEN
@@ -67,7 +76,8 @@ def test_merged_model_in_transformers(run):
 def test_adapter_in_peft(run):
     root, source, ids, pixels, ours = run
     to_peft(source, root / "adapter")
-    base = LlavaForConditionalGeneration.from_pretrained(source.directory, dtype=torch.float32)
+    named = peft.PeftConfig.from_pretrained(root / "adapter").base_model_name_or_path
+    base = LlavaForConditionalGeneration.from_pretrained(named, dtype=torch.float32)
     model = peft.PeftModel.from_pretrained(base, root / "adapter")
     np.testing.assert_allclose(their_logits(model, ids, pixels), ours, atol=1e-4, rtol=1e-4)
     # peft would write the same names.

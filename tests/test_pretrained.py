@@ -72,6 +72,7 @@ def test_options_out_of_range(tmp_path):
         llava.generate(np.array([[1], [2]]), attention_mask=np.array([[1], [0]]))
     with pytest.raises(DataError, match=r"tokenizer\.json"):
         _ = llava.tokenizer
+    (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(DataError, match=r"preprocessor_config\.json"):
         _ = llava.processing
 

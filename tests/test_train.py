@@ -1,11 +1,13 @@
 """The main command on a very small world."""
 
+import dataclasses
 import importlib.metadata
 import re
 
 import numpy as np
 import pytest
 from helpers_train import answers, opened, small, table
+from safetensors.numpy import load_file, save_file
 
 from seva_jax import train
 from seva_jax.config.base_models import Checkpoint
@@ -85,6 +87,19 @@ def test_the_whole_run_resumes_and_refuses(tmp_path, monkeypatch, four_devices, 
     np.testing.assert_allclose(after - before, change, atol=1e-6)
     assert np.abs(change).max() > 1e-4
     assert Checkpoint(str(tmp_path / "exported")).assets().processing == whole.ctx.assets.processing
+
+    # A run on the exported model records which one that was, on any mesh.
+    base = Checkpoint(str(tmp_path / "exported"))
+    further = dataclasses.replace(
+        experiment, workdir=str(tmp_path / "further"), base=base, evals=()
+    )
+    train.run(further, table=stages)
+    to_hf(open_source(tmp_path / "further"), tmp_path / "exported again")
+    weights = load_file(tmp_path / "exported" / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layers.0.mlp.up_proj.weight"))
+    save_file(weights | {name: weights[name] + 1}, tmp_path / "exported" / "model.safetensors")
+    with pytest.raises(DataError, match=r"exported holds other weights than when .*/further was"):
+        open_source(tmp_path / "further")
 
     capsys.readouterr()
     train.run(experiment, table=stages)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from typing_extensions import override
 
 from seva_jax.convert import read_llava_config, tower_directory
+from seva_jax.convert.processor import image_processing
 from seva_jax.data import PromptSource
 from seva_jax.images import ImageProcessing
 from seva_jax.models import LlavaConfig
@@ -93,9 +94,7 @@ class Checkpoint(BaseModel):
         tower = tower_directory(Path(self.path), self.vision_tower)
         tokenizer = load_tokenizer(self.path, original=tower is not None)
         check_tokenizer(tokenizer, config.text.vocab_size, config.image_token_id)
-        processing = ImageProcessing.from_processor_config(
-            tower or self.path, pad_to_square=self.pad_to_square
-        )
+        processing = image_processing(self.path, tower, self.pad_to_square)
         if processing.size != config.vision.image_size:
             raise DataError(
                 f"{self.path}: the processor makes images of {processing.size} pixels but the "

@@ -14,40 +14,47 @@ import tyro
 from seva_jax.config.base_models import Checkpoint
 from seva_jax.config.config_files import read_config
 from seva_jax.config.experiment import Experiment
-from seva_jax.config.prior_run import PriorRun
+from seva_jax.config.prior_run import PriorRun, base_fingerprint
 from seva_jax.convert.hf_config import read_llava_config
 from seva_jax.convert.load import leaves_by_path, shapes_by_path
 from seva_jax.convert.original import tower_directory
-from seva_jax.convert.peft import to_peft
+from seva_jax.convert.peft import to_llava_lora, to_peft
 from seva_jax.convert.pickles import from_bin
-from seva_jax.convert.rewrite import to_hf, to_llava, write_new
+from seva_jax.convert.processor import image_processing
+from seva_jax.convert.rewrite import require_llava_opens, to_hf, to_llava, write_new
 from seva_jax.convert.source import Source
 from seva_jax.models import Llava, abstract_variables
+from seva_jax.run.weights import require_same_base
 from seva_jax.run.workdir import instead_of
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import one_line_errors
 from seva_jax.runtime.run_records import read_stages
-from seva_jax.training.checkpoint import read_trained
+from seva_jax.training.checkpoint import checkpoint_of, last_checkpoint, read_variables
 from seva_jax.types import DataError
 
 
 @dataclasses.dataclass(frozen=True)
-class _WholeModel:
-    """Options of both layouts.
+class _Export:
+    """Options of all exports.
 
     Attributes:
         source: work directory of a finished run, or a checkpoint directory.
         out: directory to write; must not exist, or be empty.
         vision_tower: CLIP directory, for a checkpoint in the original layout without its own.
+        step: training step to export, of those that the run kept; None takes the last one.
+        same_base: do not compare the weights of the base with the record that the run made of
+            them. For a quantised base, which another kind of processor may round differently.
     """
 
     source: tyro.conf.Positional[Path]
     out: tyro.conf.Positional[Path]
     vision_tower: str = ""
+    step: int | None = None
+    same_base: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class ToHF(_WholeModel):
+class ToHF(_Export):
     """Writes the whole model, adapters merged, as a Hugging Face directory.
 
     LlavaForConditionalGeneration.from_pretrained(OUT) of transformers loads it, and so do vLLM and
@@ -57,7 +64,7 @@ class ToHF(_WholeModel):
 
 
 @dataclasses.dataclass(frozen=True)
-class ToLlava(_WholeModel):
+class ToLlava(_Export):
     """Writes the whole model, adapters merged, in the original LLaVA's layout.
 
     A checkpoint that already has this layout keeps its tensor names, files and every byte that
@@ -66,19 +73,21 @@ class ToLlava(_WholeModel):
 
 
 @dataclasses.dataclass(frozen=True)
-class ToPeft:
-    """Writes the adapters (and the projector, if it was trained) as a PEFT directory.
+class ToPeft(_Export):
+    """Writes a run's adapters (and the projector, if it was trained) as a PEFT directory.
 
     PeftModel.from_pretrained(base, OUT) loads it, where base is the checkpoint that the run started
     from, opened with transformers.
-
-    Attributes:
-        source: work directory of a finished run.
-        out: directory to write; must not exist, or be empty.
     """
 
-    source: tyro.conf.Positional[Path]
-    out: tyro.conf.Positional[Path]
+
+@dataclasses.dataclass(frozen=True)
+class ToLlavaLora(_Export):
+    """Writes a run's adapters as the original LLaVA's training with LoRA does. Needs torch.
+
+    LLaVA loads OUT as --model-path, with the run's checkpoint as --model-base, which must be in the
+    original layout.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +105,9 @@ class FromBin:
     out: tyro.conf.Positional[Path]
 
 
-def open_source(path: Path, vision_tower: str = "") -> Source:
+def open_source(
+    path: Path, vision_tower: str = "", step: int | None = None, same_base: bool = False
+) -> Source:
     """Opens the work directory of a finished run, or a checkpoint directory.
 
     For a run that trained its base model itself, the base model is written to base-hf in the work
@@ -105,58 +116,83 @@ def open_source(path: Path, vision_tower: str = "") -> Source:
     Args:
         path: the directory.
         vision_tower: CLIP directory of an original LLaVA checkpoint; a run's config names its own.
+        step: training step of a run; None takes the last one.
+        same_base: trust that the base is still what the run was trained on.
 
     Raises:
         DataError: the directory is neither, or the run or one that it started from has not
-            finished.
+            finished, or the base or the last training checkpoint is not what it was.
     """
     if not path.is_dir():
         raise DataError(f"{path} is not a directory; give a work directory or a checkpoint")
     if not (path / "stages.json").exists():
         if several := instead_of(path):
             raise DataError(f"{path} is not a run{several}")
+        if step is not None:
+            raise DataError(f"{path} is not the work directory of a run: it has no step {step}")
         config = read_llava_config(path, vision_tower)
         return Source(path, tower_directory(path, vision_tower), config)
     if "align" not in read_stages(path):
         raise DataError(f"{path}: alignment has not finished; run seva_jax.train again")
     experiment = dataclasses.replace(read_config(path / "config.py"), workdir=str(path))
+    template = experiment.text.train
     runs = [experiment]  # newest first: the runs whose results the model consists of
     while isinstance(base := experiment.base, PriorRun):
         base.aligned()  # raises if that run has not finished
+        recorded = read_stages(Path(experiment.workdir)).get("base", {}).get("fingerprint")
+        if recorded not in (None, base_fingerprint(experiment)):
+            raise DataError(
+                f"{base.workdir} has another result now than when {experiment.workdir} started "
+                "from it; run seva_jax.train there again, or put the earlier result back"
+            )
         experiment = base.earlier()
         runs += [experiment] * base.merge
-    directory, vision_tower = _checkpoint(experiment)
+    directory, vision_tower, pad_to_square = _checkpoint(experiment)
     config = read_llava_config(directory, vision_tower)
     tower = tower_directory(directory, vision_tower)
+    processing = image_processing(directory, tower, pad_to_square)
+    checkpoints: dict[str, Path] = {}  # by work directory; all files of each are read once
+    for run in (*runs, experiment):
+        if run.workdir not in checkpoints:
+            stage = Path(run.workdir) / "checkpoints" / "align"
+            number = step if run is runs[0] else None
+            checkpoints[run.workdir] = (
+                last_checkpoint(stage) if number is None else checkpoint_of(stage, number)
+            )
+    if isinstance(experiment.base, Checkpoint) and not same_base:
+        require_same_base(experiment, config, checkpoints[experiment.workdir])
 
     def result(run: Experiment) -> Source:
         model = Llava(config, lora=run.lora if run.lora.rank else None)
         shapes = shapes_by_path(abstract_variables(model))
         parts = tuple("lora/" if p == "lora" else f"params/{p}/" for p in run.train.trained)
         trained = {name: shape for name, shape in shapes.items() if name.startswith(parts)}
-        read = functools.partial(_read, Path(run.workdir) / "checkpoints" / "align", trained)
-        return Source(directory, tower, config, run.lora, trained, read)
+        read = functools.partial(_read, checkpoints[run.workdir], trained)
+        return Source(
+            directory, tower, config, run.lora, trained, read, processing, template
+        )  # fmt: skip
 
     last, *before = map(result, runs)
     return dataclasses.replace(last, before=tuple(before[::-1]))
 
 
-def _checkpoint(experiment: Experiment) -> tuple[Path, str]:
-    """Returns the checkpoint directory that a run started from, and its CLIP directory or ""."""
+def _checkpoint(experiment: Experiment) -> tuple[Path, str, bool | None]:
+    """Returns where a run started from: directory, CLIP directory or "", and `pad_to_square`."""
     base, workdir = experiment.base, Path(experiment.workdir)
     if isinstance(base, Checkpoint):
-        return Path(base.path), base.vision_tower
+        return Path(base.path), base.vision_tower, base.pad_to_square
     directory = workdir / "base-hf"
     if not directory.exists():
         assets = base.assets()
         shapes = shapes_by_path(abstract_variables(Llava(assets.config)))
-        read = functools.partial(_read, workdir / "checkpoints" / "base", shapes)
-        write_new(directory, assets.config, assets.tokenizer, assets.processing, read)
-    return directory, ""
+        read = functools.partial(_read, last_checkpoint(workdir / "checkpoints" / "base"), shapes)
+        template = experiment.text.train
+        write_new(directory, assets.config, assets.tokenizer, assets.processing, template, read)
+    return directory, "", None
 
 
 def _read(
-    stage: Path, trained: Mapping[str, tuple[int, ...]], names: Sequence[str]
+    checkpoint: Path, trained: Mapping[str, tuple[int, ...]], names: Sequence[str]
 ) -> list[np.ndarray]:
     """Reads the named variables, and no others, from a training checkpoint to the host."""
     host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
@@ -167,7 +203,7 @@ def _read(
         for parent in parents:
             branch = branch.setdefault(parent, {})
         branch[leaf] = jax.ShapeDtypeStruct(trained[name], np.float32, sharding=host)
-    values = leaves_by_path(read_trained(stage, tree))
+    values = leaves_by_path(read_variables(checkpoint, tree))
     return [np.asarray(values[name]) for name in names]
 
 
@@ -175,18 +211,35 @@ def _read(
 def main() -> None:
     """Runs the command line."""
     command = tyro.extras.subcommand_cli_from_dict(
-        {"to-hf": ToHF, "to-llava": ToLlava, "to-peft": ToPeft, "from-bin": FromBin}
+        {
+            "to-hf": ToHF,
+            "to-llava": ToLlava,
+            "to-peft": ToPeft,
+            "to-llava-lora": ToLlavaLora,
+            "from-bin": FromBin,
+        }
     )
+    print(hide_home(_run(command)))
+
+
+def _run(command: _Export | FromBin) -> str:
+    """Runs a command and returns its summary."""
+    out = command.out
+    if isinstance(command, FromBin):
+        return from_bin(command.source, out)
+    source = open_source(command.source, command.vision_tower, command.step, command.same_base)
     match command:
         case ToHF():
-            summary = to_hf(open_source(command.source, command.vision_tower), command.out)
+            return to_hf(source, out)
         case ToLlava():
-            summary = to_llava(open_source(command.source, command.vision_tower), command.out)
+            require_llava_opens(source, out)
+            return to_llava(source, out)
         case ToPeft():
-            summary = to_peft(open_source(command.source), command.out)
-        case FromBin():
-            summary = from_bin(command.source, command.out)
-    print(hide_home(summary))
+            return to_peft(source, out)
+        case ToLlavaLora():
+            return to_llava_lora(source, out)
+        case _:
+            raise AssertionError(command)
 
 
 if __name__ == "__main__":

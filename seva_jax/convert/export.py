@@ -8,7 +8,6 @@ of layout (`rewrite.py`), adapters alone (`peft.py`).
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,9 +15,10 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from seva_jax.convert.files import data_start, encode, new_directory
+from seva_jax.convert.files import data_start, encode, new_directory, update_json
 from seva_jax.convert.load import INDEX_FILE, Tensor, read_headers
-from seva_jax.convert.original import read_json
+from seva_jax.convert.original import aspect_ratio
+from seva_jax.convert.processor import replace_processing, write_chat_template
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, Row
 from seva_jax.runtime.progress import Progress
@@ -32,7 +32,9 @@ def patched_copy(source: Source, out: Path) -> str:
     """Copies the checkpoint, with adapters merged and trained parts replaced.
 
     The CLIP directory of an original LLaVA is copied too if it is inside the checkpoint, or if the
-    tower was trained; in the second case config.json names the copy.
+    tower was trained; config.json then names the copy by its absolute path, because LLaVA looks for
+    a relative one from wherever it is started. Processor and chat template are written only where
+    they are not those of the run.
 
     Args:
         source: the model to export. A checkpoint without a run is copied byte by byte.
@@ -47,15 +49,15 @@ def patched_copy(source: Source, out: Path) -> str:
     tensors = read_headers(source.directory, source.tower)
     changed = [row for row in TABLE if changes(source, row)]
     files = {path: Path(path.name) for path in _copied(source.directory, tensors)}
-    moved = False
+    moved, folder = False, Path(TOWER)
     if source.tower:
-        inside = source.tower.resolve().is_relative_to(source.directory.resolve())
+        inside = tower_inside(source)
         outside = {t.path.parent for t in tensors.values()} - {source.directory}
-        moved = not inside and bool(outside) and any(r.ours.startswith("vision") for r in changed)
-        folder = Path(TOWER)
+        trained = any(row.ours.startswith("vision") for row in changed)
+        moved = inside or (bool(outside) and trained)
         if inside:
             folder = source.tower.resolve().relative_to(source.directory.resolve())
-        if inside or moved:
+        if moved:
             files |= {path: folder / path.name for path in _copied(source.tower, tensors)}
     with new_directory(out, sum(path.stat().st_size for path in files)) as scratch:
         with Progress("copy", len(files), "file") as bar:
@@ -63,9 +65,14 @@ def patched_copy(source: Source, out: Path) -> str:
                 (scratch / name).parent.mkdir(exist_ok=True, parents=True)
                 shutil.copyfile(path, scratch / name)
                 bar.update()
-        if moved:
-            fields = read_json(scratch / "config.json") | {"mm_vision_tower": TOWER}
-            write_json(scratch / "config.json", fields)
+        if source.tower is None:
+            if source.processing is not None:
+                replace_processing(scratch, source.config, source.processing)
+            if source.template is not None:
+                write_chat_template(scratch, source.template)
+        else:
+            tower = str(out.absolute() / folder) if moved else None
+            update_json(scratch / "config.json", llava_fields(source, tower))
         starts = {path: data_start(path) for path in {t.path for t in tensors.values()}}
         num = 0
         with Progress("merge", len(changed), "tensor") as bar:
@@ -80,9 +87,23 @@ def patched_copy(source: Source, out: Path) -> str:
     return f"{out}: {num} of {len(tensors)} tensors changed"
 
 
-def write_json(path: Path, fields: Mapping[str, object]) -> None:
-    """Writes an indented JSON object to a file."""
-    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+def tower_inside(source: Source) -> bool:
+    """Returns whether the CLIP directory of an original LLaVA is inside the checkpoint."""
+    tower = source.tower
+    return tower is not None and tower.resolve().is_relative_to(source.directory.resolve())
+
+
+def llava_fields(source: Source, tower: str | None) -> dict[str, object]:
+    """Returns the fields of an original LLaVA's config.json that a run changes.
+
+    Args:
+        source: the model to export.
+        tower: the new place of the CLIP directory; None if that does not change.
+    """
+    fields: dict[str, object] = {} if tower is None else {"mm_vision_tower": tower}
+    if source.processing is not None:
+        fields["image_aspect_ratio"] = aspect_ratio(source.processing)
+    return fields
 
 
 def other_files(directory: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from seva_jax.convert.load import DTYPES, Tensor
+from seva_jax.convert.original import read_json
 from seva_jax.types import DataError
 
 
@@ -52,6 +53,18 @@ def new_directory(out: Path, size: int) -> Iterator[Path]:
         raise DataError(f"{out} cannot be written: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_json(path: Path, fields: Mapping[str, object]) -> None:
+    """Writes an indented JSON object to a file."""
+    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def update_json(path: Path, fields: Mapping[str, object]) -> None:
+    """Sets fields of a JSON object in a file, which stays as it is if it has them already."""
+    old = read_json(path)
+    if old != {**old, **fields}:
+        write_json(path, {**old, **fields})
 
 
 def data_start(path: Path) -> dict[str, int]:

@@ -18,6 +18,7 @@ from seva_jax.convert.original import (
     is_original,
     read_json,
     refuse,
+    refuse_adapters,
     tower_directory,
     unsupported,
 )
@@ -77,9 +78,10 @@ def read_llava_config(directory: str | Path, vision_tower: str | Path | None = N
 
     Raises:
         DataError: the file is missing or not a LLaVA config, or has fields with unsupported
-            values; all of them are named, with their values.
+            values; all of them are named, with their values. Or the directory holds an adapter.
     """
     path = Path(directory) / "config.json"
+    refuse_adapters(path.parent)
     hf = _hf_config(path, vision_tower)
     text, vision = cast(Any, hf.text_config), cast(Any, hf.vision_config)
     refuse(path, _unsupported(hf, text, vision))
@@ -103,9 +105,29 @@ def read_llava_config(directory: str | Path, vision_tower: str | Path | None = N
     return config
 
 
-def llava_config_fields(config: LlavaConfig) -> dict[str, Any]:
-    """Returns the fields of a config.json that `read_llava_config` reads back as `config`."""
+def read_context_length(directory: Path, vision_tower: Path | None = None) -> int:
+    """Returns `max_position_embeddings` of the language model, which vLLM takes as its limit.
+
+    Args:
+        directory: see `read_llava_config`.
+        vision_tower: see `read_llava_config`.
+    """
+    text = cast(Any, _hf_config(directory / "config.json", vision_tower).text_config)
+    return text.max_position_embeddings
+
+
+def llava_config_fields(config: LlavaConfig, context_length: int | None = None) -> dict[str, Any]:
+    """Returns the fields of a config.json that `read_llava_config` reads back as `config`.
+
+    They are spelled as on the Hub, which transformers 4 and 5 read. `rope_theta` for example is
+    inside `rope_parameters` in what transformers 5 writes, where version 4 does not look.
+
+    Args:
+        config: the architecture.
+        context_length: see `read_context_length`; None leaves it out.
+    """
     vision, text = config.vision, config.text
+    context = {} if context_length is None else {"max_position_embeddings": context_length}
     return {
         "model_type": "llava",
         "architectures": ["LlavaForConditionalGeneration"],
@@ -122,7 +144,8 @@ def llava_config_fields(config: LlavaConfig) -> dict[str, Any]:
         "text_config": {
             "model_type": "llama",
             **{name: getattr(text, ours) for ours, name in _TEXT.items()},
-            "rope_parameters": {"rope_type": "default", "rope_theta": text.rope_base},
+            **context,
+            "rope_theta": text.rope_base,
             "tie_word_embeddings": text.tied_head,
         },
     }

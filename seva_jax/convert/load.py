@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from seva_jax.convert.original import listing, read_json
+from seva_jax.convert.original import listing, read_json, refuse_adapters
 from seva_jax.convert.table import (
     EMBEDDING,
     HEAD,
@@ -95,6 +95,7 @@ def load_params(
     shardings: Any = None,
     tower: Path | None = None,
     base_weights: BaseWeights = "float",
+    each: Callable[[Any], Any] = lambda leaf: leaf,
 ) -> dict[str, Any]:
     """Reads the weights of a Hugging Face or an original LLaVA directory.
 
@@ -107,6 +108,7 @@ def load_params(
         tower: the CLIP directory of an original LLaVA, see `original.tower_directory`.
         base_weights: how the language model's kernels are stored. They are quantised one stack
             of layers at a time.
+        each: called with every parameter once it is read; its result takes the parameter's place.
 
     Returns:
         The "params" collection, with `jax.Array` leaves, or `qwix.QArray`s where quantised.
@@ -137,7 +139,7 @@ def load_params(
         read_with = sharding.qvalue if is_quantised(sharding) else sharding
         array = jax.make_array_from_callback(shapes[ours], read_with, reader)
         # Transfers are asynchronous: without waiting, the host buffers of many leaves pile up.
-        return jax.block_until_ready(quantise(ours, array, base_weights, sharding))
+        return each(jax.block_until_ready(quantise(ours, array, base_weights, sharding)))
 
     return jax.tree_util.tree_map_with_path(read, shardings, is_leaf=is_quantised)
 
@@ -212,6 +214,7 @@ def read_headers(directory: Path, tower: Path | None = None) -> dict[str, Tensor
 
 
 def _read_headers(directory: Path, spell: Callable[[str], str]) -> dict[str, Tensor]:
+    refuse_adapters(directory)
     problems: list[str] = []
     tensors: dict[str, Tensor] = {}
     file_of: dict[str, str] = {}
@@ -247,10 +250,17 @@ def _list_files(directory: Path) -> tuple[list[str], Mapping[str, str] | None]:
     path = directory / INDEX_FILE
     if not path.exists():
         if pickles := sorted(p.name for kind in _PICKLES for p in directory.glob(kind)):
+            whole = any(name.startswith("pytorch_model") for name in pickles)
             raise DataError(
                 f"{directory} holds its weights as pickles ({', '.join(pickles)}). Opening a "
-                "pickle can run code hidden in it, so they are refused; convert them once, without "
-                f"running any: python -m seva_jax.convert from-bin {directory} OUT"
+                "pickle can run code hidden in it, so they are refused; "
+                + (
+                    "convert them once, without running any: "
+                    f"python -m seva_jax.convert from-bin {directory} OUT"
+                    if whole
+                    else "none is pytorch_model*.bin, the weights of a whole model: fetch those, "
+                    "or give the model that these files belong to"
+                )
             )
         raise DataError(
             f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}: fetch the weights"

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig
 from seva_jax.types import DataError
 
@@ -25,6 +26,12 @@ _SUPPORTED = {
     "mm_use_im_start_end": (False, None),
     "mm_vision_select_feature": (*_SELECT, None),
 }
+
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+_WHOLE = (
+    *("model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -45,6 +52,34 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path} holds a {type(value).__name__}, expected a JSON object")
     return value
+
+
+def refuse_adapters(directory: Path) -> None:
+    """Raises if a model directory holds a LoRA adapter.
+
+    transformers applies such an adapter without being asked, so the files alone do not say which
+    model is meant.
+
+    Raises:
+        DataError: it does; says how to use the adapter.
+    """
+    names = [name for name in _ADAPTERS if (directory / name).exists()]
+    if not names:
+        return
+    listed = " and ".join(names)
+    if any((directory / name).exists() for name in _WHOLE):
+        raise DataError(
+            f"{directory} holds a whole model and a LoRA adapter ({listed}), which transformers "
+            "would apply: move these files to a directory of their own and give both, "
+            "--base.path MODEL --base.adapter DIR (or from_pretrained(MODEL, adapter=DIR)), or "
+            "merge them into the weights (merge_and_unload of peft)"
+        )
+    raise DataError(
+        f"{directory} holds a LoRA adapter ({listed}), not a whole model: give the model that it "
+        f"was trained on and this directory, --base.path MODEL --base.adapter {directory} (or "
+        f"from_pretrained(MODEL, adapter={str(directory)!r})), or merge it into that model first "
+        "(merge_and_unload of peft)"
+    )
 
 
 def is_original(fields: dict[str, Any]) -> bool:
@@ -73,7 +108,9 @@ def tower_directory(directory: Path, vision_tower: str | Path | None = None) -> 
             )
         return None
     named = str(fields.get("mm_vision_tower"))
-    for tower in [Path(vision_tower)] if vision_tower else [directory / named, Path(named)]:
+    own = directory / Path(named).name  # of a directory that was moved after `to-llava`
+    places = [directory / named, Path(named), own]
+    for tower in [Path(vision_tower)] if vision_tower else places:
         with contextlib.suppress(OSError):  # the name may be impossible for a file
             if (tower / "config.json").is_file():
                 return tower
@@ -89,6 +126,39 @@ def tower_directory(directory: Path, vision_tower: str | Path | None = None) -> 
 def pads_images(directory: Path) -> bool:
     """Returns whether an original LLaVA pads images to a square (LLaVA-1.5 does)."""
     return read_json(directory / "config.json").get("image_aspect_ratio") == "pad"
+
+
+def llava_name_problem(out: Path, lora: bool = False) -> str | None:
+    """Returns why LLaVA would misread a directory of this name, or None.
+
+    Its loader decides by the name (`load_pretrained_model` in llava/model/builder.py): "llava" must
+    be in it, "lora" stands for adapters, "mpt" and "mistral" for other language models. Of
+    checkpoint-N, the name of the parent counts too (`get_model_name_from_path`).
+
+    Args:
+        out: the directory.
+        lora: whether it holds adapters, not a whole model.
+    """
+    path = out.absolute()
+    name = path.name
+    if name.startswith("checkpoint-"):
+        name = f"{path.parent.name}_{name}"
+    has = [part for part in ("llava", "lora", "mpt", "mistral") if part in name.lower()]
+    wanted = ["llava", "lora"] if lora else ["llava"]
+    if has == wanted:
+        return None
+    what = "adapters" if lora else "a whole LLaVA model on Llama or Vicuna"
+    others = [part for part in ("lora", "mpt", "mistral") if part not in wanted]
+    return (
+        f"LLaVA's loader decides by a directory's name, and would not take {name!r} for {what}: "
+        f"choose a name that contains {' and '.join(wanted)}, and not {' or '.join(others)}, such "
+        f"as {out.with_name('-'.join(['aligned', *wanted]))}"
+    )
+
+
+def aspect_ratio(processing: ImageProcessing) -> str:
+    """Returns the `image_aspect_ratio` with which LLaVA processes images in a given way."""
+    return "pad" if processing.pad_to_square else "square"
 
 
 def unsupported(fields: Iterable[tuple[str, Any, Sequence[Any]]]) -> list[str]:
@@ -143,21 +213,23 @@ def as_hf_fields(path: Path, fields: dict[str, Any], tower: Path) -> dict[str, A
     }
 
 
-def original_fields(config: LlavaConfig, hf_fields: dict[str, Any], tower: str) -> dict[str, Any]:
+def original_fields(
+    config: LlavaConfig, hf_fields: dict[str, Any], tower: str, processing: ImageProcessing
+) -> dict[str, Any]:
     """Returns the fields of config.json in the original layout.
 
     Args:
         config: the architecture.
         hf_fields: the same model's fields in Hugging Face's layout.
         tower: the CLIP directory, as config.json should name it.
+        processing: the image pipeline.
     """
     select = {hf: theirs for theirs, hf in _SELECT.items()}
     return {
         **hf_fields["text_config"],
-        "rope_theta": config.text.rope_base,
         "architectures": ["LlavaLlamaForCausalLM"],
         "model_type": "llava_llama",
-        "image_aspect_ratio": "pad",
+        "image_aspect_ratio": aspect_ratio(processing),
         "image_token_index": config.image_token_id,
         "mm_hidden_size": config.vision.hidden_size,
         "mm_projector_type": "mlp2x_gelu",

@@ -1,20 +1,37 @@
-"""Writes a run's adapters as a PEFT directory, to load on top of the run's checkpoint."""
+"""Writes a run's adapters, to load on top of the run's checkpoint: PEFT's way, and LLaVA's.
+
+What does not live here: adapters merged into the whole model (`export.py`, `rewrite.py`).
+"""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from seva_jax.convert.export import write_json
-from seva_jax.convert.files import SafetensorsWriter, new_directory, num_bytes
+from seva_jax.convert.export import llava_fields, tower_inside
+from seva_jax.convert.files import (
+    SafetensorsWriter,
+    new_directory,
+    num_bytes,
+    update_json,
+    write_json,
+)
+from seva_jax.convert.original import llava_name_problem
 from seva_jax.convert.source import Source
-from seva_jax.convert.table import TABLE
-from seva_jax.runtime.paths import hide_home
+from seva_jax.convert.table import TABLE, Row, original
 from seva_jax.runtime.progress import Progress
 from seva_jax.types import DataError
 
-_PREFIX = "base_model.model.model."  # PeftModel -> LoraModel -> LlavaForConditionalGeneration
+_PREFIX = "base_model.model."  # PeftModel -> LoraModel -> their model
 _PROJECTOR = "multi_modal_projector"
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+# Where the language model's layers are in their models. The pattern that names them is precise,
+# because the vision tower has layers of the same names.
+_HF_LAYERS, _HF_PATTERN = "model.language_model.layers", r".*language_model\.layers"
+_LLAVA_LAYERS, _LLAVA_PATTERN = "model.layers", r"model\.layers"
+_OTHERS = "non_lora_trainables.bin"
 
 
 def to_peft(source: Source, out: Path) -> str:
@@ -33,6 +50,77 @@ def to_peft(source: Source, out: Path) -> str:
         DataError: there are no adapters, parts other than the projector were trained in full, or
             `out` cannot be written.
     """
+    projector = _require_adapters(source)
+    whole = {f"{_PREFIX}model.{row.theirs}": row for row in projector}
+    # peft opens this path as it stands, so it is whole, unlike those in configs and pages. An
+    # adapter of an original LLaVA fits its conversion, which may be anywhere.
+    base = None if source.tower else str(source.directory.absolute())
+    fields = _fields(source, base, _HF_PATTERN)
+    fields["modules_to_save"] = [_PROJECTOR] if whole else None
+    num = _write(source, out, fields, _HF_LAYERS, whole)
+    summary = f"{out}: rank {source.lora.rank} adapters, {num} tensors"
+    if source.tower:
+        summary += (
+            f"; they fit the output of `to-hf {source.directory} OUT`, not the original layout"
+        )
+    return summary
+
+
+def to_llava_lora(source: Source, out: Path) -> str:
+    """Writes the files that the original LLaVA's training with LoRA leaves.
+
+    These are config.json, adapter_config.json, adapter_model.safetensors, and what was trained in
+    full in non_lora_trainables.bin, which LLaVA reads with torch. Needs torch, which writes it.
+
+    Args:
+        source: a run whose base is in the original layout.
+        out: the new directory.
+
+    Returns:
+        A summary for the terminal.
+
+    Raises:
+        DataError: torch is not installed, the base is in another layout, LLaVA would not take `out`
+            for LoRA weights, or as `to_peft`.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise DataError(
+            f"to-llava-lora needs torch, which writes {_OTHERS}: pip install torch; to-llava "
+            "exports the whole model without it"
+        ) from None
+    clip = source.tower
+    if clip is None:
+        raise DataError(
+            f"{source.directory} is in Hugging Face's layout, on which LLaVA's loader cannot put "
+            "adapters; to-llava exports the whole model, to-peft the adapters for transformers"
+        )
+    if problem := llava_name_problem(out, lora=True):
+        raise DataError(problem)
+    projector = _require_adapters(source)
+    fields = _fields(source, str(source.directory.absolute()), _LLAVA_PATTERN)
+
+    def write_others(scratch: Path) -> None:
+        tower = str(clip.absolute()) if tower_inside(source) else None
+        shutil.copyfile(source.directory / "config.json", scratch / "config.json")
+        update_json(scratch / "config.json", llava_fields(source, tower))
+        others: dict[str, Any] = {}
+        for row in projector:
+            (values,) = source.read([f"params/{row.ours}"])
+            name = f"{_PREFIX}{original(row.theirs)}"
+            others[name] = torch.from_numpy(row.transform.write(values).copy())
+        torch.save(others, scratch / _OTHERS)
+
+    num = _write(source, out, fields, _LLAVA_LAYERS, {}, write_others)
+    return (
+        f"{out}: rank {source.lora.rank} adapters, {num} tensors; LLaVA opens it with --model-path "
+        f"{out} --model-base {source.directory}"
+    )
+
+
+def _require_adapters(source: Source) -> list[Row]:
+    """Returns the rows of the projector if it was trained, or raises, see `to_peft`."""
     if source.before:
         raise DataError(
             "these adapters change the merged model of an earlier run, not a checkpoint that peft "
@@ -46,6 +134,49 @@ def to_peft(source: Source, out: Path) -> str:
             f"the run trained {', '.join(extra)} fully, which an adapter cannot hold; to-hf "
             "exports the whole model"
         )
+    return [row for row in TABLE if f"params/{row.ours}" in source.trained]
+
+
+def _fields(source: Source, base: str | None, layers: str) -> dict[str, object]:
+    """Returns adapter_config.json.
+
+    Args:
+        source: the run.
+        base: the directory that the file names as the base.
+        layers: pattern of the paths of the language model's layers.
+    """
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": source.lora.rank,
+        "lora_alpha": source.lora.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "target_modules": rf"{layers}\.\d+\.(self_attn|mlp)\.({'|'.join(source.lora.targets)})",
+    }
+
+
+def _write(
+    source: Source,
+    out: Path,
+    fields: Mapping[str, object],
+    layers: str,
+    whole: Mapping[str, Row],
+    more: Callable[[Path], None] = lambda scratch: None,
+) -> int:
+    """Writes the directory, and returns the number of tensors in adapter_model.safetensors.
+
+    Args:
+        source: the run.
+        out: the new directory.
+        fields: adapter_config.json.
+        layers: path of the language model's layers in their model.
+        whole: parameters that are stored whole, by their names.
+        more: writes further files to the directory that it is given.
+    """
     names: dict[str, tuple[str, ...]] = {}  # ours -> theirs, one for each layer
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
     for target in source.lora.targets:
@@ -54,28 +185,11 @@ def to_peft(source: Source, out: Path) -> str:
             path = f"lora/language/layers/{target}/{ours}"
             num_layers, *shape = source.trained[path]
             names[path] = tuple(
-                f"{_PREFIX}language_model.layers.{i}.{block}.{target}.{theirs}.weight"
-                for i in range(num_layers)
+                f"{_PREFIX}{layers}.{i}.{block}.{target}.{theirs}.weight" for i in range(num_layers)
             )
             shapes |= {name: ("F32", tuple(shape[::-1])) for name in names[path]}
-    whole = [row for row in TABLE if f"params/{row.ours}" in source.trained]
-    for row in whole:
-        shapes[_PREFIX + row.theirs] = "F32", row.their_shape(source.trained[f"params/{row.ours}"])
-    fields = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": hide_home(str(source.directory)),
-        "r": source.lora.rank,
-        "lora_alpha": source.lora.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        # A pattern, because the vision tower has layers of the same names.
-        "target_modules": r".*language_model\.layers\.\d+\.(self_attn|mlp)\."
-        f"({'|'.join(source.lora.targets)})",
-        "modules_to_save": [_PROJECTOR] if whole else None,
-    }
+    for name, row in whole.items():
+        shapes[name] = "F32", row.their_shape(source.trained[f"params/{row.ours}"])
     with new_directory(out, sum(num_bytes(*x) for x in shapes.values())) as scratch:
         bar = Progress("write", len(shapes), "tensor")
         with bar, SafetensorsWriter(scratch / "adapter_model.safetensors", shapes) as writer:
@@ -84,14 +198,10 @@ def to_peft(source: Source, out: Path) -> str:
                 for name, part in zip(theirs, values, strict=True):
                     writer.write(name, part.T)
                     bar.update()
-            for row in whole:
+            for name, row in whole.items():
                 (values,) = source.read([f"params/{row.ours}"])
-                writer.write(_PREFIX + row.theirs, row.transform.write(values))
+                writer.write(name, row.transform.write(values))
                 bar.update()
         write_json(scratch / "adapter_config.json", fields)
-    summary = f"{out}: rank {source.lora.rank} adapters, {len(shapes)} tensors"
-    if source.tower:
-        summary += (
-            f"; they fit the output of `to-hf {source.directory} OUT`, not the original layout"
-        )
-    return summary
+        more(scratch)
+    return len(shapes)

@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from seva_jax.convert.export import other_files, write_json
-from seva_jax.convert.files import new_directory
+from seva_jax.convert.export import other_files
+from seva_jax.convert.files import new_directory, write_json
 from seva_jax.convert.load import INDEX_FILE
 from seva_jax.convert.original import read_json
 from seva_jax.runtime.progress import Progress

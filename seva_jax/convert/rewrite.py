@@ -23,33 +23,35 @@ from seva_jax.convert.export import (
     other_files,
     patched_copy,
     read_tensor,
+)
+from seva_jax.convert.files import (
+    SafetensorsWriter,
+    data_start,
+    new_directory,
+    num_bytes,
     write_json,
 )
-from seva_jax.convert.files import SafetensorsWriter, data_start, new_directory, num_bytes
-from seva_jax.convert.hf_config import llava_config_fields, read_special_tokens
+from seva_jax.convert.hf_config import (
+    llava_config_fields,
+    read_context_length,
+    read_special_tokens,
+)
 from seva_jax.convert.load import INDEX_FILE, SINGLE_FILE, Tensor, read_headers, shapes_by_path
-from seva_jax.convert.original import original_fields, pads_images
+from seva_jax.convert.original import llava_name_problem, original_fields
+from seva_jax.convert.processor import image_processing, write_chat_template, write_processor
 from seva_jax.convert.source import Source
-from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, original
+from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, hub, original
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import Llava, LlavaConfig, abstract_params
 from seva_jax.runtime.progress import Progress
 from seva_jax.text.llama import MODEL_FILE, name_llama_class
-from seva_jax.text.templates import VICUNA_V1
+from seva_jax.text.templates import VICUNA_V1, Template
 from seva_jax.text.tokenizer import load_tokenizer, save_tokenizer
+from seva_jax.types import DataError
 
 _SHARD_BYTES = 5 * 10**9
 _ROWS = 64  # Hugging Face's LLaVA pads its vocabulary to a multiple of this
 _TORCH_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-_CHAT = (
-    "{{ '%s ' }}{%% for message in messages %%}{%% if message['role'] == 'user' %%}{{ '%s: ' }}"
-    "{%% for part in message['content'] if part['type'] == 'image' %%}{{ '<image>\n' }}"
-    "{%% endfor %%}{%% for part in message['content'] if part['type'] == 'text' %%}"
-    "{{ part['text'] }}{%% endfor %%}{{ ' ' }}{%% else %%}{{ '%s: ' }}"
-    "{%% for part in message['content'] %%}{{ part['text'] }}{%% endfor %%}{{ '</s>' }}"
-    "{%% endif %%}{%% endfor %%}{%% if add_generation_prompt %%}{{ '%s:' }}{%% endif %%}"
-)
-
 # Files that both layouts have, with different contents.
 _LAYOUT_FILES = ("config.json", "processor_config.json", "preprocessor_config.json")
 
@@ -78,13 +80,14 @@ def to_hf(source: Source, out: Path) -> str:
         rows = -(-(rows + 2) // _ROWS) * _ROWS
     text = dataclasses.replace(config.text, vocab_size=rows)
     config = dataclasses.replace(config, text=text)
-    processing = ImageProcessing.from_processor_config(source.tower, pads_images(source.directory))
+    processing = source.processing or image_processing(source.directory, source.tower)
+    context = read_context_length(source.directory, source.tower)
     special = read_special_tokens(source.directory)
     tokenizer = load_tokenizer(source.directory, original=True)
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     tensors = read_headers(source.directory, source.tower)
     with new_directory(out, _size(tensors)) as scratch:
-        fields = llava_config_fields(config) | {"dtype": _torch_dtype(tensors)}
+        fields = llava_config_fields(config, context) | {"torch_dtype": _torch_dtype(tensors)}
         write_json(scratch / "config.json", fields)
         tokens = {"eos_token_id": list(special.stop_ids), "pad_token_id": tokenizer.pad_token_id}
         write_json(scratch / "generation_config.json", {"bos_token_id": 1, **tokens})
@@ -92,8 +95,26 @@ def to_hf(source: Source, out: Path) -> str:
         if (source.directory / MODEL_FILE).is_file():  # for programs that take no tokenizer.json
             shutil.copyfile(source.directory / MODEL_FILE, scratch / MODEL_FILE)
         write_processor(scratch, config, processing)
-        num = _rewrite(source, tensors, scratch, lambda name: ("", name), rows)
+        write_chat_template(scratch, source.template or VICUNA_V1)
+        num = _rewrite(source, tensors, scratch, lambda name: ("", hub(name)), rows)
     return f"{out}: {num} of {len(tensors)} tensors changed, Hugging Face's layout"
+
+
+def require_llava_opens(source: Source, out: Path) -> None:
+    """Raises if the original LLaVA could not open what `to_llava` would write.
+
+    Raises:
+        DataError: the name of the directory would mislead its loader, or there is no
+            tokenizer.model, which its slow tokenizer reads.
+    """
+    if problem := llava_name_problem(out):
+        raise DataError(problem)
+    if not (source.directory / "tokenizer.model").is_file():
+        raise DataError(
+            f"{source.directory} has no tokenizer.model, without which the original LLaVA cannot "
+            "open the export: put the one there that the language model came with (Vicuna's is "
+            "Llama 2's), or use to-hf"
+        )
 
 
 def to_llava(source: Source, out: Path) -> str:
@@ -114,8 +135,8 @@ def to_llava(source: Source, out: Path) -> str:
     if source.tower is not None:
         return patched_copy(source, out)
     config = source.config
-    processing = ImageProcessing.from_processor_config(source.directory)
-    hf_fields = llava_config_fields(config)
+    processing = source.processing or image_processing(source.directory, None)
+    hf_fields = llava_config_fields(config, read_context_length(source.directory))
     special = read_special_tokens(source.directory)
     tensors = read_headers(source.directory)
     with new_directory(out, _size(tensors)) as scratch:
@@ -125,7 +146,8 @@ def to_llava(source: Source, out: Path) -> str:
             if path.name not in _LAYOUT_FILES and not path.name.startswith("chat_template"):
                 shutil.copyfile(path, scratch / path.name)
         name_llama_class(scratch)
-        fields = original_fields(config, hf_fields, TOWER)
+        place_of_tower = str(out.absolute() / TOWER)  # LLaVA takes a relative one from anywhere
+        fields = original_fields(config, hf_fields, place_of_tower, processing)
         stop = next(iter(special.stop_ids), None)
         tokens = {"eos_token_id": stop, "pad_token_id": special.pad_id}
         dtype = {"torch_dtype": _torch_dtype(tensors)}
@@ -139,10 +161,7 @@ def to_llava(source: Source, out: Path) -> str:
             return TOWER if name.startswith("vision_tower.") else "", original(name)
 
         num = _rewrite(source, tensors, scratch, place, config.text.vocab_size)
-    return (
-        f"{out}: {num} of {len(tensors)} tensors changed, original layout; the original LLaVA "
-        f"looks for mm_vision_tower, {TOWER!r}, from the directory it is started in"
-    )
+    return f"{out}: {num} of {len(tensors)} tensors changed, original layout"
 
 
 def write_new(
@@ -150,6 +169,7 @@ def write_new(
     config: LlavaConfig,
     tokenizer: Any,
     processing: ImageProcessing,
+    template: Template,
     read: Callable[[Sequence[str]], list[np.ndarray]],
 ) -> None:
     """Writes a model that was trained from scratch as a new Hugging Face directory, in float32.
@@ -159,12 +179,13 @@ def write_new(
         config: the architecture.
         tokenizer: a tokenizer of transformers.
         processing: the image pipeline.
+        template: the words around questions and answers.
         read: reads variables, given names such as "params/language/embedding".
     """
     shapes = shapes_by_path(abstract_params(Llava(config)))
     rows = [row for row in TABLE if row.ours in shapes]
     tensors = {
-        name: ("F32", row.their_shape(shapes[row.ours]))
+        hub(name): ("F32", row.their_shape(shapes[row.ours]))
         for row in rows
         for name in row.names(shapes[row.ours])
     }
@@ -175,29 +196,13 @@ def write_new(
         write_json(scratch / "generation_config.json", ids)
         save_tokenizer(tokenizer, scratch)
         write_processor(scratch, config, processing)
+        write_chat_template(scratch, template)
         with SafetensorsWriter(scratch / SINGLE_FILE, tensors) as writer:
             for row in rows:
                 (values,) = read([f"params/{row.ours}"])
                 parts = values if row.stacked else [values]
                 for name, part in zip(row.names(values.shape), parts, strict=True):
-                    writer.write(name, row.transform.write(part))
-
-
-def write_processor(directory: Path, config: LlavaConfig, processing: ImageProcessing) -> None:
-    """Writes the files of transformers' LlavaProcessor, except for the tokenizer's."""
-    image = processing.to_processor_config() | {"processor_class": "LlavaProcessor"}
-    write_json(directory / "preprocessor_config.json", image)
-    fields = {
-        "processor_class": "LlavaProcessor",
-        "image_token": "<image>",
-        "patch_size": config.vision.patch_size,
-        "num_additional_image_tokens": 1,  # CLS
-        "vision_feature_select_strategy": config.feature_select,
-    }
-    write_json(directory / "processor_config.json", fields)
-    system = VICUNA_V1.system.replace("'", "\\'")
-    text = _CHAT % (system, VICUNA_V1.user, VICUNA_V1.assistant, VICUNA_V1.assistant)
-    (directory / "chat_template.jinja").write_text(text, encoding="utf-8")
+                    writer.write(hub(name), row.transform.write(part))
 
 
 def _size(tensors: dict[str, Tensor]) -> int:

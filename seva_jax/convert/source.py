@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig, LoraConfig
+from seva_jax.text.templates import Template
 
 
 def read_nothing(names: Sequence[str]) -> list[np.ndarray]:
@@ -28,6 +30,8 @@ class Source:
         trained: shapes of the run's trained variables, which are float32, by collection and path
             joined by "/" ("lora/language/layers/q_proj/a"); empty without a run.
         read: reads the trained variables with the given names.
+        processing: the image pipeline that the run trained with; None without a run.
+        template: the words around its questions and answers; None without a run.
         before: earlier runs, oldest first; each later run started from the merged result of the
             one before it.
     """
@@ -38,4 +42,6 @@ class Source:
     lora: LoraConfig = LoraConfig(rank=0)
     trained: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     read: Callable[[Sequence[str]], list[np.ndarray]] = read_nothing
+    processing: ImageProcessing | None = None
+    template: Template | None = None
     before: tuple[Source, ...] = ()

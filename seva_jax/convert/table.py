@@ -234,6 +234,20 @@ def original(name: str) -> str:
     return _respelled(name, _TO_ORIGINAL)
 
 
+def hub(name: str) -> str:
+    """Returns a name of `TABLE` in the Hub's spelling, which transformers 4 and 5 read.
+
+    transformers 4 looks for the tower's tensors below "vision_model." and initialises all others
+    at random, with a warning.
+
+    >>> hub("vision_tower.pre_layrnorm.bias")
+    'vision_tower.vision_model.pre_layrnorm.bias'
+    >>> hub("language_model.lm_head.weight")
+    'language_model.lm_head.weight'
+    """
+    return _respelled(name, (("vision_tower.", "vision_tower.vision_model."),))
+
+
 def _respelled(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
     """Returns the name with the first of the old prefixes that it has replaced by the new one."""
     for old, new in prefixes:

@@ -88,8 +88,21 @@ class ImageProcessing:
         return _Fields(path, config).processing(pad_to_square)
 
     def to_processor_config(self) -> dict[str, Any]:
-        """Returns the fields of a preprocessor_config.json that `from_processor_config` reads."""
+        """Returns the fields of a preprocessor_config.json that `from_processor_config` reads.
+
+        Raises:
+            DataError: transformers has no processor that pads with this colour.
+        """
         edge = self.shortest_edge or self.size
+        normalises = (self.mean, self.std) != ((0.0,) * 3, (1.0,) * 3)
+        # transformers pads with int(255 * mean), also where it does not subtract the mean.
+        mean = self.mean if normalises else tuple((x + 0.5) / 255 for x in self.pad_colour)
+        if self.pad_to_square and self.pad_colour != tuple(int(255 * x) for x in mean):
+            raise DataError(
+                f"images are padded with the colour {self.pad_colour}, but the processors of "
+                f"transformers pad with 255 times the mean, {tuple(int(255 * x) for x in mean)}; "
+                "train with that pad_colour to export the model"
+            )
         stretched = {"height": edge, "width": edge}
         return {
             "image_processor_type": "LlavaImageProcessor",
@@ -101,8 +114,8 @@ class ImageProcessing:
             "crop_size": {"height": self.size, "width": self.size},
             "do_rescale": True,
             "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": list(self.mean),
+            "do_normalize": normalises,
+            "image_mean": list(mean),
             "image_std": list(self.std),
             "do_convert_rgb": True,
         }

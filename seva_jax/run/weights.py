@@ -1,19 +1,28 @@
 """The weights of a run, read from its files and those of the runs it started from.
 
-What lives here: reading what a run started from and what it trained. What does not: which runs
+What lives here: reading what a run started from and what it trained, and checking that it still is
+what the run started from. What does not: which runs
 follow each other (`seva_jax/config/rounds.py`), merging adapters (`seva_jax/models/merge.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from seva_jax.config import Checkpoint, Experiment, PriorRun, TrainedBase, make_model
+from seva_jax.config import (
+    Checkpoint,
+    ComputeOptions,
+    Experiment,
+    PriorRun,
+    TrainedBase,
+    fingerprint,
+    make_model,
+)
 from seva_jax.convert import load_params, tower_directory
 from seva_jax.models import (
     LlavaConfig,
@@ -23,8 +32,9 @@ from seva_jax.models import (
     quantise_all,
 )
 from seva_jax.sharding import placed, variable_shardings
-from seva_jax.training.checkpoint import read_trained
-from seva_jax.training.step import Variables
+from seva_jax.training.checkpoint import checksum, last_checkpoint, read_facts, read_trained
+from seva_jax.training.step import Variables, split_params
+from seva_jax.types import DataError
 
 
 def reference_params(config: Experiment, model: LlavaConfig, mesh: jax.sharding.Mesh) -> Any:
@@ -36,7 +46,8 @@ def reference_params(config: Experiment, model: LlavaConfig, mesh: jax.sharding.
         mesh: where they go.
 
     Raises:
-        DataError: a run it started from is not finished, or files cannot be read.
+        DataError: a run it started from is not finished, or had another base than is there now,
+            or files cannot be read.
     """
     base, compute = config.base, config.compute
     boxed = abstract_variables(make_model(model, compute))["params"]
@@ -44,10 +55,7 @@ def reference_params(config: Experiment, model: LlavaConfig, mesh: jax.sharding.
         mesh, abstract_stored(boxed, compute.base_weights, compute.param_dtype)
     )
     if isinstance(base, Checkpoint):
-        tower = tower_directory(Path(base.path), base.vision_tower)
-        return load_params(
-            base.path, model, compute.param_dtype, stored, tower, compute.base_weights
-        )
+        return _read_base(base, compute, model, stored)
     if isinstance(base, TrainedBase):
         like = {"params": placed(boxed, variable_shardings(mesh, boxed))}
         trained = read_trained(Path(config.workdir) / "checkpoints" / "base", like)["params"]
@@ -56,6 +64,9 @@ def reference_params(config: Experiment, model: LlavaConfig, mesh: jax.sharding.
     base.aligned()
     earlier = base.earlier()
     params = reference_params(earlier, model, mesh)
+    if isinstance(earlier.base, Checkpoint) and earlier.compute.base_weights == "float":
+        folder = Path(earlier.workdir) / "checkpoints" / "align"
+        _refuse_other_base(earlier, last_checkpoint(folder), jax.tree.map(checksum, params))
     if not base.merge:
         return params
     trained = trained_variables(earlier, model, mesh)
@@ -63,6 +74,60 @@ def reference_params(config: Experiment, model: LlavaConfig, mesh: jax.sharding.
         {**params, **trained.get("params", {})}, trained.get("lora", {}), earlier.lora,
         jnp.dtype(compute.param_dtype), stored,
     )  # fmt: skip
+
+
+def _read_base(
+    base: Checkpoint,
+    compute: ComputeOptions,
+    model: LlavaConfig,
+    shardings: Any = None,
+    each: Callable[[Any], Any] = lambda leaf: leaf,
+) -> Any:
+    """Reads a checkpoint as a run stores it; see `load_params` for the last two arguments."""
+    tower = tower_directory(Path(base.path), base.vision_tower)
+    return load_params(
+        base.path, model, compute.param_dtype, shardings, tower, compute.base_weights, each
+    )
+
+
+def require_same_base(config: Experiment, model: LlavaConfig, checkpoint: Path) -> None:
+    """Checks that a run's base checkpoint is the one that the run was trained on.
+
+    It is read one parameter at a time.
+
+    Args:
+        config: the run's config; its base is a `Checkpoint`.
+        model: architecture.
+        checkpoint: one of the training checkpoints of the run's alignment, which record the frozen
+            weights.
+
+    Raises:
+        DataError: the directory holds other weights now.
+    """
+    assert isinstance(config.base, Checkpoint), config.base
+    numbers = _read_base(config.base, config.compute, model, each=checksum)
+    _refuse_other_base(config, checkpoint, numbers)
+
+
+def _refuse_other_base(config: Experiment, checkpoint: Path, numbers: Any) -> None:
+    """Compares `checksum`s of a base's parameters, in a tree, with those that a run recorded."""
+    base, train = config.base, config.train
+    assert isinstance(base, Checkpoint), base
+    recorded = read_facts(checkpoint).get("frozen weights")
+    in_step = config.objective.needs_reference and train.reference == "in_step"
+    frozen, _ = split_params(numbers, train.trained, in_step)
+    if recorded in (None, "none"):
+        return
+    if fingerprint(jax.tree.leaves({"params": frozen})) != recorded:
+        quantised = config.compute.base_weights != "float"
+        raise DataError(
+            f"{base.path} holds other weights than when {config.workdir} was trained on it: put "
+            "the checkpoint back, or give its new place as base.path in the run's config.py"
+            + quantised * (
+                ". Another kind of processor may also have quantised the same weights with other "
+                "rounding; if you know that they are the same, give --same-base"
+            )
+        )  # fmt: skip
 
 
 def trained_variables(
@@ -78,7 +143,7 @@ def trained_variables(
         config: the run's config.
         model: architecture.
         mesh: where they go.
-        steps: the step that the checkpoint must be of; None takes the newest intact one.
+        steps: the step that the checkpoint must be of; None takes the last step that it records.
         facts: what the checkpoint must share with the run; None compares nothing.
 
     Raises:

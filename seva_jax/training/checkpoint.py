@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from seva_jax.runtime.processes import barrier, say
-from seva_jax.training.digests import newest, write_digests
+from seva_jax.training.digests import damage, newest, write_digests
 from seva_jax.training.step import TrainState
 from seva_jax.types import DataError
 
@@ -231,37 +231,91 @@ def _refuse_other_shapes(path: Path, like: Any) -> None:
             )
 
 
+def read_facts(checkpoint: Path) -> dict[str, Any]:
+    """Returns the facts about its run that a checkpoint holds."""
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(checkpoint.absolute() / "facts")
+
+
+def last_checkpoint(
+    directory: Path, last: int | None = None, facts: Mapping[str, Any] | None = None
+) -> Path:
+    """Returns the checkpoint of a stage's last step, after comparing its files with their digests.
+
+    Args:
+        directory: the checkpoints of a training stage.
+        last: the last step; None takes the number of steps that the checkpoints themselves record.
+        facts: what the checkpoint must share with the run; None compares nothing.
+
+    Raises:
+        DataError: there is no checkpoint, or that of the last step is damaged or missing, or is of
+            another run.
+    """
+    step, passed_over = newest(directory)
+    if step is None:
+        raise DataError(f"{directory} holds no checkpoint; run the training again")
+    path = directory.absolute() / str(step)
+    if last is None:
+        last = read_facts(path).get("steps", step)
+    if step != last:
+        reasons = "; ".join(f"{name}: {why}" for name, why in passed_over) or "it is not there"
+        raise DataError(
+            f"{directory} has no intact checkpoint of step {last}, the last one ({reasons}), only "
+            f"of step {step}; put back a copy, or remove {directory.name!r} from stages.json in "
+            "the work directory and run seva_jax.train again, which trains the missing steps "
+            f"(seva_jax.convert exports the earlier model with --step {step})"
+        )
+    for name, why in passed_over:
+        say(f"{directory}/{name} is not used: {why}; step {step} is")
+    if facts is not None:
+        _refuse_other_facts(path, read_facts(path), facts)
+    return path
+
+
+def checkpoint_of(directory: Path, step: int) -> Path:
+    """Returns the checkpoint of a step, after comparing its files with their digests.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    path = directory.absolute() / str(step)
+    if why := damage(path):
+        kept = sorted((p.name for p in directory.glob("*") if p.name.isdecimal()), key=int)
+        raise DataError(
+            f"{directory} has no intact checkpoint of step {step} ({why}); it holds "
+            f"{', '.join(kept) or 'none'}"
+        )
+    return path
+
+
 def read_trained(
     directory: Path, like: Any, last: int | None = None, facts: Mapping[str, Any] | None = None
 ) -> Any:
-    """Reads some of the trained variables of the newest intact checkpoint, and nothing else.
+    """Reads some of the trained variables of a stage's last checkpoint, and nothing else.
 
     Args:
         directory: the checkpoints of a training stage.
         like: any part of the tree of trained variables, as `jax.ShapeDtypeStruct`s with
             shardings.
-        last: the step that it must be of; None accepts any.
-        facts: what the checkpoint must share with the run; None compares nothing.
+        last: see `last_checkpoint`.
+        facts: see `last_checkpoint`.
 
     Raises:
-        DataError: there is no checkpoint, none is intact, or it is of another step, run or model.
+        DataError: see `last_checkpoint`; or the checkpoint is of another model.
     """
-    step, passed_over = newest(directory)
-    if step is None:
-        raise DataError(f"{directory} holds no checkpoint; run the training again")
-    if last is not None and step != last:
-        reasons = "; ".join(f"{name}: {why}" for name, why in passed_over) or "it is not there"
-        raise DataError(
-            f"{directory} has no intact checkpoint of step {last}, the last one ({reasons}), only "
-            f"of step {step}; put back a copy, or remove {directory.name!r} from stages.json in "
-            "the work directory and run seva_jax.train again, which trains the missing steps"
-        )
-    for name, why in passed_over:
-        say(f"{directory}/{name} is not used: {why}; step {step} is")
-    path = directory.absolute() / str(step)
-    if facts is not None:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-            _refuse_other_facts(path, checkpointer.restore(path / "facts"), facts)
+    return read_variables(last_checkpoint(directory, last, facts), like)
+
+
+def read_variables(path: Path, like: Any) -> Any:
+    """Reads some of the trained variables of a checkpoint that has been found intact.
+
+    Args:
+        path: the checkpoint.
+        like: see `read_trained`.
+
+    Raises:
+        DataError: the checkpoint is of another model.
+    """
     item = {"trainable": like}
     _refuse_other_shapes(path, item)
     args = ocp.args.PyTreeRestore(

@@ -1,0 +1,179 @@
+"""Writes what transformers does to images and chats before the model sees them, as a run did it.
+
+What lives here: the image processor, the processor and the chat template of an exported directory.
+What does not: the image pipeline itself (`seva_jax/images/preprocess.py`), the words around a
+question (`seva_jax/text/templates.py`), tokenizer files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from seva_jax.convert.files import write_json
+from seva_jax.convert.original import pads_images, read_json
+from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.models import LlavaConfig
+from seva_jax.text.templates import Template
+from seva_jax.types import DataError
+
+_IMAGES, _PROCESSOR, CHAT = (
+    *("preprocessor_config.json", "processor_config.json"),
+    "chat_template.jinja",
+)
+# Where older versions of transformers look for a chat template, some of them before `CHAT`.
+_OLD_CHAT = "chat_template.json"
+_TOKENIZER = "tokenizer_config.json"
+
+# Every string of the run's template is set above these lines. All blocks drop the blanks around
+# them, so only expressions write. vLLM passes parts, not one string, only where it sees a loop over
+# message['content'].
+_JINJA = """\
+{%- for message in messages -%}
+  {%- set at = namespace(text='', words='', num=0) -%}
+  {%- if message['content'] is string -%}
+    {%- set at.text = message['content'] -%}
+    {%- set at.words = at.text.replace('<image>', '') -%}
+  {%- else -%}
+    {%- for part in message['content'] -%}
+      {%- if part['type'] not in ('text', 'image') -%}
+        {{- raise_exception('only texts and images are supported, not ' ~ part['type']) -}}
+      {%- endif -%}
+      {%- set piece = '<image>' if part['type'] == 'image' else part['text'] -%}
+      {%- set touches = at.text[-7:] == '<image>' or piece[:7] == '<image>' -%}
+      {%- set at.text = at.text ~ ('' if touches or not at.text else ' ') ~ piece -%}
+      {%- if piece != '<image>' -%}
+        {%- set at.words = at.words ~ (' ' if at.num else '') ~ piece.replace('<image>', '') -%}
+        {%- set at.num = at.num + 1 -%}
+      {%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+  {#- Several images among the words keep their places; all others are in front. -#}
+  {%- set pieces = at.text.split('<image>') -%}
+  {%- set images = pieces | length - 1 -%}
+  {%- if not images -%}
+    {%- set at.text = at.words -%}
+  {%- elif images == 1 or not pieces[:-1] | join | trim or not pieces[1:] | join | trim -%}
+    {%- set at.text = '<image>\\n' * images ~ at.words | trim -%}
+  {%- endif -%}
+  {%- if message['role'] == 'system' -%}
+    {%- if not loop.first -%}
+      {{- raise_exception('only the first message may be a system message') -}}
+    {%- endif -%}
+    {{- at.text + sep if at.text else '' -}}
+  {%- else -%}
+    {{- system + sep if loop.first and system else '' -}}
+    {%- if message['role'] == 'user' -%}
+      {{- user + ': ' + at.text + sep -}}
+    {%- elif message['role'] == 'assistant' -%}
+      {{- assistant + ':' + sep + at.text + end -}}
+    {%- else -%}
+      {{- raise_exception('a message is of system, user or assistant, not ' ~ message['role']) -}}
+    {%- endif -%}
+  {%- endif -%}
+{%- endfor -%}
+{{- assistant + ':' if add_generation_prompt else '' -}}
+"""
+
+
+def chat_template(template: Template) -> str:
+    """Returns a conversation template as the Jinja template of chats that transformers renders.
+
+    A system message, which must come first, replaces the system prompt. Every further turn follows
+    the end of the answer before it without a separator, as in the original LLaVA. Content is a
+    string, in which `<image>` stands for an image, or a list of texts and images.
+
+    Args:
+        template: the words around questions and answers.
+    """
+    sets = (
+        f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}"
+        for name, value in dataclasses.asdict(template).items()
+    )
+    return "\n".join([*sets, _JINJA])
+
+
+def image_processing(
+    directory: str | Path, tower: Path | None, pad_to_square: bool | None = None
+) -> ImageProcessing:
+    """Reads the image pipeline of a checkpoint, of either layout.
+
+    Args:
+        directory: the checkpoint.
+        tower: the CLIP directory of an original LLaVA.
+        pad_to_square: whether images are padded to a square; None takes the checkpoint's own
+            way, which for an original LLaVA is in its config.json.
+
+    Raises:
+        DataError: the processor file is missing or not supported.
+    """
+    if pad_to_square is None and tower is not None:
+        pad_to_square = pads_images(Path(directory))
+    return ImageProcessing.from_processor_config(tower or directory, pad_to_square)
+
+
+def write_processor(directory: Path, config: LlavaConfig, processing: ImageProcessing) -> None:
+    """Writes the files of transformers' LlavaProcessor, except for tokenizer and chat template.
+
+    Args:
+        directory: the directory to write to.
+        config: the architecture.
+        processing: the image pipeline.
+
+    Raises:
+        DataError: transformers has no processor that does the same.
+    """
+    image = processing.to_processor_config() | {"processor_class": "LlavaProcessor"}
+    write_json(directory / _IMAGES, image)
+    fields = {
+        "processor_class": "LlavaProcessor",
+        "image_token": "<image>",
+        "patch_size": config.vision.patch_size,
+        "num_additional_image_tokens": 1,  # CLS
+        "vision_feature_select_strategy": config.feature_select,
+    }
+    write_json(directory / _PROCESSOR, fields)
+
+
+def write_chat_template(directory: Path, template: Template) -> None:
+    """Writes a chat template, and removes every other one from the directory.
+
+    Args:
+        directory: a Hugging Face directory.
+        template: the words around questions and answers.
+    """
+    (directory / CHAT).write_text(chat_template(template), encoding="utf-8")
+    (directory / _OLD_CHAT).unlink(missing_ok=True)
+    for name in (_TOKENIZER, _PROCESSOR):
+        fields = read_json(directory / name) if (directory / name).exists() else {}
+        if "chat_template" in fields:
+            del fields["chat_template"]
+            write_json(directory / name, fields)
+
+
+def replace_processing(directory: Path, config: LlavaConfig, processing: ImageProcessing) -> bool:
+    """Makes a Hugging Face directory process images in a given way; returns whether it changed.
+
+    Files that already say so stay as they are.
+
+    Args:
+        directory: a copy of a checkpoint.
+        config: the architecture.
+        processing: the image pipeline.
+
+    Raises:
+        DataError: transformers has no processor that does the same.
+    """
+    try:
+        if ImageProcessing.from_processor_config(directory) == processing:
+            return False
+    except DataError:
+        pass  # a processor that says less than the run did, such as CLIP's with do_pad
+    old = directory / _PROCESSOR
+    kept = read_json(old) if old.exists() else {}
+    write_processor(directory, config, processing)
+    # transformers 5 keeps the image processor in this file, and prefers it to the other one.
+    kept.pop("image_processor", None)
+    write_json(old, read_json(old) | kept)
+    return True
