@@ -83,12 +83,12 @@ class ToPeft:
 
 @dataclasses.dataclass(frozen=True)
 class FromBin:
-    """Copies a checkpoint, its pytorch_model*.bin files as safetensors. Needs torch.
+    """Copies a checkpoint or a LoRA adapter, its .bin files as safetensors. Needs torch.
 
     No code in the pickles is run: files that hold more than tensors are refused.
 
     Attributes:
-        source: a LLaVA checkpoint or a CLIP directory.
+        source: a LLaVA checkpoint, a CLIP directory, or a LoRA adapter, peft's or LLaVA's.
         out: directory to write; must not exist, or be empty.
     """
 
@@ -126,8 +126,11 @@ def open_source(path: Path, vision_tower: str = "") -> Source:
         experiment = base.earlier()
         runs += [experiment] * base.merge
     directory, vision_tower = _checkpoint(experiment)
+    adapter = None
     config = read_llava_config(directory, vision_tower)
     tower = tower_directory(directory, vision_tower)
+    if isinstance(base := experiment.base, Checkpoint) and (adapter := base.open_adapter(config)):
+        adapter = adapter if base.merge else adapter.without_low_rank()
 
     def result(run: Experiment) -> Source:
         model = Llava(config, lora=run.lora if run.lora.rank else None)
@@ -135,7 +138,7 @@ def open_source(path: Path, vision_tower: str = "") -> Source:
         parts = tuple("lora/" if p == "lora" else f"params/{p}/" for p in run.train.trained)
         trained = {name: shape for name, shape in shapes.items() if name.startswith(parts)}
         read = functools.partial(_read, Path(run.workdir) / "checkpoints" / "align", trained)
-        return Source(directory, tower, config, run.lora, trained, read)
+        return Source(directory, tower, config, run.lora, trained, read, adapter)
 
     last, *before = map(result, runs)
     return dataclasses.replace(last, before=tuple(before[::-1]))

@@ -38,6 +38,11 @@ def to_peft(source: Source, out: Path) -> str:
             "these adapters change the merged model of an earlier run, not a checkpoint that peft "
             "could load; to-hf exports the whole model"
         )
+    if source.adapter and source.adapter.low_rank:
+        raise DataError(
+            f"these adapters change the model with {source.adapter.directory} merged, not a "
+            "checkpoint that peft could load; to-hf exports the whole model"
+        )
     extra = sorted({n.split("/")[1] for n in source.trained if n.startswith("params/")})
     if not any(n.startswith("lora/") for n in source.trained):
         raise DataError("nothing was trained with adapters here; to-hf exports the whole model")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from seva_jax.convert.adapters import Adapter
 from seva_jax.models import LlavaConfig, LoraConfig
 
 
@@ -28,6 +29,8 @@ class Source:
         trained: shapes of the run's trained variables, which are float32, by collection and path
             joined by "/" ("lora/language/layers/q_proj/a"); empty without a run.
         read: reads the trained variables with the given names.
+        adapter: what of `Checkpoint.adapter` is to be applied to the checkpoint before anything
+            else; the adapters that a run trained further are in `trained` instead.
         before: earlier runs, oldest first; each later run started from the merged result of the
             one before it.
     """
@@ -38,4 +41,5 @@ class Source:
     lora: LoraConfig = LoraConfig(rank=0)
     trained: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     read: Callable[[Sequence[str]], list[np.ndarray]] = read_nothing
+    adapter: Adapter | None = None
     before: tuple[Source, ...] = ()

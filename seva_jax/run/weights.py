@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from seva_jax.config import Checkpoint, Experiment, PriorRun, TrainedBase, make_model
-from seva_jax.convert import load_params, tower_directory
+from seva_jax.convert import load_params, read_lora, tower_directory
 from seva_jax.models import (
     LlavaConfig,
     abstract_stored,
@@ -45,9 +45,13 @@ def reference_params(config: Experiment, model: LlavaConfig, mesh: jax.sharding.
     )
     if isinstance(base, Checkpoint):
         tower = tower_directory(Path(base.path), base.vision_tower)
+        adapter = base.open_adapter(model)
+        if adapter and not base.merge:
+            adapter = adapter.without_low_rank()
         return load_params(
-            base.path, model, compute.param_dtype, stored, tower, compute.base_weights
-        )
+            base.path, model, compute.param_dtype, stored, tower, compute.base_weights,
+            adapter=adapter,
+        )  # fmt: skip
     if isinstance(base, TrainedBase):
         like = {"params": placed(boxed, variable_shardings(mesh, boxed))}
         trained = read_trained(Path(config.workdir) / "checkpoints" / "base", like)["params"]
@@ -63,6 +67,28 @@ def reference_params(config: Experiment, model: LlavaConfig, mesh: jax.sharding.
         {**params, **trained.get("params", {})}, trained.get("lora", {}), earlier.lora,
         jnp.dtype(compute.param_dtype), stored,
     )  # fmt: skip
+
+
+def reference_adapters(config: Experiment, model: LlavaConfig, mesh: jax.sharding.Mesh) -> Any:
+    """Reads the "lora" collection of a run's reference policy; {} if that has no adapters.
+
+    It has some where the adapters of a `Checkpoint` are trained further, in this run or in one that
+    it continues: the adapters as they were loaded, float32.
+
+    Args:
+        config: the run's config.
+        model: architecture.
+        mesh: where they go.
+    """
+    base = config.base
+    if isinstance(base, PriorRun) and not base.merge:
+        return reference_adapters(base.earlier(), model, mesh)
+    if not isinstance(base, Checkpoint) or base.merge:
+        return {}
+    adapter = base.open_adapter(model)
+    assert adapter is not None, "`Checkpoint.assets` refuses it"
+    boxed = abstract_variables(make_model(model, config.compute, config.lora))["lora"]
+    return read_lora(adapter, placed(boxed, variable_shardings(mesh, boxed)))
 
 
 def trained_variables(
