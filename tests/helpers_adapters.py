@@ -45,7 +45,7 @@ def spelled(name, where):
     return name
 
 
-def base_tensors(seed=0):
+def base_tensors():
     """Returns the tensors of `helpers_llava.write_llava`, by the names of `convert/table.py`."""
     return their_tensors(random_params(TINY_HF))
 
@@ -91,12 +91,10 @@ def write_adapter(
     for module, (a, b) in pairs.items():
         name = prefix + spelled(module, where)
         if module.endswith("embed_tokens"):
-            tensors |= {
-                f"{name}.lora_embedding_A{middle}": a,
-                f"{name}.lora_embedding_B{middle}": b,
-            }
+            sides = f"{name}.lora_embedding_A{middle}", f"{name}.lora_embedding_B{middle}"
         else:
-            tensors |= {f"{name}.lora_A{middle}.weight": a, f"{name}.lora_B{middle}.weight": b}
+            sides = f"{name}.lora_A{middle}.weight", f"{name}.lora_B{middle}.weight"
+        tensors |= dict(zip(sides, (a, b), strict=True))
     tensors |= {prefix + spelled(name, where): values for name, values in wholes(whole).items()}
     directory.mkdir()
     save_file(tensors | (more or {}), directory / "adapter_model.safetensors")

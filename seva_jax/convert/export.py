@@ -107,13 +107,13 @@ def _adapter(row: Row) -> str:
 
 def changes(source: Source, row: Row) -> bool:
     """Returns whether the run, or what it started from, changed the tensors of a row."""
-    if source.adapter and source.adapter.changes(_names(source, row)):
+    if source.adapter and source.adapter.changes(names_of(source, row)):
         return True
     trained = source.trained.keys() | set().union(*(run.trained for run in source.before))
     return bool(trained & {f"params/{row.ours}", f"{_adapter(row)}/a"})
 
 
-def _names(source: Source, row: Row) -> list[str]:
+def names_of(source: Source, row: Row) -> list[str]:
     """Returns the canonical names of a row's tensors."""
     tower = row.ours.startswith("vision/")
     layers = source.config.tower_depth if tower else source.config.text.num_layers
@@ -133,7 +133,7 @@ def merged(
             if f"{adapter}/a" in wanted:
                 scale = np.float32(run.lora.of(adapter.rpartition("/")[2]).scale)
             runs.append((scale, dict(zip(wanted, run.read(wanted), strict=True))))
-    for layer, name in enumerate(_names(source, row)):
+    for layer, name in enumerate(names_of(source, row)):
         part = (lambda x, at=layer: x[at]) if row.stacked else (lambda x: x)
         values = None
         if not runs or ours not in runs[0][1]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from seva_jax.convert.export import write_json
+from seva_jax.convert.export import merged, names_of, write_json
 from seva_jax.convert.files import SafetensorsWriter, new_directory, num_bytes
+from seva_jax.convert.load import read_headers
 from seva_jax.convert.source import Source
-from seva_jax.convert.table import TABLE
+from seva_jax.convert.table import TABLE, Row
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.progress import Progress
 from seva_jax.types import DataError
@@ -20,7 +21,8 @@ _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 def to_peft(source: Source, out: Path) -> str:
     """Writes adapter_model.safetensors and adapter_config.json, as peft does.
 
-    A trained projector is stored whole, as one of peft's `modules_to_save`.
+    A projector that was trained, or that the adapter which the run continues stores whole, is
+    stored whole, as one of peft's `modules_to_save`.
 
     Args:
         source: a run.
@@ -30,8 +32,8 @@ def to_peft(source: Source, out: Path) -> str:
         A summary for the terminal.
 
     Raises:
-        DataError: there are no adapters, parts other than the projector were trained in full, or
-            `out` cannot be written.
+        DataError: there are no adapters, parts other than the projector were changed in full, the
+            adapters change a merged model, or `out` cannot be written.
     """
     if source.before:
         raise DataError(
@@ -43,13 +45,14 @@ def to_peft(source: Source, out: Path) -> str:
             f"these adapters change the model with {source.adapter.directory} merged, not a "
             "checkpoint that peft could load; to-hf exports the whole model"
         )
-    extra = sorted({n.split("/")[1] for n in source.trained if n.startswith("params/")})
+    changed = [row for row in TABLE if _is_whole(source, row)]
+    extra = sorted({row.ours.split("/")[0] for row in changed})
     if not any(n.startswith("lora/") for n in source.trained):
         raise DataError("nothing was trained with adapters here; to-hf exports the whole model")
     if not set(extra) <= {"projector"}:
         raise DataError(
-            f"the run trained {', '.join(extra)} fully, which an adapter cannot hold; to-hf "
-            "exports the whole model"
+            f"{', '.join(extra)}: trained fully, which an adapter cannot hold; to-hf exports the "
+            "whole model"
         )
     names: dict[str, tuple[str, ...]] = {}  # ours -> theirs, one for each layer
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -63,22 +66,27 @@ def to_peft(source: Source, out: Path) -> str:
                 for i in range(num_layers)
             )
             shapes |= {name: ("F32", tuple(shape[::-1])) for name in names[path]}
-    whole = [row for row in TABLE if f"params/{row.ours}" in source.trained]
-    for row in whole:
-        shapes[_PREFIX + row.theirs] = "F32", row.their_shape(source.trained[f"params/{row.ours}"])
+    tensors = read_headers(source.directory, source.tower)
+    # All of the projector's tensors, as peft asks for all of a module.
+    whole = [row for row in TABLE if changed and row.theirs.startswith(f"{_PROJECTOR}.")]
+    whole = [row for row in whole if row.theirs in tensors]
+    shapes |= {_PREFIX + row.theirs: ("F32", tensors[row.theirs].shape) for row in whole}
+    lora = source.lora
     fields = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": hide_home(str(source.directory)),
-        "r": source.lora.rank,
-        "lora_alpha": source.lora.alpha,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "rank_pattern": {str(target): rank for target, rank in lora.rank_pattern},
+        "alpha_pattern": {str(target): alpha for target, alpha in lora.alpha_pattern},
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
         # A pattern, because the vision tower has layers of the same names.
         "target_modules": r".*language_model\.layers\.\d+\.(self_attn|mlp)\."
-        f"({'|'.join(source.lora.targets)})",
+        f"({'|'.join(lora.targets)})",
         "modules_to_save": [_PROJECTOR] if whole else None,
     }
     with new_directory(out, sum(num_bytes(*x) for x in shapes.values())) as scratch:
@@ -90,13 +98,20 @@ def to_peft(source: Source, out: Path) -> str:
                     writer.write(name, part.T)
                     bar.update()
             for row in whole:
-                (values,) = source.read([f"params/{row.ours}"])
-                writer.write(_PREFIX + row.theirs, row.transform.write(values))
-                bar.update()
+                for name, values in merged(source, row, tensors):
+                    writer.write(_PREFIX + name, values)
+                    bar.update()
         write_json(scratch / "adapter_config.json", fields)
-    summary = f"{out}: rank {source.lora.rank} adapters, {len(shapes)} tensors"
+    summary = f"{out}: rank {lora.rank} adapters, {len(shapes)} tensors"
     if source.tower:
         summary += (
             f"; they fit the output of `to-hf {source.directory} OUT`, not the original layout"
         )
     return summary
+
+
+def _is_whole(source: Source, row: Row) -> bool:
+    """Returns whether the run trained a row's tensors in full, or continues such an adapter."""
+    adapter = source.adapter
+    before = adapter is not None and adapter.changes(names_of(source, row))
+    return before or f"params/{row.ours}" in source.trained
