@@ -24,12 +24,15 @@ from safetensors.numpy import load_file, save_file
 from tiny_models import TINY_HF
 
 import seva_jax
-from seva_jax.config import Checkpoint, read_config, to_source
+from seva_jax.batches.trees import RowShape
+from seva_jax.config import Checkpoint, config_directory, read_config, to_source
 from seva_jax.convert import load_params, lora_of, read_adapter, read_lora
 from seva_jax.convert.__main__ import open_source
 from seva_jax.convert.peft import to_peft
 from seva_jax.convert.rewrite import to_hf, to_llava
 from seva_jax.models import Llava, LoraConfig, abstract_stored, abstract_variables
+from seva_jax.plan.__main__ import PlanOptions, variants
+from seva_jax.plan.program import lower_step
 from seva_jax.sharding import MeshShape, placed, variable_shardings
 from seva_jax.types import DataError
 
@@ -160,6 +163,17 @@ def test_sums_are_rounded_once(base, tmp_path):
         assert np.mean(values != nearest) < 5e-3, name  # a sum may be rounded the other way
 
 
+def test_an_adapter_in_bfloat16(base, tmp_path):
+    """The adapter's dtype may be another one than the base's."""
+    pairs = write_adapter(tmp_path / "a")
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    save_file({n: x.astype(jnp.bfloat16) for n, x in load_file(file).items()}, file)
+    rounded = {
+        m: tuple(np.asarray(x, jnp.bfloat16).astype("f4") for x in p) for m, p in pairs.items()
+    }
+    assert_merged(merged(base, tmp_path / "a"), rounded)
+
+
 @pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)], ids=str)
 def test_on_a_mesh(base, tmp_path, mesh):
     """Every device reads its slices of weights and adapters; values are those of one device."""
@@ -260,6 +274,9 @@ ONES = np.ones((2, 16), np.float32)
 TENSORS = {
     r"unexpected: .*lora_magnitude_vector": {f"{Q}.lora_magnitude_vector": ONES[0]},
     r"unexpected: .*layers\.7\.": {f"{Q.replace('.0.', '.7.')}.lora_A.weight": ONES},
+    r"unexpected: base_model.model.layers.0.*mlp.up_proj.lora_A": {
+        "base_model.model.layers.0.mlp.up_proj.lora_A.weight": ONES  # of a model without its head
+    },
     r"unexpected: .*token_adapter": {"base_model.model.model.token_adapter.x": ONES},
     "missing: lora_B that belongs to .*k_proj.lora_A": {
         f"{Q.replace('q_proj', 'k_proj')}.lora_A.weight": ONES
@@ -357,6 +374,28 @@ def test_what_cannot_be_trained_further(base, tmp_path, message):
 def test_nothing_to_train_further(base):
     with pytest.raises(DataError, match=r"base\.adapter is empty; give"):
         Checkpoint(str(base), merge=False).lora(LoraConfig())
+
+
+def test_the_planner(tmp_path):
+    """It plans with the adapter's rank, and counts the adapters of the reference in the step."""
+    base = write_original(tmp_path / "base")
+    write_adapter(tmp_path / "a", where="LLaVA")
+    tiny = read_config(config_directory() / "tiny.py")
+    start = Checkpoint(str(base), adapter=str(tmp_path / "a"), merge=False)
+    train = dataclasses.replace(tiny.train, reference="in_step")
+    run = dataclasses.replace(tiny, base=start, train=train, mesh=MeshShape(1, 1, 1))
+    (variant,) = variants(run, PlanOptions(("v5e:1x1",), size=("base",)))
+    assert variant.name == "base LoRA r=2"
+    shape = RowShape(64, 1, 2, 8, 1, 16)
+    mesh = MeshShape(1, 1, 1).make(jax.devices()[:1])
+
+    def bytes_of(merge):
+        e = dataclasses.replace(variant.experiment, base=dataclasses.replace(start, merge=merge))
+        compiled = lower_step(e, TINY_HF, mesh, shape).compile()
+        return compiled.memory_analysis().argument_size_in_bytes
+
+    adapters = sum(x.size for pair in write_adapter(tmp_path / "b").values() for x in pair)
+    assert bytes_of(merge=False) - bytes_of(merge=True) == 4 * adapters
 
 
 # --- exports --------------------------------------------------------------------------------------

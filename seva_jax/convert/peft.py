@@ -51,8 +51,8 @@ def to_peft(source: Source, out: Path) -> str:
         raise DataError("nothing was trained with adapters here; to-hf exports the whole model")
     if not set(extra) <= {"projector"}:
         raise DataError(
-            f"{', '.join(extra)}: trained fully, which an adapter cannot hold; to-hf exports the "
-            "whole model"
+            f"the run or the adapter that it continues trained {', '.join(extra)} fully, which an "
+            "adapter cannot hold here; to-hf exports the whole model"
         )
     names: dict[str, tuple[str, ...]] = {}  # ours -> theirs, one for each layer
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
