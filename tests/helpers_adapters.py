@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from helpers_llava import random_params, their_tensors
+from helpers_llava import random_params, their_tensors, write_llava
 from safetensors.numpy import save_file
 from tiny_models import TINY_HF
 
@@ -48,6 +48,18 @@ def spelled(name, where):
 def base_tensors():
     """Returns the tensors of `helpers_llava.write_llava`, by the names of `convert/table.py`."""
     return their_tensors(random_params(TINY_HF))
+
+
+PROJECTOR = tuple(name for name in base_tensors() if name.startswith("multi_modal_projector"))
+
+
+def write_base(directory):
+    """Writes a small Hugging Face directory with a processor; returns it."""
+    directory.mkdir()
+    size = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    processor = {"image_processor_type": "CLIPImageProcessor", **size}
+    (directory / "preprocessor_config.json").write_text(json.dumps(processor))
+    return write_llava(directory)
 
 
 def pair(module, rank, seed=0):
