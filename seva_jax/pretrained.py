@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from seva_jax.convert import (
     SpecialTokens,
     load_params,
+    read_adapter,
     read_llava_config,
     read_special_tokens,
     tower_directory,
@@ -187,7 +188,10 @@ class PretrainedLlava:
 
 
 def from_pretrained(
-    directory: str | Path, dtype: str = "float32", vision_tower: str | Path | None = None
+    directory: str | Path,
+    dtype: str = "float32",
+    vision_tower: str | Path | None = None,
+    adapter: str | Path | None = None,
 ) -> PretrainedLlava:
     """Opens a local LLaVA-1.5 directory, in Hugging Face's layout or the original one.
 
@@ -200,6 +204,8 @@ def from_pretrained(
             weights are converted to it.
         vision_tower: the CLIP directory that the original layout needs; None takes the one that
             config.json names.
+        adapter: directory of a LoRA adapter that was trained on the model, peft's or LLaVA's; it is
+            merged into the weights.
 
     Returns:
         The model, with the weights on the first device.
@@ -214,7 +220,8 @@ def from_pretrained(
     config = read_llava_config(directory, vision_tower)
     special = read_special_tokens(directory)
     tower = tower_directory(directory, vision_tower)
-    params = load_params(directory, config, dtype, tower=tower)
+    change = read_adapter(adapter, config) if adapter else None
+    params = load_params(directory, config, dtype, tower=tower, adapter=change)
     return PretrainedLlava(directory, config, params, special, dtype, tower)
 
 

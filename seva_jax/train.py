@@ -160,7 +160,7 @@ def write_page(ctx: RunContext, out: Outputs) -> str:
     pairs = []
     if encoded.encoded:
         rows = ctx.rows(encoded, out.images, config.objective)
-        margins = reward_margins(ctx, out.base, out.aligned, rows)
+        margins = reward_margins(ctx, out.reference, out.aligned, rows)
         pairs = [
             (comparison, margin)
             for comparison, margin in zip(rows.comparisons, margins, strict=True)

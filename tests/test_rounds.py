@@ -239,7 +239,7 @@ def test_adapters_are_trained_further(done):
     first, second = map(opened, done[0][:2])
     assert_equal(second.start, first.aligned)
     assert_equal(second.base, first.base)
-    margins = reward_margins(first.ctx, first.base, first.aligned, first.training_rows)
+    margins = reward_margins(first.ctx, first.reference, first.aligned, first.training_rows)
     begun = first_row(second.ctx.config)
     assert begun["rewards/margins"] == pytest.approx(np.mean(margins), rel=1e-4)
     assert abs(begun["rewards/margins"]) > 1e-3

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 from typing_extensions import override
 
-from seva_jax.convert import read_llava_config, tower_directory
+from seva_jax.convert import Adapter, lora_of, read_adapter, read_llava_config, tower_directory
 from seva_jax.convert.processor import image_processing
 from seva_jax.data import PromptSource
 from seva_jax.images import ImageProcessing
-from seva_jax.models import LlavaConfig
+from seva_jax.models import LlavaConfig, LoraConfig
 from seva_jax.ranges import FROM_1
 from seva_jax.text import Encoder, Template
 from seva_jax.text.tokenizer import check_tokenizer, load_tokenizer, word_tokenizer
@@ -67,6 +67,18 @@ class BaseModel:
         """
         raise NotImplementedError(f"{type(self).__name__} must define assets")
 
+    def lora(self, wanted: LoraConfig) -> LoraConfig:
+        """Returns the config of the adapters of a run that starts from this model.
+
+        Args:
+            wanted: what the run's config says; only a base whose own adapters are trained further
+                gives another one.
+
+        Raises:
+            DataError: there are such adapters, but they cannot be trained further.
+        """
+        return wanted
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint(BaseModel):
@@ -80,17 +92,35 @@ class Checkpoint(BaseModel):
         pad_to_square: pad images to a square before resizing, as the original LLaVA does.
             Hugging Face's processors crop instead by default; None follows the checkpoint's own
             processor.
+        adapter: directory of a LoRA adapter that was trained on this model: what save_pretrained of
+            a PeftModel wrote, or LLaVA's training with LoRA. The model with the adapter is the
+            reference policy, which answers prompts and is evaluated as base. A projector or other
+            weights that the adapter stores whole replace those of this model.
+        merge: add the adapter to the weights, so that training starts with new adapters (`lora`).
+            Otherwise its training continues, with a new optimiser state and without its dropout;
+            rank, alpha and targets of the run are the adapter's. In both cases the model with the
+            adapter as it was loaded is the reference, also where log-probs of the reference are
+            computed in the step.
+
+    To users of TRL, `merge=False` is a PeftModel as the trainer's model: DPOTrainer of TRL 1.10
+    keeps a frozen copy of the loaded adapter, "ref", as the reference. (TRL 0.x switched the
+    adapter off for the reference, which was then the bare model, unless `ref_adapter_name` was
+    given.) LLaMA-Factory's `adapter_name_or_path` continues an adapter, too, but with the bare
+    model as the reference; with `create_new_adapter` it does what `merge=True` does.
     """
 
     path: str = ""
     vision_tower: str = ""
     pad_to_square: bool | None = True
+    adapter: str = ""
+    merge: bool = True
 
     @override
     def assets(self) -> Assets:
         if not self.path:
             raise DataError("base.path is empty; give the checkpoint directory, --base.path DIR")
         config = read_llava_config(self.path, self.vision_tower)
+        self.lora(LoraConfig())  # raises if the adapter cannot be used
         tower = tower_directory(Path(self.path), self.vision_tower)
         tokenizer = load_tokenizer(self.path, original=tower is not None)
         check_tokenizer(tokenizer, config.text.vocab_size, config.image_token_id)
@@ -102,6 +132,44 @@ class Checkpoint(BaseModel):
                 "belong to the weights"
             )
         return Assets(config, tokenizer, processing)
+
+    @override
+    def lora(self, wanted: LoraConfig) -> LoraConfig:
+        if not self.adapter and not self.merge:
+            raise DataError(
+                "base.merge False trains the adapters of base.adapter further, but base.adapter is "
+                "empty; give the adapter's directory, --base.adapter DIR"
+            )
+        if not self.adapter:
+            return wanted
+        config = read_llava_config(self.path, self.vision_tower)
+        adapter = read_adapter(self.adapter, config)
+        return wanted if self.merge else lora_of(adapter, config)
+
+    def open_adapter(self, config: LlavaConfig) -> Adapter | None:
+        """Returns the adapter, or None without one.
+
+        Args:
+            config: the architecture.
+
+        Raises:
+            DataError: it cannot be read, or does not fit the model.
+        """
+        return read_adapter(self.adapter, config) if self.adapter else None
+
+    def merged_adapter(self, config: LlavaConfig) -> Adapter | None:
+        """Returns what of the adapter belongs to the weights: all if it is merged.
+
+        Otherwise these are the tensors that it stores whole.
+
+        Args:
+            config: the architecture.
+
+        Raises:
+            DataError: as `open_adapter`.
+        """
+        adapter = self.open_adapter(config)
+        return adapter if self.merge or adapter is None else adapter.without_low_rank()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,7 +97,8 @@ class Experiment:
         pairs: which answers become comparisons.
         text: templates and lengths.
         objective: the loss that alignment minimises.
-        lora: adapters; rank 0 means none.
+        lora: adapters; rank 0 means none. Where a base's own adapters are trained further
+            (`base.merge`), theirs.
         optim: the optimiser.
         train: batches, length of training, and which parts are trained.
         compute: precision and memory.
@@ -180,6 +181,15 @@ def _method_problems(config: Experiment) -> Iterator[str]:
         yield "train.trained names lora but lora.rank is 0"
     if "lora" not in train.trained and config.lora.rank:
         yield "lora.rank is not 0 but train.trained lacks lora; set --lora.rank 0"
+    for target, rank in config.lora.rank_pattern:
+        if rank < 1:
+            yield f"lora.rank_pattern gives {target} the rank {rank}, expected at least 1"
+    for target, alpha in config.lora.alpha_pattern:
+        if not alpha > 0:
+            yield f"lora.alpha_pattern gives {target} the alpha {alpha}, expected above 0"
+    continued = isinstance(config.base, Checkpoint) and not config.base.merge
+    if continued and "lora" not in train.trained:
+        yield "base.merge False trains base.adapter further, but train.trained lacks lora; add it"
 
 
 def _compute_problems(config: Experiment) -> Iterator[str]:

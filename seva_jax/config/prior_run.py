@@ -12,6 +12,7 @@ from seva_jax.config.base_models import Assets, BaseModel
 from seva_jax.config.config_files import read_config
 from seva_jax.config.experiment import Experiment
 from seva_jax.config.source import fingerprint
+from seva_jax.models import LoraConfig
 from seva_jax.ranges import NO_EFFECT
 from seva_jax.runtime.run_records import read_stages
 from seva_jax.types import DataError
@@ -37,6 +38,10 @@ class PriorRun(BaseModel):
     @override
     def assets(self) -> Assets:
         return self.earlier().base.assets()
+
+    @override
+    def lora(self, wanted: LoraConfig) -> LoraConfig:
+        return wanted if self.merge else self.earlier().base.lora(wanted)
 
     def earlier(self) -> Experiment:
         """Returns the config of the earlier run, which need not have finished.

@@ -1,7 +1,8 @@
 """Reads checkpoints of other libraries, and writes results for them.
 
 What lives here. Reading: `hf_config` reads config.json, `table` maps their tensors to our
-parameters, `load` checks the files against the model and reads them onto devices. Writing (`python
+parameters, `load` checks the files against the model and reads them onto devices, `adapters` reads
+LoRA adapters (and `adapter_config` what peft says of them). Writing (`python
 -m seva_jax.convert`): `export` writes whole models in the layout of their checkpoint, `rewrite` in
 the other layout, `processor` writes how images and chats are prepared, `peft` writes adapters,
 `pickles` turns .bin files into safetensors. `original` knows how the original LLaVA's layout
@@ -15,6 +16,7 @@ transform), the spellings in circulation and the tensors that nothing reads; and
 and `export` need nothing but the rows.
 """
 
+from seva_jax.convert.adapters import Adapter, lora_of, read_adapter, read_lora
 from seva_jax.convert.hf_config import SpecialTokens, read_llava_config, read_special_tokens
 from seva_jax.convert.load import load_params
 from seva_jax.convert.original import tower_directory

@@ -92,12 +92,12 @@ class ToLlavaLora(_Export):
 
 @dataclasses.dataclass(frozen=True)
 class FromBin:
-    """Copies a checkpoint, its pytorch_model*.bin files as safetensors. Needs torch.
+    """Copies a checkpoint or a LoRA adapter, its .bin files as safetensors. Needs torch.
 
     No code in the pickles is run: files that hold more than tensors are refused.
 
     Attributes:
-        source: a LLaVA checkpoint or a CLIP directory.
+        source: a LLaVA checkpoint, a CLIP directory, or a LoRA adapter, peft's or LLaVA's.
         out: directory to write; must not exist, or be empty.
     """
 
@@ -159,8 +159,11 @@ def open_source(
             checkpoints[run.workdir] = (
                 last_checkpoint(stage) if number is None else checkpoint_of(stage, number)
             )
-    if isinstance(experiment.base, Checkpoint) and not same_base:
-        require_same_base(experiment, config, checkpoints[experiment.workdir])
+    adapter = None
+    if isinstance(base := experiment.base, Checkpoint):
+        if not same_base:
+            require_same_base(experiment, config, checkpoints[experiment.workdir])
+        adapter = base.merged_adapter(config)
 
     def result(run: Experiment) -> Source:
         model = Llava(config, lora=run.lora if run.lora.rank else None)
@@ -169,7 +172,7 @@ def open_source(
         trained = {name: shape for name, shape in shapes.items() if name.startswith(parts)}
         read = functools.partial(_read, checkpoints[run.workdir], trained)
         return Source(
-            directory, tower, config, run.lora, trained, read, processing, template
+            directory, tower, config, run.lora, trained, read, processing, template, adapter
         )  # fmt: skip
 
     last, *before = map(result, runs)

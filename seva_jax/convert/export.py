@@ -127,9 +127,18 @@ def _adapter(row: Row) -> str:
 
 
 def changes(source: Source, row: Row) -> bool:
-    """Returns whether the run, or one merged before it, changed the tensors of a row."""
+    """Returns whether the run, or what it started from, changed the tensors of a row."""
+    if source.adapter and source.adapter.changes(names_of(source, row)):
+        return True
     trained = source.trained.keys() | set().union(*(run.trained for run in source.before))
     return bool(trained & {f"params/{row.ours}", f"{_adapter(row)}/a"})
+
+
+def names_of(source: Source, row: Row) -> list[str]:
+    """Returns the canonical names of a row's tensors."""
+    tower = row.ours.startswith("vision/")
+    layers = source.config.tower_depth if tower else source.config.text.num_layers
+    return row.names((layers,))
 
 
 def merged(
@@ -138,16 +147,22 @@ def merged(
     """Yields canonical name and new values, float32 in their layout, of a changed row's tensors."""
     ours, adapter = f"params/{row.ours}", _adapter(row)
     runs: list[tuple[np.float32, dict[str, np.ndarray]]] = []
-    shape: tuple[int, ...] = ()
     for run in (*source.before, source):
         wanted = [n for n in (ours, f"{adapter}/a", f"{adapter}/b") if n in run.trained]
         if wanted:
-            shape = run.trained.get(ours) or (run.trained[f"{adapter}/a"][0],)
-            scale = np.float32(run.lora.alpha / max(run.lora.rank, 1))
+            scale = np.float32(0)
+            if f"{adapter}/a" in wanted:
+                scale = np.float32(run.lora.of(adapter.rpartition("/")[2]).scale)
             runs.append((scale, dict(zip(wanted, run.read(wanted), strict=True))))
-    for layer, name in enumerate(row.names(shape)):
+    for layer, name in enumerate(names_of(source, row)):
         part = (lambda x, at=layer: x[at]) if row.stacked else (lambda x: x)
-        values = None if ours in runs[0][1] else read_tensor(tensors[name])
+        values = None
+        if not runs or ours not in runs[0][1]:
+            values = (
+                source.adapter.adapted(row, name, tensors[name])
+                if source.adapter
+                else read_tensor(tensors[name])
+            )
         for scale, trained in runs:
             if ours in trained:
                 values = row.transform.write(part(trained[ours]))

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,7 @@ from seva_jax.sharding import on_one_device
 from seva_jax.types import DataError
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 _MAX_LINES = 5000  # in one error message
@@ -72,6 +73,20 @@ class Tensor:
     dtype: str
 
 
+class Changes(Protocol):
+    """What an adapter does to a checkpoint, by the canonical names of tensors."""
+
+    @property
+    def whole(self) -> Mapping[str, Tensor]:
+        """Tensors of other files, which take the place of the checkpoint's."""
+        ...
+
+    @property
+    def low_rank(self) -> Mapping[str, Callable[[Index], np.ndarray]]:
+        """Functions from a part of our parameter (of one layer) to what is added to it."""
+        ...
+
+
 def leaves_by_path(tree: Any) -> dict[str, Any]:
     """Returns the leaves of nested dicts by path, keys joined by "/"."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -96,6 +111,7 @@ def load_params(
     tower: Path | None = None,
     base_weights: BaseWeights = "float",
     each: Callable[[Any], Any] = lambda leaf: leaf,
+    adapter: Changes | None = None,
 ) -> dict[str, Any]:
     """Reads the weights of a Hugging Face or an original LLaVA directory.
 
@@ -109,6 +125,8 @@ def load_params(
         base_weights: how the language model's kernels are stored. They are quantised one stack
             of layers at a time.
         each: called with every parameter once it is read; its result takes the parameter's place.
+        adapter: merged into the weights slice by slice, see `adapters.read_adapter`. Sums are in
+            float32 and rounded once; kernels are quantised after.
 
     Returns:
         The "params" collection, with `jax.Array` leaves, or `qwix.QArray`s where quantised.
@@ -118,7 +136,7 @@ def load_params(
             unexpected, or have a wrong shape or an unsupported dtype. All are listed at once.
     """
     directory = Path(directory)
-    tensors = read_headers(directory, tower)
+    tensors = read_headers(directory, tower) | (dict(adapter.whole) if adapter else {})
     model = Llava(config)
     shapes = shapes_by_path(abstract_params(model))
     rows = {row.ours: row for row in TABLE if row.ours in shapes}
@@ -130,12 +148,14 @@ def load_params(
         boxed = abstract_stored(abstract_variables(model)["params"], base_weights, dtype)
         shardings = on_one_device(boxed, jax.local_devices()[0])
 
+    changes = adapter.low_rank if adapter else {}
     if config.text.tied_head and HEAD in tensors:
         _check_tied(directory, tensors[EMBEDDING], tensors[HEAD])
 
     def read(path: tuple[Any, ...], sharding: Any) -> Any:
         ours = _joined(path)
-        reader = _reader(rows[ours], shapes[ours], np.dtype(jnp.dtype(dtype)), tensors)
+        kind = np.dtype(jnp.dtype(dtype))
+        reader = _reader(rows[ours], shapes[ours], kind, tensors, changes)
         read_with = sharding.qvalue if is_quantised(sharding) else sharding
         array = jax.make_array_from_callback(shapes[ours], read_with, reader)
         # Transfers are asynchronous: without waiting, the host buffers of many leaves pile up.
@@ -145,7 +165,11 @@ def load_params(
 
 
 def _reader(
-    row: Row, shape: Shape, dtype: np.dtype, tensors: Mapping[str, Tensor]
+    row: Row,
+    shape: Shape,
+    dtype: np.dtype,
+    tensors: Mapping[str, Tensor],
+    changes: Mapping[str, Callable[[Index], np.ndarray]],
 ) -> Callable[[Index | None], np.ndarray]:
     """Returns a function that reads any slice of one of our parameters (None: all of it)."""
     names = row.names(shape)
@@ -153,7 +177,8 @@ def _reader(
     def read_one(name: str, index: Index) -> np.ndarray:
         # Opened for each tensor: while a file is mapped, its pages count as memory of this process.
         with safe_open(tensors[name].path, framework="np") as file:
-            return row.transform.read(file.get_slice(tensors[name].name), index)
+            values = row.transform.read(file.get_slice(tensors[name].name), index)
+        return values.astype(np.float32) + changes[name](index) if name in changes else values
 
     def read(index: Index | None) -> np.ndarray:
         index = index or (slice(None),) * len(shape)
@@ -220,7 +245,7 @@ def _read_headers(directory: Path, spell: Callable[[str], str]) -> dict[str, Ten
     file_of: dict[str, str] = {}
     files, promised = _list_files(directory)
     for name in files:
-        for tensor in _read_header(directory / name):
+        for tensor in read_header(directory / name):
             file_of[tensor.name] = name
             first = tensors.setdefault(spell(tensor.name), tensor)
             if first is not tensor:
@@ -249,6 +274,12 @@ def _list_files(directory: Path) -> tuple[list[str], Mapping[str, str] | None]:
         return [SINGLE_FILE], None
     path = directory / INDEX_FILE
     if not path.exists():
+        if (directory / ADAPTER_CONFIG).exists():
+            raise DataError(
+                f"{directory} holds a LoRA adapter ({ADAPTER_CONFIG}), not a whole model: give the "
+                "directory of the model that it was trained on, and this one as its adapter "
+                "(--base.adapter DIR, or from_pretrained(..., adapter=DIR))"
+            )
         if pickles := sorted(p.name for kind in _PICKLES for p in directory.glob(kind)):
             whole = any(name.startswith("pytorch_model") for name in pickles)
             raise DataError(
@@ -283,7 +314,7 @@ def _list_files(directory: Path) -> tuple[list[str], Mapping[str, str] | None]:
     return files, weight_map
 
 
-def _read_header(path: Path) -> list[Tensor]:
+def read_header(path: Path) -> list[Tensor]:
     """Returns the tensors of one file; safetensors checks the header and the file's size."""
     try:
         with safe_open(path, framework="np") as file:

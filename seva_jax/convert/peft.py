@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from seva_jax.convert.export import llava_fields, tower_inside
+from seva_jax.convert.export import llava_fields, merged, names_of, tower_inside
 from seva_jax.convert.files import (
     SafetensorsWriter,
     new_directory,
@@ -18,6 +18,7 @@ from seva_jax.convert.files import (
     update_json,
     write_json,
 )
+from seva_jax.convert.load import read_headers
 from seva_jax.convert.original import llava_name_problem
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import TABLE, Row, original
@@ -37,7 +38,8 @@ _OTHERS = "non_lora_trainables.bin"
 def to_peft(source: Source, out: Path) -> str:
     """Writes adapter_model.safetensors and adapter_config.json, as peft does.
 
-    A trained projector is stored whole, as one of peft's `modules_to_save`.
+    A projector that was trained, or that the adapter which the run continues stores whole, is
+    stored whole, as one of peft's `modules_to_save`.
 
     Args:
         source: a run.
@@ -47,8 +49,8 @@ def to_peft(source: Source, out: Path) -> str:
         A summary for the terminal.
 
     Raises:
-        DataError: there are no adapters, parts other than the projector were trained in full, or
-            `out` cannot be written.
+        DataError: there are no adapters, parts other than the projector were changed in full, the
+            adapters change a merged model, or `out` cannot be written.
     """
     projector = _require_adapters(source)
     whole = {f"{_PREFIX}model.{row.theirs}": row for row in projector}
@@ -105,11 +107,11 @@ def to_llava_lora(source: Source, out: Path) -> str:
         tower = str(clip.absolute()) if tower_inside(source) else None
         shutil.copyfile(source.directory / "config.json", scratch / "config.json")
         update_json(scratch / "config.json", llava_fields(source, tower))
+        tensors = read_headers(source.directory, source.tower)
         others: dict[str, Any] = {}
         for row in projector:
-            (values,) = source.read([f"params/{row.ours}"])
-            name = f"{_PREFIX}{original(row.theirs)}"
-            others[name] = torch.from_numpy(row.transform.write(values).copy())
+            for name, values in merged(source, row, tensors):
+                others[f"{_PREFIX}{original(name)}"] = torch.from_numpy(values.copy())
         torch.save(others, scratch / _OTHERS)
 
     num = _write(source, out, fields, _LLAVA_LAYERS, {}, write_others)
@@ -120,21 +122,29 @@ def to_llava_lora(source: Source, out: Path) -> str:
 
 
 def _require_adapters(source: Source) -> list[Row]:
-    """Returns the rows of the projector if it was trained, or raises, see `to_peft`."""
+    """Returns the rows of the projector if it is stored whole, or raises, see `to_peft`."""
     if source.before:
         raise DataError(
             "these adapters change the merged model of an earlier run, not a checkpoint that peft "
             "could load; to-hf exports the whole model"
         )
-    extra = sorted({n.split("/")[1] for n in source.trained if n.startswith("params/")})
+    if source.adapter and source.adapter.low_rank:
+        raise DataError(
+            f"these adapters change the model with {source.adapter.directory} merged, not a "
+            "checkpoint that peft could load; to-hf exports the whole model"
+        )
     if not any(n.startswith("lora/") for n in source.trained):
         raise DataError("nothing was trained with adapters here; to-hf exports the whole model")
+    extra = sorted({row.ours.split("/")[0] for row in TABLE if _is_whole(source, row)})
     if not set(extra) <= {"projector"}:
         raise DataError(
-            f"the run trained {', '.join(extra)} fully, which an adapter cannot hold; to-hf "
-            "exports the whole model"
+            f"the run or the adapter that it continues trained {', '.join(extra)} fully, which an "
+            "adapter cannot hold here; to-hf exports the whole model"
         )
-    return [row for row in TABLE if f"params/{row.ours}" in source.trained]
+    # All of the projector's tensors, as peft asks for all of a module.
+    tensors = read_headers(source.directory, source.tower)
+    rows = [row for row in TABLE if extra and row.theirs.startswith(f"{_PROJECTOR}.")]
+    return [row for row in rows if row.theirs in tensors]
 
 
 def _fields(source: Source, base: str | None, layers: str) -> dict[str, object]:
@@ -151,6 +161,8 @@ def _fields(source: Source, base: str | None, layers: str) -> dict[str, object]:
         "base_model_name_or_path": base,
         "r": source.lora.rank,
         "lora_alpha": source.lora.alpha,
+        "rank_pattern": {str(target): rank for target, rank in source.lora.rank_pattern},
+        "alpha_pattern": {str(target): alpha for target, alpha in source.lora.alpha_pattern},
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -177,6 +189,7 @@ def _write(
         whole: parameters that are stored whole, by their names.
         more: writes further files to the directory that it is given.
     """
+    tensors = read_headers(source.directory, source.tower)
     names: dict[str, tuple[str, ...]] = {}  # ours -> theirs, one for each layer
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
     for target in source.lora.targets:
@@ -189,7 +202,7 @@ def _write(
             )
             shapes |= {name: ("F32", tuple(shape[::-1])) for name in names[path]}
     for name, row in whole.items():
-        shapes[name] = "F32", row.their_shape(source.trained[f"params/{row.ours}"])
+        shapes[name] = "F32", tensors[row.theirs].shape
     with new_directory(out, sum(num_bytes(*x) for x in shapes.values())) as scratch:
         bar = Progress("write", len(shapes), "tensor")
         with bar, SafetensorsWriter(scratch / "adapter_model.safetensors", shapes) as writer:
@@ -199,9 +212,16 @@ def _write(
                     writer.write(name, part.T)
                     bar.update()
             for name, row in whole.items():
-                (values,) = source.read([f"params/{row.ours}"])
-                writer.write(name, row.transform.write(values))
-                bar.update()
+                for _, values in merged(source, row, tensors):
+                    writer.write(name, values)
+                    bar.update()
         write_json(scratch / "adapter_config.json", fields)
         more(scratch)
     return len(shapes)
+
+
+def _is_whole(source: Source, row: Row) -> bool:
+    """Returns whether the run trained a row's tensors in full, or continues such an adapter."""
+    adapter = source.adapter
+    before = adapter is not None and adapter.changes(names_of(source, row))
+    return before or f"params/{row.ours}" in source.trained

@@ -17,13 +17,17 @@ from seva_jax.runtime.progress import Progress
 from seva_jax.types import DataError
 
 _INDEX = "pytorch_model.bin.index.json"
+_ADAPTER = ("adapter_model", "non_lora_trainables")  # peft's file, and LLaVA's beside it
 
 
 def from_bin(directory: Path, out: Path) -> str:
     """Copies a model directory, with its pytorch_model*.bin files as safetensors.
 
+    Of a LoRA adapter, these are adapter_model.bin and LLaVA's non_lora_trainables.bin. One that is
+    already there as safetensors is copied.
+
     Args:
-        directory: a LLaVA checkpoint, or a CLIP directory.
+        directory: a LLaVA checkpoint, a CLIP directory, or a LoRA adapter.
         out: the new directory.
 
     Returns:
@@ -38,14 +42,20 @@ def from_bin(directory: Path, out: Path) -> str:
         from safetensors.torch import save_file
     except ImportError:
         raise DataError("from-bin needs torch to read pickles: pip install torch") from None
+    safe = [p for x in _ADAPTER if (p := directory / f"{x}.safetensors").is_file()]
+    pickled = [p for x in _ADAPTER if (p := directory / f"{x}.bin").is_file()]
     files = sorted(directory.glob("pytorch_model*.bin"))
+    files += [path for path in pickled if path.with_suffix(".safetensors") not in safe]
     if not files:
-        raise DataError(f"{directory} holds no pytorch_model*.bin")
+        raise DataError(
+            f"{directory} holds no pytorch_model*.bin, and no adapter_model.bin or "
+            "non_lora_trainables.bin"
+        )
     names = {f.name: f"{f.stem.replace('pytorch_model', 'model')}.safetensors" for f in files}
     num, index_path = 0, directory / _INDEX
     index = read_json(index_path) if index_path.exists() else None
     with new_directory(out, sum(path.stat().st_size for path in files)) as scratch:
-        for path in other_files(directory):
+        for path in [*other_files(directory), *safe]:
             shutil.copyfile(path, scratch / path.name)
         with Progress("convert", len(files), "file") as progress:
             for path in files:

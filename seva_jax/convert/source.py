@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from seva_jax.convert.adapters import Adapter
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig, LoraConfig
 from seva_jax.text.templates import Template
@@ -32,6 +33,8 @@ class Source:
         read: reads the trained variables with the given names.
         processing: the image pipeline that the run trained with; None without a run.
         template: the words around its questions and answers; None without a run.
+        adapter: what of `Checkpoint.adapter` is to be applied to the checkpoint before anything
+            else; the adapters that a run trained further are in `trained` instead.
         before: earlier runs, oldest first; each later run started from the merged result of the
             one before it.
     """
@@ -44,4 +47,5 @@ class Source:
     read: Callable[[Sequence[str]], list[np.ndarray]] = read_nothing
     processing: ImageProcessing | None = None
     template: Template | None = None
+    adapter: Adapter | None = None
     before: tuple[Source, ...] = ()

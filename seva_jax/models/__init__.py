@@ -4,7 +4,14 @@ Read next: `llava.py`, which puts the pieces together and which the rest of the 
 """
 
 from seva_jax.models.attention import Attention
-from seva_jax.models.config import LLAVA_15, LlavaConfig, LoraConfig, TextConfig, VisionConfig
+from seva_jax.models.config import (
+    LLAVA_15,
+    LlavaConfig,
+    LoraConfig,
+    Target,
+    TextConfig,
+    VisionConfig,
+)
 from seva_jax.models.init import abstract_params, abstract_variables, init_variables
 from seva_jax.models.layers import Remat
 from seva_jax.models.llama import Cache

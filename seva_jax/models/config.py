@@ -6,6 +6,7 @@ What does not live here: reading a config from a checkpoint directory (`seva_jax
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Annotated, Literal
 
 from seva_jax.ranges import ABOVE_0, FROM_1, Range
@@ -117,18 +118,37 @@ LLAVA_15 = {
 }
 
 
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
     """Low-rank adapters on the language model's linear layers.
 
+    A run that trains the adapters of `Checkpoint.adapter` further takes all of this from them.
+
     Attributes:
         rank: rank of every adapter; 0 means no adapters. A higher rank trains more parameters.
-        alpha: the output of an adapter is scaled by alpha / rank.
+        alpha: the output of an adapter is scaled by alpha / rank. For rank-stabilised LoRA (peft's
+            `use_rslora`) multiply alpha by the square root of the rank.
         targets: which linear layers of every decoder layer have adapters.
+        rank_pattern: targets with another rank, such as `(("q_proj", 8),)`.
+        alpha_pattern: targets with another alpha.
     """
 
     rank: Annotated[int, Range(0, 2**16)] = 1024
     alpha: Annotated[float, Range(0, 1e6, above=True)] = 2048.0
-    targets: tuple[
-        Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], ...
-    ] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: tuple[Target, ...] = typing.get_args(Target)
+    rank_pattern: tuple[tuple[Target, int], ...] = ()
+    alpha_pattern: tuple[tuple[Target, float], ...] = ()
+
+    def of(self, target: str) -> LoraConfig:
+        """Returns the config of the adapters on one target, whose patterns are empty."""
+        rank = {str(name): rank for name, rank in self.rank_pattern}.get(target, self.rank)
+        alpha = {str(name): alpha for name, alpha in self.alpha_pattern}.get(target, self.alpha)
+        return LoraConfig(rank, alpha, self.targets)
+
+    @property
+    def scale(self) -> float:
+        """Factor of an adapter's output; of adapters with patterns, ask `of` a target."""
+        return self.alpha / self.rank

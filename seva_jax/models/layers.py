@@ -42,7 +42,7 @@ class Linear(nn.Module):
         features: output width.
         dims: logical names of the kernel's (input, output) dims.
         bias: whether there is a bias.
-        lora: config of the adapter; None for a layer without one.
+        lora: config of the adapter, see `LoraConfig.of`; None for a layer without one.
         dtype: compute dtype.
     """
 
@@ -81,8 +81,8 @@ class Linear(nn.Module):
             # Kaiming-uniform A and zero B, as in peft: initially an adapter changes nothing.
             a = self._adapter("a", (x.shape[-1], self.lora.rank), (self.dims[0], "rank"))
             b = self._adapter("b", (self.lora.rank, self.features), ("rank", self.dims[1]))
-            scale = self.lora.alpha / self.lora.rank  # applied to x A, the narrowest array
-            y = y + (x @ a.astype(self.dtype) * scale) @ b.astype(self.dtype)
+            # The scale is applied to x A, the narrowest array.
+            y = y + (x @ a.astype(self.dtype) * self.lora.scale) @ b.astype(self.dtype)
         return y.reshape(*leading, self.features)
 
     def _adapter(self, name: str, shape: tuple[int, int], dims: tuple[str, str]) -> Any:

@@ -120,7 +120,7 @@ class DecoderLayer(nn.Module):
         cfg = self.config
 
         def linear(name: str, features: int, dims: tuple[str, str]) -> Linear:
-            adapters = self.lora if self.lora and name in self.lora.targets else None
+            adapters = self.lora.of(name) if self.lora and name in self.lora.targets else None
             return Linear(features, dims, lora=adapters, dtype=self.dtype, name=name)
 
         def heads(x: jax.Array, num: int) -> jax.Array:

@@ -34,7 +34,7 @@ def merge_adapters(
         for parent in parents:
             adapter = adapter.get(parent, {}) if isinstance(adapter, Mapping) else {}
         if name == "kernel" and "a" in adapter:
-            merge = _program(lora.alpha / lora.rank, dtype, sharding, leaf.dtype == dtype)
+            merge = _program(lora.of(parents[-1]).scale, dtype, sharding, leaf.dtype == dtype)
             return merge(leaf, adapter["a"], adapter["b"])
         if leaf.dtype == dtype:
             return leaf

@@ -43,7 +43,8 @@ def layer_heads(
     num, name = {"q_proj": (cfg.num_heads, "heads"), "k_proj": (cfg.num_kv_heads, "kv_heads")}[
         which
     ]
-    linear = Linear(num * cfg.head_dim, ("embed", name), lora=model.lora, dtype=dtype)
+    lora = model.lora.of(which) if model.lora else None
+    linear = Linear(num * cfg.head_dim, ("embed", name), lora=lora, dtype=dtype)
     collections = {"params": params[which]}
     adapters = variables.get(LORA, {}).get("language", {}).get("layers", {})
     if which in adapters:

@@ -116,7 +116,8 @@ def variants(experiment: Experiment, options: PlanOptions) -> list[Variant]:
             options.batch or (run.train.batch_size,),
         ):
             config = run.base.assets().config if size == "base" else LLAVA_15[size]
-            train, lora = dataclasses.replace(run.train, batch_size=batch), run.lora
+            train = dataclasses.replace(run.train, batch_size=batch)
+            lora = run.base.lora(run.lora) if size == "base" else run.lora
             if tune == "full":
                 train = dataclasses.replace(train, trained=("language", "projector"))
                 lora = dataclasses.replace(lora, rank=0)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seva_jax.batches.trees import RowShape, pack_row
-from seva_jax.config import Experiment, make_model
+from seva_jax.config import Checkpoint, Experiment, make_model
 from seva_jax.inference.rollouts import rollout_rows
 from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state, refill
 from seva_jax.models import Llava, LlavaConfig, abstract_stored, abstract_variables
@@ -46,7 +46,8 @@ def lower_step(
     adapted = experiment.lora if experiment.lora.rank else None
     model = make_model(config, compute, adapted)
     in_step = objective.needs_reference and train.reference == "in_step"
-    frozen, parts = split_params(abstract_base(experiment, config, mesh), train.trained, in_step)
+    stays, parts = split_params(abstract_base(experiment, config, mesh), train.trained, in_step)
+    frozen = {"params": stays}
     trainable: dict[str, Any] = {
         "params": jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), parts
@@ -55,6 +56,9 @@ def lower_step(
     if adapted:
         boxed = abstract_variables(model)["lora"]
         trainable["lora"] = placed(boxed, variable_shardings(mesh, boxed))
+        base = experiment.base
+        if in_step and isinstance(base, Checkpoint) and not base.merge:
+            frozen["lora"] = trainable["lora"]  # the adapters as they were loaded
     optimizer = experiment.optim.make(1000)
     state = state_like(optimizer, mesh, trainable)
     step = jit_step(
@@ -84,7 +88,7 @@ def lower_step(
         lambda x: jax.ShapeDtypeStruct((*rows, *x.shape), x.dtype, sharding=split), row
     )
     with jax.set_mesh(mesh):
-        return step.lower(state, {"params": frozen}, batch)
+        return step.lower(state, frozen, batch)
 
 
 def lower_rollout(

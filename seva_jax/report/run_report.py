@@ -110,6 +110,9 @@ def _facts(
     config, align = page.config, [row for row in metrics if row["stage"] == "align"]
     base, stages = config.base, read_stages(page.path)
     path = f", {short_path(base.path)}" if isinstance(base, Checkpoint) else ""
+    if isinstance(base, Checkpoint) and base.adapter:
+        path += f" with the adapter {short_path(base.adapter)}"
+        path += ", merged" if base.merge else ", trained further; with it, it is the reference"
     if isinstance(base, PriorRun):
         path = f", the result of {short_path(base.workdir)}"
         path += ", merged" if base.merge else ", trained further; the reference is that run's"

@@ -29,12 +29,14 @@ def alignment_steps(ctx: RunContext, num_comparisons: int) -> int:
     return num_steps(num_comparisons, train.batch_size, train.epochs, train.repeat, train.max_steps)
 
 
-def align(ctx: RunContext, base: Any, start: Variables, rows: ComparisonRows) -> Variables:
+def align(
+    ctx: RunContext, reference: Variables, start: Variables, rows: ComparisonRows
+) -> Variables:
     """Trains, or resumes training, to the last step.
 
     Args:
         ctx: the run.
-        base: parameters of the reference policy.
+        reference: variables of the reference policy.
         start: the policy before alignment.
         rows: the comparisons, with reference log-probs if these are cached.
 
@@ -42,7 +44,7 @@ def align(ctx: RunContext, base: Any, start: Variables, rows: ComparisonRows) ->
         The aligned model's variables.
     """
     task, trained = _task(ctx, rows), ctx.config.train.trained
-    frozen, _ = split_params(base, trained, task.reference_in_step)
+    frozen = _frozen(ctx, task, reference)
     _, parts = split_params(start["params"], trained, task.reference_in_step)
     # Copies: the training state is donated step by step, the base model stays.
     to_float32 = jax.jit(lambda x: jax.tree.map(lambda y: y.astype(jnp.float32) + 0.0, x))
@@ -54,27 +56,35 @@ def align(ctx: RunContext, base: Any, start: Variables, rows: ComparisonRows) ->
             if "lora" in start
             else init_variables(ctx.policy_model, "lora", shardings, ctx.config.seed)
         )
-    return merge({"params": frozen}, fit_stage(ctx, task, {"params": frozen}, trainable))
+    return merge(frozen, fit_stage(ctx, task, frozen, trainable, reference.get("lora")))
 
 
-def load_aligned(ctx: RunContext, base: Any, rows: ComparisonRows) -> Variables:
+def load_aligned(ctx: RunContext, reference: Variables, rows: ComparisonRows) -> Variables:
     """Reads the aligned model's variables from the checkpoint of the last step.
 
     Args:
         ctx: the run, whose alignment is finished.
-        base: parameters of the reference policy.
+        reference: variables of the reference policy.
         rows: the comparisons it was trained on.
 
     Raises:
         DataError: the checkpoint is missing, damaged, or of another run.
     """
     task = _task(ctx, rows)
-    frozen, _ = split_params(base, ctx.config.train.trained, task.reference_in_step)
+    frozen = _frozen(ctx, task, reference)
     trained = trained_variables(
         ctx.config, ctx.assets.config, ctx.mesh, task.steps,
-        checkpoint_facts(ctx, task, {"params": frozen}),
+        checkpoint_facts(ctx, task, frozen, reference.get("lora")),
     )  # fmt: skip
-    return merge({"params": frozen}, trained)
+    return merge(frozen, trained)
+
+
+def _frozen(ctx: RunContext, task: Task, reference: Variables) -> Variables:
+    """Returns the variables that do not change; all of the reference's if the step needs it."""
+    in_step = task.reference_in_step
+    frozen, _ = split_params(reference["params"], ctx.config.train.trained, in_step)
+    adapters = {"lora": reference["lora"]} if in_step and "lora" in reference else {}
+    return {"params": frozen} | adapters
 
 
 def _task(ctx: RunContext, rows: ComparisonRows) -> Task:

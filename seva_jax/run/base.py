@@ -11,7 +11,7 @@ from seva_jax.models import abstract_stored, abstract_variables, init_variables,
 from seva_jax.objectives import Supervised
 from seva_jax.run.context import RunContext
 from seva_jax.run.fitting import fit_stage
-from seva_jax.run.weights import reference_params, trained_variables
+from seva_jax.run.weights import reference_adapters, reference_params, trained_variables
 from seva_jax.sharding import variable_shardings
 from seva_jax.training.loop import Task
 from seva_jax.training.step import Variables, merge
@@ -53,16 +53,29 @@ def load_base(ctx: RunContext) -> Any:
     return reference_params(ctx.config, ctx.assets.config, ctx.mesh)
 
 
-def load_start(ctx: RunContext, base: Any) -> Variables:
+def load_reference(ctx: RunContext, base: Any) -> Variables:
+    """Returns the variables of the reference policy.
+
+    Args:
+        ctx: the run.
+        base: their "params" collection.
+
+    Raises:
+        DataError: the adapters of the base, which are trained further, cannot be read.
+    """
+    adapters = reference_adapters(ctx.config, ctx.assets.config, ctx.mesh)
+    return {"params": base} | ({"lora": adapters} if adapters else {})
+
+
+def load_start(ctx: RunContext, reference: Variables) -> Variables:
     """Returns the policy before alignment, which answers prompts and is evaluated as base.
 
     These are the reference's variables, unless the adapters of an earlier run are trained further.
 
     Args:
         ctx: the run.
-        base: parameters of the reference policy.
+        reference: variables of the reference policy.
     """
-    reference = {"params": base}
     if not isinstance(ctx.config.base, PriorRun) or ctx.config.base.merge:
         return reference
     earlier = ctx.config.base.earlier()

@@ -24,6 +24,7 @@ from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.models import Llava
 from seva_jax.objectives import Objective
 from seva_jax.run.workdir import Workdir
+from seva_jax.runtime.processes import say
 from seva_jax.text import Encoder, Template
 from seva_jax.training.flops import forward, model_flops
 from seva_jax.training.step import StepOptions, Variables
@@ -70,6 +71,10 @@ class RunContext:
                 "--compute.attention auto"
             )
         assets = config.base.assets()
+        adapters = config.base.lora(config.lora)
+        if adapters != config.lora:
+            say(f"the base's own adapters are trained further, so lora is theirs: {adapters}")
+            config = dataclasses.replace(config, lora=adapters)
         lora = config.lora if config.lora.rank else None
         return cls(
             config,

@@ -13,7 +13,9 @@ from seva_jax.training.loop import Site, Task, fit
 from seva_jax.training.step import Variables
 
 
-def fit_stage(ctx: RunContext, task: Task, frozen: Variables, trainable: Variables) -> Variables:
+def fit_stage(
+    ctx: RunContext, task: Task, frozen: Variables, trainable: Variables, adapters: Any = None
+) -> Variables:
     """Trains to the last step, or resumes, and returns the trained variables.
 
     Args:
@@ -21,11 +23,12 @@ def fit_stage(ctx: RunContext, task: Task, frozen: Variables, trainable: Variabl
         task: what to train.
         frozen: variables that do not change.
         trainable: variables at step 0, float32.
+        adapters: see `checkpoint_facts`.
     """
     site = Site(
         mesh=ctx.mesh,
         folder=ctx.workdir.path,
-        facts=checkpoint_facts(ctx, task, frozen),
+        facts=checkpoint_facts(ctx, task, frozen, adapters),
         seed=ctx.config.seed,
         shapes=ctx.row_shapes,
         step_options=ctx.step_options,
@@ -34,12 +37,21 @@ def fit_stage(ctx: RunContext, task: Task, frozen: Variables, trainable: Variabl
     return fit(task, site, frozen, trainable)
 
 
-def checkpoint_facts(ctx: RunContext, task: Task, frozen: Variables) -> dict[str, Any]:
+def checkpoint_facts(
+    ctx: RunContext, task: Task, frozen: Variables, adapters: Any = None
+) -> dict[str, Any]:
     """Returns what a checkpoint depends on, also where config.json does not show it.
 
     Files, for example, count by their content.
+
+    Args:
+        ctx: the run.
+        task: what is trained.
+        frozen: variables that do not change.
+        adapters: the base's own adapters, whose training the run continues; None if it has none.
     """
     model, options = task.model, task.options
+    weights = {name: x for name, x in frozen.items() if name != "lora"}  # see "base.adapter"
     return {
         "batch_size": options.batch_size,
         "steps": task.steps,
@@ -48,6 +60,7 @@ def checkpoint_facts(ctx: RunContext, task: Task, frozen: Variables) -> dict[str
         **flatten(model.config, "model"),
         "tokenizer": fingerprint(*tokenizer_facts(ctx.assets.tokenizer)),
         "examples": fingerprint([dataclasses.asdict(c) for c in task.rows.comparisons]),
-        "frozen weights": fingerprint(checksum(frozen)) if frozen else "none",
+        "frozen weights": fingerprint(checksum(weights)) if weights else "none",
+        **({"base.adapter": fingerprint(checksum(adapters))} if adapters else {}),
         **(flatten(model.lora, "lora") if model.lora else {"lora": "none"}),
     }

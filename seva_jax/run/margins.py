@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +16,7 @@ from seva_jax.types import BranchLogps
 
 
 def reward_margins(
-    ctx: RunContext, base: Any, aligned: Variables, rows: ComparisonRows
+    ctx: RunContext, reference: Variables, aligned: Variables, rows: ComparisonRows
 ) -> list[float | None]:
     """Returns the reward margin of each comparison under the aligned model.
 
@@ -25,7 +24,7 @@ def reward_margins(
 
     Args:
         ctx: the run.
-        base: parameters of the reference policy.
+        reference: variables of the reference policy.
         aligned: the aligned model's variables.
         rows: the comparisons.
     """
@@ -42,9 +41,7 @@ def reward_margins(
     if not objective.needs_reference or objective.needs:
         objective = DPO(beta=1.0)
     margins: list[float | None] = []
-    for before, after in zip(
-        logps("base", {"params": base}), logps("aligned", aligned), strict=True
-    ):
+    for before, after in zip(logps("base", reference), logps("aligned", aligned), strict=True):
         if not before or not after:
             margins.append(None)
             continue

@@ -19,7 +19,7 @@ from seva_jax.data.json_records import read_comparisons
 from seva_jax.evals import EvalResult
 from seva_jax.inference.features import cached_features
 from seva_jax.run.alignment import caches_reference, load_aligned
-from seva_jax.run.base import load_base, load_start
+from seva_jax.run.base import load_base, load_reference, load_start
 from seva_jax.run.context import RunContext
 from seva_jax.run.evaluations import read_results
 from seva_jax.run.reference import read_reference
@@ -48,13 +48,18 @@ class Outputs:
 
     @functools.cached_property
     def base(self) -> Any:
-        """The parameters of the reference policy, sharded."""
+        """The "params" collection of the reference policy, sharded."""
         return load_base(self.ctx)
+
+    @functools.cached_property
+    def reference(self) -> Variables:
+        """The variables of the reference policy: `base`, and adapters if it has its own."""
+        return load_reference(self.ctx, self.base)
 
     @functools.cached_property
     def start(self) -> Variables:
         """The policy before alignment, which answers prompts and is evaluated as base."""
-        return load_start(self.ctx, self.base)
+        return load_start(self.ctx, self.reference)
 
     @functools.cached_property
     def comparisons(self) -> EncodedComparisons:
@@ -92,7 +97,7 @@ class Outputs:
         ctx, objective = self.ctx, self.ctx.config.objective
         reference = None
         if caches_reference(ctx):
-            reference = read_reference(ctx, self.base, self.comparisons.comparisons)
+            reference = read_reference(ctx, self.reference, self.comparisons.comparisons)
         return ctx.rows(self.comparisons, self.images, objective, reference)
 
     @functools.cached_property
@@ -105,7 +110,7 @@ class Outputs:
         if "align" not in self.ctx.workdir.stages():
             path = self.ctx.workdir.path
             raise DataError(f"{path}: its alignment is not finished; run seva_jax.train first")
-        return load_aligned(self.ctx, self.base, self.training_rows)
+        return load_aligned(self.ctx, self.reference, self.training_rows)
 
     def results(self, who: str) -> list[EvalResult]:
         """Returns the evaluation results of "base" or "aligned"."""

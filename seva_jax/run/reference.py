@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from seva_jax.runtime.files import read_records, write_records
 from seva_jax.runtime.journal import Journal
 from seva_jax.text.tokenizer import tokenizer_facts
 from seva_jax.training.checkpoint import checksum
+from seva_jax.training.step import Variables
 from seva_jax.types import Comparison, DataError
 
 RECORDS, LINES = "reference.array_record", "reference.jsonl"
@@ -24,19 +24,19 @@ RECORDS, LINES = "reference.array_record", "reference.jsonl"
 Logps = Sequence[Sequence[np.ndarray]]  # per token, of every branch of every comparison
 
 
-def compute_reference(ctx: RunContext, base: Any, rows: ComparisonRows) -> Logps:
-    """Computes per-token log-probs of every answer under the base model, and keeps them.
+def compute_reference(ctx: RunContext, policy: Variables, rows: ComparisonRows) -> Logps:
+    """Computes per-token log-probs of every answer under the reference policy, and keeps them.
 
     Args:
         ctx: the run.
-        base: parameters of the reference policy.
+        policy: variables of the reference policy.
         rows: the comparisons.
     """
-    key, layout = _key(ctx, base, rows.comparisons), ctx.pass_layout  # on all processes
+    key, layout = _key(ctx, policy, rows.comparisons), ctx.pass_layout  # on all processes
     header = {"fingerprint": key, "batch_size": layout.batch_size}
     with ctx.workdir.bar("reference", len(rows), "pair") as bar:
         logps = answer_logps(
-            ctx.base_model, {"params": base}, rows, layout, ctx.step_options, bar.update,
+            ctx.model_of(policy), policy, rows, layout, ctx.step_options, bar.update,
             Journal(ctx.workdir.path / LINES, header),
         )  # fmt: skip
     if ctx.workdir.writes:
@@ -46,7 +46,7 @@ def compute_reference(ctx: RunContext, base: Any, rows: ComparisonRows) -> Logps
 
 
 def read_reference(
-    ctx: RunContext, base: Any, comparisons: Sequence[Comparison]
+    ctx: RunContext, policy: Variables, comparisons: Sequence[Comparison]
 ) -> list[tuple[np.ndarray, ...]]:
     """Reads what `compute_reference` kept.
 
@@ -54,13 +54,14 @@ def read_reference(
         DataError: it was computed for other pairs, weights, templates or images.
     """
     ids = [c.prompt.id for c in comparisons]
-    return read_logps(ctx.workdir.path / RECORDS, ids, _key(ctx, base, comparisons))
+    return read_logps(ctx.workdir.path / RECORDS, ids, _key(ctx, policy, comparisons))
 
 
-def _key(ctx: RunContext, base: Any, comparisons: Sequence[Comparison]) -> str:
+def _key(ctx: RunContext, policy: Variables, comparisons: Sequence[Comparison]) -> str:
     """Returns a fingerprint of everything that reference log-probs depend on."""
     return fingerprint(
-        checksum(base),
+        checksum(policy),
+        *([ctx.config.lora] if "lora" in policy else []),
         ctx.config.text.train,
         ctx.assets.processing,
         *tokenizer_facts(ctx.assets.tokenizer),

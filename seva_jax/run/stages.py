@@ -77,7 +77,7 @@ def run_pairs(ctx: RunContext, out: Outputs) -> str:
 def run_reference(ctx: RunContext, out: Outputs) -> str:
     """Computes per-token log-probs of every answer under the reference policy."""
     rows = ctx.rows(out.comparisons, out.images, ctx.config.objective)
-    logps = reference.compute_reference(ctx, out.base, rows)
+    logps = reference.compute_reference(ctx, out.reference, rows)
     missing = sum(not branches for branches in logps)
     return (
         f"{sum(len(x) for branches in logps for x in branches):,} answer tokens"
@@ -87,7 +87,7 @@ def run_reference(ctx: RunContext, out: Outputs) -> str:
 
 def run_alignment(ctx: RunContext, out: Outputs) -> str:
     """Trains the policy with the objective."""
-    out.aligned = align(ctx, out.base, out.start, out.training_rows)
+    out.aligned = align(ctx, out.reference, out.start, out.training_rows)
     rows = (r for r in ctx.workdir.read_metrics() if r["stage"] == "align")
     missing, num = round(sum(r.get("unreadable", 0) for r in rows)), len(out.training_rows)
     return (

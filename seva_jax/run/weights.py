@@ -23,7 +23,7 @@ from seva_jax.config import (
     fingerprint,
     make_model,
 )
-from seva_jax.convert import load_params, tower_directory
+from seva_jax.convert import load_params, read_lora, tower_directory
 from seva_jax.models import (
     LlavaConfig,
     abstract_stored,
@@ -86,8 +86,9 @@ def _read_base(
     """Reads a checkpoint as a run stores it; see `load_params` for the last two arguments."""
     tower = tower_directory(Path(base.path), base.vision_tower)
     return load_params(
-        base.path, model, compute.param_dtype, shardings, tower, compute.base_weights, each
-    )
+        base.path, model, compute.param_dtype, shardings, tower, compute.base_weights, each,
+        base.merged_adapter(model),
+    )  # fmt: skip
 
 
 def require_same_base(config: Experiment, model: LlavaConfig, checkpoint: Path) -> None:
@@ -128,6 +129,28 @@ def _refuse_other_base(config: Experiment, checkpoint: Path, numbers: Any) -> No
                 "rounding; if you know that they are the same, give --same-base"
             )
         )  # fmt: skip
+
+
+def reference_adapters(config: Experiment, model: LlavaConfig, mesh: jax.sharding.Mesh) -> Any:
+    """Reads the "lora" collection of a run's reference policy; {} if that has no adapters.
+
+    It has some where the adapters of a `Checkpoint` are trained further, in this run or in one that
+    it continues: the adapters as they were loaded, float32.
+
+    Args:
+        config: the run's config.
+        model: architecture.
+        mesh: where they go.
+    """
+    base = config.base
+    if isinstance(base, PriorRun) and not base.merge:
+        return reference_adapters(base.earlier(), model, mesh)
+    if not isinstance(base, Checkpoint) or base.merge:
+        return {}
+    adapter = base.open_adapter(model)
+    assert adapter is not None, "`Checkpoint.assets` refuses it"
+    boxed = abstract_variables(make_model(model, config.compute, config.lora))["lora"]
+    return read_lora(adapter, placed(boxed, variable_shardings(mesh, boxed)))
 
 
 def trained_variables(

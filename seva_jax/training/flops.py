@@ -66,8 +66,9 @@ def forward(config: LlavaConfig, lora: LoraConfig, shape: RowShape) -> Forward:
     length = shape.length
     linear = 2 * length * t.num_layers * sum(i * o for i, o in sizes.values())
     down = 2 * length * t.num_layers * t.mlp_size * t.hidden_size
-    adapted = [sizes[name] for name in lora.targets] if lora.rank else []
-    adapters = 2 * length * t.num_layers * lora.rank * sum(i + o for i, o in adapted)
+    adapted = lora.targets if lora.rank else ()
+    widths = sum(lora.of(name).rank * sum(sizes[name]) for name in adapted)
+    adapters = 2 * length * t.num_layers * widths
     seen = sum(
         (min(start + BLOCK, length) - start) * min(start + BLOCK, length)
         for start in range(0, length, BLOCK)
