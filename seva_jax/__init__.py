@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from seva_jax.types import VERSION as __version__
+
 if TYPE_CHECKING:
     from seva_jax.pretrained import from_pretrained
 
-__version__ = "0.2.0"
 __all__ = ["__version__", "from_pretrained"]
 
 

@@ -319,7 +319,7 @@ def test_files_that_are_missing_or_pickles(base, tmp_path):
         read_adapter("/no/where", TINY_HF)
     write_adapter(tmp_path / "b")
     (tmp_path / "b" / "config.json").write_text((base / "config.json").read_text())
-    with pytest.raises(DataError, match=r"holds a LoRA adapter .* as its adapter"):
+    with pytest.raises(DataError, match=r"holds a LoRA adapter .*--base\.adapter"):
         load_params(tmp_path / "b", TINY_HF)
 
 

@@ -153,7 +153,7 @@ def write_model(directory: Path, config: LlavaConfig, params: Any) -> None:
 
     tokenizer = word_tokenizer(tuple(f"w{i}" for i in range(100)))
     processing = ImageProcessing(size=config.vision.image_size)
-    write_new(directory, config, tokenizer, processing, read)
+    write_new(directory, config, tokenizer, processing, VICUNA_V1, read)
 
 
 def examples(

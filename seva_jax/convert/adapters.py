@@ -21,13 +21,12 @@ from safetensors import safe_open
 
 from seva_jax.convert.adapter_config import PeftFields, read_peft_fields
 from seva_jax.convert.load import (
-    ADAPTER_CONFIG,
     DTYPES,
     Tensor,
     read_header,
     shapes_by_path,
 )
-from seva_jax.convert.original import listing
+from seva_jax.convert.original import ADAPTER_CONFIG, listing
 from seva_jax.convert.table import (
     EMBEDDING,
     HEAD,

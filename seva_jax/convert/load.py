@@ -46,7 +46,6 @@ from seva_jax.sharding import on_one_device
 from seva_jax.types import DataError
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-ADAPTER_CONFIG = "adapter_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 _MAX_LINES = 5000  # in one error message
@@ -274,12 +273,6 @@ def _list_files(directory: Path) -> tuple[list[str], Mapping[str, str] | None]:
         return [SINGLE_FILE], None
     path = directory / INDEX_FILE
     if not path.exists():
-        if (directory / ADAPTER_CONFIG).exists():
-            raise DataError(
-                f"{directory} holds a LoRA adapter ({ADAPTER_CONFIG}), not a whole model: give the "
-                "directory of the model that it was trained on, and this one as its adapter "
-                "(--base.adapter DIR, or from_pretrained(..., adapter=DIR))"
-            )
         if pickles := sorted(p.name for kind in _PICKLES for p in directory.glob(kind)):
             whole = any(name.startswith("pytorch_model") for name in pickles)
             raise DataError(

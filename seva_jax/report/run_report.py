@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from seva_jax import __version__, report
+from seva_jax import report
 from seva_jax.config import Checkpoint, Experiment, PriorRun, flatten
 from seva_jax.evals import EvalResult, Row, comparison_rows
 from seva_jax.evals.base import Record
@@ -30,7 +30,7 @@ from seva_jax.runtime.files import read_json
 from seva_jax.runtime.loggers import LoggedPair
 from seva_jax.runtime.paths import short_path
 from seva_jax.runtime.run_records import read_metrics, read_stages
-from seva_jax.types import Comparison, ExampleError
+from seva_jax.types import VERSION, Comparison, ExampleError
 
 # Stage, title, unit, names of metrics.
 _CURVES = (
@@ -119,7 +119,7 @@ def _facts(
     mesh = " × ".join(f"{name} {size}" for name, size in page.mesh.shape.items())
     versions = [("Python", platform.python_version())]
     # seva_jax itself may be run from a source tree, without metadata.
-    versions += [("seva_jax", __version__)]
+    versions += [("seva_jax", VERSION)]
     versions += [(name, importlib.metadata.version(name)) for name in ("jax", "flax")]
     rejected = "the data" if config.prompts.has_answers else ", ".join(map(brief, config.corrupt))
     facts = [

@@ -189,7 +189,7 @@ def _from_model(path: Path) -> _Bpe:
 
 
 def _from_json(model: dict[str, Any]) -> _Bpe:
-    merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+    merges: Any = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
     return _Bpe(model["vocab"], merges, model.get("byte_fallback", False))
 
 
