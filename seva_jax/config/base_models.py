@@ -79,7 +79,7 @@ class Checkpoint(BaseModel):
             its config.json names.
         pad_to_square: pad images to a square before resizing, as the original LLaVA does.
             Hugging Face's processors crop instead by default; None follows the checkpoint's own
-            processor.
+            processor, in the original layout `image_aspect_ratio` of its config.json.
     """
 
     path: str = ""
