@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from seva_jax.types import VERSION as __version__
+from seva_jax.types import VERSION
 
 if TYPE_CHECKING:
     from seva_jax.pretrained import from_pretrained
 
+__version__ = VERSION
 __all__ = ["__version__", "from_pretrained"]
 
 

@@ -247,8 +247,9 @@ def test_names_that_lead_llavas_loader(tmp_path, name, whole, lora):
         problem = llava_name_problem(Path("/x") / name, is_lora)
         assert (problem is None) == good
         if problem:
-            suggested = Path(re.search(r"such as (\S+)$", problem)[1])
-            assert llava_name_problem(suggested, is_lora) is None
+            suggested = re.search(r"such as (\S+)$", problem)
+            assert suggested
+            assert llava_name_problem(Path(suggested[1]), is_lora) is None
 
 
 def run_command(monkeypatch, *argv):

@@ -107,7 +107,7 @@ PIPELINES = [
     ImageProcessing(size=28, pad_to_square=False, shortest_edge=32, resample=Image.Resampling(2)),
     ImageProcessing(size=28, pad_to_square=False, keep_aspect=False),
     ImageProcessing(size=28, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), pad_colour=(127, 102, 76)),
-    ImageProcessing(size=28, mean=(0.0,) * 3, std=(1.0,) * 3),  # of do_normalize: false
+    ImageProcessing(size=28, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),  # of do_normalize: false
 ]
 
 
@@ -143,7 +143,7 @@ def checkpoint(tmp_path):
     return directory
 
 
-def run_of(directory, workdir, pad=True, template=VICUNA_V1, vision_tower=""):
+def run_of(directory, workdir, pad: bool | None = True, template=VICUNA_V1, vision_tower=""):
     """Writes a run, and returns it as the source of an export."""
     base = Checkpoint(str(directory), vision_tower, pad_to_square=pad)
     text = TextOptions(train=template)

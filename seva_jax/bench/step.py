@@ -46,6 +46,7 @@ from seva_jax.models import (
 )
 from seva_jax.objectives import DPO
 from seva_jax.sharding import on_one_device
+from seva_jax.text.templates import VICUNA_V1
 from seva_jax.text.tokenizer import word_tokenizer
 from seva_jax.training.flops import forward, model_flops
 from seva_jax.training.step import (

@@ -91,7 +91,7 @@ class Checkpoint(BaseModel):
             its config.json names.
         pad_to_square: pad images to a square before resizing, as the original LLaVA does.
             Hugging Face's processors crop instead by default; None follows the checkpoint's own
-            processor.
+            processor, in the original layout `image_aspect_ratio` of its config.json.
         adapter: directory of a LoRA adapter that was trained on this model: what save_pretrained of
             a PeftModel wrote, or LLaVA's training with LoRA. The model with the adapter is the
             reference policy, which answers prompts and is evaluated as base. A projector or other
