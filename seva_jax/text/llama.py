@@ -161,9 +161,14 @@ def _from_model(path: Path) -> _Bpe:
     """Reads a sentencepiece model: pieces of a higher score are joined first.
 
     Raises:
-        DataError: the model encodes texts in another way than Llama's.
+        DataError: the file is damaged, or the model encodes texts in another way than Llama's.
     """
-    model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"{path} cannot be read as a sentencepiece model ({error}): fetch it again"
+        ) from None
     pieces = [model.id_to_piece(id_) for id_ in range(model.get_piece_size())]
     vocab = {piece: id_ for id_, piece in enumerate(pieces)}
     kinds = (model.is_unknown, model.is_control, model.is_byte, model.is_unused)
@@ -189,7 +194,8 @@ def _from_model(path: Path) -> _Bpe:
 
 
 def _from_json(model: dict[str, Any]) -> _Bpe:
-    merges: Any = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+    pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"])
+    merges = [(left, right) for left, right in pairs]
     return _Bpe(model["vocab"], merges, model.get("byte_fallback", False))
 
 
@@ -201,12 +207,11 @@ def _is_llama(stored: dict[str, Any]) -> bool:
     if split is None:  # transformers 4, legacy
         parts = (normalizer or {}).get("normalizers", [])
         return [part.get("type") for part in parts] == ["Prepend", "Replace"]
-    scheme = split.get("prepend_scheme", "always")
     return (
         normalizer is None
         and split.get("type") == "Metaspace"
         and split.get("split") is False
-        and scheme in ("first", "always")
+        and split.get("prepend_scheme") in ("first", "always")
     )
 
 
