@@ -22,7 +22,7 @@ import numpy as np
 from typing_extensions import override
 
 from seva_jax.data.sources import PreferenceSet, PromptSet
-from seva_jax.images.load import decode_image, resolve_image
+from seva_jax.images.load import decode_image, require_link_roots, resolve_image
 from seva_jax.types import IMAGE_MARKER, Comparison, DataError, ExampleError, Prompt, View
 
 Example = TypeVar("Example", Prompt, Comparison)
@@ -63,26 +63,29 @@ class FolderImages(Images):
 
     Attributes:
         root: the folder; names cannot lead out of it.
+        link_roots: folders that symbolic links in it may lead to; see `FollowsLinks`.
 
     Raises:
         DataError: there is no such folder.
     """
 
     root: str
+    link_roots: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not self.root:
             raise DataError("the image folder is not set; give its path")
         if not Path(self.root).is_dir():
             raise DataError(f"{self.root}: no such image folder; check the path")
+        require_link_roots(self.link_roots)
 
     @override
     def check(self, name: str) -> None:
-        resolve_image(Path(self.root), name)
+        resolve_image(Path(self.root), name, self.link_roots)
 
     @override
     def read(self, name: str) -> bytes:
-        path = resolve_image(Path(self.root), name)
+        path = resolve_image(Path(self.root), name, self.link_roots)
         try:
             return path.read_bytes()
         except OSError as error:

@@ -23,6 +23,8 @@ import pyarrow.parquet as pq
 from typing_extensions import override
 
 from seva_jax.data.collect import FolderImages, Images, listed
+from seva_jax.data.splits import of_split, shard_split
+from seva_jax.images.load import files_below
 from seva_jax.runtime.files import read_bytes
 from seva_jax.types import DataError, ExampleError
 
@@ -44,27 +46,35 @@ class Table(NamedTuple):
     images: Images
 
 
-def open_table(path: str, image_root: str) -> Table:
+def open_table(
+    path: str, image_root: str, split: str = "", link_roots: tuple[str, ...] = ()
+) -> Table:
     """Opens a JSON list, JSON lines, a parquet file, or a folder of parquet files.
 
     Args:
         path: the file or folder.
         image_root: folder of image files; may be empty if parquet embeds all images.
+        split: the split to read, by the names of the files; see `splits.py`.
+        link_roots: folders that symbolic links in `image_root` may lead to.
 
     Raises:
-        DataError: nothing can be read; the message names the file.
+        DataError: nothing can be read, or a folder holds several splits and none is chosen; the
+            message names the file.
     """
     folder = Path(path)
     if path and folder.is_dir():
-        files = sorted(folder.rglob("*.parquet"))
-        if not files:
+        files = {f.relative_to(folder).as_posix(): f for f in files_below(folder, lambda _: True)}
+        names = sorted(name for name in files if name.endswith(".parquet"))
+        if not names:
             raise DataError(f"{path}: no .parquet files below this folder; give a file")
-        return _open_parquet({f.relative_to(folder).as_posix(): f for f in files}, image_root)
+        names = of_split(path, names, split, shard_split)
+        return _open_parquet({name: files[name] for name in names}, image_root, link_roots)
+    of_split(path, [folder.name], split, shard_split)
     data = read_bytes(path, 4096).lstrip(b"\xef\xbb\xbf \t\r\n")
     if data.startswith(b"PAR1"):
-        return _open_parquet({folder.name: folder}, image_root)
+        return _open_parquet({folder.name: folder}, image_root, link_roots)
     records = json_list(path) if data.startswith(b"[") else json_lines(path)
-    return Table(iter(records), FolderImages(image_root))
+    return Table(iter(records), FolderImages(image_root, link_roots))
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -123,10 +133,12 @@ class ParquetImages(Images):
     Attributes:
         files: name of a file inside image names -> its path.
         root: folder of image files.
+        link_roots: folders that symbolic links in it may lead to.
     """
 
     files: dict[str, Path]
     root: str
+    link_roots: tuple[str, ...] = ()
 
     @override
     def check(self, name: str) -> None:
@@ -150,7 +162,7 @@ class ParquetImages(Images):
 
     @functools.cached_property
     def _folder(self) -> FolderImages:
-        return FolderImages(self.root)
+        return FolderImages(self.root, self.link_roots)
 
     def _place(self, name: str) -> tuple[str, str, int, int] | None:
         file, *rest = name.rsplit("/", 3)
@@ -211,13 +223,13 @@ def _is_image(kind: pa.DataType) -> bool:
     return pa.types.is_binary(data) or pa.types.is_large_binary(data) or pa.types.is_null(data)
 
 
-def _open_parquet(files: dict[str, Path], image_root: str) -> Table:
+def _open_parquet(files: dict[str, Path], image_root: str, link_roots: tuple[str, ...]) -> Table:
     _parquet.cache_clear()  # a file may have changed since
     _row_group.cache_clear()
     for path in files.values():
         _parquet(path)  # raises for an unreadable file before the first record is used
     records = (record for name, path in files.items() for record in _rows(name, path))
-    return Table(records, ParquetImages(files, image_root))
+    return Table(records, ParquetImages(files, image_root, link_roots))
 
 
 def _rows(name: str, path: Path) -> Iterator[Record]:
