@@ -25,9 +25,10 @@ from seva_jax.types import DataError, ExampleError, Prompt
 class HfParquet(FollowsLinks, PromptSource):
     """Parquet in the Hub's layout: a column of images, and perhaps one of questions.
 
-    An image cell is a struct `{bytes, path}`, a list of those, or the name of a file. A prompt's
-    id is the number of its row, "#" and the number of the question, both from 0. Strings, numbers
-    and lists in other columns become its `meta`.
+    An image cell is a struct `{bytes, path}`, the bytes alone, the name of a file, or a list of
+    those. A prompt's id is the number of its row, "#" and the number of the question, both from 0.
+    Strings, numbers and lists in other columns become its `meta`; columns of other types, such as
+    times, are not read.
 
     Attributes:
         path: a parquet file, or a folder of them, read in the order of their names.

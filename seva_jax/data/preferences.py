@@ -22,6 +22,7 @@ from seva_jax.data.collect import (
     Images,
     as_object,
     compared,
+    either,
     images_of,
     meta_of,
     one_each,
@@ -212,7 +213,7 @@ class VLFeedbackPairs(PairsFile):
             raise ExampleError("all answers are rated equal", "equal ratings")
         question = text_of(record, "prompt").replace(IMAGE_MARKER, "").strip()
         id_ = record.get("id", "")
-        if record.get("image") is not None:  # embedded
+        if either(record, "image", "images") is not None:  # embedded
             names = images_of(record)
         else:
             candidates = [x for x in (record.get("img_path"), id_) if isinstance(x, str) and x]

@@ -155,8 +155,8 @@ def resolve_image(root: Path, name: str, link_roots: Sequence[str] = ()) -> Path
     parts = PurePath(name)
     if parts.is_absolute() or ".." in parts.parts or "\0" in name:
         raise ExampleError(
-            f"{name!r}: image names must stay inside {root}: no absolute path, '..' or NUL; fix "
-            "the data file, or point the image folder higher",
+            f"{_shown(name)}: image names must stay inside {root}: no absolute path, '..' or NUL; "
+            "fix the data file, or point the image folder higher",
             "unsafe image path",
         )
     top = Path(root).resolve()
@@ -171,7 +171,7 @@ def resolve_image(root: Path, name: str, link_roots: Sequence[str] = ()) -> Path
         except (OSError, RuntimeError, UnicodeError):
             continue
     raise ExampleError(
-        f"{name!r}: no such image in {root}, under any extension; check the image folder",
+        f"{_shown(name)}: no such image in {root}, under any extension; check the image folder",
         "missing image",
     )
 
@@ -223,6 +223,11 @@ def files_below(folder: Path, follow: Callable[[Path], bool]) -> Iterator[Path]:
                 yield path
 
 
+def _shown(name: str) -> str:
+    """Returns a name for messages; some data has whole images in place of names."""
+    return repr(name) if len(name) <= 300 else f"{name[:100]!r}... ({len(name):,} characters)"
+
+
 def _may_read(target: Path, top: Path, link_roots: Sequence[str]) -> bool:
     """Returns whether a resolved path is in the image folder or where its links may lead."""
     return any(target.is_relative_to(a) for a in (top, *(Path(x).resolve() for x in link_roots)))
@@ -240,8 +245,8 @@ def _leads_out(
     target = link.resolve()
     allowed = (*link_roots, str(target if target.is_dir() else target.parent))
     return ExampleError(
-        f"{name!r}: image names must stay inside {root}, but {link.relative_to(top)} is a symbolic "
-        f"link to {target}; if files there may be read, set link_roots={allowed}",
+        f"{_shown(name)}: image names must stay inside {root}, but {link.relative_to(top)} is a "
+        f"symbolic link to {target}; if files there may be read, set link_roots={allowed}",
         "unsafe image path",
     )
 
