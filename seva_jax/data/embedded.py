@@ -115,16 +115,13 @@ class TfdsPrompts(PromptSource):
                 raise DataError(f"TFDS {self.name}: {self.image!r} is not an image but "
                                 f"{features[self.image]}")  # fmt: skip
             used = [name for name in (self.image, self.question) if name]
-            return TfdsImages(
-                builder.as_data_source(
-                    self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-                ),
-                # Of the features that are used only: TFDS would decode all, other images too.
-                tfds.features.FeaturesDict({name: features[name] for name in used}),
-                self.image,
-                # Encoded bytes: we decode by content, and TFDS's decoder warns without OpenCV.
-                {self.image: tfds.decode.SkipDecoding()},
-            )
+            stored = tfds.decode.DeserializeMethod.RAW_BYTES
+            source = builder.as_data_source(self.split, deserialize_method=stored)  # pyright: ignore
+            # Only the features that are used: TFDS would decode all, other images too.
+            read = tfds.features.FeaturesDict({name: features[name] for name in used})
+            # Encoded bytes: we decode by content, and TFDS's decoder warns without OpenCV.
+            decoders = {self.image: tfds.decode.SkipDecoding()}
+            return TfdsImages(source, read, self.image, decoders)
         except DataError:
             raise
         # TFDS raises nearly anything for unknown names, versions, splits and formats.

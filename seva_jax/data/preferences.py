@@ -22,13 +22,13 @@ from seva_jax.data.collect import (
     Images,
     as_object,
     compared,
-    either,
     images_of,
     meta_of,
     one_each,
     preference_set,
     text_of,
 )
+from seva_jax.data.fields import either
 from seva_jax.data.files import seva_prompt, turns
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
 from seva_jax.data.tables import open_table
