@@ -153,7 +153,7 @@ def test_llava_questions(images, tmp_path):
         ((SHORT_ANSWER,), f"First.\n{SHORT_ANSWER} Then?", "First. Then?"),
         ((), f"<image>\nWho?\n{SHORT_ANSWER}", f"Who?\n{SHORT_ANSWER}"),
         (("(a)", "b."), "Is (a) or b. right?", "Is or right?"),
-        ((), "<image><image>\nSame?", "Same?"),
+        (("the book",), "About the book:\n<image> Who?", "About:\n Who?"),
         ((), "<image>\nOne.\nTwo?", "One.\nTwo?"),
     ],
 )
@@ -186,6 +186,7 @@ BAD_LLAVA = [
     (talk("Q?", conversations=["Q?"]), "no question"),
     (talk("Q?", conversations=[{"from": "gpt", "value": "Yes."}]), "no question"),
     (talk("<image>\n"), "empty question"),
+    (talk("<image><image>\nSame?"), "image markers"),
     (talk(f"<image>\n{SHORT_ANSWER}"), "empty question"),
     (talk({"text": "Q?"}), "empty question"),
     (talk("half a pair: \ud800"), "invalid text"),
@@ -289,7 +290,7 @@ BAD_LINES = [
     ('{"id": "x", "image": "", "question": "Q?"}', "missing image"),
     ('{"id": "x", "image": "sub", "question": "Q?"}', "missing image"),
     ('{"id": "x", "images": ["a.png", "../secret.png"], "question": "Q?"}', "unsafe image path"),
-    ('{"id": "good", "image": "a.png", "question": "Again?"}', "duplicate id"),
+    ('{"id": "good", "image": "a.png", "question": "Good?"}', "repeated"),
 ]
 
 

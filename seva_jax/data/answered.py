@@ -10,7 +10,7 @@ import dataclasses
 
 from typing_extensions import override
 
-from seva_jax.data.collect import counted
+from seva_jax.data.collect import counted, given
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSource
 from seva_jax.data.wrapped import changed, opened_prompts
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt
@@ -43,7 +43,7 @@ class AnsweredPrompts(PreferenceSource):
         )  # fmt: skip
 
     def _answered(self, prompt: Prompt) -> Comparison:
-        answer = prompt.meta.get(self.field)
+        answer = given(prompt.meta, self.field, "no answer")
         if not isinstance(answer, str) or not answer.strip():
             raise ExampleError(f"{self.field} must be a text", "no answer")
         return Comparison(prompt, (answer.strip(),))
