@@ -164,9 +164,16 @@ def test_llava_question_text(images, tmp_path, remove, value, question):
 
 @pytest.mark.parametrize(("num", "ids"), [(1, 1), (2, 2), (0, 3), (9, 3)])
 def test_llava_questions_per_image(images, tmp_path, num, ids):
-    path = written(tmp_path / "mix.json", [talk("A?", "B?", "C?")])
+    """What becomes of the other turns of a conversation is counted."""
+    gone = talk("A?", "B?", "C?", id="s", image="gone.png")
+    path = written(tmp_path / "mix.json", [talk("A?", "B?", "C?"), gone])
     found = LlavaJson(path, str(images), questions_per_image=num).open()
     assert [p.id for p in found.prompts] == ["r#0", "r#1", "r#2"][:ids]
+    left, alone = 3 - ids, ids - 1
+    assert found.notes == collections.Counter(
+        {"later turns not asked": left, "later turns asked without earlier ones": alone}
+    )
+    assert all(found.notes.values())
 
 
 def test_llava_several_images_in_a_record(images, tmp_path):

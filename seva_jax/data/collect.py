@@ -355,11 +355,11 @@ def preference_set(
         images: gives access to the images.
         records: where each record is in the source, and an iterator over its comparisons.
         limit: stop after this many records with a usable comparison; 0 means no limit.
-        notes: counts that reading `records` fills; see `PreferenceSet`.
+        notes: counts that reading `records` fills; see `PromptSet`.
     """
     comparisons, drops, left_out = _collect(source, images, records, limit)
     prompts = [c.prompt for c in comparisons]
     return PreferenceSet(
-        prompts, images.load, drops, images.read, comparisons, notes or collections.Counter(),
-        left_out=left_out,
+        prompts, images.load, drops, images.read, comparisons, left_out=left_out,
+        notes=+(notes or collections.Counter()),
     )  # fmt: skip

@@ -122,15 +122,35 @@ class LlavaJson(PromptSource):
         order = np.arange(len(records))
         if self.limit:
             order = np.random.default_rng(self.seed).permutation(len(records))
-        examples = ((records[i][0], self._parse(records[i], ids)) for i in order.tolist())
-        return prompt_set(self.path, images, examples, self.limit)
+        lengths: dict[str, int] = {}
+        examples = ((records[i][0], self._parse(records[i], ids, lengths)) for i in order.tolist())
+        data = prompt_set(self.path, images, examples, self.limit)
+        return dataclasses.replace(data, notes=self._later_turns(data.prompts, lengths))
 
     def _starts_right(self, record: Any) -> bool:
         image = record.get("image") if isinstance(record, dict) else None
         first = image[0] if isinstance(image, list) and image else image
         return isinstance(first, str) and first.startswith(self.prefix)
 
-    def _parse(self, record: Record, ids: collections.Counter[str]) -> Iterator[Prompt]:
+    def _later_turns(
+        self, prompts: Sequence[Prompt], lengths: dict[str, int]
+    ) -> collections.Counter[str]:
+        """Returns how many turns of the records that are used lack earlier ones, or are not used.
+
+        Args:
+            prompts: the prompts that are used.
+            lengths: number of human turns in each record.
+        """
+        used = {id_ for id_, _, _ in (prompt.id.rpartition("#") for prompt in prompts)}
+        most = self.questions_per_image or max(lengths.values(), default=0)
+        left = sum(max(0, lengths.get(id_, 0) - most) for id_ in used)
+        alone = sum(not prompt.id.endswith("#0") for prompt in prompts)
+        counts = {"later turns not asked": left, "later turns asked without earlier ones": alone}
+        return +collections.Counter(counts)
+
+    def _parse(
+        self, record: Record, ids: collections.Counter[str], lengths: dict[str, int]
+    ) -> Iterator[Prompt]:
         where, fields = record[0], as_object(record[1])
         images = images_of(fields)
         if not images:
@@ -139,6 +159,7 @@ class LlavaJson(PromptSource):
         # LLaVA's own files have several conversations about one image under the same id.
         id_ += f"@{where.split()[-1]}" if ids[id_] > 1 else ""
         asked = turns(fields, "conversations", "human")
+        lengths[id_] = len(asked)
         for number, value in enumerate(asked[: self.questions_per_image or None]):
             question = self._question(value) if isinstance(value, str) else ""
             meta = _answer_of(fields["conversations"], number) if self.answers else {}

@@ -128,9 +128,9 @@ class PovidPairs(PairsFile):
     """POVID's JSON: LLaVA's records with `rejected_conversations` next to `conversations`.
 
     The first question of a record and both first answers are used. Later turns are not, because
-    each side would need its own history; records that have some are noted ("later turns"), and
-    left out if their first answers are equal ("several turns"). A prompt's id is the record's id,
-    "#" and the record's number, from 0.
+    each side would need its own history; records that have some are noted, and left out if their
+    first answers are equal ("several turns"). A prompt's id is the record's id, "#" and the
+    record's number, from 0.
     """
 
     @override
@@ -150,7 +150,9 @@ class PovidPairs(PairsFile):
                 "several turns",
             )
         comparison = compared(prompt, said[0], said_too[0])
-        entry.notes["later turns"] += later
+        for name in images:
+            entry.images.check(name)
+        entry.notes["later turns not used"] += later
         return comparison
 
 
