@@ -10,7 +10,9 @@ import pytest
 from helpers_tokenizer import llama_style_tokenizer
 from PIL import Image
 
+from seva_jax.data.check import check
 from seva_jax.data.embedded import HfParquet
+from seva_jax.data.export import Export
 from seva_jax.data.files import ImageFolder, LlavaJson, QuestionsJsonl, SevaJson
 from seva_jax.data.messages import SwiftPairs, TrlPairs
 from seva_jax.data.places import question_of
@@ -22,6 +24,7 @@ from seva_jax.data.preferences import (
     VLFeedbackPairs,
 )
 from seva_jax.data.trajectories import TrajectoryPairs
+from seva_jax.runtime.progress import Progress
 from seva_jax.text.encode import Encoder
 from seva_jax.text.templates import PLAIN
 from seva_jax.types import DataError, ExampleError
@@ -210,6 +213,34 @@ def test_places_reach_the_tokens():
     assert ids.count(image_id) == 6
     words = [tokenizer.decode(part).strip() for part in (ids[:first], ids[first + 3 : second])]
     assert [words[0].endswith("Picture 1 is"), words[1]] == [True, "Picture 2 is"]
+
+
+@pytest.mark.parametrize("format_", ["trl", "jsonl"])
+def test_exports_keep_the_places(tmp_path, root, format_):
+    """What is read back from another format is what was exported."""
+    questions = ["What?", PICTURES, "Same?", "<image> or <image>?", "None?"]
+    images = [["a.png"], ["a.png", "b.png"], ["b.png", "a.png"], ["a.png", "b.png"], []]
+    records = [
+        {"prompt": text, "images": names, "chosen": "yes", "rejected": "no"}
+        for text, names in zip(questions, images, strict=True)
+    ]
+    data = TrlPairs(lines(tmp_path, *records), root).open()
+    out = tmp_path / "out.file"
+    Export(data, None, lambda _: None)(format_, out)
+    found = TrlPairs(str(out), root).open()
+    assert [p.question for p in found.prompts] == questions
+    assert [len(p.images) for p in found.prompts] == [1, 2, 2, 2, 0]
+
+
+def test_counts_of_turns_are_shown(tmp_path, root):
+    """The line of `python -m seva_jax.data check` says what conversations lost."""
+    record = {"id": 1, "image": "a.png", "conversations": turns("Q?", "A") * 4}
+    data = LlavaJson(lines(tmp_path, record), root, questions_per_image=2).open()
+    tokenizer = llama_style_tokenizer(["USER: Q? ASSISTANT: A."], 330)
+    encoder = Encoder(tokenizer, PLAIN, tokenizer.convert_tokens_to_ids(IMAGE), 3, 200)
+    assert (
+        "left out inside prompts: 2 later turns not asked, 1 later turns asked without earlier ones"
+    ) in check(data, encoder, Progress).describe()
 
 
 def test_images_of_later_turns(tmp_path, root):
