@@ -16,17 +16,19 @@ from typing_extensions import override
 from seva_jax.data.collect import Images, as_object, images_of, meta_of, prompt_set, text_of
 from seva_jax.data.sources import PromptSet, PromptSource
 from seva_jax.data.tables import open_table
+from seva_jax.images.load import FollowsLinks
 from seva_jax.ranges import FROM_0
 from seva_jax.types import DataError, ExampleError, Prompt
 
 
 @dataclasses.dataclass(frozen=True)
-class HfParquet(PromptSource):
+class HfParquet(FollowsLinks, PromptSource):
     """Parquet in the Hub's layout: a column of images, and perhaps one of questions.
 
-    An image cell is a struct `{bytes, path}`, a list of those, or the name of a file. A prompt's
-    id is the number of its row, "#" and the number of the question, both from 0. Strings, numbers
-    and lists in other columns become its `meta`.
+    An image cell is a struct `{bytes, path}`, the bytes alone, the name of a file, or a list of
+    those. A prompt's id is the number of its row, "#" and the number of the question, both from 0.
+    Strings, numbers and lists in other columns become its `meta`; columns of other types, such as
+    times, are not read.
 
     Attributes:
         path: a parquet file, or a folder of them, read in the order of their names.
@@ -35,6 +37,7 @@ class HfParquet(PromptSource):
         questions: questions to ask about every row, if `question` is empty.
         image_root: folder of the images, if the cells hold file names.
         limit: use the first N usable rows; 0 means all.
+        split: the split to read of a folder that holds several, such as "train".
     """
 
     path: str = ""
@@ -43,11 +46,12 @@ class HfParquet(PromptSource):
     questions: tuple[str, ...] = ()
     image_root: str = ""
     limit: Annotated[int, FROM_0] = 0
+    split: str = dataclasses.field(default="", kw_only=True)
 
     @override
     def open(self) -> PromptSet:
         _check_questions(self.path, self.question, self.questions)
-        table = open_table(self.path, self.image_root)
+        table = open_table(self.path, self.image_root, self.split, self.link_roots)
         rows = ((where, self._parse(i, row)) for i, (where, row) in enumerate(table.records))
         return prompt_set(self.path, table.images, rows, self.limit)
 

@@ -110,8 +110,7 @@ class SwiftPairs(PairsFile):
 
 def _names(record: dict[str, Any], field: str, other: str) -> tuple[str, ...]:
     """Returns image names, which may be wrapped as `{"path": name}`; none is a text prompt."""
-    images = listed(either(record, field, other))
-    return images_of({"image": [x.get("path") if isinstance(x, dict) else x for x in images]})
+    return images_of({field: listed(either(record, field, other))}, field, field)
 
 
 def messages(value: Any, role: str) -> list[Message]:
