@@ -21,8 +21,10 @@ from typing import Any, TypeVar
 import numpy as np
 from typing_extensions import override
 
-from seva_jax.data.fields import Unread, either, unusable
+from seva_jax.data.fields import Unread, either, given, unusable
+from seva_jax.data.places import placed
 from seva_jax.data.sources import PreferenceSet, PromptSet
+from seva_jax.data.unique import UniqueIds
 from seva_jax.images.load import decode_image, require_link_roots, resolve_image
 from seva_jax.types import IMAGE_MARKER, Comparison, DataError, ExampleError, Prompt, View
 
@@ -171,12 +173,22 @@ def text_of(record: dict[str, Any], field: str, other: str = "") -> str:
     return text
 
 
+def answers_of(record: dict[str, Any], chosen: str, rejected: str, other: str = "") -> list[Any]:
+    """Returns the answers in two fields, for `compared`; the second may have another name."""
+    return [
+        given(record, chosen, "empty chosen answer"),
+        given(record, rejected, "empty rejected answer", other),
+    ]
+
+
 def number_of(value: Any, field: str, reason: str = "no score") -> float:
     """Returns the value as a float.
 
     Raises:
-        ExampleError: it is not a finite number; the message names `field`.
+        ExampleError: it is missing or not a finite number; the message names `field`.
     """
+    if value is None:
+        raise ExampleError(f"{field} is missing; give a number", reason)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not abs(value) <= sys.float_info.max:  # NaN, too, and a huge integer
         raise ExampleError(f"{field}: {value!r} is not a finite number", reason)
@@ -236,6 +248,8 @@ def compared_apart(prompt: Prompt, chosen: Any, other: Prompt, rejected: Any) ->
 
 
 def _answer(text: Any, side: str) -> str:
+    if text is None:
+        raise ExampleError(f"the {side} answer is missing", f"empty {side} answer")
     if isinstance(text, Unread):
         message = f"the {side} answer is {text.kind}, not a text"
         raise ExampleError(message, text.reason or f"empty {side} answer")
@@ -264,8 +278,8 @@ def one_each(
 # --- collecting -----------------------------------------------------------------------------------
 
 
-def _check(example: Prompt | Comparison, images: Images) -> None:
-    """Raises `ExampleError` for an example that no run could use, whatever its source."""
+def _check(example: Prompt | Comparison, images: Images) -> str:
+    """Returns an example as JSON; raises `ExampleError` for one that no run could use."""
     try:
         stored = _stored(dataclasses.asdict(example))
     except (ValueError, TypeError, RecursionError) as error:
@@ -283,24 +297,20 @@ def _check(example: Prompt | Comparison, images: Images) -> None:
             raise ExampleError("the question is empty; write one", "empty question")
         for name in prompt.images:
             images.check(name)
+    return stored
 
 
 def _checked(
-    examples: Iterator[Example], images: Images, seen: set[str]
+    examples: Iterator[Example], images: Images, ids: UniqueIds
 ) -> Iterator[Example | ExampleError]:
     """Yields the examples of one record, and an error in place of each that is unusable."""
     try:
         for example in examples:
-            id_ = example.prompt.id if isinstance(example, Comparison) else example.id
             try:
-                _check(example, images)
-                if id_ in seen:
-                    raise ExampleError(f"the id {id_!r} was there before", "duplicate id")
+                stored = _check(example, images)
+                yield ids.add(placed(example), stored)
             except ExampleError as error:
                 yield error
-            else:
-                seen.add(id_)
-                yield example
     except ExampleError as error:
         yield error
 
@@ -312,10 +322,10 @@ def _collect(
         raise DataError(f"{source}: limit must be 0 (all) or more, not {limit}")
     kept: list[Example] = []
     drops: collections.Counter[str] = collections.Counter()
-    left_out, seen, num_good = list[str](), set[str](), 0
+    left_out, ids, num_good = list[str](), UniqueIds(), 0
     for where, examples in records:
         num_before = len(kept)
-        for example in _checked(examples, images, seen):
+        for example in _checked(examples, images, ids):
             if isinstance(example, ExampleError):
                 leave_out(where, example, drops, left_out)
             else:
@@ -383,11 +393,11 @@ def preference_set(
         images: gives access to the images.
         records: where each record is in the source, and an iterator over its comparisons.
         limit: stop after this many records with a usable comparison; 0 means no limit.
-        notes: counts that reading `records` fills; see `PreferenceSet`.
+        notes: counts that reading `records` fills; see `PromptSet`.
     """
     comparisons, drops, left_out = _collect(source, images, records, limit)
     prompts = [c.prompt for c in comparisons]
     return PreferenceSet(
-        prompts, images.load, drops, images.read, comparisons, notes or collections.Counter(),
-        left_out=left_out,
+        prompts, images.load, drops, images.read, comparisons, left_out=left_out,
+        notes=+(notes or collections.Counter()),
     )  # fmt: skip

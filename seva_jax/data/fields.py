@@ -73,3 +73,16 @@ def _is_empty(value: Any) -> bool:
     if isinstance(value, Unread):
         return value.names is not None and value.names() is None
     return value is None or (isinstance(value, str) and not value)
+
+
+def given(record: dict[str, Any], field: str, reason: str, other: str = "") -> Any:
+    """Returns the value of a field that a record must have, perhaps under another name.
+
+    Raises:
+        ExampleError: it is missing or empty; the message names it and the fields that are there.
+    """
+    value = either(record, field, other or field)
+    if value is None:
+        names = tuple(dict.fromkeys((field, other or field)))
+        raise unusable(record, names, "must have a value", reason)
+    return value
