@@ -62,13 +62,20 @@ def test_every_command_parses(monkeypatch):
 
 
 def test_reading_rollouts(tmp_path, monkeypatch, capsys):
-    code = re.findall(r"```python\n(.*?)```", PAGE, re.S)[0]
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    (code,) = (block for block in blocks if "read_rollouts" in block)
     record = json_records.rollout_record(Rollout(Prompt("a", "What?", ()), "red", ("blue",)))
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
     write_rollouts(tmp_path / "runs" / "tiny", [record], ["noise"])
     monkeypatch.chdir(tmp_path)
     exec(code, {})
     assert capsys.readouterr().out == "What? red ['blue']\n"
+
+
+def test_links():
+    """The sources with `link_roots` can be made; tests/test_links.py reads such folders."""
+    (code,) = (x for x in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "link_roots" in x)
+    exec(code, {})
 
 
 def test_a_format_of_your_own(tmp_path):

@@ -21,8 +21,11 @@ from typing import Any, TypeVar
 import numpy as np
 from typing_extensions import override
 
+from seva_jax.data.fields import Unread, either, given, unusable
+from seva_jax.data.places import placed
 from seva_jax.data.sources import PreferenceSet, PromptSet
-from seva_jax.images.load import decode_image, resolve_image
+from seva_jax.data.unique import UniqueIds
+from seva_jax.images.load import decode_image, require_link_roots, resolve_image
 from seva_jax.types import IMAGE_MARKER, Comparison, DataError, ExampleError, Prompt, View
 
 Example = TypeVar("Example", Prompt, Comparison)
@@ -63,26 +66,32 @@ class FolderImages(Images):
 
     Attributes:
         root: the folder; names cannot lead out of it.
+        link_roots: folders that symbolic links in it may lead to; see `FollowsLinks`.
 
     Raises:
         DataError: there is no such folder.
     """
 
     root: str
+    link_roots: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not self.root:
-            raise DataError("the image folder is not set; give its path")
+            raise DataError(
+                "the image folder is not set; images that are files need image_root, the folder "
+                "that their names are relative to (of ImageFolder: root)"
+            )
         if not Path(self.root).is_dir():
             raise DataError(f"{self.root}: no such image folder; check the path")
+        require_link_roots(self.link_roots)
 
     @override
     def check(self, name: str) -> None:
-        resolve_image(Path(self.root), name)
+        resolve_image(Path(self.root), name, self.link_roots)
 
     @override
     def read(self, name: str) -> bytes:
-        path = resolve_image(Path(self.root), name)
+        path = resolve_image(Path(self.root), name, self.link_roots)
         try:
             return path.read_bytes()
         except OSError as error:
@@ -96,22 +105,19 @@ def as_object(record: Any) -> dict[str, Any]:
     """Returns the record if it is an object; raises the error that stands for a broken one."""
     if isinstance(record, ExampleError):
         raise record
+    if isinstance(record, Unread):
+        raise ExampleError(f"expected an object, found {record.kind}", "not an object")
     if not isinstance(record, dict):
         raise ExampleError(f"expected an object, found {type(record).__name__}", "not an object")
     return record
-
-
-def either(record: dict[str, Any], field: str, other: str) -> Any:
-    """Returns the value of a field that has two names; null counts as absent."""
-    value = record.get(field)
-    return record.get(other) if value is None else value
 
 
 def id_of(record: dict[str, Any]) -> str:
     """Returns the field `id` or `question_id` as text."""
     id_ = either(record, "id", "question_id")
     if isinstance(id_, bool) or not isinstance(id_, str | int) or id_ == "":
-        raise ExampleError("id (or question_id) must be a text or a whole number", "no id")
+        expected = "must be a text or a whole number"
+        raise unusable(record, ("id", "question_id"), expected, "no id")
     return str(id_)
 
 
@@ -124,30 +130,65 @@ def images_of(
     record: dict[str, Any], field: str = "image", other: str = "images"
 ) -> tuple[str, ...]:
     """Returns the image names in one of two fields, which holds a name or a list of names."""
-    value = either(record, field, other)
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ExampleError(
-            f"{field} (or {other}) must name an image file, or list several", "no image"
-        )
+    names = [_file_of(value, field) for value in _listed_images(record, field, other)]
+    if not all(isinstance(name, str) for name in names):
+        message = f"{field} (or {other}) must name image files, and an entry does not"
+        raise ExampleError(message, "no image")
     return tuple(names)
+
+
+def _listed_images(record: dict[str, Any], field: str, other: str) -> list[Any]:
+    value = either(record, field, other)
+    if not isinstance(value, str | list | dict):
+        names = tuple(dict.fromkeys((field, other)))
+        raise unusable(record, names, "must name an image file, or list several", "no image")
+    return listed(value)
+
+
+def _file_of(image: Any, field: str) -> Any:
+    """Returns the name in an entry of an image field, which may be wrapped as `{"path": name}`."""
+    if isinstance(image, dict) and image.get("bytes") is None:
+        image = image.get("path")
+    inside = isinstance(image, dict) or (isinstance(image, str) and image.startswith("data:"))
+    if inside:
+        raise ExampleError(
+            f"{field} holds an encoded image, which JSON cannot embed here; write it to a file and "
+            "give the file's name, or use parquet with a column {bytes, path}",
+            "no image",
+        )
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        raise ExampleError(
+            f"{field} is an address on the web, {image[:200]}; download it and give its name",
+            "no image",
+        )
+    return image
 
 
 def text_of(record: dict[str, Any], field: str, other: str = "") -> str:
     """Returns the question in one of two fields."""
-    text = either(record, field, other or field)
+    value = record.get(field)
+    text = record.get(other) if value is None and other else value
     if not isinstance(text, str):
-        names = f"{field} (or {other})" if other else field
-        raise ExampleError(f"{names} must be a text", "no question")
+        raise unusable(record, (field, *filter(None, [other])), "must be a text", "no question")
     return text
+
+
+def answers_of(record: dict[str, Any], chosen: str, rejected: str, other: str = "") -> list[Any]:
+    """Returns the answers in two fields, for `compared`; the second may have another name."""
+    return [
+        given(record, chosen, "empty chosen answer"),
+        given(record, rejected, "empty rejected answer", other),
+    ]
 
 
 def number_of(value: Any, field: str, reason: str = "no score") -> float:
     """Returns the value as a float.
 
     Raises:
-        ExampleError: it is not a finite number; the message names `field`.
+        ExampleError: it is missing or not a finite number; the message names `field`.
     """
+    if value is None:
+        raise ExampleError(f"{field} is missing; give a number", reason)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not abs(value) <= sys.float_info.max:  # NaN, too, and a huge integer
         raise ExampleError(f"{field}: {value!r} is not a finite number", reason)
@@ -155,11 +196,33 @@ def number_of(value: Any, field: str, reason: str = "no score") -> float:
 
 
 def meta_of(record: dict[str, Any], used: Iterable[str]) -> dict[str, Any]:
-    """Returns the fields that hold strings, numbers or lists, except those already used."""
+    """Returns the fields that hold strings, numbers or lists, except those already used.
+
+    A value that a run cannot store is left out: NaN, text that is not UTF-8 or very long.
+    """
     used = set(used)
     return {
-        k: v for k, v in record.items() if k not in used and isinstance(v, str | int | float | list)
+        k: v
+        for k, v in record.items()
+        if k not in used and isinstance(v, str | int | float | list) and _storable(v)
     }
+
+
+def _storable(value: Any) -> bool:
+    try:
+        return len(_stored(value)) <= _MAX_TEXT
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def _stored(value: Any) -> str:
+    """Returns a value as JSON; raises an error for one that no file of a run can hold.
+
+    Those are half a surrogate pair, NaN, objects of other types, and lists nested too deeply.
+    """
+    stored = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    stored.encode()
+    return stored
 
 
 def compared(prompt: Prompt, chosen: Any, *rejected: Any) -> Comparison:
@@ -185,6 +248,11 @@ def compared_apart(prompt: Prompt, chosen: Any, other: Prompt, rejected: Any) ->
 
 
 def _answer(text: Any, side: str) -> str:
+    if text is None:
+        raise ExampleError(f"the {side} answer is missing", f"empty {side} answer")
+    if isinstance(text, Unread):
+        message = f"the {side} answer is {text.kind}, not a text"
+        raise ExampleError(message, text.reason or f"empty {side} answer")
     answer = text.strip() if isinstance(text, str) else ""
     if not answer:
         raise ExampleError(f"the {side} answer is empty or not a text", f"empty {side} answer")
@@ -210,13 +278,11 @@ def one_each(
 # --- collecting -----------------------------------------------------------------------------------
 
 
-def _check(example: Prompt | Comparison, images: Images) -> None:
-    """Raises `ExampleError` for an example that no run could use, whatever its source."""
+def _check(example: Prompt | Comparison, images: Images) -> str:
+    """Returns an example as JSON; raises `ExampleError` for one that no run could use."""
     try:
-        stored = json.dumps(dataclasses.asdict(example), ensure_ascii=False, allow_nan=False)
-        stored.encode()
-    # Half a surrogate pair, NaN, lists nested too deeply: no file of the run could hold it.
-    except (ValueError, RecursionError) as error:
+        stored = _stored(dataclasses.asdict(example))
+    except (ValueError, TypeError, RecursionError) as error:
         raise ExampleError(f"not storable as JSON in UTF-8 ({error})", "invalid text") from error
     if len(stored) > _MAX_TEXT:
         raise ExampleError(
@@ -231,24 +297,20 @@ def _check(example: Prompt | Comparison, images: Images) -> None:
             raise ExampleError("the question is empty; write one", "empty question")
         for name in prompt.images:
             images.check(name)
+    return stored
 
 
 def _checked(
-    examples: Iterator[Example], images: Images, seen: set[str]
+    examples: Iterator[Example], images: Images, ids: UniqueIds
 ) -> Iterator[Example | ExampleError]:
     """Yields the examples of one record, and an error in place of each that is unusable."""
     try:
         for example in examples:
-            id_ = example.prompt.id if isinstance(example, Comparison) else example.id
             try:
-                _check(example, images)
-                if id_ in seen:
-                    raise ExampleError(f"the id {id_!r} was there before", "duplicate id")
+                stored = _check(example, images)
+                yield ids.add(placed(example), stored)
             except ExampleError as error:
                 yield error
-            else:
-                seen.add(id_)
-                yield example
     except ExampleError as error:
         yield error
 
@@ -260,10 +322,10 @@ def _collect(
         raise DataError(f"{source}: limit must be 0 (all) or more, not {limit}")
     kept: list[Example] = []
     drops: collections.Counter[str] = collections.Counter()
-    left_out, seen, num_good = list[str](), set[str](), 0
+    left_out, ids, num_good = list[str](), UniqueIds(), 0
     for where, examples in records:
         num_before = len(kept)
-        for example in _checked(examples, images, seen):
+        for example in _checked(examples, images, ids):
             if isinstance(example, ExampleError):
                 leave_out(where, example, drops, left_out)
             else:
@@ -331,11 +393,11 @@ def preference_set(
         images: gives access to the images.
         records: where each record is in the source, and an iterator over its comparisons.
         limit: stop after this many records with a usable comparison; 0 means no limit.
-        notes: counts that reading `records` fills; see `PreferenceSet`.
+        notes: counts that reading `records` fills; see `PromptSet`.
     """
     comparisons, drops, left_out = _collect(source, images, records, limit)
     prompts = [c.prompt for c in comparisons]
     return PreferenceSet(
-        prompts, images.load, drops, images.read, comparisons, notes or collections.Counter(),
-        left_out=left_out,
+        prompts, images.load, drops, images.read, comparisons, left_out=left_out,
+        notes=+(notes or collections.Counter()),
     )  # fmt: skip

@@ -38,8 +38,10 @@ from seva_jax.data.collect import (
     preference_set,
     text_of,
 )
+from seva_jax.data.fields import given
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
 from seva_jax.data.tables import open_table
+from seva_jax.images.load import FollowsLinks
 from seva_jax.ranges import FROM_0, FROM_1
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt, View
 
@@ -145,7 +147,7 @@ def step_pairs(
 
 
 @dataclasses.dataclass(frozen=True)
-class TrajectoryPairs(PreferenceSource):
+class TrajectoryPairs(FollowsLinks, PreferenceSource):
     """Trajectories of a task from one initial state, the best paired with the worst.
 
     Records whose trajectories all score alike, or that lack a field, are left out and counted; the
@@ -162,6 +164,7 @@ class TrajectoryPairs(PreferenceSource):
         window: steps of a comparison; 8 as published.
         low: lower end of the range of actions given in numbers.
         high: upper end of that range.
+        split: the split to read of a folder that holds several, such as "train".
     """
 
     path: str = ""
@@ -172,12 +175,13 @@ class TrajectoryPairs(PreferenceSource):
     window: Annotated[int, FROM_1] = 8
     low: float = -1.0
     high: float = 1.0
+    split: str = dataclasses.field(default="", kw_only=True)
 
     @override
     def open(self) -> PreferenceSet:
         if self.low >= self.high:
             raise DataError(f"TrajectoryPairs: low {self.low} must be below high {self.high}")
-        table = open_table(self.path, self.image_root)
+        table = open_table(self.path, self.image_root, self.split, self.link_roots)
         notes: collections.Counter[str] = collections.Counter()
         records = (
             (where, self._parse(record, table.images, notes)) for where, record in table.records
@@ -190,10 +194,12 @@ class TrajectoryPairs(PreferenceSource):
         record = as_object(value)
         question = self.question.replace(PLACE, text_of(record, "task"))
         prompt = Prompt(id_of(record), question, ())
-        if "trajectories" in record:
-            pairs = self._ranked(record["trajectories"])
+        if "trajectories" in record or not {"chosen", "rejected"} & set(record):
+            pairs = self._ranked(given(record, "trajectories", "no trajectories"))
         else:
-            pairs = [(as_object(record.get("chosen")), as_object(record.get("rejected")))]
+            sides = (given(record, side, "no trajectories") for side in ("chosen", "rejected"))
+            good, bad = map(as_object, sides)
+            pairs = [(good, bad)]
         for number, (good, bad) in enumerate(pairs):
             chosen, rejected = self._steps(good), self._steps(bad)
             for name in {name for step in (*chosen, *rejected) for name in step.images}:
@@ -227,13 +233,13 @@ class TrajectoryPairs(PreferenceSource):
         return score
 
     def _steps(self, trajectory: dict[str, Any]) -> list[Step]:
-        steps = trajectory.get("steps")
+        steps = given(trajectory, "steps", "no steps")
         if not isinstance(steps, list) or not steps:
             raise ExampleError("steps must list at least one step", "no steps")
         return [Step(images_of(step), self._action(step)) for step in map(as_object, steps)]
 
     def _action(self, step: dict[str, Any]) -> str:
-        action = step.get("action")
+        action = given(step, "action", "no action")
         if isinstance(action, list) and action:
             values = [number_of(value, "action", "no action") for value in action]
             return binned(values, self.low, self.high)
@@ -243,7 +249,7 @@ class TrajectoryPairs(PreferenceSource):
 
 
 def _outcome(trajectory: dict[str, Any]) -> Outcome:
-    stages, success = trajectory.get("stages"), trajectory.get("success")
+    stages, success = trajectory.get("stages"), given(trajectory, "success", "no score")
     if not isinstance(success, bool):
         raise ExampleError("success must be true or false", "no score")
     try:
