@@ -21,6 +21,7 @@ from typing_extensions import override
 from seva_jax.data.collect import (
     FolderImages,
     as_object,
+    either,
     given,
     id_of,
     images_of,
@@ -128,7 +129,7 @@ class LlavaJson(FollowsLinks, PromptSource):
         return dataclasses.replace(data, notes=self._later_turns(data.prompts, lengths))
 
     def _starts_right(self, record: Any) -> bool:
-        image = record.get("image") if isinstance(record, dict) else None
+        image = either(record, "image", "images") if isinstance(record, dict) else None
         first = image[0] if isinstance(image, list) and image else image
         return isinstance(first, str) and first.startswith(self.prefix)
 
