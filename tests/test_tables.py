@@ -283,3 +283,23 @@ def test_images_wrapped_as_paths(tmp_path):
         (tmp_path / "q.jsonl").write_text(json.dumps({"id": 1, "question": "Q?", "image": image}))
         data = QuestionsJsonl(str(tmp_path / "q.jsonl"), str(tmp_path)).open()
         assert data.prompts[0].images == ("a.png",)
+
+
+# --- files that are not what they are called ------------------------------------------------------
+
+
+def test_pointers_of_git_lfs(tmp_path):
+    """A clone without Git LFS has small texts in place of files; the message says what to do."""
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 123\n"
+    for name in ("a.parquet", "b.json"):
+        (tmp_path / name).write_text(pointer)
+    for path in (tmp_path, tmp_path / "a.parquet", tmp_path / "b.json"):
+        with pytest.raises(DataError, match=r"pointer of Git LFS .* run `git lfs pull`"):
+            RlaifVPairs(str(path), str(tmp_path)).open()
+
+
+def test_a_data_set_saved_to_disk(tmp_path):
+    """`Dataset.save_to_disk` writes Arrow files, which are not parquet."""
+    (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"ARROW1")
+    with pytest.raises(DataError, match=r"no \.parquet files .* with Dataset\.to_parquet"):
+        HfParquet(str(tmp_path)).open()

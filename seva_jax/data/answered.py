@@ -10,7 +10,8 @@ import dataclasses
 
 from typing_extensions import override
 
-from seva_jax.data.collect import counted, given
+from seva_jax.data.collect import counted
+from seva_jax.data.fields import given
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSource
 from seva_jax.data.wrapped import changed, opened_prompts
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt

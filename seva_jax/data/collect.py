@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 from typing_extensions import override
 
+from seva_jax.data.fields import Unread, either, given, unusable
 from seva_jax.data.places import placed
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.data.unique import UniqueIds
@@ -76,7 +77,10 @@ class FolderImages(Images):
 
     def __post_init__(self):
         if not self.root:
-            raise DataError("the image folder is not set; give its path")
+            raise DataError(
+                "the image folder is not set; images that are files need image_root, the folder "
+                "that their names are relative to (of ImageFolder: root)"
+            )
         if not Path(self.root).is_dir():
             raise DataError(f"{self.root}: no such image folder; check the path")
         require_link_roots(self.link_roots)
@@ -97,22 +101,6 @@ class FolderImages(Images):
 # --- fields of one record -------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Unread:
-    """The value of a field that is not read before it is used, so that an unused one does no harm.
-
-    Attributes:
-        kind: what the field holds, for errors, such as "a column of timestamp[us]".
-        names: returns the names of the images in it, or None if it is empty; None if it has no
-            images.
-        reason: why an example that needs it is left out; empty for the reason of the field.
-    """
-
-    kind: str
-    names: Callable[[], list[Any] | None] | None = None
-    reason: str = ""
-
-
 def as_object(record: Any) -> dict[str, Any]:
     """Returns the record if it is an object; raises the error that stands for a broken one."""
     if isinstance(record, ExampleError):
@@ -122,64 +110,6 @@ def as_object(record: Any) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ExampleError(f"expected an object, found {type(record).__name__}", "not an object")
     return record
-
-
-def either(record: dict[str, Any], field: str, other: str) -> Any:
-    """Returns the value of a field that has two names; null counts as absent.
-
-    Names take the place of images that have not been read.
-    """
-    for name in (field, other):
-        value = record.get(name)
-        if isinstance(value, Unread) and value.names:
-            value = value.names()
-        if value is not None:
-            return value
-    return None
-
-
-def unusable(
-    record: dict[str, Any], fields: Sequence[str], expected: str, reason: str
-) -> ExampleError:
-    """Returns the error for a field that is missing, empty or of the wrong kind.
-
-    Args:
-        record: the record.
-        fields: the names that the field may have.
-        expected: what it should hold: "must be a text".
-        reason: why the example is left out.
-    """
-    names = fields[0] + f" (or {', '.join(fields[1:])})" * (len(fields) > 1)
-    there = [name for name in fields if name in record]
-    values = [record[name] for name in there if not _is_empty(record[name])]
-    if not there:
-        has = ", ".join(str(key)[:40] for key in list(record)[:12]) or "no fields"
-        return ExampleError(f"there is no field {names}; the record has {has}", reason)
-    if not values:
-        return ExampleError(f"{names} {expected}, and it is empty", reason)
-    if isinstance(values[0], Unread):
-        own = values[0].reason or reason
-        return ExampleError(f"{names} {expected}, and it is {values[0].kind}", own)
-    return ExampleError(f"{names} {expected}, not {type(values[0]).__name__}", reason)
-
-
-def _is_empty(value: Any) -> bool:
-    if isinstance(value, Unread):
-        return value.names is not None and value.names() is None
-    return value is None or (isinstance(value, str) and not value)
-
-
-def given(record: dict[str, Any], field: str, reason: str, other: str = "") -> Any:
-    """Returns the value of a field that a record must have, perhaps under another name.
-
-    Raises:
-        ExampleError: it is missing or empty; the message names it and the fields that are there.
-    """
-    value = either(record, field, other or field)
-    if value is None:
-        names = tuple(dict.fromkeys((field, other or field)))
-        raise unusable(record, names, "must have a value", reason)
-    return value
 
 
 def id_of(record: dict[str, Any]) -> str:

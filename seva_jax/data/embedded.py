@@ -96,13 +96,13 @@ class TfdsPrompts(PromptSource):
     def open(self) -> PromptSet:
         where = f"TFDS {self.name} {self.split}"
         _check_questions(where, self.question, self.questions)
-        images = TfdsImages(self._open(), self.image)
+        images = self._open()
         examples = (
             (f"example {index}", self._parse(index, images)) for index in range(len(images.source))
         )
         return prompt_set(where, images, examples, self.limit)
 
-    def _open(self) -> Sequence[dict[str, Any]]:
+    def _open(self) -> TfdsImages:
         import tensorflow_datasets as tfds  # takes seconds
 
         try:
@@ -114,9 +114,14 @@ class TfdsPrompts(PromptSource):
             if not isinstance(features[self.image], tfds.features.Image):
                 raise DataError(f"TFDS {self.name}: {self.image!r} is not an image but "
                                 f"{features[self.image]}")  # fmt: skip
+            used = [name for name in (self.image, self.question) if name]
+            stored = tfds.decode.DeserializeMethod.RAW_BYTES
+            source = builder.as_data_source(self.split, deserialize_method=stored)  # pyright: ignore
+            # Only the features that are used: TFDS would decode all, other images too.
+            read = tfds.features.FeaturesDict({name: features[name] for name in used})
             # Encoded bytes: we decode by content, and TFDS's decoder warns without OpenCV.
-            decoders: Any = {self.image: tfds.decode.SkipDecoding()}
-            return builder.as_data_source(self.split, decoders=decoders)  # pyright: ignore
+            decoders = {self.image: tfds.decode.SkipDecoding()}
+            return TfdsImages(source, read, self.image, decoders)
         except DataError:
             raise
         # TFDS raises nearly anything for unknown names, versions, splits and formats.
@@ -130,7 +135,7 @@ class TfdsPrompts(PromptSource):
     def _parse(self, index: int, images: TfdsImages) -> Iterator[Prompt]:
         asked: Sequence[Any] = self.questions
         if self.question:
-            value = images.source[index][self.question]
+            value = images.example(index)[self.question]
             asked = list(value) if isinstance(value, list | np.ndarray) else [value]
         for number, question in enumerate(asked):
             if isinstance(question, bytes):  # TFDS returns texts as bytes
@@ -145,18 +150,26 @@ class TfdsImages(Images):
     """The images of a TFDS data source; a name is the number of an example.
 
     Attributes:
-        source: examples, with encoded images.
-        feature: feature with the image.
+        source: serialised examples.
+        features: the features that are used.
+        feature: name of the one with the image.
+        decoders: how TFDS decodes them, where not as usual.
     """
 
-    source: Sequence[dict[str, Any]]
+    source: Sequence[bytes]
+    features: Any
     feature: str
+    decoders: dict[str, Any]
+
+    def example(self, index: int) -> dict[str, Any]:
+        """Returns the used features of an example, with the encoded image."""
+        return self.features.deserialize_example_np(self.source[index], decoders=self.decoders)
 
     @override
     def read(self, name: str) -> bytes:
         if not name.isdigit() or int(name) >= len(self.source):
             raise ExampleError(f"{name!r}: there is no such example", "missing image")
-        return self.source[int(name)][self.feature]
+        return self.example(int(name))[self.feature]
 
 
 def _check_questions(source: str, field: str, questions: tuple[str, ...]) -> None:

@@ -21,8 +21,6 @@ from typing_extensions import override
 from seva_jax.data.collect import (
     FolderImages,
     as_object,
-    either,
-    given,
     id_of,
     images_of,
     meta_of,
@@ -30,6 +28,7 @@ from seva_jax.data.collect import (
     prompt_set,
     text_of,
 )
+from seva_jax.data.fields import either, given
 from seva_jax.data.sources import PromptSet, PromptSource
 from seva_jax.data.splits import folder_split, of_split
 from seva_jax.data.tables import Record, json_lines, json_list

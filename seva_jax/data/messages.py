@@ -17,12 +17,11 @@ from typing_extensions import override
 from seva_jax.data.collect import (
     compared,
     compared_apart,
-    either,
-    given,
     images_of,
     listed,
     meta_of,
 )
+from seva_jax.data.fields import either, given
 from seva_jax.data.places import question_of
 from seva_jax.data.preferences import Entry, PairsFile
 from seva_jax.types import IMAGE_MARKER, Comparison, ExampleError, Prompt

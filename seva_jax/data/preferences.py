@@ -23,14 +23,13 @@ from seva_jax.data.collect import (
     answers_of,
     as_object,
     compared,
-    either,
-    given,
     images_of,
     meta_of,
     one_each,
     preference_set,
     text_of,
 )
+from seva_jax.data.fields import either, given
 from seva_jax.data.files import images_of_turn, seva_prompt, turns
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
 from seva_jax.data.tables import open_table

@@ -23,13 +23,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from typing_extensions import override
 
-from seva_jax.data.collect import FolderImages, Images, Unread, listed
+from seva_jax.data.collect import FolderImages, Images, listed
+from seva_jax.data.fields import Unread
 from seva_jax.data.splits import of_split, shard_split
 from seva_jax.images.load import files_below
 from seva_jax.runtime.files import read_bytes
 from seva_jax.types import DataError, ExampleError
 
 _MAX_LINE = 2**24  # bytes of a JSON line; the texts of an example are far shorter
+
+_LFS = b"version https://git-lfs.github.com/spec"
 
 Record = tuple[str, Any]
 """Where a record is ("line 3"), and its value: usually a dict."""
@@ -67,15 +70,23 @@ def open_table(
         files = {f.relative_to(folder).as_posix(): f for f in files_below(folder, lambda _: True)}
         names = sorted(name for name in files if name.endswith(".parquet"))
         if not names:
-            raise DataError(f"{path}: no .parquet files below this folder; give a file")
+            arrow = any(name.endswith(".arrow") for name in files)
+            hint = "write its .arrow files with Dataset.to_parquet" if arrow else "give a file"
+            raise DataError(f"{path}: no .parquet files below this folder; {hint}")
         names = of_split(path, names, split, shard_split)
         return _open_parquet({name: files[name] for name in names}, image_root, link_roots)
     of_split(path, [folder.name], split, shard_split)
     data = read_bytes(path, 4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if data.startswith(_LFS):
+        raise _is_pointer(folder)
     if data.startswith(b"PAR1"):
         return _open_parquet({folder.name: folder}, image_root, link_roots)
     records = json_list(path) if data.startswith(b"[") else json_lines(path)
     return Table(iter(records), FolderImages(image_root, link_roots))
+
+
+def _is_pointer(path: Path) -> DataError:
+    return DataError(f"{path}: a pointer of Git LFS in place of the file; run `git lfs pull` there")
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -198,6 +209,8 @@ def _parquet(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except _DAMAGE as error:
+        if read_bytes(path, len(_LFS)) == _LFS:
+            raise _is_pointer(path) from error
         raise DataError(f"{path}: not readable as parquet ({error}); fetch it again") from error
 
 

@@ -32,13 +32,13 @@ from typing_extensions import override
 from seva_jax.data.collect import (
     Images,
     as_object,
-    given,
     id_of,
     images_of,
     number_of,
     preference_set,
     text_of,
 )
+from seva_jax.data.fields import given
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
 from seva_jax.data.tables import open_table
 from seva_jax.images.load import FollowsLinks
