@@ -11,6 +11,7 @@ import pytest
 from helpers_tokenizer import llama_style_tokenizer
 from PIL import Image
 
+from seva_jax.data.answered import AnsweredPrompts
 from seva_jax.data.check import check
 from seva_jax.data.embedded import HfParquet
 from seva_jax.data.export import Export
@@ -24,7 +25,10 @@ from seva_jax.data.preferences import (
     SevaPairs,
     VLFeedbackPairs,
 )
+from seva_jax.data.records import EXAMPLES, ArrayRecordPairs, ArrayRecordPrompts, build
+from seva_jax.data.scores import ScoredPairs
 from seva_jax.data.trajectories import TrajectoryPairs
+from seva_jax.runtime.files import write_records
 from seva_jax.runtime.progress import Progress
 from seva_jax.text.encode import Encoder
 from seva_jax.text.templates import PLAIN
@@ -233,6 +237,13 @@ def test_exports_keep_the_places(tmp_path, root, format_):
     assert [len(p.images) for p in found.prompts] == [1, 2, 2, 2, 0]
 
 
+def test_a_copy_keeps_the_places(tmp_path, root):
+    record = {"prompt": PICTURES, "images": ["a.png", "b.png"], "chosen": "yes", "rejected": "no"}
+    data = TrlPairs(lines(tmp_path, record), root).open()
+    build(data, tmp_path / "built", "", lambda _: None)
+    assert ArrayRecordPairs(str(tmp_path / "built")).open().comparisons == data.comparisons
+
+
 def test_counts_of_turns_are_shown(tmp_path, root):
     """The line of `python -m seva_jax.data check` says what conversations lost."""
     record = {"id": 1, "image": "a.png", "conversations": turns("Q?", "A") * 4}
@@ -371,3 +382,17 @@ def test_other_missing_fields_are_named(tmp_path, root):
     ):
         with pytest.raises(DataError, match=f"no field {field}; the record has"):
             TrajectoryPairs(lines(tmp_path, record), root).open()
+
+
+def test_missing_fields_of_wrapped_sources_and_copies(tmp_path, root):
+    """Fields of `meta` are named, and those of a copy that another version wrote."""
+    pair = {"images": ["a.png"], "prompt": "Q?", "chosen": "yes", "rejected": "no"}
+    with pytest.raises(DataError, match="score is missing"):
+        ScoredPairs(TrlPairs(lines(tmp_path, pair), root)).open()
+    asked = QuestionsJsonl(one_line(tmp_path, {"id": 1, "image": "a.png", "question": "Q?"}), root)
+    with pytest.raises(DataError, match="no prompt has an answer"):
+        AnsweredPrompts(asked).open()
+    build(asked.open(), tmp_path / "built", "", lambda _: None)
+    write_records(tmp_path / "built" / EXAMPLES, [{"example": {"id": "1", "images": []}}])
+    with pytest.raises(DataError, match=r"example 0 has no field 'question'; .* build the copy"):
+        ArrayRecordPrompts(str(tmp_path / "built")).open()

@@ -28,7 +28,7 @@ from seva_jax.data.collect import (
     prompt_set,
     text_of,
 )
-from seva_jax.data.fields import given
+from seva_jax.data.fields import either, given
 from seva_jax.data.sources import PromptSet, PromptSource
 from seva_jax.data.splits import folder_split, of_split
 from seva_jax.data.tables import Record, json_lines, json_list
@@ -128,7 +128,7 @@ class LlavaJson(FollowsLinks, PromptSource):
         return dataclasses.replace(data, notes=self._later_turns(data.prompts, lengths))
 
     def _starts_right(self, record: Any) -> bool:
-        image = record.get("image") if isinstance(record, dict) else None
+        image = either(record, "image", "images") if isinstance(record, dict) else None
         first = image[0] if isinstance(image, list) and image else image
         return isinstance(first, str) and first.startswith(self.prefix)
 
