@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers_rewrite import FakeModel, rollout
 
-from seva_jax.data.sources import PromptSet
+from seva_jax.data.sources import PromptSet, generator
 from seva_jax.evals import Chair
 from seva_jax.pairs import Cooccurrence, InjectedPairs, Reply
 from seva_jax.pairs.cooccurrence import read_objects, read_texts

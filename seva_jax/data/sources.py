@@ -1,8 +1,9 @@
 """Where examples come from: the contracts of sources of prompts and of preferences.
 
 What lives here: the base classes of sources, the data sets they open, and the random generator of
-one example. What does not: any format. Read next: `files.py` (prompts on disk), `preferences.py` (published pairs); `README.md` in
-this folder lists all formats. The procedural world is a source too (`seva_jax/worlds/shapes.py`).
+one example. What does not: any format. Read next: `files.py` (prompts on disk), `preferences.py`
+(published pairs); `README.md` in this folder lists all formats. The procedural world is a source
+too (`seva_jax/worlds/shapes.py`).
 """
 
 from __future__ import annotations

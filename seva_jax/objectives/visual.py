@@ -115,7 +115,6 @@ class ReAlign(TwoImages):
         return (weight_NJ * self.pair_loss(pairs) * pairs.exists_NJ).sum(-1)
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Inherent(TwoImages):
     """POVID's second stage: half against the rejected answer, half against the model's own error.
