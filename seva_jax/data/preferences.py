@@ -128,12 +128,13 @@ class RlaifVPairs(PairsFile):
 
 @dataclasses.dataclass(frozen=True)
 class PovidPairs(PairsFile):
-    """POVID's JSON: LLaVA's records with `rejected_conversations` next to `conversations`.
+    """POVID's and MMedPO's JSON: LLaVA's records with `rejected_conversations` added.
 
     The first question of a record and both first answers are used. Later turns are not, because
     each side would need its own history; records that have some are noted, and left out if their
     first answers are equal ("several turns"). A prompt's id is the record's id, "#" and the
-    record's number, from 0.
+    record's number, from 0. Other fields, such as MMedPO's `weighted_score`, become the prompt's
+    `meta`.
     """
 
     @override
@@ -143,7 +144,8 @@ class PovidPairs(PairsFile):
         if asked[0] != asked_too[0] or not isinstance(asked[0], str):
             raise ExampleError("the two conversations ask different questions", "no question")
         images = images_of_turn(images_of(record), asked, 0)
-        prompt = Prompt(f"{record.get('id', '')}#{entry.index}", asked[0], images)
+        meta = meta_of(record, ("id", "image", "images", *sides))
+        prompt = Prompt(f"{record.get('id', '')}#{entry.index}", asked[0], images, meta)
         said, said_too = (turns(record, side, "gpt") for side in sides)
         later = any(len(values) > 1 for values in (asked, asked_too, said, said_too))
         if later and said[0] == said_too[0]:
