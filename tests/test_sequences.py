@@ -312,7 +312,7 @@ def test_the_schedule_of_groups():
     ]
     for run in preferred:
         assert [type(c) for c in run.corrupt] == [Drop, Shuffle, Reverse]
-        assert run.objective == DPO(beta=0.1)
+        assert run.objective == DPO(beta=0.1, sft_weight=1.0)
         assert run.optim.lr == 5e-6
         assert run.rollout.sampling.repetition_penalty == 1.05
     assert supervised.objective == Supervised()
@@ -320,7 +320,8 @@ def test_the_schedule_of_groups():
     assert supervised.prompts.has_answers
     for before, run in itertools.pairwise([*preferred, supervised]):
         assert run.base == PriorRun(before.workdir, merge=True)
-        assert (run.lora.rank, run.lora.alpha, run.train.batch_size) == (32, 64.0, 16)
+        scale = 32.0 if run is supervised else 64.0
+        assert (run.lora.rank, run.lora.alpha, run.train.batch_size) == (32, scale, 16)
 
 
 def test_the_schedule_of_noise():
