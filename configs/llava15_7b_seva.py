@@ -2,11 +2,13 @@
 
     python -m seva_jax.train --config configs/llava15_7b_seva.py \
         --base.path DIR --prompts.sources.0.path FILE --prompts.sources.0.image-root DIR \
-        --prompts.sources.1.root DIR --mesh.fsdp 8
+        --prompts.sources.1.path FILE --prompts.sources.1.image-root DIR --mesh.fsdp 8
 
-Every number is the paper's or the release's; defaults that are part of the method are written out.
-Where the release has an oddity, this file does the sensible thing; `llava15_7b_seva_faithful.py`
-has the oddities. Variants: `llava15_7b_seva_t800.py`, `llava15_7b_seva_moco.py`.
+FILE is llava_v1_5_mix665k.json both times, DIR the folder with its `ocr_vqa` and `textvqa` folders.
+Every number and the choice of prompts are the release's, read in the scripts that configs/README.md
+lists; defaults that are part of the method are written out. Where the release has an oddity, this
+file does the sensible thing; `llava15_7b_seva_faithful.py` has the oddities. Variants:
+`llava15_7b_seva_t800.py`, `llava15_7b_seva_moco.py`.
 """
 
 from seva_jax.config import (
@@ -18,7 +20,7 @@ from seva_jax.config import (
     TrainOptions,
 )
 from seva_jax.corrupt import DiffusionNoise
-from seva_jax.data import Concatenated, ImageFolder, LlavaJson
+from seva_jax.data import Concatenated, LlavaJson
 from seva_jax.data.files import SHORT_ANSWER
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO
@@ -26,19 +28,27 @@ from seva_jax.pairs import CorruptionPairs
 from seva_jax.text import VICUNA_V1, Sampling
 from seva_jax.training import Optim
 
-# 4,000 images x 2 questions and 8,000 images x 1 question: 16,000 prompts.
+# 4,000 records, 2 of the questions of each.
 OCR_VQA = LlavaJson(
-    path="data/ocr_vqa.json",
-    image_root="data/ocr_vqa/images",
+    path="data/llava_v1_5_mix665k.json",
+    image_root="data",
+    prefix="ocr_vqa/",
     remove=(SHORT_ANSWER,),
     questions_per_image=2,
+    which_questions="random",
     limit=4000,
     seed=42,
 )
-TEXT_VQA = ImageFolder(
-    root="data/textvqa/train_images",
-    questions=("Describe this image in detail.",),
+# 8,000 records, up to 2 of the questions of each; most have one.
+TEXT_VQA = LlavaJson(
+    path="data/llava_v1_5_mix665k.json",
+    image_root="data",
+    prefix="textvqa/",
+    remove=(),
+    questions_per_image=2,
+    which_questions="random",
     limit=8000,
+    seed=42,
 )
 
 
@@ -61,7 +71,7 @@ def get_config():
             epochs=1,
             # SeVa: the list of pairs is doubled and shuffled, then seen once. Two epochs would show
             # every pair once before showing any a second time. We keep this because the number of
-            # steps depends on it: 10,800 pairs make 169.
+            # steps depends on it: the 10,800 pairs for t = 800 make 169.
             repeat=2,
             # SeVa: the projector is trained too, at the same learning rate.
             trained=("lora", "projector"),

@@ -2,7 +2,7 @@
 
     python -m seva_jax.train --config configs/llava15_7b_seva_faithful.py \
         --base.path DIR --prompts.sources.0.path FILE --prompts.sources.0.image-root DIR \
-        --prompts.sources.1.root DIR --mesh.fsdp 8
+        --prompts.sources.1.path FILE --prompts.sources.1.image-root DIR --mesh.fsdp 8
 
 Everything else is as in `llava15_7b_seva.py`.
 """
@@ -23,6 +23,7 @@ def get_config():
         workdir="runs/llava15_7b_seva_faithful",
         # SeVa: generates with the "curious human" template, trains with the "curious user" one.
         text=dataclasses.replace(config.text, generate=LLAVA_V1, train=VICUNA_V1),
-        # SeVa: deletes line breaks, and compares answers before it deletes them.
+        # SeVa: deletes line breaks, and compares answers before it deletes them. Only white space
+        # at the beginning does not count.
         pairs=CorruptionPairs(newline="delete", compare="raw"),
     )

@@ -2,7 +2,7 @@
 
     python -m seva_jax.train --config configs/llava15_7b_seva_iterated.py \
         --base.path DIR --prompts.sources.0.path FILE --prompts.sources.0.image-root DIR \
-        --prompts.sources.1.root DIR --mesh.fsdp 8
+        --prompts.sources.1.path FILE --prompts.sources.1.image-root DIR --mesh.fsdp 8
 
 This is not in the paper. Every round is the published run: it merges the adapters of the round
 before into the model, and makes new rollouts, pairs, reference log-probs and adapters from there.

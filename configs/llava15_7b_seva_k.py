@@ -2,7 +2,7 @@
 
     python -m seva_jax.train --config configs/llava15_7b_seva_k.py \
         --base.path DIR --prompts.sources.0.path FILE --prompts.sources.0.image-root DIR \
-        --prompts.sources.1.root DIR --mesh.fsdp 8
+        --prompts.sources.1.path FILE --prompts.sources.1.image-root DIR --mesh.fsdp 8
 
 The paper mentions this form as InfoNCE over K negatives; with one negative it is exactly DPO. Which
 corruptions to combine is not published.

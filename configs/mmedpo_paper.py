@@ -1,6 +1,7 @@
 """MMedPO with its paper's formulas: clipped z-scores as weights, diffusion noise in the region.
 
-    python -m seva_jax.train --config configs/mmedpo_paper.py --base.path DIR --mesh.fsdp 8 \
+    python -m seva_jax.train --config configs/mmedpo_paper.py \
+        --base.path DIR --mesh.fsdp 4 --mesh.tensor 2 \
         --prompts.source.sources.0.source.path FILE \
         --prompts.source.sources.0.source.image-root DIR \
         --prompts.source.sources.1.source.path FILE \

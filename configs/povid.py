@@ -10,10 +10,10 @@ copies. Its adapters are merged into the weights, and the result is the referenc
 round. There, a second rejected answer is made at every position of the chosen answer: the token
 that the model itself would choose if it saw the image under noise.
 
-The release's scripts differ from the paper: their second stage has 3 epochs
-(`--curriculum.rounds.1.train.epochs 3`). They put one pair on a device but do not give the number
-of devices; we assume 8. We do not know whether the projector was trained; here only the adapters
-are.
+The numbers are those of the release's scripts, as configs/README.md lists them. They put one pair
+on a device but do not give the number of devices; we assume 8. They also ask for training the
+projector at 2e-5, but their trainer freezes it. To train it, add
+`--train.trained lora projector --curriculum.rounds.1.train.trained lora projector`.
 """
 
 import dataclasses
@@ -33,9 +33,11 @@ PAIRS = PovidPairs("data/povid.json", "data/coco")
 
 def get_config():
     """Set the paths of the checkpoint and of the data here or on the command line."""
+    # POVID: the trainer adds adapters a second time, which freezes the projector again.
     train = TrainOptions(batch_size=8, epochs=3, trained=("lora",))
     second = Round(
-        prompts=ChangedImages(PAIRS, PixelNoise(step=500)),
+        # POVID: noise beyond black and white wraps around.
+        prompts=ChangedImages(PAIRS, PixelNoise(step=500, overflow="wrap")),
         objective=Inherent(beta=0.1),
         train=dataclasses.replace(train, epochs=1, reference="in_step"),
     )
@@ -44,10 +46,10 @@ def get_config():
         workdir="runs/povid",
         prompts=PAIRS,
         corrupt=(),
-        text=TextOptions(generate=VICUNA_V1, train=VICUNA_V1, max_length=2048),
+        text=TextOptions(generate=VICUNA_V1, train=VICUNA_V1, max_length=1048),
         objective=DPO(beta=0.1),
         lora=LoraConfig(rank=128, alpha=256.0),
-        optim=Optim(lr=1e-7, schedule="cosine", warmup_ratio=0.03),
+        optim=Optim(lr=1e-7, projector_lr=2e-5, schedule="cosine", warmup_ratio=0.03),
         train=train,
         curriculum=Rounds((Round(), second)),
     )

@@ -2,7 +2,7 @@
 
     python -m seva_jax.train --config configs/temple_image.py \
         --base.path DIR --prompts.sources.0.path FILE --prompts.sources.0.image-root DIR \
-        --prompts.sources.1.root DIR --mesh.fsdp 8 \
+        --prompts.sources.1.path FILE --prompts.sources.1.image-root DIR --mesh.fsdp 8 \
         --curriculum.rounds.4.prompts.source.path FILE \
         --curriculum.rounds.4.prompts.source.image-root DIR
 

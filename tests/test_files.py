@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import json
 from pathlib import Path
 
@@ -167,6 +168,51 @@ def test_llava_questions_per_image(images, tmp_path, num, ids):
     path = written(tmp_path / "mix.json", [talk("A?", "B?", "C?")])
     found = LlavaJson(path, str(images), questions_per_image=num).open()
     assert [p.id for p in found.prompts] == ["r#0", "r#1", "r#2"][:ids]
+
+
+def drawn_questions(path, images, records, **options):
+    """Returns the numbers of the questions drawn of each record, by its id."""
+    source = LlavaJson(
+        written(path, records), str(images), questions_per_image=2, which_questions="random",
+        **options,
+    )  # fmt: skip
+    drawn = collections.defaultdict(list)
+    for prompt in source.open().prompts:
+        id_, _, number = prompt.id.partition("#")
+        assert prompt.question == "ABCD"[int(number)] + "?"
+        drawn[id_].append(int(number))
+    return drawn
+
+
+def test_llava_random_questions(images, tmp_path):
+    """As SeVa's make_ocrvqa_data.py does, 2 are drawn of each record: about 2,000 of each of 4."""
+    records = [talk("A?", "B?", "C?", "D?", id=str(i)) for i in range(4000)]
+    drawn = drawn_questions(tmp_path / "mix.json", images, records, seed=42)
+    assert len(drawn) == 4000
+    counts = collections.Counter(map(tuple, drawn.values()))
+    pairs = list(itertools.combinations(range(4), 2))  # two different ones, in order
+    assert set(counts) == set(pairs)
+    for pair in pairs:  # 4.5 standard deviations of a binomial
+        assert counts[pair] == pytest.approx(4000 / 6, abs=106)
+    assert sum(n for pair, n in counts.items() if 0 in pair) == pytest.approx(2000, abs=143)
+
+
+def test_llava_random_questions_depend_on_seed_and_record_only(images, tmp_path):
+    records = [talk("A?", "B?", "C?", "D?", id=str(i)) for i in range(60)]
+    path = tmp_path / "mix.json"
+    drawn = drawn_questions(path, images, records, seed=1)
+    assert drawn_questions(path, images, records, seed=2) != drawn
+    some = drawn_questions(path, images, records[:10:-3], seed=1)
+    assert some == {id_: drawn[id_] for id_ in some}
+    limited = drawn_questions(path, images, records, seed=1, limit=20)
+    assert limited == {id_: drawn[id_] for id_ in limited}
+    assert len(limited) == 20
+
+
+def test_llava_random_questions_of_a_short_record(images, tmp_path):
+    records = [talk("A?", id="1"), talk("A?", "B?", id="2"), talk("A?", "", id="3")]
+    drawn = drawn_questions(tmp_path / "mix.json", images, records)
+    assert drawn == {"1": [0], "2": [0, 1], "3": [0]}  # the empty one is counted
 
 
 def test_llava_several_images_in_a_record(images, tmp_path):

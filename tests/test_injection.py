@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from helpers_rewrite import FakeModel, rollout
 
-from seva_jax.data.sources import PromptSet
+from seva_jax.data.sources import PromptSet, generator
 from seva_jax.evals import Chair
 from seva_jax.pairs import Cooccurrence, InjectedPairs, Reply
 from seva_jax.pairs.cooccurrence import read_objects, read_texts
 from seva_jax.pairs.injection import TEMPLATES, choose, position_weights, with_article
-from seva_jax.pairs.rewrite import Draft, generator, rewrite, split
+from seva_jax.pairs.rewrite import Draft, rewrite, split
 from seva_jax.text.sampling import Sampling
 from seva_jax.types import DataError, Prompt
 

@@ -274,6 +274,46 @@ def test_own_negatives():
     np.testing.assert_allclose(loss, np.mean(terms, axis=0), rtol=1e-5)
 
 
+def test_metrics_of_two_images():
+    """`rewards/*` are of the text, as in the releases, and the image has names of its own.
+
+    Source: `get_batch_metrics` of POVID's dpo_trainer_inherent.py, which reports only the rewards
+    of the rejected answer, and of Re-Align's rDPOtrainer.py, which also has `imageless_*`.
+    """
+    policy, reference = logps(0), logps(1)
+    both = LENGTHS[:, 2] > 0
+    assert both.any()
+    own = [{"last_argmax_NT": other_tokens(7 + s, policy.mask_NKT[:, 0])} for s in (0, 1)]
+    for objective in (ours.ReAlign(0.4), ours.Inherent(0.4)):
+        arguments = [x._replace(**more) for x, more in zip((policy, reference), own, strict=True)]
+        _, metrics = objective(*arguments)
+        reward_NK = 0.4 * ratios(policy, reference)
+        sums_NK = np.asarray(policy.logp_NKT * policy.mask_NKT, float).sum(-1)
+        if isinstance(objective, ours.Inherent):
+            sums_NK[:, 2] = np.asarray(arguments[0].last_argmax_NT, float).sum(-1)
+            before_N = np.asarray(arguments[1].last_argmax_NT, float).sum(-1)
+            reward_NK[:, 2] = 0.4 * (sums_NK[:, 2] - before_N)
+        chosen, text, image = reward_NK.T
+        expected = {
+            "rewards/chosen": chosen,
+            "rewards/rejected": text,
+            "rewards/margins": chosen - text,
+            "rewards/accuracies": chosen > text,
+            "logps/chosen": sums_NK[:, 0],
+            "logps/rejected": sums_NK[:, 1],
+            "rewards/image_rejected": image,
+            "rewards/image_margins": chosen - image,
+            "rewards/image_accuracies": chosen > image,
+            "logps/image_rejected": sums_NK[:, 2],
+            "rewards/all_rejected": (text + image) / 2,
+            "rewards/all_margins": chosen - (text + image) / 2,
+            "rewards/all_accuracies": (chosen > text) & (chosen > image),
+        }
+        assert set(metrics) == {*expected, "nll_loss"}
+        for name, values in expected.items():
+            np.testing.assert_allclose(metrics[name][both], values[both], atol=1e-5, err_msg=name)
+
+
 def test_phrases():
     """RRPO rewards differing tokens, and its KL is on the chosen answer alone."""
     policy, reference = pairs_only(logps(0)), pairs_only(logps(1))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers_fit import fit, tiny_run
 from tiny_models import TINY
 
 from seva_jax.models import Llava, LoraConfig, abstract_variables
@@ -64,3 +65,14 @@ def _update(optim: Optim, steps: int = 1):
         update, state = transformation.update(gradient, state, TRAINABLE)
     assert optax.tree.norm(update) > 0
     return update
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "learns"), [(1, 0.03, False), (1, 0, True), (2, 0.9, True)]
+)
+def test_a_run_that_cannot_learn_says_so(tmp_path, capsys, steps, warmup, learns):
+    """With one step, warm-up means a learning rate of 0, as in transformers' schedules."""
+    ctx = tiny_run(tmp_path / "run", "--optim.warmup-ratio", str(warmup))
+    trained = fit(ctx, steps)["lora"]["language"]["layers"]["q_proj"]["b"]
+    assert ("NOTHING WILL BE LEARNT" in capsys.readouterr().out) is not learns
+    assert bool((trained != 0).any()) is learns  # B starts at 0

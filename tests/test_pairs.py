@@ -1,12 +1,14 @@
 """From rollouts to comparisons: what is kept, and what is dropped for which reason."""
 
 import collections
+import types
 
 import numpy as np
 import pytest
 
+from seva_jax.data.sources import PromptSet
 from seva_jax.pairs import CorruptionPairs, PairBuilder
-from seva_jax.types import Prompt, Rollout
+from seva_jax.types import DataError, Prompt, Rollout
 
 
 def rollout(clean, *corrupted, id_="p"):
@@ -152,6 +154,58 @@ def test_raw_comparison_keeps_pairs_that_are_equal_after_cleaning():
     assert build(source, compare="raw")[0] == [(("red ball", "red ball"), (0,))]
     # Raw answers that are equal are dropped either way.
     assert build(rollout("x\n", "x\n"), compare="raw") == ([], {"equal answers": 1})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("A", " A"), (" A", "A"), ("A", "\nA"), ("A", "A "), ("A", "A\n"), ("A", "B"), ("A", "A B")],
+)
+def test_raw_comparison_is_the_releases(one, other):
+    """generate_with_aug.py strips what it decodes, with `</s>`; make_pair_ocrvqa.py compares."""
+    equal = f"{one}</s>".strip() == f"{other}</s>".strip()
+    assert equal == (one.lstrip() == other.lstrip())  # here, `</s>` is not decoded
+    for suffix in ("", "</s>"):
+        kept, drops = build(rollout(one + suffix, other + suffix), compare="raw")
+        assert (kept, drops) == ([], {"equal answers": 1}) if equal else len(kept) == 1
+
+
+SEED = types.SimpleNamespace(seed=7)
+NO_DATA = PromptSet([], lambda name: np.zeros((1, 1, 3), np.uint8))
+
+
+def test_most_per_source():
+    """As in make_pair_*.py, equal answers are dropped first, then some of each source are drawn."""
+    ids = [f"{source}/{i}" for i in range(200) for source in (0, 1)]
+    rollouts = [rollout("a", "b" if i % 10 else "a", id_=id_) for i, id_ in enumerate(ids)]
+
+    def kept(rollouts, seed=7):
+        builder = CorruptionPairs(most_per_source=(30, 500))
+        model = types.SimpleNamespace(seed=seed)
+        comparisons, drops = builder.build(rollouts, NO_DATA, model)
+        assert len(comparisons) + drops.total() == len(rollouts)
+        return [c.prompt.id for c in comparisons], drops
+
+    some, drops = kept(rollouts)
+    # Every 10th of 400 is equal, all of source 0: it has 160 others, of which 30 are drawn.
+    assert drops == {"equal answers": 40, "beyond the number of its source": 130}
+    assert [id_ for id_ in ids if id_ in some] == some  # in order
+    assert sum(id_.startswith("1/") for id_ in some) == 200
+    backwards, _ = kept(rollouts[::-1])
+    assert sorted(backwards) == sorted(some)
+    assert kept(rollouts, seed=8)[0] != some
+    # Over many seeds, every pair is kept about equally often.
+    counts = collections.Counter(id_ for seed in range(200) for id_ in kept(rollouts, seed)[0])
+    of_first = [counts[id_] for id_ in ids if id_.startswith("0/") and counts[id_]]
+    assert len(of_first) == 160
+    expected = 200 * 30 / 160
+    assert max(of_first) < expected + 5 * (expected * 130 / 160) ** 0.5
+
+
+@pytest.mark.parametrize("id_", ["2/x", "x", "photos/1", "-1/x", "x/1"])
+def test_most_per_source_needs_numbered_sources(id_):
+    builder = CorruptionPairs(most_per_source=(1, 1))
+    with pytest.raises(DataError, match="has 2 numbers, but prompt"):
+        builder.build([rollout("a", "b", id_=id_)], NO_DATA, SEED)
 
 
 def test_the_released_method_is_both_options():

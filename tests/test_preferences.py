@@ -24,6 +24,7 @@ from seva_jax.data.preferences import (
     SevaPairs,
     VLFeedbackPairs,
 )
+from seva_jax.data.scores import ScoredPairs
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt, View
 
 HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -173,6 +174,21 @@ def test_povid(root, tmp_path):
         for i in range(2)
     ]
     assert found.drops == {"no question": 2, "equal answers": 1}
+
+
+def test_mmedpo(root, tmp_path):
+    """Its files are POVID's with a weight for each pair (data/slake_dpo_weighted.json)."""
+    record = {
+        "id": 0,
+        "image": "a.png",
+        "conversations": talk("<image>\nWhat modality is used?", " MRI"),
+        "rejected_conversations": talk("<image>\nWhat modality is used?", " X-ray."),
+        "weighted_score": 0.8,
+    }
+    path = write_json(tmp_path / "mmedpo.json", [record])
+    (pair,) = ScoredPairs(PovidPairs(path, str(root)), "weighted_score").open().comparisons
+    assert pair.answers == ("MRI", "X-ray.")
+    assert pair.scores == (0.0, 0.8)
 
 
 def test_ha_dpo(tmp_path):

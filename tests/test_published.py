@@ -42,11 +42,54 @@ def test_the_commands_of_a_recipe(path, monkeypatch):
 
 
 ADAPTERS = {"lora.rank": 128, "lora.alpha": 256.0}
+ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# The system prompts of conv_vicuna_v1 ("v1") and conv_llava_v1 in LLaVA's llava/conversation.py.
+VICUNA_V1, LLAVA_V1 = (
+    f"A chat between a curious {who} and an artificial intelligence assistant. The assistant gives "
+    f"helpful, detailed, and polite answers to the {who}'s questions."
+    for who in ("user", "human")
+)
+# What transformers' Trainer does by default, and all releases below that have these keys.
+TRAINER = {"optim.schedule": "cosine", "optim.warmup_ratio": 0.03, "optim.weight_decay": 0.0,
+           "optim.b1": 0.9, "optim.b2": 0.999, "optim.eps": 1e-8,
+           "optim.clip_norm": 0.0}  # fmt: skip
+PAD = {"base.pad_to_square": True}
+# Kevinz-code/SeVa: run/llava1.5_lora_our_ocr8k_diffu500_text8k_diffu500.sh, seva/train_dpo_ours.py
+# (defaults, "* 2", find_all_linear_names); data/step1/make_{ocrvqa,textvqa}_data.py (prompts);
+# data/step2/generate_with_aug.py (answers).
+SEVA = TRAINER | PAD | {
+    "lora.rank": 1024, "lora.alpha": 2048.0, "lora.targets": ALL_LINEAR, "optim.lr": 2e-6,
+    "optim.projector_lr": 0.0, "train.trained": ["lora", "projector"], "objective.beta": 0.1,
+    "train.batch_size": 8 * 16, "train.epochs": 1, "train.repeat": 2, "seed": 42,
+    "text.max_length": 2048, "text.train.system": VICUNA_V1, "corrupt.0.step": 500,
+    "rollout.sampling.max_new_tokens": 512, "rollout.sampling.temperature": 0.0,
+    "prompts.sources.0.prefix": "ocr_vqa/", "prompts.sources.0.limit": 4000,
+    "prompts.sources.0.questions_per_image": 2, "prompts.sources.0.which_questions": "random",
+    "prompts.sources.0.remove": ["Answer the question using a single word or phrase."],
+    "prompts.sources.1.prefix": "textvqa/", "prompts.sources.1.limit": 8000,
+    "prompts.sources.1.questions_per_image": 2, "prompts.sources.1.which_questions": "random",
+    "prompts.sources.1.remove": [], "pairs.most_per_source": [],
+}  # fmt: skip
+# YiyangZhou/POVID: scripts/run_dpo.sh, run_povid.sh (where `--report_to wandb` ends the command, so
+# that model_max_length is the default of llava/train/train_dpo.py); tool/dpo_trainer.py (beta, and
+# the second get_peft_model, which freezes the projector).
+POVID = TRAINER | ADAPTERS | {
+    "lora.targets": ALL_LINEAR, "optim.lr": 1e-7, "optim.projector_lr": 2e-5,
+    "train.trained": ["lora"], "objective.beta": 0.1, "text.max_length": 1048,
+    "text.train.system": VICUNA_V1, "train.repeat": 1,
+    "train.batch_size": 8,  # ours: 1 on each of 8 devices
+}  # fmt: skip
 # By recipe, and for each of its runs; the last holds for those that follow.
 PUBLISHED = {
-    "llava15_7b_seva": [
-        {"lora.rank": 1024, "lora.alpha": 2048.0, "optim.lr": 2e-6, "objective.beta": 0.1,
-         "train.batch_size": 128, "train.epochs": 1, "corrupt.0.step": 500},
+    "llava15_7b_seva": [SEVA | {"pairs.newline": "space", "pairs.compare": "clean"}],
+    # data/step3/make_pair_ocrvqa.py and make_pair_textvqa.py.
+    "llava15_7b_seva_t800": [
+        SEVA | {"corrupt.0.step": 800, "pairs.most_per_source": [4300, 6500]},
+    ],
+    # data/step2/generate_with_aug.py (conv_mode), data/step3/make_pair_*.py.
+    "llava15_7b_seva_faithful": [
+        SEVA | {"text.generate.system": LLAVA_V1, "pairs.newline": "delete",
+                "pairs.compare": "raw"},
     ],
     "apasi": [
         # scripts/rl/dpo.sh, make_data.sh; llava/prepare_data/model_generation.py (answers of up to
@@ -87,21 +130,36 @@ PUBLISHED = {
                     "prompts.tile": 448, "prompts.inset": 0.7, "pairs.layer": 16,
                     "pairs.max_truth": 512, "pairs.min_perplexity": 1.1},
     ],
+    # aiming-lab/MMedPO: scripts/train_dpo_visual-text.sh (4 devices), train_dpo_weighted.py and
+    # dpo_trainer_weighted.py (as POVID's) of train/dpo; inference_attention-map_score.py (noise) of
+    # curation/Sample_Zero-Shot_Grounding_RSNA.
     "mmedpo": [
-        ADAPTERS | {"optim.lr": 1e-7, "train.epochs": 3, "train.trained": ["lora"],
-                    "objective.weighting": "seva_jax.objectives.RawScore",
-                    "prompts.sources.1.noise.noise": "pixels", "prompts.sources.1.noise.std": 10.0,
-                    "prompts.sources.1.noise.region": "heat"},
+        TRAINER | PAD | ADAPTERS | {
+            "lora.targets": ALL_LINEAR, "optim.lr": 1e-7, "optim.projector_lr": 2e-5,
+            "train.trained": ["lora"], "train.epochs": 3, "train.repeat": 1, "train.batch_size": 4,
+            "text.max_length": 1024, "text.train.system": VICUNA_V1,
+            "objective.beta": 0.1, "objective.weighting": "seva_jax.objectives.RawScore",
+            "prompts.sources.0.field": "weighted_score",
+            "prompts.sources.1.noise.noise": "pixels", "prompts.sources.1.noise.std": 10.0,
+            "prompts.sources.1.noise.region": "heat", "prompts.sources.1.noise.blur": 2.6,
+            "prompts.sources.1.noise.overflow": "wrap"},
     ],
+    # Epochs: run_dpo.sh and run_povid.sh. Noise: llava/train/train_dpo_inherent.py.
     "povid": [
-        ADAPTERS | {"optim.lr": 1e-7, "objective.beta": 0.1, "train.epochs": 3},
-        ADAPTERS | {"optim.lr": 1e-7, "objective.beta": 0.1, "train.epochs": 1, "base.merge": True,
-                    "objective": "seva_jax.objectives.Inherent",
-                    "prompts.change": "seva_jax.corrupt.PixelNoise",
-                    "prompts.change.step": 500},
+        POVID | PAD | {"train.epochs": 3, "objective": "seva_jax.objectives.DPO"},
+        POVID | {"train.epochs": 1, "base.merge": True,
+                 "objective": "seva_jax.objectives.Inherent",
+                 "prompts.change": "seva_jax.corrupt.PixelNoise",
+                 "prompts.change.step": 500, "prompts.change.overflow": "wrap"},
     ],
+    # taco-group/Re-Align: train_lora_rdpo.sh (2 devices, 8 accumulated), train_rdpo.py (defaults,
+    # target_modules), dpo_trainer.py (as POVID's).
     "realign": [
-        ADAPTERS | {"optim.lr": 1e-6, "objective.beta": 0.1},
+        TRAINER | PAD | ADAPTERS | {
+            "lora.targets": ["q_proj", "k_proj", "v_proj", "o_proj"], "optim.lr": 1e-6,
+            "optim.projector_lr": 2e-5, "train.trained": ["lora"], "train.epochs": 1,
+            "train.repeat": 1, "train.batch_size": 2 * 8, "text.max_length": 1048,
+            "text.train.system": VICUNA_V1, "objective.beta": 0.1},
     ],
     "rrpo": [
         # scripts/llavavideo/run.sh and zero3.json, which clips.

@@ -51,6 +51,25 @@ def test_statistics_of_the_released_noise():
     assert levels.max() < 60
 
 
+def test_released_noise_wraps():
+    """Assigned to an array of bytes, a level loses its fraction and all but its lowest 8 bits.
+
+    So does `generate_noised_image` of MMedPO's inference_attention-map_score.py, which clips later.
+    """
+    clipped, wrapped = (
+        RegionNoise("mask", std=10.0, overflow=overflow)(KEY, IMAGE, MASK)[MASK == 1].astype(int)
+        for overflow in ("clip", "wrap")
+    )
+    for level, expected in ((-0.7, 0), (-1.2, 255), (-9.9, 247), (3.9, 3)):
+        assert int(level) & 255 == expected  # the rule
+    negative = clipped == 0
+    # Levels above 0 are rounded when clipped, cut when wrapped.
+    assert set(np.unique((clipped - wrapped)[~negative])) == {0, 1}
+    # P(x > -1) below 0, and P(x < -1), for x of deviation 10.
+    assert (wrapped >= 200).mean() == pytest.approx(0.4602, abs=4 * 0.5 / wrapped.size**0.5)
+    assert not ((wrapped > 60) & (wrapped < 200)).any()
+
+
 def test_statistics_of_the_papers_noise():
     """They hold for a grey image, at a step where little is clipped."""
     step, grey = 250, np.full_like(IMAGE, 128)
@@ -62,25 +81,29 @@ def test_statistics_of_the_papers_noise():
     assert found.std() == pytest.approx(expected.std(), rel=0.05)
 
 
-def blurred(values, sigma):
-    """Returns a Gaussian blur, written out in two dimensions."""
-    reach = int(np.ceil(3 * sigma))
-    offsets = np.arange(-reach, reach + 1)
+def blurred(values, taps):
+    """Returns OpenCV's `GaussianBlur(values, (taps, taps), 0)`, written out in two dimensions.
+
+    Its documentation says: sigma = 0.3 ((taps - 1) / 2 - 1) + 0.8, and edges are mirrored without
+    repeating the last pixel.
+    """
+    sigma = 0.3 * ((taps - 1) / 2 - 1) + 0.8
+    offsets = np.arange(-(taps // 2), taps // 2 + 1)
     kernel = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * sigma**2))
     kernel /= kernel.sum()
-    padded = np.pad(values.astype(float), reach, mode="edge")
+    padded = np.pad(values.astype(float), taps // 2, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape)
     return (windows * kernel).sum((-1, -2))
 
 
-def test_threshold_against_numpy():
-    """A region is where blurred heat is above its mean minus its deviation."""
+def test_threshold_as_released():
+    """A region is where heat, blurred by 15 x 15 pixels, is above its mean minus its deviation."""
     heat = np.random.default_rng(5).random((40, 50)).astype(np.float32)
     heat[5:35, 5:45] += 1
-    smooth = blurred(heat, 0.04 * 50)
+    smooth = blurred(heat, 15)
     expected = smooth > smooth.mean() - smooth.std()
     assert 0.2 < expected.mean() < 0.95
-    np.testing.assert_array_equal(RegionNoise(blur=0.04).inside(heat, 40, 50), expected)
+    np.testing.assert_array_equal(RegionNoise().inside(heat, 40, 50), expected)
     plain = heat > heat.mean(dtype=float) - heat.std(dtype=float)
     np.testing.assert_array_equal(RegionNoise(blur=0.0).inside(heat, 40, 50), plain)
     spot = np.zeros((40, 50))

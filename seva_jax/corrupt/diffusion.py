@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -74,12 +74,23 @@ class DiffusionNoise(Corruption):
 class PixelNoise(DiffusionNoise):
     """The same noise on pixels in [0, 1], before pad, resize and mean (POVID, arXiv 2402.11411).
 
-    The result is clipped to [0, 1], as an image has to be. At the same step this noise is stronger
-    than that of `DiffusionNoise`, because pixels vary less than normalised ones. Published: 500.
+    At the same step this noise is stronger than that of `DiffusionNoise`, because pixels vary less
+    than normalised ones. Published: 500.
+
+    Attributes:
+        overflow: what becomes of values outside of [0, 1], where an image has none: "clip" takes
+            the nearer bound. "wrap" converts to levels of 255, drops the fraction and keeps the
+            lowest 8 bits, so that slightly below black is white.
+            # POVID: wraps, because the conversion of a tensor to an image does.
     """
 
     space: ClassVar[Space] = "pixels"
 
+    overflow: Literal["clip", "wrap"] = "clip"
+
     @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
-        return super().__call__(key, image_HWC).clip(0, 1)
+        noised_HWC = super().__call__(key, image_HWC)
+        if self.overflow == "wrap":
+            return jnp.trunc(255 * noised_HWC) % 256 / 255
+        return noised_HWC.clip(0, 1)

@@ -13,7 +13,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from typing_extensions import override
@@ -28,7 +28,7 @@ from seva_jax.data.collect import (
     prompt_set,
     text_of,
 )
-from seva_jax.data.sources import PromptSet, PromptSource
+from seva_jax.data.sources import PromptSet, PromptSource, generator
 from seva_jax.data.tables import Record, json_lines, json_list
 from seva_jax.images.load import IMAGE_EXTENSIONS
 from seva_jax.ranges import FROM_0
@@ -91,12 +91,13 @@ class LlavaJson(PromptSource):
             of llava_v1_5_mix665k.json; the others do not count as left out.
         remove: sentences to delete from the questions, with the white space before them.
             # SeVa: OCR-VQA's request for short answers is removed, so that answers are sentences.
-        questions_per_image: use the first N human turns of each record; 0 means all. Later turns
-            may only make sense after earlier ones. SeVa takes 2 of OCR-VQA, whose questions are
-            independent of each other.
+        questions_per_image: use N human turns of each record; 0 means all.
+        which_questions: which turns these are. "first": later turns may only make sense after
+            earlier ones. "random": those drawn by seed and id of the record, for data whose
+            questions are independent of each other; SeVa draws 2 of each record of OCR-VQA.
         limit: use N records with at least one usable question, drawn at random; 0 means all, in
             file order.
-        seed: seed of the draw.
+        seed: seed of the draws.
         answers: keep the file's answer to each question as `meta["answer"]`, for pair builders that
             take it as the truth.
     """
@@ -106,6 +107,7 @@ class LlavaJson(PromptSource):
     prefix: str = ""
     remove: tuple[str, ...] = (SHORT_ANSWER,)
     questions_per_image: Annotated[int, FROM_0] = 1
+    which_questions: Literal["first", "random"] = "first"
     limit: Annotated[int, FROM_0] = 0
     seed: Annotated[int, FROM_0] = 0
     answers: bool = False
@@ -137,10 +139,20 @@ class LlavaJson(PromptSource):
         # LLaVA's own files have several conversations about one image under the same id.
         id_ += f"@{where.split()[-1]}" if ids[fields.get("id")] > 1 else ""
         asked = turns(fields, "conversations", "human")
-        for number, value in enumerate(asked[: self.questions_per_image or None]):
+        for number in self._numbers(len(asked), id_):
+            value = asked[number]
             question = self._question(value) if isinstance(value, str) else ""
             meta = _answer_of(fields["conversations"], number) if self.answers else {}
             yield Prompt(f"{id_}#{number}", question, images, meta)
+
+    def _numbers(self, num: int, id_: str) -> list[int]:
+        """Returns which of the questions of a record are used, increasing."""
+        if not 0 < self.questions_per_image < num:
+            return list(range(num))
+        if self.which_questions == "first":
+            return list(range(self.questions_per_image))
+        rng = generator(self.seed, "questions", id_)
+        return sorted(rng.choice(num, self.questions_per_image, replace=False).tolist())
 
     def _question(self, value: str) -> str:
         question = re.sub(rf"\s*{re.escape(IMAGE_MARKER)}\s*", " ", value)

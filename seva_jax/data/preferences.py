@@ -123,11 +123,11 @@ class RlaifVPairs(PairsFile):
 
 @dataclasses.dataclass(frozen=True)
 class PovidPairs(PairsFile):
-    """POVID's JSON: LLaVA's records with `rejected_conversations` next to `conversations`.
+    """POVID's and MMedPO's JSON: LLaVA's records with `rejected_conversations` added.
 
     The first question of a record and both first answers are used. Later turns are not: each side
     would need its own history. A prompt's id is the record's id, "#" and the record's number, from
-    0.
+    0. Other fields, such as MMedPO's `weighted_score`, become the prompt's `meta`.
     """
 
     @override
@@ -137,7 +137,8 @@ class PovidPairs(PairsFile):
         if asked != asked_too or not isinstance(asked, str):
             raise ExampleError("the two conversations ask different questions", "no question")
         question = asked.replace(IMAGE_MARKER, "").strip()
-        prompt = Prompt(f"{record.get('id', '')}#{entry.index}", question, images_of(record))
+        meta = meta_of(record, ("id", "image", "images", *sides))
+        prompt = Prompt(f"{record.get('id', '')}#{entry.index}", question, images_of(record), meta)
         return compared(prompt, *(turns(record, side, "gpt")[0] for side in sides))
 
 

@@ -1,14 +1,16 @@
 """Where examples come from: the contracts of sources of prompts and of preferences.
 
-What lives here: the base classes of sources, and the data sets they open. What does not: any
-format. Read next: `files.py` (prompts on disk), `preferences.py` (published pairs); `README.md` in
-this folder lists all formats. The procedural world is a source too (`seva_jax/worlds/shapes.py`).
+What lives here: the base classes of sources, the data sets they open, and the random generator of
+one example. What does not: any format. Read next: `files.py` (prompts on disk), `preferences.py`
+(published pairs); `README.md` in this folder lists all formats. The procedural world is a source
+too (`seva_jax/worlds/shapes.py`).
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -80,3 +82,18 @@ class PreferenceSource(PromptSource):
     @override
     def open(self) -> PreferenceSet:
         raise NotImplementedError(f"{type(self).__name__} must define open")
+
+
+def generator(seed: int, purpose: str, example_id: str) -> np.random.Generator:
+    """Returns the random generator of one example.
+
+    It depends on the arguments only, so what is drawn does not depend on the other examples, on
+    their order or on the process.
+
+    Args:
+        seed: the seed of a source or of the run.
+        purpose: what is drawn, so that two draws for one example differ.
+        example_id: the id of the record, prompt or pair.
+    """
+    digest = hashlib.sha256(repr((seed, purpose, example_id)).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "little"))

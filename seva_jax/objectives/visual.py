@@ -23,7 +23,16 @@ from seva_jax.types import BranchLogps, Comparison, DataError
 
 @dataclasses.dataclass(frozen=True)
 class TwoImages(MarginObjective):
-    """Base class: the branches are chosen, rejected, and chosen with another image."""
+    """Base class: the branches are chosen, rejected, and chosen with another image.
+
+    As in the releases of POVID and Re-Align, `rewards/chosen`, `rewards/rejected`,
+    `rewards/margins`, `rewards/accuracies` and `logps/rejected` are those of the rejected answer
+    to the same image. `rewards/image_rejected`, `rewards/image_margins`,
+    `rewards/image_accuracies` and `logps/image_rejected` are those of the third branch (Re-Align
+    calls them `imageless_...`, POVID reports none). `rewards/all_rejected` and
+    `rewards/all_margins` are means over both, and `rewards/all_accuracies` is 1 where the chosen
+    answer beats both.
+    """
 
     @override
     def check(self, comparisons: Sequence[Comparison]) -> None:
@@ -40,6 +49,25 @@ class TwoImages(MarginObjective):
     @override
     def pair_loss(self, pairs: Pairs) -> jax.Array:
         return jax.nn.softplus(-self.margin(pairs))
+
+    @override
+    def metrics(self, policy: BranchLogps, pairs: Pairs) -> Metrics:
+        text, image, both = (
+            super(TwoImages, self).metrics(policy, some)
+            for some in (_columns(pairs, slice(0, 1)), _columns(pairs, slice(-1, None)), pairs)
+        )
+        of_image = {f"rewards/image_{x}": image[f"rewards/{x}"] for x in _OF_REJECTED}
+        of_both = {f"rewards/all_{x}": both[f"rewards/{x}"] for x in _OF_REJECTED}
+        return text | of_image | of_both | {"logps/image_rejected": image["logps/rejected"]}
+
+
+_OF_REJECTED = ("rejected", "margins", "accuracies")
+
+
+def _columns(pairs: Pairs, some: slice) -> Pairs:
+    """Returns the pairs with some of the rejected answers."""
+    by_pair = [name for name in pairs._fields if name.endswith("_NJ")]
+    return pairs._replace(**{name: getattr(pairs, name)[:, some] for name in by_pair})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +113,6 @@ class ReAlign(TwoImages):
     def loss(self, pairs: Pairs, weight_NJ: jax.Array) -> jax.Array:
         """Returns the sum of both terms, not their mean."""
         return (weight_NJ * self.pair_loss(pairs) * pairs.exists_NJ).sum(-1)
-
-    @override
-    def metrics(self, policy: BranchLogps, pairs: Pairs) -> Metrics:
-        """Adds the margin of each term."""
-        margin_NJ = self.beta * (pairs.chosen_ratio_NJ - pairs.rejected_ratio_NJ)
-        own = {"rewards/text_margins": margin_NJ[:, 0], "rewards/image_margins": margin_NJ[:, -1]}
-        return super().metrics(policy, pairs) | own
 
 
 @dataclasses.dataclass(frozen=True)

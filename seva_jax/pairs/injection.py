@@ -14,11 +14,11 @@ from typing import Annotated, ClassVar
 import numpy as np
 from typing_extensions import override
 
-from seva_jax.data.sources import PromptSet
+from seva_jax.data.sources import PromptSet, generator
 from seva_jax.pairs.builders import Built, PairBuilder, sift
 from seva_jax.pairs.cooccurrence import Cooccurrence, read_objects, read_texts
 from seva_jax.pairs.model import PairModel
-from seva_jax.pairs.rewrite import Draft, generator, rewritten, split
+from seva_jax.pairs.rewrite import Draft, rewritten, split
 from seva_jax.ranges import FROM_1, Range
 from seva_jax.text.encode import clean_answer
 from seva_jax.text.mentions import Vocabulary

@@ -14,10 +14,10 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 import numpy as np
 from typing_extensions import override
 
-from seva_jax.data.sources import PromptSet
+from seva_jax.data.sources import PromptSet, generator
 from seva_jax.pairs.builders import Built, PairBuilder, sift
 from seva_jax.pairs.model import PairModel
-from seva_jax.pairs.rewrite import Draft, generator, rewritten, split
+from seva_jax.pairs.rewrite import Draft, rewritten, split
 from seva_jax.ranges import FROM_1, Range
 from seva_jax.runtime.processes import say
 from seva_jax.text.encode import clean_answer

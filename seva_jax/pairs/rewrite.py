@@ -8,12 +8,9 @@ begin, which those builders do.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
-
-import numpy as np
 
 from seva_jax.pairs.model import PairModel, Reply
 from seva_jax.text.sampling import Sampling
@@ -41,12 +38,6 @@ def split(text: str, separator: str = "") -> list[str]:
     ['a ring', ' and ', 'a cross']
     """
     return re.split(f"({re.escape(separator)})" if separator else r"((?<=[.!?])\s+)", text)
-
-
-def generator(seed: int, purpose: str, prompt_id: str) -> np.random.Generator:
-    """Returns the random generator of one prompt; it depends on the arguments only."""
-    digest = hashlib.sha256(repr((seed, purpose, prompt_id)).encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 
 class Draft(NamedTuple):

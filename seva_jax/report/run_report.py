@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from seva_jax import report
+from seva_jax import __version__, report
 from seva_jax.config import Checkpoint, Experiment, PriorRun, flatten
 from seva_jax.evals import EvalResult, Row, comparison_rows
 from seva_jax.evals.base import Record
@@ -115,7 +115,9 @@ def _facts(
         path += ", merged" if base.merge else ", trained further; the reference is that run's"
     mesh = " × ".join(f"{name} {size}" for name, size in page.mesh.shape.items())
     versions = [("Python", platform.python_version())]
-    versions += [(name, _version(name)) for name in ("seva_jax", "jax", "flax")]
+    # seva_jax itself may be run from a source tree, without metadata.
+    versions += [("seva_jax", __version__)]
+    versions += [(name, importlib.metadata.version(name)) for name in ("jax", "flax")]
     rejected = "the data" if config.prompts.has_answers else ", ".join(map(brief, config.corrupt))
     facts = [
         ("base model", f"{page.num_params:,} parameters{path}"),
@@ -134,13 +136,6 @@ def _facts(
         ("cost", cost(stages, config.report)),
         ("software", ", ".join(f"{name} {version}" for name, version in versions)),
     )
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from a source tree
-        return "not installed"
 
 
 def brief(value: object) -> str:

@@ -138,6 +138,7 @@ def fit(task: Task, site: Site, frozen: Variables, trainable: Variables) -> Vari
     )  # fmt: skip
     checkpoints = Checkpoints(site.folder / "checkpoints" / task.name, site.facts)
     say(f"{task.name}: {batches.packer.describe()}; {trainable_share(task.rows)}")
+    _warn_if_nothing_is_learnt(task)
     data, row = batches.iterate(options.read_processes), _MetricsRow(task, site, schedule)
     state = init_state(optimizer, mesh, trainable)
     if (restored := checkpoints.restore(state)) is not None:
@@ -180,6 +181,17 @@ def fit(task: Task, site: Site, frozen: Variables, trainable: Variables) -> Vari
         say(f"{task.name}: saved at step {int(state.step):,} of {task.steps:,}")
         raise shutdown.Stopped
     return state.trainable
+
+
+def _warn_if_nothing_is_learnt(task: Task) -> None:
+    """Says before training that the learning rate of the only step is 0."""
+    rate = task.optim.learning_rate(task.steps)
+    if not any(rate(step) for step in range(min(task.steps, 2))):
+        say(
+            f"{task.name}: NOTHING WILL BE LEARNT: {len(task.rows):,} comparisons with "
+            f"train.batch_size {task.options.batch_size:,} are a single step, and warm-up starts "
+            "at a learning rate of 0; set --optim.warmup-ratio 0, a smaller batch or more epochs"
+        )
 
 
 class _MetricsRow:
