@@ -22,7 +22,7 @@ PAIRS = TrlPairs("data/rrpo.jsonl", "data/rrpo_frames")
 
 
 def get_config():
-    """Leaves out pairs without a marked phrase and counts them, as the release does."""
+    """Leaves out pairs with an answer without a marked phrase, as the release does."""
     config = seva()
     return dataclasses.replace(
         config,
