@@ -22,7 +22,7 @@ from helpers_llava import CONFIG_V4
 from seva_jax.convert import read_llava_config, read_special_tokens
 from seva_jax.convert.load import read_headers
 from seva_jax.evals import ExactAnswer, suites
-from seva_jax.evals.choice import letter_of
+from seva_jax.evals.choice import FreeParser
 from seva_jax.evals.endpoint import _verdict
 from seva_jax.evals.exact import normalise
 from seva_jax.evals.files import read_json_lines, read_result
@@ -169,7 +169,7 @@ def test_parsers_of_answers():
     def run(text):
         assert LlavaParser()(text) in ("yes", "no")
         assert WordParser()(text) in ("yes", "no", "unparsed")
-        assert letter_of(text, ["a cat", "a dog"]) in ("", "A", "B")
+        assert FreeParser()(text, ["a cat", "a dog"]) in ("", "A", "B")
         assert isinstance(normalise(text), str)
         assert clean_answer(clean_answer(text)) == clean_answer(text)
         _verdict(text, case)

@@ -24,7 +24,7 @@ from seva_jax.evals import (
     write_summary,
 )
 from seva_jax.evals import suite as suite_module
-from seva_jax.evals.choice import letter_of
+from seva_jax.evals.choice import FreeParser
 from seva_jax.evals.judge import Case, LocalJudge, Verdict
 from seva_jax.evals.suites import (
     GQA,
@@ -271,7 +271,7 @@ def test_mmbench(tmp_path):
 )  # fmt: skip
 def test_letters(text, letter):
     """The documented rules hold, and other texts are not read."""
-    assert letter_of(text, ["cat", "dog", "ram", "cow"]) == letter
+    assert FreeParser()(text, ["cat", "dog", "ram", "cow"]) == letter
 
 
 def test_seed(tmp_path, images):

@@ -96,6 +96,28 @@ def read_result(summary_path: PathLike, records_path: PathLike) -> EvalResult:
     return EvalResult(name, metrics, records, definitions)
 
 
+def read_objects(path: PathLike) -> Iterator[tuple[str, Record]]:
+    """Yields (place, object) of a benchmark's file: one JSON array, or one object per line.
+
+    Raises:
+        DataError: the file cannot be read, is not JSON, or holds something other than objects.
+    """
+    data = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
+    if not data.lstrip().startswith(b"["):
+        yield from ((f"{path}, line {number}", line) for number, line in read_json_lines(path))
+        return
+    try:
+        entries = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        message = f"{path}: not JSON ({error}); it may be truncated: fetch it again"
+        raise DataError(message) from error
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            kind = type(entry).__name__
+            raise DataError(f"{path}, entry {number}: expected a JSON object, found {kind}")
+        yield f"{path}, entry {number}", entry
+
+
 def read_json_lines(path: PathLike) -> Iterator[tuple[int, Record]]:
     """Yields (line number from 1, object) of a JSON lines file; blank lines are skipped.
 

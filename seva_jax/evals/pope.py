@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 from typing_extensions import override
 
 from seva_jax.evals.base import Evaluator, Ratio, Record, meta_fields
-from seva_jax.evals.files import PathLike, read_json_lines
+from seva_jax.evals.files import PathLike, read_objects
 from seva_jax.types import DataError, Prompt
 
 SHORT_ANSWER_SUFFIX = "\nAnswer the question using a single word or phrase."
@@ -167,7 +167,9 @@ def _category(prompt: Prompt) -> str:
 def load_pope(
     path: PathLike, image_folder: PathLike = "", category: str = "", suffix: str = ""
 ) -> list[Prompt]:
-    """Reads one POPE file: JSON lines with `question_id`, `image`, `text` and `label`.
+    """Reads one POPE file: objects with `question_id`, `image`, `text` and `label`.
+
+    POPE's COCO files have one object per line, its GQA and A-OKVQA files are JSON arrays.
 
     Every set has labels of its own; SeVa's released code scores all three sets against those of
     the adversarial set. Add the lists to join several sets.
@@ -183,12 +185,11 @@ def load_pope(
         `category-question_id`, because the three sets number their questions alike.
 
     Raises:
-        DataError: the file cannot be read or has no question; or a line is not JSON, lacks a
-            field, has a wrong value or repeats a question. The message names file and line.
+        DataError: the file cannot be read or has no question; or an object is not JSON, lacks a
+            field, has a wrong value or repeats a question. The message names file and place.
     """
     prompts: dict[str, Prompt] = {}
-    for number, line in read_json_lines(path):
-        where = f"{path}, line {number}"
+    for where, line in read_objects(path):
         for field in ("image", "text", "label"):
             if not isinstance(line.get(field), str) or not line[field].strip():
                 raise DataError(
@@ -213,5 +214,5 @@ def load_pope(
         image = str(Path(image_folder) / line["image"])
         prompts[id_] = Prompt(id_, line["text"] + suffix, (image,), meta)
     if not prompts:
-        raise DataError(f"{path}: has no questions; expected one JSON object per line")
+        raise DataError(f"{path}: has no questions; expected objects, one per line or in a list")
     return list(prompts.values())

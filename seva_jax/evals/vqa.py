@@ -18,35 +18,49 @@ from seva_jax.types import DataError, Prompt
 
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
 _NUMBERS = {word: str(n) for n, word in enumerate(_NUMBER_WORDS.split())} | {"none": "0"}
-_BLANKED = re.compile(r"""[;/\[\]"{}()=+\\_\-<>@`,?!]""")
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`!'
 _ARTICLES = {"a", "an", "the"}
-# Contractions that are typed without the apostrophe and are then no other word.
-_APOSTROPHES = """
-ain't aren't can't couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how's i've
-isn't it'd it'll mightn't mustn't needn't she's should've shouldn't that's there's they'd they'll
-they're they've wasn't we've weren't what's where's who'd who's why's won't would've wouldn't y'all
-you'd you'll you're you've
+_MOST_STOPS = 32  # the scorer passes re.UNICODE, which is 32, where `sub` takes a count
+_CONTRACTIONS = """
+'ow's'at 'twas ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't
+hadn't've hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am
+might've mightn't mightn't've must've mustn't needn't not've o'clock oughtn't shan't she'd've
+should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've
+someone'll someone's something'd something'd've something'll that's there'd there'd've there're
+there's they'd they'd've they'll they're they've wasn't we'd've we've weren't what'll what're what's
+what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't
+would've wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've
 """
-_CONTRACTIONS = {word.replace("'", ""): word for word in _APOSTROPHES.split()}
+# Each of these with one of its apostrophes left out.
+_COMPLETED = {
+    word[:place] + word[place + 1 :]: word
+    for word in _CONTRACTIONS.split()
+    for place, letter in enumerate(word)
+    if letter == "'"
+} | {"somebody'd": "somebodyd"}  # TextVQA: so in the scorer
 
 
 def clean(text: str) -> str:
-    """Normalises an answer for comparison, after visualqa.org/evaluation.
+    """Normalises an answer for comparison, exactly as TextVQA's scorer does.
 
-    Lower case; full stops are removed unless a digit follows, and commas between digits; brackets,
-    quotes, dashes and the like become spaces, but apostrophes, colons and signs such as % $ & #
-    stay; number words up to ten become digits; articles are removed; contractions get their
-    apostrophe.
+    That is the `EvalAIAnswerProcessor` of MMF's m4c evaluator, which LLaVA uses: lower case; commas
+    and question marks are removed; full stops too unless a digit follows; `'s` becomes a word;
+    every other punctuation mark is removed if it has a blank at its side anywhere in the answer,
+    and becomes a blank otherwise; apostrophes, colons and signs such as % $ & # stay; number words
+    up to ten become digits; articles are removed; contractions get their apostrophe.
 
-    >>> clean("The two  dogs, 1,000.5 Dont!")
-    "2 dogs 1000.5 don't"
+    >>> clean("The two  dogs, 1,000.5 Dont!"), clean("black-and-white"), clean("a - b-c")
+    ("2 dogs 1000.5 don't", 'black and white', 'bc')
     """
-    text = " ".join(text.lower().split())
-    text = re.sub(r"(?<=\d),(?=\d)", "", text)
-    text = re.sub(r"\.(?!\d)", "", text)
-    text = _BLANKED.sub(" ", text)
-    words = (_NUMBERS.get(word, word) for word in text.split())
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    text = text.replace("\n", " ").replace("\t", " ").strip()
+    before = text
+    for mark in _PUNCTUATION:
+        beside_blank = f"{mark} " in before or f" {mark}" in before
+        text = text.replace(mark, "" if beside_blank else " ")
+    text = re.sub(r"\.(?!\d)", "", text, count=_MOST_STOPS)
+    words = (_NUMBERS.get(word, word) for word in text.lower().split())
+    return " ".join(_COMPLETED.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def vqa_accuracy(answer: str, people: Sequence[str]) -> float:

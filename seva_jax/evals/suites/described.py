@@ -20,7 +20,7 @@ from typing_extensions import override
 from seva_jax.evals.answers import Answer
 from seva_jax.evals.base import Ratio, Record
 from seva_jax.evals.chair import Chair
-from seva_jax.evals.files import read_json_lines
+from seva_jax.evals.files import read_objects
 from seva_jax.evals.judge import Judge, Judged, Verdict
 from seva_jax.evals.suite import Benchmark, Questions, read_json, read_text, require
 from seva_jax.evals.suites.judged import NoJudge, scored_if_judged
@@ -187,7 +187,7 @@ class Shr(Benchmark):
                     noted[region["image_id"]].append(line)
         facts: dict[str, list[str]] = {}
         for path in facts_files:
-            for _, line in read_json_lines(path):
+            for _, line in read_objects(path):
                 facts |= {id_: list(map(str, texts)) for id_, texts in line.items()}
         prompts = []
         for id_ in ids:

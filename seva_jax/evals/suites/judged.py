@@ -19,7 +19,7 @@ from typing_extensions import override
 from seva_jax.evals.answers import Answer
 from seva_jax.evals.base import Evaluator, Ratio, Record
 from seva_jax.evals.exact import Unscored
-from seva_jax.evals.files import read_json_lines
+from seva_jax.evals.files import read_objects
 from seva_jax.evals.judge import Judge, Judged, Verdict
 from seva_jax.evals.suite import Benchmark, Questions, read_json, require
 from seva_jax.ranges import FROM_1
@@ -140,18 +140,16 @@ class LlavaBench(Benchmark):
         files = [str(Path(self.folder) / f"{name}.jsonl") for name in names]
         asked, described, answered = files
         contexts = {}
-        for number, line in read_json_lines(described):
-            where = f"{described}, line {number}"
+        for where, line in read_objects(described):
             caption = require(where, line, "caption", (str, list))
             text = caption if isinstance(caption, str) else "\n".join(map(str, caption))
             contexts[require(where, line, "image")] = text
         rivals = {
-            line.get("question_id"): require(f"{answered}, line {number}", line, "text")
-            for number, line in read_json_lines(answered)
+            line.get("question_id"): require(where, line, "text")
+            for where, line in read_objects(answered)
         }
         prompts = []
-        for number, line in read_json_lines(asked):
-            where = f"{asked}, line {number}"
+        for where, line in read_objects(asked):
             id_ = require(where, line, "question_id", (int, str))
             image = require(where, line, "image")
             if image not in contexts or id_ not in rivals:

@@ -7,7 +7,7 @@ not: reading a letter from an answer (`seva_jax/evals/choice.py`). Read next: `j
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import string
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +16,13 @@ from typing_extensions import override
 
 from seva_jax.evals.answers import LETTERS, Answer, llava_line, write_tsv
 from seva_jax.evals.base import meta_fields
-from seva_jax.evals.choice import LETTER_SUFFIX, MultipleChoice, with_options
+from seva_jax.evals.choice import (
+    LETTER_SUFFIX,
+    BareParser,
+    MultipleChoice,
+    ScienceParser,
+    with_options,
+)
 from seva_jax.evals.exact import Unscored
 from seva_jax.evals.suite import Benchmark, Questions, base64_loader, read_json, read_table, require
 from seva_jax.ranges import FROM_1
@@ -58,13 +64,10 @@ class MMBench(Benchmark):
             index = require(where, row, "index")
             if not index.isdecimal():
                 raise DataError(f"{where}: index is {index!r}; it must be a whole number")
-            cells = (row.get(letter, "") for letter in LETTERS)
-            options = list(itertools.takewhile(_present, cells))
-            if len(options) < 2:
-                raise DataError(f"{where}: fewer than two options in columns A, B, ...")
-            hint = row.get("hint", "")
+            options, hint = _options(where, row), row.get("hint", "")
             question = require(where, row, "question")
-            asked = with_options(f"{hint}\n{question}" if _present(hint) else question, options)
+            hinted = hint.strip().lower() not in ("", "nan", "none")  # as LLaVA reads hints
+            asked = with_options(f"{hint}\n{question}" if hinted else question, options)
             images[index] = require(where, row, "image")
             number = int(index)
             meta = {
@@ -102,17 +105,36 @@ class MMBench(Benchmark):
         return super().columns(prompt) | meta_fields(prompt, *_GROUPS)
 
 
+def _options(where: str, row: dict[str, str]) -> list[str]:
+    """Returns the texts of options A, B, ...; "None" and "N/A" are texts, an empty cell is none.
+
+    LLaVA's and VLMEvalKit's scripts read the table with pandas, which takes such texts for empty
+    cells, so there the option is lost and, for LLaVA, all options behind it.
+    """
+    given = [letter for letter in string.ascii_uppercase if _present(row.get(letter, ""))]
+    if len(given) < 2:
+        raise DataError(f"{where}: fewer than two options in columns A, B, ...")
+    if given != list(LETTERS[: len(given)]):
+        raise DataError(
+            f"{where}: has the options {', '.join(given)}; they must be A, B, ... without a gap, "
+            f"{LETTERS[-1]} at most"
+        )
+    return [row[letter] for letter in given]
+
+
 def _present(cell: str) -> bool:
-    return cell.strip().lower() not in ("", "nan", "none")
+    return bool(cell.strip())
 
 
 @dataclasses.dataclass(frozen=True)
 class SeedBench(Benchmark):
     """SEED-Bench, questions about images: accuracy over all and within each of its dimensions.
 
-    Answer files: `answers.jsonl`, for LLaVA's `convert_seed_for_submission.py`, which accepts the
-    bare letter only, so an answer such as "A. A dog" is right here and wrong there; `seed.jsonl`
-    (`question_id, prediction`) for the leaderboard.
+    An answer must be the bare letter, as for LLaVA's `convert_seed_for_submission.py`; `free:
+    accuracy` also accepts answers such as "A. A dog".
+
+    Answer files: `answers.jsonl`, for that script; `seed.jsonl` (`question_id, prediction`) for the
+    leaderboard.
 
     Attributes:
         path: SEED-Bench.json.
@@ -145,7 +167,8 @@ class SeedBench(Benchmark):
             }
             prompts.append(Prompt(id_, asked, (require(where, record, "data_id"),), meta))
         notes = [f"images only: {num_videos} questions on videos left out"] if num_videos else []
-        return self.questions(prompts, MultipleChoice(self.name), [self.path], notes)
+        evaluator = MultipleChoice(self.name, parser=BareParser())
+        return self.questions(prompts, evaluator, [self.path], [*notes, _parsers(evaluator)])
 
     @override
     def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
@@ -157,6 +180,9 @@ class SeedBench(Benchmark):
 @dataclasses.dataclass(frozen=True)
 class ScienceQA(Benchmark):
     """ScienceQA: accuracy over all questions, over those with an image, by subject and by grade.
+
+    Letters are read by the rule of LLaVA's `eval_science_qa.py`; `free: accuracy` reads more ways
+    of giving one.
 
     Answer file: `answers.jsonl`, for LLaVA's `eval_science_qa.py`, which recognises questions with
     an image by `<image>` in the prompt.
@@ -199,8 +225,13 @@ class ScienceQA(Benchmark):
                 "grade": _grades(str(problem.get("grade", ""))),
             }
             prompts.append(Prompt(id_, asked, images, meta))
-        evaluator = MultipleChoice(self.name, by=("category", "subject", "grade"))
-        return self.questions(prompts, evaluator, [self.path, self.problems])
+        by = ("category", "subject", "grade")
+        evaluator = MultipleChoice(self.name, by, ScienceParser())
+        return self.questions(prompts, evaluator, [self.path, self.problems], [_parsers(evaluator)])
+
+
+def _parsers(evaluator: MultipleChoice) -> str:
+    return f"letters read by {type(evaluator.parser).__name__}; free: FreeParser"
 
 
 def _grades(grade: str) -> str:

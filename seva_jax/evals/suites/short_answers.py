@@ -17,7 +17,7 @@ from typing_extensions import override
 from seva_jax.evals.answers import Answer
 from seva_jax.evals.base import Ratio, Record, each_category, meta_fields
 from seva_jax.evals.exact import ExactAnswer
-from seva_jax.evals.files import read_json_lines
+from seva_jax.evals.files import read_objects
 from seva_jax.evals.pope import SHORT_ANSWER_SUFFIX, AnswerParser, LlavaParser, Pope, load_pope
 from seva_jax.evals.suite import Benchmark, Questions, read_json, require
 from seva_jax.evals.vqa import Vqa
@@ -30,18 +30,19 @@ _SETS = ("random", "popular", "adversarial")
 
 @dataclasses.dataclass(frozen=True)
 class PopeSets(Benchmark):
-    """POPE: three sets of yes/no questions about which objects are in COCO images.
+    """POPE: three sets of yes/no questions about which objects are in an image.
 
-    Every set is scored against its own labels. The file of the random set has 3,000 lines today
-    and had 2,910 when LLaVA-1.5 was published. This moves the score, so the result says which file
-    was used.
+    Every set is scored against its own labels. COCO's random set has 3,000 questions today and had
+    2,910 when LLaVA-1.5 was published. This moves the score, so the result says which file was
+    used.
 
     Answer files: `answers.jsonl` and `questions.jsonl`, which LLaVA's `eval_pope.py` takes as
     --result-file and --question-file; `pope_SET.jsonl` with the field `answer`, for POPE's own
     scorer and SeVa's.
 
     Attributes:
-        folder: holds coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json.
+        folder: holds one file for each set, as POPE publishes them for COCO
+            (coco_pope_random.json, ...), GQA (gqa_pope_seem_random.json, ...) and A-OKVQA.
         sets: which of these to ask: random, popular, adversarial.
         parser: reads yes or no from an answer; the numbers of `WordParser` are reported as well.
         suffix: put after every question; by default LLaVA's request for a short answer, which
@@ -61,7 +62,7 @@ class PopeSets(Benchmark):
         prompts: list[Prompt] = []
         files, notes = [], [f"read by {type(self.parser).__name__}; words: WordParser"]
         for category in self.sets:
-            files.append(str(Path(self.folder) / f"coco_pope_{category}.json"))
+            files.append(self._file(category))
             of_set = load_pope(files[-1], category=category, suffix=self.suffix)
             notes.append(f"{category}: {len(of_set):,} questions{_variant(category, len(of_set))}")
             for prompt in of_set:
@@ -69,6 +70,16 @@ class PopeSets(Benchmark):
                 meta = prompt.meta | {"question_id": len(prompts)}
                 prompts.append(dataclasses.replace(prompt, meta=meta))
         return self.questions(prompts, Pope(self.name, self.parser, also_words=True), files, notes)
+
+    def _file(self, category: str) -> str:
+        found = sorted(Path(self.folder).glob(f"*pope*_{category}.json"))
+        if len(found) != 1:
+            names = ", ".join(path.name for path in found) or "none"
+            raise DataError(
+                f"{self.name}: {self.folder or '.'} must hold one file such as "
+                f"coco_pope_{category}.json; there are: {names}"
+            )
+        return str(found[0])
 
     @override
     def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
@@ -98,7 +109,11 @@ def _variant(category: str, num: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class GqaAnswer(ExactAnswer):
-    """Exact match, over all questions and within each of GQA's question types."""
+    """Exact match, over all questions and within each of GQA's question types.
+
+    As GQA's eval.py counts what LLaVA's `convert_gqa_for_eval.py` gives it: the answer in lower
+    case without final dots equals the true answer, letter by letter.
+    """
 
     name: str = "gqa"
 
@@ -110,12 +125,18 @@ class GqaAnswer(ExactAnswer):
 
     @override
     def score(self, prompt: Prompt, answer: str) -> Record:
-        return meta_fields(prompt, "question_id", "types") | super().score(prompt, answer)
+        correct = gqa_prediction(answer.strip()) == self.truth(prompt)
+        return meta_fields(prompt, "question_id", "types") | {"correct": int(correct)}
+
+
+def gqa_prediction(text: str) -> str:
+    """Returns an answer as LLaVA hands it to GQA's eval.py."""
+    return text.rstrip(".").lower()
 
 
 @dataclasses.dataclass(frozen=True)
 class GQA(Benchmark):
-    """GQA, test-dev balanced: exact match, ignoring case and a final dot.
+    """GQA, test-dev balanced: exact match, ignoring the answer's case and final dots.
 
     Answer file: `gqa.json`, `[{"questionId", "prediction"}]`, for GQA's eval.py.
 
@@ -146,7 +167,7 @@ class GQA(Benchmark):
     def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
         super().write_answers(folder, model_id, answers)
         predictions = [
-            {"questionId": a.question_id, "prediction": a.text.rstrip(".").lower()} for a in answers
+            {"questionId": a.question_id, "prediction": gqa_prediction(a.text)} for a in answers
         ]
         write_json(folder / "gqa.json", predictions)
 
@@ -186,8 +207,8 @@ class TextVQA(Benchmark):
             asked.append((image, f"{image}.jpg", question + self.suffix, question))
         if self.questions_path:
             asked, note = [], "questions with recognised text, as LLaVA asks"
-            for number, line in read_json_lines(self.questions_path):
-                field = functools.partial(require, f"{self.questions_path}, line {number}", line)
+            for where, line in read_objects(self.questions_path):
+                field = functools.partial(require, where, line)
                 text = field("text")
                 asked.append((field("question_id"), field("image"), text, text.split("\n")[0]))
         prompts = []
