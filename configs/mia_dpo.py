@@ -15,6 +15,7 @@ from llava15_7b_seva import get_config as seva
 
 from seva_jax.config import RolloutOptions, TextOptions, TrainOptions
 from seva_jax.data import Composed, LlavaJson
+from seva_jax.data.composed import Arrangement
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO
 from seva_jax.pairs import MiaPairs
@@ -29,10 +30,14 @@ ANSWERED = LlavaJson(
     seed=42,
     answers=True,
 )
+# 62,461 sequences, 90,000 grids and 48,974 insets.
+ARRANGEMENTS: tuple[Arrangement, ...] = (
+    "grid", "sequence", "inset", "grid", "sequence", "grid", "inset", "grid",
+    "sequence", "grid", "inset", "sequence", "grid", "inset", "sequence", "grid",
+)  # fmt: skip
 COMPOSED = Composed(
     ANSWERED,
-    # 62,461 sequences, 90,000 grids and 48,974 insets.
-    arrangements=("sequence",) * 5 + ("grid",) * 7 + ("inset",) * 4,
+    arrangements=ARRANGEMENTS,
     # 34,300 of 2 images, 10,050 of 3, 9,950 of 4 and 8,161 of 5.
     sequence_sizes=(2,) * 11 + (3,) * 3 + (4,) * 3 + (5,) * 3,
     # 48,000 of 2 tiles, 14,000 of 3 and of 4, 7,000 of 6 and of 9.
