@@ -1,7 +1,8 @@
 """APASI with increasing difficulty: each round replaces fewer sentences than the one before.
 
     python -m seva_jax.train --config configs/apasi_schedule.py \
-        --base.path DIR --prompts.root DIR --pairs.objects-file FILE --mesh.fsdp 8
+        --base.path DIR --prompts.path FILE --prompts.image-root DIR --pairs.objects-file FILE \
+        --mesh.fsdp 8
 
 The release does not contain the paper's schedule; its rate is always 0.2 (`apasi.py`). The rates
 here are ours and end at the released one: a rejected answer that differs in fewer sentences is

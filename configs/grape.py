@@ -3,13 +3,12 @@
     python -m seva_jax.train --config configs/grape.py \
         --base.path DIR --prompts.path FILE --prompts.image-root DIR
 
-beta, windows of 8 steps, adapters, learning rate and batch size are published; the schedule is that
-of `llava15_7b_seva.py`. GRAPE aligns OpenVLA, whose vision towers this package does not have and
-whose actions are the last 256 token ids of the vocabulary. Here an action is text, by default the
-numbers of its bins (`seva_jax/data/trajectories.py` explains the file format and the score). A
-comparison has up to 16 trees with one image each, which makes about 10,000 positions in one row. A
-batch of one comparison cannot be split, so the devices split the model instead (`mesh`): 1, 2, 4, 8
-or 16 of them.
+The numbers are those of the release's `finetune.py`. GRAPE aligns OpenVLA, whose vision towers this
+package does not have and whose actions are the last 256 token ids of the vocabulary. Here an action
+is text, by default the numbers of its bins (`seva_jax/data/trajectories.py` explains the file
+format and the score). A comparison has up to 16 trees with one image each, which makes about 10,000
+positions in one row. A batch of one comparison cannot be split, so the devices split the model
+instead (`mesh`): 1, 2, 4, 8 or 16 of them.
 """
 
 import dataclasses
@@ -20,6 +19,7 @@ from seva_jax.data import Gcpg, TrajectoryPairs
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO, Trajectory
 from seva_jax.sharding import MeshShape
+from seva_jax.training import Optim
 
 
 def get_config():
@@ -33,11 +33,15 @@ def get_config():
             "data/frames",
             judge=Gcpg(likelihood=0.01, cost=0.01, success=5.0),
             window=8,
+            stride=1,
         ),
         corrupt=(),
         objective=Trajectory(window=8, objective=DPO(beta=0.1)),
-        lora=LoraConfig(rank=32, alpha=64.0),  # alpha is not published
-        optim=dataclasses.replace(config.optim, lr=2e-5),
-        train=dataclasses.replace(config.train, batch_size=1, repeat=1, trained=("lora",)),
+        lora=LoraConfig(rank=32, alpha=32.0),  # alpha is min(rank, 32)
+        # 0.01 is the decay of PyTorch's AdamW where none is given.
+        optim=Optim(lr=2e-5, schedule="constant", warmup_ratio=0.0, weight_decay=0.01),
+        train=dataclasses.replace(
+            config.train, batch_size=1, epochs=10, repeat=1, trained=("lora",)
+        ),
         mesh=MeshShape(data=1, tensor=-1),
     )

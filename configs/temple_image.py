@@ -6,7 +6,7 @@
         --curriculum.rounds.4.prompts.source.path FILE \
         --curriculum.rounds.4.prompts.source.image-root DIR
 
-This is an analogue, not a published run: adapters, learning rates, batch size and sampling are as
+This is an analogue, not a published run: adapters, optimiser, loss, batch size and sampling are as
 in `temple.py`, prompts as in `llava15_7b_seva.py`.
 """
 
@@ -31,6 +31,7 @@ def get_config():
         workdir="runs/temple_image",
         corrupt=(DiffusionNoise(step=STEPS[0]),),
         rollout=clips.rollout,
+        objective=clips.objective,
         lora=clips.lora,
         optim=clips.optim,
         train=clips.train,

@@ -17,17 +17,26 @@ from seva_jax.worlds import world_vocabulary
 WORDS = ("In", "the", "image", "centre", ",", *(f"Image{number}" for number in range(1, 5)))
 
 
-def composed(source):
+def composed(source, **options):
     """Returns prompts about one of several images; tiles are 32 pixels wide like the world's."""
-    sizes = (2, 3)  # few, so that the base model learns them in minutes
-    return Composed(source, sequence_sizes=sizes, grid_sizes=(2, 4), tile=32, label="{number}")
+    return Composed(
+        source,
+        sequence_sizes=(2, 3),  # few, so that the base model learns them in minutes
+        grid_sizes=(2, 4),
+        tile=32,
+        label="{number}",
+        listed="",
+        centred="In the image in the centre, {question}",
+        **options,
+    )
 
 
 def get_config():
     """Varies `tiny.py`: prompts are about one of 2 to 4 images."""
     config = tiny()
     assert isinstance(config.base, TrainedBase)
-    several = composed(dataclasses.replace(config.base.prompts, split="train-several"))
+    learnt = dataclasses.replace(config.base.prompts, split="train-several")
+    several = composed(learnt, tile_noise=0.0, inset_noise=0.0)
     return dataclasses.replace(
         config,
         workdir="runs/tiny_mia_dpo",

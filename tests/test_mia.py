@@ -8,13 +8,23 @@ import numpy as np
 import pytest
 from typing_extensions import override
 
-from seva_jax.data.composed import Composed, target_of
+from seva_jax.data.composed import Composed, target_of, without_noise
 from seva_jax.data.files import LlavaJson
 from seva_jax.data.sources import PromptSet, PromptSource
-from seva_jax.images.compose import GRIDS, Box, box_patches, draw_grid, draw_inset, grid_box
+from seva_jax.images.compose import (
+    GRIDS,
+    Box,
+    box_patches,
+    draw_grid,
+    draw_inset,
+    grid_box,
+    inset_box,
+    noised,
+)
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.pairs import AnswerStats, MiaPairs
 from seva_jax.pairs.mia import edit_distance
+from seva_jax.text.templates import VICUNA_V1
 from seva_jax.training.optimizer import Optim
 from seva_jax.types import DataError, ExampleError, Prompt, Rollout
 
@@ -127,7 +137,7 @@ class AnsweredPrompt(PromptSource):
 
 def test_prompts_about_one_of_several_images():
     """Every arrangement and size occurs, and the target is where the prompt says."""
-    source = Composed(AnsweredPrompt(), tile=40, label="", seed=3)
+    source = Composed(AnsweredPrompt(), tile=40, label="", seed=3, tile_noise=0.0, inset_noise=0.0)
     data = source.open()
     assert len(data.prompts) == 30
     assert data.drops == {"no answer": 2, "not one image": 2}
@@ -139,7 +149,9 @@ def test_prompts_about_one_of_several_images():
         assert (prompt.id, prompt.meta["answer"], prompt.meta["kind"]) == (f"p{i}", f"a{i}", "x")
         json.dumps(prompt.meta)
         if arrangement == "sequence":
-            assert prompt.question == f"In Image{target + 1}, what is {i} ?"
+            listed = "".join(f"Image{n}:<image>\n" for n in range(1, num + 1))
+            assert prompt.question == f"{listed}In Image{target + 1}, what is {i} ?"
+            assert VICUNA_V1.prompt(prompt.question, num).count("<image>") == num
             assert len(set(prompt.images)) == len(prompt.images) == num
             assert prompt.images[target] == f"{i}.png"
             assert box is None
@@ -147,7 +159,8 @@ def test_prompts_about_one_of_several_images():
             continue
         assert len(prompt.images) == 1
         own = f"{i}.png"
-        parts = json.loads(prompt.images[0].removeprefix("composed:"))[3:]
+        assert without_noise(prompt) is prompt
+        parts = json.loads(prompt.images[0].removeprefix("composed:"))[4:]
         assert len(set(parts)) == len(parts) == num
         assert parts[target] == own
         if "29.png" in parts:
@@ -160,7 +173,7 @@ def test_prompts_about_one_of_several_images():
         middle = region[len(region) // 2, len(region) // 2]
         np.testing.assert_array_equal(middle, (i, 0, 0))
         if arrangement == "inset":
-            assert prompt.question == f"In the image in the centre, what is {i} ?"
+            assert prompt.question == f"For the image in the center, what is {i} ?"
             assert target == 1
             assert (box.width, box.left, box.right) == (40, 6, 34)
         else:
@@ -172,6 +185,54 @@ def test_prompts_about_one_of_several_images():
     again = source.open()
     assert again.prompts == data.prompts
     assert dataclasses.replace(source, seed=4).open().prompts != data.prompts
+
+
+# By rule: sums are cut (tiles) or wrap modulo 256 (whole images), and digits behind the point are
+# dropped. The release's functions `add_gaussian_noise_to_region` and `add_gaussian_noise`, given
+# the same noise, return the same.
+NOISE = [-300.0, -0.5, 0.7, 27.9, 155.5, 400.0]
+
+
+@pytest.mark.parametrize(
+    ("wrap", "expected"),
+    [(False, [0, 99, 100, 127, 255, 255]), (True, [56, 100, 100, 127, 255, 244])],
+)
+def test_noise_on_levels_of_100(wrap, expected):
+    image, noise = np.full((1, 6, 1), 100, np.uint8), np.reshape(NOISE, (1, 6, 1))
+    assert noised(image, noise, wrap).ravel().tolist() == expected
+
+
+def test_the_model_is_asked_about_images_with_noise():
+    """A grid has it on the target's tile, an inset everywhere, a sequence nowhere."""
+    source, arrangements = Composed(AnsweredPrompt(), tile=40, seed=3), collections.Counter()
+    assert (Composed().tile_noise, Composed().inset_noise) == (225.0, 49.0)
+    for prompt in source.open().prompts:
+        arrangement, _, _, box = target_of(prompt)
+        arrangements[arrangement] += 1
+        bare = without_noise(prompt)
+        if arrangement == "sequence":
+            assert bare is prompt
+            continue
+        assert bare.meta == {k: v for k, v in prompt.meta.items() if k != "plain"}
+        assert bare.question == prompt.question
+        if "29.png" in bare.images[0]:
+            continue
+        data = source.open()
+        noisy, plain = (data.load_image(p.images[0]) for p in (prompt, bare))
+        np.testing.assert_array_equal(noisy, data.load_image(prompt.images[0]))
+        changed = (noisy != plain).any(-1)
+        if arrangement == "inset":
+            assert changed.mean() > 0.9
+            # Levels wrap around: white, and black in two channels, become anything near.
+            difference = (noisy.astype(int) - plain + 128) % 256 - 128
+            assert 45 < difference.std() < 52  # 49, less what is further than 128
+        else:
+            inside = np.zeros(changed.shape, bool)
+            inside[box.top : box.bottom, box.left : box.right] = True
+            assert changed[inside].mean() > 0.8
+            assert not changed[~inside].any()
+            assert ((noisy == 0) | (noisy == 255))[inside].mean() > 0.5
+    assert set(arrangements) == {"sequence", "grid", "inset"}
 
 
 def test_too_few_images_are_refused():
@@ -201,6 +262,7 @@ def test_too_few_images_are_refused():
         {"centred": "In Image{number}, {question}"},
         {"label": "{}"},
         {"label": "{letter}"},
+        {"listed": "Image{number}: "},
     ],
 )
 def test_words_that_cannot_be_filled_in(options):
@@ -279,6 +341,46 @@ def test_every_limit_of_attention_on_both_sides(arrangement, num, limit, inclusi
     assert build(one, Planted(limit + 1e-6)) == looked
     assert build(one, Planted(limit)) == (KEPT if inclusive else looked)
     assert build(one, Planted(float("nan"))) == looked
+
+
+# A map of 24 x 24 patches and a processor that pads, as for LLaVA-1.5: the rows and columns of the
+# blocks that the release's `split_and_calculate_ratio` sums, and of `calculate_center_ratio`.
+BLOCKS = [
+    (grid_box(2, 1, 448), (0, 24), (12, 24)),  # padding above and below the tiles included
+    (grid_box(3, 1, 448), (0, 24), (8, 16)),
+    (grid_box(4, 2, 448), (12, 24), (0, 12)),
+    (grid_box(6, 4, 448), (12, 24), (8, 16)),
+    (grid_box(9, 5, 448), (8, 16), (16, 24)),
+    (inset_box(0.7, 448), (4, 20), (4, 20)),
+]
+
+
+@pytest.mark.parametrize(("box", "rows", "columns"), BLOCKS)
+def test_targets_of_the_release(box, rows, columns):
+    """A tile's part of the map is its part of the square that the grid is padded to."""
+
+    class Patches(Planted):
+        def patches(self, box=None):
+            return box_patches(ImageProcessing(size=336), box, 24).ravel()
+
+    model = Patches(0.1)
+    arrangement = "inset" if box == inset_box(0.7, 448) else "grid"
+    build(rollout(arrangement=arrangement, num=4, box=box), model)
+    (target,) = model.calls[0][3]
+    expected = np.zeros((24, 24), bool)
+    expected[slice(*rows), slice(*columns)] = True
+    np.testing.assert_array_equal(target.reshape(24, 24), expected)
+
+
+def test_pairs_are_about_the_image_without_noise():
+    """What is measured is the answer to the image with noise."""
+    one, model = rollout(arrangement="grid", num=4, box=Box(2, 0, 4, 4, 4, 4)), Planted(0.1)
+    noisy = dataclasses.replace(one.prompt, meta=one.prompt.meta | {"plain": "p.png"})
+    (pair,), _ = MiaPairs().build(
+        [dataclasses.replace(one, prompt=noisy)], PromptSet([], lambda name: None), model
+    )
+    assert model.calls[0][1][0].prompt.images == ("0",)
+    assert pair.prompt == dataclasses.replace(one.prompt, images=("p.png",))
 
 
 def test_what_the_model_is_asked():

@@ -330,8 +330,11 @@ def test_phrases():
     assert not gradient[spans == 0].any()
     first = policy._replace(spans_NKT=policy.spans_NKT.at[1:].set(0))
     only, gradient = loss_and_gradient(ours.RRPO(0.4, alpha=0.05), first, reference)
-    np.testing.assert_allclose(only, [loss[0], *[0] * (len(loss) - 1)])
+    rest = np.log(2) + 0.05 * np.asarray(kl)[1:, 0].sum(-1)  # no margin, as in VideoChat2's code
+    np.testing.assert_allclose(only, [loss[0], *rest], rtol=1e-5)
     assert not gradient[1:].any()
+    _, metrics = ours.RRPO(0.4)(first, reference)
+    assert metrics["unmarked"].tolist() == [0, *[1] * (len(loss) - 1)]
     everywhere = policy._replace(spans_NKT=policy.mask_NKT)
     plain, _ = loss_and_gradient(ours.DPO(0.4), policy, reference)
     whole, _ = loss_and_gradient(ours.RRPO(0.4, alpha=0.0), everywhere, reference)

@@ -92,8 +92,14 @@ PUBLISHED = {
                 "pairs.compare": "raw"},
     ],
     "apasi": [
-        ADAPTERS | {"optim.lr": 4e-7, "objective.beta": 0.1, "train.batch_size": 64,
+        # scripts/rl/dpo.sh, make_data.sh; llava/prepare_data/model_generation.py (answers of up to
+        # 1024 tokens) and data_construct_llm.py (completions).
+        ADAPTERS | {"optim.lr": 4e-7, "optim.projector_lr": 2e-5, "optim.schedule": "cosine",
+                    "optim.warmup_ratio": 0.05, "optim.weight_decay": 0.0, "optim.clip_norm": 0.0,
+                    "train.trained": ["lora", "projector"], "text.max_length": 2048,
+                    "objective.beta": 0.1, "train.batch_size": 64, "train.repeat": 1,
                     "train.epochs": 3, "train.reference": "cached", "pairs.rate": 0.2,
+                    "rollout.sampling.max_new_tokens": 1024, "rollout.sampling.temperature": 0.0,
                     "pairs.most_objects": 10, "pairs.sampling.max_new_tokens": 64,
                     "pairs.sampling.temperature": 0.0, "pairs.sampling.repetition_penalty": 1.1},
     ],
@@ -102,12 +108,24 @@ PUBLISHED = {
          "objective.weighting.base": 2.0, "objective.weighting.relative": False},
     ],
     "grape": [
-        {"lora.rank": 32, "optim.lr": 2e-5, "train.batch_size": 1, "objective.window": 8,
+        # TPO-Train/finetune.py; the decay is the default of torch.optim.AdamW.
+        {"lora.rank": 32, "lora.alpha": 32.0, "optim.schedule": "constant",
+         "optim.warmup_ratio": 0.0, "optim.weight_decay": 0.01, "optim.b2": 0.999,
+         "train.epochs": 10, "prompts.stride": 1,
+         "optim.lr": 2e-5, "train.batch_size": 1, "objective.window": 8,
          "objective.objective.beta": 0.1, "prompts.window": 8, "prompts.judge.likelihood": 0.01,
          "prompts.judge.cost": 0.01, "prompts.judge.success": 5.0},
     ],
     "mia_dpo": [
+        # dpo_scripts/train_dpo_multi.sh; gen_data/gen_chosen_rejected/make_data_*.py and the
+        # notebooks of gen_data/gen_instruction.
         ADAPTERS | {"optim.lr": 5e-5, "optim.schedule": "linear", "objective.beta": 0.1,
+                    "optim.warmup_ratio": 0.1, "optim.weight_decay": 0.0, "train.batch_size": 64,
+                    "text.max_length": 4096, "text.generate.sep": "###",
+                    "text.generate.user": "Human", "text.train.user": "USER",
+                    "rollout.sampling.max_new_tokens": 512, "rollout.sampling.temperature": 0.0,
+                    "prompts.tile_noise": 225.0, "prompts.inset_noise": 49.0,
+                    "prompts.source.limit": 62461 + 90000 + 48974,
                     "objective.sft_weight": 0.0, "train.epochs": 1, "train.trained": ["lora"],
                     "prompts.tile": 448, "prompts.inset": 0.7, "pairs.layer": 16,
                     "pairs.max_truth": 512, "pairs.min_perplexity": 1.1},
@@ -144,17 +162,32 @@ PUBLISHED = {
             "text.train.system": VICUNA_V1, "objective.beta": 0.1},
     ],
     "rrpo": [
-        ADAPTERS | {"optim.lr": 5e-6, "objective.beta": 0.1, "objective.alpha": 0.01},
+        # scripts/llavavideo/run.sh and zero3.json, which clips.
+        ADAPTERS | {"optim.lr": 5e-6, "objective.beta": 0.1, "objective.alpha": 0.01,
+                    "optim.schedule": "cosine", "optim.warmup_ratio": 0.03,
+                    "optim.weight_decay": 0.0, "optim.clip_norm": 1.0, "train.batch_size": 32,
+                    "train.epochs": 1, "train.repeat": 1, "train.trained": ["lora"]},
     ],
     "rrpo_videochat2": [
-        {"optim.lr": 2e-5, "objective.beta": 0.5, "objective.alpha": 0.1},
+        # scripts/videochat2/run.sh, which overrides alpha, beta, warm-up and the batch of
+        # config.py; the rest is that of config.py.
+        ADAPTERS | {"optim.lr": 2e-5, "objective.beta": 0.9, "objective.alpha": 0.01,
+                    "optim.schedule": "cosine", "optim.warmup_ratio": 0.0,
+                    "optim.weight_decay": 0.02, "optim.b2": 0.999, "optim.clip_norm": 0.0,
+                    "train.batch_size": 32, "train.epochs": 1, "train.trained": ["lora"]},
     ],
     "temple": [
+        # train_scripts/*.sh, generate_dpo_data.py, convert_to_swift.py; ms-swift 3.7.0 for decay,
+        # the second beta, clipping, and the weight of the likelihood (`rpo_alpha`).
         {"lora.rank": 32, "lora.alpha": 64.0, "optim.lr": 5e-6, "train.batch_size": 16,
          "rollout.sampling.temperature": 0.7, "rollout.sampling.repetition_penalty": 1.05,
+         "objective.beta": 0.1, "objective.sft_weight": 1.0,
+         "optim.warmup_ratio": 0.05, "optim.schedule": "cosine", "optim.weight_decay": 0.1,
+         "optim.b2": 0.95, "optim.clip_norm": 1.0, "train.epochs": 1, "train.trained": ["lora"],
          "pairs.max_ratio": 1.5, "corrupt.0.groups": groups}
         for groups in (16, 8, 4, 2)
-    ] + [{"optim.lr": 1e-4}],
+    ] + [{"optim.lr": 1e-4, "optim.warmup_ratio": 0.05, "lora.rank": 32, "lora.alpha": 32.0,
+          "train.batch_size": 16, "train.epochs": 1}],
 }  # fmt: skip
 
 
@@ -166,3 +199,16 @@ def test_published_numbers(name):
     for number, run in enumerate(runs):
         expected, found = published[min(number, len(published) - 1)], flatten(run)
         assert {key: found.get(key) for key in expected} == expected
+
+
+def test_the_mixture_of_mia_dpo():
+    """The counts of the release's notebooks, to a few percent: arrangements, and sizes of each."""
+    prompts = read_config(config_directory() / "mia_dpo.py").prompts
+    for found, counts in (
+        (prompts.arrangements, {"sequence": 62461, "grid": 90000, "inset": 48974}),
+        (prompts.sequence_sizes, {2: 34300, 3: 10050, 4: 9950, 5: 8161}),
+        (prompts.grid_sizes, {2: 48000, 3: 14000, 4: 14000, 6: 7000, 9: 7000}),
+    ):
+        shares = {key: found.count(key) / len(found) for key in counts}
+        expected = {key: count / sum(counts.values()) for key, count in counts.items()}
+        assert shares == pytest.approx(expected, abs=0.021)

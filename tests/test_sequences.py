@@ -57,30 +57,45 @@ def runs(order):
 @pytest.mark.parametrize("kind", [Shuffle, Reverse])
 @pytest.mark.parametrize(("num", "groups"), SIZES)
 def test_every_item_once_and_groups_stay_together(kind, num, groups):
-    """Groups are neighbours, their sizes differ by at most one, and their order is new."""
-    cut = min(num, groups)
-    sizes = [num // cut + (i < num % cut) for i in range(cut)]
-    ends = np.cumsum(sizes)
-    whole = [list(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
+    """Groups are n // m neighbours, and the last group what is left."""
+    size = max(1, num // groups)
+    whole = [list(range(num))[i : i + size] for i in range(0, num, size)]
     for seed in range(10):
         order = drawn(kind(groups), num, seed)
         assert sorted(order) == list(range(num))
-        assert order != list(range(num))
         place = {tuple(group): order.index(group[0]) for group in whole}
         for group in whole:
             at = place[tuple(group)]
             assert order[at : at + len(group)] == group
         if kind is Reverse:
             assert order == [i for group in whole[::-1] for i in group]
-            assert len(runs(order)) == cut
+            assert len(runs(order)) == len(whole)
+
+
+# From the release, `DPODataGeneratorBase.generate_rejected_response` with "reverse".
+REVERSED = [
+    (3, 2, [2, 1, 0]),
+    (5, 2, [4, 2, 3, 0, 1]),
+    (7, 4, [6, 5, 4, 3, 2, 1, 0]),
+    (9, 4, [8, 6, 7, 4, 5, 2, 3, 0, 1]),
+    (10, 4, [8, 9, 6, 7, 4, 5, 2, 3, 0, 1]),
+    (17, 8, [16, 14, 15, 12, 13, 10, 11, 8, 9, 6, 7, 4, 5, 2, 3, 0, 1]),
+    (5, 16, [4, 3, 2, 1, 0]),
+]
+
+
+@pytest.mark.parametrize(("num", "groups", "order"), REVERSED)
+def test_orders_of_the_release(num, groups, order):
+    """Three items and m = 2 make three groups, not two."""
+    assert drawn(Reverse(groups), num) == order
 
 
 def test_all_shuffles_are_as_likely():
-    """Three groups have five orders other than their own."""
-    found = [tuple(drawn(Shuffle(3), 6, seed)) for seed in range(1000)]
-    counts = [found.count(order) for order in set(found)]
-    assert len(counts) == 5
-    assert min(counts) > 150
+    """Three groups have six orders; the original one is among them, as in the release."""
+    found = [tuple(drawn(Shuffle(2), 3, seed)) for seed in range(1200)]
+    counts = {order: found.count(order) for order in set(found)}
+    assert set(counts) == set(itertools.permutations(range(3)))
+    assert min(counts.values()) > 150
 
 
 @pytest.mark.parametrize(("num", "groups"), SIZES)
@@ -167,7 +182,7 @@ def test_captions_go_into_the_question_and_out_again(clips, images):
     assert data.drops == {"no captions": 2}
     assert without_captions(prompt) == clips.open().prompts[0]
     back = Reverse(2, "captions").changed(jax.random.key(0), prompt)
-    assert back.question == "It sleeps.\nA dog.\nIt runs.\nWhat happens?"
+    assert back.question == "It sleeps.\nIt runs.\nA dog.\nWhat happens?"
     assert without_captions(dataclasses.replace(back, meta=prompt.meta)) == clips.open().prompts[0]
     assert captioned("q", ["a"]) == "a\nq"
 
@@ -297,7 +312,7 @@ def test_the_schedule_of_groups():
     ]
     for run in preferred:
         assert [type(c) for c in run.corrupt] == [Drop, Shuffle, Reverse]
-        assert run.objective == DPO(beta=0.1)
+        assert run.objective == DPO(beta=0.1, sft_weight=1.0)
         assert run.optim.lr == 5e-6
         assert run.rollout.sampling.repetition_penalty == 1.05
     assert supervised.objective == Supervised()
@@ -305,7 +320,8 @@ def test_the_schedule_of_groups():
     assert supervised.prompts.has_answers
     for before, run in itertools.pairwise([*preferred, supervised]):
         assert run.base == PriorRun(before.workdir, merge=True)
-        assert (run.lora.rank, run.lora.alpha, run.train.batch_size) == (32, 64.0, 16)
+        scale = 32.0 if run is supervised else 64.0
+        assert (run.lora.rank, run.lora.alpha, run.train.batch_size) == (32, scale, 16)
 
 
 def test_the_schedule_of_noise():

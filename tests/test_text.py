@@ -14,7 +14,7 @@ from tokenizers import processors
 from transformers import CLIPImageProcessorPil, LlavaProcessor
 
 from seva_jax.text.encode import Encoder, clean_answer
-from seva_jax.text.templates import LLAVA_V1, PLAIN, VICUNA_V1, Template
+from seva_jax.text.templates import LLAVA_V0, LLAVA_V1, PLAIN, VICUNA_V1, Template
 from seva_jax.text.tokenizer import SPECIALS, check_tokenizer, load_tokenizer, word_tokenizer
 from seva_jax.types import DataError, ExampleError
 
@@ -57,7 +57,15 @@ def test_templates_are_worded_as_the_original():
         "USER: <image>\nQ? ASSISTANT:"
     )
     assert LLAVA_V1.prompt("Q?") == VICUNA_V1.prompt("Q?").replace("user", "human")
-    assert {t.end for t in (VICUNA_V1, LLAVA_V1, PLAIN)} == {"</s>"}
+    # LLaVA's conversation.py, `conv_templates["llava_v0"]`.
+    assert LLAVA_V0.prompt("Q?") == (
+        "A chat between a curious human and an artificial intelligence assistant. The assistant "
+        "gives helpful, detailed, and polite answers to the human's questions.###Human: <image>\n"
+        "Q?###Assistant:"
+    )
+    assert [t.before_answer for t in (VICUNA_V1, LLAVA_V0, PLAIN)] == [" "] * 3
+    assert Template("", sep="###").before_answer == "###"
+    assert {t.end for t in (VICUNA_V1, LLAVA_V0, LLAVA_V1, PLAIN)} == {"</s>"}
 
 
 @pytest.mark.parametrize(
@@ -224,7 +232,7 @@ def test_check_tokenizer_notices_added_end_tokens():
         ("  a  b\n", 1),
     ],
 )
-@pytest.mark.parametrize("template", [VICUNA_V1, LLAVA_V1, PLAIN])
+@pytest.mark.parametrize("template", [VICUNA_V1, LLAVA_V0, LLAVA_V1, PLAIN])
 def test_trunk_equals_llava_processor(which, question, num_images, template, request):
     tokenizer = request.getfixturevalue(which)
     if which == "words":

@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seva_jax.data.trajectories import Gcpg, Outcome, TrajectoryPairs, binned
+from seva_jax.data.trajectories import (
+    Gcpg,
+    Outcome,
+    Step,
+    TrajectoryPairs,
+    binned,
+    step_pairs,
+)
 from seva_jax.objectives import Trajectory
-from seva_jax.types import DataError
+from seva_jax.types import DataError, Prompt
 from seva_jax.worlds.trajectories import WorldTrajectories
 
 
@@ -37,12 +44,23 @@ def test_score_of_its_parts():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_bins_against_numpy(seed):
-    """Widths are equal, both ends are included, and nothing is outside."""
+    """A bin is the number of edges, 256 from -1 to 1, at or below the number, less one."""
     values = np.random.default_rng(seed).uniform(-1.2, 1.2, 50)
-    edges = np.linspace(-1, 1, 257)
-    expected = (np.digitize(values, edges) - 1).clip(0, 255)
+    edges = np.linspace(-1, 1, 256)
+    expected = [max(sum(edge <= x for edge in edges) - 1, 0) for x in values]
     assert binned(values.tolist()) == " ".join(map(str, expected))
-    assert binned([0.0, 5.0, 10.0], 0, 10, 4) == "0 2 3"
+    assert binned([0.0, 5.0, 10.0], 0, 10, 4) == "0 1 3"
+
+
+# From the release: 31999 minus the ids that `ActionTokenizer` makes with 32,000 in the vocabulary.
+BINS = {
+    -1.5: 0, -1.0: 0, -0.9999: 0, -0.5: 63, -0.001: 127, 0.0: 127, 0.001: 127, 0.25: 159,
+    0.5: 191, 0.9921: 253, 0.9922: 254, 0.999: 254, 1.0: 255, 1.5: 255,
+}  # fmt: skip
+
+
+def test_bins_of_the_release():
+    assert binned(list(BINS)) == " ".join(map(str, BINS.values()))
 
 
 def trajectory(name, actions, **facts):
@@ -74,7 +92,7 @@ def write(tmp_path, *records, **options):
 
 def test_the_best_against_the_worst(tmp_path):
     """Branches are in the objective's order; steps with one image share a tree."""
-    data = write(tmp_path, {"trajectories": [BAD, MIDDLE, GOOD]}).open()
+    data = write(tmp_path, {"trajectories": [BAD, MIDDLE, GOOD]}, window=3).open()
     (pair,) = data.comparisons
     assert pair.prompt.question == "What action should the robot take to fetch it?"
     assert pair.prompt.id == "0#0"
@@ -91,11 +109,24 @@ def test_windows_and_further_pairs(tmp_path):
     ranked = [dict(t, score=s) for t, s in ((BAD, 0), (MIDDLE, 1), (GOOD, 2), (GOOD, 3))]
     data = write(tmp_path, {"trajectories": ranked}, window=2, pairs=5).open()
     found = {c.prompt.id: c.all_answers for c in data.comparisons}
-    assert found == {
+    first = {
         "0#0": ("up", "down", "left", "right"),
-        "0#2": ("0 255", "stop"),
         "0@1#0": ("up", "up", "left", "right"),
     }
+    assert found == first | {"0#1": ("left", "right", "0 255", "stop")}
+    apart = write(tmp_path, {"trajectories": ranked}, window=2, stride=2, pairs=5).open()
+    assert {c.prompt.id: c.all_answers for c in apart.comparisons} == first
+
+
+# From the release, `window_batch`: the first steps of the windows of 8, by number of steps.
+@pytest.mark.parametrize(("steps", "starts"), [(7, 0), (8, 1), (9, 2), (20, 13)])
+def test_windows_of_the_release(steps, starts):
+    """They have exactly 8 steps and slide by one."""
+    good, bad = ([Step((f"{i}.png",), f"{who} {i}") for i in range(steps)] for who in "gb")
+    found = list(step_pairs(Prompt("p", "what?", ()), good, bad, 8))
+    assert [c.prompt.id for c in found] == [f"p#{i}" for i in range(starts)]
+    assert {len(c.all_answers) for c in found} <= {16}
+    assert [c.answers for c in found] == [(f"g {i}", f"b {i}") for i in range(starts)]
 
 
 def test_windows_in_which_nothing_differs_are_left_out(tmp_path):
@@ -123,12 +154,14 @@ def test_what_cannot_be_used_is_counted(tmp_path):
         {"chosen": GOOD},
         {"chosen": GOOD, "rejected": trajectory("b", [[1, True]])},
         {"task": 3, "chosen": GOOD, "rejected": BAD},
+        {"chosen": GOOD, "rejected": trajectory("b", ["up"])},
     ]
-    data = write(tmp_path, *records).open()
+    data = write(tmp_path, *records, window=2, stride=9).open()
     assert [c.prompt.id for c in data.comparisons] == ["0#0"]
     assert data.drops == {
         "no trajectories": 2, "equal scores": 1, "no score": 4, "missing image": 1,
         "equal trajectories": 1, "no action": 2, "no steps": 1, "no question": 1,
+        "short trajectory": 1,
     }  # fmt: skip
     with pytest.raises(DataError, match=r"low 1\.0 must be below high -1\.0"):
         dataclasses.replace(write(tmp_path, *records), low=1.0, high=-1.0).open()
@@ -137,7 +170,7 @@ def test_what_cannot_be_used_is_counted(tmp_path):
 def test_trajectories_of_the_world():
     """The better attempt has fewer wrong steps, and every image can be drawn."""
     data = WorldTrajectories(num=30, steps=4, window=3).open()
-    assert {c.prompt.id.split("#")[1] for c in data.comparisons} == {"0", "3"}
+    assert {c.prompt.id.split("#")[1] for c in data.comparisons} == {"0", "1"}
     truth = {}
     for pair in data.comparisons:
         Trajectory(window=3).check([pair])

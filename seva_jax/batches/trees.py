@@ -70,19 +70,25 @@ class TreeExample:
 
 
 def differing(chosen: np.ndarray, rejected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns 1 at the tokens of two answers that have no partner in an alignment of both.
+    """Returns 1 at the tokens of two answers that an alignment replaces by others.
 
     The alignment is that of `difflib`: the longest common run of tokens, then the same to the left
-    and right of it.
+    and right of it. As in RRPO's release, a phrase that only one of the answers has is not marked,
+    because nothing stands in its place in the other one.
 
-    >>> differing(np.array([5, 6, 7, 2]), np.array([5, 8, 9, 7, 2]))[1].tolist()
-    [0, 1, 1, 0, 0]
+    >>> [x.tolist() for x in differing(np.array([5, 6, 7, 2]), np.array([5, 8, 9, 7, 2]))]
+    [[0, 1, 0, 0], [0, 1, 1, 0, 0]]
+    >>> [x.tolist() for x in differing(np.array([5, 7, 2]), np.array([5, 8, 7, 2]))]
+    [[0, 0, 0], [0, 0, 0, 0]]
     """
     matcher = difflib.SequenceMatcher(None, chosen.tolist(), rejected.tolist(), autojunk=False)
-    spans = np.ones(len(chosen), np.int32), np.ones(len(rejected), np.int32)
-    for block in matcher.get_matching_blocks():
-        spans[0][block.a : block.a + block.size] = 0
-        spans[1][block.b : block.b + block.size] = 0
+    spans = np.zeros(len(chosen), np.int32), np.zeros(len(rejected), np.int32)
+    a = b = 0  # where the last common run ended
+    for block in matcher.get_matching_blocks():  # the last one is empty, at the ends
+        if block.a > a and block.b > b:
+            spans[0][a : block.a] = 1
+            spans[1][b : block.b] = 1
+        a, b = block.a + block.size, block.b + block.size
     return spans
 
 

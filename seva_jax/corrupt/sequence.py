@@ -4,9 +4,10 @@ What lives here: `Drop`, `Shuffle`, `Reverse`, and the way captions are put into
 does not: asking the model (`seva_jax/inference/rollouts.py`), the filters of the resulting pairs
 (`seva_jax/pairs/temple.py`).
 
-A sequence of n items is cut into m groups of neighbours of nearly equal size. With more groups, the
-rejected answer is easier to tell from the chosen one: `Drop` keeps fewer items, and the others
-separate more neighbours. Source: TEMPLE, AAAI 2026.
+A sequence of n items is cut into groups of n // m neighbours, at least one; the last group may be
+smaller, so there may be more than m groups. With a larger m, the rejected answer is easier to tell
+from the chosen one: `Drop` keeps fewer items, and the others separate more neighbours. Source:
+TEMPLE, AAAI 2026, and its release.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class SequenceCorruption(Corruption):
     reorder").
 
     Attributes:
-        groups: m, how many groups the sequence is cut into, at least 2. A shorter sequence has as
-            many groups as items.
+        groups: m, at least 2: a group has n // m of the n items, at least one, and the last group
+            the rest. Three items and m = 2 make three groups.
         of: the sequence to change: "images" of the prompt, such as frames, or "captions", which
             `seva_jax.data.CaptionedPrompts` has put into its question.
     """
@@ -107,7 +108,8 @@ class SequenceCorruption(Corruption):
         )
 
     def _groups(self, num: int) -> list[list[int]]:
-        return [group.tolist() for group in np.array_split(np.arange(num), min(self.groups, num))]
+        size = max(1, num // self.groups)
+        return [list(range(i, min(i + size, num))) for i in range(0, num, size)]
 
 
 def _captions(prompt: Prompt) -> list[str]:
@@ -135,15 +137,15 @@ class Drop(SequenceCorruption):
 
 @dataclasses.dataclass(frozen=True)
 class Shuffle(SequenceCorruption):
-    """Shuffles the groups, but not within them; every order but the original is equally likely."""
+    """Shuffles the groups, but not within them; every order is equally likely, also the original.
+
+    The answer to the original order is then an answer to the same question, sampled once more.
+    """
 
     @override
     def order(self, rng: np.random.Generator, num: int) -> list[int]:
         groups = self._groups(num)
-        same = list(range(len(groups)))
-        while (order := rng.permutation(len(groups)).tolist()) == same:
-            pass
-        return [i for group in order for i in groups[group]]
+        return [i for group in rng.permutation(len(groups)) for i in groups[group]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,15 @@ from typing_extensions import override
 from seva_jax.data.collect import counted
 from seva_jax.data.sources import PromptSet, PromptSource
 from seva_jax.data.wrapped import changed, opened_prompts
-from seva_jax.images.compose import GRIDS, Box, draw_grid, draw_inset, grid_box, inset_box
+from seva_jax.images.compose import (
+    GRIDS,
+    Box,
+    draw_grid,
+    draw_inset,
+    grid_box,
+    inset_box,
+    noised,
+)
 from seva_jax.ranges import FROM_0, FROM_1, Range
 from seva_jax.types import IMAGE_MARKER, DataError, ExampleError, Prompt
 
@@ -40,6 +48,10 @@ class Composed(PromptSource):
     others are left out and counted. A grid or an inset is drawn when it is loaded: its name holds
     everything that this needs.
 
+    As in the release, the model is asked about a grid whose target tile is covered by noise, and
+    about an inset with noise on the whole image; `MiaPairs` trains on the images without it. For
+    other uses, such as an evaluation, set `tile_noise` and `inset_noise` to 0.
+
     Attributes:
         source: the prompts, with answers.
         arrangements: the arrangements, which prompts use in turn.
@@ -47,10 +59,17 @@ class Composed(PromptSource):
         grid_sizes: numbers of tiles in a grid, used in turn: 2, 3, 4, 6 or 9.
         tile: side of a tile, and of an image with an inset, in pixels.
         inset: side of the inset as a share of the side of the whole image.
+        tile_noise: standard deviation of the noise on the target tile, in levels of 0 to 255; sums
+            outside this range become its nearest end. 225 in the release; 0 adds none.
+        inset_noise: standard deviation of the noise on an image with an inset; sums outside 0 to
+            255 wrap around. 49 in the release; 0 adds none.
         label: text on tile {number}.
-        numbered: how sequences and grids ask {question} about image {number}, counted from 1.
-        centred: how an inset asks {question} about its inner image. The wordings of the paper are
-            not published; these are ours.
+        listed: what stands before the question for each image {number} of a sequence, with the
+            marker of the image; empty for no markers.
+        numbered: how sequences and grids ask {question} about image {number}, counted from 1. The
+            first letter of the question becomes small.
+        centred: how an inset asks {question} about its inner image. The release draws one of 90
+            such wordings.
         seed: seed of the choice of other images and of places.
     """
 
@@ -60,9 +79,12 @@ class Composed(PromptSource):
     grid_sizes: tuple[int, ...] = tuple(GRIDS)
     tile: Annotated[int, FROM_1] = 448
     inset: Annotated[float, Range(0, 1, above=True, below=True)] = 0.7
+    tile_noise: Annotated[float, FROM_0] = 225.0
+    inset_noise: Annotated[float, FROM_0] = 49.0
     label: str = "Image{number}"
+    listed: str = "Image{number}:<image>\n"
     numbered: str = "In Image{number}, {question}"
-    centred: str = "In the image in the centre, {question}"
+    centred: str = "For the image in the center, {question}"
     seed: Annotated[int, FROM_0] = 0
 
     @override
@@ -88,11 +110,13 @@ class Composed(PromptSource):
         def load_image(name: str) -> np.ndarray:
             if not name.startswith(_PREFIX):
                 return data.load_image(name)
-            kind, tile, extra, *parts = json.loads(name.removeprefix(_PREFIX))
+            kind, tile, extra, noise, *parts = json.loads(name.removeprefix(_PREFIX))
             images = [data.load_image(part) for part in parts]
             if kind == "grid":
-                return draw_grid(images, tile, extra)
-            return draw_inset(*images, share=extra, side=tile)
+                image = draw_grid(images, tile, extra)
+            else:
+                image = draw_inset(*images, share=extra, side=tile)
+            return _with_noise(image, *noise) if noise else image
 
         prompts = [self._composed(i, prompt, names) for i, prompt in enumerate(usable)]
         return PromptSet(prompts, load_image, drops, left_out=left_out, notes=data.notes)
@@ -102,6 +126,7 @@ class Composed(PromptSource):
         number, question = {"number": 1}, {"question": ""}
         for field, given, needed in (
             ("label", number, ()),
+            ("listed", number, (IMAGE_MARKER,) if self.listed else ()),
             ("numbered", number | question, ("{number}", "{question}")),
             ("centred", question, ("{question}",)),
         ):
@@ -127,22 +152,55 @@ class Composed(PromptSource):
         rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         images = _others(rng, names, prompt.images[0], num - 1)
         target = int(rng.integers(num))
-        box, question = None, self.centred.format(question=prompt.question)
+        asked = prompt.question[:1].lower() + prompt.question[1:]
+        box, question = None, self.centred.format(question=asked)
         if arrangement == "inset":
             target = 1  # the inner image
             box, extra = inset_box(self.inset, self.tile), self.inset
+            std, part, wrap = self.inset_noise, Box(0, 0, *box[4:], *box[4:]), True
         else:
-            question = self.numbered.format(number=target + 1, question=prompt.question)
+            question = self.numbered.format(number=target + 1, question=asked)
             extra = self.label
             if arrangement == "grid":
                 box = grid_box(num, target, self.tile)
+                std, part, wrap = self.tile_noise, box, False
+            else:
+                listed = (self.listed.format(number=i + 1) for i in range(num))
+                question = "".join(listed) + question
         images.insert(target, prompt.images[0])
-        if box is not None:
-            parts = [arrangement, self.tile, extra, *images]
-            images = [_PREFIX + json.dumps(parts, ensure_ascii=False)]
         meta: dict[str, Any] = {"arrangement": arrangement, "num_images": num, "target": target}
-        meta |= {"box": list(box)} if box else {}
+        if box is not None:
+            noise = [std, wrap, int(rng.integers(2**32)), *part[:4]] if std else []
+            drawing = (arrangement, self.tile, extra)
+            plain, asked_about = (_name(*drawing, added, *images) for added in ([], noise))
+            images = [asked_about]
+            meta |= {"box": list(box)} | ({"plain": plain} if noise else {})
         return Prompt(prompt.id, question, tuple(images), prompt.meta | meta)
+
+
+def _name(*parts: Any) -> str:
+    """Returns the name of a composed image, which `load_image` draws it from."""
+    return _PREFIX + json.dumps(parts, ensure_ascii=False)
+
+
+def _with_noise(
+    image_HWC: np.ndarray, std: float, wrap: bool, seed: int, *corners: int
+) -> np.ndarray:
+    """Returns an image with normal noise on a part of it, see `Box` for the corners."""
+    left, top, right, bottom = corners
+    image_HWC = image_HWC.copy()
+    part = image_HWC[top:bottom, left:right]
+    noise_HWC = np.random.default_rng(seed).normal(0, std, part.shape)
+    image_HWC[top:bottom, left:right] = noised(part, noise_HWC, wrap)
+    return image_HWC
+
+
+def without_noise(prompt: Prompt) -> Prompt:
+    """Returns a prompt of `Composed` about the same image without noise."""
+    if "plain" not in prompt.meta:
+        return prompt
+    meta = {key: value for key, value in prompt.meta.items() if key != "plain"}
+    return dataclasses.replace(prompt, images=(prompt.meta["plain"],), meta=meta)
 
 
 def _usable(prompt: Prompt) -> Prompt:

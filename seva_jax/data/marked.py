@@ -57,7 +57,8 @@ class MarkedPhrases(PreferenceSource):
     Attributes:
         source: the pairs.
         unmarked: what happens to pairs without any mark: "align" finds their phrases by aligning
-            the answers; "leave out" drops them, as RRPO's release does.
+            the answers, as RRPO's release does for VideoChat2; "leave out" drops them, and also
+            those of which only one answer has a marked phrase, as it does for LLaVA-Video.
     """
 
     source: PromptSource = PreferenceSource()
@@ -71,9 +72,10 @@ class MarkedPhrases(PreferenceSource):
             marks = any(OPEN in text for text in comparison.answers)
             if not marks and self.unmarked == "align":
                 return comparison
-            if not any(spans for _, spans in answers):
+            enough = all if self.unmarked == "leave out" else any
+            if not enough(spans for _, spans in answers):
                 raise ExampleError(
-                    "no phrase of any answer is marked; mark one", "no marked phrase"
+                    "an answer has no marked phrase; mark one in each", "no marked phrase"
                 )
             pair = compared(comparison.prompt, *(text for text, _ in answers))
             spans = tuple(spans for _, spans in answers)

@@ -103,20 +103,21 @@ class Gcpg:
 def binned(values: Sequence[float], low: float = -1.0, high: float = 1.0, bins: int = 256) -> str:
     """Returns the bins that numbers fall into, as words from "0" to `bins - 1`.
 
-    Bins are equally wide; numbers outside [low, high] fall into the outermost ones. GRAPE's policy,
-    OpenVLA, writes bins as the last ids of Llama's vocabulary instead of decimal numbers: to train
-    it, give the text of those ids as the action.
+    The edges are `bins` equally spaced numbers from low to high, as in OpenVLA, the policy of
+    GRAPE. So there are `bins - 1` intervals, the last bin has `high` alone, and numbers outside
+    [low, high] become the nearest end. OpenVLA writes bin i as the id `vocabulary size - 1 - i`
+    instead of a decimal number: to train it, give the text of those ids as the action.
 
-    >>> binned([-1.0, -0.001, 0.0, 1.0])
-    '0 127 128 255'
+    >>> binned([-1.0, -0.001, 0.0, 0.999, 1.0])
+    '0 127 127 254 255'
     """
-    shares = (np.asarray(values, float) - low) / (high - low)
-    numbers = np.floor(shares * bins).clip(0, bins - 1).astype(int)
+    edges = np.linspace(low, high, bins)
+    numbers = np.digitize(np.clip(np.asarray(values, float), low, high), edges) - 1
     return " ".join(map(str, numbers.tolist()))
 
 
 def step_pairs(
-    prompt: Prompt, chosen: Sequence[Step], rejected: Sequence[Step], window: int
+    prompt: Prompt, chosen: Sequence[Step], rejected: Sequence[Step], window: int, stride: int = 1
 ) -> Iterator[Comparison]:
     """Yields comparisons of two trajectories, one for each window of steps.
 
@@ -129,10 +130,12 @@ def step_pairs(
         prompt: the task in words, without images.
         chosen: the better trajectory.
         rejected: the worse trajectory.
-        window: steps of a comparison; the last may have fewer.
+        window: steps of a comparison; fewer steps make none.
+        stride: steps from the start of a window to the start of the next; GRAPE's is 1, so windows
+            overlap.
     """
     both = list(zip(chosen, rejected, strict=False))
-    for start in range(0, len(both), window):
+    for start in range(0, len(both) - window + 1, stride):
         views: list[View] = []
         for number, (good, bad) in enumerate(both[start : start + window], start):
             seen = dataclasses.replace(prompt, id=f"{prompt.id}#{number}", images=good.images)
@@ -150,9 +153,9 @@ def step_pairs(
 class TrajectoryPairs(FollowsLinks, PreferenceSource):
     """Trajectories of a task from one initial state, the best paired with the worst.
 
-    Records whose trajectories all score alike, or that lack a field, are left out and counted; the
-    extra steps of the longer trajectory of a pair are noted. `seva_jax/data/trajectories.py`
-    documents the format.
+    Records whose trajectories all score alike or are shorter than a window, or that lack a field,
+    are left out and counted; the extra steps of the longer trajectory of a pair are noted.
+    `seva_jax/data/trajectories.py` documents the format.
 
     Attributes:
         path: the file.
@@ -162,6 +165,8 @@ class TrajectoryPairs(FollowsLinks, PreferenceSource):
         pairs: at most this many pairs of each task: best and worst, second best and second worst,
             and so on.
         window: steps of a comparison; 8 as published.
+        stride: steps from the start of a window to the start of the next. With 1, as in the
+            release, 20 steps make 13 windows of 8; with `window`, windows do not overlap.
         low: lower end of the range of actions given in numbers.
         high: upper end of that range.
         split: the split to read of a folder that holds several, such as "train".
@@ -173,6 +178,7 @@ class TrajectoryPairs(FollowsLinks, PreferenceSource):
     judge: Gcpg = Gcpg()
     pairs: Annotated[int, FROM_1] = 1
     window: Annotated[int, FROM_1] = 8
+    stride: Annotated[int, FROM_1] = 1
     low: float = -1.0
     high: float = 1.0
     split: str = dataclasses.field(default="", kw_only=True)
@@ -205,7 +211,13 @@ class TrajectoryPairs(FollowsLinks, PreferenceSource):
             for name in {name for step in (*chosen, *rejected) for name in step.images}:
                 images.check(name)
             own = prompt if not number else dataclasses.replace(prompt, id=f"{prompt.id}@{number}")
-            windows = list(step_pairs(own, chosen, rejected, self.window))
+            if min(len(chosen), len(rejected)) < self.window:
+                raise ExampleError(
+                    f"a trajectory has fewer than {self.window} steps; lower window, or leave the "
+                    "record out",
+                    "short trajectory",
+                )
+            windows = list(step_pairs(own, chosen, rejected, self.window, self.stride))
             if not windows:
                 raise ExampleError("both trajectories do the same", "equal trajectories")
             if len(chosen) != len(rejected):

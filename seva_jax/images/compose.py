@@ -1,6 +1,6 @@
 """Composes several images into one, and finds a box of it again after preprocessing, for MIA-DPO.
 
-What lives here: drawing, and boxes. What does not: choosing the images
+What lives here: drawing, boxes, and noise on a box. What does not: choosing the images
 (`seva_jax/data/composed.py`).
 """
 
@@ -96,6 +96,23 @@ def draw_inset(outer_HWC: np.ndarray, inner_HWC: np.ndarray, share: float, side:
     canvas.paste(_BACKGROUND, box[:4])
     _place(canvas, inner_HWC, box)
     return np.asarray(canvas)
+
+
+def noised(image_HWC: np.ndarray, noise_HWC: np.ndarray, wrap: bool) -> np.ndarray:
+    """Adds noise to an image as MIA-DPO's release does, which rounds towards 0.
+
+    Args:
+        image_HWC: uint8.
+        noise_HWC: in levels of 0 to 255.
+        wrap: whether sums outside 0 to 255 wrap around modulo 256, as the release's do on whole
+            images; otherwise they become the nearest end, as on tiles.
+
+    Returns:
+        uint8 [H, W, C].
+    """
+    if wrap:
+        return ((image_HWC + np.trunc(noise_HWC).astype(np.int64)) % 256).astype(np.uint8)
+    return np.clip(image_HWC + noise_HWC, 0, 255).astype(np.uint8)
 
 
 def _place(canvas: Image.Image, image_HWC: np.ndarray, box: Box) -> None:

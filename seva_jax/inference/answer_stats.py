@@ -38,9 +38,9 @@ class TokenStats(NamedTuple):
         index: index of the comparison.
         logp_T: log-prob of each answer token.
         best_logp_T: log-prob of the likeliest token at each position.
-        attention_P: attention that each image token gets from the answer's tokens at the chosen
-            layer, summed over answer tokens and averaged over heads; images in order. Empty if no
-            layer was chosen.
+        attention_P: attention that each image token gets at the chosen layer from all tokens of
+            the answer but the last, which is the end token: summed over these and averaged over
+            heads; images in order. Empty if no layer was chosen.
     """
 
     index: int
@@ -54,6 +54,9 @@ def image_attention(
 ) -> jax.Array:
     """Returns the attention that image tokens get from answers at one layer.
 
+    The last token of an answer does not ask: while an answer is generated, as in MIA-DPO's release,
+    generation ends with the end token, and nothing is computed from it.
+
     Args:
         model: the module.
         variables: its variables.
@@ -62,7 +65,7 @@ def image_attention(
         input_BSD: hidden states that enter it.
 
     Returns:
-        float32 [B, C, S], a sum over answer tokens and a mean over heads; 0 at text.
+        float32 [B, C, S], a sum over answer tokens but the last, and a mean over heads; 0 at text.
     """
     positions_BS, length = batch.positions_BS, batch.tokens_BS.shape[1]
     key_BSGQ = layer_heads(model, variables, layer, "k_proj", input_BSD, positions_BS)
@@ -71,8 +74,8 @@ def image_attention(
     index_C = jnp.arange(batch.mask_BCKT.shape[1])
     slots_BA = batch.slot_BCKT.reshape(len(input_BSD), -1)
     row_BA = jnp.take_along_axis(batch.source_BA, slots_BA, axis=1) + 1
-    mask_BCT = batch.mask_BCKT[:, :, 0]
-    owner_BA = jnp.where(mask_BCT > 0, index_C[:, None], -1).reshape(slots_BA.shape)
+    asks_BCT = jnp.pad(batch.mask_BCKT[:, :, 0, 1:], ((0, 0), (0, 0), (0, 1)))  # a token follows
+    owner_BA = jnp.where(asks_BCT > 0, index_C[:, None], -1).reshape(slots_BA.shape)
     row_BA = jnp.minimum(row_BA, length - 1)
     num = slots_BA.shape[1]
 

@@ -26,9 +26,12 @@ class RRPO(MarginObjective):
     answer.
 
     The differing tokens are those of phrases marked in the data (`seva_jax/data/marked.py`). Where
-    nothing is marked, aligning the two answers finds them, as the release does for VideoChat2. A
-    pair without any such token has no loss; the metric "skipped" is the share of such pairs.
-    Published values: beta 0.1 and alpha 0.01 for LLaVA-Video, 0.5 and 0.1 for VideoChat2.
+    nothing is marked, aligning the two answers finds them, as the release does for VideoChat2: only
+    phrases that replace one another, not those that one answer has in addition (`differing` in
+    `seva_jax/batches/trees.py`). A pair without any such token has the KL only, as in that release;
+    the metric "unmarked" is the share of such pairs. Published values: beta 0.1 and alpha 0.01 for
+    LLaVA-Video, 0.5 and 0.05 for LongVU. For VideoChat2 the release has two pairs of values, 0.5
+    and 0.1 in its file of settings and 0.9 and 0.01 in the script that overrides it.
 
     Attributes:
         alpha: weight of the KL; larger keeps the policy closer to the reference.
@@ -64,9 +67,8 @@ class RRPO(MarginObjective):
         assert policy.spans_NKT is not None, "the step gives what `needs` names"
         loss_N, metrics = super().__call__(policy, reference)
         kl_N = policy.kl_NKT[:, 0].sum(-1)
-        used_N = 1.0 * (policy.spans_NKT.sum((1, 2)) > 0)
-        loss_N = used_N * (loss_N + self.alpha * kl_N)
-        return loss_N, metrics | {"kl": kl_N, "skipped": 1.0 - used_N}
+        unmarked_N = 1.0 * (policy.spans_NKT.sum((1, 2)) == 0)
+        return loss_N + self.alpha * kl_N, metrics | {"kl": kl_N, "unmarked": unmarked_N}
 
     @override
     def pairs(self, policy: BranchLogps, reference: BranchLogps) -> Pairs:

@@ -27,9 +27,9 @@ class Trajectory(Objective):
 
     The branches of a comparison are chosen step 1, rejected step 1, chosen step 2, and so on. A
     step has its own observation, so it is usually its own tree (`Comparison.more`). The loss of a
-    comparison is the mean over its windows; the last may be shorter. The release has windows of 8
-    steps and makes an example of each. An action is any text here; the release writes actions as
-    256 bins, the last ids of the vocabulary.
+    comparison is the mean over its windows; the last may be shorter. The release makes an example
+    of every 8 successive steps, and so does `seva_jax.data.TrajectoryPairs`. An action is any text
+    here; the release writes actions as 256 bins, the last ids of the vocabulary.
 
     Attributes:
         window: number of steps in a window.

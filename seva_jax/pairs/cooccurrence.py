@@ -89,19 +89,18 @@ class Cooccurrence:
                 counts[name][other] += 1
         return cls(dict(counts))
 
-    def absent(self, mentioned: Collection[str], most: int) -> list[str]:
-        """Returns objects that a caption does not mention, but that often occur with its objects.
+    def absent(self, name: str, mentioned: Collection[str], most: int) -> list[str]:
+        """Returns objects that a caption does not mention, but that often occur with one it does.
 
         Args:
-            mentioned: names of the objects of the caption.
+            name: name of that object.
+            mentioned: names of all objects of the caption.
             most: the largest number of names returned.
 
         Returns:
-            Names in descending order of their summed counts with all mentioned objects, ties in
-            alphabetical order; names without a count are left out.
+            Names in descending order of their counts with the object, ties in alphabetical order.
+            Without any, all names of the graph that the caption does not mention, by alphabet.
         """
-        sums: collections.Counter[str] = collections.Counter()
-        for name in set(mentioned):
-            sums.update(self.counts.get(name, {}))
-        ranked = sorted((-num, name) for name, num in sums.items() if name not in mentioned)
-        return [name for _, name in ranked[:most]]
+        counts = self.counts.get(name, {})
+        ranked = sorted((-num, other) for other, num in counts.items() if other not in mentioned)
+        return [other for _, other in ranked[:most]] or sorted(self.counts.keys() - mentioned)

@@ -98,21 +98,21 @@ class InjectedPairs(PairBuilder):
 
     A new sentence begins with a template and an object that the description does not mention but
     that often occurs with those it does. The same language model completes it without seeing the
-    image. The choice of sentences follows from the seed and the prompt's id. The publication leaves
-    three things open. Here, an object is drawn from those with the highest sum of counts with all
-    objects of the description; no object is used twice; and the model continues the whole text
-    before a new sentence, including other new sentences.
+    image, and continues the whole text before it, including other new sentences. As in the
+    release, an object for each new sentence is drawn in two steps: one of the mentions in the
+    sentences that stay, then one of the objects that occur with it most often. A description
+    without such a mention makes no pair. The choices follow from the seed and the prompt's id.
 
     Attributes:
         rate: share of the sentences that are replaced, rounded (halves to the even number). The
-            first is never replaced, later ones more often, see `position_weights`. Fewer are
-            replaced if there are fewer objects to use.
+            first is never replaced, later ones more often, see `position_weights`.
         objects_file: file with the vocabulary: one object per line, its name first, commas between
             its synonyms; or a JSON list. Plurals are added.
         objects: lines of such a file, to be given instead of the file.
         captions_file: file with texts in which objects are counted, one per line or a JSON list;
             empty counts in the model's own descriptions.
-        most_objects: the object of a sentence is drawn from this many candidates.
+        most_objects: the object of a sentence is drawn from this many candidates. If nothing
+            absent occurs with the mention, it is drawn from all objects that are absent.
         templates: beginnings of new sentences; "{object}" becomes the object with its article.
         separator: separates sentences; empty for the rule of full stops, see `rewrite.split`.
         sampling: how the model completes sentences.
@@ -150,15 +150,20 @@ class InjectedPairs(PairBuilder):
             counted = [vocabulary.mentions(caption) for caption in captions]
         graph = Cooccurrence.count(counted)
         chosen, drops = sift(
-            self._draft(rollout, answer, names, graph, model.seed)
-            for rollout, answer, names in zip(rollouts, answers, mentioned, strict=True)
+            self._draft(rollout, answer, vocabulary, graph, model.seed)
+            for rollout, answer in zip(rollouts, answers, strict=True)
         )
         pairs = rewritten("injection", chosen, model, self.sampling, self.separator)
         comparisons, dropped = sift(pairs)
         return comparisons, drops + dropped
 
     def _draft(
-        self, rollout: Rollout, answer: str, names: list[str], graph: Cooccurrence, seed: int
+        self,
+        rollout: Rollout,
+        answer: str,
+        vocabulary: Vocabulary,
+        graph: Cooccurrence,
+        seed: int,
     ) -> tuple[Comparison, Draft] | str:
         """Returns a comparison without rejected answer, and its draft; or why there is none."""
         if not answer:
@@ -168,19 +173,22 @@ class InjectedPairs(PairBuilder):
         num_chosen = min(round(self.rate * num), num - 1)
         if not num_chosen:
             return "too few sentences"
-        if not names:
-            return "no known object"
-        absent = graph.absent(names, self.most_objects)
-        if not absent:
-            return "no absent object"
         rng = generator(seed, "injection", rollout.prompt.id)
-        places = choose(position_weights(num), min(num_chosen, len(absent)), rng)
-        objects = rng.permutation(absent)[: len(places)].tolist()
-        templates = rng.integers(len(self.templates), size=len(places)).tolist()
-        leads = {
-            place: self.templates[template].replace("{object}", with_article(name))
-            for place, template, name in zip(places, templates, objects, strict=True)
-        }
+        places = choose(position_weights(num), num_chosen, rng)
+        names = [vocabulary.mentions(sentence) for sentence in parts[::2]]
+        stay = [name for i, own in enumerate(names) if i not in places for name in own]
+        if not stay:
+            return "no known object"
+        everything = {name for own in names for name in own}
+        leads = dict[int, str]()
+        for place in places:
+            key = stay[rng.integers(len(stay))]
+            absent = graph.absent(key, everything, self.most_objects)
+            if not absent:
+                return "no absent object"
+            name = absent[rng.integers(len(absent))]
+            template = self.templates[rng.integers(len(self.templates))]
+            leads[place] = template.replace("{object}", with_article(name))
         question = rollout.prompt.question.replace(IMAGE_MARKER, "").strip()
         blind = dataclasses.replace(rollout.prompt, question=question, images=())
         return Comparison(rollout.prompt, (answer,)), Draft(blind, parts, leads)

@@ -13,8 +13,9 @@ from typing import Annotated, ClassVar
 import numpy as np
 from typing_extensions import override
 
-from seva_jax.data.composed import target_of
+from seva_jax.data.composed import target_of, without_noise
 from seva_jax.data.sources import PromptSet
+from seva_jax.images.compose import Box
 from seva_jax.pairs.builders import Built, PairBuilder, sift
 from seva_jax.pairs.model import AnswerStats, PairModel
 from seva_jax.ranges import FROM_0, FROM_1, Range
@@ -42,8 +43,11 @@ class MiaPairs(PairBuilder):
     A wrong answer is kept if the model was unsure of it, that is if `exp(-mean log p of the
     likeliest tokens)` is above `min_perplexity`, and if little of its attention to images falls on
     the target image: at most the limit for a sequence, less than the limit for a grid or an inset.
-    The defaults are those of the released code. The paper also names filters by the ratio of
-    lengths and by edit distance, which the released code lacks; they are off.
+    The answer and its attention are those to the image with noise, where `Composed` adds it; the
+    pair is about the image without. The part of a grid that counts as its target is that of the
+    square that the grid is padded to, padding included. The defaults and these rules are those of
+    the released code. The paper also names filters by the ratio of lengths and by edit distance,
+    which the released code lacks; they are off.
 
     Attributes:
         layer: the layer whose attention is measured, from 0.
@@ -86,7 +90,8 @@ class MiaPairs(PairBuilder):
         targets = [_target(pair.prompt, model) for pair in pairs]
         all_stats = model.measure("attention", views, self.layer, targets)
         kept, dropped = sift(
-            self._not_misled(pair.prompt, stats) or pair
+            self._not_misled(pair.prompt, stats)
+            or dataclasses.replace(pair, prompt=without_noise(pair.prompt))
             for pair, stats in zip(pairs, all_stats, strict=True)
         )
         return kept, drops + dropped
@@ -142,7 +147,11 @@ def _target(prompt: Prompt, model: PairModel) -> np.ndarray:
     """Returns which image tokens of a prompt show the target, bool [I * P]."""
     _, num, target, box = target_of(prompt)
     if box is not None:
-        return model.patches(box)
+        side = max(box.width, box.height)
+        x, y = side / box.width, side / box.height
+        left, right = round(box.left * x), round(box.right * x)
+        top, bottom = round(box.top * y), round(box.bottom * y)
+        return model.patches(Box(left, top, right, bottom, side, side))
     whole_image = model.patches()
     return np.concatenate([whole_image & (number == target) for number in range(num)])
 

@@ -34,8 +34,9 @@ class AnswerStats(NamedTuple):
     Attributes:
         logp_T: log-prob of each answer token, float32.
         best_logp_T: log-prob of the likeliest token at each position, float32.
-        attention: share of the answer tokens' attention to images that falls on the target, at the
-            requested layer (mean over heads and answer tokens); NaN if no layer was requested.
+        attention: share of the answer's attention to images that falls on the target, at the
+            requested layer (mean over heads and over answer tokens but the end token); NaN if no
+            layer was requested.
     """
 
     logp_T: np.ndarray

@@ -186,7 +186,8 @@ def _stats_record(stats: TokenStats | None, target_P: np.ndarray | None) -> Reco
         return {}
     share = None
     if target_P is not None and len(target_P):
-        share = float(stats.attention_P[target_P].sum() / stats.attention_P.sum())
+        total = stats.attention_P.sum()  # 0 if the answer has one token
+        share = float(stats.attention_P[target_P].sum() / total) if total else None
     return {
         "tokens": [float(x) for x in stats.logp_T],
         "best": [float(x) for x in stats.best_logp_T],

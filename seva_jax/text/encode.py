@@ -238,7 +238,7 @@ class Encoder:
 
     def _before(self, question: str, num_images: int, start: str) -> _Before:
         prompt = self.template.prompt(question, num_images)
-        ids, text = self._prompt_ids(prompt), prompt + self.template.sep + start
+        ids, text = self._prompt_ids(prompt), prompt + self.template.before_answer + start
         if not start:
             return _Before(text, ids, False)
         self._refuse_specials(start, self._ids(start, add_special_tokens=False), "answer")
@@ -250,7 +250,7 @@ class Encoder:
             raise ExampleError(
                 "the answer is empty: nothing to learn from; drop it", "empty answer"
             )
-        advice = "change the template's sep so that a token ends where the answer begins"
+        advice = "change the template's lead or sep so that a token ends where the answer begins"
         if before.started:
             advice = "end the start of the answer at the end of a word, without a space after it"
         joint = self._ids(before.text + text)

@@ -19,7 +19,8 @@ class Template:
         system: system prompt before the question; empty for none.
         user: name of the role that asks.
         assistant: name of the role that answers.
-        sep: text after the system prompt, after the question and after "ASSISTANT:".
+        sep: text after the system prompt and after the question.
+        lead: text after "ASSISTANT:", before the answer; None means `sep`.
         end: text that closes the answer; must be the tokenizer's end token.
     """
 
@@ -27,7 +28,13 @@ class Template:
     user: str = "USER"
     assistant: str = "ASSISTANT"
     sep: str = " "
+    lead: str | None = None
     end: str = "</s>"
+
+    @property
+    def before_answer(self) -> str:
+        """Returns the text between "ASSISTANT:" and the answer."""
+        return self.sep if self.lead is None else self.lead
 
     def prompt(self, question: str, num_images: int = 1) -> str:
         r"""Returns everything before the answer, up to and including "ASSISTANT:".
@@ -73,4 +80,7 @@ LLAVA_V1 = Template(
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
 )
+# MIA-DPO: answers are generated with LLAVA_V0 and trained with VICUNA_V1. LLaVA's template ends an
+# answer with "###" too; a model that was not trained with it ends with "</s>".
+LLAVA_V0 = Template(LLAVA_V1.system, user="Human", assistant="Assistant", sep="###", lead=" ")
 PLAIN = Template("")  # for models too small to afford a system prompt

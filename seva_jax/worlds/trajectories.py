@@ -35,7 +35,7 @@ class WorldTrajectories(PreferenceSource):
         steps: number of images in a task, one for each step.
         mistakes: for each attempt, the probability that a step is wrong.
         judge: scores the attempts; the highest score is chosen, the lowest rejected.
-        window: number of steps in a comparison.
+        window: number of steps in a comparison; every such number of successive steps makes one.
     """
 
     world: ShapeWorld = ShapeWorld()
