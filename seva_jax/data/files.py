@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,6 +124,13 @@ class LlavaJson(PromptSource):
         examples = ((records[i][0], self._parse(records[i], ids)) for i in order.tolist())
         return prompt_set(self.path, images, examples, self.limit)
 
+    @override
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        return is_conversation(record.get("conversations")) and not {
+            "chosen", "rejected", "rejected_conversations",
+        } & record.keys()  # fmt: skip
+
     def _starts_right(self, record: Any) -> bool:
         image = record.get("image") if isinstance(record, dict) else None
         first = image[0] if isinstance(image, list) and image else image
@@ -177,6 +184,13 @@ def turns(record: dict[str, Any], field: str, speaker: str) -> list[Any]:
     return values
 
 
+def is_conversation(value: Any) -> bool:
+    """Returns whether a field holds one of LLaVA's conversations, by its first turn."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and (
+        {"from", "value"} <= value[0].keys()
+    )  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class QuestionsJsonl(PromptSource):
     """Questions as JSON lines, one object on each line.
@@ -198,6 +212,13 @@ class QuestionsJsonl(PromptSource):
     def open(self) -> PromptSet:
         examples = one_each(json_lines(self.path), self._prompt)
         return prompt_set(self.path, FolderImages(self.image_root), examples)
+
+    @override
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        needed = ({"id", "question_id"}, {"question", "text"}, {"image", "images"})
+        answered = {"chosen", "rejected", "reject"} & record.keys()
+        return not answered and all(names & record.keys() for names in needed)
 
     def _prompt(self, index: int, record: dict[str, Any]) -> Prompt:
         del index  # the record has an id
@@ -225,6 +246,11 @@ class SevaJson(PromptSource):
     def open(self) -> PromptSet:
         examples = one_each(json_list(self.path), seva_prompt)
         return prompt_set(self.path, FolderImages(self.image_root), examples)
+
+    @override
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        return {"image_id", "question"} <= record.keys() and "chosen" not in record
 
 
 def seva_prompt(index: int, record: dict[str, Any]) -> Prompt:

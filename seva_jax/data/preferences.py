@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -94,6 +95,12 @@ class SevaPairs(PairsFile):
         prompt = seva_prompt(entry.index, entry.record)
         return compared(prompt, entry.record.get("chosen"), entry.record.get("reject"))
 
+    @override
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        named = isinstance(record.get("image_id"), str) and isinstance(record.get("chosen"), str)
+        return named and {"question", "reject"} <= record.keys()
+
 
 @dataclasses.dataclass(frozen=True)
 class RlaifVPairs(PairsFile):
@@ -120,6 +127,14 @@ class RlaifVPairs(PairsFile):
         prompt = Prompt(str(entry.index), text_of(texts, "question"), names, meta)
         return compared(prompt, texts.get("chosen"), texts.get("rejected"))
 
+    @override
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        texts = record if "question" in record else record.get("text")
+        has_image = "image" in record or "image_path" in record
+        needed = ("question", "chosen", "rejected")  # of a JSON string, its text is searched
+        return has_image and isinstance(texts, str | dict) and all(name in texts for name in needed)
+
 
 @dataclasses.dataclass(frozen=True)
 class PovidPairs(PairsFile):
@@ -139,6 +154,11 @@ class PovidPairs(PairsFile):
         question = asked.replace(IMAGE_MARKER, "").strip()
         prompt = Prompt(f"{record.get('id', '')}#{entry.index}", question, images_of(record))
         return compared(prompt, *(turns(record, side, "gpt")[0] for side in sides))
+
+    @override
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        return {"conversations", "rejected_conversations"} <= record.keys()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +193,13 @@ class HaDpoPairs(PairsFile):
         names = [str(Path(folder) / str(image)) for folder in self.folders]
         prompt = Prompt(f"{image}#{entry.index}", question, (_first_existing(entry.images, names),))
         return compared(prompt, *sides)
+
+    @override
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        # SeVa's pairs have the same fields; their `image_id` is the name of a file.
+        is_number = str(record.get("image_id", "")).isdecimal()
+        return is_number and "chosen" in record and not {"rejected", "reject"}.isdisjoint(record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +246,11 @@ class VLFeedbackPairs(PairsFile):
         comparison = compared(prompt, best[1], worst[1])
         entry.notes["unparsable rating"] += unrated
         return dataclasses.replace(comparison, scores=(best[0], worst[0]))
+
+    @override
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        return {"prompt", "completions"} <= record.keys()
 
     def _rating(self, annotations: Any) -> float | None:
         try:
