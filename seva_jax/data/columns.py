@@ -133,15 +133,15 @@ def csv_rows(path: str) -> Iterator[Record]:
             quoted cell has no end.
     """
     data = read_bytes(path)
-    if b"\0" in data[:4096] or data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    first = data.lstrip(b"\r\n").partition(b"\n")[0]
+    if b"\0" in first or not _is_utf8(first):
         raise DataError(
             f"{path}: neither JSON, parquet nor CSV in UTF-8; save it as one of them (of a "
             'spreadsheet, as "CSV UTF-8")'
         )
     # Bytes that are not UTF-8 become half surrogate pairs, which no example may have.
     text = data.decode("utf-8-sig", "surrogateescape")
-    first = text[: text.find("\n")] if "\n" in text else text
-    separator = max(",;\t", key=first.count)
+    separator = max(",;\t", key=lambda each: first.count(each.encode()))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     header: list[str] | None = None
     while True:
@@ -173,6 +173,14 @@ def csv_rows(path: str) -> Iterator[Record]:
             yield f"line {line}", dict(zip(header, row, strict=True))
     if header is None:
         raise DataError(f"{path}: is empty; fetch it again")
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _header(path: str, row: list[str]) -> list[str]:

@@ -163,7 +163,7 @@ def _file(path: str, folder: str, given: bool) -> Detected:
         for make in FORMATS
         if 2 * sum(make.recognizes(row) for row in rows) > len(rows)
     ]
-    sources = tuple(fitting) or (_by_columns(path, root, fields),)
+    sources = tuple(fitting) or (_by_columns(path, root, fields, rows),)
     marked = _marked(sources, rows)
     return Detected(marked, fields, tuple(_also(sources[0], rows)))
 
@@ -173,7 +173,9 @@ def _embeds(rows: list[dict[str, Any]]) -> bool:
     return any(isinstance(cell[0], str) and _EMBEDDED.fullmatch(cell[0]) for cell in cells)
 
 
-def _by_columns(path: str, root: str, fields: tuple[str, ...]) -> PromptSource:
+def _by_columns(
+    path: str, root: str, fields: tuple[str, ...], rows: list[dict[str, Any]]
+) -> PromptSource:
     """Returns the reader of a table whose columns say by their names what they hold."""
     names = guess_columns(fields)
     parquet = Path(path).is_dir() or path.endswith(".parquet")
@@ -184,12 +186,15 @@ def _by_columns(path: str, root: str, fields: tuple[str, ...]) -> PromptSource:
     if "image" in names and parquet:
         asked = ImageFolder().questions
         return HfParquet(path, names["image"], "", asked, image_root=root)
-    example = config_line(Columns(path, root, "IMAGE", "QUESTION", "CHOSEN", "REJECTED"))
-    raise DataError(
-        f"{path}: no format has its fields ({', '.join(fields[:20])}). Write a reader, as "
-        "seva_jax/data/README.md explains, or name the columns in a config (without the last two "
-        f"for prompts):\n{textwrap.indent(example, '  ')}"
-    )
+    message = f"{path}: no format has its fields ({', '.join(fields[:20])}). Write a reader, as "
+    message += "seva_jax/data/README.md explains"
+    if any(isinstance(cell, str) for row in rows for cell in row.values()):
+        example = config_line(Columns(path, root, "IMAGE", "QUESTION", "CHOSEN", "REJECTED"))
+        message += (
+            ", or name the columns in a config (without the last two for prompts):\n"
+            + textwrap.indent(example, "  ")
+        )
+    raise DataError(message)
 
 
 def _marked(
