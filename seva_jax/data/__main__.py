@@ -175,10 +175,14 @@ def _check(command: Check, rest: Sequence[str]) -> None:
         if not checked.num_usable:
             problems.append(f"{used.name}: nothing is usable")
         if isinstance(data, Questions) and (errors := truth_errors(data)):
-            problems.append(f"{len(errors):,} questions cannot be scored; the first: {errors[0]}")
-            print(hide_home(f"  truth    {problems[-1]}"))
-        if experiment.strict:
-            checked.require_all("" if used.name == "prompts" else f"{used.name}: ")
+            fault = f"{len(errors):,} questions cannot be scored; the first: {errors[0]}"
+            problems.append(f"{used.name}: {fault}")
+            print(hide_home(f"  truth    {fault}"))
+        try:
+            if experiment.strict:
+                checked.require_all("" if used.name == "prompts" else f"{used.name}: ")
+        except DataError as error:
+            problems.append(str(error))
     if problems:
         sys.exit(hide_home("error: " + "\n  ".join(problems)))
 
