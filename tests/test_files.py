@@ -153,7 +153,7 @@ def test_llava_questions(images, tmp_path):
         ((SHORT_ANSWER,), f"First.\n{SHORT_ANSWER} Then?", "First. Then?"),
         ((), f"<image>\nWho?\n{SHORT_ANSWER}", f"Who?\n{SHORT_ANSWER}"),
         (("(a)", "b."), "Is (a) or b. right?", "Is or right?"),
-        ((), "<image><image>\nSame?", "Same?"),
+        (("the book",), "About the book:\n<image> Who?", "About:\n Who?"),
         ((), "<image>\nOne.\nTwo?", "One.\nTwo?"),
     ],
 )
@@ -164,9 +164,16 @@ def test_llava_question_text(images, tmp_path, remove, value, question):
 
 @pytest.mark.parametrize(("num", "ids"), [(1, 1), (2, 2), (0, 3), (9, 3)])
 def test_llava_questions_per_image(images, tmp_path, num, ids):
-    path = written(tmp_path / "mix.json", [talk("A?", "B?", "C?")])
+    """What becomes of the other turns of a conversation is counted."""
+    gone = talk("A?", "B?", "C?", id="s", image="gone.png")
+    path = written(tmp_path / "mix.json", [talk("A?", "B?", "C?"), gone])
     found = LlavaJson(path, str(images), questions_per_image=num).open()
     assert [p.id for p in found.prompts] == ["r#0", "r#1", "r#2"][:ids]
+    left, alone = 3 - ids, ids - 1
+    assert found.notes == collections.Counter(
+        {"later turns not asked": left, "later turns asked without earlier ones": alone}
+    )
+    assert all(found.notes.values())
 
 
 def test_llava_several_images_in_a_record(images, tmp_path):
@@ -186,6 +193,7 @@ BAD_LLAVA = [
     (talk("Q?", conversations=["Q?"]), "no question"),
     (talk("Q?", conversations=[{"from": "gpt", "value": "Yes."}]), "no question"),
     (talk("<image>\n"), "empty question"),
+    (talk("<image><image>\nSame?"), "image markers"),
     (talk(f"<image>\n{SHORT_ANSWER}"), "empty question"),
     (talk({"text": "Q?"}), "empty question"),
     (talk("half a pair: \ud800"), "invalid text"),
@@ -289,7 +297,7 @@ BAD_LINES = [
     ('{"id": "x", "image": "", "question": "Q?"}', "missing image"),
     ('{"id": "x", "image": "sub", "question": "Q?"}', "missing image"),
     ('{"id": "x", "images": ["a.png", "../secret.png"], "question": "Q?"}', "unsafe image path"),
-    ('{"id": "good", "image": "a.png", "question": "Again?"}', "duplicate id"),
+    ('{"id": "good", "image": "a.png", "question": "Good?"}', "repeated"),
 ]
 
 

@@ -222,10 +222,10 @@ def test_every_bad_line_is_counted_and_placed(folder):
     assert len(found.comparisons) == 1
 
     good = {"id": "1", "image": "a.png", "question": "Q?"}
-    (folder / "q.jsonl").write_text("\n".join(map(json.dumps, [good, good | {"question": "R?"}])))
+    (folder / "q.jsonl").write_text("\n".join(map(json.dumps, [good, good])))
     prompts = QuestionsJsonl(str(folder / "q.jsonl"), str(folder / "images")).open()
     assert [p.question for p in prompts.prompts] == ["Q?"]
-    assert prompts.left_out == ["line 2: duplicate id: the id '1' was there before"]
+    assert prompts.left_out == ["line 2: repeated: the same example with id '1' was there before"]
 
 
 def test_bad_rows_of_parquet(folder):

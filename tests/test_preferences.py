@@ -161,10 +161,14 @@ def test_povid(root, tmp_path):
         "conversations": talk("<image>\nWhat?", "A bus.", "Why?", "So."),
         "rejected_conversations": talk("<image>\nWhat?", "A ship.", "Why?", "No."),
     }
+    same, short = talk("<image>\nWhat?", "A bus."), record | {"conversations": talk("Q?", "A.")}
     bad = [
         (record | {"rejected_conversations": talk("<image>\nWho?", "A ship.")}, "no question"),
         (record | {"rejected_conversations": None}, "no question"),
-        (record | {"rejected_conversations": talk("<image>\nWhat?", "A bus.")}, "equal answers"),
+        (record | {"rejected_conversations": same + talk("Why?", "No.")}, "several turns"),
+        (record | {"conversations": same, "rejected_conversations": same}, "equal answers"),
+        (short | {"rejected_conversations": talk("<image><image>Q?", "B.")}, "no question"),
+        (record | {"image": "gone.png"}, "missing image"),
     ]
     path = write_json(tmp_path / "povid.json", [record, record, *(r for r, _ in bad)])
     found = PovidPairs(path, str(root)).open()
@@ -172,7 +176,8 @@ def test_povid(root, tmp_path):
         Comparison(Prompt(f"000000033471#{i}", "What?", ("a.png",)), ("A bus.", "A ship."))
         for i in range(2)
     ]
-    assert found.drops == {"no question": 2, "equal answers": 1}
+    assert found.drops == collections.Counter(reason for _, reason in bad)
+    assert found.notes == {"later turns not used": 2}  # of records that are used
 
 
 def test_ha_dpo(tmp_path):
@@ -325,15 +330,30 @@ def test_trl_lines(root, tmp_path, change, question, images):
 
 
 BAD_TRL = [
-    ({"prompt": said("system", "Be nice.") + TRL["prompt"]}, "not one turn"),
-    ({"prompt": TRL["prompt"] + TRL["chosen"] + TRL["prompt"]}, "not one turn"),
+    ({"prompt": said("system", "Be nice.") + TRL["prompt"]}, "system message"),
+    ({"prompt": TRL["prompt"] + TRL["chosen"] + TRL["prompt"]}, "several turns"),
+    ({"prompt": TRL["chosen"]}, "wrong role"),
     ({"prompt": said("user", None, None, "What?")}, "image markers"),
     ({"prompt": [{"role": "user", "content": [{"type": "audio"}]}]}, "no messages"),
     ({"chosen": []}, "no messages"),
     ({"rejected": TRL["chosen"]}, "equal answers"),
     ({"images": ["gone.png"]}, "missing image"),
     ({"images": [4]}, "no image"),
-    ({"prompt": None}, "not one turn"),
+    ({"prompt": None}, "no question"),
+    ({"prompt": None, "chosen": TRL["prompt"] + TRL["chosen"]}, "no messages"),
+    (
+        {side: (TRL["prompt"] + TRL[side]) * 2 for side in ("chosen", "rejected")}
+        | {"prompt": None},
+        "several turns",
+    ),
+    (
+        {
+            "prompt": None,
+            "chosen": TRL["prompt"] + TRL["chosen"],
+            "rejected": said("user", "Who?") + TRL["rejected"],
+        },
+        "no question",
+    ),
 ]
 
 
@@ -389,12 +409,12 @@ def test_swift_lines(root, tmp_path):
         (SWIFT | {"rejected_images": ["nowhere.png"]}, "missing image"),
         (SWIFT | {"rejected_images": ["a.png", "a.png"]}, "image markers"),
         (SWIFT | {"rejected_response": None}, "empty rejected answer"),
-        (SWIFT | {"rejected_messages": SWIFT["messages"][1:]}, "not one turn"),
+        (SWIFT | {"rejected_messages": SWIFT["messages"][1:]}, "no messages"),
         (
             SWIFT | {"rejected_messages": [{"role": "user", "content": "Who?"}, whole[1]]},
             "no question",
         ),
-        (SWIFT | {"messages": whole * 2}, "not one turn"),
+        (SWIFT | {"messages": whole * 2}, "several turns"),
         (SWIFT | {"images": []}, "image markers"),
     ]
     path = write_lines(tmp_path / "swift.jsonl", good + [record for record, _ in bad])

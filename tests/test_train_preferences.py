@@ -84,8 +84,12 @@ def test_pairs_that_do_not_fit_are_counted(tmp_path):
     e = experiment(tmp_path)
     long = dataclasses.replace(e, text=dataclasses.replace(e.text, max_length=30))
     out = opened(long)
+    out.prompts.notes["later turns not used"] = 3
     said = run_pairs(out.ctx, out)
-    assert said == "7 kept of 9; dropped: 1 equal answers, 1 too long"  # two images
+    assert said == (
+        "7 kept of 9; dropped: 1 equal answers, 1 too long; "  # two images
+        "left out inside: 3 later turns not used"
+    )
     none = dataclasses.replace(e.text, max_length=8)
     out = opened(dataclasses.replace(e, text=none, workdir=str(tmp_path / "none")))
     with pytest.raises(DataError, match=r"no pairs are left of 8 prompts \(8 too long, 1 equal"):

@@ -127,9 +127,8 @@ def test_what_cannot_be_used_is_counted(tmp_path):
     data = write(tmp_path, *records).open()
     assert [c.prompt.id for c in data.comparisons] == ["0#0"]
     assert data.drops == {
-        "no trajectories": 1, "equal scores": 1, "no score": 4, "missing image": 1,
-        "equal trajectories": 1, "no action": 2, "no steps": 1, "not an object": 1,
-        "no question": 1,
+        "no trajectories": 2, "equal scores": 1, "no score": 4, "missing image": 1,
+        "equal trajectories": 1, "no action": 2, "no steps": 1, "no question": 1,
     }  # fmt: skip
     with pytest.raises(DataError, match=r"low 1\.0 must be below high -1\.0"):
         dataclasses.replace(write(tmp_path, *records), low=1.0, high=-1.0).open()

@@ -10,7 +10,7 @@ import dataclasses
 
 from typing_extensions import override
 
-from seva_jax.data.collect import counted
+from seva_jax.data.collect import counted, given
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSource
 from seva_jax.data.wrapped import changed, opened_prompts
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt
@@ -39,11 +39,11 @@ class AnsweredPrompts(PreferenceSource):
             raise DataError(f"AnsweredPrompts: no prompt has an answer ({counted(drops)})")
         return PreferenceSet(
             [c.prompt for c in kept], data.load_image, drops, data.read_image, kept,
-            left_out=left_out,
+            left_out=left_out, notes=data.notes,
         )  # fmt: skip
 
     def _answered(self, prompt: Prompt) -> Comparison:
-        answer = prompt.meta.get(self.field)
+        answer = given(prompt.meta, self.field, "no answer")
         if not isinstance(answer, str) or not answer.strip():
             raise ExampleError(f"{self.field} must be a text", "no answer")
         return Comparison(prompt, (answer.strip(),))

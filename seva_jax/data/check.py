@@ -30,7 +30,7 @@ class Checked:
         num_examples: number of examples in the source, including those it left out.
         num_usable: number of examples whose texts fit and whose images decode.
         drops: counts of examples that cannot be used, by reason.
-        notes: what was left out inside pairs, see `PreferenceSet`.
+        notes: what was left out inside examples, see `PromptSet`.
         num_images: number of distinct images.
         bad_images: name -> reason of each image that does not decode.
         sizes: width and height of the other images, [N, 2].
@@ -87,7 +87,7 @@ class Checked:
                 f"{words}" + ", ..." * (len(self.unknown) > 5)
             )
         if self.notes:
-            lines.append(f"left out inside pairs: {counted(self.notes)}")
+            lines.append(f"left out inside {self.kind}: {counted(self.notes)}")
         return "\n".join(lines)
 
     def require_all(self, what: str = "") -> None:
@@ -167,7 +167,7 @@ def check(
         num_examples=len(data.prompts) + data.drops.total(),
         num_usable=usable,
         drops=drops,
-        notes=data.notes if pairs else collections.Counter(),
+        notes=data.notes,
         num_images=len(names),
         bad_images=bad,
         sizes=np.array(sizes, int).reshape(-1, 2),

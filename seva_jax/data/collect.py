@@ -21,7 +21,9 @@ from typing import Any, TypeVar
 import numpy as np
 from typing_extensions import override
 
+from seva_jax.data.places import placed
 from seva_jax.data.sources import PreferenceSet, PromptSet
+from seva_jax.data.unique import UniqueIds
 from seva_jax.images.load import decode_image, resolve_image
 from seva_jax.types import IMAGE_MARKER, Comparison, DataError, ExampleError, Prompt, View
 
@@ -107,9 +109,23 @@ def either(record: dict[str, Any], field: str, other: str) -> Any:
     return record.get(other) if value is None else value
 
 
+def given(record: dict[str, Any], field: str, reason: str, other: str = "") -> Any:
+    """Returns the value of a field that a record must have, perhaps under another name.
+
+    Raises:
+        ExampleError: it is missing or null; the message names it and the fields that are there.
+    """
+    value = either(record, field, other or field)
+    if value is None:
+        names = f"{field} (or {other})" if other not in ("", field) else field
+        others = ", ".join(str(key)[:40] for key in list(record)[:12]) or "none"
+        raise ExampleError(f"{names} is missing; the record has the fields {others}", reason)
+    return value
+
+
 def id_of(record: dict[str, Any]) -> str:
     """Returns the field `id` or `question_id` as text."""
-    id_ = either(record, "id", "question_id")
+    id_ = given(record, "id", "no id", "question_id")
     if isinstance(id_, bool) or not isinstance(id_, str | int) or id_ == "":
         raise ExampleError("id (or question_id) must be a text or a whole number", "no id")
     return str(id_)
@@ -124,7 +140,7 @@ def images_of(
     record: dict[str, Any], field: str = "image", other: str = "images"
 ) -> tuple[str, ...]:
     """Returns the image names in one of two fields, which holds a name or a list of names."""
-    value = either(record, field, other)
+    value = given(record, field, "no image", other)
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ExampleError(
@@ -135,19 +151,29 @@ def images_of(
 
 def text_of(record: dict[str, Any], field: str, other: str = "") -> str:
     """Returns the question in one of two fields."""
-    text = either(record, field, other or field)
+    text = given(record, field, "no question", other)
     if not isinstance(text, str):
         names = f"{field} (or {other})" if other else field
         raise ExampleError(f"{names} must be a text", "no question")
     return text
 
 
+def answers_of(record: dict[str, Any], chosen: str, rejected: str, other: str = "") -> list[Any]:
+    """Returns the answers in two fields, for `compared`; the second may have another name."""
+    return [
+        given(record, chosen, "empty chosen answer"),
+        given(record, rejected, "empty rejected answer", other),
+    ]
+
+
 def number_of(value: Any, field: str, reason: str = "no score") -> float:
     """Returns the value as a float.
 
     Raises:
-        ExampleError: it is not a finite number; the message names `field`.
+        ExampleError: it is missing or not a finite number; the message names `field`.
     """
+    if value is None:
+        raise ExampleError(f"{field} is missing; give a number", reason)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not abs(value) <= sys.float_info.max:  # NaN, too, and a huge integer
         raise ExampleError(f"{field}: {value!r} is not a finite number", reason)
@@ -185,6 +211,8 @@ def compared_apart(prompt: Prompt, chosen: Any, other: Prompt, rejected: Any) ->
 
 
 def _answer(text: Any, side: str) -> str:
+    if text is None:
+        raise ExampleError(f"the {side} answer is missing", f"empty {side} answer")
     answer = text.strip() if isinstance(text, str) else ""
     if not answer:
         raise ExampleError(f"the {side} answer is empty or not a text", f"empty {side} answer")
@@ -210,8 +238,8 @@ def one_each(
 # --- collecting -----------------------------------------------------------------------------------
 
 
-def _check(example: Prompt | Comparison, images: Images) -> None:
-    """Raises `ExampleError` for an example that no run could use, whatever its source."""
+def _check(example: Prompt | Comparison, images: Images) -> str:
+    """Returns an example as JSON; raises `ExampleError` for one that no run could use."""
     try:
         stored = json.dumps(dataclasses.asdict(example), ensure_ascii=False, allow_nan=False)
         stored.encode()
@@ -231,24 +259,20 @@ def _check(example: Prompt | Comparison, images: Images) -> None:
             raise ExampleError("the question is empty; write one", "empty question")
         for name in prompt.images:
             images.check(name)
+    return stored
 
 
 def _checked(
-    examples: Iterator[Example], images: Images, seen: set[str]
+    examples: Iterator[Example], images: Images, ids: UniqueIds
 ) -> Iterator[Example | ExampleError]:
     """Yields the examples of one record, and an error in place of each that is unusable."""
     try:
         for example in examples:
-            id_ = example.prompt.id if isinstance(example, Comparison) else example.id
             try:
-                _check(example, images)
-                if id_ in seen:
-                    raise ExampleError(f"the id {id_!r} was there before", "duplicate id")
+                stored = _check(example, images)
+                yield ids.add(placed(example), stored)
             except ExampleError as error:
                 yield error
-            else:
-                seen.add(id_)
-                yield example
     except ExampleError as error:
         yield error
 
@@ -260,10 +284,10 @@ def _collect(
         raise DataError(f"{source}: limit must be 0 (all) or more, not {limit}")
     kept: list[Example] = []
     drops: collections.Counter[str] = collections.Counter()
-    left_out, seen, num_good = list[str](), set[str](), 0
+    left_out, ids, num_good = list[str](), UniqueIds(), 0
     for where, examples in records:
         num_before = len(kept)
-        for example in _checked(examples, images, seen):
+        for example in _checked(examples, images, ids):
             if isinstance(example, ExampleError):
                 leave_out(where, example, drops, left_out)
             else:
@@ -331,11 +355,11 @@ def preference_set(
         images: gives access to the images.
         records: where each record is in the source, and an iterator over its comparisons.
         limit: stop after this many records with a usable comparison; 0 means no limit.
-        notes: counts that reading `records` fills; see `PreferenceSet`.
+        notes: counts that reading `records` fills; see `PromptSet`.
     """
     comparisons, drops, left_out = _collect(source, images, records, limit)
     prompts = [c.prompt for c in comparisons]
     return PreferenceSet(
-        prompts, images.load, drops, images.read, comparisons, notes or collections.Counter(),
-        left_out=left_out,
+        prompts, images.load, drops, images.read, comparisons, left_out=left_out,
+        notes=+(notes or collections.Counter()),
     )  # fmt: skip

@@ -95,7 +95,7 @@ class Composed(PromptSource):
             return draw_inset(*images, share=extra, side=tile)
 
         prompts = [self._composed(i, prompt, names) for i, prompt in enumerate(usable)]
-        return PromptSet(prompts, load_image, drops, left_out=left_out)
+        return PromptSet(prompts, load_image, drops, left_out=left_out, notes=data.notes)
 
     def _check_words(self) -> None:
         """Raises `DataError` unless the templates of questions and labels can be filled in."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +21,7 @@ from typing_extensions import override
 from seva_jax.data.collect import (
     FolderImages,
     as_object,
+    given,
     id_of,
     images_of,
     meta_of,
@@ -117,12 +118,14 @@ class LlavaJson(PromptSource):
             records = [record for record in records if self._starts_right(record[1])]
             if not records:
                 raise DataError(f"{self.path}: no record's image starts with {self.prefix!r}")
-        ids = collections.Counter(r["id"] for _, r in records if _has_plain_id(r))
+        ids = collections.Counter(str(r["id"]) for _, r in records if _has_plain_id(r))
         order = np.arange(len(records))
         if self.limit:
             order = np.random.default_rng(self.seed).permutation(len(records))
-        examples = ((records[i][0], self._parse(records[i], ids)) for i in order.tolist())
-        return prompt_set(self.path, images, examples, self.limit)
+        lengths: dict[str, int] = {}
+        examples = ((records[i][0], self._parse(records[i], ids, lengths)) for i in order.tolist())
+        data = prompt_set(self.path, images, examples, self.limit)
+        return dataclasses.replace(data, notes=self._later_turns(data.prompts, lengths))
 
     @override
     @classmethod
@@ -136,24 +139,61 @@ class LlavaJson(PromptSource):
         first = image[0] if isinstance(image, list) and image else image
         return isinstance(first, str) and first.startswith(self.prefix)
 
-    def _parse(self, record: Record, ids: collections.Counter[Any]) -> Iterator[Prompt]:
+    def _later_turns(
+        self, prompts: Sequence[Prompt], lengths: dict[str, int]
+    ) -> collections.Counter[str]:
+        """Returns how many turns of the records that are used lack earlier ones, or are not used.
+
+        Args:
+            prompts: the prompts that are used.
+            lengths: number of human turns in each record.
+        """
+        used = {id_ for id_, _, _ in (prompt.id.rpartition("#") for prompt in prompts)}
+        most = self.questions_per_image or max(lengths.values(), default=0)
+        left = sum(max(0, lengths.get(id_, 0) - most) for id_ in used)
+        alone = sum(not prompt.id.endswith("#0") for prompt in prompts)
+        counts = {"later turns not asked": left, "later turns asked without earlier ones": alone}
+        return +collections.Counter(counts)
+
+    def _parse(
+        self, record: Record, ids: collections.Counter[str], lengths: dict[str, int]
+    ) -> Iterator[Prompt]:
         where, fields = record[0], as_object(record[1])
-        if not fields.get("image"):
+        images = images_of(fields)
+        if not images:
             raise ExampleError("the record has no image; only those with one are used", "no image")
-        id_, images = id_of(fields), images_of(fields)
+        id_ = id_of(fields)
         # LLaVA's own files have several conversations about one image under the same id.
-        id_ += f"@{where.split()[-1]}" if ids[fields.get("id")] > 1 else ""
+        id_ += f"@{where.split()[-1]}" if ids[id_] > 1 else ""
         asked = turns(fields, "conversations", "human")
+        lengths[id_] = len(asked)
         for number, value in enumerate(asked[: self.questions_per_image or None]):
             question = self._question(value) if isinstance(value, str) else ""
             meta = _answer_of(fields["conversations"], number) if self.answers else {}
-            yield Prompt(f"{id_}#{number}", question, images, meta)
+            yield Prompt(f"{id_}#{number}", question, images_of_turn(images, asked, number), meta)
 
     def _question(self, value: str) -> str:
-        question = re.sub(rf"\s*{re.escape(IMAGE_MARKER)}\s*", " ", value)
         for sentence in self.remove:
-            question = re.sub(rf"\s*{re.escape(sentence)}", "", question)
-        return question.strip()
+            value = re.sub(rf"\s*{re.escape(sentence)}", "", value)
+        return value.strip()
+
+
+def images_of_turn(images: tuple[str, ...], asked: Sequence[Any], number: int) -> tuple[str, ...]:
+    """Returns the images of one human turn of a conversation that is used on its own.
+
+    Where the turns have one marker for each image of the record, a turn has the images of its own
+    markers or, without any, those of the turns before. Otherwise it has all images.
+
+    Args:
+        images: the images of the record.
+        asked: all human turns.
+        number: number of the turn, from 0.
+    """
+    markers = [text.count(IMAGE_MARKER) if isinstance(text, str) else 0 for text in asked]
+    if sum(markers) != len(images):
+        return images
+    shown = sum(markers[: number + 1])
+    return images[shown - markers[number] if markers[number] else 0 : shown]
 
 
 def _answer_of(conversation: list[dict[str, Any]], number: int) -> dict[str, Any]:
@@ -175,7 +215,7 @@ def turns(record: dict[str, Any], field: str, speaker: str) -> list[Any]:
     Raises:
         ExampleError: the field is not a conversation, or the speaker has no turn.
     """
-    conversation = record.get(field)
+    conversation = given(record, field, "no question")
     if not isinstance(conversation, list) or not all(isinstance(t, dict) for t in conversation):
         raise ExampleError(f"{field} must be a list of objects", "no question")
     values = [turn.get("value") for turn in conversation if turn.get("from") == speaker]
@@ -255,7 +295,7 @@ class SevaJson(PromptSource):
 
 def seva_prompt(index: int, record: dict[str, Any]) -> Prompt:
     """Returns the prompt of one of SeVa's pairs, given its number in the file."""
-    question, image = text_of(record, "question"), record.get("image_id")
+    question, image = text_of(record, "question"), given(record, "image_id", "no image")
     if not isinstance(image, str):
         raise ExampleError("image_id must be the name of an image file", "no image")
     return Prompt(f"{image}#{index}", question, (image,))

@@ -1,21 +1,43 @@
 """Pairs made of chat messages: TRL's and ms-swift's.
 
 What lives here: both formats, and how messages become a question and answers. What does not:
-formats with plain fields (`preferences.py`). A comparison is one question with its answers, so a
-conversation with several turns or a system message is left out and counted.
+formats with plain fields (`preferences.py`), and where images stand (`places.py`). A comparison is
+one question with its answers, so a conversation with several turns or a system message is left out
+and counted.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from typing_extensions import override
 
-from seva_jax.data.collect import compared, compared_apart, either, images_of, listed, meta_of
+from seva_jax.data.collect import (
+    compared,
+    compared_apart,
+    either,
+    given,
+    images_of,
+    listed,
+    meta_of,
+)
+from seva_jax.data.places import question_of
 from seva_jax.data.preferences import Entry, PairsFile
 from seva_jax.types import IMAGE_MARKER, Comparison, ExampleError, Prompt
+
+
+class Message(NamedTuple):
+    """A message of a chat.
+
+    Attributes:
+        role: "user", "assistant" or "system".
+        texts: the parts of its content; a part that is an image is `<image>`.
+    """
+
+    role: str
+    texts: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,19 +52,24 @@ class TrlPairs(PairsFile):
     @override
     def parse(self, entry: Entry) -> Comparison:
         record = entry.record
-        sides = [_messages(record.get(side), "assistant") for side in ("chosen", "rejected")]
+        sides = [
+            messages(given(record, side, "no messages"), "assistant")
+            for side in ("chosen", "rejected")
+        ]
         if record.get("prompt") is None:
-            openings = [side[:-1] for side in sides]
-            if openings[0] != openings[1]:
+            if len(sides[0]) == len(sides[1]) == 1:
+                given(record, "prompt", "no question")  # raises, since it is missing
+            (*asked, chosen), (*asked_too, rejected) = sides
+            if _only(asked, "prompt", "user") != _only(asked_too, "prompt", "user"):
                 raise ExampleError("chosen and rejected answer different prompts", "no question")
-            question, sides = openings[0], [side[-1:] for side in sides]
+            sides = [[chosen], [rejected]]
         else:
-            question = _messages(record["prompt"], "user")
+            asked = messages(record["prompt"], "user")
         names, id_ = _names(record, "images", "image"), record.get("id")
         id_ = str(entry.index if id_ is None else id_)
         meta = meta_of(record, ("id", "image", "images", "prompt", "chosen", "rejected"))
-        prompt = Prompt(id_, _question(question, len(names)), names, meta)
-        return compared(prompt, *(_answer(side) for side in sides))
+        prompt = Prompt(id_, question(asked, names), names, meta)
+        return compared(prompt, *(answer(side) for side in sides))
 
     @override
     @classmethod
@@ -68,24 +95,25 @@ class SwiftPairs(PairsFile):
         record = entry.record
         names = _names(record, "images", "images")
         others = _names(record, "rejected_images", "images")
-        *asked, chosen = _messages(record.get("messages"), "user")
+        *asked, chosen = messages(given(record, "messages", "no messages"), "user")
         if record.get("rejected_messages") is not None:
-            *asked_too, rejected = _messages(record["rejected_messages"], "user")
-            rejected = _answer([rejected])
+            *asked_too, rejected = messages(record["rejected_messages"], "user")
+            rejected = answer([rejected])
         else:
             asked_too, rejected = asked, record.get("rejected_response")
             if rejected is None and others != names:
-                rejected = _answer([chosen])
+                rejected = answer([chosen])
         used = (key for key in record if key.startswith("rejected"))
         meta = meta_of(record, ("messages", "images", *used))
-        prompt = Prompt(str(entry.index), _question(asked, len(names)), names, meta)
-        question = _question(asked_too, len(others))
-        shown = dataclasses.replace(prompt, question=question, images=others)
-        if question != prompt.question:
+        prompt = Prompt(str(entry.index), question(asked, names), names, meta)
+        shown = dataclasses.replace(prompt, question=question(asked_too, others), images=others)
+        if shown.question != prompt.question:
             raise ExampleError("chosen and rejected answer different prompts", "no question")
+        if rejected is None:
+            given(record, "rejected_response", "empty rejected answer", "rejected_messages")
         if others == names:
-            return compared(prompt, _answer([chosen]), rejected)
-        return compared_apart(prompt, _answer([chosen]), shown, rejected)
+            return compared(prompt, answer([chosen]), rejected)
+        return compared_apart(prompt, answer([chosen]), shown, rejected)
 
     @override
     @classmethod
@@ -106,58 +134,79 @@ def _names(record: dict[str, Any], field: str, other: str) -> tuple[str, ...]:
     return images_of({"image": [x.get("path") if isinstance(x, dict) else x for x in images]})
 
 
-def _messages(value: Any, role: str) -> list[tuple[str, str]]:
-    """Returns role and text of each message; a plain string is one message of `role`."""
+def messages(value: Any, role: str) -> list[Message]:
+    """Returns messages; a plain string is one message of `role`.
+
+    Raises:
+        ExampleError: it is neither a text nor a list of messages with images and texts.
+    """
     if isinstance(value, str):
-        return [(role, value)]
+        return [Message(role, (value,))]
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, list) or not value:
         raise ExampleError("expected a text or a list of messages", "no messages")
     if not all(isinstance(message, dict) for message in value):
         raise ExampleError('a message must be {"role", "content"}', "no messages")
-    return [(str(message.get("role")), _text(message.get("content"))) for message in value]
+    return [
+        Message(
+            str(given(message, "role", "no messages")),
+            _texts(given(message, "content", "no messages")),
+        )
+        for message in value
+    ]
 
 
-def _text(content: Any) -> str:
-    """Returns content as text, with a marker for each image."""
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-    text = ""
-    for part in parts:
+def _texts(content: Any) -> tuple[str, ...]:
+    """Returns the parts of a message's content, with a marker for each image."""
+    texts = []
+    for part in content if isinstance(content, list) else [{"type": "text", "text": content}]:
         if not isinstance(part, dict) or part.get("type") not in ("image", "text"):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             raise ExampleError(f"content of type {kind!r}; use image and text", "no messages")
-        words = IMAGE_MARKER if part["type"] == "image" else part.get("text") or ""
-        if not isinstance(words, str):
-            raise ExampleError(f"text must be a text, not {type(words).__name__}", "no messages")
-        text += words
-    return text.strip()
+        text = IMAGE_MARKER if part["type"] == "image" else part.get("text") or ""
+        if not isinstance(text, str):
+            raise ExampleError(f"text must be a text, not {type(text).__name__}", "no messages")
+        texts.append(text)
+    return tuple(texts)
 
 
-def _question(messages: list[tuple[str, str]], num_images: int) -> str:
-    """Returns the text of the only user message, without markers that are all in front."""
-    text = _only(messages, "prompt", "user")
-    markers = text.count(IMAGE_MARKER)
-    if markers not in (0, num_images):
+def question(asked: Sequence[Message], images: Sequence[str]) -> str:
+    """Returns the text of the only user message, its images placed by `question_of`.
+
+    Raises:
+        ExampleError: there are other messages; or see `question_of`.
+    """
+    return question_of(_only(asked, "prompt", "user").texts, images)
+
+
+def answer(said: Sequence[Message]) -> str:
+    """Returns the text of the only message, which must be the assistant's.
+
+    Raises:
+        ExampleError: there are other messages.
+    """
+    return " ".join(_only(said, "answer", "assistant").texts).strip()
+
+
+def _only(said: Sequence[Message], part: str, role: str) -> Message:
+    """Returns the only message, which must be of `role`."""
+    roles = [message.role for message in said]
+    if "system" in roles:
         raise ExampleError(
-            f"the prompt has {markers} places for {num_images} images", "image markers"
+            f"the {part} has a system message; the run's template has one, so leave it out",
+            "system message",
         )
-    words = text
-    while words.startswith(IMAGE_MARKER):
-        words = words.removeprefix(IMAGE_MARKER).lstrip()
-    return text if IMAGE_MARKER in words else words  # the template adds leading ones itself
-
-
-def _answer(messages: list[tuple[str, str]]) -> str:
-    return _only(messages, "answer", "assistant")
-
-
-def _only(messages: list[tuple[str, str]], part: str, role: str) -> str:
-    """Returns the text of the only message, which must be of `role`."""
-    roles = [own for own, _ in messages]
+    if len(roles) > 1:
+        raise ExampleError(
+            f"the {part} has several turns ({', '.join(roles)}); pairs have one question with its "
+            "answers, so conversations are not used yet",
+            "several turns",
+        )
+    if not roles:
+        raise ExampleError(f"there is no message of {role} for the {part}", "no messages")
     if roles != [role]:
         raise ExampleError(
-            f"the {part} has messages of {', '.join(roles) or 'none'}; it must be one of {role}",
-            "not one turn",
+            f"the {part} is a message of {roles[0]}; it must be of {role}", "wrong role"
         )
-    return messages[0][1]
+    return said[0]

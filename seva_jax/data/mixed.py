@@ -129,6 +129,7 @@ def _joined(opened: Sequence[PromptSet], order: Sequence[tuple[int, int]]) -> Pr
     fields: dict[str, Any] = {
         "read_image": read_image if stored else None,
         "left_out": [f"{number}/{x}" for number, part in enumerate(opened) for x in part.left_out],
+        "notes": sum((part.notes for part in opened), collections.Counter()),
     }
     pairs = [part for part in opened if isinstance(part, PreferenceSet)]
     if not pairs:
@@ -138,5 +139,4 @@ def _joined(opened: Sequence[PromptSet], order: Sequence[tuple[int, int]]) -> Pr
         pair = pairs[number].comparisons[i]
         more = tuple(View(renamed(v.prompt, number), v.answers) for v in pair.more)
         comparisons.append(dataclasses.replace(pair, prompt=prompt, more=more))
-    notes = sum((part.notes for part in pairs), collections.Counter())
-    return PreferenceSet(prompts, load_image, drops, comparisons=comparisons, notes=notes, **fields)
+    return PreferenceSet(prompts, load_image, drops, comparisons=comparisons, **fields)

@@ -21,19 +21,21 @@ from typing_extensions import override
 
 from seva_jax.data.collect import (
     Images,
+    answers_of,
     as_object,
     compared,
+    given,
     images_of,
     meta_of,
     one_each,
     preference_set,
     text_of,
 )
-from seva_jax.data.files import seva_prompt, turns
+from seva_jax.data.files import images_of_turn, seva_prompt, turns
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
 from seva_jax.data.tables import open_table
 from seva_jax.ranges import FROM_0
-from seva_jax.types import IMAGE_MARKER, Comparison, ExampleError, Prompt
+from seva_jax.types import Comparison, ExampleError, Prompt
 
 
 class Entry(NamedTuple):
@@ -93,7 +95,7 @@ class SevaPairs(PairsFile):
     @override
     def parse(self, entry: Entry) -> Comparison:
         prompt = seva_prompt(entry.index, entry.record)
-        return compared(prompt, entry.record.get("chosen"), entry.record.get("reject"))
+        return compared(prompt, *answers_of(entry.record, "chosen", "reject"))
 
     @override
     @classmethod
@@ -125,7 +127,7 @@ class RlaifVPairs(PairsFile):
         meta = meta_of(record, ("text", "image", "question", "chosen", "rejected"))
         names = images_of(record, "image", "image_path")
         prompt = Prompt(str(entry.index), text_of(texts, "question"), names, meta)
-        return compared(prompt, texts.get("chosen"), texts.get("rejected"))
+        return compared(prompt, *answers_of(texts, "chosen", "rejected"))
 
     @override
     @classmethod
@@ -140,20 +142,33 @@ class RlaifVPairs(PairsFile):
 class PovidPairs(PairsFile):
     """POVID's JSON: LLaVA's records with `rejected_conversations` next to `conversations`.
 
-    The first question of a record and both first answers are used. Later turns are not: each side
-    would need its own history. A prompt's id is the record's id, "#" and the record's number, from
-    0.
+    The first question of a record and both first answers are used. Later turns are not, because
+    each side would need its own history; records that have some are noted, and left out if their
+    first answers are equal ("several turns"). A prompt's id is the record's id, "#" and the
+    record's number, from 0.
     """
 
     @override
     def parse(self, entry: Entry) -> Comparison:
         record, sides = entry.record, ("conversations", "rejected_conversations")
-        asked, asked_too = (turns(record, side, "human")[0] for side in sides)
-        if asked != asked_too or not isinstance(asked, str):
+        asked, asked_too = (turns(record, side, "human") for side in sides)
+        if asked[0] != asked_too[0] or not isinstance(asked[0], str):
             raise ExampleError("the two conversations ask different questions", "no question")
-        question = asked.replace(IMAGE_MARKER, "").strip()
-        prompt = Prompt(f"{record.get('id', '')}#{entry.index}", question, images_of(record))
-        return compared(prompt, *(turns(record, side, "gpt")[0] for side in sides))
+        images = images_of_turn(images_of(record), asked, 0)
+        prompt = Prompt(f"{record.get('id', '')}#{entry.index}", asked[0], images)
+        said, said_too = (turns(record, side, "gpt") for side in sides)
+        later = any(len(values) > 1 for values in (asked, asked_too, said, said_too))
+        if later and said[0] == said_too[0]:
+            raise ExampleError(
+                "the conversations have several turns and differ only in later ones, which are "
+                "not used yet",
+                "several turns",
+            )
+        comparison = compared(prompt, said[0], said_too[0])
+        for name in images:
+            entry.images.check(name)
+        entry.notes["later turns not used"] += later
+        return comparison
 
     @override
     @classmethod
@@ -181,13 +196,13 @@ class HaDpoPairs(PairsFile):
 
     @override
     def parse(self, entry: Entry) -> Comparison:
-        record, image = entry.record, entry.record.get("image_id")
+        record, image = entry.record, given(entry.record, "image_id", "no image")
         if isinstance(image, bool) or not isinstance(image, str | int):
             raise ExampleError("image_id must be a number or a text", "no image")
         question = text_of({"question": self.question} | record, "question")
         rng = np.random.default_rng((self.seed, entry.index))
         sides = []
-        for side in (record.get("chosen"), record.get("rejected", record.get("reject"))):
+        for side in answers_of(record, "chosen", "rejected", "reject"):
             texts = side if isinstance(side, list) else [side]
             sides.append(texts[rng.integers(len(texts))] if texts else "")
         names = [str(Path(folder) / str(image)) for folder in self.folders]
@@ -222,8 +237,9 @@ class VLFeedbackPairs(PairsFile):
     @override
     def parse(self, entry: Entry) -> Comparison:
         record, unrated = entry.record, 0
+        question = text_of(record, "prompt")
         rated: list[tuple[float, str]] = []
-        for completion in _completions(record.get("completions")):
+        for completion in _completions(given(record, "completions", "no answers")):
             rating = self._rating(completion.get("annotations"))
             if rating is None:
                 unrated += 1
@@ -234,12 +250,13 @@ class VLFeedbackPairs(PairsFile):
         best, worst = max(rated, key=lambda x: x[0]), min(rated, key=lambda x: x[0])
         if best[0] == worst[0]:
             raise ExampleError("all answers are rated equal", "equal ratings")
-        question = text_of(record, "prompt").replace(IMAGE_MARKER, "").strip()
         id_ = record.get("id", "")
         if record.get("image") is not None:  # embedded
             names = images_of(record)
         else:
             candidates = [x for x in (record.get("img_path"), id_) if isinstance(x, str) and x]
+            if not candidates:
+                given(record, "img_path", "no image")  # raises, since it is missing
             names = (_first_existing(entry.images, candidates),)
         meta = {"ratings": [best[0], worst[0]]}
         prompt = Prompt(f"{id_}#{entry.index}", question, names, meta)

@@ -104,8 +104,14 @@ def _open(
     numbers: dict[str, int] = {}
     examples: list[tuple[str, Iterator[Example]]] = []
     for i, record in enumerate(files.read_records(folder / EXAMPLES)):
-        example = parse(record["example"])
-        numbers |= zip(example.images, record["images"], strict=True)
+        try:
+            example = parse(record["example"])
+            numbers |= zip(example.images, record["images"], strict=True)
+        except KeyError as error:
+            raise DataError(
+                f"{folder / EXAMPLES}: example {i} has no field {error}; another version may have "
+                "written it: build the copy again"
+            ) from error
         examples.append((f"example {i}", iter((example,))))
     return RecordImages(ArrayRecordDataSource([str(folder / IMAGES)]), numbers), examples
 

@@ -29,6 +29,7 @@ class PromptSet:
         read_image: image name -> the encoded bytes as stored; raises `ExampleError`. None where
             images are drawn instead of stored.
         left_out: where each of the first examples left out is, and why: "line 3: no id: ...".
+        notes: counts by reason of what was left out inside examples that are used.
     """
 
     prompts: Sequence[Prompt]
@@ -36,6 +37,9 @@ class PromptSet:
     drops: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     read_image: Callable[[str], bytes] | None = None
     left_out: Sequence[str] = dataclasses.field(default=(), kw_only=True)
+    notes: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter, kw_only=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +48,9 @@ class PreferenceSet(PromptSet):
 
     Attributes:
         comparisons: one for each prompt, in the order of `prompts`.
-        notes: counts by reason of what was left out inside examples that are used.
     """
 
     comparisons: Sequence[Comparison] = ()
-    notes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,6 +32,7 @@ from typing_extensions import override
 from seva_jax.data.collect import (
     Images,
     as_object,
+    given,
     id_of,
     images_of,
     number_of,
@@ -190,10 +191,12 @@ class TrajectoryPairs(PreferenceSource):
         record = as_object(value)
         question = self.question.replace(PLACE, text_of(record, "task"))
         prompt = Prompt(id_of(record), question, ())
-        if "trajectories" in record:
-            pairs = self._ranked(record["trajectories"])
+        if "trajectories" in record or not {"chosen", "rejected"} & set(record):
+            pairs = self._ranked(given(record, "trajectories", "no trajectories"))
         else:
-            pairs = [(as_object(record.get("chosen")), as_object(record.get("rejected")))]
+            sides = (given(record, side, "no trajectories") for side in ("chosen", "rejected"))
+            good, bad = map(as_object, sides)
+            pairs = [(good, bad)]
         for number, (good, bad) in enumerate(pairs):
             chosen, rejected = self._steps(good), self._steps(bad)
             for name in {name for step in (*chosen, *rejected) for name in step.images}:
@@ -235,13 +238,13 @@ class TrajectoryPairs(PreferenceSource):
         return score
 
     def _steps(self, trajectory: dict[str, Any]) -> list[Step]:
-        steps = trajectory.get("steps")
+        steps = given(trajectory, "steps", "no steps")
         if not isinstance(steps, list) or not steps:
             raise ExampleError("steps must list at least one step", "no steps")
         return [Step(images_of(step), self._action(step)) for step in map(as_object, steps)]
 
     def _action(self, step: dict[str, Any]) -> str:
-        action = step.get("action")
+        action = given(step, "action", "no action")
         if isinstance(action, list) and action:
             values = [number_of(value, "action", "no action") for value in action]
             return binned(values, self.low, self.high)
@@ -251,7 +254,7 @@ class TrajectoryPairs(PreferenceSource):
 
 
 def _outcome(trajectory: dict[str, Any]) -> Outcome:
-    stages, success = trajectory.get("stages"), trajectory.get("success")
+    stages, success = trajectory.get("stages"), given(trajectory, "success", "no score")
     if not isinstance(success, bool):
         raise ExampleError("success must be true or false", "no score")
     try:

@@ -30,7 +30,7 @@ class BuiltPairs(NamedTuple):
         encoded: the comparisons that fit the model, with their token ids.
         num_prompts: number of prompts before any were dropped, or of pairs if the data has pairs.
         drops: how many of them gave no comparison, by reason.
-        notes: counts of what was left out inside pairs, see `PreferenceSet`.
+        notes: counts of what was left out inside examples that are used, see `PromptSet`.
     """
 
     encoded: EncodedComparisons
@@ -46,7 +46,8 @@ class BuiltPairs(NamedTuple):
     def describe(self) -> str:
         """Returns one line for the terminal."""
         reasons = counted(self.drops) or "none"
-        return f"{len(self.comparisons):,} kept of {self.num_prompts:,}; dropped: {reasons}"
+        line = f"{len(self.comparisons):,} kept of {self.num_prompts:,}; dropped: {reasons}"
+        return line + (f"; left out inside: {counted(self.notes)}" if self.notes else "")
 
     def write(self, directory: Path) -> None:
         """Writes the comparisons to pairs.array_record, and the counts to pairs.json."""
@@ -81,10 +82,10 @@ def build_pairs(
     Raises:
         DataError: no comparison is left; says why.
     """
-    drops, notes = data.drops.copy(), collections.Counter()
+    drops = data.drops.copy()
     advice = "use a stronger corruption or other prompts"
     if isinstance(data, PreferenceSet):
-        built, num, notes = data.comparisons, len(data.comparisons), data.notes
+        built, num = data.comparisons, len(data.comparisons)
         advice = "raise text.max_length or use other pairs"
     else:
         num = len(rollouts)
@@ -97,4 +98,4 @@ def build_pairs(
     if not fits.encoded:
         raise DataError(f"no pairs are left of {num} prompts ({counted(drops)}); {advice}")
     kept = dataclasses.replace(fits, drops=collections.Counter())
-    return BuiltPairs(kept, num + data.drops.total(), drops, notes)
+    return BuiltPairs(kept, num + data.drops.total(), drops, data.notes)
