@@ -191,6 +191,7 @@ def prepare_pictures(folder):
                 "question": tfds.features.Text(),
                 "asked": tfds.features.Sequence(tfds.features.Text()),
                 "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+                "unused": tfds.features.Sequence(tfds.features.Image()),
             }
             return tfds.core.DatasetInfo(
                 builder=self, features=tfds.features.FeaturesDict(features)
@@ -204,6 +205,7 @@ def prepare_pictures(folder):
                 yield i, {
                     "image": encoded(10 * i), "question": f"Wie groß ist {i}?",
                     "asked": [f"{i}a?", f"{i}b?"], "label": i % 2,
+                    "unused": [b"<html>"],  # TFDS stores what it is given
                 }  # fmt: skip
 
     Pictures(data_dir=str(folder), file_format="array_record").download_and_prepare()

@@ -292,7 +292,7 @@ BAD_LINES = [
     ('{"id": "x", "image": "a.png", "question": ["Q?"]}', "no question"),
     ('{"id": "x", "image": "a.png", "question": " \\n"}', "empty question"),
     ('{"id": "x", "image": "a.png", "question": "<image>\\n"}', "empty question"),
-    ('{"id": "x", "image": "a.png", "question": "Q?", "answer": NaN}', "invalid text"),
+    ('{"id": "x", "image": "a.png", "question": "\\udcff"}', "invalid text"),
     ('{"id": "\\udcff", "image": "a.png", "question": "Q?"}', "invalid text"),
     ('{"id": "x", "image": "", "question": "Q?"}', "missing image"),
     ('{"id": "x", "image": "sub", "question": "Q?"}', "missing image"),

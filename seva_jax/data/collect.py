@@ -24,7 +24,7 @@ from typing_extensions import override
 from seva_jax.data.places import placed
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.data.unique import UniqueIds
-from seva_jax.images.load import decode_image, resolve_image
+from seva_jax.images.load import decode_image, require_link_roots, resolve_image
 from seva_jax.types import IMAGE_MARKER, Comparison, DataError, ExampleError, Prompt, View
 
 Example = TypeVar("Example", Prompt, Comparison)
@@ -65,26 +65,29 @@ class FolderImages(Images):
 
     Attributes:
         root: the folder; names cannot lead out of it.
+        link_roots: folders that symbolic links in it may lead to; see `FollowsLinks`.
 
     Raises:
         DataError: there is no such folder.
     """
 
     root: str
+    link_roots: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not self.root:
             raise DataError("the image folder is not set; give its path")
         if not Path(self.root).is_dir():
             raise DataError(f"{self.root}: no such image folder; check the path")
+        require_link_roots(self.link_roots)
 
     @override
     def check(self, name: str) -> None:
-        resolve_image(Path(self.root), name)
+        resolve_image(Path(self.root), name, self.link_roots)
 
     @override
     def read(self, name: str) -> bytes:
-        path = resolve_image(Path(self.root), name)
+        path = resolve_image(Path(self.root), name, self.link_roots)
         try:
             return path.read_bytes()
         except OSError as error:
@@ -94,19 +97,77 @@ class FolderImages(Images):
 # --- fields of one record -------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class Unread:
+    """The value of a field that is not read before it is used, so that an unused one does no harm.
+
+    Attributes:
+        kind: what the field holds, for errors, such as "a column of timestamp[us]".
+        names: returns the names of the images in it, or None if it is empty; None if it has no
+            images.
+        reason: why an example that needs it is left out; empty for the reason of the field.
+    """
+
+    kind: str
+    names: Callable[[], list[Any] | None] | None = None
+    reason: str = ""
+
+
 def as_object(record: Any) -> dict[str, Any]:
     """Returns the record if it is an object; raises the error that stands for a broken one."""
     if isinstance(record, ExampleError):
         raise record
+    if isinstance(record, Unread):
+        raise ExampleError(f"expected an object, found {record.kind}", "not an object")
     if not isinstance(record, dict):
         raise ExampleError(f"expected an object, found {type(record).__name__}", "not an object")
     return record
 
 
 def either(record: dict[str, Any], field: str, other: str) -> Any:
-    """Returns the value of a field that has two names; null counts as absent."""
-    value = record.get(field)
-    return record.get(other) if value is None else value
+    """Returns the value of a field that has two names; null counts as absent.
+
+    Names take the place of images that have not been read.
+    """
+    for name in (field, other):
+        value = record.get(name)
+        if isinstance(value, Unread) and value.names:
+            value = value.names()
+        if value is not None:
+            return value
+    return None
+
+
+def unusable(
+    record: dict[str, Any], fields: Sequence[str], expected: str, reason: str
+) -> ExampleError:
+    """Returns the error for a field that is missing, empty or of the wrong kind.
+
+    Args:
+        record: the record.
+        fields: the names that the field may have.
+        expected: what it should hold: "must be a text".
+        reason: why the example is left out.
+    """
+    names = fields[0] + f" (or {', '.join(fields[1:])})" * (len(fields) > 1)
+    there = [name for name in fields if name in record]
+    values = [record[name] for name in there if not _is_empty(record[name])]
+    if all(record[name] is None for name in there):
+        keys = (f"{str(key)[:40]}{' (null)' * (record[key] is None)}" for key in list(record)[:12])
+        has = ", ".join(keys) or "none"
+        return ExampleError(f"{names} is missing; the record has the fields {has}", reason)
+    if not values:
+        return ExampleError(f"{names} {expected}, and it is empty", reason)
+    if isinstance(values[0], Unread):
+        own = values[0].reason or reason
+        return ExampleError(f"{names} {expected}, and it is {values[0].kind}", own)
+    return ExampleError(f"{names} {expected}, not {type(values[0]).__name__}", reason)
+
+
+def _is_empty(value: Any) -> bool:
+    if isinstance(value, Unread):
+        return value.names is not None and value.names() is None
+    return value is None or (isinstance(value, str) and not value)
 
 
 def given(record: dict[str, Any], field: str, reason: str, other: str = "") -> Any:
@@ -117,17 +178,17 @@ def given(record: dict[str, Any], field: str, reason: str, other: str = "") -> A
     """
     value = either(record, field, other or field)
     if value is None:
-        names = f"{field} (or {other})" if other not in ("", field) else field
-        others = ", ".join(str(key)[:40] for key in list(record)[:12]) or "none"
-        raise ExampleError(f"{names} is missing; the record has the fields {others}", reason)
+        names = tuple(dict.fromkeys((field, other or field)))
+        raise unusable(record, names, "must be given", reason)
     return value
 
 
 def id_of(record: dict[str, Any]) -> str:
     """Returns the field `id` or `question_id` as text."""
-    id_ = given(record, "id", "no id", "question_id")
+    id_ = either(record, "id", "question_id")
     if isinstance(id_, bool) or not isinstance(id_, str | int) or id_ == "":
-        raise ExampleError("id (or question_id) must be a text or a whole number", "no id")
+        expected = "must be a text or a whole number"
+        raise unusable(record, ("id", "question_id"), expected, "no id")
     return str(id_)
 
 
@@ -140,21 +201,46 @@ def images_of(
     record: dict[str, Any], field: str = "image", other: str = "images"
 ) -> tuple[str, ...]:
     """Returns the image names in one of two fields, which holds a name or a list of names."""
-    value = given(record, field, "no image", other)
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ExampleError(
-            f"{field} (or {other}) must name an image file, or list several", "no image"
-        )
+    names = [_file_of(value, field) for value in _listed_images(record, field, other)]
+    if not all(isinstance(name, str) for name in names):
+        message = f"{field} (or {other}) must name image files, and an entry does not"
+        raise ExampleError(message, "no image")
     return tuple(names)
+
+
+def _listed_images(record: dict[str, Any], field: str, other: str) -> list[Any]:
+    value = either(record, field, other)
+    if not isinstance(value, str | list | dict):
+        names = tuple(dict.fromkeys((field, other)))
+        raise unusable(record, names, "must name an image file, or list several", "no image")
+    return listed(value)
+
+
+def _file_of(image: Any, field: str) -> Any:
+    """Returns the name in an entry of an image field, which may be wrapped as `{"path": name}`."""
+    if isinstance(image, dict) and image.get("bytes") is None:
+        image = image.get("path")
+    inside = isinstance(image, dict) or (isinstance(image, str) and image.startswith("data:"))
+    if inside:
+        raise ExampleError(
+            f"{field} holds an encoded image, which JSON cannot embed here; write it to a file and "
+            "give the file's name, or use parquet with a column {bytes, path}",
+            "no image",
+        )
+    if isinstance(image, str) and image.startswith(("http://", "https://")):
+        raise ExampleError(
+            f"{field} is an address on the web, {image[:200]}; download it and give its name",
+            "no image",
+        )
+    return image
 
 
 def text_of(record: dict[str, Any], field: str, other: str = "") -> str:
     """Returns the question in one of two fields."""
-    text = given(record, field, "no question", other)
+    value = record.get(field)
+    text = record.get(other) if value is None and other else value
     if not isinstance(text, str):
-        names = f"{field} (or {other})" if other else field
-        raise ExampleError(f"{names} must be a text", "no question")
+        raise unusable(record, (field, *filter(None, [other])), "must be a text", "no question")
     return text
 
 
@@ -181,11 +267,33 @@ def number_of(value: Any, field: str, reason: str = "no score") -> float:
 
 
 def meta_of(record: dict[str, Any], used: Iterable[str]) -> dict[str, Any]:
-    """Returns the fields that hold strings, numbers or lists, except those already used."""
+    """Returns the fields that hold strings, numbers or lists, except those already used.
+
+    A value that a run cannot store is left out: NaN, text that is not UTF-8 or very long.
+    """
     used = set(used)
     return {
-        k: v for k, v in record.items() if k not in used and isinstance(v, str | int | float | list)
+        k: v
+        for k, v in record.items()
+        if k not in used and isinstance(v, str | int | float | list) and _storable(v)
     }
+
+
+def _storable(value: Any) -> bool:
+    try:
+        return len(_stored(value)) <= _MAX_TEXT
+    except (ValueError, TypeError, RecursionError):
+        return False
+
+
+def _stored(value: Any) -> str:
+    """Returns a value as JSON; raises an error for one that no file of a run can hold.
+
+    Those are half a surrogate pair, NaN, objects of other types, and lists nested too deeply.
+    """
+    stored = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    stored.encode()
+    return stored
 
 
 def compared(prompt: Prompt, chosen: Any, *rejected: Any) -> Comparison:
@@ -213,6 +321,9 @@ def compared_apart(prompt: Prompt, chosen: Any, other: Prompt, rejected: Any) ->
 def _answer(text: Any, side: str) -> str:
     if text is None:
         raise ExampleError(f"the {side} answer is missing", f"empty {side} answer")
+    if isinstance(text, Unread):
+        message = f"the {side} answer is {text.kind}, not a text"
+        raise ExampleError(message, text.reason or f"empty {side} answer")
     answer = text.strip() if isinstance(text, str) else ""
     if not answer:
         raise ExampleError(f"the {side} answer is empty or not a text", f"empty {side} answer")
@@ -241,10 +352,8 @@ def one_each(
 def _check(example: Prompt | Comparison, images: Images) -> str:
     """Returns an example as JSON; raises `ExampleError` for one that no run could use."""
     try:
-        stored = json.dumps(dataclasses.asdict(example), ensure_ascii=False, allow_nan=False)
-        stored.encode()
-    # Half a surrogate pair, NaN, lists nested too deeply: no file of the run could hold it.
-    except (ValueError, RecursionError) as error:
+        stored = _stored(dataclasses.asdict(example))
+    except (ValueError, TypeError, RecursionError) as error:
         raise ExampleError(f"not storable as JSON in UTF-8 ({error})", "invalid text") from error
     if len(stored) > _MAX_TEXT:
         raise ExampleError(

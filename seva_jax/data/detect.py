@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from seva_jax.data.answered import AnsweredPrompts
 from seva_jax.data.captions import CaptionedPrompts
+from seva_jax.data.collect import Unread
 from seva_jax.data.columns import Columns, guess_columns, open_columns
 from seva_jax.data.embedded import HfParquet, TfdsPrompts
 from seva_jax.data.files import ImageFolder, LlavaJson, QuestionsJsonl, SevaJson
@@ -169,8 +170,12 @@ def _file(path: str, folder: str, given: bool) -> Detected:
 
 
 def _embeds(rows: list[dict[str, Any]]) -> bool:
-    cells = (cell for row in rows for cell in row.values() if isinstance(cell, list) and cell)
-    return any(isinstance(cell[0], str) and _EMBEDDED.fullmatch(cell[0]) for cell in cells)
+    """Returns whether a parquet file holds the images themselves, not their names."""
+    for cell in (cell for row in rows for cell in row.values() if isinstance(cell, Unread)):
+        names = cell.names() if cell.names else None
+        if names and isinstance(names[0], str) and _EMBEDDED.fullmatch(names[0]):
+            return True
+    return False
 
 
 def _by_columns(

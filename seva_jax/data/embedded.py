@@ -16,17 +16,19 @@ from typing_extensions import override
 from seva_jax.data.collect import Images, as_object, images_of, meta_of, prompt_set, text_of
 from seva_jax.data.sources import PromptSet, PromptSource
 from seva_jax.data.tables import open_table
+from seva_jax.images.load import FollowsLinks
 from seva_jax.ranges import FROM_0
 from seva_jax.types import DataError, ExampleError, Prompt
 
 
 @dataclasses.dataclass(frozen=True)
-class HfParquet(PromptSource):
+class HfParquet(FollowsLinks, PromptSource):
     """Parquet in the Hub's layout: a column of images, and perhaps one of questions.
 
-    An image cell is a struct `{bytes, path}`, a list of those, or the name of a file. A prompt's
-    id is the number of its row, "#" and the number of the question, both from 0. Strings, numbers
-    and lists in other columns become its `meta`.
+    An image cell is a struct `{bytes, path}`, the bytes alone, the name of a file, or a list of
+    those. A prompt's id is the number of its row, "#" and the number of the question, both from 0.
+    Strings, numbers and lists in other columns become its `meta`; columns of other types, such as
+    times, are not read.
 
     Attributes:
         path: a parquet file, or a folder of them, read in the order of their names.
@@ -35,6 +37,7 @@ class HfParquet(PromptSource):
         questions: questions to ask about every row, if `question` is empty.
         image_root: folder of the images, if the cells hold file names.
         limit: use the first N usable rows; 0 means all.
+        split: the split to read of a folder that holds several, such as "train".
     """
 
     path: str = ""
@@ -43,11 +46,12 @@ class HfParquet(PromptSource):
     questions: tuple[str, ...] = ()
     image_root: str = ""
     limit: Annotated[int, FROM_0] = 0
+    split: str = dataclasses.field(default="", kw_only=True)
 
     @override
     def open(self) -> PromptSet:
         _check_questions(self.path, self.question, self.questions)
-        table = open_table(self.path, self.image_root)
+        table = open_table(self.path, self.image_root, self.split, self.link_roots)
         rows = ((where, self._parse(i, row)) for i, (where, row) in enumerate(table.records))
         return prompt_set(self.path, table.images, rows, self.limit)
 
@@ -92,13 +96,13 @@ class TfdsPrompts(PromptSource):
     def open(self) -> PromptSet:
         where = f"TFDS {self.name} {self.split}"
         _check_questions(where, self.question, self.questions)
-        images = TfdsImages(self._open(), self.image)
+        images = self._open()
         examples = (
             (f"example {index}", self._parse(index, images)) for index in range(len(images.source))
         )
         return prompt_set(where, images, examples, self.limit)
 
-    def _open(self) -> Sequence[dict[str, Any]]:
+    def _open(self) -> TfdsImages:
         import tensorflow_datasets as tfds  # takes seconds
 
         try:
@@ -110,9 +114,17 @@ class TfdsPrompts(PromptSource):
             if not isinstance(features[self.image], tfds.features.Image):
                 raise DataError(f"TFDS {self.name}: {self.image!r} is not an image but "
                                 f"{features[self.image]}")  # fmt: skip
-            # Encoded bytes: we decode by content, and TFDS's decoder warns without OpenCV.
-            decoders: Any = {self.image: tfds.decode.SkipDecoding()}
-            return builder.as_data_source(self.split, decoders=decoders)  # pyright: ignore
+            used = [name for name in (self.image, self.question) if name]
+            return TfdsImages(
+                builder.as_data_source(
+                    self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+                ),
+                # Of the features that are used only: TFDS would decode all, other images too.
+                tfds.features.FeaturesDict({name: features[name] for name in used}),
+                self.image,
+                # Encoded bytes: we decode by content, and TFDS's decoder warns without OpenCV.
+                {self.image: tfds.decode.SkipDecoding()},
+            )
         except DataError:
             raise
         # TFDS raises nearly anything for unknown names, versions, splits and formats.
@@ -126,7 +138,7 @@ class TfdsPrompts(PromptSource):
     def _parse(self, index: int, images: TfdsImages) -> Iterator[Prompt]:
         asked: Sequence[Any] = self.questions
         if self.question:
-            value = images.source[index][self.question]
+            value = images.example(index)[self.question]
             asked = list(value) if isinstance(value, list | np.ndarray) else [value]
         for number, question in enumerate(asked):
             if isinstance(question, bytes):  # TFDS returns texts as bytes
@@ -141,18 +153,26 @@ class TfdsImages(Images):
     """The images of a TFDS data source; a name is the number of an example.
 
     Attributes:
-        source: examples, with encoded images.
-        feature: feature with the image.
+        source: serialised examples.
+        features: the features that are used.
+        feature: name of the one with the image.
+        decoders: how TFDS decodes them, where not as usual.
     """
 
-    source: Sequence[dict[str, Any]]
+    source: Sequence[bytes]
+    features: Any
     feature: str
+    decoders: dict[str, Any]
+
+    def example(self, index: int) -> dict[str, Any]:
+        """Returns the used features of an example, with the encoded image."""
+        return self.features.deserialize_example_np(self.source[index], decoders=self.decoders)
 
     @override
     def read(self, name: str) -> bytes:
         if not name.isdigit() or int(name) >= len(self.source):
             raise ExampleError(f"{name!r}: there is no such example", "missing image")
-        return self.source[int(name)][self.feature]
+        return self.example(int(name))[self.feature]
 
 
 def _check_questions(source: str, field: str, questions: tuple[str, ...]) -> None:

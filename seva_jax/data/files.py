@@ -30,8 +30,9 @@ from seva_jax.data.collect import (
     text_of,
 )
 from seva_jax.data.sources import PromptSet, PromptSource
+from seva_jax.data.splits import folder_split, of_split
 from seva_jax.data.tables import Record, json_lines, json_list
-from seva_jax.images.load import IMAGE_EXTENSIONS
+from seva_jax.images.load import IMAGE_EXTENSIONS, FollowsLinks, image_names
 from seva_jax.ranges import FROM_0
 from seva_jax.types import IMAGE_MARKER, DataError, ExampleError, Prompt
 
@@ -39,7 +40,7 @@ SHORT_ANSWER = "Answer the question using a single word or phrase."
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageFolder(PromptSource):
+class ImageFolder(FollowsLinks, PromptSource):
     """Every image file below a folder, each with the same questions.
 
     A prompt's id is the path of its image inside the folder, "#" and the number of the question,
@@ -49,23 +50,22 @@ class ImageFolder(PromptSource):
         root: the folder. Image files are recognised by their extension and sorted by path.
         questions: questions to ask about every image.
         limit: use the first N images; 0 means all.
+        split: the split to read if folders in it are named after several, such as "train".
     """
 
     root: str = ""
     questions: tuple[str, ...] = ("Describe this image in detail.",)
     limit: Annotated[int, FROM_0] = 0
+    split: str = dataclasses.field(default="", kw_only=True)
 
     @override
     def open(self) -> PromptSet:
-        images, root = FolderImages(self.root), Path(self.root)
-        files = sorted(
-            path.relative_to(root).as_posix()
-            for path in root.rglob("*")
-            if path.suffix.lower() in IMAGE_EXTENSIONS and not path.is_dir()
-        )
+        images, root = FolderImages(self.root, self.link_roots), Path(self.root)
+        files = image_names(root, self.link_roots)
         if not files:
             kinds = " ".join(IMAGE_EXTENSIONS)
             raise DataError(f"{root}: no image files below this folder (looked for {kinds})")
+        files = of_split(self.root, files, self.split, folder_split)
         if not self.questions:
             raise DataError(f"{root}: there are no questions to ask about its images; give some")
 
@@ -77,7 +77,7 @@ class ImageFolder(PromptSource):
 
 
 @dataclasses.dataclass(frozen=True)
-class LlavaJson(PromptSource):
+class LlavaJson(FollowsLinks, PromptSource):
     r"""Questions of LLaVA's conversation files; the answers are not trained on.
 
     The file is a list of `{"id", "image", "conversations": [{"from": "human", "value":
@@ -113,7 +113,7 @@ class LlavaJson(PromptSource):
 
     @override
     def open(self) -> PromptSet:
-        images, records = FolderImages(self.image_root), json_list(self.path)
+        images, records = FolderImages(self.image_root, self.link_roots), json_list(self.path)
         if self.prefix:
             records = [record for record in records if self._starts_right(record[1])]
             if not records:
@@ -232,7 +232,7 @@ def is_conversation(value: Any) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class QuestionsJsonl(PromptSource):
+class QuestionsJsonl(FollowsLinks, PromptSource):
     """Questions as JSON lines, one object on each line.
 
     Fields: `id` or `question_id`; `question` or `text`; `image`, or `images` for a list (an empty
@@ -251,7 +251,7 @@ class QuestionsJsonl(PromptSource):
     @override
     def open(self) -> PromptSet:
         examples = one_each(json_lines(self.path), self._prompt)
-        return prompt_set(self.path, FolderImages(self.image_root), examples)
+        return prompt_set(self.path, FolderImages(self.image_root, self.link_roots), examples)
 
     @override
     @classmethod
@@ -268,7 +268,7 @@ class QuestionsJsonl(PromptSource):
 
 
 @dataclasses.dataclass(frozen=True)
-class SevaJson(PromptSource):
+class SevaJson(FollowsLinks, PromptSource):
     """The prompts of SeVa's released pairs; their answers are not used.
 
     The file is a list of `{"chosen", "reject", "question", "image_id"}`, where `image_id` is a
@@ -285,7 +285,7 @@ class SevaJson(PromptSource):
     @override
     def open(self) -> PromptSet:
         examples = one_each(json_list(self.path), seva_prompt)
-        return prompt_set(self.path, FolderImages(self.image_root), examples)
+        return prompt_set(self.path, FolderImages(self.image_root, self.link_roots), examples)
 
     @override
     @classmethod

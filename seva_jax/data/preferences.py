@@ -24,6 +24,7 @@ from seva_jax.data.collect import (
     answers_of,
     as_object,
     compared,
+    either,
     given,
     images_of,
     meta_of,
@@ -34,6 +35,7 @@ from seva_jax.data.collect import (
 from seva_jax.data.files import images_of_turn, seva_prompt, turns
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
 from seva_jax.data.tables import open_table
+from seva_jax.images.load import FollowsLinks
 from seva_jax.ranges import FROM_0
 from seva_jax.types import Comparison, ExampleError, Prompt
 
@@ -55,22 +57,24 @@ class Entry(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class PairsFile(PreferenceSource):
+class PairsFile(FollowsLinks, PreferenceSource):
     """Base class of files with one comparison in each record. A format defines `parse`.
 
     Attributes:
         path: a JSON list, JSON lines, a parquet file, or a folder of parquet files.
         image_root: folder the image names are relative to; not needed for embedded images.
         limit: use the first N usable records; 0 means all.
+        split: the split to read of a folder that holds several, such as "train".
     """
 
     path: str = ""
     image_root: str = ""
     limit: Annotated[int, FROM_0] = 0
+    split: str = dataclasses.field(default="", kw_only=True)
 
     @override
     def open(self) -> PreferenceSet:
-        table = open_table(self.path, self.image_root)
+        table = open_table(self.path, self.image_root, self.split, self.link_roots)
         notes: collections.Counter[str] = collections.Counter()
 
         def parse(index: int, record: dict[str, Any]) -> Comparison:
@@ -251,7 +255,7 @@ class VLFeedbackPairs(PairsFile):
         if best[0] == worst[0]:
             raise ExampleError("all answers are rated equal", "equal ratings")
         id_ = record.get("id", "")
-        if record.get("image") is not None:  # embedded
+        if either(record, "image", "images") is not None:  # embedded
             names = images_of(record)
         else:
             candidates = [x for x in (record.get("img_path"), id_) if isinstance(x, str) and x]

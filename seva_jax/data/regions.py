@@ -19,7 +19,7 @@ from seva_jax.corrupt.region import RegionNoise
 from seva_jax.data.collect import number_of
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSource
 from seva_jax.data.wrapped import opened_pairs, require_single_view, rewritten
-from seva_jax.images.load import decode_image, resolve_image
+from seva_jax.images.load import FollowsLinks, decode_image, require_link_roots, resolve_image
 from seva_jax.ranges import FROM_0
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt, View
 
@@ -49,7 +49,7 @@ class Maps:
 
 
 @dataclasses.dataclass(frozen=True)
-class MapFolder(Maps):
+class MapFolder(FollowsLinks, Maps):
     """Maps in files named like the images, with the extension .npy or that of a grey image.
 
     Arrays hold numbers [H, W] and are never unpickled. Of a grey image the red channel is used, in
@@ -66,6 +66,7 @@ class MapFolder(Maps):
         del prompt  # an image has one map
         if not self.root or not Path(self.root).is_dir():
             raise DataError(f"{self.root or 'MapFolder.root'}: no such folder of masks; give one")
+        require_link_roots(self.link_roots)
         return self._path(image).relative_to(Path(self.root).resolve()).as_posix()
 
     @override
@@ -90,7 +91,7 @@ class MapFolder(Maps):
         array = PurePath(name).with_suffix(".npy").as_posix() if PurePath(name).name else name
         for candidate in (array, name):
             try:
-                return resolve_image(Path(self.root), candidate)
+                return resolve_image(Path(self.root), candidate, self.link_roots)
             except ExampleError as error:
                 if error.reason != "missing image":
                     raise ExampleError(str(error), "unsafe mask path") from error

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from typing_extensions import override
 
-from seva_jax.data.collect import FolderImages, Images, listed
+from seva_jax.data.collect import FolderImages, Images, Unread, listed
+from seva_jax.data.splits import of_split, shard_split
+from seva_jax.images.load import files_below
 from seva_jax.runtime.files import read_bytes
 from seva_jax.types import DataError, ExampleError
 
@@ -44,27 +47,35 @@ class Table(NamedTuple):
     images: Images
 
 
-def open_table(path: str, image_root: str) -> Table:
+def open_table(
+    path: str, image_root: str, split: str = "", link_roots: tuple[str, ...] = ()
+) -> Table:
     """Opens a JSON list, JSON lines, a parquet file, or a folder of parquet files.
 
     Args:
         path: the file or folder.
         image_root: folder of image files; may be empty if parquet embeds all images.
+        split: the split to read, by the names of the files; see `splits.py`.
+        link_roots: folders that symbolic links in `image_root` may lead to.
 
     Raises:
-        DataError: nothing can be read; the message names the file.
+        DataError: nothing can be read, or a folder holds several splits and none is chosen; the
+            message names the file.
     """
     folder = Path(path)
     if path and folder.is_dir():
-        files = sorted(folder.rglob("*.parquet"))
-        if not files:
+        files = {f.relative_to(folder).as_posix(): f for f in files_below(folder, lambda _: True)}
+        names = sorted(name for name in files if name.endswith(".parquet"))
+        if not names:
             raise DataError(f"{path}: no .parquet files below this folder; give a file")
-        return _open_parquet({f.relative_to(folder).as_posix(): f for f in files}, image_root)
+        names = of_split(path, names, split, shard_split)
+        return _open_parquet({name: files[name] for name in names}, image_root, link_roots)
+    of_split(path, [folder.name], split, shard_split)
     data = read_bytes(path, 4096).lstrip(b"\xef\xbb\xbf \t\r\n")
     if data.startswith(b"PAR1"):
-        return _open_parquet({folder.name: folder}, image_root)
+        return _open_parquet({folder.name: folder}, image_root, link_roots)
     records = json_list(path) if data.startswith(b"[") else json_lines(path)
-    return Table(iter(records), FolderImages(image_root))
+    return Table(iter(records), FolderImages(image_root, link_roots))
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -123,10 +134,12 @@ class ParquetImages(Images):
     Attributes:
         files: name of a file inside image names -> its path.
         root: folder of image files.
+        link_roots: folders that symbolic links in it may lead to.
     """
 
     files: dict[str, Path]
     root: str
+    link_roots: tuple[str, ...] = ()
 
     @override
     def check(self, name: str) -> None:
@@ -144,13 +157,18 @@ class ParquetImages(Images):
         except _DAMAGE as error:
             raise ExampleError(f"{name}: cannot be read ({error})", "unreadable image") from error
         for image in listed(cell)[number : number + 1]:
-            if image is not None and image["bytes"] is not None:
-                return image["bytes"]
+            if isinstance(image, bytes):
+                return image
+            fields = image if isinstance(image, dict) else {}
+            if fields.get("bytes") is not None:
+                return fields["bytes"]
+            if fields.get("path") and self.root:  # other rows of its group embed theirs
+                return self._folder.read(fields["path"])
         raise ExampleError(f"{name}: there is no image in this cell", "missing image")
 
     @functools.cached_property
     def _folder(self) -> FolderImages:
-        return FolderImages(self.root)
+        return FolderImages(self.root, self.link_roots)
 
     def _place(self, name: str) -> tuple[str, str, int, int] | None:
         file, *rest = name.rsplit("/", 3)
@@ -185,89 +203,182 @@ def _parquet(path: Path) -> pq.ParquetFile:
 
 @functools.lru_cache(maxsize=2)
 def _row_group(path: Path, group: int, column: str) -> pa.ChunkedArray:
-    parquet = _parquet(path)
-    return parquet.read_row_group(group, columns=_byte_leaves(parquet, column)).column(column)
+    return _parquet(path).read_row_group(group, columns=[column]).column(column)
 
 
-def _leaves(parquet: pq.ParquetFile, column: str) -> list[str]:
-    paths = (parquet.schema.column(i).path for i in range(len(parquet.schema.names)))
-    return [path for path in paths if _is_of(path, column)]
+class _Column(NamedTuple):
+    """A column of a parquet file.
+
+    Attributes:
+        name: its name.
+        kind: its type.
+        leaves: paths of its leaves: a list or struct is stored as one column for each.
+        texts: those of them that hold what JSON can hold.
+        image: path of the leaf with encoded images, or empty.
+    """
+
+    name: str
+    kind: pa.DataType
+    leaves: tuple[str, ...]
+    texts: tuple[str, ...]
+    image: str
 
 
-def _byte_leaves(parquet: pq.ParquetFile, column: str) -> list[str]:
-    return [leaf for leaf in _leaves(parquet, column) if leaf.endswith(".bytes")]
+def _columns(parquet: pq.ParquetFile) -> list[_Column]:
+    paths = iter([parquet.schema.column(i).path for i in range(len(parquet.schema.names))])
+    columns = []
+    for field in parquet.schema_arrow:
+        is_text = _are_texts(field.type)
+        leaves = tuple(itertools.islice(paths, len(is_text)))
+        texts = tuple(itertools.compress(leaves, is_text))
+        image = next((x for x in leaves if len(leaves) == 1 or x.endswith(".bytes")), "")
+        image *= _is_image(field.type)
+        columns.append(_Column(field.name, field.type, leaves, texts, image))
+    return columns
 
 
-def _is_of(leaf: str, column: str) -> bool:
-    return leaf == column or leaf.startswith(f"{column}.")
+def _are_texts(kind: pa.DataType) -> list[bool]:
+    """Returns for each leaf of a type, in order, whether JSON can hold its values."""
+    if isinstance(kind, pa.BaseExtensionType):
+        storage = kind.storage_type
+        return [pa.types.is_string(storage) and each for each in _are_texts(storage)]
+    if pa.types.is_map(kind):  # in Python a list of tuples
+        return [False for part in (kind.key_type, kind.item_type) for _ in _are_texts(part)]
+    if pa.types.is_struct(kind):
+        return [each for field in kind for each in _are_texts(field.type)]
+    if _is_list(kind) or pa.types.is_dictionary(kind):
+        return _are_texts(kind.value_type)
+    return [any(is_kind(kind) for is_kind in _TEXTS)]
+
+
+_TEXTS = (
+    pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating,
+    pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
+)  # fmt: skip
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return any(is_kind(kind) for is_kind in _LISTS)
+
+
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
 def _is_image(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        kind = kind.value_type
-    if not pa.types.is_struct(kind) or {f.name for f in kind} != {"bytes", "path"}:
-        return False
-    data = kind.field("bytes").type
-    return pa.types.is_binary(data) or pa.types.is_large_binary(data) or pa.types.is_null(data)
+    """Returns whether a type is binary, or a struct with binary `bytes`, or a list of these."""
+    kind = kind.value_type if _is_list(kind) else kind
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        kind = kind.field(index).type if index >= 0 else pa.string()
+        return _is_binary(kind) or pa.types.is_null(kind)
+    return _is_binary(kind)
 
 
-def _open_parquet(files: dict[str, Path], image_root: str) -> Table:
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _open_parquet(files: dict[str, Path], image_root: str, link_roots: tuple[str, ...]) -> Table:
     _parquet.cache_clear()  # a file may have changed since
     _row_group.cache_clear()
+    _small.cache_clear()
     for path in files.values():
         _parquet(path)  # raises for an unreadable file before the first record is used
     records = (record for name, path in files.items() for record in _rows(name, path))
-    return Table(records, ParquetImages(files, image_root))
+    return Table(records, ParquetImages(files, image_root, link_roots))
 
 
 def _rows(name: str, path: Path) -> Iterator[Record]:
-    """Yields the rows of a file; cells with images hold lists of names instead."""
-    parquet = _parquet(path)
-    schema = parquet.schema_arrow
-    images = [field.name for field in schema if _is_image(field.type)]
-    leaves = [leaf for column in schema.names for leaf in _leaves(parquet, column)]
-    heavy = {leaf for column in images for leaf in _byte_leaves(parquet, column)}
-    light = [leaf for leaf in leaves if leaf not in heavy]
+    """Yields the rows of a file; fields with images and of other types are `Unread`."""
+    columns = _columns(_parquet(path))
+    texts = [leaf for column in columns if not column.image for leaf in column.texts]
     row = 0
-    for group in range(parquet.num_row_groups):
-        embedded = {c: _has_bytes(parquet, group, c) for c in images}
-        for record in _records(path, group, light):
-            cells = record if isinstance(record, dict) else {}
-            for column in images:
-                if cells.get(column) is not None:
-                    cells[column] = [
-                        f"{name}/{column}/{row}/{i}"
-                        if embedded[column]
-                        else image and image["path"]
-                        for i, image in enumerate(listed(cells[column]))
-                    ]
+    for group in range(_parquet(path).num_row_groups):
+        for index, cells in enumerate(_records(path, group, texts)):
+            record: dict[str, Any] = {}
+            for column in columns:
+                kind = f"a column of {column.kind}"
+                if column.image:
+                    cell = _Cell(path, group, column, index, f"{name}/{column.name}/{row}")
+                    record[column.name] = Unread(kind, cell)
+                elif column.texts:
+                    record[column.name] = cells[column.name]
+                else:
+                    record[column.name] = Unread(kind)
             yield f"{name}, row {row}", record
             row += 1
 
 
-def _records(path: Path, group: int, columns: list[str]) -> Iterator[Any]:
-    """Yields the rows of a group, and an `ExampleError` for a row whose text is not UTF-8."""
-    try:
-        rows = _parquet(path).read_row_group(group, columns=columns)
-    except _DAMAGE as error:
-        message = f"{path}: row group {group} is damaged ({error}); fetch it again"
-        raise DataError(message) from error
+def _records(path: Path, group: int, leaves: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a group; text that is not UTF-8 is `Unread`."""
+    rows = _read(path, group, leaves)
     try:
         yield from rows.to_pylist()
     except UnicodeDecodeError:
         for i in range(rows.num_rows):
-            try:
-                yield rows.slice(i, 1).to_pylist()[0]
-            except UnicodeDecodeError as error:
-                yield ExampleError(f"a text is not UTF-8 ({error})", "broken line")
+            cells = (_cell(column[i]) for column in rows.columns)
+            yield dict(zip(rows.column_names, cells, strict=True))
 
 
-def _has_bytes(parquet: pq.ParquetFile, group: int, column: str) -> bool:
-    """Returns whether a row group embeds its images, instead of naming files."""
-    metadata = parquet.metadata.row_group(group)
+def _read(path: Path, group: int, leaves: Sequence[str]) -> pa.Table:
+    try:
+        return _parquet(path).read_row_group(group, columns=list(leaves))
+    except _DAMAGE as error:
+        message = f"{path}: row group {group} is damaged ({error}); fetch it again"
+        raise DataError(message) from error
+
+
+def _cell(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:
+        return Unread(f"not UTF-8 ({error})", reason="broken line")
+
+
+class _Cell(NamedTuple):
+    """Finds the images of a cell when they are needed.
+
+    Attributes:
+        path: the file.
+        group: number of the row group.
+        column: the column.
+        index: number of the row in the group.
+        prefix: beginning of the names of embedded images.
+    """
+
+    path: Path
+    group: int
+    column: _Column
+    index: int
+    prefix: str
+
+    def __call__(self) -> list[str | None] | None:
+        """Returns the names of the images, or None if the cell is empty."""
+        embedded = _embedded(self.path, self.group, self.column)
+        if embedded == "all" and not _is_list(self.column.kind):
+            return [f"{self.prefix}/0"]
+        cell = _small(self.path, self.group, self.column)[self.index]
+        if not cell.is_valid:
+            return None
+        images = [cell[i] for i in range(len(cell))] if _is_list(self.column.kind) else [cell]
+        if embedded != "none":
+            return [f"{self.prefix}/{i}" for i in range(len(images))]
+        return [(image.as_py() or {}).get("path") for image in images]
+
+
+def _embedded(path: Path, group: int, column: _Column) -> Literal["all", "some", "none"]:
+    """Returns how many images of a row group are embedded; the others name files."""
+    metadata = _parquet(path).metadata.row_group(group)
     for i in range(metadata.num_columns):
         leaf = metadata.column(i)
-        if _is_of(leaf.path_in_schema, column) and leaf.path_in_schema.endswith(".bytes"):
-            counts = leaf.statistics
-            return counts is None or counts.null_count < leaf.num_values
-    return True
+        counts = leaf.statistics if leaf.path_in_schema == column.image else None
+        if counts is not None and counts.has_null_count:
+            all_null = counts.null_count >= leaf.num_values
+            return "none" if all_null else "some" if counts.null_count else "all"
+    return "some"
+
+
+@functools.lru_cache(maxsize=4)
+def _small(path: Path, group: int, column: _Column) -> pa.ChunkedArray:
+    """Returns a column of a row group without the bytes of images, if anything else is in it."""
+    return _read(path, group, column.texts or column.leaves).column(column.name)

@@ -41,6 +41,7 @@ from seva_jax.data.collect import (
 )
 from seva_jax.data.sources import PreferenceSet, PreferenceSource
 from seva_jax.data.tables import open_table
+from seva_jax.images.load import FollowsLinks
 from seva_jax.ranges import FROM_0, FROM_1
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt, View
 
@@ -146,7 +147,7 @@ def step_pairs(
 
 
 @dataclasses.dataclass(frozen=True)
-class TrajectoryPairs(PreferenceSource):
+class TrajectoryPairs(FollowsLinks, PreferenceSource):
     """Trajectories of a task from one initial state, the best paired with the worst.
 
     Records whose trajectories all score alike, or that lack a field, are left out and counted; the
@@ -163,6 +164,7 @@ class TrajectoryPairs(PreferenceSource):
         window: steps of a comparison; 8 as published.
         low: lower end of the range of actions given in numbers.
         high: upper end of that range.
+        split: the split to read of a folder that holds several, such as "train".
     """
 
     path: str = ""
@@ -173,12 +175,13 @@ class TrajectoryPairs(PreferenceSource):
     window: Annotated[int, FROM_1] = 8
     low: float = -1.0
     high: float = 1.0
+    split: str = dataclasses.field(default="", kw_only=True)
 
     @override
     def open(self) -> PreferenceSet:
         if self.low >= self.high:
             raise DataError(f"TrajectoryPairs: low {self.low} must be below high {self.high}")
-        table = open_table(self.path, self.image_root)
+        table = open_table(self.path, self.image_root, self.split, self.link_roots)
         notes: collections.Counter[str] = collections.Counter()
         records = (
             (where, self._parse(record, table.images, notes)) for where, record in table.records

@@ -25,7 +25,7 @@ from typing_extensions import override
 from seva_jax.data.sources import PromptSet
 from seva_jax.evals.answers import Answer, write_llava, write_lmms_log, write_tsv
 from seva_jax.evals.base import Evaluator, meta_fields
-from seva_jax.images.load import decode_image, resolve_image
+from seva_jax.images.load import FollowsLinks, decode_image, require_link_roots, resolve_image
 from seva_jax.ranges import FROM_0, FROM_1
 from seva_jax.runtime.files import read_bytes
 from seva_jax.types import DataError, Prompt
@@ -98,7 +98,7 @@ def open_suite(suite: Suite) -> Questions:
 
 
 @dataclasses.dataclass(frozen=True)
-class Benchmark(Suite):
+class Benchmark(FollowsLinks, Suite):
     """Base class of the published benchmarks.
 
     A broken line in a benchmark's file is an error, because the rest is no longer that benchmark.
@@ -155,7 +155,7 @@ class Benchmark(Suite):
             notes = [*notes, f"only the first {self.limit} of {len(prompts)} questions"]
         return Questions(
             list(prompts)[: self.limit or None],
-            load_image or folder_loader(self.name, self.image_root),
+            load_image or folder_loader(self.name, self.image_root, self.link_roots),
             evaluator=evaluator,
             files={path: hashlib.sha256(read_bytes(path)).hexdigest() for path in files if path},
             notes=tuple(notes),
@@ -175,8 +175,15 @@ class Benchmark(Suite):
         return {k: str(value) for k, value in meta_fields(prompt, "answer", "category").items()}
 
 
-def folder_loader(name: str, root: str) -> Callable[[str], np.ndarray]:
+def folder_loader(
+    name: str, root: str, link_roots: Sequence[str] = ()
+) -> Callable[[str], np.ndarray]:
     """Returns a loader for images below a folder, which refuses paths outside it.
+
+    Args:
+        name: name of the benchmark, for errors.
+        root: the folder.
+        link_roots: folders that symbolic links in it may lead to.
 
     Raises:
         DataError: there is no such folder.
@@ -184,7 +191,8 @@ def folder_loader(name: str, root: str) -> Callable[[str], np.ndarray]:
     folder = Path(root)
     if not root or not folder.is_dir():
         raise DataError(f"{name}: image_root {root!r} is not a folder; give the folder of images")
-    return lambda image: decode_image(resolve_image(folder, image), name=image)
+    require_link_roots(link_roots)
+    return lambda image: decode_image(resolve_image(folder, image, link_roots), name=image)
 
 
 def base64_loader(where: str, images: Mapping[str, str]) -> Callable[[str], np.ndarray]:

@@ -1,19 +1,22 @@
 """Finds image files and decodes them, however broken or hostile a data set is.
 
-What lives here: path resolution inside a root folder, and decoding to uint8 RGB. What does not:
-padding, resizing and normalising (`preprocess.py`). Read next: `preprocess.py`.
+What lives here: path resolution inside a root folder, the only rule for which image files may be
+read, and decoding to uint8 RGB. What does not: padding, resizing and normalising (`preprocess.py`).
+Read next: `preprocess.py`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import IO
 
 import numpy as np
 from PIL import Image
 
-from seva_jax.types import ExampleError
+from seva_jax.types import DataError, ExampleError
 
 # Raster formats with decoders inside Pillow. Others are refused: some start programs (EPS runs
 # Ghostscript), and some accept any bytes (TGA has no signature).
@@ -68,14 +71,13 @@ def _decode(file: IO[bytes], max_pixels: int, name: str) -> np.ndarray:
                 return _to_rgb(image)
             size = f"{image.width} x {image.height}"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        size = f"over {Image.MAX_IMAGE_PIXELS} pixels"
+        size = f"over {Image.MAX_IMAGE_PIXELS:,}"
     # On damaged files Pillow's decoders raise nearly any exception (OSError, SyntaxError,
     # struct.error, IndexError, ...), and all mean the same.
     except Exception as error:
         raise _unreadable(name, error) from error
     raise ExampleError(
-        f"{name}: the image is too large ({size}, limit {max_pixels} pixels); shrink it or raise "
-        "max_pixels",
+        f"{name}: the image is too large ({size}, limit {max_pixels:,} pixels); shrink it",
         "image too large",
     )
 
@@ -110,7 +112,27 @@ def _grey(values_HW: np.ndarray, top: float) -> np.ndarray:
     return np.repeat(scaled_HW.astype(np.uint8)[..., None], 3, axis=-1)
 
 
-def resolve_image(root: Path, name: str) -> Path:
+@dataclasses.dataclass(frozen=True)
+class FollowsLinks:
+    """The field of configs that read image files: where symbolic links may lead.
+
+    Attributes:
+        link_roots: folders outside of the image folder whose files may be read through symbolic
+            links in it, such as ("/mnt/coco",), or the folder `blobs` of a data set in the Hub's
+            cache. Images behind other links that lead out are left out and counted.
+    """
+
+    link_roots: tuple[str, ...] = dataclasses.field(default=(), kw_only=True)
+
+
+def require_link_roots(link_roots: Sequence[str]) -> None:
+    """Raises `DataError` unless every root that links may lead to is a folder."""
+    for root in link_roots:
+        if not root or not Path(root).is_dir():
+            raise DataError(f"link_roots: {root!r} is not a folder; give the folder links lead to")
+
+
+def resolve_image(root: Path, name: str, link_roots: Sequence[str] = ()) -> Path:
     """Finds an image inside a folder by a name that need not be trusted.
 
     If no file has the exact name, one in the same folder that differs in the extension is taken:
@@ -120,9 +142,11 @@ def resolve_image(root: Path, name: str) -> Path:
     Args:
         root: the image folder. It may itself be a symbolic link.
         name: path relative to `root`.
+        link_roots: folders outside of `root` that symbolic links below it may lead to.
 
     Returns:
-        The resolved path of an existing file inside `root`.
+        The path of an existing file below the resolved `root`; links below it are not resolved, so
+        that the extension stays (the Hub's cache links to files without one).
 
     Raises:
         ExampleError: "unsafe image path" if the name leads outside `root` (absolute, "..", NUL,
@@ -130,28 +154,99 @@ def resolve_image(root: Path, name: str) -> Path:
     """
     parts = PurePath(name)
     if parts.is_absolute() or ".." in parts.parts or "\0" in name:
-        raise _unsafe(root, name)
+        raise ExampleError(
+            f"{_shown(name)}: image names must stay inside {root}: no absolute path, '..' or NUL; "
+            "fix the data file, or point the image folder higher",
+            "unsafe image path",
+        )
     top = Path(root).resolve()
     for candidate in _spellings(parts):
+        path = top / candidate
         try:
-            path = (top / candidate).resolve()
-            if not path.is_relative_to(top):
-                raise _unsafe(root, name)
+            if not _may_read(path.resolve(), top, link_roots):
+                raise _leads_out(root, name, candidate, link_roots)
             if path.is_file():
                 return path
         # Loops of links, names that are too long, characters that the file system refuses.
         except (OSError, RuntimeError, UnicodeError):
             continue
     raise ExampleError(
-        f"{name!r}: no such image in {root}, under any extension; check the image folder",
+        f"{_shown(name)}: no such image in {root}, under any extension; check the image folder",
         "missing image",
     )
 
 
-def _unsafe(root: Path, name: str) -> ExampleError:
+def image_names(root: Path, link_roots: Sequence[str] = ()) -> list[str]:
+    """Returns the names of all image files below a folder, sorted.
+
+    Links to folders inside `link_roots` are followed. Links to other folders outside of `root` are
+    returned like images: `resolve_image` refuses them with the reason.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    top = Path(root).resolve()
+    files = files_below(top, lambda target: _may_read(target, top, link_roots))
+    images = (path for path in files if path.is_dir() or path.suffix.lower() in IMAGE_EXTENSIONS)
+    return sorted(path.relative_to(top).as_posix() for path in images)
+
+
+def files_below(folder: Path, follow: Callable[[Path], bool]) -> Iterator[Path]:
+    """Yields the files below a folder, each folder once however many links lead to it.
+
+    Args:
+        folder: the folder.
+        follow: whether to follow a symbolic link to a folder, given the resolved path of that
+            folder. If not, the link itself is yielded.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    seen, folders, links = set[Path](), [folder], list[Path]()
+    while folders or links:
+        here = folders.pop() if folders else links.pop(0)  # no link stands in for a real folder
+        if here.resolve() in seen:
+            continue
+        seen.add(here.resolve())
+        try:
+            entries = sorted(here.iterdir())
+        except OSError as error:
+            raise DataError(f"{here}: cannot be read ({error}); check its permissions") from error
+        for path in entries:
+            if not path.is_dir():
+                yield path
+            elif not path.is_symlink():
+                folders.append(path)
+            elif follow(path.resolve()):
+                links.append(path)
+            else:
+                yield path
+
+
+def _shown(name: str) -> str:
+    """Returns a name for messages; some data has whole images in place of names."""
+    return repr(name) if len(name) <= 300 else f"{name[:100]!r}... ({len(name):,} characters)"
+
+
+def _may_read(target: Path, top: Path, link_roots: Sequence[str]) -> bool:
+    """Returns whether a resolved path is in the image folder or where its links may lead."""
+    return any(target.is_relative_to(a) for a in (top, *(Path(x).resolve() for x in link_roots)))
+
+
+def _leads_out(
+    root: Path, name: str, candidate: PurePath, link_roots: Sequence[str]
+) -> ExampleError:
+    """Returns the error for a name behind a link that must not be followed; it names the link."""
+    top = link = Path(root).resolve()
+    for part in candidate.parts:
+        link /= part
+        if link.is_symlink() and not _may_read(link.resolve(), top, link_roots):
+            break
+    target = link.resolve()
+    allowed = (*link_roots, str(target if target.is_dir() else target.parent))
     return ExampleError(
-        f"{name!r}: image names must stay inside {root}: no absolute path, '..', NUL or symbolic "
-        "link to elsewhere; fix the data file, or point the image folder higher",
+        f"{_shown(name)}: image names must stay inside {root}, but {link.relative_to(top)} is a "
+        f"symbolic link to {target}; if files there may be read, set link_roots={allowed}",
         "unsafe image path",
     )
 
