@@ -8,7 +8,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers_formats import FORMATS, LISTS, encoded, pair_sources, prepare_pictures, prompt_sources
+from helpers_formats import FORMATS, encoded, pair_sources, prepare_pictures, prompt_sources
 from helpers_fuzz import picture
 
 import seva_jax.data
@@ -58,10 +58,13 @@ def run(lines):
 # --- every format ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl"])
 @pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.__name__)
-def test_every_format_is_known_by_its_fields(folder, kind):
-    """The record of each format, read by the source that is named, gives an example."""
-    name = "d.json" if kind in LISTS else "d.jsonl"
+def test_every_format_is_known_by_its_fields(folder, kind, name):
+    """The record of each format, read by the source that is named, gives an example.
+
+    All formats may come as a JSON list (POPE's questions about GQA) or as JSON lines.
+    """
     path, root = written(folder, [FORMATS[kind]], name), str(folder / "images")
     detected = detect(path, root)
     assert detected.sources == (kind(path, root),)
@@ -195,6 +198,26 @@ def test_where_images_are_looked_for(folder):
         pq.write_table(pa.Table.from_pylist(rows), folder / "d.parquet")
         path = str(folder / "d.parquet")
         assert detect(path).sources == (expected(path),)
+
+
+def test_splits(folder):
+    """A folder of several splits needs a choice, which the config line has, too."""
+    rows = [{"image": {"bytes": encoded(9), "path": None}, "question": "Q?"}]
+    (folder / "hub").mkdir()
+    for split in ("train", "test"):
+        pq.write_table(
+            pa.Table.from_pylist(rows), folder / "hub" / f"{split}-00000-of-00001.parquet"
+        )
+    path = str(folder / "hub")
+    with pytest.raises(SystemExit, match=r"holds several splits \(test, train\)"):
+        main(["check", path])
+    assert detect(path, split="train").sources == (HfParquet(path, split="train"),)
+    main(["check", path, "--split", "train"])
+    (folder / "hub" / "train" / "x").mkdir(parents=True)
+    for each in (folder / "hub").glob("*.parquet"):
+        each.unlink()
+    (folder / "hub" / "train" / "x" / "a.png").write_bytes(picture())
+    assert detect(path, split="train").sources == (ImageFolder(path, split="train"),)
 
 
 def test_folders(folder):

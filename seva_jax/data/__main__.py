@@ -45,11 +45,13 @@ class _Source:
         files: FILE, a file or folder of data; none for the data of --config.
         config: config file; its field `prompts` is the data, unless a file is given.
         image_root: folder that the image names in FILE are relative to; FILE's own by default.
+        split: the split to read of a folder FILE that holds several, such as "train".
     """
 
     files: tyro.conf.Positional[tuple[Path, ...]] = ()
     config: Path | None = None
     image_root: Path | None = None
+    split: str = ""
 
     num_files: ClassVar[tuple[int, ...]] = (0, 1)
 
@@ -152,7 +154,7 @@ def _experiment(options: _Source, rest: Sequence[str]) -> Experiment:
 
 
 def _detect(options: _Source) -> Detected:
-    return detect(options.file, str(options.image_root or ""))
+    return detect(options.file, str(options.image_root or ""), options.split)
 
 
 def _of_file(options: _Source, rest: Sequence[str]) -> PromptSource:

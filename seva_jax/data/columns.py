@@ -27,6 +27,7 @@ from seva_jax.data.collect import (
 )
 from seva_jax.data.sources import PromptSet, PromptSource
 from seva_jax.data.tables import Record, Table, open_table
+from seva_jax.images.load import FollowsLinks
 from seva_jax.ranges import FROM_0
 from seva_jax.runtime.files import read_bytes
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt
@@ -44,7 +45,7 @@ _USUAL = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Columns(PromptSource):
+class Columns(FollowsLinks, PromptSource):
     """A table with columns of any names: pairs, or prompts if no columns of answers are given.
 
     The file is CSV, a JSON list, JSON lines, or parquet: its content says which. CSV is UTF-8 with
@@ -59,6 +60,7 @@ class Columns(PromptSource):
         chosen: column with the better answers; empty for prompts without answers.
         rejected: column with the worse answers; empty for prompts without answers.
         limit: use the first N usable rows; 0 means all.
+        split: the split to read of a folder that holds several, such as "train".
     """
 
     path: str = ""
@@ -68,6 +70,7 @@ class Columns(PromptSource):
     chosen: str = ""
     rejected: str = ""
     limit: Annotated[int, FROM_0] = 0
+    split: str = dataclasses.field(default="", kw_only=True)
 
     @property
     @override
@@ -84,7 +87,7 @@ class Columns(PromptSource):
             )
         if not self.image or not self.question:
             raise DataError(f"{self.path}: Columns.image and question must name columns")
-        table = open_columns(self.path, self.image_root)
+        table = open_columns(self.path, self.image_root, self.split, self.link_roots)
         if not self.has_answers:
             prompts = one_each(table.records, self._prompt)
             return prompt_set(self.path, table.images, prompts, self.limit)
@@ -106,15 +109,17 @@ class Columns(PromptSource):
         return compared(self._prompt(index, row), row[self.chosen], row[self.rejected])
 
 
-def open_columns(path: str, image_root: str) -> Table:
-    """Opens CSV, or whatever `open_table` opens.
+def open_columns(
+    path: str, image_root: str, split: str = "", link_roots: tuple[str, ...] = ()
+) -> Table:
+    """Opens CSV, or whatever `open_table` opens, with the same arguments.
 
     Raises:
         DataError: nothing can be read; the message names the file.
     """
-    if is_csv(path):
-        return Table(csv_rows(path), FolderImages(image_root))
-    return open_table(path, image_root)
+    if not split and is_csv(path):
+        return Table(csv_rows(path), FolderImages(image_root, link_roots))
+    return open_table(path, image_root, split, link_roots)
 
 
 def is_csv(path: str) -> bool:

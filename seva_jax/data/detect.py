@@ -77,42 +77,44 @@ class Detected(NamedTuple):
         )
 
 
-def detect(path: str, image_root: str = "") -> Detected:
+def detect(path: str, image_root: str = "", split: str = "") -> Detected:
     """Finds the sources that read a file or a folder.
 
     Args:
         path: the file or folder.
         image_root: folder the image names are relative to; empty for the file's own folder.
+        split: the split of a folder that holds several.
 
     Raises:
         DataError: it cannot be read, or no format has its fields; the message names them.
     """
     if Path(path).is_dir():
-        return _folder(Path(path), image_root)
-    return _file(path, image_root or str(Path(path).parent), given=bool(image_root))
+        return _folder(Path(path), image_root, split)
+    return _file(path, image_root, split)
 
 
 # --- folders --------------------------------------------------------------------------------------
 
 
-def _folder(folder: Path, image_root: str) -> Detected:
+def _folder(folder: Path, image_root: str, split: str) -> Detected:
     if (folder / INDEX).is_file():
         is_pairs = read_json(folder / INDEX).get("kind") == "pairs"
         return Detected(((ArrayRecordPairs if is_pairs else ArrayRecordPrompts)(str(folder)),))
     for depth in ("", "*/", "*/*/", "*/*/*/"):  # a version, its data set, or a folder of those
         if prepared := sorted(folder.glob(f"{depth}features.json")):
-            return Detected(tuple(s for path in prepared for s in _tfds(path.parent)))
+            splits = (s for path in prepared for s in _tfds(path.parent))
+            return Detected(tuple(s for s in splits if split in ("", s.split)))
     if any(folder.rglob("*.parquet")):
-        return _file(str(folder), image_root or str(folder), given=bool(image_root))
+        return _file(str(folder), image_root, split)
     files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jsonl", ".csv", ".tsv"))
     files = [p for p in files if p.name not in ("dataset_info.json", "dataset_infos.json")]
     if len(files) == 1:
-        return detect(str(files[0]), image_root)
+        return detect(str(files[0]), image_root, split)
     if files:
         names = ", ".join(p.name for p in files[:10]) + ", ..." * (len(files) > 10)
         raise DataError(f"{folder}: holds {len(files)} files of records; give one ({names})")
     if any(p.suffix.lower() in IMAGE_EXTENSIONS for p in folder.rglob("*")):
-        return Detected((ImageFolder(str(folder)),))
+        return Detected((ImageFolder(str(folder), split=split),))
     if any(folder.rglob("*.npy")):
         raise DataError(
             f"{folder}: holds arrays; masks of images belong to pairs, as in "
@@ -148,25 +150,30 @@ def _tfds(version: Path) -> Iterator[TfdsPrompts]:
 # --- records --------------------------------------------------------------------------------------
 
 
-def _file(path: str, folder: str, given: bool) -> Detected:
-    records = list(itertools.islice(open_columns(path, folder).records, _SAMPLE))
+def _file(path: str, image_root: str, split: str) -> Detected:
+    folder = image_root or str(Path(path) if Path(path).is_dir() else Path(path).parent)
+    records = list(itertools.islice(open_columns(path, folder, split).records, _SAMPLE))
     rows = [row for _, row in records if isinstance(row, dict)]
     if not rows:
         first = f"; the first: {records[0][0]}: {records[0][1]}" if records else ""
         raise DataError(f"{path}: has no records that are objects{first}")
     fields = tuple(dict.fromkeys(str(name) for row in rows for name in row))
-    root = folder if given or not _embeds(rows) else ""
+    root = folder if image_root or not _embeds(rows) else ""
     described = described_pairs(path, root)
     if described:
         return Detected(_marked((described,), rows), fields)
     fitting = [
-        make(path, root)
+        _of_split(make(path, root), split)
         for make in FORMATS
         if 2 * sum(make.recognizes(row) for row in rows) > len(rows)
     ]
-    sources = tuple(fitting) or (_by_columns(path, root, fields, rows),)
+    sources = tuple(fitting) or (_of_split(_by_columns(path, root, fields, rows), split),)
     marked = _marked(sources, rows)
     return Detected(marked, fields, tuple(_also(sources[0], rows)))
+
+
+def _of_split(source: Any, split: str) -> Any:
+    return dataclasses.replace(source, split=split) if split else source
 
 
 def _embeds(rows: list[dict[str, Any]]) -> bool:

@@ -31,7 +31,7 @@ from seva_jax.data.collect import (
 )
 from seva_jax.data.sources import PromptSet, PromptSource
 from seva_jax.data.splits import folder_split, of_split
-from seva_jax.data.tables import Record, json_lines, json_list
+from seva_jax.data.tables import Record, open_table
 from seva_jax.images.load import IMAGE_EXTENSIONS, FollowsLinks, image_names
 from seva_jax.ranges import FROM_0
 from seva_jax.types import IMAGE_MARKER, DataError, ExampleError, Prompt
@@ -113,7 +113,8 @@ class LlavaJson(FollowsLinks, PromptSource):
 
     @override
     def open(self) -> PromptSet:
-        images, records = FolderImages(self.image_root, self.link_roots), json_list(self.path)
+        table = open_table(self.path, self.image_root, link_roots=self.link_roots)
+        images, records = table.images, list(table.records)
         if self.prefix:
             records = [record for record in records if self._starts_right(record[1])]
             if not records:
@@ -233,7 +234,7 @@ def is_conversation(value: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class QuestionsJsonl(FollowsLinks, PromptSource):
-    """Questions as JSON lines, one object on each line.
+    """Questions as JSON lines, one object on each line, or as a JSON list of such objects.
 
     Fields: `id` or `question_id`; `question` or `text`; `image`, or `images` for a list (an empty
     one for a question without an image). Other fields that are strings, numbers or lists become the
@@ -250,8 +251,8 @@ class QuestionsJsonl(FollowsLinks, PromptSource):
 
     @override
     def open(self) -> PromptSet:
-        examples = one_each(json_lines(self.path), self._prompt)
-        return prompt_set(self.path, FolderImages(self.image_root, self.link_roots), examples)
+        table = open_table(self.path, self.image_root, link_roots=self.link_roots)
+        return prompt_set(self.path, table.images, one_each(table.records, self._prompt))
 
     @override
     @classmethod
@@ -284,8 +285,8 @@ class SevaJson(FollowsLinks, PromptSource):
 
     @override
     def open(self) -> PromptSet:
-        examples = one_each(json_list(self.path), seva_prompt)
-        return prompt_set(self.path, FolderImages(self.image_root, self.link_roots), examples)
+        table = open_table(self.path, self.image_root, link_roots=self.link_roots)
+        return prompt_set(self.path, table.images, one_each(table.records, seva_prompt))
 
     @override
     @classmethod
