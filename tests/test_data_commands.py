@@ -277,6 +277,30 @@ def test_convert_to_json_lines(tmp_path, pairs, capsys):
         main(["convert", str(tmp_path / "q.json"), "--to", "seva"])
 
 
+@pytest.mark.parametrize("to", ["seva", "trl", "jsonl"])
+def test_images_keep_their_places(tmp_path, pairs, capsys, to):
+    """A question that is written and read again asks the same, with the images at their places."""
+    one = ["What is it?", "<image>\nWhat is it?", "What is it?\n<image>", "Is <image> red?"]
+    two = ["Which?", "<image><image>\nWhich?", "Picture 1 is <image>\nPicture 2 is <image>\nWhich?",
+           "Is <image> like <image>?"]  # fmt: skip
+    names, said = ["a.jpg", "b.jpg"], {"chosen": "yes", "rejected": "no"}
+    records = [{"images": names[:1], "prompt": text, **said, "id": str(n)}
+               for n, text in enumerate(one)]  # fmt: skip
+    if to != "seva":  # which has one image
+        records += [{"images": names, "prompt": text, **said, "id": f"2{n}"}
+                    for n, text in enumerate(two)]  # fmt: skip
+    files.append_lines(tmp_path / "d.jsonl", records)
+    path, root, out = str(tmp_path / "d.jsonl"), pairs.image_root, str(tmp_path / "out")
+    before = TrlPairs(path, root).open().comparisons
+    assert len(before) == len(records)
+    main(["convert", path, out, "--to", to, "--image-root", root])
+    kind = SevaPairs if to == "seva" else TrlPairs
+    after = kind(out, root).open().comparisons
+    assert [(c.prompt.question, len(c.images), c.answers) for c in after] == [
+        (c.prompt.question, len(c.images), c.answers) for c in before
+    ]
+
+
 def test_the_pairs_of_a_run(tmp_path, capsys):
     """There is one line for each rejected answer."""
     experiment, _ = load_experiment("test", ["--prompts.num", "3"])

@@ -22,7 +22,13 @@ from seva_jax.data.embedded import HfParquet, TfdsPrompts
 from seva_jax.data.files import ImageFolder, LlavaJson, QuestionsJsonl, SevaJson
 from seva_jax.data.marked import MarkedPhrases
 from seva_jax.data.messages import TrlPairs
-from seva_jax.data.preferences import HaDpoPairs, RlaifVPairs, SevaPairs, VLFeedbackPairs
+from seva_jax.data.preferences import (
+    HaDpoPairs,
+    PovidPairs,
+    RlaifVPairs,
+    SevaPairs,
+    VLFeedbackPairs,
+)
 from seva_jax.data.records import ArrayRecordPairs, ArrayRecordPrompts
 from seva_jax.data.scores import ScoredPairs
 from seva_jax.data.sources import PromptSource
@@ -150,13 +156,15 @@ def test_captions_scores_answers_and_marks(folder):
     assert detect(path, root).also == (CaptionedPrompts(plain), AnsweredPrompts(plain))
     for source in detect(path, root).also:
         assert len(source.open().prompts) == 1
-    pair = FORMATS[TrlPairs] | {"weighted_score": 0.5}
-    path = written(folder, [pair])
-    (scored,) = detect(path, root).also
-    assert scored == ScoredPairs(TrlPairs(path, root), "weighted_score")
-    assert run(config_line(scored)) == scored
-    assert isinstance(scored, ScoredPairs)
-    assert scored.open().comparisons[0].scores == (0, 0.5)
+    for kind in (PovidPairs, TrlPairs):  # MMedPO's files are in POVID's layout
+        pair = FORMATS[kind] | {"weighted_score": 0.5}
+        path = written(folder, [pair])
+        (scored,) = detect(path, root).also
+        assert scored == ScoredPairs(kind(path, root), "weighted_score")
+        assert run(config_line(scored)) == scored
+        assert isinstance(scored, ScoredPairs)
+        assert scored.open().comparisons[0].scores == (0, 0.5)
+    pair = FORMATS[TrlPairs]
     path = written(folder, [pair | {"chosen": "a <MASK>red</MASK> ball"}])
     assert detect(path, root).sources == (MarkedPhrases(TrlPairs(path, root)),)
 

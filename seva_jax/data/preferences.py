@@ -159,7 +159,8 @@ class PovidPairs(PairsFile):
         if asked[0] != asked_too[0] or not isinstance(asked[0], str):
             raise ExampleError("the two conversations ask different questions", "no question")
         images = images_of_turn(images_of(record), asked, 0)
-        prompt = Prompt(f"{record.get('id', '')}#{entry.index}", asked[0], images)
+        meta = meta_of(record, ("id", "image", "images", *sides))  # MMedPO's have a weighted_score
+        prompt = Prompt(f"{record.get('id', '')}#{entry.index}", asked[0], images, meta)
         said, said_too = (turns(record, side, "gpt") for side in sides)
         later = any(len(values) > 1 for values in (asked, asked_too, said, said_too))
         if later and said[0] == said_too[0]:
