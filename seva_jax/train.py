@@ -44,6 +44,7 @@ from seva_jax.run.stages import (
     evaluate_aligned,
     evaluate_base,
     require_all_examples,
+    require_ground_truth,
     run_alignment,
     run_base,
     run_pairs,
@@ -130,6 +131,7 @@ def run(config: Experiment, siblings: Sequence[Path] = (), table: StageTable = s
     if isinstance(config.base, PriorRun):
         why = f"{config.base.workdir} has another result now"
         ctx.workdir.start_over("base", base_fingerprint(config), why)
+    require_ground_truth(ctx)
     for stage in table(ctx, out):
         ctx.workdir.run_stage(stage)
     if config.evals:

@@ -11,8 +11,10 @@ from seva_jax.batches.encoded import encode_comparisons
 from seva_jax.batches.image_inputs import Pixels
 from seva_jax.batches.pipeline import Batches, ComparisonRows, RowShapes, shuffled
 from seva_jax.config.command_line import load_experiment
+from seva_jax.data.columns import Columns
 from seva_jax.data.embedded import HfParquet, TfdsPrompts
 from seva_jax.data.files import ImageFolder, LlavaJson, QuestionsJsonl, SevaJson
+from seva_jax.data.llamafactory import LlamaFactoryPairs
 from seva_jax.data.messages import SwiftPairs, TrlPairs
 from seva_jax.data.mixed import Concatenated, Mixture
 from seva_jax.data.preferences import (
@@ -49,6 +51,11 @@ FORMATS = {
     LlavaJson: {"id": "1", "image": "a", "conversations": GOOD_TURNS},
     QuestionsJsonl: {"id": "1", "image": "a", "question": "Q?"},
     SevaJson: {"image_id": "a", "question": "Q?"},
+    LlamaFactoryPairs: {
+        "conversations": GOOD_TURNS[:1], "chosen": GOOD_TURNS[1], "rejected": BAD_TURNS[1],
+        "images": ["a"],
+    },
+    Columns: {"image": "a", "question": "Q?", "answer": "yes"},
 }  # fmt: skip
 LISTS = (LlavaJson, SevaJson)  # a JSON list; the others come as JSON lines too
 

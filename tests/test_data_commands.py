@@ -5,26 +5,39 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from helpers_train import opened, small
 from PIL import Image
 
+from seva_jax import train
+from seva_jax.batches.encoded import encode_comparisons
+from seva_jax.config.base_models import TrainedBase
 from seva_jax.config.command_line import load_experiment
+from seva_jax.config.config_files import read_config
+from seva_jax.config.experiment import Evaluation
 from seva_jax.config.source import to_source
 from seva_jax.data import json_records
 from seva_jax.data.__main__ import main
 from seva_jax.data.check import check
+from seva_jax.data.export import Export
 from seva_jax.data.files import QuestionsJsonl
 from seva_jax.data.messages import TrlPairs
 from seva_jax.data.preferences import SevaPairs
 from seva_jax.data.records import ArrayRecordPairs
 from seva_jax.data.sources import PreferenceSet
+from seva_jax.evals import Chair, ExactAnswer
+from seva_jax.run.stages import require_ground_truth
 from seva_jax.runtime import files
 from seva_jax.runtime.progress import Progress
 from seva_jax.text.templates import PLAIN
-from seva_jax.types import Comparison, View
+from seva_jax.types import Comparison, DataError, View
+from seva_jax.worlds import WorldPairs
 
 
 @pytest.fixture
@@ -46,19 +59,21 @@ def pairs(tmp_path):
     return SevaPairs(str(tmp_path / "step3.json"), str(images))
 
 
-def config(tmp_path, source):
-    """Writes the tiny config with this source as a file."""
-    found, _ = load_experiment("test", [])
+def config(tmp_path, source, **changes):
+    """Writes the tiny config with this source, few other examples and some changes as a file."""
+    experiment, _ = load_experiment("test", ["--base.prompts.num", "8"])
+    changes = {"prompts": source, "evals": ()} | changes
     path = tmp_path / "my_run.py"
-    path.write_text(to_source(dataclasses.replace(found, prompts=source)))
+    path.write_text(to_source(dataclasses.replace(experiment, **changes)))
     return ["--config", str(path)]
 
 
 def test_check(tmp_path, pairs, capsys):
     main(["check", *config(tmp_path, pairs)])
-    progress, *shown = capsys.readouterr().out.splitlines()
+    progress, title, *shown = capsys.readouterr().out.splitlines()
     assert progress.startswith("check: 3 of 3 images (100%), ")
-    assert shown == [
+    assert title == "prompts:"
+    assert [line.removeprefix("  ") for line in shown[:9]] == [
         "pairs    3 usable of 5",
         "dropped  1 missing image, 1 unreadable image",
         f"         record 5: missing image: 'gone.jpg': no such image in {tmp_path / 'images'}, "
@@ -70,6 +85,79 @@ def test_check(tmp_path, pairs, capsys):
         "trunks   24 to 24 tokens, median 24, 95 % up to 24; text.max_length 96",
         "answers  2 to 72 tokens, median 2, 95 % up to 47; 1 cut to fit",
     ]
+    assert shown[10:12] == ["base:", "  prompts  8 usable of 8"]
+
+
+def test_check_looks_at_all_data(tmp_path, pairs, capsys):
+    """The base model's training, and the ground truth of every evaluation (as `train` does)."""
+    lines = [{"id": i, "question": "what ?", "image": "a.jpg", "answer": "a"} for i in range(3)]
+    good = {"objects": [["red", "circle"]]}
+    lines = [line | good for line in lines[:1]] + lines[1:] + [{"id": 9}]
+    files.append_lines(tmp_path / "q.jsonl", lines)
+    questions = QuestionsJsonl(str(tmp_path / "q.jsonl"), pairs.image_root)
+    chair = Chair("chair", synonyms=(("red circle", "red circle"),))
+    options = config(tmp_path, pairs, evals=(Evaluation(chair, questions),
+                                             Evaluation(ExactAnswer(), questions)))  # fmt: skip
+    problem = (
+        r"2 questions cannot be scored; the first: chair: prompt '1' has no list of word lists in "
+        r"meta\['objects'\]"
+    )
+    with pytest.raises(SystemExit, match=rf"^error: chair: {problem}"):
+        main(["check", *options])
+    shown = capsys.readouterr().out
+    chair, exact = shown[shown.index("chair:") :].split("exact:")
+    assert "prompts  3 usable of 4" in chair
+    assert re.search(rf"^  truth    {problem}", chair, re.M)
+    assert "prompts  3 usable of 4" in exact
+    assert "truth" not in exact
+    with pytest.raises(SystemExit) as caught:
+        main(["check", *options, "--strict"])
+    strict = (
+        r"strict: 2 of 5 pairs(.|\n)*\n  chair: 2 .*\n  strict: chair: 1 of 4 (.|\n)*exact: 1 of 4"
+    )
+    assert re.search(strict, str(caught.value.code))
+    experiment = read_config(Path(options[1]))
+    assert isinstance(experiment.base, TrainedBase)
+    base = dataclasses.replace(experiment.base, prompts=questions)
+    main(["check", *config(tmp_path, pairs, base=base)])  # 3 examples have an answer
+    base = dataclasses.replace(base, prompts=WorldPairs(num=3))
+    with pytest.raises(SystemExit, match="WorldPairs, which has answers already"):
+        main(["check", *config(tmp_path, pairs, base=base)])
+
+
+def test_a_run_refuses_questions_without_truth_before_its_first_stage(tmp_path, pairs):
+    files.append_lines(tmp_path / "q.jsonl", [{"id": 1, "question": "what ?", "image": "a.jpg"}])
+    questions = QuestionsJsonl(str(tmp_path / "q.jsonl"), pairs.image_root)
+    experiment = small(tmp_path / "run", "--mesh.data", "2")
+    chair = Evaluation(Chair("chair", synonyms=(("a", "a"),)), questions)
+    experiment = dataclasses.replace(experiment, evals=(*experiment.evals, chair))
+    with pytest.raises(DataError, match="prompt '1' has no list of word lists"):
+        train.run(experiment)
+    assert not (tmp_path / "run" / "stages.json").exists()
+    # What has been evaluated already does not need its files.
+    done = {f"evaluate {who}": {"fingerprint": ""} for who in ("base", "aligned")}
+    files.write_json(tmp_path / "run" / "stages.json", done)
+    require_ground_truth(opened(experiment).ctx)
+
+
+def test_words_that_the_tokenizer_lacks(tmp_path, pairs, capsys):
+    """In an answer to learn they are counted and left out, as `<unk>` would be learnt."""
+    records = [
+        {"chosen": "red", "reject": "blue", "question": "What zebra ?", "image_id": "a.jpg"},
+        {"chosen": "red zebra.", "reject": "blue", "question": "What color ?", "image_id": "a.jpg"},
+        {"chosen": "red", "reject": "zebra", "question": "What color ?", "image_id": "a.jpg"},
+        {"chosen": "red <unk>", "reject": "a", "question": "What color ?", "image_id": "a.jpg"},
+    ]
+    (tmp_path / "step3.json").write_text(json.dumps(records))
+    main(["check", *config(tmp_path, pairs)])
+    shown = capsys.readouterr().out
+    assert "  pairs    1 usable of 4\n  dropped  3 unknown word in answer\n" in shown
+    assert "the tokenizer has no token for 'zebra.', and <unk> must not be learnt" in shown
+    assert "has no token for '<unk>'" in shown
+    assert "unknown  1 words of questions that the tokenizer lacks: 'zebra' in 1\n" in shown
+    encoder = load_experiment("test", [])[0].base.assets().encoder(PLAIN, 96)
+    encoded = encode_comparisons(pairs.open().comparisons, encoder)  # as a run does
+    assert (len(encoded.comparisons), encoded.drops) == (1, {"unknown word in answer": 3})
 
 
 def test_check_looks_at_all_trees(tmp_path, pairs):
@@ -98,7 +186,7 @@ def test_check_finds_nothing_usable(tmp_path, pairs, capsys):
     """The exit status tells scripts."""
     with pytest.raises(SystemExit) as caught:
         main(["check", *config(tmp_path, pairs), "--text.max-length", "20"])
-    assert caught.value.code == "error: nothing is usable"
+    assert caught.value.code == "error: prompts: nothing is usable\n  base: nothing is usable"
     assert "4 too long" in capsys.readouterr().out
     (tmp_path / "gone.json").write_text(
         json.dumps([{"chosen": "a", "reject": "b", "question": "Q?", "image_id": "gone.jpg"}])
@@ -137,6 +225,17 @@ def test_convert_to_seva(tmp_path, pairs, capsys):
         written(tmp_path, pairs, capsys, "s.json")
 
 
+@pytest.mark.parametrize("to", ["seva", "trl", "jsonl"])
+def test_nothing_to_convert_is_an_error(tmp_path, pairs, capsys, to):
+    """No file without examples is left behind with status 0."""
+    data, out = pairs.open(), tmp_path / "out"
+    shutil.rmtree(pairs.image_root)
+    export = Export(data, tmp_path / "i" if to != "trl" else None, lambda num: None)
+    with pytest.raises(DataError, match=r"none of 4 examples can be \(4 missing image\)"):
+        export(to, out)
+    assert not out.exists()
+
+
 def test_convert_to_trl(tmp_path, pairs, capsys):
     """TRL and `datasets` read the parquet: messages, embedded images, the Hub's feature types."""
     written(tmp_path, pairs, capsys, "t.parquet")
@@ -155,6 +254,9 @@ def test_convert_to_trl(tmp_path, pairs, capsys):
     assert features["images"] == [{"_type": "Image"}]
     after = TrlPairs(str(tmp_path / "t.parquet")).open()
     assert [c.answers for c in after.comparisons] == [c.answers for c in pairs.open().comparisons]
+    with pytest.raises(SystemExit, match="has the images inside; leave out --images"):
+        written(tmp_path, pairs, capsys, "u.parquet", "--images", f"{tmp_path}/i")
+    assert not (tmp_path / "u.parquet").exists()
 
 
 def _bytes(pairs, name):
@@ -173,6 +275,30 @@ def test_convert_to_json_lines(tmp_path, pairs, capsys):
     assert questions.prompts[0].meta["answer"]
     with pytest.raises(SystemExit, match="these are prompts without answers"):
         main(["convert", str(tmp_path / "q.json"), "--to", "seva"])
+
+
+@pytest.mark.parametrize("to", ["seva", "trl", "jsonl"])
+def test_images_keep_their_places(tmp_path, pairs, capsys, to):
+    """A question that is written and read again asks the same, with the images at their places."""
+    one = ["What is it?", "<image>\nWhat is it?", "What is it?\n<image>", "Is <image> red?"]
+    two = ["Which?", "<image><image>\nWhich?", "Picture 1 is <image>\nPicture 2 is <image>\nWhich?",
+           "Is <image> like <image>?"]  # fmt: skip
+    names, said = ["a.jpg", "b.jpg"], {"chosen": "yes", "rejected": "no"}
+    records = [{"images": names[:1], "prompt": text, **said, "id": str(n)}
+               for n, text in enumerate(one)]  # fmt: skip
+    if to != "seva":  # which has one image
+        records += [{"images": names, "prompt": text, **said, "id": f"2{n}"}
+                    for n, text in enumerate(two)]  # fmt: skip
+    files.append_lines(tmp_path / "d.jsonl", records)
+    path, root, out = str(tmp_path / "d.jsonl"), pairs.image_root, str(tmp_path / "out")
+    before = TrlPairs(path, root).open().comparisons
+    assert len(before) == len(records)
+    main(["convert", path, out, "--to", to, "--image-root", root])
+    kind = SevaPairs if to == "seva" else TrlPairs
+    after = kind(out, root).open().comparisons
+    assert [(c.prompt.question, len(c.images), c.answers) for c in after] == [
+        (c.prompt.question, len(c.images), c.answers) for c in before
+    ]
 
 
 def test_the_pairs_of_a_run(tmp_path, capsys):

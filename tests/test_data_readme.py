@@ -22,7 +22,7 @@ LINES = re.findall(r"^\| (?P<what>[^|]+) \| `(?P<line>[^|]+)` \| `(?P<module>\w+
 MODULES = (
     *("files", "embedded", "records", "preferences", "messages", "mixed"),
     *("changed", "composed", "marked", "trajectories", "regions", "scores"),
-    *("captions", "answered"),
+    *("captions", "answered", "columns", "llamafactory"),
 )
 CLASSES = {
     name: (module, value)
@@ -47,6 +47,7 @@ def test_every_line_is_a_source_of_the_module_named():
             isinstance(eval(line, names), PreferenceSource)
             == (line in pairs or line.startswith("AnsweredPrompts"))
             or "((" in line
+            or line.startswith("Columns")
         )
 
 
@@ -55,10 +56,10 @@ def test_every_command_parses(monkeypatch):
     for name in ("_check", "_show", "_convert", "_build"):
         monkeypatch.setattr(commands, name, lambda command, rest: seen.append(rest))
     lines = re.findall(r"^python -m seva_jax\.data (.*?)(?:\s+#.*)?$", PAGE, re.M)
-    assert len(lines) == 6
+    assert len(lines) == 8
     for line in lines:
         commands.main(shlex.split(line))
-    assert seen == [[]] * 6
+    assert seen == [[]] * 8
 
 
 def test_reading_rollouts(tmp_path, monkeypatch, capsys):

@@ -258,7 +258,9 @@ def test_strict_runs_stop_before_they_start(folder, capsys, monkeypatch):
     (folder / "p.json").write_text(json.dumps(bad))
     experiment, _ = load_experiment("test", ["--workdir", str(folder / "run"), "--mesh.data", "8"])
     source = SevaPairs(str(folder / "p.json"), str(folder / "images"))
-    experiment = dataclasses.replace(experiment, prompts=source)
+    assert isinstance(experiment.base, TrainedBase)
+    base = dataclasses.replace(experiment.base, prompts=WorldPrompts(num=4))
+    experiment = dataclasses.replace(experiment, prompts=source, base=base, evals=())
     (folder / "config.py").write_text(to_source(experiment))
     command = ["check", "--config", str(folder / "config.py")]
     data_command(command)
@@ -278,11 +280,7 @@ def test_strict_runs_stop_before_they_start(folder, capsys, monkeypatch):
     with pytest.raises(DataError, match=expected):
         train.run(dataclasses.replace(experiment, strict=True), table=nothing)
     (folder / "p.json").write_text(json.dumps(bad[:1]))
-    assert isinstance(experiment.base, TrainedBase)
-    base = dataclasses.replace(experiment.base, prompts=WorldPrompts(num=4))
-    good = dataclasses.replace(
-        experiment, strict=True, base=base, evals=(), workdir=str(folder / "good")
-    )
+    good = dataclasses.replace(experiment, strict=True, workdir=str(folder / "good"))
     out = opened(good)
     require_all_examples(out.ctx, out)
 

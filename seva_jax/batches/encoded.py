@@ -125,14 +125,23 @@ def fitting_trees(
     """Returns the trees of a comparison, and which tokens its marked phrases hold.
 
     Raises:
-        ExampleError: see `Encoder.encode`; or cutting made two answers of a tree equal, or left
-            no marked phrase.
+        ExampleError: see `Encoder.encode`; or an answer has a word that the tokenizer lacks; or
+            cutting made two answers of a tree equal, or left no marked phrase.
     """
     trees = [
         encoder.encode(p.question, len(p.images), view.answers, p.start)
         for view in comparison.views
         for p in [view.prompt]
     ]
+    for view, tree in zip(comparison.views, trees, strict=True):
+        for text, ids in zip(view.answers, tree.branches, strict=True):
+            if words := unknown_words(text, ids, encoder):
+                raise ExampleError(
+                    f"{comparison.prompt.id}: the tokenizer has no token for {words[0]!r}, and "
+                    f"{encoder.tokenizer.unk_token} must not be learnt; reword the answer or add "
+                    "the word to the vocabulary",
+                    "unknown word in answer",
+                )
     if any(t.truncated and len({b.tobytes() for b in t.branches}) < len(t.branches) for t in trees):
         reason = "equal answers after cutting"
         raise ExampleError(f"{comparison.prompt.id}: {reason}", reason)
@@ -149,3 +158,23 @@ def fitting_trees(
         reason = "no marked phrase"  # they were cut off
         raise ExampleError(f"{comparison.prompt.id}: {reason}", reason)
     return trees, spans
+
+
+def unknown_words(text: str, ids: np.ndarray, encoder: Encoder) -> list[str]:
+    """Returns the words of a text that a tokenizer encodes as its unknown token, such as `<unk>`.
+
+    Args:
+        text: the text.
+        ids: the ids that stand for it; without the unknown token there, nothing is looked up.
+        encoder: has the tokenizer.
+    """
+    tokenizer = encoder.tokenizer
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown not in ids:
+        return []
+    words = [
+        word
+        for word in dict.fromkeys(text.split())
+        if unknown in tokenizer(word, add_special_tokens=False).input_ids
+    ]
+    return words or [str(tokenizer.unk_token)]

@@ -8,9 +8,11 @@ a table of the formats.
 from seva_jax.data.answered import AnsweredPrompts
 from seva_jax.data.captions import CaptionedPrompts
 from seva_jax.data.changed import ChangedImages
+from seva_jax.data.columns import Columns
 from seva_jax.data.composed import Composed
 from seva_jax.data.embedded import HfParquet, TfdsPrompts
 from seva_jax.data.files import ImageFolder, LlavaJson, QuestionsJsonl, SevaJson
+from seva_jax.data.llamafactory import LlamaFactoryPairs
 from seva_jax.data.marked import MarkedPhrases
 from seva_jax.data.messages import SwiftPairs, TrlPairs
 from seva_jax.data.mixed import Concatenated, Mixture

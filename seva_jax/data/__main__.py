@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tyro
@@ -18,33 +20,62 @@ from seva_jax.config.source import flatten
 from seva_jax.data import json_records
 from seva_jax.data.check import check
 from seva_jax.data.collect import counted
+from seva_jax.data.detect import Detected, config_line, detect
 from seva_jax.data.export import Export, Format, pairs_of
 from seva_jax.data.records import build
 from seva_jax.data.show import describe
-from seva_jax.data.sources import PreferenceSet, PromptSet
+from seva_jax.data.sources import PreferenceSet, PromptSet, PromptSource
+from seva_jax.evals import Questions
+from seva_jax.run.used_data import truth_errors, used_data
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import one_line_errors
 from seva_jax.runtime.progress import Progress
 from seva_jax.types import DataError
 
-DESCRIPTION = """Checks, shows, converts or copies the data of a run. Options of seva_jax.train,
-such as --prompts.path, change the config. seva_jax/data/README.md lists the sources that a config
-can name."""
+DESCRIPTION = """Checks, shows, converts or copies data: that of a config, or a file in one of the
+formats of seva_jax/data/README.md, recognised by its fields. Options of seva_jax.train, such as
+--prompts.path, change the config; they come after the files."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Config:
+class _Source:
     """The options of every command.
 
     Attributes:
-        config: config file; its field `prompts` is the data.
+        files: FILE, a file or folder of data; none for the data of --config.
+        config: config file; its field `prompts` is the data, unless a file is given.
+        image_root: folder that the image names in FILE are relative to; FILE's own by default.
+        split: the split to read of a folder FILE that holds several, such as "train".
     """
 
-    config: Path = config_directory() / "tiny.py"
+    files: tyro.conf.Positional[tuple[Path, ...]] = ()
+    config: Path | None = None
+    image_root: Path | None = None
+    split: str = ""
+
+    num_files: ClassVar[tuple[int, ...]] = (0, 1)
+
+    @property
+    def file(self) -> str:
+        """The data given as a file; empty for the data of a config."""
+        return str(self.files[0]) if len(self.files) == max(self.num_files) else ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Source(_Config):
+class Check(_Source):
+    """Checks all data of a config, as a run would use it, or a file.
+
+    Of a file, says first which format it is in and what to write into a config. Counts examples,
+    images that are missing or do not decode, and what cannot be used by reason, and says where the
+    first ones are. With --config, also counts tokens against text.max_length, and words that the
+    tokenizer lacks. Without a file, looks at the data of the base model's training and of the
+    evaluations, too. The exit status is 1 if nothing can be used, if an evaluation has questions
+    that cannot be scored or, with --strict, if anything cannot be used.
+    """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _OrRun(_Source):
     """The options of every command that can read the pairs of a run.
 
     Attributes:
@@ -55,17 +86,7 @@ class _Source(_Config):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Check(_Config):
-    """Checks all data of a config, as a run would use it.
-
-    Counts examples, images that are missing or do not decode, and tokens against text.max_length;
-    counts what cannot be used by reason, and says where the first ones are. The exit status is 1 if
-    nothing can be used or, with --strict, if anything cannot.
-    """
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Show(_Source):
+class Show(_OrRun):
     """Prints some examples as text.
 
     Attributes:
@@ -76,8 +97,8 @@ class Show(_Source):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Convert(_Source):
-    """Writes the data in a format of other tools.
+class Convert(_OrRun):
+    """Writes data in a format of other tools: convert [FILE] OUT.
 
     Format "seva" is SeVa's JSON of pairs; "trl" is parquet with the images inside, for TRL's
     DPOTrainer and the library `datasets`; "jsonl" has questions, or pairs with TRL's field names,
@@ -85,37 +106,41 @@ class Convert(_Source):
     given.
 
     Attributes:
-        out: file to write; it must not exist.
+        files: FILE, a file or folder of data, none for the data of --config; and OUT, the file to
+            write, which must not exist.
         to: format of the file.
         images: folder to write image files to, for "seva" and "jsonl".
     """
 
-    out: tyro.conf.Positional[Path]
     to: Format = "trl"
     images: Path | None = None
 
+    num_files: ClassVar[tuple[int, ...]] = (1, 2)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Build(_Source):
-    """Writes the data and its images to ArrayRecord, which is fast to read at random.
+class Build(_OrRun):
+    """Writes data and its images to ArrayRecord, which is fast to read at random: build [FILE] OUT.
 
     ArrayRecordPrompts(OUT) reads it, or ArrayRecordPairs(OUT) if it holds pairs. Images keep their
     encoding; examples whose images do not decode are left out and counted.
 
     Attributes:
-        out: folder to write; it must not exist.
+        files: FILE, a file or folder of data, none for the data of --config; and OUT, the folder to
+            write, which must not exist.
     """
 
-    out: tyro.conf.Positional[Path]
+    num_files: ClassVar[tuple[int, ...]] = (1, 2)
 
 
-def _open(source: _Source, rest: Sequence[str]) -> tuple[PromptSet, str]:
+def _open(source: _OrRun, rest: Sequence[str]) -> tuple[PromptSet, str]:
     """Returns the data, and where it is from, in words."""
     if source.run is None:
-        prompts = _experiment(source, rest).prompts
+        prompts = _of_file(source, rest) if source.file else _experiment(source, rest).prompts
         return prompts.open(), f"{type(prompts).__name__} {flatten(prompts)}"
-    if rest:
-        raise DataError(f"--run takes the config of the run; unknown: {' '.join(rest)}")
+    if rest or source.file:
+        unknown = " ".join([source.file, *rest]).strip()
+        raise DataError(f"--run takes the config of the run; unknown: {unknown}")
     data = read_config(source.run / "config.py").prompts.open()
     pairs = json_records.read_comparisons(source.run / "pairs.array_record")
     prompts = [pair.prompt for pair in pairs]
@@ -123,20 +148,68 @@ def _open(source: _Source, rest: Sequence[str]) -> tuple[PromptSet, str]:
     return data, f"pairs of {source.run}"
 
 
-def _experiment(options: _Config, rest: Sequence[str]) -> Experiment:
-    return load_experiment(DESCRIPTION, ["--config", str(options.config), *rest])[0]
+def _experiment(options: _Source, rest: Sequence[str]) -> Experiment:
+    config = options.config or config_directory() / "tiny.py"
+    return load_experiment(DESCRIPTION, ["--config", str(config), *rest])[0]
+
+
+def _detect(options: _Source) -> Detected:
+    return detect(options.file, str(options.image_root or ""), options.split)
+
+
+def _of_file(options: _Source, rest: Sequence[str]) -> PromptSource:
+    if rest:
+        raise DataError(f"options of a config, which a file does not have: {' '.join(rest)}")
+    return _detect(options).only(options.file)
 
 
 def _check(command: Check, rest: Sequence[str]) -> None:
+    if command.file:
+        _check_file(command, rest)
+        return
     experiment = _experiment(command, rest)
-    data = experiment.prompts.open()
-    max_length = experiment.text.max_length
-    encoder = experiment.base.assets().encoder(experiment.prompt_template, max_length)
-    checked = check(data, encoder, Progress)
-    print(hide_home(checked.describe()))
+    assets, max_length = experiment.base.assets(), experiment.text.max_length
+    problems = list[str]()
+    for used in used_data(experiment):
+        data = used.open()
+        checked = check(data, assets.encoder(used.template, max_length), Progress)
+        print(hide_home(f"{used.name}:\n{textwrap.indent(checked.describe(), '  ')}"))
+        if not checked.num_usable:
+            problems.append(f"{used.name}: nothing is usable")
+        if isinstance(data, Questions) and (errors := truth_errors(data)):
+            fault = f"{len(errors):,} questions cannot be scored; the first: {errors[0]}"
+            problems.append(f"{used.name}: {fault}")
+            print(hide_home(f"  truth    {fault}"))
+        try:
+            if experiment.strict:
+                checked.require_all("" if used.name == "prompts" else f"{used.name}: ")
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        sys.exit(hide_home("error: " + "\n  ".join(problems)))
+
+
+def _check_file(command: Check, rest: Sequence[str]) -> None:
+    """Checks one file, without a tokenizer unless a config names one."""
+    detected = _detect(command)
+    source = detected.only(command.file)
+    about = (inspect.getdoc(type(source)) or "").splitlines()[0]
+    print(f"format   {type(source).__name__}: {about}")
+    print(f"fields   {', '.join(detected.fields) or 'none'}")
+    for title, each in (("config", source), *(("also", each) for each in detected.also)):
+        lines = textwrap.indent(config_line(each), " " * 9)
+        print(f"{title:<9}{lines.removeprefix(' ' * 9)}")
+    encoder, strict = None, False
+    if command.config is not None or rest:
+        experiment = _experiment(command, rest)
+        experiment = dataclasses.replace(experiment, prompts=source)
+        template, strict = experiment.prompt_template, experiment.strict
+        encoder = experiment.base.assets().encoder(template, experiment.text.max_length)
+    checked = check(source.open(), encoder, Progress)
+    print(checked.describe())
     if not checked.num_usable:
         sys.exit("error: nothing is usable")
-    if experiment.strict:
+    if strict:
         checked.require_all()
 
 
@@ -149,19 +222,20 @@ def _show(command: Show, rest: Sequence[str]) -> None:
 
 def _convert(command: Convert, rest: Sequence[str]) -> None:
     data, _ = _open(command, rest)
-    total = sum(1 for _ in pairs_of(data))
+    out, total = command.files[-1], sum(1 for _ in pairs_of(data))
     with Progress("convert", total, "example") as bar:
         export = Export(data, command.images, bar.update)
-        export(command.to, command.out)
-    print(f"{command.out}: {export.num:,} written; left out: {counted(export.drops) or 'none'}")
+        export(command.to, out)
+    print(f"{out}: {export.num:,} written; left out: {counted(export.drops) or 'none'}")
 
 
 def _build(command: Build, rest: Sequence[str]) -> None:
     data, source = _open(command, rest)
+    out = command.files[-1]
     with Progress("build", len(data.prompts), "example") as bar:
-        index = build(data, command.out, source, bar.update)
+        index = build(data, out, source, bar.update)
     print(
-        f"{command.out}: {index['examples']:,} {index['kind']}, {index['images']:,} images, "
+        f"{out}: {index['examples']:,} {index['kind']}, {index['images']:,} images, "
         f"{index['bytes'] / 2**20:,.1f} MiB; left out: {counted(index['drops']) or 'none'}"
     )
 
@@ -174,6 +248,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         kind, prog="python -m seva_jax.data", description=DESCRIPTION, args=argv,
         return_unknown_args=True,
     )  # fmt: skip
+    num = len(command.files)
+    if num not in command.num_files:
+        raise DataError(f"{num} files given; {type(command).__name__.lower()} --help says which")
     run: Any = {Check: _check, Show: _show, Convert: _convert, Build: _build}[type(command)]
     run(command, rest)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from seva_jax.batches.encoded import fitting_trees
+from seva_jax.batches.encoded import fitting_trees, unknown_words
 from seva_jax.data.collect import counted, leave_out
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.runtime.progress import Progress
@@ -26,7 +26,7 @@ class Checked:
     """The result of a check.
 
     Attributes:
-        kind: "prompts" or "pairs".
+        kind: "pairs", or "prompts" (also those with one answer each).
         num_examples: number of examples in the source, including those it left out.
         num_usable: number of examples whose texts fit and whose images decode.
         drops: counts of examples that cannot be used, by reason.
@@ -38,7 +38,9 @@ class Checked:
             whose texts fit.
         answer_tokens: length of each answer in all trees of those examples.
         num_cut: number of answers that would be cut to fit.
-        max_length: tokens that a trunk and an answer may have.
+        unknown: words of questions that the tokenizer lacks, each with the number of examples that
+            have it; the model sees its unknown token there.
+        max_length: tokens that a trunk and an answer may have; 0 if no text was encoded.
         left_out: where each of the first examples that cannot be used is, and why.
     """
 
@@ -53,6 +55,7 @@ class Checked:
     trunk_tokens: np.ndarray
     answer_tokens: np.ndarray
     num_cut: int
+    unknown: collections.Counter[str]
     max_length: int
     left_out: Sequence[str] = ()
 
@@ -72,9 +75,17 @@ class Checked:
                 f"sizes    median {width:.0f} x {height:.0f} pixels, "
                 f"sides {self.sizes.min():,} to {self.sizes.max():,}"
             )
-        lines.append(f"trunks   {_spread(self.trunk_tokens)}; text.max_length {self.max_length:,}")
+        if self.max_length:
+            spread = _spread(self.trunk_tokens)
+            lines.append(f"trunks   {spread}; text.max_length {self.max_length:,}")
         if len(self.answer_tokens):
             lines.append(f"answers  {_spread(self.answer_tokens)}; {self.num_cut:,} cut to fit")
+        if self.unknown:
+            words = ", ".join(f"{word!r} in {n:,}" for word, n in self.unknown.most_common(5))
+            lines.append(
+                f"unknown  {len(self.unknown):,} words of questions that the tokenizer lacks: "
+                f"{words}" + ", ..." * (len(self.unknown) > 5)
+            )
         if self.notes:
             lines.append(f"left out inside {self.kind}: {counted(self.notes)}")
         return "\n".join(lines)
@@ -107,16 +118,19 @@ def _spread(lengths: np.ndarray) -> str:
     return f"{low:,.0f} to {most:,.0f} tokens, median {middle:,.0f}, 95 % up to {high:,.0f}"
 
 
-def check(data: PromptSet, encoder: Encoder, bar: Callable[[str, int, str], Progress]) -> Checked:
+def check(
+    data: PromptSet, encoder: Encoder | None, bar: Callable[[str, int, str], Progress]
+) -> Checked:
     """Encodes every text and decodes every image, in all trees of a comparison.
 
     Args:
         data: the opened source.
-        encoder: the run's encoder, with the template for these examples.
+        encoder: the run's encoder, with the template for these examples; None encodes no text.
         bar: makes a progress bar from its name, the total, and the unit.
     """
     pairs = isinstance(data, PreferenceSet)
-    examples = data.comparisons if pairs else data.prompts
+    compared = data.comparisons if pairs else []
+    examples = compared or data.prompts
     names = dict.fromkeys(name for example in examples for name in example.images)
     bad, sizes = {}, []
     with (
@@ -131,22 +145,25 @@ def check(data: PromptSet, encoder: Encoder, bar: Callable[[str, int, str], Prog
                 sizes.append(size)
             shown.update()
     drops, trunks, answers, cut, usable = data.drops.copy(), [], [], 0, 0
+    unknown: collections.Counter[str] = collections.Counter()
     left_out = list(data.left_out)
     for prompt, example in zip(data.prompts, examples, strict=True):
         try:
-            trees = _trees(example, encoder)
+            trees = _trees(example, encoder) if encoder else []
         except ExampleError as error:
             leave_out(prompt.id, error, drops, left_out)
             continue
         trunks += (len(tree.trunk) for tree in trees)
         answers += (len(branch) for tree in trees for branch in tree.branches)
         cut += sum(tree.truncated for tree in trees)
+        if encoder and trees:
+            unknown.update(unknown_words(prompt.question, trees[0].trunk, encoder))
         if broken := [name for name in example.images if name in bad]:
             leave_out(prompt.id, ExampleError(broken[0], bad[broken[0]]), drops, left_out)
         else:
             usable += 1
     return Checked(
-        kind="pairs" if pairs else "prompts",
+        kind="pairs" if any(len(example.all_answers) > 1 for example in compared) else "prompts",
         num_examples=len(data.prompts) + data.drops.total(),
         num_usable=usable,
         drops=drops,
@@ -157,7 +174,8 @@ def check(data: PromptSet, encoder: Encoder, bar: Callable[[str, int, str], Prog
         trunk_tokens=np.array(trunks, int),
         answer_tokens=np.array(answers, int),
         num_cut=cut,
-        max_length=encoder.max_length,
+        unknown=unknown,
+        max_length=encoder.max_length if encoder else 0,
         left_out=left_out,
     )
 

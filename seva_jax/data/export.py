@@ -64,10 +64,13 @@ class Export:
         """Writes the file.
 
         Raises:
-            DataError: the file exists, or the data has no answers and the format needs them.
+            DataError: the file exists; or the data has no answers and the format needs them; or
+                nothing could be written, and then there is no file.
         """
         if path.exists():
             raise DataError(f"{path} exists; delete it or give another name")
+        if format_ == "trl" and self.images is not None:
+            raise DataError("the format trl has the images inside; leave out --images")
         path.parent.mkdir(parents=True, exist_ok=True)
         if format_ == "seva":
             if not isinstance(self.data, PreferenceSet):
@@ -80,6 +83,12 @@ class Export:
             self._write_parquet(path)
         else:
             append_lines(path, self._each(self._line))
+        if not self.num:
+            path.unlink()
+            reasons = ", ".join(f"{n:,} {reason}" for reason, n in self.drops.most_common())
+            raise DataError(
+                f"{path} is not written: none of {self.drops.total():,} examples can be ({reasons})"
+            )
 
     # --- records ----------------------------------------------------------------------------------
 

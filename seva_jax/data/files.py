@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,7 +31,7 @@ from seva_jax.data.collect import (
 from seva_jax.data.fields import either, given
 from seva_jax.data.sources import PromptSet, PromptSource, generator
 from seva_jax.data.splits import folder_split, of_split
-from seva_jax.data.tables import Record, json_lines, json_list
+from seva_jax.data.tables import Record, open_table
 from seva_jax.images.load import IMAGE_EXTENSIONS, FollowsLinks, image_names
 from seva_jax.ranges import FROM_0
 from seva_jax.types import IMAGE_MARKER, DataError, ExampleError, Prompt
@@ -115,7 +115,8 @@ class LlavaJson(FollowsLinks, PromptSource):
 
     @override
     def open(self) -> PromptSet:
-        images, records = FolderImages(self.image_root, self.link_roots), json_list(self.path)
+        table = open_table(self.path, self.image_root, link_roots=self.link_roots)
+        images, records = table.images, list(table.records)
         if self.prefix:
             records = [record for record in records if self._starts_right(record[1])]
             if not records:
@@ -128,6 +129,13 @@ class LlavaJson(FollowsLinks, PromptSource):
         examples = ((records[i][0], self._parse(records[i], ids, lengths)) for i in order.tolist())
         data = prompt_set(self.path, images, examples, self.limit)
         return dataclasses.replace(data, notes=self._later_turns(data.prompts, lengths))
+
+    @override
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        return is_conversation(record.get("conversations")) and not {
+            "chosen", "rejected", "rejected_conversations",
+        } & record.keys()  # fmt: skip
 
     def _starts_right(self, record: Any) -> bool:
         image = either(record, "image", "images") if isinstance(record, dict) else None
@@ -229,9 +237,16 @@ def turns(record: dict[str, Any], field: str, speaker: str) -> list[Any]:
     return values
 
 
+def is_conversation(value: Any) -> bool:
+    """Returns whether a field holds one of LLaVA's conversations, by its first turn."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and (
+        {"from", "value"} <= value[0].keys()
+    )  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class QuestionsJsonl(FollowsLinks, PromptSource):
-    """Questions as JSON lines, one object on each line.
+    """Questions as JSON lines, one object on each line, or as a JSON list of such objects.
 
     Fields: `id` or `question_id`; `question` or `text`; `image`, or `images` for a list (an empty
     one for a question without an image). Other fields that are strings, numbers or lists become the
@@ -248,8 +263,15 @@ class QuestionsJsonl(FollowsLinks, PromptSource):
 
     @override
     def open(self) -> PromptSet:
-        examples = one_each(json_lines(self.path), self._prompt)
-        return prompt_set(self.path, FolderImages(self.image_root, self.link_roots), examples)
+        table = open_table(self.path, self.image_root, link_roots=self.link_roots)
+        return prompt_set(self.path, table.images, one_each(table.records, self._prompt))
+
+    @override
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        needed = ({"id", "question_id"}, {"question", "text"}, {"image", "images"})
+        answered = {"chosen", "rejected", "reject"} & record.keys()
+        return not answered and all(names & record.keys() for names in needed)
 
     def _prompt(self, index: int, record: dict[str, Any]) -> Prompt:
         del index  # the record has an id
@@ -275,8 +297,13 @@ class SevaJson(FollowsLinks, PromptSource):
 
     @override
     def open(self) -> PromptSet:
-        examples = one_each(json_list(self.path), seva_prompt)
-        return prompt_set(self.path, FolderImages(self.image_root, self.link_roots), examples)
+        table = open_table(self.path, self.image_root, link_roots=self.link_roots)
+        return prompt_set(self.path, table.images, one_each(table.records, seva_prompt))
+
+    @override
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        return {"image_id", "question"} <= record.keys() and "chosen" not in record
 
 
 def seva_prompt(index: int, record: dict[str, Any]) -> Prompt:

@@ -9,7 +9,7 @@ and counted.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from typing_extensions import override
@@ -70,6 +70,14 @@ class TrlPairs(PairsFile):
         prompt = Prompt(id_, question(asked, names), names, meta)
         return compared(prompt, *(answer(side) for side in sides))
 
+    @override
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        sides = [record.get("chosen"), record.get("rejected")]
+        if "prompt" in record:
+            return all(isinstance(side, str) or _has_roles(side) for side in sides)
+        return all(map(_has_roles, sides))
+
 
 @dataclasses.dataclass(frozen=True)
 class SwiftPairs(PairsFile):
@@ -105,6 +113,18 @@ class SwiftPairs(PairsFile):
         if others == names:
             return compared(prompt, answer([chosen]), rejected)
         return compared_apart(prompt, answer([chosen]), shown, rejected)
+
+    @override
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        others = ("rejected_response", "rejected_messages", "rejected_images")
+        return _has_roles(record.get("messages")) and any(name in record for name in others)
+
+
+def _has_roles(value: Any) -> bool:
+    """Returns whether a field holds chat messages, by the first one."""
+    first = value[0] if isinstance(value, list) and value else value
+    return isinstance(first, dict) and {"role", "content"} <= first.keys()
 
 
 def _names(record: dict[str, Any], field: str, other: str) -> tuple[str, ...]:

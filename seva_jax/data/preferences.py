@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -99,6 +100,12 @@ class SevaPairs(PairsFile):
         prompt = seva_prompt(entry.index, entry.record)
         return compared(prompt, *answers_of(entry.record, "chosen", "reject"))
 
+    @override
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        named = isinstance(record.get("image_id"), str) and isinstance(record.get("chosen"), str)
+        return named and {"question", "reject"} <= record.keys()
+
 
 @dataclasses.dataclass(frozen=True)
 class RlaifVPairs(PairsFile):
@@ -125,6 +132,14 @@ class RlaifVPairs(PairsFile):
         prompt = Prompt(str(entry.index), text_of(texts, "question"), names, meta)
         return compared(prompt, *answers_of(texts, "chosen", "rejected"))
 
+    @override
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        texts = record if "question" in record else record.get("text")
+        has_image = "image" in record or "image_path" in record
+        needed = ("question", "chosen", "rejected")  # of a JSON string, its text is searched
+        return has_image and isinstance(texts, str | dict) and all(name in texts for name in needed)
+
 
 @dataclasses.dataclass(frozen=True)
 class PovidPairs(PairsFile):
@@ -144,7 +159,7 @@ class PovidPairs(PairsFile):
         if asked[0] != asked_too[0] or not isinstance(asked[0], str):
             raise ExampleError("the two conversations ask different questions", "no question")
         images = images_of_turn(images_of(record), asked, 0)
-        meta = meta_of(record, ("id", "image", "images", *sides))
+        meta = meta_of(record, ("id", "image", "images", *sides))  # MMedPO's have a weighted_score
         prompt = Prompt(f"{record.get('id', '')}#{entry.index}", asked[0], images, meta)
         said, said_too = (turns(record, side, "gpt") for side in sides)
         later = any(len(values) > 1 for values in (asked, asked_too, said, said_too))
@@ -159,6 +174,11 @@ class PovidPairs(PairsFile):
             entry.images.check(name)
         entry.notes["later turns not used"] += later
         return comparison
+
+    @override
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        return {"conversations", "rejected_conversations"} <= record.keys()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +213,13 @@ class HaDpoPairs(PairsFile):
         names = [str(Path(folder) / str(image)) for folder in self.folders]
         prompt = Prompt(f"{image}#{entry.index}", question, (_first_existing(entry.images, names),))
         return compared(prompt, *sides)
+
+    @override
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        # SeVa's pairs have the same fields; their `image_id` is the name of a file.
+        is_number = str(record.get("image_id", "")).isdecimal()
+        return is_number and "chosen" in record and not {"rejected", "reject"}.isdisjoint(record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +268,11 @@ class VLFeedbackPairs(PairsFile):
         comparison = compared(prompt, best[1], worst[1])
         entry.notes["unparsable rating"] += unrated
         return dataclasses.replace(comparison, scores=(best[0], worst[0]))
+
+    @override
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        return {"prompt", "completions"} <= record.keys()
 
     def _rating(self, annotations: Any) -> float | None:
         try:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from typing_extensions import override
@@ -61,6 +62,15 @@ class PromptSource:
     @property
     def has_answers(self) -> bool:
         """Whether `open` returns a `PreferenceSet`, so that no rollouts are needed."""
+        return False
+
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        """Returns whether a record of a file is of this format, by its fields.
+
+        `detect.py` asks the formats that are made of records.
+        """
+        del record  # no format
         return False
 
     def open(self) -> PromptSet:

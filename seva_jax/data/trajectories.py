@@ -23,7 +23,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -223,6 +223,14 @@ class TrajectoryPairs(FollowsLinks, PreferenceSource):
             if len(chosen) != len(rejected):
                 notes["steps without partner"] += abs(len(chosen) - len(rejected))
             yield from windows
+
+    @override
+    @classmethod
+    def recognizes(cls, record: Mapping[str, Any]) -> bool:
+        sides = (record.get("chosen"), record.get("rejected"))
+        return "task" in record and (
+            "trajectories" in record or all(isinstance(x, dict) and "steps" in x for x in sides)
+        )
 
     def _ranked(self, trajectories: Any) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Returns pairs of a better and a worse trajectory."""

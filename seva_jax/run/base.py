@@ -7,15 +7,17 @@ from typing import Any
 
 from seva_jax.batches.encoded import encode_comparisons
 from seva_jax.config import PriorRun, TrainedBase
+from seva_jax.data import AnsweredPrompts
+from seva_jax.data.collect import counted
 from seva_jax.models import abstract_stored, abstract_variables, init_variables, quantise_all
 from seva_jax.objectives import Supervised
 from seva_jax.run.context import RunContext
 from seva_jax.run.fitting import fit_stage
 from seva_jax.run.weights import reference_adapters, reference_params, trained_variables
+from seva_jax.runtime.processes import say
 from seva_jax.sharding import variable_shardings
 from seva_jax.training.loop import Task
 from seva_jax.training.step import Variables, merge
-from seva_jax.types import Comparison
 
 
 def train_base(ctx: RunContext, base: TrainedBase) -> Any:
@@ -27,8 +29,8 @@ def train_base(ctx: RunContext, base: TrainedBase) -> Any:
     boxed, compute = abstract_variables(ctx.base_model)["params"], ctx.config.compute
     shardings = variable_shardings(ctx.mesh, boxed)
     fresh = {"params": init_variables(ctx.base_model, "params", shardings, ctx.config.seed)}
-    data = base.prompts.open()
-    answered = [Comparison(p, (p.meta["answer"],)) for p in data.prompts]
+    data = AnsweredPrompts(base.prompts).open()
+    answered = data.comparisons
     options = dataclasses.replace(
         ctx.config.train,
         batch_size=base.batch_size,
@@ -37,7 +39,10 @@ def train_base(ctx: RunContext, base: TrainedBase) -> Any:
         repeat=1,
     )
     objective, encoder = Supervised(), ctx.encoder(ctx.config.text.train)
-    rows = ctx.rows(encode_comparisons(answered, encoder), ctx.pixels(data), objective)
+    encoded = encode_comparisons(answered, encoder)
+    if drops := data.drops + encoded.drops:
+        say(f"  base: {drops.total():,} examples left out: {counted(drops)}")
+    rows = ctx.rows(encoded, ctx.pixels(data), objective)
     task = Task("base", ctx.base_model, objective, base.optim, options, base.steps, rows)
     trained = fit_stage(ctx, task, {}, fresh)["params"]
     stored = abstract_stored(boxed, compute.base_weights, compute.param_dtype)

@@ -24,8 +24,8 @@ from seva_jax.evals import (
     write_records,
     write_summary,
 )
-from seva_jax.evals.suite import open_suite
 from seva_jax.inference.rollouts import RolloutEngine
+from seva_jax.run.used_data import open_scorable
 from seva_jax.run.workdir import Workdir
 from seva_jax.runtime.files import read_lines
 from seva_jax.runtime.journal import Journal, Record
@@ -70,9 +70,7 @@ def evaluate_all(
     )  # fmt: skip
     num = 0
     for suite in suites:
-        questions = open_suite(suite)
-        for prompt in questions.prompts:
-            questions.evaluator.truth(prompt)  # what cannot be scored need not be asked
+        questions = open_scorable(suite)
         asked = [[p.id, p.question, list(p.images)] for p in questions.prompts]
         header = {
             "model": model,

@@ -11,7 +11,6 @@ import jax
 from seva_jax.config import PriorRun, TrainedBase
 from seva_jax.config.prior_run import continuation_problems, prior_answers
 from seva_jax.data.check import check as check_data
-from seva_jax.evals.suite import open_suite
 from seva_jax.models import abstract_params
 from seva_jax.pairs import build_pairs
 from seva_jax.run import reference, rollouts
@@ -21,18 +20,27 @@ from seva_jax.run.context import RunContext
 from seva_jax.run.evaluations import evaluate_all
 from seva_jax.run.outputs import Outputs
 from seva_jax.run.recorded_model import RecordedModel
+from seva_jax.run.used_data import open_scorable, used_data
 from seva_jax.types import DataError
 
 
 def require_all_examples(ctx: RunContext, out: Outputs) -> None:
     """Raises `DataError` unless all texts and images can be used; see `Experiment.strict`."""
-    config = ctx.config
-    used = [("", out.prompts, config.prompt_template)]
-    if isinstance(config.base, TrainedBase):
-        used.append(("base: ", config.base.prompts.open(), config.text.train))
-    used += [(f"{x.name}: ", open_suite(x), config.text.generate) for x in config.evals]
-    for what, data, template in used:
-        check_data(data, ctx.encoder(template), ctx.workdir.bar).require_all(what)
+    for used in used_data(ctx.config):
+        data = out.prompts if used.name == "prompts" else used.open()
+        checked = check_data(data, ctx.encoder(used.template), ctx.workdir.bar)
+        checked.require_all("" if used.name == "prompts" else f"{used.name}: ")
+
+
+def require_ground_truth(ctx: RunContext) -> None:
+    """Raises `DataError` before the first stage if an evaluation could not score its questions.
+
+    Without this, a field that is missing from an evaluation's file would end the run after
+    alignment. A run whose evaluations have finished does not need the files any more.
+    """
+    if not {"evaluate base", "evaluate aligned"} <= ctx.workdir.stages().keys():
+        for suite in ctx.config.evals:
+            open_scorable(suite)
 
 
 def run_base(ctx: RunContext, out: Outputs) -> str:
