@@ -71,7 +71,7 @@ def of_split(
         if len(there) > 1:
             raise DataError(
                 f"{where}: holds several splits ({', '.join(there)}); choose one, such as "
-                f"split={there[0]!r}, or several, split={'+'.join(there)!r}"
+                f"split={there[0]!r}, or several, split={'+'.join(there)!r}, or give one file"
             )
         return list(names)
     chosen = split.split("+")
