@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from seva_jax.types import VERSION
-
 if TYPE_CHECKING:
     from seva_jax.pretrained import from_pretrained
+    from seva_jax.types import VERSION as __version__  # noqa: N811
 
-__version__ = VERSION
 __all__ = ["__version__", "from_pretrained"]
 
 
@@ -22,4 +20,8 @@ def __getattr__(name: str) -> object:
         from seva_jax.pretrained import from_pretrained
 
         return from_pretrained
+    if name == "__version__":
+        from seva_jax.types import VERSION
+
+        return VERSION
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -151,13 +151,16 @@ def test_words_that_the_tokenizer_lacks(tmp_path, pairs, capsys):
     (tmp_path / "step3.json").write_text(json.dumps(records))
     main(["check", *config(tmp_path, pairs)])
     shown = capsys.readouterr().out
-    assert "  pairs    1 usable of 4\n  dropped  3 unknown word in answer\n" in shown
+    assert "1 usable of 4\n  dropped  2 unknown word in answer, 1 special token in answer" in shown
     assert "the tokenizer has no token for 'zebra.', and <unk> must not be learnt" in shown
-    assert "has no token for '<unk>'" in shown
+    assert "the answer contains the special token '<unk>'" in shown
     assert "unknown  1 words of questions that the tokenizer lacks: 'zebra' in 1\n" in shown
     encoder = load_experiment("test", [])[0].base.assets().encoder(PLAIN, 96)
     encoded = encode_comparisons(pairs.open().comparisons, encoder)  # as a run does
-    assert (len(encoded.comparisons), encoded.drops) == (1, {"unknown word in answer": 3})
+    assert (len(encoded.comparisons), encoded.drops) == (
+        1,
+        {"unknown word in answer": 2, "special token in answer": 1},
+    )
 
 
 def test_check_looks_at_all_trees(tmp_path, pairs):

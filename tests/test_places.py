@@ -166,7 +166,7 @@ def test_a_rule_of_llava(tmp_path, root, text, num, llava, ours):
         steps = {"steps": [{"image": "a.png", "action": "up"}]}
         other = {"steps": [{"image": "a.png", "action": "down"}]}
         record = {"id": 1, "task": "x", "chosen": steps, "rejected": other}
-        assert prompt_of(TrajectoryPairs(lines(tmp_path, record), root, text)) == expected
+        assert prompt_of(TrajectoryPairs(lines(tmp_path, record), root, text, window=1)) == expected
 
 
 SCHEMA = pa.schema(
@@ -312,7 +312,7 @@ def test_no_record_is_lost_to_an_id(tmp_path, root):
     steps = {"steps": [{"image": "a.png", "action": "up"}]}
     others = [{"steps": [{"image": "a.png", "action": way}]} for way in ("down", "left")]
     tasks = [{"id": 1, "task": "x", "chosen": steps, "rejected": other} for other in others]
-    found = TrajectoryPairs(lines(tmp_path, *tasks), root).open()
+    found = TrajectoryPairs(lines(tmp_path, *tasks), root, window=1).open()
     assert [c.prompt.id for c in found.comparisons] == ["1#0", "1#0@2"]
 
 

@@ -237,17 +237,18 @@ def test_a_number_that_is_used_must_be_one(tmp_path):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"question": "Q?"}, "image (or images) is missing; the record has the fields id, questi"),
-        ({"image": None}, "image (or images) is missing; the record has the fields id, im"),
+        ({"question": "Q?"}, "there is no field image (or images); the record has id, question"),
+        ({"image": None}, "image (or images) must name an image file, or list several, and it is "
+                          "empty"),
         ({"image": 3}, "image (or images) must name an image file, or list several, not int"),
         ({"images": ["a.png", None]}, "image (or images) must name image files, and an entry does"),
         ({"image": {"bytes": "iVBORw0KGgo=", "path": "a.png"}}, "encoded image, which JSON cannot"),
         ({"image": "data:image/png;base64,iVBORw0KGgo="}, "write it to a file and give the"),
         ({"image": "https://example.org/a.png"}, "is an address on the web, https://example.org/a"),
         ({"image": "iVBORw0KGgo" * 1000}, "no such image"),
-        ({"image": "a.png", "question": None}, "question (or text) is missing; the record has"),
+        ({"image": "a.png", "question": None}, "question (or text) must be a text, and it is em"),
         ({"image": "a.png", "question": ["Q?"]}, "question (or text) must be a text, not list"),
-        ({"image": "a.png", "ask": "Q?"}, "question (or text) is missing; the record has the fie"),
+        ({"image": "a.png", "ask": "Q?"}, "there is no field question (or text); the record has"),
         ({"image": "a.png", "id": ""}, "id (or question_id) must be a text or a whole number, and"),
     ],
 )  # fmt: skip
