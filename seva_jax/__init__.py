@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from seva_jax.pretrained import from_pretrained
-    from seva_jax.types import VERSION as __version__  # noqa: N811
 
+__version__ = "0.2.0"
 __all__ = ["__version__", "from_pretrained"]
 
 
@@ -20,8 +20,4 @@ def __getattr__(name: str) -> object:
         from seva_jax.pretrained import from_pretrained
 
         return from_pretrained
-    if name == "__version__":
-        from seva_jax.types import VERSION
-
-        return VERSION
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -43,7 +43,6 @@ import jax
 
 Array = Any  # jax.Array inside a step, np.ndarray on the host: both have the same notation
 
-VERSION = "0.2.0"  # as in pyproject.toml
 IMAGE_MARKER = "<image>"  # where an image goes in a question
 
 

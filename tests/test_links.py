@@ -27,7 +27,7 @@ from seva_jax.evals.suites.multiple_choice import MMBench
 from seva_jax.types import DataError, ExampleError, Prompt
 
 STEPS = [
-    {"steps": [{"image": "x/a.png", "action": action}], "score": score}
+    {"steps": [{"image": "x/a.png", "action": action}] * 8, "score": score}
     for action, score in (("up", 1), ("down", 0))
 ]
 KINDS = FORMATS | {TrajectoryPairs: {"id": "1", "task": "lift", "trajectories": STEPS}}

@@ -105,7 +105,7 @@ def test_splits_of_trajectories(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(0))
     with pytest.raises(DataError, match=r"several splits \(test, train\)"):
         TrajectoryPairs(str(tmp_path), str(tmp_path)).open()
-    read = TrajectoryPairs(str(tmp_path), str(tmp_path), split="test").open()
+    read = TrajectoryPairs(str(tmp_path), str(tmp_path), split="test", window=1).open()
     assert read.comparisons[0].answers == ("test", "x")
 
 

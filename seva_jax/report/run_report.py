@@ -30,7 +30,7 @@ from seva_jax.runtime.files import read_json
 from seva_jax.runtime.loggers import LoggedPair
 from seva_jax.runtime.paths import short_path
 from seva_jax.runtime.run_records import read_metrics, read_stages
-from seva_jax.types import VERSION, Comparison, ExampleError
+from seva_jax.types import Comparison, ExampleError
 
 # Stage, title, unit, names of metrics.
 _CURVES = (
@@ -118,9 +118,7 @@ def _facts(
         path += ", merged" if base.merge else ", trained further; the reference is that run's"
     mesh = " × ".join(f"{name} {size}" for name, size in page.mesh.shape.items())
     versions = [("Python", platform.python_version())]
-    # seva_jax itself may be run from a source tree, without metadata.
-    versions += [("seva_jax", VERSION)]
-    versions += [(name, importlib.metadata.version(name)) for name in ("jax", "flax")]
+    versions += [(name, _version(name)) for name in ("seva_jax", "jax", "flax")]
     rejected = "the data" if config.prompts.has_answers else ", ".join(map(brief, config.corrupt))
     facts = [
         ("base model", f"{page.num_params:,} parameters{path}"),
@@ -139,6 +137,13 @@ def _facts(
         ("cost", cost(stages, config.report)),
         ("software", ", ".join(f"{name} {version}" for name, version in versions)),
     )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        return "not installed"
 
 
 def brief(value: object) -> str:
