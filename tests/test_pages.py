@@ -63,6 +63,15 @@ def test_the_tree_names_every_module():
         assert not {word for word in words[package] if "_" in word} - names, package
 
 
+def test_the_tests_of_reports_exist():
+    page = (ROOT / "tests/REPORTS.md").read_text("utf-8")
+    named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", page)
+    assert len(named) > 40
+    for file, test in named:
+        source = (ROOT / "tests" / file).read_text("utf-8")
+        assert not test or f"def {test}(" in source, (file, test)
+
+
 def test_every_recipe_is_listed():
     page = (ROOT / "configs/README.md").read_text("utf-8")
     before, _, after = page.partition("## Where the numbers were read\n")  # in files of others
