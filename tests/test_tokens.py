@@ -303,9 +303,11 @@ def test_an_export_keeps_the_ids(checkpoint, tmp_path):
     to_hf(open_source(checkpoint), hf)
     theirs = AutoTokenizer.from_pretrained(hf)
     settings = json.loads((hf / "tokenizer_config.json").read_text())
-    # transformers 4.57 knows this class and reads this field as a dict only.
+    # transformers 4.57 knows this class and reads this field as a dict only. The class adds token
+    # types unless told otherwise, and with them `generate` of its LLaVA raises.
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert settings["extra_special_tokens"] == {"image_token": "<image>"}
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]
     fields = json.loads((hf / "processor_config.json").read_text())
     fields.pop("processor_class")
     processor = LlavaProcessor(CLIPImageProcessorPil.from_pretrained(hf), theirs, **fields)

@@ -66,13 +66,15 @@ def load_tokenizer(directory: str | Path, original: bool = False) -> PreTrainedT
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Saves a tokenizer so that transformers 4 and 5 open it with the same token ids.
 
-    transformers 5 alone would write a class name and a list of tokens that 4 does not read.
+    transformers 5 alone would write a class name and a list of tokens that 4 does not read, and 4
+    would give the model token types, at which its `generate` raises.
     """
     tokenizer.save_pretrained(directory)
     path = directory / SETTINGS_FILE
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings |= {
         "tokenizer_class": "PreTrainedTokenizerFast",  # both read tokenizer.json as it is
+        "model_input_names": ["input_ids", "attention_mask"],
         "extra_special_tokens": {"image_token": IMAGE_MARKER},
     }
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
