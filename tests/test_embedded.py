@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import cloudpickle
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -65,6 +66,8 @@ def test_tfds(tiny_pictures):
     greys = [grey for (grey,) in levels(asked)]
     assert [p.question for p in asked.prompts] == [f"Wie groß ist {g // 10}?" for g in greys]
     assert "tensorflow" not in sys.modules
+    sent = cloudpickle.loads(cloudpickle.dumps(found.load_image))  # to processes that read images
+    np.testing.assert_array_equal(sent("1"), found.load_image("1"))
     several = TfdsPrompts("pictures", data_dir=tiny_pictures, question="asked", limit=1).open()
     assert [p.id for p in several.prompts] == ["0#0", "0#1"]
     assert several.read_image is not None
