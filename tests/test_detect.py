@@ -158,6 +158,12 @@ def test_captions_scores_answers_and_marks(folder):
     assert detect(path, root).also == (CaptionedPrompts(plain), AnsweredPrompts(plain))
     for source in detect(path, root).also:
         assert len(source.open().prompts) == 1
+    talk = written(folder, [FORMATS[LlavaJson]])
+    (answered,) = detect(talk, root).also
+    assert answered == AnsweredPrompts(LlavaJson(talk, root, remove=(), answers=True))
+    assert run(config_line(answered)) == answered
+    assert isinstance(answered, AnsweredPrompts)
+    assert answered.open().comparisons[0].answers == ("yes",)
     for kind in (PovidPairs, TrlPairs):  # MMedPO's files are in POVID's layout
         pair = FORMATS[kind] | {"weighted_score": 0.5}
         path = written(folder, [pair])

@@ -244,7 +244,9 @@ def _also(source: PromptSource, rows: list[dict[str, Any]]) -> Iterator[PromptSo
             yield ScoredPairs(source, str(name))
     if not source.has_answers and isinstance(row.get("captions"), list):
         yield CaptionedPrompts(source)
-    if not source.has_answers and isinstance(row.get("answer"), str):
+    if isinstance(source, LlavaJson):
+        yield AnsweredPrompts(dataclasses.replace(source, remove=(), answers=True))
+    elif not source.has_answers and isinstance(row.get("answer"), str):
         yield AnsweredPrompts(source)
 
 
