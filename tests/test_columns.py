@@ -14,7 +14,6 @@ from helpers_fuzz import clean, damaged, inputs, picture
 from seva_jax.data.columns import Columns, csv_rows
 from seva_jax.data.detect import detect
 from seva_jax.data.llamafactory import LlamaFactoryPairs
-from seva_jax.data.preferences import RlaifVPairs
 from seva_jax.data.sources import PreferenceSet
 from seva_jax.types import DataError
 
@@ -116,7 +115,7 @@ def test_every_bad_row_is_counted_and_placed(folder):
         (b"img,,q\n1,2,3\n", "must name the columns"),
         (b'img,q\n1,"2\n3,4\n5,6\n', "a quoted cell in the row of line 2 has no end"),
         ("img,q\n1,2\n".encode("utf-16"), "neither JSON, parquet nor CSV in UTF-8"),
-        (b"\x1f\x8b\x08\0gzip", "neither JSON, parquet nor CSV in UTF-8"),
+        (b"\x89PNG\0", "neither JSON, parquet nor CSV in UTF-8"),
         (b'img,"q"q\n1,2\n', "its first line is not CSV"),
     ],
 )
@@ -160,8 +159,7 @@ def test_columns_are_guessed_by_their_names(folder):
         ("img,q,chosen", Columns(path, root, "img", "q")),
     ):  # fmt: skip
         (folder / "d.csv").write_text(f"{header}\n" + ",".join("x" * (1 + header.count(","))))
-        expected_read = RlaifVPairs(path, root) if header.startswith("image,") else expected
-        assert detect(path).sources == (expected_read,), header
+        assert detect(path).sources == (expected,), header
     (folder / "d.csv").write_text("x,y\n1,2\n")
     with pytest.raises(DataError, match=r"fields \(x, y\).*\n.*\n  prompts=Columns\(path="):
         detect(path)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers_formats import FORMATS, encoded, pair_sources, prepare_pictures, prompt_sources
+from helpers_formats import FORMATS, encoded, pair_sources, prompt_sources
 from helpers_fuzz import picture
 
 import seva_jax.data
@@ -86,14 +87,13 @@ def test_trajectories(folder, fields):
     assert detect(path).sources == (TrajectoryPairs(path, str(folder)),)
 
 
-def test_written_files_of_every_format(tmp_path):
+def test_written_files_of_every_format(tmp_path, tiny_pictures):
     """What is found for a file or folder reads the same examples as the source named for it."""
-    pictures = prepare_pictures(tmp_path / "tfds")
-    sources = (*pair_sources(tmp_path), *prompt_sources(tmp_path, pictures))
+    sources = (*pair_sources(tmp_path), *prompt_sources(tmp_path, tiny_pictures))
     kinds = set()
     for source in sources:
         # A TFDS data set and a folder of images are folders; the rest have a path.
-        path = getattr(source, "path", "") or getattr(source, "root", "") or pictures
+        path = getattr(source, "path", "") or getattr(source, "root", "") or tiny_pictures
         detected = detect(path, getattr(source, "image_root", ""))
         (best,) = detected.sources
         assert type(best) is type(source)
@@ -105,6 +105,8 @@ def test_written_files_of_every_format(tmp_path):
         assert getattr(best, "comparisons", ()) == getattr(expected, "comparisons", ())
         kinds.add(type(source))
     assert kinds >= {ArrayRecordPairs, ArrayRecordPrompts, HfParquet, TfdsPrompts, ImageFolder}
+    with pytest.raises(DataError, match=r"no split 'test'; it has train"):
+        detect(tiny_pictures, split="test")
 
 
 def test_no_reader_is_forgotten():
@@ -156,6 +158,12 @@ def test_captions_scores_answers_and_marks(folder):
     assert detect(path, root).also == (CaptionedPrompts(plain), AnsweredPrompts(plain))
     for source in detect(path, root).also:
         assert len(source.open().prompts) == 1
+    talk = written(folder, [FORMATS[LlavaJson]])
+    (answered,) = detect(talk, root).also
+    assert answered == AnsweredPrompts(LlavaJson(talk, root, remove=(), answers=True))
+    assert run(config_line(answered)) == answered
+    assert isinstance(answered, AnsweredPrompts)
+    assert answered.open().comparisons[0].answers == ("yes",)
     for kind in (PovidPairs, TrlPairs):  # MMedPO's files are in POVID's layout
         pair = FORMATS[kind] | {"weighted_score": 0.5}
         path = written(folder, [pair])
@@ -167,6 +175,47 @@ def test_captions_scores_answers_and_marks(folder):
     pair = FORMATS[TrlPairs]
     path = written(folder, [pair | {"chosen": "a <MASK>red</MASK> ball"}])
     assert detect(path, root).sources == (MarkedPhrases(TrlPairs(path, root)),)
+
+
+@pytest.mark.parametrize(
+    ("header", "options"),
+    [
+        ("image,question,chosen,rejected", {"chosen": "chosen", "rejected": "rejected"}),
+        ("images,prompt,chosen,rejected",
+         {"image": "images", "question": "prompt", "chosen": "chosen", "rejected": "rejected"}),
+        ("image,question,id,answer", {}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_csv_is_read_by_columns_whatever_they_are_called(folder, header, options, separator):
+    """Names that JSON of other formats has, too, do not make a CSV file one of those."""
+    lines = (header, "a.png,Which?,yes,no")
+    (folder / "train.csv").write_text("\r\n".join(lines).replace(",", separator), "utf-8-sig")
+    path, root = str(folder / "train.csv"), str(folder / "images")
+    for split in ("", "train"):
+        (source,) = detect(path, root, split).sources
+        assert source == Columns(path, root, **options, split=split)
+        assert run(config_line(source)) == source
+        assert [p.question for p in source.open().prompts] == ["Which?"]
+    with pytest.raises(DataError, match="no split 'test'; it has train"):
+        detect(path, root, "test")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": "yes"}]},
+        {"prompt": [{"role": "user", "content": "Q?"}], "completion": "yes"},
+    ],
+)
+def test_supervised_chats_are_named_as_such(folder, record):
+    path = written(folder, [record | {"images": ["images/a.png"]}])
+    field = next(iter(record))
+    with pytest.raises(DataError, match=rf"\. {field} holds chat messages: for pairs, it needs"):
+        detect(path)
+    asked = {"id": "1", "question": "Q?", "answer": "yes", "images": ["images/a.png"]}
+    source = AnsweredPrompts(QuestionsJsonl(written(folder, [asked]), str(folder)))
+    assert source.open().comparisons[0].answers == ("yes",)  # what the message proposes
 
 
 def test_trl_as_plain_strings(folder):
@@ -221,11 +270,51 @@ def test_splits(folder):
         main(["check", path])
     assert detect(path, split="train").sources == (HfParquet(path, split="train"),)
     main(["check", path, "--split", "train"])
+    llava = {"id": "1", "conversations": [{"from": "human", "value": "<image>\nQ?"}]}
+    for split in ("train", "test"):  # conversations, as in lmms-lab/LLaVA-OneVision-Data
+        table = pa.Table.from_pylist([{"image": rows[0]["image"]} | llava])
+        pq.write_table(table, folder / "hub" / f"{split}-00000-of-00001.parquet")
+    (source,) = detect(path, split="train").sources
+    assert source == LlavaJson(path, split="train")
+    assert len(source.open().prompts) == 1
     (folder / "hub" / "train" / "x").mkdir(parents=True)
     for each in (folder / "hub").glob("*.parquet"):
         each.unlink()
     (folder / "hub" / "train" / "x" / "a.png").write_bytes(picture())
     assert detect(path, split="train").sources == (ImageFolder(path, split="train"),)
+
+
+def test_links_are_followed_if_allowed(folder, capsys):
+    """The line that `check` prints has the roots that it was given."""
+    (folder / "playground").mkdir()
+    (folder / "playground" / "coco").symlink_to(folder / "images", target_is_directory=True)
+    path = written(folder, [FORMATS[QuestionsJsonl] | {"image": "coco/a.png"}])
+    root, images = str(folder / "playground"), str(folder / "images")
+    for file, options in ((path, ["--image-root", root]), (root, [])):
+        with pytest.raises(SystemExit, match=re.escape(f"set link_roots=({images!r},)")):
+            main(["check", file, *options])
+        main(["check", file, *options, "--link-roots", images])
+        line = next(x for x in capsys.readouterr().out.splitlines()[::-1] if "prompts=" in x)
+        assert line.endswith(f", link_roots=({images!r},))")
+
+
+def test_the_folder_one_is_in(folder, monkeypatch):
+    rows = [{"image": {"bytes": encoded(9), "path": None}, "question": "Q?"}]
+    (folder / "hub").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), folder / "hub" / "train.parquet")
+    monkeypatch.chdir(folder / "hub")
+    assert detect(".").sources == (HfParquet("."),)
+
+
+def test_folders_with_files_of_other_programs(folder):
+    """`index.json` and `features.json` do not make a folder a copy of ours or of TFDS."""
+    (folder / "images" / "index.json").write_text("[1]")
+    (folder / "images" / "features.json").write_text("[1]")
+    with pytest.raises(DataError, match="holds 2 files of records"):
+        detect(str(folder / "images"))
+    (folder / "images" / "dataset_info.json").write_text("[1]")
+    with pytest.raises(DataError, match="no image feature"):
+        detect(str(folder / "images"))
 
 
 def test_folders(folder):
@@ -255,6 +344,10 @@ def test_folders(folder):
         (b'["a"]', "has no records that are objects; the first: record 1: a"),
         (b'{\n "a": 1\n}', "the first: line 1: not JSON"),
         (b"[{]", "not JSON"),
+        ('["café"]'.encode("cp1252"), "not UTF-8"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (b"\x1f\x8b\x08\0gzip", "is compressed; unpack it first"),
+        (b"PK\x03\x04 a spreadsheet", "is compressed; unpack it first"),
         (b"PAR1 broken", "not readable as parquet"),
         (b"\x89PNG\r\n\x1a\n\0\0", "neither JSON, parquet nor CSV in UTF-8"),
         ("a,b\n1,2".encode("utf-16"), "neither JSON, parquet nor CSV in UTF-8"),

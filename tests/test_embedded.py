@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -72,6 +73,22 @@ def test_tfds(tiny_pictures):
     with pytest.raises(ExampleError) as caught:
         found.load_image("3")
     assert caught.value.reason == "missing image"
+
+
+@pytest.mark.slow
+def test_tfds_images_are_read_by_other_processes(tiny_pictures):
+    """`--train.read-processes` sends the function that reads images, by cloudpickle."""
+    send = (
+        "import cloudpickle, sys; from seva_jax.data import TfdsPrompts; "
+        "data = TfdsPrompts('pictures', data_dir=sys.argv[1]).open(); "
+        "sys.stdout.buffer.write(cloudpickle.dumps(data.load_image))"
+    )
+    read = "import cloudpickle, sys; print(cloudpickle.load(sys.stdin.buffer)('1')[0, 0, 0])"
+    command = [sys.executable, "-c"]
+    sent = subprocess.run([*command, send, tiny_pictures], stdout=subprocess.PIPE, check=True)
+    shown = subprocess.run([*command, read], input=sent.stdout, capture_output=True, check=True)
+    expected = TfdsPrompts("pictures", data_dir=tiny_pictures).open().load_image("1")[0, 0, 0]
+    assert int(shown.stdout) == expected
 
 
 @pytest.mark.parametrize(

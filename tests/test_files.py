@@ -227,6 +227,7 @@ def test_llava_several_images_in_a_record(images, tmp_path):
     assert LlavaJson(path, str(images)).open().prompts[0].images == ("a.png", "sub/b.gif")
 
 
+SYSTEM = {"from": "system", "value": "Be brief."}
 BAD_LLAVA = [
     ("text only", "not an object"),
     (talk("Q?", image=None), "no image"),
@@ -238,6 +239,7 @@ BAD_LLAVA = [
     (talk("Q?", conversations=None), "no question"),
     (talk("Q?", conversations=["Q?"]), "no question"),
     (talk("Q?", conversations=[{"from": "gpt", "value": "Yes."}]), "no question"),
+    (talk("Q?", conversations=[SYSTEM, {"from": "human", "value": "Q?"}]), "system message"),
     (talk("<image>\n"), "empty question"),
     (talk("<image><image>\nSame?"), "image markers"),
     (talk(f"<image>\n{SHORT_ANSWER}"), "empty question"),
@@ -272,6 +274,10 @@ def test_llava_records_with_one_id_are_told_apart(images, tmp_path):
     path = written(tmp_path / "mix.json", [talk("A?"), talk("Other?", id="s"), talk("B?", "C?")])
     found = LlavaJson(path, str(images), questions_per_image=0).open()
     assert [p.id for p in found.prompts] == ["r@1#0", "s#0", "r@3#0", "r@3#1"]
+    records = [{"question_id": record.pop("id"), **record} for record in (talk("A?"), talk("B?"))]
+    found = LlavaJson(written(tmp_path / "mix.json", records), str(images)).open()
+    assert [p.id for p in found.prompts] == ["r@1#0", "r@2#0"]
+    assert not found.notes  # both are first turns
 
 
 def test_llava_prefix_picks_a_part_of_the_mix(images, tmp_path):

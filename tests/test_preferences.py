@@ -162,10 +162,12 @@ def test_povid(root, tmp_path):
         "conversations": talk("<image>\nWhat?", "A bus.", "Why?", "So."),
         "rejected_conversations": talk("<image>\nWhat?", "A ship.", "Why?", "No."),
     }
+    system = {"from": "system", "value": "Be brief."}
     same, short = talk("<image>\nWhat?", "A bus."), record | {"conversations": talk("Q?", "A.")}
     bad = [
         (record | {"rejected_conversations": talk("<image>\nWho?", "A ship.")}, "no question"),
         (record | {"rejected_conversations": None}, "no question"),
+        (record | {"rejected_conversations": [system, *same]}, "system message"),
         (record | {"rejected_conversations": same + talk("Why?", "No.")}, "several turns"),
         (record | {"conversations": same, "rejected_conversations": same}, "equal answers"),
         (short | {"rejected_conversations": talk("<image><image>Q?", "B.")}, "no question"),

@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from helpers_formats import encoded
 
+from seva_jax.data.columns import Columns
+from seva_jax.data.detect import FORMATS
 from seva_jax.data.embedded import HfParquet
 from seva_jax.data.files import ImageFolder
 from seva_jax.data.preferences import RlaifVPairs
@@ -80,6 +82,15 @@ def test_several_splits_are_not_read_as_one(tmp_path, pattern, kind):
     both = kind(str(tmp_path), split="train+test").open()
     assert sorted(p.question for p in both.prompts) == ["test?"] * 2 + ["train?"] * 2
     with pytest.raises(DataError, match=r"no split 'dev'; it has test, train, validation"):
+        kind(str(tmp_path), split="dev").open()
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, Columns, HfParquet], ids=lambda kind: kind.__name__)
+def test_every_reader_of_records_asks_for_the_split(tmp_path, kind):
+    write(tmp_path, ["train-00000-of-00001.parquet", "test-00000-of-00001.parquet"])
+    with pytest.raises(DataError, match=r"several splits \(test, train\); choose one"):
+        kind(str(tmp_path)).open()
+    with pytest.raises(DataError, match="no split 'dev'; it has test, train"):
         kind(str(tmp_path), split="dev").open()
 
 

@@ -46,12 +46,14 @@ class _Source:
         config: config file; its field `prompts` is the data, unless a file is given.
         image_root: folder that the image names in FILE are relative to; FILE's own by default.
         split: the split to read of a folder FILE that holds several, such as "train".
+        link_roots: folders outside of the image folder that symbolic links in it may lead to.
     """
 
     files: tyro.conf.Positional[tuple[Path, ...]] = ()
     config: Path | None = None
     image_root: Path | None = None
     split: str = ""
+    link_roots: tuple[Path, ...] = ()
 
     num_files: ClassVar[tuple[int, ...]] = (0, 1)
 
@@ -154,7 +156,8 @@ def _experiment(options: _Source, rest: Sequence[str]) -> Experiment:
 
 
 def _detect(options: _Source) -> Detected:
-    return detect(options.file, str(options.image_root or ""), options.split)
+    links = tuple(str(path) for path in options.link_roots)
+    return detect(options.file, str(options.image_root or ""), options.split, links)
 
 
 def _of_file(options: _Source, rest: Sequence[str]) -> PromptSource:

@@ -283,7 +283,8 @@ def _check(example: Prompt | Comparison, images: Images) -> str:
     try:
         stored = _stored(dataclasses.asdict(example))
     except (ValueError, TypeError, RecursionError) as error:
-        raise ExampleError(f"not storable as JSON in UTF-8 ({error})", "invalid text") from error
+        message = f"a text is not UTF-8, or a number not finite ({error}); save the file as UTF-8"
+        raise ExampleError(message, "invalid text") from error
     if len(stored) > _MAX_TEXT:
         raise ExampleError(
             f"its texts have {len(stored):,} characters, above {_MAX_TEXT:,}; shorten them",

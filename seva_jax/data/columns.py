@@ -26,7 +26,8 @@ from seva_jax.data.collect import (
     text_of,
 )
 from seva_jax.data.sources import PromptSet, PromptSource
-from seva_jax.data.tables import Record, Table, open_table
+from seva_jax.data.splits import of_split, shard_split
+from seva_jax.data.tables import Record, Table, open_table, start_of
 from seva_jax.images.load import FollowsLinks
 from seva_jax.ranges import FROM_0
 from seva_jax.runtime.files import read_bytes
@@ -117,7 +118,8 @@ def open_columns(
     Raises:
         DataError: nothing can be read; the message names the file.
     """
-    if not split and is_csv(path):
+    if is_csv(path):
+        of_split(path, [Path(path).name], split, shard_split)
         return Table(csv_rows(path), FolderImages(image_root, link_roots))
     return open_table(path, image_root, split, link_roots)
 
@@ -126,8 +128,7 @@ def is_csv(path: str) -> bool:
     """Returns whether a file is neither JSON nor parquet, and so may be CSV."""
     if Path(path).is_dir():
         return False
-    start = read_bytes(path, 4096).lstrip(b"\xef\xbb\xbf \t\r\n")
-    return not start.startswith((b"PAR1", b"[", b"{"))
+    return not start_of(path).startswith((b"PAR1", b"[", b"{"))
 
 
 def csv_rows(path: str) -> Iterator[Record]:

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 from seva_jax.data.answered import AnsweredPrompts
 from seva_jax.data.captions import CaptionedPrompts
 from seva_jax.data.collect import Unread
-from seva_jax.data.columns import Columns, guess_columns, open_columns
+from seva_jax.data.columns import Columns, guess_columns, is_csv, open_columns
 from seva_jax.data.embedded import HfParquet, TfdsPrompts
 from seva_jax.data.files import ImageFolder, LlavaJson, QuestionsJsonl, SevaJson
 from seva_jax.data.llamafactory import LlamaFactoryPairs, described_pairs
 from seva_jax.data.marked import OPEN, MarkedPhrases
-from seva_jax.data.messages import SwiftPairs, TrlPairs
+from seva_jax.data.messages import SwiftPairs, TrlPairs, has_roles
 from seva_jax.data.preferences import (
     HaDpoPairs,
     PovidPairs,
@@ -31,11 +31,12 @@ from seva_jax.data.preferences import (
     SevaPairs,
     VLFeedbackPairs,
 )
-from seva_jax.data.records import INDEX, ArrayRecordPairs, ArrayRecordPrompts
+from seva_jax.data.records import EXAMPLES, INDEX, ArrayRecordPairs, ArrayRecordPrompts
 from seva_jax.data.scores import ScoredPairs
 from seva_jax.data.sources import PromptSource
+from seva_jax.data.splits import of_split
 from seva_jax.data.trajectories import TrajectoryPairs
-from seva_jax.images.load import IMAGE_EXTENSIONS
+from seva_jax.images.load import image_names
 from seva_jax.runtime.files import read_json
 from seva_jax.types import DataError
 
@@ -77,44 +78,47 @@ class Detected(NamedTuple):
         )
 
 
-def detect(path: str, image_root: str = "", split: str = "") -> Detected:
+def detect(
+    path: str, image_root: str = "", split: str = "", link_roots: tuple[str, ...] = ()
+) -> Detected:
     """Finds the sources that read a file or a folder.
 
     Args:
         path: the file or folder.
         image_root: folder the image names are relative to; empty for the file's own folder.
         split: the split of a folder that holds several.
+        link_roots: folders that symbolic links in `image_root` may lead to.
 
     Raises:
         DataError: it cannot be read, or no format has its fields; the message names them.
     """
     if Path(path).is_dir():
-        return _folder(Path(path), image_root, split)
-    return _file(path, image_root, split)
+        return _folder(Path(path), image_root, split, link_roots)
+    return _file(path, image_root, split, link_roots)
 
 
 # --- folders --------------------------------------------------------------------------------------
 
 
-def _folder(folder: Path, image_root: str, split: str) -> Detected:
-    if (folder / INDEX).is_file():
-        is_pairs = read_json(folder / INDEX).get("kind") == "pairs"
+def _folder(folder: Path, image_root: str, split: str, link_roots: tuple[str, ...]) -> Detected:
+    if (folder / EXAMPLES).is_file():
+        is_pairs = _object(folder / INDEX).get("kind") == "pairs"
         return Detected(((ArrayRecordPairs if is_pairs else ArrayRecordPrompts)(str(folder)),))
     for depth in ("", "*/", "*/*/", "*/*/*/"):  # a version, its data set, or a folder of those
-        if prepared := sorted(folder.glob(f"{depth}features.json")):
-            splits = (s for path in prepared for s in _tfds(path.parent))
-            return Detected(tuple(s for s in splits if split in ("", s.split)))
+        prepared = [path.parent for path in sorted(folder.glob(f"{depth}features.json"))]
+        if versions := [path for path in prepared if (path / "dataset_info.json").is_file()]:
+            return Detected(tuple(_tfds(version, split) for version in versions))
     if any(folder.rglob("*.parquet")):
-        return _file(str(folder), image_root, split)
+        return _file(str(folder), image_root, split, link_roots)
     files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jsonl", ".csv", ".tsv"))
     files = [p for p in files if p.name not in ("dataset_info.json", "dataset_infos.json")]
     if len(files) == 1:
-        return detect(str(files[0]), image_root, split)
+        return _file(str(files[0]), image_root, split, link_roots)
     if files:
         names = ", ".join(p.name for p in files[:10]) + ", ..." * (len(files) > 10)
         raise DataError(f"{folder}: holds {len(files)} files of records; give one ({names})")
-    if any(p.suffix.lower() in IMAGE_EXTENSIONS for p in folder.rglob("*")):
-        return Detected((ImageFolder(str(folder), split=split),))
+    if image_names(folder, link_roots):
+        return Detected((_with(ImageFolder(str(folder)), split, link_roots),))
     if any(folder.rglob("*.npy")):
         raise DataError(
             f"{folder}: holds arrays; masks of images belong to pairs, as in "
@@ -128,9 +132,14 @@ def _folder(folder: Path, image_root: str, split: str) -> Detected:
     raise DataError(f"{folder}: holds no data that is read here; give a file")
 
 
-def _tfds(version: Path) -> Iterator[TfdsPrompts]:
-    """Yields the sources of a prepared TFDS data set, one for each split."""
-    info, features = read_json(version / "dataset_info.json"), read_json(version / "features.json")
+def _object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    return value if isinstance(value, dict) else {}
+
+
+def _tfds(version: Path, split: str) -> TfdsPrompts:
+    """Returns the source of a prepared TFDS data set."""
+    info, features = _object(version / "dataset_info.json"), _object(version / "features.json")
     kinds = {
         name: str(feature.get("pythonClassName", "")).rpartition(".")[2]
         for name, feature in features.get("featuresDict", {}).get("features", {}).items()
@@ -139,41 +148,42 @@ def _tfds(version: Path) -> Iterator[TfdsPrompts]:
     if not images:
         raise DataError(f"{version}: the data set has no image feature ({', '.join(kinds)})")
     config = info.get("configName", "")
-    name = "/".join(filter(None, (info["name"], config))) + f":{info['version']}"
-    asked = ["question"] if kinds.get("question") in ("Text", "Sequence") else [""]
-    for split in info.get("splits", []):
-        yield TfdsPrompts(
-            name, split["name"], str(version.parents[2 if config else 1]), images[0], asked[0]
-        )
+    name = "/".join(filter(None, (info.get("name"), config))) + f":{info.get('version')}"
+    asked = "question" if kinds.get("question") in ("Text", "Sequence") else ""
+    splits = of_split(str(version), [each["name"] for each in info.get("splits", [])], split, str)
+    split, folder = split or "".join(splits), version.parents[2 if config else 1]
+    return TfdsPrompts(name, split, str(folder), images[0], asked)
 
 
 # --- records --------------------------------------------------------------------------------------
 
 
-def _file(path: str, image_root: str, split: str) -> Detected:
+def _file(path: str, image_root: str, split: str, link_roots: tuple[str, ...]) -> Detected:
     folder = image_root or str(Path(path) if Path(path).is_dir() else Path(path).parent)
-    records = list(itertools.islice(open_columns(path, folder, split).records, _SAMPLE))
+    records = list(itertools.islice(open_columns(path, folder, split, link_roots).records, _SAMPLE))
     rows = [row for _, row in records if isinstance(row, dict)]
     if not rows:
         first = f"; the first: {records[0][0]}: {records[0][1]}" if records else ""
         raise DataError(f"{path}: has no records that are objects{first}")
     fields = tuple(dict.fromkeys(str(name) for row in rows for name in row))
     root = folder if image_root or not _embeds(rows) else ""
-    described = described_pairs(path, root)
-    if described:
-        return Detected(_marked((described,), rows), fields)
-    fitting = [
-        _of_split(make(path, root), split)
-        for make in FORMATS
-        if 2 * sum(make.recognizes(row) for row in rows) > len(rows)
-    ]
-    sources = tuple(fitting) or (_of_split(_by_columns(path, root, fields, rows), split),)
-    marked = _marked(sources, rows)
-    return Detected(marked, fields, tuple(_also(sources[0], rows)))
+    fitting: list[PromptSource] = []
+    if described := described_pairs(path, root):
+        fitting = [described]
+    elif not is_csv(path):  # which only `Columns` reads
+        fitting = [
+            make(path, root)
+            for make in FORMATS
+            if 2 * sum(make.recognizes(row) for row in rows) > len(rows)
+        ]
+    fitting = fitting or [_by_columns(path, root, fields, rows)]
+    sources = [_with(source, split, link_roots) for source in fitting]
+    return Detected(_marked(sources, rows), fields, tuple(_also(sources[0], rows)))
 
 
-def _of_split(source: Any, split: str) -> Any:
-    return dataclasses.replace(source, split=split) if split else source
+def _with(source: Any, split: str, link_roots: tuple[str, ...]) -> Any:
+    """Returns a source that reads a split, and follows links."""
+    return dataclasses.replace(source, split=split, link_roots=link_roots)
 
 
 def _embeds(rows: list[dict[str, Any]]) -> bool:
@@ -190,6 +200,15 @@ def _by_columns(
 ) -> PromptSource:
     """Returns the reader of a table whose columns say by their names what they hold."""
     names: dict[str, Any] = guess_columns(fields)
+    chats = [name for name in fields if any(has_roles(row.get(name)) for row in rows)]
+    no_format = f"{path}: no format has its fields ({', '.join(fields[:20])}). "
+    if chats and names.get("question", chats[0]) in chats:
+        raise DataError(
+            f"{no_format}{chats[0]} holds chat messages: for pairs, it needs rejected answers, as "
+            "TrlPairs and SwiftPairs have them (of LlamaFactoryPairs, options name the columns); "
+            "for supervised training, write the fields id, question, answer and images, which "
+            "AnsweredPrompts(QuestionsJsonl(...)) reads"
+        )
     parquet = Path(path).is_dir() or path.endswith(".parquet")
     if {"image", "question"} <= names.keys():
         if "chosen" not in names and parquet:
@@ -198,8 +217,7 @@ def _by_columns(
     if "image" in names and parquet:
         asked = ImageFolder().questions
         return HfParquet(path, names["image"], "", asked, image_root=root)
-    message = f"{path}: no format has its fields ({', '.join(fields[:20])}). Write a reader, as "
-    message += "seva_jax/data/README.md explains"
+    message = f"{no_format}Write a reader, as seva_jax/data/README.md explains"
     if any(isinstance(cell, str) for row in rows for cell in row.values()):
         example = config_line(Columns(path, root, "IMAGE", "QUESTION", "CHOSEN", "REJECTED"))
         message += (
@@ -226,7 +244,9 @@ def _also(source: PromptSource, rows: list[dict[str, Any]]) -> Iterator[PromptSo
             yield ScoredPairs(source, str(name))
     if not source.has_answers and isinstance(row.get("captions"), list):
         yield CaptionedPrompts(source)
-    if not source.has_answers and isinstance(row.get("answer"), str):
+    if isinstance(source, LlavaJson):
+        yield AnsweredPrompts(dataclasses.replace(source, remove=(), answers=True))
+    elif not source.has_answers and isinstance(row.get("answer"), str):
         yield AnsweredPrompts(source)
 
 
@@ -252,7 +272,7 @@ def _expression(value: Any, names: set[str]) -> str:
     names.add(type(value).__name__)
     given = [
         f"{field.name}={_expression(getattr(value, field.name), names)}"
-        for field in dataclasses.fields(value)
+        for field in sorted(dataclasses.fields(value), key=lambda field: field.kw_only is True)
         if getattr(value, field.name) != field.default
     ]
     return f"{type(value).__name__}({', '.join(given)})"

@@ -86,7 +86,7 @@ class LlavaJson(FollowsLinks, PromptSource):
     Where several records share an id, "@" and the number of the record, from 1, follow that id.
 
     Attributes:
-        path: the file.
+        path: the file, or a folder of parquet files.
         image_root: folder the image names are relative to.
         prefix: use only records whose image name starts with this, such as "ocr_vqa/" or "textvqa/"
             of llava_v1_5_mix665k.json; the others do not count as left out.
@@ -101,6 +101,7 @@ class LlavaJson(FollowsLinks, PromptSource):
         seed: seed of the draws.
         answers: keep the file's answer to each question as `meta["answer"]`, for pair builders that
             take it as the truth.
+        split: the split to read of a folder that holds several, such as "train".
     """
 
     path: str = ""
@@ -112,16 +113,17 @@ class LlavaJson(FollowsLinks, PromptSource):
     limit: Annotated[int, FROM_0] = 0
     seed: Annotated[int, FROM_0] = 0
     answers: bool = False
+    split: str = dataclasses.field(default="", kw_only=True)
 
     @override
     def open(self) -> PromptSet:
-        table = open_table(self.path, self.image_root, link_roots=self.link_roots)
+        table = open_table(self.path, self.image_root, self.split, self.link_roots)
         images, records = table.images, list(table.records)
         if self.prefix:
             records = [record for record in records if self._starts_right(record[1])]
             if not records:
                 raise DataError(f"{self.path}: no record's image starts with {self.prefix!r}")
-        ids = collections.Counter(str(r["id"]) for _, r in records if _has_plain_id(r))
+        ids = collections.Counter(map(_shared_id, records))
         order = np.arange(len(records))
         if self.limit:
             order = np.random.default_rng(self.seed).permutation(len(records))
@@ -218,19 +220,27 @@ def _answer_of(conversation: list[dict[str, Any]], number: int) -> dict[str, Any
     return {}
 
 
-def _has_plain_id(record: Any) -> bool:
-    return isinstance(record, dict) and isinstance(record.get("id"), str | int)
+def _shared_id(record: Record) -> str:
+    """Returns the id that other records may have too, or "" if there is none."""
+    try:
+        return id_of(as_object(record[1]))
+    except ExampleError:
+        return ""
 
 
 def turns(record: dict[str, Any], field: str, speaker: str) -> list[Any]:
     """Returns the turns of one speaker ("human" or "gpt") in one of LLaVA's conversations.
 
     Raises:
-        ExampleError: the field is not a conversation, or the speaker has no turn.
+        ExampleError: the field is not a conversation, it has a system message, or the speaker has
+            no turn.
     """
     conversation = given(record, field, "no question")
     if not isinstance(conversation, list) or not all(isinstance(t, dict) for t in conversation):
         raise ExampleError(f"{field} must be a list of objects", "no question")
+    if any(turn.get("from") == "system" for turn in conversation):
+        message = f"{field} has a system message; the run's template has one, so leave it out"
+        raise ExampleError(message, "system message")
     values = [turn.get("value") for turn in conversation if turn.get("from") == speaker]
     if not values:
         raise ExampleError(f'{field} has no turn from "{speaker}"', "no question")
@@ -254,16 +264,18 @@ class QuestionsJsonl(FollowsLinks, PromptSource):
     JSON is left out and counted.
 
     Attributes:
-        path: the file.
+        path: the file, or a folder of parquet files.
         image_root: folder the image names are relative to.
+        split: the split to read of a folder that holds several, such as "train".
     """
 
     path: str = ""
     image_root: str = ""
+    split: str = dataclasses.field(default="", kw_only=True)
 
     @override
     def open(self) -> PromptSet:
-        table = open_table(self.path, self.image_root, link_roots=self.link_roots)
+        table = open_table(self.path, self.image_root, self.split, self.link_roots)
         return prompt_set(self.path, table.images, one_each(table.records, self._prompt))
 
     @override
@@ -288,16 +300,18 @@ class SevaJson(FollowsLinks, PromptSource):
     file name. A prompt's id is that name, "#" and the number of the record, from 0.
 
     Attributes:
-        path: the file.
+        path: the file, or a folder of parquet files.
         image_root: folder the image names are relative to.
+        split: the split to read of a folder that holds several, such as "train".
     """
 
     path: str = ""
     image_root: str = ""
+    split: str = dataclasses.field(default="", kw_only=True)
 
     @override
     def open(self) -> PromptSet:
-        table = open_table(self.path, self.image_root, link_roots=self.link_roots)
+        table = open_table(self.path, self.image_root, self.split, self.link_roots)
         return prompt_set(self.path, table.images, one_each(table.records, seva_prompt))
 
     @override

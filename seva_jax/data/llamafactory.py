@@ -133,7 +133,7 @@ def described_pairs(path: str, image_root: str) -> LlamaFactoryPairs | None:
     Raises:
         DataError: two entries about the file differ.
     """
-    info = Path(path).with_name("dataset_info.json")
+    info = Path(path).absolute().with_name("dataset_info.json")
     try:
         entries = json.loads(info.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -141,7 +141,7 @@ def described_pairs(path: str, image_root: str) -> LlamaFactoryPairs | None:
     own = {field.name for field in dataclasses.fields(LlamaFactoryPairs)}
     described = set[LlamaFactoryPairs]()
     for entry in entries.values() if isinstance(entries, dict) else ():
-        is_about = isinstance(entry, dict) and entry.get("file_name") == Path(path).name
+        is_about = isinstance(entry, dict) and entry.get("file_name") == Path(path).absolute().name
         if not is_about or entry.get("ranking") is not True:
             continue
         names: dict[str, Any] = {}

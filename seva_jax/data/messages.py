@@ -75,8 +75,8 @@ class TrlPairs(PairsFile):
     def recognizes(cls, record: Mapping[str, Any]) -> bool:
         sides = [record.get("chosen"), record.get("rejected")]
         if "prompt" in record:
-            return all(isinstance(side, str) or _has_roles(side) for side in sides)
-        return all(map(_has_roles, sides))
+            return all(isinstance(side, str) or has_roles(side) for side in sides)
+        return all(map(has_roles, sides))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +118,10 @@ class SwiftPairs(PairsFile):
     @classmethod
     def recognizes(cls, record: Mapping[str, Any]) -> bool:
         others = ("rejected_response", "rejected_messages", "rejected_images")
-        return _has_roles(record.get("messages")) and any(name in record for name in others)
+        return has_roles(record.get("messages")) and any(name in record for name in others)
 
 
-def _has_roles(value: Any) -> bool:
+def has_roles(value: Any) -> bool:
     """Returns whether a field holds chat messages, by the first one."""
     first = value[0] if isinstance(value, list) and value else value
     return isinstance(first, dict) and {"role", "content"} <= first.keys()
@@ -129,7 +129,8 @@ def _has_roles(value: Any) -> bool:
 
 def _names(record: dict[str, Any], field: str, other: str) -> tuple[str, ...]:
     """Returns image names, which may be wrapped as `{"path": name}`; none is a text prompt."""
-    return images_of({field: listed(either(record, field, other))}, field, field)
+    named = field if record.get(field) is not None else other
+    return images_of({named: listed(either(record, field, other))}, named, named)
 
 
 def messages(value: Any, role: str) -> list[Message]:

@@ -33,6 +33,7 @@ from seva_jax.types import DataError, ExampleError
 _MAX_LINE = 2**24  # bytes of a JSON line; the texts of an example are far shorter
 
 _LFS = b"version https://git-lfs.github.com/spec"
+_COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, ...
 
 Record = tuple[str, Any]
 """Where a record is ("line 3"), and its value: usually a dict."""
@@ -76,13 +77,25 @@ def open_table(
         names = of_split(path, names, split, shard_split)
         return _open_parquet({name: files[name] for name in names}, image_root, link_roots)
     of_split(path, [folder.name], split, shard_split)
-    data = read_bytes(path, 4096).lstrip(b"\xef\xbb\xbf \t\r\n")
-    if data.startswith(_LFS):
-        raise _is_pointer(folder)
-    if data.startswith(b"PAR1"):
+    start = start_of(path)
+    if start.startswith(b"PAR1"):
         return _open_parquet({folder.name: folder}, image_root, link_roots)
-    records = json_list(path) if data.startswith(b"[") else json_lines(path)
+    records = json_list(path) if start.startswith(b"[") else json_lines(path)
     return Table(iter(records), FolderImages(image_root, link_roots))
+
+
+def start_of(path: str) -> bytes:
+    """Returns the first bytes of a file that are not white space, which tell what it holds.
+
+    Raises:
+        DataError: it cannot be read, or is compressed or a pointer of Git LFS.
+    """
+    start = read_bytes(path, 4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith(_LFS):
+        raise _is_pointer(Path(path))
+    if start.startswith(_COMPRESSED):
+        raise DataError(f"{path}: is compressed; unpack it first (save a spreadsheet as CSV UTF-8)")
+    return start
 
 
 def _is_pointer(path: Path) -> DataError:
@@ -101,6 +114,8 @@ def json_list(path: str) -> list[Record]:
     data = read_bytes(path)
     try:
         records = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
     except (ValueError, RecursionError) as error:
         message = f"{path}: not JSON ({error}); it may be cut short: fetch it again"
         raise DataError(message) from error
@@ -128,7 +143,9 @@ def _line(line: bytes) -> Any:
     try:
         return json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        return ExampleError(f"not JSON ({error}); write one object a line", "broken line")
+        return ExampleError(
+            f"not JSON ({error}); write one object a line, or a JSON list", "broken line"
+        )
 
 
 # --- parquet --------------------------------------------------------------------------------------

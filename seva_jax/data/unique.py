@@ -20,6 +20,7 @@ class UniqueIds:
 
     def __init__(self):
         self._ids = set[str]()
+        self._numbers = dict[str, int]()  # the last number that followed each id
         self._contents = set[bytes]()
 
     def add(self, example: _Example, stored: str) -> _Example:
@@ -36,10 +37,11 @@ class UniqueIds:
         content = hashlib.blake2b(stored.encode(), digest_size=16).digest()
         if content in self._contents:
             raise ExampleError(f"the same example with id {id_!r} was there before", "repeated")
-        new, number = id_, 1
+        new, number = id_, self._numbers.get(id_, 1)
         while new in self._ids:
             number += 1
             new = f"{id_}@{number}"
+        self._numbers[id_] = number
         self._contents.add(content)
         self._ids.add(new)
         return example if new == id_ else _renamed(example, new)
