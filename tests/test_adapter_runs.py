@@ -188,6 +188,22 @@ def test_another_adapter_at_the_path(second):
     evaluating = ["--model", str(path), "--out", str(path.parent / "out")]
     with pytest.raises((DataError, SystemExit), match="belongs to other pairs, weights"):
         evaluate.main(evaluating)
+    # A run that starts from the result needs the adapter where it is in the reference, and an
+    # export only where it is merged.
+    base, merge = PriorRun(str(path), merge=False), run.ctx.config.base.merge
+    config = dataclasses.replace(run.ctx.config, base=base, workdir=str(path.parent / "next"))
+    expected = f"{adapter} holds other weights" if merge else f"{adapter} holds another adapter"
+    with pytest.raises(DataError, match=f"{expected} than when {path}"):
+        _ = opened(config).reference
+    if merge:
+        with pytest.raises(DataError, match=expected):
+            open_source(path)
+    else:
+        to_hf(open_source(path), path.parent / "hf")
+        alone = load_params(path.parent / "hf", run.ctx.assets.config)
+        np.testing.assert_allclose(
+            logps(run, {"params": alone}), logps(run, run.aligned), rtol=0, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("reference", ["cached", "in_step"])

@@ -1,5 +1,6 @@
 """What an export does to images and chats: the same as the run that it comes from."""
 
+import dataclasses
 import json
 
 import jinja2
@@ -16,13 +17,17 @@ from seva_jax.convert.__main__ import open_source
 from seva_jax.convert.processor import chat_template, image_processing
 from seva_jax.convert.rewrite import to_hf, to_llava
 from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.text import templates
 from seva_jax.text.templates import LLAVA_V1, PLAIN, VICUNA_V1, Template
 from seva_jax.types import DataError
 
 ODD = Template(
     'It\'s "odd" {{ x }} \\n\n{% é 日本 😀', user="Q", assistant="A", sep="\n", end="<|e|>"
 )
-TEMPLATES = [VICUNA_V1, LLAVA_V1, PLAIN, ODD]
+TEMPLATES = [
+    *(value for value in vars(templates).values() if isinstance(value, Template)),
+    *(ODD, dataclasses.replace(ODD, lead='"')),
+]
 
 
 def render(template, messages, answer_next=True):
@@ -74,6 +79,14 @@ def test_a_question_is_rendered_as_it_was_trained(template, parts, question):
     assert render(template, [user(*parts)]) == expected
     if len(parts) == 1:  # lmms-eval gives strings, with the markers in them
         assert render(template, [{"role": "user", "content": parts[0]}]) == expected
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_an_answer_is_rendered_as_it_was_trained(template):
+    """It stands where `Encoder` puts it, which some templates set apart otherwise than turns."""
+    chat = [user(None, "One?"), {"role": "assistant", "content": "Yes."}]
+    expected = f"{template.prompt('One?')}{template.before_answer}Yes.{template.end}"
+    assert render(template, chat, answer_next=False) == expected
 
 
 def test_turns_and_system_messages():

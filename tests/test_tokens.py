@@ -25,7 +25,7 @@ from seva_jax.convert.__main__ import open_source
 from seva_jax.convert.rewrite import to_hf, to_llava
 from seva_jax.pretrained import PretrainedLlava
 from seva_jax.text.encode import Encoder
-from seva_jax.text.templates import PLAIN, VICUNA_V1
+from seva_jax.text.templates import LLAVA_V0, PLAIN, VICUNA_V1
 from seva_jax.text.tokenizer import (
     check_tokenizer,
     load_tokenizer,
@@ -223,14 +223,15 @@ def tokenizer(model_file, tmp_path_factory):
     return load_tokenizer(directory, original=True)
 
 
+@pytest.mark.parametrize("template", [VICUNA_V1, LLAVA_V0])
 @pytest.mark.parametrize("num_images", [0, 1, 3])
-def test_trees_have_llavas_ids(tokenizer, pieces, num_images):
+def test_trees_have_llavas_ids(tokenizer, pieces, num_images, template):
     """Trunk and answer equal LLaVA's ids of the whole conversation, as it is trained on."""
     image = pieces.get_piece_size()
-    encoder = Encoder(tokenizer, VICUNA_V1, image, tokens_per_image=4, max_length=2048)
+    encoder = Encoder(tokenizer, template, image, tokens_per_image=4, max_length=2048)
     for text in TEXTS:
         tree = encoder.encode(text, num_images, (text, "Yes."))
-        prompt = VICUNA_V1.prompt(text, num_images).replace("<image>", "<image>" * 4)
+        prompt = template.prompt(text, num_images).replace("<image>", "<image>" * 4)
         # `<image><image>` are two neighbours with nothing between: LLaVA's piece "" has no ids.
         np.testing.assert_array_equal(tree.trunk, reference(pieces, prompt, image))
         for branch, answer in zip(tree.branches, (text.strip(), "Yes."), strict=True):

@@ -7,7 +7,6 @@ question (`seva_jax/text/templates.py`), tokenizer files.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -67,7 +66,7 @@ _JINJA = """\
     {%- if message['role'] == 'user' -%}
       {{- user + ': ' + at.text + sep -}}
     {%- elif message['role'] == 'assistant' -%}
-      {{- assistant + ':' + sep + at.text + end -}}
+      {{- assistant + ':' + before_answer + at.text + end -}}
     {%- else -%}
       {{- raise_exception('a message is of system, user or assistant, not ' ~ message['role']) -}}
     {%- endif -%}
@@ -87,9 +86,10 @@ def chat_template(template: Template) -> str:
     Args:
         template: the words around questions and answers.
     """
+    names = ("system", "user", "assistant", "sep", "before_answer", "end")
     sets = (
-        f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}"
-        for name, value in dataclasses.asdict(template).items()
+        f"{{%- set {name} = {json.dumps(getattr(template, name), ensure_ascii=False)} -%}}"
+        for name in names
     )
     return "\n".join([*sets, _JINJA])
 

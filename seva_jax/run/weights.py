@@ -1,8 +1,8 @@
 """The weights of a run, read from its files and those of the runs it started from.
 
-What lives here: reading what a run started from and what it trained, and checking that it still is
-what the run started from. What does not: which runs
-follow each other (`seva_jax/config/rounds.py`), merging adapters (`seva_jax/models/merge.py`).
+What lives here: reading what a run started from and what it trained, and checking that the former
+has not changed since. What does not: which runs follow each other (`seva_jax/config/rounds.py`),
+merging adapters (`seva_jax/models/merge.py`).
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from seva_jax.config import (
 from seva_jax.convert import load_params, read_lora, tower_directory
 from seva_jax.models import (
     LlavaConfig,
+    abstract_params,
     abstract_stored,
     abstract_variables,
     merge_adapters,
     quantise_all,
 )
+from seva_jax.runtime.progress import Progress
 from seva_jax.sharding import placed, variable_shardings
 from seva_jax.training.checkpoint import checksum, last_checkpoint, read_facts, read_trained
 from seva_jax.training.step import Variables, split_params
@@ -106,7 +108,14 @@ def require_same_base(config: Experiment, model: LlavaConfig, checkpoint: Path) 
         DataError: the directory holds other weights now.
     """
     assert isinstance(config.base, Checkpoint), config.base
-    numbers = _read_base(config.base, config.compute, model, each=checksum)
+    num = len(jax.tree.leaves(abstract_params(make_model(model, config.compute))))
+    with Progress("compare the base", num, "parameter") as bar:
+
+        def one(leaf: Any) -> list[int]:
+            bar.update()
+            return checksum(leaf)
+
+        numbers = _read_base(config.base, config.compute, model, each=one)
     _refuse_other_base(config, checkpoint, numbers)
 
 
@@ -121,14 +130,28 @@ def _refuse_other_base(config: Experiment, checkpoint: Path, numbers: Any) -> No
         return
     if fingerprint(jax.tree.leaves({"params": frozen})) != recorded:
         quantised = config.compute.base_weights != "float"
+        adapter = f" with the adapter {base.adapter}" if base.adapter else ""
         raise DataError(
-            f"{base.path} holds other weights than when {config.workdir} was trained on it: put "
-            "the checkpoint back, or give its new place as base.path in the run's config.py"
+            f"{base.path}{adapter} holds other weights than when {config.workdir} was trained on "
+            "it: put the files back, or give their new place in the run's config.py, as base.path"
+            + " or base.adapter" * bool(adapter)
             + quantised * (
                 ". Another kind of processor may also have quantised the same weights with other "
                 "rounding; if you know that they are the same, give --same-base"
             )
         )  # fmt: skip
+
+
+def _refuse_other_adapter(config: Experiment, adapters: Any) -> None:
+    """Compares the adapters that a run continued with those that it recorded."""
+    assert isinstance(config.base, Checkpoint), config.base
+    folder = Path(config.workdir) / "checkpoints" / "align"
+    recorded = read_facts(last_checkpoint(folder)).get("base.adapter")
+    if recorded not in (None, fingerprint(checksum(adapters))):
+        raise DataError(
+            f"{config.base.adapter} holds another adapter than when {config.workdir} continued "
+            "it: put the adapter back, or give its new place as base.adapter in the run's config.py"
+        )
 
 
 def reference_adapters(config: Experiment, model: LlavaConfig, mesh: jax.sharding.Mesh) -> Any:
@@ -141,10 +164,17 @@ def reference_adapters(config: Experiment, model: LlavaConfig, mesh: jax.shardin
         config: the run's config.
         model: architecture.
         mesh: where they go.
+
+    Raises:
+        DataError: they cannot be read, or are not those that an earlier run continued.
     """
     base = config.base
     if isinstance(base, PriorRun) and not base.merge:
-        return reference_adapters(base.earlier(), model, mesh)
+        earlier = base.earlier()
+        adapters = reference_adapters(earlier, model, mesh)
+        if adapters and isinstance(earlier.base, Checkpoint):
+            _refuse_other_adapter(earlier, adapters)
+        return adapters
     if not isinstance(base, Checkpoint) or base.merge:
         return {}
     adapter = base.open_adapter(model)
