@@ -26,11 +26,11 @@ ANSWERED = LlavaJson(
     path="data/llava_v1_5_mix665k.json",
     image_root="data",
     remove=(),
-    limit=201435,
+    limit=201436,
     seed=42,
     answers=True,
 )
-# 62,461 sequences, 90,000 grids and 48,974 insets.
+# 62,461 sequences, 90,000 grids and 48,975 insets.
 ARRANGEMENTS: tuple[Arrangement, ...] = (
     "grid", "sequence", "inset", "grid", "sequence", "grid", "inset", "grid",
     "sequence", "grid", "inset", "sequence", "grid", "inset", "sequence", "grid",

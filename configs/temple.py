@@ -45,7 +45,8 @@ def corruptions(groups, of: Literal["images", "captions"] = "captions"):
 def supervised(optim):
     """Returns the last round, whose adapters have half the scale.
 
-    The release has adapters in the vision tower too here; this package has none for it.
+    The release has adapters in the vision tower too here; this package has none for it. Training
+    the weights of the tower instead, with `trained=("lora", "vision")`, needs a smaller `lr`.
     """
     return Round(
         prompts=AnsweredPrompts(QuestionsJsonl("data/supervised.jsonl", "data/frames")),

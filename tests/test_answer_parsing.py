@@ -92,13 +92,16 @@ HEADER = "index\tquestion\thint\tA\tB\tC\tD\tanswer\timage\n"
 
 @pytest.mark.parametrize("none", ["None", "NA", "N/A", "nan", "null", "none"])
 def test_an_option_may_say_none(tmp_path, none):
-    """Only an empty cell is no option; pandas, which the originals use, drops such texts."""
+    """Only an empty cell is no option; pandas, which the originals use, drops such texts.
+
+    A hint that says so is none, as there.
+    """
     table = tmp_path / "t.tsv"
     table.write_text(
         HEADER
         + f"1\tWhich?\t\tcat\tdog\t{none}\tram\tD\tAAAA\n"
         + f"2\tWhich?\t\tcat\t{none}\t\t\tB\tAAAA\n"
-        + "3\tWhich?\tnan\tcat\tdog\t\t\tB\tAAAA\n"
+        + f"3\tWhich?\t{none}\tcat\tdog\t\t\tB\tAAAA\n"
     )
     first, second, third = MMBench(path=str(table)).open().prompts
     assert first.meta["options"] == ["cat", "dog", none, "ram"]

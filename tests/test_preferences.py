@@ -251,6 +251,17 @@ FEEDBACK = {
 }
 BAD_FEEDBACK = [
     (FEEDBACK | {"completions": [completion(x, "4", "4", "4") for x in "ab"]}, "equal ratings"),
+    # The sums of these, added in order, differ in the last bit.
+    (
+        FEEDBACK
+        | {
+            "completions": [
+                completion("a", "0.1", "0.2", "0.3"),
+                completion("b", "0.3", "0.2", "0.1"),
+            ]
+        },
+        "equal ratings",
+    ),
     (FEEDBACK | {"completions": FEEDBACK["completions"][2:]}, "unparsable rating"),
     (FEEDBACK | {"completions": None}, "no answers"),
     (FEEDBACK | {"id": "x", "img_path": None}, "missing image"),
@@ -265,7 +276,7 @@ def test_vlfeedback_lines(root, tmp_path):
     assert [c.answers for c in found.comparisons] == [("best", "worst")] * 2
     assert [level(found, c) for c in found.comparisons] == [10, 30]
     assert found.comparisons[0].prompt.meta == {"ratings": [5.0, pytest.approx(8 / 3)]}
-    assert found.drops == {reason: 1 for _, reason in BAD_FEEDBACK}
+    assert found.drops == collections.Counter(reason for _, reason in BAD_FEEDBACK)
     assert found.notes == {"unparsable rating": 2}  # of records that are used
 
 

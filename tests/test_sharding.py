@@ -225,8 +225,12 @@ def test_a_variable_without_names_is_refused(mesh):
 # --- optimiser state ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
-def test_optimiser_state_shards_like_its_parameter(mesh, adapters, clip_norm):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"clip_norm": 1.0}, {"clip_norm": 1.0, "projector_lr": 2.0, "weight_decay": 0.1}],
+    ids=["plain", "clipped", "projector"],
+)
+def test_optimiser_state_shards_like_its_parameter(mesh, adapters, options):
     """It holds for both moments of every parameter; counters are whole."""
     boxed = abstract_variables(MODEL)["params"]["projector"]
     projector = jax.tree.map(
@@ -236,7 +240,7 @@ def test_optimiser_state_shards_like_its_parameter(mesh, adapters, clip_norm):
         is_leaf=lambda x: hasattr(x, "names"),
     )
     trainable = {"lora": adapters, "params": {"projector": projector}}
-    state = init_state(Optim(lr=1.0, clip_norm=clip_norm).make(10), mesh, trainable)
+    state = init_state(Optim(lr=1.0, **options).make(10), mesh, trainable)
     parameters = by_path(trainable)
     assert len(parameters) > 10
     moments = {"mu": 0, "nu": 0}
@@ -259,6 +263,43 @@ def test_optimiser_state_shards_like_its_parameter(mesh, adapters, clip_norm):
     assert state.step.sharding == replicated(mesh)
     for name, leaf in by_path(state.trainable).items():
         assert leaf.sharding == parameters[name].sharding
+
+
+def test_a_step_on_a_mesh_is_that_on_one_device(mesh):
+    """Also with a learning rate of its own for the projector, weight decay and clipping."""
+    boxed = {"lora": abstract_variables(MODEL)["lora"]}
+    boxed["params"] = {"projector": abstract_variables(MODEL)["params"]["projector"]}
+    rng = np.random.default_rng(0)
+    values, gradient = (
+        jax.tree.map(
+            lambda leaf: rng.normal(size=leaf.value.shape).astype(np.float32),
+            boxed,
+            is_leaf=lambda x: hasattr(x, "names"),
+        )
+        for _ in range(2)
+    )
+    optim = Optim(
+        lr=0.1, projector_lr=0.7, weight_decay=0.3, clip_norm=1.0, warmup_ratio=0.0,
+        schedule="constant",
+    )  # fmt: skip
+    steps = []
+    for devices in (mesh, MeshShape().make(jax.devices()[:1])):
+        shardings = variable_shardings(devices, boxed)
+        parameters, gradients = (jax.device_put(x, shardings) for x in (values, gradient))
+        optimizer = optim.make(10)
+        state = init_state(optimizer, devices, parameters)
+        update, _ = jax.jit(optimizer.update)(gradients, state.opt_state, parameters)
+        steps.append(by_path(update))
+        num_split = sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(state))
+        assert (num_split > 30) == (devices is mesh)
+    split, whole = steps
+    for name, leaf in whole.items():
+        np.testing.assert_allclose(split[name], leaf, rtol=1e-5, atol=1e-7)
+        rate = 0.7 if name.startswith("params/projector") else 0.1
+        decay = 0.0 if name.endswith("bias") else 0.3
+        value, slope = by_path(values)[name], by_path(gradient)[name]
+        expected = -rate * (np.sign(slope) + decay * value)  # AdamW's first step
+        np.testing.assert_allclose(leaf, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_what_mirrors_no_parameter_is_replicated(mesh):

@@ -42,6 +42,17 @@ def test_score_of_its_parts():
     assert Gcpg(cost=0.1)(Outcome(0.0, one, False)) == pytest.approx(np.exp(-1))
 
 
+def test_equal_costs_in_another_order_score_alike(tmp_path):
+    """Sums of the same numbers may differ in the last bit, and that makes none of them better."""
+    costs = [0.1, 0.2, 0.3, 0.4]
+    assert sum(costs) != sum(reversed(costs))
+    orders = [[[[cost, 0.0] for cost in x]] for x in (costs, costs[::-1], [1.0])]
+    alike = [dict(GOOD, stages=stages, log_prob=-0.3, success=False) for stages in orders]
+    records = {"trajectories": alike}, {"trajectories": [GOOD, BAD]}
+    data = write(tmp_path, *records, window=2, judge=Gcpg(cost=1.0)).open()
+    assert data.drops == {"equal scores": 1}
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_bins_against_numpy(seed):
     """A bin is the number of edges, 256 from -1 to 1, at or below the number, less one."""

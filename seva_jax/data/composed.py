@@ -7,7 +7,6 @@ What lives here: `Composed`, which wraps a source. What does not: drawing
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -16,7 +15,7 @@ import numpy as np
 from typing_extensions import override
 
 from seva_jax.data.collect import counted
-from seva_jax.data.sources import PromptSet, PromptSource
+from seva_jax.data.sources import PromptSet, PromptSource, generator
 from seva_jax.data.wrapped import changed, opened_prompts
 from seva_jax.images.compose import (
     GRIDS,
@@ -148,8 +147,7 @@ class Composed(PromptSource):
         sizes_of = {"sequence": self.sequence_sizes, "grid": self.grid_sizes, "inset": (2,)}
         sizes = sizes_of[arrangement]
         num = sizes[turn % len(sizes)]
-        digest = hashlib.sha256(f"{self.seed}/{prompt.id}".encode()).digest()
-        rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+        rng = generator(self.seed, "composed", prompt.id)
         images = _others(rng, names, prompt.images[0], num - 1)
         target = int(rng.integers(num))
         asked = prompt.question[:1].lower() + prompt.question[1:]

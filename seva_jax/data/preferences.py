@@ -12,6 +12,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import math
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -276,10 +278,11 @@ class VLFeedbackPairs(PairsFile):
 
     def _rating(self, annotations: Any) -> float | None:
         try:
-            mean = np.mean([float(annotations[aspect]["Rating"]) for aspect in self.aspects])
+            # `fmean` does not depend on the order, so equal ratings have equal means.
+            mean = statistics.fmean(float(annotations[x]["Rating"]) for x in self.aspects)
         except (KeyError, TypeError, ValueError, OverflowError):
             return None
-        return float(mean) if np.isfinite(mean) else None
+        return mean if math.isfinite(mean) else None
 
 
 def _completions(value: Any) -> list[dict[str, Any]]:

@@ -93,11 +93,15 @@ class Gcpg:
     success: Annotated[float, FROM_0] = 5.0
 
     def __call__(self, outcome: Outcome) -> float:
-        """Returns the score; higher is better."""
+        """Returns the score; higher is better.
+
+        It is rounded to 9 decimals, so that equal trajectories score alike whatever the order of
+        their costs: sums of the same numbers in another order differ in the last bits.
+        """
         above = sum(max(0.0, c - top) for stage in outcome.stages for c, top in stage)
         # The product over stages of exponentials is the exponential of one sum.
         costs = math.exp(-self.cost * above)
-        return self.likelihood * outcome.log_prob + costs + self.success * outcome.success
+        return round(self.likelihood * outcome.log_prob + costs + self.success * outcome.success, 9)
 
 
 def binned(values: Sequence[float], low: float = -1.0, high: float = 1.0, bins: int = 256) -> str:

@@ -8,6 +8,7 @@ the objective (`seva_jax/objectives/visual.py`).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -25,7 +26,8 @@ from seva_jax.text.sampling import Sampling
 from seva_jax.types import Comparison, ExampleError, Prompt, Rollout, View
 
 _SAME = 0.999  # cosine above which the contents of two images are compared: they may be copies
-# Cosines this close count as equal: the last bits of a product depend on the CPU and the block.
+# Numbers this close count as equal: the last bits of a cosine depend on the CPU and the block, and a
+# share of a whole number is rounded.
 _ROUNDING = 1e-6
 
 
@@ -201,9 +203,10 @@ class RetrievedPairs(PairBuilder):
         parts = split(answer, self.separator)
         num = len(parts) // 2 + 1
         rng = generator(seed, "refill", prompt.id)
-        places = sorted(rng.permutation(num)[: int(np.ceil(self.rate * num))].tolist())
+        num_masked = math.ceil(self.rate * num - _ROUNDING)  # 0.55 * 20 is slightly above 11
+        places = sorted(rng.permutation(num)[:num_masked].tolist())
         return Draft(prompt, parts, {place: self._lead(parts[2 * place]) for place in places})
 
     def _lead(self, sentence: str) -> str:
         words = sentence.split()
-        return " ".join(words[: int(self.keep * len(words))])
+        return " ".join(words[: int(self.keep * len(words) + _ROUNDING)])

@@ -188,9 +188,9 @@ def _warn_if_nothing_is_learnt(task: Task) -> None:
     rate = task.optim.learning_rate(task.steps)
     if not any(rate(step) for step in range(min(task.steps, 2))):
         say(
-            f"{task.name}: NOTHING WILL BE LEARNT: {len(task.rows):,} comparisons with "
-            f"train.batch_size {task.options.batch_size:,} are a single step, and warm-up starts "
-            "at a learning rate of 0; set --optim.warmup-ratio 0, a smaller batch or more epochs"
+            f"{task.name}: NOTHING WILL BE LEARNT: there is a single step ({len(task.rows):,} "
+            f"comparisons, train.batch_size {task.options.batch_size:,}), and warm-up starts at a "
+            "learning rate of 0; set --optim.warmup-ratio 0, or train for more steps"
         )
 
 

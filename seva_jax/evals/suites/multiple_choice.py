@@ -66,7 +66,7 @@ class MMBench(Benchmark):
                 raise DataError(f"{where}: index is {index!r}; it must be a whole number")
             options, hint = _options(where, row), row.get("hint", "")
             question = require(where, row, "question")
-            hinted = hint.strip().lower() not in ("", "nan", "none")  # as LLaVA reads hints
+            hinted = hint.strip().lower() not in _NO_HINT
             asked = with_options(f"{hint}\n{question}" if hinted else question, options)
             images[index] = require(where, row, "image")
             number = int(index)
@@ -103,6 +103,10 @@ class MMBench(Benchmark):
     def columns(self, prompt: Prompt) -> dict[str, str]:
         """Adds the columns by which VLMEvalKit also groups: parent category and split."""
         return super().columns(prompt) | meta_fields(prompt, *_GROUPS)
+
+
+_NO_HINT = ("", "na", "n/a", "nan", "none", "null")
+"""What pandas and then LLaVA's script take for no hint."""
 
 
 def _options(where: str, row: dict[str, str]) -> list[str]:
