@@ -149,7 +149,9 @@ def test_the_layout_of_the_library_datasets(tmp_path):
     ],
     ids=str,
 )  # fmt: skip
-@pytest.mark.parametrize("several", [None, pa.list_, pa.large_list], ids=["one", "list", "large_list"])
+@pytest.mark.parametrize(
+    "several", [None, pa.list_, pa.large_list], ids=["one", "list", "large_list"]
+)
 def test_other_forms_of_embedded_images(tmp_path, kind, several):
     """Plain bytes are images, as are structs with other fields than {bytes, path}."""
     cells = [encoded(i) for i in range(3)]

@@ -33,6 +33,7 @@ from seva_jax.ranges import FROM_0
 from seva_jax.runtime.files import read_bytes
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt
 
+_MOST_CHARACTERS = 131_072  # in a cell: the default of csv, which other readers raise for all
 # Names that such columns have, the most telling first; `guess_columns` takes the first that exists.
 _USUAL = {
     "image": (
@@ -168,6 +169,11 @@ def csv_rows(path: str) -> Iterator[Record]:
             continue
         if header is None:
             header = _header(path, row)
+        elif any(len(cell) > _MOST_CHARACTERS for cell in row):
+            error = ExampleError(
+                f"a cell of more than {_MOST_CHARACTERS:,} characters", "broken line"
+            )
+            yield f"line {line}", error
         elif len(row) != len(header):
             error = ExampleError(
                 f"{len(row)} cells, where the first line names {len(header)} columns; put quotes "

@@ -19,7 +19,13 @@ from seva_jax.evals.base import (
     paired_differences,
 )
 from seva_jax.evals.chair import Chair
-from seva_jax.evals.choice import MultipleChoice
+from seva_jax.evals.choice import (
+    BareParser,
+    FreeParser,
+    LetterParser,
+    MultipleChoice,
+    ScienceParser,
+)
 from seva_jax.evals.endpoint import OpenAICompatible
 from seva_jax.evals.exact import ExactAnswer, Unscored
 from seva_jax.evals.files import (

@@ -26,7 +26,7 @@ from seva_jax.text.sampling import Sampling
 from seva_jax.types import Comparison, ExampleError, Prompt, Rollout, View
 
 _SAME = 0.999  # cosine above which the contents of two images are compared: they may be copies
-# Numbers this close count as equal: the last bits of a cosine depend on the CPU and the block, and a
+# Numbers this close count as equal: the last bits of a cosine depend on the CPU and block, and a
 # share of a whole number is rounded.
 _ROUNDING = 1e-6
 
