@@ -293,6 +293,9 @@ def test_loras_that_llava_could_not_open_are_refused(tmp_path, checkpoint, clip)
     write_run(tmp_path / "run", checkpoint, vision_tower=str(clip))
     with pytest.raises(DataError, match="would not take 'llava' for adapters"):
         to_llava_lora(open_source(tmp_path / "run"), tmp_path / "llava")
+    # LLaVA reads the tokenizer of --model-base (load_pretrained_model in llava/model/builder.py).
+    with pytest.raises(DataError, match=r"llava has no tokenizer\.model, without which"):
+        to_llava_lora(open_source(tmp_path / "run"), tmp_path / "llava-lora")
     (tmp_path / "hf").mkdir()
     write_run(tmp_path / "hf_run", write_llava(tmp_path / "hf"))
     with pytest.raises(DataError, match="is in Hugging Face's layout, on which LLaVA's loader"):

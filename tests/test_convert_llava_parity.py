@@ -189,6 +189,7 @@ def test_llavas_own_lora_layout(tmp_path, projector):
     peft = pytest.importorskip("peft")
     clip = tmp_path / "clip"
     checkpoint = write_original(tmp_path / "llava", clip)
+    (checkpoint / "tokenizer.model").write_bytes(b"")  # LLaVA reads it, this test does not
     parts = ("lora", "projector") if projector else ("lora",)
     write_run(tmp_path / "run", checkpoint, vision_tower=str(clip), parts=parts)
     source = open_source(tmp_path / "run")

@@ -156,6 +156,8 @@ def test_sources_that_cannot_be_exported(checkpoint, tmp_path):
     with pytest.raises(DataError, match="not a directory"):
         open_source(tmp_path / "nothing")
     write_run(tmp_path / "run", checkpoint)
+    with pytest.raises(DataError, match=r"run is a run.*leave out --vision-tower"):
+        open_source(tmp_path / "run", vision_tower="clip")
     (tmp_path / "run" / "stages.json").write_text(json.dumps({"base": {}}))
     with pytest.raises(DataError, match="alignment has not finished"):
         open_source(tmp_path / "run")

@@ -54,6 +54,7 @@ def test_a_directory_of_another_version_is_refused(experiment):
     with pytest.raises(DataError, match="was written by another version of seva_jax") as caught:
         Workdir.open(experiment)
     assert "finish it with that version, or choose another --workdir" in str(caught.value)
+    assert "convert to-hf" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import numpy as np
@@ -32,6 +33,9 @@ from seva_jax.runtime.run_records import read_stages
 from seva_jax.training.checkpoint import checkpoint_of, last_checkpoint, read_variables
 from seva_jax.types import DataError
 
+_Source = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+_Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+
 
 @dataclasses.dataclass(frozen=True)
 class _Export:
@@ -40,14 +44,15 @@ class _Export:
     Attributes:
         source: work directory of a finished run, or a checkpoint directory.
         out: directory to write; must not exist, or be empty.
-        vision_tower: CLIP directory, for a checkpoint in the original layout without its own.
+        vision_tower: CLIP directory, for a checkpoint in the original layout without its own; not
+            for a run, whose config names it.
         step: training step to export, of those that the run kept; None takes the last one.
         same_base: do not compare the weights of the base with the record that the run made of
             them. For a quantised base, which another kind of processor may round differently.
     """
 
-    source: tyro.conf.Positional[Path]
-    out: tyro.conf.Positional[Path]
+    source: _Source
+    out: _Out
     vision_tower: str = ""
     step: int | None = None
     same_base: bool = False
@@ -57,9 +62,9 @@ class _Export:
 class ToHF(_Export):
     """Writes the whole model, adapters merged, as a Hugging Face directory.
 
-    LlavaForConditionalGeneration.from_pretrained(OUT) of transformers loads it, and so do vLLM and
-    lmms-eval. A checkpoint that already has this layout keeps its tensor names, files and every
-    byte that training did not change.
+    LlavaForConditionalGeneration.from_pretrained(OUT) of transformers loads it; vLLM and lmms-eval
+    read this layout. A checkpoint that already has it keeps its tensor names, files and every byte
+    that training did not change.
     """
 
 
@@ -101,8 +106,8 @@ class FromBin:
         out: directory to write; must not exist, or be empty.
     """
 
-    source: tyro.conf.Positional[Path]
-    out: tyro.conf.Positional[Path]
+    source: _Source
+    out: _Out
 
 
 def open_source(
@@ -115,7 +120,8 @@ def open_source(
 
     Args:
         path: the directory.
-        vision_tower: CLIP directory of an original LLaVA checkpoint; a run's config names its own.
+        vision_tower: CLIP directory of an original LLaVA checkpoint; a run's config names its own,
+            and none may be given.
         step: training step of a run; None takes the last one.
         same_base: trust that the base is still what the run was trained on.
 
@@ -134,6 +140,11 @@ def open_source(
         return Source(path, tower_directory(path, vision_tower), config)
     if "align" not in read_stages(path):
         raise DataError(f"{path}: alignment has not finished; run seva_jax.train again")
+    if vision_tower:
+        raise DataError(
+            f"{path} is a run, whose config.py says where its vision tower is: leave out "
+            "--vision-tower, or change base.vision_tower there"
+        )
     experiment = dataclasses.replace(read_config(path / "config.py"), workdir=str(path))
     template = experiment.text.train
     runs = [experiment]  # newest first: the runs whose results the model consists of
@@ -220,7 +231,8 @@ def main() -> None:
             "to-peft": ToPeft,
             "to-llava-lora": ToLlavaLora,
             "from-bin": FromBin,
-        }
+        },
+        prog="python -m seva_jax.convert",
     )
     print(hide_home(_run(command)))
 

@@ -157,6 +157,20 @@ def llava_name_problem(out: Path, lora: bool = False) -> str | None:
     )
 
 
+def require_sentencepiece(directory: Path) -> None:
+    """Raises if a checkpoint lacks the file that LLaVA's slow tokenizer reads.
+
+    Raises:
+        DataError: it has no tokenizer.model.
+    """
+    if not (directory / "tokenizer.model").is_file():
+        raise DataError(
+            f"{directory} has no tokenizer.model, without which the original LLaVA cannot open the "
+            "export: put the one there that the language model came with (Vicuna's is Llama 2's), "
+            "or use to-hf"
+        )
+
+
 def aspect_ratio(processing: ImageProcessing) -> str:
     """Returns the `image_aspect_ratio` with which LLaVA processes images in a given way."""
     return "pad" if processing.pad_to_square else "square"

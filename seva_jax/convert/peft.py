@@ -19,7 +19,7 @@ from seva_jax.convert.files import (
     write_json,
 )
 from seva_jax.convert.load import read_headers
-from seva_jax.convert.original import llava_name_problem
+from seva_jax.convert.original import llava_name_problem, require_sentencepiece
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import TABLE, Row, original
 from seva_jax.runtime.progress import Progress
@@ -82,8 +82,8 @@ def to_llava_lora(source: Source, out: Path) -> str:
         A summary for the terminal.
 
     Raises:
-        DataError: torch is not installed, the base is in another layout, LLaVA would not take `out`
-            for LoRA weights, or as `to_peft`.
+        DataError: torch is not installed, the base is in another layout or has no tokenizer.model,
+            LLaVA would not take `out` for LoRA weights, or as `to_peft`.
     """
     try:
         import torch
@@ -100,6 +100,7 @@ def to_llava_lora(source: Source, out: Path) -> str:
         )
     if problem := llava_name_problem(out, lora=True):
         raise DataError(problem)
+    require_sentencepiece(source.directory)  # LLaVA reads the base's
     projector = _require_adapters(source)
     fields = _fields(source, str(source.directory.absolute()), _LLAVA_PATTERN)
 

@@ -37,7 +37,11 @@ from seva_jax.convert.hf_config import (
     read_special_tokens,
 )
 from seva_jax.convert.load import INDEX_FILE, SINGLE_FILE, Tensor, read_headers, shapes_by_path
-from seva_jax.convert.original import llava_name_problem, original_fields
+from seva_jax.convert.original import (
+    llava_name_problem,
+    original_fields,
+    require_sentencepiece,
+)
 from seva_jax.convert.processor import image_processing, write_chat_template, write_processor
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, hub, original
@@ -109,12 +113,7 @@ def require_llava_opens(source: Source, out: Path) -> None:
     """
     if problem := llava_name_problem(out):
         raise DataError(problem)
-    if not (source.directory / "tokenizer.model").is_file():
-        raise DataError(
-            f"{source.directory} has no tokenizer.model, without which the original LLaVA cannot "
-            "open the export: put the one there that the language model came with (Vicuna's is "
-            "Llama 2's), or use to-hf"
-        )
+    require_sentencepiece(source.directory)
 
 
 def to_llava(source: Source, out: Path) -> str:

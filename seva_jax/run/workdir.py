@@ -35,7 +35,7 @@ from seva_jax.runtime.run_records import read_metrics, read_stages
 from seva_jax.training.health import NOTES
 from seva_jax.types import DataError
 
-FORMAT = 2  # of work directories; 0.1 wrote none
+FORMAT = 3  # of work directories; 0.1 wrote none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,7 +294,9 @@ def _refuse_other_config(
     if there.pop("format", 1) != FORMAT:
         raise DataError(
             f"{path} was written by another version of seva_jax, whose work directories this "
-            "version cannot continue; finish it with that version, or choose another --workdir"
+            "version can neither continue nor evaluate; finish it with that version, or choose "
+            "another --workdir. If it is finished, `python -m seva_jax.convert to-hf` may still "
+            "export its model, and base.path of a new run or of an evaluation can name the export"
         )
     changed = [
         f"{k}: {there.get(k, 'absent')!r} there, {wanted.get(k, 'absent')!r} now"

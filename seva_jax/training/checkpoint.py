@@ -279,7 +279,7 @@ def checkpoint_of(directory: Path, step: int) -> Path:
         DataError: it is missing or damaged.
     """
     path = directory.absolute() / str(step)
-    if why := damage(path):
+    if why := damage(path) if path.exists() else "it is not there":
         kept = sorted((p.name for p in directory.glob("*") if p.name.isdecimal()), key=int)
         raise DataError(
             f"{directory} has no intact checkpoint of step {step} ({why}); it holds "
