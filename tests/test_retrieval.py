@@ -219,9 +219,9 @@ def test_how_much_is_masked():
         comparisons, _, _ = built(rollouts(), rate=rate)
         for c in comparisons.values():
             assert c.answers[1].count("NEW") == num
-    # The float products are 11.000000000000002 and 28.999999999999996.
-    comparisons, _, _ = built(rollouts(text="It is red. " * 19 + "So."), rate=0.55)
-    assert {c.answers[1].count("NEW") for c in comparisons.values()} == {11}
+    # The float products are 7.000000000000001 and 28.999999999999996.
+    comparisons, _, _ = built(rollouts(text="It is red. " * 24 + "So."), rate=0.28)
+    assert {c.answers[1].count("NEW") for c in comparisons.values()} == {7}
     comparisons, _, _ = built(rollouts(text="a b " * 25), rate=1.0, keep=0.58)
     assert {len(c.answers[1].split()) for c in comparisons.values()} == {29 + 1}
     comparisons, _, _ = built(rollouts(), rate=1.0, keep=0.0)

@@ -26,8 +26,8 @@ from seva_jax.text.sampling import Sampling
 from seva_jax.types import Comparison, ExampleError, Prompt, Rollout, View
 
 _SAME = 0.999  # cosine above which the contents of two images are compared: they may be copies
-# Numbers this close count as equal: the last bits of a cosine depend on the CPU and block, and a
-# share of a whole number is rounded.
+# Numbers this close count as equal: the last bits of a cosine depend on the CPU and the block, and
+# 0.28 * 25 is slightly above 7.
 _ROUNDING = 1e-6
 
 
@@ -203,7 +203,7 @@ class RetrievedPairs(PairBuilder):
         parts = split(answer, self.separator)
         num = len(parts) // 2 + 1
         rng = generator(seed, "refill", prompt.id)
-        num_masked = math.ceil(self.rate * num - _ROUNDING)  # 0.55 * 20 is slightly above 11
+        num_masked = max(math.ceil(self.rate * num - _ROUNDING), 1)
         places = sorted(rng.permutation(num)[:num_masked].tolist())
         return Draft(prompt, parts, {place: self._lead(parts[2 * place]) for place in places})
 
