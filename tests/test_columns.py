@@ -224,6 +224,10 @@ def test_llamafactory_with_other_names(folder):
     path = str(folder / "dpo.json")
     info.write_text(json.dumps({"mine": entry | {"ranking": True}, "other": {"file_name": "x"}}))
     assert detect(path).sources == (LlamaFactoryPairs(path, str(folder), **names),)
+    more = {"path": "/etc/passwd", "image_root": "/", "link_roots": "/", "split": "x", "limit": "1"}
+    asks = {"ranking": True, "columns": columns | more, "file_name": "../x/dpo.json"}
+    info.write_text(json.dumps({"a": entry | asks, "b": entry | asks | {"file_name": "dpo.json"}}))
+    assert detect(path).sources == (LlamaFactoryPairs(path, str(folder), **names),)
     info.write_text(json.dumps({"a": entry | {"ranking": True},
                                 "b": {"file_name": "dpo.json", "ranking": True}}))  # fmt: skip
     with pytest.raises(DataError, match=r"describes dpo\.json in two ways"):

@@ -138,7 +138,9 @@ def described_pairs(path: str, image_root: str) -> LlamaFactoryPairs | None:
         entries = json.loads(info.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    own = {field.name for field in dataclasses.fields(LlamaFactoryPairs)}
+    # Names of columns and tags only: the file must not say which images may be read.
+    shared = {x.name for x in dataclasses.fields(PairsFile)}
+    own = {x.name for x in dataclasses.fields(LlamaFactoryPairs)} - shared
     described = set[LlamaFactoryPairs]()
     for entry in entries.values() if isinstance(entries, dict) else ():
         is_about = isinstance(entry, dict) and entry.get("file_name") == Path(path).absolute().name
