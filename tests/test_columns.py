@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -209,7 +210,7 @@ def test_llamafactory_with_other_names(folder):
         "bad": {"role": "assistant", "content": "blue"},
         "pictures": ["a.png"],
     }
-    names = {
+    names: dict[str, Any] = {
         "messages": "messages", "chosen": "good", "rejected": "bad", "images": "pictures",
         "role_tag": "role", "content_tag": "content", "user_tag": "user",
         "assistant_tag": "assistant", "system_tag": "system",
