@@ -7,6 +7,7 @@ import contextlib
 import errno
 import gc
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -160,7 +161,7 @@ def test_the_command_on_a_small_disk(small_disk):
         env=environment(),
     )  # fmt: skip
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert "cannot be saved" in errors[0]
+    # tensorstore's threads may complain on the same line that their event loop is closed.
+    errors = re.findall(r"error: checkpoint .* cannot be saved", done.stderr)
+    assert len(errors) == 1, done.stderr
     assert newest(small_disk / "run" / "checkpoints" / "base")[0]
