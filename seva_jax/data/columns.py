@@ -25,9 +25,10 @@ from seva_jax.data.collect import (
     prompt_set,
     text_of,
 )
+from seva_jax.data.fields import Record
 from seva_jax.data.sources import PromptSet, PromptSource
 from seva_jax.data.splits import of_split, shard_split
-from seva_jax.data.tables import Record, Table, open_table, start_of
+from seva_jax.data.tables import Table, open_table, start_of
 from seva_jax.images.load import FollowsLinks
 from seva_jax.ranges import FROM_0
 from seva_jax.runtime.files import read_bytes

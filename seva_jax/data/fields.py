@@ -13,6 +13,9 @@ from typing import Any
 
 from seva_jax.types import ExampleError
 
+Record = tuple[str, Any]
+"""Where a record is ("line 3"), and its value: usually a dict."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Unread:

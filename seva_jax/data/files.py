@@ -28,10 +28,10 @@ from seva_jax.data.collect import (
     prompt_set,
     text_of,
 )
-from seva_jax.data.fields import either, given
+from seva_jax.data.fields import Record, either, given
 from seva_jax.data.sources import PromptSet, PromptSource, generator
 from seva_jax.data.splits import folder_split, of_split
-from seva_jax.data.tables import Record, open_table
+from seva_jax.data.tables import open_table
 from seva_jax.images.load import IMAGE_EXTENSIONS, FollowsLinks, image_names
 from seva_jax.ranges import FROM_0
 from seva_jax.types import IMAGE_MARKER, DataError, ExampleError, Prompt

@@ -1,30 +1,19 @@
 """Files of records, recognised by their content: JSON lists, JSON lines, Hugging Face's parquet.
 
-What lives here: bytes to records, and images embedded in parquet files. What does not: the meaning
-of the fields (`files.py`, `preferences.py`, `messages.py`).
-
-The `datasets` library writes an image to parquet as a struct `{bytes, path}`, and several as a list
-of those. Records have names in their place; the bytes are read when an image is needed.
+What lives here: which of them a file is, and JSON to records. What does not: reading parquet
+(`parquet.py`), the meaning of the fields (`files.py`, `preferences.py`, `messages.py`).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import itertools
 import json
-import re
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from typing_extensions import override
-
-from seva_jax.data.collect import FolderImages, Images, listed
-from seva_jax.data.fields import Unread
+from seva_jax.data.collect import FolderImages, Images
+from seva_jax.data.fields import Record
+from seva_jax.data.parquet import LFS, ParquetImages, parquet_records, pointer_error
 from seva_jax.data.splits import of_split, shard_split
 from seva_jax.images.load import files_below
 from seva_jax.runtime.files import read_bytes
@@ -32,11 +21,7 @@ from seva_jax.types import DataError, ExampleError
 
 _MAX_LINE = 2**24  # bytes of a JSON line; the texts of an example are far shorter
 
-_LFS = b"version https://git-lfs.github.com/spec"
 _COMPRESSED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, ...
-
-Record = tuple[str, Any]
-"""Where a record is ("line 3"), and its value: usually a dict."""
 
 
 class Table(NamedTuple):
@@ -75,13 +60,17 @@ def open_table(
             hint = "write its .arrow files with Dataset.to_parquet" if arrow else "give a file"
             raise DataError(f"{path}: no .parquet files below this folder; {hint}")
         names = of_split(path, names, split, shard_split)
-        return _open_parquet({name: files[name] for name in names}, image_root, link_roots)
+        return _parquet_table({name: files[name] for name in names}, image_root, link_roots)
     of_split(path, [folder.name], split, shard_split)
     start = start_of(path)
     if start.startswith(b"PAR1"):
-        return _open_parquet({folder.name: folder}, image_root, link_roots)
+        return _parquet_table({folder.name: folder}, image_root, link_roots)
     records = json_list(path) if start.startswith(b"[") else json_lines(path)
     return Table(iter(records), FolderImages(image_root, link_roots))
+
+
+def _parquet_table(files: dict[str, Path], image_root: str, link_roots: tuple[str, ...]) -> Table:
+    return Table(parquet_records(files), ParquetImages(files, image_root, link_roots))
 
 
 def start_of(path: str) -> bytes:
@@ -91,18 +80,11 @@ def start_of(path: str) -> bytes:
         DataError: it cannot be read, or is compressed or a pointer of Git LFS.
     """
     start = read_bytes(path, 4096).lstrip(b"\xef\xbb\xbf \t\r\n")
-    if start.startswith(_LFS):
-        raise _is_pointer(Path(path))
+    if start.startswith(LFS):
+        raise pointer_error(path)
     if start.startswith(_COMPRESSED):
         raise DataError(f"{path}: is compressed; unpack it first (save a spreadsheet as CSV UTF-8)")
     return start
-
-
-def _is_pointer(path: Path) -> DataError:
-    return DataError(f"{path}: a pointer of Git LFS in place of the file; run `git lfs pull` there")
-
-
-# --- JSON -----------------------------------------------------------------------------------------
 
 
 def json_list(path: str) -> list[Record]:
@@ -146,269 +128,3 @@ def _line(line: bytes) -> Any:
         return ExampleError(
             f"not JSON ({error}); write one object a line, or a JSON list", "broken line"
         )
-
-
-# --- parquet --------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class ParquetImages(Images):
-    """Images embedded in parquet files, and image files in a folder.
-
-    The name of an embedded image is "FILE/COLUMN/ROW/NUMBER". Only the two row groups read last
-    stay in memory, so reading in order is fast and reading at random is slow: `python -m
-    seva_jax.data build` writes a copy that is fast to read at random.
-
-    Attributes:
-        files: name of a file inside image names -> its path.
-        root: folder of image files.
-        link_roots: folders that symbolic links in it may lead to.
-    """
-
-    files: dict[str, Path]
-    root: str
-    link_roots: tuple[str, ...] = ()
-
-    @override
-    def check(self, name: str) -> None:
-        if self._place(name) is None:
-            self._folder.check(name)
-
-    @override
-    def read(self, name: str) -> bytes:
-        place = self._place(name)
-        if place is None:
-            return self._folder.read(name)
-        file, column, row, number = place
-        try:
-            cell = self._cell(file, column, row)
-        except _DAMAGE as error:
-            raise ExampleError(f"{name}: cannot be read ({error})", "unreadable image") from error
-        for image in listed(cell)[number : number + 1]:
-            if isinstance(image, bytes):
-                return image
-            fields = image if isinstance(image, dict) else {}
-            if fields.get("bytes") is not None:
-                return fields["bytes"]
-            if fields.get("path") and self.root:  # other rows of its group embed theirs
-                return self._folder.read(fields["path"])
-        raise ExampleError(f"{name}: there is no image in this cell", "missing image")
-
-    @functools.cached_property
-    def _folder(self) -> FolderImages:
-        return FolderImages(self.root, self.link_roots)
-
-    def _place(self, name: str) -> tuple[str, str, int, int] | None:
-        file, *rest = name.rsplit("/", 3)
-        if file not in self.files or len(rest) != 3 or not all(map(_NUMBER.fullmatch, rest[1:])):
-            return None
-        return file, rest[0], int(rest[1]), int(rest[2])
-
-    def _cell(self, file: str, column: str, row: int) -> Any:
-        with _LOCK:  # a ParquetFile is not thread-safe
-            parquet = _parquet(self.files[file])
-            for group in range(parquet.num_row_groups):
-                size = parquet.metadata.row_group(group).num_rows
-                if row < size:
-                    return _row_group(self.files[file], group, column)[row].as_py()
-                row -= size
-        return None
-
-
-_LOCK = threading.Lock()
-_DAMAGE = (OSError, pa.ArrowException, ValueError, KeyError)  # raised for damaged files
-_NUMBER = re.compile("[0-9]{1,18}")
-
-
-# Cached here, not in `ParquetImages`, which is sent to other processes.
-@functools.lru_cache(maxsize=64)
-def _parquet(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except _DAMAGE as error:
-        if read_bytes(path, len(_LFS)) == _LFS:
-            raise _is_pointer(path) from error
-        raise DataError(f"{path}: not readable as parquet ({error}); fetch it again") from error
-
-
-@functools.lru_cache(maxsize=2)
-def _row_group(path: Path, group: int, column: str) -> pa.ChunkedArray:
-    return _parquet(path).read_row_group(group, columns=[column]).column(column)
-
-
-class _Column(NamedTuple):
-    """A column of a parquet file.
-
-    Attributes:
-        name: its name.
-        kind: its type.
-        leaves: paths of its leaves: a list or struct is stored as one column for each.
-        texts: those of them that hold what JSON can hold.
-        image: path of the leaf with encoded images, or empty.
-    """
-
-    name: str
-    kind: pa.DataType
-    leaves: tuple[str, ...]
-    texts: tuple[str, ...]
-    image: str
-
-
-def _columns(parquet: pq.ParquetFile) -> list[_Column]:
-    paths = iter([parquet.schema.column(i).path for i in range(len(parquet.schema.names))])
-    columns = []
-    for field in parquet.schema_arrow:
-        is_text = _are_texts(field.type)
-        leaves = tuple(itertools.islice(paths, len(is_text)))
-        texts = tuple(itertools.compress(leaves, is_text))
-        image = next((x for x in leaves if len(leaves) == 1 or x.endswith(".bytes")), "")
-        image *= _is_image(field.type)
-        columns.append(_Column(field.name, field.type, leaves, texts, image))
-    return columns
-
-
-def _are_texts(kind: pa.DataType) -> list[bool]:
-    """Returns for each leaf of a type, in order, whether JSON can hold its values."""
-    if isinstance(kind, pa.BaseExtensionType):
-        storage = kind.storage_type
-        return [pa.types.is_string(storage) and each for each in _are_texts(storage)]
-    if pa.types.is_map(kind):  # in Python a list of tuples
-        return [False for part in (kind.key_type, kind.item_type) for _ in _are_texts(part)]
-    if pa.types.is_struct(kind):
-        return [each for field in kind for each in _are_texts(field.type)]
-    if _is_list(kind) or pa.types.is_dictionary(kind):
-        return _are_texts(kind.value_type)
-    return [any(is_kind(kind) for is_kind in _TEXTS)]
-
-
-_TEXTS = (
-    pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating,
-    pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
-)  # fmt: skip
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return any(is_kind(kind) for is_kind in _LISTS)
-
-
-_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-
-
-def _is_image(kind: pa.DataType) -> bool:
-    """Returns whether a type is binary, or a struct with binary `bytes`, or a list of these."""
-    kind = kind.value_type if _is_list(kind) else kind
-    if pa.types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        kind = kind.field(index).type if index >= 0 else pa.string()
-        return _is_binary(kind) or pa.types.is_null(kind)
-    return _is_binary(kind)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _open_parquet(files: dict[str, Path], image_root: str, link_roots: tuple[str, ...]) -> Table:
-    _parquet.cache_clear()  # a file may have changed since
-    _row_group.cache_clear()
-    _small.cache_clear()
-    for path in files.values():
-        _parquet(path)  # raises for an unreadable file before the first record is used
-    records = (record for name, path in files.items() for record in _rows(name, path))
-    return Table(records, ParquetImages(files, image_root, link_roots))
-
-
-def _rows(name: str, path: Path) -> Iterator[Record]:
-    """Yields the rows of a file; fields with images and of other types are `Unread`."""
-    columns = _columns(_parquet(path))
-    texts = [leaf for column in columns if not column.image for leaf in column.texts]
-    row = 0
-    for group in range(_parquet(path).num_row_groups):
-        for index, cells in enumerate(_records(path, group, texts)):
-            record: dict[str, Any] = {}
-            for column in columns:
-                kind = f"a column of {column.kind}"
-                if column.image:
-                    cell = _Cell(path, group, column, index, f"{name}/{column.name}/{row}")
-                    record[column.name] = Unread(kind, cell)
-                elif column.texts:
-                    record[column.name] = cells[column.name]
-                else:
-                    record[column.name] = Unread(kind)
-            yield f"{name}, row {row}", record
-            row += 1
-
-
-def _records(path: Path, group: int, leaves: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a group; text that is not UTF-8 is `Unread`."""
-    rows = _read(path, group, leaves)
-    try:
-        yield from rows.to_pylist()
-    except UnicodeDecodeError:
-        for i in range(rows.num_rows):
-            cells = (_cell(column[i]) for column in rows.columns)
-            yield dict(zip(rows.column_names, cells, strict=True))
-
-
-def _read(path: Path, group: int, leaves: Sequence[str]) -> pa.Table:
-    try:
-        return _parquet(path).read_row_group(group, columns=list(leaves))
-    except _DAMAGE as error:
-        message = f"{path}: row group {group} is damaged ({error}); fetch it again"
-        raise DataError(message) from error
-
-
-def _cell(value: pa.Scalar) -> Any:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError as error:
-        return Unread(f"not UTF-8 ({error})", reason="broken line")
-
-
-class _Cell(NamedTuple):
-    """Finds the images of a cell when they are needed.
-
-    Attributes:
-        path: the file.
-        group: number of the row group.
-        column: the column.
-        index: number of the row in the group.
-        prefix: beginning of the names of embedded images.
-    """
-
-    path: Path
-    group: int
-    column: _Column
-    index: int
-    prefix: str
-
-    def __call__(self) -> list[str | None] | None:
-        """Returns the names of the images, or None if the cell is empty."""
-        embedded = _embedded(self.path, self.group, self.column)
-        if embedded == "all" and not _is_list(self.column.kind):
-            return [f"{self.prefix}/0"]
-        cell = _small(self.path, self.group, self.column)[self.index]
-        if not cell.is_valid:
-            return None
-        images = [cell[i] for i in range(len(cell))] if _is_list(self.column.kind) else [cell]
-        if embedded != "none":
-            return [f"{self.prefix}/{i}" for i in range(len(images))]
-        return [(image.as_py() or {}).get("path") for image in images]
-
-
-def _embedded(path: Path, group: int, column: _Column) -> Literal["all", "some", "none"]:
-    """Returns how many images of a row group are embedded; the others name files."""
-    metadata = _parquet(path).metadata.row_group(group)
-    for i in range(metadata.num_columns):
-        leaf = metadata.column(i)
-        counts = leaf.statistics if leaf.path_in_schema == column.image else None
-        if counts is not None and counts.has_null_count:
-            all_null = counts.null_count >= leaf.num_values
-            return "none" if all_null else "some" if counts.null_count else "all"
-    return "some"
-
-
-@functools.lru_cache(maxsize=4)
-def _small(path: Path, group: int, column: _Column) -> pa.ChunkedArray:
-    """Returns a column of a row group without the bytes of images, if anything else is in it."""
-    return _read(path, group, column.texts or column.leaves).column(column.name)
