@@ -1,6 +1,6 @@
 """Result files: the records as JSON lines, the metrics as one JSON summary.
 
-What lives here: reading and writing both, and reading JSON lines with errors that name the line.
+What lives here: reading and writing both, and reading users' JSON with errors that name the place.
 What does not: how files are written safely (`seva_jax/runtime/files.py`), formats of one benchmark
 (`pope.py`, `suites/`). Read next: `base.py` for what is stored.
 """
@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from seva_jax.evals.base import Better, EvalResult, Metric, Ratio, Record
 from seva_jax.runtime.files import read_bytes, write_text
@@ -102,20 +102,44 @@ def read_objects(path: PathLike) -> Iterator[tuple[str, Record]]:
     Raises:
         DataError: the file cannot be read, is not JSON, or holds something other than objects.
     """
-    data = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
-    if not data.lstrip().startswith(b"["):
+    if not read_bytes(path, 4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
         yield from ((f"{path}, line {number}", line) for number, line in read_json_lines(path))
         return
-    try:
-        entries = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        message = f"{path}: not JSON ({error}); it may be truncated: fetch it again"
-        raise DataError(message) from error
-    for number, entry in enumerate(entries):
+    for number, entry in enumerate(read_json(path, list)):
         if not isinstance(entry, dict):
             kind = type(entry).__name__
             raise DataError(f"{path}, entry {number}: expected a JSON object, found {kind}")
         yield f"{path}, entry {number}", entry
+
+
+def read_text(path: PathLike) -> str:
+    """Reads a UTF-8 file, with or without a byte order mark.
+
+    Raises:
+        DataError: the file cannot be read or is not UTF-8.
+    """
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error}); fetch it again") from error
+
+
+def read_json(path: PathLike, kind: type[dict] | type[list]) -> Any:
+    """Reads a JSON file that holds an object or a list.
+
+    Raises:
+        DataError: the file cannot be read, is not JSON or holds something else.
+    """
+    text = read_text(path)
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        message = f"{path}: not JSON ({error}); it may be truncated: fetch it again"
+        raise DataError(message) from error
+    if not isinstance(value, kind):
+        wanted = "an object" if kind is dict else "a list"
+        raise DataError(f"{path}: expected {wanted}, found {type(value).__name__}; check the file")
+    return value
 
 
 def read_json_lines(path: PathLike) -> Iterator[tuple[int, Record]]:

@@ -14,7 +14,6 @@ import csv
 import dataclasses
 import hashlib
 import io
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +24,7 @@ from typing_extensions import override
 from seva_jax.data.sources import PromptSet
 from seva_jax.evals.answers import Answer, write_llava, write_lmms_log, write_tsv
 from seva_jax.evals.base import Evaluator, meta_fields
+from seva_jax.evals.files import read_text
 from seva_jax.images.load import FollowsLinks, decode_image, require_link_roots, resolve_image
 from seva_jax.ranges import FROM_0, FROM_1
 from seva_jax.runtime.files import read_bytes
@@ -214,36 +214,6 @@ def base64_loader(where: str, images: Mapping[str, str]) -> Callable[[str], np.n
         return decode_image(data, name=f"{where}, image {name}")
 
     return load
-
-
-def read_text(path: str) -> str:
-    """Reads a UTF-8 file, with or without a byte order mark.
-
-    Raises:
-        DataError: the file cannot be read or is not UTF-8.
-    """
-    try:
-        return read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error}); fetch it again") from error
-
-
-def read_json(path: str, kind: type[dict] | type[list]) -> Any:
-    """Reads a JSON file that holds an object or a list.
-
-    Raises:
-        DataError: the file cannot be read, is not JSON or holds something else.
-    """
-    text = read_text(path)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        message = f"{path}: not JSON ({error}); it may be truncated: fetch it again"
-        raise DataError(message) from error
-    if not isinstance(value, kind):
-        wanted = "an object" if kind is dict else "a list"
-        raise DataError(f"{path}: expected {wanted}, found {type(value).__name__}; check the file")
-    return value
 
 
 def read_table(path: str) -> Iterator[tuple[str, dict[str, str]]]:

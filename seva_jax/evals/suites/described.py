@@ -20,9 +20,9 @@ from typing_extensions import override
 from seva_jax.evals.answers import Answer
 from seva_jax.evals.base import Ratio, Record
 from seva_jax.evals.chair import Chair
-from seva_jax.evals.files import read_objects
+from seva_jax.evals.files import read_json, read_objects, read_text
 from seva_jax.evals.judge import Judge, Judged, Verdict
-from seva_jax.evals.suite import Benchmark, Questions, read_json, read_text, require
+from seva_jax.evals.suite import Benchmark, Questions, require
 from seva_jax.evals.suites.judged import NoJudge, scored_if_judged
 from seva_jax.ranges import FROM_0, FROM_1
 from seva_jax.runtime.files import write_lines

@@ -19,9 +19,9 @@ from typing_extensions import override
 from seva_jax.evals.answers import Answer
 from seva_jax.evals.base import Evaluator, Ratio, Record
 from seva_jax.evals.exact import Unscored
-from seva_jax.evals.files import read_objects
+from seva_jax.evals.files import read_json, read_objects
 from seva_jax.evals.judge import Judge, Judged, Verdict
-from seva_jax.evals.suite import Benchmark, Questions, read_json, require
+from seva_jax.evals.suite import Benchmark, Questions, require
 from seva_jax.ranges import FROM_1
 from seva_jax.runtime.files import write_json
 from seva_jax.types import DataError, Prompt

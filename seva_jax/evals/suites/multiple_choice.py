@@ -24,7 +24,8 @@ from seva_jax.evals.choice import (
     with_options,
 )
 from seva_jax.evals.exact import Unscored
-from seva_jax.evals.suite import Benchmark, Questions, base64_loader, read_json, read_table, require
+from seva_jax.evals.files import read_json
+from seva_jax.evals.suite import Benchmark, Questions, base64_loader, read_table, require
 from seva_jax.ranges import FROM_1
 from seva_jax.runtime.files import write_lines
 from seva_jax.text.templates import IMAGE_MARKER

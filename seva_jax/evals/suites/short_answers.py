@@ -17,9 +17,9 @@ from typing_extensions import override
 from seva_jax.evals.answers import Answer
 from seva_jax.evals.base import Ratio, Record, each_category, meta_fields
 from seva_jax.evals.exact import ExactAnswer
-from seva_jax.evals.files import read_objects
+from seva_jax.evals.files import read_json, read_objects
 from seva_jax.evals.pope import SHORT_ANSWER_SUFFIX, AnswerParser, LlavaParser, Pope, load_pope
-from seva_jax.evals.suite import Benchmark, Questions, read_json, require
+from seva_jax.evals.suite import Benchmark, Questions, require
 from seva_jax.evals.vqa import Vqa
 from seva_jax.ranges import FROM_1
 from seva_jax.runtime.files import write_json, write_lines
