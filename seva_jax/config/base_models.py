@@ -143,8 +143,8 @@ class Checkpoint(BaseModel):
         if not self.adapter:
             return wanted
         config = read_llava_config(self.path, self.vision_tower)
-        adapter = read_adapter(self.adapter, config)
-        return wanted if self.merge else lora_of(adapter, config)
+        adapter = self.open_adapter(config)
+        return wanted if self.merge or adapter is None else lora_of(adapter, config)
 
     def open_adapter(self, config: LlavaConfig) -> Adapter | None:
         """Returns the adapter, or None without one.

@@ -25,7 +25,7 @@ from seva_jax.convert.processor import image_processing
 from seva_jax.convert.rewrite import require_llava_opens, to_hf, to_llava, write_new
 from seva_jax.convert.source import Source
 from seva_jax.models import Llava, abstract_variables
-from seva_jax.run.weights import require_same_base
+from seva_jax.run.weights import alignment_checkpoints, require_same_base
 from seva_jax.run.workdir import instead_of
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import one_line_errors
@@ -165,7 +165,7 @@ def open_source(
     checkpoints: dict[str, Path] = {}  # by work directory; all files of each are read once
     for run in (*runs, experiment):
         if run.workdir not in checkpoints:
-            stage = Path(run.workdir) / "checkpoints" / "align"
+            stage = alignment_checkpoints(run)
             number = step if run is runs[0] else None
             checkpoints[run.workdir] = (
                 last_checkpoint(stage) if number is None else checkpoint_of(stage, number)

@@ -26,7 +26,7 @@ from seva_jax.convert.load import (
     read_header,
     shapes_by_path,
 )
-from seva_jax.convert.original import ADAPTER_CONFIG, listing
+from seva_jax.convert.original import ADAPTER, ADAPTER_CONFIG, ADAPTER_OTHERS, listing
 from seva_jax.convert.table import (
     EMBEDDING,
     HEAD,
@@ -41,7 +41,6 @@ from seva_jax.convert.table import (
 from seva_jax.models import Llava, LlavaConfig, LoraConfig, Target, abstract_params
 from seva_jax.types import DataError
 
-WEIGHTS, OTHERS = "adapter_model", "non_lora_trainables"  # files; the second is LLaVA's
 _MOST = 1000  # lines in one error message
 
 # X.lora_A.weight, with the adapter's name X.lora_A.default.weight; embeddings lack ".weight".
@@ -165,11 +164,11 @@ def _files(directory: Path) -> list[str]:
     Raises:
         DataError: one is missing, or is there as a pickle only.
     """
-    files = [f"{stem}.safetensors" for stem in (WEIGHTS, OTHERS)]
+    files = [f"{stem}.safetensors" for stem in (ADAPTER, ADAPTER_OTHERS)]
     there = [name for name in files if (directory / name).exists()]
     pickles = [
         f"{stem}.bin"
-        for stem in (WEIGHTS, OTHERS)
+        for stem in (ADAPTER, ADAPTER_OTHERS)
         if (directory / f"{stem}.bin").exists() and f"{stem}.safetensors" not in there
     ]
     if pickles:

@@ -27,8 +27,12 @@ _SUPPORTED = {
     "mm_vision_select_feature": (*_SELECT, None),
 }
 
-ADAPTER_CONFIG = "adapter_config.json"
-_ADAPTERS = (ADAPTER_CONFIG, "adapter_model.safetensors", "adapter_model.bin")
+# Files of a LoRA adapter: the last two as .safetensors or .bin; the third is LLaVA's.
+ADAPTER_CONFIG, ADAPTER, ADAPTER_OTHERS = (
+    *("adapter_config.json", "adapter_model"),
+    "non_lora_trainables",
+)
+_ADAPTERS = (ADAPTER_CONFIG, f"{ADAPTER}.safetensors", f"{ADAPTER}.bin")
 _WHOLE = (
     *("model.safetensors", "model.safetensors.index.json"),
     *("pytorch_model.bin", "pytorch_model.bin.index.json"),

@@ -19,7 +19,13 @@ from seva_jax.convert.files import (
     write_json,
 )
 from seva_jax.convert.load import read_headers
-from seva_jax.convert.original import llava_name_problem, require_sentencepiece
+from seva_jax.convert.original import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    ADAPTER_OTHERS,
+    llava_name_problem,
+    require_sentencepiece,
+)
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import TABLE, Row, original
 from seva_jax.runtime.progress import Progress
@@ -32,7 +38,7 @@ _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 # because the vision tower has layers of the same names.
 _HF_LAYERS, _HF_PATTERN = "model.language_model.layers", r".*language_model\.layers"
 _LLAVA_LAYERS, _LLAVA_PATTERN = "model.layers", r"model\.layers"
-_OTHERS = "non_lora_trainables.bin"
+_OTHERS = f"{ADAPTER_OTHERS}.bin"
 
 
 def to_peft(source: Source, out: Path) -> str:
@@ -206,7 +212,7 @@ def _write(
         shapes[name] = "F32", tensors[row.theirs].shape
     with new_directory(out, sum(num_bytes(*x) for x in shapes.values())) as scratch:
         bar = Progress("write", len(shapes), "tensor")
-        with bar, SafetensorsWriter(scratch / "adapter_model.safetensors", shapes) as writer:
+        with bar, SafetensorsWriter(scratch / f"{ADAPTER}.safetensors", shapes) as writer:
             for path, theirs in names.items():
                 (values,) = source.read([path])
                 for name, part in zip(theirs, values, strict=True):
@@ -216,7 +222,7 @@ def _write(
                 for _, values in merged(source, row, tensors):
                     writer.write(name, values)
                     bar.update()
-        write_json(scratch / "adapter_config.json", fields)
+        write_json(scratch / ADAPTER_CONFIG, fields)
         more(scratch)
     return len(shapes)
 

@@ -12,12 +12,12 @@ from typing import Any
 from seva_jax.convert.export import other_files
 from seva_jax.convert.files import new_directory, write_json
 from seva_jax.convert.load import INDEX_FILE
-from seva_jax.convert.original import read_json
+from seva_jax.convert.original import ADAPTER, ADAPTER_OTHERS, read_json
 from seva_jax.runtime.progress import Progress
 from seva_jax.types import DataError
 
 _INDEX = "pytorch_model.bin.index.json"
-_ADAPTER = ("adapter_model", "non_lora_trainables")  # peft's file, and LLaVA's beside it
+_ADAPTER = (ADAPTER, ADAPTER_OTHERS)
 
 
 def from_bin(directory: Path, out: Path) -> str:

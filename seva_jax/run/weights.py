@@ -34,7 +34,13 @@ from seva_jax.models import (
 )
 from seva_jax.runtime.progress import Progress
 from seva_jax.sharding import placed, variable_shardings
-from seva_jax.training.checkpoint import checksum, last_checkpoint, read_facts, read_trained
+from seva_jax.training.checkpoint import (
+    checksum,
+    last_checkpoint,
+    read_facts,
+    read_trained,
+    read_variables,
+)
 from seva_jax.training.step import Variables, split_params
 from seva_jax.types import DataError
 
@@ -66,12 +72,15 @@ def reference_params(config: Experiment, model: LlavaConfig, mesh: jax.sharding.
     base.aligned()
     earlier = base.earlier()
     params = reference_params(earlier, model, mesh)
-    if isinstance(earlier.base, Checkpoint) and earlier.compute.base_weights == "float":
-        folder = Path(earlier.workdir) / "checkpoints" / "align"
-        _refuse_other_base(earlier, last_checkpoint(folder), jax.tree.map(checksum, params))
+    checked = isinstance(earlier.base, Checkpoint) and earlier.compute.base_weights == "float"
+    if not checked and not base.merge:
+        return params
+    checkpoint = last_checkpoint(alignment_checkpoints(earlier))
+    if checked:
+        _refuse_other_base(earlier, checkpoint, jax.tree.map(checksum, params))
     if not base.merge:
         return params
-    trained = trained_variables(earlier, model, mesh)
+    trained = read_variables(checkpoint, _trained_like(earlier, model, mesh))
     return merge_adapters(
         {**params, **trained.get("params", {})}, trained.get("lora", {}), earlier.lora,
         jnp.dtype(compute.param_dtype), stored,
@@ -145,8 +154,8 @@ def _refuse_other_base(config: Experiment, checkpoint: Path, numbers: Any) -> No
 def _refuse_other_adapter(config: Experiment, adapters: Any) -> None:
     """Compares the adapters that a run continued with those that it recorded."""
     assert isinstance(config.base, Checkpoint), config.base
-    folder = Path(config.workdir) / "checkpoints" / "align"
-    recorded = read_facts(last_checkpoint(folder)).get("base.adapter")
+    checkpoint = last_checkpoint(alignment_checkpoints(config))
+    recorded = read_facts(checkpoint).get("base.adapter")
     if recorded not in (None, fingerprint(checksum(adapters))):
         raise DataError(
             f"{config.base.adapter} holds another adapter than when {config.workdir} continued "
@@ -202,14 +211,23 @@ def trained_variables(
     Raises:
         DataError: there is no such checkpoint, or it is damaged.
     """
+    like = _trained_like(config, model, mesh)
+    return read_trained(alignment_checkpoints(config), like, steps, facts)
+
+
+def alignment_checkpoints(config: Experiment) -> Path:
+    """Returns the folder of a run's alignment checkpoints."""
+    return Path(config.workdir) / "checkpoints" / "align"
+
+
+def _trained_like(config: Experiment, model: LlavaConfig, mesh: jax.sharding.Mesh) -> Variables:
+    """Returns shapes and shardings of what a run trains."""
     trained = config.train.trained
     lora = config.lora if config.lora.rank else None
     boxed = abstract_variables(make_model(model, config.compute, lora))
     parts = {"params": {p: x for p, x in boxed["params"].items() if p in trained}}
     if "lora" in trained:
         parts["lora"] = boxed["lora"]
-    like = {
+    return {
         name: placed(part, variable_shardings(mesh, part)) for name, part in parts.items() if part
     }
-    folder = Path(config.workdir) / "checkpoints" / "align"
-    return read_trained(folder, like, steps, facts)
