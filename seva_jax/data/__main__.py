@@ -185,7 +185,7 @@ def _check(command: Check, rest: Sequence[str]) -> None:
             print(hide_home(f"  truth    {fault}"))
         try:
             if experiment.strict:
-                checked.require_all("" if used.name == "prompts" else f"{used.name}: ")
+                checked.require_all(used.prefix)
         except DataError as error:
             problems.append(str(error))
     if problems:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from seva_jax.data.collect import counted
 from seva_jax.data.records import encoded_image
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.runtime.files import append_lines, write_json
@@ -85,9 +86,9 @@ class Export:
             append_lines(path, self._each(self._line))
         if not self.num:
             path.unlink()
-            reasons = ", ".join(f"{n:,} {reason}" for reason, n in self.drops.most_common())
             raise DataError(
-                f"{path} is not written: none of {self.drops.total():,} examples can be ({reasons})"
+                f"{path} is not written: none of {self.drops.total():,} examples can be "
+                f"({counted(self.drops)})"
             )
 
     # --- records ----------------------------------------------------------------------------------

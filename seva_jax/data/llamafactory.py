@@ -14,7 +14,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from seva_jax.data.collect import as_object, compared, images_of, listed, meta_of
+from seva_jax.data.collect import as_object, compared, images_of, listed, meta_of, text_of
 from seva_jax.data.files import is_conversation
 from seva_jax.data.preferences import Entry, PairsFile
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt
@@ -106,7 +106,7 @@ class LlamaFactoryPairs(PairsFile):
                 f"{self.user_tag!r}, not {roles}",
                 "no question",
             )
-        return _text(turns[0].get(self.content_tag), self.content_tag)
+        return text_of(turns[0], self.content_tag)
 
     def _answer(self, record: dict[str, Any], side: str) -> str:
         message = record.get(side)
@@ -116,12 +116,6 @@ class LlamaFactoryPairs(PairsFile):
                 f"empty {side} answer" if message is None else "wrong role",
             )
         return message.get(self.content_tag, "")
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise ExampleError(f"{name} must be a text", "no question")
-    return value
 
 
 def described_pairs(path: str, image_root: str) -> LlamaFactoryPairs | None:

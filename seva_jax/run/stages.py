@@ -29,7 +29,7 @@ def require_all_examples(ctx: RunContext, out: Outputs) -> None:
     for used in used_data(ctx.config):
         data = out.prompts if used.name == "prompts" else used.open()
         checked = check_data(data, ctx.encoder(used.template), ctx.workdir.bar)
-        checked.require_all("" if used.name == "prompts" else f"{used.name}: ")
+        checked.require_all(used.prefix)
 
 
 def require_ground_truth(ctx: RunContext) -> None:

@@ -32,6 +32,11 @@ class UsedData(NamedTuple):
     open: Callable[[], PromptSet]
     template: Template
 
+    @property
+    def prefix(self) -> str:
+        """What messages about its examples begin with; nothing for the run's own prompts."""
+        return "" if self.name == "prompts" else f"{self.name}: "
+
 
 def used_data(config: Experiment) -> Iterator[UsedData]:
     """Yields all data of a run; nothing is read before `UsedData.open` is called."""

@@ -127,6 +127,11 @@ def name_llama_class(directory: Path) -> None:
     }
     for key in ("backend", "extra_special_tokens", "image_token"):
         settings.pop(key, None)
+    write_settings(directory, settings)
+
+
+def write_settings(directory: Path, settings: dict[str, Any]) -> None:
+    """Writes tokenizer_config.json as transformers does."""
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     (directory / SETTINGS_FILE).write_text(text, encoding="utf-8")
 

@@ -13,7 +13,13 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from seva_jax.text.llama import JSON_FILE, MODEL_FILE, SETTINGS_FILE, llama_tokenizer
+from seva_jax.text.llama import (
+    JSON_FILE,
+    MODEL_FILE,
+    SETTINGS_FILE,
+    llama_tokenizer,
+    write_settings,
+)
 from seva_jax.types import IMAGE_MARKER, DataError
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", IMAGE_MARKER)  # ids 0 to 4 of `word_tokenizer`
@@ -70,14 +76,13 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     would give the model token types, at which its `generate` raises.
     """
     tokenizer.save_pretrained(directory)
-    path = directory / SETTINGS_FILE
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
     settings |= {
         "tokenizer_class": "PreTrainedTokenizerFast",  # both read tokenizer.json as it is
         "model_input_names": ["input_ids", "attention_mask"],
         "extra_special_tokens": {"image_token": IMAGE_MARKER},
     }
-    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_settings(directory, settings)
 
 
 def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int], str]:
