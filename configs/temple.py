@@ -6,7 +6,7 @@
         --curriculum.rounds.4.prompts.source.image-root DIR
 
 Four rounds go from easy to hard, with m = 16, 8, 4, 2: of n captions only n // m are kept, or
-groups of so many are shuffled or reversed. The adapters of a round are merged before the next one.
+groups of n // m are shuffled or reversed. The adapters of a round are merged before the next one.
 A round of supervised training comes last. The numbers are those of the release's scripts and of
 ms-swift 3.7.0, whose defaults they leave: its DPO adds the mean negative log-likelihood of the
 chosen answers, weight decay is 0.1, and gradients are clipped at 1.

@@ -87,7 +87,7 @@ def test_the_base_is_the_one_that_was_trained_on(checkpoint, tmp_path, reference
 
 @pytest.mark.parametrize("merge", [False, True])
 def test_the_base_of_the_first_of_several_runs(checkpoint, tmp_path, merge):
-    """Also where a run only goes on training the adapters of the one before it."""
+    """This also holds where a run continues the adapters of the run before it."""
     first, second = tmp_path / "first", tmp_path / "second"
     write_run(first, checkpoint, facts=record(checkpoint))
     (first / "stages.json").write_text('{"align": {"fingerprint": "a"}}')
