@@ -134,6 +134,7 @@ def run(config: Experiment, siblings: Sequence[Path] = (), table: StageTable = s
     require_ground_truth(ctx)
     for stage in table(ctx, out):
         ctx.workdir.run_stage(stage)
+    ctx.workdir.times.finish()
     if config.evals:
         rows = comparison_rows(out.results("base"), out.results("aligned"))
         shown = headline_rows(rows)

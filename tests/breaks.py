@@ -86,7 +86,7 @@ BREAKS = (
           "signal.signal(number, lambda *_: None)", "pass",
           "test_signals.py::test_what_a_signal_does"),
     Break("R2", "SIGTERM in training", "seva_jax/training/loop.py", "it stops without a save",
-          "saver.decide(step, stop or last, complete)", "saver.decide(step, last, complete)",
+          "saver.decide(step, stop or last, everyone)", "saver.decide(step, last, everyone)",
           "test_signals.py::test_one_process", slow=True),
     Break("R2", "SIGTERM to one of two", "seva_jax/runtime/shutdown.py",
           "the other one is not told",

@@ -30,12 +30,16 @@ from seva_jax.pairs import PairBuilder
 from seva_jax.runtime.journal import Journal
 from seva_jax.text.sampling import Sampling
 from seva_jax.training import checkpoint
+from seva_jax.training.step_times import PARTS
 from seva_jax.types import Comparison
 
 ROOT = Path(__file__).parent.parent
 STEPS = 24  # of both trainings
-_OTHER = ("config.py", "config.json", "stages.json", "metrics.jsonl", "report.html")  # have times
-TIMING = {"seconds", "pairs/s", "tokens/s"}
+# These have times.
+_OTHER = (
+    "config.py", "config.json", "stages.json", "starts.jsonl", "metrics.jsonl", "report.html",
+)  # fmt: skip
+TIMING = {"seconds", "pairs/s", "tokens/s", "goodput"} | {f"time/{part}" for part in PARTS}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """A whole small run for `test_processes.py`, in one of several processes.
 
 Arguments are those of `seva_jax.train`. With KILL_AT=N in the environment the process KILL_PROCESS
-gets KILL_SIGNAL (by default SIGKILL) when alignment has reached step N.
+gets KILL_SIGNAL (by default SIGKILL) when alignment has reached step N. With SLOW_PROCESS the input
+of this process takes SLOW_S seconds for every batch.
 """
 
 import dataclasses
 import os
 import signal
 import sys
+import threading
+import time
 from collections import Counter
 
 import jax
@@ -15,6 +18,7 @@ import numpy as np
 from typing_extensions import override
 
 from seva_jax import train
+from seva_jax.batches.pipeline import Batches
 from seva_jax.config.command_line import load_experiment
 from seva_jax.pairs import PairBuilder
 from seva_jax.run.workdir import StageMetrics
@@ -62,8 +66,17 @@ def write_or_die(self, at, values, write=StageMetrics.write):
         os.kill(os.getpid(), signal.Signals[os.environ.get("KILL_SIGNAL", "SIGKILL")])
 
 
+def read_slowly(self, index, read=Batches.__getitem__, lock=threading.Lock()):  # noqa: B008
+    """Reads a batch, one at a time although several threads read ahead."""
+    with lock:
+        if int(os.environ.get("SLOW_PROCESS", "-1")) == jax.process_index():
+            time.sleep(float(os.environ["SLOW_S"]))
+    return read(self, index)
+
+
 if __name__ == "__main__":
     StageMetrics.write = write_or_die
+    Batches.__getitem__ = read_slowly
     experiment, _ = load_experiment("test", [*SMALL.split(), *sys.argv[1:]])
     experiment = dataclasses.replace(experiment, pairs=MadeUpPairs(), evals=experiment.evals[:1])
     evals = dataclasses.replace(

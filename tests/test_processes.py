@@ -5,7 +5,9 @@
 
 import base64
 import json
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -134,6 +136,27 @@ def test_a_frozen_process_ends_the_other(begun, tmp_path):
         env=frozen, status=1, grace=0,
     )  # fmt: skip
     assert 5 < time.time() - (workdir / "died").stat().st_mtime < 15
+
+
+@pytest.mark.slow
+def test_a_straggler_is_named(begun, tmp_path):
+    """Of two processes one has slow input; the other one, which prints, waits for it."""
+    workdir = shutil.copytree(begun, tmp_path / "run")
+    out = launch(
+        workdir, 2, 1, "--mesh.data", 2, "--mesh.fsdp", 1, "--train.log-every", 6,
+        env={"SLOW_PROCESS": "1", "SLOW_S": "1.0"},
+    )  # fmt: skip
+    named = re.findall(
+        r"^\[0\] align: straggler: process (\d) \(host (.*)\) spent \d+\.\d s of \d+\.\d s waiting "
+        r"for input; the others waited for it$",
+        out,
+        re.MULTILINE,
+    )
+    assert set(named) == {("1", socket.gethostname())}
+    rows = [row for row in lines(workdir / "metrics.jsonl") if row["stage"] == "align"]
+    # Process 0 writes, and has its batches in time: it waits for the devices, and so for the other.
+    assert all(row["time/device"] > row["time/input"] for row in rows[-2:])
+    assert 0 < rows[-1]["goodput"] < 1
 
 
 @pytest.mark.parametrize(

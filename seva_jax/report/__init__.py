@@ -15,6 +15,7 @@ from seva_jax.report.data import (
     ReportData,
     Series,
     Stage,
+    TimeShare,
 )
 from seva_jax.report.figures import FiguresData, MoreNumbers, write_figures
 from seva_jax.report.page import render, write_report

@@ -11,11 +11,12 @@ import numpy as np
 from seva_jax.config import ReportOptions
 from seva_jax.evals.base import Record
 from seva_jax.report import markup
+from seva_jax.runtime.goodput import Goodput, goodput_of
 from seva_jax.runtime.run_records import read_metrics, read_stages
 
 
 def closing_summary(path: Path, options: ReportOptions) -> str:
-    """Returns time for each stage, speed and cost, and where the files are.
+    """Returns time for each stage, goodput, speed and cost, and where the files are.
 
     Args:
         path: the work directory.
@@ -24,9 +25,12 @@ def closing_summary(path: Path, options: ReportOptions) -> str:
     stages = read_stages(path)
     times = ", ".join(f"{n} {markup.duration(s['seconds'])}" for n, s in own_stages(stages).items())
     align = [row for row in read_metrics(path) if row["stage"] == "align"]
+    goodput = goodput_of(path)
+    kept = f"        goodput {goodput_line(goodput)}\n" if goodput else ""
     rate = f"{speed(align):,.1f} pairs/s in training, " if align else ""
     return (
         f"time:   {markup.duration(seconds(stages))}: {times}\n"
+        f"{kept}"
         f"speed:  {rate}{cost(stages, options)} on {devices()}\n"
         f"files:  {path}: checkpoints/ (the models), evals/ (every answer), pairs.json, "
         "metrics.jsonl\n"
@@ -64,3 +68,33 @@ def cost(stages: Mapping[str, Record], options: ReportOptions) -> str:
         each = f"{options.device_hour_price:,.2f} {options.currency}"
         text = f"{money:,.2f} {options.currency} ({text} at {each})"
     return text
+
+
+def time_parts(goodput: Goodput) -> tuple[tuple[str, float, bool], ...]:
+    """Returns the parts of a run's time: what, seconds, and whether it counts as goodput."""
+    passed = dict(goodput.passed_s)
+    evaluating = sum(passed.pop(name) for name in list(passed) if name.startswith("evaluate"))
+    return (
+        ("training", sum(goodput.trained_s.values()), True),
+        ("answering", passed.pop("rollouts", 0.0), True),
+        ("evaluating", evaluating, True),
+        ("other stages", sum(passed.values()), True),
+        ("start-up", goodput.start_up_s, False),
+        ("compiling", goodput.compile_s, False),
+        ("saving", goodput.save_s, False),
+        ("lost to restarts", goodput.lost_s, False),
+    )
+
+
+def goodput_line(goodput: Goodput) -> str:
+    """Returns the goodput and its parts in one line."""
+    total = goodput.total_s
+    parts = ", ".join(
+        f"{name} {markup.percent(seconds, total)}"
+        for name, seconds, _ in time_parts(goodput)
+        if seconds > 0
+    )
+    return (
+        f"{markup.percent(goodput.kept_s, total)} of {markup.duration(total)} in "
+        f"{markup.count_of(goodput.starts, 'start')}: {parts}"
+    )

@@ -50,6 +50,21 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
+class TimeShare:
+    """A part of the time since the run was first started.
+
+    Attributes:
+        name: what the time went into, such as "training".
+        seconds: how long.
+        kept: whether it counts as goodput.
+    """
+
+    name: str
+    seconds: float
+    kept: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Series:
     """One line of a chart.
 
@@ -235,6 +250,7 @@ class ReportData:
         facts: (label, value) of the run at a glance.
         config: (dotted field, value) of the whole config.
         stages: stages in the order they ran.
+        times: where the time since the first start went.
         curves: charts of the training.
         funnel: candidate pairs that were dropped, by reason.
         pairs_total: pairs *kept* for training; candidates are these plus the dropped ones.
@@ -250,6 +266,7 @@ class ReportData:
     facts: tuple[tuple[str, str], ...] = ()
     config: tuple[tuple[str, str], ...] = ()
     stages: tuple[Stage, ...] = ()
+    times: tuple[TimeShare, ...] = ()
     curves: tuple[Curve, ...] = ()
     funnel: tuple[Drop, ...] = ()
     pairs_total: int = 0

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seva_jax.report import charts, gallery
-from seva_jax.report.data import Drop, EvalRow, Interval, ReportData, Stage
+from seva_jax.report.data import Drop, EvalRow, Interval, ReportData, Stage, TimeShare
 from seva_jax.report.document import SCRIPT, document, write_html
 from seva_jax.report.markup import breakable, count_of, decimals_for, duration, esc, number, percent
 from seva_jax.report.pictures import Album
@@ -42,7 +42,7 @@ def render(data: ReportData) -> str:
         ("funnel", "From questions to pairs", _funnel(data.funnel, data.pairs_total)),
         ("pairs", "Preference pairs", _pairs(data, album)),
         ("config", "Configuration", _config(data.config)),
-        ("stages", "Stages and times", _stages(data.stages)),
+        ("stages", "Stages and times", _stages(data.stages) + _times(data.times)),
     ]
     what = GIVEN_ANSWERS if data.given else OWN_ANSWERS
     return album.fill(document(data.title, data.subtitle, what, _glance(data), sections, SCRIPT))
@@ -225,28 +225,36 @@ def _funnel(funnel: Sequence[Drop], kept: int) -> str:
         return _empty("No pairs were built.")
     largest = max(kept, *(drop.count for drop in funnel)) if funnel else kept
     # Roles keep it a table for screen readers when style.css lays it out as blocks.
-    rows = [_funnel_row("Kept for training", kept, total, largest, "kept")]
+    rows = [_bar_row("Kept for training", f"{kept:,}", kept, total, largest, "kept")]
     for drop in sorted(funnel, key=lambda drop: -drop.count):
-        rows.append(_funnel_row(f"Dropped: {drop.reason}", drop.count, total, largest, "dropped"))
+        label, count = f"Dropped: {drop.reason}", drop.count
+        rows.append(_bar_row(label, f"{count:,}", count, total, largest, "dropped"))
     return (
         f"<p>Every unlabelled question gave one candidate, {total:,} in all; a candidate is kept "
         "only if its two answers can teach the model something, and every drop has a reason.</p>"
-        '<table role="table" class="bars"><caption class="hidden">Candidate pairs kept and dropped'
+        + _bars("Candidate pairs kept and dropped", "Outcome", "Pairs", rows)
+    )
+
+
+def _bars(caption: str, first: str, second: str, rows: Sequence[str]) -> str:
+    """Returns a table of values, shares and bars; see `_bar_row`."""
+    return (
+        f'<table role="table" class="bars"><caption class="hidden">{caption}'
         '</caption><thead role="rowgroup"><tr role="row">'
-        '<th role="columnheader" scope="col">Outcome</th>'
-        '<th role="columnheader" scope="col" class="num">Pairs</th>'
+        f'<th role="columnheader" scope="col">{first}</th>'
+        f'<th role="columnheader" scope="col" class="num">{second}</th>'
         '<th role="columnheader" scope="col" class="num">Share</th>'
         '<th role="columnheader" scope="col" class="bar-cell"><span class="hidden">Bar</span></th>'
         f'</tr></thead><tbody role="rowgroup">{"".join(rows)}</tbody></table>'
     )
 
 
-def _funnel_row(label: str, count: int, total: int, largest: int, style: str) -> str:
-    width = 100 * count / max(largest, 1)
+def _bar_row(label: str, shown: str, value: float, total: float, largest: float, style: str) -> str:
+    width = 100 * value / largest if largest > 0 else 0.0
     return (
         f'<tr role="row"><th role="rowheader" scope="row" dir="auto">{esc(label)}</th>'
-        f'<td role="cell" class="num">{count:,}</td>'
-        f'<td role="cell" class="num">{percent(count, total)}</td>'
+        f'<td role="cell" class="num">{shown}</td>'
+        f'<td role="cell" class="num">{percent(value, total)}</td>'
         f'<td role="cell" class="bar-cell"><span class="bar {style}" style="width:{width:.2f}%">'
         "</span></td></tr>"
     )
@@ -318,6 +326,29 @@ def _stages(stages: Sequence[Stage]) -> str:
         '<thead><tr><th scope="col">Stage</th><th scope="col" class="num">Time</th>'
         '<th scope="col" class="num share">Share</th><th scope="col">What it did</th></tr></thead>'
         f"<tbody>{rows}</tbody></table>"
+    )
+
+
+def _times(times: Sequence[TimeShare]) -> str:
+    """Returns where the time since the first start went, largest parts first."""
+    total = sum(part.seconds for part in times)
+    if not total > 0:
+        return ""
+    kept = sum(part.seconds for part in times if part.kept)
+    largest = max(part.seconds for part in times)
+    rows = [
+        _bar_row(
+            part.name.capitalize(), duration(part.seconds), part.seconds, total, largest,
+            "kept" if part.kept else "dropped",
+        )
+        for part in sorted(times, key=lambda part: (not part.kept, -part.seconds))
+        if part.seconds > 0
+    ]  # fmt: skip
+    return (
+        f"<h3>Goodput</h3><p>{percent(kept, total)} of the {duration(total)} since the run was "
+        "first started went into work that was kept (the first bars). The rest is start-up, "
+        "compiling, saving, and what restarts cost: down time and lost work.</p>"
+        + _bars("Time since the first start", "Part", "Time", rows)
     )
 
 

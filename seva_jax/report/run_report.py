@@ -25,8 +25,9 @@ from seva_jax.evals.base import Record
 from seva_jax.images import ImageProcessing
 from seva_jax.inference.corrupted import corrupted_pixels
 from seva_jax.report import markup
-from seva_jax.report.closing import cost, devices, seconds, speed
+from seva_jax.report.closing import cost, devices, seconds, speed, time_parts
 from seva_jax.runtime.files import read_json
+from seva_jax.runtime.goodput import goodput_of
 from seva_jax.runtime.loggers import LoggedPair
 from seva_jax.runtime.paths import short_path
 from seva_jax.runtime.run_records import read_metrics, read_stages
@@ -39,6 +40,7 @@ _CURVES = (
     ("align", "Pairs ranked right", "share of pairs", ("rewards/accuracies",)),
     ("align", "Log-probability of answers", "nats", ("logps/chosen", "logps/rejected")),
     ("align", "Training speed", "pairs a second", ("pairs/s",)),
+    ("align", "Where the time goes", "seconds a row", ("time/input", "time/host", "time/device")),
     ("base", "Base model's loss", "nats a token", ("loss",)),
 )
 _NUM_LOGGED = 8
@@ -87,6 +89,7 @@ def write_run_report(page: RunPage) -> str:
         facts=_facts(page, index, metrics),
         config=tuple((k, str(v)) for k, v in flatten(config).items()),
         stages=tuple(_stage(name, stage) for name, stage in stages.items()),
+        times=_times(page.path),
         curves=_curves(metrics),
         funnel=tuple(report.Drop(reason, count) for reason, count in index["drops"].items()),
         pairs_total=index["pairs"],
@@ -173,6 +176,11 @@ def _stage(name: str, stage: Record) -> report.Stage:
     if "source" in stage:
         return report.Stage(name, math.nan, f"{stage['summary']} (taken from {stage['source']})")
     return report.Stage(name, stage["seconds"], stage["summary"])
+
+
+def _times(path: Path) -> tuple[report.TimeShare, ...]:
+    goodput = goodput_of(path)
+    return tuple(report.TimeShare(*part) for part in time_parts(goodput)) if goodput else ()
 
 
 def _curves(metrics: list[Record]) -> tuple[report.Curve, ...]:

@@ -28,6 +28,7 @@ from seva_jax.runtime.files import (
     write_lines,
     write_text,
 )
+from seva_jax.runtime.goodput import RunTimes
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import barrier, gather, on_first_process, say
 from seva_jax.runtime.progress import Progress
@@ -74,6 +75,7 @@ class Workdir:
         siblings: work directories of runs that may share stages with this one.
         loggers: where metrics go in addition to metrics.jsonl.
         config: the run's config for the loggers: dotted field names and plain values.
+        times: where the time goes, see `runtime/goodput.py`.
     """
 
     path: Path
@@ -82,6 +84,10 @@ class Workdir:
     loggers: tuple[Logger, ...] = ()
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     _writers: list[LogWriter] | None = dataclasses.field(default=None, compare=False)
+    times: RunTimes = dataclasses.field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.times = RunTimes(self.path if self.writes else None)
 
     @classmethod
     def open(cls, experiment: Experiment, siblings: Sequence[Path] = ()) -> Workdir:
@@ -141,7 +147,8 @@ class Workdir:
             shutdown.raise_if_stopping()
             say(f"▶ {stage.name}")
             start = time.monotonic()
-            summary = hide_home(stage.run())
+            with self.times.stage(stage.name):
+                summary = hide_home(stage.run())
             seconds = time.monotonic() - start
             record = {"seconds": seconds, "devices": jax.device_count(), "summary": summary}
             self._finish(stage.name, {"fingerprint": stage.depends_on} | record)
@@ -210,8 +217,9 @@ class Workdir:
         return read_metrics(self.path)
 
     def bar(self, name: str, total: int, unit: str, initial: int = 0) -> Progress:
-        """Returns a progress bar, silent on all processes but the first. See `Progress`."""
-        return Progress(name, total, unit, initial, self.writes)
+        """Returns the progress of work whose finished units are kept; shown by process 0 alone."""
+        self.times.units()
+        return Progress(name, total, unit, initial, self.writes, self.times.kept)
 
     def metrics(self, stage: str) -> StageMetrics:
         """Returns the rows of metrics of a stage, and opens the loggers."""
@@ -260,11 +268,12 @@ class StageMetrics:
         self.past = [row for row in rows if row["stage"] == stage]
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes the row of a step; on process 0 only."""
+        """Writes the row of a step, with the goodput so far; on process 0 only."""
         if not self.workdir.writes:
             return
-        row = {"stage": self.stage, "step": step, **values}
-        append_lines(self.workdir.path / "metrics.jsonl", [row])
+        at = {"stage": self.stage, "step": step}
+        values = values | self.workdir.times.row(at | values)
+        append_lines(self.workdir.path / "metrics.jsonl", [at | values])
         for writer in self._writers:
             writer.scalars(self.stage, step, values)
 
@@ -278,6 +287,7 @@ class StageMetrics:
             kept = [row for row in rows if row["stage"] != self.stage or row["step"] <= step]
             if len(kept) < len(rows):
                 write_lines(path, kept)
+        self.workdir.times.training(self.workdir.read_metrics())
 
 
 def _refuse_other_config(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -29,15 +30,22 @@ class Progress:
         unit: what is counted, in the singular.
         initial: units finished before; they do not count towards the rate.
         shown: False shows nothing, for all processes but the first.
+        on_update: called after every update.
     """
 
     def __init__(
-        self, name: str, total: int, unit: str, initial: int = 0, shown: bool = True
+        self,
+        name: str,
+        total: int,
+        unit: str,
+        initial: int = 0,
+        shown: bool = True,
+        on_update: Callable[[], None] = lambda: None,
     ) -> None:
         self.name, self.total, self.unit, self.initial = name, total, unit, initial
         self.done = initial
         self._values: dict[str, float] = {}
-        self._shown = shown
+        self._shown, self._on_update = shown, on_update
         self._start = self._printed_s = time.monotonic()
         self._printed_at = -1
         self._bar = None
@@ -65,6 +73,7 @@ class Progress:
             self._bar.update(count)
         elif self._shown and time.monotonic() - self._printed_s >= EVERY_S:
             self._print()
+        self._on_update()
 
     def line(self) -> str:
         """Returns the current state as a plain line."""

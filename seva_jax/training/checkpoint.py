@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from seva_jax.runtime.overhead import saving
 from seva_jax.runtime.processes import barrier, say
 from seva_jax.training.digests import damage, newest, write_digests
 from seva_jax.training.step import TrainState
@@ -97,6 +98,10 @@ class Checkpoints:
         Raises:
             DataError: this save or the previous one failed; see `check`.
         """
+        with saving():
+            self._save(state, data)
+
+    def _save(self, state: TrainState, data: dict[str, Any]) -> None:
         self.wait()
         step = int(state.step)
         items = ocp.args.Composite(
@@ -144,7 +149,8 @@ class Checkpoints:
         if pending is None:
             return
         try:
-            pending.result()
+            with saving():
+                pending.result()
         except Exception as error:  # as in `save`
             raise self._failure(self._directory / str(self._saving), error) from error
 
@@ -195,8 +201,9 @@ class Checkpoints:
             DataError: the last save failed.
         """
         self.wait()
-        self._manager.close()
-        self._worker.shutdown()
+        with saving():
+            self._manager.close()
+            self._worker.shutdown()
 
 
 def _refuse_other_facts(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

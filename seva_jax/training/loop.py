@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +23,7 @@ from seva_jax.batches.pipeline import Batches, ComparisonRows, RowShapes, Schedu
 from seva_jax.models import Llava
 from seva_jax.objectives import Objective
 from seva_jax.runtime import shutdown
-from seva_jax.runtime.processes import gather, say
+from seva_jax.runtime.processes import say
 from seva_jax.runtime.progress import Progress
 from seva_jax.sharding import (
     check_batch,
@@ -41,6 +40,7 @@ from seva_jax.training.optimizer import Optim
 from seva_jax.training.options import TrainOptions
 from seva_jax.training.save_schedule import SaveDecision, SaveSchedule
 from seva_jax.training.step import StepOptions, TrainState, TrainStep, Variables
+from seva_jax.training.step_times import StepTimes
 from seva_jax.types import Comparison, TreeBatch
 
 # What the progress of training shows, by metric.
@@ -155,18 +155,21 @@ def fit(task: Task, site: Site, frozen: Variables, trainable: Variables) -> Vari
     seen: set[tuple[int, ...]] = set()
     progress = Progress(task.name, task.steps, "step", first, jax.process_index() == 0)
     for step in range(first + 1, task.steps + 1):
-        batch = put_batch(mesh, _in_micro_batches(next(data), options.micro_batches), leading=1)
+        with row.times.input():
+            rows = next(data)
+        batch = put_batch(mesh, _in_micro_batches(rows, options.micro_batches), leading=1)
         if batch.tokens_BS.shape not in seen:
             seen.add(batch.tokens_BS.shape)
             warn_if_too_large(task.model, state, frozen, batch)
-        with jax.set_mesh(mesh):
+        with row.times.step(), jax.set_mesh(mesh):
             state, metrics = step_fn(state, frozen, batch)
         row.add(metrics)
         last = step == task.steps
         stop = shutdown.stop_agreed() and not last
         complete = step % options.log_every == 0 or last
-        shown = row.write(step, checkpoints) if complete else {}
-        save, wait = saver.decide(step, stop or last, complete)
+        everyone = row.times.exchange(due=saver.due()) if complete else []
+        shown = row.write(step, checkpoints, everyone) if complete else {}
+        save, wait = saver.decide(step, stop or last, everyone)
         progress.update(1, **shown)
         if save:
             saver.save(state, data.get_state() | row.pending())
@@ -203,35 +206,47 @@ class _MetricsRow:
         self._learning_rate = task.optim.learning_rate(task.steps)
         self._waiting: list[dict[str, Any]] = []
         self._in_a_row = 0
-        self._clock = time.monotonic()
+        self._earlier_s: Sequence[float] = ()
+        self.times = StepTimes(task.name)
 
     def resume(self, position: dict[str, Any]) -> None:
         """Takes back out of a saved position what `pending` put in."""
         self._waiting += position.pop("waiting", [])
         self._in_a_row = position.pop("nonfinite", 0)
+        self._earlier_s = position.pop("times", ())
 
     def start(self, step: int) -> None:
         """Starts after a step; rows that a lost process wrote of later steps are dropped."""
         written = step - len(self._waiting)
         self._site.log.forget_after(written)
         self._health.resume(written, self._in_a_row)
-        self._clock = time.monotonic()
+        self.times.start(self._earlier_s)
 
     def add(self, metrics: dict[str, Any]) -> None:
         """Adds a step."""
         self._waiting.append(metrics)
+        self.times.started(metrics["loss"])
 
     def pending(self) -> dict[str, Any]:
         """Returns what a checkpoint keeps of the row, as plain numbers."""
-        self._waiting = _numbers(self._waiting)
+        with self.times.device():
+            self._waiting = _numbers(self._waiting)
         # A copy: it is written while training continues.
-        return {"waiting": list(self._waiting), "nonfinite": self._health.in_a_row}
+        kept = {"waiting": list(self._waiting), "nonfinite": self._health.in_a_row}
+        return kept | {"times": self.times.so_far()}
 
-    def write(self, step: int, checkpoints: Checkpoints) -> dict[str, float]:
+    def write(
+        self, step: int, checkpoints: Checkpoints, everyone: Sequence[Mapping[str, Any]]
+    ) -> dict[str, float]:
         """Writes the row and returns what the progress shows of it.
 
         Metrics are means over steps; pairs, tokens, seconds and unreadable (the comparisons left
-        out for their images) are sums; see also `Health`.
+        out for their images) are sums; see also `Health`, and `step_times.py` for time and memory.
+
+        Args:
+            step: the last step of the row.
+            checkpoints: closed before training ends for good.
+            everyone: what the processes told each other, see `StepTimes.exchange`.
 
         Raises:
             NotFinite: too many steps in a row were not finite.
@@ -239,14 +254,13 @@ class _MetricsRow:
         rows = _numbers(self._waiting)
         steps = range(step - len(rows) + 1, step + 1)
         means = self._health.averages(steps, rows, self._comparisons)
-        now = time.monotonic()
-        seconds, self._clock = now - self._clock, now
+        means |= self.times.row(everyone)
         for count in ("pairs", "tokens"):
             means[count] = float(sum(r[count] for r in rows))
-            means[f"{count}/s"] = means[count] / seconds
+            means[f"{count}/s"] = means[count] / means["seconds"]
         wanted = sum(c.weight > 0 for s in steps for c in self._comparisons(s))
         means["unreadable"] = wanted - round(means["pairs"])
-        means |= {"seconds": seconds, "chips": self._site.mesh.size}
+        means["chips"] = self._site.mesh.size
         means["lr"] = np.asarray(self._learning_rate(step - 1)).item()
         self._site.log.write(step, means)
         try:
@@ -268,25 +282,27 @@ class _Saver:
         self._checkpoints, self._every = checkpoints, options.save_every
         self._schedule = SaveSchedule(options.save_every_s)
 
-    def decide(self, step: int, must: bool, at_row: bool) -> SaveDecision:
+    def due(self) -> SaveDecision:
+        """Returns what this process's clock wants at a row of metrics.
+
+        Raises:
+            DataError: the save before failed.
+        """
+        self._checkpoints.check()
+        return self._schedule.due(self._checkpoints.took_s, self._checkpoints.saving)
+
+    def decide(self, step: int, must: bool, everyone: Sequence[Mapping[str, Any]]) -> SaveDecision:
         """Decides whether to save after a step, and whether to wait until it is written.
 
         Args:
             step: the step.
             must: training stops here.
-            at_row: a row of metrics was written; only then is the clock looked at.
-
-        Raises:
-            DataError: the save before failed.
+            everyone: what `due` returned on every process at this row of metrics, under "due";
+                empty between rows.
         """
         by_step = bool(self._every) and step % self._every == 0
-        decision = SaveDecision(save=must or by_step, wait=by_step)
-        if not at_row:
-            return decision
-        self._checkpoints.check()
-        due = self._schedule.due(self._checkpoints.took_s, self._checkpoints.saving)
-        due = SaveDecision(*gather(due)[0])  # by the clock of process 0
-        return SaveDecision(decision.save or due.save, decision.wait or due.wait)
+        due = SaveDecision(*everyone[0]["due"]) if everyone else SaveDecision(False, False)
+        return SaveDecision(must or by_step or due.save, by_step or due.wait)
 
     def save(self, state: TrainState, position: dict[str, Any]) -> None:
         """Begins to save; training continues meanwhile."""

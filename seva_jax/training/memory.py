@@ -1,6 +1,6 @@
-"""A lower bound of the memory of a training step, before it is compiled.
+"""Memory of devices: a lower bound for a training step before it is compiled, and what is in use.
 
-`seva_jax.plan` computes it exactly.
+`seva_jax.plan` computes exactly what a step needs.
 """
 
 from __future__ import annotations
@@ -51,6 +51,19 @@ def least_bytes(model: Llava, arguments: Any, trainable: Any, rows: int, length:
 def device_limit() -> int | None:
     """Returns the bytes that a program may use on a device; None if unknown (CPU)."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
+def memory_use() -> tuple[float, float] | None:
+    """Returns GiB in use now, and the most since the process started; None if unknown (CPU).
+
+    Each is the largest over the devices of this process.
+    """
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    names = ("bytes_in_use", "peak_bytes_in_use")
+    if not all(name in device for device in stats for name in names):
+        return None
+    in_use, peak = (max(device[name] for device in stats) / _GIB for name in names)
+    return in_use, peak
 
 
 def warn_if_too_large(model: Llava, state: TrainState, frozen: Any, batch: TreeBatch) -> None:

@@ -1,0 +1,62 @@
+"""Seconds that the main thread of this process has lost to compiling and to saving.
+
+Both happen deep inside of other work, so they are counted here for whoever measures that work:
+steps of training (`seva_jax/training/step_times.py`) and goodput (`goodput.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from jax import monitoring
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's event; also for the compile cache
+
+
+class Overhead(NamedTuple):
+    """Seconds since the start of the process.
+
+    Attributes:
+        compile_s: XLA compiled a program, or read it from the cache of compiled programs.
+        save_s: waited for a checkpoint, see `saving`.
+    """
+
+    compile_s: float
+    save_s: float
+
+
+_compile_s = _save_s = 0.0
+_is_saving = False
+
+
+def overhead() -> Overhead:
+    """Returns what the main thread has spent so far."""
+    return Overhead(_compile_s, _save_s)
+
+
+@contextlib.contextmanager
+def saving() -> Iterator[None]:
+    """Counts the time of the body as saving; inside of another `saving` only the outer counts."""
+    global _is_saving, _save_s
+    if _is_saving or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _is_saving, start, compiled_s = True, time.monotonic(), _compile_s
+    try:
+        yield
+    finally:
+        _is_saving = False
+        _save_s += time.monotonic() - start - (_compile_s - compiled_s)
+
+
+def _count(event: str, duration_secs: float, **_: Any) -> None:
+    global _compile_s
+    if event == _COMPILED and threading.current_thread() is threading.main_thread():
+        _compile_s += duration_secs
+
+
+monitoring.register_event_duration_secs_listener(_count)
