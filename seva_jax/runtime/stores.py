@@ -23,7 +23,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -101,15 +101,45 @@ def remove(path: Path) -> None:
 
 
 def upload(source: Path, target: Path) -> None:
-    """Copies a local file, or a folder with all its content, to an object store or elsewhere."""
-    if source.is_dir():
-        for file in sorted(p for p in source.rglob("*") if p.is_file()):
-            upload(file, target / file.relative_to(source).as_posix())
-    elif is_remote(target):
+    """Copies a local file, or a folder with all its content, to an object store.
+
+    Files in deeper folders come first, so those that tell a complete folder from a partial one
+    come last.
+    """
+    if not source.is_dir():
         cast(StorePath, target).upload(source)
+        return
+    names = [p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()]
+    for name in _deepest_first(names):
+        cast(StorePath, target / name).upload(source / name)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copies a file, or a folder with all its content, between any two places.
+
+    On a local disk the target appears whole or not at all; in a store, see `upload`.
+    """
+    if is_remote(target):
+        if is_remote(source):
+            cast(StorePath, source).copy(target)
+        else:
+            upload(source, target)
+        return
+    aside = target.with_name(f".{target.name}.tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove(aside)  # of a copy that was killed
+    if is_remote(source):
+        names = list(cast(StorePath, source).below()) if source.is_dir() else [""]
+        for name in names:
+            cast(StorePath, source / name if name else source).download(aside / name)
     else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, target)
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, aside)
+    aside.rename(target)
+
+
+def _deepest_first(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=lambda name: (-name.count("/"), name))
 
 
 def local_copy(path: Path) -> Path:
@@ -350,10 +380,10 @@ class StorePath(gpath.PosixGPath):
     def copy(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, dst: str | os.PathLike[str], overwrite: bool = True
     ) -> StorePath:
-        """Copies an object, or a folder with all its content, within the store."""
+        """Copies an object, or a folder with all its content, within the store; see `upload`."""
         there = cast(StorePath, as_path(dst))
         if self.is_dir():
-            for name in self.below():
+            for name in _deepest_first(self.below()):
                 self._do(self._fs.cp_file, f"{self}/{name}", f"{there}/{name}")
         else:
             self._do(self._fs.cp_file, str(self), str(there))
