@@ -23,8 +23,8 @@ from seva_jax.runtime.files import (
     append_lines,
     read_json,
     read_lines,
+    replace_lines,
     write_json,
-    write_lines,
     write_text,
 )
 from seva_jax.runtime.paths import hide_home
@@ -271,7 +271,7 @@ class StageMetrics:
             rows = read_lines(path)
             kept = [row for row in rows if row["stage"] != self.stage or row["step"] <= step]
             if len(kept) < len(rows):
-                write_lines(path, kept)
+                replace_lines(path, kept)
 
 
 def _refuse_other_config(

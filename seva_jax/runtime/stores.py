@@ -34,6 +34,7 @@ from seva_jax.types import DataError
 
 STAGED = "SEVA_JAX_STAGED"
 SCHEMES = ("gs", "s3", "az", "hf")
+_SILENCE_S = 60  # without a byte of an answer, before a request is tried again
 _AHEAD = 4 * 2**20  # bytes that are read at a time from an open object
 
 
@@ -439,13 +440,24 @@ def _filesystem(scheme: str) -> Any:
     # Otherwise gcsfs asks for the kind of bucket through gRPC, which takes a minute to fail where
     # only HTTP is let through.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    import fsspec.config
-
-    # A listing must show what other processes have written meanwhile.
-    for name in (scheme, "gcs" if scheme == "gs" else scheme):
-        fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs is raised as well
     try:
+        import fsspec.config
+
+        # A listing must show what other processes have written meanwhile.
+        settings: dict[str, Any] = {"use_listings_cache": False}
+        if scheme == "gs":
+            import aiohttp
+
+            # Otherwise a request that is never answered would be waited for for ever.
+            limits = aiohttp.ClientTimeout(
+                total=None, sock_connect=_SILENCE_S, sock_read=_SILENCE_S
+            )
+            settings["session_kwargs"] = {"timeout": limits}
+        # Orbax finds them, too, under the second of the names.
+        for name in {scheme, "gcs"} if scheme == "gs" else {scheme}:
+            for option, value in settings.items():
+                fsspec.config.conf.setdefault(name, {}).setdefault(option, value)
         return fsspec.filesystem(scheme)
     except ImportError as error:
         how = "pip install 'seva_jax[gcs]'" if scheme == "gs" else str(error)
