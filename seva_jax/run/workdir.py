@@ -31,7 +31,7 @@ from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import barrier, gather, on_first_process, say
 from seva_jax.runtime.progress import Progress
 from seva_jax.runtime.run_records import read_metrics, read_stages
-from seva_jax.runtime.stores import as_path, copy_whole, remove
+from seva_jax.runtime.stores import as_path, copy_whole, remove, require_bucket
 from seva_jax.training.health import NOTES
 from seva_jax.types import DataError
 
@@ -121,9 +121,12 @@ class Workdir:
         Raises:
             DataError: another process is writing here; the same on every process.
         """
-        news = on_first_process(lambda: lock.claim(self.path))
-        if news:
+        if news := on_first_process(self._claim):
             say(news)
+
+    def _claim(self) -> str:
+        require_bucket(self.path)
+        return lock.claim(self.path)
 
     def stages(self) -> dict[str, dict[str, Any]]:
         """Returns finished stages by name: fingerprint, seconds, devices, summary.

@@ -88,6 +88,18 @@ def is_remote(path: Path) -> bool:
     return isinstance(path, StorePath)
 
 
+def require_bucket(path: Path) -> None:
+    """Checks that the bucket of a path is there and may be used; does nothing for local paths.
+
+    Orbax reads the settings of a bucket, which those who may only read and write objects cannot.
+
+    Raises:
+        StoreError: the bucket is missing, or these credentials may not read its settings.
+    """
+    if is_remote(path) and str(path).startswith("gs://"):
+        cast(StorePath, path).bucket_settings()
+
+
 def make_folder(path: Path) -> None:
     """Creates a folder and its parents; a store needs none."""
     path.mkdir(parents=True, exist_ok=True)
@@ -343,6 +355,11 @@ class StorePath(gpath.PosixGPath):
             return self.exists() and self.read_bytes() == data
         return True
 
+    def bucket_settings(self) -> dict[str, Any]:
+        """Returns what Cloud Storage says of the bucket; see `require_bucket`."""
+        with self._into_bucket():
+            return self._do(self._fs.call, "GET", "b/{}", self.parts[2], json_out=True)
+
     @override
     def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
         pass
@@ -485,7 +502,8 @@ def _reason(error: Exception, url: str) -> str:
     if "Forbidden" in text or code in ("401", "403"):
         return (
             f"these credentials may not do this in bucket {bucket} ({text}); give their account "
-            "the role Storage Object User there, and check the name and the project of the bucket"
+            "the roles Storage Object User and Storage Legacy Bucket Reader there, and check the "
+            "name and the project of the bucket"
         )
     if kind in ("DefaultCredentialsError", "RefreshError"):
         return f"no valid credentials ({text}); run `gcloud auth application-default login`"
