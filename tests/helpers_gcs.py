@@ -69,3 +69,19 @@ def make_bucket(url, name):
         except OSError:
             assert time.monotonic() < deadline, "the emulator does not start"
             time.sleep(0.05)
+
+
+def forget_clients():
+    """Closes the connections of this process to stores; the next use reads the environment anew."""
+    from etils.epath import backend
+
+    for filesystem in list(gcsfs.GCSFileSystem._cache.values()):
+        if filesystem.session is not None:
+            fsspec.asyn.sync(filesystem.loop, filesystem.session.close)
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    stores._filesystem.cache_clear()
+    type(backend.fsspec_backend)._get_filesystem.cache_clear()
+    with contextlib.suppress(ImportError):
+        from orbax.checkpoint._src.path import gcs_utils
+
+        gcs_utils.get_bucket.cache_clear()
