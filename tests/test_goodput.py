@@ -90,10 +90,12 @@ def killed_twice(path, machine):
     return last["goodput"]
 
 
-def test_a_run_that_was_killed_twice(tmp_path, machine):
-    """Every second since the first start counts once."""
-    last_row = killed_twice(tmp_path, machine)
-    result = goodput_of(tmp_path)
+@pytest.mark.parametrize("where", ["tmp_path", "bucket"])
+def test_a_run_that_was_killed_twice(request, machine, where):
+    """Every second since the first start counts once, on a disk and in a bucket."""
+    path = request.getfixturevalue(where)
+    last_row = killed_twice(path, machine)
+    result = goodput_of(path)
     assert result is not None
     assert result.starts == 3
     assert result.total_s == 1612 - 1000

@@ -156,8 +156,8 @@ def fit(task: Task, site: Site, frozen: Variables, trainable: Variables) -> Vari
     progress = Progress(task.name, task.steps, "step", first, jax.process_index() == 0)
     for step in range(first + 1, task.steps + 1):
         with row.times.input():
-            rows = next(data)
-        batch = put_batch(mesh, _in_micro_batches(rows, options.micro_batches), leading=1)
+            arrays = next(data)
+        batch = put_batch(mesh, _in_micro_batches(arrays, options.micro_batches), leading=1)
         if batch.tokens_BS.shape not in seen:
             seen.add(batch.tokens_BS.shape)
             warn_if_too_large(task.model, state, frozen, batch)
