@@ -27,6 +27,7 @@ import jax
 
 from seva_jax.runtime.files import write_json
 from seva_jax.runtime.paths import hide_home
+from seva_jax.runtime.stores import make_folder, upload
 from seva_jax.runtime.trace_events import DETAILS, EVENTS, WAITING, read_trace
 from seva_jax.runtime.trace_summary import summarise
 from seva_jax.runtime.trace_table import trace_table
@@ -209,9 +210,9 @@ class _Trace:
         # Named by process: hosts may have equal names, and no file tells a host's name.
         name = f"process_{jax.process_index()}"
         folder = self._folder / "plugins" / "profile" / self._folder.name
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for file in Path(self._local.name).rglob(f"*{EVENTS}"):
-            (folder / f"{name}{EVENTS}").write_bytes(file.read_bytes())
+            upload(file, folder / f"{name}{EVENTS}")
         for file in Path(self._local.name).rglob(f"*{DETAILS}"):
             trace = json.loads(gzip.decompress(file.read_bytes()))
             trace.pop("metadata", None)  # Perfetto does not open files with it
