@@ -25,7 +25,8 @@ from seva_jax.models import Llava
 from seva_jax.objectives import Objective
 from seva_jax.run.workdir import Workdir
 from seva_jax.runtime.processes import say
-from seva_jax.runtime.profiler import PROFILES, profiler, traced_steps
+from seva_jax.runtime.profiler import profiler, traced_steps
+from seva_jax.runtime.run_records import PROFILES
 from seva_jax.text import Encoder, Template
 from seva_jax.training.flops import forward, model_flops
 from seva_jax.training.step import StepOptions, Variables

@@ -27,13 +27,13 @@ import jax
 
 from seva_jax.runtime.files import write_json
 from seva_jax.runtime.paths import hide_home
+from seva_jax.runtime.run_records import SUMMARY
 from seva_jax.runtime.stores import make_folder, upload
 from seva_jax.runtime.trace_events import DETAILS, EVENTS, WAITING, read_trace
 from seva_jax.runtime.trace_summary import summarise
 from seva_jax.runtime.trace_table import trace_table
 from seva_jax.types import DataError
 
-PROFILES, SUMMARY = "profiles", "summary.json"  # in a work directory, and in a trace's folder
 _UNITS = 3  # traced after a signal
 _STEPS = re.compile(r"(\d+):(\d+)")
 

@@ -39,7 +39,7 @@ def trace_table(summary: Summary) -> str:
 def _title(summary: Summary) -> str:
     what = "the whole trace"
     if summary.steps:
-        what = f"{_printable(summary.loop, _NAME)} {summary.first:,} to {summary.last:,}"
+        what = f"{_printable(summary.loop, _NAME)}, steps {summary.first:,} to {summary.last:,}"
     count = f"{summary.devices:,} device{'' if summary.devices == 1 else 's'}"
     if summary.processes > 1:
         count += f" of {summary.processes:,} processes"
