@@ -125,6 +125,8 @@ NAMED = (
     ("all-gather-done.2", "", "all-gather", "all-gather"),
     ("all-reduce-scatter.4", "", "all-reduce-scatter fusion", "reduce-scatter"),
     ("fusion.7", "", "collective-permute", "collective-permute"),
+    ("psum_invariant.7", "", "", "all-reduce"),
+    ("ppermute.1", "", "", "collective-permute"),
     ("send-done.3", TPU.format("send-done.3", "send-done", "send.3"), "", "send and receive"),
     ("splash_mha_fwd_no_residuals.1", "", "custom-call", ATTENTION),
     ("copy-start.8", TPU.format("copy-start.8", "copy-start", "dot.1"), "copy-start", COPIES),

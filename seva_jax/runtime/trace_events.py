@@ -166,8 +166,9 @@ def trace_of(data: ProfileData, details: Details) -> Trace:
 
 def _accelerator_ops(plane: Any, details: Details) -> Iterator[Op]:
     for line in plane.lines:
-        # A GPU's kernels are on its streams; other lines repeat them, grouped in another way.
-        if line.name not in ("XLA Ops", "Async XLA Ops") and not line.name.startswith("Stream"):
+        # Kernels of a GPU are on its streams; other lines repeat them, grouped in another way.
+        queues = ("XLA Ops", "Async XLA Ops") if "TPU" in plane.name else ("Stream",)
+        if not line.name.startswith(queues):
             continue
         for event in line.events:
             stats = dict(event.stats)

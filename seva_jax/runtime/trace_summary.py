@@ -23,20 +23,21 @@ PARTS = (ATTENTION, MATMULS, COMPUTE, COLLECTIVES, COPIES, IDLE)
 
 NUM_OPS = 10
 
-# Kinds of collectives, as HLO and as NCCL's kernels spell them, in lower case without separators.
+# Kinds of collectives as HLO, NCCL's kernels and JAX spell them, in lower case without separators.
+# XLA names an instruction after the JAX operation it comes from, so "psum.3" may be an all-reduce.
 _COLLECTIVES = {
-    "reduce-scatter": ("reducescatter",),  # first: TPUs also have an "all-reduce-scatter"
-    "all-reduce": ("allreduce",),
+    "reduce-scatter": ("reducescatter", "psumscatter"),  # first: TPUs have an all-reduce-scatter
+    "all-reduce": ("allreduce", "psum", "pmax", "pmin"),
     "all-gather": ("allgather",),
     "all-to-all": ("alltoall",),
-    "collective-permute": ("collectivepermute",),
+    "collective-permute": ("collectivepermute", "ppermute"),
     "broadcast": ("collectivebroadcast", "ncclbroadcast", "nccldevkernelbroadcast"),
     "send and receive": ("sendrecv",),
 }
 _SEND = re.compile(r"(send|recv)(-done)?(\.\d+)?")
 _OPCODE = re.compile(r" ([a-z][a-z0-9-]*)\(")  # of an HLO instruction; layouts have capitals
 _WORD = re.compile(r"[A-Za-z]+")
-_CONTAINERS = {"while", "conditional", "call"}  # their bodies are events of their own
+_CONTAINERS = {"while", "conditional", "cond", "call"}  # their bodies are events of their own
 _ATTENTION = ("flash", "splash", "attention", "fmha", "sdpa")
 _MATMULS = {"dot", "convolution", "conv", "matmul", "ynn"}  # ynn: XLA's matrix products on CPUs
 _GEMM = re.compile(r"gemm|cutlass|nvjet|xmma")
