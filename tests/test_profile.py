@@ -80,10 +80,8 @@ def test_steps_of_a_training(profiler, tmp_path, capsys):
     # Perfetto reads Chrome's format, and refuses the profiler's own "metadata" in it.
     events = json.loads(gzip.decompress((folder / f"{inside}.trace.json.gz").read_bytes()))
     assert "metadata" not in events
-    assert {e["args"]["step_num"] for e in events["traceEvents"] if e["name"] == "align"} == {
-        "3",
-        "4",
-    }
+    marks = [e["args"]["step_num"] for e in events["traceEvents"] if e.get("name") == "align"]
+    assert marks == ["3", "4"]
     (summary,) = read_profiles(tmp_path).values()
     assert (summary.loop, summary.first, summary.last) == ("align", 3, 4)
     assert sum(summary.shares.values()) == pytest.approx(1)
