@@ -171,6 +171,20 @@ def test_trace_that_cannot_be_taken_or_written(profiler, tmp_path, capsys):
     assert "Only one profile may be run at a time" in capsys.readouterr().out
 
 
+def test_trace_in_a_bucket(bucket, profiler, capsys):
+    """A work directory in an object store gets the same files, which are read from there."""
+    profiler.use(bucket / "run" / "profiles", range(2, 4))
+    with profiler.stage("align"):
+        steps(profiler, range(1, 6))
+    folder = bucket / "run" / "profiles" / "align-2-4"
+    assert traced(folder) == [("align", 2), ("align", 3)]
+    assert list(read_profiles(bucket / "run")) == ["align-2-4"]
+    printed = capsys.readouterr().out
+    assert f"{folder} (tensorboard --logdir" in printed
+    report(["profile", str(folder)])
+    assert printed.startswith(capsys.readouterr().out)
+
+
 def test_damaged_summary(tmp_path):
     file = tmp_path / "profiles" / "align-1-2" / "summary.json"
     file.parent.mkdir(parents=True)
