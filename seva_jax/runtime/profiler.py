@@ -28,7 +28,7 @@ import jax
 from seva_jax.runtime.files import write_json
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.run_records import SUMMARY
-from seva_jax.runtime.stores import make_folder, upload
+from seva_jax.runtime.stores import make_folder
 from seva_jax.runtime.trace_events import DETAILS, EVENTS, WAITING, read_trace
 from seva_jax.runtime.trace_summary import summarise
 from seva_jax.runtime.trace_table import trace_table
@@ -212,7 +212,7 @@ class _Trace:
         folder = self._folder / "plugins" / "profile" / self._folder.name
         make_folder(folder)
         for file in Path(self._local.name).rglob(f"*{EVENTS}"):
-            upload(file, folder / f"{name}{EVENTS}")
+            (folder / f"{name}{EVENTS}").write_bytes(file.read_bytes())
         for file in Path(self._local.name).rglob(f"*{DETAILS}"):
             trace = json.loads(gzip.decompress(file.read_bytes()))
             trace.pop("metadata", None)  # Perfetto does not open files with it

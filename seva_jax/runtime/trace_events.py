@@ -136,11 +136,11 @@ def read_details(file: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
     }
 
 
-def trace_of(data: ProfileData, details: Details) -> Trace:
+def trace_of(data: Any, details: Details) -> Trace:
     """Returns the operations, steps and waits of a trace.
 
     Args:
-        data: the trace.
+        data: the trace, a `jax.profiler.ProfileData`.
         details: see `read_details`.
     """
     planes = list(data.planes)
