@@ -180,7 +180,7 @@ def test_trace_in_a_bucket(bucket, profiler, capsys):
     assert traced(folder) == [("align", 2), ("align", 3)]
     assert list(read_profiles(bucket / "run")) == ["align-2-4"]
     printed = capsys.readouterr().out
-    assert f"{folder} (tensorboard --logdir" in printed
+    assert f"xprof --logdir {folder} (or tensorboard)" in printed
     report(["profile", str(folder)])
     assert printed.startswith(capsys.readouterr().out)
 

@@ -195,15 +195,16 @@ class _Trace:
                 self._close_mark()
                 jax.profiler.stop_trace()
             name = self._write()
-            where = f"{self._folder} (tensorboard --logdir or xprof; Perfetto: {name}{DETAILS})"
+            where = f"xprof --logdir {self._folder} (or tensorboard)"
             if not summary:
                 again = f"python -m seva_jax.report profile {self._folder}"
-                _say(f"profile: {where}; {again} summarises it", every=self._alone)
+                _say(f"a trace was taken: {again} summarises it, {where} shows it", self._alone)
             elif self._alone or jax.process_index() == 0:
                 local = next(Path(self._local.name).rglob(f"*{EVENTS}"))
                 result = summarise([read_trace(local)])
                 write_json(self._folder / SUMMARY, dataclasses.asdict(result))
-                _say(f"{trace_table(result)}\n  {where}", every=self._alone)
+                perfetto = f"https://ui.perfetto.dev opens its {name}{DETAILS}"
+                _say(f"{trace_table(result)}\n  all of it: {where}; {perfetto}", self._alone)
 
     def _write(self) -> str:
         """Copies the files of this process to their folder; returns their name without ending."""
