@@ -27,6 +27,7 @@ from seva_jax.run.evaluations import evaluate_all, read_results
 from seva_jax.run.outputs import Outputs
 from seva_jax.run.workdir import instead_of
 from seva_jax.runtime.processes import joined, one_line_errors, say, use_compile_cache
+from seva_jax.runtime.profiler import profiler
 from seva_jax.types import DataError
 
 DESCRIPTION = """Asks a model every question of the chosen suites, scores the answers and writes
@@ -101,7 +102,9 @@ def _evaluate(
     engine = ctx.engine(made.start if who == "base" else made.aligned)
     if batch_size:
         engine = dataclasses.replace(engine, batch_size=batch_size)
-    say(f"{who}: {evaluate_all(engine, suites, who, workdir)}")
+    with profiler.stage(f"evaluate {who}"):
+        summary = evaluate_all(engine, suites, who, workdir)
+    say(f"{who}: {summary}")
     say("\n" + tables(workdir.path, who, suites))
     say(f"\nanswers and scores: {workdir.path / 'evals' / who}")
     workdir.close()

@@ -18,11 +18,13 @@ from seva_jax.report import (
     ExampleCard,
     Interval,
     PairCard,
+    Profile,
     ReportData,
     Series,
     Stage,
 )
 from seva_jax.runtime.files import append_lines
+from seva_jax.runtime.trace_summary import Summary, TopOp
 
 PAYLOADS = (
     "<script>alert(1)</script>",
@@ -89,6 +91,14 @@ def row(better, low, high, *, base=0.5, metric="metric", evaluation="eval") -> E
     )
 
 
+def profile(text: str) -> Summary:
+    """Makes the summary of a trace with `text` as every name."""
+    ops = tuple(TopOp(text, text, text, 0.01 / n, 3 * n, 0.2 / n) for n in (1, 2))
+    shares = {"matrix products": 0.5, "collectives": 0.2, "idle": 0.3}
+    kinds = {"all-gather": 0.25}
+    return Summary(text, 10, 12, 3, 0.3, 1, 4, shares, kinds, 0.05, 0.125, 0.1, ops)
+
+
 def full(text: str = "words") -> ReportData:
     """Makes a report with `text` in every text field and something in every section."""
     steps = tuple(range(100))
@@ -102,6 +112,7 @@ def full(text: str = "words") -> ReportData:
         curves=(
             Curve(text, text, text, (Series(text, steps, noisy), Series(text, (1, 2), (3, 4)))),
         ),
+        profiles=(Profile(text, profile(text)),),
         funnel=(Drop(text, 5),),
         pairs_total=2,
         pairs=(

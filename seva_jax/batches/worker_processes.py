@@ -86,7 +86,7 @@ def _begin(parent: int, index: int, count: int) -> None:
     which may need further batches until it has saved.
     """
     del index, count
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     jax.config.update("jax_platforms", "cpu")
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

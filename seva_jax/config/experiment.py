@@ -23,6 +23,7 @@ from seva_jax.objectives import DPO, Objective
 from seva_jax.pairs import CorruptionPairs, PairBuilder
 from seva_jax.ranges import FROM_0, NO_EFFECT, out_of_range
 from seva_jax.runtime import Logger, ProcessOptions
+from seva_jax.runtime.profiler import traced_steps
 from seva_jax.sharding import MeshShape
 from seva_jax.text import Template
 from seva_jax.training import Optim, TrainOptions
@@ -107,6 +108,9 @@ class Experiment:
         evals: evaluations of base and aligned model, from a few prompts (`Evaluation`) to the
             benchmarks in `seva_jax/evals/suites`.
         report: content of the report page.
+        profile: steps of each training that are traced for TensorBoard, xprof and Perfetto, such as
+            10:13 for the steps 10, 11 and 12; a summary is printed and goes into the report. Traces
+            are in WORKDIR/profiles. SIGUSR1 to a process takes one of its work at any time.
         loggers: where metrics and a few pairs go in addition to metrics.jsonl, such as
             `(TensorBoard(), WandB(project="mine"))`.
         curriculum: which runs the config stands for, one after another; see
@@ -131,6 +135,7 @@ class Experiment:
     processes: Annotated[ProcessOptions, NO_EFFECT] = ProcessOptions()
     evals: tuple[Suite, ...] = ()
     report: Annotated[ReportOptions, NO_EFFECT] = ReportOptions()
+    profile: Annotated[str, NO_EFFECT] = ""
     loggers: Annotated[tuple[Logger, ...], NO_EFFECT] = ()
     curriculum: Annotated[Curriculum, NO_EFFECT] = Once()
 
@@ -151,6 +156,7 @@ def check(experiment: Experiment) -> None:
         raise _error(problems)  # the checks below could not compute with it
     for find in (_method_problems, _compute_problems, _logger_problems, _eval_problems):
         problems += find(experiment)
+    problems += _raised(lambda: traced_steps(experiment.profile))
     if problems:
         raise _error(problems)
 

@@ -15,6 +15,7 @@ import jax
 
 from seva_jax.batches.pipeline import Batches, ComparisonRows, RowShapes, in_order
 from seva_jax.runtime import shutdown
+from seva_jax.runtime.profiler import profiler
 from seva_jax.sharding import process_row_share, put_batch, replicated, row_multiple
 from seva_jax.training.step import Variables
 from seva_jax.types import TreeBatch
@@ -55,7 +56,9 @@ class PassLayout:
         data = batches.iterate()
         data.set_state({"next_index": first})
         for number in range(first, len(batches)):
-            yield schedule[number], next(data)
+            with profiler.waiting_for_input():
+                batch = next(data)
+            yield schedule[number], batch
 
 
 def run_pass(
@@ -78,5 +81,6 @@ def run_pass(
     compiled = jax.jit(compute, out_shardings=replicated(mesh))
     for members, batch in batches:
         shutdown.raise_if_stopping()
+        profiler.next_unit()
         with jax.set_mesh(mesh):
             yield members, jax.device_get(compiled(variables, put_batch(mesh, batch)))

@@ -23,6 +23,7 @@ from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state
 from seva_jax.models import CacheKind, Llava
 from seva_jax.runtime import shutdown
 from seva_jax.runtime.processes import gather
+from seva_jax.runtime.profiler import profiler
 from seva_jax.sharding import process_row_share, put_batch, replicated, row_multiple
 from seva_jax.text import Encoder, Sampling
 from seva_jax.types import ExampleError, Prompt
@@ -148,6 +149,7 @@ class RolloutEngine:
         left, at = len(mine), start
         while at < len(prompts):
             shutdown.raise_if_stopping()  # the caller has kept what was yielded
+            profiler.next_unit()
             fresh = self._fresh(prepared, prompts, free, layout, variants, width, images)
             left -= fresh.admitted // variants + len(fresh.dropped)
             hungry = left > 0 and len(free) - fresh.admitted >= layout.fresh
@@ -260,7 +262,8 @@ class RolloutEngine:
         pairs = pairs[: len(pairs) // variants * variants]
         admitted, dropped = 0, []
         while admitted < len(pairs):
-            item = next(prepared, None)
+            with profiler.waiting_for_input():
+                item = next(prepared, None)
             if item is None:
                 break
             if item.dropped:

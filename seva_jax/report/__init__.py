@@ -12,6 +12,7 @@ from seva_jax.report.data import (
     ExampleCard,
     Interval,
     PairCard,
+    Profile,
     ReportData,
     Series,
     Stage,

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: training curves, difference strips, margin strips.
+"""Charts as inline SVG: training curves, difference strips, margin strips, stacked bars.
 
 What lives here: scales, ticks and SVG. Colours are CSS classes (`style.css`), so the same drawing
 fits the light and the dark theme; lines also differ in dashes, results also in words. What does
@@ -171,6 +171,31 @@ def margin_strip(before: float, after: float, extent: float) -> str:
             f'<circle class="dot {side}" cx="{end:.1f}" cy="9" r="4.5"/>'
         )
     return f'<svg class="margin" viewBox="0 0 220 18" aria-hidden="true">{drawn}</svg>'
+
+
+def stacked_bar(parts: Sequence[tuple[str, float]], title: str) -> str:
+    """Returns a bar of coloured parts with a legend, as an HTML `<figure>`.
+
+    Args:
+        parts: names and shares, which add up to 1; at most `NUM_STYLES` of them.
+        title: what the bar shows, for screen readers.
+    """
+    drawn, legend, left = "", "", 0.0
+    for index, (name, share) in enumerate(parts):
+        words = esc(f"{name} {100 * share:.1f} %")
+        drawn += (
+            f'<rect class="part p{index}" x="{left * WIDTH:.2f}" y="0" '
+            f'width="{share * WIDTH:.2f}" height="24"><title>{words}</title></rect>'
+        )
+        legend += (
+            f'<li><svg viewBox="0 0 30 8" aria-hidden="true"><rect class="part p{index}" '
+            f'width="30" height="8"/></svg>{words}</li>'
+        )
+        left += share
+    return (
+        f'<figure class="chart"><svg viewBox="0 0 {WIDTH} 24" role="img" '
+        f'aria-label="{esc(title)}">{drawn}</svg><ul class="legend">{legend}</ul></figure>'
+    )
 
 
 def end_label(value: float) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from seva_jax.runtime.trace_summary import Summary
 from seva_jax.types import DataError
 
 Better = Literal["higher", "lower", "neither"]
@@ -240,6 +241,19 @@ class ExampleCard:
         _check_choice(self.verdict, get_args(Verdict), f"example {self.id!r}, verdict")
 
 
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """A trace of JAX's profiler.
+
+    Attributes:
+        name: name of its folder.
+        summary: what devices did meanwhile.
+    """
+
+    name: str
+    summary: Summary
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReportData:
     """Everything on the page; every text is shown as text, never interpreted as HTML.
@@ -252,6 +266,7 @@ class ReportData:
         stages: stages in the order they ran.
         times: where the time since the first start went.
         curves: charts of the training.
+        profiles: traces that were taken; without any, the page has no section for them.
         funnel: candidate pairs that were dropped, by reason.
         pairs_total: pairs *kept* for training; candidates are these plus the dropped ones.
         pairs: the kept pairs shown in the gallery, at most `pairs_total`.
@@ -268,6 +283,7 @@ class ReportData:
     stages: tuple[Stage, ...] = ()
     times: tuple[TimeShare, ...] = ()
     curves: tuple[Curve, ...] = ()
+    profiles: tuple[Profile, ...] = ()
     funnel: tuple[Drop, ...] = ()
     pairs_total: int = 0
     pairs: tuple[PairCard, ...] = ()

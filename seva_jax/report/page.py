@@ -20,6 +20,7 @@ from seva_jax.report.data import Drop, EvalRow, Interval, ReportData, Stage, Tim
 from seva_jax.report.document import SCRIPT, document, write_html
 from seva_jax.report.markup import breakable, count_of, decimals_for, duration, esc, number, percent
 from seva_jax.report.pictures import Album
+from seva_jax.report.profiles import profiles_section
 
 OWN_ANSWERS = (
     "A vision-language model answered the same questions about clean and about corrupted "
@@ -39,6 +40,7 @@ def render(data: ReportData) -> str:
         ("results", "Results", _results(data.table)),
         ("examples", "Answers before and after", _examples(data, album)),
         ("training", "Training curves", _training(data)),
+        *_profiles(data),
         ("funnel", "From questions to pairs", _funnel(data.funnel, data.pairs_total)),
         ("pairs", "Preference pairs", _pairs(data, album)),
         ("config", "Configuration", _config(data.config)),
@@ -217,6 +219,12 @@ def _training(data: ReportData) -> str:
         "accuracies should rise; point at a line to read a value.</p>"
         f'<div class="charts">{charts_html}</div>'
     )
+
+
+def _profiles(data: ReportData) -> list[tuple[str, str, str]]:
+    if not data.profiles:
+        return []
+    return [("profiles", "Profiles", profiles_section(data.profiles))]
 
 
 def _funnel(funnel: Sequence[Drop], kept: int) -> str:

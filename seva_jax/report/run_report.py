@@ -30,7 +30,7 @@ from seva_jax.runtime.files import read_json
 from seva_jax.runtime.goodput import goodput_of
 from seva_jax.runtime.loggers import LoggedPair
 from seva_jax.runtime.paths import short_path
-from seva_jax.runtime.run_records import read_metrics, read_stages
+from seva_jax.runtime.run_records import read_metrics, read_profiles, read_stages
 from seva_jax.types import Comparison, ExampleError
 
 # Stage, title, unit, names of metrics.
@@ -91,6 +91,7 @@ def write_run_report(page: RunPage) -> str:
         stages=tuple(_stage(name, stage) for name, stage in stages.items()),
         times=_times(page.path),
         curves=_curves(metrics),
+        profiles=tuple(report.Profile(*item) for item in read_profiles(page.path).items()),
         funnel=tuple(report.Drop(reason, count) for reason, count in index["drops"].items()),
         pairs_total=index["pairs"],
         pairs=tuple(

@@ -25,6 +25,8 @@ from seva_jax.models import Llava
 from seva_jax.objectives import Objective
 from seva_jax.run.workdir import Workdir
 from seva_jax.runtime.processes import say
+from seva_jax.runtime.profiler import profiler, traced_steps
+from seva_jax.runtime.run_records import PROFILES
 from seva_jax.text import Encoder, Template
 from seva_jax.training.flops import forward, model_flops
 from seva_jax.training.step import StepOptions, Variables
@@ -76,11 +78,13 @@ class RunContext:
             say(f"the base's own adapters are trained further, so lora is theirs: {adapters}")
             config = dataclasses.replace(config, lora=adapters)
         lora = config.lora if config.lora.rank else None
+        workdir = Workdir.open(config, siblings)
+        profiler.use(workdir.path / PROFILES, traced_steps(config.profile))
         return cls(
             config,
             mesh,
             assets,
-            Workdir.open(config, siblings),
+            workdir,
             make_model(assets.config, config.compute),
             make_model(assets.config, config.compute, lora),
         )

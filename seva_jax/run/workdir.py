@@ -30,6 +30,7 @@ from seva_jax.runtime.files import (
 from seva_jax.runtime.goodput import RunTimes
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import barrier, gather, on_first_process, say
+from seva_jax.runtime.profiler import profiler
 from seva_jax.runtime.progress import Progress
 from seva_jax.runtime.run_records import read_metrics, read_stages
 from seva_jax.runtime.stores import as_path, copy_whole, remove, require_bucket
@@ -150,7 +151,7 @@ class Workdir:
             shutdown.raise_if_stopping()
             say(f"▶ {stage.name}")
             start = time.monotonic()
-            with self.times.stage(stage.name):
+            with self.times.stage(stage.name), profiler.stage(stage.name):
                 summary = hide_home(stage.run())
             seconds = time.monotonic() - start
             record = {"seconds": seconds, "devices": jax.device_count(), "summary": summary}

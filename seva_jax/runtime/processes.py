@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from seva_jax.ranges import ABOVE_0, FROM_1
 from seva_jax.runtime import shutdown
 from seva_jax.runtime.paths import hide_home
+from seva_jax.runtime.profiler import profiler
 from seva_jax.runtime.stores import StoreError
 from seva_jax.types import DataError
 
@@ -112,10 +113,12 @@ def join(options: ProcessOptions) -> None:
 def joined(options: ProcessOptions) -> Iterator[None]:
     """Joins the other processes; SIGTERM and Ctrl-C stop the body at its next safe point.
 
+    SIGUSR1 takes a trace of what this process does, see `profiler.py`.
+
     Raises:
         DataError: as `join`.
     """
-    with shutdown.watch(options.grace_s) as watch:
+    with shutdown.watch(options.grace_s) as watch, profiler.watch():
         join(options)
         watch.joined()
         try:

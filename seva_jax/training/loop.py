@@ -24,6 +24,7 @@ from seva_jax.models import Llava
 from seva_jax.objectives import Objective
 from seva_jax.runtime import shutdown
 from seva_jax.runtime.processes import say
+from seva_jax.runtime.profiler import profiler
 from seva_jax.runtime.progress import Progress
 from seva_jax.sharding import (
     check_batch,
@@ -155,7 +156,8 @@ def fit(task: Task, site: Site, frozen: Variables, trainable: Variables) -> Vari
     seen: set[tuple[int, ...]] = set()
     progress = Progress(task.name, task.steps, "step", first, jax.process_index() == 0)
     for step in range(first + 1, task.steps + 1):
-        with row.times.input():
+        profiler.next_unit(step)
+        with row.times.input(), profiler.waiting_for_input():
             arrays = next(data)
         batch = put_batch(mesh, _in_micro_batches(arrays, options.micro_batches), leading=1)
         if batch.tokens_BS.shape not in seen:

@@ -247,6 +247,8 @@ class TrainStep:
     options: StepOptions
     reference_in_step: bool
 
+    __name__ = "train_step"  # of the compiled program, in traces
+
     def __call__(
         self, state: TrainState, frozen: Variables, batch: TreeBatch
     ) -> tuple[TrainState, Metrics]:
