@@ -208,7 +208,7 @@ class _Trace:
 
     def _write(self) -> str:
         """Copies the files of this process to their folder; returns their name without ending."""
-        # Named by process: hosts may have equal names, and no file tells a host's name.
+        # JAX names the files after hosts, of which several processes may share one.
         name = f"process_{jax.process_index()}"
         folder = self._folder / "plugins" / "profile" / self._folder.name
         make_folder(folder)
