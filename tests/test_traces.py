@@ -108,6 +108,12 @@ def test_work_outside_of_the_steps():
     assert found.seconds == pytest.approx(20e-9)
 
 
+def test_origins_tell_no_folders():
+    ops = [op("dot.1", 0, 9)._replace(origin="/opt/of-alice/layers.py:12"), op("dot.2", 9, 10)]
+    found = summarise([Trace(tuple(ops))])
+    assert [op.origin for op in found.ops] == ["…/layers.py:12", "jit_step"]
+
+
 def test_nothing_was_traced():
     found = summarise([Trace(())])
     assert found.shares == NONE | {IDLE: 1.0}

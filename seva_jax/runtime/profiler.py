@@ -117,10 +117,13 @@ class Profiler:
             self._end()
         if self._signals and self._trace:
             _say("SIGUSR1: a trace is being taken already; the signal is ignored", every=True)
+        elif self._signals and self._folder is None:
+            _say("SIGUSR1: no run is open whose work could be traced", every=True)
         elif self._signals:
             when = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-            self._begin(range(self._number, self._number + _UNITS), when, asked=True)
-        elif not self._trace and step in self._steps:
+            self._begin(range(self._number, self._number + _UNITS), when, alone=True)
+        elif not self._trace and step is not None and step in self._steps:
+            self._traced_steps = True
             self._begin(self._steps, f"{self._steps.start}-{self._steps.stop}")
         self._signals = 0
         if self._trace:
@@ -130,16 +133,14 @@ class Profiler:
         """Marks in the trace that the loop waits for its next batch while the body runs."""
         return jax.profiler.TraceAnnotation(WAITING)
 
-    def _begin(self, units: range, suffix: str, asked: bool = False) -> None:
-        if self._folder is None:
-            return _say("SIGUSR1: no run is open whose work could be traced", every=True)
-        self._traced_steps |= not asked
+    def _begin(self, units: range, suffix: str, alone: bool = False) -> None:
+        assert self._folder is not None
         folder = self._folder / f"{self._stage or 'run'}-{suffix}".replace(" ", "-")
         with _problems():
-            self._trace = _Trace(folder, units, asked)
-        if asked:
-            _say(f"SIGUSR1: tracing {self._stage}, {_UNITS} units of work: {folder}", every=True)
-        return None
+            self._trace = _Trace(folder, units, alone)
+            if alone:
+                what = f"{self._stage}, {_UNITS} units of work"
+                _say(f"SIGUSR1: tracing {what}: {folder}", every=True)
 
     def _end(self, summary: bool = True) -> None:
         trace, self._trace = self._trace, None
@@ -208,7 +209,7 @@ class _Trace:
 
     def _write(self) -> str:
         """Copies the files of this process to their folder; returns their name without ending."""
-        # Named by process: hosts may have equal names, and no file tells a host's name.
+        # JAX names the files after hosts, of which several processes may share one.
         name = f"process_{jax.process_index()}"
         folder = self._folder / "plugins" / "profile" / self._folder.name
         make_folder(folder)

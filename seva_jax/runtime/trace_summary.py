@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from seva_jax.runtime.paths import short_path
 from seva_jax.runtime.trace_events import Op, Span, Trace
 
 MATMULS, ATTENTION, COMPUTE = "matrix products", "attention kernels", "other compute"
@@ -281,7 +282,14 @@ def _top(devices: Sequence[_Device]) -> tuple[TopOp, ...]:
     whole = sum(device.window for device in devices)
     keys = sorted(times, key=lambda key: (-times[key], key))[:NUM_OPS]
     return tuple(
-        TopOp(name, part, origin, times[key] / len(devices) / 1e9, counts[key], times[key] / whole)
+        TopOp(
+            name,
+            part,
+            short_path(origin),  # it may be a file at home, and pages show it
+            times[key] / len(devices) / 1e9,
+            counts[key],
+            times[key] / whole,
+        )
         for key in keys
         for name, origin, part in [key]
     )
