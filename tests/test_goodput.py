@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import time
 
+import jax
+import numpy as np
 import pytest
 
 from seva_jax.config.experiment import Experiment
@@ -207,16 +210,49 @@ def test_saving_counts_once(monkeypatch):
     """A save that first waits for the one before is one pause; compiling in it is compiling."""
     now = [0.0]
     monkeypatch.setattr(overhead.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(overhead, "_compiling", [])
     before = overhead.overhead()
     with overhead.saving():
         with overhead.saving():
             now[0] += 2
-        overhead._count(overhead._COMPILED, 0.5)
-        overhead._count("/jax/core/compile/jaxpr_trace_duration", 9.0)
+        now[0] += 0.5
+        overhead._count("/jax/core/compile/backend_compile_duration", 0.5)
+        overhead._count("/jax/checkpoint/write/async/blocking_duration_secs", 0.5)
         now[0] += 1
     after = overhead.overhead()
-    assert after.save_s - before.save_s == 2.5
-    assert after.compile_s - before.compile_s == 0.5
+    assert after.save_s - before.save_s == pytest.approx(3)
+    assert after.compile_s - before.compile_s == pytest.approx(0.5)
+
+
+def test_compiling_counts_once(monkeypatch):
+    """Tracing a function includes that of the functions it calls, which end first."""
+    now = [0.0]
+    monkeypatch.setattr(overhead.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(overhead, "_compiling", [])
+    before = overhead.overhead().compile_s
+    for end, event, seconds in (
+        (3, "jaxpr_trace_duration", 1),
+        (5, "jaxpr_trace_duration", 1),
+        (6, "jaxpr_trace_duration", 6),
+        (8, "jaxpr_to_mlir_module_duration", 1),
+        (20, "backend_compile_duration", 10),
+    ):
+        now[0] = end
+        overhead._count(f"/jax/core/compile/{event}", seconds)
+    assert overhead.overhead().compile_s - before == pytest.approx(6 + 1 + 10)
+
+
+def test_what_jax_calls_compiling():
+    """The events of the installed version are those that are counted."""
+    before, start = overhead.overhead().compile_s, time.monotonic()
+    jax.jit(lambda x: jax.jit(lambda y: y * 3)(x) + 1)(np.ones(7))
+    compiled_s = overhead.overhead().compile_s - before
+    assert 0 < compiled_s < time.monotonic() - start
+    again = jax.jit(lambda x: x - 1)
+    again(np.ones(7))
+    before = overhead.overhead().compile_s
+    again(np.ones(7))
+    assert overhead.overhead().compile_s == before
 
 
 def test_what_people_see(tmp_path, machine):

@@ -1,6 +1,7 @@
 """Time of training steps: its parts, memory, and the process that the others wait for."""
 
 import json
+import re
 import types
 
 import jax
@@ -65,7 +66,7 @@ def test_the_parts_of_a_row(clock):
     clock.now += 1
     with times.step():
         clock.compile_s += 2
-        clock.now += 2 + 0.5  # half a second of tracing
+        clock.now += 2 + 0.5  # half a second around compiling
     times.started(Output(clock, clock.now + 4))
     clock.now += 0.25
     everyone = times.exchange()
@@ -217,6 +218,7 @@ def test_rows_of_a_training(tmp_path, monkeypatch):
     rows = lines(run.workdir.path / "metrics.jsonl")
     assert len(rows) == len(waits) == 5
     for row in rows:
+        assert all(re.fullmatch(r"[-/\w.]+", name) for name in row)  # as TensorBoard's tags must be
         parts = [row[f"time/{part}"] for part in PARTS]
         assert min(parts) >= 0
         assert sum(parts) == pytest.approx(row["seconds"], rel=1e-9)

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 from jax import monitoring
 
-_COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's event; also for the compile cache
+_COMPILING = "/jax/core/compile/"  # JAX's events: tracing, lowering, compiling
 
 
 class Overhead(NamedTuple):
     """Seconds since the start of the process.
 
     Attributes:
-        compile_s: XLA compiled a program, or read it from the cache of compiled programs.
+        compile_s: JAX traced a program, and XLA compiled it or its cache was read.
         save_s: waited for a checkpoint, see `saving`.
     """
 
@@ -31,6 +31,7 @@ class Overhead(NamedTuple):
 
 _compile_s = _save_s = 0.0
 _is_saving = False
+_compiling: list[tuple[float, float]] = []  # begin and end; none is inside of another
 
 
 def overhead() -> Overhead:
@@ -54,9 +55,19 @@ def saving() -> Iterator[None]:
 
 
 def _count(event: str, duration_secs: float, **_: Any) -> None:
+    """Takes an event of JAX, which comes at the end of what it is about."""
     global _compile_s
-    if event == _COMPILED and threading.current_thread() is threading.main_thread():
-        _compile_s += duration_secs
+    if not event.startswith(_COMPILING):
+        return
+    if threading.current_thread() is not threading.main_thread():
+        return
+    end = time.monotonic()
+    begin = end - duration_secs
+    while _compiling and _compiling[-1][0] >= begin:  # tracing a function traces those it calls
+        inner = _compiling.pop()
+        _compile_s -= inner[1] - inner[0]
+    _compiling.append((begin, end))
+    _compile_s += duration_secs
 
 
 monitoring.register_event_duration_secs_listener(_count)

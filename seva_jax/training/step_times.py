@@ -7,10 +7,10 @@
   the metrics of its last step, when it is so far ahead that the devices accept no further step, and
   when processes exchange these numbers. Work of the devices that the loop does not wait for is
   hidden behind the other parts, so this is less than the time in which the devices compute;
-- "time/compile": XLA compiled a program or read it from the cache of compiled programs;
+- "time/compile": JAX traced a program, and XLA compiled it or read it from its cache;
 - "time/save": training paused for a checkpoint (most of writing happens meanwhile);
-- "time/host": everything else, which is Python: tracing, placing batches on devices, starting
-  steps, writing metrics.
+- "time/host": everything else, which is Python: placing batches on devices, starting steps,
+  writing metrics.
 
 Nothing here waits for a device between rows. The numbers of a row are those of process 0, apart
 from "memory/in_use" and "memory/peak", which are the largest of all devices of all processes.
@@ -87,10 +87,7 @@ class StepTimes:
 
     @contextlib.contextmanager
     def device(self) -> Iterator[None]:
-        """Counts the time of the body as waiting for devices, unless a program is compiled there.
-
-        What surrounds compiling, which is mostly tracing, is host work.
-        """
+        """Counts the time of the body as waiting for devices; as host work if it compiles."""
         start, compiled_s = self._clock(), overhead().compile_s
         yield
         if overhead().compile_s == compiled_s:
@@ -123,7 +120,7 @@ class StepTimes:
         late_s = dict(zip(PARTS[:2], self._late_s.round(3).tolist(), strict=True))
         mine = {"host name": socket.gethostname(), "late": late_s, "memory": memory_use()}
         with self.device():
-            everyone = gather(mine | more)  # compiled in the first row
+            everyone = gather(mine | more)
         self._late_s[:] = 0
         self._warn(row_s, everyone)
         return everyone
