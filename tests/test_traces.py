@@ -270,6 +270,18 @@ def test_trace_of_a_gpu(tmp_path):
     assert part_of(kernel) == MATMULS
 
 
+def test_kernels_of_a_recorded_graph(tmp_path):
+    """As an H100 wrote it: all kernels of a CUDA graph have the graph's name and no origin."""
+    kernel_name = "nvjet_sm90_tst_256x128_64x4_1x2_h_bz_coopA_NNT"
+    text = ON_GPU.replace('"dot.5" }\n', '"command_buffer_1" } stats { metadata_id: 3\n'
+                          '    str_value: "XlaModule:" }\n', 1)  # fmt: skip
+    text = text.replace("nvjet_tst_64x8", kernel_name).rstrip().removesuffix("}")
+    text += '\n stat_metadata { key: 3 value { id: 3 name: "tf_op" } } }\n'
+    (kernel,) = read_trace(written(tmp_path, text)).ops
+    assert (kernel.name, kernel.origin) == (kernel_name, "jit_train_step")
+    assert part_of(kernel) == MATMULS
+
+
 def test_files(tmp_path):
     """The newest trace below a folder, and one clear error where there is none."""
     with pytest.raises(DataError, match="holds no trace"):

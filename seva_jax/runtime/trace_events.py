@@ -26,6 +26,8 @@ EVENTS, DETAILS = ".xplane.pb", ".trace.json.gz"  # endings of a process's two f
 
 _ACCELERATOR = re.compile(r"/device:(?:TPU|GPU):\d+")  # not "/device:TPU:0 SparseCore 0"
 _HOST = "/host:CPU"
+# A GPU replays kernels that XLA recorded in a CUDA graph: all have its name, and no other origin.
+_RECORDED, _NO_ORIGIN = "command_buffer", "XlaModule"
 
 Span = tuple[int, int]  # start and end in nanoseconds since the trace began
 Details = Mapping[tuple[str, str], Mapping[str, Any]]  # by plane and short name
@@ -177,12 +179,14 @@ def _accelerator_ops(plane: Any, details: Details) -> Iterator[Op]:
 
 
 def _op(device: str, line: Any, event: Any, stats: Mapping[str, Any]) -> Op:
-    name = str(stats.get("hlo_op") or short_name(event.name))
+    name = str(stats.get("hlo_op") or "")
+    if not name or name.startswith(_RECORDED):
+        name = short_name(event.name)
     text = event.name if event.name != name else str(stats.get("long_name", ""))
-    origins = (stats.get(key) for key in ("tf_op", "name", "source", "hlo_module"))
-    origin = next((str(origin) for origin in origins if origin), "")
+    origins = (str(stats.get(key, "")) for key in ("tf_op", "name", "source", "hlo_module"))
+    origin = next((x for x in (x.rstrip(":") for x in origins) if x not in ("", _NO_ORIGIN)), "")
     category = str(stats.get("hlo_category", ""))
-    return Op(device, line.name, name, text, category, origin.rstrip(":"), *_span(event))
+    return Op(device, line.name, name, text, category, origin, *_span(event))
 
 
 def short_name(name: str) -> str:
