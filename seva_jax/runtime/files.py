@@ -1,8 +1,19 @@
 """Reads and writes the files of a run: JSON, JSON lines, and JSON in ArrayRecord.
 
-Whole files are written aside, synchronised and renamed, so a reader sees the old file or the new
-one, also after a power loss. JSON lines are appended and synchronised, so a killed run keeps every
-complete line. ArrayRecord verifies its own hashes. Read next: `journal.py`.
+How each promise is kept on a disk, and in an object store (`stores.py`):
+
+- A whole file is old or new, never half: written aside, synchronised and renamed; in a store, one
+  object written in one request.
+- Appended lines survive a kill: appended and synchronised, and the unfinished line of a kill is cut
+  off by the next reader; in a store, which cannot append, the file is a folder of numbered parts,
+  "000007.jsonl", each an object that is never written twice. A part "000007.all.jsonl" takes the
+  place of all parts before it, so replacing the lines is one request, too.
+- What is listed is there: stores that are used here show an object in listings as soon as it is
+  written.
+- A result is complete: the file that says so (`stages.json`, `digests.json`, Orbax's
+  `commit_success.txt`) is written last.
+
+ArrayRecord verifies its own hashes. Read next: `journal.py`.
 """
 
 from __future__ import annotations
@@ -10,14 +21,18 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from seva_jax.runtime.stores import StorePath, as_path, is_remote, local_copy
 from seva_jax.types import DataError
+
+_ALL = ".all.jsonl"
 
 
 def _publish(aside: Path, path: Path) -> None:
@@ -38,6 +53,9 @@ def _synchronise(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes text in place of what the file held."""
+    if is_remote(path):
+        path.write_bytes(text.encode())
+        return
     aside = path.with_name(path.name + ".tmp")
     try:
         aside.write_text(text, encoding="utf-8", newline="")
@@ -64,17 +82,30 @@ def read_json(path: Path) -> Any:
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Writes JSON lines in place of what the file held."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.unlink(missing_ok=True)
-    append_lines(aside, records)
-    _publish(aside, path)
+    """Writes JSON lines in place of what the file held; more can be appended."""
+    text = _text(records)
+    if not _in_parts(path):
+        aside = path.with_name(path.name + ".tmp")
+        aside.write_text(text, encoding="utf-8", newline="")
+        _publish(aside, path)
+        return
+    before = _parts(path)
+    _add_part(path, text, _ALL)
+    for name in before:
+        (path / name).unlink(missing_ok=True)
+    if is_remote(path) and path.is_file():  # a whole file that was copied into the store
+        path.unlink()
 
 
 def append_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Appends JSON lines and forces them to disk."""
+    text = _text(records)
+    if _in_parts(path):
+        if text:
+            _add_part(path, text, ".jsonl")
+        return
     with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
@@ -85,6 +116,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: a line before the last is not JSON; names file and line.
     """
+    if _in_parts(path):
+        return _read_parts(path)
     if not path.exists():
         return []
     records, good = [], 0
@@ -98,13 +131,73 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             if number == len(lines):
                 os.truncate(path, good)
                 return records
-            raise DataError(f"{path}, line {number}: not JSON ({error}); delete the file") from None
+            raise _not_json(path, number, error) from None
         good += len(line)
+    return records
+
+
+def _text(records: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+
+
+def _not_json(path: Path, number: int, error: ValueError) -> DataError:
+    return DataError(f"{path}, line {number}: not JSON ({error}); delete the file")
+
+
+def _in_parts(path: Path) -> bool:
+    """Returns whether lines are kept in parts: in a store, or copied from one to a disk."""
+    return is_remote(path) or path.is_dir()
+
+
+def _parts(path: Path) -> list[str]:
+    """Returns the names of all parts in order."""
+    remote = is_remote(path)
+    names = cast(StorePath, path).below() if remote else [p.name for p in path.iterdir()]
+    return sorted(name for name in names if name.endswith(".jsonl"))
+
+
+def _add_part(path: Path, text: str, ending: str) -> None:
+    """Writes one more part. Only one process does, but its last attempt may have succeeded."""
+    data = text.encode()
+    while True:
+        last = max((int(name.partition(".")[0]) for name in _parts(path)), default=-1)
+        part = path / f"{last + 1:06}{ending}"
+        if not is_remote(part):
+            write_text(part, text)
+            return
+        if cast(StorePath, part).create(data):
+            return
+
+
+def _read_parts(path: Path) -> list[dict[str, Any]]:
+    parts = _parts(path)
+    whole = [i for i, name in enumerate(parts) if name.endswith(_ALL)]
+    parts = parts[whole[-1] :] if whole else parts
+    if is_remote(path):
+        contents = cast(StorePath, path).read_below(parts)
+        if not whole and path.is_file():  # a whole file that was copied into the store
+            contents.insert(0, path.read_bytes())
+            parts.insert(0, "")
+    else:
+        contents = [(path / name).read_bytes() for name in parts]
+    records = []
+    for name, content in zip(parts, contents, strict=True):
+        for number, line in enumerate(content.splitlines(), 1):
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise _not_json(path / name, number, error) from None
     return records
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> int:
     """Writes JSON records to an ArrayRecord file and returns their number."""
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / path.name
+            num = write_records(local, records)
+            cast(StorePath, path).upload(local)
+            return num
     aside = path.with_name(path.name + ".tmp")
     writer, num = ArrayRecordWriter(str(aside), "group_size:1"), 0
     for record in records:
@@ -124,7 +217,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         raise DataError(f"{path} is missing; delete the work directory and run again")
     try:
-        with ArrayRecordDataSource([str(path)]) as source:
+        with ArrayRecordDataSource([str(local_copy(path))]) as source:
             return [json.loads(r) for r in source.__getitems__(range(len(source)))]
     except (RuntimeError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}); delete it and run again") from None
@@ -139,7 +232,7 @@ def read_bytes(path: str | os.PathLike[str], size: int = -1) -> bytes:
     if not path:
         raise DataError("the path of the data is not set; give the file")
     try:
-        with Path(path).open("rb") as file:
+        with as_path(path).open("rb") as file:
             return file.read(size)
     except OSError as error:
         reason = error.strerror or error

@@ -15,6 +15,7 @@ import jax
 
 from seva_jax.runtime import files
 from seva_jax.runtime.processes import on_first_process, say
+from seva_jax.runtime.stores import make_folder
 from seva_jax.types import DataError
 
 Record = dict[str, Any]
@@ -66,7 +67,7 @@ class Journal:
         On process 0 only.
         """
         header = [] if self.header is None else [dict(self.header)]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         files.write_lines(self.path, [*header, *records])
 
     def read(self) -> list[Record]:
@@ -80,5 +81,5 @@ class Journal:
     def append(self, records: Iterable[Record]) -> None:
         """Appends records and forces them to disk; does nothing on processes other than 0."""
         if jax.process_index() == 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             files.append_lines(self.path, records)

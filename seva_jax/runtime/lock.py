@@ -6,26 +6,31 @@ What lives here: `claim` and `release`. What does not: which directories are cla
 The file exists while its holder runs and records host, process and start, because `flock` alone
 tells a person nothing and, on network file systems (NFS without a lock daemon, buckets mounted by
 FUSE), does not work between hosts. `flock` is taken as well: on one host it separates two
-processes that start at the same moment, and the system releases it however its holder ends.
+processes that start at the same moment, and the system releases it however its holder ends. In an
+object store the file is an object that is written only if its generation is still the one that was
+read: of two processes that start at the same moment, on whatever hosts, the store lets one succeed.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import datetime
 import fcntl
 import json
 import os
 import socket
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+from seva_jax.runtime.stores import StoreError, StorePath, is_remote
 from seva_jax.types import DataError
 
 NAME = "lock.json"
 RESTARTED = "SEVA_JAX_RESTARTED"
 
 _held: dict[Path, int] = {}  # the open file of every lock of this process
+_objects: dict[Path, bytes] = {}  # the content of every lock of this process in a store
 
 
 class Holder(NamedTuple):
@@ -73,6 +78,8 @@ def claim(directory: Path) -> str:
         DataError: another process writes there; the message names it and the file.
     """
     path = directory.resolve() / NAME
+    if is_remote(path):
+        return _claim_object(directory, path)
     for known, held in list(_held.items()):
         if _is(path, held):  # under this name or, if the directory was moved, under another
             _held[path] = _held.pop(known)
@@ -81,18 +88,36 @@ def claim(directory: Path) -> str:
         os.close(_held.pop(path))
     file, free = _open(path)
     try:
-        holder = _holder(file, path)
-        vouched = os.environ.get(RESTARTED, "") not in ("", "0")
-        if not free or (holder and not holder.gone and not vouched):
+        holder = _holder(os.pread(file, 4096, 0), path)
+        if not free or (holder and not _free(holder)):
             raise DataError(_refusal(directory, holder))
-        me = Holder(socket.gethostname(), os.getpid(), _started(os.getpid()) or "", _now())
         os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(me._asdict()).encode() + b"\n", 0)
+        os.pwrite(file, _content(), 0)
     except BaseException:
         os.close(file)
         raise
     _held[path] = file
     return f"{directory}: took over from {holder}, which is gone" if holder else ""
+
+
+def _claim_object(directory: Path, path: Path) -> str:
+    lock = cast(StorePath, path)
+    if not str(path).startswith("gs://"):  # the only one whose generations are known here
+        raise DataError(f"{directory}: a work directory can be local or in a gs:// bucket")
+    while True:
+        try:
+            generation, text = lock.stat().generation, path.read_bytes()
+        except FileNotFoundError:
+            generation, text = "0", b""
+        if text and text == _objects.get(path):
+            return ""
+        holder = _holder(text, path)
+        if holder and not _free(holder):
+            raise DataError(_refusal(directory, holder))
+        content = _content()
+        if lock.create(content, generation):
+            _objects[path] = content
+            return f"{directory}: took over from {holder}, which is gone" if holder else ""
 
 
 def release(directory: Path) -> None:
@@ -106,12 +131,18 @@ def _release(path: Path) -> None:
         if _is(path, file):
             path.unlink()
         os.close(file)
+    if path in _objects:
+        content = _objects.pop(path)
+        with contextlib.suppress(FileNotFoundError):
+            if path.read_bytes() == content:
+                path.unlink()
 
 
 @atexit.register
 def _release_all() -> None:
-    for path in list(_held):
-        _release(path)
+    with contextlib.suppress(StoreError):  # it may be what ended the process
+        for path in [*_held, *_objects]:
+            _release(path)
 
 
 def _is(path: Path, file: int) -> bool:
@@ -136,8 +167,17 @@ def _open(path: Path) -> tuple[int, bool]:
         os.close(file)  # its holder removed it meanwhile
 
 
-def _holder(file: int, path: Path) -> Holder | None:
-    text = os.pread(file, 4096, 0)
+def _content() -> bytes:
+    me = Holder(socket.gethostname(), os.getpid(), _started(os.getpid()) or "", _now())
+    return json.dumps(me._asdict()).encode() + b"\n"
+
+
+def _free(holder: Holder) -> bool:
+    """Returns whether a holder has ended, as far as this host or its launcher knows."""
+    return holder.gone or os.environ.get(RESTARTED, "") not in ("", "0")
+
+
+def _holder(text: bytes, path: Path) -> Holder | None:
     if not text:
         return None  # new, or its process was killed before it could write
     try:

@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from seva_jax.ranges import ABOVE_0, FROM_1
 from seva_jax.runtime import shutdown
 from seva_jax.runtime.paths import hide_home
+from seva_jax.runtime.stores import StoreError
 from seva_jax.types import DataError
 
 _Value = TypeVar("_Value")
@@ -129,7 +130,7 @@ def one_line_errors() -> Iterator[None]:
     """Ends the command with one line and status 1 on bad input or an unwritable disk."""
     try:
         yield
-    except DataError as error:
+    except (DataError, StoreError) as error:
         sys.exit(hide_home(f"error: {error}"))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
@@ -174,13 +175,13 @@ def on_first_process(call: Callable[[], _Value]) -> _Value:
         call: returns a JSON value.
 
     Raises:
-        DataError: what the function raised on process 0, on every process.
+        DataError: what the function raised on process 0, on every process; a `StoreError`, too.
     """
     problem, value = "", None
     if jax.process_index() == 0:
         try:
             value = call()
-        except DataError as error:
+        except (DataError, StoreError) as error:
             problem = str(error)
     problem, value = gather([problem, value])[0]
     if problem:

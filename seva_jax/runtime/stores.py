@@ -1,0 +1,452 @@
+"""Paths in object stores (gs://bucket/name), beside local ones.
+
+What lives here: `as_path`, which every path that a user gives goes through, and `StorePath`. What
+does not: how files of a run are kept in a store (`files.py`), and arrays, which Orbax and
+tensorstore read and write themselves.
+
+An object store has no folders, no rename and no append; an object appears whole or not at all. So
+a `StorePath` writes whole objects only, and `open` reads only. Failures of the network, 429 and 5xx
+are tried again with back-off (by gcsfs, for half a minute); then, and for everything else but a
+missing object, there is one line (`StoreError`). Credentials are the ambient ones: those of `gcloud
+auth application-default login`, or the service account of a VM or pod.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fnmatch
+import functools
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple, cast
+
+from etils.epath import gpath
+from typing_extensions import override
+
+from seva_jax.types import DataError
+
+STAGED = "SEVA_JAX_STAGED"
+SCHEMES = ("gs", "s3", "az", "hf")
+_AHEAD = 4 * 2**20  # bytes that are read at a time from an open object
+
+
+class StoreError(Exception):
+    """A store that does not do what it was asked, after retries. Ends the command with its line.
+
+    Neither an `OSError` nor a `ValueError`: readers take those for broken files.
+    """
+
+
+class ObjectStat(NamedTuple):
+    """What is known of an object without reading it.
+
+    Attributes:
+        st_size: bytes.
+        st_mtime: when it was written, in seconds since 1970; 0 if the store does not say.
+        digest: checksum that the store computed when the object was written; "" if it has none.
+        generation: changes whenever the object is written; "" if the store counts none.
+    """
+
+    st_size: int
+    st_mtime: float
+    digest: str
+    generation: str
+
+
+def as_path(text: str | os.PathLike[str]) -> Path:
+    """Returns the path that a user's text means; "gs://bucket/x" is a path in an object store.
+
+    A `StorePath` has the methods of `pathlib.Path`, and is annotated as one everywhere.
+
+    Raises:
+        DataError: the text has an unknown scheme, or no bucket.
+    """
+    if isinstance(text, StorePath):
+        return cast(Path, text)
+    text = os.fspath(text)
+    scheme, separator, rest = text.partition("://")
+    if not separator or "/" in scheme:
+        return Path(text)
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES)
+        raise DataError(f"{text}: {scheme}:// is not known; give a local path or one of {known}")
+    if not rest.strip("/"):
+        raise DataError(f"{text} names no bucket; give {scheme}://BUCKET/PATH")
+    return cast(Path, StorePath(text))
+
+
+def is_remote(path: Path) -> bool:
+    """Returns whether a path is in an object store."""
+    return isinstance(path, StorePath)
+
+
+def make_folder(path: Path) -> None:
+    """Creates a folder and its parents; a store needs none."""
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder with all its content; does nothing if there is none."""
+    if path.is_dir() and not path.is_symlink():
+        cast(StorePath, path).rmtree() if is_remote(path) else shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def upload(source: Path, target: Path) -> None:
+    """Copies a local file, or a folder with all its content, to an object store or elsewhere."""
+    if source.is_dir():
+        for file in sorted(p for p in source.rglob("*") if p.is_file()):
+            upload(file, target / file.relative_to(source).as_posix())
+    elif is_remote(target):
+        cast(StorePath, target).upload(source)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+
+
+def local_copy(path: Path) -> Path:
+    """Returns a local file with the content of a path: itself, or a copy that is made once.
+
+    Copies are kept in ~/.cache/seva_jax/staged (or in the folder that SEVA_JAX_STAGED names), by
+    the digest of their content, so a new object of the same name is copied again.
+
+    Raises:
+        FileNotFoundError: there is no such object.
+    """
+    if not is_remote(path):
+        return path
+    remote = cast(StorePath, path)
+    facts: ObjectStat = remote.stat()
+    kept = (facts.st_size, facts.digest) if facts.digest else (str(path), *facts)
+    key = hashlib.sha256(repr(kept).encode()).hexdigest()[:32]
+    folder = Path(os.environ.get(STAGED) or Path.home() / ".cache" / "seva_jax" / "staged")
+    copy = folder / key / path.name
+    if not copy.is_file() or copy.stat().st_size != facts.st_size:
+        aside = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
+        try:
+            remote.download(aside)
+            if aside.stat().st_size != facts.st_size:
+                raise StoreError(f"{path}: was replaced while it was copied; run it again")
+            aside.replace(copy)
+        finally:
+            aside.unlink(missing_ok=True)
+    return copy
+
+
+class StorePath(gpath.PosixGPath):
+    """A path in an object store, with the methods of `pathlib.Path` that make sense there.
+
+    A folder exists while there is an object below it.
+    """
+
+    @property
+    def _fs(self) -> Any:
+        return _filesystem(str(self).partition("://")[0])
+
+    def _do(self, what: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return what(*args, **kwargs)
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, "no such object or bucket", str(self)) from None
+        except FileExistsError:
+            raise
+        except Exception as error:  # OSError, HttpError, errors of aiohttp, google.auth, requests
+            raise StoreError(f"{self}: {_reason(error, str(self))}") from error
+
+    def _info(self) -> dict[str, Any] | None:
+        try:
+            return self._do(self._fs.info, str(self))
+        except FileNotFoundError:
+            return None
+
+    @override
+    def exists(self) -> bool:
+        return self._info() is not None
+
+    @override
+    def is_dir(self) -> bool:
+        return (self._info() or {}).get("type") == "directory"
+
+    @override
+    def is_file(self) -> bool:
+        return (self._info() or {}).get("type") == "file"
+
+    def is_symlink(self) -> bool:
+        """Returns False: a store has no links."""
+        return False
+
+    @override
+    def absolute(self) -> StorePath:
+        return self
+
+    @override
+    def resolve(self, strict: bool = False) -> StorePath:
+        return self
+
+    @override
+    def expanduser(self) -> StorePath:
+        return self
+
+    @override
+    def stat(self) -> Any:
+        info = self._info()
+        if info is None:
+            raise FileNotFoundError(errno.ENOENT, "no such object or bucket", str(self))
+        return _stat(info)
+
+    @override
+    def iterdir(self) -> Iterator[StorePath]:
+        for info in self._do(self._fs.ls, str(self), detail=True):
+            name = info["name"].rstrip("/").rpartition("/")[2]
+            if name != self.name or info["type"] == "directory":  # not the folder's own marker
+                yield self / name
+
+    def below(self) -> dict[str, ObjectStat]:
+        """Returns all objects below this folder, by name relative to it, from one listing."""
+        prefix = str(self).partition("://")[2].rstrip("/") + "/"
+        listed = self._do(self._fs.find, str(self), detail=True)
+        return {
+            name.removeprefix(prefix): _stat(info)
+            for name, info in sorted(listed.items())
+            if name.startswith(prefix) and not name.endswith("/")
+        }
+
+    def read_below(self, names: Sequence[str]) -> list[bytes]:
+        """Returns the content of objects below this folder, read concurrently.
+
+        Raises:
+            FileNotFoundError: one is missing.
+        """
+        urls = [f"{self}/{name}" for name in names]
+        read = self._do(self._fs.cat, urls) if urls else {}
+        # The answer has no schemes.
+        return [read[url.partition("://")[2]] for url in urls]
+
+    @override
+    def rglob(self, pattern: str) -> Iterator[StorePath]:
+        for name in self.below():
+            if fnmatch.fnmatchcase(name.rpartition("/")[2], pattern):
+                yield self / name
+
+    @override
+    def glob(self, pattern: str) -> Iterator[StorePath]:
+        prefix = str(self).partition("://")[0]
+        for name in sorted(self._do(self._fs.glob, f"{self}/{pattern}")):
+            yield StorePath(f"{prefix}://{name}")
+
+    @override
+    def open(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, mode: str = "r", encoding: str | None = None, newline: str | None = None
+    ) -> IO[Any]:
+        if mode not in ("r", "rb"):
+            raise StoreError(f"{self}: an object is written whole, not opened with mode {mode!r}")
+        size = self.stat().st_size
+        file = io.BufferedReader(_OpenObject(self, size), min(_AHEAD, max(size, 1)))
+        return file if mode == "rb" else io.TextIOWrapper(file, encoding or "utf-8", None, newline)
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Returns the bytes from `start` up to `stop`, or all up to the end if it comes first."""
+        return self._do(self._fs.cat_file, str(self), start=start, end=stop)
+
+    @override
+    def read_bytes(self) -> bytes:
+        return self._do(self._fs.cat_file, str(self))
+
+    @override
+    def read_text(self, encoding: str | None = None) -> str:
+        return self.read_bytes().decode(encoding or "utf-8")
+
+    @override
+    def write_bytes(self, data: bytes) -> int:
+        with self._into_bucket():
+            self._do(self._fs.pipe_file, str(self), bytes(data))
+        return len(data)
+
+    @contextlib.contextmanager
+    def _into_bucket(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise StoreError(
+                f"{self}: there is no bucket {self.parts[2]}; check its name, or make it"
+            ) from None
+
+    @override
+    def write_text(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, data: str, encoding: str | None = None, newline: str | None = None
+    ) -> int:
+        return self.write_bytes(data.encode(encoding or "utf-8"))
+
+    def create(self, data: bytes, generation: str = "0") -> bool:
+        """Writes an object if its generation is the given one; "0" means that there is none.
+
+        The store decides, so of several processes that try one succeeds.
+
+        Args:
+            data: the content. It must differ from what any other process may write.
+            generation: see `ObjectStat`.
+
+        Returns:
+            Whether the object now holds this content.
+        """
+        fs, (bucket, key, _) = self._fs, self._fs.split_path(str(self))
+        head = b'--sep\r\nContent-Type: application/json\r\n\r\n{"name": %s}\r\n--sep\r\n'
+        head %= json.dumps(key).encode()
+        body = head + b"Content-Type: application/json\r\n\r\n" + data + b"\r\n--sep--\r\n"
+        try:
+            with self._into_bucket():
+                self._do(
+                    fs.call, "POST", f"{fs._location}/upload/storage/v1/b/{bucket}/o",
+                    headers={"Content-Type": "multipart/related; boundary=sep"}, data=body,
+                    uploadType="multipart", ifGenerationMatch=generation,
+                )  # fmt: skip
+        except FileExistsError:  # or the answer to an attempt that succeeded was lost
+            return self.exists() and self.read_bytes() == data
+        return True
+
+    @override
+    def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
+        pass
+
+    @override
+    def unlink(self, missing_ok: bool = False) -> None:
+        try:
+            self._do(self._fs.rm_file, str(self))
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    @override
+    def rmdir(self) -> None:
+        pass
+
+    @override
+    def rmtree(self, missing_ok: bool = True) -> None:
+        """Removes all objects below this folder, the last one first."""
+        for name in sorted(self.below(), reverse=True):
+            (self / name).unlink(missing_ok=True)
+
+    @override
+    def rename(self, target: str | os.PathLike[str]) -> StorePath:  # pyright: ignore
+        """Copies an object or folder and removes it; a kill may leave both."""
+        there = cast(StorePath, as_path(target))
+        self.copy(there)
+        remove(cast(Path, self))
+        return there
+
+    @override
+    def replace(self, target: str | os.PathLike[str]) -> StorePath:  # pyright: ignore
+        return self.rename(target)
+
+    @override
+    def copy(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, dst: str | os.PathLike[str], overwrite: bool = True
+    ) -> StorePath:
+        """Copies an object, or a folder with all its content, within the store."""
+        there = cast(StorePath, as_path(dst))
+        if self.is_dir():
+            for name in self.below():
+                self._do(self._fs.cp_file, f"{self}/{name}", f"{there}/{name}")
+        else:
+            self._do(self._fs.cp_file, str(self), str(there))
+        return there
+
+    def download(self, target: Path) -> None:
+        """Copies an object to a local file."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._do(self._fs.get_file, str(self), str(target))
+
+    def upload(self, source: Path) -> None:
+        """Copies a local file to this object; readers see the old object or the new one."""
+        with self._into_bucket():
+            self._do(self._fs.put_file, str(source), str(self))
+
+
+class _OpenObject(io.RawIOBase):
+    """Reads an object at any place, by byte ranges."""
+
+    def __init__(self, path: StorePath, size: int) -> None:
+        self._path, self._size, self._at = path, size, 0
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def seekable(self) -> bool:
+        return True
+
+    @override
+    def tell(self) -> int:
+        return self._at
+
+    @override
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (0, self._at, self._size)[whence]
+        return self._at
+
+    @override
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._at + len(buffer), self._size)
+        if stop <= self._at:
+            return 0
+        data = self._path.read_range(self._at, stop)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+@functools.lru_cache
+def _filesystem(scheme: str) -> Any:
+    # Otherwise gcsfs asks for the kind of bucket through gRPC, which takes a minute to fail where
+    # only HTTP is let through.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    import fsspec.config
+
+    # A listing must show what other processes have written meanwhile.
+    for name in (scheme, "gcs" if scheme == "gs" else scheme):
+        fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs is raised as well
+    try:
+        return fsspec.filesystem(scheme)
+    except ImportError as error:
+        how = "pip install 'seva_jax[gcs]'" if scheme == "gs" else str(error)
+        raise DataError(f"{scheme}:// needs another package: {how}") from error
+    except Exception as error:
+        raise StoreError(f"{scheme}://: {_reason(error, scheme)}") from error
+
+
+def _stat(info: dict[str, Any]) -> ObjectStat:
+    modified = info.get("mtime") or info.get("LastModified")
+    return ObjectStat(
+        info.get("size") or 0,
+        modified.timestamp() if modified else 0.0,
+        info.get("crc32c") or info.get("ETag") or "",
+        str(info.get("generation") or ""),
+    )
+
+
+def _reason(error: Exception, url: str) -> str:
+    """Returns what went wrong and what to do, in one line."""
+    kind = type(error).__name__
+    text = " ".join((str(error) or kind).split())[:300]
+    code = str(getattr(error, "code", "") or getattr(error, "status", "") or "")
+    bucket = url.partition("://")[2].partition("/")[0]
+    if "Forbidden" in text or code in ("401", "403"):
+        return (
+            f"these credentials may not do this in bucket {bucket} ({text}); give their account "
+            "the role Storage Object User there, and check the name and the project of the bucket"
+        )
+    if kind in ("DefaultCredentialsError", "RefreshError"):
+        return f"no valid credentials ({text}); run `gcloud auth application-default login`"
+    if code in ("408", "429") or code.startswith("5") or "Client" in kind or "Proxy" in kind:
+        return f"the store does not answer after several attempts ({text}); run it again later"
+    return f"{kind}: {text}"
