@@ -161,7 +161,7 @@ def test_a_stopped_run_is_resumed(tpu):
     assert lines == ["start 1", "start 2"]
 
 
-SAVES = """
+SAVES = r"""
 def stop(*_):
     os.write(1, b"saving\n")  # not print: a signal may come while another line is printed
     os._exit(75)
