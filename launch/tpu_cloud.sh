@@ -63,7 +63,7 @@ another --zone"
   elif grep -q -i -E 'ALREADY_EXISTS|already exists' "$1"; then
     hint="the name is taken; choose another --name, or delete the other one"
   fi
-  [[ ! $hint ]] || printf 'try this: %s\n' "${hint//$'\n'/ }" >&2
+  [[ ! $hint ]] || echo "try this: $(tr '\n' ' ' <<<"$hint")" >&2
   return $temporary
 }
 
@@ -94,7 +94,8 @@ request() {
     more+=(--version "$version")
   fi
   [[ ! $spot ]] || more+=(--spot)
-  tpu "$kind" create "$name" "${more[@]}" 2> >(tee "$errors" >&2) || result=$?
+  tpu "$kind" create "$name" "${more[@]}" 2> >(trap '' INT TERM && exec tee "$errors" >&2) ||
+    result=$?
   ((result)) || return 0
   for waited in 1 2 3 4 5; do [[ -s $errors ]] || sleep "0.$waited"; done # for tee
   result=0

@@ -86,7 +86,7 @@ if [[ $status_only ]]; then
   resource=$(describe queued-resources 'value(state.state)') || exit 2
   [[ $node || $resource ]] || { echo "$name in $zone: there is no such TPU" && exit 0; }
   [[ ! $resource ]] || echo "$name in $zone: queued resource $resource"
-  [[ ! $node ]] || echo "$name in $zone: TPU ${node//$'\t'/ }"
+  [[ ! $node ]] || echo "$name in $zone: TPU $(tr '\t' ' ' <<<"$node")"
   if [[ $node == READY* ]]; then
     gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker 0 --command "$worker --status"
   elif [[ $resource == ACTIVE ]]; then

@@ -68,6 +68,8 @@ def create(given):
         (CLOUD / "homes" / str(number)).mkdir(parents=True)
     queued = given.kind == "queued-resources"
     (CLOUD / "state").write_text("ACCEPTED" if queued else "READY")
+    while (CLOUD / "slow").exists():
+        time.sleep(0.1)
 
 
 def describe(given):

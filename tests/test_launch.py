@@ -210,6 +210,34 @@ def test_interrupt_saves_and_deletes(tpu):
     assert not (tpu.folder / "state").exists()
 
 
+def test_a_second_interrupt_leaves_the_run(tpu):
+    """The TPU is not deleted under a run that may still be saving."""
+    tpu.trains(SAVES.replace("os._exit(75)", "pass"))
+    with launched(tpu, *TPU, "--delete-when-done", *run_options(tpu)) as process:
+        trains(tpu)
+        wait_until(lambda: tpu.calls("ssh", "--command", f"{WORKER} --follow"))
+        os.killpg(process.pid, signal.SIGINT)
+        for line in process.stdout:
+            if "saving" in line:
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        text = process.stdout.read()
+    assert process.returncode == 130, text
+    assert "seva stays, and costs money, until it is deleted" in text
+    assert (tpu.folder / "state").exists()
+    assert len(tpu.starts()) == 1
+
+
+def test_an_interrupted_creation_leaves_nothing(tpu):
+    tpu.put("slow", "")
+    with launched(tpu, *TPU, "--delete-when-done", *run_options(tpu)) as process:
+        wait_until((tpu.folder / "state").exists)
+        os.killpg(process.pid, signal.SIGINT)
+        text = process.stdout.read()
+    assert process.returncode == 130, text
+    assert not (tpu.folder / "state").exists()
+
+
 WORKER = "seva_jax/.venv/bin/python seva_jax/launch/worker.py"
 
 
