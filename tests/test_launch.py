@@ -455,6 +455,19 @@ def test_dry_run_prints_all_commands():
     ]  # fmt: skip
 
 
+def test_workers_that_gcloud_reaches_in_batches_are_not_checked_together():
+    """Those of the first batch would wait for the others. The run is started, and then followed."""
+    done = subprocess.run(
+        ["bash", LAUNCH / "tpu_vm.sh", "--dry-run", "--type", "v5litepod-256", "--zone", "z",
+         "--slices", "2", "--", "--workdir", "gs://b/r"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "check.py is left out: gcloud reaches 64 workers" in done.stdout
+    assert "not 128" in done.stdout
+    assert "launch/check.py" not in done.stdout
+    assert "--start" in done.stdout
+
+
 @pytest.mark.skipif(not shutil.which("gcloud"), reason="gcloud is not installed")
 def test_gcloud_knows_all_options(tmp_path):
     """The real gcloud parses before it asks for an account, which the test has none of."""
