@@ -315,6 +315,7 @@ class Run:
         print(f"run      {what}, started at {_clock(state['started'])}")
         print(f"workdir  {state['workdir']}")
         sys.path.insert(0, str(CHECKOUT))
+        os.chdir(CHECKOUT)  # to which a relative work directory refers
         try:
             from seva_jax.runtime.stores import as_path
 

@@ -19,6 +19,7 @@ import threading
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+TPU = ("--type", "v5litepod-16", "--zone", "z")  # options of the launcher
 
 # One TPU. `state` holds its state; the file is missing if there is none. `create-errors`, `queue`
 # and `cut` are lists, one a line, used up from the top.
@@ -276,6 +277,11 @@ class Cloud:
     def command(self, *words):
         """Returns the launcher's command line."""
         return ["bash", str(self.checkout / "launch" / "tpu_vm.sh"), *words]
+
+    def options(self, *more):
+        """Returns options of a run whose work directory all workers see, as a mounted one."""
+        shared = str(self.folder)
+        return ("--shared-dir", shared, "--", *more, "--workdir", f"{shared}/run")
 
     def launch(self, *words, **env):
         """Runs the launcher to its end."""
