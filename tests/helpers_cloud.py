@@ -116,7 +116,7 @@ def ssh(given):
         env = {
             "HOME": str(at[number]), "PATH": "/usr/bin:/bin", "USER": "user", "SHELL": "/bin/bash",
             "GCE_METADATA_HOST": address,
-        }
+        } | json.loads(os.environ.get("WORKER_ENV", "{}"))
         shell = subprocess.Popen(
             ["bash", "-c", given.command], cwd=at[number], env=env, start_new_session=True
         )
@@ -254,6 +254,13 @@ class Cloud:
         ):
             (self.checkout / name).write_text(text)
         self.git("init", "-q")
+        self.commit()
+
+    def brings_runtime(self):
+        """Adds the real seva_jax.runtime to the checkout, which logs in a store need."""
+        for name in ("runtime", "types.py", "ranges.py"):
+            source, target = ROOT / "seva_jax" / name, self.checkout / "seva_jax" / name
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
         self.commit()
 
     def git(self, *words):

@@ -291,15 +291,12 @@ def test_delete_when_done(tpu, broken):
 
 
 def test_status(tpu):
+    tpu.brings_runtime()
     tpu.trains("print('step 7')\nsys.exit(3)")
     done = tpu.launch("--status", "--zone", "z")
     assert (done.returncode, done.stdout) == (0, "seva in z: there is no such TPU\n")
     tpu.launch("--type", "v6e-8", "--zone", "z", "--", "--workdir", "runs/x")
     (tpu.home() / "seva_jax/runs/x/stages.json").write_text('{"pairs": {}, "align": {}}')
-    real, package = LAUNCH.parent / "seva_jax", tpu.home() / "seva_jax/seva_jax"
-    shutil.copytree(real / "runtime", package / "runtime")
-    shutil.copy(real / "types.py", package)
-    shutil.copy(real / "ranges.py", package)
     done = tpu.launch("--status", "--zone", "z")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

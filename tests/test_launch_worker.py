@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers_cloud import cloud
+from helpers_cloud import TPU, cloud
 from helpers_gcs import BUCKET, emulator, environment
 
 ROOT = Path(__file__).parent.parent
@@ -213,6 +213,31 @@ def test_staging(store, tmp_path):
     done = stage(f"gs://{BUCKET}/nothing")
     assert done.returncode == 1
     assert "there is no object of this name or below it" in done.stderr
+
+
+def test_a_run_on_a_bucket(store, tmp_path):
+    """All workers read the staged copy, and their logs are in the bucket."""
+    put = "import sys; from seva_jax.runtime.stores import as_path\n"
+    put += "as_path('gs://bucket/llava/config.json').write_text('the model')"
+    assert in_store(store, put).returncode == 0
+    with cloud(tmp_path, workers=2) as tpu:
+        tpu.brings_runtime()
+        tpu.trains("print(worker, sys.argv[1:], pathlib.Path(sys.argv[2]).read_text())")
+        words = (*TPU, "--stage", "gs://bucket/llava", "--", "--base",
+                 "gs://bucket/llava/config.json", "--workdir", "gs://bucket/run2")  # fmt: skip
+        variables = environment(store) | {"JAX_PLATFORMS": "cpu"}
+        del variables["GCE_METADATA_HOST"]  # each worker has its own
+        done = tpu.launch(*words, WORKER_ENV=json.dumps(variables))
+        assert done.returncode == 0, done.stdout + done.stderr
+        for worker in (0, 1):
+            copy = f"{tpu.home(worker)}/staged/bucket/llava"
+            assert f"gs://bucket/llava is in {copy}: 0.00 GiB copied" in done.stdout
+            read = "from seva_jax.runtime.stores import as_path\n"
+            read += f"p = as_path('gs://bucket/run2/logs/worker-{worker}.log')\n"
+            read += "print(*(x.read_text() for x in p.iterdir()), sep='', end='')"
+            options = ["--base", f"{copy}/config.json", "--workdir", "gs://bucket/run2"]
+            kept = in_store(store, read).stdout.splitlines()
+            assert kept[1:-1] == [f"{worker} {options} the model"]
 
 
 def test_staging_needs_space(store, tmp_path):
