@@ -260,10 +260,14 @@ ensure() {
 
 # Makes all workers ready, starts the run on them and follows it. Returns its status.
 run_once() {
-  local known=1
+  local known=1 result
   if [[ ! $prepared ]]; then
     [[ ! $existed ]] || { in_progress && known=0 || known=$?; }
-    if ((known == 0)); then
+    if ((known == 2)); then
+      foreign=yes
+      echo "error: $name cannot be reached, and a run may be in progress there" >&2
+      return 2
+    elif ((known == 0)); then
       echo "a run is in progress on $name: its code and set-up stay as they are"
       foreign=yes
       remote "$(command_of --adopt)" || return
@@ -274,7 +278,13 @@ run_once() {
     prepared=yes
   fi
   running=yes
-  ((known == 0)) || remote "$(command_of "--start $launch-$attempt")" || return
+  if ((known)); then
+    remote "$(command_of "--start $launch-$attempt")" || {
+      result=$?
+      ((result != 2)) || foreign=yes # another run is in progress
+      return "$result"
+    }
+  fi
   follow
 }
 
@@ -323,6 +333,7 @@ following='' interrupted='' stopping='' # the process that shows the run, and wh
 running='' foreign=''                   # whether a run may be in progress; whether to leave it alone
 trap on_exit EXIT
 trap on_signal INT TERM
+trap 'foreign=$running; exit 129' HUP # the terminal is gone; the run is not
 
 pack
 look
@@ -340,7 +351,7 @@ for (( ; attempt <= attempts; attempt++)); do
   look
   if ! healthy; then
     echo "start $attempt ended with status $status, and $name is ${now:-gone}"
-    prepared=''
+    prepared='' existed=yes
   elif [[ ! $prepared ]]; then
     echo "error: the workers could not be made ready; see above" >&2
     exit "$status"

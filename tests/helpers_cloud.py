@@ -107,6 +107,8 @@ def scp(given):
 
 def ssh(given):
     need_ready()
+    if take("ssh-errors"):
+        sys.exit(255)
     cut = "--follow" in given.command and take("cut")
     at = homes() if given.worker == "all" else [CLOUD / "homes" / given.worker]
     statuses = [0] * len(at)

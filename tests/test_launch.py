@@ -220,6 +220,30 @@ def test_a_second_interrupt_leaves_the_run(tpu):
     assert len(tpu.starts()) == 1
 
 
+def test_a_closed_terminal_leaves_the_run(tpu):
+    tpu.trains(SAVES)
+    with launched(tpu, *TPU, "--delete-when-done", *tpu.options()) as process:
+        trains(tpu)
+        wait_until(lambda: tpu.calls("ssh", "--command", f"{WORKER} --follow"))
+        process.send_signal(signal.SIGHUP)
+        process.wait(60)
+        tpu.end_all()  # so that what shows the run ends, too
+        process.stdout.close()
+    assert process.returncode == 129
+    assert (tpu.folder / "state").exists()
+
+
+def test_workers_that_cannot_be_reached_are_left_alone(tpu):
+    """A run may be in progress there, whose code must not be replaced."""
+    tpu.put("state", "READY")
+    tpu.put("ssh-errors", "lost\n")
+    done = tpu.launch(*TPU, "--delete-when-done", *tpu.options())
+    assert done.returncode == 2
+    assert "seva cannot be reached, and a run may be in progress there" in done.stderr
+    assert not tpu.calls("scp")
+    assert not tpu.calls("delete")
+
+
 def test_an_interrupted_creation_leaves_nothing(tpu):
     tpu.put("slow", "")
     with launched(tpu, *TPU, "--delete-when-done", *tpu.options()) as process:

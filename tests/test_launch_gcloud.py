@@ -190,6 +190,12 @@ def test_gcloud_knows_all_options(tmp_path):
     for line in lines.values():
         text = said(line)
         assert "active account" in text, f"{' '.join(line)}\n{text}"
+    done = subprocess.run(
+        ["bash", LAUNCH / "tpu_vm.sh", *TPU, "--project", "p", "--", "--workdir", "gs://b/r"],
+        env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "try this: log in: gcloud auth login" in done.stderr
     wrong = said([*next(iter(lines.values())), "--no-such-option"])
     assert "unrecognized arguments" in wrong
 
