@@ -154,10 +154,16 @@ class Run:
 
     def start(self, number: str, staged: list[str], options: list[str]) -> int:
         """Starts the run apart from this process, unless it is in progress already."""
-        if self.state().get("number") == number:
-            return 0
-        if self.in_progress():
-            return self._refuse()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "starting").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the same start, repeated, waits for the first one
+            if self.state().get("number") == number:
+                return 0
+            if self.in_progress():
+                return self._refuse()
+            return self._start(number, staged, options)
+
+    def _start(self, number: str, staged: list[str], options: list[str]) -> int:
         urls = [word for url in staged for word in ("--staged", url)]
         command = [sys.executable, __file__, "--number", number, *urls, "--", *options]
         with (self.folder / "start.log").open("w") as errors:
