@@ -1,257 +1,333 @@
-"""Launch scripts parse, quote, print what they run, and start again after a preemption."""
+"""The launcher of Cloud TPU VMs: what travels, what runs on the workers, and what ends a run.
 
-import json
+The workers are real shells in empty homes (`helpers_cloud.py`); only the trainer and the set-up
+scripts are stand-ins.
+"""
+
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-import yaml
+from helpers_cloud import TPU, cloud
 
 LAUNCH = Path(__file__).parent.parent / "launch"
-TPU = LAUNCH / "tpu_vm.sh"
-
-# Answers like gcloud, and lets as many runs fail as the file $LEFT says.
-GCLOUD = r"""#!/usr/bin/env bash
-printf '%s\n' "$*" >> "$LOG"
-case "$*" in
-  *describe*) cat "$STATE" 2>/dev/null || exit 1 ;;
-  *"tpu-vm create"* | *"queued-resources create"*) echo "${CREATED:-READY}" > "$STATE" ;;
-  *seva_jax.train*)
-    left=$(cat "$LEFT")
-    if ((left > 0)); then
-      echo $((left - 1)) > "$LEFT"
-      echo "$ENDED" > "$STATE"
-      exit "${STATUS:-1}"
-    fi ;;
-esac
-"""
 
 
-def run(*arguments, **env):
-    return subprocess.run(
-        list(map(str, arguments)),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=os.environ | env,
-        cwd=LAUNCH.parent,
+@pytest.fixture(name="tpu")
+def _tpu(tmp_path):
+    with cloud(tmp_path) as made:
+        yield made
+
+
+def test_scripts_are_clean():
+    for script in ("tpu_vm.sh", "tpu_cloud.sh"):
+        assert subprocess.run(["bash", "-n", LAUNCH / script], check=False).returncode == 0
+    shellcheck = shutil.which(
+        "shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     )
-
-
-@pytest.mark.parametrize("script", ["tpu_vm.sh", "slurm.sbatch"])
-def test_scripts_parse(script):
-    assert run("bash", "-n", LAUNCH / script).returncode == 0
-    if shutil.which("shellcheck"):
-        done = run("shellcheck", LAUNCH / script)
+    if shellcheck:
+        done = subprocess.run(
+            [shellcheck, "launch/tpu_vm.sh", "launch/tpu_cloud.sh"],
+            cwd=LAUNCH.parent, capture_output=True, text=True, check=False,
+        )  # fmt: skip
         assert done.returncode == 0, done.stdout
 
 
-def test_dry_run_quotes_and_runs_nothing():
-    done = run(
-        *(TPU, "--dry-run", "--type", "v5litepod-16", "--zone", "us-west4-a", "--spot"),
-        *("--project", "p q", "--", "--config", "my run.py", "--workdir", "$(touch /tmp/no)"),
-    )
+def test_a_run(tpu):
+    """Every worker is set up and checked; only process 0 is shown; all logs are kept."""
+    tpu.trains("print('line of', worker, sys.argv[1:])")
+    done = tpu.launch(*TPU, *tpu.options("--name", "it's $HOME; 'a' \\"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    workdir = f"{tpu.folder}/run"
+    options = ["--name", "it's $HOME; 'a' \\", "--workdir", workdir]
+    for worker in (0, 1):
+        assert tpu.starts(worker) == [[options, ""]]
+        assert (tpu.home(worker) / "setup-calls").read_text() == "--extra tpu\n"
+        checked = (tpu.home(worker) / "check-calls").read_text()
+        assert checked == f"--workdir {workdir} --expect-devices 16\n"
+        assert f"{worker}: ready" in done.stdout
+        kept = Path(workdir, "logs", f"worker-{worker}.log").read_text()
+        assert kept.splitlines()[1:] == [
+            f"line of {worker} {options}",
+            "==[seva_jax] ended with status 0",
+        ]
+        assert re.match(rf"==\[seva_jax\] worker {worker} on \S+, 20\d\d-", kept)
+    assert f"line of 0 {options}" in done.stdout
+    assert "line of 1" not in done.stdout
+    assert f"the run is finished: {workdir}" in done.stdout
+    assert "costs money, until it is deleted" in done.stdout
+    assert not tpu.calls("delete")
+
+
+def test_the_tracked_tree_travels(tpu):
+    """Uncommitted changes travel; .git, ignored and untracked files do not, and old files go."""
+    tpu.trains("print(pathlib.Path('seva_jax/__init__.py').read_text())")
+    (tpu.checkout / "runs").mkdir()
+    (tpu.checkout / "runs" / "big").write_text("x")
+    (tpu.checkout / "notes.txt").write_text("mine")
+    assert tpu.launch(*TPU, *tpu.options()).returncode == 0
+    (tpu.home() / "seva_jax" / "results").write_text("kept")
+    (tpu.checkout / "seva_jax" / "__init__.py").write_text("# changed")
+    (tpu.checkout / "old.py").unlink()
+    (tpu.checkout / "new file.py").write_text("")
+    tpu.git("add", "new file.py")
+    before = subprocess.check_output(["git", "status", "--short"], cwd=tpu.checkout)
+    done = tpu.launch(*TPU, *tpu.options())
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0].startswith("+ gcloud compute tpus tpu-vm create seva --accelerator-type")
-    assert "--version v2-alpha-tpuv5-lite --spot --zone us-west4-a --project p\\ q" in lines[0]
-    assert len([line for line in lines if line.startswith("+")]) == 4
-    assert not Path("/tmp/no").exists()
-    # The words that the worker's shell would make of the command.
-    train = next(line for line in lines if "seva_jax.train" in line)
-    words = subprocess.run(
-        ["bash", "-c", f"set -- {train[2:]}; printf '%s\\n' \"$@\""],
-        capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
-    remote = words[words.index("--command") + 1]
-    inner = subprocess.run(
-        ["bash", "-c", f"set -- {remote.split('exec ')[1]}; printf '%s\\n' \"$@\""],
-        capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
-    assert inner[-4:] == ["--config", "my run.py", "--workdir", "$(touch /tmp/no)"]
-
-
-def fake_gcloud(folder, left, **state):
-    """Writes a fake `gcloud` with one TPU, and returns an environment that finds it.
-
-    Args:
-        folder: directory for the command, its log and its state.
-        left: number of runs that fail before one succeeds.
-        state: further variables that it reads.
-    """
-    (folder / "gcloud").write_text(GCLOUD)
-    (folder / "gcloud").chmod(0o755)
-    (folder / "left").write_text(str(left))
-    files = {name: str(folder / name.lower()) for name in ("LOG", "STATE", "LEFT")}
-    return {"PATH": f"{folder}:{os.environ['PATH']}", **files, **state}
+    assert subprocess.check_output(["git", "status", "--short"], cwd=tpu.checkout) == before
+    commit = subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=tpu.checkout, text=True)
+    assert f"what travels: commit {commit[:12]} and 3 changed files" in done.stdout
+    assert "untracked files do not travel" in done.stderr
+    assert "notes.txt" in done.stderr
+    assert "big" not in done.stderr
+    assert "# changed" in done.stdout
+    there = {path.name for path in (tpu.home() / "seva_jax").iterdir()}
+    assert there == {
+        ".archived", ".gitignore", ".venv", "launch", "new file.py", "results", "seva_jax",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("queued", "slices"), [(False, 1), (True, 1), (True, 2)], ids=["vm", "queued", "multislice"]
 )
-def test_preemptions_are_survived(tmp_path, queued, slices):
-    env = fake_gcloud(tmp_path, 2, ENDED="PREEMPTED", CREATED="ACTIVE" if queued else "READY")
-    options = ["--type", "v6e-16", "--zone", "z", *(["--queued"] if queued else [])]
+def test_preemptions_are_survived(tpu, queued, slices):
+    tpu.trains("if start < 3:\n    tpu_is('PREEMPTED')\n    sys.exit(1)\nprint('trained')")
+    tpu.put("queue", "ACTIVE\n" if queued else "")
+    options = ["--queued"] if queued else []
     options += ["--slices", "2"] if slices == 2 else []
-    done = run(TPU, *options, "--", "--seed", "1", **env)
-    assert done.returncode == 0, done.stdout + done.stderr
-    calls = (tmp_path / "log").read_text().splitlines()
+    command = tpu.command(*TPU, *options, *tpu.options())
+    with subprocess.Popen(command, env=tpu.env, text=True, stdout=-1, stderr=-2) as launched:
+        text = ""
+        for line in launched.stdout:
+            text += line
+            if " create " in line and queued:  # each request waits in line
+                tpu.put("queue", "WAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE\n")
+    assert launched.returncode == 0, text
     kind = "queued-resources" if queued else "tpu-vm"
-    assert len([c for c in calls if f"{kind} create" in c]) == 3
-    assert len([c for c in calls if f"{kind} delete" in c]) == 2
-    assert len([c for c in calls if "seva_jax.train --seed 1" in c]) == 3
-    assert "costs money until it is deleted" in done.stdout
+    assert len(tpu.calls(kind, "create")) == 3
+    assert len(tpu.calls(kind, "delete")) == 2
+    assert [restarted for _, restarted in tpu.starts()] == ["", "1", "1"]
+    assert "trained" in text
     if slices == 2:
-        assert "--node-count 2 --node-prefix seva" in calls[1]
-        ran = [c for c in calls if "seva_jax.train" in c]
-        assert ran[0].startswith("compute tpus queued-resources ssh seva --node all --worker all")
+        (create, *_) = tpu.calls(kind, "create")
+        assert "--node-count 2 --node-prefix seva" in " ".join(create)
+        followed = next(call for call in tpu.calls("ssh") if call[-3].endswith("--follow"))
+        assert followed[2:9] == [
+            "queued-resources", "ssh", "seva", "--node", "all", "--worker", "all",
+        ]  # fmt: skip
 
 
-def test_a_failing_run_is_not_repeated(tmp_path):
-    env = fake_gcloud(tmp_path, 9, ENDED="READY")
-    done = run(TPU, "--type", "v6e-16", "--zone", "z", "--", "--seed", "1", **env)
-    assert done.returncode == 2
-    assert "the run failed, but the TPU is healthy" in done.stderr
-
-
-def test_a_stopped_run_is_resumed(tmp_path):
-    """After status 75 on a healthy TPU, the same command runs again on the same TPU."""
-    env = fake_gcloud(tmp_path, 1, ENDED="READY", STATUS="75")
-    done = run(TPU, "--type", "v6e-16", "--zone", "z", "--", "--seed", "1", **env)
-    assert done.returncode == 0, done.stderr
-    calls = (tmp_path / "log").read_text().splitlines()
-    ran = [call.partition("seva_jax && ")[2] for call in calls if "seva_jax.train" in call]
-    ran = [command.partition(" --zone")[0] for command in ran]
-    train = "exec python3 -m seva_jax.train --seed 1"
-    assert ran == [train, f"SEVA_JAX_RESTARTED=1 {train}"]
-    assert not any("delete" in call for call in calls)
-
-
-@pytest.mark.parametrize(("state", "requeued"), [("RUNNING", True), ("CANCELLED", False)])
-def test_slurm_requeues_a_stopped_job(tmp_path, state, requeued):
-    """A cancelled job is not queued again."""
-    script = f'#!/bin/bash\necho "$*" >> {tmp_path}/log\necho JobState={state}\n'
-    for name, text in (("scontrol", script), ("srun", "#!/bin/bash\nexit 75\n")):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    assert run("bash", LAUNCH / "slurm.sbatch", "--seed", "1", **env).returncode == 75
-    assert ("requeue 7" in (tmp_path / "log").read_text()) == requeued
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "give --type"),
-        (["--type", "v5p-8"], "give --zone"),
-        (["--type", "v5p-8", "--zone", "z"], "give options of seva_jax.train after --"),
-        (["--type", "x-8", "--zone", "z", "--", "a"], "no default runtime for type x-8"),
-        (["--typ", "v5p-8"], "unknown option --typ"),
-        (["--type"], "--type needs a value"),
-        (["--type", "v5p-8", "--zone", "z", "--attempts", "0", "--", "a"], "--attempts must be"),
-    ],
-)
-def test_mistakes(arguments, message):
-    clean = dict.fromkeys(("TPU_NAME", "TPU_TYPE", "TPU_ZONE", "TPU_PROJECT"), "")
-    done = run(TPU, *arguments, **clean)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-
-
-def test_slurm_dry_run():
-    done = run(
-        "bash", LAUNCH / "slurm.sbatch", "--config", "my run.py",
-        DRY_RUN="1", SLURM_GPUS_ON_NODE="4",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    expected = "+ srun --kill-on-bad-exit=1 python -m seva_jax.train --config my\\ run.py"
-    assert done.stdout.strip() == expected
-    assert run("bash", LAUNCH / "slurm.sbatch").returncode == 2
-
-
-def gke(*arguments, **env):
-    return run(sys.executable, LAUNCH / "gke.py", *arguments, **env)
-
-
-def test_gke_job_set():
-    done = gke(
-        *("--topology", "v5p:4x4x4", "--slices", "3", "--image", "registry/image", "--spot"),
-        *("--claim", "shared", "--context", "pool", "--queue", "multislice-queue", "--dry-run"),
-        *("--", "--config", "a 'b' $c.py"),
+def test_a_failing_run_is_not_repeated(tpu):
+    """Its status is passed on, and another worker's last lines are shown."""
+    tpu.trains(
+        "[print('line', i, 'of', worker) for i in range(30)]\n"
+        "if worker == 1:\n    raise RuntimeError('broken here')\nsys.exit(65)"
     )
+    done = tpu.launch(*TPU, *tpu.options())
+    assert done.returncode == 65
+    assert "the run failed with status 65, but the TPU is healthy" in done.stderr
+    assert "worker 1 | RuntimeError: broken here" in done.stdout
+    assert "line 3 of 0" in done.stdout
+    assert "line 3 of 1" not in done.stdout
+    log = f"{tpu.folder}/run/logs/worker-1.log"
+    assert f"worker 1 ended with status 1; all its lines are in {log}" in done.stdout
+    assert len(tpu.starts()) == 1
+
+
+def test_a_stopped_run_is_resumed(tpu):
+    """After status 75 on a healthy TPU, the same run is started again, without setting up again."""
+    tpu.trains("print('start', start)\nsys.exit(75 if start == 1 else 0)")
+    done = tpu.launch(*TPU, *tpu.options())
     assert done.returncode == 0, done.stderr
-    text, command = done.stdout.rsplit("\n+ ", 1)
-    assert command.strip() == "kubectl --context pool apply --namespace default -f -"
-    job_set = json.loads(text)
-    assert job_set == yaml.safe_load(text)
-    # The fields of a JobSet: the server refuses a misspelt one.
-    assert set(job_set) == {"apiVersion", "kind", "metadata", "spec"}
-    assert (job_set["apiVersion"], job_set["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-    assert set(job_set["metadata"]) == {"name", "annotations", "labels"}
-    assert job_set["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "multislice-queue"}
-    assert set(job_set["spec"]) == {"failurePolicy", "replicatedJobs"}
-    (replicated,) = job_set["spec"]["replicatedJobs"]
-    assert set(replicated) == {"name", "replicas", "template"}
-    assert replicated["replicas"] == 3
-    job = replicated["template"]["spec"]
-    assert set(job) == {"parallelism", "completions", "backoffLimit", "template"}
-    assert job["parallelism"] == job["completions"] == 16  # 64 chips, 4 a host
-    pod = job["template"]["spec"]
-    assert set(pod) == {"restartPolicy", "nodeSelector", "containers", "volumes"}
-    assert pod["nodeSelector"] == {
-        "cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice",
-        "cloud.google.com/gke-tpu-topology": "4x4x4",
-        "cloud.google.com/gke-spot": "true",
-    }
-    (container,) = pod["containers"]
-    assert container["command"][-2:] == ["--config", "a 'b' $c.py"]  # no shell in between
-    assert container["resources"] == {"limits": {"google.com/tpu": 4}}
-    assert container["volumeMounts"] == [{"name": "shared", "mountPath": "/mnt/shared"}]
+    assert [restarted for _, restarted in tpu.starts(1)] == ["", "1"]
+    assert len(tpu.calls("scp")) == 1
+    assert "start 2" in done.stdout
+    kept = Path(f"{tpu.folder}/run/logs/worker-0.log").read_text()
+    lines = [line for line in kept.splitlines() if not line.startswith("==")]
+    assert lines == ["start 1", "start 2"]
 
 
-def test_gke_sends_it(tmp_path):
-    (tmp_path / "kubectl").write_text('#!/bin/sh\necho "$*" > "$LOG"\ncat >> "$LOG"\nexit 7\n')
-    (tmp_path / "kubectl").chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG": str(tmp_path / "log")}
-    done = gke("--topology", "v5e:2x2", "--image", "i", "--", "--seed", "1", **env)
-    assert done.returncode == 7
-    first, rest = (tmp_path / "log").read_text().split("\n", 1)
-    assert first == "apply --namespace default -f -"
-    assert json.loads(rest)["metadata"]["name"] == "seva"
-    assert "labels" not in json.loads(rest)["metadata"]
+SAVES = r"""
+def stop(*_):
+    os.write(1, b"saving\n")  # not print: a signal may come while another line is printed
+    os._exit(75)
+signal.signal(signal.SIGTERM, stop)
+print("training")
+(cloud / f"trains-{worker}").touch()
+wait_for("never")
+"""
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--image", "i", "--", "a"], "for example v5e:4x4"),
-        (["--topology", "v5e:4x4", "--", "a"], "give --image"),
-        (["--topology", "v5e:4x4", "--image", "i"], "give options of seva_jax.train after --"),
-        (["--topology", "v9:4x4", "--image", "i", "--", "a"], "for example v5e:4x4"),
-        (["--topology", "v5e:4x4", "--image", "i", "--name", "A_b", "--", "a"], "small letters"),
-        (["--topology", "v5e:4x4", "--image", "i", "--slices", "0", "--", "a"], "at least 1"),
-    ],
-)
-def test_gke_mistakes(arguments, message):
-    done = gke(*arguments)
+def launched(tpu, *words):
+    """Starts the launcher in a group of its own, as a terminal does."""
+    return subprocess.Popen(
+        tpu.command(*words), env=tpu.env, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_until(condition):
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("never happened")
+
+
+def trains(tpu):
+    wait_until(lambda: all((tpu.folder / f"trains-{worker}").exists() for worker in (0, 1)))
+
+
+def test_interrupt_saves_and_deletes(tpu):
+    """Ctrl-C in a terminal, which signals all of the group, reaches every trainer once."""
+    tpu.trains(SAVES)
+    with launched(tpu, *TPU, "--delete-when-done", *tpu.options()) as process:
+        trains(tpu)
+        wait_until(lambda: tpu.calls("ssh", "--command", f"{WORKER} --follow"))
+        os.killpg(process.pid, signal.SIGINT)
+        text = process.stdout.read()
+    assert process.returncode == 75, text
+    assert "asking the run to save and end" in text
+    assert text.count("saving") == 1  # process 0's
+    for worker in (0, 1):
+        assert "saving" in Path(f"{tpu.folder}/run/logs/worker-{worker}.log").read_text()
+        assert len(tpu.starts(worker)) == 1
+    assert f"deleting seva; kept: {tpu.folder}/run" in text
+    assert not (tpu.folder / "state").exists()
+
+
+def test_a_second_interrupt_leaves_the_run(tpu):
+    """The TPU is not deleted under a run that may still be saving."""
+    tpu.trains(SAVES.replace("os._exit(75)", "pass"))
+    with launched(tpu, *TPU, "--delete-when-done", *tpu.options()) as process:
+        trains(tpu)
+        wait_until(lambda: tpu.calls("ssh", "--command", f"{WORKER} --follow"))
+        os.killpg(process.pid, signal.SIGINT)
+        for line in process.stdout:
+            if "saving" in line:
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        text = process.stdout.read()
+    assert process.returncode == 130, text
+    assert "seva stays, and costs money, until it is deleted" in text
+    assert (tpu.folder / "state").exists()
+    assert len(tpu.starts()) == 1
+
+
+def test_a_closed_terminal_leaves_the_run(tpu):
+    tpu.trains(SAVES)
+    with launched(tpu, *TPU, "--delete-when-done", *tpu.options()) as process:
+        trains(tpu)
+        wait_until(lambda: tpu.calls("ssh", "--command", f"{WORKER} --follow"))
+        process.send_signal(signal.SIGHUP)
+        process.wait(60)
+        tpu.end_all()  # so that what shows the run ends, too
+        process.stdout.close()
+    assert process.returncode == 129
+    assert (tpu.folder / "state").exists()
+
+
+def test_workers_that_cannot_be_reached_are_left_alone(tpu):
+    """A run may be in progress there, whose code must not be replaced."""
+    tpu.put("state", "READY")
+    tpu.put("ssh-errors", "lost\n")
+    done = tpu.launch(*TPU, "--delete-when-done", *tpu.options())
     assert done.returncode == 2
-    assert message in done.stderr
+    assert "seva cannot be reached, and a run may be in progress there" in done.stderr
+    assert not tpu.calls("scp")
+    assert not tpu.calls("delete")
 
 
-def test_sky_task():
-    """Fields are named as in SkyPilot's reference, and scripts parse and quote."""
-    task = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
-    known = {"name", "workdir", "resources", "envs", "file_mounts", "setup", "run"}
-    assert set(task) <= known
-    assert set(task["resources"]) <= {"infra", "accelerators", "accelerator_args", "use_spot"}
-    for script in ("setup", "run"):
-        assert run("bash", "-n", "-c", task[script]).returncode == 0
-    script = task["run"].replace("python3 -m", "printf '%s\\n'")
-    done = run("bash", "-c", script, TRAIN="--config 'my run.py'", SKYPILOT_TASK_ID="t")
-    expected = ["seva_jax.train", "--config", "my run.py", "--workdir", "/bucket/runs/t"]
-    assert done.stdout.splitlines() == expected
+def test_an_interrupted_creation_leaves_nothing(tpu):
+    tpu.put("slow", "")
+    with launched(tpu, *TPU, "--delete-when-done", *tpu.options()) as process:
+        wait_until((tpu.folder / "state").exists)
+        os.killpg(process.pid, signal.SIGINT)
+        text = process.stdout.read()
+    assert process.returncode == 130, text
+    assert not (tpu.folder / "state").exists()
+
+
+WORKER = "seva_jax/.venv/bin/python seva_jax/launch/worker.py"
+
+
+def test_a_run_outlives_its_launcher(tpu):
+    """The same command finds it again, and another one does not disturb it."""
+    tpu.trains("print('one')\n(cloud / f'trains-{worker}').touch()\nwait_for('go')\nprint('two')")
+    with launched(tpu, *TPU, *tpu.options("--seed", "1")) as process:
+        trains(tpu)
+        wait_until(lambda: tpu.calls("ssh", "--command", f"{WORKER} --follow"))
+        process.kill()
+        process.stdout.close()
+    other = tpu.launch(*TPU, "--delete-when-done", *tpu.options("--seed", "2"))
+    assert other.returncode == 2
+    assert "another run is in progress on this machine" in other.stderr
+    assert "--seed 1" in other.stderr
+    assert (tpu.folder / "state").exists()
+    with launched(tpu, *TPU, *tpu.options("--seed", "1")) as process:
+        wait_until(lambda: len(tpu.calls("ssh", "--command", f"{WORKER} --follow")) == 2)
+        tpu.put("go", "")
+        text = process.stdout.read()
+    assert process.returncode == 0, text
+    assert "its code and set-up stay as they are" in text
+    assert "two" in text
+    assert len(tpu.starts()) == 1
+
+
+def test_a_lost_connection_is_not_the_end(tpu):
+    tpu.trains("print('one')\nwait_for('go')\nprint('two')")
+    tpu.put("cut", "1\n")
+    with launched(tpu, *TPU, *tpu.options()) as process:
+        text = ""
+        for line in process.stdout:
+            text += line
+            if "connection to seva was lost" in line:
+                tpu.put("go", "")
+    assert process.returncode == 0, text
+    assert [line for line in text.splitlines() if line in ("one", "two")] == ["one", "two"]
+    assert len(tpu.starts()) == 1
+
+
+@pytest.mark.parametrize("broken", ["run", "check", "deletion"])
+def test_delete_when_done(tpu, broken):
+    """The TPU is deleted after errors, too; an error of the deletion itself is told."""
+    tpu.trains("sys.exit(1 if (cloud / 'run').exists() else 0)")
+    files = {"run": "run", "check": "check-fails", "deletion": "delete-errors"}
+    tpu.put(files[broken], "UNAVAILABLE")
+    done = tpu.launch(*TPU, "--delete-when-done", "--", "--workdir", "gs://b/r")
+    assert done.returncode == {"run": 1, "check": 1, "deletion": 2}[broken], done.stderr
+    assert "deleting seva; kept: gs://b/r" in done.stdout
+    if broken == "deletion":
+        assert "seva could not be deleted" in done.stderr
+        assert "+ gcloud compute tpus tpu-vm delete seva --zone z --quiet" in done.stdout
+    else:
+        assert not (tpu.folder / "state").exists()
+    if broken == "check":
+        assert "the work directory cannot be written" in done.stderr
+        assert "the workers could not be made ready" in done.stderr
+        assert not tpu.starts()
+
+
+def test_status(tpu):
+    tpu.brings_runtime()
+    tpu.trains("print('step 7')\nsys.exit(3)")
+    done = tpu.launch("--status", "--zone", "z")
+    assert (done.returncode, done.stdout) == (0, "seva in z: there is no such TPU\n")
+    tpu.launch("--type", "v6e-8", "--zone", "z", "--", "--workdir", "runs/x")
+    (tpu.home() / "seva_jax/runs/x/stages.json").write_text('{"pairs": {}, "align": {}}')
+    done = tpu.launch("--status", "--zone", "z")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:2] == [
+        "seva in z: queued resource READY", "seva in z: TPU READY HEALTHY v5litepod-16",
+    ]  # fmt: skip
+    assert re.fullmatch(r"run      ended with status 3 at 20\S+ \S+ UTC, started at .*", lines[2])
+    assert lines[3:] == [
+        "workdir  runs/x", "stages   pairs, align finished", "last     step 7",
+    ]  # fmt: skip

@@ -238,6 +238,14 @@ def test_a_directory_of_something_else_is_refused(experiment, folder):
     assert [p.name for p in there.iterdir()] == ["thesis.tex"]
 
 
+def test_logs_of_a_start_that_failed_before_are_no_obstacle(experiment, tmp_path):
+    """The launcher writes them before the run has made its directory."""
+    (tmp_path / "deep" / "run" / "logs").mkdir(parents=True)
+    (tmp_path / "deep" / "run" / "logs" / "worker-0.log").write_text("no such config")
+    opened = Workdir.open(experiment)
+    assert (opened.path / "config.json").is_file()
+
+
 @pytest.mark.parametrize("name", ["file", "file/below"])
 def test_a_file_in_the_way_is_named(tmp_path, name):
     """A workdir may be a file, or below one."""

@@ -38,6 +38,7 @@ from seva_jax.training.health import NOTES
 from seva_jax.types import DataError
 
 FORMAT = 3  # of work directories; 0.1 wrote none
+LOGS = "logs"  # folder for what launch/worker.py keeps of what the processes print
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,8 @@ class Workdir:
         if file.exists():
             _refuse_other_config(path, read_json(file), wanted, without_effect(experiment))
         elif self.writes:
-            leftovers = {lock.NAME, "config.json.tmp"}  # of a kill in the lines below
+            # Of a kill in the lines below; logs of a start that failed before it got here.
+            leftovers = {lock.NAME, "config.json.tmp", LOGS}
             if path.is_dir() and any(x.name not in leftovers for x in path.iterdir()):
                 raise DataError(f"{path} is not empty and holds no run; choose another --workdir")
             try:
@@ -202,7 +204,7 @@ class Workdir:
         aside /= str(1 + sum(1 for _ in aside.glob("*")))
         if self.writes:
             aside.mkdir(parents=True)
-            kept = {aside.parent.name, lock.NAME, "config.json", "config.py", "stages.json"}
+            kept = {aside.parent.name, lock.NAME, LOGS, "config.json", "config.py", "stages.json"}
             for entry in [path for path in self.path.iterdir() if path.name not in kept]:
                 entry.rename(aside / entry.name)
             # Last, so that after a kill in between the rest is set aside, too.
