@@ -21,6 +21,7 @@ import hashlib
 import io
 import json
 import logging
+import mimetypes
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ from seva_jax.types import DataError
 
 STAGED = "SEVA_JAX_STAGED"
 SCHEMES = ("gs", "s3", "az", "hf")
+_CONTENT = "application/octet-stream"
 _AHEAD = 4 * 2**20  # bytes that are read at a time from an open object
 
 
@@ -266,8 +268,11 @@ class StorePath(gpath.PosixGPath):
 
     @override
     def write_bytes(self, data: bytes) -> int:
+        more = {}
+        if str(self).startswith("gs://"):  # so that a browser shows a page
+            more = {"content_type": mimetypes.guess_type(self.name)[0] or _CONTENT}
         with self._into_bucket():
-            self._do(self._fs.pipe_file, str(self), bytes(data))
+            self._do(self._fs.pipe_file, str(self), bytes(data), **more)
         return len(data)
 
     @contextlib.contextmanager
