@@ -8,7 +8,6 @@ import dataclasses
 import sys
 
 import gcsfs
-import helpers_gcs
 import pytest
 import test_evaluate
 from helpers_judge import chat, server
@@ -36,24 +35,6 @@ from seva_jax.runtime.loggers import LoggedRun, TensorBoard, WandB
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.stores import as_path, upload
 from seva_jax.types import DataError
-
-
-# TEMP
-@pytest.fixture(scope="module")
-def url_():
-    with helpers_gcs.emulator() as url:
-        yield url
-
-
-@pytest.fixture
-def bucket(url_, monkeypatch, request):
-    from seva_jax.runtime import stores
-    for k, v in helpers_gcs.environment(url_).items():
-        monkeypatch.setenv(k, v)
-    gcsfs.GCSFileSystem.clear_instance_cache()
-    stores._filesystem.cache_clear()
-    return as_path(f"gs://bucket/{request.node.name.partition('[')[0]}")
-# TEMP END
 
 
 def download(remote, local):
