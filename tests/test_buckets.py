@@ -10,15 +10,18 @@ import sys
 import gcsfs
 import pytest
 import test_evaluate
+from helpers_gcs import download
 from helpers_judge import chat, server
 from helpers_report import write_run
 from test_evaluate import Parrot, written
 from test_loggers import PAIR, FakeWandB, events
 
+from seva_jax import train
 from seva_jax.config.base_models import Checkpoint
 from seva_jax.config.command_line import load_experiment
 from seva_jax.config.config_files import read_config, read_suites
 from seva_jax.config.experiment import Experiment, check
+from seva_jax.config.rounds import Iterations, runs_of
 from seva_jax.config.source import flatten, to_source
 from seva_jax.evals import read_result
 from seva_jax.evals.endpoint import OpenAICompatible
@@ -35,13 +38,6 @@ from seva_jax.runtime.loggers import LoggedRun, TensorBoard, WandB
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.stores import as_path, upload
 from seva_jax.types import DataError
-
-
-def download(remote, local):
-    """Copies a folder from the bucket as `gcloud storage cp --recursive` does."""
-    for name in remote.below():
-        (remote / name).download(local / name)
-    return local
 
 
 # --- configs and suites ---------------------------------------------------------------------------
@@ -225,6 +221,24 @@ def test_runs_in_a_bucket_are_compared_like_those_on_a_disk(bucket, tmp_path, ca
         compare_runs(["--runs", f"{bucket}/no/*"])
 
 
+def test_rounds_in_a_bucket_have_a_page_beside_them(bucket, tmp_path, monkeypatch, capsys):
+    runs = runs_of(Experiment(workdir=f"{bucket}/rounds", curriculum=Iterations(2)))
+    seen = []
+
+    def run(config, siblings, table):
+        seen.append((config.workdir, [str(path) for path in siblings]))
+        upload(write_run(tmp_path, "run", len(seen)), as_path(config.workdir))
+
+    monkeypatch.setattr(train, "run", run)
+    train.run_all(runs, [as_path(run.workdir) for run in runs])
+    first, second = f"{bucket}/rounds/1", f"{bucket}/rounds/2"
+    assert seen == [(first, [second]), (second, [first])]
+    assert "2 rounds compared" in (bucket / "rounds" / "rounds.html").read_text()
+    shown = capsys.readouterr().out
+    assert f"=== round 2 of 2: {second} ===" in shown
+    assert f"all rounds: {bucket}/rounds/rounds.html\n        https://storage" in shown
+
+
 def test_a_browser_is_told_that_a_page_is_html(bucket):
     (bucket / "report.html").write_text("<p>")
     assert gcsfs.GCSFileSystem().info(f"{bucket}/report.html")["contentType"] == "text/html"
@@ -237,7 +251,9 @@ def test_the_end_names_the_bucket(bucket):
     assert lines[3] == f"report: {bucket}/report.html"
     assert lines[5] == f"        or copy it: gcloud storage cp {bucket}/report.html ."
     assert hide_home("\n".join(lines)) == "\n".join(lines)
-    assert how_to_open(as_path("s3://bucket/x.html")).endswith("(copy it to this machine to open it)")
+    assert how_to_open(as_path("s3://bucket/x.html")).endswith(
+        "(copy it to this machine to open it)"
+    )
 
 
 # --- loggers --------------------------------------------------------------------------------------
@@ -250,7 +266,9 @@ def scalars(folder, tag):
         for record in events(file):
             if record.HasField("session_log"):
                 shown = {step: value for step, value in shown.items() if step < record.step}
-            shown |= {record.step: v.simple_value for v in record.summary.value if v.tag == tag}
+            values = [v.simple_value for v in record.summary.value if v.tag == tag]
+            if values:
+                shown[record.step] = values[0]
     return shown
 
 
@@ -272,13 +290,14 @@ def test_tensorboard_in_a_bucket_is_complete_after_a_kill(bucket, monkeypatch):
         write(killed, step)
         monkeypatch.setattr(loggers, "_COPY_EVERY_S", 1e9)
     board = run.folder / "tensorboard"
-    assert scalars(board / "align", "loss") == {1: 0.5, 2: 1.0}  # not the last: it was killed
+    assert scalars(board / "align", "loss").items() <= {1: 0.5, 2: 1.0}.items()  # was killed
     resumed = TensorBoard().open(run)
     for step in (3, 4):
         write(resumed, step)
     resumed.close()
     assert scalars(board / "align", "loss") == {1: 0.5, 2: 1.0, 3: 1.5, 4: 2.0}
     assert len(list((board / "pairs").iterdir())) == 1
+    loggers._TensorBoardWriter.close(killed)
 
 
 def test_wandb_logs_a_run_in_a_bucket_online_only(bucket, monkeypatch):

@@ -1,6 +1,7 @@
-"""No path that a user may give becomes a `pathlib.Path`, which turns gs://bucket into gs:/bucket."""
+"""No path that a user gives becomes a `pathlib.Path`, which turns gs://bucket into gs:/bucket."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ WHOLE = ("runtime/stores.py",)  # makes paths of either kind
 LOCAL = {
     ("config/config_files.py", "spec.origin"): "a module of this interpreter",
     ("config/source.py", "sys.modules[top].__file__ or file"): "a module of this interpreter",
-    ("runtime/loggers.py", "self._own.name"): "a temporary folder",
 }
 # Functions of `shutil` and `os` that know local files only, by file.
 LOCAL_CALLS = {
@@ -77,11 +77,13 @@ def problems(source, file):
                 values = [*node.args, *(keyword.value for keyword in node.keywords)]
                 if "Path" in map(ast.unparse, values):
                     yield f"{where}{name}() makes a Path of a user's text"
-        # Command lines make their fields from text.
-        if isinstance(node, ast.ClassDef) and (file.startswith("bench/") or "__main__" in file):
-            for field in node.body:
-                if isinstance(field, ast.AnnAssign) and "Path" in ast.unparse(field.annotation):
-                    yield f"{where}the option {ast.unparse(field)} would be a Path; take a str"
+        if file.startswith("bench/") or "__main__" in file:  # makes options from text
+            fields = node.body if isinstance(node, ast.ClassDef) else []
+            options = [x for x in fields if isinstance(x, ast.AnnAssign)]
+            annotated = isinstance(node, ast.Assign) and "Annotated[" in ast.unparse(node.value)
+            for option in [*options, *([node] if annotated else [])]:
+                if re.search(r"\bPath\b", ast.unparse(option)):
+                    yield f"{where}the option {ast.unparse(option)} would be a Path; take a str"
 
 
 def test_every_path_of_a_user_may_be_in_a_bucket():
@@ -113,6 +115,7 @@ def test_every_exception_is_needed():
         ("os.path.join(a, b)", "os.path.join() knows local files only"),
         ("shutil.copytree(a, b)", "shutil.copytree() knows local files only"),
         ("class Options:\n    out: Path | None = None", "take a str"),
+        ("_Out = Annotated[Path, tyro.conf.Positional]", "take a str"),
         ("Path('~').expanduser()", ""),
         ("Path(__file__).parent", ""),
         ("Path(f'/proc/{pid}/stat')", ""),

@@ -9,13 +9,10 @@ messages and recorded configs name it by its URL.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import importlib.util
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +21,7 @@ from typing import Any
 from seva_jax.config.experiment import Experiment
 from seva_jax.evals import Suite
 from seva_jax.runtime.paths import expand_home
-from seva_jax.runtime.stores import ObjectStat, as_path, is_remote
+from seva_jax.runtime.stores import ObjectStat, as_path, is_remote, scratch_folder
 from seva_jax.types import DataError
 
 MODULE_PREFIX = "seva_jax_config_"  # of the modules of config files, before the file's name
@@ -170,9 +167,8 @@ def _on_disk(folder: Path) -> Path:
 
 @functools.cache
 def _copied(folder: str, files: tuple[tuple[str, ObjectStat], ...]) -> Path:
-    """Copies files, which are copied again when they have changed; removed when Python ends."""
-    copy = Path(tempfile.mkdtemp(prefix="seva_jax_config_")).resolve()  # as `files_in` has it
-    atexit.register(shutil.rmtree, copy, ignore_errors=True)
+    """Copies files to a folder on this machine, once for what they hold now."""
+    copy = scratch_folder("config")
     for name, _ in files:
         (copy / name).write_bytes((as_path(folder) / name).read_bytes())
     _COPIES[str(copy)] = folder

@@ -9,7 +9,6 @@ config asks for them.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from typing_extensions import override
 from seva_jax.runtime.files import write_text
 from seva_jax.runtime.paths import short_path
 from seva_jax.runtime.run_records import read_metrics
-from seva_jax.runtime.stores import is_remote, upload
+from seva_jax.runtime.stores import is_remote, scratch_folder, upload
 from seva_jax.types import DataError
 
 _COPY_EVERY_S = 30.0  # event files into a bucket
@@ -193,8 +192,7 @@ class _RemoteTensorBoardWriter(_TensorBoardWriter):
     """
 
     def __init__(self, folder: Path) -> None:
-        self._own = tempfile.TemporaryDirectory(prefix="seva_jax_tensorboard_")
-        super().__init__(Path(self._own.name))
+        super().__init__(scratch_folder("tensorboard"))
         self._remote, self._copied_s = folder, time.monotonic()
 
     @override
@@ -220,7 +218,6 @@ class _RemoteTensorBoardWriter(_TensorBoardWriter):
     def close(self) -> None:
         super().close()
         self._copy()
-        self._own.cleanup()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,7 +259,7 @@ class WandB(Logger):
             write_text(file, uuid.uuid4().hex[:12] + "\n")
         folder = run.folder
         if is_remote(folder):  # what stays there of an online run is only wandb's own log
-            folder = Path(tempfile.mkdtemp(prefix="seva_jax_wandb_"))
+            folder = scratch_folder("wandb")
         try:
             opened = wandb.init(
                 project=self.project,

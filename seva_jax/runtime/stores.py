@@ -13,6 +13,7 @@ auth application-default login`, or the service account of a VM or pod.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import fnmatch
@@ -24,6 +25,7 @@ import logging
 import mimetypes
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -184,6 +186,17 @@ def local_copy(path: Path) -> Path:
         finally:
             aside.unlink(missing_ok=True)
     return copy
+
+
+def scratch_folder(name: str) -> Path:
+    """Returns a new folder on this machine, which is removed when Python ends.
+
+    Args:
+        name: what it is for; its name begins with it.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=f"seva_jax_{name}_")).resolve()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 class StorePath(gpath.PosixGPath):
