@@ -39,7 +39,6 @@ from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.stores import as_path, upload
 from seva_jax.types import DataError
 
-
 # --- configs and suites ---------------------------------------------------------------------------
 
 CLASS = (
@@ -205,10 +204,10 @@ def test_runs_in_a_bucket_are_compared_like_those_on_a_disk(bucket, tmp_path, ca
     compare_runs(["--runs", *map(str, local), "--out", str(tmp_path / "local.html")])
     capsys.readouterr()
     compare_runs(["--runs", *map(str, remote), "--out", str(page)])
+    address = "storage.cloud.google.com/" + str(page)[5:].replace(" ", "%20")
     assert capsys.readouterr().out == (
         f"{page}\n"
-        f"        https://storage.cloud.google.com/{str(page)[5:].replace(' ', '%20')} in a browser "
-        "that is signed in,\n"
+        f"        https://{address} in a browser that is signed in,\n"
         f"        or copy it: gcloud storage cp '{page}' .\n"
     )
     assert page.read_text() == (tmp_path / "local.html").read_text()
