@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,7 +22,7 @@ from seva_jax.types import DataError
 PathLike = str | Path
 
 
-def write_records(path: PathLike, records: Iterable[Record]) -> None:
+def write_records(path: PathLike, records: Sequence[Record]) -> None:
     """Writes records as JSON lines, one object per line.
 
     Raises:
