@@ -27,8 +27,8 @@ from seva_jax.evals.exact import Unscored
 from seva_jax.evals.files import read_json
 from seva_jax.evals.suite import Benchmark, Questions, base64_loader, read_table, require
 from seva_jax.ranges import FROM_1
-from seva_jax.text.templates import IMAGE_MARKER
 from seva_jax.runtime.files import write_lines
+from seva_jax.text.templates import IMAGE_MARKER
 from seva_jax.types import DataError, Prompt
 
 _CIRCULAR = 1_000_000  # copies of question i with rotated options have the indices i + k * 1e6
