@@ -5,12 +5,11 @@ This is the only place that opens pickles, and only with torch's weights-only re
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from seva_jax.convert.export import other_files
-from seva_jax.convert.files import new_directory, write_json
+from seva_jax.convert.files import copy_file, new_directory, write_json
 from seva_jax.convert.load import INDEX_FILE
 from seva_jax.convert.original import ADAPTER, ADAPTER_OTHERS, read_json
 from seva_jax.runtime.progress import Progress
@@ -56,7 +55,7 @@ def from_bin(directory: Path, out: Path) -> str:
     index = read_json(index_path) if index_path.exists() else None
     with new_directory(out, sum(path.stat().st_size for path in files)) as scratch:
         for path in [*other_files(directory), *safe]:
-            shutil.copyfile(path, scratch / path.name)
+            copy_file(path, scratch / path.name)
         with Progress("convert", len(files), "file") as progress:
             for path in files:
                 tensors = _read(torch, path)
