@@ -5,12 +5,14 @@ The bucket is a real emulator of Cloud Storage. Exports to a bucket are in `test
 
 import itertools
 import json
+import math
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from helpers_adapters import write_adapter
 from helpers_damage import DAMAGES
 from helpers_llava import random_params, their_tensors, write_llava, write_original
 from helpers_run import environment
+from jax.sharding import NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 from test_convert import split
 from tiny_models import TINY_HF
@@ -27,6 +30,7 @@ from seva_jax.config import Checkpoint
 from seva_jax.convert import (
     load_params,
     lora_of,
+    placing,
     read_adapter,
     read_llava_config,
     read_lora,
@@ -139,6 +143,10 @@ def test_the_original_layout(tmp_path, bucket):
     assert image_processing(remote, clip) == image_processing(local, tmp_path / "clip")
     ids = [load_tokenizer(d, original=True)("w1 w2 <image> w3").input_ids for d in (local, remote)]
     assert ids[0] == ids[1]
+    assets = Checkpoint(str(remote), str(clip)).assets()
+    expected = Checkpoint(str(local), str(tmp_path / "clip")).assets()
+    assert (assets.config, assets.processing) == (expected.config, expected.processing)
+    assert tokenizer_facts(assets.tokenizer) == tokenizer_facts(expected.tokenizer)
     fields = json.loads((local / "config.json").read_text())
     for named, expected_place in (
         (str(clip), clip),
@@ -164,8 +172,6 @@ def test_tokenizer_processor_and_special_tokens(local, bucket, monkeypatch):
     assert tokenizer.name_or_path == str(remote)
     assert read_special_tokens(remote) == read_special_tokens(local)
     assert image_processing(remote, None) == image_processing(local, None)
-    assets, expected = Checkpoint(str(remote)).assets(), Checkpoint(str(local)).assets()
-    assert (assets.config, assets.processing) == (expected.config, expected.processing)
     # Weights are not copied to the disk. A second time nothing is read, unless it has changed.
     copies = staged.local_folder(remote, (".json",))
     assert not list(copies.parent.rglob("*.safetensors"))
@@ -286,6 +292,32 @@ def launch(url, processes, devices, *mesh):
     lines = re.findall(r"RESULT (.*)", done.stdout)
     assert len(lines) == processes
     return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 32), (3, 16, 32), (8, 16, 32), (3, 5, 7)])
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2), (2, 4, 1), (2, 1, 4), (8, 1, 1), (1, 1, 8)])
+def test_what_is_read_and_exchanged_has_the_bits_of_what_is_wanted(shape, mesh):
+    """The exchange of several processes, on the devices of one: also NaNs and negative zeros."""
+    wanted = NamedSharding(MeshShape(*mesh).make(), PartitionSpec(None, "fsdp", "tensor"))
+    if shape[1] % 2:
+        wanted = NamedSharding(wanted.mesh, PartitionSpec())
+    reading = placing.spread(wanted, shape, (0, 2))
+    bits = np.random.default_rng(0).integers(2**16, size=shape).astype(np.uint16)
+    exchange = placing._exchange(np.dtype(jnp.bfloat16), reading, wanted, 3)
+    array = exchange(jax.device_put(bits, reading))
+    assert array.sharding == wanted
+    np.testing.assert_array_equal(np.asarray(array).view(np.uint16), bits)
+    parts = reading.devices_indices_map(shape).values()
+    if shape[1] % 2 == 0:  # every device reads something else
+        assert len({str(part) for part in parts}) == 8
+    # Parts are exchanged; no device gets the whole array, unless it wants it.
+    text = exchange.lower(jax.device_put(bits, reading)).compile().as_text()
+    sizes = [
+        math.prod(map(int, dims.split(",")))
+        for dims in re.findall(r"= u16\[([\d,]+)\]\S* (?:all-gather|all-reduce)", text)
+    ]
+    share = max(math.prod(shape) // (mesh[1] * mesh[2]), 1)
+    assert all(size <= share for size in sizes) or wanted.is_fully_replicated, text
 
 
 @pytest.mark.slow
