@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seva_jax.runtime.files import write_json, write_lines, write_text
+from seva_jax.evals.files import write_records
+from seva_jax.runtime.files import write_json, write_text
 from seva_jax.types import Prompt
 
 LETTERS = "ABCDEFGHIJ"
@@ -72,7 +73,7 @@ def llava_line(answer: Answer, model_id: str, **more: Any) -> dict[str, Any]:
 
 def write_llava(path: Path, model_id: str, answers: Sequence[Answer]) -> None:
     """Writes LLaVA's answer file in the given order, because some scorers align by order."""
-    write_lines(path, (llava_line(answer, model_id) for answer in answers))
+    write_records(path, (llava_line(answer, model_id) for answer in answers))
 
 
 def write_lmms_log(path: Path, task: str, model_id: str, answers: Sequence[Answer]) -> None:

@@ -20,12 +20,12 @@ from typing_extensions import override
 from seva_jax.evals.answers import Answer
 from seva_jax.evals.base import Ratio, Record
 from seva_jax.evals.chair import Chair
-from seva_jax.evals.files import read_json, read_objects, read_text
+from seva_jax.evals.files import read_json, read_objects, read_text, write_records
 from seva_jax.evals.judge import Judge, Judged, Verdict
 from seva_jax.evals.suite import Benchmark, Questions, require
 from seva_jax.evals.suites.judged import NoJudge, scored_if_judged
 from seva_jax.ranges import FROM_0, FROM_1
-from seva_jax.runtime.files import write_lines
+from seva_jax.runtime.stores import as_path
 from seva_jax.text.mentions import with_plurals
 from seva_jax.types import DataError, Prompt
 
@@ -119,7 +119,7 @@ class CocoChair(Benchmark):
     def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
         super().write_answers(folder, model_id, answers)
         lines = ({"image_id": a.question_id, "caption": a.text} for a in answers)
-        write_lines(folder / "captions.jsonl", lines)
+        write_records(folder / "captions.jsonl", lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,7 @@ class Shr(Benchmark):
 
     @override
     def open(self) -> Questions:
-        folder, genome = Path(self.folder), Path(self.vg_folder)
+        folder, genome = as_path(self.folder), as_path(self.vg_folder)
         chosen = str(folder / "val_images_final.json")
         facts_files = [str(folder / f"shr_factual_part{part}.jsonl") for part in (1, 2)]
         data, regions = (str(genome / f"{x}.json") for x in ("image_data", "region_descriptions"))

@@ -24,10 +24,9 @@ from seva_jax.evals.choice import (
     with_options,
 )
 from seva_jax.evals.exact import Unscored
-from seva_jax.evals.files import read_json
+from seva_jax.evals.files import read_json, write_records
 from seva_jax.evals.suite import Benchmark, Questions, base64_loader, read_table, require
 from seva_jax.ranges import FROM_1
-from seva_jax.runtime.files import write_lines
 from seva_jax.text.templates import IMAGE_MARKER
 from seva_jax.types import DataError, Prompt
 
@@ -97,7 +96,7 @@ class MMBench(Benchmark):
             chars = list(LETTERS[: len(options)])
             more = {"options": options, "option_char": chars, "round_id": round_id}
             lines.append(llava_line(answer, model_id, **more))
-        write_lines(folder / "answers.jsonl", lines)
+        write_records(folder / "answers.jsonl", lines)
         write_tsv(folder / "submission.tsv", answers, super().columns)
 
     @override
@@ -179,7 +178,7 @@ class SeedBench(Benchmark):
     def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
         super().write_answers(folder, model_id, answers)
         lines = ({"question_id": a.question_id, "prediction": a.text} for a in answers)
-        write_lines(folder / "seed.jsonl", lines)
+        write_records(folder / "seed.jsonl", lines)
 
 
 @dataclasses.dataclass(frozen=True)

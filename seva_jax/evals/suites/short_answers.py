@@ -17,12 +17,13 @@ from typing_extensions import override
 from seva_jax.evals.answers import Answer
 from seva_jax.evals.base import Ratio, Record, each_category, meta_fields
 from seva_jax.evals.exact import ExactAnswer
-from seva_jax.evals.files import read_json, read_objects
+from seva_jax.evals.files import read_json, read_objects, write_records
 from seva_jax.evals.pope import SHORT_ANSWER_SUFFIX, AnswerParser, LlavaParser, Pope, load_pope
 from seva_jax.evals.suite import Benchmark, Questions, require
 from seva_jax.evals.vqa import Vqa
 from seva_jax.ranges import FROM_1
-from seva_jax.runtime.files import write_json, write_lines
+from seva_jax.runtime.files import write_json
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError, Prompt
 
 _SETS = ("random", "popular", "adversarial")
@@ -72,7 +73,7 @@ class PopeSets(Benchmark):
         return self.questions(prompts, Pope(self.name, self.parser, also_words=True), files, notes)
 
     def _file(self, category: str) -> str:
-        found = sorted(Path(self.folder).glob(f"*pope*_{category}.json"))
+        found = sorted(as_path(self.folder).glob(f"*pope*_{category}.json"))
         if len(found) != 1:
             names = ", ".join(path.name for path in found) or "none"
             raise DataError(
@@ -89,11 +90,11 @@ class PopeSets(Benchmark):
             | meta_fields(a.prompt, "category")
             for a in answers
         )
-        write_lines(folder / "questions.jsonl", questions)
+        write_records(folder / "questions.jsonl", questions)
         for category in self.sets:
             of_set = [a for a in answers if a.prompt.meta["category"] == category]
             lines = ({"question": a.asked, "answer": a.text} for a in of_set)
-            write_lines(folder / f"pope_{category}.jsonl", lines)
+            write_records(folder / f"pope_{category}.jsonl", lines)
 
     @override
     def columns(self, prompt: Prompt) -> dict[str, str]:
