@@ -34,7 +34,7 @@ def test_measures_and_prints(checkpoint, capsys, monkeypatch):
     size = sum(f.stat().st_size for f in checkpoint.glob("*.safetensors"))
     found = bench.measure("ours", checkpoint)
     assert found.result > 0.9 * size  # more where devices hold copies
-    options = bench.LoadBench(dir=checkpoint, hf=False)
+    options = bench.LoadBench(dir=str(checkpoint), hf=False)
     bench.run_load(options)
     assert "above, GiB" in capsys.readouterr().out
     monkeypatch.setattr(bench, "_LIMIT_GIB", -1e9)

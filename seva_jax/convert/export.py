@@ -9,7 +9,7 @@ of layout (`rewrite.py`), adapters alone (`peft.py`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -48,15 +48,16 @@ def patched_copy(source: Source, out: Path) -> str:
     """
     tensors = read_headers(source.directory, source.tower)
     changed = [row for row in TABLE if changes(source, row)]
-    files = {path: Path(path.name) for path in _copied(source.directory, tensors)}
-    moved, folder = False, Path(TOWER)
+    files = {path: PurePosixPath(path.name) for path in _copied(source.directory, tensors)}
+    moved, folder = False, PurePosixPath(TOWER)
     if source.tower:
         inside = tower_inside(source)
         outside = {t.path.parent for t in tensors.values()} - {source.directory}
         trained = any(row.ours.startswith("vision") for row in changed)
         moved = inside or (bool(outside) and trained)
         if inside:
-            folder = Path(str(source.tower.resolve().relative_to(source.directory.resolve())))
+            inner = source.tower.resolve().relative_to(source.directory.resolve())
+            folder = PurePosixPath(inner.as_posix())
         if moved:
             files |= {path: folder / path.name for path in _copied(source.tower, tensors)}
     with new_directory(out, sum(path.stat().st_size for path in files)) as scratch:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 import jax
@@ -289,7 +289,7 @@ def _list_files(directory: Path) -> tuple[list[str], Mapping[str, str] | None]:
         raise DataError(f"{path} has no weight_map: fetch it again")
     for name in weight_map.values():
         # The index is not trusted: it must not name files outside of its directory.
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or PurePath(name).name != name:
             raise DataError(f"{path} names the file {name!r}, which is not in its own directory")
         if not name.endswith(".safetensors"):
             raise DataError(f"{path} names {name}, but only safetensors files are read")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from seva_jax.images.preprocess import ImageProcessing
@@ -129,15 +129,15 @@ def tower_directory(directory: Path, vision_tower: str | Path | None = None) -> 
 
 def _places(directory: Path, named: str) -> list[Path]:
     """Returns where the CLIP directory may be that a checkpoint's config.json names."""
-    own = directory / Path(named).name  # of a directory that was moved after `to-llava`
+    own = directory / PurePath(named).name  # of a directory that was moved after `to-llava`
     if "://" in named:
         with contextlib.suppress(DataError):
             return [as_path(named), own]
         return [own]
     if is_remote(directory):  # nothing in a bucket names files of this machine
-        inside = not Path(named).is_absolute() and ".." not in Path(named).parts
+        inside = not PurePath(named).is_absolute() and ".." not in PurePath(named).parts
         return [directory / named, own] if inside else [own]
-    return [directory / named, Path(named), own]
+    return [directory / named, as_path(named), own]
 
 
 def pads_images(directory: Path) -> bool:

@@ -6,14 +6,12 @@ What does not live here: a copy of one large file (`stores.local_copy`).
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from seva_jax.runtime.stores import STAGED, StorePath, is_remote
+from seva_jax.runtime.stores import StorePath, is_remote, remove, staging_folder
 
 
 def local_folder(path: Path, endings: Sequence[str]) -> Path:
@@ -41,7 +39,7 @@ def local_folder(path: Path, endings: Sequence[str]) -> Path:
     # Stores without digests have times or generations.
     facts = [(n, s.st_size, s.digest) if s.digest else (n, str(path), *s) for n, s in files.items()]
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
-    root = Path(os.environ.get(STAGED) or Path.home() / ".cache" / "seva_jax" / "staged")
+    root = staging_folder()
     copy = root / key
     if not files or copy.is_dir():
         return copy
@@ -58,5 +56,5 @@ def local_folder(path: Path, endings: Sequence[str]) -> Path:
         if not copy.is_dir():
             raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
     return copy
