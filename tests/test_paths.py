@@ -21,6 +21,9 @@ LOCAL = {
 LOCAL_CALLS = {
     ("runtime/files.py", "os.open"): "synchronises local files",
     ("runtime/files.py", "os.truncate"): "cuts a local file; lines in a store are parts",
+    ("convert/files.py", "shutil.copyfile"): "copies a local file",
+    ("convert/files.py", "shutil.rmtree"): "removes what a local export left",
+    ("convert/tensors.py", "os.truncate"): "writes a temporary file",
     ("runtime/lock.py", "os.open"): "locks a local file; a store has `claim_remote`",
     ("runtime/lock.py", "os.path.samestat"): "locks a local file",
 }

@@ -174,8 +174,7 @@ def local_copy(path: Path) -> Path:
     facts: ObjectStat = remote.stat()
     kept = (facts.st_size, facts.digest) if facts.digest else (str(path), *facts)
     key = hashlib.sha256(repr(kept).encode()).hexdigest()[:32]
-    folder = Path(os.environ.get(STAGED) or Path.home() / ".cache" / "seva_jax" / "staged")
-    copy = folder / key / path.name
+    copy = staging_folder() / key / path.name
     if not copy.is_file() or copy.stat().st_size != facts.st_size:
         aside = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
         try:
@@ -186,6 +185,11 @@ def local_copy(path: Path) -> Path:
         finally:
             aside.unlink(missing_ok=True)
     return copy
+
+
+def staging_folder() -> Path:
+    """Returns the folder on this machine that keeps copies of objects."""
+    return Path(os.environ.get(STAGED) or Path.home() / ".cache" / "seva_jax" / "staged")
 
 
 def scratch_folder(name: str) -> Path:
