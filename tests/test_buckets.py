@@ -17,6 +17,7 @@ from test_evaluate import Parrot, written
 from test_loggers import PAIR, FakeWandB, events
 
 from seva_jax import train
+from seva_jax.bench.study import num_pairs
 from seva_jax.config.base_models import Checkpoint
 from seva_jax.config.command_line import load_experiment
 from seva_jax.config.config_files import read_config, read_suites
@@ -26,8 +27,10 @@ from seva_jax.config.source import flatten, to_source
 from seva_jax.evals import read_result
 from seva_jax.evals.endpoint import OpenAICompatible
 from seva_jax.evals.judge import Case
+from seva_jax.evals.suites import GQA, PopeSets
 from seva_jax.evaluate import main as evaluate_main
 from seva_jax.evaluate import tables
+from seva_jax.plan.table import write_csv
 from seva_jax.report.__main__ import main as compare_runs
 from seva_jax.report.closing import closing_summary, how_to_open
 from seva_jax.run import evaluations
@@ -161,6 +164,27 @@ def test_answers_and_scores_are_those_of_a_disk(bucket, tmp_path):
     assert read_result(summary, records).name == "gqa"
 
 
+def test_files_of_a_benchmark_are_read_from_a_bucket(bucket, tmp_path):
+    local = test_evaluate.write_files(tmp_path / "files")
+    upload(local, bucket)
+    for folder in (local, bucket):
+        images = {"image_root": f"{folder}/images"}
+        read = [
+            GQA(path=f"{folder}/gqa.json", **images).open(),
+            PopeSets(folder=str(folder), sets=("random",), **images).open(),
+        ]
+        if folder is local:
+            expected = read
+    for there, here in zip(read, expected, strict=True):
+        assert there.prompts == here.prompts
+        assert list(there.files.values()) == list(here.files.values())
+        assert all(name.startswith(f"{bucket}/") for name in there.files)
+    with pytest.raises(DataError, match=f"{bucket}/no must hold one file such as"):
+        PopeSets(folder=f"{bucket}/no", image_root=f"{bucket}/images").open()
+    with pytest.raises(DataError, match=f"image_root '{bucket}/no' is not a folder"):
+        GQA(path=f"{bucket}/gqa.json", image_root=f"{bucket}/no").open()
+
+
 def test_answers_survive_a_kill_in_a_bucket(bucket, tmp_path, monkeypatch):
     suite = test_evaluate.gqa_suite(test_evaluate.write_files(tmp_path / "files"))
     workdir, parrot = Workdir(bucket / "run", True), Parrot()
@@ -236,6 +260,13 @@ def test_rounds_in_a_bucket_have_a_page_beside_them(bucket, tmp_path, monkeypatc
     shown = capsys.readouterr().out
     assert f"=== round 2 of 2: {second} ===" in shown
     assert f"all rounds: {bucket}/rounds/rounds.html\n        https://storage" in shown
+
+
+def test_tables_of_plans_and_studies_in_a_bucket(bucket):
+    write_csv([], bucket / "plan.csv")
+    assert (bucket / "plan.csv").read_text().startswith("model,topology,")
+    write_json(bucket / "run" / "pairs.json", {"pairs": 3})
+    assert num_pairs(f"{bucket}/run") == 3
 
 
 def test_a_browser_is_told_that_a_page_is_html(bucket):
