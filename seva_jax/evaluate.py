@@ -28,6 +28,7 @@ from seva_jax.run.outputs import Outputs
 from seva_jax.run.workdir import instead_of
 from seva_jax.runtime.processes import joined, one_line_errors, say, use_compile_cache
 from seva_jax.runtime.profiler import profiler
+from seva_jax.runtime.stores import as_path, make_folder
 from seva_jax.types import DataError
 
 DESCRIPTION = """Asks a model every question of the chosen suites, scores the answers and writes
@@ -48,14 +49,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--model", default="base")
     parser.add_argument("--suite", nargs="+", default=[])
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out")
     parser.add_argument("--batch-size", type=int)
     flags, rest = parser.parse_known_args(argv)
     aligned = flags.model != "base"
-    if aligned and not (Path(flags.model) / "config.py").is_file():
+    if aligned and not (as_path(flags.model) / "config.py").is_file():
         raise DataError(
             f"--model {flags.model}: neither base nor the work directory of a run (it has no "
-            f"config.py){instead_of(Path(flags.model))}"
+            f"config.py){instead_of(as_path(flags.model))}"
         )
     if aligned:
         rest += ["--config", f"{flags.model}/config.py", "--workdir", flags.model]
@@ -67,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise DataError(f"--batch-size must be at least 1, not {flags.batch_size}")
     with joined(experiment.processes):
         ctx, who = RunContext.open(experiment), "aligned" if aligned else "base"
-        _evaluate(ctx, suites, who, flags.out or ctx.workdir.path, flags.batch_size)
+        out = as_path(flags.out) if flags.out else ctx.workdir.path
+        _evaluate(ctx, suites, who, out, flags.batch_size)
 
 
 def _check(experiment: Experiment, suites: Sequence[Suite]) -> None:
@@ -97,7 +99,7 @@ def _evaluate(
         )
     made = Outputs(ctx)
     workdir = dataclasses.replace(ctx.workdir, path=out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     workdir.claim()
     engine = ctx.engine(made.start if who == "base" else made.aligned)
     if batch_size:

@@ -32,6 +32,7 @@ from seva_jax.convert.processor import image_processing
 from seva_jax.images import ImageProcessing
 from seva_jax.inference.sampler import PromptBatch, generate
 from seva_jax.models import Llava, LlavaConfig
+from seva_jax.runtime.stores import as_path
 from seva_jax.text import Sampling
 from seva_jax.text.tokenizer import load_tokenizer
 from seva_jax.types import DataError
@@ -216,7 +217,7 @@ def from_pretrained(
     """
     if dtype not in _DTYPES:
         raise DataError(f"dtype is {dtype!r}, expected one of {', '.join(_DTYPES)}")
-    directory = Path(directory)
+    directory = as_path(directory)
     config = read_llava_config(directory, vision_tower)
     special = read_special_tokens(directory)
     tower = tower_directory(directory, vision_tower)

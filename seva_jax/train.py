@@ -32,7 +32,7 @@ from seva_jax.config.prior_run import base_fingerprint
 from seva_jax.evals import comparison_rows, format_table, headline_rows
 from seva_jax.models import abstract_params
 from seva_jax.report import write_figures
-from seva_jax.report.closing import closing_summary
+from seva_jax.report.closing import closing_summary, how_to_open
 from seva_jax.report.compare import compare
 from seva_jax.report.run_report import RunPage, logged_pairs, spread, write_run_report
 from seva_jax.run import reference, rollouts
@@ -56,6 +56,7 @@ from seva_jax.run.workdir import Stage
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import joined, one_line_errors, say, use_compile_cache
 from seva_jax.runtime.shutdown import Status
+from seva_jax.runtime.stores import as_path
 from seva_jax.training.health import NotFinite
 from seva_jax.types import DataError
 
@@ -194,12 +195,12 @@ def run_all(
         if len(runs) > 1:
             gc.collect()  # the round before has released its memory
             say(f"\n=== round {number} of {len(runs)}: {config.workdir} ===")
-        run(config, [path for path in others if path != Path(config.workdir)], table)
+        run(config, [path for path in others if path != as_path(config.workdir)], table)
     if len(runs) > 1:
-        page = Path(runs[0].workdir).parent / "rounds.html"
+        page = as_path(runs[0].workdir).parent / "rounds.html"
         if jax.process_index() == 0:
-            write_figures(compare([Path(config.workdir) for config in runs], "round"), page)
-        say(f"\nall rounds: {page}")
+            write_figures(compare([as_path(config.workdir) for config in runs], "round"), page)
+        say(f"\nall rounds: {page}{how_to_open(page)}")
 
 
 @one_line_errors()
@@ -214,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print("\n".join(map(to_source, chosen)))
             return
         with joined(chosen[0].processes):
-            others = [Path(config.workdir) for runs in plans for config in runs]
+            others = [as_path(config.workdir) for runs in plans for config in runs]
             for runs in plans if flags.only is None else [plans[flags.only]]:
                 if len(chosen) > 1 and len(runs) == 1:
                     say(f"\n=== {runs[0].workdir} ===")

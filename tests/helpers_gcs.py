@@ -53,6 +53,13 @@ def emulator():
             process.kill()
 
 
+def download(remote, local):
+    """Copies a folder of a bucket to a disk, as `gcloud storage cp --recursive` does."""
+    for name in remote.below():
+        (remote / name).download(local / name)
+    return local
+
+
 def make_bucket(url, name):
     """Makes a bucket."""
     request = urllib.request.Request(

@@ -8,7 +8,7 @@ import pytest
 from tiny_models import TINY_HF
 
 from seva_jax.bench import load as bench
-from seva_jax.convert import load, load_params, read_llava_config
+from seva_jax.convert import load_params, read_llava_config, tensors
 from seva_jax.models import Llava, abstract_variables
 from seva_jax.sharding import MeshShape, variable_shardings
 
@@ -34,7 +34,7 @@ def test_measures_and_prints(checkpoint, capsys, monkeypatch):
     size = sum(f.stat().st_size for f in checkpoint.glob("*.safetensors"))
     found = bench.measure("ours", checkpoint)
     assert found.result > 0.9 * size  # more where devices hold copies
-    options = bench.LoadBench(dir=checkpoint, hf=False)
+    options = bench.LoadBench(dir=str(checkpoint), hf=False)
     bench.run_load(options)
     assert "above, GiB" in capsys.readouterr().out
     monkeypatch.setattr(bench, "_LIMIT_GIB", -1e9)
@@ -86,8 +86,8 @@ def test_a_process_reads_only_the_bytes_of_its_devices(checkpoint, monkeypatch):
         mine.append(read(index).nbytes)
         return jnp.zeros(shape, jnp.bfloat16)
 
-    CountingFile.original, CountingFile.num_bytes = load.safe_open, 0
-    monkeypatch.setattr(load, "safe_open", CountingFile)
+    CountingFile.original, CountingFile.num_bytes = tensors.safe_open, 0
+    monkeypatch.setattr(tensors, "safe_open", CountingFile)
     monkeypatch.setattr(jax, "make_array_from_callback", first_device_only)
     params = load_params(checkpoint, TINY_HF, jnp.bfloat16, shardings)
     assert CountingFile.num_bytes == sum(mine)

@@ -3,14 +3,13 @@
 import contextlib
 import dataclasses
 import json
-import pickle
-import struct
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers_damage import DAMAGES, entry, header
 from helpers_llava import random_params, their_tensors, write_llava
 from safetensors.numpy import save_file
 from tiny_models import TINY_HF
@@ -229,43 +228,7 @@ def test_a_tied_head_has_to_be_the_embedding(directory, tensors):
     assert "[8, 16] in model.safetensors, expected [40, 16]" in refused(directory, config)
 
 
-def header(fields, data=b""):
-    text = json.dumps(fields).encode()
-    return struct.pack("<Q", len(text)) + text + data
-
-
-def entry(shape, start, end):
-    return {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
-
-
-# One name twice in the header, for different bytes.
-TWICE = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
-TWICE += b'"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'
-TWICE = struct.pack("<Q", len(TWICE)) + TWICE + bytes(8)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda good: good[:-4],
-        lambda good: good + b"more",
-        lambda good: b"",
-        lambda good: pickle.dumps({"weight": list(range(100))}),
-        lambda good: b"PK\x03\x04" + bytes(100),  # a torch .bin, renamed
-        lambda good: struct.pack("<Q", 2**62) + b"{}",
-        lambda good: header({"a": entry([4], 0, 16), "b": entry([4], 8, 24)}, bytes(24)),
-        lambda good: header({"a": entry([4], -16, 0)}, bytes(16)),
-        lambda good: header({"a": entry([400], 0, 16)}, bytes(16)),
-        lambda good: header({"a": entry([4], 0, 1600)}, bytes(16)),
-        lambda good: header({"a": entry([4], 0, 16), "b": entry([4], 32, 48)}, bytes(48)),  # a hole
-        lambda good: header({"a": entry([2**62, 4], 0, 16)}, bytes(16)),
-        lambda good: header({"a": entry([-4], 0, 16)}, bytes(16)),
-        lambda good: header({"a": entry([4], 0, 16) | {"dtype": "X32"}}, bytes(16)),
-        lambda good: TWICE,
-        lambda good: struct.pack("<Q", 200_003) + b'{"a":' + b"[" * 99_999 + b"]" * 99_999,
-        lambda good: struct.pack("<Q", 8) + b"\xff" * 8,
-    ],
-)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_and_hostile_files(directory, damage):
     path = directory / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))

@@ -17,6 +17,7 @@ from seva_jax.bench.refill import RefillBench, run_refill
 from seva_jax.bench.sample import SampleBench, run_sample
 from seva_jax.bench.scaling import ScalingBench, run_scaling
 from seva_jax.bench.step import StepBench, run_step
+from seva_jax.bench.store import StoreBench, run_store
 from seva_jax.runtime.processes import one_line_errors, use_compile_cache
 
 _BENCHES: dict[str, tuple[type, Callable[[Any], None]]] = {
@@ -30,6 +31,7 @@ _BENCHES: dict[str, tuple[type, Callable[[Any], None]]] = {
     "sample": (SampleBench, run_sample),
     "scaling": (ScalingBench, run_scaling),
     "step": (StepBench, run_step),
+    "store": (StoreBench, run_store),
 }
 
 

@@ -26,7 +26,8 @@ from seva_jax.corrupt import DiffusionNoise
 from seva_jax.objectives import Supervised
 from seva_jax.pairs import PairBuilder
 from seva_jax.ranges import FROM_0
-from seva_jax.runtime.files import write_json
+from seva_jax.runtime.files import write_json, write_text
+from seva_jax.runtime.stores import as_path
 from seva_jax.train import run
 from seva_jax.types import Comparison, Rollout
 
@@ -93,11 +94,11 @@ def cells(seed: int, out: Path) -> dict[str, Experiment]:
 
 def run_study(study: EvidenceStudy) -> None:
     """Runs the cells that are not finished, then prints and writes the tables."""
-    out = Path(study.out)
+    out = as_path(study.out)
     if not study.tables_only:
         for seed in study.seeds:
             experiments = cells(seed, out)
-            source = Path(experiments[MAIN].workdir)
+            source = as_path(experiments[MAIN].workdir)
             for name, experiment in experiments.items():
                 print(f"\n=== seed {seed}: {name} ===", flush=True)
                 run(experiment, [source])
@@ -107,7 +108,7 @@ def run_study(study: EvidenceStudy) -> None:
     values = {seed: _read(cells(seed, out)) for seed in finished}
     text = tables(values)
     print("\n" + text)
-    (out / "evidence.md").write_text(text, encoding="utf-8")
+    write_text(out / "evidence.md", text)
     write_json(out / "evidence.json", values)
 
 

@@ -34,6 +34,7 @@ from seva_jax.convert.hf_config import llava_config_fields
 from seva_jax.convert.load import leaves_by_path
 from seva_jax.convert.table import TABLE
 from seva_jax.models import Llava, LlavaConfig, abstract_params, abstract_variables
+from seva_jax.runtime.stores import as_path, is_remote, remove
 from seva_jax.sharding import MeshShape, variable_shardings
 from seva_jax.types import DataError
 
@@ -46,15 +47,15 @@ class LoadBench:
     """Time and host memory of loading a checkpoint; fails if ours peaks 3 GiB above the result.
 
     Attributes:
-        dir: directory of the checkpoint, which is kept and reused; None takes a temporary one.
-            LLaVA-1.5-7B takes 14 GB.
+        dir: local directory of the checkpoint, which is kept and reused; empty takes a temporary
+            one. LLaVA-1.5-7B takes 14 GB.
         layers: language layers; fewer make a quick check of the same code.
         devices: fake CPU devices over which ours shards the parameters ("fsdp").
         rounds: processes of each side.
         hf: measure transformers, too.
     """
 
-    dir: Path | None = None
+    dir: str = ""
     layers: int = 32
     devices: int = 1
     rounds: int = 1
@@ -79,7 +80,9 @@ class Loaded(NamedTuple):
 
 def run_load(bench: LoadBench) -> None:
     """Writes the checkpoint if needed, loads it in child processes and prints a table."""
-    directory = bench.dir or Path(tempfile.mkdtemp(prefix="seva_jax_load_"))
+    directory = as_path(bench.dir or tempfile.mkdtemp(prefix="seva_jax_load_"))
+    if is_remote(directory):
+        raise DataError(f"{bench.dir} is in a store, which `seva_jax.bench store` measures")
     sides = ("ours", "transformers") if bench.hf else ("ours",)
     loads: dict[str, list[Loaded]] = {side: [] for side in sides}
     try:
@@ -100,8 +103,8 @@ def run_load(bench: LoadBench) -> None:
                     raise DataError(f"loading with {side} failed, see above; --no-hf skips it")
                 loads[side].append(Loaded(*json.loads(child.stdout.splitlines()[-1])))
     finally:
-        if bench.dir is None:
-            shutil.rmtree(directory, ignore_errors=True)
+        if not bench.dir:
+            remove(directory)
     print(machine(["torch", "transformers"] if bench.hf else [], bench.rounds))
     gib = loads["ours"][0].result / 2**30
     print(f"bfloat16, {bench.layers} layers, {gib:.2f} GiB on {bench.devices} CPU devices")
@@ -225,4 +228,4 @@ def _theirs(directory: Path) -> Callable[[], float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]))))
+    print(json.dumps(measure(sys.argv[1], as_path(sys.argv[2]))))

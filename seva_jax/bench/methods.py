@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated
 
 from seva_jax.bench.study import (
@@ -26,7 +25,8 @@ from seva_jax.config.experiment import Experiment
 from seva_jax.config.rounds import runs_of
 from seva_jax.objectives import Supervised
 from seva_jax.ranges import FROM_1
-from seva_jax.runtime.files import write_json
+from seva_jax.runtime.files import write_json, write_text
+from seva_jax.runtime.stores import as_path
 from seva_jax.train import run_all
 from seva_jax.types import DataError
 from seva_jax.worlds import WorldPairs
@@ -81,7 +81,7 @@ def _budgeted(
 ) -> tuple[Experiment, ...]:
     """Returns the runs of one cell: base and questions of the default run, steps for the budget."""
     folder = name.replace(_KNOWN, "-known").replace(": ", "-")
-    workdir = str(Path(study.out) / f"seed{seed}" / folder)
+    workdir = str(as_path(study.out) / f"seed{seed}" / folder)
     shared = dataclasses.replace(
         experiment, evals=tiny.evals, compute=tiny.compute, workdir=workdir
     )
@@ -108,14 +108,14 @@ def run_methods(study: MethodsStudy) -> None:
             if not study.tables_only:
                 print(f"\n=== seed {seed}: {name} ===", flush=True)
                 # Finished stages of other cells of the seed may serve this one.
-                stages = Path(study.out).glob(f"seed{seed}/**/stages.json")
+                stages = as_path(study.out).glob(f"seed{seed}/**/stages.json")
                 try:
                     run_all(runs, sorted(file.parent for file in stages))
                 except DataError as error:
                     without.append(f"{name}, seed {seed}: {error}")
                     print(f"not run: {error}", flush=True)
                     continue
-            last = Path(runs[-1].workdir)
+            last = as_path(runs[-1].workdir)
             if (last / "report.html").exists():
                 first = runs[0]
                 if name == "seva":
@@ -127,8 +127,8 @@ def run_methods(study: MethodsStudy) -> None:
                 values[seed][name] = read_metrics(last, "aligned") | {"pairs": pairs}
     text = table(study, values, bases) + "".join(f"\n- not run: {line}" for line in without)
     print("\n" + text)
-    out = Path(study.out)
-    (out / "methods.md").write_text(text + "\n", encoding="utf-8")
+    out = as_path(study.out)
+    write_text(out / "methods.md", text + "\n")
     write_json(out / "methods.json", values)
 
 

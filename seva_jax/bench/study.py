@@ -15,6 +15,7 @@ import numpy as np
 
 from seva_jax.config.experiment import Experiment
 from seva_jax.runtime.files import read_json
+from seva_jax.runtime.stores import as_path
 from seva_jax.worlds import ShapeWorld
 
 # (evaluation, metric), in the order shown.
@@ -54,13 +55,13 @@ def reseed(experiment: Experiment, seed: int) -> Experiment:
 
 def read_metrics(workdir: str | Path, who: str) -> dict[str, float]:
     """Reads `METRICS` of one model of a run, "base" or "aligned"."""
-    files = {e: Path(workdir) / "evals" / who / f"{e}.json" for e, _ in METRICS}
+    files = {e: as_path(workdir) / "evals" / who / f"{e}.json" for e, _ in METRICS}
     return {f"{e}/{m}": read_json(files[e])["metrics"][m]["value"] for e, m in METRICS}
 
 
 def num_pairs(workdir: str | Path) -> int:
     """Reads the number of pairs of a run."""
-    return read_json(Path(workdir) / "pairs.json")["pairs"]
+    return read_json(as_path(workdir) / "pairs.json")["pairs"]
 
 
 def interval(values: Iterable[float]) -> tuple[float, float]:

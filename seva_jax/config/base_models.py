@@ -7,7 +7,6 @@ Both give an architecture, a tokenizer and an image pipeline (`Assets`). Weights
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated, Any
 
 from typing_extensions import override
@@ -18,6 +17,7 @@ from seva_jax.data import PromptSource
 from seva_jax.images import ImageProcessing
 from seva_jax.models import LlavaConfig, LoraConfig
 from seva_jax.ranges import FROM_1
+from seva_jax.runtime.stores import as_path
 from seva_jax.text import Encoder, Template
 from seva_jax.text.tokenizer import check_tokenizer, load_tokenizer, word_tokenizer
 from seva_jax.training import Optim
@@ -82,7 +82,9 @@ class BaseModel:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint(BaseModel):
-    """A local directory with a LLaVA-1.5 model (config, tokenizer, safetensors).
+    """A directory with a LLaVA-1.5 model (config, tokenizer, safetensors).
+
+    It is on a disk, or in an object store (gs://BUCKET/NAME); so are the other two directories.
 
     Attributes:
         path: the directory, for example a download of llava-hf/llava-1.5-7b-hf or, in the
@@ -121,7 +123,7 @@ class Checkpoint(BaseModel):
             raise DataError("base.path is empty; give the checkpoint directory, --base.path DIR")
         config = read_llava_config(self.path, self.vision_tower)
         self.lora(LoraConfig())  # raises if the adapter cannot be used
-        tower = tower_directory(Path(self.path), self.vision_tower)
+        tower = tower_directory(as_path(self.path), self.vision_tower)
         tokenizer = load_tokenizer(self.path, original=tower is not None)
         check_tokenizer(tokenizer, config.text.vocab_size, config.image_token_id)
         processing = image_processing(self.path, tower, self.pad_to_square)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import tyro
 
@@ -16,6 +15,7 @@ from seva_jax.config.config_files import config_directory, only_experiment, read
 from seva_jax.config.experiment import Experiment, check
 from seva_jax.runtime import shutdown
 from seva_jax.runtime.paths import expand_home
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError
 
 
@@ -51,10 +51,11 @@ def load_experiments(
         SystemExit: an unknown option (with a suggestion), or `--help`.
     """
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--config", type=Path, default=config_directory() / "tiny.py")
+    parser.add_argument("--config", default=config_directory() / "tiny.py")
     parser.add_argument("--print-config", action="store_true")
     parser.add_argument("--only", type=int)
     flags, rest = parser.parse_known_args(argv)
+    flags.config = as_path(flags.config)
     help_text = (
         f"{description}\n\n--config FILE picks a config file (now {flags.config}); every option "
         "below changes one of its fields. --print-config shows the resolved config and stops. "

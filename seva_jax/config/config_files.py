@@ -2,11 +2,15 @@
 
 What lives here: `read_config`, `read_configs` and `read_suites`, with errors that name the file.
 What does not: overrides on the command line (`command_line.py`), writing a config (`source.py`).
+
+A file in an object store is copied to this machine before it runs, with the Python files beside it;
+messages and recorded configs name it by its URL.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
@@ -17,9 +21,11 @@ from typing import Any
 from seva_jax.config.experiment import Experiment
 from seva_jax.evals import Suite
 from seva_jax.runtime.paths import expand_home
+from seva_jax.runtime.stores import ObjectStat, as_path, is_remote, scratch_folder
 from seva_jax.types import DataError
 
 MODULE_PREFIX = "seva_jax_config_"  # of the modules of config files, before the file's name
+_COPIES: dict[str, str] = {}  # folders of config files in stores, by that of their copies
 RECORD_TITLE = "Resolved config of a run, written by seva_jax"  # of configs in work directories
 
 
@@ -93,10 +99,10 @@ def read_suites(where: str) -> list[Suite]:
     Raises:
         DataError: the file is missing, fails or does not give suites; the message names it.
     """
-    path = Path(where)
+    path = as_path(where)
     if not path.is_file():
         try:
-            spec = importlib.util.find_spec(where)
+            spec = None if is_remote(path) else importlib.util.find_spec(where)
         except (ImportError, ValueError):
             spec = None
         if spec is None or spec.origin is None:
@@ -104,7 +110,7 @@ def read_suites(where: str) -> list[Suite]:
                 f"there is no suite file and no module {where}; give a Python file with "
                 "get_suites()"
             )
-        path = Path(spec.origin)
+        path = Path(spec.origin)  # a module of this interpreter
 
     def get(module: ModuleType) -> list[Any]:
         if not hasattr(module, "get_suites"):
@@ -121,13 +127,14 @@ def read_suites(where: str) -> list[Suite]:
 
 def _run_file(path: Path, get: Callable[[ModuleType], list[Any]]) -> list[Any]:
     """Runs a Python file and returns `get` of its module; errors of either name the file."""
-    spec = importlib.util.spec_from_file_location(MODULE_PREFIX + path.stem, path)
+    file = _on_disk(path.parent) / path.name
+    spec = importlib.util.spec_from_file_location(MODULE_PREFIX + path.stem, file)
     if spec is None or spec.loader is None:
         raise DataError(f"config file {path} is not Python; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses defined in the file look up their types
     try:
-        with files_in(path.parent):  # variants import the config they vary
+        with files_in(file.parent):  # variants import the config they vary
             spec.loader.exec_module(module)
             return get(module)
     except DataError as error:
@@ -150,10 +157,36 @@ def _names_old_module(module: ModuleType, error: Exception) -> bool:
     )
 
 
+def _on_disk(folder: Path) -> Path:
+    """Returns a folder of config files, or a copy of its Python files if it is in a store."""
+    if not is_remote(folder):
+        return folder
+    files = [path for path in folder.iterdir() if path.suffix == ".py"]
+    return _copied(str(folder), tuple((path.name, path.stat()) for path in files))
+
+
+@functools.cache
+def _copied(folder: str, files: tuple[tuple[str, ObjectStat], ...]) -> Path:
+    """Copies files to a folder on this machine, once for what they hold now."""
+    copy = scratch_folder("config")
+    for name, _ in files:
+        (copy / name).write_bytes((as_path(folder) / name).read_bytes())
+    _COPIES[str(copy)] = folder
+    return copy
+
+
+def origin(path: str) -> str:
+    """Returns the URL of what a copied config file, or its folder, is a copy of; else the path."""
+    for copy, folder in _COPIES.items():
+        if path == copy or path.startswith(f"{copy}/"):
+            return folder + path.removeprefix(copy)
+    return path
+
+
 @contextlib.contextmanager
 def files_in(folder: str | Path) -> Iterator[None]:
     """Lets the body import the Python files of a folder, before others of the same names."""
-    sys.path.insert(0, str(Path(folder).expanduser().resolve()))
+    sys.path.insert(0, str(_on_disk(as_path(folder).expanduser()).resolve()))
     try:
         yield
     finally:
@@ -166,9 +199,9 @@ def config_module(path: str | Path) -> ModuleType:
     Raises:
         DataError: the file is missing or fails.
     """
-    path = Path(path).expanduser()
+    path = as_path(path).expanduser()
     module = sys.modules.get(MODULE_PREFIX + path.stem)
-    if module is not None and module.__file__ == str(path):
+    if module is not None and origin(module.__file__ or "") == str(path):
         return module
     if not path.is_file():
         raise DataError(f"{path} is not there, and it defines classes of this run; put it back")

@@ -24,6 +24,7 @@ from seva_jax.pairs import CorruptionPairs, PairBuilder
 from seva_jax.ranges import FROM_0, NO_EFFECT, out_of_range
 from seva_jax.runtime import Logger, ProcessOptions
 from seva_jax.runtime.profiler import traced_steps
+from seva_jax.runtime.stores import as_path
 from seva_jax.sharding import MeshShape
 from seva_jax.text import Template
 from seva_jax.training import Optim, TrainOptions
@@ -84,7 +85,8 @@ class Experiment:
     """One run, from images to an aligned model.
 
     Attributes:
-        workdir: directory for everything that the run writes; the same command resumes it.
+        workdir: directory for everything that the run writes, on a disk or in a bucket
+            (gs://BUCKET/PATH); the same command resumes it.
         seed: determines every random choice.
         strict: check every text and image before the first stage, including those of evaluations,
             and stop if one cannot be used. Otherwise they are counted and left out, see
@@ -154,7 +156,7 @@ def check(experiment: Experiment) -> None:
     problems = list(out_of_range(experiment))
     if any("number, not" in problem for problem in problems):
         raise _error(problems)  # the checks below could not compute with it
-    for find in (_method_problems, _compute_problems, _logger_problems, _eval_problems):
+    for find in (_method_problems, _compute_problems, _place_problems, _eval_problems):
         problems += find(experiment)
     problems += _raised(lambda: traced_steps(experiment.profile))
     if problems:
@@ -211,9 +213,15 @@ def _compute_problems(config: Experiment) -> Iterator[str]:
         yield from _raised(require_qwix)
 
 
-def _logger_problems(config: Experiment) -> Iterator[str]:
+def _place_problems(config: Experiment) -> Iterator[str]:
+    yield from _raised(lambda: as_path(config.workdir))
     for logger in config.loggers:
         yield from _raised(logger.check)
+        if logger.needs_local_folder and "://" in config.workdir:
+            yield (
+                f"loggers: {type(logger).__name__} writes below workdir itself, which must be a "
+                f"local folder for it, not {config.workdir}; leave it out, or see its options"
+            )
 
 
 def _eval_problems(config: Experiment) -> Iterator[str]:

@@ -15,6 +15,7 @@ from seva_jax.config.source import fingerprint
 from seva_jax.models import LoraConfig
 from seva_jax.ranges import NO_EFFECT
 from seva_jax.runtime.run_records import read_stages
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError
 
 
@@ -49,7 +50,7 @@ class PriorRun(BaseModel):
         Raises:
             DataError: there is no such run.
         """
-        path = Path(self.workdir)
+        path = as_path(self.workdir)
         if not self.workdir or not (path / "config.py").is_file():
             raise DataError(
                 f"base.workdir {self.workdir!r} is not the work directory of a run (it has no "
@@ -63,7 +64,7 @@ class PriorRun(BaseModel):
         Raises:
             DataError: its alignment has not finished.
         """
-        align = read_stages(Path(self.workdir)).get("align")
+        align = read_stages(as_path(self.workdir)).get("align")
         if align is None:
             raise DataError(
                 f"{self.workdir}: its alignment is not finished, and this run starts from its "
@@ -88,7 +89,7 @@ def prior_answers(experiment: Experiment) -> Path | None:
     base = experiment.base
     if not isinstance(base, PriorRun):
         return None
-    path = Path(base.workdir)
+    path = as_path(base.workdir)
     same = _answer_settings(experiment) == _answer_settings(base.earlier())
     return path / "evals" / "aligned" if same and "evaluate aligned" in read_stages(path) else None
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from seva_jax.config.config_files import MODULE_PREFIX, RECORD_TITLE
+from seva_jax.config.config_files import MODULE_PREFIX, RECORD_TITLE, origin
 from seva_jax.config.experiment import Experiment
 from seva_jax.ranges import NO_EFFECT
 from seva_jax.runtime.paths import hide_home
@@ -161,7 +161,7 @@ def _import(name: str) -> str:
     """Returns lines that import a module in a process that has not read the original config."""
     file = str(getattr(sys.modules.get(name), "__file__", ""))
     if name.startswith(MODULE_PREFIX):
-        path = hide_home(file)
+        path = hide_home(origin(file))
         return f"import seva_jax.config\n{name} = seva_jax.config.config_module({path!r})\n"
     top = name.split(".")[0]
     if not file or importlib.machinery.PathFinder.find_spec(top):
@@ -170,7 +170,7 @@ def _import(name: str) -> str:
     folder = folder.parent if hasattr(sys.modules[top], "__path__") else folder
     return (
         "import seva_jax.config\n"
-        f"with seva_jax.config.files_in({hide_home(str(folder))!r}):\n    import {name}\n"
+        f"with seva_jax.config.files_in({hide_home(origin(str(folder)))!r}):\n    import {name}\n"
     )
 
 

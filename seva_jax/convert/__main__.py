@@ -30,11 +30,12 @@ from seva_jax.run.workdir import instead_of
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import one_line_errors
 from seva_jax.runtime.run_records import read_stages
+from seva_jax.runtime.stores import as_path
 from seva_jax.training.checkpoint import checkpoint_of, last_checkpoint, read_variables
 from seva_jax.types import DataError
 
-_Source = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-_Out = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+_Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+_Out = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,8 @@ class _Export:
     """Options of all exports.
 
     Attributes:
-        source: work directory of a finished run, or a checkpoint directory.
+        source: work directory of a finished run, or a checkpoint directory. This one and `out` may
+            be in an object store (gs://BUCKET/NAME).
         out: directory to write; must not exist, or be empty.
         vision_tower: CLIP directory, for a checkpoint in the original layout without its own; not
             for a run, whose config names it.
@@ -150,7 +152,7 @@ def open_source(
     runs = [experiment]  # newest first: the runs whose results the model consists of
     while isinstance(base := experiment.base, PriorRun):
         base.aligned()  # raises if that run has not finished
-        recorded = read_stages(Path(experiment.workdir)).get("base", {}).get("fingerprint")
+        recorded = read_stages(as_path(experiment.workdir)).get("base", {}).get("fingerprint")
         if recorded not in (None, base_fingerprint(experiment)):
             raise DataError(
                 f"{base.workdir} has another result now than when {experiment.workdir} started "
@@ -192,9 +194,9 @@ def open_source(
 
 def _checkpoint(experiment: Experiment) -> tuple[Path, str, bool | None]:
     """Returns where a run started from: directory, CLIP directory or "", and `pad_to_square`."""
-    base, workdir = experiment.base, Path(experiment.workdir)
+    base, workdir = experiment.base, as_path(experiment.workdir)
     if isinstance(base, Checkpoint):
-        return Path(base.path), base.vision_tower, base.pad_to_square
+        return as_path(base.path), base.vision_tower, base.pad_to_square
     directory = workdir / "base-hf"
     if not directory.exists():
         assets = base.assets()
@@ -239,10 +241,10 @@ def main() -> None:
 
 def _run(command: _Export | FromBin) -> str:
     """Runs a command and returns its summary."""
-    out = command.out
+    out, path = as_path(command.out), as_path(command.source)
     if isinstance(command, FromBin):
-        return from_bin(command.source, out)
-    source = open_source(command.source, command.vision_tower, command.step, command.same_base)
+        return from_bin(path, out)
+    source = open_source(path, command.vision_tower, command.step, command.same_base)
     match command:
         case ToHF():
             return to_hf(source, out)

@@ -17,16 +17,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors import safe_open
 
 from seva_jax.convert.adapter_config import PeftFields, read_peft_fields
-from seva_jax.convert.load import (
-    DTYPES,
-    Tensor,
-    read_header,
-    shapes_by_path,
-)
+from seva_jax.convert.load import shapes_by_path
 from seva_jax.convert.original import ADAPTER, ADAPTER_CONFIG, ADAPTER_OTHERS, listing
+from seva_jax.convert.placing import on_devices
 from seva_jax.convert.table import (
     EMBEDDING,
     HEAD,
@@ -38,7 +33,16 @@ from seva_jax.convert.table import (
     canonical,
     is_unused,
 )
+from seva_jax.convert.tensors import (
+    DTYPES,
+    Tensor,
+    read_header,
+    read_part,
+    read_whole,
+    require_unchanged,
+)
 from seva_jax.models import Llava, LlavaConfig, LoraConfig, Target, abstract_params
+from seva_jax.runtime.stores import as_path, is_remote
 from seva_jax.types import DataError
 
 _MOST = 1000  # lines in one error message
@@ -77,8 +81,8 @@ class LowRank:
         inputs, outputs = index
         everything = slice(0, self.rank)
         return (
-            _read(self.a, (everything, inputs)).T.astype(np.float32),
-            _read(self.b, (outputs, everything)).T.astype(np.float32),
+            read_part(self.a, (everything, inputs)).T.astype(np.float32),
+            read_part(self.b, (outputs, everything)).T.astype(np.float32),
         )
 
     def __call__(self, index: Index) -> np.ndarray:
@@ -107,6 +111,11 @@ class Adapter:
         """Returns what is left to apply to a base whose adapters are trained further."""
         return dataclasses.replace(self, low_rank={})
 
+    def tensors(self) -> list[Tensor]:
+        """Returns all tensors of its files that count."""
+        sides = [side for change in self.low_rank.values() for side in (change.a, change.b)]
+        return [*sides, *self.whole.values()]
+
     def changes(self, names: Sequence[str]) -> bool:
         """Returns whether any of the tensors with these canonical names is changed."""
         return any(name in self.low_rank or name in self.whole for name in names)
@@ -122,17 +131,12 @@ class Adapter:
             tensor: the base's tensor.
         """
         tensor = self.whole.get(name, tensor)
-        values = _read(tensor, tuple(slice(0, size) for size in tensor.shape)).astype(np.float32)
+        values = read_whole(tensor).astype(np.float32)
         if name not in self.low_rank:
             return values
         change = self.low_rank[name]
         index = slice(0, change.a.shape[1]), slice(0, change.b.shape[0])
         return values + row.transform.write(change(index))
-
-
-def _read(tensor: Tensor, index: Index) -> np.ndarray:
-    with safe_open(tensor.path, framework="np") as file:
-        return file.get_slice(tensor.name)[index] if index else file.get_tensor(tensor.name)
 
 
 def read_adapter(directory: str | Path, config: LlavaConfig) -> Adapter:
@@ -147,7 +151,7 @@ def read_adapter(directory: str | Path, config: LlavaConfig) -> Adapter:
         DataError: a file is missing, damaged or a pickle; the adapter is of a kind that is not
             supported; or tensors do not belong to this model. All of them are listed at once.
     """
-    directory = Path(directory)
+    directory = as_path(directory)
     if not (directory / ADAPTER_CONFIG).is_file():
         raise DataError(
             f"adapter {str(directory)!r} holds no {ADAPTER_CONFIG}: give a directory that "
@@ -366,18 +370,21 @@ def read_lora(adapter: Adapter, like: Any) -> Any:
         *_, target, side = (key.key for key in path)
         block = _BLOCK.get(target, "self_attn")
 
-        def read(index: Index | None) -> np.ndarray:
-            whole = index or (slice(None),) * len(leaf.shape)
-            layers, first, second = (
-                slice(*part.indices(size)[:2]) for part, size in zip(whole, leaf.shape, strict=True)
-            )
-            parts = []
+        def read_one(part: Index) -> np.ndarray:
+            layers, first, second = part
+            values = []
             for layer in range(layers.start, layers.stop):
                 name = f"language_model.model.layers.{layer}.{block}.{target}.weight"
                 tensor = getattr(adapter.low_rank[name], side)
-                parts.append(_read(tensor, (second, first)).T.astype(leaf.dtype))
-            return np.stack(parts)
+                values.append(read_part(tensor, (second, first)).T.astype(leaf.dtype))
+            return np.stack(values)
 
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
+        return on_devices(
+            leaf.shape, np.dtype(leaf.dtype), leaf.sharding,
+            lambda parts: [read_one(part) for part in parts],
+            (0, 2) if is_remote(adapter.directory) else None,
+        )  # fmt: skip
 
-    return jax.tree_util.tree_map_with_path(one, like)
+    adapters = jax.tree_util.tree_map_with_path(one, like)
+    require_unchanged(adapter.tensors())
+    return adapters

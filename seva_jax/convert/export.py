@@ -8,23 +8,23 @@ of layout (`rewrite.py`), adapters alone (`peft.py`).
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
-from safetensors import safe_open
 
-from seva_jax.convert.files import data_start, encode, new_directory, update_json
-from seva_jax.convert.load import INDEX_FILE, Tensor, read_headers
+from seva_jax.convert.files import copy_file, data_start, encode, new_directory, update_json
+from seva_jax.convert.load import INDEX_FILE, read_headers
 from seva_jax.convert.original import aspect_ratio
 from seva_jax.convert.processor import replace_processing, write_chat_template
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, Row
+from seva_jax.convert.tensors import Tensor, read_whole, require_unchanged
 from seva_jax.runtime.progress import Progress
 
 # Weight files of any format are not copied: they would hold the old weights.
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".gguf")
+_SAFE = ".safetensors"
+_WEIGHTS = (_SAFE, ".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack", ".gguf")
 TOWER = "vision_tower"  # folder for the CLIP directory of an original LLaVA
 
 
@@ -48,22 +48,23 @@ def patched_copy(source: Source, out: Path) -> str:
     """
     tensors = read_headers(source.directory, source.tower)
     changed = [row for row in TABLE if changes(source, row)]
-    files = {path: Path(path.name) for path in _copied(source.directory, tensors)}
-    moved, folder = False, Path(TOWER)
+    files = {path: PurePosixPath(path.name) for path in _copied(source.directory, tensors)}
+    moved, folder = False, PurePosixPath(TOWER)
     if source.tower:
         inside = tower_inside(source)
         outside = {t.path.parent for t in tensors.values()} - {source.directory}
         trained = any(row.ours.startswith("vision") for row in changed)
         moved = inside or (bool(outside) and trained)
         if inside:
-            folder = source.tower.resolve().relative_to(source.directory.resolve())
+            inner = source.tower.resolve().relative_to(source.directory.resolve())
+            folder = PurePosixPath(inner.as_posix())
         if moved:
             files |= {path: folder / path.name for path in _copied(source.tower, tensors)}
     with new_directory(out, sum(path.stat().st_size for path in files)) as scratch:
         with Progress("copy", len(files), "file") as bar:
             for path, name in files.items():
                 (scratch / name).parent.mkdir(exist_ok=True, parents=True)
-                shutil.copyfile(path, scratch / name)
+                copy_file(path, scratch / name)
                 bar.update()
         if source.tower is None:
             if source.processing is not None:
@@ -73,17 +74,19 @@ def patched_copy(source: Source, out: Path) -> str:
         else:
             tower = str(out.absolute() / folder) if moved else None
             update_json(scratch / "config.json", llava_fields(source, tower))
-        starts = {path: data_start(path) for path in {t.path for t in tensors.values()}}
+        copies = {path: scratch / name for path, name in files.items()}
+        starts = {path: data_start(copies[path]) for path in files if path.suffix == _SAFE}
         num = 0
         with Progress("merge", len(changed), "tensor") as bar:
             for row in changed:
                 for name, values in merged(source, row, tensors):
                     num += 1
                     tensor = tensors[name]
-                    with (scratch / files[tensor.path]).open("r+b") as file:
+                    with copies[tensor.path].open("r+b") as file:
                         file.seek(starts[tensor.path][tensor.name])
                         file.write(encode(tensor, values))
                 bar.update()
+        require_unchanged(tensors.values())
     return f"{out}: {num} of {len(tensors)} tensors changed"
 
 
@@ -177,5 +180,4 @@ def merged(
 
 def read_tensor(tensor: Tensor) -> np.ndarray:
     """Reads one of the checkpoint's tensors as float32."""
-    with safe_open(tensor.path, framework="np") as file:
-        return file.get_tensor(tensor.name).astype(np.float32)
+    return read_whole(tensor).astype(np.float32)

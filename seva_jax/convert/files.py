@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
-import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
-from seva_jax.convert.load import DTYPES, Tensor
-from seva_jax.convert.original import read_json
+from seva_jax.convert.original import ADAPTER_CONFIG, read_json
+from seva_jax.convert.tensors import DTYPES, Tensor, num_bytes
+from seva_jax.runtime.progress import Progress
+from seva_jax.runtime.stores import StorePath, is_remote, upload
 from seva_jax.types import DataError
+
+# Written last to an object store; an export without them is not complete.
+_LAST = ("config.json", ADAPTER_CONFIG)
 
 
 @contextlib.contextmanager
 def new_directory(out: Path, size: int) -> Iterator[Path]:
     """Yields an empty directory to write to, and renames it to `out` if the body succeeds.
+
+    For an object store, it is a temporary directory, which is uploaded if the body succeeds.
+    config.json or adapter_config.json comes last: with it, the upload is complete.
 
     Args:
         out: a path that does not exist, or an empty directory.
@@ -33,17 +41,15 @@ def new_directory(out: Path, size: int) -> Iterator[Path]:
     Raises:
         DataError: `out` is not empty or cannot be written, or the disk lacks the space.
     """
+    if is_remote(out):
+        yield from _new_objects(out, size)
+        return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and is not empty; give another directory, or remove it")
     scratch = out.with_name(f"{out.name}.tmp-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out.parent).free
-        if size > free:
-            raise DataError(
-                f"{out.parent} has {free / 2**30:.1f} GiB free, but {size / 2**30:.1f} GiB "
-                "are to be written; free some space, or give another directory"
-            )
+        _require_space(out.parent, size, "give another directory")
         scratch.mkdir()
         yield scratch
         if out.exists():
@@ -53,6 +59,51 @@ def new_directory(out: Path, size: int) -> Iterator[Path]:
         raise DataError(f"{out} cannot be written: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _new_objects(out: Path, size: int) -> Iterator[Path]:
+    try:
+        there = cast(StorePath, out).below()
+    except FileNotFoundError:
+        raise DataError(
+            f"{out}: there is no bucket {out.parts[2]}; check its name, or make it"
+        ) from None
+    if there:
+        complete = any(name in there for name in _LAST)
+        raise DataError(
+            f"{out} exists and is not empty; give another directory, or remove it"
+            + ". It is a part of an export that was cut off" * (not complete)
+        )
+    try:
+        with tempfile.TemporaryDirectory(prefix="seva_jax_export_") as folder:
+            scratch = Path(folder)
+            _require_space(scratch, size, "set TMPDIR to another place")
+            yield scratch
+            files = [path for path in sorted(scratch.rglob("*")) if path.is_file()]
+            files.sort(key=lambda path: path.relative_to(scratch).as_posix() in _LAST)
+            with Progress("upload", len(files), "file") as bar:
+                for path in files:
+                    upload(path, out / path.relative_to(scratch).as_posix())
+                    bar.update()
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error}") from error
+
+
+def _require_space(folder: Path, size: int, otherwise: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise DataError(
+            f"{folder} has {free / 2**30:.1f} GiB free, but {size / 2**30:.1f} GiB "
+            f"are to be written; free some space, or {otherwise}"
+        )
+
+
+def copy_file(path: Path, target: Path) -> None:
+    """Copies a checkpoint's file, which may be in an object store, to a local one."""
+    if is_remote(path):
+        cast(StorePath, path).download(target)
+    else:
+        shutil.copyfile(path, target)
 
 
 def write_json(path: Path, fields: Mapping[str, object]) -> None:
@@ -70,7 +121,7 @@ def update_json(path: Path, fields: Mapping[str, object]) -> None:
 def data_start(path: Path) -> dict[str, int]:
     """Returns the offset of each tensor's bytes from the start of a safetensors file.
 
-    The file must have passed `load.read_headers`, where the safetensors library checks it.
+    The file must have passed `tensors.read_header`, where the safetensors library checks it.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -80,12 +131,6 @@ def data_start(path: Path) -> dict[str, int]:
         for name, entry in header.items()
         if name != "__metadata__"
     }
-
-
-def num_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Returns the bytes of a tensor, given the name that safetensors has for its dtype."""
-    bits = re.match(r"[A-Z]+(\d+)", dtype)  # "BF16", "F8_E4M3"; "BOOL" takes a byte
-    return math.prod(shape) * (int(bits[1]) if bits else 8) // 8
 
 
 def encode(tensor: Tensor, values: np.ndarray) -> bytes:
@@ -135,7 +180,7 @@ class SafetensorsWriter:
         """Writes one tensor, cast to its dtype."""
         self.write_bytes(name, encode(self._tensors[name][0], values))
 
-    def write_bytes(self, name: str, data: bytes) -> None:
+    def write_bytes(self, name: str, data: bytes | np.ndarray) -> None:
         """Writes one tensor, given its bytes."""
         tensor, start = self._tensors[name]
         if len(data) != num_bytes(tensor.dtype, tensor.shape):

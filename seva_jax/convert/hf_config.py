@@ -23,6 +23,7 @@ from seva_jax.convert.original import (
     unsupported,
 )
 from seva_jax.models import LlavaConfig, TextConfig, VisionConfig
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError
 
 _SIZES = (
@@ -80,7 +81,7 @@ def read_llava_config(directory: str | Path, vision_tower: str | Path | None = N
         DataError: the file is missing or not a LLaVA config, or has fields with unsupported
             values; all of them are named, with their values. Or the directory holds an adapter.
     """
-    path = Path(directory) / "config.json"
+    path = as_path(directory) / "config.json"
     refuse_adapters(path.parent)
     hf = _hf_config(path, vision_tower)
     text, vision = cast(Any, hf.text_config), cast(Any, hf.vision_config)
@@ -160,12 +161,12 @@ def read_special_tokens(directory: str | Path) -> SpecialTokens:
     Raises:
         DataError: a file cannot be read, or an id is not an integer.
     """
-    path = Path(directory) / "generation_config.json"
+    path = as_path(directory) / "generation_config.json"
     if path.exists():
         fields = read_json(path)
         eos, pad = fields.get("eos_token_id"), fields.get("pad_token_id")
     else:
-        path = Path(directory) / "config.json"
+        path = as_path(directory) / "config.json"
         fields = read_json(path)
         if is_original(fields):
             eos, pad = fields.get("eos_token_id", 2), fields.get("pad_token_id")

@@ -2,25 +2,24 @@
 
 The slice of every device is read from disk separately and cast on the way, so the host never holds
 a whole tensor unless one device does. What does not live here: which tensor is which parameter
-(`table.py`), and the config (`hf_config.py`).
+(`table.py`), bytes of files (`tensors.py`), who reads what from an object store (`placing.py`), and
+the config (`hf_config.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from seva_jax.convert.original import listing, read_json, refuse_adapters
+from seva_jax.convert.placing import on_devices
 from seva_jax.convert.table import (
     EMBEDDING,
     HEAD,
@@ -32,6 +31,7 @@ from seva_jax.convert.table import (
     canonical_of_tower,
     is_unused,
 )
+from seva_jax.convert.tensors import DTYPES, Tensor, opened, read_header, require_unchanged
 from seva_jax.models import (
     BaseWeights,
     Llava,
@@ -42,34 +42,17 @@ from seva_jax.models import (
     is_quantised,
     quantise,
 )
+from seva_jax.runtime.stores import as_path, is_remote
 from seva_jax.sharding import on_one_device
 from seva_jax.types import DataError
 
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 _MAX_LINES = 5000  # in one error message
 _THREADS = 4
 _ALIGNMENT = 64  # bytes
 _STRIP = 16  # elements of 2 or 4 bytes: a cache line, or half of one
 _EQUAL_CHUNK = 1024  # rows compared at a time
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A tensor in a safetensors file, as the file's header describes it.
-
-    Attributes:
-        path: the file.
-        name: its name in the file.
-        shape: its shape.
-        dtype: its dtype, as safetensors names it.
-    """
-
-    path: Path
-    name: str
-    shape: Shape
-    dtype: str
 
 
 class Changes(Protocol):
@@ -83,6 +66,10 @@ class Changes(Protocol):
     @property
     def low_rank(self) -> Mapping[str, Callable[[Index], np.ndarray]]:
         """Functions from a part of our parameter (of one layer) to what is added to it."""
+        ...
+
+    def tensors(self) -> Sequence[Tensor]:
+        """Returns the tensors that both are made of."""
         ...
 
 
@@ -134,7 +121,7 @@ def load_params(
         DataError: files are missing, damaged or not safetensors; or tensors are missing or
             unexpected, or have a wrong shape or an unsupported dtype. All are listed at once.
     """
-    directory = Path(directory)
+    directory = as_path(directory)
     tensors = read_headers(directory, tower) | (dict(adapter.whole) if adapter else {})
     model = Llava(config)
     shapes = shapes_by_path(abstract_params(model))
@@ -154,13 +141,18 @@ def load_params(
     def read(path: tuple[Any, ...], sharding: Any) -> Any:
         ours = _joined(path)
         kind = np.dtype(jnp.dtype(dtype))
-        reader = _reader(rows[ours], shapes[ours], kind, tensors, changes)
-        read_with = sharding.qvalue if is_quantised(sharding) else sharding
-        array = jax.make_array_from_callback(shapes[ours], read_with, reader)
+        row, shape = rows[ours], shapes[ours]
+        reader = _reader(row, shape, kind, tensors, changes)
+        array = on_devices(
+            shape, kind, sharding.qvalue if is_quantised(sharding) else sharding, reader,
+            row.slow_dims if is_remote(tensors[row.names(shape)[0]].path) else None,
+        )  # fmt: skip
         # Transfers are asynchronous: without waiting, the host buffers of many leaves pile up.
         return each(jax.block_until_ready(quantise(ours, array, base_weights, sharding)))
 
-    return jax.tree_util.tree_map_with_path(read, shardings, is_leaf=is_quantised)
+    params = jax.tree_util.tree_map_with_path(read, shardings, is_leaf=is_quantised)
+    require_unchanged([*tensors.values(), *(adapter.tensors() if adapter else ())])
+    return params
 
 
 def _reader(
@@ -169,31 +161,34 @@ def _reader(
     dtype: np.dtype,
     tensors: Mapping[str, Tensor],
     changes: Mapping[str, Callable[[Index], np.ndarray]],
-) -> Callable[[Index | None], np.ndarray]:
-    """Returns a function that reads any slice of one of our parameters (None: all of it)."""
+) -> Callable[[Sequence[Index]], list[np.ndarray]]:
+    """Returns a function that reads parts of one of our parameters, opening each tensor once."""
     names = row.names(shape)
 
-    def read_one(name: str, index: Index) -> np.ndarray:
-        # Opened for each tensor: while a file is mapped, its pages count as memory of this process.
-        with safe_open(tensors[name].path, framework="np") as file:
-            values = row.transform.read(file.get_slice(tensors[name].name), index)
-        return values.astype(np.float32) + changes[name](index) if name in changes else values
+    def read(parts: Sequence[Index]) -> list[np.ndarray]:
+        arrays = [_aligned([side.stop - side.start for side in part], dtype) for part in parts]
+        wanted: dict[str, list[tuple[np.ndarray, Index]]] = {}
+        for array, part in zip(arrays, parts, strict=True):
+            if row.stacked:
+                for layer, name in zip(array, names[part[0]], strict=True):
+                    wanted.setdefault(name, []).append((layer, part[1:]))
+            else:
+                wanted.setdefault(names[0], []).append((array, part))
 
-    def read(index: Index | None) -> np.ndarray:
-        index = index or (slice(None),) * len(shape)
-        bounds = tuple(
-            slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True)
-        )
-        out = _aligned([part.stop - part.start for part in bounds], dtype)
-        if row.stacked:
-            parts = list(zip(out, names[bounds[0]], strict=True))
-            # Transposing kernels takes longest, and NumPy lets other threads run meanwhile. Only a
-            # few threads, because each holds a tensor.
-            with ThreadPoolExecutor(_THREADS) as pool:
-                list(pool.map(lambda x: _assign(x[0], read_one(x[1], bounds[1:])), parts))
-        else:
-            _assign(out, read_one(names[0], bounds))
-        return out
+        def fill(name: str) -> None:
+            rows = [part[row.transform.row_dim] for _, part in wanted[name]]
+            with opened(tensors[name], rows) as source:
+                for out, part in wanted[name]:
+                    values = row.transform.read(source, part)
+                    if name in changes:
+                        values = values.astype(np.float32) + changes[name](part)
+                    _assign(out, values)
+
+        # Transposing kernels takes longest, and NumPy lets other threads run meanwhile. Only a few
+        # threads, because each holds a tensor.
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(fill, wanted))
+        return arrays
 
     return read
 
@@ -294,7 +289,7 @@ def _list_files(directory: Path) -> tuple[list[str], Mapping[str, str] | None]:
         raise DataError(f"{path} has no weight_map: fetch it again")
     for name in weight_map.values():
         # The index is not trusted: it must not name files outside of its directory.
-        if not isinstance(name, str) or Path(name).name != name:
+        if not isinstance(name, str) or PurePath(name).name != name:
             raise DataError(f"{path} names the file {name!r}, which is not in its own directory")
         if not name.endswith(".safetensors"):
             raise DataError(f"{path} names {name}, but only safetensors files are read")
@@ -305,26 +300,6 @@ def _list_files(directory: Path) -> tuple[list[str], Mapping[str, str] | None]:
             f"{', '.join(missing)}; fetch them"
         )
     return files, weight_map
-
-
-def read_header(path: Path) -> list[Tensor]:
-    """Returns the tensors of one file; safetensors checks the header and the file's size."""
-    try:
-        with safe_open(path, framework="np") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return [
-                Tensor(path, name, tuple(part.get_shape()), part.get_dtype())
-                for name, part in slices.items()
-            ]
-    except (SafetensorError, OSError) as error:
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            if file.read(20).startswith(b"version https://git"):
-                raise DataError(
-                    f"{path} is a Git LFS pointer, not the weights: run `git lfs pull`"
-                ) from None
-        raise DataError(
-            f"{path} is not a complete safetensors file ({error}): fetch it again"
-        ) from error
 
 
 def _check_tensors(
@@ -370,15 +345,11 @@ def _check_tensors(
 
 def _check_tied(directory: Path, embedding: Tensor, head: Tensor) -> None:
     """Raises if the files hold a head next to a tied embedding, and the two differ."""
-    with (
-        safe_open(embedding.path, framework="np") as embedding_file,
-        safe_open(head.path, framework="np") as head_file,
-    ):
-        embedding_VD = embedding_file.get_slice(embedding.name)
-        head_VD = head_file.get_slice(head.name)
-        for start in range(0, head.shape[0], _EQUAL_CHUNK):
-            part = slice(start, min(start + _EQUAL_CHUNK, head.shape[0]))
-            if not np.array_equal(embedding_VD[part], head_VD[part]):
+    columns = slice(0, head.shape[1])
+    for start in range(0, head.shape[0], _EQUAL_CHUNK):
+        index = slice(start, min(start + _EQUAL_CHUNK, head.shape[0])), columns
+        with opened(embedding, index[:1]) as embedding_VD, opened(head, index[:1]) as head_VD:
+            if not np.array_equal(embedding_VD[index], head_VD[index]):
                 raise DataError(
                     f"{directory}: config.json says tie_word_embeddings, but the files hold an "
                     "lm_head.weight that differs from the embedding; set tie_word_embeddings to "

@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig
+from seva_jax.runtime.stores import as_path, is_remote
 from seva_jax.types import DataError
 
 _SELECT = {"patch": "default", "cls_patch": "full"}  # theirs -> Hugging Face's
@@ -113,19 +114,30 @@ def tower_directory(directory: Path, vision_tower: str | Path | None = None) -> 
             )
         return None
     named = str(fields.get("mm_vision_tower"))
-    own = directory / Path(named).name  # of a directory that was moved after `to-llava`
-    places = [directory / named, Path(named), own]
-    for tower in [Path(vision_tower)] if vision_tower else places:
+    for tower in [as_path(vision_tower)] if vision_tower else _places(directory, named):
         with contextlib.suppress(OSError):  # the name may be impossible for a file
             if (tower / "config.json").is_file():
                 return tower
     if vision_tower:
         raise DataError(f"vision tower {vision_tower}: no config.json there; give a CLIP directory")
     raise DataError(
-        f"{path}: mm_vision_tower is {named!r}, which is not a local directory. Fetch that CLIP "
+        f"{path}: mm_vision_tower is {named!r}, which is not there. Fetch that CLIP "
         f"model (`hf download {named} --local-dir CLIP`) and give it: --base.vision-tower CLIP, "
         "--vision-tower CLIP of seva_jax.convert, or from_pretrained(..., vision_tower=CLIP)"
     )
+
+
+def _places(directory: Path, named: str) -> list[Path]:
+    """Returns where the CLIP directory may be that a checkpoint's config.json names."""
+    own = directory / PurePath(named).name  # of a directory that was moved after `to-llava`
+    if "://" in named:
+        with contextlib.suppress(DataError):
+            return [as_path(named), own]
+        return [own]
+    if is_remote(directory):  # nothing in a bucket names files of this machine
+        inside = not PurePath(named).is_absolute() and ".." not in PurePath(named).parts
+        return [directory / named, own] if inside else [own]
+    return [directory / named, as_path(named), own]
 
 
 def pads_images(directory: Path) -> bool:

@@ -5,7 +5,6 @@ What does not live here: adapters merged into the whole model (`export.py`, `rew
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from typing import Any
 from seva_jax.convert.export import llava_fields, merged, names_of, tower_inside
 from seva_jax.convert.files import (
     SafetensorsWriter,
+    copy_file,
     new_directory,
-    num_bytes,
     update_json,
     write_json,
 )
@@ -28,6 +27,7 @@ from seva_jax.convert.original import (
 )
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import TABLE, Row, original
+from seva_jax.convert.tensors import num_bytes
 from seva_jax.runtime.progress import Progress
 from seva_jax.types import DataError
 
@@ -112,7 +112,7 @@ def to_llava_lora(source: Source, out: Path) -> str:
 
     def write_others(scratch: Path) -> None:
         tower = str(clip.absolute()) if tower_inside(source) else None
-        shutil.copyfile(source.directory / "config.json", scratch / "config.json")
+        copy_file(source.directory / "config.json", scratch / "config.json")
         update_json(scratch / "config.json", llava_fields(source, tower))
         tensors = read_headers(source.directory, source.tower)
         others: dict[str, Any] = {}

@@ -5,15 +5,18 @@ This is the only place that opens pickles, and only with torch's weights-only re
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from seva_jax.convert.export import other_files
-from seva_jax.convert.files import new_directory, write_json
+from seva_jax.convert.files import copy_file, new_directory, write_json
 from seva_jax.convert.load import INDEX_FILE
 from seva_jax.convert.original import ADAPTER, ADAPTER_OTHERS, read_json
 from seva_jax.runtime.progress import Progress
+from seva_jax.runtime.stores import is_remote
 from seva_jax.types import DataError
 
 _INDEX = "pytorch_model.bin.index.json"
@@ -56,12 +59,13 @@ def from_bin(directory: Path, out: Path) -> str:
     index = read_json(index_path) if index_path.exists() else None
     with new_directory(out, sum(path.stat().st_size for path in files)) as scratch:
         for path in [*other_files(directory), *safe]:
-            shutil.copyfile(path, scratch / path.name)
+            copy_file(path, scratch / path.name)
         with Progress("convert", len(files), "file") as progress:
             for path in files:
-                tensors = _read(torch, path)
-                num += len(tensors)
-                save_file(tensors, scratch / names[path.name], metadata={"format": "pt"})
+                with _local(path) as local:
+                    tensors = _read(torch, local, path)
+                    num += len(tensors)
+                    save_file(tensors, scratch / names[path.name], metadata={"format": "pt"})
                 progress.update()
         if index is not None:
             try:
@@ -72,9 +76,21 @@ def from_bin(directory: Path, out: Path) -> str:
     return f"{out}: {num} tensors in {len(files)} safetensors files"
 
 
-def _read(torch: Any, path: Path) -> dict[str, Any]:
+@contextlib.contextmanager
+def _local(path: Path) -> Iterator[Path]:
+    """Yields a local file with a file's content: itself, or a copy of an object for a while."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="seva_jax_export_") as folder:
+        copy_file(path, Path(folder) / path.name)
+        yield Path(folder) / path.name
+
+
+def _read(torch: Any, local: Path, path: Path) -> dict[str, Any]:
+    """Reads tensors from a local file; errors name the file that the user knows."""
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        tensors = torch.load(local, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many types, for damage and for refused content
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path} is damaged or holds more than weights: {reason}") from None

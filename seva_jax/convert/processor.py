@@ -14,6 +14,7 @@ from seva_jax.convert.files import write_json
 from seva_jax.convert.original import pads_images, read_json
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig
+from seva_jax.runtime.stores import as_path
 from seva_jax.text.templates import Template
 from seva_jax.types import DataError
 
@@ -109,7 +110,7 @@ def image_processing(
         DataError: the processor file is missing or not supported.
     """
     if pad_to_square is None and tower is not None:
-        pad_to_square = pads_images(Path(directory))
+        pad_to_square = pads_images(as_path(directory))
     return ImageProcessing.from_processor_config(tower or directory, pad_to_square)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ from seva_jax.convert.export import (
 )
 from seva_jax.convert.files import (
     SafetensorsWriter,
+    copy_file,
     data_start,
     new_directory,
-    num_bytes,
     write_json,
 )
 from seva_jax.convert.hf_config import (
@@ -36,7 +35,7 @@ from seva_jax.convert.hf_config import (
     read_context_length,
     read_special_tokens,
 )
-from seva_jax.convert.load import INDEX_FILE, SINGLE_FILE, Tensor, read_headers, shapes_by_path
+from seva_jax.convert.load import INDEX_FILE, SINGLE_FILE, read_headers, shapes_by_path
 from seva_jax.convert.original import (
     llava_name_problem,
     original_fields,
@@ -45,6 +44,7 @@ from seva_jax.convert.original import (
 from seva_jax.convert.processor import image_processing, write_chat_template, write_processor
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, hub, original
+from seva_jax.convert.tensors import Tensor, num_bytes, read_raw, require_unchanged
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import Llava, LlavaConfig, abstract_params
 from seva_jax.runtime.progress import Progress
@@ -97,7 +97,7 @@ def to_hf(source: Source, out: Path) -> str:
         write_json(scratch / "generation_config.json", {"bos_token_id": 1, **tokens})
         save_tokenizer(tokenizer, scratch)
         if (source.directory / MODEL_FILE).is_file():  # for programs that take no tokenizer.json
-            shutil.copyfile(source.directory / MODEL_FILE, scratch / MODEL_FILE)
+            copy_file(source.directory / MODEL_FILE, scratch / MODEL_FILE)
         write_processor(scratch, config, processing)
         write_chat_template(scratch, source.template or VICUNA_V1)
         num = _rewrite(source, tensors, scratch, lambda name: ("", hub(name)), rows)
@@ -143,7 +143,7 @@ def to_llava(source: Source, out: Path) -> str:
         tower.mkdir()
         for path in other_files(source.directory):
             if path.name not in _LAYOUT_FILES and not path.name.startswith("chat_template"):
-                shutil.copyfile(path, scratch / path.name)
+                copy_file(path, scratch / path.name)
         name_llama_class(scratch)
         place_of_tower = str(out.absolute() / TOWER)  # LLaVA takes a relative one from anywhere
         fields = original_fields(config, hf_fields, place_of_tower, processing)
@@ -280,9 +280,8 @@ def _rewrite(
             if shapes[name] != tensor.shape:
                 writers[name].write(place(name)[1], resized(name, read_tensor(tensor)))
             else:
-                with tensor.path.open("rb") as file:
-                    file.seek(starts[tensor.path][tensor.name])
-                    data = file.read(num_bytes(tensor.dtype, tensor.shape))
+                data = read_raw(tensor, starts[tensor.path][tensor.name])
                 writers[name].write_bytes(place(name)[1], data)
             bar.update()
+        require_unchanged(tensors.values())
     return len(done)

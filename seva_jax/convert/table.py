@@ -11,7 +11,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from typing_extensions import override
@@ -22,7 +22,12 @@ Index = tuple[slice, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """How one of their tensors relates to ours, or to one layer of ours: here, they are equal."""
+    """How one of their tensors relates to ours, or to one layer of ours: here, they are equal.
+
+    `row_dim` is the dim of ours that is the first one of theirs.
+    """
+
+    row_dim: ClassVar[int] = 0
 
     def their_shape(self, shape: Shape) -> Shape:
         """Returns the shape of their tensor, given the shape of ours."""
@@ -47,6 +52,8 @@ class Transform:
 class Transposed(Transform):
     """Linear kernels: theirs [out, in], ours [in, out]."""
 
+    row_dim: ClassVar[int] = 1
+
     @override
     def their_shape(self, shape: Shape) -> Shape:
         return shape[::-1]
@@ -67,6 +74,8 @@ class PatchKernel(Transform):
     p is the side of a patch in pixels. Our input dim runs over rows, columns and channels,
     slowest first.
     """
+
+    row_dim: ClassVar[int] = 1
 
     @override
     def their_shape(self, shape: Shape) -> Shape:
@@ -111,6 +120,12 @@ class Row:
     def their_shape(self, shape: Shape) -> Shape:
         """Returns the shape of each of their tensors, given ours."""
         return self.transform.their_shape(shape[1:] if self.stacked else shape)
+
+    @property
+    def slow_dims(self) -> tuple[int, ...]:
+        """The dims of ours along which a part is one range of bytes in each of their tensors."""
+        dim = self.transform.row_dim
+        return (0, 1 + dim) if self.stacked else (dim,)
 
 
 def _linear(theirs: str, ours: str, names: Sequence[str], bias: bool) -> Iterator[Row]:

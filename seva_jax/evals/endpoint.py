@@ -22,7 +22,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from typing_extensions import override
@@ -32,6 +31,7 @@ from seva_jax.ranges import ABOVE_0, FROM_0, FROM_1
 from seva_jax.runtime.journal import Journal
 from seva_jax.runtime.processes import say
 from seva_jax.runtime.progress import Progress
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError, ExampleError
 
 _CHARS_PER_TOKEN = 4  # in English text, for the cost estimate
@@ -124,7 +124,7 @@ class OpenAICompatible(Judge):
         self._check()
         bodies = [self._body(case) for case in cases]
         keys = [hashlib.sha256(json.dumps([self.base_url, b]).encode()).hexdigest() for b in bodies]
-        transcript = Journal(Path(self.transcript))
+        transcript = Journal(as_path(self.transcript))
         known: dict[str, Any] = {line["key"]: line["reply"] for line in transcript.read()}
         waiting = {k: i for i, k in enumerate(keys) if k not in known}
         if waiting:

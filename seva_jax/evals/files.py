@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 from seva_jax.evals.base import Better, EvalResult, Metric, Ratio, Record
 from seva_jax.runtime.files import read_bytes, write_text
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError
 
 PathLike = str | Path
@@ -28,7 +29,7 @@ def write_records(path: PathLike, records: Sequence[Record]) -> None:
         ValueError: a record has a number that is not finite, which JSON does not know.
     """
     lines = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
-    write_text(Path(path), "".join(lines))
+    write_text(as_path(path), "".join(lines))
 
 
 def read_records(path: PathLike) -> list[Record]:
@@ -60,7 +61,7 @@ def write_summary(
     }
     head = {"name": result.name, "num_examples": len(result.records), "about": dict(about or {})}
     text = json.dumps(head | {"metrics": metrics}, ensure_ascii=False, allow_nan=False, indent=2)
-    write_text(Path(path), text + "\n")
+    write_text(as_path(path), text + "\n")
 
 
 def read_result(summary_path: PathLike, records_path: PathLike) -> EvalResult:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from typing_extensions import override
 
 from seva_jax.evals.base import Evaluator, Ratio, Record, meta_fields
 from seva_jax.evals.files import PathLike, read_objects
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError, Prompt
 
 SHORT_ANSWER_SUFFIX = "\nAnswer the question using a single word or phrase."
@@ -211,7 +211,7 @@ def load_pope(
         meta = {"question_id": question_id, "answer": answer}
         if set_name:
             meta["category"] = set_name
-        image = str(Path(image_folder) / line["image"])
+        image = str(as_path(image_folder) / line["image"])
         prompts[id_] = Prompt(id_, line["text"] + suffix, (image,), meta)
     if not prompts:
         raise DataError(f"{path}: has no questions; expected objects, one per line or in a list")

@@ -28,6 +28,7 @@ from seva_jax.evals.files import read_text
 from seva_jax.images.load import FollowsLinks, decode_image, require_link_roots, resolve_image
 from seva_jax.ranges import FROM_0, FROM_1
 from seva_jax.runtime.files import read_bytes
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError, Prompt
 
 
@@ -188,7 +189,7 @@ def folder_loader(
     Raises:
         DataError: there is no such folder.
     """
-    folder = Path(root)
+    folder = as_path(root)
     if not root or not folder.is_dir():
         raise DataError(f"{name}: image_root {root!r} is not a folder; give the folder of images")
     require_link_roots(link_roots)

@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from PIL import Image
 
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError, ExampleError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -84,7 +85,7 @@ class ImageProcessing:
         Raises:
             DataError: a file is missing or unreadable, or the value of a field is not supported.
         """
-        path, config = _read_config(Path(directory))
+        path, config = _read_config(as_path(directory))
         return _Fields(path, config).processing(pad_to_square)
 
     def to_processor_config(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import itertools
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -18,6 +17,7 @@ from seva_jax.models import LLAVA_15, LlavaConfig
 from seva_jax.plan.estimate import Plan, plan
 from seva_jax.plan.table import HOW, Row, describe, table, write_csv, write_page
 from seva_jax.runtime.processes import one_line_errors, set_libtpu_flags
+from seva_jax.runtime.stores import as_path
 from seva_jax.sharding import MeshShape
 from seva_jax.types import DataError
 
@@ -60,8 +60,8 @@ class PlanOptions:
     answer: int = 128
     rollout: bool = True
     pairs: int = 16000
-    csv: Path | None = None
-    html: Path | None = None
+    csv: str = ""
+    html: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,9 +170,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(rows) > 1:
         print(table(rows))
     if options.csv:
-        write_csv(rows, options.csv)
+        write_csv(rows, as_path(options.csv))
     if options.html:
-        write_page(rows, skipped, options.html)
+        write_page(rows, skipped, as_path(options.html))
     fitting = [row for row in rows if row.plan.fits]
     if not fitting:
         sys.exit("error: does not fit; more chips, a larger mesh.fsdp or more train.micro-batches")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import platform
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -12,6 +13,7 @@ from pathlib import Path
 from seva_jax.plan.chips import Topology
 from seva_jax.plan.estimate import Memory, Plan
 from seva_jax.report import Curve, FiguresData, Series, write_figures
+from seva_jax.runtime.files import write_text
 
 _GIB = 2**30
 COLUMNS = (
@@ -138,8 +140,9 @@ def table(rows: Sequence[Row]) -> str:
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """Writes all plans to a CSV file."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([COLUMNS, *(row.cells() for row in rows)])
+    file = io.StringIO(newline="")
+    csv.writer(file).writerows([COLUMNS, *(row.cells() for row in rows)])
+    write_text(path, file.getvalue())
 
 
 def write_page(rows: Sequence[Row], skipped: Sequence[str], path: Path) -> None:

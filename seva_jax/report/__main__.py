@@ -13,11 +13,12 @@ from typing import Annotated
 
 import tyro
 
+from seva_jax.report.closing import how_to_open
 from seva_jax.report.compare import compare
 from seva_jax.report.figures import write_figures
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import one_line_errors
-from seva_jax.runtime.stores import as_path
+from seva_jax.runtime.stores import as_path, is_remote
 from seva_jax.runtime.trace_events import read_trace, trace_files
 from seva_jax.runtime.trace_summary import summarise
 from seva_jax.runtime.trace_table import trace_table
@@ -32,12 +33,13 @@ class ReportOptions:
     trace of JAX's profiler: python -m seva_jax.report profile FOLDER
 
     Attributes:
-        runs: work directories, finished or still running.
+        runs: work directories, finished or still running. In a bucket, where a shell does not know
+            the names, "gs://bucket/runs/*" stands for all of them.
         out: the HTML page to write.
     """
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="WORKDIR ...")]
-    out: Path = Path("runs.html")
+    runs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORKDIR ...")]
+    out: str = "runs.html"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = tyro.cli(ReportOptions, args=argv)
     if not options.runs:
         raise DataError("--runs needs at least one work directory")
-    print(hide_home(str(write_figures(compare(options.runs), options.out))))
+    paths = [path for text in options.runs for path in _work_directories(text)]
+    page = write_figures(compare(paths), options.out)
+    print(hide_home(f"{page}{how_to_open(page)}"))
+
+
+def _work_directories(text: str) -> list[Path]:
+    """Returns the directories that an argument means: itself, or those that its pattern matches."""
+    path = as_path(text)
+    if not is_remote(path) or "*" not in text:
+        return [path]
+    folders = [file.parent for file in path.parent.glob(f"{path.name}/config.json")]
+    if not folders:
+        raise DataError(f"--runs {text}: no work directory matches; check the pattern")
+    return folders
 
 
 if __name__ == "__main__":

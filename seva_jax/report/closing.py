@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from seva_jax.evals.base import Record
 from seva_jax.report import markup
 from seva_jax.runtime.goodput import Goodput, goodput_of
 from seva_jax.runtime.run_records import read_metrics, read_stages
+from seva_jax.runtime.stores import is_remote
 
 
 def closing_summary(path: Path, options: ReportOptions) -> str:
@@ -34,7 +37,24 @@ def closing_summary(path: Path, options: ReportOptions) -> str:
         f"speed:  {rate}{cost(stages, options)} on {devices()}\n"
         f"files:  {path}: checkpoints/ (the models), evals/ (every answer), pairs.json, "
         "metrics.jsonl\n"
-        f"report: {path / 'report.html'}"
+        f"report: {path / 'report.html'}{how_to_open(path / 'report.html')}"
+    )
+
+
+def how_to_open(page: Path) -> str:
+    """Returns a line on how to open a page in a bucket, with a line break; "" for a local one.
+
+    >>> how_to_open(Path("runs/a/report.html"))
+    ''
+    """
+    scheme, _, name = str(page).partition("://")
+    if not is_remote(page):
+        return ""
+    if scheme != "gs":
+        return "\n        (copy it to this machine to open it)"
+    return (
+        f"\n        https://storage.cloud.google.com/{urllib.parse.quote(name)} in a browser that "
+        f"is signed in,\n        or copy it: gcloud storage cp {shlex.quote(str(page))} ."
     )
 
 

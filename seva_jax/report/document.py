@@ -13,6 +13,7 @@ from pathlib import Path
 
 from seva_jax.report.markup import breakable, esc
 from seva_jax.runtime.files import write_text
+from seva_jax.runtime.stores import as_path, make_folder
 
 CSS = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 SCRIPT = Path(__file__).with_name("script.js").read_text(encoding="utf-8")
@@ -110,7 +111,7 @@ def write_html(page: str, path: str | os.PathLike[str]) -> Path:
     Raises:
         OSError: the file cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = as_path(path)
+    make_folder(path.parent)
     write_text(path, page)
     return path

@@ -33,6 +33,7 @@ from seva_jax.models import (
     quantise_all,
 )
 from seva_jax.runtime.progress import Progress
+from seva_jax.runtime.stores import as_path
 from seva_jax.sharding import placed, variable_shardings
 from seva_jax.training.checkpoint import (
     checksum,
@@ -66,7 +67,7 @@ def reference_params(config: Experiment, model: LlavaConfig, mesh: jax.sharding.
         return _read_base(base, compute, model, stored)
     if isinstance(base, TrainedBase):
         like = {"params": placed(boxed, variable_shardings(mesh, boxed))}
-        trained = read_trained(Path(config.workdir) / "checkpoints" / "base", like)["params"]
+        trained = read_trained(as_path(config.workdir) / "checkpoints" / "base", like)["params"]
         return quantise_all(trained, compute.base_weights, stored)
     assert isinstance(base, PriorRun), base
     base.aligned()
@@ -95,7 +96,7 @@ def _read_base(
     each: Callable[[Any], Any] = lambda leaf: leaf,
 ) -> Any:
     """Reads a checkpoint as a run stores it; see `load_params` for the last two arguments."""
-    tower = tower_directory(Path(base.path), base.vision_tower)
+    tower = tower_directory(as_path(base.path), base.vision_tower)
     return load_params(
         base.path, model, compute.param_dtype, shardings, tower, compute.base_weights, each,
         base.merged_adapter(model),
@@ -217,7 +218,7 @@ def trained_variables(
 
 def alignment_checkpoints(config: Experiment) -> Path:
     """Returns the folder of a run's alignment checkpoints."""
-    return Path(config.workdir) / "checkpoints" / "align"
+    return as_path(config.workdir) / "checkpoints" / "align"
 
 
 def _trained_like(config: Experiment, model: LlavaConfig, mesh: jax.sharding.Mesh) -> Variables:

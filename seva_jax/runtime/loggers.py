@@ -9,6 +9,7 @@ config asks for them.
 from __future__ import annotations
 
 import dataclasses
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,15 +19,20 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from typing_extensions import override
 
+from seva_jax.runtime.files import write_text
 from seva_jax.runtime.paths import short_path
+from seva_jax.runtime.run_records import read_metrics
+from seva_jax.runtime.stores import is_remote, scratch_folder, upload
 from seva_jax.types import DataError
+
+_COPY_EVERY_S = 30.0  # event files into a bucket
 
 
 class LoggedRun(NamedTuple):
     """The run to be logged.
 
     Attributes:
-        folder: its work directory.
+        folder: its work directory. In a bucket, its files are written whole.
         config: dotted field names and plain values.
         num_rows: rows that its metrics.jsonl has already; more than 0 when a run is resumed.
     """
@@ -77,6 +83,11 @@ class LogWriter:
 class Logger:
     """Base class of loggers; a config lists them: `loggers=(TensorBoard(),)`."""
 
+    @property
+    def needs_local_folder(self) -> bool:
+        """Whether it cannot log a run whose work directory is in a bucket."""
+        return False
+
     def check(self) -> None:
         """Checks before the run starts what would otherwise fail later.
 
@@ -119,7 +130,8 @@ def _load_wandb() -> ModuleType:
 class TensorBoard(Logger):
     """Event files under WORKDIR/tensorboard, written without TensorFlow (extra "tensorboard").
 
-    `tensorboard --logdir WORKDIR/tensorboard` shows them.
+    `tensorboard --logdir WORKDIR/tensorboard` shows them. In a bucket they are half a minute behind
+    metrics.jsonl; after a kill, the resumed run writes what is missing.
     """
 
     @override
@@ -128,7 +140,8 @@ class TensorBoard(Logger):
 
     @override
     def open(self, run: LoggedRun) -> LogWriter:
-        return _TensorBoardWriter(run.folder / "tensorboard")
+        kind = _RemoteTensorBoardWriter if is_remote(run.folder) else _TensorBoardWriter
+        return kind(run.folder / "tensorboard")
 
 
 class _TensorBoardWriter(LogWriter):
@@ -146,12 +159,15 @@ class _TensorBoardWriter(LogWriter):
             )
         return self._boards[stage]
 
-    @override
-    def scalars(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+    def _add(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         board = self._board(stage, step)
         for name, value in values.items():
             board.add_scalar(name, value, step)
         board.flush()
+
+    @override
+    def scalars(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        self._add(stage, step, values)
 
     @override
     def pairs(self, pairs: Sequence[LoggedPair]) -> None:
@@ -168,6 +184,42 @@ class _TensorBoardWriter(LogWriter):
             board.close()
 
 
+class _RemoteTensorBoardWriter(_TensorBoardWriter):
+    """Writes event files to a folder on this machine, and copies them into the bucket.
+
+    Each file is a whole object, which a bucket lets nobody append to and replace only once a
+    second. A kill loses what was not copied, so the next file of a stage begins with its past rows.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(scratch_folder("tensorboard"))
+        self._remote, self._copied_s = folder, time.monotonic()
+
+    @override
+    def scalars(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        if stage not in self._boards:
+            past = read_metrics(self._remote.parent)
+            for row in (r for r in past if r["stage"] == stage and r["step"] < step):
+                self._add(stage, row.pop("step"), {k: v for k, v in row.items() if k != "stage"})
+        self._add(stage, step, values)
+        if time.monotonic() - self._copied_s > _COPY_EVERY_S:
+            self._copy()
+
+    def _copy(self) -> None:
+        upload(self._folder, self._remote)
+        self._copied_s = time.monotonic()
+
+    @override
+    def pairs(self, pairs: Sequence[LoggedPair]) -> None:
+        super().pairs(pairs)
+        self._copy()
+
+    @override
+    def close(self) -> None:
+        super().close()
+        self._copy()
+
+
 @dataclasses.dataclass(frozen=True)
 class WandB(Logger):
     """Weights & Biases (extra "wandb").
@@ -175,7 +227,7 @@ class WandB(Logger):
     The run's id is kept in WORKDIR/wandb_id.txt, so a resumed run continues the same run there. No
     source code, terminal output, host or user name, list of packages or path of this machine is
     sent; of a path in the config, only the last name. wandb's own debug.log does contain paths; it
-    stays in WORKDIR/wandb.
+    stays in WORKDIR/wandb. For a work directory in a bucket, mode must be "online".
 
     Attributes:
         project: the project that lists the run.
@@ -190,6 +242,11 @@ class WandB(Logger):
     entity: str = ""
     mode: Literal["offline", "online"] = "offline"
 
+    @property
+    @override
+    def needs_local_folder(self) -> bool:
+        return self.mode == "offline"
+
     @override
     def check(self) -> None:
         _load_wandb()
@@ -199,7 +256,10 @@ class WandB(Logger):
         wandb = _load_wandb()
         file = run.folder / "wandb_id.txt"
         if not file.exists():
-            file.write_text(uuid.uuid4().hex[:12] + "\n", encoding="utf-8")
+            write_text(file, uuid.uuid4().hex[:12] + "\n")
+        folder = run.folder
+        if is_remote(folder):  # what stays there of an online run is only wandb's own log
+            folder = scratch_folder("wandb")
         try:
             opened = wandb.init(
                 project=self.project,
@@ -208,7 +268,7 @@ class WandB(Logger):
                 id=file.read_text(encoding="utf-8").strip(),
                 # Offline, wandb cannot look up the earlier part; the id joins the parts.
                 resume="allow" if self.mode == "online" else None,
-                dir=str(run.folder),
+                dir=str(folder),
                 mode=self.mode,
                 config={name: _shown(value) for name, value in run.config.items()},
                 settings=wandb.Settings(

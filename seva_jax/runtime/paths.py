@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 
@@ -34,9 +34,11 @@ def short_path(text: str) -> str:
 
     >>> short_path("/mnt/disks/of-alice/images"), short_path("runs/a"), short_path("a word")
     ('…/images', 'runs/a', 'a word')
+    >>> short_path("gs://bucket/runs/a")
+    'gs://bucket/runs/a'
     """
     hidden = hide_home(text)
-    return f"…/{Path(text).name}" if hidden.startswith("/") else hidden
+    return f"…/{PurePath(text).name}" if hidden.startswith("/") else hidden
 
 
 def expand_home(config: Any) -> Any:

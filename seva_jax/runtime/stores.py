@@ -13,6 +13,7 @@ auth application-default login`, or the service account of a VM or pod.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import fnmatch
@@ -21,8 +22,10 @@ import hashlib
 import io
 import json
 import logging
+import mimetypes
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -34,6 +37,7 @@ from seva_jax.types import DataError
 
 STAGED = "SEVA_JAX_STAGED"
 SCHEMES = ("gs", "s3", "az", "hf")
+_CONTENT = "application/octet-stream"
 _SILENCE_S = 60  # without a byte of an answer, before a request is tried again
 _AHEAD = 4 * 2**20  # bytes that are read at a time from an open object
 
@@ -170,8 +174,7 @@ def local_copy(path: Path) -> Path:
     facts: ObjectStat = remote.stat()
     kept = (facts.st_size, facts.digest) if facts.digest else (str(path), *facts)
     key = hashlib.sha256(repr(kept).encode()).hexdigest()[:32]
-    folder = Path(os.environ.get(STAGED) or Path.home() / ".cache" / "seva_jax" / "staged")
-    copy = folder / key / path.name
+    copy = staging_folder() / key / path.name
     if not copy.is_file() or copy.stat().st_size != facts.st_size:
         aside = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
         try:
@@ -182,6 +185,22 @@ def local_copy(path: Path) -> Path:
         finally:
             aside.unlink(missing_ok=True)
     return copy
+
+
+def staging_folder() -> Path:
+    """Returns the folder on this machine that keeps copies of objects."""
+    return Path(os.environ.get(STAGED) or Path.home() / ".cache" / "seva_jax" / "staged")
+
+
+def scratch_folder(name: str) -> Path:
+    """Returns a new folder on this machine, which is removed when Python ends.
+
+    Args:
+        name: what it is for; its name begins with it.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=f"seva_jax_{name}_")).resolve()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 class StorePath(gpath.PosixGPath):
@@ -309,8 +328,11 @@ class StorePath(gpath.PosixGPath):
 
     @override
     def write_bytes(self, data: bytes) -> int:
+        more = {}
+        if str(self).startswith("gs://"):  # so that a browser shows a page
+            more = {"content_type": mimetypes.guess_type(self.name)[0] or _CONTENT}
         with self._into_bucket():
-            self._do(self._fs.pipe_file, str(self), bytes(data))
+            self._do(self._fs.pipe_file, str(self), bytes(data), **more)
         return len(data)
 
     @contextlib.contextmanager

@@ -13,6 +13,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from seva_jax.runtime.staged import local_folder
+from seva_jax.runtime.stores import as_path
 from seva_jax.text.llama import (
     JSON_FILE,
     MODEL_FILE,
@@ -24,13 +26,15 @@ from seva_jax.types import IMAGE_MARKER, DataError
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", IMAGE_MARKER)  # ids 0 to 4 of `word_tokenizer`
 _FILES = (JSON_FILE, MODEL_FILE, "vocab.json")
+_ENDINGS = (".json", ".model", ".txt", ".jinja")  # of files that tokenizers are made of
 
 
 def load_tokenizer(directory: str | Path, original: bool = False) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a local model directory, without network access or remote code.
+    """Loads the tokenizer of a model directory, without remote code.
 
     Args:
-        directory: directory with `tokenizer.json`, `tokenizer.model` or `vocab.json`.
+        directory: directory with `tokenizer.json`, `tokenizer.model` or `vocab.json`, on a disk or
+            in an object store.
         original: whether the model is in the original LLaVA's layout. Then the directory needs one
             of the first two, token ids are those of LLaVA's own code (see `llama_tokenizer`), and
             an image token is added after the last id if there is none.
@@ -38,11 +42,12 @@ def load_tokenizer(directory: str | Path, original: bool = False) -> PreTrainedT
     Raises:
         DataError: the directory or its tokenizer files are missing or unreadable.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
+    directory = as_path(directory)
+    local = local_folder(directory, _ENDINGS)
+    if not local.is_dir():
         raise DataError(f"{directory}: no such directory; give the folder of a saved model")
     files = _FILES[:2] if original else _FILES
-    if not any((directory / name).is_file() for name in files):
+    if not any((local / name).is_file() for name in files):
         raise DataError(
             f"{directory / files[0]}: no such file, nor {' or '.join(files[1:])}; copy the "
             "model's tokenizer files there, or use tokenizer.save_pretrained(directory)"
@@ -50,20 +55,21 @@ def load_tokenizer(directory: str | Path, original: bool = False) -> PreTrainedT
     tokenizer = None
     try:
         if original:
-            tokenizer = llama_tokenizer(directory)
+            tokenizer = llama_tokenizer(local)
         if tokenizer is None:
             kind = PreTrainedTokenizerFast if original else AutoTokenizer
             tokenizer = kind.from_pretrained(
-                str(directory), local_files_only=True, trust_remote_code=False
+                str(local), local_files_only=True, trust_remote_code=False
             )
-    except DataError:
-        raise
+    except DataError as error:
+        raise DataError(str(error).replace(str(local), str(directory))) from error
     except Exception as error:  # transformers and tokenizers raise many types, some bare Exception
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
             f"{directory}: the tokenizer does not load: {first_line}; fetch its files again, or "
             "use tokenizer.save_pretrained(directory)"
         ) from error
+    tokenizer.name_or_path = str(directory)
     if original and IMAGE_MARKER not in tokenizer.get_vocab():
         tokenizer.add_tokens(IMAGE_MARKER, special_tokens=True)
     return tokenizer

@@ -26,6 +26,7 @@ from seva_jax.evals.suite import Benchmark, Questions, require
 from seva_jax.evals.suites.judged import NoJudge, scored_if_judged
 from seva_jax.ranges import FROM_0, FROM_1
 from seva_jax.runtime.files import write_lines
+from seva_jax.runtime.stores import as_path
 from seva_jax.text.mentions import with_plurals
 from seva_jax.types import DataError, Prompt
 
@@ -169,7 +170,7 @@ class Shr(Benchmark):
 
     @override
     def open(self) -> Questions:
-        folder, genome = Path(self.folder), Path(self.vg_folder)
+        folder, genome = as_path(self.folder), as_path(self.vg_folder)
         chosen = str(folder / "val_images_final.json")
         facts_files = [str(folder / f"shr_factual_part{part}.jsonl") for part in (1, 2)]
         data, regions = (str(genome / f"{x}.json") for x in ("image_data", "region_descriptions"))

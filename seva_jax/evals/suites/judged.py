@@ -24,6 +24,7 @@ from seva_jax.evals.judge import Judge, Judged, Verdict
 from seva_jax.evals.suite import Benchmark, Questions, require
 from seva_jax.ranges import FROM_1
 from seva_jax.runtime.files import write_json
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError, Prompt
 
 MM_VET_INSTRUCTIONS = """\
@@ -137,7 +138,7 @@ class LlavaBench(Benchmark):
     @override
     def open(self) -> Questions:
         names = ("questions", "context", "answers_gpt4")
-        files = [str(Path(self.folder) / f"{name}.jsonl") for name in names]
+        files = [str(as_path(self.folder) / f"{name}.jsonl") for name in names]
         asked, described, answered = files
         contexts = {}
         for where, line in read_objects(described):

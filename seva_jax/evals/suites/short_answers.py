@@ -23,6 +23,7 @@ from seva_jax.evals.suite import Benchmark, Questions, require
 from seva_jax.evals.vqa import Vqa
 from seva_jax.ranges import FROM_1
 from seva_jax.runtime.files import write_json, write_lines
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError, Prompt
 
 _SETS = ("random", "popular", "adversarial")
@@ -72,7 +73,7 @@ class PopeSets(Benchmark):
         return self.questions(prompts, Pope(self.name, self.parser, also_words=True), files, notes)
 
     def _file(self, category: str) -> str:
-        found = sorted(Path(self.folder).glob(f"*pope*_{category}.json"))
+        found = sorted(as_path(self.folder).glob(f"*pope*_{category}.json"))
         if len(found) != 1:
             names = ", ".join(path.name for path in found) or "none"
             raise DataError(
