@@ -132,7 +132,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if name.lower() not in _HOP:
                 self.send_header(name, value)
         if self.command == "HEAD":
-            length = dict((k.lower(), v) for k, v in headers).get("content-length", "0")
+            length = {k.lower(): v for k, v in headers}.get("content-length", "0")
         else:
             length = str(len(body))
         if status not in (204, 304):

@@ -1,4 +1,4 @@
-"""Files, journals and locks of a run in an object store: what they promise, and faults of the store.
+"""Files, journals and locks in an object store: what they promise, and faults of the store.
 
 The store is a real emulator (`helpers_gcs.py`), behind a proxy that makes the faults
 (`helpers_proxy.py`). What does not live here: whole runs in a bucket (`test_kills.py`).
