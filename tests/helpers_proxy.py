@@ -101,6 +101,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             super().finish()
 
+    def handle(self):
+        with contextlib.suppress(ConnectionError):  # the client hung up or was killed
+            super().handle()
+
     def log_message(self, *_):
         pass
 
@@ -147,12 +151,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def do_GET(self):
-        with contextlib.suppress(ConnectionError):  # the client was killed
-            self._forward()
-
-    do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = do_GET
-
-    def _forward(self):
         body = self._body()
         path = urllib.parse.unquote(self.path)
         fault = self.proxy.choose(f"{self.command} {path}")
@@ -171,6 +169,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if fault:
                 self._hang_up()
         self.proxy.seen.append(Seen(self.command, path, len(body), size, fault))
+
+    do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = do_GET
 
 
 class _Server(http.server.ThreadingHTTPServer):
