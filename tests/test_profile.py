@@ -93,6 +93,20 @@ def test_steps_of_a_training(profiler, tmp_path, capsys):
     assert printed.startswith(capsys.readouterr().out)  # the same, read again
 
 
+def test_traces_hold_whole_steps(profiler, tmp_path):
+    """Devices are behind the loop: it waits for them where a trace begins and where it ends."""
+    profiler.use(tmp_path / "profiles", range(3, 5))
+    step = jax.jit(lambda x: x @ x, donate_argnums=0)
+    state = step(jnp.full((1500, 1500), 1e-3)).block_until_ready()
+    with profiler.stage("align"):
+        for number in range(1, 7):
+            profiler.next_unit(number)
+            state = step(state)
+    (summary,) = read_profiles(tmp_path).values()
+    (product,) = [op for op in summary.ops if op.part == "matrix products"]
+    assert product.count == 2
+
+
 def test_training_that_ends_or_begins_in_between(profiler, tmp_path, capsys):
     """What there is of the steps is traced, and if there is none, a line says why."""
     profiler.use(tmp_path / "profiles", range(3, 6))

@@ -224,7 +224,7 @@ class _Trace:
 
 
 def _finish_device_work() -> None:
-    """Waits until the devices have computed everything that they were given."""
+    """Waits until the devices have computed all arrays, such as the state of a training."""
     jax.block_until_ready([array for array in jax.live_arrays() if not array.is_deleted()])
 
 
