@@ -15,11 +15,11 @@
 Nothing here waits for a device between rows. The numbers of a row are those of process 0, apart
 from "memory/in_use" and "memory/peak", which are the largest of all devices of all processes.
 
-In synchronous training every process waits for the last one. Which one that is shows before each
-step: where the devices have finished all earlier steps when the loop starts the next, they stood
-idle for the loop, and what it spent on input and host work since the step before made all others
-wait, too. Time in which the devices were busy delays nobody and does not count. `straggler` names
-the process that has far more such time than the others.
+In synchronous training every process waits for the last one. A process is late with a step if its
+devices have finished all earlier steps before its loop starts the step: they stood idle, and the
+other processes waited for them. What its loop spent on input and host work since the step before
+then counts as late. A slow loop that still keeps its devices busy delays no other process, so its
+time does not count. `straggler` names a process that is much later than the others.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class StepTimes:
         """
         self._row_s = self._step_s = self._total()
         self._earlier_s = np.array(earlier or [0.0] * len(PARTS))
-        self._late_s = np.zeros(2)  # input and host time for which the devices stood idle
+        self._late_s = np.zeros(2)  # input and host time that the other processes waited for
 
     def _total(self) -> np.ndarray:
         """Returns the seconds of each of `PARTS` so far, all together the clock's time."""
@@ -152,8 +152,8 @@ class StepTimes:
 def straggler(row_s: float, everyone: Sequence[Mapping[str, Any]]) -> tuple[int, str] | None:
     """Returns the process that the others waited for in a row of metrics, and a line about it.
 
-    None unless its devices stood idle for its input and host work by more than 1 s and 10 % of the
-    row longer than the median of the other processes.
+    Returns None unless it was late by more than 1 s and more than 10 % of the row, compared with
+    the median of the other processes.
 
     Args:
         row_s: seconds of the row.
