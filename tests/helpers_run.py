@@ -39,7 +39,8 @@ STEPS = 24  # of both trainings
 _OTHER = (
     "config.py", "config.json", "stages.json", "starts.jsonl", "metrics.jsonl", "report.html",
 )  # fmt: skip
-TIMING = {"seconds", "pairs/s", "tokens/s", "goodput"} | {f"time/{part}" for part in PARTS}
+TIMING = {"seconds", "pairs/s", "tokens/s", "goodput", "memory/in_use", "memory/peak"}
+TIMING |= {f"time/{part}" for part in PARTS}
 
 
 @dataclasses.dataclass(frozen=True)
