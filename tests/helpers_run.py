@@ -41,7 +41,8 @@ STEPS = 24  # of both trainings
 _OTHER = (
     "config.py", "config.json", "stages.json", "starts.jsonl", "metrics.jsonl", "report.html",
 )  # fmt: skip
-TIMING = {"seconds", "pairs/s", "tokens/s", "goodput"} | {f"time/{part}" for part in PARTS}
+TIMING = {"seconds", "pairs/s", "tokens/s", "goodput", "memory/in_use", "memory/peak"}
+TIMING |= {f"time/{part}" for part in PARTS}
 COMMITTED = "commit_success.txt"  # the last file of a checkpoint
 
 

@@ -91,10 +91,13 @@ def cost(stages: Mapping[str, Record], options: ReportOptions) -> str:
 
 
 def time_parts(goodput: Goodput) -> tuple[tuple[str, float, bool], ...]:
-    """Returns the parts of a run's time: what, seconds, and whether it counts as goodput."""
+    """Returns the parts of a run's time: what, seconds, and whether it counts as goodput.
+
+    Parts of less than a thousandth of the time, such as what measuring takes, are left out.
+    """
     passed = dict(goodput.passed_s)
     evaluating = sum(passed.pop(name) for name in list(passed) if name.startswith("evaluate"))
-    return (
+    parts = (
         ("training", sum(goodput.trained_s.values()), True),
         ("answering", passed.pop("rollouts", 0.0), True),
         ("evaluating", evaluating, True),
@@ -104,15 +107,14 @@ def time_parts(goodput: Goodput) -> tuple[tuple[str, float, bool], ...]:
         ("saving", goodput.save_s, False),
         ("lost to restarts", goodput.lost_s, False),
     )
+    return tuple(part for part in parts if part[1] > 1e-3 * goodput.total_s)
 
 
 def goodput_line(goodput: Goodput) -> str:
     """Returns the goodput and its parts in one line."""
     total = goodput.total_s
     parts = ", ".join(
-        f"{name} {markup.percent(seconds, total)}"
-        for name, seconds, _ in time_parts(goodput)
-        if seconds > 0
+        f"{name} {markup.percent(seconds, total)}" for name, seconds, _ in time_parts(goodput)
     )
     return (
         f"{markup.percent(goodput.kept_s, total)} of {markup.duration(total)} in "

@@ -350,7 +350,6 @@ def _times(times: Sequence[TimeShare]) -> str:
             "kept" if part.kept else "dropped",
         )
         for part in sorted(times, key=lambda part: (not part.kept, -part.seconds))
-        if part.seconds > 0
     ]  # fmt: skip
     return (
         f"<h3>Goodput</h3><p>{percent(kept, total)} of the {duration(total)} since the run was "
