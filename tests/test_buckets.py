@@ -39,6 +39,7 @@ from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.stores import as_path, upload
 from seva_jax.types import DataError
 
+
 # --- configs and suites ---------------------------------------------------------------------------
 
 CLASS = (
