@@ -128,6 +128,20 @@ def test_a_run_on_a_base_in_a_bucket(checkpoint, tmp_path, bucket, uploads, monk
         equal(bucket / kind, tmp_path / kind, (checkpoint, bucket / "model"))
 
 
+def test_adapters_for_the_original_llava(tmp_path, bucket, monkeypatch):
+    pytest.importorskip("torch")
+    original = write_original(tmp_path / "llava", tmp_path / "clip")
+    (original / "tokenizer.model").write_bytes(b"not read")
+    stores.upload(original, bucket / "llava")
+    stores.upload(tmp_path / "clip", bucket / "clip")
+    for top in (tmp_path, bucket):
+        run = tmp_path / ("run" if top == tmp_path else "run-2")
+        tower = str(top / "clip")
+        write_run(run, top / "llava", vision_tower=tower)
+        export(monkeypatch, "to-llava-lora", run, top / "llava-lora")
+    equal(bucket / "llava-lora", tmp_path / "llava-lora", (tmp_path, bucket))
+
+
 def test_the_base_is_the_one_that_was_trained_on(checkpoint, tmp_path, bucket, monkeypatch):
     """Its fingerprint is that of its weights: the same for files on a disk and objects."""
     stores.upload(checkpoint, bucket / "model")
@@ -222,6 +236,7 @@ def test_a_base_that_changes_during_an_export(checkpoint, tmp_path, bucket, monk
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("bucket")  # the emulator, where no such bucket is
 def test_no_bucket_in_one_line(checkpoint, monkeypatch):
     with pytest.raises(SystemExit, match="there is no bucket no-such-bucket"):
         export(monkeypatch, "to-hf", checkpoint, "gs://no-such-bucket/out")

@@ -1,7 +1,8 @@
 """Checks a LLaVA directory against the model and reads it onto devices.
 
 The slice of every device is read from disk separately and cast on the way, so the host never holds
-a whole tensor unless one device does. What does not live here: which tensor is which parameter
+a whole tensor unless one device does. Of an object store, a host holds what it reads of one
+parameter. What does not live here: which tensor is which parameter
 (`table.py`), bytes of files (`tensors.py`), who reads what from an object store (`placing.py`), and
 the config (`hf_config.py`).
 """

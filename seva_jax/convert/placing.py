@@ -2,8 +2,8 @@
 
 From a disk every device's part is read separately. From an object store every byte is read once:
 by a process for all its devices, and by all processes together, each of which reads other layers or
-rows. The devices then exchange what they need, over links that are faster than those to a store.
-What does not live here: reading itself (`load.py`, `tensors.py`).
+rows, of one parameter at a time. The devices then exchange what they need, over links that are
+faster than those to a store. What does not live here: reading itself (`load.py`, `tensors.py`).
 """
 
 from __future__ import annotations
