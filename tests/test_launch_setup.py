@@ -179,6 +179,21 @@ def test_no_python_and_no_uv(tmp_path):
     assert len(done.stdout.splitlines()) == 1
 
 
+@pytest.mark.slow
+def test_an_externally_managed_python(tmp_path):
+    """Where `pip install --user` is refused (PEP 668), as on Ubuntu 24.04, uv is still installed."""
+    system = Path("/usr/bin/python3")
+    if not list(Path("/usr/lib").glob("python3*/EXTERNALLY-MANAGED")):
+        pytest.skip("the system's Python is not externally managed")
+    machine = Machine(tmp_path, [("python3", system)])
+    refused = machine.run("python3", "-m", "pip", "install", "--user", "uv")
+    if "externally-managed-environment" not in refused.stderr:
+        pytest.skip("the system's Python has no pip")
+    (machine.checkout / "uv.lock").write_text("broken: only the installation of uv is tried")
+    assert "uv could not make .venv" in machine.set_up().stderr
+    assert (machine.home / ".local" / "bin" / "uv").is_file()
+
+
 def test_no_uv_and_no_network(tmp_path):
     machine = Machine(tmp_path)
     machine.command("curl", "echo 'curl: (6) Could not resolve host: astral.sh' >&2; exit 6")
@@ -284,6 +299,7 @@ def test_a_work_directory_that_is_not_shared(tmp_path):
     assert not list(tmp_path.glob("*/*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("process", "reason"),
     [(0, "only 1 of 2 workers have joined at 127.0.0.1:"), (1, "not all of the 2 workers have")],
