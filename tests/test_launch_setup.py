@@ -181,7 +181,7 @@ def test_no_python_and_no_uv(tmp_path):
 
 @pytest.mark.slow
 def test_an_externally_managed_python(tmp_path):
-    """Where `pip install --user` is refused (PEP 668), as on Ubuntu 24.04, uv is still installed."""
+    """Where `pip install --user` is refused (PEP 668), as on Ubuntu 24.04, uv is installed too."""
     system = Path("/usr/bin/python3")
     if not list(Path("/usr/lib").glob("python3*/EXTERNALLY-MANAGED")):
         pytest.skip("the system's Python is not externally managed")
