@@ -2,12 +2,17 @@
 r"""Starts one run on TPU slices of a GKE cluster, as a JobSet with one pod for each host.
 
     python launch/gke.py --name seva --topology v5e:4x4 --slices 2 --image IMAGE -- \
-        --config configs/llava15_7b_seva.py --mesh.fsdp 16 --workdir /mnt/bucket/runs/seva
+        --config configs/llava15_7b_seva.py --mesh.fsdp 16 --workdir gs://my-bucket/runs/seva
 
-The image must have this checkout installed (`pip install -e '.[tpu]'`), and every host must see
-the work directory. --dry-run prints the JobSet and needs neither kubectl nor a cluster; to start
-it, kubectl must point at a cluster with the JobSet controller and a TPU node pool. Clusters that
-`xpk cluster create` made have both: add --queue multislice-queue, the Kueue queue that XPK uses.
+IMAGE is built from launch/Dockerfile. Every host must see the work directory: give a gs:// one, or
+mount a bucket (--bucket) or a volume (--claim). For buckets the cluster needs Workload Identity
+Federation, and --service-account names a Kubernetes service account that may use the bucket.
+--bucket also needs the cluster's add-on GcsFuseCsiDriver.
+
+--dry-run prints the JobSet and needs neither kubectl nor a cluster; to start it, kubectl must point
+at a cluster with the JobSet controller and a TPU node pool. Clusters that `xpk cluster create` made
+have both: add --queue multislice-queue, the Kueue queue that XPK uses. --check starts
+launch/check.py instead, with its options after --; `kubectl logs` shows one line of every host.
 
 When a host fails or is preempted, or when SIGTERM made the run save and stop, the JobSet restarts
 all hosts and the run resumes from its last checkpoint. With several slices, only the mesh axis
@@ -34,16 +39,20 @@ ACCELERATORS = {
     "tpu7x": "tpu7x",
 }
 
+# Of launch/Dockerfile: the checkout, and the user and group that own it.
+CHECKOUT, USER = "/seva_jax", 1000
+
 
 def manifest(options: argparse.Namespace) -> dict:
     """Returns the JobSet."""
     chip, shape = options.topology.split(":")
     chips = math.prod(map(int, shape.split("x")))
     hosts = max(chips // options.chips_per_host, 1)
+    program = [f"{CHECKOUT}/launch/check.py"] if options.check else ["-m", "seva_jax.train"]
     container = {
         "name": "seva-jax",
         "image": options.image,
-        "command": ["python3", "-m", "seva_jax.train", *options.train],
+        "command": [f"{CHECKOUT}/.venv/bin/python", *program, *options.train],
         "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
         # The number of restarts. Above 0, the earlier pods are gone: their lock may be taken over.
         "env": [
@@ -68,14 +77,28 @@ def manifest(options: argparse.Namespace) -> dict:
     }
     if options.spot:
         pod["nodeSelector"]["cloud.google.com/gke-spot"] = "true"
+    template: dict = {"spec": pod}
+    volume: dict = {}
     if options.claim:
-        pod["volumes"] = [{"name": "shared", "persistentVolumeClaim": {"claimName": options.claim}}]
+        volume = {"persistentVolumeClaim": {"claimName": options.claim}}
+    elif options.bucket:
+        # A sidecar, which the annotation asks for, mounts the bucket with Cloud Storage FUSE.
+        template["metadata"] = {"annotations": {"gke-gcsfuse/volumes": "true"}}
+        access = f"implicit-dirs,uid={USER},gid={USER},file-mode=664,dir-mode=775"
+        attributes = {"bucketName": options.bucket, "mountOptions": access}
+        volume = {"csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}}
+    if volume:
+        pod["volumes"] = [{"name": "shared", **volume}]
         container["volumeMounts"] = [{"name": "shared", "mountPath": options.mount}]
+    if options.service_account:
+        pod["serviceAccountName"] = options.service_account
+    if options.privileged:
+        container["securityContext"] = {"privileged": True, "runAsUser": 0, "runAsGroup": 0}
     job = {
         "parallelism": hosts,
         "completions": hosts,
         "backoffLimit": 0,
-        "template": {"spec": pod},
+        "template": template,
     }
     metadata: dict = {
         "name": options.name,
@@ -91,7 +114,7 @@ def manifest(options: argparse.Namespace) -> dict:
         "kind": "JobSet",
         "metadata": metadata,
         "spec": {
-            "failurePolicy": {"maxRestarts": options.attempts},
+            "failurePolicy": {"maxRestarts": 0 if options.check else options.attempts},
             "replicatedJobs": [
                 {"name": "slice", "replicas": options.slices, "template": {"spec": job}}
             ],
@@ -117,10 +140,25 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--context", help="kubectl context: names project, zone and cluster")
     parser.add_argument("--namespace", default="default", help="(default: default)")
     parser.add_argument("--queue", help="Kueue queue; multislice-queue in clusters made by XPK")
-    parser.add_argument("--claim", help="persistent volume claim that all hosts mount")
-    parser.add_argument("--mount", default="/mnt/shared", help="mount path (default /mnt/shared)")
+    parser.add_argument(
+        "--bucket", help="bucket that all hosts mount with Cloud Storage FUSE, without gs://"
+    )
+    parser.add_argument(
+        "--claim",
+        help=f"persistent volume claim that all hosts mount; user {USER} must be able to write",
+    )
+    parser.add_argument("--mount", help="mount path (default /mnt/bucket or /mnt/shared)")
+    parser.add_argument("--service-account", help="Kubernetes service account of the pods")
+    parser.add_argument(
+        "--privileged", action="store_true",
+        help="run as root in privileged mode: for GKE before 1.28, and where JAX may not use the "
+        "TPU otherwise",
+    )  # fmt: skip
     parser.add_argument("--attempts", type=int, default=100, help="most restarts (default 100)")
     parser.add_argument("--spot", action="store_true", help="use spot nodes")
+    parser.add_argument(
+        "--check", action="store_true", help="start launch/check.py instead of a run"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the JobSet, send nothing")
     parser.add_argument("train", nargs="*", help="after --, options of seva_jax.train")
     options = parser.parse_args()
@@ -130,10 +168,17 @@ def parse() -> argparse.Namespace:
     if not topology or topology[1] not in ACCELERATORS:
         parser.error(f"--topology {options.topology!r}: give one, for example v5e:4x4")
     if not options.image:
-        parser.error("give --image, a container image with seva_jax installed")
+        parser.error("give --image, a container image built from launch/Dockerfile")
     if min(options.slices, options.chips_per_host, options.attempts) < 1:
         parser.error("--slices, --chips-per-host and --attempts must be at least 1")
-    if not options.train:
+    if options.bucket and options.claim:
+        parser.error("give --bucket or --claim, not both")
+    if options.bucket and not re.fullmatch(r"[a-z0-9][a-z0-9._-]+", options.bucket):
+        parser.error(f"--bucket {options.bucket!r}: give the bucket's name alone, without gs://")
+    if options.mount and not (options.bucket or options.claim):
+        parser.error("--mount needs --bucket or --claim")
+    options.mount = options.mount or ("/mnt/bucket" if options.bucket else "/mnt/shared")
+    if not options.train and not options.check:
         parser.error("give options of seva_jax.train after --")
     return options
 
