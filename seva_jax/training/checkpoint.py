@@ -57,8 +57,8 @@ class Checkpoints:
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2,
-            # In a store Orbax takes every folder without its last object for an unfinished one, also
-            # `set-aside/`.
+            # In a store Orbax takes every folder without its last object for an unfinished save,
+            # also `set-aside/`.
             cleanup_tmp_directories=not is_remote(self._directory),
             async_options=ocp.options.AsyncOptions(
                 post_finalization_callback=self._digest,
