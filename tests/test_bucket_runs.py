@@ -95,6 +95,8 @@ def test_a_checkpoint_of_another_run_is_refused(saved):
     assert f"{saved}/3 is of another run: tokenizer is 'a' there and 'b' here" in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_save_that_fails_is_one_line(proxied, proxy):
     """Faults on the way are retried; a save that the store refuses costs only itself."""
     for fault in (429, 503):

@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from seva_jax.ranges import ABOVE_0, FROM_1
-from seva_jax.runtime import shutdown
+from seva_jax.runtime import lock, shutdown
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.stores import StoreError
 from seva_jax.types import DataError
@@ -123,6 +123,8 @@ def joined(options: ProcessOptions) -> Iterator[None]:
         except shutdown.Stopped:
             say("stopped, everything finished is saved; run the same command again to resume")
             raise
+        finally:
+            lock.release_all()
 
 
 @contextlib.contextmanager
