@@ -105,19 +105,22 @@ def require_bucket(path: Path) -> None:
     if not str(path).startswith("gs://"):
         return
     remote = cast(StorePath, path)
-    remote._do(_make_client)
+    if not remote._do(_has_project):
+        raise StoreError(f"{path}: no project is known; set GOOGLE_CLOUD_PROJECT to your own")
     remote.bucket_settings()
 
 
-def _make_client() -> None:
+def _has_project() -> bool:
+    """Returns whether the client that Orbax uses finds the project that it wants to know."""
     from google.cloud import storage
 
     try:
         storage.Client()
     except OSError as error:
-        if "Project" not in str(error):
+        if "Project was not passed" not in str(error):
             raise
-        raise ValueError("no project is known; set GOOGLE_CLOUD_PROJECT to your own") from None
+        return False
+    return True
 
 
 def make_folder(path: Path) -> None:
