@@ -203,7 +203,7 @@ def test_what_is_told_before_the_first_stage(whole_run, proxied, proxy, tmp_path
         ) as no_project,
     ):
         refuses_with(unknown, "no valid credentials (Your default credentials were not found")
-        refuses_with(no_project, "no project is known; set GOOGLE_CLOUD_PROJECT")
+        refuses_with(no_project, "gs://bucket/run: no project is known; set GOOGLE_CLOUD_PROJECT")
 
 
 def refuses_with(run, line):
