@@ -56,18 +56,21 @@ def test_every_damaged_object_is_named(saved):
 def test_damage_is_set_aside_and_the_previous_one_used(saved, capsys):
     """What a kill during a save leaves is removed; damaged and foreign folders are kept."""
     (saved / "3" / NAME).write_bytes(b"{}")
-    (saved / "4").mkdir()
-    (saved / "4" / "").write_bytes(b"")  # an empty folder, as the console makes it
+    saved._fs.pipe_file(f"{saved}/4/", b"")  # an empty folder, as the console makes it
     (saved / "5" / "state" / "d" / "1").write_bytes(b"half of a save")
+    (saved / "6").write_bytes(b"a file")
     (saved / "2024" / "photo.jpg").write_bytes(b"mine")
     assert restored(saved) == 2
     said = capsys.readouterr().out
     for name, why, where in (
-        ("3", f"{NAME} is damaged", f"now {saved / ASIDE / '3'}"),
-        ("5", "commit_success.txt is missing", "removed"),
-        ("2024", "commit_success.txt is missing", f"now {saved / ASIDE / '2024'}"),
+        ("3", f"{NAME} is damaged (it lists no files)", f"now {saved / ASIDE / '3'}"),
+        ("4", "commit_success.txt is missing: not a finished checkpoint", "removed"),
+        ("5", "commit_success.txt is missing: not a finished checkpoint", "removed"),
+        ("6", "not a directory", f"now {saved / ASIDE / '6'}"),
+        ("2024", "commit_success.txt is missing: not a", f"now {saved / ASIDE / '2024'}"),
     ):
-        assert f"{saved}/{name} is not used: {why}; it is {where}" in said
+        assert f"{saved}/{name} is not used: {why}" in said
+        assert f"; it is {where}\n" in said
     assert {p.name for p in saved.iterdir()} == {"2", ASIDE}
     assert (saved / ASIDE / "2024" / "photo.jpg").read_bytes() == b"mine"
     assert (saved / ASIDE / "3" / "commit_success.txt").is_file()
@@ -92,6 +95,8 @@ def test_a_checkpoint_of_another_run_is_refused(saved):
     assert f"{saved}/3 is of another run: tokenizer is 'a' there and 'b' here" in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_save_that_fails_is_one_line(proxied, proxy):
     """Faults on the way are retried; a save that the store refuses costs only itself."""
     for fault in (429, 503):
@@ -198,7 +203,7 @@ def test_what_is_told_before_the_first_stage(whole_run, proxied, proxy, tmp_path
         ) as no_project,
     ):
         refuses_with(unknown, "no valid credentials (Your default credentials were not found")
-        refuses_with(no_project, "no project is known; set GOOGLE_CLOUD_PROJECT")
+        refuses_with(no_project, "gs://bucket/run: no project is known; set GOOGLE_CLOUD_PROJECT")
 
 
 def refuses_with(run, line):

@@ -245,7 +245,7 @@ def test_create_writes_once(proxied, proxy, slept):
 
 
 CLAIMS = """
-import pathlib, sys, time
+import sys
 from seva_jax.runtime import lock, stores
 from seva_jax.types import DataError
 folder = stores.as_path(sys.argv[1])
@@ -257,7 +257,7 @@ for number in range(int(sys.argv[2])):
         print(repr(lock.claim(folder / str(number))), flush=True)
     except DataError as error:
         print(error, flush=True)
-time.sleep(100)
+sys.stdin.read()
 """
 
 

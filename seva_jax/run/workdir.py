@@ -104,6 +104,7 @@ class Workdir:
                 with both values, or to version 0.1; or another process is writing there.
         """
         path = as_path(experiment.workdir)
+        on_first_process(lambda: require_bucket(path))
         wanted = json.loads(json.dumps(flatten(experiment)))
         self = cls(path, jax.process_index() == 0, tuple(siblings), experiment.loggers, wanted)
         file = path / "config.json"
@@ -130,12 +131,8 @@ class Workdir:
         Raises:
             DataError: another process is writing here; the same on every process.
         """
-        if news := on_first_process(self._claim):
+        if news := on_first_process(lambda: lock.claim(self.path)):
             say(news)
-
-    def _claim(self) -> str:
-        require_bucket(self.path)
-        return lock.claim(self.path)
 
     def stages(self) -> dict[str, dict[str, Any]]:
         """Returns finished stages by name: fingerprint, seconds, devices, summary.

@@ -9,9 +9,15 @@ How each promise is kept on a disk, and in an object store (`stores.py`):
   "000007.jsonl", each an object that is never written twice. A part "000007.all.jsonl" takes the
   place of all parts before it, so replacing the lines is one request, too.
 - What is listed is there: stores that are used here show an object in listings as soon as it is
-  written.
+  written. Lines that were replaced since they were listed are listed again.
 - A result is complete: the file that says so (`stages.json`, `digests.json`, Orbax's
   `commit_success.txt`) is written last.
+- Damage is noticed: the digests of checkpoints (`training/digests.py`) are SHA-256 on a disk; in a
+  store they are the checksums that it computed itself.
+- There is one writer: a lock (`lock.py`) is a file and `flock`; in a store, an object that is
+  written only if nobody has changed it meanwhile (its generation).
+- A request is repeated after a failure that may pass, also when only its answer was lost; what
+  must not be done twice is written under a name that may not exist yet (`StorePath.create`).
 
 ArrayRecord verifies its own hashes. Read next: `journal.py`.
 """

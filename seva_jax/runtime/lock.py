@@ -1,6 +1,6 @@
 """One writer per directory: a lock file that names its holder.
 
-What lives here: `claim` and `release`. What does not: which directories are claimed
+What lives here: `claim`, `release` and `release_all`. What does not: which directories are claimed
 (`seva_jax/run/workdir.py`, `seva_jax/evaluate.py`).
 
 The file exists while its holder runs and records host, process and start, because `flock` alone
@@ -140,7 +140,12 @@ def _release(path: Path) -> None:
 
 
 @atexit.register
-def _release_all() -> None:
+def release_all() -> None:
+    """Releases all locks of this process.
+
+    Commands do it themselves (`processes.joined`): when Python has begun to end, a store can no
+    longer be reached.
+    """
     with contextlib.suppress(StoreError):  # it may be what ended the process
         for path in [*_held, *_objects]:
             _release(path)

@@ -21,7 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from seva_jax.ranges import ABOVE_0, FROM_1
-from seva_jax.runtime import shutdown
+from seva_jax.runtime import lock, shutdown
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.profiler import profiler
 from seva_jax.runtime.stores import StoreError
@@ -126,6 +126,8 @@ def joined(options: ProcessOptions) -> Iterator[None]:
         except shutdown.Stopped:
             say("stopped, everything finished is saved; run the same command again to resume")
             raise
+        finally:
+            lock.release_all()
 
 
 @contextlib.contextmanager

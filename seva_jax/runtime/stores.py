@@ -5,10 +5,12 @@ does not: how files of a run are kept in a store (`files.py`), and arrays, which
 tensorstore read and write themselves.
 
 An object store has no folders, no rename and no append; an object appears whole or not at all. So
-a `StorePath` writes whole objects only, and `open` reads only. Failures of the network, 429 and 5xx
-are tried again with back-off (by gcsfs, for half a minute); then, and for everything else but a
-missing object, there is one line (`StoreError`). Credentials are the ambient ones: those of `gcloud
-auth application-default login`, or the service account of a VM or pod.
+a `StorePath` writes whole objects only, and `open` reads only. After failures of the network, 429
+and 5xx a request is sent again with back-off, up to six times within half a minute (numbers of
+gcsfs; `download` may take minutes, and tensorstore, which reads and writes arrays, a quarter of an
+hour). Then, and for everything else but a missing object, there is one line (`StoreError`).
+Credentials are the ambient ones: those of `gcloud auth application-default login`, or the service
+account of a VM or pod.
 """
 
 from __future__ import annotations
@@ -107,19 +109,22 @@ def require_bucket(path: Path) -> None:
     if not str(path).startswith("gs://"):
         return
     remote = cast(StorePath, path)
-    remote._do(_make_client)
+    if not remote._do(_has_project):
+        raise StoreError(f"{path}: no project is known; set GOOGLE_CLOUD_PROJECT to your own")
     remote.bucket_settings()
 
 
-def _make_client() -> None:
+def _has_project() -> bool:
+    """Returns whether the client that Orbax uses finds the project that it wants to know."""
     from google.cloud import storage
 
     try:
         storage.Client()
     except OSError as error:
-        if "Project" not in str(error):
+        if "Project was not passed" not in str(error):
             raise
-        raise ValueError("no project is known; set GOOGLE_CLOUD_PROJECT to your own") from None
+        return False
+    return True
 
 
 def make_folder(path: Path) -> None:

@@ -110,7 +110,7 @@ def is_unfinished(step: Path) -> bool:
     On a disk Orbax writes to a folder of another name, which it removes at the next start. A folder
     with anything that Orbax did not write is a person's own.
     """
-    if not is_remote(step):
+    if not is_remote(step) or step.is_file():
         return False
     names = {name.partition("/")[0] for name in cast(StorePath, step).below()}
     return _COMMITTED not in names and names <= _WRITTEN
