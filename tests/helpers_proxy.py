@@ -47,10 +47,11 @@ class FaultProxy:
         url: its address.
         seen: all requests so far.
         delay_s: what every request waits for.
+        message: what the store says to a request that it refuses.
     """
 
     def __init__(self, target):
-        self.url, self.seen, self.delay_s = "", [], 0.0
+        self.url, self.seen, self.delay_s, self.message = "", [], 0.0, "made up by the proxy"
         self.target = target
         self.lock = threading.Lock()
         self._faults, self._draw, self._share = [], None, 0.0
@@ -59,12 +60,17 @@ class FaultProxy:
         """Makes the next requests fail.
 
         Args:
-            fault: a status, `CUT`, `HALF` or `LOST`.
+            fault: a status, `CUT`, `HALF` or `LOST`; None lets them pass.
             times: how many of them.
             match: a regular expression, found in "METHOD path?query" of those that are meant.
         """
         with self.lock:
             self._faults.append([fault, times, re.compile(match)])
+
+    def forgive(self):
+        """Makes no more faults."""
+        with self.lock:
+            self._faults, self._draw = [], None
 
     def disturb(self, seed, share, faults=(429, 503, CUT, HALF)):
         """Makes a share of all requests fail, from now on, in ways that are drawn."""
@@ -101,12 +107,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             super().finish()
 
+    def handle(self):
+        with contextlib.suppress(ConnectionError):  # the client hung up or was killed
+            super().handle()
+
     def log_message(self, *_):
         pass
 
     def _body(self):
         if self.headers.get("Transfer-Encoding", "") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            length = int(self.headers.get("Content-Length", 0))
+            body = self.rfile.read(length)
+            if len(body) < length:
+                raise ConnectionError("the client was killed while it sent this")
+            return body
         body = b""
         while size := int(self.rfile.readline().partition(b";")[0], 16):
             body += self.rfile.read(size)
@@ -132,7 +146,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if name.lower() not in _HOP:
                 self.send_header(name, value)
         if self.command == "HEAD":
-            length = dict((k.lower(), v) for k, v in headers).get("content-length", "0")
+            length = {k.lower(): v for k, v in headers}.get("content-length", "0")
         else:
             length = str(len(body))
         if status not in (204, 304):
@@ -146,31 +160,30 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
 
+    def _note(self, path, body, received, fault):
+        self.proxy.seen.append(Seen(self.command, path, len(body), received, fault))
+
     def do_GET(self):
-        with contextlib.suppress(ConnectionError):  # the client was killed
-            self._forward()
-
-    do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = do_GET
-
-    def _forward(self):
         body = self._body()
         path = urllib.parse.unquote(self.path)
         fault = self.proxy.choose(f"{self.command} {path}")
         time.sleep(self.proxy.delay_s)
-        size = 0
         if isinstance(fault, int):
-            error = {"error": {"code": fault, "message": f"made up by the proxy: {fault}"}}
+            self._note(path, body, 0, fault)
+            error = {"error": {"code": fault, "message": self.proxy.message}}
             self._answer(fault, [("Content-Type", "application/json")], json.dumps(error).encode())
         elif fault == CUT:
+            self._note(path, body, 0, fault)
             self._hang_up()
         else:
             answer, data = self._ask(body)
+            self._note(path, body, 0 if fault == LOST else len(data), fault)
             if fault != LOST:
-                size = len(data)
                 self._answer(answer.status, answer.getheaders(), data, half=fault == HALF)
             if fault:
                 self._hang_up()
-        self.proxy.seen.append(Seen(self.command, path, len(body), size, fault))
+
+    do_POST = do_PUT = do_DELETE = do_HEAD = do_PATCH = do_GET
 
 
 class _Server(http.server.ThreadingHTTPServer):

@@ -27,7 +27,9 @@ from seva_jax.config.base_models import TrainedBase
 from seva_jax.config.config_files import config_directory, read_config
 from seva_jax.models import LoraConfig
 from seva_jax.pairs import PairBuilder
+from seva_jax.runtime import files
 from seva_jax.runtime.journal import Journal
+from seva_jax.runtime.stores import is_remote
 from seva_jax.text.sampling import Sampling
 from seva_jax.training import checkpoint
 from seva_jax.types import Comparison
@@ -35,6 +37,7 @@ from seva_jax.types import Comparison
 ROOT = Path(__file__).parent.parent
 STEPS = 24  # of both trainings
 _OTHER = ("config.py", "config.json", "stages.json", "metrics.jsonl", "report.html")  # have times
+COMMITTED = "commit_success.txt"  # the last file of a checkpoint
 TIMING = {"seconds", "pairs/s", "tokens/s"}
 
 
@@ -191,6 +194,8 @@ def train(cache, workdir, *options, **kwargs):
 
 def lines(path):
     """Returns the finished lines of a file, parsed as JSON."""
+    if is_remote(path):
+        return files.read_lines(path)
     text = path.read_bytes() if path.exists() else b""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
 
@@ -212,12 +217,24 @@ def answers(workdir, who):
 def saved_steps(workdir, stage):
     """Returns the steps with a finished checkpoint."""
     folder = workdir / "checkpoints" / stage
+    if is_remote(folder):
+        ended = [name.split("/") for name in folder.below() if name.endswith(f"/{COMMITTED}")]
+        return sorted(int(names[0]) for names in ended if len(names) == 2)
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
 
 
 def saving(workdir, stage, since):
     """Returns whether a checkpoint is being written that was started after `since`."""
-    for path in (workdir / "checkpoints" / stage).glob("*tmp*"):
+    folder = workdir / "checkpoints" / stage
+    if is_remote(folder):  # where it has its name from the start
+        saved = {str(step) for step in saved_steps(workdir, stage)}
+        return any(
+            name.partition("/")[0].isdigit()
+            and name.partition("/")[0] not in saved
+            and facts.st_mtime > since
+            for name, facts in folder.below().items()
+        )
+    for path in folder.glob("*tmp*"):
         with contextlib.suppress(FileNotFoundError):
             return path.stat().st_mtime > since
     return False
@@ -239,17 +256,25 @@ def parameters(workdir, stage):
         return jax.tree.leaves(found)
 
 
+def content(path):
+    """Returns the bytes of a file, or of a file whose lines a store keeps in parts."""
+    if is_remote(path) and not path.is_file():
+        return files._text(files.read_lines(path)).encode()
+    return path.read_bytes()
+
+
 def assert_same_run(found, expected):
     """Asserts that everything but times and the report is equal, bit for bit.
 
-    Both directories have the same name, because files of answers mention it.
+    Both directories have the same name, because files of answers mention it. The first may be in a
+    store.
     """
     assert found.name == expected.name
     assert stages(found) == stages(expected)
-    files = [p for p in expected.rglob("*") if p.is_file()]
-    names = {p.relative_to(expected) for p in files if "checkpoints" not in p.parts}
+    paths = [p for p in expected.rglob("*") if p.is_file()]
+    names = {p.relative_to(expected) for p in paths if "checkpoints" not in p.parts}
     for name in sorted(names - set(map(Path, _OTHER))):
-        assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+        assert content(found / name) == content(expected / name), name
     for stage in ("base", "align"):
         assert rows(found, stage) == rows(expected, stage)
         for a, b in zip(parameters(found, stage), parameters(expected, stage), strict=True):

@@ -18,6 +18,7 @@ from seva_jax import train
 from seva_jax.config.command_line import load_experiment
 from seva_jax.pairs import PairBuilder
 from seva_jax.run.workdir import StageMetrics
+from seva_jax.runtime.files import write_text
 from seva_jax.runtime.processes import joined
 from seva_jax.text.sampling import Sampling
 from seva_jax.types import Comparison, View
@@ -58,7 +59,7 @@ def write_or_die(self, at, values, write=StageMetrics.write):
     write(self, at, values)
     killed = int(os.environ.get("KILL_PROCESS", "-1")) == jax.process_index()
     if self.stage == "align" and killed and at == int(os.environ["KILL_AT"]):
-        (self.workdir.path / "died").touch()
+        write_text(self.workdir.path / "died", "")
         os.kill(os.getpid(), signal.Signals[os.environ.get("KILL_SIGNAL", "SIGKILL")])
 
 

@@ -9,6 +9,7 @@ import random
 import signal
 import time
 
+import helpers_gcs
 import pytest
 from helpers_run import answers, assert_same_run, lines, rows, saved_steps, saving, stages, train
 
@@ -34,31 +35,44 @@ ORDER = ["base", "rollouts", "pairs", "reference", "align", "evaluate base", "ev
 def finished(workdir):
     """Returns the finished examples, which must never be computed again."""
     names = ("rollouts.jsonl", "reference.jsonl", "evals/*/*/asked.jsonl")
-    paths = [path for name in names for path in workdir.glob(name)]
-    return {path: path.read_bytes().rpartition(b"\n")[0] for path in paths}
+    return {path: lines(path) for name in names for path in workdir.glob(name)}
+
+
+def kill_and_compare(whole_run, workdir, seed, env):
+    """Kills the command ten times, and compares what it ends with to an undisturbed run."""
+    draw = random.Random(seed)
+    cache = whole_run / "cache"
+    options = ("--train.save-every", SAVE_EVERY)
+    for stage, condition in MOMENTS:
+        before, since = finished(workdir), time.time()
+        with train(cache, workdir, *options, env={"COMMIT_S": "0.3"} | env) as run:
+            run.when(lambda: condition(workdir, since))  # noqa: B023
+            time.sleep(draw.uniform(0, 0.05))
+            assert run.kill() == -signal.SIGKILL, run.output[-3000:]
+        assert ORDER[len(stages(workdir))] == stage, "the kill came too late"
+        for path, records in before.items():
+            # Rollouts and reference are in other files when their stage has finished.
+            again = lines(path) if path.exists() else records
+            assert again[: len(records)] == records, f"{path} was started again"
+        if done := rows(workdir, stage):
+            saved = max(saved_steps(workdir, stage), default=0)
+            assert done[-1]["step"] - saved <= SAVE_EVERY, "more than one interval is lost"
+    with train(cache, workdir, *options, env=env) as run:
+        assert run.status() == 0, run.output[-3000:]
+    assert_same_run(workdir, whole_run / "run")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ten_kills(whole_run, tmp_path, seed):
     """The same command resumes after each one, and nothing that was finished is done again."""
-    draw = random.Random(seed)
-    cache, workdir = whole_run / "cache", tmp_path / "run"
-    options = ("--train.save-every", SAVE_EVERY)
-    for stage, condition in MOMENTS:
-        before, since = finished(workdir), time.time()
-        with train(cache, workdir, *options, env={"COMMIT_S": "0.3"}) as run:
-            run.when(lambda: condition(workdir, since))  # noqa: B023
-            time.sleep(draw.uniform(0, 0.05))
-            assert run.kill() == -signal.SIGKILL, run.output[-3000:]
-        assert ORDER[len(stages(workdir))] == stage, "the kill came too late"
-        for path, text in before.items():
-            # Rollouts and reference are in other files when their stage has finished.
-            again = path.read_bytes() if path.exists() else text
-            assert again.startswith(text), f"{path} was started again"
-        if found := rows(workdir, stage):
-            saved = max(saved_steps(workdir, stage), default=0)
-            assert found[-1]["step"] - saved <= SAVE_EVERY, "more than one interval is lost"
-    with train(cache, workdir, *options) as run:
-        assert run.status() == 0, run.output[-3000:]
-    assert_same_run(workdir, whole_run / "run")
+    kill_and_compare(whole_run, tmp_path / "run", seed, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ten_kills_in_a_bucket(whole_run, bucket, proxy, seed):
+    """So it is in a bucket, where one request in a hundred fails, and equal to a run on a disk."""
+    proxy.disturb(seed, 0.01)
+    kill_and_compare(whole_run, bucket / "run", seed, helpers_gcs.environment(proxy.url))
+    assert proxy.count() > 1000

@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,6 +34,7 @@ from seva_jax.runtime.stores import StorePath, as_path, is_remote, local_copy
 from seva_jax.types import DataError
 
 _ALL = ".all.jsonl"
+_PART = re.compile(r"(\d{6,})(\.all)?\.jsonl")
 
 
 def _publish(aside: Path, path: Path) -> None:
@@ -155,15 +157,19 @@ def _parts(path: Path) -> list[str]:
     """Returns the names of all parts in order."""
     remote = is_remote(path)
     names = cast(StorePath, path).below() if remote else [p.name for p in path.iterdir()]
-    return sorted(name for name in names if name.endswith(".jsonl"))
+    return sorted((name for name in names if _PART.fullmatch(name)), key=_number)
+
+
+def _number(part: str) -> int:
+    return int(part.partition(".")[0])
 
 
 def _add_part(path: Path, text: str, ending: str) -> None:
     """Writes one more part. Only one process does, but its last attempt may have succeeded."""
     data = text.encode()
     while True:
-        last = max((int(name.partition(".")[0]) for name in _parts(path)), default=-1)
-        part = path / f"{last + 1:06}{ending}"
+        number = max(map(_number, _parts(path)), default=-1) + 1
+        part = path / f"{number:06}{ending}"
         if not is_remote(part):
             write_text(part, text)
             return
@@ -172,13 +178,23 @@ def _add_part(path: Path, text: str, ending: str) -> None:
 
 
 def _read_parts(path: Path) -> list[dict[str, Any]]:
-    parts = _parts(path)
+    for _ in range(4):
+        parts = _parts(path)
+        try:
+            return _records_of_parts(path, parts)
+        except FileNotFoundError:  # another process has just replaced the lines
+            continue
+    return _records_of_parts(path, _parts(path))
+
+
+def _records_of_parts(path: Path, parts: list[str]) -> list[dict[str, Any]]:
     whole = [i for i, name in enumerate(parts) if name.endswith(_ALL)]
     parts = parts[whole[-1] :] if whole else parts
     if is_remote(path):
         contents = cast(StorePath, path).read_below(parts)
         if not whole and path.is_file():  # a whole file that was copied into the store
-            contents.insert(0, path.read_bytes())
+            content = path.read_bytes()
+            contents.insert(0, content[: content.rfind(b"\n") + 1])  # a kill left the rest
             parts.insert(0, "")
     else:
         contents = [(path / name).read_bytes() for name in parts]

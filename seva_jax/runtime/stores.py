@@ -39,6 +39,8 @@ STAGED = "SEVA_JAX_STAGED"
 SCHEMES = ("gs", "s3", "az", "hf")
 _CONTENT = "application/octet-stream"
 _SILENCE_S = 60  # without a byte of an answer, before a request is tried again
+# Names of errors of aiohttp, requests, google.auth and Python, which are not all installed.
+_UNREACHABLE = {"ClientError", "RequestException", "TransportError", "TimeoutError"}
 _AHEAD = 4 * 2**20  # bytes that are read at a time from an open object
 
 
@@ -95,13 +97,29 @@ def is_remote(path: Path) -> bool:
 def require_bucket(path: Path) -> None:
     """Checks that the bucket of a path is there and may be used; does nothing for local paths.
 
-    Orbax reads the settings of a bucket, which those who may only read and write objects cannot.
+    Orbax reads the settings of a bucket, which those who may only read and write objects cannot,
+    with a client that wants to know a project.
 
     Raises:
-        StoreError: the bucket is missing, or these credentials may not read its settings.
+        StoreError: the bucket is missing, these credentials may not read its settings, or no
+            project is known.
     """
-    if is_remote(path) and str(path).startswith("gs://"):
-        cast(StorePath, path).bucket_settings()
+    if not str(path).startswith("gs://"):
+        return
+    remote = cast(StorePath, path)
+    remote._do(_make_client)
+    remote.bucket_settings()
+
+
+def _make_client() -> None:
+    from google.cloud import storage
+
+    try:
+        storage.Client()
+    except OSError as error:
+        if "Project" not in str(error):
+            raise
+        raise ValueError("no project is known; set GOOGLE_CLOUD_PROJECT to your own") from None
 
 
 def make_folder(path: Path) -> None:
@@ -272,9 +290,14 @@ class StorePath(gpath.PosixGPath):
                 yield self / name
 
     def below(self) -> dict[str, ObjectStat]:
-        """Returns all objects below this folder, by name relative to it, from one listing."""
+        """Returns all objects below this folder, by name relative to it, from one listing.
+
+        Raises:
+            StoreError: there is no such bucket.
+        """
         prefix = str(self).partition("://")[2].rstrip("/") + "/"
-        listed = self._do(self._fs.find, str(self), detail=True)
+        with self._into_bucket():
+            listed = self._do(self._fs.find, str(self), detail=True)
         return {
             name.removeprefix(prefix): _stat(info)
             for name, info in sorted(listed.items())
@@ -401,8 +424,11 @@ class StorePath(gpath.PosixGPath):
     @override
     def rmtree(self, missing_ok: bool = True) -> None:
         """Removes all objects below this folder, the last one first."""
-        for name in sorted(self.below(), reverse=True):
-            (self / name).unlink(missing_ok=True)
+        listed = self._do(self._fs.find, str(self), detail=True)
+        scheme = str(self).partition("://")[0]
+        for name in sorted(listed, reverse=True):  # with the markers of empty folders, "x/"
+            with contextlib.suppress(FileNotFoundError):
+                self._do(self._fs.rm_file, f"{scheme}://{name}")
 
     @override
     def rename(self, target: str | os.PathLike[str]) -> StorePath:  # pyright: ignore
@@ -488,11 +514,13 @@ def _filesystem(scheme: str) -> Any:
         if scheme == "gs":
             import aiohttp
 
-            # Otherwise a request that is never answered would be waited for for ever.
-            limits = aiohttp.ClientTimeout(
+            # gcsfs sets no limit of its own, not even aiohttp's.
+            settings["requests_timeout"] = aiohttp.ClientTimeout(
                 total=None, sock_connect=_SILENCE_S, sock_read=_SILENCE_S
             )
-            settings["session_kwargs"] = {"timeout": limits}
+            if not os.environ.get("STORAGE_EMULATOR_HOST"):
+                # Neither tokens that an earlier login in a browser left, nor none.
+                settings["token"] = "google_default"
         # Orbax finds them, too, under the second of the names.
         for name in {scheme, "gcs"} if scheme == "gs" else {scheme}:
             for option, value in settings.items():
@@ -517,18 +545,21 @@ def _stat(info: dict[str, Any]) -> ObjectStat:
 
 def _reason(error: Exception, url: str) -> str:
     """Returns what went wrong and what to do, in one line."""
-    kind = type(error).__name__
-    text = " ".join((str(error) or kind).split())[:300]
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    text = " ".join((str(error) or type(error).__name__).split())[:300]
     code = str(getattr(error, "code", "") or getattr(error, "status", "") or "")
     bucket = url.partition("://")[2].partition("/")[0]
-    if "Forbidden" in text or code in ("401", "403"):
+    if code == "401" or kinds & {"DefaultCredentialsError", "RefreshError"}:
+        return (
+            f"no valid credentials ({text}); run `gcloud auth application-default login`, or give "
+            "the machine a service account"
+        )
+    if "Forbidden" in text or code == "403":
         return (
             f"these credentials may not do this in bucket {bucket} ({text}); give their account "
             "the roles Storage Object User and Storage Legacy Bucket Reader there, and check the "
             "name and the project of the bucket"
         )
-    if kind in ("DefaultCredentialsError", "RefreshError"):
-        return f"no valid credentials ({text}); run `gcloud auth application-default login`"
-    if code in ("408", "429") or code.startswith("5") or "Client" in kind or "Proxy" in kind:
+    if code in ("408", "429") or code.startswith("5") or kinds & _UNREACHABLE:
         return f"the store does not answer after several attempts ({text}); run it again later"
-    return f"{kind}: {text}"
+    return f"{type(error).__name__}: {text}"

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from seva_jax.runtime.processes import barrier, gather, say
-from seva_jax.runtime.stores import remove
+from seva_jax.runtime.stores import is_remote, remove
 from seva_jax.training.digests import damage, is_unfinished, newest, write_digests
 from seva_jax.training.step import TrainState
 from seva_jax.types import DataError
@@ -57,7 +57,9 @@ class Checkpoints:
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2,
-            cleanup_tmp_directories=True,
+            # In a store Orbax takes every folder without its last object for an unfinished save,
+            # also `set-aside/`.
+            cleanup_tmp_directories=not is_remote(self._directory),
             async_options=ocp.options.AsyncOptions(
                 post_finalization_callback=self._digest,
                 # Otherwise threads wait minutes for a directory that cannot be created.

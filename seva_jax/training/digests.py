@@ -27,6 +27,7 @@ from seva_jax.types import DataError
 
 NAME = "digests.json"
 _COMMITTED = "commit_success.txt"  # the last file that Orbax writes
+_WRITTEN = {"state", "data", "facts", "_CHECKPOINT_METADATA", NAME}  # in the folder of a step
 _SHA256 = 64  # digits
 _CHUNK = 2**20  # bytes read at a time
 _THREADS = 4  # SHA-256 does 1 to 2 GB/s on a core; hashing releases Python's lock
@@ -106,9 +107,13 @@ def damage(step: Path, share: tuple[int, int] = (0, 1)) -> str | None:
 def is_unfinished(step: Path) -> bool:
     """Returns whether a save into an object store was interrupted.
 
-    On a disk Orbax writes to a folder of another name, which it removes at the next start.
+    On a disk Orbax writes to a folder of another name, which it removes at the next start. A folder
+    with anything that Orbax did not write is a person's own.
     """
-    return is_remote(step) and not (step / _COMMITTED).is_file()
+    if not is_remote(step) or step.is_file():
+        return False
+    names = {name.partition("/")[0] for name in cast(StorePath, step).below()}
+    return _COMMITTED not in names and names <= _WRITTEN
 
 
 def _listed(step: Path) -> dict[str, list[int | str]] | str:
