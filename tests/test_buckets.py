@@ -1,7 +1,7 @@
 """Configs, suites, evaluations, reports and logs in a bucket: what they leave is as on a disk.
 
-What does not live here: the store itself (`test_stores.py`), a whole run (`test_bucket_commands.py`),
-and which places of the source may take local paths only (`test_paths.py`).
+What does not live here: the store itself (`test_stores.py`), a whole run with the real commands
+(`test_bucket_commands.py`), which places of the source may take local paths only (`test_paths.py`).
 """
 
 import dataclasses
