@@ -34,7 +34,8 @@ def kept(folder):
 @pytest.mark.slow
 def test_a_run_in_a_bucket_is_that_on_a_disk(whole_run, bucket, tmp_path):
     cache, local, remote = whole_run / "cache", whole_run / "run", bucket / "one" / "run"
-    with train(cache, remote, "--train.save-every-s", 1e-3) as run:
+    secrets = {"CLOUDSDK_AUTH_ACCESS_TOKEN": "ya29.secret", "AWS_SECRET_ACCESS_KEY": "secret/key"}
+    with train(cache, remote, "--train.save-every-s", 1e-3, env=secrets) as run:
         assert run.status(900) == 0, run.output[-3000:]
     page = f"{remote}/report.html"
     assert f"■ report: {page} (" in run.output
@@ -49,6 +50,9 @@ def test_a_run_in_a_bucket_is_that_on_a_disk(whole_run, bucket, tmp_path):
     ):
         with running(cache, *command) as run:
             assert run.status() == 0, run.output[-3000:]
+    for secret in secrets.values():
+        assert not any(secret.encode() in data for data in content(copy).values())
+        assert secret not in run.output
     assert_same_run(whole_journals(copy), local)
     assert kept(copy) == kept(local)
 
