@@ -1,4 +1,4 @@
-"""A local LLaVA directory as an object that answers questions about images.
+"""A LLaVA directory as an object that answers questions about images.
 
 What lives here: `from_pretrained`, and the model that it returns, which takes and returns NumPy
 arrays as transformers' `LlavaProcessor(..., return_tensors="np")` makes them. What does not:
@@ -194,13 +194,14 @@ def from_pretrained(
     vision_tower: str | Path | None = None,
     adapter: str | Path | None = None,
 ) -> PretrainedLlava:
-    """Opens a local LLaVA-1.5 directory, in Hugging Face's layout or the original one.
+    """Opens a LLaVA-1.5 directory, in Hugging Face's layout or the original one.
 
-    Needs neither torch nor the network.
+    Needs neither torch nor, for a local directory, the network.
 
     Args:
         directory: holds config.json, the weights as safetensors (one file, or several with an
-            index), and usually generation_config.json, tokenizer and processor files.
+            index), and usually generation_config.json, tokenizer and processor files. This and the
+            other two directories are on a disk or in an object store (gs://BUCKET/NAME).
         dtype: dtype of parameters and computation: "float32", "bfloat16" or "float16". The
             weights are converted to it.
         vision_tower: the CLIP directory that the original layout needs; None takes the one that

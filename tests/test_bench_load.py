@@ -1,6 +1,7 @@
-"""The loading benchmark on a small model, and that a process reads only its devices' bytes."""
+"""The loading benchmarks on a small model, and that a process reads only its devices' bytes."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,12 @@ import pytest
 from tiny_models import TINY_HF
 
 from seva_jax.bench import load as bench
+from seva_jax.bench.store import StoreBench, run_store
 from seva_jax.convert import load_params, read_llava_config, tensors
 from seva_jax.models import Llava, abstract_variables
+from seva_jax.runtime.stores import upload
 from seva_jax.sharding import MeshShape, variable_shardings
+from seva_jax.types import DataError
 
 
 @pytest.fixture
@@ -93,3 +97,22 @@ def test_a_process_reads_only_the_bytes_of_its_devices(checkpoint, monkeypatch):
     assert CountingFile.num_bytes == sum(mine)
     # The vision tower, whole on every device, is most of this small model.
     assert sum(mine) < 0.75 * sum(x.nbytes for x in jax.tree.leaves(params))
+
+
+@pytest.mark.slow
+def test_counts_what_processes_read_from_a_bucket(checkpoint, bucket, capsys):
+    files = list(checkpoint.glob("*.safetensors"))
+    headers = sum(8 + int.from_bytes(file.read_bytes()[:8], "little") for file in files)
+    tensors = sum(file.stat().st_size for file in files) - headers
+    upload(checkpoint, bucket / "model")
+    run_store(StoreBench(str(bucket / "model"), processes=2, mesh=MeshShape(1, 2, 1)))
+    out = capsys.readouterr().out
+    total, expected = (
+        int(re.search(rf"^{word} +([\d,]+) bytes", out, re.MULTILINE)[1].replace(",", ""))
+        for word in ("in sum", "expected")
+    )
+    copies = 5 * 16 * 2  # the position embedding, whose five rows two processes do not share
+    assert expected == tensors + copies
+    assert total == expected + 2 * headers
+    with pytest.raises(DataError, match="on a disk"):
+        run_store(StoreBench(str(checkpoint)))

@@ -175,9 +175,9 @@ def test_tokenizer_processor_and_special_tokens(local, bucket, monkeypatch):
     # Weights are not copied to the disk. A second time nothing is read, unless it has changed.
     copies = staged.local_folder(remote, (".json",))
     assert not list(copies.parent.rglob("*.safetensors"))
-    monkeypatch.setattr(StorePath, "read_below", None)
-    load_tokenizer(remote)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(StorePath, "read_below", None)
+        load_tokenizer(remote)
     word_tokenizer([f"x{i}" for i in range(34)]).save_pretrained(local)
     uploaded(local, remote)
     assert tokenizer_facts(load_tokenizer(remote)) == tokenizer_facts(load_tokenizer(local))

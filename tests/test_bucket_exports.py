@@ -222,6 +222,7 @@ def test_a_base_that_changes_during_an_export(checkpoint, tmp_path, bucket, monk
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("bucket")  # the emulator, where no such bucket is
 def test_no_bucket_in_one_line(checkpoint, monkeypatch):
     with pytest.raises(SystemExit, match="there is no bucket no-such-bucket"):
         export(monkeypatch, "to-hf", checkpoint, "gs://no-such-bucket/out")

@@ -180,7 +180,7 @@ class SafetensorsWriter:
         """Writes one tensor, cast to its dtype."""
         self.write_bytes(name, encode(self._tensors[name][0], values))
 
-    def write_bytes(self, name: str, data: bytes | np.ndarray) -> None:
+    def write_bytes(self, name: str, data: bytes | memoryview) -> None:
         """Writes one tensor, given its bytes."""
         tensor, start = self._tensors[name]
         if len(data) != num_bytes(tensor.dtype, tensor.shape):

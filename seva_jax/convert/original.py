@@ -50,7 +50,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(
-            f"{path} does not exist: give a local directory that holds a whole LLaVA-1.5 model "
+            f"{path} does not exist: give a directory that holds a whole LLaVA-1.5 model "
             "(for example downloaded with `hf download llava-hf/llava-1.5-7b-hf --local-dir DIR`)"
         ) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

@@ -82,7 +82,7 @@ def read_header(path: Path) -> list[Tensor]:
     """
     if not is_remote(path):
         return _checked_header(path, path)
-    version: ObjectStat = path.stat()
+    version: ObjectStat = cast(StorePath, path).stat()
     prefix = _range(path, 0, min(8, version.st_size))
     length = int.from_bytes(prefix, "little")
     text = b""
@@ -164,11 +164,11 @@ def read_whole(tensor: Tensor) -> np.ndarray:
         return source[tuple(slice(0, size) for size in tensor.shape)]
 
 
-def read_raw(tensor: Tensor, start: int) -> bytes | np.ndarray:
+def read_raw(tensor: Tensor, start: int) -> bytes | memoryview:
     """Returns the bytes of a tensor of any dtype, which begin at `start` in its file."""
     size = num_bytes(tensor.dtype, tensor.shape)
     if tensor.stored is not None:
-        return _ranges(tensor, [(start, start + size)])[0]
+        return _ranges(tensor, [(start, start + size)])[0].data
     with tensor.path.open("rb") as file:
         file.seek(start)
         return file.read(size)
