@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import Any
 
 from seva_jax.batches.encoded import EncodedComparisons, encode_comparisons
@@ -23,6 +22,7 @@ from seva_jax.run.base import load_base, load_reference, load_start
 from seva_jax.run.context import RunContext
 from seva_jax.run.evaluations import read_results
 from seva_jax.run.reference import read_reference
+from seva_jax.runtime.stores import as_path
 from seva_jax.training.checkpoint import checksum
 from seva_jax.training.step import Variables
 from seva_jax.types import DataError
@@ -78,7 +78,7 @@ class Outputs:
             checksum(self.base["vision"]), model.vision, model.feature_layer,
             model.feature_select, ctx.config.compute.dtype,
         )  # fmt: skip
-        folder = Path(ctx.config.train.feature_cache) / tower
+        folder = as_path(ctx.config.train.feature_cache) / tower
         cache = FeatureCache(folder, *ctx.base_model.feature_kind)
         names = sorted({name for c in self.comparisons.comparisons for name in c.images})
         with ctx.workdir.bar("image features", len(names), "image") as bar:
