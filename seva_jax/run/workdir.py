@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,14 +23,15 @@ from seva_jax.runtime.files import (
     append_lines,
     read_json,
     read_lines,
+    replace_lines,
     write_json,
-    write_lines,
     write_text,
 )
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import barrier, gather, on_first_process, say
 from seva_jax.runtime.progress import Progress
 from seva_jax.runtime.run_records import read_metrics, read_stages
+from seva_jax.runtime.stores import as_path, copy_whole, remove, require_bucket
 from seva_jax.training.health import NOTES
 from seva_jax.types import DataError
 
@@ -95,7 +95,7 @@ class Workdir:
             DataError: the directory belongs to another config, whose differing fields are named
                 with both values, or to version 0.1; or another process is writing there.
         """
-        path = Path(experiment.workdir)
+        path = as_path(experiment.workdir)
         wanted = json.loads(json.dumps(flatten(experiment)))
         self = cls(path, jax.process_index() == 0, tuple(siblings), experiment.loggers, wanted)
         file = path / "config.json"
@@ -121,9 +121,12 @@ class Workdir:
         Raises:
             DataError: another process is writing here; the same on every process.
         """
-        news = on_first_process(lambda: lock.claim(self.path))
-        if news:
+        if news := on_first_process(self._claim):
             say(news)
+
+    def _claim(self) -> str:
+        require_bucket(self.path)
+        return lock.claim(self.path)
 
     def stages(self) -> dict[str, dict[str, Any]]:
         """Returns finished stages by name: fingerprint, seconds, devices, summary.
@@ -147,7 +150,7 @@ class Workdir:
             self._finish(stage.name, {"fingerprint": stage.depends_on} | record)
             say(f"■ {stage.name}: {summary} ({seconds:.0f} s)")
         if stage.journal and self.writes and all((self.path / x).exists() for x in stage.leaves):
-            (self.path / stage.journal).unlink(missing_ok=True)
+            remove(self.path / stage.journal)
 
     def _finish(self, name: str, record: dict[str, Any]) -> None:
         if self.writes:
@@ -170,13 +173,7 @@ class Workdir:
             return False
         if self.writes:
             for file in stage.leaves:
-                target = self.path / file
-                aside = target.with_name(f".{target.name}.tmp")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.rmtree(aside, ignore_errors=True)  # of a copy that was killed
-                copy = shutil.copytree if (Path(source) / file).is_dir() else shutil.copy
-                copy(Path(source) / file, aside)
-                aside.rename(target)
+                copy_whole(as_path(source) / file, self.path / file)
         self._finish(stage.name, record | {"source": hide_home(source)})
         say(f"■ {stage.name}: taken from {source} ({record['summary']})")
         return True
@@ -277,7 +274,7 @@ class StageMetrics:
             rows = read_lines(path)
             kept = [row for row in rows if row["stage"] != self.stage or row["step"] <= step]
             if len(kept) < len(rows):
-                write_lines(path, kept)
+                replace_lines(path, kept)
 
 
 def _refuse_other_config(

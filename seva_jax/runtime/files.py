@@ -82,15 +82,17 @@ def read_json(path: Path) -> Any:
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Writes JSON lines in place of what the file held; more can be appended."""
-    text = _text(records)
+    """Writes JSON lines in place of what the file held."""
+    write_text(path, _text(records))
+
+
+def replace_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Writes JSON lines in place of those that `append_lines` wrote; more can be appended."""
     if not _in_parts(path):
-        aside = path.with_name(path.name + ".tmp")
-        aside.write_text(text, encoding="utf-8", newline="")
-        _publish(aside, path)
+        write_lines(path, records)
         return
     before = _parts(path)
-    _add_part(path, text, _ALL)
+    _add_part(path, _text(records), _ALL)
     for name in before:
         (path / name).unlink(missing_ok=True)
     if is_remote(path) and path.is_file():  # a whole file that was copied into the store

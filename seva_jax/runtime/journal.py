@@ -68,7 +68,7 @@ class Journal:
         """
         header = [] if self.header is None else [dict(self.header)]
         make_folder(self.path.parent)
-        files.write_lines(self.path, [*header, *records])
+        files.replace_lines(self.path, [*header, *records])
 
     def read(self) -> list[Record]:
         """Returns the records in the file, on this process alone.

@@ -109,7 +109,8 @@ def _claim_object(directory: Path, path: Path) -> str:
             generation, text = lock.stat().generation, path.read_bytes()
         except FileNotFoundError:
             generation, text = "0", b""
-        if text and text == _objects.get(path):
+        if text and text in _objects.values():  # perhaps of a directory that was moved
+            _objects[path] = text
             return ""
         holder = _holder(text, path)
         if holder and not _free(holder):

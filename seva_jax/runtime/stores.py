@@ -23,7 +23,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -34,6 +34,7 @@ from seva_jax.types import DataError
 
 STAGED = "SEVA_JAX_STAGED"
 SCHEMES = ("gs", "s3", "az", "hf")
+_SILENCE_S = 60  # without a byte of an answer, before a request is tried again
 _AHEAD = 4 * 2**20  # bytes that are read at a time from an open object
 
 
@@ -87,6 +88,18 @@ def is_remote(path: Path) -> bool:
     return isinstance(path, StorePath)
 
 
+def require_bucket(path: Path) -> None:
+    """Checks that the bucket of a path is there and may be used; does nothing for local paths.
+
+    Orbax reads the settings of a bucket, which those who may only read and write objects cannot.
+
+    Raises:
+        StoreError: the bucket is missing, or these credentials may not read its settings.
+    """
+    if is_remote(path) and str(path).startswith("gs://"):
+        cast(StorePath, path).bucket_settings()
+
+
 def make_folder(path: Path) -> None:
     """Creates a folder and its parents; a store needs none."""
     path.mkdir(parents=True, exist_ok=True)
@@ -101,15 +114,45 @@ def remove(path: Path) -> None:
 
 
 def upload(source: Path, target: Path) -> None:
-    """Copies a local file, or a folder with all its content, to an object store or elsewhere."""
-    if source.is_dir():
-        for file in sorted(p for p in source.rglob("*") if p.is_file()):
-            upload(file, target / file.relative_to(source).as_posix())
-    elif is_remote(target):
+    """Copies a local file, or a folder with all its content, to an object store.
+
+    Files in deeper folders come first, so those that tell a complete folder from a partial one
+    come last.
+    """
+    if not source.is_dir():
         cast(StorePath, target).upload(source)
+        return
+    names = [p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()]
+    for name in _deepest_first(names):
+        cast(StorePath, target / name).upload(source / name)
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copies a file, or a folder with all its content, between any two places.
+
+    On a local disk the target appears whole or not at all; in a store, see `upload`.
+    """
+    if is_remote(target):
+        if is_remote(source):
+            cast(StorePath, source).copy(target)
+        else:
+            upload(source, target)
+        return
+    aside = target.with_name(f".{target.name}.tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove(aside)  # of a copy that was killed
+    if is_remote(source):
+        names = list(cast(StorePath, source).below()) if source.is_dir() else [""]
+        for name in names:
+            cast(StorePath, source / name if name else source).download(aside / name)
     else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source, target)
+        copy = shutil.copytree if source.is_dir() else shutil.copy
+        copy(source, aside)
+    aside.rename(target)
+
+
+def _deepest_first(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=lambda name: (-name.count("/"), name))
 
 
 def local_copy(path: Path) -> Path:
@@ -312,6 +355,11 @@ class StorePath(gpath.PosixGPath):
             return self.exists() and self.read_bytes() == data
         return True
 
+    def bucket_settings(self) -> dict[str, Any]:
+        """Returns what Cloud Storage says of the bucket; see `require_bucket`."""
+        with self._into_bucket():
+            return self._do(self._fs.call, "GET", "b/{}", self.parts[2], json_out=True)
+
     @override
     def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
         pass
@@ -350,10 +398,10 @@ class StorePath(gpath.PosixGPath):
     def copy(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, dst: str | os.PathLike[str], overwrite: bool = True
     ) -> StorePath:
-        """Copies an object, or a folder with all its content, within the store."""
+        """Copies an object, or a folder with all its content, within the store; see `upload`."""
         there = cast(StorePath, as_path(dst))
         if self.is_dir():
-            for name in self.below():
+            for name in _deepest_first(self.below()):
                 self._do(self._fs.cp_file, f"{self}/{name}", f"{there}/{name}")
         else:
             self._do(self._fs.cp_file, str(self), str(there))
@@ -415,13 +463,24 @@ def _filesystem(scheme: str) -> Any:
     # Otherwise gcsfs asks for the kind of bucket through gRPC, which takes a minute to fail where
     # only HTTP is let through.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    import fsspec.config
-
-    # A listing must show what other processes have written meanwhile.
-    for name in (scheme, "gcs" if scheme == "gs" else scheme):
-        fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs is raised as well
     try:
+        import fsspec.config
+
+        # A listing must show what other processes have written meanwhile.
+        settings: dict[str, Any] = {"use_listings_cache": False}
+        if scheme == "gs":
+            import aiohttp
+
+            # Otherwise a request that is never answered would be waited for for ever.
+            limits = aiohttp.ClientTimeout(
+                total=None, sock_connect=_SILENCE_S, sock_read=_SILENCE_S
+            )
+            settings["session_kwargs"] = {"timeout": limits}
+        # Orbax finds them, too, under the second of the names.
+        for name in {scheme, "gcs"} if scheme == "gs" else {scheme}:
+            for option, value in settings.items():
+                fsspec.config.conf.setdefault(name, {}).setdefault(option, value)
         return fsspec.filesystem(scheme)
     except ImportError as error:
         how = "pip install 'seva_jax[gcs]'" if scheme == "gs" else str(error)
@@ -449,7 +508,8 @@ def _reason(error: Exception, url: str) -> str:
     if "Forbidden" in text or code in ("401", "403"):
         return (
             f"these credentials may not do this in bucket {bucket} ({text}); give their account "
-            "the role Storage Object User there, and check the name and the project of the bucket"
+            "the roles Storage Object User and Storage Legacy Bucket Reader there, and check the "
+            "name and the project of the bucket"
         )
     if kind in ("DefaultCredentialsError", "RefreshError"):
         return f"no valid credentials ({text}); run `gcloud auth application-default login`"

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from seva_jax.runtime.processes import barrier, say
-from seva_jax.training.digests import damage, newest, write_digests
+from seva_jax.runtime.processes import barrier, gather, say
+from seva_jax.runtime.stores import remove
+from seva_jax.training.digests import damage, is_unfinished, newest, write_digests
 from seva_jax.training.step import TrainState
 from seva_jax.types import DataError
 
@@ -33,7 +34,8 @@ class Checkpoints:
 
     Directories whose name is a number but that are not intact checkpoints are moved to
     `set-aside/`, so that Orbax neither takes them for checkpoints nor fails to write one of that
-    number; a line is printed for each.
+    number; a line is printed for each. In an object store, where Orbax writes under the final name,
+    a checkpoint without its last object is what a kill during a save leaves, and is removed.
 
     Args:
         directory: where the checkpoints are.
@@ -47,8 +49,7 @@ class Checkpoints:
         self._directory, self._facts = directory.absolute(), dict(facts)
         self._newest, passed_over = newest(self._directory)
         for name, why in passed_over:
-            aside = self._set_aside(name)
-            say(f"{directory}/{name} is not used: {why}; it is now {aside}")
+            say(f"{directory}/{name} is not used: {why}; it is {self._put_away(name)}")
         barrier(f"checkpoints {directory}")
         self._saving = 0
         self._took_s: float | None = None
@@ -65,12 +66,17 @@ class Checkpoints:
         )
         try:
             self._manager = ocp.CheckpointManager(self._directory, options=options)
-        except OSError as error:
+        except Exception as error:  # as in `save`
             raise self._failure(self._directory, error) from error
 
-    def _set_aside(self, name: str) -> Path:
+    def _put_away(self, name: str) -> str:
+        """Removes an unfinished checkpoint, or moves a damaged one; returns which, for people."""
         path, aside = self._directory / name, self._directory / ASIDE / name
+        unfinished = gather(is_unfinished(path))[0]
         if jax.process_index() == 0:
+            if unfinished:
+                remove(path)
+                return "removed"
             number = 1
             while aside.exists():
                 number += 1
@@ -80,7 +86,7 @@ class Checkpoints:
                 path.rename(aside)
             except OSError as error:
                 raise DataError(f"{path} cannot be moved to {aside}: {error}") from error
-        return aside
+        return "removed" if unfinished else f"now {aside}"
 
     def _digest(self) -> None:
         """Adds the digests before Orbax publishes a step, on process 0, in Orbax's thread.
