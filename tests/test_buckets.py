@@ -1,13 +1,14 @@
 """Configs, suites, evaluations, reports and logs in a bucket: what they leave is as on a disk.
 
-What does not live here: the store itself (`test_stores.py`), a whole run (`test_bucket_run.py`),
-and which places of the source may take local paths only (`test_paths.py`).
+What does not live here: the store itself (`test_stores.py`), a whole run with the real commands
+(`test_bucket_commands.py`), which places of the source may take local paths only (`test_paths.py`).
 """
 
 import dataclasses
 import sys
 
 import gcsfs
+import numpy as np
 import pytest
 import test_evaluate
 from helpers_gcs import download
@@ -178,6 +179,9 @@ def test_files_of_a_benchmark_are_read_from_a_bucket(bucket, tmp_path):
     for there, here in zip(read, expected, strict=True):
         assert there.prompts == here.prompts
         assert list(there.files.values()) == list(here.files.values())
+        for prompt in here.prompts[:2]:
+            for image in prompt.images:
+                np.testing.assert_array_equal(there.load_image(image), here.load_image(image))
         assert all(name.startswith(f"{bucket}/") for name in there.files)
     with pytest.raises(DataError, match=f"{bucket}/no must hold one file such as"):
         PopeSets(folder=f"{bucket}/no", image_root=f"{bucket}/images").open()

@@ -97,7 +97,7 @@ class Parrot:
         tokenizer = types.SimpleNamespace(get_vocab=lambda: {"a": 1})
         return types.SimpleNamespace(template=PLAIN, max_length=9, tokenizer=tokenizer)
 
-    def answer(self, prompts, load_image, sampling, start=0):
+    def answer(self, prompts, load_image, sampling, start=0, remote=False):
         for first in range(start, len(prompts), 3):
             batch = prompts[first : first + 3]
             self.asked += [p.id for p in batch]

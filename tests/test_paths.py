@@ -16,6 +16,9 @@ WHOLE = ("runtime/stores.py",)  # makes paths of either kind
 LOCAL = {
     ("config/config_files.py", "spec.origin"): "a module of this interpreter",
     ("config/source.py", "sys.modules[top].__file__ or file"): "a module of this interpreter",
+    ("data/preferences.py", "folder"): "part of a name inside the image folder",
+    ("images/load.py", "root"): "symbolic links, which only local folders have",
+    ("images/load.py", "x"): "folders that symbolic links lead to",
 }
 # Functions of `shutil` and `os` that know local files only, by file.
 LOCAL_CALLS = {
@@ -56,7 +59,8 @@ def _is_local(argument, temporary):
     constant = isinstance(argument, ast.Constant) or (
         isinstance(argument, ast.JoinedStr) and isinstance(argument.values[0], ast.Constant)
     )
-    return constant or text == "__file__" or text in temporary or "tempfile.mkdtemp(" in text
+    made = "tempfile.mkdtemp(" in text or "tempfile.TemporaryDirectory(" in text
+    return constant or text == "__file__" or text in temporary or made
 
 
 def problems(source, file):

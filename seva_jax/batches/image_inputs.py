@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import os
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from seva_jax.images import ImageProcessing
+from seva_jax.runtime.read_ahead import read_ahead
+from seva_jax.runtime.stores import StorePath, is_remote
 from seva_jax.types import DataError, ExampleError
 
 
@@ -33,6 +36,11 @@ class ImageInput(Protocol):
         """The dtype of the array."""
         ...
 
+    @property
+    def remote(self) -> bool:
+        """Whether an image takes a request to an object store."""
+        ...
+
     def __call__(self, name: str) -> np.ndarray:
         """Returns one image."""
         ...
@@ -45,16 +53,69 @@ def load_images(images: ImageInput, names: Sequence[str]) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReadImages:
+    """Some images that have been read already.
+
+    Attributes:
+        images: where they are from.
+        read: the images, or why they could not be read, by name.
+    """
+
+    images: ImageInput
+    read: Mapping[str, np.ndarray | ExampleError]
+    remote: bool = dataclasses.field(default=False, init=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.images.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.images.dtype
+
+    def __call__(self, name: str) -> np.ndarray:
+        image = self.read[name]
+        if isinstance(image, ExampleError):
+            raise image
+        return image
+
+
+def read_together(images: ImageInput, names: Iterable[str], threads: int) -> ReadImages:
+    """Reads several images at a time.
+
+    Args:
+        images: gives an image by name.
+        names: the images.
+        threads: how many are read at a time.
+
+    Raises:
+        StoreError: the store does not answer.
+    """
+
+    def read(name: str) -> np.ndarray | ExampleError:
+        try:
+            return images(name)
+        except ExampleError as error:
+            return error
+
+    names = list(dict.fromkeys(names))
+    read_images = read_ahead(read, names, threads, max(len(names), 1))
+    return ReadImages(images, dict(zip(names, read_images, strict=True)))
+
+
+@dataclasses.dataclass(frozen=True)
 class Pixels:
     """Images decoded and preprocessed when they are asked for: [H, W, 3], float32.
 
     Attributes:
         load_image: image name -> uint8 [H, W, 3].
         processing: image pipeline.
+        remote: whether an image takes a request to an object store.
     """
 
     load_image: Callable[[str], np.ndarray]
     processing: ImageProcessing
+    remote: bool = False
     dtype: Any = dataclasses.field(default=np.float32, init=False)
 
     @property
@@ -74,7 +135,7 @@ class Pixels:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureCache:
-    """Features of images under one vision tower on disk, one file per image.
+    """Features of images under one vision tower, one file per image, on a disk or in a store.
 
     Files are zip archives of one NumPy array, so reading them verifies a checksum.
 
@@ -92,12 +153,24 @@ class FeatureCache:
         """Returns the file of an image, see `Pixels.key`."""
         return self.directory / key[:2] / f"{key[2:]}.npz"
 
+    def lacking(self, keys: Iterable[str]) -> list[str]:
+        """Returns the keys of the images that it has no features of, in order."""
+        if not is_remote(self.directory):
+            return [key for key in keys if not self.path(key).exists()]
+        there = cast(StorePath, self.directory).below()
+        return [key for key in keys if f"{key[:2]}/{key[2:]}.npz" not in there]
+
     def write(self, key: str, features_PE: np.ndarray) -> None:
         """Stores the features of an image; readers see nothing or all of them."""
         path = self.path(key)
+        bits = np.ascontiguousarray(features_PE, self.dtype).view(np.uint8)
+        if is_remote(path):
+            archive = io.BytesIO()
+            np.savez(archive, bits=bits)
+            path.write_bytes(archive.getvalue())
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(f".{os.getpid()}.tmp")
-        bits = np.ascontiguousarray(features_PE, self.dtype).view(np.uint8)
         with aside.open("wb") as file:
             np.savez(file, bits=bits)
         aside.replace(path)
@@ -110,7 +183,8 @@ class FeatureCache:
         """
         path = self.path(key)
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            opened = io.BytesIO(path.read_bytes()) if is_remote(path) else path.open("rb")
+            with opened as file, np.load(file, allow_pickle=False) as stored:
                 return stored["bits"].view(self.dtype).reshape(self.shape)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise DataError(
@@ -137,6 +211,10 @@ class Features:
     @property
     def dtype(self) -> Any:
         return self.cache.dtype
+
+    @property
+    def remote(self) -> bool:
+        return is_remote(self.cache.directory)
 
     def __call__(self, name: str) -> np.ndarray:
         if name not in self.keys:

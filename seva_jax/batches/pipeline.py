@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from seva_jax.batches.encoded import EncodedComparisons
-from seva_jax.batches.image_inputs import ImageInput, load_images
+from seva_jax.batches.image_inputs import ImageInput, load_images, read_together
 from seva_jax.batches.packing import Packer, Sizes, choose
 from seva_jax.batches.trees import RowShape, TreeExample, differing, pack_row, stack_rows
 from seva_jax.batches.worker_processes import ProcessIterator
+from seva_jax.runtime.read_ahead import READERS
 from seva_jax.types import Comparison, ExampleError, TreeBatch
 
 _AHEAD_BYTES = 2**30  # of batches that are prepared before they are needed
@@ -62,6 +64,17 @@ class ComparisonRows:
         """A row that holds any one comparison."""
         assert self.encoded.shape is not None, "there are no comparisons"
         return self.encoded.shape
+
+    def read(self, members: Iterable[int], threads: int) -> ComparisonRows:
+        """Returns the rows with the images of some comparisons, which are read together.
+
+        Args:
+            members: the comparisons.
+            threads: how many images are read at a time.
+        """
+        compared = (self.encoded.encoded[i].comparison for i in members)
+        names = (name for comparison in compared for name in comparison.images)
+        return dataclasses.replace(self, images=read_together(self.images, names, threads))
 
     def row(self, members: Sequence[int], shape: RowShape) -> TreeBatch:
         """Returns comparisons as one row.
@@ -181,12 +194,14 @@ class Batches:
         schedule: comparisons of every batch.
         packer: lays batches out in rows.
         share: index of this process's share of the rows, and number of shares.
+        readers: how many images of a batch are read at a time, from an object store.
     """
 
     rows: ComparisonRows
     schedule: Schedule
     packer: Packer
     share: tuple[int, int]
+    readers: int = READERS
 
     @classmethod
     def chosen(
@@ -223,7 +238,10 @@ class Batches:
         number, count = self.share
         local = layout.rows // count
         mine = packed[number * local : (number + 1) * local]
-        return stack_rows([self.rows.row(members, layout.shape) for members in mine])
+        rows = self.rows
+        if rows.images.remote:
+            rows = rows.read(itertools.chain(*mine), self.readers)
+        return stack_rows([rows.row(members, layout.shape) for members in mine])
 
     def iterate(self, processes: int = 0) -> Any:
         """Returns an iterator over the steps, with `get_state`, `set_state` and `close`.
@@ -237,8 +255,11 @@ class Batches:
         image = self.rows.images
         size = images * math.prod(image.shape) * np.dtype(image.dtype).itemsize
         ahead = int(np.clip(_AHEAD_BYTES // max(size, 1), 2, 8))
-        dataset = grain.MapDataset.source(self)
         if processes:
+            dataset = grain.MapDataset.source(self)
             return ProcessIterator(dataset, processes, max(ahead // processes, 1))
+        # Each thread prepares a batch.
+        shared = dataclasses.replace(self, readers=READERS // ahead)
+        dataset = grain.MapDataset.source(shared)
         options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
         return iter(dataset.to_iter_dataset(options))

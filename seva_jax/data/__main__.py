@@ -7,7 +7,6 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,6 +29,7 @@ from seva_jax.run.used_data import truth_errors, used_data
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import one_line_errors
 from seva_jax.runtime.progress import Progress
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError
 
 DESCRIPTION = """Checks, shows, converts or copies data: that of a config, or a file in one of the
@@ -49,18 +49,18 @@ class _Source:
         link_roots: folders outside of the image folder that symbolic links in it may lead to.
     """
 
-    files: tyro.conf.Positional[tuple[Path, ...]] = ()
-    config: Path | None = None
-    image_root: Path | None = None
+    files: tyro.conf.Positional[tuple[str, ...]] = ()
+    config: str = ""
+    image_root: str = ""
     split: str = ""
-    link_roots: tuple[Path, ...] = ()
+    link_roots: tuple[str, ...] = ()
 
     num_files: ClassVar[tuple[int, ...]] = (0, 1)
 
     @property
     def file(self) -> str:
         """The data given as a file; empty for the data of a config."""
-        return str(self.files[0]) if len(self.files) == max(self.num_files) else ""
+        return self.files[0] if len(self.files) == max(self.num_files) else ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class _OrRun(_Source):
         run: work directory of a run; read its pairs instead of the data of --config.
     """
 
-    run: Path | None = None
+    run: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class Convert(_OrRun):
     """
 
     to: Format = "trl"
-    images: Path | None = None
+    images: str = ""
 
     num_files: ClassVar[tuple[int, ...]] = (1, 2)
 
@@ -137,16 +137,19 @@ class Build(_OrRun):
 
 def _open(source: _OrRun, rest: Sequence[str]) -> tuple[PromptSet, str]:
     """Returns the data, and where it is from, in words."""
-    if source.run is None:
+    if not source.run:
         prompts = _of_file(source, rest) if source.file else _experiment(source, rest).prompts
         return prompts.open(), f"{type(prompts).__name__} {flatten(prompts)}"
     if rest or source.file:
         unknown = " ".join([source.file, *rest]).strip()
         raise DataError(f"--run takes the config of the run; unknown: {unknown}")
-    data = read_config(source.run / "config.py").prompts.open()
-    pairs = json_records.read_comparisons(source.run / "pairs.array_record")
-    prompts = [pair.prompt for pair in pairs]
-    data = PreferenceSet(prompts, data.load_image, read_image=data.read_image, comparisons=pairs)
+    run = as_path(source.run)
+    data = read_config(run / "config.py").prompts.open()
+    pairs = json_records.read_comparisons(run / "pairs.array_record")
+    data = PreferenceSet(
+        [pair.prompt for pair in pairs], data.load_image, read_image=data.read_image,
+        comparisons=pairs, remote=data.remote,
+    )  # fmt: skip
     return data, f"pairs of {source.run}"
 
 
@@ -156,8 +159,7 @@ def _experiment(options: _Source, rest: Sequence[str]) -> Experiment:
 
 
 def _detect(options: _Source) -> Detected:
-    links = tuple(str(path) for path in options.link_roots)
-    return detect(options.file, str(options.image_root or ""), options.split, links)
+    return detect(options.file, options.image_root, options.split, options.link_roots)
 
 
 def _of_file(options: _Source, rest: Sequence[str]) -> PromptSource:
@@ -203,7 +205,7 @@ def _check_file(command: Check, rest: Sequence[str]) -> None:
         lines = textwrap.indent(config_line(each), " " * 9)
         print(f"{title:<9}{lines.removeprefix(' ' * 9)}")
     encoder, strict = None, False
-    if command.config is not None or rest:
+    if command.config or rest:
         experiment = _experiment(command, rest)
         experiment = dataclasses.replace(experiment, prompts=source)
         template, strict = experiment.prompt_template, experiment.strict
@@ -225,16 +227,17 @@ def _show(command: Show, rest: Sequence[str]) -> None:
 
 def _convert(command: Convert, rest: Sequence[str]) -> None:
     data, _ = _open(command, rest)
-    out, total = command.files[-1], sum(1 for _ in pairs_of(data))
+    out, total = as_path(command.files[-1]), sum(1 for _ in pairs_of(data))
+    images = as_path(command.images) if command.images else None
     with Progress("convert", total, "example") as bar:
-        export = Export(data, command.images, bar.update)
+        export = Export(data, images, bar.update)
         export(command.to, out)
     print(f"{out}: {export.num:,} written; left out: {counted(export.drops) or 'none'}")
 
 
 def _build(command: Build, rest: Sequence[str]) -> None:
     data, source = _open(command, rest)
-    out = command.files[-1]
+    out = as_path(command.files[-1])
     with Progress("build", len(data.prompts), "example") as bar:
         index = build(data, out, source, bar.update)
     print(

@@ -17,6 +17,7 @@ from seva_jax.batches.encoded import fitting_trees, unknown_words
 from seva_jax.data.collect import counted, leave_out
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.runtime.progress import Progress
+from seva_jax.runtime.read_ahead import READERS
 from seva_jax.text.encode import EncodedTree, Encoder
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt
 
@@ -134,7 +135,7 @@ def check(
     names = dict.fromkeys(name for example in examples for name in example.images)
     bad, sizes = {}, []
     with (
-        concurrent.futures.ThreadPoolExecutor(8) as pool,
+        concurrent.futures.ThreadPoolExecutor(READERS if data.remote else 8) as pool,
         bar("check", len(names), "image") as shown,
     ):
         decoded = pool.map(lambda name: _decode(data, name), names)

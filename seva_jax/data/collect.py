@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,7 +25,9 @@ from seva_jax.data.fields import Unread, either, given, unusable
 from seva_jax.data.places import placed
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.data.unique import UniqueIds
-from seva_jax.images.load import decode_image, require_link_roots, resolve_image
+from seva_jax.images.folder import ImageFiles
+from seva_jax.images.load import decode_image, require_link_roots
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import IMAGE_MARKER, Comparison, DataError, ExampleError, Prompt, View
 
 Example = TypeVar("Example", Prompt, Comparison)
@@ -39,6 +41,11 @@ _MAX_TEXT = 1_000_000  # characters: far beyond any context, and slow to tokenis
 @dataclasses.dataclass(frozen=True)
 class Images:
     """Base class: encoded images by name."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether reading an image takes a request to an object store."""
+        return False
 
     def check(self, name: str) -> None:
         """Raises `ExampleError` if an image is known to be missing without reading it."""
@@ -81,21 +88,27 @@ class FolderImages(Images):
                 "the image folder is not set; images that are files need image_root, the folder "
                 "that their names are relative to (of ImageFolder: root)"
             )
-        if not Path(self.root).is_dir():
+        if not as_path(self.root).is_dir():
             raise DataError(f"{self.root}: no such image folder; check the path")
         require_link_roots(self.link_roots)
 
+    @functools.cached_property
+    def files(self) -> ImageFiles:
+        """The files in the folder."""
+        return ImageFiles(as_path(self.root), self.link_roots)
+
+    @property
+    @override
+    def remote(self) -> bool:
+        return self.files.remote
+
     @override
     def check(self, name: str) -> None:
-        resolve_image(Path(self.root), name, self.link_roots)
+        self.files.find(name)
 
     @override
     def read(self, name: str) -> bytes:
-        path = resolve_image(Path(self.root), name, self.link_roots)
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise ExampleError(f"{name}: cannot be read ({error})", "unreadable image") from error
+        return self.files.read(name)
 
 
 # --- fields of one record -------------------------------------------------------------------------
@@ -377,7 +390,9 @@ def prompt_set(source: str, images: Images, records: Records[Prompt], limit: int
         DataError: no prompt is usable, or the limit is negative.
     """
     prompts, drops, left_out = _collect(source, images, records, limit)
-    return PromptSet(prompts, images.load, drops, images.read, left_out=left_out)
+    return PromptSet(
+        prompts, images.load, drops, images.read, left_out=left_out, remote=images.remote
+    )
 
 
 def preference_set(
@@ -400,5 +415,5 @@ def preference_set(
     prompts = [c.prompt for c in comparisons]
     return PreferenceSet(
         prompts, images.load, drops, images.read, comparisons, left_out=left_out,
-        notes=+(notes or collections.Counter()),
+        notes=+(notes or collections.Counter()), remote=images.remote,
     )  # fmt: skip

@@ -10,7 +10,6 @@ import csv
 import dataclasses
 import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 from typing_extensions import override
@@ -32,6 +31,7 @@ from seva_jax.data.tables import Table, open_table, start_of
 from seva_jax.images.load import FollowsLinks
 from seva_jax.ranges import FROM_0
 from seva_jax.runtime.files import read_bytes
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt
 
 _MOST_CHARACTERS = 131_072  # in a cell: the default of csv, which other readers raise for all
@@ -121,14 +121,14 @@ def open_columns(
         DataError: nothing can be read; the message names the file.
     """
     if is_csv(path):
-        of_split(path, [Path(path).name], split, shard_split)
+        of_split(path, [as_path(path).name], split, shard_split)
         return Table(csv_rows(path), FolderImages(image_root, link_roots))
     return open_table(path, image_root, split, link_roots)
 
 
 def is_csv(path: str) -> bool:
     """Returns whether a file is neither JSON nor parquet, and so may be CSV."""
-    if Path(path).is_dir():
+    if as_path(path).is_dir():
         return False
     return not start_of(path).startswith((b"PAR1", b"[", b"{"))
 

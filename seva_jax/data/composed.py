@@ -118,7 +118,9 @@ class Composed(PromptSource):
             return _with_noise(image, *noise) if noise else image
 
         prompts = [self._composed(i, prompt, names) for i, prompt in enumerate(usable)]
-        return PromptSet(prompts, load_image, drops, left_out=left_out, notes=data.notes)
+        return PromptSet(
+            prompts, load_image, drops, left_out=left_out, notes=data.notes, remote=data.remote
+        )
 
     def _check_words(self) -> None:
         """Raises `DataError` unless the templates of questions and labels can be filled in."""

@@ -12,7 +12,7 @@ import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from seva_jax.data.answered import AnsweredPrompts
@@ -36,8 +36,10 @@ from seva_jax.data.scores import ScoredPairs
 from seva_jax.data.sources import PromptSource
 from seva_jax.data.splits import of_split
 from seva_jax.data.trajectories import TrajectoryPairs
-from seva_jax.images.load import image_names
+from seva_jax.images.folder import ImageFiles
+from seva_jax.images.load import files_below
 from seva_jax.runtime.files import read_json
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError
 
 FORMATS: tuple[type[Any], ...] = (
@@ -92,8 +94,8 @@ def detect(
     Raises:
         DataError: it cannot be read, or no format has its fields; the message names them.
     """
-    if Path(path).is_dir():
-        return _folder(Path(path), image_root, split, link_roots)
+    if as_path(path).is_dir():
+        return _folder(as_path(path), image_root, split, link_roots)
     return _file(path, image_root, split, link_roots)
 
 
@@ -104,32 +106,47 @@ def _folder(folder: Path, image_root: str, split: str, link_roots: tuple[str, ..
     if (folder / EXAMPLES).is_file():
         is_pairs = _object(folder / INDEX).get("kind") == "pairs"
         return Detected(((ArrayRecordPairs if is_pairs else ArrayRecordPrompts)(str(folder)),))
-    for depth in ("", "*/", "*/*/", "*/*/*/"):  # a version, its data set, or a folder of those
-        prepared = [path.parent for path in sorted(folder.glob(f"{depth}features.json"))]
-        if versions := [path for path in prepared if (path / "dataset_info.json").is_file()]:
-            return Detected(tuple(_tfds(version, split) for version in versions))
-    if any(folder.rglob("*.parquet")):
+    files = files_below(folder, lambda _: False)
+    names = sorted(file.relative_to(folder).as_posix() for file in files)
+    if versions := _tfds_versions(names):
+        return Detected(tuple(_tfds(folder / version, split) for version in versions))
+    if any(name.endswith(".parquet") for name in names):
         return _file(str(folder), image_root, split, link_roots)
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".jsonl", ".csv", ".tsv"))
-    files = [p for p in files if p.name not in ("dataset_info.json", "dataset_infos.json")]
-    if len(files) == 1:
-        return _file(str(files[0]), image_root, split, link_roots)
-    if files:
-        names = ", ".join(p.name for p in files[:10]) + ", ..." * (len(files) > 10)
-        raise DataError(f"{folder}: holds {len(files)} files of records; give one ({names})")
-    if image_names(folder, link_roots):
+    records = [x for x in names if "/" not in x and x.endswith((".json", ".jsonl", ".csv", ".tsv"))]
+    records = [x for x in records if x not in ("dataset_info.json", "dataset_infos.json")]
+    if len(records) == 1:
+        return _file(str(folder / records[0]), image_root, split, link_roots)
+    if records:
+        some = ", ".join(records[:10]) + ", ..." * (len(records) > 10)
+        raise DataError(f"{folder}: holds {len(records)} files of records; give one ({some})")
+    if ImageFiles(folder, link_roots).names():
         return Detected((_with(ImageFolder(str(folder)), split, link_roots),))
-    if any(folder.rglob("*.npy")):
+    if any(name.endswith(".npy") for name in names):
         raise DataError(
             f"{folder}: holds arrays; masks of images belong to pairs, as in "
             f"NoisedRegions(TrlPairs(...), MapFolder({str(folder)!r}))"
         )
-    if any(folder.rglob("*.arrow")):
+    if any(name.endswith(".arrow") for name in names):
         raise DataError(
             f"{folder}: holds Arrow files, which are not read; write parquet: "
             'datasets.load_from_disk(...).to_parquet("data.parquet")'
         )
     raise DataError(f"{folder}: holds no data that is read here; give a file")
+
+
+def _tfds_versions(names: Sequence[str]) -> list[str]:
+    """Returns the folders of prepared TFDS data sets, of those that are least deep.
+
+    A folder is a version, a data set with its versions, or holds data sets.
+
+    Args:
+        names: all files below the folder.
+    """
+    prepared = [PurePosixPath(x).parent for x in names if PurePosixPath(x).name == "features.json"]
+    there = set(names)
+    prepared = [x for x in prepared if (x / "dataset_info.json").as_posix() in there]
+    depth = min((len(x.parts) for x in prepared), default=0)
+    return [x.as_posix() for x in prepared if len(x.parts) == depth and depth <= 3]
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -159,7 +176,8 @@ def _tfds(version: Path, split: str) -> TfdsPrompts:
 
 
 def _file(path: str, image_root: str, split: str, link_roots: tuple[str, ...]) -> Detected:
-    folder = image_root or str(Path(path) if Path(path).is_dir() else Path(path).parent)
+    file = as_path(path)
+    folder = image_root or str(file if file.is_dir() else file.parent)
     records = list(itertools.islice(open_columns(path, folder, split, link_roots).records, _SAMPLE))
     rows = [row for _, row in records if isinstance(row, dict)]
     if not rows:
@@ -209,7 +227,7 @@ def _by_columns(
             "for supervised training, write the fields id, question, answer and images, which "
             "AnsweredPrompts(QuestionsJsonl(...)) reads"
         )
-    parquet = Path(path).is_dir() or path.endswith(".parquet")
+    parquet = as_path(path).is_dir() or path.endswith(".parquet")
     if {"image", "question"} <= names.keys():
         if "chosen" not in names and parquet:
             return HfParquet(path, names["image"], names["question"], image_root=root)

@@ -7,11 +7,14 @@ What lives here: writing. What does not: reading these formats (`preferences.py`
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,13 +23,16 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from seva_jax.data.collect import counted
-from seva_jax.data.records import encoded_image
+from seva_jax.data.records import num_readers, read_encoded
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.runtime.files import append_lines, write_json
+from seva_jax.runtime.read_ahead import READERS, read_ahead
+from seva_jax.runtime.stores import is_remote, upload
 from seva_jax.types import IMAGE_MARKER, DataError, ExampleError, Prompt
 
 Format = Literal["seva", "trl", "jsonl"]
 _ROWS = 100  # rows of a parquet row group: images are large
+_Images = Mapping[str, bytes | ExampleError]
 
 
 class Pair(NamedTuple):
@@ -60,6 +66,7 @@ class Export:
     progress: Callable[[int], Any]
     drops: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     num: int = 0
+    _unwritten: list[tuple[Path, bytes]] = dataclasses.field(default_factory=list, init=False)
 
     def __call__(self, format_: Format, path: Path) -> None:
         """Writes the file.
@@ -72,7 +79,23 @@ class Export:
             raise DataError(f"{path} exists; delete it or give another name")
         if format_ == "trl" and self.images is not None:
             raise DataError("the format trl has the images inside; leave out --images")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            local = path
+            if is_remote(path):  # an object is written whole
+                local = Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name
+            local.parent.mkdir(parents=True, exist_ok=True)
+            self._write(format_, local)
+            self._write_images()
+            if not self.num:
+                local.unlink()
+                raise DataError(
+                    f"{path} is not written: none of {self.drops.total():,} examples can be "
+                    f"({counted(self.drops)})"
+                )
+            if local != path:
+                upload(local, path)
+
+    def _write(self, format_: Format, path: Path) -> None:
         if format_ == "seva":
             if not isinstance(self.data, PreferenceSet):
                 raise DataError(
@@ -84,46 +107,58 @@ class Export:
             self._write_parquet(path)
         else:
             append_lines(path, self._each(self._line))
-        if not self.num:
-            path.unlink()
-            raise DataError(
-                f"{path} is not written: none of {self.drops.total():,} examples can be "
-                f"({counted(self.drops)})"
-            )
 
     # --- records ----------------------------------------------------------------------------------
 
-    def _each(self, write: Callable[[Pair], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def _each(self, write: Callable[[Pair, _Images], dict[str, Any]]) -> Iterator[dict[str, Any]]:
         names: dict[str, str] = {}
-        for pair in pairs_of(self.data):
+
+        def read(pair: Pair) -> _Images:
+            fresh = (name for name in pair.prompt.images if name not in names)
+            return {name: read_encoded(self.data, name) for name in fresh}
+
+        threads = num_readers(self.data)
+        images: Iterable[_Images] = itertools.repeat({})
+        if self.images is not None or write == self._trl:
+            images = read_ahead(read, pairs_of(self.data), threads, 2 * threads)
+        for pair, encoded in zip(pairs_of(self.data), images):  # noqa: B905
             self.progress(1)
             try:
                 if self.images is not None:
-                    files = tuple(self._file(name, names) for name in pair.prompt.images)
+                    files = tuple(self._file(name, encoded, names) for name in pair.prompt.images)
                     pair = pair._replace(prompt=dataclasses.replace(pair.prompt, images=files))
-                yield write(pair)
+                yield write(pair, encoded)
             except ExampleError as error:
                 self.drops[error.reason] += 1
                 continue
             self.num += 1
 
-    def _file(self, name: str, names: dict[str, str]) -> str:
+    def _file(self, name: str, encoded: _Images, names: dict[str, str]) -> str:
         """Writes an image once, and returns its file name: a number and the right extension."""
         if name not in names:
-            data = encoded_image(self.data, name)
+            data = _given(encoded[name])
             try:
                 with Image.open(io.BytesIO(data)) as image:
                     extension = (image.format or "img").lower()
             except OSError as error:
                 raise ExampleError(f"{name}: not an image ({error})", "unreadable image") from error
             assert self.images is not None
-            self.images.mkdir(parents=True, exist_ok=True)
             file = f"{len(names):08}.{extension.replace('jpeg', 'jpg')}"
-            (self.images / file).write_bytes(data)
+            self._unwritten.append((self.images / file, data))
+            if len(self._unwritten) == READERS:
+                self._write_images()
             names[name] = file
         return names[name]
 
-    def _seva(self, pair: Pair) -> dict[str, Any]:
+    def _write_images(self) -> None:
+        for folder in {path.parent for path, _ in self._unwritten}:
+            folder.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(lambda image: image[0].write_bytes(image[1]), self._unwritten))
+        self._unwritten.clear()
+
+    def _seva(self, pair: Pair, encoded: _Images) -> dict[str, Any]:
+        del encoded
         if len(pair.prompt.images) != 1:
             raise ExampleError("SeVa's layout has one image", "not one image")
         return {
@@ -133,7 +168,8 @@ class Export:
             "image_id": pair.prompt.images[0],
         }
 
-    def _line(self, pair: Pair) -> dict[str, Any]:
+    def _line(self, pair: Pair, encoded: _Images) -> dict[str, Any]:
+        del encoded
         prompt = pair.prompt
         names = list(prompt.images)
         if pair.chosen is None:
@@ -142,9 +178,9 @@ class Export:
         answers = {"chosen": pair.chosen, "rejected": pair.rejected}
         return {"id": prompt.id, "images": names, "prompt": prompt.question, **answers}
 
-    def _trl(self, pair: Pair) -> dict[str, Any]:
+    def _trl(self, pair: Pair, encoded: _Images) -> dict[str, Any]:
         names = pair.prompt.images
-        images = [{"bytes": encoded_image(self.data, name), "path": None} for name in names]
+        images = [{"bytes": _given(encoded[name]), "path": None} for name in names]
         row = {"images": images, "prompt": [_message("user", pair.prompt)]}
         if pair.chosen is not None:
             row["chosen"] = [_message("assistant", pair.chosen)]
@@ -163,6 +199,12 @@ class Export:
         with pq.ParquetWriter(path, schema) as writer:
             while rows := list(itertools.islice(records, _ROWS)):
                 writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+def _given(image: bytes | ExampleError) -> bytes:
+    if isinstance(image, ExampleError):
+        raise image
+    return image
 
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -12,7 +12,6 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -32,7 +31,7 @@ from seva_jax.data.fields import Record, either, given
 from seva_jax.data.sources import PromptSet, PromptSource, generator
 from seva_jax.data.splits import folder_split, of_split
 from seva_jax.data.tables import open_table
-from seva_jax.images.load import IMAGE_EXTENSIONS, FollowsLinks, image_names
+from seva_jax.images.load import IMAGE_EXTENSIONS, FollowsLinks
 from seva_jax.ranges import FROM_0
 from seva_jax.types import IMAGE_MARKER, DataError, ExampleError, Prompt
 
@@ -60,8 +59,8 @@ class ImageFolder(FollowsLinks, PromptSource):
 
     @override
     def open(self) -> PromptSet:
-        images, root = FolderImages(self.root, self.link_roots), Path(self.root)
-        files = image_names(root, self.link_roots)
+        images, root = FolderImages(self.root, self.link_roots), self.root
+        files = images.files.names()
         if not files:
             kinds = " ".join(IMAGE_EXTENSIONS)
             raise DataError(f"{root}: no image files below this folder (looked for {kinds})")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
@@ -17,6 +16,7 @@ from typing_extensions import override
 from seva_jax.data.collect import as_object, compared, images_of, listed, meta_of, text_of
 from seva_jax.data.files import is_conversation
 from seva_jax.data.preferences import Entry, PairsFile
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt
 
 
@@ -127,7 +127,8 @@ def described_pairs(path: str, image_root: str) -> LlamaFactoryPairs | None:
     Raises:
         DataError: two entries about the file differ.
     """
-    info = Path(path).absolute().with_name("dataset_info.json")
+    file = as_path(path).absolute()
+    info = file.with_name("dataset_info.json")
     try:
         entries = json.loads(info.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -137,7 +138,7 @@ def described_pairs(path: str, image_root: str) -> LlamaFactoryPairs | None:
     own = {x.name for x in dataclasses.fields(LlamaFactoryPairs)} - shared
     described = set[LlamaFactoryPairs]()
     for entry in entries.values() if isinstance(entries, dict) else ():
-        is_about = isinstance(entry, dict) and entry.get("file_name") == Path(path).absolute().name
+        is_about = isinstance(entry, dict) and entry.get("file_name") == file.name
         if not is_about or entry.get("ranking") is not True:
             continue
         names: dict[str, Any] = {}
@@ -147,5 +148,5 @@ def described_pairs(path: str, image_root: str) -> LlamaFactoryPairs | None:
                 names |= {k: v for k, v in given.items() if k in own and isinstance(v, str)}
         described.add(LlamaFactoryPairs(path, image_root, **names))
     if len(described) > 1:
-        raise DataError(f"{info}: describes {Path(path).name} in two ways; remove one")
+        raise DataError(f"{info}: describes {file.name} in two ways; remove one")
     return described.pop() if described else None

@@ -130,6 +130,7 @@ def _joined(opened: Sequence[PromptSet], order: Sequence[tuple[int, int]]) -> Pr
         "read_image": read_image if stored else None,
         "left_out": [f"{number}/{x}" for number, part in enumerate(opened) for x in part.left_out],
         "notes": sum((part.notes for part in opened), collections.Counter()),
+        "remote": any(part.remote for part in opened),
     }
     pairs = [part for part in opened if isinstance(part, PreferenceSet)]
     if not pairs:

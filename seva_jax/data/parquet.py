@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import itertools
 import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +26,8 @@ from typing_extensions import override
 from seva_jax.data.collect import FolderImages, Images, listed
 from seva_jax.data.fields import Record, Unread
 from seva_jax.runtime.files import read_bytes
+from seva_jax.runtime.read_ahead import read_ahead
+from seva_jax.runtime.stores import is_remote, local_copy
 from seva_jax.types import DataError, ExampleError
 
 LFS = b"version https://git-lfs.github.com/spec"  # how a pointer of Git LFS begins
@@ -41,7 +44,9 @@ class ParquetImages(Images):
 
     The name of an embedded image is "FILE/COLUMN/ROW/NUMBER". Only the two row groups read last
     stay in memory, so reading in order is fast and reading at random is slow: `python -m
-    seva_jax.data build` writes a copy that is fast to read at random.
+    seva_jax.data build` writes a copy that is fast to read at random. Of a file in an object store,
+    row groups are fetched one by one; when one is needed again, the file is copied to the local
+    disk, once.
 
     Attributes:
         files: name of a file inside image names -> its path.
@@ -52,6 +57,11 @@ class ParquetImages(Images):
     files: dict[str, Path]
     root: str
     link_roots: tuple[str, ...] = ()
+
+    @property
+    @override
+    def remote(self) -> bool:
+        return any(map(is_remote, self.files.values())) or "://" in self.root
 
     @override
     def check(self, name: str) -> None:
@@ -102,22 +112,39 @@ class ParquetImages(Images):
 _LOCK = threading.Lock()
 _DAMAGE = (OSError, pa.ArrowException, ValueError, KeyError)  # raised for damaged files
 _NUMBER = re.compile("[0-9]{1,18}")
+_AHEAD = 8  # row groups without their images, of a file in an object store
 
 
 # Cached here, not in `ParquetImages`, which is sent to other processes.
 @functools.lru_cache(maxsize=64)
 def _parquet(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return _opened(path)
     except _DAMAGE as error:
         if read_bytes(path, len(LFS)) == LFS:
             raise pointer_error(path) from error
         raise DataError(f"{path}: not readable as parquet ({error}); fetch it again") from error
 
 
+def _opened(path: Path, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """Opens a file. Of one in an object store, only the byte ranges that are needed are read."""
+    if not is_remote(path):
+        return pq.ParquetFile(path)
+    file = cast(io.BufferedReader, path.open("rb")).detach()  # pyarrow knows what it needs
+    return pq.ParquetFile(pa.PythonFile(file, "r"), metadata=metadata, pre_buffer=True)
+
+
 @functools.lru_cache(maxsize=2)
 def _row_group(path: Path, group: int, column: str) -> pa.ChunkedArray:
-    return _parquet(path).read_row_group(group, columns=[column]).column(column)
+    source = _COPIES.get(path, path)
+    if is_remote(source) and (path, group, column) in _FETCHED:
+        source = _COPIES[path] = local_copy(path)
+    _FETCHED.add((path, group, column))
+    return _parquet(source).read_row_group(group, columns=[column]).column(column)
+
+
+_FETCHED = set[tuple[Path, int, str]]()  # row groups that have been read
+_COPIES = dict[Path, Path]()  # local copies of files in object stores
 
 
 class _Column(NamedTuple):
@@ -204,6 +231,8 @@ def parquet_records(files: dict[str, Path]) -> Iterator[Record]:
     _parquet.cache_clear()  # a file may have changed since
     _row_group.cache_clear()
     _small.cache_clear()
+    _FETCHED.clear()
+    _COPIES.clear()
     for path in files.values():
         _parquet(path)  # raises for an unreadable file before the first record is used
     return (record for name, path in files.items() for record in _rows(name, path))
@@ -213,8 +242,8 @@ def _rows(name: str, path: Path) -> Iterator[Record]:
     columns = _columns(_parquet(path))
     texts = [leaf for column in columns if not column.image for leaf in column.texts]
     row = 0
-    for group in range(_parquet(path).num_row_groups):
-        for index, cells in enumerate(_records(path, group, texts)):
+    for group, rows in enumerate(_row_groups(path, texts)):
+        for index, cells in enumerate(_records(rows)):
             record: dict[str, Any] = {}
             for column in columns:
                 kind = f"a column of {column.kind}"
@@ -229,9 +258,16 @@ def _rows(name: str, path: Path) -> Iterator[Record]:
             row += 1
 
 
-def _records(path: Path, group: int, leaves: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _row_groups(path: Path, leaves: Sequence[str]) -> Iterator[pa.Table]:
+    """Returns all row groups of a file in order; of one in an object store, some are read ahead."""
+    groups = range(_parquet(path).num_row_groups)
+    if not is_remote(path):
+        return (_read(path, group, leaves) for group in groups)
+    return read_ahead(lambda group: _read(path, group, leaves), groups, _AHEAD, _AHEAD)
+
+
+def _records(rows: pa.Table) -> Iterator[dict[str, Any]]:
     """Yields the rows of a group; text that is not UTF-8 is `Unread`."""
-    rows = _read(path, group, leaves)
     try:
         yield from rows.to_pylist()
     except UnicodeDecodeError:
@@ -241,8 +277,11 @@ def _records(path: Path, group: int, leaves: Sequence[str]) -> Iterator[dict[str
 
 
 def _read(path: Path, group: int, leaves: Sequence[str]) -> pa.Table:
+    parquet = _parquet(path)
     try:
-        return _parquet(path).read_row_group(group, columns=list(leaves))
+        if is_remote(path):  # one file for each thread
+            parquet = _opened(path, parquet.metadata)
+        return parquet.read_row_group(group, columns=list(leaves))
     except _DAMAGE as error:
         message = f"{path}: row group {group} is damaged ({error}); fetch it again"
         raise DataError(message) from error

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ from typing_extensions import override
 from seva_jax.data import json_records
 from seva_jax.data.collect import Example, Images, counted, preference_set, prompt_set
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSet, PromptSource
+from seva_jax.images.load import decode_image
 from seva_jax.runtime import files
-from seva_jax.types import DataError, ExampleError
+from seva_jax.runtime.read_ahead import READERS, read_ahead
+from seva_jax.runtime.stores import as_path, is_remote, local_copy, upload
+from seva_jax.types import Comparison, DataError, ExampleError, Prompt
 
 EXAMPLES, IMAGES, INDEX = "examples.array_record", "images.array_record", "index.json"
 
@@ -35,7 +39,7 @@ class ArrayRecordPrompts(PromptSource):
     """Prompts written by `python -m seva_jax.data build`.
 
     Attributes:
-        path: the folder.
+        path: the folder. Of one in an object store, the files are copied to the local disk, once.
     """
 
     path: str = ""
@@ -50,7 +54,7 @@ class ArrayRecordPairs(PreferenceSource):
     """Pairs written by `python -m seva_jax.data build`.
 
     Attributes:
-        path: the folder.
+        path: the folder. Of one in an object store, the files are copied to the local disk, once.
     """
 
     path: str = ""
@@ -91,7 +95,7 @@ def _open(
     path: str, kind: str, parse: Callable[[dict[str, Any]], Example]
 ) -> tuple[RecordImages, list[tuple[str, Iterator[Example]]]]:
     """Returns the images of a folder, and where each example is, with an iterator over it."""
-    folder = Path(path)
+    folder = as_path(path)
     if not path or not (folder / INDEX).is_file():
         raise DataError(
             f"{path or 'the path of the data'}: no {INDEX} there; "
@@ -113,7 +117,9 @@ def _open(
                 "written it: build the copy again"
             ) from error
         examples.append((f"example {i}", iter((example,))))
-    return RecordImages(ArrayRecordDataSource([str(folder / IMAGES)]), numbers), examples
+    return RecordImages(
+        ArrayRecordDataSource([str(local_copy(folder / IMAGES))]), numbers
+    ), examples
 
 
 def build(
@@ -126,6 +132,7 @@ def build(
     Args:
         data: the prompts or pairs to write.
         folder: a new folder; `index.json` is written last, so an unfinished folder is not read.
+            One in an object store is written to a local disk first.
         source: where the data came from, for people to read.
         progress: called with 1 for each example.
 
@@ -137,6 +144,12 @@ def build(
     """
     if folder.exists():
         raise DataError(f"{folder} exists; give a new folder")
+    if is_remote(folder):
+        with tempfile.TemporaryDirectory() as scratch:
+            index = build(data, Path(scratch) / "built", source, progress)
+            for name in (EXAMPLES, IMAGES, INDEX):
+                upload(Path(scratch) / "built" / name, folder / name)
+            return index
     folder.mkdir(parents=True)
     pairs = isinstance(data, PreferenceSet)
     examples = data.comparisons if pairs else data.prompts
@@ -144,20 +157,27 @@ def build(
     drops, numbers = data.drops.copy(), dict[str, int]()
     broken: dict[str, str] = {}
 
-    def add(name: str) -> int:
+    def read(example: Prompt | Comparison) -> dict[str, bytes | ExampleError]:
+        fresh = (name for name in example.images if name not in numbers and name not in broken)
+        return {name: read_encoded(data, name, decodes=True) for name in fresh}
+
+    def add(name: str, images: Mapping[str, bytes | ExampleError]) -> int:
         if name not in numbers:
-            writer.write(encoded_image(data, name))
+            writer.write(images[name])
             numbers[name] = len(numbers)
         return numbers[name]
 
     def records() -> Iterator[dict[str, Any]]:
-        for example in examples:
+        threads = num_readers(data)
+        read_images = read_ahead(read, examples, threads, 2 * threads)
+        for example, images in zip(examples, read_images, strict=True):
             progress(1)
-            if reason := _broken(data, example.images, numbers, broken):
+            broken.update((n, x.reason) for n, x in images.items() if isinstance(x, ExampleError))
+            if reason := next((broken[n] for n in example.images if n in broken), ""):
                 drops[reason] += 1
                 continue
-            images = [add(name) for name in example.images]
-            yield {"example": dataclasses.asdict(example), "images": images}
+            numbered = [add(name, images) for name in example.images]
+            yield {"example": dataclasses.asdict(example), "images": numbered}
 
     num = files.write_records(folder / EXAMPLES, records())
     writer.close()
@@ -175,29 +195,27 @@ def build(
     return index
 
 
-def _broken(
-    data: PromptSet, names: Sequence[str], good: dict[str, int], broken: dict[str, str]
-) -> str:
-    """Returns why an example's images cannot be used, or ""; decodes each image once."""
-    for name in names:
-        if name not in good and name not in broken:
-            try:
-                data.load_image(name)
-            except ExampleError as error:
-                broken[name] = error.reason
-        if name in broken:
-            return broken[name]
-    return ""
+def num_readers(data: PromptSet) -> int:
+    """Returns how many images are read at a time to copy them."""
+    return READERS if data.remote else 4
 
 
-def encoded_image(data: PromptSet, name: str) -> bytes:
-    """Returns the stored bytes of an image, or a PNG of one that is drawn.
+def read_encoded(data: PromptSet, name: str, decodes: bool = False) -> bytes | ExampleError:
+    """Returns the stored bytes of an image, or a PNG of one that is drawn; or why there are none.
 
-    Raises:
-        ExampleError: there is no such image.
+    Args:
+        data: where the image is from.
+        name: its name.
+        decodes: whether it has to decode.
     """
-    if data.read_image is not None:
-        return data.read_image(name)
-    file = io.BytesIO()
-    Image.fromarray(data.load_image(name)).save(file, "PNG")
-    return file.getvalue()
+    try:
+        if data.read_image is None:
+            file = io.BytesIO()
+            Image.fromarray(data.load_image(name)).save(file, "PNG")
+            return file.getvalue()
+        encoded = data.read_image(name)
+        if decodes:
+            decode_image(encoded, name=name)
+    except ExampleError as error:
+        return error
+    return encoded

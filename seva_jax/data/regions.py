@@ -8,6 +8,9 @@ D_t), which any file of pairs may hold; `mixed.py` combines both.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
+import tempfile
 from pathlib import Path, PurePath
 from typing import Annotated
 
@@ -19,8 +22,11 @@ from seva_jax.corrupt.region import RegionNoise
 from seva_jax.data.collect import number_of
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSource
 from seva_jax.data.wrapped import opened_pairs, require_single_view, rewritten
-from seva_jax.images.load import FollowsLinks, decode_image, require_link_roots, resolve_image
+from seva_jax.images.folder import ImageFiles
+from seva_jax.images.load import FollowsLinks, decode_image, require_link_roots
 from seva_jax.ranges import FROM_0
+from seva_jax.runtime.read_ahead import READERS, read_ahead
+from seva_jax.runtime.stores import as_path, is_remote
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt, View
 
 _MAX_VALUES = 30_000_000  # of one map: the limit of `decode_image`
@@ -30,6 +36,11 @@ _PREFIX = "region:"
 @dataclasses.dataclass(frozen=True)
 class Maps:
     """Base class of masks or heat maps of images."""
+
+    @property
+    def remote(self) -> bool:
+        """Whether reading a map takes a request to an object store."""
+        return False
 
     def name(self, prompt: Prompt, image: str) -> str:
         """Returns the name of the map of an image that a prompt is about.
@@ -64,18 +75,15 @@ class MapFolder(FollowsLinks, Maps):
     @override
     def name(self, prompt: Prompt, image: str) -> str:
         del prompt  # an image has one map
-        if not self.root or not Path(self.root).is_dir():
-            raise DataError(f"{self.root or 'MapFolder.root'}: no such folder of masks; give one")
-        require_link_roots(self.link_roots)
-        return self._path(image).relative_to(Path(self.root).resolve()).as_posix()
+        return self._files.find(self._spelled(image))
 
     @override
     def load(self, name: str) -> np.ndarray:
-        path = self._path(name)
+        path = self._files.path(self._spelled(name))
         if path.suffix != ".npy":
             return decode_image(path, name=name)[..., 0].astype(np.float32) / 255
-        try:  # memory-mapped: a header with a wrong size allocates nothing
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        try:
+            array = _mapped(path)
         except (OSError, ValueError, EOFError) as error:
             raise _unreadable(name, str(error)) from error
         if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "biuf":
@@ -87,16 +95,41 @@ class MapFolder(FollowsLinks, Maps):
             raise _unreadable(name, "not all numbers are finite")
         return values_HW
 
-    def _path(self, name: str) -> Path:
+    @functools.cached_property
+    def _files(self) -> ImageFiles:
+        """The files in the folder."""
+        if not self.root or not as_path(self.root).is_dir():
+            raise DataError(f"{self.root or 'MapFolder.root'}: no such folder of masks; give one")
+        require_link_roots(self.link_roots)
+        return ImageFiles(as_path(self.root), self.link_roots)
+
+    @property
+    @override
+    def remote(self) -> bool:
+        return self._files.remote
+
+    def _spelled(self, name: str) -> str:
+        """Returns the name by which the map of an image is found."""
         array = PurePath(name).with_suffix(".npy").as_posix() if PurePath(name).name else name
         for candidate in (array, name):
             try:
-                return resolve_image(Path(self.root), candidate, self.link_roots)
+                self._files.find(candidate)
+                return candidate
             except ExampleError as error:
                 if error.reason != "missing image":
                     raise ExampleError(str(error), "unsafe mask path") from error
         message = f"{name!r}: no mask in {self.root}, neither .npy nor an image; make one"
         raise ExampleError(message, "missing mask")
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """Returns a memory-mapped array: a header with a wrong size allocates nothing."""
+    if not is_remote(path):
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(path.read_bytes())
+        file.flush()
+        return np.load(file.name, mmap_mode="r", allow_pickle=False)
 
 
 def _unreadable(name: str, why: str) -> ExampleError:
@@ -139,12 +172,25 @@ class NoisedRegions(PreferenceSource):
             key = corruption_key(self.seed, name, 0)
             return self.noise(key, data.load_image(image), self.maps.load(map_))
 
-        def pair(comparison: Comparison) -> Comparison:
-            require_single_view(comparison, "noise")
-            prompt, names = comparison.prompt, []
-            for image in prompt.images:
-                map_ = self.maps.name(prompt, image)
+        def usable(of: tuple[Prompt, str]) -> str | ExampleError:
+            try:
+                map_ = self.maps.name(*of)
                 self.maps.load(map_)
+            except ExampleError as error:
+                return error
+            return map_
+
+        images = ((c.prompt, image) for c in data.comparisons for image in c.prompt.images)
+        threads = READERS if self.maps.remote else 1
+        usable_maps = read_ahead(usable, images, threads, 2 * threads)
+
+        def pair(comparison: Comparison) -> Comparison:
+            prompt, names = comparison.prompt, []
+            maps = list(itertools.islice(usable_maps, len(prompt.images)))
+            require_single_view(comparison, "noise")
+            for image, map_ in zip(prompt.images, maps, strict=True):
+                if isinstance(map_, ExampleError):
+                    raise map_
                 names.append(f"{_PREFIX}{map_}:{image}")
                 noised[names[-1]] = image, map_
             again = dataclasses.replace(prompt, images=tuple(names))
@@ -156,4 +202,7 @@ class NoisedRegions(PreferenceSource):
                 prompt, chosen, comparison.weight, scores=(0.0, score), more=(View(again, chosen),)
             )
 
-        return dataclasses.replace(rewritten(data, pair), load_image=load_image, read_image=None)
+        return dataclasses.replace(
+            rewritten(data, pair), load_image=load_image, read_image=None,
+            remote=data.remote or self.maps.remote,
+        )  # fmt: skip

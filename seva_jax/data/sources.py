@@ -32,6 +32,7 @@ class PromptSet:
             images are drawn instead of stored.
         left_out: where each of the first examples left out is, and why: "line 3: no id: ...".
         notes: counts by reason of what was left out inside examples that are used.
+        remote: whether images come from an object store, so that many should be read at a time.
     """
 
     prompts: Sequence[Prompt]
@@ -42,6 +43,7 @@ class PromptSet:
     notes: collections.Counter[str] = dataclasses.field(
         default_factory=collections.Counter, kw_only=True
     )
+    remote: bool = dataclasses.field(default=False, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)

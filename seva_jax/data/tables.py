@@ -17,6 +17,7 @@ from seva_jax.data.parquet import LFS, ParquetImages, parquet_records, pointer_e
 from seva_jax.data.splits import of_split, shard_split
 from seva_jax.images.load import files_below
 from seva_jax.runtime.files import read_bytes
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError, ExampleError
 
 _MAX_LINE = 2**24  # bytes of a JSON line; the texts of an example are far shorter
@@ -51,7 +52,7 @@ def open_table(
         DataError: nothing can be read, or a folder holds several splits and none is chosen; the
             message names the file.
     """
-    folder = Path(path)
+    folder = as_path(path)
     if path and folder.is_dir():
         files = {f.relative_to(folder).as_posix(): f for f in files_below(folder, lambda _: True)}
         names = sorted(name for name in files if name.endswith(".parquet"))

@@ -25,10 +25,11 @@ from seva_jax.data.sources import PromptSet
 from seva_jax.evals.answers import Answer, write_llava, write_lmms_log, write_tsv
 from seva_jax.evals.base import Evaluator, meta_fields
 from seva_jax.evals.files import read_text
-from seva_jax.images.load import FollowsLinks, decode_image, require_link_roots, resolve_image
+from seva_jax.images.folder import ImageFiles
+from seva_jax.images.load import FollowsLinks, decode_image, require_link_roots
 from seva_jax.ranges import FROM_0, FROM_1
 from seva_jax.runtime.files import read_bytes
-from seva_jax.runtime.stores import as_path
+from seva_jax.runtime.stores import as_path, is_remote
 from seva_jax.types import DataError, Prompt
 
 
@@ -157,6 +158,7 @@ class Benchmark(FollowsLinks, Suite):
         return Questions(
             list(prompts)[: self.limit or None],
             load_image or folder_loader(self.name, self.image_root, self.link_roots),
+            remote=load_image is None and is_remote(as_path(self.image_root)),
             evaluator=evaluator,
             files={path: hashlib.sha256(read_bytes(path)).hexdigest() for path in files if path},
             notes=tuple(notes),
@@ -193,7 +195,8 @@ def folder_loader(
     if not root or not folder.is_dir():
         raise DataError(f"{name}: image_root {root!r} is not a folder; give the folder of images")
     require_link_roots(link_roots)
-    return lambda image: decode_image(resolve_image(folder, image, link_roots), name=image)
+    files = ImageFiles(folder, link_roots)
+    return lambda image: decode_image(files.read(image), name=image)
 
 
 def base64_loader(where: str, images: Mapping[str, str]) -> Callable[[str], np.ndarray]:

@@ -1,8 +1,8 @@
 """Finds image files and decodes them, however broken or hostile a data set is.
 
 What lives here: path resolution inside a root folder, the only rule for which image files may be
-read, and decoding to uint8 RGB. What does not: padding, resizing and normalising (`preprocess.py`).
-Read next: `preprocess.py`.
+read, and decoding to uint8 RGB. What does not: image folders in object stores (`folder.py`);
+padding, resizing and normalising (`preprocess.py`). Read next: `preprocess.py`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import dataclasses
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
-from typing import IO
+from typing import IO, cast
 
 import numpy as np
 from PIL import Image
 
+from seva_jax.runtime.stores import StorePath, as_path, is_remote
 from seva_jax.types import DataError, ExampleError
 
 # Raster formats with decoders inside Pillow. Others are refused: some start programs (EPS runs
@@ -51,9 +52,11 @@ def decode_image(
     if isinstance(data, bytes):
         name = name or f"<{len(data)} bytes>"
         return _decode(io.BytesIO(data), max_pixels, name)
-    name = name or str(data)
+    name, path = name or str(data), as_path(data)
     try:
-        file = Path(data).open("rb")  # noqa: SIM115 - closed below, where other errors are meant
+        # Closed below, where other errors are meant. An object is read whole, here, because an
+        # error of its store is not one of the image.
+        file = io.BytesIO(path.read_bytes()) if is_remote(path) else path.open("rb")
     except FileNotFoundError as error:
         raise ExampleError(f"{name}: no such image; check the path", "missing image") from error
     except (OSError, ValueError) as error:
@@ -133,7 +136,7 @@ def require_link_roots(link_roots: Sequence[str]) -> None:
 
 
 def resolve_image(root: Path, name: str, link_roots: Sequence[str] = ()) -> Path:
-    """Finds an image inside a folder by a name that need not be trusted.
+    """Finds an image inside a local folder by a name that need not be trusted.
 
     If no file has the exact name, one in the same folder that differs in the extension is taken:
     another extension, an added or a removed one. OCR-VQA has 901 GIFs among its JPEGs, and SeVa
@@ -152,15 +155,9 @@ def resolve_image(root: Path, name: str, link_roots: Sequence[str] = ()) -> Path
         ExampleError: "unsafe image path" if the name leads outside `root` (absolute, "..", NUL,
             symbolic link), "missing image" if no such file exists.
     """
-    parts = PurePath(name)
-    if parts.is_absolute() or ".." in parts.parts or "\0" in name:
-        raise ExampleError(
-            f"{_shown(name)}: image names must stay inside {root}: no absolute path, '..' or NUL; "
-            "fix the data file, or point the image folder higher",
-            "unsafe image path",
-        )
+    parts = inside(root, name)
     top = Path(root).resolve()
-    for candidate in _spellings(parts):
+    for candidate in spellings(parts):
         path = top / candidate
         try:
             if not _may_read(path.resolve(), top, link_roots):
@@ -170,14 +167,35 @@ def resolve_image(root: Path, name: str, link_roots: Sequence[str] = ()) -> Path
         # Loops of links, names that are too long, characters that the file system refuses.
         except (OSError, RuntimeError, UnicodeError):
             continue
-    raise ExampleError(
+    raise no_such_image(root, name)
+
+
+def inside(root: Path, name: str) -> PurePath:
+    """Returns the name of an image as a path that does not lead out of its folder.
+
+    Raises:
+        ExampleError: "unsafe image path": it does.
+    """
+    parts = PurePath(name)
+    if parts.is_absolute() or ".." in parts.parts or "\0" in name:
+        raise ExampleError(
+            f"{_shown(name)}: image names must stay inside {root}: no absolute path, '..' or NUL; "
+            "fix the data file, or point the image folder higher",
+            "unsafe image path",
+        )
+    return parts
+
+
+def no_such_image(root: Path, name: str) -> ExampleError:
+    """Returns the error for an image that is not there."""
+    return ExampleError(
         f"{_shown(name)}: no such image in {root}, under any extension; check the image folder",
         "missing image",
     )
 
 
 def image_names(root: Path, link_roots: Sequence[str] = ()) -> list[str]:
-    """Returns the names of all image files below a folder, sorted.
+    """Returns the names of all image files below a local folder, sorted.
 
     Links to folders inside `link_roots` are followed. Links to other folders outside of `root` are
     returned like images: `resolve_image` refuses them with the reason.
@@ -202,6 +220,9 @@ def files_below(folder: Path, follow: Callable[[Path], bool]) -> Iterator[Path]:
     Raises:
         DataError: a folder cannot be read.
     """
+    if is_remote(folder):
+        yield from (folder / name for name in cast(StorePath, folder).below())
+        return
     seen, folders, links = set[Path](), [folder], list[Path]()
     while folders or links:
         here = folders.pop() if folders else links.pop(0)  # no link stands in for a real folder
@@ -251,7 +272,7 @@ def _leads_out(
     )
 
 
-def _spellings(name: PurePath) -> list[PurePath]:
+def spellings(name: PurePath) -> list[PurePath]:
     """Returns the name itself, then its variants with other extensions, in a fixed order."""
     if not name.name:
         return []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,8 @@ from seva_jax.batches.image_inputs import FeatureCache, Features, Pixels
 from seva_jax.inference.passes import run_pass
 from seva_jax.models import Llava
 from seva_jax.runtime.processes import barrier, gather
+from seva_jax.runtime.read_ahead import READERS, read_ahead
+from seva_jax.runtime.stores import is_remote
 from seva_jax.sharding import process_row_share, row_multiple
 from seva_jax.training.step import Variables
 from seva_jax.types import ExampleError
@@ -46,22 +50,22 @@ def cached_features(
     """
     number, count = jax.process_index(), jax.process_count()
     keys: dict[str, str] = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        mine = names[number::count]
+    mine = names[number::count]
+    with ThreadPoolExecutor(_threads(pixels.remote)) as pool:
         my_keys = dict(zip(mine, pool.map(lambda name: _key(pixels, name), mine), strict=True))
-        for part in gather(my_keys):
-            keys |= {name: key for name, key in part.items() if key}
-        of_content = {key: name for name, key in keys.items()}
-        # Process 0 decides: on a network file system, others may see its files later.
-        missing = gather([key for key in of_content if not cache.path(key).exists()])[0]
-        progress(len(names) - len(missing))
+    for part in gather(my_keys):
+        keys |= {name: key for name, key in part.items() if key}
+    of_content = {key: name for name, key in keys.items()}
+    # Process 0 decides: on a network file system, others may see its files later.
+    missing = gather(cache.lacking(of_content) if number == 0 else [])[0]
+    progress(len(names) - len(missing))
+    with ThreadPoolExecutor(_threads(is_remote(cache.directory))) as pool:
         computed = _tower_pass(
             model, variables, missing, pixels, mesh, batch_size,
             lambda key: pixels(of_content[key]),
         )  # fmt: skip
         for group, features, _ in computed:
-            for key, value in list(zip(group, features, strict=True))[number::count]:
-                cache.write(key, value)
+            list(pool.map(cache.write, group[number::count], features[number::count]))
             progress(len(group))
     barrier("image features")
     return Features(cache, keys)
@@ -125,22 +129,30 @@ def _tower_pass(
     def tower(variables: Variables, pixels_BIHWC: jax.Array) -> Any:
         return model.apply(variables, pixels_BIHWC, method="features")
 
+    groups = [names[first : first + rows] for first in range(0, len(names), rows)]
+    mine = [group[share * local : (share + 1) * local] for group in groups]
+    threads = _threads(pixels.remote)
+    images = read_ahead(read, itertools.chain(*mine), threads, max(threads, local))
+
     def batches() -> Iterator[tuple[tuple[Sequence[str], list[int]], np.ndarray]]:
-        for first in range(0, len(names), rows):
-            group = names[first : first + rows]
+        for group, members in zip(groups, mine, strict=True):
             batch = np.zeros((local, 1, *pixels.shape), pixels.dtype)
             missing = []
-            mine = group[share * local : (share + 1) * local]
-            for row, image in enumerate(pool.map(read, mine)):
+            for row, image in enumerate(itertools.islice(images, len(members))):
                 if image is None:
                     missing.append(share * local + row)
                 else:
                     batch[row, 0] = image
             yield (group, missing), batch
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with contextlib.closing(images):
         for (group, missing), features in run_pass(tower, variables, batches(), mesh):
             yield group, features[: len(group)], [row for part in gather(missing) for row in part]
+
+
+def _threads(remote: bool) -> int:
+    """Returns how many images, or files of a cache, are read or written at a time."""
+    return READERS if remote else os.cpu_count() or 1
 
 
 def _key(pixels: Pixels, name: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from seva_jax.models import CacheKind, Llava
 from seva_jax.runtime import shutdown
 from seva_jax.runtime.processes import gather
 from seva_jax.runtime.profiler import profiler
+from seva_jax.runtime.read_ahead import READERS
 from seva_jax.sharding import process_row_share, put_batch, replicated, row_multiple
 from seva_jax.text import Encoder, Sampling
 from seva_jax.types import ExampleError, Prompt
@@ -126,17 +128,26 @@ class RolloutEngine:
         sampling: Sampling,
         corruptions: Sequence[Corruption] = (),
         start: int = 0,
+        remote: bool = False,
     ) -> Iterator[list[AnsweredPrompt]]:
         """Answers prompts from index `start`, and yields them in order as they complete.
 
         Every process prepares its share of the prompts and receives all answers.
+
+        Args:
+            prompts: all prompts.
+            load_image: gives an image by name.
+            sampling: how answers are sampled.
+            corruptions: each adds a variant of every prompt.
+            start: index of the first prompt to answer.
+            remote: whether images come from an object store, so that many are read at a time.
         """
         variants = 1 + len(corruptions)
         share, num_shares = process_row_share(self.mesh)
         layout = rollout_rows(self.batch_size, self.refill, variants, self.mesh, num_shares)
         firsts = range(start + share * layout.group, len(prompts), layout.group * num_shares)
         mine = [i for first in firsts for i in range(len(prompts))[first : first + layout.group]]
-        prepared = self._prepare(prompts, mine, load_image, corruptions, layout.group)
+        prepared = self._prepare(prompts, mine, load_image, corruptions, layout.group, remote)
         # Shapes come from all prompts, so a resumed run computes the same answers.
         width, images = self._widest(prompts, corruptions)
         eos: Any = self.encoder.tokenizer.eos_token_id
@@ -212,17 +223,18 @@ class RolloutEngine:
         load_image: Callable[[str], np.ndarray],
         corruptions: Sequence[Corruption],
         ahead: int,
+        remote: bool,
     ) -> Iterator[_Prepared]:
         def prepare(index: int) -> _Prepared:
-            prompt = prompts[index]
+            prompt, load = prompts[index], functools.cache(load_image)
             try:
                 trunks = self._trunks(prompt, corruptions)
                 for trunk in trunks:
                     self.encoder.fit(len(trunk), trunk[:1])  # room for at least one answer token
-                clean = [self.processing(load_image(name)) for name in prompt.images]
+                clean = [self.processing(load(name)) for name in prompt.images]
                 pixels = [stacked(clean, self.processing)]
                 pixels += [
-                    corrupted_pixels(prompt, load_image, self.processing, c, i, self.seed)
+                    corrupted_pixels(prompt, load, self.processing, c, i, self.seed)
                     for i, c in enumerate(corruptions)
                 ]
             except ExampleError as error:
@@ -230,7 +242,9 @@ class RolloutEngine:
             return _Prepared(index, trunks, pixels, "")
 
         dataset = grain.MapDataset.source(mine).map(lambda index: prepare(int(index)))
-        options = grain.ReadOptions(num_threads=4, prefetch_buffer_size=2 * ahead)
+        threads = READERS if remote else 4
+        ahead = max(2 * ahead, READERS) if remote else 2 * ahead
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         return iter(dataset.to_iter_dataset(options))
 
     def _fresh(

@@ -135,7 +135,7 @@ class RunContext:
 
     def pixels(self, data: PromptSet) -> Pixels:
         """Returns the images of prompts, decoded and preprocessed when they are asked for."""
-        return Pixels(data.load_image, self.assets.processing)
+        return Pixels(data.load_image, self.assets.processing, data.remote)
 
     def rows(
         self,

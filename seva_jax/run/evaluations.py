@@ -103,7 +103,9 @@ def _ask(
     with workdir.bar(f"{who}: {suite.name}", len(questions.prompts), "prompt", start) as bar:
         if start == len(questions.prompts):
             return
-        batches = engine.answer(questions.prompts, questions.load_image, sampling, start=start)
+        batches = engine.answer(
+            questions.prompts, questions.load_image, sampling, start=start, remote=questions.remote
+        )
         for batch in batches:
             journal.append(
                 {"id": a.prompt.id}

@@ -61,7 +61,9 @@ class RecordedModel(PairModel):
         # With the name, a prompt that is asked twice at a temperature is answered differently.
         named = [dataclasses.replace(p, id=f"{name}/{p.id}") for p in prompts]
         engine = self.ctx.engine(self.variables())
-        batches = engine.answer(named, self.data.load_image, sampling, start=len(replies))
+        batches = engine.answer(
+            named, self.data.load_image, sampling, start=len(replies), remote=self.data.remote
+        )
         with self.ctx.workdir.bar(name, len(prompts), "prompt", len(replies)) as bar:
             for batch in batches:
                 fresh = [Reply(a.answers[0] if a.answers else "", a.dropped) for a in batch]

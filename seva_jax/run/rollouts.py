@@ -39,7 +39,12 @@ def roll_out(ctx: RunContext, data: PromptSet, start: Variables) -> None:
     config, journal = ctx.config, Journal(ctx.workdir.path / LINES)
     num_done = len(journal.resume())
     batches = ctx.engine(start).answer(
-        data.prompts, data.load_image, config.rollout.sampling, config.corrupt, num_done
+        data.prompts,
+        data.load_image,
+        config.rollout.sampling,
+        config.corrupt,
+        num_done,
+        data.remote,
     )
     with ctx.workdir.bar("rollouts", len(data.prompts), "prompt", num_done) as bar:
         for batch in batches:

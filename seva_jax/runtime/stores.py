@@ -495,6 +495,12 @@ class _OpenObject(io.RawIOBase):
         return self._at
 
     @override
+    def readall(self) -> bytes:  # otherwise in pieces of 8 KiB
+        data = self._path.read_range(self._at, self._size) if self._at < self._size else b""
+        self._at += len(data)
+        return data
+
+    @override
     def readinto(self, buffer: Any) -> int:
         stop = min(self._at + len(buffer), self._size)
         if stop <= self._at:

@@ -1,0 +1,132 @@
+"""Image files in a folder, on a disk or in an object store.
+
+What lives here: finding and reading an image by its name, and listing all of them. What does not:
+the rule for files on a disk, and decoding (`load.py`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from typing_extensions import override
+
+from seva_jax.images.load import (
+    IMAGE_EXTENSIONS,
+    image_names,
+    inside,
+    no_such_image,
+    resolve_image,
+    spellings,
+)
+from seva_jax.runtime.stores import StorePath, is_remote
+from seva_jax.types import ExampleError
+
+_MOST_LISTINGS = 16
+
+
+class ImageFiles:
+    """The image files in a folder, by names that need not be trusted.
+
+    In a store, the folder of an image is listed once, with all that is below it, instead of asking
+    for every image: the names of data are compared with the listing and never sent to the store.
+    After 16 folders, the whole image folder is listed. Listings travel with a pickled object.
+
+    Args:
+        root: the image folder.
+        link_roots: see `FollowsLinks`; a store has no links.
+    """
+
+    def __init__(self, root: Path, link_roots: Sequence[str] = ()) -> None:
+        self._root, self._link_roots = root, tuple(link_roots)
+        self._listed, self._names = set[str](), set[str]()
+        self._lock = threading.Lock()
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            names = {"_listed": self._listed.copy(), "_names": self._names.copy()}
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"} | names
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    @property
+    def remote(self) -> bool:
+        """Whether the folder is in an object store."""
+        return is_remote(self._root)
+
+    def find(self, name: str) -> str:
+        """Returns the name of the file, relative to the folder, that the name of an image means.
+
+        Raises:
+            ExampleError: see `resolve_image`.
+            StoreError: the store does not answer.
+        """
+        if not self.remote:
+            return self.path(name).relative_to(self._root.resolve()).as_posix()
+        for spelling in spellings(inside(self._root, name)):
+            candidate = spelling.as_posix()
+            self._list(candidate.rpartition("/")[0])
+            if candidate in self._names:
+                return candidate
+        raise no_such_image(self._root, name)
+
+    def path(self, name: str) -> Path:
+        """Returns the path of the file that the name of an image means.
+
+        Raises:
+            ExampleError: see `resolve_image`.
+            StoreError: the store does not answer.
+        """
+        if self.remote:
+            return self._root / self.find(name)
+        return resolve_image(self._root, name, self._link_roots)
+
+    def read(self, name: str) -> bytes:
+        """Returns an encoded image.
+
+        Raises:
+            ExampleError: see `resolve_image`; or "unreadable image" for a file that cannot be read.
+            StoreError: the store does not answer.
+        """
+        try:
+            return self.path(name).read_bytes()
+        except OSError as error:
+            if self.remote:  # it was removed after it was listed
+                raise no_such_image(self._root, name) from error
+            raise ExampleError(f"{name}: cannot be read ({error})", "unreadable image") from error
+
+    def names(self) -> list[str]:
+        """Returns the names of all image files below the folder, sorted.
+
+        Raises:
+            DataError: a folder cannot be read.
+            StoreError: the store does not answer.
+        """
+        if not self.remote:
+            return image_names(self._root, self._link_roots)
+        self._list("")
+        return sorted(x for x in self._names if PurePosixPath(x).suffix.lower() in IMAGE_EXTENSIONS)
+
+    def _list(self, folder: str) -> None:
+        """Lists a folder and all that is below it, unless this has been done."""
+        if not self._listed.isdisjoint(_with_parents(folder)):
+            return
+        with self._lock:
+            if not self._listed.isdisjoint(_with_parents(folder)):
+                return
+            folder = folder if len(self._listed) < _MOST_LISTINGS else ""
+            below = cast(StorePath, self._root / folder if folder else self._root).below()
+            prefix = f"{folder}/" if folder else ""
+            self._names |= {prefix + name for name in below}
+            self._listed.add(folder)
+
+
+def _with_parents(folder: str) -> Iterator[str]:
+    while folder:
+        yield folder
+        folder = folder.rpartition("/")[0]
+    yield ""
