@@ -145,14 +145,14 @@ def test_importing_the_package_loads_nothing():
 @pytest.mark.parametrize(
     ("module", "source", "expected"),
     [
-        ("text.encode", "from seva_jax.training.step import merge", "text (layer 1) imports"),
-        ("text.encode", "from seva_jax import training", "text (layer 1) imports"),
-        ("text.encode", "from ..models import Llava", "text (layer 1) imports"),
-        ("text.encode", "import seva_jax.images.load", "text (layer 1) imports"),
+        ("text.encode", "from seva_jax.training.step import merge", "text (layer 2) imports"),
+        ("text.encode", "from seva_jax import training", "text (layer 2) imports"),
+        ("text.encode", "from ..models import Llava", "text (layer 2) imports"),
+        ("text.encode", "import seva_jax.images.load", "text (layer 2) imports"),
         (
             "training.step",
             "def f():\n    from seva_jax.inference.sampler import decode",
-            "training (layer 3) imports",
+            "training (layer 4) imports",
         ),
         ("training.step", "import flax.linen as nn", "which seva_jax.models may"),
         ("training.step", "def f():\n    import torchvision", "no module may"),
@@ -164,11 +164,11 @@ def test_importing_the_package_loads_nothing():
         ),
         ("train", "import torch", "which seva_jax.convert and seva_jax.bench may"),
         ("training.step", "from seva_jax import from_pretrained", "from_pretrained has no layer"),
-        ("report.run_report", "from seva_jax.train import STAGES", "report (layer 6) imports"),
+        ("report.run_report", "from seva_jax.train import STAGES", "report (layer 7) imports"),
         (
             "report.run_report",
             "if TYPE_CHECKING:\n    from seva_jax.run.context import RunContext",
-            "report (layer 6) imports",
+            "report (layer 7) imports",
         ),
         ("newcomer", "", "newcomer has no layer"),
     ],
