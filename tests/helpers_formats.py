@@ -212,16 +212,16 @@ def prepare_pictures(folder):
     return str(folder)
 
 
-def all_batches(folder):
-    """Packs pairs of every format into batches.
+def all_batches(folder, moved=lambda source: source):
+    """Packs pairs of every format into batches; `moved` may put the source elsewhere.
 
     A process that reads them is sent sources of parquet, ArrayRecord and folders.
     """
     experiment, _ = load_experiment("test", [])
-    assets, data = experiment.base.assets(), all_pairs(folder).open()
+    assets, data = experiment.base.assets(), moved(all_pairs(folder)).open()
     image, patches = assets.config.image_token_id, assets.config.tokens_per_image
     encoder = Encoder(assets.tokenizer, experiment.text.train, image, patches, 96)
     encoded = encode_comparisons(data.comparisons, encoder)
-    rows = ComparisonRows(encoded, Pixels(data.load_image, assets.processing))
+    rows = ComparisonRows(encoded, Pixels(data.load_image, assets.processing, data.remote))
     shapes = RowShapes(2, lambda shape: shape.length)
     return Batches.chosen(rows, shuffled(rows, 4, 8, 2, 1, 5), 4, (0, 1), 1, shapes)

@@ -13,6 +13,7 @@ from seva_jax.bench.load import LoadBench, run_load
 from seva_jax.bench.methods import MethodsStudy, run_methods
 from seva_jax.bench.packing import PackingBench, run_packing
 from seva_jax.bench.quant import QuantBench, run_quant
+from seva_jax.bench.reading import ReadingBench, run_reading
 from seva_jax.bench.refill import RefillBench, run_refill
 from seva_jax.bench.sample import SampleBench, run_sample
 from seva_jax.bench.scaling import ScalingBench, run_scaling
@@ -27,6 +28,7 @@ _BENCHES: dict[str, tuple[type, Callable[[Any], None]]] = {
     "methods": (MethodsStudy, run_methods),
     "packing": (PackingBench, run_packing),
     "quant": (QuantBench, run_quant),
+    "reading": (ReadingBench, run_reading),
     "refill": (RefillBench, run_refill),
     "sample": (SampleBench, run_sample),
     "scaling": (ScalingBench, run_scaling),

@@ -77,7 +77,7 @@ class TfdsPrompts(PromptSource):
     Attributes:
         name: name of the data set, as in `tfds.load`: "coco/2017", "oxford_iiit_pet:4.0.0".
         split: the split, such as "train" or "train[:10%]".
-        data_dir: folder it was prepared in; empty for TFDS's default.
+        data_dir: folder it was prepared in, on a local disk; empty for TFDS's default.
         image: feature with the image.
         question: feature with one question or several; empty to ask `questions` about every image.
         questions: questions to ask about every image, if `question` is empty.
@@ -103,6 +103,12 @@ class TfdsPrompts(PromptSource):
         return prompt_set(where, images, examples, self.limit)
 
     def _open(self) -> TfdsImages:
+        if "://" in self.data_dir:
+            raise DataError(
+                f"TFDS {self.name}: data_dir {self.data_dir} is in an object store, which TFDS "
+                "cannot read ArrayRecord from; copy it to a local disk: "
+                f"gcloud storage cp -r {self.data_dir} DIR"
+            )
         import tensorflow_datasets as tfds  # takes seconds
 
         try:
