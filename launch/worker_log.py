@@ -114,7 +114,8 @@ class KeptLog:
     def _copy_to_store(self) -> None:
         """Writes the last part again whenever it has grown: an object cannot be appended to."""
         sys.path.insert(0, str(CHECKOUT))
-        from seva_jax.runtime.stores import StoreError, as_path
+        from seva_jax.runtime.store_client import StoreError
+        from seva_jax.runtime.stores import as_path
 
         folder: Any = as_path(self._workdir) / "logs" / f"worker-{self._name}.log"
         part, begin, written = -1, 0, 0

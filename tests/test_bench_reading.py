@@ -4,7 +4,7 @@ import pytest
 from helpers_formats import encoded
 
 from seva_jax.bench.reading import ReadingBench, run_reading
-from seva_jax.runtime.stores import upload
+from seva_jax.runtime.copies import upload
 from seva_jax.types import DataError
 
 

@@ -43,8 +43,9 @@ from seva_jax.models import (
     abstract_stored,
     abstract_variables,
 )
-from seva_jax.runtime import staged, stores
-from seva_jax.runtime.stores import StoreError, StorePath
+from seva_jax.runtime import copies
+from seva_jax.runtime.store_client import StoreError
+from seva_jax.runtime.stores import StorePath
 from seva_jax.sharding import MeshShape, placed, variable_shardings
 from seva_jax.text.tokenizer import load_tokenizer, tokenizer_facts, word_tokenizer
 from seva_jax.training.checkpoint import checksum
@@ -57,7 +58,7 @@ UNUSED = 16 * 4  # bytes of `post_layernorm`, in the files of an original LLaVA,
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     """Keeps copies of this test's small files to itself."""
-    monkeypatch.setenv(stores.STAGED, str(tmp_path / "staged"))
+    monkeypatch.setenv(copies.STAGED, str(tmp_path / "staged"))
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def local(tmp_path):
 
 
 def uploaded(local, place):
-    stores.upload(local, place)
+    copies.upload(local, place)
     return place
 
 
@@ -137,7 +138,7 @@ def test_the_original_layout(tmp_path, bucket):
         assert str(tower) == str(given)
         assert read_llava_config(remote, given) == config
         same(load_params(remote, config, tower=tower), expected)
-    stores.upload(tmp_path / "clip", remote / "openai" / "clip-vit-tiny")
+    copies.upload(tmp_path / "clip", remote / "openai" / "clip-vit-tiny")
     assert tower_directory(remote) == remote / "openai" / "clip-vit-tiny"
     same(load_params(remote, config, tower=tower_directory(remote)), expected)
     assert image_processing(remote, clip) == image_processing(local, tmp_path / "clip")
@@ -173,8 +174,8 @@ def test_tokenizer_processor_and_special_tokens(local, bucket, monkeypatch):
     assert read_special_tokens(remote) == read_special_tokens(local)
     assert image_processing(remote, None) == image_processing(local, None)
     # Weights are not copied to the disk. A second time nothing is read, unless it has changed.
-    copies = staged.local_folder(remote, (".json",))
-    assert not list(copies.parent.rglob("*.safetensors"))
+    folder = copies.local_folder(remote, (".json",))
+    assert not list(folder.parent.rglob("*.safetensors"))
     with monkeypatch.context() as patch:
         patch.setattr(StorePath, "read_below", None)
         load_tokenizer(remote)

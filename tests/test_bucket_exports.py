@@ -10,14 +10,15 @@ from test_convert_checks import put_another_model, record
 from seva_jax.config import Checkpoint, PriorRun
 from seva_jax.convert import __main__ as command
 from seva_jax.convert import files
-from seva_jax.runtime import stores
-from seva_jax.runtime.stores import StoreError, StorePath
+from seva_jax.runtime import copies
+from seva_jax.runtime.store_client import StoreError
+from seva_jax.runtime.stores import StorePath, is_remote, make_folder
 from seva_jax.types import DataError
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv(stores.STAGED, str(tmp_path / "staged"))
+    monkeypatch.setenv(copies.STAGED, str(tmp_path / "staged"))
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def export(monkeypatch, *argv):
 
 def contents(directory):
     """Returns the content of every file below a local or remote directory."""
-    if stores.is_remote(directory):
+    if is_remote(directory):
         return {name: (directory / name).read_bytes() for name in directory.below()}
     paths = [p for p in directory.rglob("*") if p.is_file()]
     return {p.relative_to(directory).as_posix(): p.read_bytes() for p in paths}
@@ -68,7 +69,7 @@ def uploads(monkeypatch):
 
 def test_a_checkpoint(checkpoint, tmp_path, bucket, uploads, monkeypatch, capsys):
     """From the disk, and from the bucket, to the bucket and to the disk."""
-    stores.upload(checkpoint, bucket / "model")
+    copies.upload(checkpoint, bucket / "model")
     export(monkeypatch, "to-hf", checkpoint, tmp_path / "out")
     uploads.clear()
     export(monkeypatch, "to-hf", checkpoint, bucket / "a")
@@ -84,8 +85,8 @@ def test_a_change_of_layout(checkpoint, tmp_path, bucket, monkeypatch):
     """The tower, whose path LLaVA's config.json holds, is in the bucket as well."""
     (checkpoint / "tokenizer.json").unlink()
     original = write_original(tmp_path / "llava", tmp_path / "clip")
-    stores.upload(original, bucket / "llava")
-    stores.upload(tmp_path / "clip", bucket / "clip")
+    copies.upload(original, bucket / "llava")
+    copies.upload(tmp_path / "clip", bucket / "clip")
     export(monkeypatch, "to-hf", original, tmp_path / "hf", "--vision-tower", tmp_path / "clip")
     export(monkeypatch, "to-hf", bucket / "llava", bucket / "hf", "--vision-tower", bucket / "clip")
     equal(bucket / "hf", tmp_path / "hf")
@@ -107,7 +108,7 @@ def test_from_bin(checkpoint, tmp_path, bucket, uploads, monkeypatch):
     torch = pytest.importorskip("torch")
     (checkpoint / "model.safetensors").unlink()
     torch.save({"a": torch.arange(6.0).reshape(2, 3)}, checkpoint / "pytorch_model.bin")
-    stores.upload(checkpoint, bucket / "model")
+    copies.upload(checkpoint, bucket / "model")
     export(monkeypatch, "from-bin", checkpoint, tmp_path / "out")
     export(monkeypatch, "from-bin", bucket / "model", bucket / "out")
     assert uploads[-1] == str(bucket / "out" / "config.json")
@@ -116,7 +117,7 @@ def test_from_bin(checkpoint, tmp_path, bucket, uploads, monkeypatch):
 
 def test_a_run_on_a_base_in_a_bucket(checkpoint, tmp_path, bucket, uploads, monkeypatch):
     write_run(tmp_path / "run", checkpoint, facts=record(checkpoint))
-    stores.upload(checkpoint, bucket / "model")
+    copies.upload(checkpoint, bucket / "model")
     config = tmp_path / "run" / "config.py"
     for kind, last in (("to-hf", "config.json"), ("to-peft", "adapter_config.json")):
         export(monkeypatch, kind, tmp_path / "run", tmp_path / kind)
@@ -132,8 +133,8 @@ def test_adapters_for_the_original_llava(tmp_path, bucket, monkeypatch):
     pytest.importorskip("torch")
     original = write_original(tmp_path / "llava", tmp_path / "clip")
     (original / "tokenizer.model").write_bytes(b"not read")
-    stores.upload(original, bucket / "llava")
-    stores.upload(tmp_path / "clip", bucket / "clip")
+    copies.upload(original, bucket / "llava")
+    copies.upload(tmp_path / "clip", bucket / "clip")
     for top in (tmp_path, bucket):
         run = tmp_path / ("run" if top == tmp_path else "run-2")
         tower = str(top / "clip")
@@ -144,11 +145,11 @@ def test_adapters_for_the_original_llava(tmp_path, bucket, monkeypatch):
 
 def test_the_base_is_the_one_that_was_trained_on(checkpoint, tmp_path, bucket, monkeypatch):
     """Its fingerprint is that of its weights: the same for files on a disk and objects."""
-    stores.upload(checkpoint, bucket / "model")
+    copies.upload(checkpoint, bucket / "model")
     write_run(tmp_path / "run", bucket / "model", facts=record(checkpoint))
     export(monkeypatch, "to-hf", tmp_path / "run", tmp_path / "out")
     put_another_model(checkpoint)
-    stores.upload(checkpoint, bucket / "model")
+    copies.upload(checkpoint, bucket / "model")
     with pytest.raises(SystemExit, match="holds other weights than when"):
         export(monkeypatch, "to-hf", tmp_path / "run", tmp_path / "again")
 
@@ -157,11 +158,11 @@ def test_the_base_is_the_one_that_was_trained_on(checkpoint, tmp_path, bucket, m
 def test_runs_in_a_bucket(checkpoint, tmp_path, bucket, monkeypatch, merge):
     """A run that continues another one, on a base with an adapter, all of them in the bucket."""
     write_adapter(tmp_path / "adapter")
-    stores.upload(checkpoint, bucket / "model")
-    stores.upload(tmp_path / "adapter", bucket / "adapter")
+    copies.upload(checkpoint, bucket / "model")
+    copies.upload(tmp_path / "adapter", bucket / "adapter")
     for place in (tmp_path / "disk", bucket / "runs"):
-        stores.make_folder(place)
-        top = bucket if stores.is_remote(place) else tmp_path
+        make_folder(place)
+        top = bucket if is_remote(place) else tmp_path
         base = Checkpoint(str(top / "model"), adapter=str(top / "adapter"))
         # Facts name no weights, for the tests above compare them.
         write_run(place / "first", checkpoint, base=base, seed=1)
@@ -221,7 +222,7 @@ def test_a_disk_without_the_space(bucket):
 
 
 def test_a_base_that_changes_during_an_export(checkpoint, tmp_path, bucket, monkeypatch):
-    stores.upload(checkpoint, bucket / "model")
+    copies.upload(checkpoint, bucket / "model")
     path = bucket / "model" / "model.safetensors"
     data, download = path.read_bytes(), StorePath.download
 

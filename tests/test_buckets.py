@@ -37,10 +37,11 @@ from seva_jax.report.closing import closing_summary, how_to_open
 from seva_jax.run import evaluations
 from seva_jax.run.workdir import Workdir
 from seva_jax.runtime import loggers
+from seva_jax.runtime.copies import upload
 from seva_jax.runtime.files import append_lines, read_lines, write_json
 from seva_jax.runtime.loggers import LoggedRun, TensorBoard, WandB
 from seva_jax.runtime.paths import hide_home
-from seva_jax.runtime.stores import as_path, upload
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError
 
 # --- configs and suites ---------------------------------------------------------------------------

@@ -15,8 +15,9 @@ from seva_jax.data import ImageFolder, MapFolder, QuestionsJsonl, TfdsPrompts
 from seva_jax.data.__main__ import main
 from seva_jax.data.detect import detect
 from seva_jax.images.folder import ImageFiles
+from seva_jax.runtime.copies import upload
 from seva_jax.runtime.read_ahead import read_ahead
-from seva_jax.runtime.stores import StoreError, upload
+from seva_jax.runtime.store_client import StoreError
 from seva_jax.types import DataError, ExampleError
 
 

@@ -25,7 +25,8 @@ from test_lock import holder
 from seva_jax.runtime import files, lock, stores
 from seva_jax.runtime.journal import Journal
 from seva_jax.runtime.processes import one_line_errors
-from seva_jax.runtime.stores import StoreError, as_path
+from seva_jax.runtime.store_client import StoreError
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError
 
 # What Cloud Storage says to those who may only read.
@@ -362,3 +363,19 @@ def test_a_missing_bucket(bucket):
             call()
     with pytest.raises(DataError, match="no such object or bucket"):
         files.read_bytes("gs://no-such-bucket/x")
+
+
+def test_names_are_no_patterns(bucket):
+    """Brackets and stars in names mean themselves; only the argument of `glob` is a pattern."""
+    names = ["[1] a?.txt", "run/run", "run/x*/b.txt"]
+    for name in names:
+        (bucket / "odd [2]" / name).write_text(name)
+    folder = bucket / "odd [2]"
+    assert sorted(folder.below()) == sorted(names)
+    assert folder.read_below(names) == [name.encode() for name in names]
+    assert [p.name for p in folder.glob("*")] == ["[1] a?.txt", "run"]
+    assert [p.name for p in folder.glob("run/*")] == ["run", "x*"]
+    assert [p.name for p in (folder / "run").iterdir()] == ["run", "x*"]
+    assert list((bucket / "odd 2").glob("*")) == []
+    folder.rename(bucket / "even [2]")
+    assert sorted((bucket / "even [2]").below()) == sorted(names)

@@ -30,8 +30,9 @@ from seva_jax.convert.placing import num_read
 from seva_jax.convert.table import TABLE
 from seva_jax.convert.tensors import num_bytes
 from seva_jax.models import Llava, LlavaConfig, abstract_variables
+from seva_jax.runtime.copies import upload
 from seva_jax.runtime.processes import ProcessOptions, joined
-from seva_jax.runtime.stores import StorePath, as_path, is_remote, upload
+from seva_jax.runtime.stores import StorePath, as_path, is_remote
 from seva_jax.sharding import MeshShape, variable_shardings
 from seva_jax.types import DataError
 

@@ -20,8 +20,9 @@ from typing import Any
 
 from seva_jax.config.experiment import Experiment
 from seva_jax.evals import Suite
+from seva_jax.runtime.copies import scratch_folder
 from seva_jax.runtime.paths import expand_home
-from seva_jax.runtime.stores import ObjectStat, as_path, is_remote, scratch_folder
+from seva_jax.runtime.stores import ObjectStat, as_path, is_remote
 from seva_jax.types import DataError
 
 MODULE_PREFIX = "seva_jax_config_"  # of the modules of config files, before the file's name

@@ -19,8 +19,9 @@ import numpy as np
 
 from seva_jax.convert.original import ADAPTER_CONFIG, read_json
 from seva_jax.convert.tensors import DTYPES, Tensor, num_bytes
+from seva_jax.runtime.copies import upload
 from seva_jax.runtime.progress import Progress
-from seva_jax.runtime.stores import StorePath, is_remote, upload
+from seva_jax.runtime.stores import StorePath, is_remote
 from seva_jax.types import DataError
 
 # Written last to an object store; an export without them is not complete.

@@ -26,7 +26,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from seva_jax.convert.table import Index, Shape
-from seva_jax.runtime.stores import ObjectStat, StoreError, StorePath, is_remote
+from seva_jax.runtime.store_client import StoreError
+from seva_jax.runtime.stores import ObjectStat, StorePath, is_remote
 from seva_jax.types import DataError
 
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}

@@ -25,9 +25,10 @@ from PIL import Image
 from seva_jax.data.collect import counted
 from seva_jax.data.records import num_readers, read_encoded
 from seva_jax.data.sources import PreferenceSet, PromptSet
+from seva_jax.runtime.copies import upload
 from seva_jax.runtime.files import append_lines, write_json
 from seva_jax.runtime.read_ahead import READERS, read_ahead
-from seva_jax.runtime.stores import is_remote, upload
+from seva_jax.runtime.stores import is_remote
 from seva_jax.types import IMAGE_MARKER, DataError, ExampleError, Prompt
 
 Format = Literal["seva", "trl", "jsonl"]

@@ -25,9 +25,10 @@ from typing_extensions import override
 
 from seva_jax.data.collect import FolderImages, Images, listed
 from seva_jax.data.fields import Record, Unread
+from seva_jax.runtime.copies import local_copy
 from seva_jax.runtime.files import read_bytes
 from seva_jax.runtime.read_ahead import read_ahead
-from seva_jax.runtime.stores import is_remote, local_copy
+from seva_jax.runtime.stores import is_remote
 from seva_jax.types import DataError, ExampleError
 
 LFS = b"version https://git-lfs.github.com/spec"  # how a pointer of Git LFS begins

@@ -27,8 +27,9 @@ from seva_jax.data.collect import Example, Images, counted, preference_set, prom
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSet, PromptSource
 from seva_jax.images.load import decode_image
 from seva_jax.runtime import files
+from seva_jax.runtime.copies import local_copy, upload
 from seva_jax.runtime.read_ahead import READERS, read_ahead
-from seva_jax.runtime.stores import as_path, is_remote, local_copy, upload
+from seva_jax.runtime.stores import as_path, is_remote
 from seva_jax.types import Comparison, DataError, ExampleError, Prompt
 
 EXAMPLES, IMAGES, INDEX = "examples.array_record", "images.array_record", "index.json"

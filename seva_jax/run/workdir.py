@@ -19,6 +19,7 @@ import jax
 
 from seva_jax.config import Experiment, flatten, is_within, to_source, without_effect
 from seva_jax.runtime import LoggedPair, LoggedRun, Logger, LogWriter, lock, shutdown
+from seva_jax.runtime.copies import copy_whole
 from seva_jax.runtime.files import (
     append_lines,
     read_json,
@@ -33,7 +34,7 @@ from seva_jax.runtime.processes import barrier, gather, on_first_process, say
 from seva_jax.runtime.profiler import profiler
 from seva_jax.runtime.progress import Progress
 from seva_jax.runtime.run_records import read_metrics, read_stages
-from seva_jax.runtime.stores import as_path, copy_whole, remove, require_bucket
+from seva_jax.runtime.stores import as_path, remove, require_bucket
 from seva_jax.training.health import NOTES
 from seva_jax.types import DataError
 

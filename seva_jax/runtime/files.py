@@ -36,7 +36,8 @@ from typing import Any, cast
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from seva_jax.runtime.stores import StorePath, as_path, is_remote, local_copy
+from seva_jax.runtime.copies import local_copy
+from seva_jax.runtime.stores import StorePath, as_path, is_remote
 from seva_jax.types import DataError
 
 _ALL = ".all.jsonl"

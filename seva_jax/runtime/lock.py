@@ -23,7 +23,8 @@ import socket
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from seva_jax.runtime.stores import StoreError, StorePath, is_remote
+from seva_jax.runtime.store_client import StoreError
+from seva_jax.runtime.stores import StorePath, is_remote
 from seva_jax.types import DataError
 
 NAME = "lock.json"

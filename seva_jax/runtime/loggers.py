@@ -19,10 +19,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from typing_extensions import override
 
+from seva_jax.runtime.copies import scratch_folder, upload
 from seva_jax.runtime.files import write_text
 from seva_jax.runtime.paths import short_path
 from seva_jax.runtime.run_records import read_metrics
-from seva_jax.runtime.stores import is_remote, scratch_folder, upload
+from seva_jax.runtime.stores import is_remote
 from seva_jax.types import DataError
 
 _COPY_EVERY_S = 30.0  # event files into a bucket

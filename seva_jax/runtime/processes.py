@@ -24,7 +24,7 @@ from seva_jax.ranges import ABOVE_0, FROM_1
 from seva_jax.runtime import lock, shutdown
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.profiler import profiler
-from seva_jax.runtime.stores import StoreError
+from seva_jax.runtime.store_client import StoreError
 from seva_jax.types import DataError
 
 _Value = TypeVar("_Value")

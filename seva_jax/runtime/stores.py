@@ -1,33 +1,24 @@
 """Paths in object stores (gs://bucket/name), beside local ones.
 
 What lives here: `as_path`, which every path that a user gives goes through, and `StorePath`. What
-does not: how files of a run are kept in a store (`files.py`), and arrays, which Orbax and
-tensorstore read and write themselves.
+does not: copies between disks and stores (`copies.py`), how files of a run are kept in a store
+(`files.py`), and arrays, which Orbax and tensorstore read and write themselves.
 
 An object store has no folders, no rename and no append; an object appears whole or not at all. So
-a `StorePath` writes whole objects only, and `open` reads only. After failures of the network, 429
-and 5xx a request is sent again with back-off, up to six times within half a minute (numbers of
-gcsfs; `download` may take minutes, and tensorstore, which reads and writes arrays, a quarter of an
-hour). Then, and for everything else but a missing object, there is one line (`StoreError`).
-Credentials are the ambient ones: those of `gcloud auth application-default login`, or the service
-account of a VM or pod.
+a `StorePath` writes whole objects only, and `open` reads only. `store_client.py` has retries,
+errors and credentials.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
 import fnmatch
-import functools
-import hashlib
 import io
 import json
-import logging
 import mimetypes
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -35,22 +26,12 @@ from typing import IO, Any, NamedTuple, cast
 from etils.epath import gpath
 from typing_extensions import override
 
+from seva_jax.runtime.store_client import StoreError, filesystem, has_project, reason_of
 from seva_jax.types import DataError
 
-STAGED = "SEVA_JAX_STAGED"
 SCHEMES = ("gs", "s3", "az", "hf")
 _CONTENT = "application/octet-stream"
-_SILENCE_S = 60  # without a byte of an answer, before a request is tried again
-# Names of errors of aiohttp, requests, google.auth and Python, which are not all installed.
-_UNREACHABLE = {"ClientError", "RequestException", "TransportError", "TimeoutError"}
 _AHEAD = 4 * 2**20  # bytes that are read at a time from an open object
-
-
-class StoreError(Exception):
-    """A store that does not do what it was asked, after retries. Ends the command with its line.
-
-    Neither an `OSError` nor a `ValueError`: readers take those for broken files.
-    """
 
 
 class ObjectStat(NamedTuple):
@@ -96,6 +77,11 @@ def is_remote(path: Path) -> bool:
     return isinstance(path, StorePath)
 
 
+def deepest_first(names: Iterable[str]) -> list[str]:
+    """Returns names of files with those in deeper folders first."""
+    return sorted(names, key=lambda name: (-name.count("/"), name))
+
+
 def require_bucket(path: Path) -> None:
     """Checks that the bucket of a path is there and may be used; does nothing for local paths.
 
@@ -109,22 +95,9 @@ def require_bucket(path: Path) -> None:
     if not str(path).startswith("gs://"):
         return
     remote = cast(StorePath, path)
-    if not remote._do(_has_project):
+    if not remote._do(has_project):
         raise StoreError(f"{path}: no project is known; set GOOGLE_CLOUD_PROJECT to your own")
     remote.bucket_settings()
-
-
-def _has_project() -> bool:
-    """Returns whether the client that Orbax uses finds the project that it wants to know."""
-    from google.cloud import storage
-
-    try:
-        storage.Client()
-    except OSError as error:
-        if "Project was not passed" not in str(error):
-            raise
-        return False
-    return True
 
 
 def make_folder(path: Path) -> None:
@@ -140,92 +113,6 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def upload(source: Path, target: Path) -> None:
-    """Copies a local file, or a folder with all its content, to an object store.
-
-    Files in deeper folders come first, so those that tell a complete folder from a partial one
-    come last.
-    """
-    if not source.is_dir():
-        cast(StorePath, target).upload(source)
-        return
-    names = [p.relative_to(source).as_posix() for p in source.rglob("*") if p.is_file()]
-    for name in _deepest_first(names):
-        cast(StorePath, target / name).upload(source / name)
-
-
-def copy_whole(source: Path, target: Path) -> None:
-    """Copies a file, or a folder with all its content, between any two places.
-
-    On a local disk the target appears whole or not at all; in a store, see `upload`.
-    """
-    if is_remote(target):
-        if is_remote(source):
-            cast(StorePath, source).copy(target)
-        else:
-            upload(source, target)
-        return
-    aside = target.with_name(f".{target.name}.tmp")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    remove(aside)  # of a copy that was killed
-    if is_remote(source):
-        names = list(cast(StorePath, source).below()) if source.is_dir() else [""]
-        for name in names:
-            cast(StorePath, source / name if name else source).download(aside / name)
-    else:
-        copy = shutil.copytree if source.is_dir() else shutil.copy
-        copy(source, aside)
-    aside.rename(target)
-
-
-def _deepest_first(names: Iterable[str]) -> list[str]:
-    return sorted(names, key=lambda name: (-name.count("/"), name))
-
-
-def local_copy(path: Path) -> Path:
-    """Returns a local file with the content of a path: itself, or a copy that is made once.
-
-    Copies are kept in ~/.cache/seva_jax/staged (or in the folder that SEVA_JAX_STAGED names), by
-    the digest of their content, so a new object of the same name is copied again.
-
-    Raises:
-        FileNotFoundError: there is no such object.
-    """
-    if not is_remote(path):
-        return path
-    remote = cast(StorePath, path)
-    facts: ObjectStat = remote.stat()
-    kept = (facts.st_size, facts.digest) if facts.digest else (str(path), *facts)
-    key = hashlib.sha256(repr(kept).encode()).hexdigest()[:32]
-    copy = staging_folder() / key / path.name
-    if not copy.is_file() or copy.stat().st_size != facts.st_size:
-        aside = copy.with_name(f"{copy.name}.{os.getpid()}.tmp")
-        try:
-            remote.download(aside)
-            if aside.stat().st_size != facts.st_size:
-                raise StoreError(f"{path}: was replaced while it was copied; run it again")
-            aside.replace(copy)
-        finally:
-            aside.unlink(missing_ok=True)
-    return copy
-
-
-def staging_folder() -> Path:
-    """Returns the folder on this machine that keeps copies of objects."""
-    return Path(os.environ.get(STAGED) or Path.home() / ".cache" / "seva_jax" / "staged")
-
-
-def scratch_folder(name: str) -> Path:
-    """Returns a new folder on this machine, which is removed when Python ends.
-
-    Args:
-        name: what it is for; its name begins with it.
-    """
-    folder = Path(tempfile.mkdtemp(prefix=f"seva_jax_{name}_")).resolve()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
 class StorePath(gpath.PosixGPath):
     """A path in an object store, with the methods of `pathlib.Path` that make sense there.
 
@@ -234,7 +121,7 @@ class StorePath(gpath.PosixGPath):
 
     @property
     def _fs(self) -> Any:
-        return _filesystem(str(self).partition("://")[0])
+        return filesystem(str(self).partition("://")[0])
 
     def _do(self, what: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:
@@ -244,7 +131,7 @@ class StorePath(gpath.PosixGPath):
         except FileExistsError:
             raise
         except Exception as error:  # OSError, HttpError, errors of aiohttp, google.auth, requests
-            raise StoreError(f"{self}: {_reason(error, str(self))}") from error
+            raise StoreError(f"{self}: {reason_of(error, str(self))}") from error
 
     def _info(self) -> dict[str, Any] | None:
         try:
@@ -289,10 +176,11 @@ class StorePath(gpath.PosixGPath):
 
     @override
     def iterdir(self) -> Iterator[StorePath]:
+        own = str(self).partition("://")[2]
         for info in self._do(self._fs.ls, str(self), detail=True):
-            name = info["name"].rstrip("/").rpartition("/")[2]
-            if name != self.name or info["type"] == "directory":  # not the folder's own marker
-                yield self / name
+            name = info["name"].rstrip("/")
+            if name != own:  # not the folder's own marker
+                yield self / name.rpartition("/")[2]
 
     def below(self) -> dict[str, ObjectStat]:
         """Returns all objects below this folder, by name relative to it, from one listing.
@@ -315,10 +203,9 @@ class StorePath(gpath.PosixGPath):
         Raises:
             FileNotFoundError: one is missing.
         """
-        urls = [f"{self}/{name}" for name in names]
-        read = self._do(self._fs.cat, urls) if urls else {}
-        # The answer has no schemes.
-        return [read[url.partition("://")[2]] for url in urls]
+        # Not `cat`, which takes "[" in a name for the beginning of a pattern.
+        urls, every = [f"{self}/{name}" for name in names], [None] * len(names)
+        return self._do(self._fs.cat_ranges, urls, every, every, on_error="raise") if urls else []
 
     @override
     def rglob(self, pattern: str) -> Iterator[StorePath]:
@@ -328,9 +215,13 @@ class StorePath(gpath.PosixGPath):
 
     @override
     def glob(self, pattern: str) -> Iterator[StorePath]:
-        prefix = str(self).partition("://")[0]
-        for name in sorted(self._do(self._fs.glob, f"{self}/{pattern}")):
-            yield StorePath(f"{prefix}://{name}")
+        first, _, rest = pattern.partition("/")
+        entries = sorted(self.iterdir()) if self.is_dir() else []
+        for path in (x for x in entries if fnmatch.fnmatchcase(x.name, first)):
+            if rest:
+                yield from path.glob(rest)
+            else:
+                yield path
 
     @override
     def open(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -451,10 +342,10 @@ class StorePath(gpath.PosixGPath):
     def copy(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, dst: str | os.PathLike[str], overwrite: bool = True
     ) -> StorePath:
-        """Copies an object, or a folder with all its content, within the store; see `upload`."""
+        """Copies an object or a whole folder within the store, in `deepest_first` order."""
         there = cast(StorePath, as_path(dst))
         if self.is_dir():
-            for name in _deepest_first(self.below()):
+            for name in deepest_first(self.below()):
                 self._do(self._fs.cp_file, f"{self}/{name}", f"{there}/{name}")
         else:
             self._do(self._fs.cp_file, str(self), str(there))
@@ -511,39 +402,6 @@ class _OpenObject(io.RawIOBase):
         return len(data)
 
 
-@functools.lru_cache
-def _filesystem(scheme: str) -> Any:
-    # Otherwise gcsfs asks for the kind of bucket through gRPC, which takes a minute to fail where
-    # only HTTP is let through.
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it logs is raised as well
-    try:
-        import fsspec.config
-
-        # A listing must show what other processes have written meanwhile.
-        settings: dict[str, Any] = {"use_listings_cache": False}
-        if scheme == "gs":
-            import aiohttp
-
-            # gcsfs sets no limit of its own, not even aiohttp's.
-            settings["requests_timeout"] = aiohttp.ClientTimeout(
-                total=None, sock_connect=_SILENCE_S, sock_read=_SILENCE_S
-            )
-            if not os.environ.get("STORAGE_EMULATOR_HOST"):
-                # Neither tokens that an earlier login in a browser left, nor none.
-                settings["token"] = "google_default"
-        # Orbax finds them, too, under the second of the names.
-        for name in {scheme, "gcs"} if scheme == "gs" else {scheme}:
-            for option, value in settings.items():
-                fsspec.config.conf.setdefault(name, {}).setdefault(option, value)
-        return fsspec.filesystem(scheme)
-    except ImportError as error:
-        how = "pip install 'seva_jax[gcs]'" if scheme == "gs" else str(error)
-        raise DataError(f"{scheme}:// needs another package: {how}") from error
-    except Exception as error:
-        raise StoreError(f"{scheme}://: {_reason(error, scheme)}") from error
-
-
 def _stat(info: dict[str, Any]) -> ObjectStat:
     modified = info.get("mtime") or info.get("LastModified")
     return ObjectStat(
@@ -552,25 +410,3 @@ def _stat(info: dict[str, Any]) -> ObjectStat:
         info.get("crc32c") or info.get("ETag") or "",
         str(info.get("generation") or ""),
     )
-
-
-def _reason(error: Exception, url: str) -> str:
-    """Returns what went wrong and what to do, in one line."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    text = " ".join((str(error) or type(error).__name__).split())[:300]
-    code = str(getattr(error, "code", "") or getattr(error, "status", "") or "")
-    bucket = url.partition("://")[2].partition("/")[0]
-    if code == "401" or kinds & {"DefaultCredentialsError", "RefreshError"}:
-        return (
-            f"no valid credentials ({text}); run `gcloud auth application-default login`, or give "
-            "the machine a service account"
-        )
-    if "Forbidden" in text or code == "403":
-        return (
-            f"these credentials may not do this in bucket {bucket} ({text}); give their account "
-            "the roles Storage Object User and Storage Legacy Bucket Reader there, and check the "
-            "name and the project of the bucket"
-        )
-    if code in ("408", "429") or code.startswith("5") or kinds & _UNREACHABLE:
-        return f"the store does not answer after several attempts ({text}); run it again later"
-    return f"{type(error).__name__}: {text}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from seva_jax.runtime.staged import local_folder
+from seva_jax.runtime.copies import local_folder
 from seva_jax.runtime.stores import as_path
 from seva_jax.text.llama import (
     JSON_FILE,
