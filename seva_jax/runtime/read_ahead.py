@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ READERS = 32  # requests that are under way at a time where images come from an 
 
 def read_ahead(
     read: Callable[[_Item], _Read], items: Iterable[_Item], threads: int, ahead: int
-) -> Iterator[_Read]:
+) -> Generator[_Read, None, None]:
     """Yields `read(item)` for every item, in order.
 
     An error is raised where its item would have been yielded, and ends the reading.
