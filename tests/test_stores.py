@@ -22,7 +22,7 @@ from helpers_proxy import CUT, HALF, LOST
 from helpers_run import environment
 from test_lock import holder
 
-from seva_jax.runtime import files, lock, stores
+from seva_jax.runtime import files, lock, store_client, stores
 from seva_jax.runtime.journal import Journal
 from seva_jax.runtime.processes import one_line_errors
 from seva_jax.runtime.store_client import StoreError
@@ -106,7 +106,7 @@ def test_a_silent_store_is_tried_again(proxied, proxy, slept, monkeypatch):
     (proxied / "x").write_bytes(b"1")
     helpers_gcs.forget_clients()
     monkeypatch.setattr(fsspec.config, "conf", {})
-    monkeypatch.setattr(stores, "_SILENCE_S", 0.1)
+    monkeypatch.setattr(store_client, "_SILENCE_S", 0.1)
     proxy.delay_s = 0.5
     with pytest.raises(StoreError, match="does not answer after several attempts"):
         (proxied / "x").read_bytes()
