@@ -9,7 +9,7 @@ import pytest
 import seva_jax
 
 PACKAGE = Path(seva_jax.__file__).parent
-WHOLE = ("runtime/stores.py",)  # makes paths of either kind
+WHOLE = ("runtime/stores.py", "runtime/copies.py")  # make paths of either kind
 
 # Arguments of `Path` that can only be local, by file. Constants, `__file__` and temporary folders
 # need no line here.
@@ -19,6 +19,7 @@ LOCAL = {
     ("data/preferences.py", "folder"): "part of a name inside the image folder",
     ("images/load.py", "root"): "symbolic links, which only local folders have",
     ("images/load.py", "x"): "folders that symbolic links lead to",
+    ("runtime/profiler.py", "self._local.name"): "a temporary folder",
 }
 # Functions of `shutil` and `os` that know local files only, by file.
 LOCAL_CALLS = {
