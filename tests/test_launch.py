@@ -165,10 +165,14 @@ wait_for("never")
 
 
 def launched(tpu, *words):
-    """Starts the launcher in a group of its own, as a terminal does."""
+    """Starts the launcher in a group of its own, as a terminal does.
+
+    Tests that run in the background ignore SIGINT, and so would bash and its traps.
+    """
     return subprocess.Popen(
         tpu.command(*words), env=tpu.env, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 

@@ -1,0 +1,49 @@
+"""The commands of the page about launching: what can be tried of them without a project."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+from seva_jax.config import flatten
+from seva_jax.config.command_line import load_experiments
+
+ROOT = Path(__file__).parent.parent
+
+
+def commands():
+    """Returns the commands of the bash blocks, each as a list of words."""
+    text = (ROOT / "launch" / "README.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line]
+
+
+def test_the_launch_is_one_that_the_launcher_and_the_trainer_take():
+    """Only --dry-run is added; the trainer's options are read by the trainer's own parser."""
+    (launch,) = (words for words in commands() if "v5litepod-16" in words)
+    done = subprocess.run(
+        [launch[0], "--dry-run", *launch[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "queued-resources create seva" in done.stdout
+    assert "launch/worker.py" in done.stdout
+    options = launch[launch.index("--") + 1 :]
+    options[options.index("--config") + 1] = str(ROOT / "configs" / "llava15_7b_seva.py")
+    ((experiment,), _) = load_experiments("", options)
+    config = flatten(experiment)
+    bucket = "gs://my-bucket"
+    assert experiment.workdir == f"{bucket}/runs/seva"
+    assert config["base.path"] == f"{bucket}/llava-1.5-7b-hf"
+    assert config["prompts.sources.1.image_root"] == f"{bucket}/data"
+
+
+def test_every_command_names_what_is_there():
+    """Scripts and modules exist."""
+    for words in commands():
+        for word in words:
+            if re.fullmatch(r"launch/\w+\.\w+", word):
+                assert (ROOT / word).is_file(), word
+        if words[:2] == ["python", "-m"]:
+            path = ROOT / words[2].replace(".", "/")
+            assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), words[2]
