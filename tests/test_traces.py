@@ -247,7 +247,7 @@ def test_trace_of_a_tpu(tmp_path):
     assert found.hidden == pytest.approx(0.35)
 
 
-@pytest.mark.parametrize("beside", [None, b"", b"no gzip", gzip.compress(b"no JSON")])
+@pytest.mark.parametrize("beside", [None, b"", b"no gzip", gzip.compress(b"no JSON", mtime=0)])
 def test_trace_without_its_details(tmp_path, beside):
     file = written(tmp_path, ON_TPU)
     if beside is not None:
