@@ -102,7 +102,7 @@ request() {
   explain "$errors" || result=2
   look
   [[ $now ]] || begun='' # nothing is left
-  ((result == 0 && attempt > 1)) || exit 2 # who starts a run can choose another zone; later none may
+  ((result == 0 && attempt > 1)) || exit 2 # at the first start the user can still choose another zone
   echo "trying again after ten pauses of $poll s"
   for waited in 1 2 3 4 5 6 7 8 9 10; do sleep "$poll"; done
   return 1

@@ -134,8 +134,8 @@ disk of the TPU: give gs://BUCKET/PATH"
 fi
 
 for url in "${staged[@]}"; do
-  [[ $url == . || $workdir/ != "$url"/* ]] || die "--stage $url would have --workdir $workdir mean the copy on the
-disk of each worker: stage only the data below it, or choose another work directory"
+  [[ $url == . || $workdir/ != "$url"/* ]] || die "--workdir $workdir lies below --stage $url, and
+would mean the copy on the disk of each worker: stage only the data, or choose another work directory"
 done
 
 # A TPU VM is one slice; a queued resource may hold several, which it calls nodes.
@@ -235,7 +235,7 @@ follow() {
     ((status)) || return 0
     look
     healthy || return "$status"
-    [[ $known != 1 ]] || return "$status" # it had ended before, so this is its status
+    [[ $known != 1 ]] || return "$status" # the run had ended already, so this is its status
     in_progress && known=0 || known=$?
     ((known != 1 || status == 255)) || return "$status" # 255 is that of a lost connection
     echo "the connection to $name was lost: following the run again"
@@ -337,8 +337,8 @@ following='' interrupted='' stopping='' # the process that shows the run, and wh
 running='' foreign=''                   # whether this run may be in progress, or another one
 trap on_exit EXIT
 trap on_signal INT TERM
-trap 'exit 129' HUP # the terminal is gone; the run is not
-trap '' PIPE        # as is what reads the output, such as tee
+trap 'exit 129' HUP # the terminal was closed; the run continues
+trap '' PIPE        # a closed pipe, as after | tee, must not prevent the clean-up
 
 pack
 look

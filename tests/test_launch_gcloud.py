@@ -229,7 +229,7 @@ def test_gcloud_knows_all_options(tmp_path):
         (["--type", "v5p-8", "--zone", "z", "--attempts", "0", "--", "a"], "--attempts must be"),
         ([*TPU, "--stage", "/data", "--", "a"], "--stage takes the URL of a bucket"),
         ([*TPU, "--stage", "gs://b/", "--", "--workdir", "gs://b/runs/x"],
-         "stage only the data below it, or choose another work directory"),
+         "stage only the data, or choose another work directory"),
         ([*TPU, "--", "--workdir", "runs/x"], "on each of the 4 workers of v5litepod-16"),
         ([*TPU, "--shared-dir", "/mnt/nfs", "--", "--workdir=/mnt/nfs2/x"], "do not share it"),
         (["--type", "v5litepod-8", "--slices", "2", "--zone", "z", "--", "--workdir", "x"],
