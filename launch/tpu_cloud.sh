@@ -94,7 +94,7 @@ request() {
     more+=(--version "$version")
   fi
   [[ ! $spot ]] || more+=(--spot)
-  tpu "$kind" create "$name" "${more[@]}" 2> >(trap '' INT TERM && exec tee "$errors" >&2) ||
+  tpu "$kind" create "$name" "${more[@]}" 2> >(trap '' INT TERM HUP && exec tee "$errors" >&2) ||
     result=$?
   ((result)) || return 0
   for waited in 1 2 3 4 5; do [[ -s $errors ]] || sleep "0.$waited"; done # for tee
@@ -102,7 +102,7 @@ request() {
   explain "$errors" || result=2
   look
   [[ $now ]] || begun='' # nothing is left
-  ((result == 0 && attempt > 1)) || exit 2 # who starts a run can choose another zone; later none may
+  ((result == 0 && attempt > 1)) || exit 2 # at the first start the user can still choose another zone
   echo "trying again after ten pauses of $poll s"
   for waited in 1 2 3 4 5 6 7 8 9 10; do sleep "$poll"; done
   return 1
@@ -110,12 +110,14 @@ request() {
 
 # Waits until the TPU can be used, and shows its state whenever that changes.
 await() {
-  local start=$SECONDS shown='' told=$SECONDS reason
+  local start=$SECONDS shown='' told=$SECONDS reason first=$now
   while look && ! healthy; do
     if [[ $now != "$shown" ]] || ((SECONDS - told >= 600)); then
       echo "$name is ${now:-gone} ($(((SECONDS - start) / 60)) min)"
       shown=$now told=$SECONDS
     fi
+    # Slices that were preempted after they were granted are requested again.
+    [[ $first$now != SUSPENDINGSUSPENDED ]] || return 1
     case $now in
       FAILED | SUSPENDED)
         describe "$kind" 'value(state.failedData.error.message,state.stateInitiator)' \
@@ -134,4 +136,4 @@ await() {
   done
 }
 
-delete() { print "${delete_command[@]}" && { [[ $dry ]] || "${delete_command[@]}"; }; }
+delete() { run "${delete_command[@]}"; }

@@ -133,6 +133,11 @@ disk of the TPU: give gs://BUCKET/PATH"
     "${spot:+(also by a preemption)}" >&2
 fi
 
+for url in "${staged[@]}"; do
+  [[ $url == . || $workdir/ != "$url"/* ]] || die "--workdir $workdir lies below --stage $url, and
+would mean the copy on the disk of each worker: stage only the data, or choose another work directory"
+done
+
 # A TPU VM is one slice; a queued resource may hold several, which it calls nodes.
 if ((slices > 1)); then
   nodes=(--node-count "$slices" --node-prefix "$name")
@@ -214,7 +219,7 @@ command_of() { # ARGUMENTS of worker.py
 
 # Shows the run until it ends and returns its status. A lost connection is not the end of it.
 follow() {
-  local status lost known command
+  local status lost known='' command
   command=(gcloud compute tpus "${each[@]}" ssh "$name" "${all[@]}" --command "$worker --follow")
   for ((lost = 0; lost < 100; lost++)); do
     print "${command[@]}" "${where[@]}"
@@ -230,12 +235,12 @@ follow() {
     ((status)) || return 0
     look
     healthy || return "$status"
+    [[ $known != 1 ]] || return "$status" # the run had ended already, so this is its status
     in_progress && known=0 || known=$?
-    ((known != 1)) || return "$status"
+    ((known != 1 || status == 255)) || return "$status" # 255 is that of a lost connection
     echo "the connection to $name was lost: following the run again"
-    ((known == 0)) || sleep "$poll"
+    ((known != 2)) || sleep "$poll"
   done
-  foreign=yes
   die "$name cannot be reached; the run may be in progress. The same command follows it again"
 }
 
@@ -292,7 +297,6 @@ run_once() {
 on_signal() {
   interrupted=yes
   if [[ ! $following ]]; then
-    foreign=$running
     echo "interrupted" >&2
     exit 130
   elif [[ ! $stopping ]]; then
@@ -302,7 +306,6 @@ on_signal() {
   else
     pkill -P "$following" 2>/dev/null || true # the connections of gcloud
     kill "$following" 2>/dev/null || true
-    foreign=yes
     exit 130
   fi
 }
@@ -311,10 +314,11 @@ on_signal() {
 # shellcheck disable=SC2329
 on_exit() {
   local status=$?
-  trap '' INT TERM
+  trap '' INT TERM HUP
+  set +e # the deletion must not depend on whether its lines can be written
   rm -rf "$scratch"
   [[ $begun ]] || exit "$status"
-  if [[ $delete_when_done && ! $foreign ]]; then
+  if [[ $delete_when_done && ! $foreign && ! $running ]]; then
     [[ $dry ]] || echo "deleting $name; kept: $workdir, and all that was printed in its folder logs"
     delete && exit "$status"
     echo "error: $name could not be deleted" >&2
@@ -330,10 +334,11 @@ on_exit() {
 train=("$@") scratch=$(mktemp -d) launch=$(date +%s)-$$ # identifies this launch to the workers
 attempt=1 existed=yes begun='' prepared='' now='' archive=''
 following='' interrupted='' stopping='' # the process that shows the run, and what signals asked for
-running='' foreign=''                   # whether a run may be in progress; whether to leave it alone
+running='' foreign=''                   # whether this run may be in progress, or another one
 trap on_exit EXIT
 trap on_signal INT TERM
-trap 'foreign=$running; exit 129' HUP # the terminal is gone; the run is not
+trap 'exit 129' HUP # the terminal was closed; the run continues
+trap '' PIPE        # a closed pipe, as after | tee, must not prevent the clean-up
 
 pack
 look

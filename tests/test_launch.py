@@ -298,6 +298,34 @@ def test_a_lost_connection_is_not_the_end(tpu):
     assert len(tpu.starts()) == 1
 
 
+def test_a_run_that_ends_while_the_connection_is_lost(tpu):
+    """Its status counts, not that of the connection."""
+    tpu.trains("print('trained')")
+    tpu.put("cut", "3\n")
+    done = tpu.launch(*TPU, *tpu.options())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "connection to seva was lost" in done.stdout
+    assert done.stdout.count("trained\n") == 1
+
+
+def test_a_closed_terminal_does_not_prevent_the_deletion(tpu):
+    """Nothing runs yet. The launcher cannot even say that it deletes the TPU."""
+    tpu.put("slow", "")
+    master, terminal = os.openpty()
+    with subprocess.Popen(
+        tpu.command(*TPU, "--delete-when-done", *tpu.options()), env=tpu.env,
+        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+    ) as process:  # fmt: skip
+        os.close(terminal)
+        wait_until((tpu.folder / "state").exists)
+        os.close(master)
+        os.killpg(process.pid, signal.SIGHUP)
+        process.wait(60)
+    assert process.returncode == 129
+    assert tpu.calls("delete")
+    assert not (tpu.folder / "state").exists()
+
+
 @pytest.mark.parametrize("broken", ["run", "check", "deletion"])
 def test_delete_when_done(tpu, broken):
     """The TPU is deleted after errors, too; an error of the deletion itself is told."""

@@ -213,6 +213,12 @@ def test_gke_mistakes(arguments, message):
     assert message in done.stderr
 
 
+def test_sky_copies_no_repository_results_or_environments():
+    """Where there is a .skyignore, SkyPilot does not read .gitignore."""
+    ignored = (LAUNCH.parent / ".skyignore").read_text().splitlines()
+    assert {".git/", *(LAUNCH.parent / ".gitignore").read_text().splitlines()} <= set(ignored)
+
+
 def test_sky_task(tmp_path):
     """Fields are named as in SkyPilot's reference, and scripts run and quote."""
     task = yaml.safe_load((LAUNCH / "sky.yaml").read_text())

@@ -97,17 +97,33 @@ def test_a_failed_request_ends_the_wait(tpu, state):
     assert len(tpu.calls("delete", "--force")) == 1
 
 
-def test_a_lost_network_deletes_nothing(tpu):
+def test_slices_that_are_being_suspended_are_requested_again(tpu):
+    """A queued resource whose slices are preempted is SUSPENDING for a while, then SUSPENDED."""
+    states = "SUSPENDING\n" * 2 + "SUSPENDED\n" * 2 + "ACTIVE\n" * 9
+    tpu.trains(
+        f"if worker or start > 1:\n    sys.exit()\n(cloud / 'queue').write_text({states!r})\n"
+        "sys.exit(1)"
+    )
+    tpu.put("queue", "ACTIVE\n")
+    done = tpu.launch(*TPU, "--spot", "--slices", "2", *tpu.options())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "seva is SUSPENDED: deleting it and creating it again" in done.stdout
+    assert len(tpu.calls("create")) == len(tpu.starts()) == 2
+
+
+@pytest.mark.parametrize("delete", [[], ["--delete-when-done"]])
+def test_a_lost_network_deletes_nothing(tpu, delete):
     """If gcloud cannot say whether the TPU exists it is asked again; then nothing is done."""
     tpu.trains(
         "times = 3 if start == 1 else 99\n"
         "(cloud / 'describe-errors').write_text('Connection timed out\\n' * times)\n"
         "sys.exit(75)"
     )
-    done = tpu.launch(*TPU, *tpu.options())
+    done = tpu.launch(*TPU, *delete, *tpu.options())
     assert done.returncode == 2
     assert len(tpu.starts()) == 2
     assert "nothing was deleted" in done.stderr
+    assert "seva stays, and costs money, until it is deleted" in done.stdout
     assert not tpu.calls("delete")
     assert len(tpu.calls("create")) == 1
 
@@ -212,6 +228,8 @@ def test_gcloud_knows_all_options(tmp_path):
         (["--type"], "--type needs a value"),
         (["--type", "v5p-8", "--zone", "z", "--attempts", "0", "--", "a"], "--attempts must be"),
         ([*TPU, "--stage", "/data", "--", "a"], "--stage takes the URL of a bucket"),
+        ([*TPU, "--stage", "gs://b/", "--", "--workdir", "gs://b/runs/x"],
+         "stage only the data, or choose another work directory"),
         ([*TPU, "--", "--workdir", "runs/x"], "on each of the 4 workers of v5litepod-16"),
         ([*TPU, "--shared-dir", "/mnt/nfs", "--", "--workdir=/mnt/nfs2/x"], "do not share it"),
         (["--type", "v5litepod-8", "--slices", "2", "--zone", "z", "--", "--workdir", "x"],
