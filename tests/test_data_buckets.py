@@ -279,3 +279,20 @@ def test_batches_are_those_of_a_disk(tmp_path, bucket, staged, processes):
         for name, x, y in zip(a._fields, a, b, strict=True):
             np.testing.assert_array_equal(x, y, err_msg=name)
     reader.close()
+
+
+@pytest.mark.parametrize("processes", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_batches_whose_images_are_refused(tmp_path, proxied, proxy, staged, processes):
+    """An error of the store reaches the caller as it is: no example is left out."""
+
+    def to_bucket(source):
+        upload(tmp_path / "b", proxied)
+        return moved(source, tmp_path / "b", proxied)
+
+    (tmp_path / "b").mkdir()
+    reader = all_batches(tmp_path / "b", to_bucket).iterate(processes)
+    proxy.inject(403, times=1000, match="alt=media")
+    with pytest.raises(StoreError, match="these credentials may not do this") as caught:
+        list(reader)
+    assert "\n" not in str(caught.value)
+    reader.close()
