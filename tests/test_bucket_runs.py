@@ -9,15 +9,23 @@ import random
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
-from helpers_checkpoints import FACTS, restored, save
+from helpers_checkpoints import FACTS, restored, save, state
 from helpers_run import STEPS, assert_same_run, lines, rows, running, saved_steps, stages, train
 from test_signals_two import children, two
 
 from seva_jax.runtime import lock
 from seva_jax.runtime.shutdown import Status
-from seva_jax.training.checkpoint import ASIDE
+from seva_jax.runtime.store_client import StoreError
+from seva_jax.training.checkpoint import (
+    ASIDE,
+    Checkpoints,
+    last_checkpoint,
+    read_facts,
+    read_variables,
+)
 from seva_jax.training.digests import NAME, newest
 from seva_jax.types import DataError
 
@@ -109,6 +117,30 @@ def test_a_save_that_fails_is_one_line(proxied, proxy):
     assert "\n" not in str(caught.value)
     proxy.forgive()
     assert restored(proxied / "align") == 2
+
+
+def test_a_checkpoint_that_cannot_be_read_is_one_line(proxied, proxy):
+    """The store fails after the checkpoint was found intact."""
+    save(proxied, 2)
+    step = last_checkpoint(proxied)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0).trainable
+    )
+    checkpoints = Checkpoints(proxied, FACTS)
+    for match, reads in (
+        ("", (lambda: checkpoints.restore(state(0)), lambda: read_facts(step))),
+        # Names and shapes, then arrays.
+        ("^GET .*state", (lambda: read_variables(step, like),)),
+        (r"^GET .*(d/|ocdbt)", (lambda: read_variables(step, like),)),
+        (r"^GET .*(d/|ocdbt)", (lambda: checkpoints.restore(state(0)),)),
+    ):
+        for read in reads:
+            proxy.inject(403, times=1000, match=match)
+            with pytest.raises(StoreError, match=f"^checkpoint {step} cannot be read: ") as caught:
+                read()
+            proxy.forgive()
+            assert "\n" not in str(caught.value)
+    checkpoints.close()
 
 
 @pytest.mark.slow

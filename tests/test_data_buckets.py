@@ -7,11 +7,13 @@ import pickle
 import threading
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers_formats import all_batches, encoded, pair_sources, prompt_sources
 
 from seva_jax.batches.image_inputs import FeatureCache
-from seva_jax.data import ImageFolder, MapFolder, QuestionsJsonl, TfdsPrompts
+from seva_jax.data import HfParquet, ImageFolder, MapFolder, QuestionsJsonl, TfdsPrompts
 from seva_jax.data.__main__ import main
 from seva_jax.data.detect import detect
 from seva_jax.images.folder import ImageFiles
@@ -164,6 +166,7 @@ def test_overload_is_waited_for(tmp_path, proxied, proxy):
     data = ImageFolder(str(proxied)).open()
     proxy.inject(503, times=2, match=r"alt=media")
     proxy.inject("cut", times=1, match=r"alt=media")
+    assert data.read_image is not None
     for name in names:
         assert data.read_image(name) == (tmp_path / "images" / name).read_bytes()
 
@@ -188,6 +191,7 @@ def test_the_command_checks_converts_and_builds_in_a_bucket(tmp_path, bucket, st
     assert sorted((out / "images").below()) == [f"0000000{i}.png" for i in range(3)]
     for path in ("l.jsonl", "built"):
         found = detect(str(out / path), str(out / "images")).sources[0].open()
+        assert found.read_image is not None
         assert [found.read_image(p.images[0]) for p in found.prompts] == [
             (tmp_path / "images" / name).read_bytes() for name in names
         ]
@@ -279,3 +283,43 @@ def test_batches_are_those_of_a_disk(tmp_path, bucket, staged, processes):
         for name, x, y in zip(a._fields, a, b, strict=True):
             np.testing.assert_array_equal(x, y, err_msg=name)
     reader.close()
+
+
+@pytest.mark.parametrize("processes", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_batches_whose_images_are_refused(tmp_path, proxied, proxy, staged, processes):
+    """An error of the store reaches the caller as it is: no example is left out."""
+
+    def to_bucket(source):
+        upload(tmp_path / "b", proxied)
+        return moved(source, tmp_path / "b", proxied)
+
+    (tmp_path / "b").mkdir()
+    reader = all_batches(tmp_path / "b", to_bucket).iterate(processes)
+    proxy.inject(403, times=1000, match="alt=media")
+    with pytest.raises(StoreError, match="these credentials may not do this") as caught:
+        list(reader)
+    assert "\n" not in str(caught.value)
+    reader.close()
+
+
+def test_parquet_that_is_refused_is_not_taken_for_damage(tmp_path, proxied, proxy, staged):
+    """Neither when the file is opened, nor when its rows or an image are read."""
+    file = tmp_path / "p.parquet"
+    images = [{"bytes": encoded(i), "path": None} for i in range(3)]
+    rows = {"image": images, "question": ["Q?"] * 3}
+    pq.write_table(pa.table(rows), file, row_group_size=1)
+    upload(file, proxied / "p.parquet")
+    source = HfParquet(str(proxied / "p.parquet"), "image", "question")
+    data = source.open()
+    read_image = data.read_image
+    assert read_image is not None
+    for passed in range(4):
+        proxy.inject(None, times=passed, match="alt=media")
+        proxy.inject(403, times=1000, match="alt=media")
+        with pytest.raises(StoreError, match="these credentials may not do this"):
+            source.open()
+        proxy.forgive()
+    source.open()
+    proxy.inject(403, times=1000, match="alt=media")
+    with pytest.raises(StoreError, match="these credentials may not do this"):
+        read_image(data.prompts[1].images[0])

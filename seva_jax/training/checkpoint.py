@@ -7,8 +7,9 @@ does not: finding the newest intact checkpoint (`digests.py`), when to save (`sa
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import orbax.checkpoint as ocp
 
 from seva_jax.runtime.overhead import saving
 from seva_jax.runtime.processes import barrier, gather, say
+from seva_jax.runtime.store_client import StoreError, reason_of
 from seva_jax.runtime.stores import is_remote, remove
 from seva_jax.training.digests import damage, is_unfinished, newest, write_digests
 from seva_jax.training.step import TrainState
@@ -179,15 +181,14 @@ class Checkpoints:
 
         Raises:
             DataError: the checkpoint is of another run, or has other names or shapes.
+            StoreError: the store does not answer.
         """
         if self._newest is None:
             return None
         path = self._directory / str(self._newest)
-        try:
+        with _reading(path):
             facts = ocp.args.Composite(facts=ocp.args.JsonRestore())
             stored = self._manager.restore(self._newest, args=facts)["facts"]
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            raise DataError(f"checkpoint {path} cannot be restored: {error}") from error
         _refuse_other_facts(path, stored, self._facts)
         _refuse_other_shapes(path, like)
         abstract = jax.tree.map(
@@ -196,10 +197,8 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
         )
-        try:
+        with _reading(path):
             restored = self._manager.restore(self._newest, args=items)
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            raise DataError(f"checkpoint {path} cannot be restored: {error}") from error
         return restored["state"], restored["data"]
 
     def close(self) -> None:
@@ -212,6 +211,26 @@ class Checkpoints:
         with saving():
             self._manager.close()
             self._worker.shutdown()
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what Orbax and tensorstore raise while they read a checkpoint into one line.
+
+    Raises:
+        DataError: the checkpoint is not what was expected.
+        StoreError: the checkpoint is in a store, which does not answer or refuses to.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_remote(path):  # many types; the checkpoint was found intact a moment ago
+            raise StoreError(
+                f"checkpoint {path} cannot be read: {reason_of(error, str(path))}"
+            ) from error
+        if not isinstance(error, ValueError | KeyError | FileNotFoundError):
+            raise
+        raise DataError(f"checkpoint {path} cannot be read: {error}") from error
 
 
 def _refuse_other_facts(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -229,7 +248,7 @@ def _refuse_other_facts(path: Path, stored: Mapping[str, Any], wanted: Mapping[s
 
 def _refuse_other_shapes(path: Path, like: Any) -> None:
     """Checks that a checkpoint holds the names and shapes that are to be read."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with _reading(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         metadata = checkpointer.metadata(path / "state")
     held = {leaf.name: leaf.shape for leaf in jax.tree.leaves(metadata.item_metadata.tree)}
     for at, leaf in jax.tree_util.tree_leaves_with_path(like):
@@ -247,8 +266,13 @@ def _refuse_other_shapes(path: Path, like: Any) -> None:
 
 
 def read_facts(checkpoint: Path) -> dict[str, Any]:
-    """Returns the facts about its run that a checkpoint holds."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+    """Returns the facts about its run that a checkpoint holds.
+
+    Raises:
+        DataError: they cannot be read.
+        StoreError: the store does not answer.
+    """
+    with _reading(checkpoint), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         return checkpointer.restore(checkpoint.absolute() / "facts")
 
 
@@ -338,11 +362,8 @@ def read_variables(path: Path, like: Any) -> Any:
         partial_restore=True,
         restore_args=ocp.checkpoint_utils.construct_restore_args(item),
     )
-    try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(path / "state", args=args)["trainable"]
-    except (ValueError, KeyError, FileNotFoundError) as error:
-        raise DataError(f"checkpoint {path} cannot be read: {error}") from error
+    with _reading(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(path / "state", args=args)["trainable"]
 
 
 @jax.jit
