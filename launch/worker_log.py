@@ -102,14 +102,17 @@ class KeptLog:
 
     def _copy_to_disk(self, workdir: Path) -> None:
         target = CHECKOUT / workdir / "logs" / f"worker-{self._name}.log"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        at, over = 0, False
-        with target.open("ab", buffering=0) as kept:
-            while not over:
-                over = self._over.wait(1.0)
-                new = self._new(at)
-                kept.write(new)
-                at += len(new)
+        at, over, reported = 0, False, False
+        while not over:
+            over = self._over.wait(1.0)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("ab", buffering=0) as kept:
+                    at += kept.write(self._new(at))
+            except OSError as error:  # a full disk may have room again
+                if not reported:
+                    self._report(error)
+                reported = True
 
     def _copy_to_store(self) -> None:
         """Writes the last part again whenever it has grown: an object cannot be appended to."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from seva_jax.pretrained import from_pretrained
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 __all__ = ["__version__", "from_pretrained"]
 
 

@@ -15,7 +15,7 @@ How each promise is kept on a disk, and in an object store (`stores.py`):
 - Damage is noticed: the digests of checkpoints (`training/digests.py`) are SHA-256 on a disk; in a
   store they are the checksums that it computed itself.
 - There is one writer: a lock (`lock.py`) is a file and `flock`; in a store, an object that is
-  written only if nobody has changed it meanwhile (its generation).
+  written only if its generation is still the one that was read.
 - A request is repeated after a failure that may pass, also when only its answer was lost; what
   must not be done twice is written under a name that may not exist yet (`StorePath.create`).
 

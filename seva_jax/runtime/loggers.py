@@ -188,7 +188,7 @@ class _TensorBoardWriter(LogWriter):
 class _RemoteTensorBoardWriter(_TensorBoardWriter):
     """Writes event files to a folder on this machine, and copies them into the bucket.
 
-    Each file is a whole object, which a bucket lets nobody append to and replace only once a
+    Each file is one object: a bucket allows no appending, and an object may be replaced once a
     second. A kill loses what was not copied, so the next file of a stage begins with its past rows.
     """
 
