@@ -87,11 +87,12 @@ if [[ $status_only ]]; then
   [[ $node || $resource ]] || { echo "$name in $zone: there is no such TPU" && exit 0; }
   [[ ! $resource ]] || echo "$name in $zone: queued resource $resource"
   [[ ! $node ]] || echo "$name in $zone: TPU $(tr '\t' ' ' <<<"$node")"
+  ask="if [ -x ${worker%% *} ]; then $worker --status; else echo 'nothing is set up there yet'; fi"
   if [[ $node == READY* ]]; then
-    gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker 0 --command "$worker --status"
+    gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker 0 --command "$ask"
   elif [[ $resource == ACTIVE ]]; then
     gcloud compute tpus queued-resources ssh "$name" "${where[@]}" --node 0 --worker 0 \
-      --command "$worker --status"
+      --command "$ask"
   fi
   exit
 fi

@@ -363,3 +363,6 @@ def test_status(tpu):
     assert lines[3:] == [
         "workdir  runs/x", "stages   pairs, align finished", "last     step 7",
     ]  # fmt: skip
+    (tpu.home() / "seva_jax/.venv").rename(tpu.home() / "elsewhere")
+    done = tpu.launch("--status", "--zone", "z")
+    assert done.stdout.splitlines()[2:] == ["nothing is set up there yet"]

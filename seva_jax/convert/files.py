@@ -63,13 +63,7 @@ def new_directory(out: Path, size: int) -> Iterator[Path]:
 
 
 def _new_objects(out: Path, size: int) -> Iterator[Path]:
-    try:
-        there = cast(StorePath, out).below()
-    except FileNotFoundError:
-        raise DataError(
-            f"{out}: there is no bucket {out.parts[2]}; check its name, or make it"
-        ) from None
-    if there:
+    if there := cast(StorePath, out).below():
         complete = any(name in there for name in _LAST)
         raise DataError(
             f"{out} exists and is not empty; give another directory, or remove it"
