@@ -33,7 +33,7 @@ def test_sides_agree(monkeypatch, capsys):
     assert [row[:28].strip() for row in rows] == names, shown
     assert [limit[:28].strip() for limit in limits] == names[:3]
     best = [float(limit[28:].split()[0]) for limit in limits]
-    assert 0 < best[0] <= best[1] <= best[2], shown
+    assert 0 <= best[0] <= best[1] <= best[2], shown
     losses = np.array([[float(x) for x in row.split("x   ")[1].split(", ")] for row in rows])
     assert np.ptp(losses[0]) > 1e-3  # an update makes a difference
     np.testing.assert_allclose(losses, np.broadcast_to(losses[0], losses.shape), atol=2e-5)

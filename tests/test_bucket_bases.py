@@ -276,7 +276,7 @@ def test_bytes_on_the_wire(local, proxied, proxy):
     load_params(remote, TINY_HF)
     got = [seen.received for seen in proxy.seen[before:] if "model.safetensors" in seen.path]
     size = (local / "model.safetensors").stat().st_size
-    assert size <= sum(got) < size + 3000  # and a few answers that describe the object
+    assert size <= sum(got) < size + 6000  # and a few answers that describe the object
 
 
 def launch(url, processes, devices, *mesh):

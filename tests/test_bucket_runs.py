@@ -72,7 +72,7 @@ def test_damage_is_set_aside_and_the_previous_one_used(saved, capsys):
     said = capsys.readouterr().out
     for name, why, where in (
         ("3", f"{NAME} is damaged (it lists no files)", f"now {saved / ASIDE / '3'}"),
-        ("4", "commit_success.txt is missing: not a finished checkpoint", "removed"),
+        ("4", "an empty directory", "removed"),
         ("5", "commit_success.txt is missing: not a finished checkpoint", "removed"),
         ("6", "not a directory", f"now {saved / ASIDE / '6'}"),
         ("2024", "commit_success.txt is missing: not a", f"now {saved / ASIDE / '2024'}"),

@@ -70,7 +70,7 @@ def make(variables, tmp_path, monkeypatch, one_device):
             asked.append(name)
             return load_image(name)
 
-        def answer_some(self, prompts, _, sampling, start=0):
+        def answer_some(self, prompts, _, sampling, start=0, remote=False):
             for batch in answer(self, prompts, load_image, sampling, start=start):
                 if len(asked) >= stop_after:
                     raise KeyboardInterrupt

@@ -73,7 +73,7 @@ def test_fields_of_config(tmp_path, change, expected):
     ("change", "message"),
     [
         ({"model_type": "llava_next"}, "model_type is 'llava_next'"),
-        ({"mm_vision_tower": "openai/clip"}, "'openai/clip', which is not a local directory"),
+        ({"mm_vision_tower": "openai/clip"}, "'openai/clip', which is not there"),
         ({"text_config__model_type": "mistral"}, "text_config.model_type is 'mistral'"),
         ({"text_config__model_type": "made_up"}, "made_up"),
         ({"vision_config__model_type": "siglip_vision_model"}, "is 'siglip_vision_model'"),

@@ -16,6 +16,11 @@ from pathlib import Path
 import pytest
 from helpers_cloud import TPU, cloud
 
+AS_IN_A_TERMINAL = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 LAUNCH = Path(__file__).parent.parent / "launch"
 
 
@@ -170,9 +175,8 @@ def launched(tpu, *words):
     Tests that run in the background ignore SIGINT, and so would bash and its traps.
     """
     return subprocess.Popen(
-        tpu.command(*words), env=tpu.env, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        [sys.executable, "-c", AS_IN_A_TERMINAL, *tpu.command(*words)], env=tpu.env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
 
 
