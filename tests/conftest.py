@@ -134,8 +134,10 @@ def emulator_url():
 def _bucket(url, monkeypatch, request):
     from helpers_gcs import BUCKET, environment, forget_clients
 
+    from seva_jax.runtime.copies import STAGED
     from seva_jax.runtime.stores import as_path
 
+    monkeypatch.setenv(STAGED, str(request.getfixturevalue("tmp_path") / "staged"))
     for name, value in environment(url).items():
         monkeypatch.setenv(name, value)
     name = re.sub(r"\W+", "_", request.node.name).strip("_")
@@ -147,7 +149,10 @@ def _bucket(url, monkeypatch, request):
 
 @pytest.fixture
 def bucket(emulator_url, monkeypatch, request):
-    """Returns an empty folder in a bucket of the emulator; also for commands that a test starts."""
+    """Returns an empty folder in a bucket of the emulator; also for commands that a test starts.
+
+    Copies of its objects are kept in the folder `staged` of the test's own folder.
+    """
     yield from _bucket(emulator_url, monkeypatch, request)
 
 

@@ -31,7 +31,7 @@ def environment(url):
         "TENSORSTORE_GCS_HTTP_URL": url,
         "FSSPEC_GCS_TOKEN": "anon",
         "FSSPEC_GS_TOKEN": "anon",
-        "GCE_METADATA_HOST": "127.0.0.1:1",  # nobody there: refuses at once
+        "GCE_METADATA_HOST": "127.0.0.1:1",  # nothing listens there: refused at once
     }
 
 

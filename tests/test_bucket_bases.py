@@ -52,13 +52,7 @@ from seva_jax.training.checkpoint import checksum
 from seva_jax.types import DataError
 
 ROOT = Path(__file__).parent.parent
-UNUSED = 16 * 4  # bytes of `post_layernorm`, in the files of an original LLaVA, which nobody reads
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """Keeps copies of this test's small files to itself."""
-    monkeypatch.setenv(copies.STAGED, str(tmp_path / "staged"))
+UNUSED = 16 * 4  # bytes of `post_layernorm`, which an original LLaVA stores and never uses
 
 
 @pytest.fixture

@@ -16,11 +16,6 @@ from seva_jax.runtime.stores import StorePath, is_remote, make_folder
 from seva_jax.types import DataError
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv(copies.STAGED, str(tmp_path / "staged"))
-
-
 @pytest.fixture
 def checkpoint(tmp_path):
     (tmp_path / "model").mkdir()

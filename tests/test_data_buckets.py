@@ -52,9 +52,8 @@ def assert_equal(here, there):
 
 
 @pytest.fixture
-def staged(tmp_path, monkeypatch):
-    """Keeps copies of objects in a folder of the test."""
-    monkeypatch.setenv("SEVA_JAX_STAGED", str(tmp_path / "staged"))
+def staged(tmp_path):
+    """Returns the folder with copies of a bucket's objects; see the fixture `bucket`."""
     return tmp_path / "staged"
 
 
@@ -236,7 +235,7 @@ def test_maps_are_read_from_a_bucket(tmp_path, bucket):
 
 
 def test_reading_ahead_keeps_order_and_bounds():
-    """At most so many items are begun before they are needed, several at a time."""
+    """Reads several items at a time, and begins no more than `ahead` before they are needed."""
     begun, together = [], threading.Barrier(4)
 
     def read(item):

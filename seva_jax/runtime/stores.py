@@ -26,12 +26,12 @@ from typing import IO, Any, NamedTuple, cast
 from etils.epath import gpath
 from typing_extensions import override
 
+from seva_jax.runtime.range_reader import buffered
 from seva_jax.runtime.store_client import StoreError, filesystem, has_project, reason_of
 from seva_jax.types import DataError
 
 SCHEMES = ("gs", "s3", "az", "hf")
 _CONTENT = "application/octet-stream"
-_AHEAD = 4 * 2**20  # bytes that are read at a time from an open object
 
 
 class ObjectStat(NamedTuple):
@@ -230,7 +230,7 @@ class StorePath(gpath.PosixGPath):
         if mode not in ("r", "rb"):
             raise StoreError(f"{self}: an object is written whole, not opened with mode {mode!r}")
         size = self.stat().st_size
-        file = io.BufferedReader(_OpenObject(self, size), min(_AHEAD, max(size, 1)))
+        file = buffered(self.read_range, size)
         return file if mode == "rb" else io.TextIOWrapper(file, encoding or "utf-8", None, newline)
 
     def read_range(self, start: int, stop: int) -> bytes:
@@ -360,46 +360,6 @@ class StorePath(gpath.PosixGPath):
         """Copies a local file to this object; readers see the old object or the new one."""
         with self._into_bucket():
             self._do(self._fs.put_file, str(source), str(self))
-
-
-class _OpenObject(io.RawIOBase):
-    """Reads an object at any place, by byte ranges."""
-
-    def __init__(self, path: StorePath, size: int) -> None:
-        self._path, self._size, self._at = path, size, 0
-
-    @override
-    def readable(self) -> bool:
-        return True
-
-    @override
-    def seekable(self) -> bool:
-        return True
-
-    @override
-    def tell(self) -> int:
-        return self._at
-
-    @override
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
-
-    @override
-    def readall(self) -> bytes:  # otherwise in pieces of 8 KiB
-        data = self._path.read_range(self._at, self._size) if self._at < self._size else b""
-        self._at += len(data)
-        return data
-
-    @override
-    def readinto(self, buffer: Any) -> int:
-        stop = min(self._at + len(buffer), self._size)
-        if stop <= self._at:
-            return 0
-        data = self._path.read_range(self._at, stop)
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
 
 
 def _stat(info: dict[str, Any]) -> ObjectStat:
