@@ -146,8 +146,8 @@ class Health:
 def trainable_share(rows: ComparisonRows) -> str:
     """Describes how many comparisons can be trained on.
 
-    The others have weight 0, no answer token, or no reference log-probs because an image did not decode
-    in the reference pass.
+    The others have weight 0, no answer token, or no reference log-probs because an image did not
+    decode in the reference pass.
 
     Raises:
         DataError: no comparison has anything to train on.
