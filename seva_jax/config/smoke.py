@@ -25,12 +25,14 @@ from seva_jax.models import LlavaConfig, LoraConfig
 from seva_jax.pairs import CorruptionPairs, PairBuilder
 from seva_jax.pairs.builders import Built
 from seva_jax.pairs.model import PairModel
+from seva_jax.pairs.retrieval import RetrievedPairs
 from seva_jax.ranges import FROM_1
 from seva_jax.runtime.processes import say
 from seva_jax.runtime.stores import as_path
 from seva_jax.sharding import MeshShape
+from seva_jax.text import Sampling
 from seva_jax.text.encode import clean_answer
-from seva_jax.types import Comparison, Rollout
+from seva_jax.types import Comparison, Rollout, View
 
 SUFFIX = "-smoke"  # of work directories
 NUM_PROMPTS, NUM_QUESTIONS, NUM_STEPS, NUM_TOKENS = 8, 4, 2, 8
@@ -119,16 +121,41 @@ class SmokePairs(PairBuilder):
             f"  smoke: {type(self.builder).__name__} makes no pair of a random model's answers "
             f"({why}); instead, each answer is chosen over the answer to another prompt"
         )
-        return list(_swapped(rollouts)), type(drops)()
+        pairs = _swapped(rollouts, isinstance(self.builder, RetrievedPairs))
+        return list(pairs), type(drops)()
 
 
-def _swapped(rollouts: Sequence[Rollout]) -> Iterator[Comparison]:
-    """Yields for each answer that is not empty a pair with a different one."""
-    answers = [clean_answer(rollout.clean) for rollout in rollouts]
-    for index, (rollout, answer) in enumerate(zip(rollouts, answers, strict=True)):
-        others = (x for x in answers[index + 1 :] + answers[:index] if x and x != answer)
-        if answer and (other := next(others, "")):
-            yield Comparison(rollout.prompt, (answer, other))
+def _swapped(rollouts: Sequence[Rollout], two_views: bool) -> Iterator[Comparison]:
+    """Yields for each answer that is not empty a pair with a different one.
+
+    Args:
+        rollouts: the answers.
+        two_views: whether pairs also have the chosen answer to the other prompt's images.
+    """
+    answers = [(rollout.prompt, clean_answer(rollout.clean)) for rollout in rollouts]
+    for index, (prompt, answer) in enumerate(answers):
+        others = answers[index + 1 :] + answers[:index]
+        for other, rejected in others:
+            if answer and rejected and rejected != answer:
+                again = View(dataclasses.replace(prompt, images=other.images), (answer,))
+                yield Comparison(prompt, (answer, rejected), more=(again,) if two_views else ())
+                break
+
+
+def _sampled(sampling: Sampling) -> Sampling:
+    """Returns short answers that differ by chance.
+
+    Greedily, a random model may say the same on clean and on corrupted images, or nothing.
+    """
+    tokens = min(sampling.max_new_tokens, NUM_TOKENS)
+    return dataclasses.replace(sampling, max_new_tokens=tokens, temperature=1.0, top_p=1.0)
+
+
+def _small_pairs(builder: PairBuilder) -> SmokePairs:
+    """Returns the pairs of a builder, which asks the model for short answers, if it does."""
+    if isinstance(sampling := getattr(builder, "sampling", None), Sampling):
+        builder = dataclasses.replace(builder, **{"sampling": _sampled(sampling)})
+    return SmokePairs(builder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,17 +233,10 @@ def smoke(experiment: Experiment, num_devices: int = 1) -> Experiment:
         prompts=_few(config.prompts),
         rollout=dataclasses.replace(
             config.rollout,
-            batch_size=8,
-            # Greedily, a random model may say the same on clean and on corrupted images. Sampled
-            # answers differ by chance.
-            sampling=dataclasses.replace(
-                config.rollout.sampling,
-                max_new_tokens=min(config.rollout.sampling.max_new_tokens, NUM_TOKENS),
-                temperature=1.0,
-                top_p=1.0,
-            ),
+            batch_size=NUM_PROMPTS,
+            sampling=_sampled(config.rollout.sampling),
         ),
-        pairs=SmokePairs(config.pairs),
+        pairs=_small_pairs(config.pairs),
         lora=_small_lora(config.lora),
         train=dataclasses.replace(
             config.train,
