@@ -28,9 +28,10 @@ from seva_jax.runtime.paths import expand_home
 from seva_jax.types import Comparison, DataError, ExampleError
 
 _NUM_LOGGED = 8
+# What alignment has seen of a prompt; see `run/own_prompts.py`.
 _SEEN = {
-    "new": "not trained on",
-    "picture": "picture trained on, with another question",
+    "new": "gave no training pair",
+    "picture": "gave no training pair, but its picture did",
     "pair": "trained on",
 }
 

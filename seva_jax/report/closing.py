@@ -30,13 +30,13 @@ def closing_summary(path: Path, options: ReportOptions) -> str:
     align = [row for row in read_metrics(path) if row["stage"] == "align"]
     goodput = goodput_of(path)
     kept = f"        goodput {goodput_line(goodput)}\n" if goodput else ""
+    answers = "evals/ (every answer), " if (path / "evals").is_dir() else ""
     rate = f"{speed(align):,.1f} pairs/s in training (median, without compiling), " if align else ""
     return (
         f"time:   {markup.duration(seconds(stages))}: {times}\n"
         f"{kept}"
         f"speed:  {rate}{cost(stages, options)} on {devices()}\n"
-        f"files:  {path}: checkpoints/ (the models), evals/ (every answer), pairs.json, "
-        "metrics.jsonl\n"
+        f"files:  {path}: checkpoints/ (the models), {answers}pairs.json, metrics.jsonl\n"
         f"report: {path / 'report.html'}{how_to_open(path / 'report.html')}"
     )
 

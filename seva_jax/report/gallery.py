@@ -21,7 +21,7 @@ from seva_jax.report.filters import (
     label_facet,
     length_facet,
 )
-from seva_jax.report.markup import count_of, esc, number, shorten
+from seva_jax.report.markup import breakable, count_of, esc, number, shorten
 from seva_jax.report.pictures import Album, is_tiny
 
 # In the order shown.
@@ -115,7 +115,7 @@ def pair_card(card: PairCard, album: Album, extent: float, decimals: int, attrib
         how = f"{name}: {card.corruptions[index]}" if card.corruptions else name
         pictures.append((image_HWC, how, f"{how}, for: {asked}"))
     figures = "".join(
-        f"<figure>{_image(image_HWC, alt, album)}<figcaption>{esc(name)}</figcaption></figure>"
+        f"<figure>{_image(image_HWC, alt, album)}<figcaption>{breakable(name)}</figcaption></figure>"
         for image_HWC, name, alt in pictures
     )
     layout = "pictures many" if len(pictures) > 2 else "pictures"

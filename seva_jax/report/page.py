@@ -96,8 +96,9 @@ def _own(data: ReportData, album: Album) -> str:
     changed = sum(card.verdict != "same" for card in data.own)
     return (
         f"<p>{count_of(len(data.own), 'prompt')} of this run, answered before and after training "
-        f"on the clean picture with greedy decoding: {changed:,} answers changed. "
-        "Nothing here knows the right answer, so judge for yourself. Words that "
+        f"on the clean picture with greedy decoding: {changed:,} of the answers changed. Prompts "
+        "that gave no training pair are asked first; their answers change less easily. The right "
+        "answers are not known here, so judge for yourself. Words that "
         "<del>only the old</del> or <mark>only the new</mark> answer has are marked.</p>"
         + gallery.examples_gallery(data.own, album, "own")
     )

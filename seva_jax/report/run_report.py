@@ -85,7 +85,7 @@ def write_run_report(path: Path, config: Experiment, out: Path | None = None) ->
     results, given = read_results(path, config), config.prompts.has_answers
     pictures = Pictures(config, _processing(config, shown))
     load_image, notes = _prompt_images(config)
-    settings = {k: str(v) for k, v in flatten(config).items()}
+    settings = {k: str(v) or "(empty)" for k, v in flatten(config).items()}
     changed = changed_settings(config)
     data = ReportData(
         title="A model aligned with given answers"
@@ -196,7 +196,7 @@ def _facts(
     rejected = "the data" if config.prompts.has_answers else ", ".join(map(brief, config.corrupt))
     facts = [
         ("base model", ", ".join(filter(None, (_parameters(shown), path)))),
-        ("trained", shown.adapters),
+        ("adapters", shown.adapters),
         ("objective", brief(config.objective)),
         ("rejected answers from", rejected),
     ]
@@ -204,8 +204,8 @@ def _facts(
         facts.append(("pairs kept", f"{index['pairs']:,} of {index['prompts']:,} prompts"))
     if align:
         steps = f"{align[-1]['step']:,} steps of {config.train.batch_size:,} pairs"
-        rate = f"{speed(align):,.1f} pairs/s, the median without compiling"
-        facts += [("training", steps), ("training speed", rate)]
+        rate = f"{speed(align):,.1f} pairs/s"
+        facts += [("training", steps), ("median speed, without compiling", rate)]
     facts += [
         ("devices", shown.devices),
         ("mesh", shown.mesh),
