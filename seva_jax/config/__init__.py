@@ -24,5 +24,12 @@ from seva_jax.config.options import (
 )
 from seva_jax.config.prior_run import PriorRun
 from seva_jax.config.rounds import Iterations, Round, Rounds, runs_of
-from seva_jax.config.source import fingerprint, flatten, is_within, to_source, without_effect
+from seva_jax.config.source import (
+    fingerprint,
+    flatten,
+    is_within,
+    suite_source,
+    to_source,
+    without_effect,
+)
 from seva_jax.training.options import TrainOptions
