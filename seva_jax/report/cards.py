@@ -9,22 +9,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from seva_jax.config import Experiment
-from seva_jax.evals import EvalResult
+from seva_jax.config import Experiment, read_suites
+from seva_jax.evals import StoredEvaluation
 from seva_jax.evals.base import Record
-from seva_jax.evals.suite import folder_loader
 from seva_jax.images import ImageProcessing
 from seva_jax.inference.corrupted import corrupted_pixels
 from seva_jax.report import markup
 from seva_jax.report.data import ExampleCard, PairCard
-from seva_jax.report.results import ALIGNED, read_about
+from seva_jax.report.results import ALIGNED, BASE
 from seva_jax.runtime.loggers import LoggedPair
-from seva_jax.runtime.paths import expand_home
 from seva_jax.types import Comparison, DataError, ExampleError
 
 _NUM_LOGGED = 8
@@ -145,19 +142,17 @@ def own_cards(
     )  # fmt: skip
 
 
-def example_cards(
-    path: Path, pictures: Pictures, both: Sequence[tuple[EvalResult, EvalResult]]
-) -> tuple[ExampleCard, ...]:
+def example_cards(pictures: Pictures, both: Sequence[StoredEvaluation]) -> tuple[ExampleCard, ...]:
     """Returns examples of every evaluation: changes for better or worse first, then others.
 
     Args:
-        path: the work directory.
         pictures: draws the pictures.
-        both: results of the base and of the aligned model.
+        both: evaluations of the base and of the aligned model.
     """
     most = pictures.config.report.num_examples
     cards = []
-    for before, after in both:
+    for stored in both:
+        before, after = stored.results[BASE], stored.results[ALIGNED]
         answers = {record["id"]: record for record in after.records}
         judged = []
         for old in before.records:
@@ -172,7 +167,7 @@ def example_cards(
         for verdict in ("better", "worse", "changed", "same"):
             of_kind = [x for x in judged if x[0] == verdict]
             picked += [of_kind[i] for i in spread(len(of_kind), quota)]
-        load_image = _image_loader(path, pictures.config, before.name) if picked[:most] else None
+        load_image = _image_loader(stored, pictures.config) if picked[:most] else None
         for verdict, old, new in picked[:most]:
             image = pictures.first(load_image, old["images"])
             truth = old["truth"] if isinstance(old["truth"], str) else ", ".join(old["truth"])
@@ -187,18 +182,13 @@ def spread(total: int, shown: int) -> list[int]:
     return sorted(set(np.linspace(0, total - 1, min(shown, total)).astype(int).tolist()))
 
 
-def _image_loader(path: Path, config: Experiment, name: str) -> LoadImage | None:
-    """Returns the loader of an evaluation's images; None if they are not there any more.
-
-    The summary of an evaluation that the config does not have names the folder of its images.
-    """
+def _image_loader(stored: StoredEvaluation, config: Experiment) -> LoadImage | None:
+    """Returns the loader of an evaluation's images; None if they are not there any more."""
+    suites = [suite for suite in config.evals if suite.name == stored.name]
     try:
-        for suite in config.evals:
-            if suite.name == name:
-                return suite.open().load_image
-        about = read_about(path, ALIGNED, name).get("suite", {})
-        roots = [root for key, root in about.items() if key.rpartition(".")[2] == "image_root"]
-        return folder_loader(name, str(expand_home(roots[0]))) if roots else None
+        if not suites and stored.suite_file:
+            suites = read_suites(str(stored.suite_file))
+        return suites[0].open().load_image if suites else None
     except (DataError, LookupError, OSError):
         return None
 

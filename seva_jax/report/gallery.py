@@ -115,7 +115,8 @@ def pair_card(card: PairCard, album: Album, extent: float, decimals: int, attrib
         how = f"{name}: {card.corruptions[index]}" if card.corruptions else name
         pictures.append((image_HWC, how, f"{how}, for: {asked}"))
     figures = "".join(
-        f"<figure>{_image(image_HWC, alt, album)}<figcaption>{breakable(name)}</figcaption></figure>"
+        f"<figure>{_image(image_HWC, alt, album)}"
+        f"<figcaption>{breakable(name)}</figcaption></figure>"
         for image_HWC, name, alt in pictures
     )
     layout = "pictures many" if len(pictures) > 2 else "pictures"

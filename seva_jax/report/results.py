@@ -7,13 +7,11 @@ results (`seva_jax/evals`), the words about them (`verdict.py`), their table (`r
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from seva_jax.config import Experiment
-from seva_jax.evals import EvalResult, Row, comparison_rows, read_result
-from seva_jax.runtime.files import read_json
+from seva_jax.evals import EvalResult, Row, StoredEvaluation, comparison_rows, stored_evaluations
 from seva_jax.types import DataError
 
 BASE, ALIGNED = "base", "aligned"
@@ -25,24 +23,25 @@ class Results:
 
     Attributes:
         rows: the comparison, of what both were asked; see `without_repeats`.
-        both: the results of both, in the same order.
-        alone: name of the model and result, of what only one of them was asked.
+        both: what both were asked.
+        alone: name of the model and result, of what only one of them was asked, or of what cannot
+            be compared.
         problems: one sentence for each evaluation whose two results cannot be compared.
     """
 
     rows: tuple[Row, ...] = ()
-    both: tuple[tuple[EvalResult, EvalResult], ...] = ()
+    both: tuple[StoredEvaluation, ...] = ()
     alone: tuple[tuple[str, EvalResult], ...] = ()
     problems: tuple[str, ...] = ()
 
     @property
     def questions(self) -> int:
         """Number of questions that both models answered."""
-        return sum(len(base.records) for base, _ in self.both)
+        return sum(len(one.results[BASE].records) for one in self.both)
 
 
 def read_results(path: Path, config: Experiment) -> Results:
-    """Reads all evaluations in a work directory: the config's first, then the others by name.
+    """Reads all evaluations in a work directory: the config's first, then those made later.
 
     Args:
         path: the work directory.
@@ -51,31 +50,27 @@ def read_results(path: Path, config: Experiment) -> Results:
     Raises:
         DataError: a file is damaged.
     """
-    names = {who: _names(path, who) for who in (BASE, ALIGNED)}
-    own = [suite.name for suite in config.evals]
-    every = [*own, *sorted(set(names[BASE] + names[ALIGNED]) - set(own))]
     rows, both, alone, problems = [], [], [], []
-    for name in every:
-        results = {who: _read(path, who, name) for who in names if name in names[who]}
-        if len(results) < 2:
-            alone += results.items()
+    models: dict[str, object] = {}  # fingerprints of the models of the first evaluation
+    for stored in stored_evaluations(path, first=[suite.name for suite in config.evals]):
+        now = {who: about["model"] for who, about in stored.about.items() if "model" in about}
+        models = now | models
+        changed = [who for who in now if now[who] != models[who]]
+        if changed:
+            problems.append(
+                f"{stored.name} was asked of another {' and '.join(changed)} model than the "
+                "evaluations before it."
+            )
+        if changed or len(stored.results) < 2:
+            alone += stored.results.items()
             continue
-        pair = (results[BASE], results[ALIGNED])
         try:
-            rows += comparison_rows([pair[0]], [pair[1]])
-            both.append(pair)
+            rows += comparison_rows([stored.results[BASE]], [stored.results[ALIGNED]])
+            both.append(stored)
         except DataError as error:
-            problems.append(f"The results of {name} cannot be compared: {error}")
-            alone += results.items()
+            problems.append(f"The two results of {stored.name} cannot be compared: {error}.")
+            alone += stored.results.items()
     return Results(tuple(rows), tuple(both), tuple(alone), tuple(problems))
-
-
-def read_about(path: Path, who: str, name: str) -> Mapping[str, Any]:
-    """Returns what a summary says about its questions; {} if there is no such summary."""
-    file = path / "evals" / who / f"{name}.json"
-    if not file.is_file():
-        return {}
-    return read_json(file).get("about", {})
 
 
 def without_repeats(rows: Sequence[Row]) -> list[tuple[Row, tuple[str, ...]]]:
@@ -95,12 +90,3 @@ def without_repeats(rows: Sequence[Row]) -> list[tuple[Row, tuple[str, ...]]]:
         else:
             kept[key] = (row, [])
     return [(row, tuple(others)) for row, others in kept.values()]
-
-
-def _names(path: Path, who: str) -> list[str]:
-    return [file.stem for file in sorted((path / "evals" / who).glob("*.json"))]
-
-
-def _read(path: Path, who: str, name: str) -> EvalResult:
-    folder = path / "evals" / who
-    return read_result(folder / f"{name}.json", folder / f"{name}.jsonl")

@@ -107,7 +107,7 @@ def write_run_report(path: Path, config: Experiment, out: Path | None = None) ->
         table=tuple(_eval_row(*row) for row in without_repeats(results.rows)),
         single=_single(results),
         own=own_cards(pictures, load_image, shown.own),
-        examples=example_cards(path, pictures, results.both),
+        examples=example_cards(pictures, results.both),
         notes=(*notes, *_notes(pictures, shown)),
     )
     return write_report(data, out or path / "report.html")

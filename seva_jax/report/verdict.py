@@ -51,7 +51,7 @@ def did_it_help(path: str, results: Results, shown: Shown, finished: bool) -> Ru
     else:
         why, caveat = "there is no evaluation", _NO_EVALUATION
     said = " ".join((f"Not known: {why}.", *_answers(shown), *_margins(shown)))
-    return RunVerdict(said, caveat, _commands(path, asked))
+    return RunVerdict(said, caveat, _commands(path))
 
 
 def _measured(results: Results) -> RunVerdict:
@@ -153,12 +153,10 @@ def _margins(shown: Shown) -> list[str]:
     return [f"The mean reward margin of {kind} {moved} to {text}; {rose} of them rose."]
 
 
-def _commands(path: str, asked: Sequence[str]) -> tuple[str, ...]:
-    """Returns the commands that ask the models that were not asked, and make the page again."""
+def _commands(path: str) -> tuple[str, ...]:
+    """Returns the commands that ask both models, as far as they were not, and update the page."""
     there = shlex.quote(hide_home(path)).replace("'~/", "~/'")
-    ask = {
-        BASE: f"seva-jax evaluate --config {there}/config.py --model base --suite SUITES.py",
-        ALIGNED: f"seva-jax evaluate --model {there} --suite SUITES.py",
-    }
-    missing = [who for who in ask if who not in asked] or list(ask)
-    return (*(ask[who] for who in missing), f"seva-jax report {there}")
+    return (
+        f"seva-jax evaluate --model base {there} --questions QUESTIONS.jsonl",
+        f"seva-jax report {there}",
+    )
