@@ -106,6 +106,16 @@ class LlavaConfig:
         layer = self.feature_layer
         return layer if layer >= 0 else self.vision.num_layers + 1 + layer
 
+    @property
+    def unused_parameters(self) -> int:
+        """Parameters of a checkpoint behind the image features, which are not built.
+
+        They are the tower's further layers and its last norm; transformers counts them.
+        """
+        width, mlp = self.vision.hidden_size, self.vision.mlp_size
+        layer = 4 * (width * width + width) + 2 * width * mlp + mlp + width + 4 * width
+        return (self.vision.num_layers - self.tower_depth) * layer + 2 * width
+
 
 # LLaVA-1.5 by size.
 LLAVA_15 = {
