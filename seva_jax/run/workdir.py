@@ -17,7 +17,14 @@ from typing import Any
 
 import jax
 
-from seva_jax.config import Experiment, flatten, is_within, to_source, without_effect
+from seva_jax.config import (
+    Experiment,
+    flatten,
+    is_within,
+    to_source,
+    with_defaults,
+    without_effect,
+)
 from seva_jax.runtime import LoggedPair, LoggedRun, Logger, LogWriter, lock, shutdown
 from seva_jax.runtime.copies import copy_whole
 from seva_jax.runtime.files import (
@@ -110,7 +117,7 @@ class Workdir:
         self = cls(path, jax.process_index() == 0, tuple(siblings), experiment.loggers, wanted)
         file = path / "config.json"
         if file.exists():
-            _refuse_other_config(path, read_json(file), wanted, without_effect(experiment))
+            _refuse_other_config(path, read_json(file), wanted, experiment)
         elif self.writes:
             # Of a kill in the lines below; logs of a start that failed before it got here.
             leftovers = {lock.NAME, "config.json.tmp", LOGS}
@@ -289,7 +296,7 @@ class StageMetrics:
 
 
 def _refuse_other_config(
-    path: Path, there: dict[str, Any], wanted: dict[str, Any], free: frozenset[str]
+    path: Path, there: dict[str, Any], wanted: dict[str, Any], experiment: Experiment
 ) -> None:
     """Compares the config in a work directory with the wanted one.
 
@@ -297,7 +304,7 @@ def _refuse_other_config(
         path: the work directory.
         there: its config.json.
         wanted: the flat config of this run.
-        free: names of fields and sections that may differ.
+        experiment: the config of this run; fields of it that have no effect may differ.
     """
     if there.pop("format", 1) != FORMAT:
         raise DataError(
@@ -306,6 +313,7 @@ def _refuse_other_config(
             "another --workdir. If it is finished, `python -m seva_jax.convert to-hf` may still "
             "export its model, and base.path of a new run or of an evaluation can name the export"
         )
+    there, free = with_defaults(there, wanted, experiment), without_effect(experiment)
     changed = [
         f"{k}: {there.get(k, 'absent')!r} there, {wanted.get(k, 'absent')!r} now"
         for k in sorted(there.keys() | wanted.keys())
