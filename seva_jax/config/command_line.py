@@ -18,6 +18,11 @@ from seva_jax.runtime.paths import expand_home
 from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError
 
+SMOKE_HELP = (
+    " --smoke tries the run first, in about a minute: 8 examples, 2 steps, and a model of the "
+    "same kind that is small and random, in WORKDIR-smoke."
+)
+
 
 def load_experiment(
     description: str, argv: Sequence[str] | None = None
@@ -34,17 +39,18 @@ def load_experiment(
 
 
 def load_experiments(
-    description: str, argv: Sequence[str] | None = None
+    description: str, argv: Sequence[str] | None = None, *, smoke: bool = False
 ) -> tuple[list[Experiment], argparse.Namespace]:
     """Returns all experiments that a command line describes, checked.
 
     Args:
         description: first paragraph of `--help`.
         argv: arguments; None takes those of the process.
+        smoke: whether the command has the option --smoke.
 
     Returns:
         The resolved experiments, and the options that are not part of them: `config`,
-        `print_config`, and `only`, the index of the one run that is wanted, or None.
+        `print_config`, `smoke`, and `only`, the index of the one run that is wanted, or None.
 
     Raises:
         DataError: the config file or the resolved config has problems.
@@ -54,12 +60,16 @@ def load_experiments(
     parser.add_argument("--config", default=config_directory() / "tiny.py")
     parser.add_argument("--print-config", action="store_true")
     parser.add_argument("--only", type=int)
+    parser.set_defaults(smoke=False)
+    if smoke:
+        parser.add_argument("--smoke", action="store_true")
     flags, rest = parser.parse_known_args(argv)
     flags.config = as_path(flags.config)
     help_text = (
         f"{description}\n\n--config FILE picks a config file (now {flags.config}); every option "
         "below changes one of its fields. --print-config shows the resolved config and stops. "
-        "--only N takes run N, from 0, of a file that defines several.\n\n"
+        "--only N takes run N, from 0, of a file that defines several."
+        f"{SMOKE_HELP if smoke else ''}\n\n"
         f"{shutdown.HELP}"
     )
     # Options change fields of the values in the config file; they do not choose other classes.
