@@ -45,11 +45,10 @@ from seva_jax.run.context import RunContext
 from seva_jax.run.margins import reward_margins
 from seva_jax.run.outputs import Outputs
 from seva_jax.run.own_prompts import own_answers
+from seva_jax.run.preflight import prepared
 from seva_jax.run.stages import (
     evaluate_aligned,
     evaluate_base,
-    require_all_examples,
-    require_ground_truth,
     run_alignment,
     run_base,
     run_pairs,
@@ -125,19 +124,16 @@ def run(config: Experiment, siblings: Sequence[Path] = (), table: StageTable = s
     Returns:
         What the stages made.
     """
-    ctx = RunContext.open(config, siblings)
-    out = Outputs(ctx)
-    if config.strict:
-        require_all_examples(ctx, out)
     if not isinstance(config.curriculum, Once):
         raise DataError(
             "this config stands for several runs: run_all(runs_of(experiment)) runs them "
             "(seva_jax.train, seva_jax.config)"
         )
+    ctx, out = prepared(config, siblings)
+    ctx.begin()
     if isinstance(config.base, PriorRun):
         why = f"{config.base.workdir} has another result now"
         ctx.workdir.start_over("base", base_fingerprint(config), why)
-    require_ground_truth(ctx)
     for stage in table(ctx, out):
         ctx.workdir.run_stage(stage)
     ctx.workdir.times.finish()

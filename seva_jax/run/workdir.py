@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,9 @@ from seva_jax.training.health import NOTES
 from seva_jax.types import DataError
 
 FORMAT = 3  # of work directories; 0.1 wrote none
+_ANSWERS = "rollouts.jsonl"  # the first work of most runs, and often hours of it
+# Fields and sections of a config that they depend on, as the stage in `seva_jax/train.py` does.
+_OF_ANSWERS = ("seed", "base", "prompts", "corrupt", "rollout", "text.generate", "compute")
 LOGS = "logs"  # folder for what launch/worker.py keeps of what the processes print
 
 
@@ -95,43 +98,115 @@ class Workdir:
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     _writers: list[LogWriter] | None = dataclasses.field(default=None, compare=False)
     times: RunTimes = dataclasses.field(init=False, compare=False, repr=False)
+    _changed: Sequence[str] = dataclasses.field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         self.times = RunTimes(self.path if self.writes else None)
 
     @classmethod
     def open(cls, experiment: Experiment, siblings: Sequence[Path] = ()) -> Workdir:
-        """Creates the directory or returns to it.
+        """Creates the directory or returns to it, and claims it; see `of` and `begin`."""
+        self = cls.of(experiment, siblings)
+        self.begin(experiment)
+        return self
+
+    @classmethod
+    def of(cls, experiment: Experiment, siblings: Sequence[Path] = ()) -> Workdir:
+        """Returns the directory of a run, which may not be there yet; writes nothing.
 
         Args:
             experiment: the run's config.
             siblings: see the attribute.
 
         Raises:
-            DataError: the directory belongs to another config, whose differing fields are named
-                with both values, or to version 0.1; or another process is writing there.
+            DataError: the directory belongs to another config that has finished a stage, and the
+                differing fields are named with both values; or to version 0.1; or another process
+                is writing there.
         """
         path = as_path(experiment.workdir)
         on_first_process(lambda: require_bucket(path))
         wanted = json.loads(json.dumps(flatten(experiment)))
         self = cls(path, jax.process_index() == 0, tuple(siblings), experiment.loggers, wanted)
+        on_first_process(lambda: lock.require_free(path))
         file = path / "config.json"
         if file.exists():
-            _refuse_other_config(path, read_json(file), wanted, experiment)
+            there = read_json(file)
+            changed = _changed_fields(path, there, wanted, experiment)
+            if changed and self.stages():
+                raise DataError(
+                    f"{path} holds a run with another config:\n  "
+                    + "\n  ".join(changed)
+                    + "\nchoose another --workdir, or delete that one"
+                )
+            self._changed = changed
         elif self.writes:
-            # Of a kill in the lines below; logs of a start that failed before it got here.
+            # Of a kill in `begin`; logs of a start that failed before it got here.
             leftovers = {lock.NAME, "config.json.tmp", LOGS}
             if path.is_dir() and any(x.name not in leftovers for x in path.iterdir()):
                 raise DataError(f"{path} is not empty and holds no run; choose another --workdir")
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise DataError(f"workdir {path} cannot be created: {error}") from None
-        self.claim()
-        if self.writes:
-            write_json(file, {"format": FORMAT} | wanted)  # first: it makes the directory a run's
-            write_text(path / "config.py", to_source(experiment))
         return self
+
+    def begin(self, experiment: Experiment) -> None:
+        """Creates the directory if need be, claims it, and records the config.
+
+        If what is there belongs to another config and no stage has finished, it is set aside; only
+        answers that do not depend on what has changed are kept.
+
+        Args:
+            experiment: the run's config.
+
+        Raises:
+            DataError: it cannot be created, or another process is writing there.
+        """
+        if self.writes:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DataError(f"workdir {self.path} cannot be created: {error}") from None
+        self.claim()
+        if self._changed:
+            self._take_over()
+        if self.writes:
+            # First, because it makes the directory a run's.
+            write_json(self.path / "config.json", {"format": FORMAT} | self.config)
+            write_text(self.path / "config.py", to_source(experiment))
+
+    def _take_over(self) -> None:
+        """Makes room for a changed config where no stage has finished."""
+        names = [line.partition(":")[0] for line in self._changed]
+        fit = not any(is_within(name, _OF_ANSWERS) for name in names)
+        kept = {lock.NAME, LOGS, "config.json", "config.py"}
+        aside = self._set_aside(kept | {_ANSWERS} if fit else kept)
+        begun = f"; what it had begun is in {aside}" if aside else ""
+        changed = "; ".join(self._changed[:3]) + "; ..." * (len(self._changed) > 3)
+        say(f"{self.path}: no stage had finished there, so its config changes ({changed}){begun}")
+
+    def _set_aside(self, kept: Collection[str], last: str = "") -> Path | None:
+        """Moves what is in the directory to a new folder in it, and returns that folder.
+
+        Args:
+            kept: names of the files and folders that stay.
+            last: name of the one that is moved last, so that the rest is moved, too, after a kill
+                in between.
+
+        Returns:
+            The same on every process; None if there was nothing to move.
+        """
+        aside = self.path / "set-aside"
+        stay = {aside.name, *kept}
+
+        def move() -> str:
+            entries = [entry for entry in self.path.iterdir() if entry.name not in stay]
+            if not entries:
+                return ""
+            folder = aside / str(1 + sum(1 for _ in aside.glob("*")))
+            folder.mkdir(parents=True)
+            for entry in sorted(entries, key=lambda entry: entry.name == last):
+                entry.rename(folder / entry.name)
+            return str(folder)
+
+        moved = on_first_process(move)
+        return as_path(moved) if moved else None
 
     def claim(self) -> None:
         """Makes this run the one that writes here, see `lock.claim`; process 0 does it for all.
@@ -205,16 +280,8 @@ class Workdir:
         again = done is not None and done["fingerprint"] != depends_on
         if not gather(again)[0]:
             return
-        aside = self.path / "set-aside"
-        aside /= str(1 + sum(1 for _ in aside.glob("*")))
-        if self.writes:
-            aside.mkdir(parents=True)
-            kept = {aside.parent.name, lock.NAME, LOGS, "config.json", "config.py", "stages.json"}
-            for entry in [path for path in self.path.iterdir() if path.name not in kept]:
-                entry.rename(aside / entry.name)
-            # Last, so that after a kill in between the rest is set aside, too.
-            (self.path / "stages.json").rename(aside / "stages.json")
-        barrier("start over")
+        records = {lock.NAME, LOGS, "config.json", "config.py"}
+        aside = self._set_aside(records, last="stages.json")
         say(f"{self.path}: {why}; its files are now in {aside}, and every stage runs again")
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -295,16 +362,22 @@ class StageMetrics:
         self.workdir.times.training(self.workdir.read_metrics())
 
 
-def _refuse_other_config(
+def _changed_fields(
     path: Path, there: dict[str, Any], wanted: dict[str, Any], experiment: Experiment
-) -> None:
-    """Compares the config in a work directory with the wanted one.
+) -> list[str]:
+    """Returns the fields of the config in a work directory that differ from the wanted one.
 
     Args:
         path: the work directory.
         there: its config.json.
         wanted: the flat config of this run.
         experiment: the config of this run; fields of it that have no effect may differ.
+
+    Returns:
+        For each field its name, a colon, and both values.
+
+    Raises:
+        DataError: it is the directory of another version.
     """
     if there.pop("format", 1) != FORMAT:
         raise DataError(
@@ -314,14 +387,8 @@ def _refuse_other_config(
             "export its model, and base.path of a new run or of an evaluation can name the export"
         )
     there, free = with_defaults(there, wanted, experiment), without_effect(experiment)
-    changed = [
+    return [
         f"{k}: {there.get(k, 'absent')!r} there, {wanted.get(k, 'absent')!r} now"
         for k in sorted(there.keys() | wanted.keys())
         if there.get(k) != wanted.get(k) and not is_within(k, free)
     ]
-    if changed:
-        raise DataError(
-            f"{path} holds a run with another config:\n  "
-            + "\n  ".join(changed)
-            + "\nchoose another --workdir, or delete that one"
-        )

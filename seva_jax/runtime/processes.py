@@ -14,7 +14,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -54,8 +54,8 @@ class ProcessOptions:
     Attributes:
         peer_timeout_s: a process that sends no heartbeat for this many seconds counts as dead, and
             the others end with a non-zero status.
-        join_timeout_s: a process that has not joined all others within this many seconds, because the
-            coordinator's address is wrong or another process does not start, ends with an error.
+        join_timeout_s: a process that has not joined all others within this many seconds, because
+            the coordinator's address is wrong or a process does not start, ends with an error.
         grace_s: after SIGTERM or Ctrl-C, the run finishes its current step or batch, saves and
             ends. If this takes longer than this many seconds on any process, as a compilation may,
             the run ends at once and resumes from its last save. Kubernetes and Slurm kill after
@@ -188,10 +188,14 @@ def _unjoined() -> str:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except socket.gaierror:
-        return f"{me} cannot find the coordinator {address}, because no host has that name; {remedy}"
+        return (
+            f"{me} cannot find the coordinator {address}, because no host has that name; {remedy}"
+        )
     except OSError as error:
         reason = error.strerror or error
-        return f"{me} gets no answer from the coordinator {address} ({reason}): start it, or {remedy}"
+        return (
+            f"{me} gets no answer from the coordinator {address} ({reason}): start it, or {remedy}"
+        )
     return (
         f"{me} has reached the coordinator {address}, but not all of {state.num_processes} "
         "processes have: start each of them once, with JAX_PROCESS_ID from 0 on"
@@ -311,6 +315,25 @@ def on_first_process(call: Callable[[], _Value]) -> _Value:
     if problem:
         raise DataError(problem)
     return value
+
+
+def require_none(problems: Sequence[str]) -> None:
+    """Raises an error on every process if any of them has problems.
+
+    Args:
+        problems: those of this process.
+
+    Raises:
+        DataError: lists the problems of all processes; the same on every process.
+    """
+    everyone = gather(list(problems))
+    lines = list[str]()
+    for line in dict.fromkeys(line for each in everyone for line in each):
+        having = [number for number, each in enumerate(everyone) if line in each]
+        where = f"process {having[0]}: " if len(having) < len(everyone) else ""
+        lines.append(where + line)
+    if lines:
+        raise DataError("\n  ".join([f"{len(lines)} problems:", *lines] if lines[1:] else lines))
 
 
 def use_compile_cache() -> None:
