@@ -13,6 +13,7 @@ from seva_jax.data.files import QuestionsJsonl, SevaJson
 from seva_jax.objectives import DPO, Supervised
 from seva_jax.run import workdir as workdir_module
 from seva_jax.run.workdir import FORMAT, Stage, Workdir
+from seva_jax.runtime import lock
 from seva_jax.runtime.files import read_lines
 from seva_jax.runtime.stores import is_remote
 from seva_jax.sharding import MeshShape
@@ -169,9 +170,16 @@ def test_a_fingerprint_is_the_same_in_every_process():
 # --- other configs --------------------------------------------------------------------------------
 
 
+def finished(experiment):
+    """Makes the directory of a run that has finished a stage; a result is worth a refusal."""
+    workdir = Workdir.open(experiment)
+    workdir.run_stage(Stage("rollouts", "same", lambda: "answered"))
+    return workdir
+
+
 def test_another_config_is_refused_field_by_field(experiment):
     """The error has the value there and the value now."""
-    Workdir.open(experiment)
+    finished(experiment)
     other = dataclasses.replace(
         experiment,
         seed=7,
@@ -198,9 +206,55 @@ def test_another_config_is_refused_field_by_field(experiment):
 
 def test_another_class_with_the_same_fields_is_another_config(experiment):
     """The class itself is compared."""
-    Workdir.open(experiment)
+    finished(experiment)
     with pytest.raises(DataError, match=r"objective: 'seva_jax\.objectives\.DPO' there"):
         Workdir.open(dataclasses.replace(experiment, objective=Supervised()))
+
+
+@pytest.mark.parametrize(
+    ("change", "keeps_answers"),
+    [({"objective": Supervised()}, True), ({"seed": 7}, False), ({"corrupt": ()}, False)],
+)
+def test_a_directory_without_a_result_takes_a_changed_config(
+    experiment, folder, change, keeps_answers, capsys
+):
+    """Answers that still fit stay; all else that was begun is set aside, not removed."""
+    path = Workdir.open(experiment).path
+    begun = {"rollouts.jsonl": "answers", "metrics.jsonl": "", "checkpoints": None}
+    for name, text in begun.items():
+        file = path / name / "1" if text is None else path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text or "weights")
+    changed = dataclasses.replace(experiment, **change)
+    assert Workdir.of(changed).path == path  # looking changes nothing
+    assert read_config(path / "config.py") == experiment
+    capsys.readouterr()
+    Workdir.open(changed)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert "no stage had finished there, so its config changes (" in said
+    assert f"; what it had begun is in {path}/set-aside/1" in said
+    assert read_config(path / "config.py") == changed
+    aside = path / "set-aside" / "1"
+    assert (path / "rollouts.jsonl").exists() is keeps_answers
+    assert (aside / "rollouts.jsonl").exists() is not keeps_answers
+    assert (aside / "checkpoints" / "1").read_text() == "weights"
+    assert not (path / "checkpoints").exists()
+    Workdir.open(changed)  # now it is this run's
+    assert capsys.readouterr().out == ""
+
+
+def test_a_directory_in_use_is_not_taken_over(experiment, tmp_path):
+    """Its run may just be in its first stage; nothing is written."""
+    local = dataclasses.replace(experiment, workdir=str(tmp_path / "run"))
+    path = Workdir.open(local).path
+    Workdir.open(local).close()
+    holder = lock.Holder("another host", 7, "", "now")
+    (path / lock.NAME).write_text(json.dumps(holder._asdict()))
+    for changed in (local, dataclasses.replace(local, seed=7)):
+        with pytest.raises(DataError, match="run is in use by process 7 on another host"):
+            Workdir.of(changed)
+    assert read_config(path / "config.py") == local
 
 
 @pytest.mark.parametrize(
