@@ -12,7 +12,8 @@ from seva_jax.config.source import fingerprint
 from seva_jax.data.files import QuestionsJsonl, SevaJson
 from seva_jax.objectives import DPO, Supervised
 from seva_jax.run import workdir as workdir_module
-from seva_jax.run.workdir import FORMAT, Stage, Workdir
+from seva_jax.run.stage import FORMAT, Stage
+from seva_jax.run.workdir import Workdir
 from seva_jax.runtime import lock
 from seva_jax.runtime.files import read_lines
 from seva_jax.runtime.stores import is_remote
@@ -109,21 +110,21 @@ def test_a_stage_that_fails_is_not_finished(experiment):
 def test_a_stage_is_taken_from_a_sibling(experiment, folder):
     """Its files are copied, also of a folder; the same stage of other inputs is not taken."""
     first = Workdir.open(dataclasses.replace(experiment, workdir=str(folder / "first")))
-    files = ["rollouts.json", "checkpoints/base/7/data", "checkpoints/base/7/digests.json"]
+    files = ["rollouts.json", "calls/a/1.json", "calls/a.json"]
 
     def make():
         for name in files:
             (first.path / name).parent.mkdir(parents=True, exist_ok=True)
-            (first.path / name).write_text(name)
+            (first.path / name).write_text(f'"{name}"')
         return "made"
 
-    leaves = ["rollouts.json", "checkpoints/base"]
+    leaves = ["rollouts.json", "calls"]
     first.run_stage(Stage("base", "a", make, leaves))
     second = Workdir.open(experiment, siblings=[first.path])
     second.run_stage(Stage("base", "b", lambda: "own", leaves))
-    assert not (second.path / "checkpoints").exists()
+    assert not (second.path / "calls").exists()
     second.run_stage(Stage("base", "a", make, leaves))
-    assert [(second.path / name).read_text() for name in files] == files
+    assert [json.loads((second.path / name).read_text()) for name in files] == files
     assert second.stages()["base"]["source"] == str(first.path)
 
 
