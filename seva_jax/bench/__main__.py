@@ -19,6 +19,7 @@ from seva_jax.bench.reading import ReadingBench, run_reading
 from seva_jax.bench.refill import RefillBench, run_refill
 from seva_jax.bench.sample import SampleBench, run_sample
 from seva_jax.bench.scaling import ScalingBench, run_scaling
+from seva_jax.bench.startup import StartupBench, run_startup
 from seva_jax.bench.step import StepBench, run_step
 from seva_jax.bench.store import StoreBench, run_store
 from seva_jax.config.command_line import parse_options
@@ -35,6 +36,7 @@ _BENCHES: dict[str, tuple[type, Callable[[Any], None]]] = {
     "refill": (RefillBench, run_refill),
     "sample": (SampleBench, run_sample),
     "scaling": (ScalingBench, run_scaling),
+    "startup": (StartupBench, run_startup),
     "step": (StepBench, run_step),
     "store": (StoreBench, run_store),
 }
