@@ -113,8 +113,8 @@ def template_warnings(
             if wrong:
                 names = " and ".join(wrong)
                 yield (
-                    f"{path / file} is {family} template (it has {mark}), but {names} is another "
-                    "one; a model answers best with the template that it was trained with "
+                    f"{path / file} is {family} template (it has {mark}), which {names} lack; a "
+                    "model answers best with the template that it was trained with "
                     "(seva_jax.text.Template)"
                 )
             break
