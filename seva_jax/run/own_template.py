@@ -111,10 +111,11 @@ def template_warnings(
         if mark in own:
             wrong = [name for name, x in templates.items() if mark not in x.prompt("question", 0)]
             if wrong:
+                names = " and ".join(wrong)
                 yield (
-                    f"{path / file} is {family} template (it has {mark}), but {' and '.join(wrong)} "
-                    "is another one; a model answers best with the template that it was trained "
-                    "with (seva_jax.text.Template)"
+                    f"{path / file} is {family} template (it has {mark}), which {names} lack; a "
+                    "model answers best with the template that it was trained with "
+                    "(seva_jax.text.Template)"
                 )
             break
     stops = read_special_tokens(path).stop_ids

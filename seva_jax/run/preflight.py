@@ -241,16 +241,20 @@ def _room(name: str, data: PromptSet, encoder: Encoder) -> Iterator[str]:
             first = first or str(error)
         if num >= SAMPLE and reasons.total() < num:
             break  # all are looked at only while none fits
-    long, raised = reasons["too long"], "raise it with --text.max-length"
-    if reasons.total() == num > 0:
-        why = f"({counted(reasons)}); the first: {first}"
-        if long == num:
-            why = f"within text.max_length {encoder.max_length} ({first}); {raised}"
-        yield f"{name}: none of {num:,} can be used {why}"
+    long, limit = reasons["too long"], f"text.max_length {encoder.max_length}"
+    if 0 < long == num:
+        prompts = data.prompts[:SAMPLE]
+        least = min(len(encoder.trunk(p.question, len(p.images), p.start)) for p in prompts)
+        yield (
+            f"{name}: none of {num:,} has room for an answer within {limit}: images, template and "
+            f"question take {least:,} tokens or more; raise it with --text.max-length"
+        )
+    elif num and reasons.total() == num:
+        yield f"{name}: none of {num:,} can be used ({counted(reasons)}); the first: {first}"
     elif long:
         say(
             f"warning: {name}: {long:,} of the first {num:,} have no room for an answer within "
-            f"text.max_length {encoder.max_length} and will be left out; {raised}"
+            f"{limit} and will be left out; raise it with --text.max-length"
         )
 
 

@@ -136,11 +136,12 @@ def _described(given: dict[str, str]) -> dict[str, Any]:
 def _require_free(port: int) -> None:
     """Raises `DataError` if the coordinator could not listen; JAX would crash."""
     try:
-        family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-        socket.create_server(("", port), family=family).close()
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
     except OSError as error:
         raise DataError(
-            f"process 0 cannot listen at port {port} of this host ({error.strerror}): another "
+            f"process 0 cannot listen at port {port} of this host ({_reason(error)}): another "
             "process has it, perhaps one of an earlier start; end that one, or set another port in "
             "JAX_COORDINATOR_ADDRESS of all processes"
         ) from None
@@ -192,14 +193,16 @@ def _unjoined() -> str:
             f"{me} cannot find the coordinator {address}, because no host has that name; {remedy}"
         )
     except OSError as error:
-        reason = error.strerror or error
-        return (
-            f"{me} gets no answer from the coordinator {address} ({reason}): start it, or {remedy}"
-        )
+        return f"{me} gets no answer from the coordinator {address} ({_reason(error)}): start it, or {remedy}"
     return (
         f"{me} has reached the coordinator {address}, but not all of {state.num_processes} "
         "processes have: start each of them once, with JAX_PROCESS_ID from 0 on"
     )
+
+
+def _reason(error: OSError) -> str:
+    """Returns what the system says about an error, without what Python adds."""
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def require_devices() -> None:

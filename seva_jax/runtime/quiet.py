@@ -28,6 +28,8 @@ _WITHOUT_TPU = {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "
 _MESSAGES = {
     # Orbax, of every checkpoint: those of this package need no such file.
     "absl": ("Metadata file does not exist",),
+    # A store that cannot be reached without credentials says so itself.
+    "google.auth._default": ("Authentication failed using Compute Engine",),
     # Only tokenizers and configs of transformers are used, which need no PyTorch.
     "transformers": ("PyTorch was not found", "None of PyTorch"),
 }
