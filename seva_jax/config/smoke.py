@@ -374,5 +374,5 @@ def not_shown(real: Experiment, small: Experiment, num_runs: int = 1) -> list[st
         names = ", ".join(type(logger).__name__ for logger in real.loggers)
         lines.append(f"loggers: {names} were off")
     if num_runs > 1:
-        lines.append(f"the other {num_runs - 1} runs of this config")
+        lines.append(f"the other runs of this config, {num_runs - 1} in number")
     return lines
