@@ -209,7 +209,7 @@ def test_what_was_not_shown():
         "rank 1024",
         "TensorBoard were off",
         "the other runs of this config, 2",
-        "up to 512 at temperature 0",
+        "up to 512 tokens at temperature 0",
     ):
         assert said in text
 
