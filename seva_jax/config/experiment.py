@@ -85,7 +85,7 @@ class Experiment:
     """One run, from images to an aligned model.
 
     Attributes:
-        workdir: directory for everything that the run writes, on a disk or in a bucket
+        workdir: output directory, for everything that the run writes, on a disk or in a bucket
             (gs://BUCKET/PATH); the same command resumes it.
         seed: determines every random choice.
         strict: check every text and image before the first stage, including those of evaluations,
