@@ -27,10 +27,10 @@ from seva_jax.config import (
     fingerprint,
     load_experiments,
     runs_of,
-    smoke,
     to_source,
 )
 from seva_jax.config.prior_run import base_fingerprint
+from seva_jax.config.smoke import smoke
 from seva_jax.evals import comparison_rows, format_table, headline_rows
 from seva_jax.report import write_figures
 from seva_jax.report.cards import logged_pairs, spread

@@ -323,8 +323,8 @@ def checked(base: BaseModel) -> str:
     said = f"{said} of {base.path}"
     if base.adapter:
         said += f"; names and shapes of the tensors of {base.adapter}"
-    num = check_weights(base.path, assets.config, tower_directory(as_path(base.path),
-                                                                  base.vision_tower))  # fmt: skip
+    tower = tower_directory(as_path(base.path), base.vision_tower)
+    num = check_weights(base.path, assets.config, tower)
     if num is None:
         return f"{said}; the folder has no weights yet"
     return f"{said}; names and shapes of its {num:,} tensors"
@@ -360,12 +360,15 @@ def not_shown(real: Experiment, small: Experiment, num_runs: int = 1) -> list[st
     )
     if not real.prompts.has_answers:
         lines.append(
-            f"answers: {small.rollout.sampling.max_new_tokens} random tokens at temperature 1, so "
-            f"that clean and corrupted images get different ones; the run samples up to "
-            f"{sampling.max_new_tokens} at temperature {sampling.temperature:g}, and may find "
-            "fewer pairs"
+            f"the number of pairs: answers were {small.rollout.sampling.max_new_tokens} tokens, "
+            "sampled at temperature 1, so that clean and corrupted images get different ones by "
+            f"chance; the run samples up to {sampling.max_new_tokens} tokens at temperature "
+            f"{sampling.temperature:g}"
         )
-    lines.append(f"other data than the first {NUM_PROMPTS} examples, and all longer ones")
+    lines.append(
+        f"the rest of the data: {NUM_PROMPTS} examples were used; python -m seva_jax.data check "
+        "--config reads all texts and images"
+    )
     if real.lora.rank > small.lora.rank:
         lines.append(f"adapters of rank {real.lora.rank}: these had {small.lora.rank}")
     if real.evals:
@@ -374,5 +377,5 @@ def not_shown(real: Experiment, small: Experiment, num_runs: int = 1) -> list[st
         names = ", ".join(type(logger).__name__ for logger in real.loggers)
         lines.append(f"loggers: {names} were off")
     if num_runs > 1:
-        lines.append(f"the other {num_runs - 1} runs of this config")
+        lines.append(f"the other runs of this config, {num_runs - 1} in number")
     return lines

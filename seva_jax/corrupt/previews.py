@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from seva_jax.corrupt import auto, colour, diffusion, geometry, recipes, sharpness
 from seva_jax.corrupt.base import (
@@ -176,6 +176,8 @@ class Preview:
         """
         head, foot, gap = 22, 26, 6
         blocks = [("", (self.original,)), *((title, shown) for title, _, shown in self.sections)]
+        from PIL import ImageDraw
+
         cell = side + gap
         heights = [bool(t) * head + -(-len(x) // columns) * (cell + foot) for t, x in blocks]
         sheet = Image.new("RGB", (columns * cell + gap, sum(heights) + gap), "white")
@@ -305,6 +307,8 @@ def _frames(
     processing: ImageProcessing,
 ) -> np.ndarray:
     """Returns the frames that a corruption of sequences keeps, three in a row."""
+    from PIL import ImageDraw
+
     image = Image.fromarray(processing.denormalise(processing(image_HWC)))
     image.thumbnail((112, 112), Image.Resampling.LANCZOS)
     frames = []

@@ -7,7 +7,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import tyro
@@ -148,7 +148,7 @@ class Corruptions:
     The line for a config is under every picture.
 
     Attributes:
-        photo: PHOTO, an image file.
+        photo: an image file.
         out: the page to write; or, if the name ends in .jpg or .png, a picture of all in a table,
             in which noise looks weaker because it is smaller.
         config: config file; its corruptions come first, at the image size of its model if that is
@@ -156,7 +156,7 @@ class Corruptions:
         seed: seed of what is random.
     """
 
-    photo: tyro.conf.Positional[str]
+    photo: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PHOTO")]
     out: str = "corruptions.html"
     config: str = ""
     seed: int = 0
@@ -180,7 +180,7 @@ def _open(source: _OrRun, rest: Sequence[str]) -> tuple[PromptSet, str]:
     return data, f"pairs of {source.run}"
 
 
-def _experiment(options: _Source, rest: Sequence[str]) -> Experiment:
+def _experiment(options: _Source | Corruptions, rest: Sequence[str]) -> Experiment:
     own = [field.name.replace("_", "-") for field in dataclasses.fields(options)]
     argv = ["--config", options.config or "tiny", *rest]
     command = f"data {type(options).__name__.lower()}"
@@ -278,8 +278,7 @@ def _build(command: Build, rest: Sequence[str]) -> None:
 def _corruptions(command: Corruptions, rest: Sequence[str]) -> None:
     own, processing = (), None
     if command.config or rest:
-        config = command.config or str(config_directory() / "tiny.py")
-        experiment = load_experiment(DESCRIPTION, ["--config", config, *rest])[0]
+        experiment = _experiment(command, rest)
         own = experiment.corrupt
         try:
             processing = experiment.base.assets().processing
