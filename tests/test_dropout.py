@@ -31,7 +31,7 @@ def linear(rate):
 
 
 def test_the_formula_is_that_of_peft():
-    """torch computes y = W x + alpha / r * B A dropout(x) from the mask that is drawn here."""
+    """Torch computes y = W x + alpha / r * B A dropout(x) from the mask that is drawn here."""
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 7, 6)).astype(np.float32)
@@ -217,6 +217,7 @@ def test_places_of_tokens():
     n, m, k = one.length, two.length, three.length
     assert index[0, : n + m].tolist() == [10] * n + [11] * m
     assert place[0, : n + m].tolist() == [*range(n), *range(m)]
-    assert index[1, :k].tolist() == [12] * k and place[1, :k].tolist() == [*range(k)]
+    assert index[1, :k].tolist() == [12] * k
+    assert place[1, :k].tolist() == [*range(k)]
     keys = jax.random.key_data(token_keys(1, jnp.int32(2), batch))[0, : n + m]
     assert len(np.unique(np.asarray(keys), axis=0)) == n + m

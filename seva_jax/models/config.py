@@ -9,7 +9,7 @@ import dataclasses
 import typing
 from typing import Annotated, Literal
 
-from seva_jax.ranges import ABOVE_0, DECAY, FROM_1, Range
+from seva_jax.ranges import ABOVE_0, ADDED, DECAY, FROM_1, Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +153,7 @@ class LoraConfig:
     targets: tuple[Target, ...] = typing.get_args(Target)
     rank_pattern: tuple[tuple[Target, int], ...] = ()
     alpha_pattern: tuple[tuple[Target, float], ...] = ()
-    dropout: Annotated[float, DECAY] = 0.0
+    dropout: Annotated[float, DECAY, ADDED] = 0.0
 
     def of(self, target: str) -> LoraConfig:
         """Returns the config of the adapters on one target, whose patterns are empty."""

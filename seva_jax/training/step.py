@@ -234,6 +234,11 @@ def accumulate(
     return tree.unflatten(whole[number] for number in range(len(whole))), metrics
 
 
+def in_micro_batches(batch: TreeBatch, num: int) -> TreeBatch:
+    """Returns a batch with leaves [M, B, ...] for one with leaves [M * B, ...]."""
+    return jax.tree.map(lambda x: x.reshape(num, -1, *x.shape[1:]), batch)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainStep:
     """One optimiser step over a batch of M micro-batches.
