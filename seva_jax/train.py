@@ -29,12 +29,11 @@ from seva_jax.config import (
     to_source,
 )
 from seva_jax.config.prior_run import base_fingerprint
-from seva_jax.evals import comparison_rows, format_table, headline_rows
 from seva_jax.report import write_figures
 from seva_jax.report.cards import logged_pairs, spread
 from seva_jax.report.closing import closing_summary, how_to_open
 from seva_jax.report.compare import compare
-from seva_jax.report.run_report import page_size, verdict_of_run, write_run_report
+from seva_jax.report.run_report import page_size, results_and_verdict, write_run_report
 from seva_jax.report.shown import Shown, facts_of_run
 from seva_jax.run import reference, rollouts
 from seva_jax.run.alignment import caches_reference
@@ -56,7 +55,13 @@ from seva_jax.run.stages import (
 )
 from seva_jax.run.workdir import Stage
 from seva_jax.runtime.paths import hide_home
-from seva_jax.runtime.processes import joined, one_line_errors, say, use_compile_cache
+from seva_jax.runtime.processes import (
+    joined,
+    on_first_process,
+    one_line_errors,
+    say,
+    use_compile_cache,
+)
 from seva_jax.runtime.shutdown import Status
 from seva_jax.runtime.stores import as_path
 from seva_jax.training.health import NotFinite
@@ -138,16 +143,9 @@ def run(config: Experiment, siblings: Sequence[Path] = (), table: StageTable = s
     for stage in table(ctx, out):
         ctx.workdir.run_stage(stage)
     ctx.workdir.times.finish()
-    if config.evals:
-        rows = comparison_rows(out.results("base"), out.results("aligned"))
-        shown = headline_rows(rows)
-        say("\n" + format_table(shown))
-        if len(shown) < len(rows):
-            more = len(rows) - len(shown)
-            say(f"{more} more metrics without a clear change: {ctx.workdir.path / 'evals'}")
-    if ctx.workdir.writes:
-        say("\n" + verdict_of_run(ctx.workdir.path, config).lines())
-    say("\n" + closing_summary(ctx.workdir.path, config.report))
+    path = ctx.workdir.path
+    say("\n" + on_first_process(lambda: results_and_verdict(path, config)))
+    say("\n" + closing_summary(path, config.report))
     ctx.workdir.close()
     return out
 
@@ -173,13 +171,15 @@ def write_page(ctx: RunContext, out: Outputs) -> str:
         rows = ctx.rows(encoded.select(places), out.images, config.objective)
         margins = reward_margins(ctx, out.reference, out.aligned, rows)
     own, left_out = own_answers(out, encoded.comparisons, config.report.num_prompts)
-    if not ctx.workdir.writes:
-        return "written by process 0"
     measured = tuple(zip(places, margins, strict=True))
     facts = facts_of_run(config, ctx.mesh, ctx.assets)
     shown = Shown(margins=measured, own=tuple(own), left_out=left_out, **facts)
-    shown.write(ctx.workdir.path)
-    return page_size(write_run_report(ctx.workdir.path, config))
+
+    def write() -> str:
+        shown.write(ctx.workdir.path)
+        return page_size(write_run_report(ctx.workdir.path, config))
+
+    return on_first_process(write)
 
 
 def run_all(

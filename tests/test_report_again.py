@@ -352,6 +352,7 @@ def test_evaluations_that_were_made_later_are_taken_up(tmp_path, capsys):
     truths = [p.meta["answer"] for p in SUITE.open().prompts]
     assert 0 < truths.count("purple") < 9
     assert re.search(r"accuracy of colours (rose by|\[)", shown)
+    assert re.match(r"evaluation +metric .*\n.*\ncolours +accuracy +higher +9 ", shown)
     page = Page((path / "report.html").read_text("utf-8"))
     sections = [attrs["id"] for attrs in page.all("section")]
     assert sections[:4] == ["verdict", "results", "own", "examples"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from seva_jax.config import Checkpoint, Experiment, PriorRun, flatten
 from seva_jax.data.json_records import read_comparisons
-from seva_jax.evals import Metric, Row
+from seva_jax.evals import Metric, Row, format_table, headline_rows
 from seva_jax.evals.base import Record
 from seva_jax.images import ImageProcessing
 from seva_jax.report import markup
@@ -35,7 +35,6 @@ from seva_jax.report.data import (
     PairCard,
     Profile,
     ReportData,
-    RunVerdict,
     Series,
     SingleRow,
     Stage,
@@ -113,14 +112,21 @@ def write_run_report(path: Path, config: Experiment, out: Path | None = None) ->
     return write_report(data, out or path / "report.html")
 
 
-def verdict_of_run(path: Path, config: Experiment) -> RunVerdict:
-    """Returns whether a run helped, as its page says it.
+def results_and_verdict(path: Path, config: Experiment) -> str:
+    """Returns what a terminal shows of the results: a table, if there are any, and the verdict.
 
     Raises:
         DataError: a file of the run is damaged.
     """
-    finished = "align" in read_stages(path)
-    return did_it_help(str(path), read_results(path, config), Shown.read(path), finished)
+    results, finished = read_results(path, config), "align" in read_stages(path)
+    verdict = did_it_help(str(path), results, Shown.read(path), finished).lines()
+    rows = [row for row, _ in without_repeats(results.rows)]
+    if not rows:
+        return verdict
+    shown = headline_rows(rows)
+    more = len(rows) - len(shown)
+    others = f"{markup.count_of(more, 'more metric')}: {path / 'evals'}\n" if more else ""
+    return f"{format_table(shown)}\n{others}\n{verdict}"
 
 
 def page_size(page: Path) -> str:

@@ -59,7 +59,7 @@ class Shown:
 
     def write(self, workdir: Path) -> None:
         """Writes the record into a work directory."""
-        write_json(workdir / FILE, dataclasses.asdict(self))
+        write_json(workdir / FILE, vars(self))
 
     @classmethod
     def read(cls, workdir: Path) -> Shown:
