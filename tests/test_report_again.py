@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+from typing import cast
 
 import pytest
 from helpers_report import Page, write_run
@@ -21,6 +22,7 @@ from seva_jax.evals import (
     write_records,
     write_summary,
 )
+from seva_jax.evals.base import Better
 from seva_jax.images import ImageProcessing
 from seva_jax.models import LLAVA_15, num_parameters
 from seva_jax.objectives import DPO, IPO
@@ -49,7 +51,7 @@ SUITE = Evaluation(
 def result(name, right, metric="accuracy", better="higher"):
     """Returns a result of one metric from the answers that are right, 1 or 0 each."""
     records = [{"id": i, "correct": x, "count": 1} for i, x in enumerate(right)]
-    ratio = Ratio(better, ("correct",), ("count",))
+    ratio = Ratio(cast(Better, better), ("correct",), ("count",))
     return EvalResult.from_records(name, records, {metric: ratio})
 
 

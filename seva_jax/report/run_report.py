@@ -58,7 +58,7 @@ _CURVES = (
     ("align", "Pairs ranked right", "share of pairs", {"rewards/accuracies": "rewards/accuracies"}),
     ("align", "Log-probability of answers", "nats",
      {"logps/chosen": "logps/chosen", "logps/rejected": "logps/rejected"}),
-    ("align", "Training speed", "pairs a second, without compiling", {"speed": "pairs/s"}),
+    ("align", "Training speed without compiling", "pairs a second", {"speed": "pairs/s"}),
     ("align", "Where the time goes", "seconds a row",
      {"time/input": "time/input", "time/host": "time/host", "time/device": "time/device"}),
     ("base", "Base model's loss", "nats a token", {"loss": "loss"}),

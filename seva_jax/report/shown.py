@@ -86,8 +86,11 @@ class Shown:
         """The image pipeline; None if it was not recorded."""
         if not self.processing:
             return None
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in self.processing.items()}
-        return ImageProcessing(**fields | {"resample": Image.Resampling[fields["resample"]]})
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in self.processing.items()
+        }
+        fields["resample"] = Image.Resampling[fields["resample"]]
+        return ImageProcessing(**fields)
 
 
 def facts_of_run(config: Experiment, mesh: jax.sharding.Mesh, assets: Assets) -> dict[str, Any]:
