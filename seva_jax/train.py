@@ -164,16 +164,23 @@ def write_page(ctx: RunContext, out: Outputs) -> str:
 
     All processes compute margins of pairs and answers to a few prompts; process 0 writes.
     """
-    config, encoded = ctx.config, out.comparisons
-    places = spread(len(encoded.encoded), config.report.num_pairs)
-    margins: list[float | None] = []
+    config, encoded, trained = ctx.config, out.comparisons, out.training_rows.comparisons
+    members = set(map(id, trained))
+    of_training = [i for i, c in enumerate(encoded.comparisons) if id(c) in members]
+    places = [of_training[i] for i in spread(len(of_training), config.report.num_pairs)]
+    margins: list[tuple[int, float | None, float | None]] = []
     if places:
         rows = ctx.rows(encoded.select(places), out.images, config.objective)
-        margins = reward_margins(ctx, out.reference, out.aligned, rows)
-    own, left_out = own_answers(out, encoded.comparisons, config.report.num_prompts)
-    measured = tuple(zip(places, margins, strict=True))
+        after = reward_margins(ctx, out.reference, out.aligned, rows)
+        before: list[float | None] = [None if margin is None else 0.0 for margin in after]
+        if out.start is not out.reference:  # the adapters of an earlier run are trained further
+            before = reward_margins(ctx, out.reference, out.start, rows)
+        margins = list(zip(places, before, after, strict=True))
+    own, left_out = own_answers(out, trained, config.report.num_prompts)
     facts = facts_of_run(config, ctx.mesh, ctx.assets)
-    shown = Shown(margins=measured, own=tuple(own), left_out=left_out, **facts)
+    shown = Shown(
+        trained=len(trained), margins=tuple(margins), own=tuple(own), left_out=left_out, **facts
+    )
 
     def write() -> str:
         shown.write(ctx.workdir.path)

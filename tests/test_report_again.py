@@ -129,7 +129,7 @@ def test_neutral_undefined_and_many_metrics():
 
 OWN = tuple({"base": "red", "aligned": after} for after in ("red", "blue", "green"))
 ASK = (
-    "seva-jax evaluate --model base runs/a --questions QUESTIONS.jsonl",
+    "seva-jax evaluate --models base runs/a --questions QUESTIONS.jsonl",
     "seva-jax report runs/a",
 )
 
@@ -138,9 +138,9 @@ ASK = (
     ("alone", "margins", "expected"),
     [
         ((), (0.5, 1.5, -0.2), "there is no evaluation. 2 of 3 answers to the run's own prompts "
-         "changed. The mean reward margin of 3 pairs rose to +0.60; 2 of them rose."),
+         "changed. The mean reward margin of 3 trained pairs rose to +0.60; 2 of them rose."),
         ((), (-0.5, None, -1.5), "there is no evaluation. 2 of 3 answers to the run's own prompts "
-         "changed. The mean reward margin of 2 pairs fell to −1.00; 0 of them rose."),
+         "changed. The mean reward margin of 2 trained pairs fell to −1.00; 0 of them rose."),
         ((("aligned", UP[1]),), (), "only the aligned model has been evaluated (pope). 2 of 3 "
          "answers to the run's own prompts changed."),
         ((("base", UP[0]), ("base", DOWN[0])), (), "only the base model has been evaluated "
@@ -150,12 +150,41 @@ ASK = (
     ],
 )  # fmt: skip
 def test_without_a_comparison_the_answer_is_not_known(alone, margins, expected):
-    shown = Shown(own=OWN, margins=tuple(enumerate(margins)))
+    shown = Shown(own=OWN, margins=tuple((i, 0.0, x) for i, x in enumerate(margins)))
     verdict = did_it_help("runs/a", results(alone=alone), shown, True)
     assert verdict.sentence == f"Not known: {expected}"
     assert verdict.commands == ASK
-    assert ("not that answers are better" in verdict.caveat) == (not alone)
+    assert ("not whether answers are better" in verdict.caveat) == (not alone)
     assert verdict.lines().splitlines()[-1] == f"        {ASK[1]}"
+
+
+def test_margins_of_a_model_that_is_trained_further():
+    """They are not 0 before, as the reference is that of the earlier run."""
+    shown = Shown(margins=((0, 1.0, 0.5), (1, 1.0, 2.0), (4, 1.0, 0.25)))
+    verdict = did_it_help("a", Results(), shown, True)
+    told = "The mean reward margin of 3 trained pairs fell from +1.00 to +0.92; 1 of them rose."
+    assert verdict.sentence.endswith(told)
+
+
+def test_held_out_pairs_are_drawn_and_counted(tmp_path, capsys):
+    """Their lines are beside those of training, and the verdict tells the kept step's margin."""
+    path, _ = made(tmp_path)
+    shown = Shown.read(path)
+    dataclasses.replace(shown, trained=2).write(path)
+    rows = [
+        {"stage": "held-out", "step": step, "loss": 0.7, "rewards/margins": margin, "pairs": 1.0}
+        for step, margin in ((0, 0.0), (1, 0.75), (2, 0.5))
+    ]
+    append_lines(path / "metrics.jsonl", rows)
+    write_json(path / "held_out.json", {"kept_step": 1})
+    report([str(path)])
+    told = "The mean reward margin of 1 held-out pair rose to +0.75."
+    assert told in capsys.readouterr().out
+    text = Page((path / "report.html").read_text("utf-8")).text
+    assert "held-out pairs" in text
+    assert "training pairs" in text
+    assert "3 of 6 prompts, 1 of them held out" in text
+    assert "Showing 1 of the 2 pairs trained on." in text
 
 
 def test_an_unfinished_run_has_no_verdict():
@@ -294,7 +323,7 @@ def made(tmp_path, **changes):
     Shown(
         parameters=1000, unused=10, adapters="LoraConfig(rank=2)", devices="7 × TPU v9, 1 process",
         mesh="data 7", software="Python 4", processing=dataclasses.asdict(ImageProcessing(size=32))
-        | {"resample": "BICUBIC"}, margins=((0, 0.25), (2, None)), own=tuple(own),
+        | {"resample": "BICUBIC"}, margins=((0, 0.0, 0.25), (2, None, None)), own=tuple(own),
         left_out={"not found": 2},
     ).write(path)  # fmt: skip
     workdir.close()
@@ -385,9 +414,9 @@ def test_pictures_that_are_gone_are_said_to_be(tmp_path):
 
     pair = Comparison(PROMPTS.open().prompts[0], ("red", "blue"), corruptions=(0,))
     pictures = Pictures(Experiment(), ImageProcessing(size=32))
-    assert pair_card(pictures, load, pair, math.nan).clean is None
+    assert pair_card(pictures, load, pair, 0.0, math.nan).clean is None
     assert pictures.missing == {pair.images[0]: 1}
-    assert pair_card(pictures, gone, pair, 0.5).clean is not None
+    assert pair_card(pictures, gone, pair, 0.0, 0.5).clean is not None
     assert logged_pairs(Experiment(), ImageProcessing(size=32), load, [pair]) == []
     (logged,) = logged_pairs(Experiment(), ImageProcessing(size=32), gone, [pair])
     assert logged.caption == f"{pair.prompt.question}\nchosen: red\nrejected: blue"

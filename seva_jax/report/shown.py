@@ -40,8 +40,9 @@ class Shown:
         mesh: axes of the mesh and their sizes.
         software: versions by name.
         processing: fields of the image pipeline.
-        margins: reward margin under the aligned model, by the pair's place in pairs.array_record;
-            None where an image does not decode.
+        trained: number of pairs that were trained on; 0 if it was not recorded.
+        margins: of some of them, the place in pairs.array_record and the reward margins before and
+            after training; None where an image does not decode.
         own: answers to prompts of the run before and after, see `run/own_prompts.py`.
         left_out: how many of these prompts could not be asked, by reason.
     """
@@ -53,7 +54,8 @@ class Shown:
     mesh: str = ""
     software: str = ""
     processing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    margins: tuple[tuple[int, float | None], ...] = ()
+    trained: int = 0
+    margins: tuple[tuple[int, float | None, float | None], ...] = ()
     own: tuple[Mapping[str, Any], ...] = ()
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
@@ -73,7 +75,7 @@ class Shown:
             return cls()
         record = read_json(file)
         try:
-            margins = tuple((int(place), margin) for place, margin in record.pop("margins"))
+            margins = tuple((int(place), x, y) for place, x, y in record.pop("margins"))
             return cls(margins=margins, own=tuple(record.pop("own")), **record)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise DataError(

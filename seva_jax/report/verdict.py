@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from seva_jax.evals import Row
 from seva_jax.report.data import RunVerdict
@@ -21,12 +22,18 @@ _MANY_METRICS = 10  # from which on some change clearly by luck
 _UNFINISHED = "This page shows what there is so far; the command that started the run resumes it."
 _NOT_COMPARED = "Only the same questions, asked of both models, show a difference:"
 _NO_EVALUATION = (
-    "Changed answers and margins of trained pairs say that training worked, not that answers are "
+    "Changed answers and margins of pairs say whether training worked, not whether answers are "
     "better. To find out, ask both models questions whose answers are known:"
 )
 
 
-def did_it_help(path: str, results: Results, shown: Shown, finished: bool) -> RunVerdict:
+def did_it_help(
+    path: str,
+    results: Results,
+    shown: Shown,
+    finished: bool,
+    held_out: Mapping[str, Any] | None = None,
+) -> RunVerdict:
     """Returns whether alignment helped, as far as the run can tell.
 
     Args:
@@ -34,6 +41,8 @@ def did_it_help(path: str, results: Results, shown: Shown, finished: bool) -> Ru
         results: its evaluations.
         shown: its answers and margins.
         finished: whether its alignment has finished.
+        held_out: metrics of pairs that were not trained on, under the aligned model; None if there
+            are no such pairs.
     """
     if results.rows:
         return _measured(results)
@@ -50,7 +59,7 @@ def did_it_help(path: str, results: Results, shown: Shown, finished: bool) -> Ru
         why, caveat = "the two models were asked different evaluations", _NOT_COMPARED
     else:
         why, caveat = "there is no evaluation", _NO_EVALUATION
-    said = " ".join((f"Not known: {why}.", *_answers(shown), *_margins(shown)))
+    said = " ".join((f"Not known: {why}.", *_answers(shown), *_margins(shown, held_out)))
     return RunVerdict(said, caveat, _commands(path))
 
 
@@ -139,24 +148,35 @@ def _answers(shown: Shown) -> list[str]:
     return [f"{changed} of {count_of(len(shown.own), 'answer')} to the run's own prompts changed."]
 
 
-def _margins(shown: Shown) -> list[str]:
-    """Returns how the margins of pairs moved; they are 0 before training."""
-    margins = [x for _, x in shown.margins if x is not None and math.isfinite(x)]
+def _margins(shown: Shown, held_out: Mapping[str, Any] | None) -> list[str]:
+    """Returns how the margins of pairs moved."""
+    if held_out and math.isfinite(held_out.get("rewards/margins", math.nan)):
+        kind = count_of(round(held_out.get("pairs", 0)), "held-out pair")
+        return [_moved(kind, 0.0, held_out["rewards/margins"]) + "."]
+    margins = [(x, y) for _, x, y in shown.margins if x is not None and y is not None]
+    margins = [pair for pair in margins if all(map(math.isfinite, pair))]
     if not margins:
         return []
-    mean, rose = sum(margins) / len(margins), sum(x > 0 for x in margins)
-    moved = "rose" if mean > 0 else "fell"
-    text = number(mean, 3 if abs(mean) < 0.1 else 2, signed=True)
-    kind = count_of(len(margins), "pair")
-    if mean == 0:
-        return [f"The mean reward margin of {kind} did not move."]
-    return [f"The mean reward margin of {kind} {moved} to {text}; {rose} of them rose."]
+    rose = sum(after > before for before, after in margins)
+    before, after = (sum(side) / len(margins) for side in zip(*margins, strict=True))
+    kind = count_of(len(margins), "trained pair")
+    return [f"{_moved(kind, before, after)}; {rose} of them rose."]
+
+
+def _moved(kind: str, before: float, after: float) -> str:
+    """Returns how the mean margin of some pairs moved, without a full stop."""
+    if before == after:
+        return f"The mean reward margin of {kind} did not move"
+    decimals = 3 if max(abs(before), abs(after)) < 0.1 else 2
+    origin = f"from {number(before, decimals, signed=True)} " if before else ""
+    text = f"{origin}to {number(after, decimals, signed=True)}"
+    return f"The mean reward margin of {kind} {'rose' if after > before else 'fell'} {text}"
 
 
 def _commands(path: str) -> tuple[str, ...]:
     """Returns the commands that ask both models, as far as they were not, and update the page."""
     there = shlex.quote(hide_home(path)).replace("'~/", "~/'")
     return (
-        f"seva-jax evaluate --model base {there} --questions QUESTIONS.jsonl",
+        f"seva-jax evaluate --models base {there} --questions QUESTIONS.jsonl",
         f"seva-jax report {there}",
     )
