@@ -96,8 +96,7 @@ SAME = (result("vqa", MIXED), result("vqa", MIXED))
         ),
         (
             (SAME,),
-            "No clear change in 1 metric of 1 evaluation. Without a clear change: accuracy of vqa "
-            "[0.000, 0.000].",
+            "No clear change in 1 metric of 1 evaluation: accuracy of vqa [0.000, 0.000].",
         ),
     ],
 )  # fmt: skip
@@ -107,6 +106,7 @@ def test_the_sentence_follows_from_the_intervals(evaluations, expected):
     num = 40 * len(evaluations)
     assert verdict.caveat.startswith(f"One run with one seed, {num} questions in ")
     assert "another seed may give another result" in verdict.caveat
+    assert ("needs more questions" in verdict.caveat) == (evaluations == (SAME,))
     assert verdict.commands == ()
 
 

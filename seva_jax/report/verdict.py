@@ -20,7 +20,10 @@ from seva_jax.runtime.paths import hide_home
 _MOST_NAMED = 3  # metrics of one kind that a sentence names
 _MANY_METRICS = 10  # from which on some change clearly by luck
 _UNFINISHED = "This page shows what there is so far; the command that started the run resumes it."
-_NOT_COMPARED = "Only the same questions, asked of both models, show a difference:"
+_NOT_COMPARED = (
+    "Only the same questions, asked of both models, show a difference. Give the --suite or "
+    "--questions that one of them was asked:"
+)
 _NO_EVALUATION = (
     "Changed answers and margins of pairs say whether training worked, not whether answers are "
     "better. To find out, ask both models questions whose answers are known:"
@@ -83,19 +86,24 @@ def _measured(results: Results) -> RunVerdict:
     elif worse:
         sentence = f"No: {_changes(worse)}. No metric got clearly better."
     else:
-        metrics = count_of(len(measured), "metric")
-        sentence = f"No clear change in {metrics} of {evaluations}."
-    # What was asked for first in an evaluation is named, whatever became of it.
+        sentence = f"No clear change in {count_of(len(measured), 'metric')} of {evaluations}."
+    # The first metric of an evaluation is named, whatever became of it.
     firsts = {row.evaluation: row for row in reversed(measured)}
     unclear = [row for row in measured if row is firsts[row.evaluation] and not row.verdict]
-    if unclear:
+    if unclear and (better or worse):
         sentence += f" Without a clear change: {_differences(unclear)}."
+    elif unclear:
+        sentence = f"{sentence[:-1]}: {_differences(unclear)}."
     caveat = (
         f"One run with one seed, {count_of(results.questions, 'question')} in {evaluations}. "
         "Brackets are 95 % intervals over questions; another seed may give another result"
     )
     if len(measured) >= _MANY_METRICS:
         caveat += f", and of {len(measured)} metrics about one in twenty changes clearly by luck"
+    if unclear and not better + worse:
+        caveat += (
+            ". A change within the brackets may be there and would need more questions to show"
+        )
     more = list(results.problems)
     for who in (BASE, ALIGNED):
         names = [result.name for model, result in results.alone if model == who]
