@@ -114,7 +114,11 @@ def test_neutral_undefined_and_many_metrics():
     """A ratio of yes is no improvement; what cannot be computed is no result."""
     yes = [result("pope", x, "yes_ratio", "neither") for x in (WRONG, RIGHT)]
     verdict = did_it_help("a", results(yes), Shown(), True)
-    assert verdict.sentence == "Not known: no metric could be computed from these answers."
+    assert verdict.sentence == "Not known: no metric that has a better direction could be computed."
+    parts = [result("e", x, "dogs/recall") for x in (WRONG, RIGHT)]
+    assert "dogs/recall of e rose by" in did_it_help("a", results(parts), Shown(), True).sentence
+    with_whole = did_it_help("a", results(parts, SAME), Shown(), True).sentence
+    assert "dogs/recall of e rose by" in with_whole
     ratio = {f"m{i}": Ratio("higher", ("correct",), ("count",)) for i in range(12)}
     many = [
         EvalResult.from_records("e", [{"id": i, "correct": x, "count": 1} for i in range(9)], ratio)

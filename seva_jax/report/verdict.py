@@ -68,17 +68,20 @@ def did_it_help(
 
 def _measured(results: Results) -> RunVerdict:
     """Returns the verdict of evaluations that both models were asked."""
-    rows = [
+    # Metrics of single categories count where an evaluation has no other ones.
+    whole = {row.evaluation for row in results.rows if "/" not in row.metric}
+    measured = [
         row
         for row, _ in without_repeats(results.rows)
-        if "/" not in row.metric and row.better != "neither"
+        if ("/" not in row.metric or row.evaluation not in whole)
+        and row.better != "neither"
+        and math.isfinite(row.difference.low + row.difference.high)
     ]
-    measured = [row for row in rows if math.isfinite(row.difference.low + row.difference.high)]
     better = [row for row in measured if row.verdict == "better"]
     worse = [row for row in measured if row.verdict == "worse"]
     evaluations = count_of(len(results.both), "evaluation")
     if not measured:
-        sentence = "Not known: no metric could be computed from these answers."
+        sentence = "Not known: no metric that has a better direction could be computed."
     elif better and worse:
         sentence = f"In part. Better: {_changes(better)}. Worse: {_changes(worse)}."
     elif better:
@@ -101,9 +104,7 @@ def _measured(results: Results) -> RunVerdict:
     if len(measured) >= _MANY_METRICS:
         caveat += f", and of {len(measured)} metrics about one in twenty changes clearly by luck"
     if unclear and not better + worse:
-        caveat += (
-            ". A change within the brackets may be there and would need more questions to show"
-        )
+        caveat += ". A change within the brackets may be there, but needs more questions to show"
     more = list(results.problems)
     for who in (BASE, ALIGNED):
         names = [result.name for model, result in results.alone if model == who]

@@ -84,8 +84,8 @@ def own_answers(
             "id": prompt.id,
             "question": prompt.question,
             "images": list(prompt.images),
-            "base": base[prompt.id][0],
-            "aligned": aligned[prompt.id][0],
+            "base": prompt.start + base[prompt.id][0],
+            "aligned": prompt.start + aligned[prompt.id][0],
             "seen": seen,
         }
         for prompt, seen in chosen
