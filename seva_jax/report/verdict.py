@@ -17,7 +17,7 @@ from seva_jax.report.results import ALIGNED, BASE, Results, without_repeats
 from seva_jax.report.shown import Shown
 from seva_jax.runtime.paths import hide_home
 
-_MOST_NAMED = 3  # metrics of one kind that a sentence names
+_MOST_NAMED = 4  # metrics of one kind that a sentence names
 _MANY_METRICS = 10  # from which on some change clearly by luck
 _UNFINISHED = "This page shows what there is so far; the command that started the run resumes it."
 _NOT_COMPARED = (
@@ -114,10 +114,12 @@ def _measured(results: Results) -> RunVerdict:
 
 
 def _changes(rows: Sequence[Row]) -> str:
-    """Returns clear changes in words: the first of each evaluation, and how many more."""
-    named = list({row.evaluation: row for row in reversed(rows)}.values())[::-1][:_MOST_NAMED]
-    more = len(rows) - len(named)
-    return _listed([_change(row) for row in named], more)
+    """Returns clear changes in words; if there are many, the first of each evaluation."""
+    named = list(rows)
+    if len(rows) > _MOST_NAMED:
+        firsts = {row.evaluation: row for row in reversed(rows)}
+        named = [row for row in rows if row is firsts[row.evaluation]][:_MOST_NAMED]
+    return _listed([_change(row) for row in named], len(rows) - len(named))
 
 
 def _change(row: Row) -> str:
