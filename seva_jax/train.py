@@ -31,12 +31,11 @@ from seva_jax.config import (
 )
 from seva_jax.config.prior_run import base_fingerprint
 from seva_jax.config.smoke import smoke
-from seva_jax.evals import comparison_rows, format_table, headline_rows
 from seva_jax.report import write_figures
 from seva_jax.report.cards import logged_pairs, spread
 from seva_jax.report.closing import closing_summary, how_to_open
 from seva_jax.report.compare import compare
-from seva_jax.report.run_report import page_size, verdict_of_run, write_run_report
+from seva_jax.report.run_report import page_size, results_and_verdict, write_run_report
 from seva_jax.report.shown import Shown, facts_of_run
 from seva_jax.run import reference, rollouts
 from seva_jax.run import smoke as smoke_run
@@ -59,7 +58,13 @@ from seva_jax.run.stages import (
     run_takeover,
 )
 from seva_jax.runtime.paths import hide_home
-from seva_jax.runtime.processes import joined, one_line_errors, say, use_compile_cache
+from seva_jax.runtime.processes import (
+    joined,
+    on_first_process,
+    one_line_errors,
+    say,
+    use_compile_cache,
+)
 from seva_jax.runtime.shutdown import Status
 from seva_jax.runtime.stores import as_path
 from seva_jax.training.health import NotFinite
@@ -156,16 +161,9 @@ def run(config: Experiment, siblings: Sequence[Path] = (), table: StageTable = s
     for stage in table(ctx, out):
         ctx.workdir.run_stage(stage)
     ctx.workdir.times.finish()
-    if config.evals:
-        rows = comparison_rows(out.results("base"), out.results("aligned"))
-        shown = headline_rows(rows)
-        say("\n" + format_table(shown))
-        if len(shown) < len(rows):
-            more = len(rows) - len(shown)
-            say(f"{more} more metrics without a clear change: {ctx.workdir.path / 'evals'}")
-    if ctx.workdir.writes:
-        say("\n" + verdict_of_run(ctx.workdir.path, config).lines())
-    say("\n" + closing_summary(ctx.workdir.path, config.report))
+    path = ctx.workdir.path
+    say("\n" + on_first_process(lambda: results_and_verdict(path, config)))
+    say("\n" + closing_summary(path, config.report))
     ctx.workdir.close()
     return out
 
@@ -184,20 +182,29 @@ def write_page(ctx: RunContext, out: Outputs) -> str:
 
     All processes compute margins of pairs and answers to a few prompts; process 0 writes.
     """
-    config, encoded = ctx.config, out.comparisons
-    places = spread(len(encoded.encoded), config.report.num_pairs)
-    margins: list[float | None] = []
+    config, encoded, trained = ctx.config, out.comparisons, out.training_rows.comparisons
+    members = set(map(id, trained))
+    of_training = [i for i, c in enumerate(encoded.comparisons) if id(c) in members]
+    places = [of_training[i] for i in spread(len(of_training), config.report.num_pairs)]
+    margins: list[tuple[int, float | None, float | None]] = []
     if places:
         rows = ctx.rows(encoded.select(places), out.images, config.objective)
-        margins = reward_margins(ctx, out.reference, out.aligned, rows)
-    own, left_out = own_answers(out, encoded.comparisons, config.report.num_prompts)
-    if not ctx.workdir.writes:
-        return "written by process 0"
-    measured = tuple(zip(places, margins, strict=True))
+        after = reward_margins(ctx, out.reference, out.aligned, rows)
+        before: list[float | None] = [None if margin is None else 0.0 for margin in after]
+        if out.start is not out.reference:  # the adapters of an earlier run are trained further
+            before = reward_margins(ctx, out.reference, out.start, rows)
+        margins = list(zip(places, before, after, strict=True))
+    own, left_out = own_answers(out, trained, config.report.num_prompts)
     facts = facts_of_run(config, ctx.mesh, ctx.assets)
-    shown = Shown(margins=measured, own=tuple(own), left_out=left_out, **facts)
-    shown.write(ctx.workdir.path)
-    return page_size(write_run_report(ctx.workdir.path, config))
+    shown = Shown(
+        trained=len(trained), margins=tuple(margins), own=tuple(own), left_out=left_out, **facts
+    )
+
+    def write() -> str:
+        shown.write(ctx.workdir.path)
+        return page_size(write_run_report(ctx.workdir.path, config))
+
+    return on_first_process(write)
 
 
 def run_all(

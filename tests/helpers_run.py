@@ -109,7 +109,7 @@ def get_config():
             small(e, prompts=small(e.prompts, num=96), max_new_tokens=6)
             for e in (tiny.evals[0], tiny.evals[4])
         ),
-        report=small(tiny.report, num_pairs=4, num_examples=2),
+        report=small(tiny.report, num_pairs=4, num_examples=2, num_prompts=2),
     )
 
 

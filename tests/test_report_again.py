@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+from typing import cast
 
 import pytest
 from helpers_report import Page, write_run
@@ -21,6 +22,7 @@ from seva_jax.evals import (
     write_records,
     write_summary,
 )
+from seva_jax.evals.base import Better
 from seva_jax.images import ImageProcessing
 from seva_jax.models import LLAVA_15, num_parameters
 from seva_jax.objectives import DPO, IPO
@@ -49,7 +51,7 @@ SUITE = Evaluation(
 def result(name, right, metric="accuracy", better="higher"):
     """Returns a result of one metric from the answers that are right, 1 or 0 each."""
     records = [{"id": i, "correct": x, "count": 1} for i, x in enumerate(right)]
-    ratio = Ratio(better, ("correct",), ("count",))
+    ratio = Ratio(cast(Better, better), ("correct",), ("count",))
     return EvalResult.from_records(name, records, {metric: ratio})
 
 
@@ -94,8 +96,7 @@ SAME = (result("vqa", MIXED), result("vqa", MIXED))
         ),
         (
             (SAME,),
-            "No clear change in 1 metric of 1 evaluation. Without a clear change: accuracy of vqa "
-            "[0.000, 0.000].",
+            "No clear change in 1 metric of 1 evaluation: accuracy of vqa [0.000, 0.000].",
         ),
     ],
 )  # fmt: skip
@@ -105,6 +106,7 @@ def test_the_sentence_follows_from_the_intervals(evaluations, expected):
     num = 40 * len(evaluations)
     assert verdict.caveat.startswith(f"One run with one seed, {num} questions in ")
     assert "another seed may give another result" in verdict.caveat
+    assert ("needs more questions" in verdict.caveat) == (evaluations == (SAME,))
     assert verdict.commands == ()
 
 
@@ -112,7 +114,11 @@ def test_neutral_undefined_and_many_metrics():
     """A ratio of yes is no improvement; what cannot be computed is no result."""
     yes = [result("pope", x, "yes_ratio", "neither") for x in (WRONG, RIGHT)]
     verdict = did_it_help("a", results(yes), Shown(), True)
-    assert verdict.sentence == "Not known: no metric could be computed from these answers."
+    assert verdict.sentence == "Not known: no metric that has a better direction could be computed."
+    parts = [result("e", x, "dogs/recall") for x in (WRONG, RIGHT)]
+    assert "dogs/recall of e rose by" in did_it_help("a", results(parts), Shown(), True).sentence
+    with_whole = did_it_help("a", results(parts, SAME), Shown(), True).sentence
+    assert "dogs/recall of e rose by" in with_whole
     ratio = {f"m{i}": Ratio("higher", ("correct",), ("count",)) for i in range(12)}
     many = [
         EvalResult.from_records("e", [{"id": i, "correct": x, "count": 1} for i in range(9)], ratio)
@@ -127,7 +133,7 @@ def test_neutral_undefined_and_many_metrics():
 
 OWN = tuple({"base": "red", "aligned": after} for after in ("red", "blue", "green"))
 ASK = (
-    "seva-jax evaluate --model base runs/a --questions QUESTIONS.jsonl",
+    "seva-jax evaluate --models base runs/a --questions QUESTIONS.jsonl",
     "seva-jax report runs/a",
 )
 
@@ -136,9 +142,9 @@ ASK = (
     ("alone", "margins", "expected"),
     [
         ((), (0.5, 1.5, -0.2), "there is no evaluation. 2 of 3 answers to the run's own prompts "
-         "changed. The mean reward margin of 3 pairs rose to +0.60; 2 of them rose."),
+         "changed. The mean reward margin of 3 trained pairs rose to +0.60; 2 of them rose."),
         ((), (-0.5, None, -1.5), "there is no evaluation. 2 of 3 answers to the run's own prompts "
-         "changed. The mean reward margin of 2 pairs fell to −1.00; 0 of them rose."),
+         "changed. The mean reward margin of 2 trained pairs fell to −1.00; 0 of them rose."),
         ((("aligned", UP[1]),), (), "only the aligned model has been evaluated (pope). 2 of 3 "
          "answers to the run's own prompts changed."),
         ((("base", UP[0]), ("base", DOWN[0])), (), "only the base model has been evaluated "
@@ -148,12 +154,41 @@ ASK = (
     ],
 )  # fmt: skip
 def test_without_a_comparison_the_answer_is_not_known(alone, margins, expected):
-    shown = Shown(own=OWN, margins=tuple(enumerate(margins)))
+    shown = Shown(own=OWN, margins=tuple((i, 0.0, x) for i, x in enumerate(margins)))
     verdict = did_it_help("runs/a", results(alone=alone), shown, True)
     assert verdict.sentence == f"Not known: {expected}"
     assert verdict.commands == ASK
-    assert ("not that answers are better" in verdict.caveat) == (not alone)
+    assert ("not whether answers are better" in verdict.caveat) == (not alone)
     assert verdict.lines().splitlines()[-1] == f"        {ASK[1]}"
+
+
+def test_margins_of_a_model_that_is_trained_further():
+    """They are not 0 before, as the reference is that of the earlier run."""
+    shown = Shown(margins=((0, 1.0, 0.5), (1, 1.0, 2.0), (4, 1.0, 0.25)))
+    verdict = did_it_help("a", Results(), shown, True)
+    told = "The mean reward margin of 3 trained pairs fell from +1.00 to +0.92; 1 of them rose."
+    assert verdict.sentence.endswith(told)
+
+
+def test_held_out_pairs_are_drawn_and_counted(tmp_path, capsys):
+    """Their lines are beside those of training, and the verdict tells the kept step's margin."""
+    path, _ = made(tmp_path)
+    shown = Shown.read(path)
+    dataclasses.replace(shown, trained=2).write(path)
+    rows = [
+        {"stage": "held-out", "step": step, "loss": 0.7, "rewards/margins": margin, "pairs": 1.0}
+        for step, margin in ((0, 0.0), (1, 0.75), (2, 0.5))
+    ]
+    append_lines(path / "metrics.jsonl", rows)
+    write_json(path / "held_out.json", {"kept_step": 1})
+    report([str(path)])
+    told = "The mean reward margin of 1 held-out pair rose to +0.75."
+    assert told in capsys.readouterr().out
+    text = Page((path / "report.html").read_text("utf-8")).text
+    assert "held-out pairs" in text
+    assert "training pairs" in text
+    assert "3 of 6 prompts, 1 of them held out" in text
+    assert "Showing 1 of the 2 pairs trained on." in text
 
 
 def test_an_unfinished_run_has_no_verdict():
@@ -292,7 +327,7 @@ def made(tmp_path, **changes):
     Shown(
         parameters=1000, unused=10, adapters="LoraConfig(rank=2)", devices="7 × TPU v9, 1 process",
         mesh="data 7", software="Python 4", processing=dataclasses.asdict(ImageProcessing(size=32))
-        | {"resample": "BICUBIC"}, margins=((0, 0.25), (2, None)), own=tuple(own),
+        | {"resample": "BICUBIC"}, margins=((0, 0.0, 0.25), (2, None, None)), own=tuple(own),
         left_out={"not found": 2},
     ).write(path)  # fmt: skip
     workdir.close()
@@ -352,6 +387,7 @@ def test_evaluations_that_were_made_later_are_taken_up(tmp_path, capsys):
     truths = [p.meta["answer"] for p in SUITE.open().prompts]
     assert 0 < truths.count("purple") < 9
     assert re.search(r"accuracy of colours (rose by|\[)", shown)
+    assert re.match(r"evaluation +metric .*\n.*\ncolours +accuracy +higher +9 ", shown)
     page = Page((path / "report.html").read_text("utf-8"))
     sections = [attrs["id"] for attrs in page.all("section")]
     assert sections[:4] == ["verdict", "results", "own", "examples"]
@@ -382,9 +418,9 @@ def test_pictures_that_are_gone_are_said_to_be(tmp_path):
 
     pair = Comparison(PROMPTS.open().prompts[0], ("red", "blue"), corruptions=(0,))
     pictures = Pictures(Experiment(), ImageProcessing(size=32))
-    assert pair_card(pictures, load, pair, math.nan).clean is None
+    assert pair_card(pictures, load, pair, 0.0, math.nan).clean is None
     assert pictures.missing == {pair.images[0]: 1}
-    assert pair_card(pictures, gone, pair, 0.5).clean is not None
+    assert pair_card(pictures, gone, pair, 0.0, 0.5).clean is not None
     assert logged_pairs(Experiment(), ImageProcessing(size=32), load, [pair]) == []
     (logged,) = logged_pairs(Experiment(), ImageProcessing(size=32), gone, [pair])
     assert logged.caption == f"{pair.prompt.question}\nchosen: red\nrejected: blue"

@@ -126,7 +126,7 @@ def test_training_on_preferences(tmp_path, capsys):
     ]
     assert {one["seen"] for one in asked["own"]} == {"pair"}
     assert sum(asked["left_out"].values()) == 1
-    assert asked["margins"][3] == [3, None]
+    assert asked["margins"][3] == [3, None, None]
     sections = re.findall(r'<section id="(\w+)"', page)
     assert sections[:3] == ["verdict", "own", "glance"]
     report([str(path), "--out", str(tmp_path / "again.html")])

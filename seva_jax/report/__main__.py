@@ -18,7 +18,7 @@ from seva_jax.config.command_line import parse_options
 from seva_jax.report.closing import how_to_open
 from seva_jax.report.compare import compare
 from seva_jax.report.figures import write_figures
-from seva_jax.report.run_report import verdict_of_run, write_run_report
+from seva_jax.report.run_report import results_and_verdict, write_run_report
 from seva_jax.run.workdir import instead_of
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import one_line_errors
@@ -99,7 +99,7 @@ def _write_again(path: Path, out: str) -> Path:
         )
     config = read_config(file)
     page = write_run_report(path, config, as_path(out) if out else None)
-    print(hide_home(f"{verdict_of_run(path, config).lines()}\n"))
+    print(hide_home(f"{results_and_verdict(path, config)}\n"))
     return page
 
 

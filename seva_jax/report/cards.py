@@ -98,16 +98,20 @@ class Pictures:
 
 
 def pair_card(
-    pictures: Pictures, load_image: LoadImage | None, comparison: Comparison, margin: float
+    pictures: Pictures,
+    load_image: LoadImage | None,
+    comparison: Comparison,
+    before: float,
+    after: float,
 ) -> PairCard:
-    """Returns the gallery card of a comparison and its reward margin."""
+    """Returns the gallery card of a comparison with its reward margins before and after."""
     prompt, texts = comparison.prompt, comparison.texts
     clean = pictures.first(load_image, prompt.images)
     corrupted = pictures.corrupted(load_image, comparison) if clean is not None else ()
     truth = str(prompt.meta.get("answer", ""))
     return PairCard(
         prompt.id, prompt.question, clean, tuple(image for image, _ in corrupted), texts[0],
-        texts[1:], 0.0, margin, truth, tuple(name for _, name in corrupted),
+        texts[1:], before, after, truth, tuple(name for _, name in corrupted),
     )  # fmt: skip
 
 
@@ -120,7 +124,7 @@ def logged_pairs(
     """Returns a few pairs, evenly spread, for the loggers; without those that do not decode."""
     pictures, logged = Pictures(config, processing), []
     for index in spread(len(comparisons), _NUM_LOGGED):
-        card = pair_card(pictures, load_image, comparisons[index], 0.0)
+        card = pair_card(pictures, load_image, comparisons[index], 0.0, 0.0)
         if card.clean is not None:
             rejected = "".join(f"\nrejected: {answer}" for answer in card.rejected)
             text = f"{card.question}\nchosen: {card.chosen}{rejected}"

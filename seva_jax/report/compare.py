@@ -28,7 +28,7 @@ _AXES = (("pairs seen", "pairs"), ("chip-seconds", "chip_seconds"))
 _CLASS = re.compile(r"(\w+\.)+[A-Z]\w*")
 _NOTES = (
     "Chip-seconds are wall-clock seconds of the alignment times devices, compilation included, "
-    "rollouts and evaluations not.",
+    "rollouts and evaluations not; pairs/s is the median without compiling.",
     "Final values are means over the last tenth of the logged rows, at least one. One run each: "
     "differences of this size may be luck; repeat seeds before concluding.",
 )

@@ -223,7 +223,7 @@ def _settings(config: Sequence[tuple[str, str]], caption: str) -> str:
     groups = "".join(
         "<tbody>"
         + "".join(
-            f'<tr><th scope="row">{esc(field)}</th><td>{esc(value)}</td></tr>'
+            f'<tr><th scope="row">{breakable(field)}</th><td>{breakable(value)}</td></tr>'
             for field, value in fields
         )
         + "</tbody>"

@@ -14,7 +14,7 @@ from typing import Any
 
 from seva_jax.config import Checkpoint, Experiment, PriorRun, flatten
 from seva_jax.data.json_records import read_comparisons
-from seva_jax.evals import Metric, Row
+from seva_jax.evals import Metric, Row, format_table, headline_rows
 from seva_jax.evals.base import Record
 from seva_jax.images import ImageProcessing
 from seva_jax.report import markup
@@ -35,7 +35,6 @@ from seva_jax.report.data import (
     PairCard,
     Profile,
     ReportData,
-    RunVerdict,
     Series,
     SingleRow,
     Stage,
@@ -59,11 +58,13 @@ _CURVES = (
     ("align", "Pairs ranked right", "share of pairs", {"rewards/accuracies": "rewards/accuracies"}),
     ("align", "Log-probability of answers", "nats",
      {"logps/chosen": "logps/chosen", "logps/rejected": "logps/rejected"}),
-    ("align", "Training speed", "pairs a second, without compiling", {"speed": "pairs/s"}),
+    ("align", "Training speed without compiling", "pairs a second", {"speed": "pairs/s"}),
     ("align", "Where the time goes", "seconds a row",
      {"time/input": "time/input", "time/host": "time/host", "time/device": "time/device"}),
     ("base", "Base model's loss", "nats a token", {"loss": "loss"}),
 )  # fmt: skip
+_HELD_OUT, _HELD_OUT_FILE = "held-out", "held_out.json"  # rows of metrics, and their record
+_BOTH = ("loss", "rewards/margins", "rewards/accuracies")  # also drawn of held-out pairs
 
 
 def write_run_report(path: Path, config: Experiment, out: Path | None = None) -> Path:
@@ -93,7 +94,9 @@ def write_run_report(path: Path, config: Experiment, out: Path | None = None) ->
         else "SeVa: a model aligned with its own answers",
         given=given,
         subtitle=f"{short_path(str(path))} · seed {config.seed}",
-        verdict=did_it_help(short_path(str(path)), results, shown, "align" in stages),
+        verdict=did_it_help(
+            short_path(str(path)), results, shown, "align" in stages, held_out_row(path, metrics)
+        ),
         facts=_facts(config, index, metrics, stages, shown),
         changed=tuple((k, v) for k, v in settings.items() if k in changed),
         config=tuple((k, v) for k, v in settings.items() if k not in changed),
@@ -102,7 +105,7 @@ def write_run_report(path: Path, config: Experiment, out: Path | None = None) ->
         curves=_curves(metrics),
         profiles=tuple(Profile(*item) for item in read_profiles(path).items()),
         funnel=tuple(Drop(reason, count) for reason, count in index.get("drops", {}).items()),
-        pairs_total=index.get("pairs", 0),
+        pairs_total=shown.trained or index.get("pairs", 0),
         pairs=_pairs(path, config, pictures, load_image, shown),
         table=tuple(_eval_row(*row) for row in without_repeats(results.rows)),
         single=_single(results),
@@ -113,14 +116,30 @@ def write_run_report(path: Path, config: Experiment, out: Path | None = None) ->
     return write_report(data, out or path / "report.html")
 
 
-def verdict_of_run(path: Path, config: Experiment) -> RunVerdict:
-    """Returns whether a run helped, as its page says it.
+def results_and_verdict(path: Path, config: Experiment) -> str:
+    """Returns what a terminal shows of the results: a table, if there are any, and the verdict.
 
     Raises:
         DataError: a file of the run is damaged.
     """
-    finished = "align" in read_stages(path)
-    return did_it_help(str(path), read_results(path, config), Shown.read(path), finished)
+    results, finished = read_results(path, config), "align" in read_stages(path)
+    held_out = held_out_row(path, read_metrics(path))
+    verdict = did_it_help(str(path), results, Shown.read(path), finished, held_out).lines()
+    rows = [row for row, _ in without_repeats(results.rows)]
+    if not rows:
+        return verdict
+    shown = headline_rows(rows)
+    more = len(rows) - len(shown)
+    others = f"{markup.count_of(more, 'more metric')}: {path / 'evals'}\n" if more else ""
+    return f"{format_table(shown)}\n{others}\n{verdict}"
+
+
+def held_out_row(path: Path, metrics: Sequence[Record]) -> Record | None:
+    """Returns the metrics of held-out pairs under the aligned model; None without any."""
+    rows = {row["step"]: row for row in metrics if row["stage"] == _HELD_OUT}
+    file = path / _HELD_OUT_FILE
+    kept = read_json(file).get("kept_step") if file.is_file() else None
+    return rows.get(kept, rows[max(rows)]) if rows else None
 
 
 def page_size(page: Path) -> str:
@@ -169,12 +188,12 @@ def _pairs(
         return ()
     comparisons = read_comparisons(file)
     margins = shown.margins or tuple(
-        (i, math.nan) for i in spread(len(comparisons), config.report.num_pairs)
+        (i, 0.0, math.nan) for i in spread(len(comparisons), config.report.num_pairs)
     )
     return tuple(
-        pair_card(pictures, load_image, comparisons[place], margin)
-        for place, margin in margins
-        if margin is not None and place < len(comparisons)
+        pair_card(pictures, load_image, comparisons[place], before, after)
+        for place, before, after in margins
+        if before is not None and after is not None and place < len(comparisons)
     )
 
 
@@ -201,7 +220,9 @@ def _facts(
         ("rejected answers from", rejected),
     ]
     if index:
-        facts.append(("pairs kept", f"{index['pairs']:,} of {index['prompts']:,} prompts"))
+        held_out = index["pairs"] - shown.trained if shown.trained else 0
+        kept = f"{index['pairs']:,} of {index['prompts']:,} prompts"
+        facts.append(("pairs kept", kept + (f", {held_out:,} of them held out" * (held_out > 0))))
     if align:
         steps = f"{align[-1]['step']:,} steps of {config.train.batch_size:,} pairs"
         rate = f"{speed(align):,.1f} pairs/s"
@@ -240,20 +261,25 @@ def _times(path: Path) -> tuple[TimeShare, ...]:
 
 
 def _curves(metrics: Sequence[Record]) -> tuple[Curve, ...]:
-    curves = []
+    curves, held_out = [], [row for row in metrics if row["stage"] == _HELD_OUT]
     for stage, title, unit, names in _CURVES:
         rows = [row for row in metrics if row["stage"] == stage]
         if "speed" in names:
             rows = [{"step": row["step"], "speed": rate} for row, rate in row_speeds(rows)]
         series = tuple(Series.of_rows(label, rows, "step", name) for name, label in names.items())
+        if stage == "align" and held_out and (name := next(iter(names))) in _BOTH:
+            series = (
+                Series.of_rows("training pairs", rows, "step", name),
+                Series.of_rows("held-out pairs", held_out, "step", name),
+            )
         if any(line.xs for line in series):
             curves.append(Curve(title, "optimiser step", unit, series))
     return tuple(curves)
 
 
 def _eval_row(row: Row, repeats: tuple[str, ...]) -> EvalRow:
-    intervals = map(_interval, (row.base, row.aligned, row.difference))
-    return EvalRow(row.evaluation, row.metric, row.better, *intervals, repeats)
+    base, aligned, difference = map(_interval, (row.base, row.aligned, row.difference))
+    return EvalRow(row.evaluation, row.metric, row.better, base, aligned, difference, repeats)
 
 
 def _single(results: Results) -> tuple[SingleRow, ...]:

@@ -40,8 +40,9 @@ class Shown:
         mesh: axes of the mesh and their sizes.
         software: versions by name.
         processing: fields of the image pipeline.
-        margins: reward margin under the aligned model, by the pair's place in pairs.array_record;
-            None where an image does not decode.
+        trained: number of pairs that were trained on; 0 if it was not recorded.
+        margins: of some of them, the place in pairs.array_record and the reward margins before and
+            after training; None where an image does not decode.
         own: answers to prompts of the run before and after, see `run/own_prompts.py`.
         left_out: how many of these prompts could not be asked, by reason.
     """
@@ -53,13 +54,14 @@ class Shown:
     mesh: str = ""
     software: str = ""
     processing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    margins: tuple[tuple[int, float | None], ...] = ()
+    trained: int = 0
+    margins: tuple[tuple[int, float | None, float | None], ...] = ()
     own: tuple[Mapping[str, Any], ...] = ()
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def write(self, workdir: Path) -> None:
         """Writes the record into a work directory."""
-        write_json(workdir / FILE, dataclasses.asdict(self))
+        write_json(workdir / FILE, vars(self))
 
     @classmethod
     def read(cls, workdir: Path) -> Shown:
@@ -73,12 +75,12 @@ class Shown:
             return cls()
         record = read_json(file)
         try:
-            margins = tuple((int(place), margin) for place, margin in record.pop("margins"))
+            margins = tuple((int(place), x, y) for place, x, y in record.pop("margins"))
             return cls(margins=margins, own=tuple(record.pop("own")), **record)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise DataError(
-                f"{file} is not a record of this version; delete it, and seva_jax.train makes it "
-                "again"
+                f"{file} is not a record of this version; delete it, and run seva_jax.train again, "
+                "which writes it"
             ) from None
 
     @property
@@ -86,8 +88,11 @@ class Shown:
         """The image pipeline; None if it was not recorded."""
         if not self.processing:
             return None
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in self.processing.items()}
-        return ImageProcessing(**fields | {"resample": Image.Resampling[fields["resample"]]})
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in self.processing.items()
+        }
+        fields["resample"] = Image.Resampling[fields["resample"]]
+        return ImageProcessing(**fields)
 
 
 def facts_of_run(config: Experiment, mesh: jax.sharding.Mesh, assets: Assets) -> dict[str, Any]:

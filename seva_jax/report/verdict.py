@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from seva_jax.evals import Row
 from seva_jax.report.data import RunVerdict
@@ -16,17 +17,26 @@ from seva_jax.report.results import ALIGNED, BASE, Results, without_repeats
 from seva_jax.report.shown import Shown
 from seva_jax.runtime.paths import hide_home
 
-_MOST_NAMED = 3  # metrics of one kind that a sentence names
+_MOST_NAMED = 4  # metrics of one kind that a sentence names
 _MANY_METRICS = 10  # from which on some change clearly by luck
 _UNFINISHED = "This page shows what there is so far; the command that started the run resumes it."
-_NOT_COMPARED = "Only the same questions, asked of both models, show a difference:"
+_NOT_COMPARED = (
+    "Only the same questions, asked of both models, show a difference. Give the --suite or "
+    "--questions that one of them was asked:"
+)
 _NO_EVALUATION = (
-    "Changed answers and margins of trained pairs say that training worked, not that answers are "
+    "Changed answers and margins of pairs say whether training worked, not whether answers are "
     "better. To find out, ask both models questions whose answers are known:"
 )
 
 
-def did_it_help(path: str, results: Results, shown: Shown, finished: bool) -> RunVerdict:
+def did_it_help(
+    path: str,
+    results: Results,
+    shown: Shown,
+    finished: bool,
+    held_out: Mapping[str, Any] | None = None,
+) -> RunVerdict:
     """Returns whether alignment helped, as far as the run can tell.
 
     Args:
@@ -34,6 +44,8 @@ def did_it_help(path: str, results: Results, shown: Shown, finished: bool) -> Ru
         results: its evaluations.
         shown: its answers and margins.
         finished: whether its alignment has finished.
+        held_out: metrics of pairs that were not trained on, under the aligned model; None if there
+            are no such pairs.
     """
     if results.rows:
         return _measured(results)
@@ -50,23 +62,26 @@ def did_it_help(path: str, results: Results, shown: Shown, finished: bool) -> Ru
         why, caveat = "the two models were asked different evaluations", _NOT_COMPARED
     else:
         why, caveat = "there is no evaluation", _NO_EVALUATION
-    said = " ".join((f"Not known: {why}.", *_answers(shown), *_margins(shown)))
+    said = " ".join((f"Not known: {why}.", *_answers(shown), *_margins(shown, held_out)))
     return RunVerdict(said, caveat, _commands(path))
 
 
 def _measured(results: Results) -> RunVerdict:
     """Returns the verdict of evaluations that both models were asked."""
-    rows = [
+    # Metrics of single categories count where an evaluation has no other ones.
+    whole = {row.evaluation for row in results.rows if "/" not in row.metric}
+    measured = [
         row
         for row, _ in without_repeats(results.rows)
-        if "/" not in row.metric and row.better != "neither"
+        if ("/" not in row.metric or row.evaluation not in whole)
+        and row.better != "neither"
+        and math.isfinite(row.difference.low + row.difference.high)
     ]
-    measured = [row for row in rows if math.isfinite(row.difference.low + row.difference.high)]
     better = [row for row in measured if row.verdict == "better"]
     worse = [row for row in measured if row.verdict == "worse"]
     evaluations = count_of(len(results.both), "evaluation")
     if not measured:
-        sentence = "Not known: no metric could be computed from these answers."
+        sentence = "Not known: no metric that has a better direction could be computed."
     elif better and worse:
         sentence = f"In part. Better: {_changes(better)}. Worse: {_changes(worse)}."
     elif better:
@@ -74,19 +89,22 @@ def _measured(results: Results) -> RunVerdict:
     elif worse:
         sentence = f"No: {_changes(worse)}. No metric got clearly better."
     else:
-        metrics = count_of(len(measured), "metric")
-        sentence = f"No clear change in {metrics} of {evaluations}."
-    # What was asked for first in an evaluation is named, whatever became of it.
+        sentence = f"No clear change in {count_of(len(measured), 'metric')} of {evaluations}."
+    # The first metric of an evaluation is named, whatever became of it.
     firsts = {row.evaluation: row for row in reversed(measured)}
     unclear = [row for row in measured if row is firsts[row.evaluation] and not row.verdict]
-    if unclear:
+    if unclear and (better or worse):
         sentence += f" Without a clear change: {_differences(unclear)}."
+    elif unclear:
+        sentence = f"{sentence[:-1]}: {_differences(unclear)}."
     caveat = (
         f"One run with one seed, {count_of(results.questions, 'question')} in {evaluations}. "
         "Brackets are 95 % intervals over questions; another seed may give another result"
     )
     if len(measured) >= _MANY_METRICS:
         caveat += f", and of {len(measured)} metrics about one in twenty changes clearly by luck"
+    if unclear and not better + worse:
+        caveat += ". A change within the brackets may be there, but needs more questions to show"
     more = list(results.problems)
     for who in (BASE, ALIGNED):
         names = [result.name for model, result in results.alone if model == who]
@@ -96,10 +114,12 @@ def _measured(results: Results) -> RunVerdict:
 
 
 def _changes(rows: Sequence[Row]) -> str:
-    """Returns clear changes in words: the first of each evaluation, and how many more."""
-    named = list({row.evaluation: row for row in reversed(rows)}.values())[::-1][:_MOST_NAMED]
-    more = len(rows) - len(named)
-    return _listed([_change(row) for row in named], more)
+    """Returns clear changes in words; if there are many, the first of each evaluation."""
+    named = list(rows)
+    if len(rows) > _MOST_NAMED:
+        firsts = {row.evaluation: row for row in reversed(rows)}
+        named = [row for row in rows if row is firsts[row.evaluation]][:_MOST_NAMED]
+    return _listed([_change(row) for row in named], len(rows) - len(named))
 
 
 def _change(row: Row) -> str:
@@ -139,24 +159,35 @@ def _answers(shown: Shown) -> list[str]:
     return [f"{changed} of {count_of(len(shown.own), 'answer')} to the run's own prompts changed."]
 
 
-def _margins(shown: Shown) -> list[str]:
-    """Returns how the margins of pairs moved; they are 0 before training."""
-    margins = [x for _, x in shown.margins if x is not None and math.isfinite(x)]
+def _margins(shown: Shown, held_out: Mapping[str, Any] | None) -> list[str]:
+    """Returns how the margins of pairs moved."""
+    if held_out and math.isfinite(held_out.get("rewards/margins", math.nan)):
+        kind = count_of(round(held_out.get("pairs", 0)), "held-out pair")
+        return [_moved(kind, 0.0, held_out["rewards/margins"]) + "."]
+    margins = [(x, y) for _, x, y in shown.margins if x is not None and y is not None]
+    margins = [pair for pair in margins if all(map(math.isfinite, pair))]
     if not margins:
         return []
-    mean, rose = sum(margins) / len(margins), sum(x > 0 for x in margins)
-    moved = "rose" if mean > 0 else "fell"
-    text = number(mean, 3 if abs(mean) < 0.1 else 2, signed=True)
-    kind = count_of(len(margins), "pair")
-    if mean == 0:
-        return [f"The mean reward margin of {kind} did not move."]
-    return [f"The mean reward margin of {kind} {moved} to {text}; {rose} of them rose."]
+    rose = sum(after > before for before, after in margins)
+    before, after = (sum(side) / len(margins) for side in zip(*margins, strict=True))
+    kind = count_of(len(margins), "trained pair")
+    return [f"{_moved(kind, before, after)}; {rose} of them rose."]
+
+
+def _moved(kind: str, before: float, after: float) -> str:
+    """Returns how the mean margin of some pairs moved, without a full stop."""
+    if before == after:
+        return f"The mean reward margin of {kind} did not move"
+    decimals = 3 if max(abs(before), abs(after)) < 0.1 else 2
+    origin = f"from {number(before, decimals, signed=True)} " if before else ""
+    text = f"{origin}to {number(after, decimals, signed=True)}"
+    return f"The mean reward margin of {kind} {'rose' if after > before else 'fell'} {text}"
 
 
 def _commands(path: str) -> tuple[str, ...]:
     """Returns the commands that ask both models, as far as they were not, and update the page."""
     there = shlex.quote(hide_home(path)).replace("'~/", "~/'")
     return (
-        f"seva-jax evaluate --model base {there} --questions QUESTIONS.jsonl",
+        f"seva-jax evaluate --models base {there} --questions QUESTIONS.jsonl",
         f"seva-jax report {there}",
     )

@@ -20,7 +20,7 @@ def reward_margins(
 ) -> list[float | None]:
     """Returns the reward margin of each comparison under the aligned model.
 
-    It is 0 before training; None for comparisons whose images do not decode.
+    It is 0 for the reference itself; None for comparisons whose images do not decode.
 
     Args:
         ctx: the run.

@@ -59,7 +59,8 @@ def own_answers(
 ) -> tuple[list[dict[str, Any]], collections.Counter[str]]:
     """Asks the base and the aligned model a few prompts of the run, greedily, on clean images.
 
-    All processes take part.
+    Both are asked in batches of the same shape: the base's answers in the rollouts come from other
+    batches, and rounding alone may change a word there. All processes take part.
 
     Args:
         out: what the stages have made.
@@ -70,13 +71,13 @@ def own_answers(
         JSON-ready records with `id`, `question`, `images`, `base`, `aligned` and `seen` (`NEW`,
         `PICTURE` or `PAIR`); and how many prompts could not be asked, by reason.
     """
-    known = _greedy_answers(out)
-    prompts = [p for p in out.prompts.prompts if p.id in known] if known else out.prompts.prompts
+    unanswered = _unanswered(out)
+    prompts = [prompt for prompt in out.prompts.prompts if prompt.id not in unanswered]
     chosen = choose_prompts(prompts, trained, num)
     if not chosen:
         return [], collections.Counter()
     asked = [prompt for prompt, _ in chosen]
-    base = known or _answers(out, out.start, asked, "base")
+    base = _answers(out, out.start, asked, "base")
     aligned = _answers(out, out.aligned, asked, "aligned")
     dropped = collections.Counter(aligned[p.id][1] for p in asked if aligned[p.id][1])
     records = [
@@ -84,8 +85,8 @@ def own_answers(
             "id": prompt.id,
             "question": prompt.question,
             "images": list(prompt.images),
-            "base": base[prompt.id][0],
-            "aligned": aligned[prompt.id][0],
+            "base": prompt.start + base[prompt.id][0],
+            "aligned": prompt.start + aligned[prompt.id][0],
             "seen": seen,
         }
         for prompt, seen in chosen
@@ -94,15 +95,12 @@ def own_answers(
     return records, dropped
 
 
-def _greedy_answers(out: Outputs) -> Mapping[str, tuple[str, str]]:
-    """Returns the answers of the rollouts to clean images by prompt id, if they are greedy."""
-    config, path = out.ctx.config, out.ctx.workdir.path
-    if config.prompts.has_answers or config.rollout.sampling.temperature:
-        return {}
-    if not (path / RECORDS).exists():
-        return {}
-    records = read_rollouts(path)
-    return {r["id"]: (r["clean"].strip(), "") for r in records if "dropped" not in r}
+def _unanswered(out: Outputs) -> set[str]:
+    """Returns the ids of prompts that the rollouts could not answer, such as broken images."""
+    path = out.ctx.workdir.path
+    if out.ctx.config.prompts.has_answers or not (path / RECORDS).exists():
+        return set()
+    return {record["id"] for record in read_rollouts(path) if "dropped" in record}
 
 
 def _answers(

@@ -10,7 +10,7 @@ import jax
 
 from seva_jax.config import PriorRun, TrainedBase
 from seva_jax.config.prior_run import continuation_problems, prior_answers
-from seva_jax.models import abstract_params
+from seva_jax.models import num_parameters
 from seva_jax.pairs import build_pairs
 from seva_jax.run import reference, rollouts
 from seva_jax.run.alignment import align, alignment_steps, planned_steps
@@ -28,8 +28,9 @@ def run_base(ctx: RunContext, out: Outputs) -> str:
     """Trains the base model."""
     assert isinstance(ctx.config.base, TrainedBase)
     out.base = train_base(ctx, ctx.config.base)
-    num = sum(x.size for x in jax.tree.leaves(abstract_params(ctx.base_model)))
-    return f"{num:,} parameters, {ctx.config.base.steps} supervised steps"
+    return (
+        f"{num_parameters(ctx.base_model):,} parameters, {ctx.config.base.steps} supervised steps"
+    )
 
 
 def run_takeover(ctx: RunContext, out: Outputs) -> str:
