@@ -222,7 +222,9 @@ class Model:
         )
         layout = PassLayout(mesh, row_multiple(mesh), RowShapes(1, lambda shape: shape.length))
         ((_, batch),) = layout.batches(rows)
-        compute = _logps(cast(Any, model.model), StepOptions(head_chunk=config.compute.head_chunk), mesh)
+        compute = _logps(
+            cast(Any, model.model), StepOptions(head_chunk=config.compute.head_chunk), mesh
+        )
         with jax.set_mesh(mesh):
             logps_KT = jax.device_get(compute(model.variables, put_batch(mesh, batch)))[0, 0]
         end = encoder.tokenizer.eos_token_id
