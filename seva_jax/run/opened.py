@@ -112,6 +112,24 @@ class FoundModel:
     assets: Assets
     same_base: bool
 
+    def aligned(self, step: int | None = None) -> FoundModel:
+        """Returns the aligned model of the same run, which need not be there before it is loaded.
+
+        Args:
+            step: the training step; None takes the last one.
+        """
+        label = _label(self.path, "aligned", step)
+        return dataclasses.replace(self, label=label, which="aligned", step=step)
+
+    def require_finished(self) -> None:
+        """Checks that the model of a run has been trained.
+
+        Raises:
+            DataError: it has not, and what can be opened instead.
+        """
+        if self.is_run:
+            _require_finished(self.config, self.path, self.which, self.step)
+
     def load(
         self, mesh: jax.sharding.Mesh | None = None, beside: OpenedModel | None = None
     ) -> OpenedModel:
@@ -122,9 +140,10 @@ class FoundModel:
             beside: another model of the same run on the same mesh, whose frozen weights are shared.
 
         Raises:
-            DataError: a file is missing or damaged, the run was trained on another base or with
-                another tokenizer, or the mesh cannot split the model.
+            DataError: a file is missing or damaged, the run is not finished or was trained on
+                another base or with another tokenizer, or the mesh cannot split the model.
         """
+        self.require_finished()
         config, model = self.config, self.assets.config
         if mesh is None:
             mesh = first_devices(1)
@@ -228,6 +247,11 @@ def first_devices(num: int | None) -> jax.sharding.Mesh:
     return MeshShape(data=1, tensor=num).make(devices[:num])
 
 
+def is_run(path: Path) -> bool:
+    """Returns whether a path is the work directory of a run."""
+    return (path / "config.py").is_file()
+
+
 def find_model(
     path: str | Path,
     which: Which | None = None,
@@ -254,7 +278,7 @@ def find_model(
     if not str(path):
         raise DataError(f"the path of the model is empty; {WANTED}")
     path = as_path(path).expanduser()
-    if (path / "config.py").is_file():
+    if is_run(path):
         return _run(path, which, step, options, label)
     if which is not None or step is not None:
         wanted = f"base model of {path}" if step is None else f"step {step} of {path}"
@@ -283,6 +307,22 @@ def _run(
     which = "aligned" if which is None else which
     if which == "base" and step is not None:
         raise DataError(f"step {step} is of the aligned model, but the base of {path} is wanted")
+    found = FoundModel(
+        label or _label(path, which, step), path, True, which, step, config, config.base.assets(),
+        options.same_base,
+    )  # fmt: skip
+    found.require_finished()
+    return found
+
+
+def _label(path: Path, which: Which, step: int | None) -> str:
+    """Returns the name of a model of a run."""
+    if which == "base":
+        return f"{path} (base)"
+    return str(path) if step is None else f"{path} (step {step})"
+
+
+def _require_finished(config: Experiment, path: Path, which: Which, step: int | None) -> None:
     stages = read_stages(path)
     if isinstance(config.base, TrainedBase) and "base" not in stages:
         raise DataError(
@@ -291,11 +331,6 @@ def _run(
         )
     if which == "aligned" and step is None and "align" not in stages:
         raise DataError(f"{path}: its alignment is not finished{_saved(config)}")
-    if not label:
-        label = str(path) + (" (base)" * (which == "base")) + (f" (step {step})" if step else "")
-    return FoundModel(
-        label, path, True, which, step, config, config.base.assets(), options.same_base
-    )
 
 
 def _saved(config: Experiment) -> str:
@@ -352,11 +387,11 @@ def _instead(path: Path) -> str:
         return f"{path} does not exist; {WANTED}"
     if several := instead_of(path):
         return f"{path} is not a run{several}"
-    if runs := sorted(p.name for p in path.glob("*") if (p / "config.py").is_file()):
+    if runs := sorted(p.name for p in path.glob("*") if is_run(p)):
         more = " (and others)" if len(runs) > 1 else ""
         return f"{path} holds runs; give one, such as {path / runs[0]}{more}"
     for parent in path.absolute().parents:
-        if (parent / "config.py").is_file() and (parent / "stages.json").is_file():
+        if is_run(parent) and (parent / "stages.json").is_file():
             return f"{path} is a part of a run; give its work directory, {parent}"
     if path.is_file():
         return f"{path} is a file; {WANTED}"
