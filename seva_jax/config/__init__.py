@@ -14,6 +14,7 @@ from seva_jax.config.config_files import (
     read_configs,
     read_suites,
 )
+from seva_jax.config.evaluated import evaluation_config
 from seva_jax.config.experiment import Curriculum, Evaluation, Experiment, Once, check
 from seva_jax.config.options import (
     ComputeOptions,

@@ -20,27 +20,28 @@ from seva_jax.types import DataError
 
 
 def load_experiment(
-    description: str, argv: Sequence[str] | None = None
+    description: str, argv: Sequence[str] | None = None, default: Experiment | None = None
 ) -> tuple[Experiment, argparse.Namespace]:
     """Does the same as `load_experiments`, for commands that take one run.
 
     Raises:
         DataError: also if there are several runs.
     """
-    experiments, flags = load_experiments(description, argv)
+    experiments, flags = load_experiments(description, argv, default)
     if flags.only is not None:
         experiments = [experiments[flags.only]]
     return only_experiment(experiments, flags.config), flags
 
 
 def load_experiments(
-    description: str, argv: Sequence[str] | None = None
+    description: str, argv: Sequence[str] | None = None, default: Experiment | None = None
 ) -> tuple[list[Experiment], argparse.Namespace]:
     """Returns all experiments that a command line describes, checked.
 
     Args:
         description: first paragraph of `--help`.
         argv: arguments; None takes those of the process.
+        default: what options change if there is no `--config`; None takes configs/tiny.py.
 
     Returns:
         The resolved experiments, and the options that are not part of them: `config`,
@@ -51,10 +52,11 @@ def load_experiments(
         SystemExit: an unknown option (with a suggestion), or `--help`.
     """
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--config", default=config_directory() / "tiny.py")
+    parser.add_argument("--config", default="" if default else config_directory() / "tiny.py")
     parser.add_argument("--print-config", action="store_true")
     parser.add_argument("--only", type=int)
     flags, rest = parser.parse_known_args(argv)
+    defaults = [default] if default and not flags.config else read_configs(as_path(flags.config))
     flags.config = as_path(flags.config)
     help_text = (
         f"{description}\n\n--config FILE picks a config file (now {flags.config}); every option "
@@ -68,7 +70,7 @@ def load_experiments(
         expand_home(
             tyro.cli(Experiment, default=default, args=rest, config=config, description=help_text)
         )
-        for default in read_configs(flags.config)
+        for default in defaults
     ]
     if flags.only is not None and not 0 <= flags.only < len(experiments):
         raise DataError(
