@@ -72,8 +72,8 @@ file's folder) and --suffix TEXT after every question; without both, the config'
 --out DIR is where evals/LABEL are written, by default the work directory of the run, if there is
 exactly one. --batch-size N answers N questions together, by default as many as the run's rollouts.
 --base DIR is the model that an adapter was trained on, if its adapter_config.json names none;
---vision-tower DIR the CLIP directory of a model in the original layout. Options of training have no
-effect here."""
+--vision-tower DIR the CLIP directory of a model in the original layout. --same-base trusts that the
+base of a run is what it was trained on. Options of training have no effect here."""
 
 _OWN = ("base", "aligned")  # labels of a run's own models, which its report shows
 
@@ -113,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--base", default="")
     parser.add_argument("--vision-tower", default="")
+    parser.add_argument("--same-base", action="store_true")
     flags, rest = parser.parse_known_args(argv)
     if flags.batch_size is not None and flags.batch_size < 1:
         raise DataError(f"--batch-size must be at least 1, not {flags.batch_size}")
@@ -210,7 +211,7 @@ def _find(
     if name == "base":
         return _find_base(config)
     if _is_run(name):
-        found = find_model(name, "aligned")
+        found = find_model(name, "aligned", options=ModelOptions(same_base=flags.same_base))
         asked, ignored = evaluation_config(found.config, config, "aligned")
         return dataclasses.replace(found, config=asked), ignored
     adapter = not (as_path(name) / "config.json").is_file()
