@@ -124,8 +124,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f'"base" is the base model of one run, and there are {len(runs)}; give its directory'
         )
     default = None if runs or "base" in flags.model else Experiment()
-    named = () if runs else runs_of(load_experiment(DESCRIPTION, rest, default)[0])
-    config = given[runs[0]] if runs else named[0]  # of several rounds, the base is the first one's
+    first = given[runs[0]] if runs else load_experiment(DESCRIPTION, rest, default)[0]
+    config = runs_of(first)[0]  # the base of several rounds is the first one's
     suites = _suites(flags)
     models = [
         _Model(name, label, *_find(name, flags, given.get(name, config), default))
