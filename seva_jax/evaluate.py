@@ -118,13 +118,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if flags.batch_size is not None and flags.batch_size < 1:
         raise DataError(f"--batch-size must be at least 1, not {flags.batch_size}")
     runs = list(dict.fromkeys(n for n in flags.model if n != "base" and _is_run(n)))
-    given = {run: _config_of_run(run, rest) for run in runs}
+    others = [name.replace("_", "-") for name in vars(flags)]
+    given = {run: _config_of_run(run, rest, others) for run in runs}
     if "base" in flags.model and len(runs) > 1:
         raise DataError(
             f'"base" is the base model of one run, and there are {len(runs)}; give its directory'
         )
     default = None if runs or "base" in flags.model else Experiment()
-    first = given[runs[0]] if runs else load_experiment(DESCRIPTION, rest, default)[0]
+    first = given[runs[0]] if runs else _load(rest, others, default)
     config = runs_of(first)[0]  # the base of several rounds is the first one's
     suites = _suites(flags)
     models = [
@@ -144,12 +145,18 @@ def _is_run(name: str | Path) -> bool:
     return (as_path(name) / "config.py").is_file()
 
 
-def _config_of_run(run: str, rest: Sequence[str]) -> Experiment:
+def _load(
+    argv: Sequence[str], others: Sequence[str], default: Experiment | None = None
+) -> Experiment:
+    return load_experiment(DESCRIPTION, argv, "evaluate", others, default)[0]
+
+
+def _config_of_run(run: str, rest: Sequence[str], others: Sequence[str]) -> Experiment:
     """Returns the config of a run with the options of the command line."""
     if any(x == "--config" or x.startswith("--config=") for x in rest):
         raise DataError(f"leave out --config: {run} has a config of its own")
     own = [*rest, "--config", f"{run}/config.py", "--workdir", run]
-    return load_experiment(DESCRIPTION, own)[0]
+    return _load(own, others)
 
 
 def _suites(flags: argparse.Namespace) -> list[Suite]:

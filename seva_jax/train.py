@@ -11,6 +11,7 @@ Read next: `seva_jax/run/context.py`, then `seva_jax/training/step.py` for the m
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from seva_jax.config import (
     fingerprint,
     load_experiments,
     runs_of,
+    smoke,
     to_source,
 )
 from seva_jax.config.prior_run import base_fingerprint
@@ -36,6 +38,7 @@ from seva_jax.report.closing import closing_summary, how_to_open
 from seva_jax.report.compare import compare
 from seva_jax.report.run_report import RunPage, logged_pairs, spread, write_run_report
 from seva_jax.run import reference, rollouts
+from seva_jax.run import smoke as smoke_run
 from seva_jax.run.alignment import caches_reference
 from seva_jax.run.context import RunContext
 from seva_jax.run.margins import reward_margins
@@ -203,18 +206,36 @@ def run_all(
         say(f"\nall rounds: {page}{how_to_open(page)}")
 
 
+def try_small(config: Experiment, workdir: str, num_runs: int) -> None:
+    """Takes the path of a run with a small random model, a few examples and two steps.
+
+    Args:
+        config: the run.
+        workdir: the directory next to which its own will be.
+        num_runs: the number of runs that the command line stands for.
+    """
+    config = dataclasses.replace(config, workdir=workdir)
+    small = smoke(config, jax.device_count())
+    smoke_run.begin(config, small)
+    run(small)
+    smoke_run.end(config, small, num_runs)
+
+
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     use_compile_cache()
     try:
-        experiments, flags = load_experiments(DESCRIPTION, argv)
+        experiments, flags = load_experiments(DESCRIPTION, argv, smoke=True)
         plans = list(map(runs_of, experiments))
         chosen = experiments if flags.only is None else [experiments[flags.only]]
         if flags.print_config:
             print("\n".join(map(to_source, chosen)))
             return
         with joined(chosen[0].processes):
+            if flags.smoke:
+                try_small(plans[flags.only or 0][0], chosen[0].workdir, sum(map(len, plans)))
+                return
             others = [as_path(config.workdir) for runs in plans for config in runs]
             for runs in plans if flags.only is None else [plans[flags.only]]:
                 if len(chosen) > 1 and len(runs) == 1:

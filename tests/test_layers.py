@@ -21,7 +21,7 @@ LAYERS = (
     "data training convert",  # formats; the step and its loop; weights
     "inference pairs evals worlds",  # passes that do not train; what they are asked for
     "config",  # every setting of a run
-    "run report pretrained",  # one run in its work directory; its page; notebooks
+    "run report pretrained recipes",  # one run; its page; notebooks; the shipped configs
     "commands",
 )
 COMMANDS = ("train", "evaluate", "plan", "bench")  # and `__main__` of the packages

@@ -85,7 +85,7 @@ class Experiment:
     """One run, from images to an aligned model.
 
     Attributes:
-        workdir: directory for everything that the run writes, on a disk or in a bucket
+        workdir: output directory, for everything that the run writes, on a disk or in a bucket
             (gs://BUCKET/PATH); the same command resumes it.
         seed: determines every random choice.
         strict: check every text and image before the first stage, including those of evaluations,
@@ -114,7 +114,7 @@ class Experiment:
             10:13 for the steps 10, 11 and 12; a summary is printed and goes into the report. Traces
             are in WORKDIR/profiles. SIGUSR1 to a process takes one of its work at any time.
         loggers: where metrics and a few pairs go in addition to metrics.jsonl, such as
-            `(TensorBoard(), WandB(project="mine"))`.
+            `(TensorBoard(), WandB(project="mine"))` or, for a local dashboard, `(Trackio(),)`.
         curriculum: which runs the config stands for, one after another; see
             `seva_jax/config/rounds.py`.
     """

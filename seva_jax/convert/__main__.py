@@ -13,6 +13,7 @@ import numpy as np
 import tyro
 
 from seva_jax.config.base_models import Checkpoint
+from seva_jax.config.command_line import parse_options
 from seva_jax.config.config_files import read_config
 from seva_jax.config.experiment import Experiment
 from seva_jax.config.prior_run import PriorRun
@@ -33,6 +34,8 @@ from seva_jax.runtime.run_records import read_stages
 from seva_jax.runtime.stores import as_path
 from seva_jax.training.checkpoint import checkpoint_of, last_checkpoint, read_variables
 from seva_jax.types import DataError
+
+DESCRIPTION = "Exports the result of a run for other tools, and converts pickles."
 
 _Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
 _Out = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
@@ -218,18 +221,10 @@ def _read(
 
 
 @one_line_errors()
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    command = tyro.extras.subcommand_cli_from_dict(
-        {
-            "to-hf": ToHF,
-            "to-llava": ToLlava,
-            "to-peft": ToPeft,
-            "to-llava-lora": ToLlavaLora,
-            "from-bin": FromBin,
-        },
-        prog="python -m seva_jax.convert",
-    )
+    kind = ToHF | ToLlava | ToPeft | ToLlavaLora | FromBin
+    command = parse_options(kind, "convert", argv, DESCRIPTION)
     print(hide_home(_run(command)))
 
 

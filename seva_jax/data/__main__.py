@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 import tyro
 
-from seva_jax.config.command_line import load_experiment
-from seva_jax.config.config_files import config_directory, read_config
+from seva_jax.config.command_line import load_experiment, program
+from seva_jax.config.config_files import read_config
 from seva_jax.config.experiment import Experiment
 from seva_jax.config.source import flatten
 from seva_jax.data import json_records
@@ -154,8 +154,10 @@ def _open(source: _OrRun, rest: Sequence[str]) -> tuple[PromptSet, str]:
 
 
 def _experiment(options: _Source, rest: Sequence[str]) -> Experiment:
-    config = options.config or config_directory() / "tiny.py"
-    return load_experiment(DESCRIPTION, ["--config", str(config), *rest])[0]
+    own = [field.name.replace("_", "-") for field in dataclasses.fields(options)]
+    argv = ["--config", options.config or "tiny", *rest]
+    command = f"data {type(options).__name__.lower()}"
+    return load_experiment(DESCRIPTION, argv, command, own)[0]
 
 
 def _detect(options: _Source) -> Detected:
@@ -251,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     kind: Any = Check | Show | Convert | Build
     command, rest = tyro.cli(
-        kind, prog="python -m seva_jax.data", description=DESCRIPTION, args=argv,
+        kind, prog=program("data"), description=DESCRIPTION, args=argv,
         return_unknown_args=True,
     )  # fmt: skip
     num = len(command.files)

@@ -19,6 +19,7 @@ from seva_jax.config import (
     ComputeOptions,
     Experiment,
     PriorRun,
+    ReducedBase,
     TrainedBase,
     fingerprint,
     make_model,
@@ -30,6 +31,7 @@ from seva_jax.models import (
     abstract_params,
     abstract_stored,
     abstract_variables,
+    init_variables,
     merge_adapters,
     quantise_all,
 )
@@ -71,6 +73,12 @@ def reference_params(config: Experiment, model: LlavaConfig, mesh: jax.sharding.
         like = {"params": placed(boxed, variable_shardings(mesh, boxed))}
         trained = read_trained(as_path(config.workdir) / "checkpoints" / "base", like)["params"]
         return quantise_all(trained, compute.base_weights, stored)
+    if isinstance(base, ReducedBase):
+        full = variable_shardings(mesh, boxed)
+        random = init_variables(make_model(model, compute), "params", full, config.seed)
+        kind = jnp.dtype(compute.param_dtype)
+        random = jax.tree.map(lambda leaf: leaf.astype(kind), random)
+        return quantise_all(random, compute.base_weights, stored)
     assert isinstance(base, PriorRun), base
     base.aligned()
     earlier = base.earlier()

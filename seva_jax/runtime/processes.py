@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from seva_jax.ranges import ABOVE_0, FROM_1
 from seva_jax.runtime import lock, shutdown
@@ -153,6 +152,8 @@ def say(text: str) -> None:
 def barrier(name: str) -> None:
     """Waits for all processes; afterwards, all see the files that process 0 wrote before."""
     if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
         multihost_utils.sync_global_devices(name)
 
 
@@ -164,6 +165,8 @@ def gather(value: Any) -> list[Any]:
     """
     if jax.process_count() == 1:
         return [value]
+    from jax.experimental import multihost_utils
+
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(data)))).reshape(-1)
     width = 1 << int(sizes.max()).bit_length()  # few distinct sizes, so few compilations

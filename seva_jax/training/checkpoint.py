@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 
 from seva_jax.runtime.overhead import saving
 from seva_jax.runtime.processes import barrier, gather, say
@@ -49,6 +48,8 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, facts: Mapping[str, Any]) -> None:
+        import orbax.checkpoint as ocp
+
         self._directory, self._facts = directory.absolute(), dict(facts)
         self._newest, passed_over = newest(self._directory)
         for name, why in passed_over:
@@ -112,6 +113,8 @@ class Checkpoints:
             self._save(state, data)
 
     def _save(self, state: TrainState, data: dict[str, Any]) -> None:
+        import orbax.checkpoint as ocp
+
         self.wait()
         step = int(state.step)
         items = ocp.args.Composite(
@@ -183,6 +186,8 @@ class Checkpoints:
             DataError: the checkpoint is of another run, or has other names or shapes.
             StoreError: the store does not answer.
         """
+        import orbax.checkpoint as ocp
+
         if self._newest is None:
             return None
         path = self._directory / str(self._newest)
@@ -248,6 +253,8 @@ def _refuse_other_facts(path: Path, stored: Mapping[str, Any], wanted: Mapping[s
 
 def _refuse_other_shapes(path: Path, like: Any) -> None:
     """Checks that a checkpoint holds the names and shapes that are to be read."""
+    import orbax.checkpoint as ocp
+
     with _reading(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         metadata = checkpointer.metadata(path / "state")
     held = {leaf.name: leaf.shape for leaf in jax.tree.leaves(metadata.item_metadata.tree)}
@@ -272,6 +279,8 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
         DataError: they cannot be read.
         StoreError: the store does not answer.
     """
+    import orbax.checkpoint as ocp
+
     with _reading(checkpoint), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         return checkpointer.restore(checkpoint.absolute() / "facts")
 
@@ -355,6 +364,8 @@ def read_variables(path: Path, like: Any) -> Any:
     Raises:
         DataError: the checkpoint is of another model.
     """
+    import orbax.checkpoint as ocp
+
     item = {"trainable": like}
     _refuse_other_shapes(path, item)
     args = ocp.args.PyTreeRestore(

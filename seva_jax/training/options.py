@@ -14,8 +14,8 @@ class TrainOptions:
 
     Attributes:
         batch_size: comparisons in an optimiser step, over all devices.
-        micro_batches: number of parts in which a batch is computed to save memory; the gradients
-            are those of the whole batch.
+        micro_batches: number of parts in which a batch is computed to save memory (gradient
+            accumulation); the gradients are those of the whole batch.
         epochs: passes over the comparisons.
         repeat: number of copies of the list of comparisons that are joined before shuffling. SeVa
             uses 2 and one epoch, which is not the same as two epochs.
