@@ -144,8 +144,9 @@ def load_experiments(
     flags, rest = parser.parse_known_args(argv)
     defaults = [default] if default and not flags.config else None
     flags.config = find_config(flags.config)
+    now = "none" if defaults else flags.config
     help_text = (
-        f"{description}\n\n--config FILE picks a config file (now {'none' if defaults else flags.config}), or a shipped "
+        f"{description}\n\n--config FILE picks a config file (now {now}), or a shipped "
         "config by its name; every option below changes one of its fields. --print-config shows "
         "the resolved config and stops. --only N takes run N, from 0, of a file that defines "
         "several."
