@@ -186,13 +186,14 @@ def test_another_adapter_at_the_path(second):
     with pytest.raises(DataError, match="belongs to other pairs, weights"):
         _ = opened(read_config(path / "config.py")).aligned
     evaluating = ["--model", str(path), "--out", str(path.parent / "out")]
-    with pytest.raises((DataError, SystemExit), match="belongs to other pairs, weights"):
+    merge = run.ctx.config.base.merge
+    expected = f"{adapter} holds other weights" if merge else f"{adapter} holds another adapter"
+    with pytest.raises((DataError, SystemExit), match=f"{expected} than when {path}"):
         evaluate.main(evaluating)
     # A run that starts from the result needs the adapter where it is in the reference, and an
     # export only where it is merged.
-    base, merge = PriorRun(str(path), merge=False), run.ctx.config.base.merge
+    base = PriorRun(str(path), merge=False)
     config = dataclasses.replace(run.ctx.config, base=base, workdir=str(path.parent / "next"))
-    expected = f"{adapter} holds other weights" if merge else f"{adapter} holds another adapter"
     with pytest.raises(DataError, match=f"{expected} than when {path}"):
         _ = opened(config).reference
     if merge:

@@ -197,9 +197,10 @@ def test_two_commands_in_one_bucket(whole_run, bucket):
         first.send(signal.SIGSTOP)
         before = workdir.below()
         expected = f"error: {workdir} is in use by process {first.process.pid} on "
+        another = ("--model", whole_run / "run", "--labels", "another")
         with (
             train(cache, workdir) as second,
-            running(cache, "seva_jax.evaluate", "--model", workdir) as third,
+            running(cache, "seva_jax.evaluate", *another, "--out", workdir) as third,
         ):
             for refused in (second, third):
                 assert refused.status() == 1

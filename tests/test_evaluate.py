@@ -12,9 +12,8 @@ from helpers_suites import every_suite
 from PIL import Image
 
 from seva_jax import evaluate, train
+from seva_jax.config import Checkpoint, Evaluation, Experiment, evaluation_config, read_suites
 from seva_jax.config.command_line import load_experiment
-from seva_jax.config.config_files import read_suites
-from seva_jax.config.experiment import Evaluation
 from seva_jax.data.files import QuestionsJsonl
 from seva_jax.evals import ExactAnswer, stored_evaluations, stored_labels
 from seva_jax.evals.suites import GQA, PopeSets
@@ -23,6 +22,7 @@ from seva_jax.inference.rollouts import AnsweredPrompt
 from seva_jax.run import evaluations
 from seva_jax.run.workdir import Workdir
 from seva_jax.runtime.journal import Journal
+from seva_jax.sharding import MeshShape
 from seva_jax.text.templates import PLAIN
 from seva_jax.types import DataError
 from seva_jax.worlds import ShapeWorld, WorldPrompts
@@ -80,9 +80,13 @@ def suite_file(files):
 
 @dataclasses.dataclass
 class Parrot:
-    """An `RolloutEngine` that answers "red", three questions at a time."""
+    """An `RolloutEngine` that answers "red", three questions at a time.
+
+    The image of question g4 is missing; for `unable`, another question is too long instead.
+    """
 
     seed: int = 0
+    unable: str = ""
     asked: list = dataclasses.field(default_factory=list)
 
     processing = ImageProcessing(size=32)
@@ -102,8 +106,8 @@ class Parrot:
             batch = prompts[first : first + 3]
             self.asked += [p.id for p in batch]
             yield [
-                AnsweredPrompt(p, (), "missing image")
-                if p.id == "g4"
+                AnsweredPrompt(p, (), "too long" if self.unable else "missing image")
+                if p.id == (self.unable or "g4")
                 else AnsweredPrompt(p, ("red",), "")
                 for p in batch
             ]
@@ -194,14 +198,108 @@ def test_two_models_are_compared(tmp_path, files):
     """They are next to each other, with paired intervals, and categories have their own table."""
     workdir, suite = Workdir(tmp_path / "run", True), gqa_suite(files)
     evaluations.evaluate_all(Parrot(), [suite], "aligned", workdir)
-    alone = evaluate.tables(workdir.path, "aligned", [suite])
+    alone, refused = evaluate.tables(workdir.path, ["aligned"], ["gqa"])
     assert "aligned" in alone.splitlines()[0]
     assert "base" not in alone
     evaluations.evaluate_all(Parrot(), [suite], "base", workdir)
-    metrics, categories = evaluate.tables(workdir.path, "base", [suite]).split("\n\n")
+    text, _ = evaluate.tables(workdir.path, ["base"], ["gqa"])
+    metrics, categories = text.split("\n\n")
     assert "+0.000 [+0.000, +0.000]" in metrics
     assert "query/accuracy" in categories
     assert "query/accuracy" not in metrics
+    assert not refused
+
+
+def test_any_models_are_compared_with_the_first(tmp_path, files):
+    """Three models make two comparisons, and one model of three is shown alone."""
+    out, gqa = Workdir(tmp_path / "out", True), gqa_suite(files)
+    pope = PopeSets(folder=str(files), sets=("random",), image_root=str(files / "images"))
+    for label in "abc":
+        evaluations.evaluate_all(Parrot(), [gqa, pope], label, out, source=f"models/{label}")
+    text, refused = evaluate.tables(out.path, ["a", "b", "c"], ["gqa", "pope"])
+    assert not refused
+    headings = [block.splitlines()[0].split()[4:] for block in text.split("\n\n")]
+    first, second = ["a", "b", "difference"], ["a", "c", "difference"]
+    assert headings == [first, first, second, second]
+    assert stored_evaluations(out.path, ["b"])[0].about["b"]["source"] == "models/b"
+    text, _ = evaluate.tables(out.path, ["b"], ["gqa"])
+    assert text.splitlines()[0].split()[4:] == ["b"]
+
+
+def test_other_questions_are_not_compared(tmp_path, files):
+    """Both results are shown alone, and the reason names what a model could not be asked."""
+    out, suite = Workdir(tmp_path / "out", True), gqa_suite(files)
+    evaluations.evaluate_all(Parrot(), [suite], "a", out)
+    evaluations.evaluate_all(Parrot(unable="g7"), [suite], "b", out)
+    text, (reason,) = evaluate.tables(out.path, ["a", "b"], ["gqa"])
+    headings = [block.splitlines()[0].split()[4:] for block in text.split("\n\n")]
+    assert headings == [["a"], ["a"], ["b"], ["b"]]
+    assert reason.startswith("a and b are not compared: gqa: 2 ids are in only one of the two")
+    assert reason.endswith(
+        "of the questions, a could not be asked {'missing image': 1}, b could not be asked "
+        "{'too long': 1}"
+    )
+
+
+def test_what_is_known_before_a_model_is_loaded(tmp_path, files):
+    """Questions that changed, and images that are not there; not if all answers are there."""
+    workdir, suite = Workdir(tmp_path / "run", True), gqa_suite(files)
+    evaluations.require_askable([suite], ["a"], workdir.path)
+    evaluations.evaluate_all(Parrot(), [suite], "a", workdir)
+    other = dataclasses.replace(suite, suffix=" Say.")
+    with pytest.raises(DataError, match=r"a/gqa/asked\.jsonl has answers from before a change of "):
+        evaluations.require_askable([other], ["b", "a"], workdir.path)
+    evaluations.require_askable([other], ["b"], workdir.path)
+    evaluations.require_askable([suite], ["a"], workdir.path)
+    for image in (files / "images").iterdir():
+        image.unlink()
+    evaluations.require_askable([suite], ["a"], workdir.path)
+    with pytest.raises(DataError, match=r"gqa: no image of its 12 questions can be read; .*0\.jpg"):
+        evaluations.require_askable([suite], ["a", "b"], workdir.path)
+
+
+def test_only_what_concerns_the_model_is_compared():
+    """Training may differ and is named; devices and batches are taken; the model may not differ."""
+    stored = Experiment(workdir="runs/mine")
+    given = dataclasses.replace(
+        stored,
+        train=dataclasses.replace(stored.train, epochs=3, log_every=7),
+        optim=dataclasses.replace(stored.optim, lr=0.5),
+        text=dataclasses.replace(stored.text, train=PLAIN),
+        mesh=MeshShape(data=2, fsdp=1),
+        rollout=dataclasses.replace(stored.rollout, batch_size=5, refill=1),
+        compute=dataclasses.replace(stored.compute, attention="plain", remat="matmuls"),
+        workdir="elsewhere",
+    )
+    asked, ignored = evaluation_config(stored, given, "aligned")
+    assert {"train.epochs", "optim.lr", "compute.remat"} <= set(ignored)
+    assert not [x for x in ignored if x.startswith(("mesh", "rollout.b", "workdir"))]
+    assert (asked.train, asked.optim, asked.text) == (stored.train, stored.optim, stored.text)
+    assert (asked.mesh, asked.rollout) == (given.mesh, given.rollout)
+    assert asked.compute == dataclasses.replace(stored.compute, attention="plain")
+    assert asked.workdir == "runs/mine"
+    lora = dataclasses.replace(stored, lora=dataclasses.replace(stored.lora, rank=9))
+    assert evaluation_config(stored, lora, "base")[1] == ["lora.rank"]
+    for changed, which, expected in (
+        (lora, "aligned", "lora.rank: 1024 there, 9 now"),
+        (dataclasses.replace(stored, seed=7), "base", "seed: 42 there, 7 now"),
+        (
+            dataclasses.replace(stored, base=Checkpoint(path="other")),
+            "base", "base.path: '' there, 'other' now",
+        ),
+        (
+            dataclasses.replace(stored, text=dataclasses.replace(stored.text, max_length=9)),
+            "base", "text.max_length: 2048 there, 9 now",
+        ),
+        (
+            dataclasses.replace(stored, text=dataclasses.replace(stored.text, generate=PLAIN)),
+            "aligned", "text.generate.system: ",
+        ),
+    ):  # fmt: skip
+        with pytest.raises(
+            DataError, match=f"^runs/mine holds the model of another.*\n.*{expected}"
+        ):
+            evaluation_config(stored, changed, which)
 
 
 def test_results_are_read_without_their_suites(tmp_path, files):
@@ -272,8 +370,16 @@ def command(monkeypatch):
     return evaluate.main
 
 
+def run_record(folder):
+    """Writes what a finished run has, but for its weights."""
+    experiment, _ = load_experiment("test", ["--workdir", str(folder)])
+    Workdir.open(experiment).close()
+    (folder / "stages.json").write_text('{"base": {}, "align": {}}')
+    return str(folder)
+
+
 def test_errors_are_one_line(tmp_path, files, command):
-    """Bad input gives no traceback."""
+    """Bad input gives no traceback, before any weights are read."""
     twice = files / "twice.py"
     suites = str(suite_file(files))
     twice.write_text(
@@ -281,11 +387,34 @@ def test_errors_are_one_line(tmp_path, files, command):
         "from seva_jax.evals import ExactAnswer\n\n\n"
         "def get_suites():\n    return [Evaluation(ExactAnswer('color-skewed'))]\n"
     )
+    one, two = run_record(tmp_path / "one"), run_record(tmp_path / "two")
     for argv, expected in (
-        (["--model", str(tmp_path)], "neither base nor the work directory of a run"),
+        (["--model", str(tmp_path / "files")], "holds no model .neither config.py nor config.json"),
+        (["--model", str(tmp_path / "no")], "no does not exist; give the work directory of a run"),
         (["--suite", suites, suites], "two suites are named 'gqa'"),
-        (["--suite", str(twice)], "another suite named 'color-skewed'"),
+        (["--model", one, "--suite", str(twice)], "another suite named 'color-skewed'"),
         (["--suite", suites, "--workdir", str(tmp_path / "new")], "no trained base model yet"),
+        (["--model", one, "--labels", "a", "b"], "2 labels for 1 models; give one for each"),
+        (["--model", one, "--labels", "a/b"], "'a/b' cannot be the label of a model"),
+        (["--model", one, "--labels", ".."], "'..' cannot be the label of a model"),
+        (["--models", one, two], "give --out DIR, .* there are 2 runs among the models"),
+        (["--models", one, one], "two models have the label 'aligned'; give each its own with --l"),
+        (["--models", "base", one, two], "of one run, and there are 2"),
+        (["--models", one, "--image-root", "x"], "are for --questions FILE, which is missing"),
+        (["--models", one, "--config", one + "/config.py"], "one has a config of its own"),
+        (
+            ["--models", one, "--base.steps", "9"],
+            "one holds the model of another config:\n  base.s",
+        ),
+        (["--models", one, "--batch-size", "0"], "--batch-size must be at least 1, not 0"),
+        (
+            ["--models", two, "--out", one],
+            "own models have the labels base and aligned; give .*two",
+        ),
+        (
+            ["--models", "base", one, "--labels", "aligned", "base"],
+            "own models have the labels base and aligned; give base another label",
+        ),
     ):
         with pytest.raises(SystemExit, match=f"error: .*{expected}"):
             command(argv)
@@ -325,5 +454,5 @@ def test_base_and_aligned_end_to_end(tmp_path, files, command, monkeypatch, caps
     assert "difference" in shown
     assert "words: random/accuracy" in shown
     (folder / "stages.json").write_text("{}")
-    with pytest.raises(SystemExit, match="alignment is not finished"):
+    with pytest.raises(SystemExit, match="base model is not trained yet"):
         command(["--model", str(folder), "--suite", str(suite_file(files))])

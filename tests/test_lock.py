@@ -99,9 +99,10 @@ def test_two_trainers_and_an_evaluation(whole_run, tmp_path):
         first.send(signal.SIGSTOP)  # it would be done before the others have started
         config = (workdir / "config.py").read_text()
         expected = f"error: {workdir} is in use by process {first.process.pid} on "
+        another = ("--model", whole_run / "run", "--labels", "another")
         with (
             train(cache, workdir, "--train.log-every", "1") as second,
-            running(cache, "seva_jax.evaluate", "--model", workdir) as third,
+            running(cache, "seva_jax.evaluate", *another, "--out", workdir) as third,
         ):
             for refused in (second, third):
                 assert refused.status() == 1

@@ -14,6 +14,7 @@ from seva_jax.config.config_files import (
     read_configs,
     read_suites,
 )
+from seva_jax.config.evaluated import evaluation_config
 from seva_jax.config.experiment import Curriculum, Evaluation, Experiment, Once, check
 from seva_jax.config.options import (
     ComputeOptions,
@@ -25,6 +26,7 @@ from seva_jax.config.options import (
 from seva_jax.config.prior_run import PriorRun
 from seva_jax.config.rounds import Iterations, Round, Rounds, runs_of
 from seva_jax.config.smoke import ReducedBase
+from seva_jax.config.smoke import ReducedBase, smoke
 from seva_jax.config.source import (
     fingerprint,
     flatten,

@@ -92,13 +92,14 @@ def load_experiment(
     argv: Sequence[str] | None = None,
     command: str = "train",
     others: Sequence[str] = (),
+    default: Experiment | None = None,
 ) -> tuple[Experiment, argparse.Namespace]:
     """Does the same as `load_experiments`, for commands that take one run.
 
     Raises:
         DataError: also if there are several runs.
     """
-    experiments, flags = load_experiments(description, argv, command, others)
+    experiments, flags = load_experiments(description, argv, command, others, default=default)
     if flags.only is not None:
         experiments = [experiments[flags.only]]
     return only_experiment(experiments, flags.config), flags
@@ -111,6 +112,7 @@ def load_experiments(
     others: Sequence[str] = (),
     *,
     smoke: bool = False,
+    default: Experiment | None = None,
 ) -> tuple[list[Experiment], argparse.Namespace]:
     """Returns all experiments that a command line describes, checked.
 
@@ -121,6 +123,7 @@ def load_experiments(
         others: further options of the command, which the caller has taken from `argv`, such as
             "model": they may be what a misspelt one means.
         smoke: whether the command has the option --smoke.
+        default: what options change if there is no --config; None takes the shipped config tiny.
 
     Returns:
         The resolved experiments, and the options that are not part of them: `config`,
@@ -132,16 +135,18 @@ def load_experiments(
     """
     prog = program(command)
     parser = argparse.ArgumentParser(prog, add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", default="tiny")
+    parser.add_argument("--config", default="" if default else "tiny")
     parser.add_argument("--print-config", action="store_true")
     parser.add_argument("--only", type=int)
     parser.set_defaults(smoke=False)
     if smoke:
         parser.add_argument("--smoke", action="store_true")
     flags, rest = parser.parse_known_args(argv)
+    defaults = [default] if default and not flags.config else None
     flags.config = find_config(flags.config)
+    now = "none" if defaults else flags.config
     help_text = (
-        f"{description}\n\n--config FILE picks a config file (now {flags.config}), or a shipped "
+        f"{description}\n\n--config FILE picks a config file (now {now}), or a shipped "
         "config by its name; every option below changes one of its fields. --print-config shows "
         "the resolved config and stops. --only N takes run N, from 0, of a file that defines "
         "several."
@@ -149,10 +154,10 @@ def load_experiments(
         f"{shutdown.HELP}"
     )
     experiments: list[Experiment] = []
-    for default in read_configs(flags.config):
+    for config in defaults or read_configs(flags.config):
         # Options change fields of values in the config file; they do not choose other classes.
         experiment, unknown = tyro.cli(
-            Experiment, default=default, args=rest, config=(tyro.conf.AvoidSubcommands,),
+            Experiment, default=config, args=rest, config=(tyro.conf.AvoidSubcommands,),
             prog=prog, description=help_text, return_unknown_args=True,
         )  # fmt: skip
         if unknown:

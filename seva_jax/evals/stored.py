@@ -33,8 +33,9 @@ class StoredEvaluation:
             wanted of each, and one record for every question.
         about: what was recorded with each result, by label: "notes", "left_out" (questions by
             reason), "files", "suite", "model" (a fingerprint of the model and of how it was asked),
-            and "order" (the evaluation's place among those of its command). Results of version 0.4
-            lack the last two.
+            "order" (the evaluation's place among those of its command), and for a model that is not
+            a run's own "source" (what it was read from). Results of version 0.4 lack the last
+            three.
         suite_file: defines the suite, for example to load its images with
             `seva_jax.config.read_suites`; None for results of version 0.4.
     """
@@ -51,7 +52,10 @@ def stored_labels(path: Path) -> list[str]:
 
 
 def stored_evaluations(
-    path: Path, labels: Sequence[str] = ("base", "aligned"), first: Sequence[str] = ()
+    path: Path,
+    labels: Sequence[str] = ("base", "aligned"),
+    first: Sequence[str] = (),
+    only: Sequence[str] | None = None,
 ) -> list[StoredEvaluation]:
     """Reads every evaluation that at least one of some models has finished.
 
@@ -60,6 +64,7 @@ def stored_evaluations(
         labels: labels of the models.
         first: names of evaluations that come first, in this order, for example those of the run's
             config. The others follow in the order in which they were asked.
+        only: names of the evaluations that are read; None reads all.
 
     Raises:
         DataError: a file cannot be read, or a summary and its records do not belong together.
@@ -67,7 +72,8 @@ def stored_evaluations(
     summaries: dict[str, dict[str, Path]] = {}
     for label in labels:
         for file in sorted((path / EVALS / label).glob("*.json")):
-            summaries.setdefault(file.stem, {})[label] = file
+            if only is None or file.stem in only:
+                summaries.setdefault(file.stem, {})[label] = file
     evaluations = [_read(name, files) for name, files in summaries.items()]
     places = {name: number for number, name in enumerate(first)}
 

@@ -15,7 +15,7 @@ from typing import Literal
 from seva_jax.evals.base import Better, EvalResult, Metric, paired_differences
 from seva_jax.types import DataError
 
-_HEADER = ("evaluation", "metric", "wanted", "n", "base", "aligned", "difference", "")
+_HEADER = ("evaluation", "metric", "wanted", "n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Row:
         evaluation: name of the evaluation.
         metric: name of the metric.
         better: which direction is an improvement.
-        base: the metric of the base model.
-        aligned: the metric of the aligned model.
+        base: the metric of the base model, or of the first of any two.
+        aligned: the metric of the aligned model, or of the second.
         difference: aligned minus base, both on the same examples.
     """
 
@@ -96,13 +96,17 @@ def headline_rows(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def format_table(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[Row], models: tuple[str, str] = ("base", "aligned")) -> str:
     """Formats rows as plain text in aligned columns.
 
     Columns: names, wanted direction, number of examples, values, difference, verdict. A number is
     `value [low, high]` with its 95 % interval, or n/a if it is undefined.
+
+    Args:
+        rows: the rows.
+        models: headings of the two models.
     """
-    return _aligned([_HEADER, *(_cells(row) for row in rows)])
+    return _aligned([(*_HEADER, *models, "difference", ""), *(_cells(row) for row in rows)])
 
 
 def format_results(results: Sequence[EvalResult], who: str) -> str:
@@ -120,7 +124,7 @@ def format_results(results: Sequence[EvalResult], who: str) -> str:
         for result in results
         for name, metric in result.metrics.items()
     ]
-    return _aligned([(*_HEADER[:4], who), *lines])
+    return _aligned([(*_HEADER, who), *lines])
 
 
 def _aligned(lines: list[tuple[str, ...]]) -> str:
@@ -134,7 +138,8 @@ def _aligned(lines: list[tuple[str, ...]]) -> str:
 
 def format_markdown(rows: Sequence[Row]) -> str:
     """Formats rows as a Markdown table: the columns of `format_table`, the verdict in bold."""
-    lines = [_HEADER, tuple("---" for _ in _HEADER)]
+    header = (*_HEADER, "base", "aligned", "difference", "")
+    lines = [header, tuple("---" for _ in header)]
     for row in rows:
         *cells, verdict = _cells(row)
         lines.append((*cells, f"**{verdict}**" if verdict else ""))

@@ -9,8 +9,9 @@ from __future__ import annotations
 import collections
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -35,7 +36,7 @@ from seva_jax.runtime.processes import barrier, say
 from seva_jax.text import Sampling
 from seva_jax.text.tokenizer import tokenizer_facts
 from seva_jax.training.checkpoint import checksum
-from seva_jax.types import DataError
+from seva_jax.types import DataError, ExampleError
 
 
 def evaluate_all(
@@ -44,6 +45,7 @@ def evaluate_all(
     who: str,
     workdir: Workdir,
     earlier: Path | None = None,
+    source: str = "",
 ) -> str:
     """Asks every question of every suite and writes the answers and their scores.
 
@@ -58,6 +60,8 @@ def evaluate_all(
         workdir: where all this is written.
         earlier: evals/WHO of another run whose model is this one and was asked in the same way;
             its answers to the same questions are taken.
+        source: what the model was read from, for readers of the results; empty if it is one of the
+            run's own.
 
     Returns:
         A one-line summary.
@@ -73,22 +77,74 @@ def evaluate_all(
     num = 0
     for order, suite in enumerate(suites):
         questions = open_scorable(suite)
-        asked = [[p.id, p.question, list(p.images)] for p in questions.prompts]
-        header = {
-            "model": model,
-            "questions": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
-            "max_new_tokens": suite.max_new_tokens,
-            "files": {hide_home(path): digest for path, digest in questions.files.items()},
-        }
-        journal = Journal(workdir.path / "evals" / who / suite.name / "asked.jsonl", header)
+        header = {"model": model} | _asked(suite, questions)
+        journal = Journal(_answers_to(suite, who, workdir.path), header)
         if earlier:
             _take(earlier / suite.name / journal.path.name, journal)
         _ask(engine, suite, questions, who, workdir, journal)
         num += len(questions.prompts)
         if workdir.writes:
-            _score(suite, questions, who, workdir, journal, order)
+            about = {"model": model, "order": order}
+            about |= {"source": hide_home(source)} if source else {}
+            _score(suite, questions, who, workdir, journal, about)
         barrier(f"evals {who} {suite.name}")
     return f"{num:,} questions"
+
+
+def require_askable(suites: Sequence[Suite], labels: Sequence[str], path: Path) -> None:
+    """Checks what can be known before a model is loaded: files, truths, images, earlier answers.
+
+    On process 0 only; the folder must be claimed.
+
+    Args:
+        suites: what will be asked.
+        labels: labels of the models.
+        path: holds the folder evals/.
+
+    Raises:
+        DataError: see `Suite.open`; a question has no truth; no image of the questions can be read,
+            and some are not answered yet; or there are answers to other questions.
+    """
+    for suite in suites:
+        questions = open_scorable(suite)
+        missing = False
+        for label in labels:
+            journal = Journal(_answers_to(suite, label, path), _asked(suite, questions))
+            lines = read_lines(journal.path)
+            if lines and {k: lines[0].get(k) for k in journal.header or {}} != journal.header:
+                raise DataError(_refusal(journal, lines[0]))
+            missing |= len(lines) <= len(questions.prompts)
+        if missing:
+            _require_images(suite, questions)
+
+
+def _require_images(suite: Suite, questions: Questions) -> None:
+    first = None
+    for prompt in questions.prompts:
+        try:
+            for name in prompt.images:
+                questions.load_image(name)
+            return
+        except ExampleError as error:
+            first = first or error
+    raise DataError(
+        f"{suite.name}: no image of its {len(questions.prompts):,} questions can be read; the "
+        f"first: {first}"
+    )
+
+
+def _answers_to(suite: Suite, who: str, path: Path) -> Path:
+    return path / "evals" / who / suite.name / "asked.jsonl"
+
+
+def _asked(suite: Suite, questions: Questions) -> Record:
+    """Returns what must be the same for answers to be used again, whoever gave them."""
+    asked = [[p.id, p.question, list(p.images)] for p in questions.prompts]
+    return {
+        "questions": hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+        "max_new_tokens": suite.max_new_tokens,
+        "files": {hide_home(path): digest for path, digest in questions.files.items()},
+    }
 
 
 def _ask(
@@ -137,7 +193,7 @@ def _refusal(journal: Journal, there: Record) -> str:
         "questions": "the questions",
         "max_new_tokens": "max_new_tokens",
     }
-    changed = [text for name, text in words.items() if there.get(name) != header[name]]
+    changed = [words[x] for x in words if x in header and there.get(x) != header[x]]
     before = there.get("files", {})
     for name in sorted(before.keys() | header["files"].keys()):
         then, now = before.get(name, "absent"), header["files"].get(name, "absent")
@@ -151,10 +207,14 @@ def _refusal(journal: Journal, there: Record) -> str:
 
 
 def _score(
-    suite: Suite, questions: Questions, who: str, workdir: Workdir, journal: Journal, order: int
+    suite: Suite,
+    questions: Questions,
+    who: str,
+    workdir: Workdir,
+    journal: Journal,
+    about: Mapping[str, Any],
 ) -> None:
     """Scores the answers in a journal and writes everything, on process 0."""
-    assert journal.header is not None
     lines, folder = journal.read(), journal.path.parent
     texts = {line["id"]: line["answer"] for line in lines if "answer" in line}
     drops = questions.drops + collections.Counter(x["dropped"] for x in lines if "dropped" in x)
@@ -174,15 +234,14 @@ def _score(
     kept = [p for p in questions.prompts if p.id in texts]
     result = questions.evaluator(lambda prompts: [texts[p.id] for p in prompts], kept)
     write_records(folder.with_name(f"{suite.name}.jsonl"), result.records)
-    about = {
+    recorded = {
         "files": {hide_home(path): digest for path, digest in questions.files.items()},
         "notes": list(questions.notes),
         "left_out": dict(drops),
         "suite": flatten(suite),
-        "model": journal.header["model"],
-        "order": order,
+        **about,
     }
-    write_summary(folder.with_name(f"{suite.name}.json"), result, about)
+    write_summary(folder.with_name(f"{suite.name}.json"), result, recorded)
 
 
 def left_by_evaluations(who: str, suites: Sequence[Suite]) -> tuple[list[str], list[str]]:

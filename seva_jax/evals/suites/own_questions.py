@@ -233,8 +233,8 @@ def question_suite(path: str, image_root: str = "", suffix: str = "") -> Suite:
             f"fields {_EXPECTED}"
         )
     name = re.sub(r"[^\w.+-]+", "_", as_path(path).stem).lstrip(".") or "questions"
-    more = {"suffix": suffix} if suffix else {}
     root = image_root or str(as_path(path).parent)
+    suite = OwnQuestions(name=name, path=path, image_root=root)
     if {"text", "label"} <= record.keys() and not {"question", "answer"} & record.keys():
-        return PopeSets(name=name, folder=path, image_root=root, **more)
-    return OwnQuestions(name=name, path=path, image_root=root, **more)
+        suite = PopeSets(name=name, folder=path, image_root=root)
+    return dataclasses.replace(suite, suffix=suffix) if suffix else suite
