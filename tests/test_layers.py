@@ -24,7 +24,7 @@ LAYERS = (
     "run report pretrained recipes",  # one run; its page; notebooks; the shipped configs
     "commands",
 )
-COMMANDS = ("train", "evaluate", "plan", "bench")  # and `__main__` of the packages
+COMMANDS = ("train", "evaluate", "plan", "bench", "completion")  # and `__main__` of the packages
 LEVEL = {part: level for level, row in enumerate(LAYERS) for part in row.split()}
 
 # Importable from these parts only: torch reads pickles and is measured against.
