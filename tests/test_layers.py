@@ -24,7 +24,8 @@ LAYERS = (
     "run report pretrained recipes",  # one run; its page; notebooks; the shipped configs
     "commands",
 )
-COMMANDS = ("train", "evaluate", "plan", "bench", "completion")  # and `__main__` of the packages
+# And `__main__` of the packages; `notebook` is what `seva_jax.open` returns.
+COMMANDS = ("train", "evaluate", "plan", "bench", "chat", "completion", "notebook")
 LEVEL = {part: level for level, row in enumerate(LAYERS) for part in row.split()}
 
 # Importable from these parts only: torch reads pickles and is measured against.

@@ -16,7 +16,7 @@ from seva_jax.config.base_models import Checkpoint
 from seva_jax.config.command_line import parse_options
 from seva_jax.config.config_files import read_config
 from seva_jax.config.experiment import Experiment
-from seva_jax.config.prior_run import PriorRun, base_fingerprint
+from seva_jax.config.prior_run import PriorRun
 from seva_jax.convert.hf_config import read_llava_config
 from seva_jax.convert.load import leaves_by_path, shapes_by_path
 from seva_jax.convert.original import tower_directory
@@ -26,7 +26,7 @@ from seva_jax.convert.processor import image_processing
 from seva_jax.convert.rewrite import require_llava_opens, to_hf, to_llava, write_new
 from seva_jax.convert.source import Source
 from seva_jax.models import Llava, abstract_variables
-from seva_jax.run.weights import alignment_checkpoints, require_same_base
+from seva_jax.run.weights import alignment_checkpoints, require_same_base, require_same_prior
 from seva_jax.run.workdir import instead_of
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import one_line_errors
@@ -152,15 +152,9 @@ def open_source(
         )
     experiment = dataclasses.replace(read_config(path / "config.py"), workdir=str(path))
     template = experiment.text.train
+    require_same_prior(experiment)
     runs = [experiment]  # newest first: the runs whose results the model consists of
     while isinstance(base := experiment.base, PriorRun):
-        base.aligned()  # raises if that run has not finished
-        recorded = read_stages(as_path(experiment.workdir)).get("base", {}).get("fingerprint")
-        if recorded not in (None, base_fingerprint(experiment)):
-            raise DataError(
-                f"{base.workdir} has another result now than when {experiment.workdir} started "
-                "from it; run seva_jax.train there again, or put the earlier result back"
-            )
         experiment = base.earlier()
         runs += [experiment] * base.merge
     directory, vision_tower, pad_to_square = _checkpoint(experiment)

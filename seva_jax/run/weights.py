@@ -24,6 +24,7 @@ from seva_jax.config import (
     fingerprint,
     make_model,
 )
+from seva_jax.config.prior_run import base_fingerprint
 from seva_jax.convert import load_params, read_lora, tower_directory
 from seva_jax.models import (
     LlavaConfig,
@@ -35,6 +36,7 @@ from seva_jax.models import (
     quantise_all,
 )
 from seva_jax.runtime.progress import Progress
+from seva_jax.runtime.run_records import read_stages
 from seva_jax.runtime.stores import as_path
 from seva_jax.sharding import placed, variable_shardings
 from seva_jax.training.checkpoint import (
@@ -44,7 +46,7 @@ from seva_jax.training.checkpoint import (
     read_trained,
     read_variables,
 )
-from seva_jax.training.step import Variables, split_params
+from seva_jax.training.step import Variables, merge, split_params
 from seva_jax.types import DataError
 
 
@@ -140,13 +142,17 @@ def require_same_base(config: Experiment, model: LlavaConfig, checkpoint: Path) 
 def _refuse_other_base(config: Experiment, checkpoint: Path, numbers: Any) -> None:
     """Compares `checksum`s of a base's parameters, in a tree, with those that a run recorded."""
     base, train = config.base, config.train
-    assert isinstance(base, Checkpoint), base
     recorded = read_facts(checkpoint).get("frozen weights")
     in_step = config.objective.needs_reference and train.reference == "in_step"
     frozen, _ = split_params(numbers, train.trained, in_step)
     if recorded in (None, "none"):
         return
     if fingerprint(jax.tree.leaves({"params": frozen})) != recorded:
+        if not isinstance(base, Checkpoint):
+            raise DataError(
+                f"the base of {config.workdir} has other weights than when it was trained on; run "
+                "seva_jax.train there again, or put the earlier files back"
+            )
         quantised = config.compute.base_weights != "float"
         adapter = f" with the adapter {base.adapter}" if base.adapter else ""
         raise DataError(
@@ -170,6 +176,39 @@ def _refuse_other_adapter(config: Experiment, adapters: Any) -> None:
             f"{config.base.adapter} holds another adapter than when {config.workdir} continued "
             "it: put the adapter back, or give its new place as base.adapter in the run's config.py"
         )
+
+
+def require_same_prior(config: Experiment) -> None:
+    """Checks that the runs that a run started from have the results that it started from.
+
+    Raises:
+        DataError: one of them is not finished, or has another result now.
+    """
+    while isinstance(base := config.base, PriorRun):
+        base.aligned()
+        recorded = read_stages(as_path(config.workdir)).get("base", {}).get("fingerprint")
+        if recorded not in (None, base_fingerprint(config)):
+            raise DataError(
+                f"{base.workdir} has another result now than when {config.workdir} started "
+                "from it; run seva_jax.train there again, or put the earlier result back"
+            )
+        config = base.earlier()
+
+
+def require_trained_on(config: Experiment, checkpoint: Path, reference: Variables) -> None:
+    """Checks that a run was trained on a reference policy.
+
+    Args:
+        config: the run's config.
+        checkpoint: one of the training checkpoints of its alignment.
+        reference: the variables of the policy that is the reference now.
+
+    Raises:
+        DataError: its weights or adapters are others than those that the checkpoint records.
+    """
+    _refuse_other_base(config, checkpoint, jax.tree.map(checksum, reference["params"]))
+    if "lora" in reference and isinstance(config.base, Checkpoint):
+        _refuse_other_adapter(config, reference["lora"])
 
 
 def reference_adapters(config: Experiment, model: LlavaConfig, mesh: jax.sharding.Mesh) -> Any:
@@ -199,6 +238,41 @@ def reference_adapters(config: Experiment, model: LlavaConfig, mesh: jax.shardin
     assert adapter is not None, "`Checkpoint.assets` refuses it"
     boxed = abstract_variables(make_model(model, config.compute, config.lora))["lora"]
     return read_lora(adapter, placed(boxed, variable_shardings(mesh, boxed)))
+
+
+def start_variables(
+    config: Experiment, model: LlavaConfig, mesh: jax.sharding.Mesh, reference: Variables
+) -> Variables:
+    """Returns the policy before alignment, which answers prompts and is evaluated as base.
+
+    These are the reference's variables, unless the adapters of an earlier run are trained further.
+
+    Args:
+        config: the run's config.
+        model: architecture.
+        mesh: where they go.
+        reference: variables of the reference policy.
+    """
+    if not isinstance(config.base, PriorRun) or config.base.merge:
+        return reference
+    return merge(reference, trained_variables(config.base.earlier(), model, mesh))
+
+
+def variables_of(
+    config: Experiment, model: LlavaConfig, mesh: jax.sharding.Mesh, checkpoint: Path
+) -> Variables:
+    """Reads what a run has trained from one of its checkpoints, found intact: float32, sharded.
+
+    Args:
+        config: the run's config.
+        model: architecture.
+        mesh: where they go.
+        checkpoint: one of the training checkpoints of its alignment.
+
+    Raises:
+        DataError: the checkpoint is of another model.
+    """
+    return read_variables(checkpoint, _trained_like(config, model, mesh))
 
 
 def trained_variables(
