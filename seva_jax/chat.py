@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from seva_jax.config.command_line import parse_options
 from seva_jax.runtime.processes import one_line_errors, use_compile_cache
 from seva_jax.runtime.store_client import StoreError
 from seva_jax.types import DataError
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: with status 1 if a --question could not be asked, 130 after Ctrl-C.
     """
-    chat = tyro.cli(Chat, args=argv, prog="python -m seva_jax.chat", description=DESCRIPTION)
+    chat = parse_options(Chat, "chat", argv, DESCRIPTION)
     if not 1 <= len(chat.models) <= 2:
         raise DataError(f"give one model or two, not {len(chat.models)}: seva-jax chat runs/mine")
     use_compile_cache()

@@ -25,7 +25,7 @@ LAYERS = (
     "commands",
 )
 # And `__main__` of the packages; `notebook` is what `seva_jax.open` returns.
-COMMANDS = ("train", "evaluate", "plan", "bench", "chat", "notebook")
+COMMANDS = ("train", "evaluate", "plan", "bench", "chat", "completion", "notebook")
 LEVEL = {part: level for level, row in enumerate(LAYERS) for part in row.split()}
 
 # Importable from these parts only: torch reads pickles and is measured against.
