@@ -274,8 +274,9 @@ def write_photos(folder, num):
 
 
 @pytest.mark.slow
-def test_a_7b_config_without_weights(tmp_path):
+def test_a_7b_config_without_weights(tmp_path, monkeypatch):
     """All stages run in the shapes of images and tokens of LLaVA-1.5-7B; twice, from new."""
+    monkeypatch.chdir(tmp_path)  # paths of the config are relative
     model = tmp_path / "llava7b"
     model.mkdir()
     asked = re.findall(r"\w+|[^\w\s]", VICUNA_V1.prompt("Describe this image in detail."))
