@@ -41,13 +41,14 @@ from seva_jax.run import reference, rollouts
 from seva_jax.run import smoke as smoke_run
 from seva_jax.run.alignment import caches_reference
 from seva_jax.run.context import RunContext
+from seva_jax.run.evaluations import left_by_evaluations
 from seva_jax.run.margins import reward_margins
 from seva_jax.run.outputs import Outputs
+from seva_jax.run.preflight import prepared
+from seva_jax.run.stage import Stage
 from seva_jax.run.stages import (
     evaluate_aligned,
     evaluate_base,
-    require_all_examples,
-    require_ground_truth,
     run_alignment,
     run_base,
     run_pairs,
@@ -55,7 +56,6 @@ from seva_jax.run.stages import (
     run_rollouts,
     run_takeover,
 )
-from seva_jax.run.workdir import Stage
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import joined, one_line_errors, say, use_compile_cache
 from seva_jax.runtime.shutdown import Status
@@ -76,7 +76,9 @@ def stages(ctx: RunContext, out: Outputs) -> Iterator[Stage]:
     config = ctx.config
     base = base_fingerprint(config)
     if isinstance(config.base, TrainedBase):
-        yield Stage("base", base, lambda: run_base(ctx, out), ["checkpoints/base"])
+        yield Stage(
+            "base", base, lambda: run_base(ctx, out), ["checkpoints/base"], trains=True
+        )  # fmt: skip
     if isinstance(config.base, PriorRun):
         yield Stage("base", base, lambda: run_takeover(ctx, out))
 
@@ -89,27 +91,43 @@ def stages(ctx: RunContext, out: Outputs) -> Iterator[Stage]:
         )  # fmt: skip
         yield Stage(
             "rollouts", answers, lambda: run_rollouts(ctx, out),
-            [rollouts.RECORDS, rollouts.INDEX], rollouts.LINES,
+            [rollouts.RECORDS, rollouts.INDEX], journal=rollouts.LINES, needs=["base"],
         )  # fmt: skip
         pairs = fingerprint(answers, config.pairs, config.text)
-    yield Stage("pairs", pairs, lambda: run_pairs(ctx, out), ["pairs.array_record", "pairs.json"])
+    yield Stage(
+        "pairs", pairs, lambda: run_pairs(ctx, out), ["pairs.array_record", "pairs.json"],
+        needs=["rollouts"], if_missing="make",
+    )  # fmt: skip
 
     if caches_reference(ctx):
         yield Stage(
             "reference", pairs, lambda: run_reference(ctx, out),
-            [reference.RECORDS], reference.LINES,
+            [reference.RECORDS], journal=reference.LINES, needs=["base", "pairs"],
         )  # fmt: skip
     aligned = fingerprint(pairs, config.objective, config.lora, config.optim, config.train)
-    yield Stage("align", aligned, lambda: log_pairs_and_align(ctx, out))
+    yield Stage(
+        "align", aligned, lambda: log_pairs_and_align(ctx, out), ["checkpoints/align"],
+        needs=["base", "pairs", "reference"], trains=True, if_missing="require",
+    )  # fmt: skip
 
     evals = [*map(fingerprint, config.evals)]
     scores = fingerprint(aligned, evals)
     if config.evals:
         how = (config.text.generate, config.text.max_length, config.rollout.cache)
         before = fingerprint(base, evals, *how)
-        yield Stage("evaluate base", before, lambda: evaluate_base(ctx, out), ["evals/base"])
-        yield Stage("evaluate aligned", scores, lambda: evaluate_aligned(ctx, out))
-    yield Stage("report", fingerprint(scores, config.report), lambda: write_page(ctx, out))
+        yield Stage(
+            "evaluate base", before, lambda: evaluate_base(ctx, out),
+            *left_by_evaluations("base", config.evals), needs=["base"], if_missing="require",
+        )  # fmt: skip
+        yield Stage(
+            "evaluate aligned", scores, lambda: evaluate_aligned(ctx, out),
+            *left_by_evaluations("aligned", config.evals), needs=["base", "pairs"],
+            if_missing="require",
+        )  # fmt: skip
+    yield Stage(
+        "report", fingerprint(scores, config.report), lambda: write_page(ctx, out),
+        ["report.html"], needs=["base", "pairs"], if_missing="require", shared=False,
+    )  # fmt: skip
 
 
 def run(config: Experiment, siblings: Sequence[Path] = (), table: StageTable = stages) -> Outputs:
@@ -123,19 +141,16 @@ def run(config: Experiment, siblings: Sequence[Path] = (), table: StageTable = s
     Returns:
         What the stages made.
     """
-    ctx = RunContext.open(config, siblings)
-    out = Outputs(ctx)
-    if config.strict:
-        require_all_examples(ctx, out)
     if not isinstance(config.curriculum, Once):
         raise DataError(
             "this config stands for several runs: run_all(runs_of(experiment)) runs them "
             "(seva_jax.train, seva_jax.config)"
         )
+    ctx, out = prepared(config, siblings)
+    ctx.begin()
     if isinstance(config.base, PriorRun):
         why = f"{config.base.workdir} has another result now"
         ctx.workdir.start_over("base", base_fingerprint(config), why)
-    require_ground_truth(ctx)
     for stage in table(ctx, out):
         ctx.workdir.run_stage(stage)
     ctx.workdir.times.finish()

@@ -116,7 +116,7 @@ BREAKS = (
           PROCESSES + "test_the_launcher_notices_any_death"),
     Break("R5", "a dead process", "seva_jax/runtime/processes.py", "its peers wait minutes for it",
           "heartbeat_timeout_seconds=options.peer_timeout_s,\n"
-          "            shutdown_timeout_seconds=options.peer_timeout_s,", "", DEAD, slow=True),
+          "                shutdown_timeout_seconds=options.peer_timeout_s,", "", DEAD, slow=True),
     Break("R5", "a frozen process", "seva_jax/runtime/processes.py", "its peers wait 100 s for it",
           "heartbeat_timeout_seconds=options.peer_timeout_s,", "",
           PROCESSES + "test_a_frozen_process_ends_the_other", slow=True),

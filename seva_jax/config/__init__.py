@@ -31,6 +31,8 @@ from seva_jax.config.source import (
     is_within,
     public_name,
     to_source,
+    with_defaults,
+    with_effect,
     without_effect,
 )
 from seva_jax.training.options import TrainOptions

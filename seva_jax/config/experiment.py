@@ -87,6 +87,11 @@ class Experiment:
     Attributes:
         workdir: output directory, for everything that the run writes, on a disk or in a bucket
             (gs://BUCKET/PATH); the same command resumes it.
+        take_from: work directories of other runs. Of each, the finished stages that this run's
+            config does not change (the base model, rollouts, pairs, reference log-probs,
+            alignment, answers of the base model) are copied instead of made again; a line says why
+            a stage does not fit. If the alignment of one differs only in its length
+            (`train.epochs`, `train.max_steps`), its training is continued.
         seed: determines every random choice.
         strict: check every text and image before the first stage, including those of evaluations,
             and stop if one cannot be used. Otherwise they are counted and left out, see
@@ -120,6 +125,7 @@ class Experiment:
     """
 
     workdir: Annotated[str, NO_EFFECT] = "runs/default"
+    take_from: Annotated[tuple[str, ...], NO_EFFECT] = ()
     seed: Annotated[int, FROM_0] = 42
     strict: Annotated[bool, NO_EFFECT] = False
     base: BaseModel = Checkpoint()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from seva_jax.config import fingerprint, flatten
+from seva_jax.config import fingerprint, with_effect
 from seva_jax.run.context import RunContext
 from seva_jax.text.tokenizer import tokenizer_facts
 from seva_jax.training.checkpoint import checksum
@@ -57,10 +57,10 @@ def checkpoint_facts(
         "steps": task.steps,
         "repeat": options.repeat,
         "seed": ctx.config.seed,
-        **flatten(model.config, "model"),
+        **with_effect(model.config, "model"),
         "tokenizer": fingerprint(*tokenizer_facts(ctx.assets.tokenizer)),
         "examples": fingerprint([dataclasses.asdict(c) for c in task.rows.comparisons]),
         "frozen weights": fingerprint(checksum(weights)) if weights else "none",
         **({"base.adapter": fingerprint(checksum(adapters))} if adapters else {}),
-        **(flatten(model.lora, "lora") if model.lora else {"lora": "none"}),
+        **(with_effect(model.lora, "lora") if model.lora else {"lora": "none"}),
     }

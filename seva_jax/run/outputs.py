@@ -110,7 +110,9 @@ class Outputs:
         if "align" not in self.ctx.workdir.stages():
             path = self.ctx.workdir.path
             raise DataError(f"{path}: its alignment is not finished; run seva_jax.train first")
-        return load_aligned(self.ctx, self.reference, self.training_rows)
+        # Log-probs of the reference, which may have been deleted, do not matter any more.
+        rows = self.ctx.rows(self.comparisons, self.images, self.ctx.config.objective)
+        return load_aligned(self.ctx, self.reference, rows)
 
     def results(self, who: str) -> list[EvalResult]:
         """Returns the evaluation results of "base" or "aligned"."""

@@ -10,7 +10,6 @@ import jax
 
 from seva_jax.config import PriorRun, TrainedBase
 from seva_jax.config.prior_run import continuation_problems, prior_answers
-from seva_jax.data.check import check as check_data
 from seva_jax.models import abstract_params
 from seva_jax.pairs import build_pairs
 from seva_jax.run import reference, rollouts
@@ -20,27 +19,7 @@ from seva_jax.run.context import RunContext
 from seva_jax.run.evaluations import evaluate_all
 from seva_jax.run.outputs import Outputs
 from seva_jax.run.recorded_model import RecordedModel
-from seva_jax.run.used_data import open_scorable, used_data
 from seva_jax.types import DataError
-
-
-def require_all_examples(ctx: RunContext, out: Outputs) -> None:
-    """Raises `DataError` unless all texts and images can be used; see `Experiment.strict`."""
-    for used in used_data(ctx.config):
-        data = out.prompts if used.name == "prompts" else used.open()
-        checked = check_data(data, ctx.encoder(used.template), ctx.workdir.bar)
-        checked.require_all(used.prefix)
-
-
-def require_ground_truth(ctx: RunContext) -> None:
-    """Raises `DataError` before the first stage if an evaluation could not score its questions.
-
-    Without this, a field that is missing from an evaluation's file would end the run after
-    alignment. A run whose evaluations have finished does not need the files any more.
-    """
-    if not {"evaluate base", "evaluate aligned"} <= ctx.workdir.stages().keys():
-        for suite in ctx.config.evals:
-            open_scorable(suite)
 
 
 def run_base(ctx: RunContext, out: Outputs) -> str:

@@ -301,7 +301,10 @@ def last_checkpoint(
     """
     step, passed_over = newest(directory)
     if step is None:
-        raise DataError(f"{directory} holds no checkpoint; run the training again")
+        raise DataError(
+            f"{directory} holds no checkpoint; put back a copy, or remove {directory.name!r} from "
+            "stages.json in the work directory and run seva_jax.train again"
+        )
     path = directory.absolute() / str(step)
     if last is None:
         last = read_facts(path).get("steps", step)
