@@ -30,6 +30,7 @@ from seva_jax.config.source import (
     flatten,
     is_within,
     public_name,
+    suite_source,
     to_source,
     with_defaults,
     with_effect,
