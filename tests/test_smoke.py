@@ -29,8 +29,8 @@ from seva_jax.config import (
 )
 from seva_jax.config.command_line import load_experiments
 from seva_jax.config.config_files import config_directory
-from seva_jax.config.smoke import SmokePairs, checked, not_shown, reduced, smoke
-from seva_jax.data import Concatenated
+from seva_jax.config.smoke import SmokePairs, SmokePrompts, checked, not_shown, reduced, smoke
+from seva_jax.data import Concatenated, ImageFolder
 from seva_jax.models import LLAVA_15, LlavaConfig, LoraConfig, TextConfig, VisionConfig
 from seva_jax.pairs import CorruptionPairs, InjectedPairs
 from seva_jax.run import smoke as smoke_run
@@ -132,6 +132,28 @@ def test_examples_come_from_every_source():
     opened = pairs.open()
     assert [pair.prompt for pair in opened.comparisons] == list(opened.prompts)
     assert len(opened.prompts) == 8
+
+
+def test_examples_are_about_different_images_if_possible(tmp_path):
+    """Of 3 images with 4 questions each, every first question, then others in order."""
+    write_photos(tmp_path / "photos", 3)
+    asked = ImageFolder(str(tmp_path / "photos"), questions=("a", "b", "c", "d"))
+    prompts = asked.open().prompts
+    kept = SmokePrompts(asked, 5).open().prompts
+    assert [p.images[0] for p in prompts] == ["0.png"] * 4 + ["1.png"] * 4 + ["2.png"] * 4
+    assert kept == [prompts[i] for i in (0, 1, 2, 4, 8)]
+    assert list(SmokePrompts(asked, 99).open().prompts) == list(prompts)
+
+
+def test_held_out_pairs_and_stages_of_others():
+    """Some of the pairs are held out at each step, and nothing is taken from other runs."""
+    train = TrainOptions(eval_fraction=0.01, patience=3, keep="best")
+    small = smoke(Experiment(train=train, take_from=("runs/other",)))
+    check(small)
+    assert (small.train.eval_fraction, small.train.eval_every) == (0.5, 1)
+    assert small.train.keep == "best"
+    assert small.take_from == ()
+    check(smoke(Experiment()))
 
 
 def test_a_builder_without_pairs_is_replaced_by_swapped_answers(capsys):
@@ -274,8 +296,9 @@ def write_photos(folder, num):
 
 
 @pytest.mark.slow
-def test_a_7b_config_without_weights(tmp_path):
+def test_a_7b_config_without_weights(tmp_path, monkeypatch):
     """All stages run in the shapes of images and tokens of LLaVA-1.5-7B; twice, from new."""
+    monkeypatch.chdir(tmp_path)  # paths of the config are relative
     model = tmp_path / "llava7b"
     model.mkdir()
     asked = re.findall(r"\w+|[^\w\s]", VICUNA_V1.prompt("Describe this image in detail."))
@@ -333,12 +356,13 @@ def test_given_pairs_and_the_original_layout(tmp_path):
         "    return Experiment('runs/mine', base=Checkpoint('llava'), curriculum=Iterations(2),\n"
         "                      prompts=SevaPairs('pairs.json', 'photos'))\n"
     )
-    said = command(tmp_path, "--config", "mine.py", "--train.feature-cache", "features")
+    said = command(tmp_path, "--config", "mine.py", "--train.feature-cache", "features",
+                   "--train.eval-fraction", 0.1)  # fmt: skip
     assert re.search(r"names and shapes of its \d+ tensors", said)
     assert "the other runs of this config, 1 in number" in said
     stages = read_stages(tmp_path / "runs/mine-smoke")
     assert list(stages) == ["pairs", "reference", "align", "report"]
-    assert stages["align"]["summary"].startswith("2 steps on 8 pairs")
+    assert stages["align"]["summary"].startswith("2 steps on 4 pairs")
     assert not (tmp_path / "features").exists()
 
 

@@ -41,7 +41,7 @@ _LAYERS, _WIDTH, _MLP, _HEADS, _RANK = 2, 128, 256, 2, 8
 
 @dataclasses.dataclass(frozen=True)
 class SmokePrompts(PromptSource):
-    """The first examples of a source.
+    """The first examples of a source, those about different images before others.
 
     Attributes:
         source: prompts, or pairs.
@@ -58,7 +58,14 @@ class SmokePrompts(PromptSource):
 
     @override
     def open(self) -> PromptSet:
-        return _first(self.source.open(), self.num)
+        data = self.source.open()
+        first: dict[Any, int] = {}  # index of the first prompt about its images
+        for index, prompt in enumerate(data.prompts):
+            first.setdefault(prompt.images or prompt.id, index)
+            if len(first) == self.num:
+                break
+        others = sorted(set(range(min(self.num, len(data.prompts)))) - set(first.values()))
+        return _chosen(data, sorted([*first.values(), *others][: self.num]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,17 +87,18 @@ class SmokeSuite(Suite):
 
     @override
     def open(self) -> Questions:
-        return cast(Questions, _first(self.suite.open(), self.num))
+        data = self.suite.open()
+        return cast(Questions, _chosen(data, range(min(self.num, len(data.prompts)))))
 
     @override
     def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
         self.suite.write_answers(folder, model_id, answers)
 
 
-def _first(data: PromptSet, num: int) -> PromptSet:
-    some = dataclasses.replace(data, prompts=data.prompts[:num])
+def _chosen(data: PromptSet, indices: Sequence[int]) -> PromptSet:
+    some = dataclasses.replace(data, prompts=[data.prompts[i] for i in indices])
     if isinstance(some, PreferenceSet):
-        return dataclasses.replace(some, comparisons=some.comparisons[:num])
+        return dataclasses.replace(some, comparisons=[some.comparisons[i] for i in indices])
     return some
 
 
@@ -246,11 +254,15 @@ def smoke(experiment: Experiment, num_devices: int = 1) -> Experiment:
             max_steps=NUM_STEPS,
             log_every=1,
             feature_cache=features,
+            # Half: pairs that share an image are held out together.
+            eval_fraction=0.5 if config.train.eval_fraction else 0.0,
+            eval_every=1 if config.train.eval_fraction else 0,
         ),
         evals=tuple(
             SmokeSuite(suite, max_new_tokens=min(suite.max_new_tokens, NUM_TOKENS))
             for suite in config.evals
         ),
+        take_from=(),
         profile="",
         loggers=(),
         curriculum=Once(),

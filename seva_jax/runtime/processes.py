@@ -193,7 +193,8 @@ def _unjoined() -> str:
             f"{me} cannot find the coordinator {address}, because no host has that name; {remedy}"
         )
     except OSError as error:
-        return f"{me} gets no answer from the coordinator {address} ({_reason(error)}): start it, or {remedy}"
+        no = f"no answer from the coordinator {address} ({_reason(error)})"
+        return f"{me} gets {no}: start it, or {remedy}"
     return (
         f"{me} has reached the coordinator {address}, but not all of {state.num_processes} "
         "processes have: start each of them once, with JAX_PROCESS_ID from 0 on"
@@ -259,6 +260,12 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (DataError, StoreError) as error:
         sys.exit(hide_home(f"error: {error}"))
+    except (RuntimeError, AssertionError):  # as JAX raises without a device
+        try:
+            require_devices()
+        except DataError as error:
+            sys.exit(hide_home(f"error: {error}"))
+        raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
             raise
