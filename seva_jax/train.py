@@ -27,27 +27,30 @@ from seva_jax.config import (
     fingerprint,
     load_experiments,
     runs_of,
-    smoke,
     to_source,
 )
 from seva_jax.config.prior_run import base_fingerprint
+from seva_jax.config.smoke import smoke
 from seva_jax.evals import comparison_rows, format_table, headline_rows
-from seva_jax.models import abstract_params
 from seva_jax.report import write_figures
+from seva_jax.report.cards import logged_pairs, spread
 from seva_jax.report.closing import closing_summary, how_to_open
 from seva_jax.report.compare import compare
-from seva_jax.report.run_report import RunPage, logged_pairs, spread, write_run_report
+from seva_jax.report.run_report import page_size, verdict_of_run, write_run_report
+from seva_jax.report.shown import Shown, facts_of_run
 from seva_jax.run import reference, rollouts
 from seva_jax.run import smoke as smoke_run
 from seva_jax.run.alignment import caches_reference
 from seva_jax.run.context import RunContext
+from seva_jax.run.evaluations import left_by_evaluations
 from seva_jax.run.margins import reward_margins
 from seva_jax.run.outputs import Outputs
+from seva_jax.run.own_prompts import own_answers
+from seva_jax.run.preflight import prepared
+from seva_jax.run.stage import Stage
 from seva_jax.run.stages import (
     evaluate_aligned,
     evaluate_base,
-    require_all_examples,
-    require_ground_truth,
     run_alignment,
     run_base,
     run_pairs,
@@ -55,7 +58,6 @@ from seva_jax.run.stages import (
     run_rollouts,
     run_takeover,
 )
-from seva_jax.run.workdir import Stage
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import joined, one_line_errors, say, use_compile_cache
 from seva_jax.runtime.shutdown import Status
@@ -76,7 +78,9 @@ def stages(ctx: RunContext, out: Outputs) -> Iterator[Stage]:
     config = ctx.config
     base = base_fingerprint(config)
     if isinstance(config.base, TrainedBase):
-        yield Stage("base", base, lambda: run_base(ctx, out), ["checkpoints/base"])
+        yield Stage(
+            "base", base, lambda: run_base(ctx, out), ["checkpoints/base"], trains=True
+        )  # fmt: skip
     if isinstance(config.base, PriorRun):
         yield Stage("base", base, lambda: run_takeover(ctx, out))
 
@@ -89,27 +93,43 @@ def stages(ctx: RunContext, out: Outputs) -> Iterator[Stage]:
         )  # fmt: skip
         yield Stage(
             "rollouts", answers, lambda: run_rollouts(ctx, out),
-            [rollouts.RECORDS, rollouts.INDEX], rollouts.LINES,
+            [rollouts.RECORDS, rollouts.INDEX], journal=rollouts.LINES, needs=["base"],
         )  # fmt: skip
         pairs = fingerprint(answers, config.pairs, config.text)
-    yield Stage("pairs", pairs, lambda: run_pairs(ctx, out), ["pairs.array_record", "pairs.json"])
+    yield Stage(
+        "pairs", pairs, lambda: run_pairs(ctx, out), ["pairs.array_record", "pairs.json"],
+        needs=["rollouts"], if_missing="make",
+    )  # fmt: skip
 
     if caches_reference(ctx):
         yield Stage(
             "reference", pairs, lambda: run_reference(ctx, out),
-            [reference.RECORDS], reference.LINES,
+            [reference.RECORDS], journal=reference.LINES, needs=["base", "pairs"],
         )  # fmt: skip
     aligned = fingerprint(pairs, config.objective, config.lora, config.optim, config.train)
-    yield Stage("align", aligned, lambda: log_pairs_and_align(ctx, out))
+    yield Stage(
+        "align", aligned, lambda: log_pairs_and_align(ctx, out), ["checkpoints/align"],
+        needs=["base", "pairs", "reference"], trains=True, if_missing="require",
+    )  # fmt: skip
 
     evals = [*map(fingerprint, config.evals)]
     scores = fingerprint(aligned, evals)
     if config.evals:
         how = (config.text.generate, config.text.max_length, config.rollout.cache)
         before = fingerprint(base, evals, *how)
-        yield Stage("evaluate base", before, lambda: evaluate_base(ctx, out), ["evals/base"])
-        yield Stage("evaluate aligned", scores, lambda: evaluate_aligned(ctx, out))
-    yield Stage("report", fingerprint(scores, config.report), lambda: write_page(ctx, out))
+        yield Stage(
+            "evaluate base", before, lambda: evaluate_base(ctx, out),
+            *left_by_evaluations("base", config.evals), needs=["base"], if_missing="require",
+        )  # fmt: skip
+        yield Stage(
+            "evaluate aligned", scores, lambda: evaluate_aligned(ctx, out),
+            *left_by_evaluations("aligned", config.evals), needs=["base", "pairs"],
+            if_missing="require",
+        )  # fmt: skip
+    yield Stage(
+        "report", fingerprint(scores, config.report), lambda: write_page(ctx, out),
+        ["report.html"], needs=["base", "pairs"], if_missing="require", shared=False,
+    )  # fmt: skip
 
 
 def run(config: Experiment, siblings: Sequence[Path] = (), table: StageTable = stages) -> Outputs:
@@ -123,19 +143,16 @@ def run(config: Experiment, siblings: Sequence[Path] = (), table: StageTable = s
     Returns:
         What the stages made.
     """
-    ctx = RunContext.open(config, siblings)
-    out = Outputs(ctx)
-    if config.strict:
-        require_all_examples(ctx, out)
     if not isinstance(config.curriculum, Once):
         raise DataError(
             "this config stands for several runs: run_all(runs_of(experiment)) runs them "
             "(seva_jax.train, seva_jax.config)"
         )
+    ctx, out = prepared(config, siblings)
+    ctx.begin()
     if isinstance(config.base, PriorRun):
         why = f"{config.base.workdir} has another result now"
         ctx.workdir.start_over("base", base_fingerprint(config), why)
-    require_ground_truth(ctx)
     for stage in table(ctx, out):
         ctx.workdir.run_stage(stage)
     ctx.workdir.times.finish()
@@ -146,6 +163,8 @@ def run(config: Experiment, siblings: Sequence[Path] = (), table: StageTable = s
         if len(shown) < len(rows):
             more = len(rows) - len(shown)
             say(f"{more} more metrics without a clear change: {ctx.workdir.path / 'evals'}")
+    if ctx.workdir.writes:
+        say("\n" + verdict_of_run(ctx.workdir.path, config).lines())
     say("\n" + closing_summary(ctx.workdir.path, config.report))
     ctx.workdir.close()
     return out
@@ -161,27 +180,24 @@ def log_pairs_and_align(ctx: RunContext, out: Outputs) -> str:
 
 
 def write_page(ctx: RunContext, out: Outputs) -> str:
-    """Writes report.html; all processes compute the margins of its pairs, process 0 writes."""
+    """Records what only the models can tell, then writes report.html from the work directory.
+
+    All processes compute margins of pairs and answers to a few prompts; process 0 writes.
+    """
     config, encoded = ctx.config, out.comparisons
-    encoded = encoded.select(spread(len(encoded.encoded), config.report.num_pairs))
-    pairs = []
-    if encoded.encoded:
-        rows = ctx.rows(encoded, out.images, config.objective)
+    places = spread(len(encoded.encoded), config.report.num_pairs)
+    margins: list[float | None] = []
+    if places:
+        rows = ctx.rows(encoded.select(places), out.images, config.objective)
         margins = reward_margins(ctx, out.reference, out.aligned, rows)
-        pairs = [
-            (comparison, margin)
-            for comparison, margin in zip(rows.comparisons, margins, strict=True)
-            if margin is not None
-        ]
+    own, left_out = own_answers(out, encoded.comparisons, config.report.num_prompts)
     if not ctx.workdir.writes:
         return "written by process 0"
-    page = RunPage(
-        config, ctx.workdir.path, ctx.mesh,
-        sum(x.size for x in jax.tree.leaves(abstract_params(ctx.base_model))),
-        ctx.assets.processing, out.prompts.load_image, pairs,
-        out.results("base"), out.results("aligned"),
-    )  # fmt: skip
-    return write_run_report(page)
+    measured = tuple(zip(places, margins, strict=True))
+    facts = facts_of_run(config, ctx.mesh, ctx.assets)
+    shown = Shown(margins=measured, own=tuple(own), left_out=left_out, **facts)
+    shown.write(ctx.workdir.path)
+    return page_size(write_run_report(ctx.workdir.path, config))
 
 
 def run_all(

@@ -17,6 +17,7 @@ from seva_jax.convert.original import (
     read_json,
     refuse,
     refuse_adapters,
+    require_llava,
     tower_directory,
     unsupported,
 )
@@ -185,13 +186,10 @@ def read_special_tokens(directory: str | Path) -> SpecialTokens:
 
 def _hf_config(path: Path, vision_tower: str | Path | None = None) -> HFConfig:
     raw = read_json(path)
+    require_llava(path, raw)
     tower = tower_directory(path.parent, vision_tower)
     if tower:
         raw = as_hf_fields(path, raw, tower)
-    if raw.get("model_type") != "llava":
-        raise DataError(
-            f'{path}: model_type is {raw.get("model_type")!r}, only "llava" is supported'
-        )
     from transformers import LlavaConfig as HFConfig
 
     try:

@@ -32,6 +32,8 @@ from seva_jax.convert.original import ADAPTER_CONFIG, is_adapter, read_json
 from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.models import Llava, LoraConfig
 from seva_jax.run.weights import (
+    Step,
+    aligned_checkpoint,
     alignment_checkpoints,
     reference_adapters,
     reference_params,
@@ -46,7 +48,7 @@ from seva_jax.runtime.stores import as_path
 from seva_jax.sharding import MeshShape
 from seva_jax.text import Template
 from seva_jax.text.tokenizer import tokenizer_facts
-from seva_jax.training.checkpoint import checkpoint_of, last_checkpoint, read_facts
+from seva_jax.training.checkpoint import read_facts
 from seva_jax.training.step import Variables, merge
 from seva_jax.types import DataError
 
@@ -93,7 +95,8 @@ class FoundModel:
         path: the path.
         is_run: whether it is the work directory of a run.
         which: the model of the run; "base" for everything else.
-        step: the training step whose checkpoint is read; None takes the last one.
+        step: the training step whose checkpoint is read, or the "best" by held-out loss; None takes
+            the one whose model is the aligned one.
         config: the run's config. Of anything else, only its base, text, compute and seed mean
             something.
         assets: what comes with the weights.
@@ -104,7 +107,7 @@ class FoundModel:
     path: Path
     is_run: bool
     which: Which
-    step: int | None
+    step: Step | None
     config: Experiment
     assets: Assets
     same_base: bool
@@ -168,10 +171,7 @@ class FoundModel:
         self, config: Experiment, mesh: jax.sharding.Mesh, reference: Variables
     ) -> Variables:
         """Reads what the run has trained, after checking what it was trained on."""
-        folder = alignment_checkpoints(config)
-        checkpoint = (
-            last_checkpoint(folder) if self.step is None else checkpoint_of(folder, self.step)
-        )
+        checkpoint = aligned_checkpoint(config, self.step)
         tokenizer = fingerprint(*tokenizer_facts(self.assets.tokenizer))
         if read_facts(checkpoint).get("tokenizer", tokenizer) != tokenizer:
             raise DataError(

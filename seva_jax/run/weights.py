@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -40,14 +40,18 @@ from seva_jax.runtime.run_records import read_stages
 from seva_jax.runtime.stores import as_path
 from seva_jax.sharding import placed, variable_shardings
 from seva_jax.training.checkpoint import (
+    checkpoint_of,
     checksum,
     last_checkpoint,
     read_facts,
     read_trained,
     read_variables,
 )
+from seva_jax.training.held_out import HeldOutResult, read_held_out
 from seva_jax.training.step import Variables, merge, split_params
 from seva_jax.types import DataError
+
+Step = int | Literal["best", "last"]  # of an alignment
 
 
 def reference_params(config: Experiment, model: LlavaConfig, mesh: jax.sharding.Mesh) -> Any:
@@ -86,7 +90,7 @@ def reference_params(config: Experiment, model: LlavaConfig, mesh: jax.sharding.
     checked = isinstance(earlier.base, Checkpoint) and earlier.compute.base_weights == "float"
     if not checked and not base.merge:
         return params
-    checkpoint = last_checkpoint(alignment_checkpoints(earlier))
+    checkpoint = aligned_checkpoint(earlier)
     if checked:
         _refuse_other_base(earlier, checkpoint, jax.tree.map(checksum, params))
     if not base.merge:
@@ -169,7 +173,7 @@ def _refuse_other_base(config: Experiment, checkpoint: Path, numbers: Any) -> No
 def _refuse_other_adapter(config: Experiment, adapters: Any) -> None:
     """Compares the adapters that a run continued with those that it recorded."""
     assert isinstance(config.base, Checkpoint), config.base
-    checkpoint = last_checkpoint(alignment_checkpoints(config))
+    checkpoint = aligned_checkpoint(config)
     recorded = read_facts(checkpoint).get("base.adapter")
     if recorded not in (None, fingerprint(checksum(adapters))):
         raise DataError(
@@ -279,23 +283,65 @@ def trained_variables(
     config: Experiment,
     model: LlavaConfig,
     mesh: jax.sharding.Mesh,
+    step: Step | None = None,
     steps: int | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Variables:
-    """Reads what a run has trained from its last checkpoint: float32, sharded.
+    """Reads what a run has trained from one of its checkpoints: float32, sharded.
 
     Args:
         config: the run's config.
         model: architecture.
         mesh: where they go.
-        steps: the step that the checkpoint must be of; None takes the last step that it records.
-        facts: what the checkpoint must share with the run; None compares nothing.
+        step: see `aligned_checkpoint`.
+        steps: see `aligned_checkpoint`.
+        facts: see `aligned_checkpoint`.
 
     Raises:
         DataError: there is no such checkpoint, or it is damaged.
     """
-    like = _trained_like(config, model, mesh)
-    return read_trained(alignment_checkpoints(config), like, steps, facts)
+    path = aligned_checkpoint(config, step, steps, facts)
+    return read_variables(path, _trained_like(config, model, mesh))
+
+
+def aligned_checkpoint(
+    config: Experiment,
+    step: Step | None = None,
+    steps: int | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Path:
+    """Returns a checkpoint of a finished alignment, after comparing its files with their digests.
+
+    Args:
+        config: the run's config.
+        step: a number, the "last" step, or the "best" by held-out loss; None takes the one whose
+            model is the aligned one, see `TrainOptions.keep`.
+        steps: planned steps of the alignment; None takes what its checkpoints record.
+        facts: what the checkpoint must share with the run; None compares nothing.
+
+    Raises:
+        DataError: there is no such checkpoint, or it is damaged or of another run.
+    """
+    directory, result = alignment_checkpoints(config), held_out_result(config)
+    if isinstance(step, int):
+        return checkpoint_of(directory, step, facts)
+    if step == "best" and (result is None or result.best_step is None):
+        raise DataError(
+            f"{config.workdir} held out no pairs (train.eval_fraction 0), so no step is known to "
+            "be the best; give a number, or last"
+        )
+    if result is None or (step or config.train.keep) == "last":
+        return last_checkpoint(directory, result.last_step if result else steps, facts)
+    return checkpoint_of(directory, result.best_step if step else result.kept_step, facts)
+
+
+def held_out_result(config: Experiment) -> HeldOutResult | None:
+    """Returns what held-out pairs said about a finished alignment; None if there are none.
+
+    Raises:
+        DataError: its record is missing or damaged.
+    """
+    return read_held_out(as_path(config.workdir)) if config.train.eval_fraction else None
 
 
 def alignment_checkpoints(config: Experiment) -> Path:

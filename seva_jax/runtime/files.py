@@ -240,7 +240,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         DataError: the file is missing or damaged.
     """
     if not path.exists():
-        raise DataError(f"{path} is missing; delete the work directory and run again")
+        raise DataError(
+            f"{path} is missing; put back a copy, or run seva_jax.train again, which makes it "
+            "again or says what it needs"
+        )
     try:
         with ArrayRecordDataSource([str(local_copy(path))]) as source:
             return [json.loads(r) for r in source.__getitems__(range(len(source)))]
