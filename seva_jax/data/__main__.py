@@ -25,7 +25,7 @@ from seva_jax.data.records import build
 from seva_jax.data.show import describe
 from seva_jax.data.sources import PreferenceSet, PromptSet, PromptSource
 from seva_jax.evals import Questions
-from seva_jax.run.own_template import template_warnings
+from seva_jax.run.own_template import template_warnings, used_templates
 from seva_jax.run.used_data import truth_errors, used_data
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import one_line_errors
@@ -178,7 +178,7 @@ def _check(command: Check, rest: Sequence[str]) -> None:
     experiment = _experiment(command, rest)
     assets, max_length = experiment.base.assets(), experiment.text.max_length
     problems = list[str]()
-    templates = {"text.train": experiment.text.train, "text.generate": experiment.text.generate}
+    templates = used_templates(experiment)
     for warning in template_warnings(experiment.base, assets.tokenizer, templates):
         print(hide_home(f"warning: {warning}"))
     for used in used_data(experiment):
