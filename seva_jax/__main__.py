@@ -26,6 +26,7 @@ COMMANDS = {  # name -> module with main(argv), and what it does
     ),
     "chat": ("seva_jax.chat", "asks base and aligned model about an image, in the terminal"),
     "bench": ("seva_jax.bench.__main__", "runs a measurement or a study"),
+    "completion": ("seva_jax.completion", "prints a script that completes options in bash"),
 }
 
 
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _overview() -> str:
-    lines = "".join(f"  {name:<9} {about}\n" for name, (_, about) in COMMANDS.items())
+    lines = "".join(f"  {name:<11}{about}\n" for name, (_, about) in COMMANDS.items())
     return (
         f"usage: seva-jax COMMAND ...\n\n{lines}\n"
         "seva-jax COMMAND --help explains a command. seva-jax --version prints the version."

@@ -27,16 +27,17 @@ from seva_jax.config import (
     fingerprint,
     load_experiments,
     runs_of,
-    smoke,
     to_source,
 )
 from seva_jax.config.prior_run import base_fingerprint
+from seva_jax.config.smoke import smoke
 from seva_jax.evals import comparison_rows, format_table, headline_rows
-from seva_jax.models import abstract_params
 from seva_jax.report import write_figures
+from seva_jax.report.cards import logged_pairs, spread
 from seva_jax.report.closing import closing_summary, how_to_open
 from seva_jax.report.compare import compare
-from seva_jax.report.run_report import RunPage, logged_pairs, spread, write_run_report
+from seva_jax.report.run_report import page_size, verdict_of_run, write_run_report
+from seva_jax.report.shown import Shown, facts_of_run
 from seva_jax.run import reference, rollouts
 from seva_jax.run import smoke as smoke_run
 from seva_jax.run.alignment import caches_reference
@@ -44,6 +45,7 @@ from seva_jax.run.context import RunContext
 from seva_jax.run.evaluations import left_by_evaluations
 from seva_jax.run.margins import reward_margins
 from seva_jax.run.outputs import Outputs
+from seva_jax.run.own_prompts import own_answers
 from seva_jax.run.preflight import prepared
 from seva_jax.run.stage import Stage
 from seva_jax.run.stages import (
@@ -161,6 +163,8 @@ def run(config: Experiment, siblings: Sequence[Path] = (), table: StageTable = s
         if len(shown) < len(rows):
             more = len(rows) - len(shown)
             say(f"{more} more metrics without a clear change: {ctx.workdir.path / 'evals'}")
+    if ctx.workdir.writes:
+        say("\n" + verdict_of_run(ctx.workdir.path, config).lines())
     say("\n" + closing_summary(ctx.workdir.path, config.report))
     ctx.workdir.close()
     return out
@@ -176,27 +180,24 @@ def log_pairs_and_align(ctx: RunContext, out: Outputs) -> str:
 
 
 def write_page(ctx: RunContext, out: Outputs) -> str:
-    """Writes report.html; all processes compute the margins of its pairs, process 0 writes."""
+    """Records what only the models can tell, then writes report.html from the work directory.
+
+    All processes compute margins of pairs and answers to a few prompts; process 0 writes.
+    """
     config, encoded = ctx.config, out.comparisons
-    encoded = encoded.select(spread(len(encoded.encoded), config.report.num_pairs))
-    pairs = []
-    if encoded.encoded:
-        rows = ctx.rows(encoded, out.images, config.objective)
+    places = spread(len(encoded.encoded), config.report.num_pairs)
+    margins: list[float | None] = []
+    if places:
+        rows = ctx.rows(encoded.select(places), out.images, config.objective)
         margins = reward_margins(ctx, out.reference, out.aligned, rows)
-        pairs = [
-            (comparison, margin)
-            for comparison, margin in zip(rows.comparisons, margins, strict=True)
-            if margin is not None
-        ]
+    own, left_out = own_answers(out, encoded.comparisons, config.report.num_prompts)
     if not ctx.workdir.writes:
         return "written by process 0"
-    page = RunPage(
-        config, ctx.workdir.path, ctx.mesh,
-        sum(x.size for x in jax.tree.leaves(abstract_params(ctx.base_model))),
-        ctx.assets.processing, out.prompts.load_image, pairs,
-        out.results("base"), out.results("aligned"),
-    )  # fmt: skip
-    return write_run_report(page)
+    measured = tuple(zip(places, margins, strict=True))
+    facts = facts_of_run(config, ctx.mesh, ctx.assets)
+    shown = Shown(margins=measured, own=tuple(own), left_out=left_out, **facts)
+    shown.write(ctx.workdir.path)
+    return page_size(write_run_report(ctx.workdir.path, config))
 
 
 def run_all(

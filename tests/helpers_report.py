@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import json
 import math
@@ -20,7 +21,9 @@ from seva_jax.report import (
     PairCard,
     Profile,
     ReportData,
+    RunVerdict,
     Series,
+    SingleRow,
     Stage,
 )
 from seva_jax.runtime.files import append_lines
@@ -106,7 +109,9 @@ def full(text: str = "words") -> ReportData:
     return ReportData(
         title=text,
         subtitle=text,
+        verdict=RunVerdict(f"the sentence {text}", f"the caveat {text}", (text,)),
         facts=((text, text),),
+        changed=((text, text),),
         config=((text, text), ("a.b", text)),
         stages=(Stage(text, 83.0, text),),
         curves=(
@@ -129,8 +134,15 @@ def full(text: str = "words") -> ReportData:
             ),
         ),
         table=(
-            row("higher", 0.01, 0.05, metric=text, evaluation=text),
+            dataclasses.replace(
+                row("higher", 0.01, 0.05, metric=text, evaluation=text), repeats=(text,)
+            ),
             row("neither", 0.1, 0.4, base=12.0, metric=text, evaluation=text),
+        ),
+        single=(SingleRow(text, text, text, Interval(0.5, 0.4, 0.6)),),
+        own=(
+            ExampleCard(text, image_HWC(7), text, "", text, text, "same", seen=text),
+            ExampleCard(text, None, text, "", text + " a", text + " b", "changed", seen=text),
         ),
         examples=(
             ExampleCard(text, image_HWC(5), text, text, text + " a", text + " b", "better"),

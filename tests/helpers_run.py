@@ -40,6 +40,7 @@ STEPS = 24  # of both trainings
 # These have times.
 _OTHER = (
     "config.py", "config.json", "stages.json", "starts.jsonl", "metrics.jsonl", "report.html",
+    "report.json",
 )  # fmt: skip
 TIMING = {"seconds", "pairs/s", "tokens/s", "goodput", "memory/in_use", "memory/peak"}
 TIMING |= {f"time/{part}" for part in PARTS}

@@ -1,6 +1,8 @@
 """`seva-jax` and its commands: what they list, and what they answer to what they do not know."""
 
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -46,7 +48,7 @@ def test_all_commands_are_listed(capsys, argv):
     front.main(argv)
     listed = re.findall(r"^  (\w+) +(\S.*)$", capsys.readouterr().out, re.MULTILINE)
     names = ["train", "data", "evaluate", "convert", "plan", "report", "chat", "bench"]
-    assert [name for name, _ in listed if name != "completion"] == names
+    assert [name for name, _ in listed] == [*names, "completion"]
     assert all(about for _, about in listed)
 
 
@@ -313,3 +315,36 @@ def test_every_shipped_config_runs_from_elsewhere_and_as_a_module(tmp_path):
         module = __import__(f"seva_jax.recipes.{path.stem}", fromlist=["x"])
         if hasattr(module, "get_config"):
             assert [module.get_config()] == experiments
+
+
+# --- completion -----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_commands_and_options(tmp_path, capsys):
+    front.main(["completion", "bash"])
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+
+    def completed(*typed):
+        """Returns what TAB offers after the words, of which the last is not complete."""
+        code = (
+            f"source ./script; complete -p seva-jax >&2; COMP_WORDS=(seva-jax {shlex.join(typed)})\n"
+            f'COMP_CWORD={len(typed)}; _seva_jax; printf "%s\\n" "${{COMPREPLY[@]}}"'
+        )
+        done = subprocess.run(
+            ["bash", "--norc", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert "-F _seva_jax seva-jax" in done.stderr
+        return done.stdout.split()
+
+    assert completed("tr") == ["train"]
+    assert set(completed("")) >= set(front.COMMANDS)
+    assert completed("train", "--optim.lr") == ["--optim.lr"]
+    assert set(completed("train", "--seed", "3", "--mesh.")) == {
+        "--mesh.data", "--mesh.fsdp", "--mesh.tensor",
+    }  # fmt: skip
+    assert completed("data", "ch") == ["check"]
+    assert "--image-root" in completed("data", "check", "--im")
+    assert completed("convert", "to-hf", "--st") == ["--step"]
+    assert completed("evaluate", "--mod") == ["--model"]
+    assert completed("train", "--config", "my_ru") == []  # then bash completes names of files

@@ -16,7 +16,7 @@ from seva_jax.config.command_line import load_experiment
 from seva_jax.config.config_files import read_suites
 from seva_jax.config.experiment import Evaluation
 from seva_jax.data.files import QuestionsJsonl
-from seva_jax.evals import ExactAnswer
+from seva_jax.evals import ExactAnswer, stored_evaluations, stored_labels
 from seva_jax.evals.suites import GQA, PopeSets
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.inference.rollouts import AnsweredPrompt
@@ -25,7 +25,7 @@ from seva_jax.run.workdir import Workdir
 from seva_jax.runtime.journal import Journal
 from seva_jax.text.templates import PLAIN
 from seva_jax.types import DataError
-from seva_jax.worlds import ShapeWorld
+from seva_jax.worlds import ShapeWorld, WorldPrompts
 
 NUM = 12
 WORLD = ShapeWorld()
@@ -202,6 +202,47 @@ def test_two_models_are_compared(tmp_path, files):
     assert "+0.000 [+0.000, +0.000]" in metrics
     assert "query/accuracy" in categories
     assert "query/accuracy" not in metrics
+
+
+def test_results_are_read_without_their_suites(tmp_path, files):
+    """A report needs no suite file: names, order, metrics, records and images are recorded."""
+    run = Workdir(tmp_path / "run", True)
+    gqa, own = gqa_suite(files), Evaluation(ExactAnswer("own"), WorldPrompts(num=3))
+    pope = PopeSets(folder=str(files), sets=("random",), image_root=str(files / "images"))
+    evaluations.evaluate_all(Parrot(), [own], "base", run)
+    evaluations.evaluate_all(Parrot(), [pope, gqa], "base", run)
+    evaluations.evaluate_all(Parrot(seed=1), [pope], "aligned", run)
+    assert stored_labels(run.path) == ["aligned", "base"]
+    stored = stored_evaluations(run.path, first=("own",))
+    assert [x.name for x in stored] == ["own", "pope", "gqa"]
+    assert stored_evaluations(run.path, first=("gqa", "other"))[0].name == "gqa"
+    assert [list(x.results) for x in stored] == [["base"], ["base", "aligned"], ["base"]]
+    popes = stored[1]
+    assert popes.results["base"].definitions["f1"].better == "higher"
+    assert len(popes.results["aligned"].records) == NUM
+    assert popes.about["base"]["model"] == stored[2].about["base"]["model"]
+    assert popes.about["base"]["model"] != popes.about["aligned"]["model"]
+    assert stored[2].about["base"]["left_out"] == {"missing image": 1}
+    for evaluation, suite in zip(stored, (own, pope, gqa), strict=True):
+        assert read_suites(str(evaluation.suite_file)) == [suite]
+    image = stored[2].results["base"].records[3]["images"][0]
+    (again,) = read_suites(str(stored[2].suite_file))
+    assert (again.open().load_image(image) == WORLD.draw("e", 3, False)).all()
+
+
+def test_results_of_version_0_4_are_read(tmp_path, files):
+    """They lack the suite and the order, and come in the order of their names."""
+    run = Workdir(tmp_path / "run", True)
+    for name in ("b", "a"):
+        suite = dataclasses.replace(gqa_suite(files), name=name)
+        evaluations.evaluate_all(Parrot(), [suite], "base", run)
+        (run.path / "evals" / "base" / name / "suite.py").unlink()
+        file = run.path / "evals" / "base" / f"{name}.json"
+        summary = json.loads(file.read_text())
+        del summary["about"]["order"], summary["about"]["model"]
+        file.write_text(json.dumps(summary))
+    stored = stored_evaluations(run.path)
+    assert [(x.name, x.suite_file) for x in stored] == [("a", None), ("b", None)]
 
 
 def test_suite_files(tmp_path, files, monkeypatch):

@@ -23,9 +23,9 @@ from seva_jax.report import (
     Series,
     charts,
     document,
-    page,
     pictures,
     render,
+    results_table,
     write_report,
 )
 from seva_jax.types import DataError
@@ -35,7 +35,7 @@ TAGS = re.compile(
     "html|head|meta|title|link|style|body|header|main|footer|section|nav|article|figure|figcaption"
     "|h1|h2|h3|p|ul|li|dl|dt|dd|div|span|b|small|a|mark|del|img|svg|path|circle|rect|text|table"
     "|caption|thead|tbody|tr|th|td|fieldset|legend|label|input|details|summary|form|select|option"
-    "|output|button|script|wbr"
+    "|output|button|script|wbr|code"
 )
 
 
@@ -67,7 +67,7 @@ def test_text_is_never_markup(payload):
             assert re.fullmatch(r"#[a-z]+", attrs["href"])
     assert [attrs["href"] for attrs in parsed.all("link")] == ["data:,"]
     sources = [attrs["src"] for attrs in parsed.all("img")]
-    assert len(sources) == 7
+    assert len(sources) == 8
     assert all(re.match(r"data:image/(png|jpeg);base64,[\w+/=]+$", source) for source in sources)
     # Escaping must not lose or double anything: people read exactly what the run wrote. Texts
     # of chart axes and curves repeat in labels, which are attributes.
@@ -78,7 +78,7 @@ def test_control_characters_and_lone_surrogates_are_replaced():
     # A picture's place is marked with NUL while the page is put together.
     data = full("\x000\x00\x1b[31m\ud800")
     text = render(data)
-    assert text.count("data:image") == len(Page(text).all("img")) == 7
+    assert text.count("data:image") == len(Page(text).all("img")) == 8
     assert "\ufffd0\ufffd\ufffd[31m\ufffd" in text
     assert not re.search(r"[\x00-\x08\x0b-\x1f]", text)
     text.encode("utf-8")
@@ -103,14 +103,82 @@ def test_policy_forbids_other_scripts_and_network():
 # Content
 
 
-def test_empty_run_renders():
+def test_what_is_empty_has_no_section():
+    """Nor a link to one; each section appears as soon as it has content."""
     parsed = Page(render(ReportData("Nothing yet", "")))
     assert not parsed.open
-    assert [attrs["id"] for attrs in parsed.all("section")] == [
-        "glance", "results", "examples", "training", "funnel", "pairs", "config", "stages",
+    assert not [*parsed.all("section"), *parsed.all("a"), *parsed.all("img"), *parsed.all("table")]
+    everything = Page(render(full()))
+    sections = [attrs["id"] for attrs in everything.all("section")]
+    assert sections == [
+        "verdict", "results", "own", "examples", "glance", "training", "profiles", "funnel",
+        "pairs", "config", "stages",
     ]  # fmt: skip
+    assert [attrs["href"] for attrs in everything.all("a")] == [f"#{x}" for x in sections[1:]]
+    without = dataclasses.replace(full(), table=(), single=(), examples=(), curves=())
+    left = [attrs["id"] for attrs in Page(render(without)).all("section")]
+    assert left == [x for x in sections if x not in ("results", "examples", "training")]
+
+
+def test_the_verdict_and_answers_come_first():
+    """Without evaluations, the first thing below the verdict is what the answers became."""
+    data = dataclasses.replace(full(), table=(), single=(), examples=())
+    text = Page(render(data)).text
+    order = ["Did it help?", "the sentence words", "the caveat words", "Your prompts, before and"]
+    places = [text.index(words, text.index(order[0])) for words in order]
+    assert places == sorted(places)
+    assert text.rindex("The run at a glance") > places[-1]
+
+
+def test_repeated_numbers_are_one_row_and_categories_are_folded():
+    table = (
+        row("higher", 0.01, 0.03, metric="accuracy"),
+        dataclasses.replace(row("higher", 0.01, 0.04, metric="f1"), repeats=("words: f1",)),
+        row("higher", 0.01, 0.03, metric="random/accuracy"),
+        row("lower", 0.01, 0.03, metric="dogs/errors", evaluation="only by category"),
+    )
+    text = render(ReportData("t", "", table=table))
+    open_, _, folded = text.partition("<details>")
+    folded, _, after = folded.partition("</details>")
+    assert "also: words: f1" in open_.replace("<wbr>", "")
+    assert "dogs/errors" in open_
+    assert "<summary>1 metric of single categories</summary>" in folded
+    assert "random/accuracy" in folded
+    assert "random/accuracy" not in open_ + after
+
+
+def test_settings_at_their_defaults_are_folded():
+    data = ReportData("t", "", changed=(("optim.lr", "3e-4"),), config=(("seed", "42"),))
+    open_, _, folded = render(data).partition("<details>")
+    assert "optim.lr" in open_
+    assert "seed" not in open_.partition('id="config"')[2]
+    assert "seed" in folded
+    assert "<summary>Show 1 setting at the default</summary>" in folded
+
+
+def test_pictures_that_are_missing_are_said_to_be():
+    pair = dataclasses.replace(full().pairs[0], clean=None, corrupted=(), margin_after=math.nan)
+    example = dataclasses.replace(full().examples[0], image=None)
+    parsed = Page(render(ReportData("t", "", pairs=(pair,), examples=(example,), pairs_total=1)))
+    assert parsed.text.count("picture missing") == 2
     assert not parsed.all("img")
-    assert not parsed.all("table")
+    assert "Reward margin 0.00 before, – after" in parsed.text
+    assert "The margin was measured for 0 of them and rose in 0." in parsed.text
+
+
+def test_margins_have_a_scale():
+    """Its ends are the next round number above the largest margin of the page."""
+    parsed = render(full())
+    ends = re.findall(
+        r'class="ends own"[^>]*>(.*?)</span></span>', parsed.partition('id="pairs"')[2]
+    )
+    assert len(ends) == 2
+    assert all(re.findall(r">([^<>]+)", end) == ["−1.5", "0", "+1.5"] for end in ends)
+
+
+def test_what_was_rejected_is_not_struck_through():
+    assert "line-through" not in document.CSS
+    assert re.search(r"\bdel \{[^}]*underline dashed", document.CSS)
 
 
 def test_same_data_gives_same_page():
@@ -133,7 +201,7 @@ def test_same_data_gives_same_page():
 )
 def test_verdict_needs_an_interval_without_zero(better, low, high, expected):
     one = row(better, low, high)
-    assert page.verdict_of(one) == expected
+    assert results_table.verdict_of(one) == expected
     text = render(ReportData("t", "", table=(one,)))
     assert expected[1] in Page(text).text
     colours = re.findall(r'class="(?:dot|range) (\w+)"', text)
@@ -197,7 +265,8 @@ def test_filters_know_every_value_their_cards_have():
         if name.startswith("data-")
         for value in values.split()
     }
-    assert offered == held - {("evaluation", "0")}  # a menu of one entry filters nothing
+    # A menu of one entry filters nothing.
+    assert offered == held - {("evaluation", "0"), ("seen", "0")}
     for text in ("noise (3)", "blur (2)", "over 60 words (2)", "Margin rose 1"):
         assert text in parsed.text
 
@@ -257,7 +326,7 @@ def test_small_images_are_exact_and_larger_ones_are_thumbnails():
 
 def test_only_small_images_show_their_pixels():
     classes = [attrs.get("class") for attrs in Page(render(full())).all("img")]
-    assert sorted(classes, key=str) == [None, *["tiny"] * 6]
+    assert sorted(classes, key=str) == [None, *["tiny"] * 7]
     assert re.search(r"\.tiny \{[^}]*image-rendering: pixelated", document.CSS)
 
 
@@ -271,7 +340,7 @@ def test_images_charts_tables_and_headings_are_described():
     for attrs in parsed.all("svg"):
         assert attrs.get("aria-label") or attrs.get("aria-hidden") == "true"
     assert all(attrs.get("scope") in ("col", "row", "rowgroup") for attrs in parsed.all("th"))
-    assert len(parsed.all("caption")) == len(parsed.all("table")) == 6
+    assert len(parsed.all("caption")) == len(parsed.all("table")) == 8
     levels = [int(tag[1]) for tag, _ in parsed.tags if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
@@ -287,7 +356,7 @@ def test_landmarks_and_stillness():
     assert [tags.count(one) for one in ("header", "nav", "main", "footer")] == [1] * 4
     searches = Page(render(full())).all("form")
     assert [(a["role"], a["aria-label"]) for a in searches] == [
-        ("search", "Filter examples"), ("search", "Filter pairs"),
+        ("search", "Filter own"), ("search", "Filter examples"), ("search", "Filter pairs"),
     ]  # fmt: skip
     # Nothing moves, so there is nothing to stop for those who ask for reduced motion.
     assert not re.search(r"transition|animation|scroll-behavior", document.CSS)
@@ -357,7 +426,7 @@ def test_write_report_replaces_in_one_step(tmp_path, monkeypatch):
         np.zeros((4, 4), np.uint8),
         np.zeros((3, 4, 4), np.uint8),
         np.zeros((0, 4, 3), np.uint8),
-        None,
+        "a.png",
     ],
 )
 def test_bad_images_are_named(image):

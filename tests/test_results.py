@@ -22,20 +22,23 @@ def finished(tmp_path, monkeypatch, **report):
     }
     monkeypatch.setattr(closing, "read_stages", lambda path: stages)
     write = workdir.metrics("align").write
-    for step, rate in enumerate((1.0, 40.0, 41.0)):  # the first steps are compiled
-        write(step, {"pairs/s": rate})
+    # The first row is left out; of the third, compiling took three quarters.
+    for step, (rate, compile_s) in enumerate(((1.0, 9.0), (40.0, 0.0), (10.0, 3.0), (42.0, 0.0))):
+        write(step, {"pairs/s": rate, "seconds": 4.0, "time/compile": compile_s})
     return workdir.path, experiment.report
 
 
 def test_the_end_tells_time_speed_cost_and_places(tmp_path, monkeypatch):
     lines = closing_summary(*finished(tmp_path, monkeypatch)).splitlines()
     assert lines[0] == "time:   15 min 00 s: pairs 1 min 30 s, align 13 min 30 s"
-    assert lines[1] == "speed:  40.0 pairs/s in training, 1.00 device-hours on 8 × cpu"
+    assert lines[1] == (
+        "speed:  40.0 pairs/s in training (median, without compiling), 1.00 device-hours on 8 × cpu"
+    )
     assert lines[2].startswith(f"files:  {tmp_path / 'run'}: ")
     assert lines[3] == f"report: {tmp_path / 'run' / 'report.html'}"
 
 
 def test_a_price_gives_money(tmp_path, monkeypatch):
     run = finished(tmp_path, monkeypatch, device_hour_price=1.5, currency="EUR")
-    expected = "training, 1.50 EUR (1.00 device-hours at 1.50 EUR) on"
+    expected = "without compiling), 1.50 EUR (1.00 device-hours at 1.50 EUR) on"
     assert expected in closing_summary(*run)

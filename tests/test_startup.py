@@ -17,7 +17,9 @@ COMMANDS = (
     "seva_jax.convert.__main__",
     "seva_jax.plan.__main__",
     "seva_jax.report.__main__",
+    "seva_jax.chat",
     "seva_jax.bench.__main__",
+    "seva_jax.completion",
 )
 SLOW = {  # each takes from 20 ms to more than a second
     "torch", "transformers", "tokenizers", "sentencepiece", "huggingface_hub", "orbax", "grain",

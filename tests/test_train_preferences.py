@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import helpers_formats
 import numpy as np
@@ -18,6 +19,7 @@ from seva_jax.data.changed import ChangedImages
 from seva_jax.data.messages import TrlPairs
 from seva_jax.data.mixed import Concatenated
 from seva_jax.objectives import DPO, Inherent, ScoreGap
+from seva_jax.report.__main__ import main as report
 from seva_jax.run.rollouts import RECORDS, read_rollouts
 from seva_jax.run.stages import run_pairs, run_rollouts
 from seva_jax.runtime import files
@@ -111,8 +113,26 @@ def test_training_on_preferences(tmp_path, capsys):
     assert sum(r["pairs"] for r in rows) == 14
     changed = [np.abs(np.asarray(x)).max() for x in train.jax.tree.leaves(run.aligned["lora"])]
     assert min(changed) > 0  # b begins at 0
-    page = (run.ctx.workdir.path / "report.html").read_text(encoding="utf-8")
+    path = run.ctx.workdir.path
+    page = (path / "report.html").read_text(encoding="utf-8")
     assert "blue and blue" in page
+
+    # Without an evaluation it still asks the prompts before and after, and makes no claim.
+    assert "Did it help? Not known: there is no evaluation. " in shown
+    asked = json.loads((path / "report.json").read_text())
+    # Eight prompts, of which one has no image that decodes; all others were trained on.
+    assert [one["id"] for one in asked["own"]] == [
+        p.id for i, p in enumerate(run.prompts.prompts) if i != 3
+    ]
+    assert {one["seen"] for one in asked["own"]} == {"pair"}
+    assert sum(asked["left_out"].values()) == 1
+    assert asked["margins"][3] == [3, None]
+    sections = re.findall(r'<section id="(\w+)"', page)
+    assert sections[:3] == ["verdict", "own", "glance"]
+    report([str(path), "--out", str(tmp_path / "again.html")])
+    # Everything but how long the run took is the same when the page is made again.
+    again = (tmp_path / "again.html").read_text(encoding="utf-8")
+    assert again.partition("<h3>Goodput")[0] == page.partition("<h3>Goodput")[0]
 
     stored = files.read_records(run.ctx.workdir.path / "reference.array_record")[1:]
     assert [len(r["logps"]) for r in stored] == [2, 2, 2, 0, 2, 2, 2, 2]

@@ -148,7 +148,7 @@ def read_suites(where: str) -> list[Suite]:
         if not isinstance(suite, Suite):
             kind = type(suite).__name__
             raise DataError(f"{path}: get_suites() gave {kind}, which is no Suite")
-    return suites
+    return list(map(expand_home, suites))
 
 
 def _run_file(path: Path, get: Callable[[ModuleType], list[Any]]) -> list[Any]:

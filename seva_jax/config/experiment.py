@@ -193,6 +193,16 @@ def _method_problems(config: Experiment) -> Iterator[str]:
         )
     if "lora" in train.trained and not config.lora.rank:
         yield "train.trained names lora but lora.rank is 0"
+    if not train.eval_fraction:
+        for name, wanted in (
+            ("eval_every", train.eval_every), ("patience", train.patience),
+            ("keep", train.keep == "best"),
+        ):  # fmt: skip
+            if wanted:
+                yield (
+                    f"train.{name} {getattr(train, name)} needs held-out pairs, but "
+                    "train.eval_fraction is 0; set --train.eval-fraction 0.1, for example"
+                )
     if "lora" not in train.trained and config.lora.rank:
         yield "lora.rank is not 0 but train.trained lacks lora; set --lora.rank 0"
     for target, rank in config.lora.rank_pattern:

@@ -101,11 +101,13 @@ class ReportOptions:
     Attributes:
         num_pairs: pairs in the gallery.
         num_examples: examples per evaluation, with the answers before and after alignment.
+        num_prompts: prompts of the run that are answered before and after alignment for the page.
         device_hour_price: price of one device for one hour; 0 shows only device-hours.
         currency: currency of the price.
     """
 
     num_pairs: Annotated[int, FROM_0] = 60
     num_examples: Annotated[int, FROM_0] = 12
+    num_prompts: Annotated[int, FROM_0] = 12
     device_hour_price: Annotated[float, FROM_0] = 0.0
     currency: str = "USD"

@@ -25,12 +25,14 @@ from seva_jax.models import LlavaConfig, LoraConfig
 from seva_jax.pairs import CorruptionPairs, PairBuilder
 from seva_jax.pairs.builders import Built
 from seva_jax.pairs.model import PairModel
+from seva_jax.pairs.retrieval import RetrievedPairs
 from seva_jax.ranges import FROM_1
 from seva_jax.runtime.processes import say
 from seva_jax.runtime.stores import as_path
 from seva_jax.sharding import MeshShape
+from seva_jax.text import Sampling
 from seva_jax.text.encode import clean_answer
-from seva_jax.types import Comparison, Rollout
+from seva_jax.types import Comparison, Rollout, View
 
 SUFFIX = "-smoke"  # of work directories
 NUM_PROMPTS, NUM_QUESTIONS, NUM_STEPS, NUM_TOKENS = 8, 4, 2, 8
@@ -39,7 +41,7 @@ _LAYERS, _WIDTH, _MLP, _HEADS, _RANK = 2, 128, 256, 2, 8
 
 @dataclasses.dataclass(frozen=True)
 class SmokePrompts(PromptSource):
-    """The first examples of a source.
+    """The first examples of a source, those about different images before others.
 
     Attributes:
         source: prompts, or pairs.
@@ -56,7 +58,14 @@ class SmokePrompts(PromptSource):
 
     @override
     def open(self) -> PromptSet:
-        return _first(self.source.open(), self.num)
+        data = self.source.open()
+        first: dict[Any, int] = {}  # index of the first prompt about its images
+        for index, prompt in enumerate(data.prompts):
+            first.setdefault(prompt.images or prompt.id, index)
+            if len(first) == self.num:
+                break
+        others = sorted(set(range(min(self.num, len(data.prompts)))) - set(first.values()))
+        return _chosen(data, sorted([*first.values(), *others][: self.num]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,17 +87,18 @@ class SmokeSuite(Suite):
 
     @override
     def open(self) -> Questions:
-        return cast(Questions, _first(self.suite.open(), self.num))
+        data = self.suite.open()
+        return cast(Questions, _chosen(data, range(min(self.num, len(data.prompts)))))
 
     @override
     def write_answers(self, folder: Path, model_id: str, answers: Sequence[Answer]) -> None:
         self.suite.write_answers(folder, model_id, answers)
 
 
-def _first(data: PromptSet, num: int) -> PromptSet:
-    some = dataclasses.replace(data, prompts=data.prompts[:num])
+def _chosen(data: PromptSet, indices: Sequence[int]) -> PromptSet:
+    some = dataclasses.replace(data, prompts=[data.prompts[i] for i in indices])
     if isinstance(some, PreferenceSet):
-        return dataclasses.replace(some, comparisons=some.comparisons[:num])
+        return dataclasses.replace(some, comparisons=[some.comparisons[i] for i in indices])
     return some
 
 
@@ -119,16 +129,41 @@ class SmokePairs(PairBuilder):
             f"  smoke: {type(self.builder).__name__} makes no pair of a random model's answers "
             f"({why}); instead, each answer is chosen over the answer to another prompt"
         )
-        return list(_swapped(rollouts)), type(drops)()
+        pairs = _swapped(rollouts, isinstance(self.builder, RetrievedPairs))
+        return list(pairs), type(drops)()
 
 
-def _swapped(rollouts: Sequence[Rollout]) -> Iterator[Comparison]:
-    """Yields for each answer that is not empty a pair with a different one."""
-    answers = [clean_answer(rollout.clean) for rollout in rollouts]
-    for index, (rollout, answer) in enumerate(zip(rollouts, answers, strict=True)):
-        others = (x for x in answers[index + 1 :] + answers[:index] if x and x != answer)
-        if answer and (other := next(others, "")):
-            yield Comparison(rollout.prompt, (answer, other))
+def _swapped(rollouts: Sequence[Rollout], two_views: bool) -> Iterator[Comparison]:
+    """Yields for each answer that is not empty a pair with a different one.
+
+    Args:
+        rollouts: the answers.
+        two_views: whether pairs also have the chosen answer to the other prompt's images.
+    """
+    answers = [(rollout.prompt, clean_answer(rollout.clean)) for rollout in rollouts]
+    for index, (prompt, answer) in enumerate(answers):
+        others = answers[index + 1 :] + answers[:index]
+        for other, rejected in others:
+            if answer and rejected and rejected != answer:
+                again = View(dataclasses.replace(prompt, images=other.images), (answer,))
+                yield Comparison(prompt, (answer, rejected), more=(again,) if two_views else ())
+                break
+
+
+def _sampled(sampling: Sampling) -> Sampling:
+    """Returns short answers that differ by chance.
+
+    Greedily, a random model may say the same on clean and on corrupted images, or nothing.
+    """
+    tokens = min(sampling.max_new_tokens, NUM_TOKENS)
+    return dataclasses.replace(sampling, max_new_tokens=tokens, temperature=1.0, top_p=1.0)
+
+
+def _small_pairs(builder: PairBuilder) -> SmokePairs:
+    """Returns the pairs of a builder, which asks the model for short answers, if it does."""
+    if isinstance(sampling := getattr(builder, "sampling", None), Sampling):
+        builder = dataclasses.replace(builder, **{"sampling": _sampled(sampling)})
+    return SmokePairs(builder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,17 +241,10 @@ def smoke(experiment: Experiment, num_devices: int = 1) -> Experiment:
         prompts=_few(config.prompts),
         rollout=dataclasses.replace(
             config.rollout,
-            batch_size=8,
-            # Greedily, a random model may say the same on clean and on corrupted images. Sampled
-            # answers differ by chance.
-            sampling=dataclasses.replace(
-                config.rollout.sampling,
-                max_new_tokens=min(config.rollout.sampling.max_new_tokens, NUM_TOKENS),
-                temperature=1.0,
-                top_p=1.0,
-            ),
+            batch_size=NUM_PROMPTS,
+            sampling=_sampled(config.rollout.sampling),
         ),
-        pairs=SmokePairs(config.pairs),
+        pairs=_small_pairs(config.pairs),
         lora=_small_lora(config.lora),
         train=dataclasses.replace(
             config.train,
@@ -226,11 +254,15 @@ def smoke(experiment: Experiment, num_devices: int = 1) -> Experiment:
             max_steps=NUM_STEPS,
             log_every=1,
             feature_cache=features,
+            # Half: pairs that share an image are held out together.
+            eval_fraction=0.5 if config.train.eval_fraction else 0.0,
+            eval_every=1 if config.train.eval_fraction else 0,
         ),
         evals=tuple(
             SmokeSuite(suite, max_new_tokens=min(suite.max_new_tokens, NUM_TOKENS))
             for suite in config.evals
         ),
+        take_from=(),
         profile="",
         loggers=(),
         curriculum=Once(),
@@ -303,8 +335,8 @@ def checked(base: BaseModel) -> str:
     said = f"{said} of {base.path}"
     if base.adapter:
         said += f"; names and shapes of the tensors of {base.adapter}"
-    num = check_weights(base.path, assets.config, tower_directory(as_path(base.path),
-                                                                  base.vision_tower))  # fmt: skip
+    tower = tower_directory(as_path(base.path), base.vision_tower)
+    num = check_weights(base.path, assets.config, tower)
     if num is None:
         return f"{said}; the folder has no weights yet"
     return f"{said}; names and shapes of its {num:,} tensors"
@@ -340,12 +372,15 @@ def not_shown(real: Experiment, small: Experiment, num_runs: int = 1) -> list[st
     )
     if not real.prompts.has_answers:
         lines.append(
-            f"answers: {small.rollout.sampling.max_new_tokens} random tokens at temperature 1, so "
-            f"that clean and corrupted images get different ones; the run samples up to "
-            f"{sampling.max_new_tokens} at temperature {sampling.temperature:g}, and may find "
-            "fewer pairs"
+            f"the number of pairs: answers were {small.rollout.sampling.max_new_tokens} tokens, "
+            "sampled at temperature 1, so that clean and corrupted images get different ones by "
+            f"chance; the run samples up to {sampling.max_new_tokens} tokens at temperature "
+            f"{sampling.temperature:g}"
         )
-    lines.append(f"other data than the first {NUM_PROMPTS} examples, and all longer ones")
+    lines.append(
+        f"the rest of the data: {NUM_PROMPTS} examples were used; python -m seva_jax.data check "
+        "--config reads all texts and images"
+    )
     if real.lora.rank > small.lora.rank:
         lines.append(f"adapters of rank {real.lora.rank}: these had {small.lora.rank}")
     if real.evals:
@@ -354,5 +389,5 @@ def not_shown(real: Experiment, small: Experiment, num_runs: int = 1) -> list[st
         names = ", ".join(type(logger).__name__ for logger in real.loggers)
         lines.append(f"loggers: {names} were off")
     if num_runs > 1:
-        lines.append(f"the other {num_runs - 1} runs of this config")
+        lines.append(f"the other runs of this config, {num_runs - 1} in number")
     return lines

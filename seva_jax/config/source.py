@@ -1,7 +1,7 @@
 """Other forms of a config: plain values, Python source, a fingerprint.
 
-What lives here: `flatten`, `to_source`, `fingerprint`, and the fields that fingerprints leave out.
-What does not: reading a config file (`config_files.py`).
+What lives here: `flatten`, `to_source`, `suite_source`, `fingerprint`, and the fields that
+fingerprints leave out. What does not: reading a config file (`config_files.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 from seva_jax.config.config_files import MODULE_PREFIX, RECORD_TITLE, origin
 from seva_jax.config.experiment import Experiment
+from seva_jax.evals import Suite
 from seva_jax.ranges import ADDED, NO_EFFECT
 from seva_jax.runtime.paths import hide_home
 
@@ -184,13 +185,20 @@ def _source(value: Any, modules: set[str], indent: int) -> str:
 
 def to_source(experiment: Experiment) -> str:
     """Returns a config file that rebuilds an experiment; paths at home begin with `~`."""
+    return _file(f"{RECORD_TITLE}. Usable with --config.", "get_config", experiment)
+
+
+def suite_source(suite: Suite) -> str:
+    """Returns a suite file that rebuilds a suite; paths at home begin with `~`."""
+    return _file("Suite of an evaluation. Usable with --suite.", "get_suites", (suite,))
+
+
+def _file(title: str, function: str, value: Any) -> str:
+    """Returns a Python file with a function that returns a value."""
     modules: set[str] = set()
-    body = _source(experiment, modules, 1)
+    body = _source(value, modules, 1)
     imports = "".join(map(_import, sorted(modules)))
-    return (
-        f'"""{RECORD_TITLE}. Usable with --config."""\n\n'
-        f"{imports}\n\ndef get_config():\n    return {body}\n"
-    )
+    return f'"""{title}"""\n\n{imports}\n\ndef {function}():\n    return {body}\n'
 
 
 def _import(name: str) -> str:

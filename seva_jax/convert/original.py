@@ -60,6 +60,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def is_adapter(directory: Path) -> bool:
+    """Returns whether a directory holds a LoRA adapter, and not a whole model as well."""
+    return any((directory / name).exists() for name in _ADAPTERS) and not any(
+        (directory / name).exists() for name in _WHOLE
+    )
+
+
 def refuse_adapters(directory: Path) -> None:
     """Raises if a model directory holds a LoRA adapter.
 

@@ -44,6 +44,7 @@ from seva_jax.evals.pope import (
     WordParser,
     load_pope,
 )
+from seva_jax.evals.stored import StoredEvaluation, stored_evaluations, stored_labels
 from seva_jax.evals.suite import Benchmark, Questions, Suite
 from seva_jax.evals.table import (
     Row,

@@ -12,7 +12,7 @@ from seva_jax.models.config import (
     TextConfig,
     VisionConfig,
 )
-from seva_jax.models.init import abstract_params, abstract_variables, init_variables
+from seva_jax.models.init import abstract_params, abstract_variables, init_variables, num_parameters
 from seva_jax.models.layers import Remat
 from seva_jax.models.llama import Cache
 from seva_jax.models.llava import CacheKind, Llava

@@ -37,6 +37,11 @@ def abstract_params(model: Llava) -> dict[str, Any]:
     return _unbox(abstract_variables(model)["params"])
 
 
+def num_parameters(model: Llava) -> int:
+    """Returns the number of parameters of a model, without adapters."""
+    return sum(x.size for x in jax.tree.leaves(abstract_params(model)))
+
+
 def init_variables(model: Llava, collection: str, shardings: Any, seed: int) -> Any:
     """Returns initial float32 values of one collection, created on the devices that hold them.
 

@@ -1,8 +1,9 @@
 """Self-contained HTML pages: the report of a run, and comparisons of several runs.
 
-What lives here: a run's page (`run_report.py` collects its data, `page.py` renders them) and pages
-of charts above a table (`compare.py`, `figures.py`). What does not: computing results
-(`seva_jax/evals`). Read next: `data.py`, then `page.py`.
+What lives here: a run's page (`run_report.py` collects its data from the work directory, `page.py`
+renders them) and pages of charts above a table (`compare.py`, `figures.py`). What does not:
+computing results (`seva_jax/evals`), asking models (`seva_jax/run`). Read next: `data.py`, then
+`page.py`.
 """
 
 from seva_jax.report.data import (
@@ -14,7 +15,9 @@ from seva_jax.report.data import (
     PairCard,
     Profile,
     ReportData,
+    RunVerdict,
     Series,
+    SingleRow,
     Stage,
     TimeShare,
 )

@@ -1,4 +1,4 @@
-"""`python -m seva_jax.report` writes a page that compares several runs.
+"""`python -m seva_jax.report WORKDIR` writes the page of a run again; with several, compares them.
 
 `python -m seva_jax.report profile FOLDER` summarises a trace of JAX's profiler, a run's or another.
 """
@@ -13,10 +13,13 @@ from typing import Annotated
 
 import tyro
 
+from seva_jax.config import read_config
 from seva_jax.config.command_line import parse_options
 from seva_jax.report.closing import how_to_open
 from seva_jax.report.compare import compare
 from seva_jax.report.figures import write_figures
+from seva_jax.report.run_report import verdict_of_run, write_run_report
+from seva_jax.run.workdir import instead_of
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import one_line_errors
 from seva_jax.runtime.stores import as_path, is_remote
@@ -25,22 +28,31 @@ from seva_jax.runtime.trace_summary import summarise
 from seva_jax.runtime.trace_table import trace_table
 from seva_jax.types import DataError
 
+_Workdirs = Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORKDIR ...")]
+
 
 @dataclasses.dataclass(frozen=True)
 class ReportOptions:
-    """Draws loss and reward margin of several runs against pairs seen and chip-seconds.
+    """Writes the page of a run again, or a page that compares several runs.
 
-    The page of a single run, WORKDIR/report.html, is written by the run itself. To summarise a
+    With one WORKDIR, its report.html is written again from what is in the directory, with the
+    evaluations that `seva_jax.evaluate` has added since; no model is loaded. With several, or with
+    --runs, a page shows their losses, reward margins and evaluations side by side. To summarise a
     trace of JAX's profiler: python -m seva_jax.report profile FOLDER
 
     Attributes:
-        runs: work directories, finished or still running. In a bucket, where a shell does not know
-            the names, "gs://bucket/runs/*" stands for all of them.
-        out: the HTML page to write.
+        workdirs: work directories, finished or still running. In a bucket, where a shell does not
+            know the names, "gs://bucket/runs/*" stands for all of them.
+        runs: work directories to compare, also a single one.
+        out: the HTML page to write; by default WORKDIR/report.html, or runs.html where runs are
+            compared.
     """
 
-    runs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORKDIR ...")]
-    out: str = "runs.html"
+    workdirs: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[WORKDIR ...]")
+    ] = ()
+    runs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="WORKDIR ...")] = ()
+    out: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +77,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(hide_home(trace_table(summarise([read_trace(file) for file in files]))))
         return
     options = parse_options(ReportOptions, "report", argv)
-    if not options.runs:
-        raise DataError("--runs needs at least one work directory")
-    paths = [path for text in options.runs for path in _work_directories(text)]
-    page = write_figures(compare(paths), options.out)
+    named = (*options.workdirs, *options.runs)
+    if not named:
+        raise DataError(
+            "which run? Give the work directory of one, such as runs/mine, or of several to compare"
+        )
+    paths = [path for text in named for path in _work_directories(text)]
+    if len(paths) == 1 and not options.runs:
+        page = _write_again(paths[0], options.out)
+    else:
+        page = write_figures(compare(paths), options.out or "runs.html")
     print(hide_home(f"{page}{how_to_open(page)}"))
+
+
+def _write_again(path: Path, out: str) -> Path:
+    """Writes the page of one run from what is in its work directory, and prints its verdict."""
+    file = path / "config.py"
+    if not file.is_file():
+        raise DataError(
+            f"{path} is not the work directory of a run: it has no config.py{instead_of(path)}"
+        )
+    config = read_config(file)
+    page = write_run_report(path, config, as_path(out) if out else None)
+    print(hide_home(f"{verdict_of_run(path, config).lines()}\n"))
+    return page
 
 
 def _work_directories(text: str) -> list[Path]:
@@ -79,7 +110,7 @@ def _work_directories(text: str) -> list[Path]:
         return [path]
     folders = [file.parent for file in path.parent.glob(f"{path.name}/config.json")]
     if not folders:
-        raise DataError(f"--runs {text}: no work directory matches; check the pattern")
+        raise DataError(f"{text}: no work directory matches; check the pattern")
     return folders
 
 

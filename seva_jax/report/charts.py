@@ -156,12 +156,23 @@ def difference_strip(row: EvalRow, extent: float, verdict: str, text: str) -> st
     )
 
 
+def strip_ends(extent: float, style: str = "") -> str:
+    """Returns the scale of a strip, from `-extent` to `extent`, as HTML to put below it.
+
+    The charts say the same in words, so screen readers skip it.
+    """
+    return (
+        f'<span class="ends {style}" aria-hidden="true"><span>{end_label(-extent)}</span>'
+        f"<span>0</span><span>{end_label(extent)}</span></span>"
+    )
+
+
 def margin_strip(before: float, after: float, extent: float) -> str:
-    """Returns an arrow from one margin to the other on an axis with 0 in the middle, as SVG.
+    """Returns an arrow from one margin to the other on an axis with 0 in the middle and a scale.
 
     It only repeats the two numbers printed next to it, so screen readers skip it.
     """
-    drawn = '<path class="axis" d="M8 9H212"/><path class="zero" d="M110 1V17"/>'
+    drawn = '<path class="axis" d="M8 9H212M8 5V13M212 5V13"/><path class="zero" d="M110 1V17"/>'
     if math.isfinite(before) and math.isfinite(after):
         side = "better" if after > before else "worse" if after < before else "unclear"
         start, end = _on_strip(before, extent), _on_strip(after, extent)
@@ -170,7 +181,10 @@ def margin_strip(before: float, after: float, extent: float) -> str:
             f'<circle class="from" cx="{start:.1f}" cy="9" r="4"/>'
             f'<circle class="dot {side}" cx="{end:.1f}" cy="9" r="4.5"/>'
         )
-    return f'<svg class="margin" viewBox="0 0 220 18" aria-hidden="true">{drawn}</svg>'
+    return (
+        f'<svg class="margin" viewBox="0 0 220 18" aria-hidden="true">{drawn}</svg>'
+        + strip_ends(extent, "own")
+    )
 
 
 def stacked_bar(parts: Sequence[tuple[str, float]], title: str) -> str:

@@ -30,13 +30,13 @@ def closing_summary(path: Path, options: ReportOptions) -> str:
     align = [row for row in read_metrics(path) if row["stage"] == "align"]
     goodput = goodput_of(path)
     kept = f"        goodput {goodput_line(goodput)}\n" if goodput else ""
-    rate = f"{speed(align):,.1f} pairs/s in training, " if align else ""
+    answers = "evals/ (every answer), " if (path / "evals").is_dir() else ""
+    rate = f"{speed(align):,.1f} pairs/s in training (median, without compiling), " if align else ""
     return (
         f"time:   {markup.duration(seconds(stages))}: {times}\n"
         f"{kept}"
         f"speed:  {rate}{cost(stages, options)} on {devices()}\n"
-        f"files:  {path}: checkpoints/ (the models), evals/ (every answer), pairs.json, "
-        "metrics.jsonl\n"
+        f"files:  {path}: checkpoints/ (the models), {answers}pairs.json, metrics.jsonl\n"
         f"report: {path / 'report.html'}{how_to_open(path / 'report.html')}"
     )
 
@@ -64,8 +64,23 @@ def devices() -> str:
 
 
 def speed(align: Sequence[Record]) -> float:
-    """Returns pairs a second between rows of metrics; the median leaves compilation out."""
-    return float(np.median([row["pairs/s"] for row in align]))
+    """Returns the median of `row_speeds`."""
+    return float(np.median([rate for _, rate in row_speeds(align)]))
+
+
+def row_speeds(align: Sequence[Record]) -> list[tuple[Record, float]]:
+    """Returns rows of metrics with their pairs a second, without the time that compiling took.
+
+    The first of several rows is left out: programs are loaded and caches are filled in its steps.
+    """
+    speeds = []
+    for row in align[1:] or align:
+        if "pairs/s" not in row:
+            continue
+        compile_s = row.get("time/compile", 0.0)
+        share = compile_s / row["seconds"] if row.get("seconds") else 0.0
+        speeds.append((row, row["pairs/s"] / (1 - share) if share < 1 else row["pairs/s"]))
+    return speeds
 
 
 def own_stages(stages: Mapping[str, Record]) -> dict[str, Record]:

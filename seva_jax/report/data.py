@@ -132,14 +132,14 @@ class PairCard:
     Attributes:
         id: the prompt's id.
         question: the question asked.
-        clean: uint8 [H, W, 3], the image without corruption.
+        clean: uint8 [H, W, 3], the image without corruption; None if it is missing.
         corrupted: uint8 [H, W, 3] each, the images of the rejected answers.
         chosen: the answer to the clean image.
         rejected: the answers to the corrupted images.
         margin_before: reward margin of the model before training: reward(chosen) minus the mean
             reward(rejected), with reward = beta * (log p_model - log p_reference) of the whole
             answer. 0 if the reference is the model before training.
-        margin_after: reward margin of the trained model.
+        margin_after: reward margin of the trained model; NaN if it was not measured.
         truth: the correct answer, "" if unknown.
         corruptions: the corruption of each corrupted image, in a few words; as many as
             `corrupted`, or none if unknown.
@@ -147,7 +147,7 @@ class PairCard:
 
     id: str
     question: str
-    clean: np.ndarray
+    clean: np.ndarray | None
     corrupted: tuple[np.ndarray, ...]
     chosen: str
     rejected: tuple[str, ...]
@@ -162,7 +162,8 @@ class PairCard:
                 f"pair {self.id!r}: {len(self.corruptions)} names of corruptions for "
                 f"{len(self.corrupted)} corrupted images; give one for each, or none"
             )
-        _check_image(self.clean, f"pair {self.id!r}, clean")
+        if self.clean is not None:
+            _check_image(self.clean, f"pair {self.id!r}, clean")
         for index, image_HWC in enumerate(self.corrupted):
             _check_image(image_HWC, f"pair {self.id!r}, corrupted[{index}]")
 
@@ -198,6 +199,7 @@ class EvalRow:
         base: value of the model before alignment.
         aligned: value of the model after alignment.
         difference: aligned minus base, with the interval of the *paired* difference.
+        repeats: other metrics of the evaluation that have exactly these numbers.
     """
 
     evaluation: str
@@ -206,18 +208,56 @@ class EvalRow:
     base: Interval
     aligned: Interval
     difference: Interval
+    repeats: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_choice(self.better, get_args(Better), f"row {self.metric!r}, better")
 
 
+@dataclasses.dataclass(frozen=True)
+class SingleRow:
+    """A metric of an evaluation that only one model was asked, or that cannot be compared.
+
+    Attributes:
+        evaluation: the evaluation it belongs to.
+        metric: name of the metric.
+        model: the model that was asked.
+        value: its value.
+    """
+
+    evaluation: str
+    metric: str
+    model: str
+    value: Interval
+
+
+@dataclasses.dataclass(frozen=True)
+class RunVerdict:
+    """The answer to "Did it help?".
+
+    Attributes:
+        sentence: the answer, in one sentence or a few.
+        caveat: what the answer does not say.
+        commands: what to run to know more, in order; () if nothing is missing.
+    """
+
+    sentence: str
+    caveat: str
+    commands: tuple[str, ...] = ()
+
+    def lines(self) -> str:
+        """Returns the verdict for a terminal."""
+        commands = "".join(f"\n        {command}" for command in self.commands)
+        return f"Did it help? {self.sentence}\n        {self.caveat}{commands}"
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExampleCard:
-    """One held-out question answered before and after training.
+    """One question answered before and after training.
 
     Attributes:
         id: the prompt's id.
-        image: uint8 [H, W, 3].
+        image: uint8 [H, W, 3]; None if it is missing.
         question: the question asked.
         truth: the correct answer, "" if unknown.
         base_answer: answer before training.
@@ -225,19 +265,22 @@ class ExampleCard:
         verdict: "better" or "worse" if the scores say so; "changed" if the answer differs without
             being either; "same" otherwise.
         evaluation: the evaluation it belongs to, "" if there is only one.
+        seen: what training has seen of it, in words; "" says nothing about it.
     """
 
     id: str
-    image: np.ndarray
+    image: np.ndarray | None
     question: str
     truth: str
     base_answer: str
     aligned_answer: str
     verdict: Verdict
     evaluation: str = ""
+    seen: str = ""
 
     def __post_init__(self) -> None:
-        _check_image(self.image, f"example {self.id!r}, image")
+        if self.image is not None:
+            _check_image(self.image, f"example {self.id!r}, image")
         _check_choice(self.verdict, get_args(Verdict), f"example {self.id!r}, verdict")
 
 
@@ -258,27 +301,35 @@ class Profile:
 class ReportData:
     """Everything on the page; every text is shown as text, never interpreted as HTML.
 
+    What is empty has no section on the page.
+
     Attributes:
         title: heading of the page.
         subtitle: one line under it, such as the config's name and the date.
+        verdict: whether the run helped.
         facts: (label, value) of the run at a glance.
-        config: (dotted field, value) of the whole config.
+        changed: (dotted field, value) of the settings that are not at their defaults.
+        config: (dotted field, value) of the others.
         stages: stages in the order they ran.
         times: where the time since the first start went.
         curves: charts of the training.
-        profiles: traces that were taken; without any, the page has no section for them.
+        profiles: traces that were taken.
         funnel: candidate pairs that were dropped, by reason.
         pairs_total: pairs *kept* for training; candidates are these plus the dropped ones.
         pairs: the kept pairs shown in the gallery, at most `pairs_total`.
         table: the results, in reading order.
-        examples: answers before and after; the page sorts them by verdict.
-        notes: remarks and cautions shown under the facts.
+        single: results that are not a comparison.
+        own: answers to the run's own prompts before and after.
+        examples: answers to questions of evaluations; the page sorts them by verdict.
+        notes: remarks and cautions shown under the verdict.
         given: whether the answers of pairs came with the data instead of from the model.
     """
 
     title: str
     subtitle: str
+    verdict: RunVerdict | None = None
     facts: tuple[tuple[str, str], ...] = ()
+    changed: tuple[tuple[str, str], ...] = ()
     config: tuple[tuple[str, str], ...] = ()
     stages: tuple[Stage, ...] = ()
     times: tuple[TimeShare, ...] = ()
@@ -288,6 +339,8 @@ class ReportData:
     pairs_total: int = 0
     pairs: tuple[PairCard, ...] = ()
     table: tuple[EvalRow, ...] = ()
+    single: tuple[SingleRow, ...] = ()
+    own: tuple[ExampleCard, ...] = ()
     examples: tuple[ExampleCard, ...] = ()
     notes: tuple[str, ...] = ()
     given: bool = False

@@ -21,26 +21,40 @@ from seva_jax.report.filters import (
     label_facet,
     length_facet,
 )
-from seva_jax.report.markup import count_of, esc, number, shorten
+from seva_jax.report.markup import breakable, count_of, esc, number, shorten
 from seva_jax.report.pictures import Album, is_tiny
 
 # In the order shown.
 VERDICT_WORDS = {"better": "Better", "worse": "Worse", "changed": "Changed", "same": "Unchanged"}
-MOVE_WORDS = {"up": "Margin rose", "down": "Margin fell", "flat": "Margin did not move"}
+MOVE_WORDS = {
+    "up": "Margin rose",
+    "down": "Margin fell",
+    "flat": "Margin did not move",
+    "unknown": "Margin not measured",
+}
 LONG_ANSWER = 420  # characters; longer answers scroll inside their card
 
 
-def examples_gallery(examples: Sequence[ExampleCard], album: Album) -> str:
-    """Returns filters and cards of the examples, those changed for better or worse first."""
+def examples_gallery(examples: Sequence[ExampleCard], album: Album, group: str) -> str:
+    """Returns filters and cards of the examples, those changed for better or worse first.
+
+    Args:
+        examples: questions with the answers before and after.
+        album: collects their images.
+        group: name of the gallery, unique on the page.
+    """
     order = list(VERDICT_WORDS)
     ranked = sorted(examples, key=lambda card: order.index(card.verdict))
     verdicts = Facet("verdict", "Verdict", VERDICT_WORDS, tuple((c.verdict,) for c in ranked))
-    evaluations = label_facet("evaluation", "Evaluation", [(c.evaluation,) for c in ranked])
+    others = (
+        label_facet("evaluation", "Evaluation", [(c.evaluation,) for c in ranked]),
+        label_facet("seen", "Training", [(c.seen,) for c in ranked]),
+    )
     cards = "".join(
-        example_card(card, album, _attributes((verdicts, evaluations), index))
+        example_card(card, album, _attributes((verdicts, *others), index))
         for index, card in enumerate(ranked)
     )
-    filters = filter_form("examples", verdicts, (evaluations,))
+    filters = filter_form(group, verdicts, others)
     return f'{filters}<div class="cards examples">{cards}</div>'
 
 
@@ -52,12 +66,13 @@ def example_card(card: ExampleCard, album: Album, attributes: str) -> str:
     """Returns the card of a question with both answers; `attributes` are for the filters."""
     after, (before,) = mark_differences(card.aligned_answer, (card.base_answer,))
     alt = f"Picture asked about: {shorten(card.question, 100)}"
+    seen = f"<small>{esc(card.seen)}</small>" if card.seen else ""
     where = f"{card.evaluation}: {card.id}" if card.evaluation else card.id
     answers = _answers(card.truth, [("Before", before, "rejected"), ("After", after, "chosen")])
     return (
         f'<article class="card {card.verdict}"{attributes}>'
         f"<figure>{_image(card.image, alt, album)}</figure>"
-        f'<div class="body"><p class="badge {card.verdict}">{VERDICT_WORDS[card.verdict]}</p>'
+        f'<div class="body"><p class="badge {card.verdict}">{VERDICT_WORDS[card.verdict]}{seen}</p>'
         f"{_question(card.question)}{answers}"
         f'<p class="id">{esc(where)}</p></div></article>'
     )
@@ -93,13 +108,15 @@ def pair_card(card: PairCard, album: Album, extent: float, decimals: int, attrib
     """
     chosen, rejected = mark_differences(card.chosen, card.rejected)
     asked = shorten(card.question, 100)
-    pictures = [(card.clean, "Clean", f"Clean, for: {asked}")]
+    clean = (card.clean, "Clean", f"Clean, for: {asked}")
+    pictures: list[tuple[np.ndarray | None, str, str]] = [clean]
     for index, image_HWC in enumerate(card.corrupted):
         name = _numbered("Corrupted", index, len(card.corrupted))
         how = f"{name}: {card.corruptions[index]}" if card.corruptions else name
         pictures.append((image_HWC, how, f"{how}, for: {asked}"))
     figures = "".join(
-        f"<figure>{_image(image_HWC, alt, album)}<figcaption>{esc(name)}</figcaption></figure>"
+        f"<figure>{_image(image_HWC, alt, album)}"
+        f"<figcaption>{breakable(name)}</figcaption></figure>"
         for image_HWC, name, alt in pictures
     )
     layout = "pictures many" if len(pictures) > 2 else "pictures"
@@ -119,8 +136,10 @@ def pair_card(card: PairCard, album: Album, extent: float, decimals: int, attrib
 
 
 def move(card: PairCard) -> str:
-    """Returns how the margin changed: "up", "down", or "flat", also if it was not measured."""
+    """Returns how the margin changed, a key of `MOVE_WORDS`."""
     change = card.margin_after - card.margin_before
+    if math.isnan(change):
+        return "unknown"
     return "up" if change > 0 else "down" if change < 0 else "flat"
 
 
@@ -145,7 +164,9 @@ def _answers(truth: str, answers: Sequence[tuple[str, str, str]]) -> str:
     return f"<dl>{''.join(rows)}</dl>"
 
 
-def _image(image_HWC: np.ndarray, alt: str, album: Album) -> str:
+def _image(image_HWC: np.ndarray | None, alt: str, album: Album) -> str:
+    if image_HWC is None:
+        return '<p class="missing">picture missing</p>'
     style = ' class="tiny"' if is_tiny(image_HWC) else ""
     height, width = image_HWC.shape[:2]
     return (  # a button, so that the keyboard reaches it; the script enables and enlarges it

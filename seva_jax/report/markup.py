@@ -48,6 +48,22 @@ def decimals_for(values: tuple[float, ...]) -> int:
     return 3 if largest <= 1 else 2 if largest < 100 else 1
 
 
+def clear_decimals(values: tuple[float, ...], ends: tuple[float, ...]) -> int:
+    """Returns decimals for `values` with which no end of an interval is rounded to 0.
+
+    Args:
+        values: see `decimals_for`.
+        ends: ends of an interval without 0; () if it has 0.
+
+    >>> clear_decimals((0.5, 0.6), (0.0001, 0.02)), clear_decimals((0.5, 0.6), ())
+    (4, 3)
+    """
+    decimals = decimals_for(values)
+    while decimals < 6 and any(round(end, decimals) == 0 for end in ends):
+        decimals += 1
+    return decimals
+
+
 def number(value: float, decimals: int, *, signed: bool = False) -> str:
     """Formats a number with thousands separators and a real minus sign; "–" if not finite.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from seva_jax.config import fingerprint, flatten
+from seva_jax.config import fingerprint, flatten, suite_source
 from seva_jax.evals import (
     Answer,
     EvalResult,
@@ -24,10 +24,11 @@ from seva_jax.evals import (
     write_records,
     write_summary,
 )
+from seva_jax.evals.stored import SUITE_FILE
 from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.run.used_data import open_scorable
 from seva_jax.run.workdir import Workdir
-from seva_jax.runtime.files import read_lines
+from seva_jax.runtime.files import read_lines, write_text
 from seva_jax.runtime.journal import Journal, Record
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import barrier, say
@@ -47,7 +48,8 @@ def evaluate_all(
     """Asks every question of every suite and writes the answers and their scores.
 
     Each suite leaves evals/WHO/NAME.json (numbers), evals/WHO/NAME.jsonl (one record a question)
-    and the folder evals/WHO/NAME with the answers, in our format and for other scorers.
+    and the folder evals/WHO/NAME with the answers, in our format and for other scorers, and with
+    the suite itself, so that `stored_evaluations` needs no suite file.
 
     Args:
         engine: answers with the model.
@@ -69,7 +71,7 @@ def evaluate_all(
         *tokenizer_facts(engine.encoder.tokenizer), engine.processing, engine.cache,
     )  # fmt: skip
     num = 0
-    for suite in suites:
+    for order, suite in enumerate(suites):
         questions = open_scorable(suite)
         asked = [[p.id, p.question, list(p.images)] for p in questions.prompts]
         header = {
@@ -84,7 +86,7 @@ def evaluate_all(
         _ask(engine, suite, questions, who, workdir, journal)
         num += len(questions.prompts)
         if workdir.writes:
-            _score(suite, questions, who, workdir, journal)
+            _score(suite, questions, who, workdir, journal, order)
         barrier(f"evals {who} {suite.name}")
     return f"{num:,} questions"
 
@@ -149,9 +151,10 @@ def _refusal(journal: Journal, there: Record) -> str:
 
 
 def _score(
-    suite: Suite, questions: Questions, who: str, workdir: Workdir, journal: Journal
+    suite: Suite, questions: Questions, who: str, workdir: Workdir, journal: Journal, order: int
 ) -> None:
     """Scores the answers in a journal and writes everything, on process 0."""
+    assert journal.header is not None
     lines, folder = journal.read(), journal.path.parent
     texts = {line["id"]: line["answer"] for line in lines if "answer" in line}
     drops = questions.drops + collections.Counter(x["dropped"] for x in lines if "dropped" in x)
@@ -167,6 +170,7 @@ def _score(
         )
     answers = [Answer(p, texts.get(p.id, "").strip()) for p in questions.prompts]
     suite.write_answers(folder, f"{workdir.path.resolve().name}-{who}", answers)
+    write_text(folder / SUITE_FILE, suite_source(suite))
     kept = [p for p in questions.prompts if p.id in texts]
     result = questions.evaluator(lambda prompts: [texts[p.id] for p in prompts], kept)
     write_records(folder.with_name(f"{suite.name}.jsonl"), result.records)
@@ -175,6 +179,8 @@ def _score(
         "notes": list(questions.notes),
         "left_out": dict(drops),
         "suite": flatten(suite),
+        "model": journal.header["model"],
+        "order": order,
     }
     write_summary(folder.with_name(f"{suite.name}.json"), result, about)
 

@@ -56,9 +56,10 @@ class ProcessOptions:
             the others end with a non-zero status.
         join_timeout_s: a process that has not joined all others within this many seconds, because
             the coordinator's address is wrong or a process does not start, ends with an error.
-        grace_s: after SIGTERM or Ctrl-C a run saves at its next safe point; if it reaches none
-            within this many seconds, for example during a compilation, it ends with what was saved
-            before. Kubernetes and Slurm kill after 30 s by default.
+        grace_s: after SIGTERM or Ctrl-C, the run finishes its current step or batch, saves and
+            ends. If this takes longer than this many seconds on any process, as a compilation may,
+            the run ends at once and resumes from its last save. Kubernetes and Slurm kill after
+            30 s by default.
         libtpu_flags: "overlap" hides collectives behind compute where XLA can, which helps large
             fsdp meshes and may cost memory; compare with seva_jax.plan. LIBTPU_INIT_ARGS overrides
             these flags.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ ASIDE = "set-aside"  # where directories are moved that are not intact checkpoin
 
 
 class Checkpoints:
-    """Checkpoints of one training stage; the newest two are kept.
+    """Checkpoints of one training stage; the newest two are kept, and one more step (`keep`).
 
     Each holds the `TrainState` (parameters, optimiser state, step), the position in the data as
     JSON, and facts about the run, also JSON. Training has no other random state: shuffling follows
@@ -55,12 +55,14 @@ class Checkpoints:
         for name, why in passed_over:
             say(f"{directory}/{name} is not used: {why}; it is {self._put_away(name)}")
         barrier(f"checkpoints {directory}")
-        self._saving = 0
+        self._saving, self._kept = 0, _OneStep()
         self._took_s: float | None = None
         self._pending: concurrent.futures.Future[None] | None = None
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=2,
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(
+                [ocp.checkpoint_managers.LatestN(2), self._kept]
+            ),
             # In a store Orbax takes every folder without its last object for an unfinished save,
             # also `set-aside/`.
             cleanup_tmp_directories=not is_remote(self._directory),
@@ -74,6 +76,13 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         except Exception as error:  # as in `save`
             raise self._failure(self._directory, error) from error
+
+    def keep(self, step: int | None) -> None:
+        """Keeps the checkpoint of a step, apart from the newest two, until another one is named.
+
+        It is deleted only when a checkpoint that was saved after that is finished.
+        """
+        self._kept.step = step
 
     def _put_away(self, name: str) -> str:
         """Removes an unfinished checkpoint, or moves a damaged one; returns which, for people."""
@@ -218,6 +227,16 @@ class Checkpoints:
             self._worker.shutdown()
 
 
+class _OneStep:
+    """A preservation policy of Orbax: keeps one step, which may change."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns whether to keep each of the checkpoints."""
+        return [info.step == self.step for info in checkpoints]
+
+
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Turns what Orbax and tensorstore raise while they read a checkpoint into one line.
@@ -323,11 +342,16 @@ def last_checkpoint(
     return path
 
 
-def checkpoint_of(directory: Path, step: int) -> Path:
+def checkpoint_of(directory: Path, step: int, facts: Mapping[str, Any] | None = None) -> Path:
     """Returns the checkpoint of a step, after comparing its files with their digests.
 
+    Args:
+        directory: the checkpoints of a training stage.
+        step: the step.
+        facts: see `last_checkpoint`.
+
     Raises:
-        DataError: it is missing or damaged.
+        DataError: it is missing or damaged, or is of another run.
     """
     path = directory.absolute() / str(step)
     if why := damage(path) if path.exists() else "it is not there":
@@ -336,6 +360,8 @@ def checkpoint_of(directory: Path, step: int) -> Path:
             f"{directory} has no intact checkpoint of step {step} ({why}); it holds "
             f"{', '.join(kept) or 'none'}"
         )
+    if facts is not None:
+        _refuse_other_facts(path, read_facts(path), facts)
     return path
 
 

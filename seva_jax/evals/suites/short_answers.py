@@ -43,8 +43,9 @@ class PopeSets(Benchmark):
 
     Attributes:
         folder: holds one file for each set, as POPE publishes them for COCO
-            (coco_pope_random.json, ...), GQA (gqa_pope_seem_random.json, ...) and A-OKVQA.
-        sets: which of these to ask: random, popular, adversarial.
+            (coco_pope_random.json, ...), GQA (gqa_pope_seem_random.json, ...) and A-OKVQA; or one
+            such file, which is the only one asked. The end of its name says which set it is.
+        sets: which sets of a folder to ask: random, popular, adversarial.
         parser: reads yes or no from an answer; the numbers of `WordParser` are reported as well.
         suffix: put after every question; by default LLaVA's request for a short answer, which
             POPE's own questions do not have.
@@ -62,17 +63,31 @@ class PopeSets(Benchmark):
     def open(self) -> Questions:
         prompts: list[Prompt] = []
         files, notes = [], [f"read by {type(self.parser).__name__}; words: WordParser"]
-        for category in self.sets:
+        for category in self._categories():
             files.append(self._file(category))
             of_set = load_pope(files[-1], category=category, suffix=self.suffix)
-            notes.append(f"{category}: {len(of_set):,} questions{_variant(category, len(of_set))}")
+            about = f"{len(of_set):,} questions{_variant(category, len(of_set))}"
+            notes.append(f"{category}: {about}" if category else about)
             for prompt in of_set:
                 # LLaVA's scorer finds a question's set by its id, so ids are unique over all sets.
                 meta = prompt.meta | {"question_id": len(prompts)}
                 prompts.append(dataclasses.replace(prompt, meta=meta))
         return self.questions(prompts, Pope(self.name, self.parser, also_words=True), files, notes)
 
+    @property
+    def _is_file(self) -> bool:
+        return bool(self.folder) and as_path(self.folder).is_file()
+
+    def _categories(self) -> tuple[str, ...]:
+        """Returns the names of the sets; "" for a file whose name does not say which it is."""
+        if not self._is_file:
+            return self.sets
+        stem = as_path(self.folder).stem
+        return (next((x for x in _SETS if stem.endswith(x)), ""),)
+
     def _file(self, category: str) -> str:
+        if self._is_file:
+            return self.folder
         found = sorted(as_path(self.folder).glob(f"*pope*_{category}.json"))
         if len(found) != 1:
             names = ", ".join(path.name for path in found) or "none"
@@ -91,10 +106,11 @@ class PopeSets(Benchmark):
             for a in answers
         )
         write_lines(folder / "questions.jsonl", questions)
-        for category in self.sets:
-            of_set = [a for a in answers if a.prompt.meta["category"] == category]
+        for category in self._categories():
+            of_set = [a for a in answers if a.prompt.meta.get("category", "") == category]
+            of_set = list(answers) if self._is_file else of_set
             lines = ({"question": a.asked, "answer": a.text} for a in of_set)
-            write_lines(folder / f"pope_{category}.jsonl", lines)
+            write_lines(folder / (f"pope_{category}.jsonl" if category else "pope.jsonl"), lines)
 
     @override
     def columns(self, prompt: Prompt) -> dict[str, str]:
@@ -103,6 +119,8 @@ class PopeSets(Benchmark):
 
 
 def _variant(category: str, num: int) -> str:
+    if not category:
+        return ""
     if category == "random" and num == 2910:
         return ", the file LLaVA-1.5 was published with"
     return "" if num == 3000 else ", which is neither 3,000 nor LLaVA-1.5's 2,910 (random only)"

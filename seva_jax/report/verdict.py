@@ -1,0 +1,162 @@
+"""Whether a run helped, in a few sentences with their caveat, for the page and for the terminal.
+
+What lives here: `did_it_help`. What does not: the numbers behind it (`results.py`, `shown.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+
+from seva_jax.evals import Row
+from seva_jax.report.data import RunVerdict
+from seva_jax.report.markup import clear_decimals, count_of, number
+from seva_jax.report.results import ALIGNED, BASE, Results, without_repeats
+from seva_jax.report.shown import Shown
+from seva_jax.runtime.paths import hide_home
+
+_MOST_NAMED = 3  # metrics of one kind that a sentence names
+_MANY_METRICS = 10  # from which on some change clearly by luck
+_UNFINISHED = "This page shows what there is so far; the command that started the run resumes it."
+_NOT_COMPARED = "Only the same questions, asked of both models, show a difference:"
+_NO_EVALUATION = (
+    "Changed answers and margins of trained pairs say that training worked, not that answers are "
+    "better. To find out, ask both models questions whose answers are known:"
+)
+
+
+def did_it_help(path: str, results: Results, shown: Shown, finished: bool) -> RunVerdict:
+    """Returns whether alignment helped, as far as the run can tell.
+
+    Args:
+        path: the work directory, as commands name it.
+        results: its evaluations.
+        shown: its answers and margins.
+        finished: whether its alignment has finished.
+    """
+    if results.rows:
+        return _measured(results)
+    if not finished:
+        return RunVerdict("Not known yet: the alignment has not finished.", _UNFINISHED)
+    asked = list(dict.fromkeys(who for who, _ in results.alone))
+    if results.problems:
+        why, caveat = "the results of the two models cannot be compared", " ".join(results.problems)
+        caveat += f" {_NOT_COMPARED}"
+    elif len(asked) == 1:
+        names = ", ".join(result.name for _, result in results.alone)
+        why, caveat = f"only the {asked[0]} model has been evaluated ({names})", _NOT_COMPARED
+    elif asked:
+        why, caveat = "the two models were asked different evaluations", _NOT_COMPARED
+    else:
+        why, caveat = "there is no evaluation", _NO_EVALUATION
+    said = " ".join((f"Not known: {why}.", *_answers(shown), *_margins(shown)))
+    return RunVerdict(said, caveat, _commands(path))
+
+
+def _measured(results: Results) -> RunVerdict:
+    """Returns the verdict of evaluations that both models were asked."""
+    rows = [
+        row
+        for row, _ in without_repeats(results.rows)
+        if "/" not in row.metric and row.better != "neither"
+    ]
+    measured = [row for row in rows if math.isfinite(row.difference.low + row.difference.high)]
+    better = [row for row in measured if row.verdict == "better"]
+    worse = [row for row in measured if row.verdict == "worse"]
+    evaluations = count_of(len(results.both), "evaluation")
+    if not measured:
+        sentence = "Not known: no metric could be computed from these answers."
+    elif better and worse:
+        sentence = f"In part. Better: {_changes(better)}. Worse: {_changes(worse)}."
+    elif better:
+        sentence = f"Yes, on these questions: {_changes(better)}. No metric got clearly worse."
+    elif worse:
+        sentence = f"No: {_changes(worse)}. No metric got clearly better."
+    else:
+        metrics = count_of(len(measured), "metric")
+        sentence = f"No clear change in {metrics} of {evaluations}."
+    # What was asked for first in an evaluation is named, whatever became of it.
+    firsts = {row.evaluation: row for row in reversed(measured)}
+    unclear = [row for row in measured if row is firsts[row.evaluation] and not row.verdict]
+    if unclear:
+        sentence += f" Without a clear change: {_differences(unclear)}."
+    caveat = (
+        f"One run with one seed, {count_of(results.questions, 'question')} in {evaluations}. "
+        "Brackets are 95 % intervals over questions; another seed may give another result"
+    )
+    if len(measured) >= _MANY_METRICS:
+        caveat += f", and of {len(measured)} metrics about one in twenty changes clearly by luck"
+    more = list(results.problems)
+    for who in (BASE, ALIGNED):
+        names = [result.name for model, result in results.alone if model == who]
+        if names and not results.problems:
+            more.append(f"Only the {who} model was asked {', '.join(names)}.")
+    return RunVerdict(sentence, " ".join((f"{caveat}.", *more)))
+
+
+def _changes(rows: Sequence[Row]) -> str:
+    """Returns clear changes in words: the first of each evaluation, and how many more."""
+    named = list({row.evaluation: row for row in reversed(rows)}.values())[::-1][:_MOST_NAMED]
+    more = len(rows) - len(named)
+    return _listed([_change(row) for row in named], more)
+
+
+def _change(row: Row) -> str:
+    """Returns a clear change in words, with its interval as a positive amount."""
+    change = row.difference
+    rose = change.value > 0
+    ends = (change.low, change.high) if rose else (-change.high, -change.low)
+    decimals = clear_decimals((row.base.value, row.aligned.value), ends)
+    value, low, high = (number(x, decimals) for x in (abs(change.value), *ends))
+    return f"{_name(row)} {'rose' if rose else 'fell'} by {value} [{low}, {high}]"
+
+
+def _differences(rows: Sequence[Row]) -> str:
+    """Returns metrics with the intervals of their differences."""
+    texts = []
+    for row in rows[:_MOST_NAMED]:
+        decimals = clear_decimals((row.base.value, row.aligned.value), ())
+        ends = (row.difference.low, row.difference.high)
+        low, high = (number(x, decimals, signed=True) for x in ends)
+        texts.append(f"{_name(row)} [{low}, {high}]")
+    return _listed(texts, len(rows) - len(texts))
+
+
+def _listed(texts: Sequence[str], more: int) -> str:
+    return "; ".join(texts) + (f"; and {count_of(more, 'more metric')}" if more else "")
+
+
+def _name(row: Row) -> str:
+    return f"{row.metric.replace('_', ' ')} of {row.evaluation}"
+
+
+def _answers(shown: Shown) -> list[str]:
+    """Returns how many answers to the run's own prompts changed."""
+    if not shown.own:
+        return []
+    changed = sum(one["base"] != one["aligned"] for one in shown.own)
+    return [f"{changed} of {count_of(len(shown.own), 'answer')} to the run's own prompts changed."]
+
+
+def _margins(shown: Shown) -> list[str]:
+    """Returns how the margins of pairs moved; they are 0 before training."""
+    margins = [x for _, x in shown.margins if x is not None and math.isfinite(x)]
+    if not margins:
+        return []
+    mean, rose = sum(margins) / len(margins), sum(x > 0 for x in margins)
+    moved = "rose" if mean > 0 else "fell"
+    text = number(mean, 3 if abs(mean) < 0.1 else 2, signed=True)
+    kind = count_of(len(margins), "pair")
+    if mean == 0:
+        return [f"The mean reward margin of {kind} did not move."]
+    return [f"The mean reward margin of {kind} {moved} to {text}; {rose} of them rose."]
+
+
+def _commands(path: str) -> tuple[str, ...]:
+    """Returns the commands that ask both models, as far as they were not, and update the page."""
+    there = shlex.quote(hide_home(path)).replace("'~/", "~/'")
+    return (
+        f"seva-jax evaluate --model base {there} --questions QUESTIONS.jsonl",
+        f"seva-jax report {there}",
+    )
