@@ -30,7 +30,7 @@ from seva_jax.evals import Questions
 from seva_jax.report.closing import how_to_open
 from seva_jax.report.corruptions import corruptions_page
 from seva_jax.report.document import write_html
-from seva_jax.run.own_template import template_warnings
+from seva_jax.run.own_template import template_warnings, used_templates
 from seva_jax.run.used_data import truth_errors, used_data
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import one_line_errors
@@ -205,7 +205,7 @@ def _check(command: Check, rest: Sequence[str]) -> None:
     experiment = _experiment(command, rest)
     assets, max_length = experiment.base.assets(), experiment.text.max_length
     problems = list[str]()
-    templates = {"text.train": experiment.text.train, "text.generate": experiment.text.generate}
+    templates = used_templates(experiment)
     for warning in template_warnings(experiment.base, assets.tokenizer, templates):
         print(hide_home(f"warning: {warning}"))
     for used in used_data(experiment):

@@ -49,14 +49,24 @@ def early_text_problems(config: Experiment, prompts: PromptSet) -> Iterator[str]
             f"text.max_length {text.max_length} leaves no room for questions and answers: {what} "
             f"{tokens} tokens; set --text.max-length {_rounded(tokens)} or more"
         )
-    ends = _end_tokens(as_path(base.path)) if isinstance(base, Checkpoint) else set[str]()
-    for name, template in (("text.train", text.train), ("text.generate", text.generate)):
-        if ends and template.end.strip() not in ends:
-            yield (
-                f"{name} closes answers with {template.end!r}, but the end token of the tokenizer "
-                f"in {base.path} is {' or '.join(map(repr, sorted(ends)))}: use the template that "
-                "the checkpoint was trained with (seva_jax.text has LLaVA's; Template(end=...))"
-            )
+    if isinstance(base, Checkpoint):
+        ends = _end_tokens(as_path(base.path))
+        for name, template in used_templates(config).items():
+            if ends and template.end.strip() not in ends:
+                yield (
+                    f"{name} closes answers with {template.end!r}, but the end token of the "
+                    f"tokenizer in {base.path} is {' or '.join(map(repr, sorted(ends)))}: use the "
+                    "template that the checkpoint was trained with (seva_jax.text has LLaVA's; "
+                    "Template(end=...))"
+                )
+
+
+def used_templates(config: Experiment) -> dict[str, Template]:
+    """Returns the templates that a run uses, by the names of their fields."""
+    templates = {"text.train": config.text.train}
+    if config.evals or not config.prompts.has_answers:
+        templates["text.generate"] = config.text.generate
+    return templates
 
 
 def _rounded(tokens: int) -> int:
@@ -74,12 +84,11 @@ def _least_tokens(base: BaseModel) -> int:
     tower = tower_directory(path, base.vision_tower)
     fields = read_json((tower or path) / "config.json")
     vision = fields.get("vision_config", fields if tower else None)
-    sizes = (
-        [vision.get(x) for x in ("image_size", "patch_size")] if isinstance(vision, dict) else []
-    )
-    if [type(size) for size in sizes] != [int, int] or min(sizes) < 1:
+    sizes: dict[str, Any] = vision if isinstance(vision, dict) else {}
+    side, patch = sizes.get("image_size"), sizes.get("patch_size")
+    if not isinstance(side, int) or not isinstance(patch, int) or not 0 < patch <= side:
         return 0
-    return (sizes[0] // sizes[1]) ** 2
+    return (side // patch) ** 2
 
 
 def _end_tokens(directory: Path) -> set[str]:

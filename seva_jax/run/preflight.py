@@ -31,7 +31,7 @@ from seva_jax.evals import Questions
 from seva_jax.run.context import RunContext
 from seva_jax.run.enough_memory import memory_problems
 from seva_jax.run.outputs import Outputs
-from seva_jax.run.own_template import early_text_problems, template_warnings
+from seva_jax.run.own_template import early_text_problems, template_warnings, used_templates
 from seva_jax.run.used_data import open_scorable, used_data
 from seva_jax.run.workdir import Workdir
 from seva_jax.runtime import lock
@@ -205,9 +205,7 @@ def _text_problems(
         suites: its evaluations by name, as far as they are still to be asked.
     """
     text, problems = ctx.config.text, list[str]()
-    templates = {"text.train": text.train}
-    if suites or not ctx.config.prompts.has_answers:
-        templates["text.generate"] = text.generate
+    templates = used_templates(ctx.config)
     encoders = dict[Template, Encoder]()
     for name, template in templates.items():
         encoder = _attempt(partial(ctx.encoder, template), problems, f"{name}: ")

@@ -212,7 +212,8 @@ def require_devices() -> None:
         jax.devices()
     # JAX raises the second for JAX_PLATFORMS=cuda where it sees no GPU.
     except (RuntimeError, AssertionError) as error:
-        wanted = jax.config.jax_platforms or ""
+        config: Any = jax.config  # whose fields are made when it is imported
+        wanted = config.jax_platforms or ""
         said = (str(error).splitlines() or [""])[0].partition(" (set JAX_PLATFORMS")[0]
         why = f" ({said})" if said else ""
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
