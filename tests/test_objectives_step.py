@@ -197,3 +197,20 @@ def test_whole_distributions_exist_for_a_chunk_only(variables):
     assert (2, chunk, size) in wide
     tables = {(size,), (width, size), (1, width, size)}
     assert all(np.prod(s) <= 2 * chunk * size for s in wide - tables), wide
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_held_out_metrics_are_those_of_the_step(variables, mix, micro_batches):
+    """An evaluation computes what a step reports of the same batch and parameters."""
+    rng = np.random.default_rng(8)
+    examples = [two_trees(rng, index) for index in range(4)]
+    batch = pack([[e] for e in examples], shape_of(examples))
+    expected, _ = run(variables, MIXES[mix], batch, (1, 1, 1), micro_batches)
+    trainable, _ = parts(variables)
+    step = TrainStep(MODEL, MIXES[mix], optax.identity(), OPTIONS, True)
+    micro = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+    found = jax.jit(step.evaluate)(trainable, {"params": variables["params"]}, micro)
+    assert found.pop("weight") == sum(e.weight for e in examples)
+    for name, value in found.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)

@@ -16,15 +16,17 @@ from seva_jax.report import markup
 from seva_jax.runtime.goodput import Goodput, goodput_of
 from seva_jax.runtime.run_records import read_metrics, read_stages
 from seva_jax.runtime.stores import is_remote
+from seva_jax.training.held_out import RECORD, read_held_out
 
 
 def closing_summary(path: Path, options: ReportOptions) -> str:
-    """Returns time for each stage, goodput, speed and cost, and where the files are.
+    """Returns the best and the last step, times, goodput, speed, cost, and where the files are.
 
     Args:
         path: the work directory.
         options: the price of a device-hour.
     """
+    model = f"model:  {read_held_out(path)}\n" if (path / RECORD).exists() else ""
     stages = read_stages(path)
     times = ", ".join(f"{n} {markup.duration(s['seconds'])}" for n, s in own_stages(stages).items())
     align = [row for row in read_metrics(path) if row["stage"] == "align"]
@@ -33,6 +35,7 @@ def closing_summary(path: Path, options: ReportOptions) -> str:
     answers = "evals/ (every answer), " if (path / "evals").is_dir() else ""
     rate = f"{speed(align):,.1f} pairs/s in training (median, without compiling), " if align else ""
     return (
+        f"{model}"
         f"time:   {markup.duration(seconds(stages))}: {times}\n"
         f"{kept}"
         f"speed:  {rate}{cost(stages, options)} on {devices()}\n"

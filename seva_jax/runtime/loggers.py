@@ -68,7 +68,7 @@ class LogWriter:
         time, with the same values.
 
         Args:
-            stage: "base" or "align".
+            stage: "base", "align", or "held-out" for pairs that are not trained on.
             step: optimiser step of the stage.
             values: numbers by name.
         """
