@@ -135,11 +135,17 @@ def results_and_verdict(path: Path, config: Experiment) -> str:
 
 
 def held_out_row(path: Path, metrics: Sequence[Record]) -> Record | None:
-    """Returns the metrics of held-out pairs under the aligned model; None without any."""
+    """Returns the metrics of held-out pairs under the aligned model; None without any.
+
+    "margin before" is their reward margin before training, where it was measured.
+    """
     rows = {row["step"]: row for row in metrics if row["stage"] == _HELD_OUT}
     file = path / _HELD_OUT_FILE
     kept = read_json(file).get("kept_step") if file.is_file() else None
-    return rows.get(kept, rows[max(rows)]) if rows else None
+    if not rows:
+        return None
+    before = rows.get(0, {}).get("rewards/margins", 0.0)
+    return rows.get(kept, rows[max(rows)]) | {"margin before": before}
 
 
 def page_size(page: Path) -> str:

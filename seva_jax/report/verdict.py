@@ -44,8 +44,7 @@ def did_it_help(
         results: its evaluations.
         shown: its answers and margins.
         finished: whether its alignment has finished.
-        held_out: metrics of pairs that were not trained on, under the aligned model; None if there
-            are no such pairs.
+        held_out: see `run_report.held_out_row`.
     """
     if results.rows:
         return _measured(results)
@@ -163,7 +162,8 @@ def _margins(shown: Shown, held_out: Mapping[str, Any] | None) -> list[str]:
     """Returns how the margins of pairs moved."""
     if held_out and math.isfinite(held_out.get("rewards/margins", math.nan)):
         kind = count_of(round(held_out.get("pairs", 0)), "held-out pair")
-        return [_moved(kind, 0.0, held_out["rewards/margins"]) + "."]
+        before, after = held_out.get("margin before", 0.0), held_out["rewards/margins"]
+        return [f"{_moved(kind, before, after)}."]
     margins = [(x, y) for _, x, y in shown.margins if x is not None and y is not None]
     margins = [pair for pair in margins if all(map(math.isfinite, pair))]
     if not margins:
