@@ -38,7 +38,7 @@ def get_config():
         rollout=RolloutOptions(Sampling(max_new_tokens=1024, temperature=0.0)),
         pairs=InjectedPairs(rate=0.2, objects_file="data/objects.txt"),
         objective=DPO(beta=0.1),
-        lora=LoraConfig(rank=128, alpha=256.0),
+        lora=LoraConfig(rank=128, alpha=256.0, dropout=0.05),
         optim=Optim(lr=4e-7, projector_lr=2e-5, schedule="cosine", warmup_ratio=0.05),
         train=dataclasses.replace(
             config.train,

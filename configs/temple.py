@@ -51,7 +51,7 @@ def supervised(optim):
         prompts=AnsweredPrompts(QuestionsJsonl("data/supervised.jsonl", "data/frames")),
         corrupt=(),
         objective=Supervised(),
-        lora=LoraConfig(rank=32, alpha=32.0),
+        lora=LoraConfig(rank=32, alpha=32.0, dropout=0.05),
         optim=dataclasses.replace(optim, lr=1e-4),
     )
 
