@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from seva_jax.pretrained import from_pretrained
     from seva_jax.report.pair_view import show
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 # Without `open`: `from seva_jax import *` leaves Python's own in place.
 __all__ = ["__version__", "from_pretrained", "show"]
 
