@@ -253,7 +253,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         plans = list(map(runs_of, experiments))
         chosen = experiments if flags.only is None else [experiments[flags.only]]
         if flags.print_config:
-            print("\n".join(map(to_source, chosen)))
+            shown = [smoke(chosen[0])] if flags.smoke else chosen
+            print("\n".join(map(to_source, shown)))
             return
         with joined(chosen[0].processes):
             if flags.smoke:

@@ -156,6 +156,13 @@ def test_held_out_pairs_and_stages_of_others():
     check(smoke(Experiment()))
 
 
+@pytest.mark.parametrize("name", ["runs/mine", "runs/mine/", "gs://bucket/runs/mine/"])
+def test_the_directory_is_beside_that_of_the_run(name):
+    small = smoke(Experiment(workdir=name, train=TrainOptions(feature_cache="features")))
+    assert small.workdir == f"{name.rstrip('/')}-smoke"
+    assert small.train.feature_cache == f"{small.workdir}/features"
+
+
 def test_a_builder_without_pairs_is_replaced_by_swapped_answers(capsys):
     """What the random model says has no objects in it; the message gives the builder's reasons."""
     prompts = [Prompt(str(i), "what?", (f"{i}.png",)) for i in range(3)]

@@ -233,10 +233,10 @@ def smoke(experiment: Experiment, num_devices: int = 1) -> Experiment:
     parts = min(config.train.micro_batches, 2)
     batch_size = parts * rows * -(-4 // (parts * rows))
     heads = max(_HEADS, mesh.tensor)
-    features = f"{config.workdir}{SUFFIX}/features" if config.train.feature_cache else ""
+    workdir = config.workdir.rstrip("/") + SUFFIX
     return dataclasses.replace(
         config,
-        workdir=f"{config.workdir}{SUFFIX}",
+        workdir=workdir,
         base=_small_base(config.base, heads, batch_size),
         prompts=_few(config.prompts),
         rollout=dataclasses.replace(
@@ -253,7 +253,7 @@ def smoke(experiment: Experiment, num_devices: int = 1) -> Experiment:
             epochs=NUM_STEPS * batch_size,  # enough even for a single pair
             max_steps=NUM_STEPS,
             log_every=1,
-            feature_cache=features,
+            feature_cache=f"{workdir}/features" if config.train.feature_cache else "",
             # Half: pairs that share an image are held out together.
             eval_fraction=0.5 if config.train.eval_fraction else 0.0,
             eval_every=1 if config.train.eval_fraction else 0,
