@@ -35,10 +35,11 @@ from seva_jax.report import write_figures
 from seva_jax.report.closing import closing_summary, how_to_open
 from seva_jax.report.compare import compare
 from seva_jax.report.run_report import RunPage, logged_pairs, spread, write_run_report
-from seva_jax.run import reference, rollouts
+from seva_jax.run import further, reference, rollouts
 from seva_jax.run.alignment import caches_reference
 from seva_jax.run.context import RunContext
 from seva_jax.run.evaluations import left_by_evaluations
+from seva_jax.run.further import continued_alignment
 from seva_jax.run.margins import reward_margins
 from seva_jax.run.outputs import Outputs
 from seva_jax.run.stage import Stage
@@ -75,7 +76,7 @@ def stages(ctx: RunContext, out: Outputs) -> Iterator[Stage]:
     base = base_fingerprint(config)
     if isinstance(config.base, TrainedBase):
         yield Stage(
-            "base", base, lambda: run_base(ctx, out), ["checkpoints/base"], trains=True
+            "base", base, lambda: run_base(ctx, out), ["checkpoints/base"], trains=["base"]
         )  # fmt: skip
     if isinstance(config.base, PriorRun):
         yield Stage("base", base, lambda: run_takeover(ctx, out))
@@ -102,10 +103,14 @@ def stages(ctx: RunContext, out: Outputs) -> Iterator[Stage]:
             "reference", pairs, lambda: run_reference(ctx, out),
             [reference.RECORDS], journal=reference.LINES, needs=["base", "pairs"],
         )  # fmt: skip
-    aligned = fingerprint(pairs, config.objective, config.lora, config.optim, config.train)
+    aligned = fingerprint(
+        pairs, config.objective, config.lora, config.optim, config.train,
+        *continued_alignment(ctx, pairs),
+    )  # fmt: skip
     yield Stage(
         "align", aligned, lambda: log_pairs_and_align(ctx, out), ["checkpoints/align"],
-        needs=["base", "pairs", "reference"], trains=True, if_missing="require",
+        [further.RECORD, "held_out.json"], needs=["base", "pairs", "reference"],
+        trains=["align", "held-out"], if_missing="require",
     )  # fmt: skip
 
     evals = [*map(fingerprint, config.evals)]

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seva_jax.batches.pipeline import ComparisonRows, num_steps
+from seva_jax.batches.pipeline import ComparisonRows
 from seva_jax.models import abstract_variables, init_variables
 from seva_jax.run.context import RunContext
 from seva_jax.run.fitting import checkpoint_facts, fit_stage
+from seva_jax.run.further import earlier_training, forget_copy, recorded, steps_of
 from seva_jax.run.weights import trained_variables
 from seva_jax.sharding import variable_shardings
 from seva_jax.training.loop import Task
@@ -25,8 +26,7 @@ def caches_reference(ctx: RunContext) -> bool:
 
 def alignment_steps(ctx: RunContext, num_comparisons: int) -> int:
     """Returns the number of optimiser steps of alignment."""
-    train = ctx.config.train
-    return num_steps(num_comparisons, train.batch_size, train.epochs, train.repeat, train.max_steps)
+    return steps_of(ctx.config, num_comparisons, recorded(ctx.workdir.path))
 
 
 def align(
@@ -56,7 +56,9 @@ def align(
             if "lora" in start
             else init_variables(ctx.policy_model, "lora", shardings, ctx.config.seed)
         )
-    return merge(frozen, fit_stage(ctx, task, frozen, trainable, reference.get("lora")))
+    aligned = merge(frozen, fit_stage(ctx, task, frozen, trainable, reference.get("lora")))
+    forget_copy(ctx)
+    return aligned
 
 
 def load_aligned(ctx: RunContext, reference: Variables, rows: ComparisonRows) -> Variables:
@@ -93,4 +95,5 @@ def _task(ctx: RunContext, rows: ComparisonRows) -> Task:
     return Task(
         "align", ctx.policy_model, config.objective, config.optim, config.train,
         alignment_steps(ctx, len(rows)), rows, in_step,
+        earlier=earlier_training(ctx.workdir.path),
     )  # fmt: skip

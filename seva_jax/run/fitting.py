@@ -62,5 +62,6 @@ def checkpoint_facts(
         "examples": fingerprint([dataclasses.asdict(c) for c in task.rows.comparisons]),
         "frozen weights": fingerprint(checksum(weights)) if weights else "none",
         **({"base.adapter": fingerprint(checksum(adapters))} if adapters else {}),
+        **(task.earlier.own if task.earlier else {}),
         **(with_effect(model.lora, "lora") if model.lora else {"lora": "none"}),
     }

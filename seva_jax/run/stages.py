@@ -18,6 +18,7 @@ from seva_jax.run.alignment import align, alignment_steps
 from seva_jax.run.base import train_base
 from seva_jax.run.context import RunContext
 from seva_jax.run.evaluations import evaluate_all
+from seva_jax.run.further import take_training
 from seva_jax.run.outputs import Outputs
 from seva_jax.run.recorded_model import RecordedModel
 from seva_jax.run.used_data import open_scorable, used_data
@@ -95,6 +96,7 @@ def run_reference(ctx: RunContext, out: Outputs) -> str:
 
 def run_alignment(ctx: RunContext, out: Outputs) -> str:
     """Trains the policy with the objective."""
+    take_training(ctx, len(out.training_rows))
     out.aligned = align(ctx, out.reference, out.start, out.training_rows)
     rows = (r for r in ctx.workdir.read_metrics() if r["stage"] == "align")
     missing, num = round(sum(r.get("unreadable", 0) for r in rows)), len(out.training_rows)

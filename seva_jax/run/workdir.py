@@ -129,6 +129,11 @@ class Workdir:
             write_text(path / "config.py", to_source(experiment))
         return self
 
+    @property
+    def named(self) -> Sequence[Path]:
+        """Work directories of the runs that `take_from` names."""
+        return self.others.named if self.others else ()
+
     def claim(self) -> None:
         """Makes this run the one that writes here, see `lock.claim`; process 0 does it for all.
 
@@ -242,6 +247,8 @@ class Workdir:
         if not taken.source:
             return False
         self._finish(stage.name, {**taken.record, "source": hide_home(taken.source)})
+        if self.writes:
+            remove(self.path / TAKING)
         line = f"■ {stage.name}: taken from {taken.source} ({taken.record['summary']})"
         if taken.missing:
             self._lost[stage.name] = (stage, taken.missing)
@@ -261,8 +268,8 @@ class Workdir:
         if taken.source and not taken.missing:
             write_json(marker, {"stage": stage.name, "source": hide_home(taken.source)})
             copy_stage(as_path(taken.source), self.path, stage)
-        remove(marker)
         if not taken.source:
+            remove(marker)
             note = others.take_journal(stage, self.path, own)
         return dataclasses.asdict(taken), note
 
@@ -396,5 +403,24 @@ def _refuse_other_config(
         raise DataError(
             f"{path} holds a run with another config:\n  "
             + "\n  ".join(changed)
-            + "\nchoose another --workdir, or delete that one"
+            + f"\n{_instead(path, there, wanted, changed)}"
         )
+
+
+def _instead(
+    path: Path, there: dict[str, Any], wanted: dict[str, Any], changed: Sequence[str]
+) -> str:
+    """Returns what to do instead of giving a directory another config."""
+    length = {f"train.{name}" for name in ("epochs", "max_steps")}
+    longer = {k: v for k in length if (v := wanted.get(k)) != there.get(k)}
+    if len(longer) < len(changed) or "align" not in read_stages(path):
+        return (
+            f"choose another --workdir (--take-from {path} copies the stages that this does not "
+            "change), or delete that one"
+        )
+    options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in sorted(longer.items()))
+    return (
+        "to train its model further, choose another --workdir, which continues it:\n"
+        f"  seva-jax train --config {path}/config.py --workdir {path}-longer --take-from {path} "
+        f"{options}"
+    )
