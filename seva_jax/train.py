@@ -37,11 +37,12 @@ from seva_jax.report.closing import closing_summary, how_to_open
 from seva_jax.report.compare import compare
 from seva_jax.report.run_report import page_size, results_and_verdict, write_run_report
 from seva_jax.report.shown import Shown, facts_of_run
-from seva_jax.run import reference, rollouts
+from seva_jax.run import further, reference, rollouts
 from seva_jax.run import smoke as smoke_run
 from seva_jax.run.alignment import caches_reference
 from seva_jax.run.context import RunContext
 from seva_jax.run.evaluations import left_by_evaluations
+from seva_jax.run.further import continued_alignment
 from seva_jax.run.margins import reward_margins
 from seva_jax.run.outputs import Outputs
 from seva_jax.run.own_prompts import own_answers
@@ -84,7 +85,7 @@ def stages(ctx: RunContext, out: Outputs) -> Iterator[Stage]:
     base = base_fingerprint(config)
     if isinstance(config.base, TrainedBase):
         yield Stage(
-            "base", base, lambda: run_base(ctx, out), ["checkpoints/base"], trains=True
+            "base", base, lambda: run_base(ctx, out), ["checkpoints/base"], trains=["base"]
         )  # fmt: skip
     if isinstance(config.base, PriorRun):
         yield Stage("base", base, lambda: run_takeover(ctx, out))
@@ -111,10 +112,14 @@ def stages(ctx: RunContext, out: Outputs) -> Iterator[Stage]:
             "reference", pairs, lambda: run_reference(ctx, out),
             [reference.RECORDS], journal=reference.LINES, needs=["base", "pairs"],
         )  # fmt: skip
-    aligned = fingerprint(pairs, config.objective, config.lora, config.optim, config.train)
+    aligned = fingerprint(
+        pairs, config.objective, config.lora, config.optim, config.train,
+        *continued_alignment(ctx, pairs),
+    )  # fmt: skip
     yield Stage(
         "align", aligned, lambda: log_pairs_and_align(ctx, out), ["checkpoints/align"],
-        needs=["base", "pairs", "reference"], trains=True, if_missing="require",
+        [further.RECORD, "held_out.json"], needs=["base", "pairs", "reference"],
+        trains=["align", "held-out"], if_missing="require",
     )  # fmt: skip
 
     evals = [*map(fingerprint, config.evals)]

@@ -7,6 +7,7 @@ which comparisons share a row.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 import itertools
@@ -131,9 +132,27 @@ class RowShapes(NamedTuple):
     cost: Callable[[RowShape], float]
 
 
-def num_steps(num: int, batch_size: int, epochs: int, repeat: int, max_steps: int) -> int:
-    """Returns the optimiser steps of a run over `num` comparisons."""
-    steps = -(-num * repeat * epochs // batch_size)
+def num_steps(
+    num: int,
+    batch_size: int,
+    epochs: int,
+    repeat: int,
+    max_steps: int,
+    done: int = 0,
+    trained: int = 0,
+) -> int:
+    """Returns the optimiser steps of a run over `num` comparisons.
+
+    Args:
+        num: number of comparisons.
+        batch_size: comparisons in a batch.
+        epochs: passes over the data.
+        repeat: see `shuffled`.
+        max_steps: the most steps; 0 means no limit.
+        done: steps of an earlier training that the run continues.
+        trained: comparisons, counted at every visit, that these steps were trained on.
+    """
+    steps = done + -(-(num * repeat * epochs - trained) // batch_size)
     return min(steps, max_steps) if max_steps else steps
 
 
@@ -145,10 +164,22 @@ class Schedule(Sequence[list[int]]):
         num: number of comparisons; larger indices are repetitions.
         batch_size: comparisons in a batch; the last one may have fewer.
         steps: number of batches.
+        ends: places in the order at which a batch ends even if it has fewer comparisons.
     """
 
-    def __init__(self, order: Sequence[int], num: int, batch_size: int, steps: int) -> None:
+    def __init__(
+        self,
+        order: Sequence[int],
+        num: int,
+        batch_size: int,
+        steps: int,
+        ends: Sequence[int] = (),
+    ) -> None:
         self._order, self._num, self._batch_size, self._steps = order, num, batch_size, steps
+        # Of each part between two such places: where it ends, and its first batch.
+        self._ends = [*ends, len(order)]
+        lengths = [end - start for start, end in itertools.pairwise([0, *self._ends])]
+        self._firsts = [0, *itertools.accumulate(-(-length // batch_size) for length in lengths)]
 
     def __len__(self) -> int:
         return self._steps
@@ -156,13 +187,20 @@ class Schedule(Sequence[list[int]]):
     def __getitem__(self, step: Any) -> Any:
         if isinstance(step, slice):
             return [self[i] for i in range(*step.indices(len(self)))]
-        first = step * self._batch_size
-        last = min(first + self._batch_size, len(self._order))
+        part = bisect.bisect_right(self._firsts, step, hi=len(self._ends)) - 1
+        first = ([0, *self._ends][part]) + (step - self._firsts[part]) * self._batch_size
+        last = min(first + self._batch_size, self._ends[part])
         return [int(self._order[i]) % self._num for i in range(first, last)]
 
 
 def shuffled(
-    rows: ComparisonRows, batch_size: int, steps: int, epochs: int, repeat: int, seed: int
+    rows: ComparisonRows,
+    batch_size: int,
+    steps: int,
+    epochs: int,
+    repeat: int,
+    seed: int,
+    ends: Sequence[int] = (),
 ) -> Schedule:
     """Returns the batches of a training run.
 
@@ -172,13 +210,14 @@ def shuffled(
         steps: number of batches.
         epochs: passes over the data; each is shuffled differently.
         repeat: how many copies of the list are concatenated before it is shuffled.
-        seed: seed of the order.
+        seed: seed of the order. More epochs begin with the order of fewer.
+        ends: see `Schedule`.
     """
     import grain
 
     # shuffle(seed=s) would give epoch 1 of seed s the order of epoch 0 of seed s + 1.
     order = grain.MapDataset.range(len(rows) * repeat).seed(seed).shuffle().repeat(epochs)
-    return Schedule(order, len(rows), batch_size, steps)  # pyright: ignore[reportArgumentType]
+    return Schedule(order, len(rows), batch_size, steps, ends)  # pyright: ignore[reportArgumentType]
 
 
 def in_order(rows: ComparisonRows, batch_size: int) -> Schedule:

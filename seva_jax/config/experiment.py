@@ -90,8 +90,11 @@ class Experiment:
         take_from: work directories of other runs. Of each, the finished stages that this run's
             config does not change (the base model, rollouts, pairs, reference log-probs,
             alignment, answers of the base model) are copied instead of made again; a line says why
-            a stage does not fit. If the alignment of one differs only in its length
-            (`train.epochs`, `train.max_steps`), its training is continued.
+            a stage does not fit.
+        take_training: if the alignment of a run in `take_from` is the same except that it is
+            shorter (`train.epochs`, `train.max_steps`), continue its training from its last
+            checkpoint, with the learning rates of this run's schedule; a line says which. Otherwise
+            training begins at step 1.
         seed: determines every random choice.
         strict: check every text and image before the first stage, including those of evaluations,
             and stop if one cannot be used. Otherwise they are counted and left out, see
@@ -126,6 +129,7 @@ class Experiment:
 
     workdir: Annotated[str, NO_EFFECT] = "runs/default"
     take_from: Annotated[tuple[str, ...], NO_EFFECT] = ()
+    take_training: Annotated[bool, NO_EFFECT] = True
     seed: Annotated[int, FROM_0] = 42
     strict: Annotated[bool, NO_EFFECT] = False
     base: BaseModel = Checkpoint()

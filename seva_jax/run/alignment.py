@@ -11,6 +11,7 @@ from seva_jax.batches.pipeline import ComparisonRows, num_steps
 from seva_jax.models import abstract_variables, init_variables
 from seva_jax.run.context import RunContext
 from seva_jax.run.fitting import checkpoint_facts, fit_stage
+from seva_jax.run.further import earlier_training, forget_copy, recorded, steps_of
 from seva_jax.run.weights import trained_variables
 from seva_jax.sharding import variable_shardings
 from seva_jax.training.loop import Task
@@ -25,8 +26,7 @@ def caches_reference(ctx: RunContext) -> bool:
 
 def alignment_steps(ctx: RunContext, num_comparisons: int) -> int:
     """Returns the number of optimiser steps of alignment."""
-    train = ctx.config.train
-    return num_steps(num_comparisons, train.batch_size, train.epochs, train.repeat, train.max_steps)
+    return steps_of(ctx.config, num_comparisons, recorded(ctx.workdir.path))
 
 
 def planned_steps(ctx: RunContext, num: int, num_held_out: int) -> str:
@@ -87,7 +87,9 @@ def align(
             if "lora" in start
             else init_variables(ctx.policy_model, "lora", shardings, ctx.config.seed)
         )
-    return merge(frozen, fit_stage(ctx, task, frozen, trainable, reference.get("lora")))
+    aligned = merge(frozen, fit_stage(ctx, task, frozen, trainable, reference.get("lora")))
+    forget_copy(ctx)
+    return aligned
 
 
 def load_aligned(
@@ -130,4 +132,5 @@ def _task(ctx: RunContext, rows: ComparisonRows, held_out: ComparisonRows | None
     return Task(
         "align", ctx.policy_model, config.objective, config.optim, config.train,
         alignment_steps(ctx, len(rows)), rows, in_step, held_out,
+        earlier_training(ctx.workdir.path),
     )  # fmt: skip

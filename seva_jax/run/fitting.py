@@ -66,6 +66,7 @@ def checkpoint_facts(
         **({"held-out examples": _examples(task.held_out)} if task.held_out is not None else {}),
         "frozen weights": fingerprint(checksum(weights)) if weights else "none",
         **({"base.adapter": fingerprint(checksum(adapters))} if adapters else {}),
+        **(task.earlier.own if task.earlier else {}),
         **(with_effect(model.lora, "lora") if model.lora else {"lora": "none"}),
     }
 

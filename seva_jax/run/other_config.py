@@ -12,6 +12,7 @@ from typing import Any
 
 from seva_jax.config import Experiment, is_within, with_defaults, without_effect
 from seva_jax.run.stage import FORMAT
+from seva_jax.runtime.run_records import read_stages
 from seva_jax.types import DataError
 
 ANSWERS = "rollouts.jsonl"  # the first work of most runs, and often hours of it
@@ -58,3 +59,29 @@ def answers_fit(changed: Sequence[str]) -> bool:
         changed: what `changed_fields` returned.
     """
     return not any(is_within(line.partition(":")[0], _OF_ANSWERS) for line in changed)
+
+
+def instead_of_changing(
+    path: Path, there: dict[str, Any], wanted: dict[str, Any], changed: Sequence[str]
+) -> str:
+    """Returns what to do instead of giving a directory another config.
+
+    Args:
+        path: the work directory.
+        there: its config.json.
+        wanted: the flat config of this run.
+        changed: what `changed_fields` returned.
+    """
+    length = {f"train.{name}" for name in ("epochs", "max_steps")}
+    longer = {k: v for k in length if (v := wanted.get(k)) != there.get(k)}
+    if len(longer) < len(changed) or "align" not in read_stages(path):
+        return (
+            f"choose another --workdir (--take-from {path} copies the stages that this does not "
+            "change), or delete that one"
+        )
+    options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in sorted(longer.items()))
+    return (
+        "to train its model further, choose another --workdir, which continues it:\n"
+        f"  seva-jax train --config {path}/config.py --workdir {path}-longer --take-from {path} "
+        f"{options}"
+    )

@@ -24,7 +24,8 @@ class Stage:
             programs; may be missing.
         journal: a file that is deleted when the stage has finished, as `leaves` holds all of it.
         needs: names of earlier stages whose files `run` reads.
-        trains: whether `leaves` are checkpoints. Missing ones are not made again, because another
+        trains: names of the rows of metrics that it writes if it trains, in which case `leaves` are
+            checkpoints; () otherwise. Missing checkpoints are not made again, because another
             machine would train other weights; where they are needed, an error says what to do.
         if_missing: what happens when `leaves` are missing although the stage was done before.
             "note" says so; they are made again when a stage that has to run needs them. "make"
@@ -40,7 +41,7 @@ class Stage:
     beside: Sequence[str] = ()
     journal: str = ""
     needs: Sequence[str] = ()
-    trains: bool = False
+    trains: Sequence[str] = ()
     if_missing: Literal["note", "make", "require"] = "note"
     shared: bool = True
 

@@ -17,6 +17,7 @@ from seva_jax.run.alignment import align, alignment_steps, planned_steps
 from seva_jax.run.base import train_base
 from seva_jax.run.context import RunContext
 from seva_jax.run.evaluations import evaluate_all
+from seva_jax.run.further import take_training
 from seva_jax.run.outputs import Outputs
 from seva_jax.run.recorded_model import RecordedModel
 from seva_jax.run.weights import held_out_result
@@ -78,6 +79,7 @@ def run_reference(ctx: RunContext, out: Outputs) -> str:
 def run_alignment(ctx: RunContext, out: Outputs) -> str:
     """Trains the policy with the objective."""
     rows, held_out = out.training_rows, out.held_out_rows
+    take_training(ctx, len(rows))
     say(f"align: {planned_steps(ctx, len(rows), len(held_out or ()))}")
     out.aligned = align(ctx, out.reference, out.start, rows, held_out)
     metrics = (r for r in ctx.workdir.read_metrics() if r["stage"] == "align")

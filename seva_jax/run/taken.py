@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,25 @@ def differences(path: Path, wanted: dict[str, Any], experiment: Experiment) -> d
     }
 
 
+def covered_differences(
+    path: Path, stage: str, wanted: dict[str, Any], experiment: Experiment
+) -> dict[str, str]:
+    """Returns those of the `differences` that a stage depends on.
+
+    Args:
+        path: work directory of the other run.
+        stage: name of the stage.
+        wanted: this run's config, flat, with plain values.
+        experiment: this run's config.
+    """
+    fields = covered(stage, experiment)
+    return {
+        name: line
+        for name, line in differences(path, wanted, experiment).items()
+        if is_within(name, fields) or any(is_within(x, [name]) for x in fields)
+    }
+
+
 class OtherRuns:
     """Other runs, and which of their stages fit; for process 0 alone.
 
@@ -136,7 +155,7 @@ class OtherRuns:
         siblings: Sequence[Path],
     ) -> None:
         self._experiment, self._wanted = experiment, wanted
-        self._named, self._siblings = list(named), list(siblings)
+        self.named, self._siblings = list(named), list(siblings)
         self._said: set[tuple[Path, str]] = set()
 
     def find(self, stage: Stage, own: Mapping[str, Any]) -> Taken:
@@ -148,7 +167,7 @@ class OtherRuns:
         """
         lines: list[str] = []
         without_files: Taken | None = None
-        for path in [*self._named, *self._siblings]:
+        for path in [*self.named, *self._siblings]:
             record = read_stages(path).get(stage.name, {})
             why, missing = "", ""
             if record.get("fingerprint") == stage.depends_on:
@@ -160,14 +179,14 @@ class OtherRuns:
                     return Taken(str(path), record, lines=tuple(lines))
             if missing and not stage.trains and stage.if_missing != "require":
                 without_files = without_files or Taken(str(path), record, missing)
-            if path in self._named:
+            if path in self.named:
                 why = why or self._why(path, stage, own)
                 lines.append(f"  {stage.name}: not taken from {path}: {why}")
         return without_files or Taken(lines=tuple(lines))
 
     def _why(self, path: Path, stage: Stage, own: Mapping[str, Any]) -> str:
         """Returns why a stage of another run does not fit."""
-        differing = list(self._differences(path, stage))
+        differing = self._differences(path, stage)
         if differing:
             more = f" (and {len(differing) - _SHOWN} more)" * (len(differing) > _SHOWN)
             why = "; ".join(differing[:_SHOWN]) + more
@@ -181,11 +200,8 @@ class OtherRuns:
             return f"its {others[0]} had another result"
         return "it was made from other files or results"
 
-    def _differences(self, path: Path, stage: Stage) -> Iterator[str]:
-        fields = covered(stage.name, self._experiment)
-        for name, line in differences(path, self._wanted, self._experiment).items():
-            if is_within(name, fields) or any(is_within(x, [name]) for x in fields):
-                yield line
+    def _differences(self, path: Path, stage: Stage) -> list[str]:
+        return list(covered_differences(path, stage.name, self._wanted, self._experiment).values())
 
     @staticmethod
     def _other_inputs(path: Path, stage: Stage, own: Mapping[str, Any]) -> list[str]:
@@ -209,7 +225,7 @@ class OtherRuns:
         """
         if not stage.journal or (target / stage.journal).exists():
             return ""
-        for path in self._named:
+        for path in self.named:
             if stage.name in read_stages(path) or not (path / stage.journal).exists():
                 continue
             if [*self._differences(path, stage), *self._other_inputs(path, stage, own)]:
@@ -236,30 +252,29 @@ def copy_stage(source: Path, target: Path, stage: Stage) -> None:
     for file in stage.beside:
         if (source / file).exists():
             copy_whole(source / file, target / file)
-    if stage.trains:
-        copy_rows(source, target, stage.name)
+    copy_rows(source, target, stage.trains)
 
 
-def copy_rows(source: Path, target: Path, stage: str) -> None:
-    """Copies the rows of metrics of a training stage, in place of those that are there.
+def copy_rows(source: Path, target: Path, stages: Sequence[str]) -> None:
+    """Copies the rows of metrics of training stages, in place of those that are there.
 
     The parts of their time are left out: this run did not spend it.
 
     Args:
         source: work directory that has them.
         target: this run's work directory.
-        stage: name of the stage.
+        stages: names of the stages.
     """
     for name in (_METRICS, *NOTES):
-        rows = [row for row in _lines_of(source / name) if row["stage"] == stage]
+        rows = [row for row in _lines_of(source / name) if row["stage"] in stages]
         if name == _METRICS:
-            rows = list({row["step"]: row for row in rows}.values())
+            rows = list({(row["stage"], row["step"]): row for row in rows}.values())
         kept = [
             {k: v for k, v in row.items() if not k.startswith("time/") and k != "goodput"}
             for row in rows
         ]
         before = read_lines(target / name)
-        others = [row for row in before if row["stage"] != stage]
+        others = [row for row in before if row["stage"] not in stages]
         if len(others) < len(before):
             replace_lines(target / name, [*others, *kept])
         elif kept:

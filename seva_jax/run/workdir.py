@@ -27,7 +27,12 @@ from seva_jax.config import (
     to_source,
 )
 from seva_jax.run.leaves import Leaves
-from seva_jax.run.other_config import ANSWERS, answers_fit, changed_fields
+from seva_jax.run.other_config import (
+    ANSWERS,
+    answers_fit,
+    changed_fields,
+    instead_of_changing,
+)
 from seva_jax.run.stage import FORMAT, Stage, instead_of
 from seva_jax.run.taken import (
     OtherRuns,
@@ -124,7 +129,7 @@ class Workdir:
                 raise DataError(
                     f"{path} holds a run with another config:\n  "
                     + "\n  ".join(changed)
-                    + "\nchoose another --workdir, or delete that one"
+                    + f"\n{instead_of_changing(path, there, wanted, changed)}"
                 )
             self._changed = changed
         elif self.writes:
@@ -196,6 +201,11 @@ class Workdir:
 
         moved = on_first_process(move)
         return as_path(moved) if moved else None
+
+    @property
+    def named(self) -> Sequence[Path]:
+        """Work directories of the runs that `take_from` names."""
+        return self.others.named if self.others else ()
 
     def claim(self) -> None:
         """Makes this run the one that writes here, see `lock.claim`; process 0 does it for all.
@@ -310,6 +320,8 @@ class Workdir:
         if not taken.source:
             return False
         self._finish(stage.name, {**taken.record, "source": hide_home(taken.source)})
+        if self.writes:
+            remove(self.path / TAKING)
         line = f"■ {stage.name}: taken from {taken.source} ({taken.record['summary']})"
         if taken.missing:
             self._lost[stage.name] = (stage, taken.missing)
@@ -329,8 +341,8 @@ class Workdir:
         if taken.source and not taken.missing:
             write_json(marker, {"stage": stage.name, "source": hide_home(taken.source)})
             copy_stage(as_path(taken.source), self.path, stage)
-        remove(marker)
         if not taken.source:
+            remove(marker)
             note = others.take_journal(stage, self.path, own)
         return dataclasses.asdict(taken), note
 

@@ -38,7 +38,8 @@ class HeldOut:
 
     def __init__(self, task: Task, site: Site, times: StepTimes) -> None:
         self._task, self._site, self._times = task, site, times
-        self._watch = Watch.of(task.options, task.steps, len(task.rows))
+        done = (task.earlier.step, task.earlier.ends[-1]) if task.earlier else (0, 0)
+        self._watch = Watch.of(task.options, task.steps, len(task.rows), done)
         if task.held_out is not None:
             self._batches = self._laid_out(task.held_out)
             step = TrainStep(

@@ -97,26 +97,32 @@ class Watch:
         steps: planned optimiser steps.
         ends: steps at which a pass over the training pairs ends.
         values: evaluated steps and their losses, in order. Step 0 is before training.
+        first: the step after which this training began: 0, or the last step of the training that
+            it continues, of whose checkpoints there is no copy.
     """
 
     options: TrainOptions
     steps: int
     ends: frozenset[int]
     values: tuple[tuple[int, float], ...] = ()
+    first: int = 0
 
     @classmethod
-    def of(cls, options: TrainOptions, steps: int, num: int) -> Watch:
+    def of(
+        cls, options: TrainOptions, steps: int, num: int, done: tuple[int, int] = (0, 0)
+    ) -> Watch:
         """Returns the watch of a training that has not begun.
 
         Args:
             options: see the attribute.
             steps: see the attribute.
             num: pairs that are trained on.
+            done: of a training that is continued, the last step and the pairs trained on by then.
         """
-        in_a_pass = num * options.repeat
-        passes = range(1, options.epochs + 1)
-        ends = (-(-number * in_a_pass // options.batch_size) for number in passes)
-        return cls(options, steps, frozenset(ends))
+        in_a_pass, (first, begin) = num * options.repeat, done
+        passes = (number * in_a_pass - begin for number in range(1, options.epochs + 1))
+        ends = (first - (-pairs // options.batch_size) for pairs in passes if pairs > 0)
+        return cls(options, steps, frozenset(ends), first=first)
 
     def due(self, step: int) -> bool:
         """Returns whether held-out pairs are to be evaluated after a step, and were not yet."""
@@ -134,15 +140,18 @@ class Watch:
     def best(self) -> int | None:
         """The step with the lowest loss, the first of equals; None before any.
 
-        Step 0 does not count, as nothing is trained there; nor does a loss that is not finite.
+        Steps up to `first` do not count, as they have no checkpoint here; nor does a loss that is
+        not finite.
         """
-        trained = [(loss, step) for step, loss in self.values if step and math.isfinite(loss)]
+        trained = [
+            (loss, step) for step, loss in self.values if step > self.first and math.isfinite(loss)
+        ]
         return min(trained)[1] if trained else None
 
     @property
     def exhausted(self) -> bool:
         """Whether as many evaluations as `train.patience` brought no lower loss."""
-        since = [step for step, _ in self.values if step > (self.best or 0)]
+        since = [step for step, _ in self.values if step > (self.best or self.first)]
         return 0 < self.options.patience <= len(since)
 
     def result(self, pairs: int) -> HeldOutResult:

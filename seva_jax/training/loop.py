@@ -12,7 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -49,10 +49,50 @@ from seva_jax.training.step import (
     in_micro_batches,
 )
 from seva_jax.training.step_times import StepTimes
-from seva_jax.types import Comparison
+from seva_jax.types import Comparison, DataError
 
 # What the progress of training shows, by metric.
 _LIVE = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
+
+
+class Earlier(NamedTuple):
+    """A training that another one continues.
+
+    Attributes:
+        folder: holds a copy of its last checkpoint.
+        facts: in what the facts of that checkpoint differ from this training's; None for a fact
+            that it lacks.
+        own: facts about it in the checkpoints of this training.
+        ends: see `Schedule`; the last one is where it ended.
+        step: its last step.
+    """
+
+    folder: Path
+    facts: Mapping[str, Any]
+    own: Mapping[str, Any]
+    ends: tuple[int, ...]
+    step: int
+
+    def restore(self, facts: Mapping[str, Any], like: TrainState) -> tuple[TrainState, Any]:
+        """Returns its state and position, see `Checkpoints.restore`.
+
+        Args:
+            facts: those of this training.
+            like: see `Checkpoints.restore`.
+
+        Raises:
+            DataError: the checkpoint is missing, damaged, or of another training.
+        """
+        wanted = {k: v for k, v in {**facts, **self.facts}.items() if v is not None}
+        checkpoints = Checkpoints(self.folder, wanted)
+        restored = checkpoints.restore(like)
+        checkpoints.close()
+        if restored is None:
+            raise DataError(
+                f"{self.folder} holds no checkpoint, from which training continues; put it back, "
+                "or choose another --workdir"
+            )
+        return restored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +109,7 @@ class Task:
         rows: the data.
         reference_in_step: see `TrainStep`.
         held_out: pairs that are evaluated and not trained on; None if there are none.
+        earlier: the training that this one continues; None if it begins at step 1.
     """
 
     name: str
@@ -80,6 +121,7 @@ class Task:
     rows: ComparisonRows
     reference_in_step: bool = False
     held_out: ComparisonRows | None = None
+    earlier: Earlier | None = None
 
 
 class MetricsLog(Protocol):
@@ -145,8 +187,9 @@ def fit(task: Task, site: Site, frozen: Variables, trainable: Variables) -> Vari
     options, mesh, optimizer = task.options, site.mesh, task.optim.make(task.steps)
     check_batch(mesh, options.batch_size, options.micro_batches)
     schedule = shuffled(
-        task.rows, options.batch_size, task.steps, options.epochs, options.repeat, site.seed
-    )
+        task.rows, options.batch_size, task.steps, options.epochs, options.repeat, site.seed,
+        task.earlier.ends if task.earlier else (),
+    )  # fmt: skip
     batches = Batches.chosen(
         task.rows, schedule, options.batch_size, process_row_share(mesh),
         row_multiple(mesh) * options.micro_batches, site.shapes,
@@ -157,7 +200,10 @@ def fit(task: Task, site: Site, frozen: Variables, trainable: Variables) -> Vari
     data, row = batches.iterate(options.read_processes), _MetricsRow(task, site, schedule)
     held_out = HeldOut(task, site, row.times)
     state = init_state(optimizer, mesh, trainable)
-    if (restored := checkpoints.restore(state)) is not None:
+    restored = checkpoints.restore(state)
+    if restored is None and task.earlier is not None:
+        restored = task.earlier.restore(site.facts, state)
+    if restored is not None:
         state, position = restored
         row.resume(position)
         held_out.resume(position)

@@ -22,7 +22,8 @@ PACKAGES = (
 
 def stage_fingerprints(config):
     """Returns the fingerprints of a run's stages by name."""
-    ctx = SimpleNamespace(config=config)
+    workdir = SimpleNamespace(path=Path(config.workdir), named=())
+    ctx = SimpleNamespace(config=config, workdir=workdir)
     return {stage.name: stage.depends_on for stage in stages(ctx, None)}
 
 
