@@ -17,20 +17,19 @@ the images again in every round; `apasi_schedule.py` has a schedule of rates.
 
 import dataclasses
 
-from llava15_7b_seva import get_config as seva
-
 from seva_jax.config import Iterations, RolloutOptions
 from seva_jax.data import LlavaJson
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO
 from seva_jax.pairs import InjectedPairs
+from seva_jax.recipes import llava15_7b_seva
 from seva_jax.text import Sampling
 from seva_jax.training import Optim
 
 
 def get_config():
     """Set the paths of the checkpoint and of the data here or on the command line."""
-    config = seva()
+    config = llava15_7b_seva.get_config()
     return dataclasses.replace(
         config,
         workdir="runs/apasi",

@@ -12,17 +12,16 @@ lower rate are a subset of those replaced at a higher rate.
 
 import dataclasses
 
-from apasi import get_config as apasi
-
 from seva_jax.config import Round, Rounds
 from seva_jax.pairs import InjectedPairs
+from seva_jax.recipes import apasi
 
 RATES = (0.4, 0.3, 0.2)
 
 
 def get_config():
     """Varies `apasi.py`: one rate per round."""
-    config = apasi()
+    config = apasi.get_config()
     assert isinstance(config.pairs, InjectedPairs)
     pairs = [dataclasses.replace(config.pairs, rate=rate) for rate in RATES]
     return dataclasses.replace(

@@ -17,15 +17,14 @@ VLFeedback's ratings go up to 5.
 
 import dataclasses
 
-from llava15_7b_seva import get_config as seva
-
 from seva_jax.data import VLFeedbackPairs
 from seva_jax.objectives import DPO, ScoreGap
+from seva_jax.recipes import llava15_7b_seva
 
 
 def get_config():
     """Trains on the best rated answer against the worst rated one."""
-    config = seva()
+    config = llava15_7b_seva.get_config()
     return dataclasses.replace(
         config,
         workdir="runs/gapo",

@@ -13,18 +13,17 @@ instead (`mesh`): 1, 2, 4, 8 or 16 of them.
 
 import dataclasses
 
-from llava15_7b_seva import get_config as seva
-
 from seva_jax.data import Gcpg, TrajectoryPairs
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO, Trajectory
+from seva_jax.recipes import llava15_7b_seva
 from seva_jax.sharding import MeshShape
 from seva_jax.training import Optim
 
 
 def get_config():
     """Trains on the best scored trajectory of a task against the worst scored one."""
-    config = seva()
+    config = llava15_7b_seva.get_config()
     return dataclasses.replace(
         config,
         workdir="runs/grape",

@@ -9,15 +9,14 @@ Everything else is as in `llava15_7b_seva.py`.
 
 import dataclasses
 
-from llava15_7b_seva import get_config as seva
-
 from seva_jax.pairs import CorruptionPairs
+from seva_jax.recipes import llava15_7b_seva
 from seva_jax.text import LLAVA_V1, VICUNA_V1
 
 
 def get_config():
     """Varies `llava15_7b_seva.py`: adds the oddities that change results."""
-    config = seva()
+    config = llava15_7b_seva.get_config()
     return dataclasses.replace(
         config,
         workdir="runs/llava15_7b_seva_faithful",

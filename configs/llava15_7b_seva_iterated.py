@@ -13,13 +13,14 @@ through all rounds. The rounds ask the same prompts with the same noise; the fie
 
 import dataclasses
 
-from llava15_7b_seva import get_config as seva
-
 from seva_jax.config import Iterations
+from seva_jax.recipes import llava15_7b_seva
 
 
 def get_config():
     """Varies `llava15_7b_seva.py`: runs three rounds."""
     return dataclasses.replace(
-        seva(), workdir="runs/llava15_7b_seva_iterated", curriculum=Iterations(3)
+        llava15_7b_seva.get_config(),
+        workdir="runs/llava15_7b_seva_iterated",
+        curriculum=Iterations(3),
     )

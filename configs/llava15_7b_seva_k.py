@@ -10,15 +10,14 @@ corruptions to combine is not published.
 
 import dataclasses
 
-from llava15_7b_seva import get_config as seva
-
 from seva_jax.corrupt import DiffusionNoise, moco
+from seva_jax.recipes import llava15_7b_seva
 
 
 def get_config():
     """Varies `llava15_7b_seva.py`: three corruptions; equal rejected answers count once."""
     return dataclasses.replace(
-        seva(),
+        llava15_7b_seva.get_config(),
         workdir="runs/llava15_7b_seva_k",
         corrupt=(DiffusionNoise(step=500), DiffusionNoise(step=800), moco()),
     )

@@ -10,11 +10,12 @@ run and does not say how many pairs it had.
 
 import dataclasses
 
-from llava15_7b_seva import get_config as seva
-
 from seva_jax.corrupt import moco
+from seva_jax.recipes import llava15_7b_seva
 
 
 def get_config():
     """Varies `llava15_7b_seva.py`: changes the corruption."""
-    return dataclasses.replace(seva(), workdir="runs/llava15_7b_seva_moco", corrupt=(moco(),))
+    return dataclasses.replace(
+        llava15_7b_seva.get_config(), workdir="runs/llava15_7b_seva_moco", corrupt=(moco(),)
+    )

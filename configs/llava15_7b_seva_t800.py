@@ -9,14 +9,13 @@ Everything else is as in `llava15_7b_seva.py`.
 
 import dataclasses
 
-from llava15_7b_seva import get_config as seva
-
 from seva_jax.corrupt import DiffusionNoise
+from seva_jax.recipes import llava15_7b_seva
 
 
 def get_config():
     """Varies `llava15_7b_seva.py`: changes the corruption and limits the pairs."""
-    config = seva()
+    config = llava15_7b_seva.get_config()
     return dataclasses.replace(
         config,
         workdir="runs/llava15_7b_seva_t800",

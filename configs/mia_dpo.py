@@ -11,14 +11,13 @@ those of the release: its notebooks for the prompts, its three generators for th
 
 import dataclasses
 
-from llava15_7b_seva import get_config as seva
-
 from seva_jax.config import RolloutOptions, TextOptions, TrainOptions
 from seva_jax.data import Composed, LlavaJson
 from seva_jax.data.composed import Arrangement
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO
 from seva_jax.pairs import MiaPairs
+from seva_jax.recipes import llava15_7b_seva
 from seva_jax.text import LLAVA_V0, VICUNA_V1, Sampling
 from seva_jax.training import Optim
 
@@ -49,7 +48,7 @@ COMPOSED = Composed(
 def get_config():
     """Set the paths of the checkpoint and of the data here or on the command line."""
     return dataclasses.replace(
-        seva(),
+        llava15_7b_seva.get_config(),
         workdir="runs/mia_dpo",
         prompts=COMPOSED,
         corrupt=(),

@@ -21,12 +21,11 @@ follows the release: raw weights, and noise that leaves pixels nearly black or n
 
 import dataclasses
 
-from llava15_7b_seva import get_config as seva
-
 from seva_jax.corrupt.region import RegionNoise
 from seva_jax.data import Concatenated, MapFolder, NoisedRegions, PovidPairs, ScoredPairs, TrlPairs
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO, RawScore
+from seva_jax.recipes import llava15_7b_seva
 
 HALLUCINATED = PovidPairs("data/slake_dpo_weighted.json", "data/medical_images")
 LOCALISED = TrlPairs("data/medical_visual.jsonl", "data/medical_images")
@@ -42,7 +41,7 @@ def pairs(noise):
 
 def get_config():
     """Follows the release; set the paths here or on the command line."""
-    config = seva()
+    config = llava15_7b_seva.get_config()
     return dataclasses.replace(
         config,
         workdir="runs/mmedpo",

@@ -13,18 +13,16 @@ Everything else is as in `mmedpo.py`. The bounds of the clipping are ours.
 
 import dataclasses
 
-from mmedpo import get_config as release
-from mmedpo import pairs
-
 from seva_jax.corrupt.region import RegionNoise
 from seva_jax.data import ClippedZScores
+from seva_jax.recipes import mmedpo
 
 
 def get_config():
     """Varies `mmedpo.py`: mean and standard deviation are over both kinds of pairs together."""
     noise = RegionNoise(region="heat", noise="diffusion", step=500)
     return dataclasses.replace(
-        release(),
+        mmedpo.get_config(),
         workdir="runs/mmedpo_paper",
-        prompts=ClippedZScores(pairs(noise), low=0.1, high=2.0),
+        prompts=ClippedZScores(mmedpo.pairs(noise), low=0.1, high=2.0),
     )

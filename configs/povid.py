@@ -18,13 +18,12 @@ projector at 2e-5, but their trainer freezes it. To train it, add
 
 import dataclasses
 
-from llava15_7b_seva import get_config as seva
-
 from seva_jax.config import Round, Rounds, TextOptions, TrainOptions
 from seva_jax.corrupt import PixelNoise
 from seva_jax.data import ChangedImages, PovidPairs
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO, Inherent
+from seva_jax.recipes import llava15_7b_seva
 from seva_jax.text import VICUNA_V1
 from seva_jax.training import Optim
 
@@ -42,7 +41,7 @@ def get_config():
         train=dataclasses.replace(train, epochs=1, reference="in_step"),
     )
     return dataclasses.replace(
-        seva(),
+        llava15_7b_seva.get_config(),
         workdir="runs/povid",
         prompts=PAIRS,
         corrupt=(),

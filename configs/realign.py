@@ -16,17 +16,16 @@ its trainer, and `--train.trained lora projector` trains it.
 
 import dataclasses
 
-from llava15_7b_seva import get_config as seva
-
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import ReAlign
 from seva_jax.pairs import RetrievedPairs
+from seva_jax.recipes import llava15_7b_seva
 from seva_jax.training import Optim
 
 
 def get_config():
     """Uses the prompts of `llava15_7b_seva.py`."""
-    config = seva()
+    config = llava15_7b_seva.get_config()
     return dataclasses.replace(
         config,
         workdir="runs/realign",

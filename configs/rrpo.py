@@ -11,11 +11,10 @@ around the phrases. Variant: `rrpo_videochat2.py`.
 
 import dataclasses
 
-from llava15_7b_seva import get_config as seva
-
 from seva_jax.data import MarkedPhrases, TrlPairs
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import RRPO
+from seva_jax.recipes import llava15_7b_seva
 from seva_jax.training import Optim
 
 PAIRS = TrlPairs("data/rrpo.jsonl", "data/rrpo_frames")
@@ -23,7 +22,7 @@ PAIRS = TrlPairs("data/rrpo.jsonl", "data/rrpo_frames")
 
 def get_config():
     """Leaves out pairs with an answer without a marked phrase, as the release does."""
-    config = seva()
+    config = llava15_7b_seva.get_config()
     return dataclasses.replace(
         config,
         workdir="runs/rrpo",

@@ -10,21 +10,19 @@ like its other runs. Its `config.py` has others, which the script overrides:
 
 import dataclasses
 
-from rrpo import PAIRS
-from rrpo import get_config as rrpo
-
 from seva_jax.data import MarkedPhrases
 from seva_jax.objectives import RRPO
+from seva_jax.recipes import rrpo
 from seva_jax.training import Optim
 
 
 def get_config():
     """Varies `rrpo.py`. Where phrases are marked, the marks count."""
-    config = rrpo()
+    config = rrpo.get_config()
     return dataclasses.replace(
         config,
         workdir="runs/rrpo_videochat2",
-        prompts=MarkedPhrases(PAIRS, unmarked="align"),
+        prompts=MarkedPhrases(rrpo.PAIRS, unmarked="align"),
         objective=RRPO(beta=0.9, alpha=0.01),
         optim=Optim(lr=2e-5, schedule="cosine", warmup_ratio=0.0, weight_decay=0.02),
     )

@@ -21,14 +21,13 @@ round. `temple_image.py` is an analogue for single images, where the noise takes
 import dataclasses
 from typing import Literal
 
-from llava15_7b_seva import get_config as seva
-
 from seva_jax.config import RolloutOptions, Round, Rounds
 from seva_jax.corrupt import Drop, Reverse, Shuffle
 from seva_jax.data import AnsweredPrompts, CaptionedPrompts, QuestionsJsonl
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO, Supervised
 from seva_jax.pairs import TemplePairs
+from seva_jax.recipes import llava15_7b_seva
 from seva_jax.text import Sampling
 from seva_jax.training import Optim
 
@@ -59,7 +58,7 @@ def supervised(optim):
 
 def get_config():
     """Set the paths of the checkpoint and of the data here or on the command line."""
-    config = seva()
+    config = llava15_7b_seva.get_config()
     optim = Optim(
         lr=5e-6, schedule="cosine", warmup_ratio=0.05, weight_decay=0.1, b2=0.95, clip_norm=1.0
     )

@@ -12,22 +12,19 @@ in `temple.py`, prompts as in `llava15_7b_seva.py`.
 
 import dataclasses
 
-from llava15_7b_seva import get_config as seva
-from temple import get_config as temple
-from temple import supervised
-
 from seva_jax.config import Round, Rounds
 from seva_jax.corrupt import DiffusionNoise
+from seva_jax.recipes import llava15_7b_seva, temple
 
 STEPS = (999, 800, 500, 300)
 
 
 def get_config():
     """Runs four rounds of preferences, then the supervised round of `temple.py`."""
-    clips = temple()
+    clips = temple.get_config()
     preferences = (Round(corrupt=(DiffusionNoise(step=step),)) for step in STEPS)
     return dataclasses.replace(
-        seva(),
+        llava15_7b_seva.get_config(),
         workdir="runs/temple_image",
         corrupt=(DiffusionNoise(step=STEPS[0]),),
         rollout=clips.rollout,
@@ -35,5 +32,5 @@ def get_config():
         lora=clips.lora,
         optim=clips.optim,
         train=clips.train,
-        curriculum=Rounds((*preferences, supervised(clips.optim))),
+        curriculum=Rounds((*preferences, temple.supervised(clips.optim))),
     )

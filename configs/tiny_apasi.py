@@ -11,11 +11,9 @@ the second makes up half of the objects.
 
 import dataclasses
 
-from tiny import WORLD
-from tiny import get_config as tiny
-
 from seva_jax.config import Round, Rounds
 from seva_jax.pairs import InjectedPairs
+from seva_jax.recipes import tiny
 from seva_jax.text import Sampling
 from seva_jax.worlds import WorldPrompts
 from seva_jax.worlds.shapes import SHAPES
@@ -23,7 +21,7 @@ from seva_jax.worlds.shapes import SHAPES
 
 def get_config():
     """Varies the default run: the pairs are of descriptions."""
-    config = tiny()
+    config = tiny.get_config()
     made_up = InjectedPairs(
         rate=1.0,
         objects=SHAPES,
@@ -36,7 +34,7 @@ def get_config():
     return dataclasses.replace(
         config,
         workdir="runs/tiny_apasi",
-        prompts=WorldPrompts(WORLD, "unlabelled", False, ("describe",), 4000),
+        prompts=WorldPrompts(tiny.WORLD, "unlabelled", False, ("describe",), 4000),
         corrupt=(),
         rollout=dataclasses.replace(config.rollout, sampling=Sampling(max_new_tokens=16)),
         pairs=made_up,

@@ -5,12 +5,11 @@ python -m seva_jax.train --config configs/tiny_mia_dpo.py
 
 import dataclasses
 
-from tiny import get_config as tiny
-
 from seva_jax.config import TrainedBase
 from seva_jax.data import Composed, Mixture
 from seva_jax.objectives import DPO
 from seva_jax.pairs import MiaPairs
+from seva_jax.recipes import tiny
 from seva_jax.worlds import world_vocabulary
 
 # The words of the questions; the world's tokenizer has one id for each.
@@ -33,7 +32,7 @@ def composed(source, **options):
 
 def get_config():
     """Varies `tiny.py`: prompts are about one of 2 to 4 images."""
-    config = tiny()
+    config = tiny.get_config()
     assert isinstance(config.base, TrainedBase)
     learnt = dataclasses.replace(config.base.prompts, split="train-several")
     several = composed(learnt, tile_noise=0.0, inset_noise=0.0)

@@ -5,21 +5,19 @@ python -m seva_jax.train --config configs/tiny_povid.py
 
 import dataclasses
 
-from tiny import WORLD
-from tiny import get_config as tiny
-
 from seva_jax.config import Round, Rounds
 from seva_jax.corrupt import PixelNoise
 from seva_jax.data import ChangedImages
 from seva_jax.objectives import DPO, Inherent
+from seva_jax.recipes import tiny
 from seva_jax.worlds import WorldPairs
 
-PAIRS = WorldPairs(WORLD, "preferences", kinds=("describe", "color"), num=2000)
+PAIRS = WorldPairs(tiny.WORLD, "preferences", kinds=("describe", "color"), num=2000)
 
 
 def get_config():
     """DPO, merge, then DPO with the model's own answer under noise as a second rejected answer."""
-    config = tiny()
+    config = tiny.get_config()
     second = Round(
         prompts=ChangedImages(PAIRS, PixelNoise(step=500)),
         objective=Inherent(beta=0.5),

@@ -9,22 +9,20 @@ most similar other image.
 
 import dataclasses
 
-from tiny import WORLD
-from tiny import get_config as tiny
-
 from seva_jax.objectives import ReAlign
 from seva_jax.pairs import RetrievedPairs
+from seva_jax.recipes import tiny
 from seva_jax.text import Sampling
 from seva_jax.worlds import WorldPrompts
 
 
 def get_config():
     """Varies the default run: the pairs are of descriptions, with two images in each."""
-    config = tiny()
+    config = tiny.get_config()
     return dataclasses.replace(
         config,
         workdir="runs/tiny_realign",
-        prompts=WorldPrompts(WORLD, "unlabelled", False, ("describe",), 4000),
+        prompts=WorldPrompts(tiny.WORLD, "unlabelled", False, ("describe",), 4000),
         corrupt=(),
         rollout=dataclasses.replace(config.rollout, sampling=Sampling(max_new_tokens=16)),
         pairs=RetrievedPairs(separator=" and ", sampling=Sampling(max_new_tokens=4)),

@@ -5,18 +5,17 @@ python -m seva_jax.train --config configs/tiny_seva_iterated.py
 
 import dataclasses
 
-from tiny import WORLD
-from tiny import get_config as tiny
-
 from seva_jax.config import Iterations
+from seva_jax.recipes import tiny
 from seva_jax.worlds import WorldPrompts
 
 
 def get_config():
     """Runs three rounds, each with its own prompts and a third of the default run's steps."""
-    config = tiny()
+    config = tiny.get_config()
     prompts = tuple(
-        WorldPrompts(WORLD, f"unlabelled-{number}", False, ("color",), 1500) for number in (1, 2, 3)
+        WorldPrompts(tiny.WORLD, f"unlabelled-{number}", False, ("color",), 1500)
+        for number in (1, 2, 3)
     )
     return dataclasses.replace(
         config,

@@ -11,7 +11,7 @@ need the same ones. Every run sees the same number of pairs.
 import dataclasses
 import itertools
 
-from tiny import get_config as tiny
+from seva_jax.recipes import tiny
 
 BATCH_SIZES = (16, 64, 256)
 LEARNING_RATES = (1e-4, 4e-4)
@@ -20,7 +20,7 @@ PAIRS = 6400
 
 def get_configs():
     """Varies the default run: six runs that differ in batch size and learning rate."""
-    config = tiny()
+    config = tiny.get_config()
     for batch_size, lr in itertools.product(BATCH_SIZES, LEARNING_RATES):
         yield dataclasses.replace(
             config,

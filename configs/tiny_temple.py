@@ -5,18 +5,16 @@ python -m seva_jax.train --config configs/tiny_temple.py
 
 import dataclasses
 
-from temple import corruptions
-from tiny import KINDS, WORLD
-from tiny import get_config as tiny
-
 from seva_jax.config import Round, Rounds
 from seva_jax.data import AnsweredPrompts, Mixture
 from seva_jax.objectives import Supervised
 from seva_jax.pairs import TemplePairs
+from seva_jax.recipes import temple, tiny
 from seva_jax.text import Sampling
 from seva_jax.worlds import WorldPrompts, WorldSequences
 
-ONE = dataclasses.replace(WORLD, max_objects=1)  # one object in an image, so answers stay short
+# One object in an image, so answers stay short.
+ONE = dataclasses.replace(tiny.WORLD, max_objects=1)
 GROUPS = (4, 2)  # the four images are cut into this many groups
 
 
@@ -25,9 +23,9 @@ def get_config():
 
     A round of supervised training comes last.
     """
-    config = tiny()
+    config = tiny.get_config()
     learnt = (
-        WorldPrompts(WORLD, "train", True, KINDS, 24000),
+        WorldPrompts(tiny.WORLD, "train", True, tiny.KINDS, 24000),
         WorldSequences(ONE, "train-sequences", True, num=8000),
     )
     supervised = Round(
@@ -42,7 +40,7 @@ def get_config():
         workdir="runs/tiny_temple",
         base=dataclasses.replace(config.base, prompts=Mixture(learnt, (3, 1), num=24000)),
         prompts=WorldSequences(ONE, num=1500),
-        corrupt=corruptions(GROUPS[0], "images"),
+        corrupt=temple.corruptions(GROUPS[0], "images"),
         rollout=dataclasses.replace(
             config.rollout,
             sampling=Sampling(max_new_tokens=24, temperature=0.7, repetition_penalty=1.05),
@@ -50,5 +48,7 @@ def get_config():
         pairs=TemplePairs(rules=("longer", "ratio", "ratio")),
         text=dataclasses.replace(config.text, max_length=128),
         train=dataclasses.replace(config.train, max_steps=50),
-        curriculum=Rounds((*(Round(corrupt=corruptions(m, "images")) for m in GROUPS), supervised)),
+        curriculum=Rounds(
+            (*(Round(corrupt=temple.corruptions(m, "images")) for m in GROUPS), supervised)
+        ),
     )

@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     if aligned:
         rest += ["--config", f"{flags.model}/config.py", "--workdir", flags.model]
-    experiment, _ = load_experiment(DESCRIPTION, rest)
+    own = [name.replace("_", "-") for name in vars(flags)]
+    experiment, _ = load_experiment(DESCRIPTION, rest, "evaluate", own)
     experiment = runs_of(experiment)[0]  # the base of several rounds is the first one's
     suites = [s for where in flags.suite for s in read_suites(where)] or list(experiment.evals)
     _check(experiment, suites)

@@ -13,12 +13,11 @@ import contextlib
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from seva_jax.convert import (
     SpecialTokens,
@@ -36,6 +35,9 @@ from seva_jax.runtime.stores import as_path
 from seva_jax.text import Sampling
 from seva_jax.text.tokenizer import load_tokenizer
 from seva_jax.types import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _DTYPES = ("float32", "bfloat16", "float16")
 

@@ -1,7 +1,7 @@
 """Bounds of the numbers in a config, written next to the fields: `lr: Annotated[float, ABOVE_0]`.
 
-What lives here: `Range` and `NO_EFFECT`, the marks that a field's annotation may carry, and
-`out_of_range`, which finds every number outside its bounds. What does not: the bounds of a
+What lives here: `Range`, `NO_EFFECT` and `ADDED`, the marks that a field's annotation may carry,
+and `out_of_range`, which finds every number outside its bounds. What does not: the bounds of a
 particular field, which are in its annotation, and checks that involve several sections
 (`seva_jax/config/experiment.py`).
 """
@@ -62,6 +62,18 @@ class _NoEffect:
 
 
 NO_EFFECT = _NoEffect()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Added:
+    """Marks a config field, `Annotated[float, ADDED]`, that work directories may not have recorded.
+
+    Its default must give the results of the time before. A record without the field counts as one
+    with the default, and fingerprints leave the field out while it has its default.
+    """
+
+
+ADDED = _Added()
 
 
 class Bounds(NamedTuple):

@@ -11,6 +11,7 @@ Read next: `seva_jax/run/context.py`, then `seva_jax/training/step.py` for the m
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from seva_jax.config import (
     to_source,
 )
 from seva_jax.config.prior_run import base_fingerprint
+from seva_jax.config.smoke import smoke
 from seva_jax.report import write_figures
 from seva_jax.report.cards import logged_pairs, spread
 from seva_jax.report.closing import closing_summary, how_to_open
@@ -36,16 +38,18 @@ from seva_jax.report.compare import compare
 from seva_jax.report.run_report import page_size, results_and_verdict, write_run_report
 from seva_jax.report.shown import Shown, facts_of_run
 from seva_jax.run import reference, rollouts
+from seva_jax.run import smoke as smoke_run
 from seva_jax.run.alignment import caches_reference
 from seva_jax.run.context import RunContext
+from seva_jax.run.evaluations import left_by_evaluations
 from seva_jax.run.margins import reward_margins
 from seva_jax.run.outputs import Outputs
 from seva_jax.run.own_prompts import own_answers
+from seva_jax.run.preflight import prepared
+from seva_jax.run.stage import Stage
 from seva_jax.run.stages import (
     evaluate_aligned,
     evaluate_base,
-    require_all_examples,
-    require_ground_truth,
     run_alignment,
     run_base,
     run_pairs,
@@ -53,7 +57,6 @@ from seva_jax.run.stages import (
     run_rollouts,
     run_takeover,
 )
-from seva_jax.run.workdir import Stage
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import (
     joined,
@@ -80,7 +83,9 @@ def stages(ctx: RunContext, out: Outputs) -> Iterator[Stage]:
     config = ctx.config
     base = base_fingerprint(config)
     if isinstance(config.base, TrainedBase):
-        yield Stage("base", base, lambda: run_base(ctx, out), ["checkpoints/base"])
+        yield Stage(
+            "base", base, lambda: run_base(ctx, out), ["checkpoints/base"], trains=True
+        )  # fmt: skip
     if isinstance(config.base, PriorRun):
         yield Stage("base", base, lambda: run_takeover(ctx, out))
 
@@ -93,27 +98,43 @@ def stages(ctx: RunContext, out: Outputs) -> Iterator[Stage]:
         )  # fmt: skip
         yield Stage(
             "rollouts", answers, lambda: run_rollouts(ctx, out),
-            [rollouts.RECORDS, rollouts.INDEX], rollouts.LINES,
+            [rollouts.RECORDS, rollouts.INDEX], journal=rollouts.LINES, needs=["base"],
         )  # fmt: skip
         pairs = fingerprint(answers, config.pairs, config.text)
-    yield Stage("pairs", pairs, lambda: run_pairs(ctx, out), ["pairs.array_record", "pairs.json"])
+    yield Stage(
+        "pairs", pairs, lambda: run_pairs(ctx, out), ["pairs.array_record", "pairs.json"],
+        needs=["rollouts"], if_missing="make",
+    )  # fmt: skip
 
     if caches_reference(ctx):
         yield Stage(
             "reference", pairs, lambda: run_reference(ctx, out),
-            [reference.RECORDS], reference.LINES,
+            [reference.RECORDS], journal=reference.LINES, needs=["base", "pairs"],
         )  # fmt: skip
     aligned = fingerprint(pairs, config.objective, config.lora, config.optim, config.train)
-    yield Stage("align", aligned, lambda: log_pairs_and_align(ctx, out))
+    yield Stage(
+        "align", aligned, lambda: log_pairs_and_align(ctx, out), ["checkpoints/align"],
+        needs=["base", "pairs", "reference"], trains=True, if_missing="require",
+    )  # fmt: skip
 
     evals = [*map(fingerprint, config.evals)]
     scores = fingerprint(aligned, evals)
     if config.evals:
         how = (config.text.generate, config.text.max_length, config.rollout.cache)
         before = fingerprint(base, evals, *how)
-        yield Stage("evaluate base", before, lambda: evaluate_base(ctx, out), ["evals/base"])
-        yield Stage("evaluate aligned", scores, lambda: evaluate_aligned(ctx, out))
-    yield Stage("report", fingerprint(scores, config.report), lambda: write_page(ctx, out))
+        yield Stage(
+            "evaluate base", before, lambda: evaluate_base(ctx, out),
+            *left_by_evaluations("base", config.evals), needs=["base"], if_missing="require",
+        )  # fmt: skip
+        yield Stage(
+            "evaluate aligned", scores, lambda: evaluate_aligned(ctx, out),
+            *left_by_evaluations("aligned", config.evals), needs=["base", "pairs"],
+            if_missing="require",
+        )  # fmt: skip
+    yield Stage(
+        "report", fingerprint(scores, config.report), lambda: write_page(ctx, out),
+        ["report.html"], needs=["base", "pairs"], if_missing="require", shared=False,
+    )  # fmt: skip
 
 
 def run(config: Experiment, siblings: Sequence[Path] = (), table: StageTable = stages) -> Outputs:
@@ -127,19 +148,16 @@ def run(config: Experiment, siblings: Sequence[Path] = (), table: StageTable = s
     Returns:
         What the stages made.
     """
-    ctx = RunContext.open(config, siblings)
-    out = Outputs(ctx)
-    if config.strict:
-        require_all_examples(ctx, out)
     if not isinstance(config.curriculum, Once):
         raise DataError(
             "this config stands for several runs: run_all(runs_of(experiment)) runs them "
             "(seva_jax.train, seva_jax.config)"
         )
+    ctx, out = prepared(config, siblings)
+    ctx.begin()
     if isinstance(config.base, PriorRun):
         why = f"{config.base.workdir} has another result now"
         ctx.workdir.start_over("base", base_fingerprint(config), why)
-    require_ground_truth(ctx)
     for stage in table(ctx, out):
         ctx.workdir.run_stage(stage)
     ctx.workdir.times.finish()
@@ -211,18 +229,36 @@ def run_all(
         say(f"\nall rounds: {page}{how_to_open(page)}")
 
 
+def try_small(config: Experiment, workdir: str, num_runs: int) -> None:
+    """Takes the path of a run with a small random model, a few examples and two steps.
+
+    Args:
+        config: the run.
+        workdir: the directory next to which its own will be.
+        num_runs: the number of runs that the command line stands for.
+    """
+    config = dataclasses.replace(config, workdir=workdir)
+    small = smoke(config, jax.device_count())
+    smoke_run.begin(config, small)
+    run(small)
+    smoke_run.end(config, small, num_runs)
+
+
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     use_compile_cache()
     try:
-        experiments, flags = load_experiments(DESCRIPTION, argv)
+        experiments, flags = load_experiments(DESCRIPTION, argv, smoke=True)
         plans = list(map(runs_of, experiments))
         chosen = experiments if flags.only is None else [experiments[flags.only]]
         if flags.print_config:
             print("\n".join(map(to_source, chosen)))
             return
         with joined(chosen[0].processes):
+            if flags.smoke:
+                try_small(plans[flags.only or 0][0], chosen[0].workdir, sum(map(len, plans)))
+                return
             others = [as_path(config.workdir) for runs in plans for config in runs]
             for runs in plans if flags.only is None else [plans[flags.only]]:
                 if len(chosen) > 1 and len(runs) == 1:

@@ -86,7 +86,8 @@ BREAKS = (
           "signal.signal(number, lambda *_: None)", "pass",
           "test_signals.py::test_what_a_signal_does"),
     Break("R2", "SIGTERM in training", "seva_jax/training/loop.py", "it stops without a save",
-          "saver.decide(step, stop or last, everyone)", "saver.decide(step, last, everyone)",
+          "saver.decide(step, stop or last or better, everyone)",
+          "saver.decide(step, last or better, everyone)",
           "test_signals.py::test_one_process", slow=True),
     Break("R2", "SIGTERM to one of two", "seva_jax/runtime/shutdown.py",
           "the other one is not told",
@@ -116,7 +117,7 @@ BREAKS = (
           PROCESSES + "test_the_launcher_notices_any_death"),
     Break("R5", "a dead process", "seva_jax/runtime/processes.py", "its peers wait minutes for it",
           "heartbeat_timeout_seconds=options.peer_timeout_s,\n"
-          "            shutdown_timeout_seconds=options.peer_timeout_s,", "", DEAD, slow=True),
+          "                shutdown_timeout_seconds=options.peer_timeout_s,", "", DEAD, slow=True),
     Break("R5", "a frozen process", "seva_jax/runtime/processes.py", "its peers wait 100 s for it",
           "heartbeat_timeout_seconds=options.peer_timeout_s,", "",
           PROCESSES + "test_a_frozen_process_ends_the_other", slow=True),

@@ -40,7 +40,7 @@ def random_base(ctx):
     return init_variables(ctx.base_model, "params", shardings, 0)
 
 
-def fit(ctx, steps, reference=-2.0, weights=None, epochs=1000, write=None):
+def fit(ctx, steps, reference=-2.0, weights=None, epochs=1000, write=None, held_out=0):
     """Trains adapters with DPO on made-up pairs.
 
     Args:
@@ -50,6 +50,8 @@ def fit(ctx, steps, reference=-2.0, weights=None, epochs=1000, write=None):
         weights: weights of the pairs, by default 1.
         epochs: at least as many as the steps need.
         write: called after every row of metrics, with step and values.
+        held_out: number of the last pairs that are not trained on. With train.eval_fraction 0 they
+            are not evaluated either.
     """
     prompts = ctx.config.prompts.open()
     weights = weights or [1.0] * len(prompts.prompts)
@@ -64,11 +66,18 @@ def fit(ctx, steps, reference=-2.0, weights=None, epochs=1000, write=None):
     ]
     shardings = variable_shardings(ctx.mesh, abstract_variables(ctx.policy_model))
     lora = init_variables(ctx.policy_model, "lora", shardings["lora"], 0)
-    rows = ctx.rows(encoded, ctx.pixels(prompts), DPO(), logps)
+    indices = range(len(pairs) - held_out), range(len(pairs) - held_out, len(pairs))
+    rows, others = (
+        ctx.rows(encoded.select(part), ctx.pixels(prompts), DPO(), [logps[i] for i in part])
+        for part in indices
+    )
     options = dataclasses.replace(
         ctx.config.train, batch_size=4, micro_batches=1, epochs=epochs, repeat=1
     )
-    task = Task("align", ctx.policy_model, DPO(), ctx.config.optim, options, steps, rows)
+    task = Task(
+        "align", ctx.policy_model, DPO(), ctx.config.optim, options, steps, rows,
+        held_out=others if options.eval_fraction else None,
+    )  # fmt: skip
     append = StageMetrics.write
 
     def both(self, step, values):

@@ -32,7 +32,7 @@ from seva_jax.data.preferences import SevaPairs
 from seva_jax.data.records import ArrayRecordPairs
 from seva_jax.data.sources import PreferenceSet
 from seva_jax.evals import Chair, ExactAnswer
-from seva_jax.run.stages import require_ground_truth
+from seva_jax.run.preflight import prepared
 from seva_jax.runtime import files
 from seva_jax.runtime.progress import Progress
 from seva_jax.text.templates import PLAIN
@@ -133,11 +133,12 @@ def test_a_run_refuses_questions_without_truth_before_its_first_stage(tmp_path, 
     experiment = dataclasses.replace(experiment, evals=(*experiment.evals, chair))
     with pytest.raises(DataError, match="prompt '1' has no list of word lists"):
         train.run(experiment)
-    assert not (tmp_path / "run" / "stages.json").exists()
+    assert not (tmp_path / "run").exists()
+    opened(experiment)
     # What has been evaluated already does not need its files.
     done = {f"evaluate {who}": {"fingerprint": ""} for who in ("base", "aligned")}
     files.write_json(tmp_path / "run" / "stages.json", done)
-    require_ground_truth(opened(experiment).ctx)
+    prepared(experiment)
 
 
 def test_words_that_the_tokenizer_lacks(tmp_path, pairs, capsys):

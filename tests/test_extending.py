@@ -11,11 +11,12 @@ import pytest
 from helpers_train import answers, replaced, small, table
 
 import seva_jax
-from seva_jax import config, train
+from seva_jax import train
 from seva_jax.config import command_line, flatten, to_source
 from seva_jax.config.config_files import read_config
 from seva_jax.config.rounds import runs_of
 from seva_jax.data.json_records import read_comparisons
+from seva_jax.recipes import tiny
 from seva_jax.runtime.journal import Journal
 from seva_jax.runtime.run_records import read_metrics
 
@@ -50,7 +51,8 @@ def test_the_page_runs(folder):
     others = [block for block in blocks(PACKAGE / "EXTENDING.md") if not block.startswith("# my_")]
     tried = [block for block in others if "from my_" in block]
     assert len(tried) == 6
-    assert len(others) == 8  # and two scripts: one runs below, the other needs a checkpoint
+    # And three scripts: one runs below, one in test_notebook.py, the last needs a checkpoint.
+    assert len(others) == 9
     for block in tried:
         exec(compile(block, "EXTENDING.md", "exec"), {})
     experiment = read_config(folder / "my_run.py")
@@ -161,7 +163,7 @@ def test_the_script_of_a_run_runs(tmp_path, one_device, monkeypatch, capsys):
     lines = [line for line in script.splitlines() if line.strip()]
     assert len(lines) <= 11
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(config, "read_config", lambda path: small("unused", *ONE_DEVICE))
+    monkeypatch.setattr(tiny, "get_config", lambda: small("unused", *ONE_DEVICE))
     monkeypatch.setattr(train, "run", functools.partial(train.run, table=STAGES))
     exec(compile(script, "EXTENDING.md", "exec"), {})
     out = capsys.readouterr().out

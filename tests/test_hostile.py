@@ -33,7 +33,7 @@ from seva_jax.data.files import QuestionsJsonl
 from seva_jax.data.preferences import HaDpoPairs, RlaifVPairs, SevaPairs, VLFeedbackPairs
 from seva_jax.evals import ExactAnswer
 from seva_jax.evals.suite import folder_loader
-from seva_jax.run.stages import require_all_examples
+from seva_jax.run.preflight import require_all_examples
 from seva_jax.types import DataError, ExampleError
 from seva_jax.worlds import WorldPrompts
 

@@ -16,15 +16,16 @@ PACKAGE = Path(seva_jax.__file__).parent
 LAYERS = (
     "types ranges",  # the nouns; the bounds of numbers in configs
     "runtime",  # files, stores and processes of a run
-    "sharding images text corrupt objectives",  # leaves: each can be read on its own
-    "models batches",  # networks; rows of trees
+    "sharding images text objectives",  # leaves: each can be read on its own
+    "models batches corrupt",  # networks; rows of trees; what hides an image
     "data training convert",  # formats; the step and its loop; weights
     "inference pairs evals worlds",  # passes that do not train; what they are asked for
     "config",  # every setting of a run
-    "run report pretrained",  # one run in its work directory; its page; notebooks
+    "run report pretrained recipes",  # one run; its page; notebooks; the shipped configs
     "commands",
 )
-COMMANDS = ("train", "evaluate", "plan", "bench")  # and `__main__` of the packages
+# And `__main__` of the packages; `notebook` is what `seva_jax.open` returns.
+COMMANDS = ("train", "evaluate", "plan", "bench", "chat", "completion", "notebook")
 LEVEL = {part: level for level, row in enumerate(LAYERS) for part in row.split()}
 
 # Importable from these parts only: torch reads pickles and is measured against.

@@ -14,7 +14,16 @@ import pytest
 from seva_jax.config.base_models import Checkpoint
 from seva_jax.config.experiment import Experiment, check
 from seva_jax.run.workdir import Workdir
-from seva_jax.runtime.loggers import LoggedPair, LoggedRun, Logger, LogWriter, TensorBoard, WandB
+from seva_jax.runtime.files import append_lines
+from seva_jax.runtime.loggers import (
+    LoggedPair,
+    LoggedRun,
+    Logger,
+    LogWriter,
+    TensorBoard,
+    Trackio,
+    WandB,
+)
 from seva_jax.types import DataError
 
 PAIR = LoggedPair(np.zeros((4, 8, 3), np.uint8), "question\nchosen: a\nrejected: b")
@@ -187,9 +196,98 @@ def test_what_wandb_writes_does_not_tell_whose_machine_it_is(tmp_path):
         assert not re.search(rb"(?<!\w)" + re.escape(secret.encode()) + rb"(?!\w)", record), secret
 
 
+class FakeTrackio(types.ModuleType):
+    """The part of trackio that is used, with its signatures; runs are found by name."""
+
+    def __init__(self):
+        super().__init__("trackio")
+        self.runs, self.options = {}, []
+        self.sqlite_storage = types.ModuleType("trackio.sqlite_storage")
+        self.sqlite_storage.SQLiteStorage = types.SimpleNamespace(get_logs=self.get_logs)
+
+    def get_logs(self, project, run=None, max_points=None):
+        return [row for of, row in self.runs.get((project, run), ()) if of]
+
+    def init(
+        self, project, name=None, group=None, space_id=None, config=None, resume="never",
+        embed=True, auto_log_gpu=None, auto_log_cpu=None,
+    ):  # fmt: skip
+        assert resume == "allow"
+        rows = self.runs.setdefault((project, name), [])
+        self.options.append(config)
+
+        def log(metrics, step=None):
+            rows.append([False, metrics | {"step": step}])  # sent by a thread, later
+
+        self.current = rows
+        return types.SimpleNamespace(log=log)
+
+    def finish(self):
+        for row in self.current:
+            row[0] = True
+
+    def Image(self, value, caption=None):
+        return {"shape": value.shape, "caption": caption}
+
+
+@pytest.fixture(params=["real", "fake"])
+def trackio(request, tmp_path_factory, monkeypatch):
+    """Returns trackio or its fake, with an empty folder for what it keeps."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "trackio"]:
+        monkeypatch.delitem(sys.modules, name)
+    if request.param == "fake":
+        fake = FakeTrackio()
+        monkeypatch.setitem(sys.modules, "trackio", fake)
+        monkeypatch.setitem(sys.modules, "trackio.sqlite_storage", fake.sqlite_storage)
+        return fake
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path_factory.mktemp("trackio")))
+    return pytest.importorskip("trackio")
+
+
+def test_trackio_continues_without_missing_or_repeated_steps(tmp_path, monkeypatch, trackio):
+    """Logs of steps 1 and 2, lost between their file and trackio, and 3 and 4 after a resume."""
+    base = Checkpoint("/mnt/of-alice/llava")
+    config = Experiment(workdir=str(tmp_path), base=base, loggers=(Trackio(project="mine"),))
+    check(config)
+    for steps in ((1, 2), (2, 4)):
+        workdir = Workdir.open(config)
+        workdir.log_pairs(lambda: [PAIR])
+        if steps[0] == 2:  # a row that a kill kept from trackio
+            append_lines(tmp_path / "metrics.jsonl", [{"stage": "align", "step": 3, "loss": 1.5}])
+        write = workdir.metrics("align").write
+        for step in steps:
+            write(step, {"loss": step / 2})
+        workdir.metrics("base").write(steps[0], {"loss": 9.0})
+        workdir.close()
+    name = (tmp_path / "trackio_run.txt").read_text().strip()
+    assert re.fullmatch(re.escape(tmp_path.name) + "-[0-9a-f]{6}", name)
+    rows = trackio.sqlite_storage.SQLiteStorage.get_logs("mine", name)
+    losses = [(row["step"], row["align/loss"]) for row in rows if "align/loss" in row]
+    assert sorted(losses) == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)]
+    assert sorted(row["step"] for row in rows if "base/loss" in row) == [1, 2]
+    (pair,) = (row["pair/0"] for row in rows if "pair/0" in row)
+    assert pair["caption"] == PAIR.caption
+    if isinstance(trackio, FakeTrackio):
+        assert trackio.options[0]["base.path"] == "…/llava"
+    else:
+        (run,) = trackio.Api().runs("mine")
+        assert run.config["base.path"] == "…/llava"
+        assert run.config["objective.beta"] == 0.1
+
+
+def test_trackio_stays_on_this_machine(monkeypatch, trackio):
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "alice/runs")
+    with pytest.raises(DataError, match="TRACKIO_SPACE_ID is set, which would send them elsewhere"):
+        check(Experiment(loggers=(Trackio(),)))
+
+
 @pytest.mark.parametrize(
     ("logger", "package", "extra"),
-    [(TensorBoard(), "tensorboardX", "tensorboard"), (WandB(), "wandb", "wandb")],
+    [
+        (TensorBoard(), "tensorboardX", "tensorboard"),
+        (WandB(), "wandb", "wandb"),
+        (Trackio(), "trackio", "trackio"),
+    ],
 )
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, logger, package, extra):
     monkeypatch.setitem(sys.modules, package, None)

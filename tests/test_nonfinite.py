@@ -128,7 +128,7 @@ def test_one_bad_example(tmp_path, capsys):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(trained))
     said = capsys.readouterr().out
     assert "align: 1 of the steps" in said
-    assert "0 of 12 examples have no token to train on" in said
+    assert "12 examples, each with answer tokens to train on" in said
 
 
 def test_too_many_end_the_run(tmp_path):
@@ -251,7 +251,10 @@ def test_examples_without_a_token(tmp_path):
         def __len__(self):
             return 4
 
-    assert trainable_share(Rows()) == "3 of 4 examples have no token to train on"
+    assert trainable_share(Rows()) == (
+        "1 examples to train on; 3 more are skipped: weight 0, an empty answer, or an unreadable "
+        "image"
+    )
 
 
 def test_facts_cover_all_of_the_examples(tmp_path):

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers_first import command
 from helpers_run import environment
 
 from seva_jax.run.rollouts import read_rollouts
+from seva_jax.runtime import processes
 from seva_jax.runtime.processes import ProcessOptions, gather, join
 from seva_jax.types import DataError
 
@@ -169,6 +171,21 @@ def test_a_straggler_is_named(begun, tmp_path):
             "JAX_NUM_PROCESSES": "two",
             "JAX_PROCESS_ID": "0",
         },
+        *(
+            {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": number,
+            }
+            for address, number in (
+                ("127.0.0.1:1", "2"),
+                ("127.0.0.1:1", "-1"),
+                ("127.0.0.1:99999", "1"),
+                ("127.0.0.1", "1"),
+                ("nonsense", "1"),
+                ("nonsense:", "1"),
+            )
+        ),
     ],
 )
 def test_an_environment_that_says_half(given, monkeypatch):
@@ -176,6 +193,68 @@ def test_an_environment_that_says_half(given, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(DataError, match="set all of JAX_COORDINATOR_ADDRESS"):
         join(ProcessOptions())
+
+
+def joining(address, number):
+    """Runs a command as one of two processes, and returns what it prints as an error."""
+    ran = command(
+        "seva_jax.train", "--processes.join-timeout-s", 2,
+        JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(number),
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout) == (1, "")
+    return ran.stderr.splitlines()
+
+
+def free_port():
+    """Returns a port at which nothing listens."""
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]
+
+
+def test_a_coordinator_that_cannot_be_reached():
+    """JAX would wait for five minutes and then abort with a stack trace of C++."""
+    remedy = "set JAX_COORDINATOR_ADDRESS of all processes to HOST:PORT of process 0"
+    port = free_port()
+    assert joining(f"127.0.0.1:{port}", 1) == [
+        f"error: process 1 gets no answer from the coordinator 127.0.0.1:{port} (Connection "
+        f"refused): start it, or {remedy}"
+    ]
+    assert joining(f"no.such.host.invalid:{port}", 1) == [
+        f"error: process 1 cannot find the coordinator no.such.host.invalid:{port}, because no "
+        f"host has that name; {remedy}"
+    ]
+
+
+def test_processes_that_do_not_start():
+    port = free_port()
+    assert joining(f"127.0.0.1:{port}", 0) == [
+        f"error: process 0 has reached the coordinator 127.0.0.1:{port}, but not all of 2 "
+        "processes have: start each of them once, with JAX_PROCESS_ID from 0 on"
+    ]
+
+
+def test_a_port_in_use():
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        assert joining(f"127.0.0.1:{port}", 0) == [
+            f"error: process 0 cannot listen at port {port} of this host (Address already in use): "
+            "another process has it, perhaps one of an earlier start; end that one, or set another "
+            "port in JAX_COORDINATOR_ADDRESS of all processes"
+        ]
+
+
+def test_what_a_process_waits_for_is_said_early(monkeypatch, capsys):
+    """After some seconds, once, with the limit; nothing if all have joined by then."""
+    monkeypatch.setattr(processes, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(processes, "_unjoined", lambda: "process 1 waits")
+    with processes._limited_wait(300):
+        time.sleep(0.5)
+    said = "process 1 waits (waiting up to 300 s, --processes.join-timeout-s)\n"
+    assert capsys.readouterr() == ("", said)
+    monkeypatch.setattr(processes, "_PATIENCE_S", 60.0)
+    with processes._limited_wait(300):
+        pass
+    assert capsys.readouterr() == ("", "")
 
 
 def test_one_process_has_nothing_to_join():

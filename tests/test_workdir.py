@@ -12,7 +12,9 @@ from seva_jax.config.source import fingerprint
 from seva_jax.data.files import QuestionsJsonl, SevaJson
 from seva_jax.objectives import DPO, Supervised
 from seva_jax.run import workdir as workdir_module
-from seva_jax.run.workdir import FORMAT, Stage, Workdir
+from seva_jax.run.stage import FORMAT, Stage
+from seva_jax.run.workdir import Workdir
+from seva_jax.runtime import lock
 from seva_jax.runtime.files import read_lines
 from seva_jax.runtime.stores import is_remote
 from seva_jax.sharding import MeshShape
@@ -108,21 +110,21 @@ def test_a_stage_that_fails_is_not_finished(experiment):
 def test_a_stage_is_taken_from_a_sibling(experiment, folder):
     """Its files are copied, also of a folder; the same stage of other inputs is not taken."""
     first = Workdir.open(dataclasses.replace(experiment, workdir=str(folder / "first")))
-    files = ["rollouts.json", "checkpoints/base/7/data", "checkpoints/base/7/digests.json"]
+    files = ["rollouts.json", "calls/a/1.json", "calls/a.json"]
 
     def make():
         for name in files:
             (first.path / name).parent.mkdir(parents=True, exist_ok=True)
-            (first.path / name).write_text(name)
+            (first.path / name).write_text(f'"{name}"')
         return "made"
 
-    leaves = ["rollouts.json", "checkpoints/base"]
+    leaves = ["rollouts.json", "calls"]
     first.run_stage(Stage("base", "a", make, leaves))
     second = Workdir.open(experiment, siblings=[first.path])
     second.run_stage(Stage("base", "b", lambda: "own", leaves))
-    assert not (second.path / "checkpoints").exists()
+    assert not (second.path / "calls").exists()
     second.run_stage(Stage("base", "a", make, leaves))
-    assert [(second.path / name).read_text() for name in files] == files
+    assert [json.loads((second.path / name).read_text()) for name in files] == files
     assert second.stages()["base"]["source"] == str(first.path)
 
 
@@ -169,9 +171,16 @@ def test_a_fingerprint_is_the_same_in_every_process():
 # --- other configs --------------------------------------------------------------------------------
 
 
+def finished(experiment):
+    """Makes the directory of a run that has finished a stage; a result is worth a refusal."""
+    workdir = Workdir.open(experiment)
+    workdir.run_stage(Stage("rollouts", "same", lambda: "answered"))
+    return workdir
+
+
 def test_another_config_is_refused_field_by_field(experiment):
     """The error has the value there and the value now."""
-    Workdir.open(experiment)
+    finished(experiment)
     other = dataclasses.replace(
         experiment,
         seed=7,
@@ -198,9 +207,55 @@ def test_another_config_is_refused_field_by_field(experiment):
 
 def test_another_class_with_the_same_fields_is_another_config(experiment):
     """The class itself is compared."""
-    Workdir.open(experiment)
+    finished(experiment)
     with pytest.raises(DataError, match=r"objective: 'seva_jax\.objectives\.DPO' there"):
         Workdir.open(dataclasses.replace(experiment, objective=Supervised()))
+
+
+@pytest.mark.parametrize(
+    ("change", "keeps_answers"),
+    [({"objective": Supervised()}, True), ({"seed": 7}, False), ({"corrupt": ()}, False)],
+)
+def test_a_directory_without_a_result_takes_a_changed_config(
+    experiment, folder, change, keeps_answers, capsys
+):
+    """Answers that still fit stay; all else that was begun is set aside, not removed."""
+    path = Workdir.open(experiment).path
+    begun = {"rollouts.jsonl": "answers", "metrics.jsonl": "", "checkpoints": None}
+    for name, text in begun.items():
+        file = path / name / "1" if text is None else path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text or "weights")
+    changed = dataclasses.replace(experiment, **change)
+    assert Workdir.of(changed).path == path  # looking changes nothing
+    assert read_config(path / "config.py") == experiment
+    capsys.readouterr()
+    Workdir.open(changed)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert "no stage had finished there, so its config changes (" in said
+    assert f"; what it had begun is in {path}/set-aside/1" in said
+    assert read_config(path / "config.py") == changed
+    aside = path / "set-aside" / "1"
+    assert (path / "rollouts.jsonl").exists() is keeps_answers
+    assert (aside / "rollouts.jsonl").exists() is not keeps_answers
+    assert (aside / "checkpoints" / "1").read_text() == "weights"
+    assert not (path / "checkpoints").exists()
+    Workdir.open(changed)  # now it is this run's
+    assert capsys.readouterr().out == ""
+
+
+def test_a_directory_in_use_is_not_taken_over(experiment, tmp_path):
+    """Its run may just be in its first stage; nothing is written."""
+    local = dataclasses.replace(experiment, workdir=str(tmp_path / "run"))
+    path = Workdir.open(local).path
+    Workdir.open(local).close()
+    holder = lock.Holder("another host", 7, "", "now")
+    (path / lock.NAME).write_text(json.dumps(holder._asdict()))
+    for changed in (local, dataclasses.replace(local, seed=7)):
+        with pytest.raises(DataError, match="run is in use by process 7 on another host"):
+            Workdir.of(changed)
+    assert read_config(path / "config.py") == local
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 
 from seva_jax.batches.encoded import EncodedComparisons
@@ -175,6 +174,8 @@ def shuffled(
         repeat: how many copies of the list are concatenated before it is shuffled.
         seed: seed of the order.
     """
+    import grain
+
     # shuffle(seed=s) would give epoch 1 of seed s the order of epoch 0 of seed s + 1.
     order = grain.MapDataset.range(len(rows) * repeat).seed(seed).shuffle().repeat(epochs)
     return Schedule(order, len(rows), batch_size, steps)  # pyright: ignore[reportArgumentType]
@@ -251,6 +252,8 @@ class Batches:
         Args:
             processes: number of processes that read ahead; 0 reads in threads of this one.
         """
+        import grain
+
         images = max(x.rows * x.shape.images for x in self.packer.layouts) // self.share[1]
         image = self.rows.images
         size = images * math.prod(image.shape) * np.dtype(image.dtype).itemsize

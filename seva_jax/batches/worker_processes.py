@@ -7,13 +7,14 @@ import os
 import signal
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import jax
-from absl import flags
 
 from seva_jax.types import DataError
+
+if TYPE_CHECKING:
+    import grain
 
 
 class ProcessIterator:
@@ -29,6 +30,8 @@ class ProcessIterator:
     """
 
     def __init__(self, dataset: grain.MapDataset, processes: int, ahead: int) -> None:
+        import grain
+
         self._dataset, self._next = dataset, 0
         self._options = grain.MultiprocessingOptions(processes, ahead)
         self._iterator: Any = None
@@ -56,6 +59,8 @@ class ProcessIterator:
         return element
 
     def _first(self) -> Any:
+        from absl import flags
+
         if not flags.FLAGS.is_parsed():  # Grain reads absl's flags, and we have none
             flags.FLAGS.mark_as_parsed()
         rest = self._dataset.slice(slice(self._next, None)).to_iter_dataset()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
-import tyro
+from tyro.conf import subcommand
 
 from seva_jax.bench.evidence import EvidenceStudy, run_study
 from seva_jax.bench.input import InputBench, run_input
@@ -17,8 +19,10 @@ from seva_jax.bench.reading import ReadingBench, run_reading
 from seva_jax.bench.refill import RefillBench, run_refill
 from seva_jax.bench.sample import SampleBench, run_sample
 from seva_jax.bench.scaling import ScalingBench, run_scaling
+from seva_jax.bench.startup import StartupBench, run_startup
 from seva_jax.bench.step import StepBench, run_step
 from seva_jax.bench.store import StoreBench, run_store
+from seva_jax.config.command_line import parse_options
 from seva_jax.runtime.processes import one_line_errors, use_compile_cache
 
 _BENCHES: dict[str, tuple[type, Callable[[Any], None]]] = {
@@ -32,17 +36,20 @@ _BENCHES: dict[str, tuple[type, Callable[[Any], None]]] = {
     "refill": (RefillBench, run_refill),
     "sample": (SampleBench, run_sample),
     "scaling": (ScalingBench, run_scaling),
+    "startup": (StartupBench, run_startup),
     "step": (StepBench, run_step),
     "store": (StoreBench, run_store),
 }
 
 
+DESCRIPTION = "Runs a measurement or a study; results are in seva_jax/bench/RESULTS.md."
+
+
 @one_line_errors()
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    options = tyro.extras.subcommand_cli_from_dict(
-        {name: kind for name, (kind, _) in _BENCHES.items()}
-    )
+    kinds = [Annotated[kind, subcommand(name)] for name, (kind, _) in _BENCHES.items()]
+    options = parse_options(functools.reduce(operator.or_, kinds), "bench", argv, DESCRIPTION)
     if isinstance(options, EvidenceStudy | MethodsStudy):
         use_compile_cache()
     dict(_BENCHES.values())[type(options)](options)

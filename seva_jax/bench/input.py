@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import LlavaImageProcessorPil
 
 from seva_jax.bench.timing import in_turns, machine
 from seva_jax.images.load import decode_image
@@ -42,6 +41,8 @@ class InputBench:
 
 def run_input(bench: InputBench) -> None:
     """Measures all sides in turns and prints a table."""
+    from transformers import LlavaImageProcessorPil
+
     if min(bench.height, bench.width, bench.images, bench.rounds) < 1:
         raise DataError("--height, --width, --images and --rounds must be at least 1")
     if hasattr(os, "sched_setaffinity"):

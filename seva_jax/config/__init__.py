@@ -24,12 +24,16 @@ from seva_jax.config.options import (
 )
 from seva_jax.config.prior_run import PriorRun
 from seva_jax.config.rounds import Iterations, Round, Rounds, runs_of
+from seva_jax.config.smoke import ReducedBase
 from seva_jax.config.source import (
     fingerprint,
     flatten,
     is_within,
+    public_name,
     suite_source,
     to_source,
+    with_defaults,
+    with_effect,
     without_effect,
 )
 from seva_jax.training.options import TrainOptions

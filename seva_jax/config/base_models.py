@@ -99,8 +99,8 @@ class Checkpoint(BaseModel):
             reference policy, which answers prompts and is evaluated as base. A projector or other
             weights that the adapter stores whole replace those of this model.
         merge: add the adapter to the weights, so that training starts with new adapters (`lora`).
-            Otherwise its training continues, with a new optimiser state and without its dropout;
-            rank, alpha and targets of the run are the adapter's. In both cases the model with the
+            Otherwise its training continues, with a new optimiser state; rank, alpha, targets and
+            dropout of the run are the adapter's. In both cases the model with the
             adapter as it was loaded is the reference, also where log-probs of the reference are
             computed in the step.
 

@@ -10,11 +10,12 @@ messages and recorded configs name it by its URL.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import ModuleType
 from typing import Any
 
@@ -33,8 +34,20 @@ RECORD_TITLE = "Resolved config of a run, written by seva_jax"  # of configs in 
 def config_directory() -> Path:
     """Returns where the shipped configs are: next to the package, inside it when installed."""
     package = Path(__file__).parent.parent
-    checkout = package.parent / "configs"
-    return checkout if checkout.is_dir() else package / "_configs"
+    installed = package / "_configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def find_config(text: str | Path) -> Path:
+    """Returns the config file that `--config` names: a path, or the name of a shipped config.
+
+    A file of that name in the current directory comes first.
+    """
+    path = as_path(text)
+    if path.is_file() or str(text) != path.name:
+        return path
+    shipped = config_directory() / f"{path.name.removesuffix('.py')}.py"
+    return shipped if shipped.is_file() else path
 
 
 def read_config(path: Path) -> Experiment:
@@ -68,8 +81,7 @@ def read_configs(path: Path) -> list[Experiment]:
             the record of a run of another version; the message names the file.
     """
     if not path.is_file():
-        shipped = ", ".join(sorted(p.name for p in config_directory().glob("*.py")))
-        raise DataError(f"config file {path} does not exist; shipped configs: {shipped}")
+        raise DataError(_missing(path))
 
     def get(module: ModuleType) -> list[Any]:
         if hasattr(module, "get_configs"):
@@ -89,6 +101,19 @@ def read_configs(path: Path) -> list[Experiment]:
     if not experiments:
         raise DataError(f"{path}: get_configs() yields no run")
     return list(map(expand_home, experiments))
+
+
+def _missing(path: Path) -> str:
+    """Returns the error for a config file that is not there: what was meant, or all that ship."""
+    if (path / "config.py").is_file():
+        return f"{path} is a work directory; its config is {path / 'config.py'}"
+    shipped = sorted(p.stem for p in config_directory().glob("*.py"))
+    beside = [] if is_remote(path) else [str(p) for p in path.parent.glob("*.py")]
+    names = {PurePath(name).stem: name for name in (*shipped, *beside)}
+    problem = f"config file {path} does not exist"
+    if near := difflib.get_close_matches(path.stem, names, 1, 0.7):
+        return f"{problem}; did you mean --config {names[near[0]]}?"
+    return f"{problem}; shipped configs, which need no path: {', '.join(shipped)}"
 
 
 def read_suites(where: str) -> list[Suite]:

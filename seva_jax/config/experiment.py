@@ -85,8 +85,13 @@ class Experiment:
     """One run, from images to an aligned model.
 
     Attributes:
-        workdir: directory for everything that the run writes, on a disk or in a bucket
+        workdir: output directory, for everything that the run writes, on a disk or in a bucket
             (gs://BUCKET/PATH); the same command resumes it.
+        take_from: work directories of other runs. Of each, the finished stages that this run's
+            config does not change (the base model, rollouts, pairs, reference log-probs,
+            alignment, answers of the base model) are copied instead of made again; a line says why
+            a stage does not fit. If the alignment of one differs only in its length
+            (`train.epochs`, `train.max_steps`), its training is continued.
         seed: determines every random choice.
         strict: check every text and image before the first stage, including those of evaluations,
             and stop if one cannot be used. Otherwise they are counted and left out, see
@@ -114,12 +119,13 @@ class Experiment:
             10:13 for the steps 10, 11 and 12; a summary is printed and goes into the report. Traces
             are in WORKDIR/profiles. SIGUSR1 to a process takes one of its work at any time.
         loggers: where metrics and a few pairs go in addition to metrics.jsonl, such as
-            `(TensorBoard(), WandB(project="mine"))`.
+            `(TensorBoard(), WandB(project="mine"))` or, for a local dashboard, `(Trackio(),)`.
         curriculum: which runs the config stands for, one after another; see
             `seva_jax/config/rounds.py`.
     """
 
     workdir: Annotated[str, NO_EFFECT] = "runs/default"
+    take_from: Annotated[tuple[str, ...], NO_EFFECT] = ()
     seed: Annotated[int, FROM_0] = 42
     strict: Annotated[bool, NO_EFFECT] = False
     base: BaseModel = Checkpoint()
@@ -187,6 +193,16 @@ def _method_problems(config: Experiment) -> Iterator[str]:
         )
     if "lora" in train.trained and not config.lora.rank:
         yield "train.trained names lora but lora.rank is 0"
+    if not train.eval_fraction:
+        for name, wanted in (
+            ("eval_every", train.eval_every), ("patience", train.patience),
+            ("keep", train.keep == "best"),
+        ):  # fmt: skip
+            if wanted:
+                yield (
+                    f"train.{name} {getattr(train, name)} needs held-out pairs, but "
+                    "train.eval_fraction is 0; set --train.eval-fraction 0.1, for example"
+                )
     if "lora" not in train.trained and config.lora.rank:
         yield "lora.rank is not 0 but train.trained lacks lora; set --lora.rank 0"
     for target, rank in config.lora.rank_pattern:

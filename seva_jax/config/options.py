@@ -67,8 +67,9 @@ class ComputeOptions:
             is param_dtype; "int8" (8 bits per weight) and "nf4" (4.5 bits) are QLoRA's quantised
             base, for training adapters; they need the extra "quant".
         dtype: compute dtype; norms, softmax, logits and log-probs are always float32.
-        remat: what the backward pass recomputes instead of storing it: "none", "matmuls" (stores
-            the results of linear layers) or "layers" (stores only the input of each layer).
+        remat: what the backward pass recomputes instead of storing it (gradient checkpointing):
+            "none", "matmuls" (stores the results of linear layers) or "layers" (stores only the
+            input of each layer).
         attention: "auto" uses a kernel on TPUs and blocks of queries elsewhere; "cudnn" uses
             cuDNN's kernel, on NVIDIA GPUs and in bfloat16; "plain" computes all scores at once.
         head_chunk: answer positions per row whose logits are in memory at the same time.

@@ -122,7 +122,7 @@ def continuation_problems(experiment: Experiment, earlier: Experiment) -> list[s
             f"train.trained lacks {', '.join(missing)}, which the run before trained and which "
             "this run would have to continue; add it, or set base.merge (refresh of a round)"
         )
-    if "lora" in earlier.train.trained and experiment.lora != earlier.lora:
+    if "lora" in earlier.train.trained and experiment.lora.finished != earlier.lora.finished:
         problems.append(
             f"lora is {experiment.lora}, but the adapters of the run before are {earlier.lora}; "
             "make them equal, or set base.merge (refresh of a round)"

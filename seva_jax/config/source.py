@@ -22,7 +22,7 @@ from typing import Any
 from seva_jax.config.config_files import MODULE_PREFIX, RECORD_TITLE, origin
 from seva_jax.config.experiment import Experiment
 from seva_jax.evals import Suite
-from seva_jax.ranges import NO_EFFECT
+from seva_jax.ranges import ADDED, NO_EFFECT
 from seva_jax.runtime.paths import hide_home
 
 
@@ -73,19 +73,55 @@ def without_effect(config: Any, prefix: str = "") -> frozenset[str]:
     >>> "train.log_every" in without_effect(Experiment())
     True
     """
-    names: set[str] = set()
+    return frozenset(_marked(config, NO_EFFECT, prefix))
+
+
+def added_later(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns the defaults of the fields that older records lack, by the names of `flatten`.
+
+    These are the fields marked with `ADDED`, at every depth outside of other such fields. See
+    there what their absence means.
+
+    Args:
+        config: a dataclass, or the value of a field of one.
+        prefix: its dotted name.
+    """
+    return {
+        name: field.default if field.default_factory is dataclasses.MISSING
+        else field.default_factory()
+        for name, (field, _) in _marked(config, ADDED, prefix).items()
+    }  # fmt: skip
+
+
+def with_defaults(recorded: dict[str, Any], wanted: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Returns a recorded flat config, completed by fields that were added since it was written.
+
+    Args:
+        recorded: what `flatten` once gave.
+        wanted: what it gives for the config that is compared with the record.
+        config: that config.
+    """
+    complete = dict(recorded)
+    for name, default in added_later(config).items():
+        section = name.rpartition(".")[0]
+        if name not in recorded and recorded.get(section) == wanted.get(section):
+            complete |= json.loads(json.dumps(flatten(default, name)))
+    return complete
+
+
+def _marked(config: Any, mark: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Returns the marked fields and their values, by dotted name."""
+    marked: dict[str, tuple[Any, Any]] = {}
     if dataclasses.is_dataclass(config):
-        marked = _marked_fields(type(config))
+        here = _marked_fields(type(config), mark)
         for field in dataclasses.fields(config):
             name = f"{prefix}.{field.name}" if prefix else field.name
-            if field.name in marked:
-                names.add(name)
-            else:
-                names |= without_effect(getattr(config, field.name), name)
+            value = getattr(config, field.name)
+            marked |= {name: (field, value)} if field.name in here else _marked(value, mark, name)
     elif isinstance(config, tuple):
         for index, item in enumerate(config):
-            names |= without_effect(item, f"{prefix}.{index}")
-    return frozenset(names)
+            marked |= _marked(item, mark, f"{prefix}.{index}")
+    return marked
 
 
 def is_within(name: str, fields: Iterable[str]) -> bool:
@@ -94,10 +130,10 @@ def is_within(name: str, fields: Iterable[str]) -> bool:
 
 
 @functools.cache
-def _marked_fields(config_class: Any) -> frozenset[str]:
+def _marked_fields(config_class: Any, mark: Any) -> frozenset[str]:
     hints = typing.get_type_hints(config_class, include_extras=True)
     return frozenset(
-        name for name, hint in hints.items() if NO_EFFECT in getattr(hint, "__metadata__", ())
+        name for name, hint in hints.items() if mark in getattr(hint, "__metadata__", ())
     )
 
 
@@ -185,21 +221,29 @@ def _import(name: str) -> str:
 def fingerprint(*parts: Any) -> str:
     """Returns a short hash of configs and plain values.
 
-    Fields marked with `NO_EFFECT` are left out, at every depth.
+    Fields marked with `NO_EFFECT` are left out, at every depth, and so are fields marked with
+    `ADDED` that have their default.
 
     >>> fingerprint("a", 1) == fingerprint("a", 1) != fingerprint("a", 2)
     True
     """
-    plain = [_with_effect(part) if dataclasses.is_dataclass(part) else part for part in parts]
+    # A prefix makes `flatten` record the outermost class, too.
+    plain = [
+        with_effect(part, "part") if dataclasses.is_dataclass(part) else part for part in parts
+    ]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _with_effect(config: Any) -> dict[str, Any]:
-    """Flattens a config without the fields that have no effect."""
-    # A prefix makes `flatten` record the outermost class, too.
-    left_out = without_effect(config, "part")
+def with_effect(config: Any, prefix: str) -> dict[str, Any]:
+    """Returns what `flatten` does, without the fields that fingerprints leave out."""
+    defaults = added_later(config, prefix)
+    left_out = without_effect(config, prefix) | {
+        name
+        for name, (_, value) in _marked(config, ADDED, prefix).items()
+        if value == defaults[name]
+    }
     return {
         name: value
-        for name, value in flatten(config, "part").items()
+        for name, value in flatten(config, prefix).items()
         if not is_within(name, left_out)
     }

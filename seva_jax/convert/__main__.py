@@ -13,9 +13,10 @@ import numpy as np
 import tyro
 
 from seva_jax.config.base_models import Checkpoint
+from seva_jax.config.command_line import parse_options
 from seva_jax.config.config_files import read_config
 from seva_jax.config.experiment import Experiment
-from seva_jax.config.prior_run import PriorRun, base_fingerprint
+from seva_jax.config.prior_run import PriorRun
 from seva_jax.convert.hf_config import read_llava_config
 from seva_jax.convert.load import leaves_by_path, shapes_by_path
 from seva_jax.convert.original import tower_directory
@@ -25,14 +26,21 @@ from seva_jax.convert.processor import image_processing
 from seva_jax.convert.rewrite import require_llava_opens, to_hf, to_llava, write_new
 from seva_jax.convert.source import Source
 from seva_jax.models import Llava, abstract_variables
-from seva_jax.run.weights import alignment_checkpoints, require_same_base
+from seva_jax.run.weights import (
+    Step,
+    aligned_checkpoint,
+    require_same_base,
+    require_same_prior,
+)
 from seva_jax.run.workdir import instead_of
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import one_line_errors
 from seva_jax.runtime.run_records import read_stages
 from seva_jax.runtime.stores import as_path
-from seva_jax.training.checkpoint import checkpoint_of, last_checkpoint, read_variables
+from seva_jax.training.checkpoint import last_checkpoint, read_variables
 from seva_jax.types import DataError
+
+DESCRIPTION = "Exports the result of a run for other tools, and converts pickles."
 
 _Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
 _Out = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
@@ -48,7 +56,9 @@ class _Export:
         out: directory to write; must not exist, or be empty.
         vision_tower: CLIP directory, for a checkpoint in the original layout without its own; not
             for a run, whose config names it.
-        step: training step to export, of those that the run kept; None takes the last one.
+        step: training step to export, of those that the run kept; "best" is the one with the lowest
+            held-out loss, "last" the last one. None takes the run's result, which is the last one
+            unless train.keep says "best".
         same_base: do not compare the weights of the base with the record that the run made of
             them. For a quantised base, which another kind of processor may round differently.
     """
@@ -56,7 +66,7 @@ class _Export:
     source: _Source
     out: _Out
     vision_tower: str = ""
-    step: int | None = None
+    step: Step | None = None
     same_base: bool = False
 
 
@@ -113,7 +123,7 @@ class FromBin:
 
 
 def open_source(
-    path: Path, vision_tower: str = "", step: int | None = None, same_base: bool = False
+    path: Path, vision_tower: str = "", step: Step | None = None, same_base: bool = False
 ) -> Source:
     """Opens the work directory of a finished run, or a checkpoint directory.
 
@@ -124,7 +134,7 @@ def open_source(
         path: the directory.
         vision_tower: CLIP directory of an original LLaVA checkpoint; a run's config names its own,
             and none may be given.
-        step: training step of a run; None takes the last one.
+        step: training step of a run, see `aligned_checkpoint`.
         same_base: trust that the base is still what the run was trained on.
 
     Raises:
@@ -149,15 +159,9 @@ def open_source(
         )
     experiment = dataclasses.replace(read_config(path / "config.py"), workdir=str(path))
     template = experiment.text.train
+    require_same_prior(experiment)
     runs = [experiment]  # newest first: the runs whose results the model consists of
     while isinstance(base := experiment.base, PriorRun):
-        base.aligned()  # raises if that run has not finished
-        recorded = read_stages(as_path(experiment.workdir)).get("base", {}).get("fingerprint")
-        if recorded not in (None, base_fingerprint(experiment)):
-            raise DataError(
-                f"{base.workdir} has another result now than when {experiment.workdir} started "
-                "from it; run seva_jax.train there again, or put the earlier result back"
-            )
         experiment = base.earlier()
         runs += [experiment] * base.merge
     directory, vision_tower, pad_to_square = _checkpoint(experiment)
@@ -167,11 +171,8 @@ def open_source(
     checkpoints: dict[str, Path] = {}  # by work directory; all files of each are read once
     for run in (*runs, experiment):
         if run.workdir not in checkpoints:
-            stage = alignment_checkpoints(run)
-            number = step if run is runs[0] else None
-            checkpoints[run.workdir] = (
-                last_checkpoint(stage) if number is None else checkpoint_of(stage, number)
-            )
+            chosen = step if run is runs[0] else None
+            checkpoints[run.workdir] = aligned_checkpoint(run, chosen)
     adapter = None
     if isinstance(base := experiment.base, Checkpoint):
         if not same_base:
@@ -224,18 +225,10 @@ def _read(
 
 
 @one_line_errors()
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    command = tyro.extras.subcommand_cli_from_dict(
-        {
-            "to-hf": ToHF,
-            "to-llava": ToLlava,
-            "to-peft": ToPeft,
-            "to-llava-lora": ToLlavaLora,
-            "from-bin": FromBin,
-        },
-        prog="python -m seva_jax.convert",
-    )
+    kind = ToHF | ToLlava | ToPeft | ToLlavaLora | FromBin
+    command = parse_options(kind, "convert", argv, DESCRIPTION)
     print(hide_home(_run(command)))
 
 

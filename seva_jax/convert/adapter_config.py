@@ -21,7 +21,7 @@ from seva_jax.types import DataError
 _WITHOUT_EFFECT = frozenset(
     {
         *("base_model_name_or_path", "revision", "task_type", "auto_mapping", "peft_version"),
-        *("inference_mode", "lora_dropout", "runtime_config", "ephemeral_gpu_offload"),
+        *("inference_mode", "runtime_config", "ephemeral_gpu_offload"),
         *("exclude_modules", "layers_to_transform", "layers_pattern", "qalora_group_size"),
         *("megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
         "ensure_weight_tying",  # a tied embedding is refused if it is changed
@@ -30,7 +30,7 @@ _WITHOUT_EFFECT = frozenset(
 _READ = frozenset(
     {
         *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias"),
-        *("target_modules", "modules_to_save", "init_lora_weights"),
+        *("target_modules", "modules_to_save", "init_lora_weights", "lora_dropout"),
     }
 )
 # Initial values that leave the base as it is. Others, such as "pissa", change it when peft loads
@@ -52,6 +52,7 @@ class PeftFields:
             word such as "all-linear" stands for them.
         modules_to_save: modules that are stored whole.
         every_layer: whether `target_modules` are adapted in every layer.
+        dropout: share of the inputs that its training dropped.
     """
 
     rank: int
@@ -62,6 +63,7 @@ class PeftFields:
     target_modules: tuple[str, ...]
     modules_to_save: tuple[str, ...]
     every_layer: bool
+    dropout: float
 
     def rank_and_alpha(self, module: str) -> tuple[int, float]:
         """Returns rank and alpha of the adapter on a module; its output is scaled by alpha / rank.
@@ -118,6 +120,7 @@ def read_peft_fields(path: Path) -> PeftFields:
         target_modules=tuple(targets) if isinstance(targets, list) else (),
         modules_to_save=tuple([saved] if isinstance(saved, str) else saved),
         every_layer=isinstance(targets, list) and not restricted,
+        dropout=float(fields.get("lora_dropout") or 0),
     )
 
 
@@ -128,6 +131,9 @@ def _problems(fields: Mapping[str, Any]) -> list[str]:
         problems.append(f"r is {rank!r}, expected a whole number from 1")
     if not _is_alpha(alpha):
         problems.append(f"lora_alpha is {alpha!r}, expected a number above 0")
+    dropout = fields.get("lora_dropout") or 0
+    if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+        problems.append(f"lora_dropout is {dropout!r}, expected a number from 0 to below 1")
     bias = fields.get("bias")
     if bias not in ("none", None):
         problems.append(f"bias is {bias!r}, supported: 'none'")

@@ -101,11 +101,13 @@ class Adapter:
             `table.canonical`.
         whole: tensors that take the place of the base's, by canonical name: a projector, what peft
             calls `modules_to_save`, LLaVA's non_lora_trainables.
+        dropout: of its training, see `LoraConfig.dropout`.
     """
 
     directory: Path
     low_rank: Mapping[str, LowRank]
     whole: Mapping[str, Tensor]
+    dropout: float = 0.0
 
     def without_low_rank(self) -> Adapter:
         """Returns what is left to apply to a base whose adapters are trained further."""
@@ -248,7 +250,7 @@ class _Reader:
                 f"adapter {self.directory} does not fit the model; check that it was trained on "
                 f"this base, and that its files are whole:{lines}"
             )
-        return Adapter(self.directory, low_rank, whole)
+        return Adapter(self.directory, low_rank, whole, self.fields.dropout)
 
     def _takes(self, name: str, tensor: Tensor) -> bool:
         if name in self.rows:
@@ -355,6 +357,7 @@ def lora_of(adapter: Adapter, config: LlavaConfig) -> LoraConfig:
         tuple(targets),
         tuple((target, of[target][0]) for target in targets if of[target][0] != rank),
         tuple((target, of[target][1]) for target in targets if of[target][1] != alpha),
+        adapter.dropout,
     )
 
 

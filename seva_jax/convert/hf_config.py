@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, cast
-
-from transformers import LlavaConfig as HFConfig
+from typing import TYPE_CHECKING, Any, cast
 
 from seva_jax.convert.original import (
     as_hf_fields,
@@ -19,12 +17,16 @@ from seva_jax.convert.original import (
     read_json,
     refuse,
     refuse_adapters,
+    require_llava,
     tower_directory,
     unsupported,
 )
 from seva_jax.models import LlavaConfig, TextConfig, VisionConfig
 from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError
+
+if TYPE_CHECKING:
+    from transformers import LlavaConfig as HFConfig
 
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -184,13 +186,12 @@ def read_special_tokens(directory: str | Path) -> SpecialTokens:
 
 def _hf_config(path: Path, vision_tower: str | Path | None = None) -> HFConfig:
     raw = read_json(path)
+    require_llava(path, raw)
     tower = tower_directory(path.parent, vision_tower)
     if tower:
         raw = as_hf_fields(path, raw, tower)
-    if raw.get("model_type") != "llava":
-        raise DataError(
-            f'{path}: model_type is {raw.get("model_type")!r}, only "llava" is supported'
-        )
+    from transformers import LlavaConfig as HFConfig
+
     try:
         return cast(HFConfig, HFConfig.from_dict(raw))
     # Whatever transformers raises for a hostile or damaged config is bad input, not a bug.

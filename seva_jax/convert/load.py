@@ -156,6 +156,30 @@ def load_params(
     return params
 
 
+def check_weights(directory: str | Path, config: LlavaConfig, tower: Path | None) -> int | None:
+    """Checks names, shapes and dtypes of the weights of a checkpoint, reading only headers.
+
+    Args:
+        directory: see `load_params`.
+        config: see `load_params`.
+        tower: see `load_params`.
+
+    Returns:
+        The number of tensors; None if the directory holds no weights of any kind.
+
+    Raises:
+        DataError: as `load_params`.
+    """
+    directory = as_path(directory)
+    if not any(any(directory.glob(kind)) for kind in ("*.safetensors", INDEX_FILE, *_PICKLES)):
+        return None
+    tensors = read_headers(directory, tower)
+    shapes = shapes_by_path(abstract_params(Llava(config)))
+    rows = {row: shapes[row.ours] for row in TABLE if row.ours in shapes}
+    _check_tensors(directory, tensors, rows, config)
+    return len(tensors)
+
+
 def _reader(
     row: Row,
     shape: Shape,

@@ -60,6 +60,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def is_adapter(directory: Path) -> bool:
+    """Returns whether a directory holds a LoRA adapter, and not a whole model as well."""
+    return any((directory / name).exists() for name in _ADAPTERS) and not any(
+        (directory / name).exists() for name in _WHOLE
+    )
+
+
 def refuse_adapters(directory: Path) -> None:
     """Raises if a model directory holds a LoRA adapter.
 
@@ -91,6 +98,20 @@ def refuse_adapters(directory: Path) -> None:
 def is_original(fields: dict[str, Any]) -> bool:
     """Returns whether these are the fields of an original LLaVA's config.json."""
     return "mm_vision_tower" in fields or fields.get("model_type") == "llava_llama"
+
+
+def require_llava(path: Path, fields: dict[str, Any]) -> None:
+    """Raises `DataError` unless a config.json says that it describes a LLaVA.
+
+    Args:
+        path: the file.
+        fields: what is in it, in either layout.
+    """
+    if not is_original(fields) and fields.get("model_type") != "llava":
+        raise DataError(
+            f'{path}: model_type is {fields.get("model_type")!r}, only "llava" is supported: give '
+            "the directory of a LLaVA-1.5 model"
+        )
 
 
 def tower_directory(directory: Path, vision_tower: str | Path | None = None) -> Path | None:

@@ -170,7 +170,7 @@ def _fields(source: Source, base: str | None, layers: str) -> dict[str, object]:
         "lora_alpha": source.lora.alpha,
         "rank_pattern": {str(target): rank for target, rank in source.lora.rank_pattern},
         "alpha_pattern": {str(target): alpha for target, alpha in source.lora.alpha_pattern},
-        "lora_dropout": 0.0,
+        "lora_dropout": source.lora.dropout,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,

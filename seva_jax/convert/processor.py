@@ -18,13 +18,13 @@ from seva_jax.runtime.stores import as_path
 from seva_jax.text.templates import Template
 from seva_jax.types import DataError
 
-_IMAGES, _PROCESSOR, CHAT = (
+_IMAGES, PROCESSOR, CHAT = (
     *("preprocessor_config.json", "processor_config.json"),
     "chat_template.jinja",
 )
 # Where older versions of transformers look for a chat template, some of them before `CHAT`.
-_OLD_CHAT = "chat_template.json"
-_TOKENIZER = "tokenizer_config.json"
+OLD_CHAT = "chat_template.json"
+TOKENIZER = "tokenizer_config.json"
 
 # Every string of the run's template is set above these lines. All blocks drop the blanks around
 # them, so only expressions write. vLLM passes parts, not one string, only where it sees a loop over
@@ -134,7 +134,7 @@ def write_processor(directory: Path, config: LlavaConfig, processing: ImageProce
         "num_additional_image_tokens": 1,  # CLS
         "vision_feature_select_strategy": config.feature_select,
     }
-    write_json(directory / _PROCESSOR, fields)
+    write_json(directory / PROCESSOR, fields)
 
 
 def write_chat_template(directory: Path, template: Template) -> None:
@@ -145,8 +145,8 @@ def write_chat_template(directory: Path, template: Template) -> None:
         template: the words around questions and answers.
     """
     (directory / CHAT).write_text(chat_template(template), encoding="utf-8")
-    (directory / _OLD_CHAT).unlink(missing_ok=True)
-    for name in (_TOKENIZER, _PROCESSOR):
+    (directory / OLD_CHAT).unlink(missing_ok=True)
+    for name in (TOKENIZER, PROCESSOR):
         fields = read_json(directory / name) if (directory / name).exists() else {}
         if "chat_template" in fields:
             del fields["chat_template"]
@@ -171,7 +171,7 @@ def replace_processing(directory: Path, config: LlavaConfig, processing: ImagePr
             return False
     except DataError:
         pass  # a processor that says less than the run did, such as CLIP's with do_pad
-    old = directory / _PROCESSOR
+    old = directory / PROCESSOR
     kept = read_json(old) if old.exists() else {}
     write_processor(directory, config, processing)
     # transformers 5 keeps the image processor in this file, and prefers it to the other one.

@@ -1,7 +1,7 @@
 """Corruptions: random changes to an image, or to a sequence, that make the model answer worse.
 
 What lives here: the public names. What does not: reading, padding, resizing and normalising images
-(`seva_jax.images`). Read next: `base.py`, the contract, then `diffusion.py`.
+(`seva_jax.images`). Read next: `README.md` shows them all; `base.py`, the contract.
 """
 
 from seva_jax.corrupt.auto import AutoAugment, RandAugment
@@ -27,6 +27,7 @@ from seva_jax.corrupt.geometry import (
     RandomResizedCrop,
     RandomRotation,
 )
+from seva_jax.corrupt.previews import Preview, preview
 from seva_jax.corrupt.recipes import byol, moco, simclr
 from seva_jax.corrupt.region import RegionNoise
 from seva_jax.corrupt.sequence import Drop, Reverse, SequenceCorruption, Shuffle

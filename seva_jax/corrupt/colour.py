@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 from typing_extensions import override
@@ -66,6 +65,8 @@ def adjust_hue(image_HWC: Array, shift: Number) -> jax.Array:
     PIL stores hue, saturation and value in 256 levels each, dm-pix keeps floats; otherwise they
     are equal.
     """
+    import dm_pix
+
     return jnp.clip(dm_pix.adjust_hue(jnp.asarray(image_HWC), shift), 0, 1)
 
 
@@ -82,6 +83,8 @@ def posterize(image_HWC: Array, bits: Number) -> jax.Array:
 
 def solarize(image_HWC: Array, threshold: Number) -> jax.Array:
     """Inverts the levels at or above `threshold`, 0 to 256."""
+    import dm_pix
+
     # Half a level below the first inverted level, so that the rounding of i / 255 cannot matter.
     cut = (jnp.ceil(jnp.asarray(threshold, jnp.float32)) - 0.5) / 255
     return jnp.asarray(dm_pix.solarize(jnp.clip(image_HWC, 0, 1), cut))

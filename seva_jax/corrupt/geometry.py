@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 from typing_extensions import override
@@ -220,6 +219,8 @@ class CenterCrop(_SquareCrop):
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
         """Returns [size, size, C]."""
         del key
+        import dm_pix
+
         padded_HWC = jnp.asarray(dm_pix.pad_to_size(jnp.asarray(image_HWC), self.size, self.size))
         # Not dm_pix.center_crop: for some odd remainders it is one pixel off.
         top, left = (round((side - self.size) / 2) for side in padded_HWC.shape[:2])
@@ -240,6 +241,8 @@ class RandomCrop(_SquareCrop):
     @override
     def __call__(self, key: jax.Array, image_HWC: Array) -> jax.Array:
         """Returns [size, size, C]."""
+        import dm_pix
+
         missing = [max(self.size - side, 0) for side in image_HWC.shape[:2]]
         padded_HWC = jnp.pad(jnp.asarray(image_HWC), (*((m, m) for m in missing), (0, 0)))
         crop_sizes = (self.size, self.size, image_HWC.shape[2])
@@ -304,6 +307,8 @@ class RandomHorizontalFlip(RandomlyApplied):
 
     @override
     def apply(self, image_HWC: Array) -> jax.Array:
+        import dm_pix
+
         return jnp.asarray(dm_pix.flip_left_right(jnp.asarray(image_HWC)))
 
 

@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 import jax
 import numpy as np
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 
 from seva_jax.corrupt.base import numpy_generator
 from seva_jax.corrupt.diffusion import NUM_STEPS, diffusion_schedule
@@ -55,6 +54,8 @@ class RegionNoise:
             height: height of the image.
             width: width of the image.
         """
+        from scipy.ndimage import gaussian_filter
+
         resized = Image.fromarray(np.asarray(map_HW, np.float32))
         if resized.size != (width, height):
             resized = resized.resize((width, height), Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""`python -m seva_jax.data check|show|convert|build`: looks at the data of a run, and copies it."""
+"""`python -m seva_jax.data`: looks at the data of a run, copies it, and previews corruptions."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import tyro
 
-from seva_jax.config.command_line import load_experiment
-from seva_jax.config.config_files import config_directory, read_config
+from seva_jax.config.command_line import load_experiment, program
+from seva_jax.config.config_files import read_config
 from seva_jax.config.experiment import Experiment
 from seva_jax.config.source import flatten
+from seva_jax.corrupt import preview
+from seva_jax.corrupt.previews import num_pictures
 from seva_jax.data import json_records
 from seva_jax.data.check import check
 from seva_jax.data.collect import counted
@@ -25,6 +27,10 @@ from seva_jax.data.records import build
 from seva_jax.data.show import describe
 from seva_jax.data.sources import PreferenceSet, PromptSet, PromptSource
 from seva_jax.evals import Questions
+from seva_jax.report.closing import how_to_open
+from seva_jax.report.corruptions import corruptions_page
+from seva_jax.report.document import write_html
+from seva_jax.run.own_template import template_warnings
 from seva_jax.run.used_data import truth_errors, used_data
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import one_line_errors
@@ -34,7 +40,8 @@ from seva_jax.types import DataError
 
 DESCRIPTION = """Checks, shows, converts or copies data: that of a config, or a file in one of the
 formats of seva_jax/data/README.md, recognised by its fields. Options of seva_jax.train, such as
---prompts.path, change the config; they come after the files."""
+--prompts.path, change the config; they come after the files. `corruptions` shows a photograph under
+every corruption."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,6 +142,27 @@ class Build(_OrRun):
     num_files: ClassVar[tuple[int, ...]] = (1, 2)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Corruptions:
+    """Shows a photograph under every corruption and strength: corruptions PHOTO.
+
+    The line for a config is under every picture.
+
+    Attributes:
+        photo: an image file.
+        out: the page to write; or, if the name ends in .jpg or .png, a picture of all in a table,
+            in which noise looks weaker because it is smaller.
+        config: config file; its corruptions come first, at the image size of its model if that is
+            there. Otherwise pictures are those that LLaVA-1.5 sees.
+        seed: seed of what is random.
+    """
+
+    photo: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PHOTO")]
+    out: str = "corruptions.html"
+    config: str = ""
+    seed: int = 0
+
+
 def _open(source: _OrRun, rest: Sequence[str]) -> tuple[PromptSet, str]:
     """Returns the data, and where it is from, in words."""
     if not source.run:
@@ -153,9 +181,11 @@ def _open(source: _OrRun, rest: Sequence[str]) -> tuple[PromptSet, str]:
     return data, f"pairs of {source.run}"
 
 
-def _experiment(options: _Source, rest: Sequence[str]) -> Experiment:
-    config = options.config or config_directory() / "tiny.py"
-    return load_experiment(DESCRIPTION, ["--config", str(config), *rest])[0]
+def _experiment(options: _Source | Corruptions, rest: Sequence[str]) -> Experiment:
+    own = [field.name.replace("_", "-") for field in dataclasses.fields(options)]
+    argv = ["--config", options.config or "tiny", *rest]
+    command = f"data {type(options).__name__.lower()}"
+    return load_experiment(DESCRIPTION, argv, command, own)[0]
 
 
 def _detect(options: _Source) -> Detected:
@@ -175,6 +205,9 @@ def _check(command: Check, rest: Sequence[str]) -> None:
     experiment = _experiment(command, rest)
     assets, max_length = experiment.base.assets(), experiment.text.max_length
     problems = list[str]()
+    templates = {"text.train": experiment.text.train, "text.generate": experiment.text.generate}
+    for warning in template_warnings(experiment.base, assets.tokenizer, templates):
+        print(hide_home(f"warning: {warning}"))
     for used in used_data(experiment):
         data = used.open()
         checked = check(data, assets.encoder(used.template, max_length), Progress)
@@ -246,14 +279,38 @@ def _build(command: Build, rest: Sequence[str]) -> None:
     )
 
 
+def _corruptions(command: Corruptions, rest: Sequence[str]) -> None:
+    own, processing = (), None
+    if command.config or rest:
+        experiment = _experiment(command, rest)
+        own = experiment.corrupt
+        try:
+            processing = experiment.base.assets().processing
+        except DataError as error:
+            print(hide_home(f"pictures are those that LLaVA-1.5 sees: {error}"))
+    with Progress("corruptions", num_pictures(own), "picture") as bar:
+        shown = preview(
+            command.photo, own, processing=processing, seed=command.seed,
+            tick=lambda: bar.update(1),
+        )  # fmt: skip
+    out = as_path(command.out)
+    if out.suffix.lower() in (".jpg", ".png"):
+        shown.save_sheet(out)
+    else:
+        write_html(corruptions_page(shown, as_path(command.photo).name), out)
+    print(f"{out}: {num_pictures(own)} pictures{how_to_open(out)}")
+
+
 @one_line_errors()
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
-    kind: Any = Check | Show | Convert | Build
+    kind: Any = Check | Show | Convert | Build | Corruptions
     command, rest = tyro.cli(
-        kind, prog="python -m seva_jax.data", description=DESCRIPTION, args=argv,
+        kind, prog=program("data"), description=DESCRIPTION, args=argv,
         return_unknown_args=True,
     )  # fmt: skip
+    if isinstance(command, Corruptions):
+        return _corruptions(command, rest)
     num = len(command.files)
     if num not in command.num_files:
         raise DataError(f"{num} files given; {type(command).__name__.lower()} --help says which")

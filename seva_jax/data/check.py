@@ -150,7 +150,7 @@ def check(
     left_out = list(data.left_out)
     for prompt, example in zip(data.prompts, examples, strict=True):
         try:
-            trees = _trees(example, encoder) if encoder else []
+            trees = trees_of(example, encoder) if encoder else []
         except ExampleError as error:
             leave_out(prompt.id, error, drops, left_out)
             continue
@@ -181,7 +181,12 @@ def check(
     )
 
 
-def _trees(example: Prompt | Comparison, encoder: Encoder) -> Sequence[EncodedTree]:
+def trees_of(example: Prompt | Comparison, encoder: Encoder) -> Sequence[EncodedTree]:
+    """Encodes an example as a run does: the trunks, and the answers that it has.
+
+    Raises:
+        ExampleError: it cannot be used, for example because no answer has room after a trunk.
+    """
     if isinstance(example, Comparison):
         return fitting_trees(example, encoder)[0]
     tree = encoder.encode(example.question, len(example.images), (), example.start)

@@ -18,8 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from seva_jax.data.collect import counted
@@ -189,11 +187,17 @@ class Export:
         return row
 
     def _write_parquet(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         has_pairs = isinstance(self.data, PreferenceSet)
         sides = ("prompt", "chosen", "rejected") if has_pairs else ("prompt",)
         features = {"images": [{"_type": "Image"}], **dict.fromkeys(sides, _MESSAGES)}
+        image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        part = pa.struct([("type", pa.string()), ("text", pa.string())])
+        messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.list_(part))]))
         schema = pa.schema(
-            [("images", pa.list_(_IMAGE)), *((side, _MESSAGE_TYPE) for side in sides)],
+            [("images", pa.list_(image)), *((side, messages) for side in sides)],
             {"huggingface": json.dumps({"info": {"features": features}})},
         )
         records = self._each(self._trl)
@@ -208,9 +212,6 @@ def _given(image: bytes | ExampleError) -> bytes:
     return image
 
 
-_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_PART = pa.struct([("type", pa.string()), ("text", pa.string())])
-_MESSAGE_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.list_(_PART))]))
 _STRING = {"dtype": "string", "_type": "Value"}
 _MESSAGES = [{"role": _STRING, "content": [{"type": _STRING, "text": _STRING}]}]
 

@@ -1,20 +1,28 @@
 """Fields of a record that may be absent, or not read yet.
 
 What lives here: values that are read only if an example needs them, fields with two names, and the
-error for a field that cannot be used. What does not: what an example needs (`collect.py`), and how
-files are read (`tables.py`).
+errors for a field that cannot be used and for a Git LFS pointer in place of a file. What does not:
+what an example needs (`collect.py`), and how files are read (`tables.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from seva_jax.types import ExampleError
+from seva_jax.types import DataError, ExampleError
 
 Record = tuple[str, Any]
 """Where a record is ("line 3"), and its value: usually a dict."""
+
+LFS = b"version https://git-lfs.github.com/spec"  # how a pointer of Git LFS begins
+
+
+def pointer_error(path: str | Path) -> DataError:
+    """Returns the error for a pointer of Git LFS where a file should be."""
+    return DataError(f"{path}: a pointer of Git LFS in place of the file; run `git lfs pull` there")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,19 +24,12 @@ import pyarrow.parquet as pq
 from typing_extensions import override
 
 from seva_jax.data.collect import FolderImages, Images, listed
-from seva_jax.data.fields import Record, Unread
+from seva_jax.data.fields import LFS, Record, Unread, pointer_error
 from seva_jax.runtime.copies import local_copy
 from seva_jax.runtime.files import read_bytes
 from seva_jax.runtime.read_ahead import read_ahead
 from seva_jax.runtime.stores import is_remote
 from seva_jax.types import DataError, ExampleError
-
-LFS = b"version https://git-lfs.github.com/spec"  # how a pointer of Git LFS begins
-
-
-def pointer_error(path: str | Path) -> DataError:
-    """Returns the error for a pointer of Git LFS where a file should be."""
-    return DataError(f"{path}: a pointer of Git LFS in place of the file; run `git lfs pull` there")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from seva_jax.data.collect import FolderImages, Images
-from seva_jax.data.fields import Record
-from seva_jax.data.parquet import LFS, ParquetImages, parquet_records, pointer_error
+from seva_jax.data.fields import LFS, Record, pointer_error
 from seva_jax.data.splits import of_split, shard_split
 from seva_jax.images.load import files_below
 from seva_jax.runtime.files import read_bytes
@@ -71,6 +70,8 @@ def open_table(
 
 
 def _parquet_table(files: dict[str, Path], image_root: str, link_roots: tuple[str, ...]) -> Table:
+    from seva_jax.data.parquet import ParquetImages, parquet_records
+
     return Table(parquet_records(files), ParquetImages(files, image_root, link_roots))
 
 

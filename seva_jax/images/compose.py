@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.types import DataError
@@ -74,6 +74,8 @@ def draw_grid(images: Sequence[np.ndarray], tile: int, label: str) -> np.ndarray
     Raises:
         DataError: there is no grid for that many images.
     """
+    from PIL import ImageDraw, ImageFont
+
     first = grid_box(len(images), 0, tile)
     canvas = Image.new("RGB", (first.width, first.height), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)

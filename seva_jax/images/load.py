@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import IO, cast
@@ -63,6 +64,34 @@ def decode_image(
         raise _unreadable(name, error) from error
     with file:
         return _decode(file, max_pixels, name)
+
+
+def as_rgb(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarray:
+    """Returns an image of a caller, in any of the usual forms, as `decode_image` returns a file.
+
+    Args:
+        image: path of a file on a disk or in a bucket; a PIL image; or uint8 [H, W, 3], RGB.
+            Grey [H, W] and RGBA [H, W, 4] are converted.
+
+    Raises:
+        ExampleError: see `decode_image`.
+        DataError: it is something else.
+    """
+    if isinstance(image, str | os.PathLike):
+        return decode_image(as_path(image).expanduser(), name=str(image))
+    if isinstance(image, Image.Image):
+        return _to_rgb(image.copy())
+    kind = f"{type(image).__name__}"
+    if isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.size:
+            if image.ndim == 2:
+                return np.repeat(image[..., None], 3, axis=-1)
+            if image.ndim == 3 and image.shape[-1] in (3, 4):
+                return image[..., :3]
+        kind = f"an array {image.dtype}{list(image.shape)}"
+    raise DataError(
+        f"the image is {kind}; give a path, a PIL image, or an array of uint8 [height, width, 3]"
+    )
 
 
 def _decode(file: IO[bytes], max_pixels: int, name: str) -> np.ndarray:

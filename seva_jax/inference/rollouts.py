@@ -13,7 +13,6 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import numpy as np
 
@@ -225,6 +224,8 @@ class RolloutEngine:
         ahead: int,
         remote: bool,
     ) -> Iterator[_Prepared]:
+        import grain
+
         def prepare(index: int) -> _Prepared:
             prompt, load = prompts[index], functools.cache(load_image)
             try:

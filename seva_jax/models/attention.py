@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
 from seva_jax.sharding import activation_spec
+
+if TYPE_CHECKING:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
 Attention = Literal["auto", "plain", "cudnn"]
 BLOCK = 128  # queries in a block; also the lanes of a TPU's vector unit
@@ -191,6 +193,8 @@ def splash(
         mask_BSS: see `attend`.
         interpret: interpret the kernel in Python on any platform, for tests.
     """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
     length, num_heads, width = query_BSHQ.shape[1:]
     group = num_heads // key_BSGQ.shape[2]
     pad = -length % BLOCK
@@ -226,6 +230,8 @@ def splash(
 @functools.cache
 def _block_sizes(length: int) -> splash_attention_kernel.BlockSizes:
     """Returns the largest block sizes, up to 512, that divide the length."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
     side = next(n for n in range(_LARGEST, 0, -BLOCK) if length % n == 0)
     return splash_attention_kernel.BlockSizes(
         block_q=side, block_kv=side, block_kv_compute=side,

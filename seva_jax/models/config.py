@@ -9,7 +9,7 @@ import dataclasses
 import typing
 from typing import Annotated, Literal
 
-from seva_jax.ranges import ABOVE_0, FROM_1, Range
+from seva_jax.ranges import ABOVE_0, ADDED, DECAY, FROM_1, Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +144,8 @@ class LoraConfig:
         targets: which linear layers of every decoder layer have adapters.
         rank_pattern: targets with another rank, such as `(("q_proj", 8),)`.
         alpha_pattern: targets with another alpha.
+        dropout: share of the inputs of every adapter that training drops, as peft's `lora_dropout`.
+            The reference, rollouts and evaluations never drop any.
     """
 
     rank: Annotated[int, Range(0, 2**16)] = 1024
@@ -151,12 +153,18 @@ class LoraConfig:
     targets: tuple[Target, ...] = typing.get_args(Target)
     rank_pattern: tuple[tuple[Target, int], ...] = ()
     alpha_pattern: tuple[tuple[Target, float], ...] = ()
+    dropout: Annotated[float, DECAY, ADDED] = 0.0
 
     def of(self, target: str) -> LoraConfig:
         """Returns the config of the adapters on one target, whose patterns are empty."""
         rank = {str(name): rank for name, rank in self.rank_pattern}.get(target, self.rank)
         alpha = {str(name): alpha for name, alpha in self.alpha_pattern}.get(target, self.alpha)
-        return LoraConfig(rank, alpha, self.targets)
+        return LoraConfig(rank, alpha, self.targets, dropout=self.dropout)
+
+    @property
+    def finished(self) -> LoraConfig:
+        """The config of the same adapters when they are not trained: without dropout."""
+        return dataclasses.replace(self, dropout=0.0)
 
     @property
     def scale(self) -> float:

@@ -38,6 +38,8 @@ def rematerialised(layer: type[nn.Module], remat: Remat) -> type[nn.Module]:
 class Linear(nn.Module):
     """Linear layer: y = x W (+ b) (+ alpha / R * x A B if the "lora" collection is given).
 
+    In training with dropout the adapter's x is multiplied by a mask / (1 - rate), as by peft.
+
     Attributes:
         features: output width.
         dims: logical names of the kernel's (input, output) dims.
@@ -53,8 +55,14 @@ class Linear(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [..., F] to [..., O], O = `features`."""
+    def __call__(self, x: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """Maps [..., F] to [..., O], O = `features`.
+
+        Args:
+            x: the input.
+            keys: a random key for each position of x, [...], from which the adapter's dropout
+                draws; None drops nothing.
+        """
         # Only matters when training from scratch. transformers' standard deviation of 0.02 suits
         # wide models; at the width of the default run it needs several times as many steps.
         init = nn.initializers.lecun_normal()
@@ -81,8 +89,12 @@ class Linear(nn.Module):
             # Kaiming-uniform A and zero B, as in peft: initially an adapter changes nothing.
             a = self._adapter("a", (x.shape[-1], self.lora.rank), (self.dims[0], "rank"))
             b = self._adapter("b", (self.lora.rank, self.features), ("rank", self.dims[1]))
+            scale, kept = self.lora.scale, x
+            if keys is not None and self.lora.dropout:
+                kept = jnp.where(_drawn(keys.reshape(-1), 1 - self.lora.dropout, x.shape[-1]), x, 0)
+                scale /= 1 - self.lora.dropout
             # The scale is applied to x A, the narrowest array.
-            y = y + (x @ a.astype(self.dtype) * self.lora.scale) @ b.astype(self.dtype)
+            y = y + (kept @ a.astype(self.dtype) * scale) @ b.astype(self.dtype)
         return y.reshape(*leading, self.features)
 
     def _adapter(self, name: str, shape: tuple[int, int], dims: tuple[str, str]) -> Any:
@@ -94,6 +106,11 @@ class Linear(nn.Module):
         boxed = nn.with_logical_partitioning(init, dims)
         made: Any = self.variable(LORA, name, lambda: boxed(self.make_rng("params"), shape)).value
         return constrain_parameter(made, *dims)
+
+
+def _drawn(keys_N: jax.Array, share: float, num: int) -> jax.Array:
+    """Returns `num` booleans for each key, [N, num], true with the probability `share`."""
+    return jax.vmap(lambda key: jax.random.bernoulli(key, share, (num,)))(keys_N)
 
 
 class RMSNorm(nn.Module):

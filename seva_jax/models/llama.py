@@ -6,6 +6,9 @@ and single-token decoding. The cache is an argument and a result, not hidden sta
 
 from __future__ import annotations
 
+import functools
+import typing
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,9 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from seva_jax.models.attention import Attention, attend, attend_cached
-from seva_jax.models.config import LoraConfig, TextConfig
+from seva_jax.models.config import LoraConfig, Target, TextConfig
 from seva_jax.models.layers import Linear, Remat, RMSNorm, rematerialised
 from seva_jax.sharding import constrain
+
+TARGETS: tuple[Target, ...] = typing.get_args(Target)
 
 
 class Cache(NamedTuple):
@@ -99,6 +104,7 @@ class DecoderLayer(nn.Module):
         rope: tuple[jax.Array, jax.Array],
         mask_BSU: jax.Array,
         slot: Any,
+        keys_BS: Any,
     ) -> tuple[Carry, None]:
         """Applies the layer.
 
@@ -110,6 +116,7 @@ class DecoderLayer(nn.Module):
             mask_BSU: True where a query attends to a key. The keys are those of x, or of the cache
                 where there is a cache and S = 1.
             slot: scalar, first cache slot for the keys and values of x; None without a cache.
+            keys_BS: random keys for the dropout of adapters; None drops nothing.
 
         Returns:
             The updated carry and None, as `nn.scan` expects.
@@ -119,9 +126,14 @@ class DecoderLayer(nn.Module):
             kept = kept._replace(x_BSD=jnp.where(layer == kept.layer, x_BSD, kept.x_BSD))
         cfg = self.config
 
-        def linear(name: str, features: int, dims: tuple[str, str]) -> Linear:
+        def linear(name: Target, features: int, dims: tuple[str, str]) -> Callable[..., jax.Array]:
             adapters = self.lora.of(name) if self.lora and name in self.lora.targets else None
-            return Linear(features, dims, lora=adapters, dtype=self.dtype, name=name)
+            module = Linear(features, dims, lora=adapters, dtype=self.dtype, name=name)
+            if adapters is None or keys_BS is None:
+                return module
+            number = layer * len(TARGETS) + TARGETS.index(name)  # no two adapters draw alike
+            fold = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, number)))
+            return functools.partial(module, keys=fold(keys_BS))
 
         def heads(x: jax.Array, num: int) -> jax.Array:
             x = x.reshape(*x.shape[:2], num, cfg.head_dim)
@@ -173,7 +185,7 @@ class Llama(nn.Module):
             layer,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+            in_axes=(0, *[nn.broadcast] * 4),  # pyright: ignore[reportArgumentType]
             length=cfg.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(cfg, self.lora, self.dtype, self.attention)
@@ -197,12 +209,14 @@ class Llama(nn.Module):
         mask_BSU: jax.Array,
         cache: Cache | None = None,
         slot: jax.Array | None = None,
+        keys_BS: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Returns the final hidden states [B, S, D] of embeddings, and the updated cache.
 
         With a cache, x is either whole prompts, which start at slot 0, or one token per row.
+        Adapters drop inputs only where there are `keys_BS` to draw from.
         """
-        x, cache, _ = self._scan((x_BSD, cache, None), positions_BS, mask_BSU, slot)
+        x, cache, _ = self._scan((x_BSD, cache, None), positions_BS, mask_BSU, slot, keys_BS)
         return self.norm(x), cache
 
     def with_input(
@@ -210,16 +224,21 @@ class Llama(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the final hidden states and the input of one layer, both [B, S, D]; no cache."""
         kept = Input(jnp.int32(layer), jnp.zeros_like(x_BSD))
-        x, _, kept = self._scan((x_BSD, None, kept), positions_BS, mask_BSU, None)
+        x, _, kept = self._scan((x_BSD, None, kept), positions_BS, mask_BSU, None, None)
         assert kept is not None
         return self.norm(x), kept.x_BSD
 
     def _scan(
-        self, carry: Carry, positions_BS: jax.Array, mask_BSU: jax.Array, slot: jax.Array | None
+        self,
+        carry: Carry,
+        positions_BS: jax.Array,
+        mask_BSU: jax.Array,
+        slot: jax.Array | None,
+        keys_BS: jax.Array | None,
     ) -> Carry:
         rope = rotary(positions_BS, self.config.head_dim, self.config.rope_base)
         numbers = jnp.arange(self.config.num_layers)
-        carry, _ = self.layers(carry, numbers, rope, mask_BSU, slot)
+        carry, _ = self.layers(carry, numbers, rope, mask_BSU, slot, keys_BS)
         return carry
 
     def head(self, hidden: jax.Array) -> jax.Array:

@@ -122,10 +122,11 @@ class Llava(nn.Module):
         features_BPE: jax.Array,
         cache: Cache | None = None,
         slot: jax.Array | None = None,
+        keys_BS: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Returns the final hidden states [B, S, D] and the updated cache, see `Llama`."""
         x_BSD = self.embed(tokens_BS, patch_BS, features_BPE)
-        return self.language(x_BSD, positions_BS, mask_BSU, cache, slot)
+        return self.language(x_BSD, positions_BS, mask_BSU, cache, slot, keys_BS)
 
     def hidden_and_input(
         self,

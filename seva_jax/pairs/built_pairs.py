@@ -22,6 +22,14 @@ from seva_jax.runtime import files
 from seva_jax.text.encode import Encoder
 from seva_jax.types import Comparison, DataError
 
+_ADVICE = {
+    "equal answers": "the corruption changes no answer: choose a stronger one",
+    "too long": "raise --text.max-length",
+    "missing image": "check the image folder of the prompts",
+    "unreadable image": "check the image files of the prompts",
+}
+"""What to do if the commonest reason leaves no pair at all."""
+
 
 class BuiltPairs(NamedTuple):
     """Comparisons that can be trained on.
@@ -83,10 +91,10 @@ def build_pairs(
         DataError: no comparison is left; says why.
     """
     drops = data.drops.copy()
-    advice = "use a stronger corruption or other prompts"
+    advice = "use other prompts"
     if isinstance(data, PreferenceSet):
         built, num = data.comparisons, len(data.comparisons)
-        advice = "raise text.max_length or use other pairs"
+        advice = "use other pairs"
     else:
         num = len(rollouts)
         drops.update(r["dropped"] for r in rollouts if "dropped" in r)
@@ -96,6 +104,8 @@ def build_pairs(
     fits = encode_comparisons(built, encoder)
     drops += fits.drops
     if not fits.encoded:
+        commonest = max(drops, key=drops.__getitem__, default="")
+        advice = _ADVICE.get(commonest, advice)
         raise DataError(f"no pairs are left of {num} prompts ({counted(drops)}); {advice}")
     kept = dataclasses.replace(fits, drops=collections.Counter())
     return BuiltPairs(kept, num + data.drops.total(), drops, data.notes)

@@ -13,6 +13,7 @@ import tyro
 
 from seva_jax.batches.trees import RowShape
 from seva_jax.config import Experiment, load_experiment, runs_of
+from seva_jax.config.command_line import program
 from seva_jax.models import LLAVA_15, LlavaConfig
 from seva_jax.plan.estimate import Plan, plan
 from seva_jax.plan.table import HOW, Row, describe, table, write_csv, write_page
@@ -147,9 +148,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; the exit status is 1 if nothing fits."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the TPUs are only described
     options, rest = tyro.cli(
-        PlanOptions, description=DESCRIPTION, args=argv, return_unknown_args=True
-    )
-    experiment, _ = load_experiment(DESCRIPTION, rest)
+        PlanOptions, prog=program("plan"), description=DESCRIPTION, args=argv,
+        return_unknown_args=True,
+    )  # fmt: skip
+    own = [field.name for field in dataclasses.fields(options)]
+    experiment, _ = load_experiment(DESCRIPTION, rest, "plan", own)
     set_libtpu_flags(experiment.processes)
     rows: list[Row] = []
     skipped: list[str] = []

@@ -13,22 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from seva_jax.batches.trees import RowShape, pack_row
-from seva_jax.config import Checkpoint, Experiment, make_model
+from seva_jax.config import Experiment, make_model
 from seva_jax.inference.rollouts import rollout_rows
 from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state, refill
-from seva_jax.models import Llava, LlavaConfig, abstract_stored, abstract_variables
-from seva_jax.sharding import batch_sharding, placed, row_multiple, variable_shardings
-from seva_jax.training.loop import jit_step, state_like
-from seva_jax.training.step import StepOptions, split_params
+from seva_jax.models import LlavaConfig
+from seva_jax.run.abstract_state import abstract_base, abstract_training
+from seva_jax.sharding import batch_sharding, row_multiple
+from seva_jax.training.loop import jit_step
+from seva_jax.training.step import StepOptions
 from seva_jax.types import TreeBatch
-
-
-def abstract_base(experiment: Experiment, config: LlavaConfig, mesh: jax.sharding.Mesh) -> Any:
-    """Returns the abstract "params" collection, in the dtype it is stored in, with shardings."""
-    compute = experiment.compute
-    boxed = abstract_variables(Llava(config))["params"]
-    stored = abstract_stored(boxed, compute.base_weights, compute.param_dtype)
-    return placed(stored, variable_shardings(mesh, stored))
 
 
 def lower_step(
@@ -42,31 +35,15 @@ def lower_step(
         mesh: real or described devices.
         shape: sizes of a row.
     """
-    train, compute, objective = experiment.train, experiment.compute, experiment.objective
-    adapted = experiment.lora if experiment.lora.rank else None
-    model = make_model(config, compute, adapted)
-    in_step = objective.needs_reference and train.reference == "in_step"
-    stays, parts = split_params(abstract_base(experiment, config, mesh), train.trained, in_step)
-    frozen = {"params": stays}
-    trainable: dict[str, Any] = {
-        "params": jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), parts
-        )
-    }
-    if adapted:
-        boxed = abstract_variables(model)["lora"]
-        trainable["lora"] = placed(boxed, variable_shardings(mesh, boxed))
-        base = experiment.base
-        if in_step and isinstance(base, Checkpoint) and not base.merge:
-            frozen["lora"] = trainable["lora"]  # the adapters as they were loaded
-    optimizer = experiment.optim.make(1000)
-    state = state_like(optimizer, mesh, trainable)
+    train, compute = experiment.train, experiment.compute
+    needs = abstract_training(experiment, config, mesh)
+    model, state, frozen = needs.model, needs.state, needs.frozen
     step = jit_step(
         model,
-        objective,
-        optimizer,
+        experiment.objective,
+        needs.optimizer,
         StepOptions(head_chunk=compute.head_chunk),
-        in_step,
+        needs.reference_in_step,
         jax.tree.map(lambda x: x.sharding, state),
     )
     side = config.vision.image_size

@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from seva_jax.config import read_config
+from seva_jax.config.command_line import parse_options
 from seva_jax.report.closing import how_to_open
 from seva_jax.report.compare import compare
 from seva_jax.report.figures import write_figures
@@ -71,11 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ["profile"]:
-        chosen = tyro.cli(ProfileOptions, args=argv[1:], prog="python -m seva_jax.report profile")
+        chosen = parse_options(ProfileOptions, "report profile", argv[1:])
         files = trace_files(as_path(chosen.folder))
         print(hide_home(trace_table(summarise([read_trace(file) for file in files]))))
         return
-    options = tyro.cli(ReportOptions, args=argv)
+    options = parse_options(ReportOptions, "report", argv)
     named = (*options.workdirs, *options.runs)
     if not named:
         raise DataError(

@@ -41,6 +41,19 @@ def mark_differences(chosen: str, rejected: tuple[str, ...]) -> tuple[str, tuple
     return _wrap(chosen_tokens, chosen_only, "mark"), tuple(rejected_html)
 
 
+def differing_pieces(
+    left: str, right: str
+) -> tuple[list[tuple[str, bool]], list[tuple[str, bool]]]:
+    """Returns two answers in pieces, each with whether the other answer lacks its words.
+
+    >>> differing_pieces("a red circle", "a blue circle")[0]
+    [('a ', False), ('red', True), (' circle', False)]
+    """
+    left_tokens, right_tokens = _TOKEN.findall(left), _TOKEN.findall(right)
+    left_only, right_only = _compare(left_tokens, right_tokens)
+    return _pieces(left_tokens, left_only), _pieces(right_tokens, right_only)
+
+
 def difference(chosen: str, rejected: tuple[str, ...]) -> float:
     """Returns the share of words that only one of two answers has, 0 to 1, a mean over `rejected`.
 
@@ -88,10 +101,17 @@ def _words(tokens: list[str]) -> list[tuple[int, str]]:
 
 def _wrap(tokens: list[str], marked: set[int], tag: str) -> str:
     """Returns tokens as HTML, with each run of marked words in one element."""
+    return "".join(
+        f"<{tag}>{esc(text)}</{tag}>" if is_marked else esc(text)
+        for text, is_marked in _pieces(tokens, marked)
+    )
+
+
+def _pieces(tokens: list[str], marked: set[int]) -> list[tuple[str, bool]]:
+    """Returns runs of words that are marked, or not, and whether each is."""
     # White space between two marked words is marked with them.
     inside = marked | {i + 1 for i in marked if i + 2 in marked and not tokens[i + 1].strip()}
-    html = []
-    for is_marked, indices in itertools.groupby(range(len(tokens)), inside.__contains__):
-        text = esc("".join(tokens[index] for index in indices))
-        html.append(f"<{tag}>{text}</{tag}>" if is_marked else text)
-    return "".join(html)
+    return [
+        ("".join(tokens[index] for index in indices), is_marked)
+        for is_marked, indices in itertools.groupby(range(len(tokens)), inside.__contains__)
+    ]

@@ -29,8 +29,38 @@ def alignment_steps(ctx: RunContext, num_comparisons: int) -> int:
     return num_steps(num_comparisons, train.batch_size, train.epochs, train.repeat, train.max_steps)
 
 
+def planned_steps(ctx: RunContext, num: int, num_held_out: int) -> str:
+    """Returns how long alignment will be, and why, before it begins.
+
+    Args:
+        ctx: the run.
+        num: comparisons that are trained on.
+        num_held_out: comparisons that are held out.
+    """
+    train = ctx.config.train
+    steps, size = alignment_steps(ctx, num), train.batch_size
+    whole = num_steps(num, size, train.epochs, train.repeat, 0)
+    pairs = f"{num:,} pairs" + f" ({num_held_out:,} held out)" * (num_held_out > 0)
+    passes = f"{train.epochs:,} epoch{'s' * (train.epochs > 1)}"
+    copies = f" of {train.repeat} copies" * (train.repeat > 1)
+    if train.max_steps > steps:
+        epochs = -(-train.max_steps * size // (num * train.repeat))
+        return (
+            f"{pairs}, so {steps:,} steps instead of {train.max_steps:,} (train.max_steps): that "
+            f"is {passes}{copies} in batches of {size:,}; --train.epochs {epochs} would reach it"
+        )
+    if steps < whole:
+        share = steps * size / (num * train.repeat)
+        passes = f"{share:,.3g} of {passes}, up to train.max_steps"
+    return f"{pairs}, so {steps:,} step{'s' * (steps > 1)}: {passes}{copies} in batches of {size:,}"
+
+
 def align(
-    ctx: RunContext, reference: Variables, start: Variables, rows: ComparisonRows
+    ctx: RunContext,
+    reference: Variables,
+    start: Variables,
+    rows: ComparisonRows,
+    held_out: ComparisonRows | None = None,
 ) -> Variables:
     """Trains, or resumes training, to the last step.
 
@@ -39,11 +69,12 @@ def align(
         reference: variables of the reference policy.
         start: the policy before alignment.
         rows: the comparisons, with reference log-probs if these are cached.
+        held_out: comparisons that are evaluated and not trained on; None if there are none.
 
     Returns:
         The aligned model's variables.
     """
-    task, trained = _task(ctx, rows), ctx.config.train.trained
+    task, trained = _task(ctx, rows, held_out), ctx.config.train.trained
     frozen = _frozen(ctx, task, reference)
     _, parts = split_params(start["params"], trained, task.reference_in_step)
     # Copies: the training state is donated step by step, the base model stays.
@@ -59,22 +90,28 @@ def align(
     return merge(frozen, fit_stage(ctx, task, frozen, trainable, reference.get("lora")))
 
 
-def load_aligned(ctx: RunContext, reference: Variables, rows: ComparisonRows) -> Variables:
-    """Reads the aligned model's variables from the checkpoint of the last step.
+def load_aligned(
+    ctx: RunContext,
+    reference: Variables,
+    rows: ComparisonRows,
+    held_out: ComparisonRows | None = None,
+) -> Variables:
+    """Reads the aligned model's variables from the checkpoint that training kept for it.
 
     Args:
         ctx: the run, whose alignment is finished.
         reference: variables of the reference policy.
         rows: the comparisons it was trained on.
+        held_out: those that were held out; None if there are none.
 
     Raises:
         DataError: the checkpoint is missing, damaged, or of another run.
     """
-    task = _task(ctx, rows)
+    task = _task(ctx, rows, held_out)
     frozen = _frozen(ctx, task, reference)
     trained = trained_variables(
-        ctx.config, ctx.assets.config, ctx.mesh, task.steps,
-        checkpoint_facts(ctx, task, frozen, reference.get("lora")),
+        ctx.config, ctx.assets.config, ctx.mesh, steps=task.steps,
+        facts=checkpoint_facts(ctx, task, frozen, reference.get("lora")),
     )  # fmt: skip
     return merge(frozen, trained)
 
@@ -87,10 +124,10 @@ def _frozen(ctx: RunContext, task: Task, reference: Variables) -> Variables:
     return {"params": frozen} | adapters
 
 
-def _task(ctx: RunContext, rows: ComparisonRows) -> Task:
+def _task(ctx: RunContext, rows: ComparisonRows, held_out: ComparisonRows | None) -> Task:
     config = ctx.config
     in_step = config.objective.needs_reference and not caches_reference(ctx)
     return Task(
         "align", ctx.policy_model, config.objective, config.optim, config.train,
-        alignment_steps(ctx, len(rows)), rows, in_step,
+        alignment_steps(ctx, len(rows)), rows, in_step, held_out,
     )  # fmt: skip

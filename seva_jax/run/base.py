@@ -6,18 +6,18 @@ import dataclasses
 from typing import Any
 
 from seva_jax.batches.encoded import encode_comparisons
-from seva_jax.config import PriorRun, TrainedBase
+from seva_jax.config import TrainedBase
 from seva_jax.data import AnsweredPrompts
 from seva_jax.data.collect import counted
 from seva_jax.models import abstract_stored, abstract_variables, init_variables, quantise_all
 from seva_jax.objectives import Supervised
 from seva_jax.run.context import RunContext
 from seva_jax.run.fitting import fit_stage
-from seva_jax.run.weights import reference_adapters, reference_params, trained_variables
+from seva_jax.run.weights import reference_adapters, reference_params, start_variables
 from seva_jax.runtime.processes import say
 from seva_jax.sharding import variable_shardings
 from seva_jax.training.loop import Task
-from seva_jax.training.step import Variables, merge
+from seva_jax.training.step import Variables
 
 
 def train_base(ctx: RunContext, base: TrainedBase) -> Any:
@@ -73,15 +73,10 @@ def load_reference(ctx: RunContext, base: Any) -> Variables:
 
 
 def load_start(ctx: RunContext, reference: Variables) -> Variables:
-    """Returns the policy before alignment, which answers prompts and is evaluated as base.
-
-    These are the reference's variables, unless the adapters of an earlier run are trained further.
+    """Returns the policy before alignment, see `weights.start_variables`.
 
     Args:
         ctx: the run.
         reference: variables of the reference policy.
     """
-    if not isinstance(ctx.config.base, PriorRun) or ctx.config.base.merge:
-        return reference
-    earlier = ctx.config.base.earlier()
-    return merge(reference, trained_variables(earlier, ctx.assets.config, ctx.mesh))
+    return start_variables(ctx.config, ctx.assets.config, ctx.mesh, reference)

@@ -62,7 +62,22 @@ class RunContext:
             siblings: work directories of runs whose finished stages may serve this one.
 
         Raises:
-            DataError: see `Workdir.open` and `BaseModel.assets`; or the devices do not suit the
+            DataError: see `of` and `begin`.
+        """
+        ctx = cls.of(config, siblings)
+        ctx.begin()
+        return ctx
+
+    @classmethod
+    def of(cls, config: Experiment, siblings: Sequence[Path] = ()) -> RunContext:
+        """Looks at the work directory of a run and reads the assets of its base; writes nothing.
+
+        Args:
+            config: see `open`.
+            siblings: see `open`.
+
+        Raises:
+            DataError: see `Workdir.of` and `BaseModel.assets`; or the devices do not suit the
                 config.
         """
         mesh = config.mesh.make()
@@ -78,16 +93,19 @@ class RunContext:
             say(f"the base's own adapters are trained further, so lora is theirs: {adapters}")
             config = dataclasses.replace(config, lora=adapters)
         lora = config.lora if config.lora.rank else None
-        workdir = Workdir.open(config, siblings)
-        profiler.use(workdir.path / PROFILES, traced_steps(config.profile))
         return cls(
             config,
             mesh,
             assets,
-            workdir,
+            Workdir.of(config, siblings),
             make_model(assets.config, config.compute),
             make_model(assets.config, config.compute, lora),
         )
+
+    def begin(self) -> None:
+        """Creates and claims the work directory; see `Workdir.begin`."""
+        self.workdir.begin(self.config)
+        profiler.use(self.workdir.path / PROFILES, traced_steps(self.config.profile))
 
     def model_of(self, variables: Variables) -> Llava:
         """Returns the module that variables belong to."""

@@ -185,6 +185,17 @@ def _score(
     write_summary(folder.with_name(f"{suite.name}.json"), result, about)
 
 
+def left_by_evaluations(who: str, suites: Sequence[Suite]) -> tuple[list[str], list[str]]:
+    """Returns the files of results of suites, and the folders with their answers.
+
+    Args:
+        who: name of the model.
+        suites: what it was asked.
+    """
+    folders = [f"evals/{who}/{suite.name}" for suite in suites]
+    return [f"{folder}.{end}" for folder in folders for end in ("jsonl", "json")], folders
+
+
 def read_results(path: Path, who: str, suites: Sequence[Suite]) -> list[EvalResult]:
     """Reads what `evaluate_all` wrote.
 

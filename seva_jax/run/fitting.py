@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from seva_jax.config import fingerprint, flatten
+from seva_jax.batches.pipeline import ComparisonRows
+from seva_jax.config import fingerprint, with_effect
 from seva_jax.run.context import RunContext
 from seva_jax.text.tokenizer import tokenizer_facts
 from seva_jax.training.checkpoint import checksum
+from seva_jax.training.held_out import STAGE
 from seva_jax.training.loop import Site, Task, fit
 from seva_jax.training.step import Variables
 
@@ -33,6 +35,7 @@ def fit_stage(
         shapes=ctx.row_shapes,
         step_options=ctx.step_options,
         log=ctx.workdir.metrics(task.name),
+        held_out_log=ctx.workdir.metrics(STAGE) if task.held_out is not None else None,
     )
     return fit(task, site, frozen, trainable)
 
@@ -57,10 +60,15 @@ def checkpoint_facts(
         "steps": task.steps,
         "repeat": options.repeat,
         "seed": ctx.config.seed,
-        **flatten(model.config, "model"),
+        **with_effect(model.config, "model"),
         "tokenizer": fingerprint(*tokenizer_facts(ctx.assets.tokenizer)),
-        "examples": fingerprint([dataclasses.asdict(c) for c in task.rows.comparisons]),
+        "examples": _examples(task.rows),
+        **({"held-out examples": _examples(task.held_out)} if task.held_out is not None else {}),
         "frozen weights": fingerprint(checksum(weights)) if weights else "none",
         **({"base.adapter": fingerprint(checksum(adapters))} if adapters else {}),
-        **(flatten(model.lora, "lora") if model.lora else {"lora": "none"}),
+        **(with_effect(model.lora, "lora") if model.lora else {"lora": "none"}),
     }
+
+
+def _examples(rows: ComparisonRows) -> str:
+    return fingerprint([dataclasses.asdict(c) for c in rows.comparisons])

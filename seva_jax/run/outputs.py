@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from seva_jax.batches.encoded import EncodedComparisons, encode_comparisons
@@ -24,6 +25,7 @@ from seva_jax.run.evaluations import read_results
 from seva_jax.run.reference import read_reference
 from seva_jax.runtime.stores import as_path
 from seva_jax.training.checkpoint import checksum
+from seva_jax.training.held_out import split_by_image
 from seva_jax.training.step import Variables
 from seva_jax.types import DataError
 
@@ -88,17 +90,32 @@ class Outputs:
             )  # fmt: skip
 
     @functools.cached_property
+    def _split(self) -> tuple[list[int], list[int]]:
+        """Indices of the pairs that alignment is trained on, and of those that are held out."""
+        config = self.ctx.config
+        return split_by_image(self.comparisons.comparisons, config.train.eval_fraction, config.seed)
+
+    @functools.cached_property
     def training_rows(self) -> ComparisonRows:
         """The pairs as alignment is trained on them, with reference log-probs if these are cached.
 
         Raises:
-            DataError: the pairs lack something that the objective needs.
+            DataError: the pairs lack something that the objective needs, or none can be held out.
         """
-        ctx, objective = self.ctx, self.ctx.config.objective
-        reference = None
-        if caches_reference(ctx):
-            reference = read_reference(ctx, self.reference, self.comparisons.comparisons)
-        return ctx.rows(self.comparisons, self.images, objective, reference)
+        return self._rows(self._split[0])
+
+    @functools.cached_property
+    def held_out_rows(self) -> ComparisonRows | None:
+        """The pairs that alignment is not trained on, likewise; None if it is trained on all."""
+        return self._rows(self._split[1]) if self._split[1] else None
+
+    def _rows(self, indices: Sequence[int], reference: bool = True) -> ComparisonRows:
+        ctx, logps = self.ctx, None
+        if reference and caches_reference(ctx):
+            whole = read_reference(ctx, self.reference, self.comparisons.comparisons)
+            logps = [whole[i] for i in indices]
+        chosen = self.comparisons.select(indices)
+        return ctx.rows(chosen, self.images, ctx.config.objective, logps)
 
     @functools.cached_property
     def aligned(self) -> Variables:
@@ -110,7 +127,11 @@ class Outputs:
         if "align" not in self.ctx.workdir.stages():
             path = self.ctx.workdir.path
             raise DataError(f"{path}: its alignment is not finished; run seva_jax.train first")
-        return load_aligned(self.ctx, self.reference, self.training_rows)
+        # Log-probs of the reference, which may have been deleted, do not matter any more.
+        training, held_out = self._split
+        others = self._rows(held_out, reference=False) if held_out else None
+        rows = self._rows(training, reference=False)
+        return load_aligned(self.ctx, self.reference, rows, others)
 
     def results(self, who: str) -> list[EvalResult]:
         """Returns the evaluation results of "base" or "aligned"."""

@@ -61,7 +61,7 @@ def _key(ctx: RunContext, policy: Variables, comparisons: Sequence[Comparison]) 
     """Returns a fingerprint of everything that reference log-probs depend on."""
     return fingerprint(
         checksum(policy),
-        *([ctx.config.lora] if "lora" in policy else []),
+        *([ctx.config.lora.finished] if "lora" in policy else []),
         ctx.config.text.train,
         ctx.assets.processing,
         *tokenizer_facts(ctx.assets.tokenizer),

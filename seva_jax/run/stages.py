@@ -10,37 +10,18 @@ import jax
 
 from seva_jax.config import PriorRun, TrainedBase
 from seva_jax.config.prior_run import continuation_problems, prior_answers
-from seva_jax.data.check import check as check_data
 from seva_jax.models import num_parameters
 from seva_jax.pairs import build_pairs
 from seva_jax.run import reference, rollouts
-from seva_jax.run.alignment import align, alignment_steps
+from seva_jax.run.alignment import align, alignment_steps, planned_steps
 from seva_jax.run.base import train_base
 from seva_jax.run.context import RunContext
 from seva_jax.run.evaluations import evaluate_all
 from seva_jax.run.outputs import Outputs
 from seva_jax.run.recorded_model import RecordedModel
-from seva_jax.run.used_data import open_scorable, used_data
+from seva_jax.run.weights import held_out_result
+from seva_jax.runtime.processes import say
 from seva_jax.types import DataError
-
-
-def require_all_examples(ctx: RunContext, out: Outputs) -> None:
-    """Raises `DataError` unless all texts and images can be used; see `Experiment.strict`."""
-    for used in used_data(ctx.config):
-        data = out.prompts if used.name == "prompts" else used.open()
-        checked = check_data(data, ctx.encoder(used.template), ctx.workdir.bar)
-        checked.require_all(used.prefix)
-
-
-def require_ground_truth(ctx: RunContext) -> None:
-    """Raises `DataError` before the first stage if an evaluation could not score its questions.
-
-    Without this, a field that is missing from an evaluation's file would end the run after
-    alignment. A run whose evaluations have finished does not need the files any more.
-    """
-    if not {"evaluate base", "evaluate aligned"} <= ctx.workdir.stages().keys():
-        for suite in ctx.config.evals:
-            open_scorable(suite)
 
 
 def run_base(ctx: RunContext, out: Outputs) -> str:
@@ -96,11 +77,16 @@ def run_reference(ctx: RunContext, out: Outputs) -> str:
 
 def run_alignment(ctx: RunContext, out: Outputs) -> str:
     """Trains the policy with the objective."""
-    out.aligned = align(ctx, out.reference, out.start, out.training_rows)
-    rows = (r for r in ctx.workdir.read_metrics() if r["stage"] == "align")
-    missing, num = round(sum(r.get("unreadable", 0) for r in rows)), len(out.training_rows)
+    rows, held_out = out.training_rows, out.held_out_rows
+    say(f"align: {planned_steps(ctx, len(rows), len(held_out or ()))}")
+    out.aligned = align(ctx, out.reference, out.start, rows, held_out)
+    metrics = (r for r in ctx.workdir.read_metrics() if r["stage"] == "align")
+    missing, num = round(sum(r.get("unreadable", 0) for r in metrics)), len(rows)
+    result = held_out_result(ctx.config)
+    steps = result.last_step if result else alignment_steps(ctx, num)
     return (
-        f"{alignment_steps(ctx, num)} steps on {num:,} pairs"
+        f"{steps} steps on {num:,} pairs"
+        + (f", {result.pairs:,} held out: {result}" if result else "")
         + f"; {missing:,} times an image did not decode and its pair counted 0" * (missing > 0)
     )
 

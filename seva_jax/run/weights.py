@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,31 +19,39 @@ from seva_jax.config import (
     ComputeOptions,
     Experiment,
     PriorRun,
+    ReducedBase,
     TrainedBase,
     fingerprint,
     make_model,
 )
+from seva_jax.config.prior_run import base_fingerprint
 from seva_jax.convert import load_params, read_lora, tower_directory
 from seva_jax.models import (
     LlavaConfig,
     abstract_params,
     abstract_stored,
     abstract_variables,
+    init_variables,
     merge_adapters,
     quantise_all,
 )
 from seva_jax.runtime.progress import Progress
+from seva_jax.runtime.run_records import read_stages
 from seva_jax.runtime.stores import as_path
 from seva_jax.sharding import placed, variable_shardings
 from seva_jax.training.checkpoint import (
+    checkpoint_of,
     checksum,
     last_checkpoint,
     read_facts,
     read_trained,
     read_variables,
 )
-from seva_jax.training.step import Variables, split_params
+from seva_jax.training.held_out import HeldOutResult, read_held_out
+from seva_jax.training.step import Variables, merge, split_params
 from seva_jax.types import DataError
+
+Step = int | Literal["best", "last"]  # of an alignment
 
 
 def reference_params(config: Experiment, model: LlavaConfig, mesh: jax.sharding.Mesh) -> Any:
@@ -69,6 +77,12 @@ def reference_params(config: Experiment, model: LlavaConfig, mesh: jax.sharding.
         like = {"params": placed(boxed, variable_shardings(mesh, boxed))}
         trained = read_trained(as_path(config.workdir) / "checkpoints" / "base", like)["params"]
         return quantise_all(trained, compute.base_weights, stored)
+    if isinstance(base, ReducedBase):
+        full = variable_shardings(mesh, boxed)
+        random = init_variables(make_model(model, compute), "params", full, config.seed)
+        kind = jnp.dtype(compute.param_dtype)
+        random = jax.tree.map(lambda leaf: leaf.astype(kind), random)
+        return quantise_all(random, compute.base_weights, stored)
     assert isinstance(base, PriorRun), base
     base.aligned()
     earlier = base.earlier()
@@ -76,7 +90,7 @@ def reference_params(config: Experiment, model: LlavaConfig, mesh: jax.sharding.
     checked = isinstance(earlier.base, Checkpoint) and earlier.compute.base_weights == "float"
     if not checked and not base.merge:
         return params
-    checkpoint = last_checkpoint(alignment_checkpoints(earlier))
+    checkpoint = aligned_checkpoint(earlier)
     if checked:
         _refuse_other_base(earlier, checkpoint, jax.tree.map(checksum, params))
     if not base.merge:
@@ -132,13 +146,17 @@ def require_same_base(config: Experiment, model: LlavaConfig, checkpoint: Path) 
 def _refuse_other_base(config: Experiment, checkpoint: Path, numbers: Any) -> None:
     """Compares `checksum`s of a base's parameters, in a tree, with those that a run recorded."""
     base, train = config.base, config.train
-    assert isinstance(base, Checkpoint), base
     recorded = read_facts(checkpoint).get("frozen weights")
     in_step = config.objective.needs_reference and train.reference == "in_step"
     frozen, _ = split_params(numbers, train.trained, in_step)
     if recorded in (None, "none"):
         return
     if fingerprint(jax.tree.leaves({"params": frozen})) != recorded:
+        if not isinstance(base, Checkpoint):
+            raise DataError(
+                f"the base of {config.workdir} has other weights than when it was trained on; run "
+                "seva_jax.train there again, or put the earlier files back"
+            )
         quantised = config.compute.base_weights != "float"
         adapter = f" with the adapter {base.adapter}" if base.adapter else ""
         raise DataError(
@@ -155,13 +173,46 @@ def _refuse_other_base(config: Experiment, checkpoint: Path, numbers: Any) -> No
 def _refuse_other_adapter(config: Experiment, adapters: Any) -> None:
     """Compares the adapters that a run continued with those that it recorded."""
     assert isinstance(config.base, Checkpoint), config.base
-    checkpoint = last_checkpoint(alignment_checkpoints(config))
+    checkpoint = aligned_checkpoint(config)
     recorded = read_facts(checkpoint).get("base.adapter")
     if recorded not in (None, fingerprint(checksum(adapters))):
         raise DataError(
             f"{config.base.adapter} holds another adapter than when {config.workdir} continued "
             "it: put the adapter back, or give its new place as base.adapter in the run's config.py"
         )
+
+
+def require_same_prior(config: Experiment) -> None:
+    """Checks that the runs that a run started from have the results that it started from.
+
+    Raises:
+        DataError: one of them is not finished, or has another result now.
+    """
+    while isinstance(base := config.base, PriorRun):
+        base.aligned()
+        recorded = read_stages(as_path(config.workdir)).get("base", {}).get("fingerprint")
+        if recorded not in (None, base_fingerprint(config)):
+            raise DataError(
+                f"{base.workdir} has another result now than when {config.workdir} started "
+                "from it; run seva_jax.train there again, or put the earlier result back"
+            )
+        config = base.earlier()
+
+
+def require_trained_on(config: Experiment, checkpoint: Path, reference: Variables) -> None:
+    """Checks that a run was trained on a reference policy.
+
+    Args:
+        config: the run's config.
+        checkpoint: one of the training checkpoints of its alignment.
+        reference: the variables of the policy that is the reference now.
+
+    Raises:
+        DataError: its weights or adapters are others than those that the checkpoint records.
+    """
+    _refuse_other_base(config, checkpoint, jax.tree.map(checksum, reference["params"]))
+    if "lora" in reference and isinstance(config.base, Checkpoint):
+        _refuse_other_adapter(config, reference["lora"])
 
 
 def reference_adapters(config: Experiment, model: LlavaConfig, mesh: jax.sharding.Mesh) -> Any:
@@ -193,27 +244,104 @@ def reference_adapters(config: Experiment, model: LlavaConfig, mesh: jax.shardin
     return read_lora(adapter, placed(boxed, variable_shardings(mesh, boxed)))
 
 
-def trained_variables(
-    config: Experiment,
-    model: LlavaConfig,
-    mesh: jax.sharding.Mesh,
-    steps: int | None = None,
-    facts: Mapping[str, Any] | None = None,
+def start_variables(
+    config: Experiment, model: LlavaConfig, mesh: jax.sharding.Mesh, reference: Variables
 ) -> Variables:
-    """Reads what a run has trained from its last checkpoint: float32, sharded.
+    """Returns the policy before alignment, which answers prompts and is evaluated as base.
+
+    These are the reference's variables, unless the adapters of an earlier run are trained further.
 
     Args:
         config: the run's config.
         model: architecture.
         mesh: where they go.
-        steps: the step that the checkpoint must be of; None takes the last step that it records.
-        facts: what the checkpoint must share with the run; None compares nothing.
+        reference: variables of the reference policy.
+    """
+    if not isinstance(config.base, PriorRun) or config.base.merge:
+        return reference
+    return merge(reference, trained_variables(config.base.earlier(), model, mesh))
+
+
+def variables_of(
+    config: Experiment, model: LlavaConfig, mesh: jax.sharding.Mesh, checkpoint: Path
+) -> Variables:
+    """Reads what a run has trained from one of its checkpoints, found intact: float32, sharded.
+
+    Args:
+        config: the run's config.
+        model: architecture.
+        mesh: where they go.
+        checkpoint: one of the training checkpoints of its alignment.
+
+    Raises:
+        DataError: the checkpoint is of another model.
+    """
+    return read_variables(checkpoint, _trained_like(config, model, mesh))
+
+
+def trained_variables(
+    config: Experiment,
+    model: LlavaConfig,
+    mesh: jax.sharding.Mesh,
+    step: Step | None = None,
+    steps: int | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Variables:
+    """Reads what a run has trained from one of its checkpoints: float32, sharded.
+
+    Args:
+        config: the run's config.
+        model: architecture.
+        mesh: where they go.
+        step: see `aligned_checkpoint`.
+        steps: see `aligned_checkpoint`.
+        facts: see `aligned_checkpoint`.
 
     Raises:
         DataError: there is no such checkpoint, or it is damaged.
     """
-    like = _trained_like(config, model, mesh)
-    return read_trained(alignment_checkpoints(config), like, steps, facts)
+    path = aligned_checkpoint(config, step, steps, facts)
+    return read_variables(path, _trained_like(config, model, mesh))
+
+
+def aligned_checkpoint(
+    config: Experiment,
+    step: Step | None = None,
+    steps: int | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Path:
+    """Returns a checkpoint of a finished alignment, after comparing its files with their digests.
+
+    Args:
+        config: the run's config.
+        step: a number, the "last" step, or the "best" by held-out loss; None takes the one whose
+            model is the aligned one, see `TrainOptions.keep`.
+        steps: planned steps of the alignment; None takes what its checkpoints record.
+        facts: what the checkpoint must share with the run; None compares nothing.
+
+    Raises:
+        DataError: there is no such checkpoint, or it is damaged or of another run.
+    """
+    directory, result = alignment_checkpoints(config), held_out_result(config)
+    if isinstance(step, int):
+        return checkpoint_of(directory, step, facts)
+    if step == "best" and (result is None or result.best_step is None):
+        raise DataError(
+            f"{config.workdir} held out no pairs (train.eval_fraction 0), so no step is known to "
+            "be the best; give a number, or last"
+        )
+    if result is None or (step or config.train.keep) == "last":
+        return last_checkpoint(directory, result.last_step if result else steps, facts)
+    return checkpoint_of(directory, result.best_step if step else result.kept_step, facts)
+
+
+def held_out_result(config: Experiment) -> HeldOutResult | None:
+    """Returns what held-out pairs said about a finished alignment; None if there are none.
+
+    Raises:
+        DataError: its record is missing or damaged.
+    """
+    return read_held_out(as_path(config.workdir)) if config.train.eval_fraction else None
 
 
 def alignment_checkpoints(config: Experiment) -> Path:

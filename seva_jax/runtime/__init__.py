@@ -4,5 +4,13 @@ What lives here: processes and signals, files that survive a kill, journals, pro
 What does not: what a run does (`seva_jax/run`). Read next: `files.py`, then `journal.py`.
 """
 
-from seva_jax.runtime.loggers import LoggedPair, LoggedRun, Logger, LogWriter, TensorBoard, WandB
+from seva_jax.runtime.loggers import (
+    LoggedPair,
+    LoggedRun,
+    Logger,
+    LogWriter,
+    TensorBoard,
+    Trackio,
+    WandB,
+)
 from seva_jax.runtime.processes import ProcessOptions

@@ -29,7 +29,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -240,12 +240,49 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         DataError: the file is missing or damaged.
     """
     if not path.exists():
-        raise DataError(f"{path} is missing; delete the work directory and run again")
+        raise DataError(
+            f"{path} is missing; put back a copy, or run seva_jax.train again, which makes it "
+            "again or says what it needs"
+        )
     try:
         with ArrayRecordDataSource([str(local_copy(path))]) as source:
             return [json.loads(r) for r in source.__getitems__(range(len(source)))]
     except (RuntimeError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}); delete it and run again") from None
+
+
+class Records(Sequence[dict[str, Any]]):
+    """The records of an ArrayRecord file; each is read when it is asked for.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise DataError(f"{path} is missing")
+        self._path = path
+        with self._damage():
+            self._source = ArrayRecordDataSource([str(local_copy(path))])
+
+    @contextlib.contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            raise DataError(f"{self._path} is damaged ({error})") from None
+
+    def __len__(self) -> int:
+        """Returns their number."""
+        return len(self._source)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Returns the record at an index, or a list of those of a slice."""
+        places = range(len(self))[index]
+        with self._damage():
+            if isinstance(places, range):
+                return [json.loads(record) for record in self._source.__getitems__(places)]
+            return json.loads(self._source[places])
 
 
 def read_bytes(path: str | os.PathLike[str], size: int = -1) -> bytes:

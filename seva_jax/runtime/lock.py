@@ -1,7 +1,7 @@
 """One writer per directory: a lock file that names its holder.
 
-What lives here: `claim`, `release` and `release_all`. What does not: which directories are claimed
-(`seva_jax/run/workdir.py`, `seva_jax/evaluate.py`).
+What lives here: `claim`, `require_free`, `release` and `release_all`. What does not: which
+directories are claimed (`seva_jax/run/workdir.py`, `seva_jax/evaluate.py`).
 
 The file exists while its holder runs and records host, process and start, because `flock` alone
 tells a person nothing and, on network file systems (NFS without a lock daemon, buckets mounted by
@@ -99,6 +99,25 @@ def claim(directory: Path) -> str:
         raise
     _held[path] = file
     return f"{directory}: took over from {holder}, which is gone" if holder else ""
+
+
+def require_free(directory: Path) -> None:
+    """Checks, without claiming it, that no other process is known to write in a directory.
+
+    Args:
+        directory: need not exist.
+
+    Raises:
+        DataError: another process writes there; as `claim`.
+    """
+    path = directory.resolve() / NAME
+    try:
+        holder = _holder(path.read_bytes(), path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    own = holder is not None and (holder.host, holder.pid) == (socket.gethostname(), os.getpid())
+    if holder is not None and not own and not _free(holder):
+        raise DataError(_refusal(directory, holder))
 
 
 def _claim_object(directory: Path, path: Path) -> str:

@@ -1,14 +1,17 @@
-"""Where a run's metrics go in addition to metrics.jsonl: TensorBoard, Weights & Biases.
+"""Where a run's metrics go in addition to metrics.jsonl: TensorBoard, Weights & Biases, trackio.
 
-What lives here: `Logger` (the extension point), `LogWriter`, `TensorBoard`, `WandB`. What does
-not: `metrics.jsonl`, which is always written (`seva_jax/run/workdir.py`), and choosing the pairs
-to show (`seva_jax/report/run_report.py`). Both packages are optional and imported only when a
-config asks for them.
+What lives here: `Logger` (the extension point), `LogWriter`, `TensorBoard`, `WandB`, `Trackio`.
+What does not: `metrics.jsonl`, which is always written (`seva_jax/run/workdir.py`), and choosing
+the pairs to show (`seva_jax/report/run_report.py`). The packages are optional and imported only
+when a config asks for them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
+import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -125,6 +128,15 @@ def _load_wandb() -> ModuleType:
     except ImportError:
         raise _missing("wandb", "wandb", "WandB") from None
     return wandb
+
+
+def _load_trackio() -> ModuleType:
+    try:
+        import trackio  # pyright: ignore[reportMissingImports]
+        import trackio.sqlite_storage  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise _missing("trackio", "trackio", "Trackio") from None
+    return trackio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,12 +314,12 @@ def _shown(value: Any) -> Any:
 class _WandBWriter(LogWriter):
     """Writes to one run of Weights & Biases; every stage has a step axis of its own."""
 
-    @override
     def __init__(self, run: Any, make_image: Any, num_rows: int) -> None:
         self._run, self._make_image = run, make_image
         self._row = num_rows  # wandb's own counter may only grow, also across interruptions
         self._stages: set[str] = set()
 
+    @override
     def scalars(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         if stage not in self._stages:
             self._stages.add(stage)
@@ -325,3 +337,95 @@ class _WandBWriter(LogWriter):
     @override
     def close(self) -> None:
         self._run.finish()
+
+
+@dataclasses.dataclass(frozen=True)
+class Trackio(Logger):
+    """A dashboard on this machine, without an account: trackio (extra "trackio").
+
+    `trackio show --project NAME` shows it in a browser. trackio keeps the metrics and pictures of
+    all runs of a machine in one folder, TRACKIO_DIR or ~/.cache/huggingface/trackio. The name of
+    the run there is kept in WORKDIR/trackio_run.txt, so a resumed run continues it, without steps
+    that are missing or occur twice. Of a path in the config, only the last name is shown.
+
+    Attributes:
+        project: the project that lists the run.
+        name: name of the run, to which a few random letters are added; "" takes the name of the
+            work directory.
+    """
+
+    project: str = "seva_jax"
+    name: str = ""
+
+    @override
+    def check(self) -> None:
+        _load_trackio()
+        for variable in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL"):
+            if os.environ.get(variable):
+                raise DataError(
+                    f"loggers: Trackio keeps metrics on this machine, but {variable} is set, which "
+                    "would send them elsewhere; unset it (`trackio sync` can publish a finished "
+                    "project)"
+                )
+
+    @override
+    def open(self, run: LoggedRun) -> LogWriter:
+        trackio = _load_trackio()
+        file = run.folder / "trackio_run.txt"
+        if not file.exists():
+            name = self.name or run.folder.resolve().name
+            write_text(file, f"{name}-{uuid.uuid4().hex[:6]}\n")
+        name = file.read_text(encoding="utf-8").strip()
+        # The only way to read what a run has logged; here since trackio's first version.
+        storage = trackio.sqlite_storage.SQLiteStorage
+        try:
+            known = storage.get_logs(self.project, name)
+            with contextlib.redirect_stdout(io.StringIO()):  # it explains itself at length
+                opened = trackio.init(
+                    project=self.project,
+                    name=name,
+                    resume="allow",
+                    config={key: _shown(value) for key, value in run.config.items()},
+                    embed=False,
+                    auto_log_cpu=False,
+                    auto_log_gpu=False,
+                )
+        except (OSError, ValueError) as error:
+            raise DataError(f"loggers: trackio does not start: {error}") from None
+        writer = _TrackioWriter(opened, trackio, known)
+        for row in read_metrics(run.folder):  # a kill may have lost the last ones
+            rest = {key: value for key, value in row.items() if key not in ("stage", "step")}
+            writer.scalars(row["stage"], row["step"], rest)
+        return writer
+
+
+class _TrackioWriter(LogWriter):
+    """Writes to one run of trackio; leaves out what was logged before an interruption.
+
+    Args:
+        run: the run.
+        trackio: the package.
+        known: what has been logged, with "step" and names that begin with a stage.
+    """
+
+    def __init__(self, run: Any, trackio: Any, known: Sequence[Mapping[str, Any]]) -> None:
+        self._run, self._trackio = run, trackio
+        self._known = {(key.partition("/")[0], row["step"]) for row in known for key in row}
+
+    @override
+    def scalars(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        if (stage, step) not in self._known:
+            self._known.add((stage, step))
+            self._run.log({f"{stage}/{name}": value for name, value in values.items()}, step=step)
+
+    @override
+    def pairs(self, pairs: Sequence[LoggedPair]) -> None:
+        if ("pair", 0) not in self._known:
+            self._known.add(("pair", 0))
+            images = [self._trackio.Image(x.image_HWC, caption=x.caption) for x in pairs]
+            self._run.log({f"pair/{i}": image for i, image in enumerate(images)}, step=0)
+
+    @override
+    def close(self) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._trackio.finish()  # of the run itself would be repeated, and said, at exit

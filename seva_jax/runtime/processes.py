@@ -11,25 +11,30 @@ import dataclasses
 import errno
 import json
 import os
+import socket
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax._src import distributed  # what it waits for has no public name
 
 from seva_jax.ranges import ABOVE_0, FROM_1
 from seva_jax.runtime import lock, shutdown
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.profiler import profiler
+from seva_jax.runtime.quiet import quiet_libraries
 from seva_jax.runtime.store_client import StoreError
 from seva_jax.types import DataError
 
 _Value = TypeVar("_Value")
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+_PATIENCE_S = 10.0  # before a process that waits for others says so
 
 _OVERLAP = (
     "--xla_tpu_enable_async_collective_fusion=true",
@@ -49,15 +54,19 @@ class ProcessOptions:
     Attributes:
         peer_timeout_s: a process that sends no heartbeat for this many seconds counts as dead, and
             the others end with a non-zero status.
-        grace_s: after SIGTERM or Ctrl-C a run saves at its next safe point; if it reaches none
-            within this many seconds, for example during a compilation, it ends with what was saved
-            before. Kubernetes and Slurm kill after 30 s by default.
+        join_timeout_s: a process that has not joined all others within this many seconds, because
+            the coordinator's address is wrong or a process does not start, ends with an error.
+        grace_s: after SIGTERM or Ctrl-C, the run finishes its current step or batch, saves and
+            ends. If this takes longer than this many seconds on any process, as a compilation may,
+            the run ends at once and resumes from its last save. Kubernetes and Slurm kill after
+            30 s by default.
         libtpu_flags: "overlap" hides collectives behind compute where XLA can, which helps large
             fsdp meshes and may cost memory; compare with seva_jax.plan. LIBTPU_INIT_ARGS overrides
             these flags.
     """
 
     peer_timeout_s: Annotated[int, FROM_1] = 100
+    join_timeout_s: Annotated[int, FROM_1] = 300
     grace_s: Annotated[float, ABOVE_0] = 25.0
     libtpu_flags: Literal["none", "overlap"] = "none"
 
@@ -80,33 +89,145 @@ def join(options: ProcessOptions) -> None:
     JAX_PROCESS_ID. Must be called before anything else asks JAX for a device.
 
     Raises:
-        DataError: some of the variables are missing or are not numbers, or the other processes do
-            not answer.
+        DataError: the variables do not describe the processes, or these cannot be joined.
+        SystemExit: they did not all join in time; ends the process itself, with a line.
     """
     set_libtpu_flags(options)
     given = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
-    where: dict[str, Any] = {}
-    if given:
+    where = _described(given) if given else {}
+    with _limited_wait(options.join_timeout_s):
         try:
-            where = {
-                "coordinator_address": given[_VARIABLES[0]],
-                "num_processes": int(given[_VARIABLES[1]]),
-                "process_id": int(given[_VARIABLES[2]]),
-            }
-        except (KeyError, ValueError):
-            raise DataError(
-                f"the environment has {given}; set all of {', '.join(_VARIABLES)} (an address with "
-                "port, and two whole numbers), or none of them"
-            ) from None
+            jax.distributed.initialize(
+                **where,
+                # JAX's own limit, which aborts the process with a C++ stack trace, comes later.
+                initialization_timeout=options.join_timeout_s + 60,
+                heartbeat_timeout_seconds=options.peer_timeout_s,
+                shutdown_timeout_seconds=options.peer_timeout_s,  # others may hang in a collective
+            )
+        except ValueError as error:
+            if given or "coordinator_address" not in str(error):
+                raise DataError(f"the processes of the run cannot be joined: {error}") from None
+
+
+def _described(given: dict[str, str]) -> dict[str, Any]:
+    """Returns the arguments of `jax.distributed.initialize` that the variables stand for.
+
+    Args:
+        given: those of the three variables that are set.
+
+    Raises:
+        DataError: they cannot be meant, or this process cannot be the coordinator.
+    """
     try:
-        jax.distributed.initialize(
-            **where,
-            heartbeat_timeout_seconds=options.peer_timeout_s,
-            shutdown_timeout_seconds=options.peer_timeout_s,  # others may hang in a collective
+        address, num = given[_VARIABLES[0]], int(given[_VARIABLES[1]])
+        number, port = int(given[_VARIABLES[2]]), int(address.rpartition(":")[2])
+        if ":" not in address or not (0 <= number < num and 0 < port < 2**16):
+            raise ValueError
+    except (KeyError, ValueError):
+        raise DataError(
+            f"the environment has {given}; set all of {', '.join(_VARIABLES)} (HOST:PORT of "
+            "process 0, the number of processes, and that of this one, from 0), or none of them"
+        ) from None
+    if number == 0 and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
+        _require_free(port)
+    return {"coordinator_address": address, "num_processes": num, "process_id": number}
+
+
+def _require_free(port: int) -> None:
+    """Raises `DataError` if the coordinator could not listen; JAX would crash."""
+    try:
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        raise DataError(
+            f"process 0 cannot listen at port {port} of this host ({_reason(error)}): another "
+            "process has it, perhaps one of an earlier start; end that one, or set another port in "
+            "JAX_COORDINATOR_ADDRESS of all processes"
+        ) from None
+
+
+@contextlib.contextmanager
+def _limited_wait(limit_s: float) -> Iterator[None]:
+    """Ends the process with one line if the body, which waits for the others, takes too long.
+
+    What it waits for is said earlier, once. JAX itself would say nothing and abort.
+    """
+    joined = threading.Event()
+
+    def watch() -> None:
+        early_s = min(_PATIENCE_S, limit_s)
+        if joined.wait(early_s):
+            return
+        if early_s < limit_s:
+            _complain(f"{_unjoined()} (waiting up to {limit_s} s, --processes.join-timeout-s)")
+            if joined.wait(limit_s - early_s):
+                return
+        _complain(f"error: {_unjoined()}")
+        os._exit(shutdown.Status.ERROR)
+
+    threading.Thread(target=watch, name="joining", daemon=True).start()
+    try:
+        yield
+    finally:
+        joined.set()
+
+
+def _complain(line: str) -> None:
+    print(hide_home(line), file=sys.stderr, flush=True)
+
+
+def _unjoined() -> str:
+    """Returns why this process has not joined the others yet, as far as it can find out."""
+    state = distributed.global_state
+    address = state.coordinator_address
+    if address is None:
+        return "the launcher's environment names a coordinator whose host has no address yet"
+    host, _, port = address.rpartition(":")
+    me = f"process {state.process_id}"
+    remedy = "set JAX_COORDINATOR_ADDRESS of all processes to HOST:PORT of process 0"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except socket.gaierror:
+        return (
+            f"{me} cannot find the coordinator {address}, because no host has that name; {remedy}"
         )
-    except ValueError as error:
-        if given or "coordinator_address" not in str(error):
-            raise DataError(f"the processes of the run cannot be joined: {error}") from None
+    except OSError as error:
+        no = f"no answer from the coordinator {address} ({_reason(error)})"
+        return f"{me} gets {no}: start it, or {remedy}"
+    return (
+        f"{me} has reached the coordinator {address}, but not all of {state.num_processes} "
+        "processes have: start each of them once, with JAX_PROCESS_ID from 0 on"
+    )
+
+
+def _reason(error: OSError) -> str:
+    """Returns what the system says about an error, without what Python adds."""
+    return os.strerror(error.errno) if error.errno else str(error)
+
+
+def require_devices() -> None:
+    """Raises `DataError` unless JAX has a device to compute on; says why and what to do."""
+    try:
+        jax.devices()
+    # JAX raises the second for JAX_PLATFORMS=cuda where it sees no GPU.
+    except (RuntimeError, AssertionError) as error:
+        wanted = jax.config.jax_platforms or ""
+        said = (str(error).splitlines() or [""])[0].partition(" (set JAX_PLATFORMS")[0]
+        why = f" ({said})" if said else ""
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        kind = wanted.partition(",")[0]
+        how = {
+            "cuda": "see whether nvidia-smi lists one and pip install 'seva_jax[cuda12]'"
+            + f", and CUDA_VISIBLE_DEVICES is {hidden!r}" * (hidden is not None),
+            "gpu": "see whether nvidia-smi lists one and pip install 'seva_jax[cuda12]'",
+            "tpu": "see whether this is a TPU VM that no other process uses, and pip install "
+            "'seva_jax[tpu]'",
+        }.get(kind, "known are cpu, cuda and tpu")
+        raise DataError(
+            f"JAX_PLATFORMS={wanted}, but JAX has no such device here{why}: {how}; without "
+            "JAX_PLATFORMS, or with cpu, the command uses what this machine has"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -121,6 +242,7 @@ def joined(options: ProcessOptions) -> Iterator[None]:
     with shutdown.watch(options.grace_s) as watch, profiler.watch():
         join(options)
         watch.joined()
+        require_devices()
         try:
             yield
         except shutdown.Stopped:
@@ -133,10 +255,17 @@ def joined(options: ProcessOptions) -> Iterator[None]:
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Ends the command with one line and status 1 on bad input or an unwritable disk."""
+    quiet_libraries()
     try:
         yield
     except (DataError, StoreError) as error:
         sys.exit(hide_home(f"error: {error}"))
+    except (RuntimeError, AssertionError):  # as JAX raises without a device
+        try:
+            require_devices()
+        except DataError as error:
+            sys.exit(hide_home(f"error: {error}"))
+        raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
             raise
@@ -153,6 +282,8 @@ def say(text: str) -> None:
 def barrier(name: str) -> None:
     """Waits for all processes; afterwards, all see the files that process 0 wrote before."""
     if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
         multihost_utils.sync_global_devices(name)
 
 
@@ -164,6 +295,8 @@ def gather(value: Any) -> list[Any]:
     """
     if jax.process_count() == 1:
         return [value]
+    from jax.experimental import multihost_utils
+
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(data)))).reshape(-1)
     width = 1 << int(sizes.max()).bit_length()  # few distinct sizes, so few compilations
@@ -192,6 +325,25 @@ def on_first_process(call: Callable[[], _Value]) -> _Value:
     if problem:
         raise DataError(problem)
     return value
+
+
+def require_none(problems: Sequence[str]) -> None:
+    """Raises an error on every process if any of them has problems.
+
+    Args:
+        problems: those of this process.
+
+    Raises:
+        DataError: lists the problems of all processes; the same on every process.
+    """
+    everyone = gather(list(problems))
+    lines = list[str]()
+    for line in dict.fromkeys(line for each in everyone for line in each):
+        having = [number for number, each in enumerate(everyone) if line in each]
+        where = f"process {having[0]}: " if len(having) < len(everyone) else ""
+        lines.append(where + line)
+    if lines:
+        raise DataError("\n  ".join([f"{len(lines)} problems:", *lines] if lines[1:] else lines))
 
 
 def use_compile_cache() -> None:

@@ -157,8 +157,9 @@ class Watch:
             late = _LAST_S if distributed.global_state.service is not None else 0.0
             if not self._stopping.is_set() and time.monotonic() > deadline + late:
                 print(
-                    f"no stopping point within {self._grace_s:g} s (a compilation, or a long "
-                    "step): ending; the last checkpoint and all finished examples are on disk",
+                    f"the current step did not end within {self._grace_s:g} s (it may be "
+                    "compiling): stopping without it; the last checkpoint and all finished "
+                    "examples are on disk",
                     file=sys.stderr,
                     flush=True,
                 )

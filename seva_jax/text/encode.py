@@ -10,13 +10,15 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from seva_jax.text.templates import Template
 from seva_jax.types import IMAGE_MARKER, DataError, ExampleError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class EncodedTree(NamedTuple):

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import sentencepiece
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from seva_jax.types import IMAGE_MARKER, DataError
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken, Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
 MODEL_FILE, JSON_FILE, SETTINGS_FILE = "tokenizer.model", "tokenizer.json", "tokenizer_config.json"
 _NAMES = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": None}
@@ -58,6 +58,9 @@ def llama_tokenizer(directory: Path) -> PreTrainedTokenizerFast | None:
     Raises:
         DataError: a file is damaged, or asks for something that is not supported.
     """
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
     stored, settings = _read(directory / JSON_FILE), _read(directory / SETTINGS_FILE)
     uses_json = stored and settings.get("tokenizer_class") in _JSON_CLASSES
     if (directory / MODEL_FILE).is_file() and not uses_json:
@@ -138,6 +141,8 @@ def write_settings(directory: Path, settings: dict[str, Any]) -> None:
 
 def _backend(bpe: _Bpe) -> Tokenizer:
     """Returns a tokenizer that puts a "▁" before each text between special tokens."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
     inner = Tokenizer(
         models.BPE(
             bpe.vocab,
@@ -168,6 +173,8 @@ def _from_model(path: Path) -> _Bpe:
     Raises:
         DataError: the file is damaged, or the model encodes texts in another way than Llama's.
     """
+    import sentencepiece
+
     try:
         model = sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (OSError, RuntimeError) as error:
@@ -260,6 +267,8 @@ def _content(token: str | dict[str, Any] | None) -> str | None:
 
 
 def _token(name: str, special: bool = True) -> AddedToken:
+    from tokenizers import AddedToken
+
     # A normalised one would be looked for as "▁</s>".
     return AddedToken(name, special=special, normalized=False)
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from seva_jax.runtime.copies import local_folder
 from seva_jax.runtime.stores import as_path
@@ -23,6 +21,9 @@ from seva_jax.text.llama import (
     write_settings,
 )
 from seva_jax.types import IMAGE_MARKER, DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", IMAGE_MARKER)  # ids 0 to 4 of `word_tokenizer`
 _FILES = (JSON_FILE, MODEL_FILE, "vocab.json")
@@ -52,6 +53,8 @@ def load_tokenizer(directory: str | Path, original: bool = False) -> PreTrainedT
             f"{directory / files[0]}: no such file, nor {' or '.join(files[1:])}; copy the "
             "model's tokenizer files there, or use tokenizer.save_pretrained(directory)"
         )
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
     tokenizer = None
     try:
         if original:
@@ -166,6 +169,9 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     >>> tokenizer("a red circle.").input_ids
     [1, 5, 6, 7, 8]
     """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
     split = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(behavior="isolated")]
     )

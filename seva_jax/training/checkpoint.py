@@ -9,13 +9,12 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 
 from seva_jax.runtime.overhead import saving
 from seva_jax.runtime.processes import barrier, gather, say
@@ -29,7 +28,7 @@ ASIDE = "set-aside"  # where directories are moved that are not intact checkpoin
 
 
 class Checkpoints:
-    """Checkpoints of one training stage; the newest two are kept.
+    """Checkpoints of one training stage; the newest two are kept, and one more step (`keep`).
 
     Each holds the `TrainState` (parameters, optimiser state, step), the position in the data as
     JSON, and facts about the run, also JSON. Training has no other random state: shuffling follows
@@ -49,17 +48,21 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, facts: Mapping[str, Any]) -> None:
+        import orbax.checkpoint as ocp
+
         self._directory, self._facts = directory.absolute(), dict(facts)
         self._newest, passed_over = newest(self._directory)
         for name, why in passed_over:
             say(f"{directory}/{name} is not used: {why}; it is {self._put_away(name)}")
         barrier(f"checkpoints {directory}")
-        self._saving = 0
+        self._saving, self._kept = 0, _OneStep()
         self._took_s: float | None = None
         self._pending: concurrent.futures.Future[None] | None = None
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=2,
+            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(
+                [ocp.checkpoint_managers.LatestN(2), self._kept]
+            ),
             # In a store Orbax takes every folder without its last object for an unfinished save,
             # also `set-aside/`.
             cleanup_tmp_directories=not is_remote(self._directory),
@@ -73,6 +76,13 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         except Exception as error:  # as in `save`
             raise self._failure(self._directory, error) from error
+
+    def keep(self, step: int | None) -> None:
+        """Keeps the checkpoint of a step, apart from the newest two, until another one is named.
+
+        It is deleted only when a checkpoint that was saved after that is finished.
+        """
+        self._kept.step = step
 
     def _put_away(self, name: str) -> str:
         """Removes an unfinished checkpoint, or moves a damaged one; returns which, for people."""
@@ -112,6 +122,8 @@ class Checkpoints:
             self._save(state, data)
 
     def _save(self, state: TrainState, data: dict[str, Any]) -> None:
+        import orbax.checkpoint as ocp
+
         self.wait()
         step = int(state.step)
         items = ocp.args.Composite(
@@ -183,6 +195,8 @@ class Checkpoints:
             DataError: the checkpoint is of another run, or has other names or shapes.
             StoreError: the store does not answer.
         """
+        import orbax.checkpoint as ocp
+
         if self._newest is None:
             return None
         path = self._directory / str(self._newest)
@@ -211,6 +225,16 @@ class Checkpoints:
         with saving():
             self._manager.close()
             self._worker.shutdown()
+
+
+class _OneStep:
+    """A preservation policy of Orbax: keeps one step, which may change."""
+
+    step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns whether to keep each of the checkpoints."""
+        return [info.step == self.step for info in checkpoints]
 
 
 @contextlib.contextmanager
@@ -248,6 +272,8 @@ def _refuse_other_facts(path: Path, stored: Mapping[str, Any], wanted: Mapping[s
 
 def _refuse_other_shapes(path: Path, like: Any) -> None:
     """Checks that a checkpoint holds the names and shapes that are to be read."""
+    import orbax.checkpoint as ocp
+
     with _reading(path), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         metadata = checkpointer.metadata(path / "state")
     held = {leaf.name: leaf.shape for leaf in jax.tree.leaves(metadata.item_metadata.tree)}
@@ -272,6 +298,8 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
         DataError: they cannot be read.
         StoreError: the store does not answer.
     """
+    import orbax.checkpoint as ocp
+
     with _reading(checkpoint), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         return checkpointer.restore(checkpoint.absolute() / "facts")
 
@@ -292,7 +320,10 @@ def last_checkpoint(
     """
     step, passed_over = newest(directory)
     if step is None:
-        raise DataError(f"{directory} holds no checkpoint; run the training again")
+        raise DataError(
+            f"{directory} holds no checkpoint; put back a copy, or remove {directory.name!r} from "
+            "stages.json in the work directory and run seva_jax.train again"
+        )
     path = directory.absolute() / str(step)
     if last is None:
         last = read_facts(path).get("steps", step)
@@ -311,11 +342,16 @@ def last_checkpoint(
     return path
 
 
-def checkpoint_of(directory: Path, step: int) -> Path:
+def checkpoint_of(directory: Path, step: int, facts: Mapping[str, Any] | None = None) -> Path:
     """Returns the checkpoint of a step, after comparing its files with their digests.
 
+    Args:
+        directory: the checkpoints of a training stage.
+        step: the step.
+        facts: see `last_checkpoint`.
+
     Raises:
-        DataError: it is missing or damaged.
+        DataError: it is missing or damaged, or is of another run.
     """
     path = directory.absolute() / str(step)
     if why := damage(path) if path.exists() else "it is not there":
@@ -324,6 +360,8 @@ def checkpoint_of(directory: Path, step: int) -> Path:
             f"{directory} has no intact checkpoint of step {step} ({why}); it holds "
             f"{', '.join(kept) or 'none'}"
         )
+    if facts is not None:
+        _refuse_other_facts(path, read_facts(path), facts)
     return path
 
 
@@ -355,6 +393,8 @@ def read_variables(path: Path, like: Any) -> Any:
     Raises:
         DataError: the checkpoint is of another model.
     """
+    import orbax.checkpoint as ocp
+
     item = {"trainable": like}
     _refuse_other_shapes(path, item)
     args = ocp.args.PyTreeRestore(

@@ -144,10 +144,10 @@ class Health:
 
 
 def trainable_share(rows: ComparisonRows) -> str:
-    """Describes how many comparisons have nothing to train on.
+    """Describes how many comparisons can be trained on.
 
-    These have weight 0, no answer token, or no reference log-probs because an image did not decode
-    in the reference pass.
+    The others have weight 0, no answer token, or no reference log-probs because an image did not
+    decode in the reference pass.
 
     Raises:
         DataError: no comparison has anything to train on.
@@ -161,4 +161,9 @@ def trainable_share(rows: ComparisonRows) -> str:
             f"none of the {len(rows)} examples has a token to train on: their weights are 0, their "
             "answers empty or their images unreadable; look at the pairs and their images"
         )
-    return f"{len(rows) - num:,} of {len(rows):,} examples have no token to train on"
+    if num == len(rows):
+        return f"{num:,} examples, each with answer tokens to train on"
+    return (
+        f"{num:,} examples to train on; {len(rows) - num:,} more are skipped: weight 0, an empty "
+        "answer, or an unreadable image"
+    )

@@ -34,15 +34,22 @@ from seva_jax.sharding import (
     row_multiple,
     state_shardings,
 )
-from seva_jax.training.checkpoint import Checkpoints
+from seva_jax.training.checkpoint import Checkpoints, checkpoint_of, read_variables
+from seva_jax.training.evaluation import HeldOut
 from seva_jax.training.health import Health, NotFinite, trainable_share
 from seva_jax.training.memory import warn_if_too_large
 from seva_jax.training.optimizer import Optim
 from seva_jax.training.options import TrainOptions
 from seva_jax.training.save_schedule import SaveDecision, SaveSchedule
-from seva_jax.training.step import StepOptions, TrainState, TrainStep, Variables
+from seva_jax.training.step import (
+    StepOptions,
+    TrainState,
+    TrainStep,
+    Variables,
+    in_micro_batches,
+)
 from seva_jax.training.step_times import StepTimes
-from seva_jax.types import Comparison, TreeBatch
+from seva_jax.types import Comparison
 
 # What the progress of training shows, by metric.
 _LIVE = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
@@ -61,6 +68,7 @@ class Task:
         steps: optimiser steps.
         rows: the data.
         reference_in_step: see `TrainStep`.
+        held_out: pairs that are evaluated and not trained on; None if there are none.
     """
 
     name: str
@@ -71,6 +79,7 @@ class Task:
     steps: int
     rows: ComparisonRows
     reference_in_step: bool = False
+    held_out: ComparisonRows | None = None
 
 
 class MetricsLog(Protocol):
@@ -102,6 +111,7 @@ class Site:
         shapes: how the shapes of rows are chosen.
         step_options: how the step computes.
         log: receives the rows of metrics.
+        held_out_log: receives those of held-out pairs; None if there are none.
     """
 
     mesh: jax.sharding.Mesh
@@ -111,10 +121,14 @@ class Site:
     shapes: RowShapes
     step_options: StepOptions
     log: MetricsLog
+    held_out_log: MetricsLog | None = None
 
 
 def fit(task: Task, site: Site, frozen: Variables, trainable: Variables) -> Variables:
     """Trains to the last step and returns the trained variables.
+
+    With held-out pairs, training may end earlier, and those of the best step may be returned; see
+    `TrainOptions`.
 
     Args:
         task: what to train.
@@ -141,50 +155,64 @@ def fit(task: Task, site: Site, frozen: Variables, trainable: Variables) -> Vari
     say(f"{task.name}: {batches.packer.describe()}; {trainable_share(task.rows)}")
     _warn_if_nothing_is_learnt(task)
     data, row = batches.iterate(options.read_processes), _MetricsRow(task, site, schedule)
+    held_out = HeldOut(task, site, row.times)
     state = init_state(optimizer, mesh, trainable)
     if (restored := checkpoints.restore(state)) is not None:
         state, position = restored
         row.resume(position)
+        held_out.resume(position)
         data.set_state(position)
     first = int(state.step)
+    held_out.start()
     row.start(first)
     saver = _Saver(checkpoints, options)
     step_fn = jit_step(
         task.model, task.objective, optimizer, site.step_options, task.reference_in_step,
-        jax.tree.map(lambda x: x.sharding, state),
+        jax.tree.map(lambda x: x.sharding, state), site.seed,
     )  # fmt: skip
     seen: set[tuple[int, ...]] = set()
     progress = Progress(task.name, task.steps, "step", first, jax.process_index() == 0)
-    for step in range(first + 1, task.steps + 1):
+    stop = not held_out.after(first, state.trainable, frozen)
+    progress.update(0, **held_out.shown)
+    checkpoints.keep(held_out.best)
+    if held_out.ended and row.waiting:  # a stop kept it from ending there at once
+        row.write(first, checkpoints, row.times.exchange())
+    for step in range(first + 1, first + 1 if stop or held_out.ended else task.steps + 1):
         profiler.next_unit(step)
         with row.times.input(), profiler.waiting_for_input():
             arrays = next(data)
-        batch = put_batch(mesh, _in_micro_batches(arrays, options.micro_batches), leading=1)
+        batch = put_batch(mesh, in_micro_batches(arrays, options.micro_batches), leading=1)
         if batch.tokens_BS.shape not in seen:
             seen.add(batch.tokens_BS.shape)
             warn_if_too_large(task.model, state, frozen, batch)
         with row.times.step(), jax.set_mesh(mesh):
             state, metrics = step_fn(state, frozen, batch)
         row.add(metrics)
-        last = step == task.steps
-        stop = shutdown.stop_agreed() and not last
+        stop = shutdown.stop_agreed() and step < task.steps
+        stop = stop or not held_out.after(step, state.trainable, frozen)
+        last = step == task.steps or held_out.ended
         complete = step % options.log_every == 0 or last
         everyone = row.times.exchange(due=saver.due()) if complete else []
         shown = row.write(step, checkpoints, everyone) if complete else {}
-        save, wait = saver.decide(step, stop or last, everyone)
-        progress.update(1, **shown)
+        better = held_out.best == step
+        save, wait = saver.decide(step, stop or last or better, everyone)
+        progress.update(1, **shown, **held_out.shown)
+        checkpoints.keep(held_out.best)
         if save:
-            saver.save(state, data.get_state() | row.pending())
+            saver.save(state, data.get_state() | row.pending() | held_out.pending())
         if wait:
             saver.wait()
-        if stop:
+        if stop or last:
             break
     progress.close()
     checkpoints.close()
     data.close()
-    if int(state.step) < task.steps:
+    if stop:
         say(f"{task.name}: saved at step {int(state.step):,} of {task.steps:,}")
         raise shutdown.Stopped
+    if (kept := held_out.finish()) not in (None, int(state.step)):
+        path = checkpoint_of(site.folder / "checkpoints" / task.name, kept)
+        return read_variables(path, _like(state.trainable))
     return state.trainable
 
 
@@ -206,35 +234,35 @@ class _MetricsRow:
         self._task, self._site, self._schedule = task, site, schedule
         self._health = Health(task.name, site.folder, task.options.max_nonfinite, site.log.past)
         self._learning_rate = task.optim.learning_rate(task.steps)
-        self._waiting: list[dict[str, Any]] = []
+        self.waiting: list[dict[str, Any]] = []
         self._in_a_row = 0
         self._earlier_s: Sequence[float] = ()
         self.times = StepTimes(task.name)
 
     def resume(self, position: dict[str, Any]) -> None:
         """Takes back out of a saved position what `pending` put in."""
-        self._waiting += position.pop("waiting", [])
+        self.waiting += position.pop("waiting", [])
         self._in_a_row = position.pop("nonfinite", 0)
         self._earlier_s = position.pop("times", ())
 
     def start(self, step: int) -> None:
         """Starts after a step; rows that a lost process wrote of later steps are dropped."""
-        written = step - len(self._waiting)
+        written = step - len(self.waiting)
         self._site.log.forget_after(written)
         self._health.resume(written, self._in_a_row)
         self.times.start(self._earlier_s)
 
     def add(self, metrics: dict[str, Any]) -> None:
         """Adds a step."""
-        self._waiting.append(metrics)
+        self.waiting.append(metrics)
         self.times.started(metrics["loss"])
 
     def pending(self) -> dict[str, Any]:
         """Returns what a checkpoint keeps of the row, as plain numbers."""
         with self.times.device():
-            self._waiting = _numbers(self._waiting)
+            self.waiting = _numbers(self.waiting)
         # A copy: it is written while training continues.
-        kept = {"waiting": list(self._waiting), "nonfinite": self._health.in_a_row}
+        kept = {"waiting": list(self.waiting), "nonfinite": self._health.in_a_row}
         return kept | {"times": self.times.so_far()}
 
     def write(
@@ -253,7 +281,7 @@ class _MetricsRow:
         Raises:
             NotFinite: too many steps in a row were not finite.
         """
-        rows = _numbers(self._waiting)
+        rows = _numbers(self.waiting)
         steps = range(step - len(rows) + 1, step + 1)
         means = self._health.averages(steps, rows, self._comparisons)
         means |= self.times.row(everyone)
@@ -270,7 +298,7 @@ class _MetricsRow:
         except NotFinite:
             checkpoints.close()  # what is being saved is good
             raise
-        self._waiting.clear()
+        self.waiting.clear()
         return {name: means[key] for key, name in _LIVE.items() if key in means}
 
     def _comparisons(self, step: int) -> list[Comparison]:
@@ -318,13 +346,13 @@ class _Saver:
             self._checkpoints.wait()
 
 
-def _in_micro_batches(batch: TreeBatch, num: int) -> TreeBatch:
-    return jax.tree.map(lambda x: x.reshape(num, -1, *x.shape[1:]), batch)
-
-
 def _numbers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the metrics of steps as plain numbers, which JSON keeps exactly."""
     return jax.tree.map(lambda x: np.asarray(x).item(), jax.device_get(rows))
+
+
+def _like(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
 def _first_state(optimizer: optax.GradientTransformation, trainable: Variables) -> TrainState:
@@ -369,6 +397,7 @@ def jit_step(
     options: StepOptions,
     reference_in_step: bool,
     shardings: TrainState,
+    seed: int = 0,
 ) -> Any:
     """Returns the jitted step (state, frozen, batch) -> (state, metrics); it donates the old state.
 
@@ -379,6 +408,7 @@ def jit_step(
         options: how the step computes.
         reference_in_step: see `TrainStep`.
         shardings: shardings of the state.
+        seed: see `TrainStep`.
     """
-    step = TrainStep(model, objective, optimizer, options, reference_in_step)
+    step = TrainStep(model, objective, optimizer, options, reference_in_step, seed)
     return jax.jit(step, out_shardings=(shardings, None), donate_argnums=0)

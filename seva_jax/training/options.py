@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from seva_jax.ranges import ABOVE_0, FROM_0, FROM_1, NO_EFFECT, Range
+from seva_jax.ranges import ABOVE_0, ADDED, DECAY, FROM_0, FROM_1, NO_EFFECT, Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,12 +14,22 @@ class TrainOptions:
 
     Attributes:
         batch_size: comparisons in an optimiser step, over all devices.
-        micro_batches: number of parts in which a batch is computed to save memory; the gradients
-            are those of the whole batch.
+        micro_batches: number of parts in which a batch is computed to save memory (gradient
+            accumulation); the gradients are those of the whole batch.
         epochs: passes over the comparisons.
         repeat: number of copies of the list of comparisons that are joined before shuffling. SeVa
             uses 2 and one epoch, which is not the same as two epochs.
-        max_steps: stop after this many steps; 0 means no limit.
+        max_steps: stop after this many steps, even if `epochs` asks for more; 0 means no limit. The
+            run says before training how many steps the pairs give.
+        eval_fraction: share of the pairs that is not trained on, such as 0.1. Their loss, margin
+            and accuracy are measured at intervals. Pairs that share an image stay together. 0
+            trains on all pairs.
+        eval_every: steps between evaluations of held-out pairs; 0 evaluates them after each pass
+            over the others. They are also evaluated before training and after the last step.
+        patience: end training when this many evaluations in a row bring no lower held-out loss; 0
+            never does.
+        keep: which step becomes the aligned model: the last one, or the one with the lowest
+            held-out loss. The checkpoints of both are kept.
         trained: parts of the model that are trained. "lora" are the adapters. SeVa also trains the
             projector (its flag meant to freeze it has no effect).
         reference: "cached" computes reference log-probs once, before training; "in_step"
@@ -45,6 +55,10 @@ class TrainOptions:
     epochs: Annotated[int, FROM_1] = 1
     repeat: Annotated[int, FROM_1] = 1
     max_steps: Annotated[int, FROM_0] = 0
+    eval_fraction: Annotated[float, DECAY, ADDED] = 0.0
+    eval_every: Annotated[int, FROM_0, ADDED] = 0
+    patience: Annotated[int, FROM_0, ADDED] = 0
+    keep: Annotated[Literal["last", "best"], ADDED] = "last"
     trained: tuple[Literal["lora", "projector", "language", "vision"], ...] = ("lora", "projector")
     reference: Literal["cached", "in_step"] = "cached"
     feature_cache: str = ""

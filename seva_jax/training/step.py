@@ -17,6 +17,7 @@ import optax
 
 from seva_jax.models import Llava
 from seva_jax.objectives import NOTHING, Metrics, Need, Objective
+from seva_jax.training.dropout import token_keys
 from seva_jax.training.token_stats import answer_statistics
 from seva_jax.types import BranchLogps, TreeBatch
 
@@ -27,8 +28,8 @@ class TrainState(NamedTuple):
     """What training changes; with the data position, all that a checkpoint needs.
 
     Attributes:
-        step: int32 scalar, completed optimiser steps. Training draws no random numbers of its
-            own, so the step is the whole random state.
+        step: int32 scalar, completed optimiser steps. It is the whole random state: what dropout
+            draws follows from the seed, the step and the tokens (`dropout.py`).
         trainable: the trained part of the variables, float32.
         opt_state: the optimiser's state.
     """
@@ -97,7 +98,11 @@ def tree_inputs(batch: TreeBatch, features_BPE: Any) -> tuple[Any, ...]:
 
 
 def tree_hidden(
-    model: Llava, variables: Variables, batch: TreeBatch, features_BPE: Any
+    model: Llava,
+    variables: Variables,
+    batch: TreeBatch,
+    features_BPE: Any,
+    keys_BS: jax.Array | None = None,
 ) -> jax.Array:
     """Returns the last hidden states of the rows, [B, S, D]; one pass serves all branches.
 
@@ -106,8 +111,10 @@ def tree_hidden(
         variables: its variables.
         batch: the rows.
         features_BPE: image features, see `image_features`.
+        keys_BS: random keys for the dropout of adapters; None drops nothing.
     """
-    hidden_BSD, _ = model.apply(variables, *tree_inputs(batch, features_BPE), method="hidden")
+    inputs = tree_inputs(batch, features_BPE)
+    hidden_BSD, _ = model.apply(variables, *inputs, keys_BS=keys_BS, method="hidden")
     return hidden_BSD
 
 
@@ -227,6 +234,11 @@ def accumulate(
     return tree.unflatten(whole[number] for number in range(len(whole))), metrics
 
 
+def in_micro_batches(batch: TreeBatch, num: int) -> TreeBatch:
+    """Returns a batch with leaves [M, B, ...] for one with leaves [M * B, ...]."""
+    return jax.tree.map(lambda x: x.reshape(num, -1, *x.shape[1:]), batch)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainStep:
     """One optimiser step over a batch of M micro-batches.
@@ -239,6 +251,7 @@ class TrainStep:
         reference_in_step: compute the reference's log-probs in the step from the frozen
             variables (which then hold the untrained copy of every trained part) instead of
             taking them from the batch.
+        seed: seed of the dropout of adapters.
     """
 
     model: Llava
@@ -246,6 +259,7 @@ class TrainStep:
     optimizer: optax.GradientTransformation
     options: StepOptions
     reference_in_step: bool
+    seed: int = 0
 
     __name__ = "train_step"  # of the compiled program, in traces
 
@@ -267,7 +281,7 @@ class TrainStep:
         total = jnp.maximum(batch.weight_BC.sum(), jnp.finfo(jnp.float32).tiny)
         coupled = self.objective.whole_batch and len(batch.weight_BC) > 1
         gradient_of = self._gradient_of_whole_batch if coupled else self._gradient_by_micro_batch
-        gradient, metrics = gradient_of(state.trainable, frozen, batch, total)
+        gradient, metrics = gradient_of(state, frozen, batch, total)
         updates, opt_state = self.optimizer.update(gradient, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         norm = optax.tree.norm(gradient)
@@ -287,27 +301,47 @@ class TrainStep:
         }
         return TrainState(state.step + 1, trainable, opt_state), metrics
 
+    def evaluate(self, trainable: Any, frozen: Variables, batch: TreeBatch) -> Metrics:
+        """Returns the metrics of a batch that is not trained on, and its "weight".
+
+        Nothing is dropped. The loss is the one that training minimises; its mean over batches,
+        each with its weight, is that over all comparisons.
+
+        Args:
+            trainable: the trained variables.
+            frozen: variables that do not change.
+            batch: leaves [M, B, ...].
+        """
+        total = jnp.maximum(batch.weight_BC.sum(), jnp.finfo(jnp.float32).tiny)
+        logps = jax.lax.map(lambda micro: self._logps(trainable, frozen, micro), batch)
+        policy, reference = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), logps)
+        weight_N = batch.weight_BC.reshape(-1)
+        _, metrics = batch_loss(self.objective, policy, reference, weight_N, total)
+        return metrics | {"weight": weight_N.sum(), "pairs": (weight_N > 0).sum()}
+
     def _gradient_by_micro_batch(
-        self, trainable: dict[str, Any], frozen: Variables, batch: TreeBatch, total: jax.Array
-    ) -> tuple[dict[str, Any], Metrics]:
+        self, state: TrainState, frozen: Variables, batch: TreeBatch, total: jax.Array
+    ) -> tuple[Any, Metrics]:
         """Returns gradient and metrics where the loss of a comparison depends on no other."""
 
         def loss_fn(trainable: dict[str, Any], micro: TreeBatch) -> tuple[jax.Array, Metrics]:
-            policy, reference = self._logps(trainable, frozen, micro)
+            policy, reference = self._logps(trainable, frozen, micro, state.step)
             weight_N = micro.weight_BC.reshape(-1)
             return batch_loss(self.objective, policy, reference, weight_N, total)
 
-        return accumulate(loss_fn, trainable, batch)
+        return accumulate(loss_fn, state.trainable, batch)
 
     def _gradient_of_whole_batch(
-        self, trainable: dict[str, Any], frozen: Variables, batch: TreeBatch, total: jax.Array
-    ) -> tuple[dict[str, Any], Metrics]:
+        self, state: TrainState, frozen: Variables, batch: TreeBatch, total: jax.Array
+    ) -> tuple[Any, Metrics]:
         """Returns gradient and metrics where the loss of a comparison depends on others.
 
         The gradient with respect to the log-probs of the whole batch comes first; a second
         forward pass, micro-batch by micro-batch, carries it back to the parameters.
         """
-        logps = jax.lax.map(lambda micro: self._logps(trainable, frozen, micro), batch)
+        logps = jax.lax.map(
+            lambda micro: self._logps(state.trainable, frozen, micro, state.step), batch
+        )
         policy, reference = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), logps)
 
         def loss_of(policy: BranchLogps) -> tuple[jax.Array, Metrics]:
@@ -319,21 +353,26 @@ class TrainStep:
 
         def linear(trainable: dict[str, Any], micro: Any) -> tuple[jax.Array, Metrics]:
             batch, slope = micro
-            policy, _ = self._logps(trainable, frozen, batch)
+            policy, _ = self._logps(trainable, frozen, batch, state.step)
             products = jax.tree.map(lambda x, by: (x * by).sum(), policy, slope)
             return jnp.stack(jax.tree.leaves(products)).sum(), {}
 
-        gradient, _ = accumulate(linear, trainable, (batch, slope))
+        gradient, _ = accumulate(linear, state.trainable, (batch, slope))
         return gradient, metrics
 
     def _logps(
-        self, trainable: dict[str, Any], frozen: Variables, batch: TreeBatch
+        self, trainable: Any, frozen: Variables, batch: TreeBatch, step: jax.Array | None = None
     ) -> tuple[BranchLogps, BranchLogps | None]:
-        """Returns log-probs under the policy, and those under the reference if there is one."""
+        """Returns log-probs under the policy, and those under the reference if there is one.
+
+        With a step, the policy's adapters drop inputs if they have dropout; the reference's never.
+        """
         model, options, needs = self.model, self.options, self.objective.needs
+        drops = step is not None and model.lora is not None and model.lora.dropout > 0
+        keys_BS = token_keys(self.seed, step, batch) if drops else None
         variables = merge(frozen, trainable)
         features_BPE = image_features(model, variables, batch)
-        hidden_BSD = tree_hidden(model, variables, batch, features_BPE)
+        hidden_BSD = tree_hidden(model, variables, batch, features_BPE, keys_BS)
         if not self.objective.needs_reference:
             return tree_logps(model, variables, batch, options, hidden_BSD, needs), None
         if not self.reference_in_step:

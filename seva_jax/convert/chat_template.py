@@ -1,0 +1,105 @@
+"""The words around a question, as a checkpoint's own chat template has them.
+
+What lives here: `read_template`, which reads what `processor.write_chat_template` and others write.
+What does not: templates and their tokens (`seva_jax/text`).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from seva_jax.convert.original import read_json
+from seva_jax.convert.processor import CHAT, OLD_CHAT, PROCESSOR, TOKENIZER
+from seva_jax.text.templates import VICUNA_V1, Template
+from seva_jax.types import IMAGE_MARKER, DataError
+
+_QUESTION, _ANSWER = "QUESTION", "ANSWER"
+# OPENING USER: <image>\nQUESTION SEP ASSISTANT:
+_PROMPT = re.compile(
+    rf"(?P<opening>.*?)(?P<user>\w+): {IMAGE_MARKER}\n{_QUESTION}(?P<sep>\W*?)(?P<assistant>\w+):",
+    re.DOTALL,
+)
+
+
+def read_template(directory: Path, tokenizer: Any, original: bool = False) -> Template:
+    """Returns the template of a checkpoint's chat template, or `VICUNA_V1` if it has none.
+
+    A checkpoint in the original LLaVA's layout has none: LLaVA's code knows that of LLaVA-1.5.
+
+    Args:
+        directory: the checkpoint.
+        tokenizer: its tokenizer, whose end token ends an answer.
+        original: whether it is in the original LLaVA's layout.
+
+    Raises:
+        DataError: a file cannot be read, or the chat template writes something other than
+            SYSTEM USER: QUESTION ASSISTANT: ANSWER.
+    """
+    path, chat = (directory, None) if original else _stored(directory)
+    if chat is None:
+        return VICUNA_V1
+    for content in ([{"type": "image"}, {"type": "text", "text": _QUESTION}], _as_text()):
+        template = _parsed(tokenizer, chat, [{"role": "user", "content": content}])
+        if template is not None:
+            return template
+    raise DataError(
+        f"{path}: its chat template is not of the form SYSTEM USER: QUESTION ASSISTANT: ANSWER; "
+        "give the template yourself"
+    )
+
+
+def _as_text() -> str:
+    return f"{IMAGE_MARKER}\n{_QUESTION}"
+
+
+def _stored(directory: Path) -> tuple[Path, str | None]:
+    """Returns a checkpoint's chat template and the file that has it; None if there is none."""
+    path = directory / CHAT
+    if path.is_file():
+        try:
+            return path, path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read ({error}): fetch it again") from None
+    for name in (OLD_CHAT, PROCESSOR, TOKENIZER):
+        path = directory / name
+        chat = read_json(path).get("chat_template") if path.is_file() else None
+        if isinstance(chat, list):  # several, with names
+            named = {x.get("name"): x.get("template") for x in chat if isinstance(x, dict)}
+            chat = named.get("default")
+        if isinstance(chat, str):
+            return path, chat
+    return directory, None
+
+
+def _parsed(tokenizer: Any, chat: str, messages: list[dict[str, Any]]) -> Template | None:
+    """Returns the template that writes the messages as a chat template does, or None."""
+    answered = [*messages, {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}]
+    if isinstance(messages[0]["content"], str):
+        answered[-1]["content"] = _ANSWER
+    try:
+        asked = _rendered(tokenizer, chat, messages, add_generation_prompt=True)
+        whole = _rendered(tokenizer, chat, answered)
+    except Exception:  # Jinja raises many types, and a chat template may raise its own
+        return None
+    match = _PROMPT.fullmatch(asked)
+    if match is None:
+        return None
+    lead, found, _ = whole.removeprefix(asked).partition(_ANSWER)
+    sep = match["sep"]
+    template = Template(
+        system=match["opening"].removesuffix(sep),
+        user=match["user"],
+        assistant=match["assistant"],
+        sep=sep,
+        lead=None if lead == sep or not found or not whole.startswith(asked) else lead,
+        end=tokenizer.eos_token,
+    )
+    return template if template.prompt(_QUESTION) == asked else None
+
+
+def _rendered(tokenizer: Any, chat: str, messages: list[dict[str, Any]], **options: bool) -> str:
+    """Returns messages as transformers writes them, without the start token in front."""
+    text = tokenizer.apply_chat_template(messages, chat_template=chat, tokenize=False, **options)
+    return text.removeprefix(tokenizer.bos_token or "")

@@ -1,0 +1,53 @@
+"""Random keys for the dropout of adapters, which depend on no layout.
+
+What lives here: `token_keys`. What does not: drawing from the keys (`seva_jax/models/layers.py`),
+and which passes drop anything: only those of `TrainStep` in `step.py` that have a gradient.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from seva_jax.types import TreeBatch
+
+
+def token_keys(seed: int, step: jax.Array, batch: TreeBatch) -> jax.Array:
+    """Returns a random key for every token of a batch, [B, S].
+
+    It follows from the seed, the step, the index of the token's comparison in the data set, and
+    the token's place among those of the comparison. So a step drops the same inputs on every mesh,
+    in any number of micro-batches, however comparisons share rows, and after an interruption.
+
+    Args:
+        seed: seed of the run.
+        step: int32 scalar, optimiser steps before this one.
+        batch: leaves [B, ...].
+    """
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    index_BS, place_BS = token_places(batch)
+
+    def one(index: jax.Array, place: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(key, index), place)
+
+    return jax.vmap(jax.vmap(one))(index_BS, place_BS)
+
+
+def token_places(batch: TreeBatch) -> tuple[jax.Array, jax.Array]:
+    """Returns the comparison of each token, and the token's place among its tokens, both [B, S].
+
+    A row holds comparisons one after another. A comparison without answer tokens has no gradient;
+    its tokens may be counted with those of the one before it.
+    """
+    rows, length = batch.tree_BS.shape
+    first_BCK = batch.slot_BCKT[..., 0]
+    at = jnp.take_along_axis(batch.source_BA, first_BCK.reshape(rows, -1), axis=1)
+    tree_BCK = jnp.take_along_axis(batch.tree_BS, at, axis=1).reshape(first_BCK.shape)
+    none = jnp.iinfo(jnp.int32).max
+    tree_BC = jnp.where(batch.mask_BCKT[..., 0] > 0, tree_BCK, none).min(-1)  # its first tree
+    tree_BS1 = batch.tree_BS[..., None]
+    start_BC = ((tree_BS1 > 0) & (tree_BS1 < tree_BC[:, None])).sum(1)
+    begun_BSC = tree_BS1 >= tree_BC[:, None]
+    number_BS = jnp.where(begun_BSC, jnp.arange(tree_BC.shape[1]), 0).max(-1)
+    index_BS = jnp.take_along_axis(batch.index_BC, number_BS, axis=1)
+    return index_BS, jnp.arange(length) - jnp.take_along_axis(start_BC, number_BS, axis=1)
