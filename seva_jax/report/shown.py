@@ -79,8 +79,8 @@ class Shown:
             return cls(margins=margins, own=tuple(record.pop("own")), **record)
         except (AttributeError, KeyError, TypeError, ValueError):
             raise DataError(
-                f"{file} is not a record of this version; delete it, and run seva_jax.train again, "
-                "which writes it"
+                f"{file} is not a record of this version; delete it and report.html, and run "
+                "seva_jax.train again, which writes both"
             ) from None
 
     @property
