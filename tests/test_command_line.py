@@ -328,7 +328,7 @@ def test_bash_completes_commands_and_options(tmp_path, capsys):
     def completed(*typed):
         """Returns what TAB offers after the words, of which the last is not complete."""
         code = (
-            f"source ./script; complete -p seva-jax >&2; COMP_WORDS=(seva-jax {shlex.join(typed)})\n"
+            f". ./script; complete -p seva-jax >&2; COMP_WORDS=(seva-jax {shlex.join(typed)})\n"
             f'COMP_CWORD={len(typed)}; _seva_jax; printf "%s\\n" "${{COMPREPLY[@]}}"'
         )
         done = subprocess.run(
