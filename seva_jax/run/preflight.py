@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import jax
+
 from seva_jax.config import Checkpoint, Experiment, PriorRun, ReducedBase, TrainedBase
 from seva_jax.config.prior_run import base_fingerprint, continuation_problems
 from seva_jax.convert import tower_directory
@@ -65,9 +67,11 @@ def prepared(config: Experiment, siblings: Sequence[Path] = ()) -> tuple[RunCont
     require_none(_layout_problems(config))
     require_none(_base_problems(config))
     finished = _finished(config, path)
+    problems = list[str]()
     if not _continues_adapters(config):  # their rank may replace that of the config
-        Workdir.of(config, siblings)
-    problems = [*_folder_problems(config)]
+        _attempt(lambda: Workdir.of(config, siblings), problems)
+        require_none(problems)
+    problems += _folder_problems(config)
     prompts = None
     if "report" not in finished:
         prompts = _attempt(config.prompts.open, problems)
@@ -80,7 +84,9 @@ def prepared(config: Experiment, siblings: Sequence[Path] = ()) -> tuple[RunCont
             if questions is not None:
                 suites[suite.name] = questions
     require_none(problems)
-    problems = []
+    if jax.process_count() > 1:  # a host that lacks a file must not leave the others waiting
+        _attempt(config.base.assets, problems)
+        require_none(problems)
     ctx = _attempt(lambda: RunContext.of(config, siblings), problems)
     require_none(problems)
     assert ctx is not None
