@@ -22,6 +22,7 @@ from seva_jax.config import (
     ReducedBase,
     TrainOptions,
     check,
+    flatten,
     read_config,
     read_configs,
     runs_of,
@@ -220,7 +221,7 @@ def test_another_directory_is_not_removed(tmp_path):
     config.write_text(json.dumps({"prompts": "seva_jax.worlds.WorldPrompts"}))
     with pytest.raises(DataError, match="holds something else"):
         smoke_run.begin(real, small)
-    config.write_text(json.dumps({"prompts": "seva_jax.config.smoke.SmokePrompts"}))
+    config.write_text(json.dumps(flatten(small)))
     with pytest.raises(DataError, match="nowhere"):  # then the base is checked
         smoke_run.begin(real, small)
     assert not folder.exists()
