@@ -14,7 +14,7 @@ from seva_jax.run.context import RunContext
 from seva_jax.run.fitting import fit_stage
 from seva_jax.run.workdir import StageMetrics
 from seva_jax.sharding import variable_shardings
-from seva_jax.training.loop import Task
+from seva_jax.training.task import Task
 from seva_jax.types import Comparison
 
 ARGS = """

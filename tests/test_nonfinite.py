@@ -22,8 +22,9 @@ from seva_jax.run.fitting import checkpoint_facts
 from seva_jax.runtime import shutdown
 from seva_jax.sharding import put_batch
 from seva_jax.training.health import Health, NotFinite, trainable_share
-from seva_jax.training.loop import Task, init_state, jit_step
+from seva_jax.training.loop import init_state, jit_step
 from seva_jax.training.optimizer import Optim
+from seva_jax.training.task import Task
 from seva_jax.types import Comparison, DataError, Prompt, View
 
 

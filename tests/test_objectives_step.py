@@ -206,7 +206,7 @@ def test_held_out_metrics_are_those_of_the_step(variables, mix, micro_batches):
     rng = np.random.default_rng(8)
     examples = [two_trees(rng, index) for index in range(4)]
     batch = pack([[e] for e in examples], shape_of(examples))
-    expected, _ = run(variables, MIXES[mix], batch, (1, 1, 1), micro_batches)
+    expected, _ = run(variables, MIXES[mix], batch, 1, micro_batches)
     trainable, _ = parts(variables)
     step = TrainStep(MODEL, MIXES[mix], optax.identity(), OPTIONS, True)
     micro = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)

@@ -14,8 +14,8 @@ from seva_jax.run.fitting import checkpoint_facts, fit_stage
 from seva_jax.run.further import earlier_training, forget_copy, recorded, steps_of
 from seva_jax.run.weights import trained_variables
 from seva_jax.sharding import variable_shardings
-from seva_jax.training.loop import Task
 from seva_jax.training.step import Variables, merge, split_params
+from seva_jax.training.task import Task
 
 
 def caches_reference(ctx: RunContext) -> bool:

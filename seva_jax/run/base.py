@@ -16,8 +16,8 @@ from seva_jax.run.fitting import fit_stage
 from seva_jax.run.weights import reference_adapters, reference_params, start_variables
 from seva_jax.runtime.processes import say
 from seva_jax.sharding import variable_shardings
-from seva_jax.training.loop import Task
 from seva_jax.training.step import Variables
+from seva_jax.training.task import Task
 
 
 def train_base(ctx: RunContext, base: TrainedBase) -> Any:

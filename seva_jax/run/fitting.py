@@ -11,8 +11,9 @@ from seva_jax.run.context import RunContext
 from seva_jax.text.tokenizer import tokenizer_facts
 from seva_jax.training.checkpoint import checksum
 from seva_jax.training.held_out import STAGE
-from seva_jax.training.loop import Site, Task, fit
+from seva_jax.training.loop import fit
 from seva_jax.training.step import Variables
+from seva_jax.training.task import Site, Task
 
 
 def fit_stage(

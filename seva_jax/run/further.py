@@ -30,7 +30,7 @@ from seva_jax.runtime.processes import on_first_process, say
 from seva_jax.runtime.run_records import read_stages
 from seva_jax.runtime.stores import as_path, remove
 from seva_jax.training.checkpoint import read_facts
-from seva_jax.training.loop import Earlier
+from seva_jax.training.earlier import Earlier
 from seva_jax.types import DataError
 
 RECORD = "further.json"  # in the work directory

@@ -6,7 +6,7 @@ the losses (`held_out.py`), the loss itself (`TrainStep.evaluate` in `step.py`).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,9 +20,7 @@ from seva_jax.sharding import process_row_share, put_batch, replicated, row_mult
 from seva_jax.training.held_out import RECORD, Watch, weighted_means
 from seva_jax.training.step import TrainStep, Variables, in_micro_batches
 from seva_jax.training.step_times import StepTimes
-
-if TYPE_CHECKING:
-    from seva_jax.training.loop import Site, Task
+from seva_jax.training.task import Site, Task
 
 _LOSS = "held-out loss"
 

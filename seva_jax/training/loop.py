@@ -8,18 +8,16 @@ rows of metrics of an uninterrupted one. Read next: `checkpoint.py`, `save_sched
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seva_jax.batches.pipeline import Batches, ComparisonRows, RowShapes, Schedule, shuffled
+from seva_jax.batches.pipeline import Batches, Schedule, shuffled
 from seva_jax.models import Llava
 from seva_jax.objectives import Objective
 from seva_jax.runtime import shutdown
@@ -38,7 +36,6 @@ from seva_jax.training.checkpoint import Checkpoints, checkpoint_of, read_variab
 from seva_jax.training.evaluation import HeldOut
 from seva_jax.training.health import Health, NotFinite, trainable_share
 from seva_jax.training.memory import warn_if_too_large
-from seva_jax.training.optimizer import Optim
 from seva_jax.training.options import TrainOptions
 from seva_jax.training.save_schedule import SaveDecision, SaveSchedule
 from seva_jax.training.step import (
@@ -49,121 +46,11 @@ from seva_jax.training.step import (
     in_micro_batches,
 )
 from seva_jax.training.step_times import StepTimes
-from seva_jax.types import Comparison, DataError
+from seva_jax.training.task import Site, Task
+from seva_jax.types import Comparison
 
 # What the progress of training shows, by metric.
 _LIVE = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
-
-
-class Earlier(NamedTuple):
-    """A training that another one continues.
-
-    Attributes:
-        folder: holds a copy of its last checkpoint.
-        facts: in what the facts of that checkpoint differ from this training's; None for a fact
-            that it lacks.
-        own: facts about it in the checkpoints of this training.
-        ends: see `Schedule`; the last one is where it ended.
-        step: its last step.
-    """
-
-    folder: Path
-    facts: Mapping[str, Any]
-    own: Mapping[str, Any]
-    ends: tuple[int, ...]
-    step: int
-
-    def restore(self, facts: Mapping[str, Any], like: TrainState) -> tuple[TrainState, Any]:
-        """Returns its state and position, see `Checkpoints.restore`.
-
-        Args:
-            facts: those of this training.
-            like: see `Checkpoints.restore`.
-
-        Raises:
-            DataError: the checkpoint is missing, damaged, or of another training.
-        """
-        wanted = {k: v for k, v in {**facts, **self.facts}.items() if v is not None}
-        checkpoints = Checkpoints(self.folder, wanted)
-        restored = checkpoints.restore(like)
-        checkpoints.close()
-        if restored is None:
-            raise DataError(
-                f"{self.folder} holds no checkpoint, from which training continues; put it back, "
-                "or choose another --workdir"
-            )
-        return restored
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What a training stage trains, and on what.
-
-    Attributes:
-        name: name of the stage.
-        model: the module.
-        objective: what is minimised.
-        optim: the optimiser.
-        options: batch sizes, epochs, and when to save and log.
-        steps: optimiser steps.
-        rows: the data.
-        reference_in_step: see `TrainStep`.
-        held_out: pairs that are evaluated and not trained on; None if there are none.
-        earlier: the training that this one continues; None if it begins at step 1.
-    """
-
-    name: str
-    model: Llava
-    objective: Objective
-    optim: Optim
-    options: TrainOptions
-    steps: int
-    rows: ComparisonRows
-    reference_in_step: bool = False
-    held_out: ComparisonRows | None = None
-    earlier: Earlier | None = None
-
-
-class MetricsLog(Protocol):
-    """Where the rows of metrics of a stage go."""
-
-    @property
-    def past(self) -> Sequence[Mapping[str, Any]]:
-        """Rows written by an earlier attempt."""
-        ...
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes the row of a step."""
-        ...
-
-    def forget_after(self, step: int) -> None:
-        """Drops rows of later steps, which were lost with an interrupted process."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Site:
-    """Where a training stage runs and what it writes.
-
-    Attributes:
-        mesh: where arrays live.
-        folder: the work directory. Checkpoints go to checkpoints/NAME.
-        facts: what a checkpoint must share with the run, see `Checkpoints`.
-        seed: seed of the order of the data.
-        shapes: how the shapes of rows are chosen.
-        step_options: how the step computes.
-        log: receives the rows of metrics.
-        held_out_log: receives those of held-out pairs; None if there are none.
-    """
-
-    mesh: jax.sharding.Mesh
-    folder: Path
-    facts: Mapping[str, Any]
-    seed: int
-    shapes: RowShapes
-    step_options: StepOptions
-    log: MetricsLog
-    held_out_log: MetricsLog | None = None
 
 
 def fit(task: Task, site: Site, frozen: Variables, trainable: Variables) -> Variables:
