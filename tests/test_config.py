@@ -650,7 +650,7 @@ NO_EFFECT = {
     *("workdir", "take_from", "strict", "mesh", "processes", "report", "profile", "loggers"),
     "curriculum",
     *(f"train.{x}" for x in ("save_every_s", "save_every", "log_every", "max_nonfinite")),
-    "train.read_processes",
+    *("train.read_processes", "take_from", "take_training"),
 }
 
 

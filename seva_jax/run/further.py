@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from seva_jax.batches.pipeline import num_steps
 from seva_jax.config import Experiment
 from seva_jax.run.context import RunContext
@@ -162,8 +164,8 @@ def _copy(ctx: RunContext, num: int) -> str:
     return (
         f"align: continues the training of {source}: steps {step + 1:,} to {steps:,} of {steps:,}; "
         f"the learning rate is that of a {config.optim.schedule} schedule of {steps:,} steps, "
-        f"{float(rate(step)):.3g} at step {step + 1:,} ({source} had ended at "
-        f"{float(last(step - 1)):.3g})"
+        f"{np.asarray(rate(step)).item():.3g} at step {step + 1:,} ({source} had ended at "
+        f"{np.asarray(last(step - 1)).item():.3g})"
     )
 
 
