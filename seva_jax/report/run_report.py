@@ -49,6 +49,7 @@ from seva_jax.runtime.files import read_json
 from seva_jax.runtime.goodput import goodput_of
 from seva_jax.runtime.paths import short_path
 from seva_jax.runtime.run_records import read_metrics, read_profiles, read_stages
+from seva_jax.training import held_out
 from seva_jax.types import DataError
 
 # Stage, title, unit, names of metrics with their labels.
@@ -63,7 +64,6 @@ _CURVES = (
      {"time/input": "time/input", "time/host": "time/host", "time/device": "time/device"}),
     ("base", "Base model's loss", "nats a token", {"loss": "loss"}),
 )  # fmt: skip
-_HELD_OUT, _HELD_OUT_FILE = "held-out", "held_out.json"  # rows of metrics, and their record
 _BOTH = ("loss", "rewards/margins", "rewards/accuracies")  # also drawn of held-out pairs
 
 
@@ -123,8 +123,8 @@ def results_and_verdict(path: Path, config: Experiment) -> str:
         DataError: a file of the run is damaged.
     """
     results, finished = read_results(path, config), "align" in read_stages(path)
-    held_out = held_out_row(path, read_metrics(path))
-    verdict = did_it_help(str(path), results, Shown.read(path), finished, held_out).lines()
+    held_out_now = held_out_row(path, read_metrics(path))
+    verdict = did_it_help(str(path), results, Shown.read(path), finished, held_out_now).lines()
     rows = [row for row, _ in without_repeats(results.rows)]
     if not rows:
         return verdict
@@ -139,8 +139,8 @@ def held_out_row(path: Path, metrics: Sequence[Record]) -> Record | None:
 
     "margin before" is their reward margin before training, where it was measured.
     """
-    rows = {row["step"]: row for row in metrics if row["stage"] == _HELD_OUT}
-    file = path / _HELD_OUT_FILE
+    rows = {row["step"]: row for row in metrics if row["stage"] == held_out.STAGE}
+    file = path / held_out.RECORD
     kept = read_json(file).get("kept_step") if file.is_file() else None
     if not rows:
         return None
@@ -226,9 +226,9 @@ def _facts(
         ("rejected answers from", rejected),
     ]
     if index:
-        held_out = index["pairs"] - shown.trained if shown.trained else 0
+        others = index["pairs"] - shown.trained if shown.trained else 0
         kept = f"{index['pairs']:,} of {index['prompts']:,} prompts"
-        facts.append(("pairs kept", kept + (f", {held_out:,} of them held out" * (held_out > 0))))
+        facts.append(("pairs kept", kept + (f", {others:,} of them held out" * (others > 0))))
     if align:
         steps = f"{align[-1]['step']:,} steps of {config.train.batch_size:,} pairs"
         rate = f"{speed(align):,.1f} pairs/s"
@@ -267,16 +267,16 @@ def _times(path: Path) -> tuple[TimeShare, ...]:
 
 
 def _curves(metrics: Sequence[Record]) -> tuple[Curve, ...]:
-    curves, held_out = [], [row for row in metrics if row["stage"] == _HELD_OUT]
+    curves, evaluated = [], [row for row in metrics if row["stage"] == held_out.STAGE]
     for stage, title, unit, names in _CURVES:
         rows = [row for row in metrics if row["stage"] == stage]
         if "speed" in names:
             rows = [{"step": row["step"], "speed": rate} for row, rate in row_speeds(rows)]
         series = tuple(Series.of_rows(label, rows, "step", name) for name, label in names.items())
-        if stage == "align" and held_out and (name := next(iter(names))) in _BOTH:
+        if stage == "align" and evaluated and (name := next(iter(names))) in _BOTH:
             series = (
                 Series.of_rows("training pairs", rows, "step", name),
-                Series.of_rows("held-out pairs", held_out, "step", name),
+                Series.of_rows("held-out pairs", evaluated, "step", name),
             )
         if any(line.xs for line in series):
             curves.append(Curve(title, "optimiser step", unit, series))
