@@ -59,7 +59,7 @@ def run(finished, monkeypatch):
 
 def answered(finished, who, number):
     """Returns what the run itself answered to a question of its first evaluation."""
-    return helpers_run.answers(finished, who)[1 + number]["answer"].strip()
+    return helpers_run.answers(finished, who)[1 + number]["answer"].strip() or "(no answer)"
 
 
 def question(finished, number):
@@ -140,6 +140,7 @@ def test_two_models_one_model_and_a_run_that_trains(run, finished, tmp_path, cap
     from seva_jax.convert.rewrite import to_hf
 
     to_hf(open_source(finished), finished.parent / "export")
+    capsys.readouterr()
     short = ("--max-new-tokens", "6", "--image", "0.png", "--question", question(finished, 0))
     after = answered(finished, "aligned", 0)
     run("export", "run", "--dtype", "float32", *short)

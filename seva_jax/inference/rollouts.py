@@ -244,7 +244,7 @@ class RolloutEngine:
 
         dataset = grain.MapDataset.source(mine).map(lambda index: prepare(int(index)))
         threads = READERS if remote else 4
-        ahead = max(2 * ahead, READERS) if remote else 2 * ahead
+        ahead = max(2 * ahead, threads)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         return iter(dataset.to_iter_dataset(options))
 
