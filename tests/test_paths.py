@@ -20,6 +20,7 @@ LOCAL = {
     ("images/load.py", "root"): "symbolic links, which only local folders have",
     ("images/load.py", "x"): "folders that symbolic links lead to",
     ("runtime/profiler.py", "self._local.name"): "a temporary folder",
+    ("config/command_line.py", "sys.argv[0] if sys.argv else ''"): "a program of this machine",
 }
 # Functions of `shutil` and `os` that know local files only, by file.
 LOCAL_CALLS = {
@@ -28,6 +29,7 @@ LOCAL_CALLS = {
     ("convert/files.py", "shutil.copyfile"): "copies a local file",
     ("convert/files.py", "shutil.rmtree"): "removes what a local export left",
     ("convert/tensors.py", "os.truncate"): "writes a temporary file",
+    ("run/preflight.py", "os.access"): "asked only of local folders",
     ("runtime/lock.py", "os.open"): "locks a local file; a store has `claim_remote`",
     ("runtime/lock.py", "os.path.samestat"): "locks a local file",
 }

@@ -16,7 +16,7 @@ from seva_jax.models import (
     LoraConfig,
     Remat,
 )
-from seva_jax.ranges import FROM_0, FROM_1
+from seva_jax.ranges import ADDED, FROM_0, FROM_1
 from seva_jax.text import VICUNA_V1, Sampling, Template
 
 
@@ -108,6 +108,6 @@ class ReportOptions:
 
     num_pairs: Annotated[int, FROM_0] = 60
     num_examples: Annotated[int, FROM_0] = 12
-    num_prompts: Annotated[int, FROM_0] = 12
+    num_prompts: Annotated[int, FROM_0, ADDED] = 12
     device_hour_price: Annotated[float, FROM_0] = 0.0
     currency: str = "USD"
