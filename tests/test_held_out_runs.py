@@ -82,8 +82,10 @@ def test_any_mesh_and_the_reference_in_the_step(finished, tmp_path):
         train.run(experiment(tmp_path / "run", *options, *one), [finished], STAGES)
     for found, expected in zip(rows(tmp_path / "run"), rows(finished), strict=True):
         assert found.keys() == expected.keys()
+        # Before training, margins are rounding errors, and the accuracy counts their signs.
+        left_out = {"stage", *["rewards/accuracies"] * (expected["step"] == 0)}
         for name, value in expected.items():
-            if name != "stage":
+            if name not in left_out:
                 np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
