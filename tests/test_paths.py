@@ -20,7 +20,7 @@ LOCAL = {
     ("images/load.py", "root"): "symbolic links, which only local folders have",
     ("images/load.py", "x"): "folders that symbolic links lead to",
     ("runtime/profiler.py", "self._local.name"): "a temporary folder",
-    ("config/command_line.py", "sys.argv[0] if sys.argv else ''"): "a program of this machine",
+    ("config/command_line.py", "program_file"): "a program of this machine",
 }
 # Functions of `shutil` and `os` that know local files only, by file.
 LOCAL_CALLS = {

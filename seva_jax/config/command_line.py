@@ -35,7 +35,8 @@ def program(command: str) -> str:
     Args:
         command: such as "train".
     """
-    started = Path(sys.argv[0] if sys.argv else "")
+    program_file = sys.argv[0] if sys.argv else ""
+    started = Path(program_file)
     if started.stem == "seva-jax":
         return f"seva-jax {command}"
     whole = started.name == "__main__.py" and started.parent.name == "seva_jax"
