@@ -322,14 +322,14 @@ def _label(path: Path, which: Which, step: int | None) -> str:
     return str(path) if step is None else f"{path} (step {step})"
 
 
-def _require_finished(config: Experiment, path: Path, which: Which, step: int | None) -> None:
+def _require_finished(config: Experiment, path: Path, which: Which, step: Step | None) -> None:
     stages = read_stages(path)
     if isinstance(config.base, TrainedBase) and "base" not in stages:
         raise DataError(
             f"{path}: its base model is not trained yet, so there is no model; run seva_jax.train "
             "with its config first, or wait until the stage base is finished"
         )
-    if which == "aligned" and step is None and "align" not in stages:
+    if which == "aligned" and not isinstance(step, int) and "align" not in stages:
         raise DataError(f"{path}: its alignment is not finished{_saved(config)}")
 
 

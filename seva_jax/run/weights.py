@@ -332,7 +332,8 @@ def aligned_checkpoint(
         )
     if result is None or (step or config.train.keep) == "last":
         return last_checkpoint(directory, result.last_step if result else steps, facts)
-    return checkpoint_of(directory, result.best_step if step else result.kept_step, facts)
+    best = result.kept_step if step is None or result.best_step is None else result.best_step
+    return checkpoint_of(directory, best, facts)
 
 
 def held_out_result(config: Experiment) -> HeldOutResult | None:
