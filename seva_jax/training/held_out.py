@@ -162,10 +162,10 @@ class Watch:
         """
         losses, best = dict(self.values), self.best
         last = self.values[-1][0]
-        keeps_best = self.options.keep == "best" and best is not None
+        kept = last if best is None or self.options.keep == "last" else best
         return HeldOutResult(
             pairs, self.steps, losses.get(0), last, losses[last], best,
-            None if best is None else losses[best], best if keeps_best else last,
+            None if best is None else losses[best], kept,
         )  # fmt: skip
 
 
