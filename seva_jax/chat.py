@@ -47,8 +47,8 @@ class Chat:
             for its aligned model.
         image: path of the image; empty asks without an image.
         question: asks this and ends, for scripts; may be given several times.
-        step: training step of the aligned model of a run, of those that are kept; None takes the
-            last one.
+        step: training step of the aligned model of a run, of those that are kept; "best" is the one
+            with the lowest held-out loss; None takes what train.keep of the run says.
         max_new_tokens: maximum length of an answer in tokens.
         temperature: 0 always takes the likeliest token.
         seed: of the sampling, at a temperature above 0.
@@ -64,7 +64,7 @@ class Chat:
     models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     image: str = ""
     question: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    step: int | None = None
+    step: int | Literal["best", "last"] | None = None
     max_new_tokens: int = 256
     temperature: float = 0.0
     seed: int = 0

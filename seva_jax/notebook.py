@@ -33,6 +33,7 @@ from seva_jax.run.opened import (
     first_devices,
     is_run,
 )
+from seva_jax.run.weights import Step
 from seva_jax.runtime.stores import as_path
 from seva_jax.sharding import put_batch, replicated, row_multiple
 from seva_jax.text import Sampling, Template
@@ -256,7 +257,7 @@ class Model:
 def open_model(
     path: str | os.PathLike[str],
     *,
-    step: int | None = None,
+    step: Step | None = None,
     base: str | Path = "",
     vision_tower: str | Path = "",
     template: Template | None = None,
@@ -273,7 +274,8 @@ def open_model(
     Args:
         path: work directory of a run; directory of a LLaVA-1.5 model in Hugging Face's or the
             original layout; or directory of a LoRA adapter.
-        step: the training step of a run's aligned model, of those that are kept.
+        step: the training step of a run's aligned model, of those that are kept, or the "best" by
+            held-out loss, or the "last"; None takes what `TrainOptions.keep` says.
         base: of an adapter, see `ModelOptions`.
         vision_tower: see `ModelOptions`.
         template: see `ModelOptions`.

@@ -112,11 +112,11 @@ class FoundModel:
     assets: Assets
     same_base: bool
 
-    def aligned(self, step: int | None = None) -> FoundModel:
+    def aligned(self, step: Step | None = None) -> FoundModel:
         """Returns the aligned model of the same run, which need not be there before it is loaded.
 
         Args:
-            step: the training step; None takes the last one.
+            step: see the attribute.
         """
         label = _label(self.path, "aligned", step)
         return dataclasses.replace(self, label=label, which="aligned", step=step)
@@ -255,7 +255,7 @@ def is_run(path: Path) -> bool:
 def find_model(
     path: str | Path,
     which: Which | None = None,
-    step: int | None = None,
+    step: Step | None = None,
     options: ModelOptions | None = None,
     label: str = "",
 ) -> FoundModel:
@@ -265,8 +265,8 @@ def find_model(
         path: work directory of a run; directory of a model in Hugging Face's or the original
             LLaVA's layout; or directory of a LoRA adapter, peft's or LLaVA's.
         which: the model of a run; None takes the aligned one.
-        step: the training step of a run's aligned model, of those that are kept; also while it is
-            training.
+        step: the training step of a run's aligned model, of those that are kept, also while it is
+            training; or the "best" or "last" one of a finished run.
         options: how it is opened.
         label: its name in tables and in the terminal; empty makes one from the path.
 
@@ -281,14 +281,14 @@ def find_model(
     if is_run(path):
         return _run(path, which, step, options, label)
     if which is not None or step is not None:
-        wanted = f"base model of {path}" if step is None else f"step {step} of {path}"
+        wanted = f"base model of {path}" if step is None else f"{_named(step)} of {path}"
         if (path / "config.json").is_file() or is_adapter(path):
             raise DataError(f"{path} is not the work directory of a run, so there is no {wanted}")
     return _checkpoint(path, options, label)
 
 
 def _run(
-    path: Path, which: Which | None, step: int | None, options: ModelOptions, label: str
+    path: Path, which: Which | None, step: Step | None, options: ModelOptions, label: str
 ) -> FoundModel:
     names = {
         "base": options.base, "vision_tower": options.vision_tower,
@@ -306,7 +306,9 @@ def _run(
         config = dataclasses.replace(config, text=text)
     which = "aligned" if which is None else which
     if which == "base" and step is not None:
-        raise DataError(f"step {step} is of the aligned model, but the base of {path} is wanted")
+        raise DataError(
+            f"the {_named(step)} is of the aligned model, but the base of {path} is wanted"
+        )
     found = FoundModel(
         label or _label(path, which, step), path, True, which, step, config, config.base.assets(),
         options.same_base,
@@ -315,13 +317,21 @@ def _run(
     return found
 
 
-def _label(path: Path, which: Which, step: int | None) -> str:
+def _label(path: Path, which: Which, step: Step | None) -> str:
     """Returns the name of a model of a run."""
     if which == "base":
         return f"{path} (base)"
-    return str(path) if step is None else f"{path} (step {step})"
+    return str(path) if step is None else f"{path} ({_named(step)})"
 
 
+<<<<<<< HEAD
+=======
+def _named(step: Step) -> str:
+    """Returns how people call a step: step 4, or the best step."""
+    return f"step {step}" if isinstance(step, int) else f"{step} step"
+
+
+>>>>>>> h-core
 def _require_finished(config: Experiment, path: Path, which: Which, step: Step | None) -> None:
     stages = read_stages(path)
     if isinstance(config.base, TrainedBase) and "base" not in stages:

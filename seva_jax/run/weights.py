@@ -322,18 +322,26 @@ def aligned_checkpoint(
     Raises:
         DataError: there is no such checkpoint, or it is damaged or of another run.
     """
-    directory, result = alignment_checkpoints(config), held_out_result(config)
+    directory = alignment_checkpoints(config)
     if isinstance(step, int):
-        return checkpoint_of(directory, step, facts)
-    if step == "best" and (result is None or result.best_step is None):
-        raise DataError(
-            f"{config.workdir} held out no pairs (train.eval_fraction 0), so no step is known to "
-            "be the best; give a number, or last"
-        )
-    if result is None or (step or config.train.keep) == "last":
+        return checkpoint_of(directory, step, facts)  # also while the run is training
+    result = held_out_result(config)
+    if step == "best":
+        if result is None or result.best_step is None:
+            why = "its loss was never finite" if result else "it held out no pairs"
+            raise DataError(
+                f"{config.workdir}: no step is known to be the best ({why}, train.eval_fraction "
+                f"{config.train.eval_fraction:g}); give a number, or last"
+            )
+        return checkpoint_of(directory, result.best_step, facts)
+    if result is None or step == "last" or result.kept_step == result.last_step:
         return last_checkpoint(directory, result.last_step if result else steps, facts)
+<<<<<<< HEAD
     best = result.kept_step if step is None or result.best_step is None else result.best_step
     return checkpoint_of(directory, best, facts)
+=======
+    return checkpoint_of(directory, result.kept_step, facts)
+>>>>>>> h-core
 
 
 def held_out_result(config: Experiment) -> HeldOutResult | None:

@@ -15,7 +15,7 @@ import optax
 from seva_jax.batches.pipeline import Batches, ComparisonRows, in_order
 from seva_jax.runtime import shutdown
 from seva_jax.runtime.files import write_json
-from seva_jax.runtime.processes import say
+from seva_jax.runtime.processes import on_first_process, say
 from seva_jax.sharding import process_row_share, put_batch, replicated, row_multiple
 from seva_jax.training.held_out import RECORD, Watch, weighted_means
 from seva_jax.training.step import TrainStep, Variables, in_micro_batches
@@ -139,8 +139,8 @@ class HeldOut:
             return None
         assert self._task.held_out is not None
         result = self._watch.result(len(self._task.held_out))
-        if jax.process_index() == 0:
-            write_json(self._site.folder / RECORD, result.__dict__)
+        path = self._site.folder / RECORD
+        on_first_process(lambda: write_json(path, result.__dict__))  # then every process reads it
         if result.last_step < result.steps:
             say(
                 f"{self._task.name}: stopped early at step {result.last_step:,} of "
