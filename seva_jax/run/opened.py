@@ -324,14 +324,11 @@ def _label(path: Path, which: Which, step: Step | None) -> str:
     return str(path) if step is None else f"{path} ({_named(step)})"
 
 
-<<<<<<< HEAD
-=======
 def _named(step: Step) -> str:
     """Returns how people call a step: step 4, or the best step."""
     return f"step {step}" if isinstance(step, int) else f"{step} step"
 
 
->>>>>>> h-core
 def _require_finished(config: Experiment, path: Path, which: Which, step: Step | None) -> None:
     stages = read_stages(path)
     if isinstance(config.base, TrainedBase) and "base" not in stages:

@@ -336,12 +336,7 @@ def aligned_checkpoint(
         return checkpoint_of(directory, result.best_step, facts)
     if result is None or step == "last" or result.kept_step == result.last_step:
         return last_checkpoint(directory, result.last_step if result else steps, facts)
-<<<<<<< HEAD
-    best = result.kept_step if step is None or result.best_step is None else result.best_step
-    return checkpoint_of(directory, best, facts)
-=======
     return checkpoint_of(directory, result.kept_step, facts)
->>>>>>> h-core
 
 
 def held_out_result(config: Experiment) -> HeldOutResult | None:

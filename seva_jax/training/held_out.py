@@ -162,11 +162,7 @@ class Watch:
         """
         losses, best = dict(self.values), self.best
         last = self.values[-1][0]
-<<<<<<< HEAD
-        kept = best if self.options.keep == "best" and best is not None else last
-=======
         kept = last if best is None or self.options.keep == "last" else best
->>>>>>> h-core
         return HeldOutResult(
             pairs, self.steps, losses.get(0), last, losses[last], best,
             None if best is None else losses[best], kept,

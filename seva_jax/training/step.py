@@ -368,14 +368,8 @@ class TrainStep:
         With a step, the policy's adapters drop inputs if they have dropout; the reference's never.
         """
         model, options, needs = self.model, self.options, self.objective.needs
-<<<<<<< HEAD
-        keys_BS = None
-        if step is not None and model.lora is not None and model.lora.dropout > 0:
-            keys_BS = token_keys(self.seed, step, batch)
-=======
         drops = model.lora is not None and model.lora.dropout > 0
         keys_BS = token_keys(self.seed, step, batch) if drops and step is not None else None
->>>>>>> h-core
         variables = merge(frozen, trainable)
         features_BPE = image_features(model, variables, batch)
         hidden_BSD = tree_hidden(model, variables, batch, features_BPE, keys_BS)
