@@ -116,10 +116,11 @@ def stages(ctx: RunContext, out: Outputs) -> Iterator[Stage]:
         pairs, config.objective, config.lora, config.optim, config.train,
         *continued_alignment(ctx, pairs),
     )  # fmt: skip
+    held_out = ["held_out.json"] if config.train.eval_fraction else []
     yield Stage(
-        "align", aligned, lambda: log_pairs_and_align(ctx, out), ["checkpoints/align"],
-        [further.RECORD, "held_out.json"], needs=["base", "pairs", "reference"],
-        trains=["align", "held-out"], if_missing="require",
+        "align", aligned, lambda: log_pairs_and_align(ctx, out), ["checkpoints/align", *held_out],
+        [further.RECORD], needs=["base", "pairs", "reference"], trains=["align", "held-out"],
+        if_missing="require",
     )  # fmt: skip
 
     evals = [*map(fingerprint, config.evals)]

@@ -15,6 +15,7 @@ from typing import cast
 from seva_jax.runtime.files import read_json, read_records
 from seva_jax.runtime.stores import ObjectStat, StorePath, is_remote
 from seva_jax.training.digests import damage
+from seva_jax.training.held_out import RECORD, read_held_out
 from seva_jax.types import DataError
 
 CHECKPOINTS = "checkpoints"  # the folder of what training stages leave
@@ -51,15 +52,25 @@ class Leaves:
         Args:
             names: the files and folders that the stage leaves. A folder of checkpoints must hold
                 a complete one.
-            step: the step of that checkpoint; None takes the newest.
+            step: the step of that checkpoint; None takes the newest. The one whose model is the
+                aligned one must be there, too, if the stage leaves the record of held-out pairs.
         """
         lost: list[str] = []
         for name in names:
             if name.startswith(f"{CHECKPOINTS}/"):
-                lost += self._missing_of_checkpoint(name, step)
+                for each in self._needed(names, step):
+                    lost += self._missing_of_checkpoint(name, each)
             elif not self.has(name):
                 lost.append(name)
         return lost[0] + f" (and {len(lost) - 1} more)" * (len(lost) > 1) if lost else ""
+
+    def _needed(self, names: Sequence[str], step: int | None) -> list[int | None]:
+        """Returns the steps whose checkpoints a later stage may read."""
+        needed = [step]
+        if RECORD in names and self.has(RECORD):
+            kept = read_held_out(self._folder).kept_step
+            needed += [kept] * (kept != step)
+        return needed
 
     def _missing_of_checkpoint(self, name: str, step: int | None) -> list[str]:
         steps = self.steps(name)
@@ -94,9 +105,10 @@ class Leaves:
             for name in names:
                 path = self._folder / name
                 if name.startswith(f"{CHECKPOINTS}/"):
-                    folder = path / str(max(self.steps(name)) if step is None else step)
-                    if why := damage(folder):
-                        return f"{folder} is damaged: {why}"
+                    for each in self._needed(names, step):
+                        folder = path / str(max(self.steps(name)) if each is None else each)
+                        if why := damage(folder):
+                            return f"{folder} is damaged: {why}"
                 elif name.endswith(".array_record"):
                     read_records(path)
                 elif name.endswith(".json"):
