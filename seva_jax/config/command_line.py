@@ -85,9 +85,9 @@ def plain_errors(prog: str) -> Iterator[None]:
 
 
 def _unboxed(text: str) -> str:
-    """Returns the first paragraph of a box that tyro draws around an error.
+    r"""Returns the first paragraph of a box that tyro draws around an error.
 
-    >>> _unboxed("╭─ Value error ─╮\\n│ Error parsing --n: │\\n│ no int │\\n│ ─── │\\n│ Help │\\n╰─╯")
+    >>> _unboxed("╭─ Value error ─╮\n│ Error parsing --n: │\n│ no int │\n│ ── │\n│ Help │\n╰──╯")
     '--n: no int'
     """
     rows = [line.strip().strip("│+| ").strip() for line in text.splitlines()[1:-1]]
