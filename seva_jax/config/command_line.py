@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -90,9 +91,11 @@ def _unboxed(text: str) -> str:
     >>> _unboxed("╭─ Value error ─╮\n│ Error parsing --n: │\n│ no int │\n│ ── │\n│ Help │\n╰──╯")
     '--n: no int'
     """
-    rows = [line.strip().strip("│+| ").strip() for line in text.splitlines()[1:-1]]
-    first = next((n for n, row in enumerate(rows) if row and set(row) <= set("─-")), len(rows))
-    return " ".join(rows[:first]).removeprefix("Error parsing ")
+    rows = [line.strip().strip("│+| ").strip() for line in text.splitlines()[1:]]
+    # Paragraphs stand between lines; where the box is made of ASCII, the title has one, too.
+    parts = itertools.groupby(rows, key=lambda row: bool(row) and set(row) <= set("─-╰╯"))
+    first = next((list(part) for is_line, part in parts if not is_line), [])
+    return " ".join(row for row in first if row).removeprefix("Error parsing ")
 
 
 def _refuse(problems: Iterable[str], prog: str) -> NoReturn:
