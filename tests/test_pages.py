@@ -107,7 +107,7 @@ def test_the_config_of_the_first_page_runs(tmp_path):
     (tmp_path / "my_run.py").write_text(code)
     (config,) = read_configs(tmp_path / "my_run.py")
     (published,) = read_configs(ROOT / "configs/llava15_7b_seva.py")
-    assert (config.workdir, config.prompts.folder) == ("runs/mine", "photos")
+    assert (config.workdir, config.prompts.root) == ("runs/mine", "photos")
     assert (
         dataclasses.replace(config, workdir=published.workdir, prompts=published.prompts)
         == published

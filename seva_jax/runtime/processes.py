@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import json
 import os
+import select
 import socket
 import sys
 import threading
