@@ -212,7 +212,9 @@ def test_a_transcript_of_a_judge_is_kept_in_a_bucket(bucket):
 
 
 def test_a_model_that_is_no_run_is_named(bucket):
-    with pytest.raises(SystemExit, match=f"error: {bucket}/no does not exist; give the work directory"):
+    with pytest.raises(
+        SystemExit, match=f"error: {bucket}/no does not exist; give the work directory"
+    ):
         evaluate_main(["--model", f"{bucket}/no"])
 
 
