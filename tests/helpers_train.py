@@ -63,7 +63,8 @@ def table(before=None, instead=None, after=None):
                     after[stage.name](ctx)
                 return summary
 
-            yield dataclasses.replace(stage, run=run)
+            missing = "note" if stage.name in instead else stage.if_missing  # it may leave nothing
+            yield dataclasses.replace(stage, run=run, if_missing=missing)
 
     return stages
 

@@ -21,6 +21,7 @@ from seva_jax.convert.peft import to_peft
 from seva_jax.convert.rewrite import to_hf
 from seva_jax.inference.answer_logps import answer_logps
 from seva_jax.models import LoraConfig
+from seva_jax.run.stage import Stage
 from seva_jax.runtime.run_records import read_metrics
 from seva_jax.types import DataError
 from seva_jax.worlds import WorldPairs
@@ -239,7 +240,9 @@ def test_another_rank_at_the_path(first, tmp_path):
     """The adapters of a run that trains an adapter further are part of its config."""
     shutil.copytree(first[2], tmp_path / "adapter")
     config = on_adapter(tmp_path / "run", first, False, tmp_path / "adapter")
-    opened(config).ctx.workdir.close()
+    workdir = opened(config).ctx.workdir
+    workdir.run_stage(Stage("pairs", "same", lambda: "built"))
+    workdir.close()
     file = tmp_path / "adapter" / "adapter_config.json"
     fields = json.loads(file.read_text())
     file.write_text(json.dumps(fields | {"lora_alpha": 1.5 * fields["lora_alpha"]}))

@@ -201,7 +201,8 @@ def test_adapters_and_projector_train_and_nothing_else(finished):
 
 def test_chosen_answers_are_greedy_answers_of_transformers(world, finished, decoded):
     records = read_rollouts(finished.ctx.workdir.path)
-    assert len(decoded) == 2 * len(records)  # clean and corrupted
+    rollouts = decoded[: 2 * len(records)]  # clean and corrupted; then those of the report
+    assert len(rollouts) == 2 * len(records)
     tokenizer = world.processor.tokenizer
     lengths = set()
     for record in records[::3]:
@@ -220,7 +221,7 @@ def test_chosen_answers_are_greedy_answers_of_transformers(world, finished, deco
                 do_sample=False,
             )[0, ids.shape[1] :].tolist()
         theirs = new[:-1] if new[-1] == tokenizer.eos_token_id else new
-        assert theirs in decoded
+        assert theirs in rollouts
         assert record["clean"] == tokenizer.decode(theirs, clean_up_tokenization_spaces=False)
         lengths.add(len(theirs))
     assert len(lengths) > 1

@@ -104,7 +104,7 @@ class DecoderLayer(nn.Module):
         rope: tuple[jax.Array, jax.Array],
         mask_BSU: jax.Array,
         slot: Any,
-        keys_BS: Any,
+        keys_BS: Any = None,
     ) -> tuple[Carry, None]:
         """Applies the layer.
 
