@@ -188,9 +188,8 @@ def write_page(ctx: RunContext, out: Outputs) -> str:
 
     All processes compute margins of pairs and answers to a few prompts; process 0 writes.
     """
-    config, encoded, trained = ctx.config, out.comparisons, out.training_rows.comparisons
-    members = set(map(id, trained))
-    of_training = [i for i, c in enumerate(encoded.comparisons) if id(c) in members]
+    config, encoded, (of_training, _) = ctx.config, out.comparisons, out.split
+    trained = [encoded.comparisons[i] for i in of_training]
     places = [of_training[i] for i in spread(len(of_training), config.report.num_pairs)]
     margins: list[tuple[int, float | None, float | None]] = []
     if places:

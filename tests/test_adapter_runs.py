@@ -183,7 +183,7 @@ def test_another_adapter_at_the_path(second):
     name = next(name for name in tensors if "lora_B" in name)
     tensors[name] = tensors[name] + np.float32(1e-3)
     save_file(tensors, adapter / "adapter_model.safetensors")
-    with pytest.raises(DataError, match="belongs to other pairs, weights"):
+    with pytest.raises(DataError, match="align/4 is of another run"):
         _ = opened(read_config(path / "config.py")).aligned
     evaluating = ["--model", str(path), "--out", str(path.parent / "out")]
     merge = run.ctx.config.base.merge

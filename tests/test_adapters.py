@@ -341,7 +341,7 @@ def test_its_rank_alpha_and_targets(tmp_path):
     np.testing.assert_allclose([lora.of(t).scale for t in lora.targets], expected, rtol=1e-12)
     write_adapter(tmp_path / "plain")
     plain = lora_of(read_adapter(tmp_path / "plain", TINY_HF), TINY_HF)
-    assert plain == LoraConfig(2, 3, ("q_proj", "o_proj", "down_proj"))
+    assert plain == LoraConfig(2, 3, ("q_proj", "o_proj", "down_proj"), dropout=0.05)
 
 
 FURTHER = {

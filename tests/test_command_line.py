@@ -151,6 +151,32 @@ def test_the_first_suggestion_is_the_option_that_was_meant(capsys, wrong, right)
     assert re.match(rf"  --{re.escape(right)}(:|$)", second)
 
 
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ("train --optim.lr abc", "--optim.lr: could not convert string to float: 'abc'"),
+        ("train --train.keep bets", "invalid choice 'bets' for argument '--train.keep'."),
+        ("data chek", "Expected one of {check, show, convert, build, corruptions}."),
+        ("data corruptions", "Missing from seva-jax data corruptions: PHOTO"),
+    ],
+)
+def test_a_bad_value_gets_a_plain_line(monkeypatch, capsys, argv, line):
+    monkeypatch.setattr(sys, "argv", ["/bin/seva-jax"])
+    first, last = refused(capsys, *argv.split(), run=front.main)
+    assert first.startswith(f"error: {line}")
+    assert last == f"seva-jax {argv.split()[0]} --help lists all options"
+
+
+def test_output_that_is_not_read_to_its_end_is_no_error():
+    code = "from seva_jax.__main__ import main; main(['train', '--help'])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as started:
+        started.stdout.close()
+        assert started.stderr.read() == ""
+    assert started.returncode == 1
+
+
 def test_an_answer_is_short(capsys):
     assert len(refused(capsys, "--batch-size", "8")) <= 5
     assert len(refused(capsys, "--zzz", "8")) == 2
@@ -346,5 +372,5 @@ def test_bash_completes_commands_and_options(tmp_path, capsys):
     assert completed("data", "ch") == ["check"]
     assert "--image-root" in completed("data", "check", "--im")
     assert completed("convert", "to-hf", "--st") == ["--step"]
-    assert completed("evaluate", "--mod") == ["--model"]
+    assert completed("evaluate", "--mod") == ["--models"]
     assert completed("train", "--config", "my_ru") == []  # then bash completes names of files

@@ -55,7 +55,7 @@ def test_every_command_parses(monkeypatch):
     seen = []
     for name in ("_check", "_show", "_convert", "_build"):
         monkeypatch.setattr(commands, name, lambda command, rest: seen.append(rest))
-    lines = re.findall(r"^python -m seva_jax\.data (.*?)(?:\s+#.*)?$", PAGE, re.M)
+    lines = re.findall(r"^seva-jax data (.*?)(?:\s+#.*)?$", PAGE, re.M)
     assert len(lines) == 8
     for line in lines:
         commands.main(shlex.split(line))

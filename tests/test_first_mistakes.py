@@ -146,5 +146,6 @@ def test_another_model_s_checkpoint_in_the_work_directory(tmp_path):
     assert ran.stderr.splitlines() == [
         f"error: {tmp_path}/run holds a run with another config:",
         f"  base.path: '{tmp_path}/model' there, '{tmp_path}/other' now",
-        "choose another --workdir, or delete that one",
+        f"choose another --workdir (--take-from {tmp_path}/run copies the stages that this does "
+        "not change), or delete that one",
     ]

@@ -1,5 +1,6 @@
 """What the pages name exists: files, links, settings, shipped recipes."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -97,3 +98,23 @@ def test_the_recipes_of_the_page_run(tmp_path):
     assert [run.base for run in rounds[1:]] == [
         PriorRun("runs/rounds/1", merge=True), PriorRun("runs/rounds/2", merge=False),
     ]  # fmt: skip
+
+
+def test_the_config_of_the_first_page_runs(tmp_path):
+    """README's block, as it stands, is a config of the published run with another data source."""
+    page = (ROOT / "README.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(# my_run\.py\n.*?)```", page, re.S)
+    (tmp_path / "my_run.py").write_text(code)
+    (config,) = read_configs(tmp_path / "my_run.py")
+    (published,) = read_configs(ROOT / "configs/llava15_7b_seva.py")
+    assert (config.workdir, config.prompts.root) == ("runs/mine", "photos")
+    assert (
+        dataclasses.replace(config, workdir=published.workdir, prompts=published.prompts)
+        == published
+    )
+
+
+def test_the_first_page_asks_both_models():
+    """A report compares answers of both; with the aligned model's alone it says "Not known"."""
+    page = (ROOT / "README.md").read_text("utf-8")
+    assert "seva-jax evaluate --models base runs/mine --questions" in page

@@ -29,6 +29,7 @@ LOCAL_CALLS = {
     ("convert/files.py", "shutil.copyfile"): "copies a local file",
     ("convert/files.py", "shutil.rmtree"): "removes what a local export left",
     ("convert/tensors.py", "os.truncate"): "writes a temporary file",
+    ("runtime/processes.py", "os.open"): "opens /dev/null",
     ("run/preflight.py", "os.access"): "asked only of local folders",
     ("runtime/lock.py", "os.open"): "locks a local file; a store has `claim_remote`",
     ("runtime/lock.py", "os.path.samestat"): "locks a local file",

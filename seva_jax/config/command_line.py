@@ -8,9 +8,12 @@ exist are in `suggestions.py`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
+import itertools
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,13 +61,41 @@ def parse_options(
         SystemExit: an unknown option (with a suggestion), or `--help`.
     """
     argv, prog = sys.argv[1:] if argv is None else argv, program(command)
-    options, unknown = tyro.cli(
-        kind, args=argv, prog=prog, description=description, return_unknown_args=True
-    )
+    with plain_errors(prog):
+        options, unknown = tyro.cli(
+            kind, args=argv, prog=prog, description=description, return_unknown_args=True
+        )
     if unknown:
         inner = "" if dataclasses.is_dataclass(kind) else f" {argv[0]}"
         _refuse([answer(*each, options) for each in _pairs(unknown)], prog + inner)
     return options
+
+
+@contextlib.contextmanager
+def plain_errors(prog: str) -> Iterator[None]:
+    """Prints what tyro says of a value or a missing argument as one line, without its box."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+    except SystemExit as done:
+        if done.code == 2:
+            _refuse([_unboxed(printed.getvalue())], prog)
+        raise
+    sys.stderr.write(printed.getvalue())  # warnings
+
+
+def _unboxed(text: str) -> str:
+    r"""Returns the first paragraph of a box that tyro draws around an error.
+
+    >>> _unboxed("╭─ Value error ─╮\n│ Error parsing --n: │\n│ no int │\n│ ── │\n│ Help │\n╰──╯")
+    '--n: no int'
+    """
+    rows = [line.strip().strip("│+| ").strip() for line in text.splitlines()[1:]]
+    # Paragraphs stand between lines; where the box is made of ASCII, the title has one, too.
+    parts = itertools.groupby(rows, key=lambda row: bool(row) and set(row) <= set("─-╰╯"))
+    first = next((list(part) for is_line, part in parts if not is_line), [])
+    return " ".join(row for row in first if row).removeprefix("Error parsing ")
 
 
 def _refuse(problems: Iterable[str], prog: str) -> NoReturn:
@@ -157,10 +188,11 @@ def load_experiments(
     experiments: list[Experiment] = []
     for config in defaults or read_configs(flags.config):
         # Options change fields of values in the config file; they do not choose other classes.
-        experiment, unknown = tyro.cli(
-            Experiment, default=config, args=rest, config=(tyro.conf.AvoidSubcommands,),
-            prog=prog, description=help_text, return_unknown_args=True,
-        )  # fmt: skip
+        with plain_errors(prog):
+            experiment, unknown = tyro.cli(
+                Experiment, default=config, args=rest, config=(tyro.conf.AvoidSubcommands,),
+                prog=prog, description=help_text, return_unknown_args=True,
+            )  # fmt: skip
         if unknown:
             own = ("config", "print-config", "only", *["smoke"] * smoke, *others)
             published = read_config(find_config(PUBLISHED))

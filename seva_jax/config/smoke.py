@@ -361,7 +361,7 @@ def not_shown(real: Experiment, small: Experiment, num_runs: int = 1) -> list[st
             f"the weights: these were random, in {layers(less)} of width "
             f"{less.vision.hidden_size} and {less.text.hidden_size}; the model has {layers(full)} "
             f"of width {full.vision.hidden_size} and {full.text.hidden_size}",
-            "memory and speed: python -m seva_jax.plan computes both for the full shapes",
+            "memory and speed: seva-jax plan computes both for the full shapes",
         ]
     else:
         lines.append("memory and speed of the full model, and the training of the base")
@@ -378,8 +378,8 @@ def not_shown(real: Experiment, small: Experiment, num_runs: int = 1) -> list[st
             f"{sampling.temperature:g}"
         )
     lines.append(
-        f"the rest of the data: {NUM_PROMPTS} examples were used; python -m seva_jax.data check "
-        "--config reads all texts and images"
+        f"the rest of the data: {NUM_PROMPTS} examples were used; seva-jax data check --config "
+        "reads all texts and images"
     )
     if real.lora.rank > small.lora.rank:
         lines.append(f"adapters of rank {real.lora.rank}: these had {small.lora.rank}")

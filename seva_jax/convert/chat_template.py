@@ -86,14 +86,14 @@ def _parsed(tokenizer: Any, chat: str, messages: list[dict[str, Any]]) -> Templa
     match = _PROMPT.fullmatch(asked)
     if match is None:
         return None
-    lead, found, _ = whole.removeprefix(asked).partition(_ANSWER)
+    lead, marker, _ = whole.removeprefix(asked).partition(_ANSWER)
     sep = match["sep"]
     template = Template(
         system=match["opening"].removesuffix(sep),
         user=match["user"],
         assistant=match["assistant"],
         sep=sep,
-        lead=None if lead == sep or not found or not whole.startswith(asked) else lead,
+        lead=None if lead == sep or not marker or not whole.startswith(asked) else lead,
         end=tokenizer.eos_token,
     )
     return template if template.prompt(_QUESTION) == asked else None

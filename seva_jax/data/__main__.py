@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 import tyro
 
-from seva_jax.config.command_line import load_experiment, program
+from seva_jax.config.command_line import load_experiment, plain_errors, program
 from seva_jax.config.config_files import read_config
 from seva_jax.config.experiment import Experiment
 from seva_jax.config.source import flatten
@@ -305,10 +305,11 @@ def _corruptions(command: Corruptions, rest: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     kind: Any = Check | Show | Convert | Build | Corruptions
-    command, rest = tyro.cli(
-        kind, prog=program("data"), description=DESCRIPTION, args=argv,
-        return_unknown_args=True,
-    )  # fmt: skip
+    with plain_errors(program("data")):
+        command, rest = tyro.cli(
+            kind, prog=program("data"), description=DESCRIPTION, args=argv,
+            return_unknown_args=True,
+        )  # fmt: skip
     if isinstance(command, Corruptions):
         return _corruptions(command, rest)
     num = len(command.files)

@@ -132,10 +132,10 @@ def take_training(ctx: RunContext, num: int) -> None:
 
 def _copy(ctx: RunContext, num: int) -> str:
     own, config = ctx.workdir.path, ctx.config
-    found = _find(ctx, read_stages(own)["pairs"]["fingerprint"])
-    if not found:
+    chosen = _find(ctx, read_stages(own)["pairs"]["fingerprint"])
+    if not chosen:
         return ""
-    source, train = as_path(found[0]), config.train
+    source, train = as_path(chosen[0]), config.train
     done, leaves = read_stages(source)["align"], Leaves(source)
     otherwise = "put back a copy, or give --no-take-training to train from the start"
     lost = leaves.missing([_CHECKPOINTS], done.get("step"))
@@ -147,7 +147,7 @@ def _copy(ctx: RunContext, num: int) -> str:
     in_all = num * train.repeat * read_json(_config(source))["train.epochs"]
     end = min(start + (step - first) * train.batch_size, in_all)
     earlier = Continued(
-        hide_home(str(source)), found[1], step, read_facts(checkpoint).get("steps", step),
+        hide_home(str(source)), chosen[1], step, read_facts(checkpoint).get("steps", step),
         [*(before.ends if before else ()), end], before.fingerprint if before else "",
     )  # fmt: skip
     steps = steps_of(config, num, earlier)

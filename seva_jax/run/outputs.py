@@ -90,7 +90,7 @@ class Outputs:
             )  # fmt: skip
 
     @functools.cached_property
-    def _split(self) -> tuple[list[int], list[int]]:
+    def split(self) -> tuple[list[int], list[int]]:
         """Indices of the pairs that alignment is trained on, and of those that are held out."""
         config = self.ctx.config
         return split_by_image(self.comparisons.comparisons, config.train.eval_fraction, config.seed)
@@ -102,12 +102,12 @@ class Outputs:
         Raises:
             DataError: the pairs lack something that the objective needs, or none can be held out.
         """
-        return self._rows(self._split[0])
+        return self._rows(self.split[0])
 
     @functools.cached_property
     def held_out_rows(self) -> ComparisonRows | None:
         """The pairs that alignment is not trained on, likewise; None if it is trained on all."""
-        return self._rows(self._split[1]) if self._split[1] else None
+        return self._rows(self.split[1]) if self.split[1] else None
 
     def _rows(self, indices: Sequence[int], reference: bool = True) -> ComparisonRows:
         ctx, logps = self.ctx, None
@@ -128,7 +128,7 @@ class Outputs:
             path = self.ctx.workdir.path
             raise DataError(f"{path}: its alignment is not finished; run seva_jax.train first")
         # Log-probs of the reference, which may have been deleted, do not matter any more.
-        training, held_out = self._split
+        training, held_out = self.split
         others = self._rows(held_out, reference=False) if held_out else None
         rows = self._rows(training, reference=False)
         return load_aligned(self.ctx, self.reference, rows, others)

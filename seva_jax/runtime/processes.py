@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import json
 import os
+import select
 import socket
 import sys
 import threading
@@ -267,11 +268,26 @@ def one_line_errors() -> Iterator[None]:
         except DataError as error:
             sys.exit(hide_home(f"error: {error}"))
         raise
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
             raise
         problem = f"error: {error}; make room or make it writable, then run the same command again"
         sys.exit(hide_home(problem))
+
+
+def _reader_is_gone() -> bool:
+    """Returns whether what reads the output of this process has ended, such as `head`."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):  # no file, as in a notebook
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def say(text: str) -> None:

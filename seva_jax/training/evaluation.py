@@ -116,7 +116,7 @@ class HeldOut:
 
     def _metrics(self, trainable: Any, frozen: Variables) -> list[dict[str, Any]] | None:
         mesh, data = self._site.mesh, self._batches.iterate()
-        found: list[dict[str, Any]] = []
+        metrics_of_batches: list[dict[str, Any]] = []
         try:
             for _ in range(len(self._batches)):
                 if shutdown.stop_agreed():
@@ -125,10 +125,12 @@ class HeldOut:
                 with jax.set_mesh(mesh):
                     batch = put_batch(mesh, arrays, leading=1)
                     metrics = jax.device_get(self._evaluate(trainable, frozen, batch))
-                found.append({name: np.asarray(x).item() for name, x in metrics.items()})
+                metrics_of_batches.append(
+                    {name: np.asarray(x).item() for name, x in metrics.items()}
+                )
         finally:
             data.close()
-        return found
+        return metrics_of_batches
 
     def finish(self) -> int | None:
         """Writes the record of a training that has ended, and returns the step that is kept.
