@@ -17,7 +17,11 @@ from seva_jax.batches.pipeline import Schedule, num_steps
 from seva_jax.config.command_line import load_experiment
 from seva_jax.objectives import DPO, Supervised
 from seva_jax.run.further import RECORD, recorded
+from seva_jax.run.leaves import Leaves
+from seva_jax.run.opened import find_model
+from seva_jax.run.weights import aligned_checkpoint
 from seva_jax.run.workdir import StageMetrics, Workdir
+from seva_jax.training.held_out import Watch, read_held_out
 from seva_jax.training.optimizer import Optim
 from seva_jax.types import DataError
 
@@ -132,6 +136,47 @@ def test_a_killed_continuation_is_resumed(mine, tmp_path, request, monkeypatch, 
     folder = begin(killed, "align")
     assert_same(folder, more)
     assert begin(killed, "align") == folder  # done before
+
+
+LOSSES = {0: 0.7, 2: 0.6, 4: 0.5, 5: 0.1, 6: 0.4, 8: 0.3, 10: 0.35}  # of held-out pairs
+
+
+def test_held_out_pairs_of_a_continued_training(mine, tmp_path, monkeypatch, capsys):
+    """The best step is one that was trained here; patience counts from where training continues."""
+
+    def saw(self, step, loss):
+        return dataclasses.replace(self, values=(*self.values, (step, LOSSES[step])))
+
+    monkeypatch.setattr(Watch, "saw", saw)
+    options = {
+        "eval_fraction": 0.25, "eval_every": 2, "patience": 2, "keep": "best", "batch_size": 16,
+        "save_every": 1,
+    }  # fmt: skip
+    one = begin(epochs(mine, tmp_path / "one", 1, **options), "align")
+    assert (read_held_out(one).best_step, read_held_out(one).last_step) == (5, 5)
+    more = begin(epochs(mine, tmp_path / "more", 2, one, **options), "align")
+    # 72 pairs in batches of 16: the 5th is of 8.
+    assert f"continues the training of {one}: steps 6 to 10 of 10" in capsys.readouterr().out
+    result = read_held_out(more)
+    assert (result.best_step, result.best_loss, result.last_step) == (8, 0.3, 10)
+    assert (result.kept_step, result.start_loss) == (8, 0.7)
+    assert [row["step"] for row in rows(more, "held-out")] == list(LOSSES)
+    chosen = [find_model(more, step=step) for step in (None, "best", "last")]
+    names = [aligned_checkpoint(model.config, model.step).name for model in chosen]
+    assert names == ["8", "8", "10"]
+    assert chosen[1].label == f"{more} (best step)"
+    # It is taken with both checkpoints, and neither is missed in silence.
+    kept = more / "checkpoints" / "align" / "8"
+    config = epochs(mine, tmp_path / "again", 2, more, **options)
+    again = begin(config, "align")
+    assert f"■ align: taken from {more}" in capsys.readouterr().out
+    assert (again / "held_out.json").read_bytes() == (more / "held_out.json").read_bytes()
+    shutil.rmtree(again / "checkpoints" / "align" / "8")
+    with pytest.raises(DataError, match="checkpoints/align/8 is missing, which 'align' left"):
+        begin(config, "align")
+    with (kept / "state" / "manifest.ocdbt").open("ab") as file:
+        file.write(b"?")
+    assert Leaves(more).damage(["checkpoints/align", "held_out.json"], 10).startswith(str(kept))
 
 
 # --- when, and what is said -----------------------------------------------------------------------

@@ -129,6 +129,21 @@ def test_the_best_step_and_patience():
     assert watch(nan, patience=2, **every).exhausted
 
 
+def test_the_watch_of_a_continued_training():
+    """6 pairs in batches of 4: step 2 has 2 of them, and steps 3 to 5 the other 12 visits."""
+    options = TrainOptions(batch_size=4, epochs=3, patience=2)
+    seen = Watch.of(options, 5, 6, done=(2, 6))
+    assert [step for step in range(1, 6) if seen.due(step)] == [4, 5]
+    # Stopped within a pass, after 4 of 18 pairs: steps 2 to 5 end after 8, 12, 16 and 18 of them.
+    assert Watch.of(options, 5, 6, done=(1, 4)).ends == {2, 3, 5}
+    before = dataclasses.replace(seen, values=((0, 0.7), (1, 0.2), (2, 0.3)))
+    assert (before.best, before.exhausted) == (None, False)
+    assert not before.due(2)
+    after = before.saw(4, 0.6)
+    assert (after.best, after.saw(5, 0.9).best, after.saw(5, 0.9).exhausted) == (4, 4, False)
+    assert before.saw(4, math.nan).saw(5, math.nan).exhausted
+
+
 def test_means_are_weighted():
     """Batches count by their weights; those of weight 0 do not, whatever they say."""
     batches = [

@@ -7,6 +7,7 @@ checks its own hashes, checkpoints have digests (`seva_jax/training/digests.py`)
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -68,8 +69,9 @@ class Leaves:
         """Returns the steps whose checkpoints a later stage may read."""
         needed = [step]
         if RECORD in names and self.has(RECORD):
-            kept = read_held_out(self._folder).kept_step
-            needed += [kept] * (kept != step)
+            with contextlib.suppress(DataError):  # damaged, which is said where it is read
+                kept = read_held_out(self._folder).kept_step
+                needed += [kept] * (kept != step)
         return needed
 
     def _missing_of_checkpoint(self, name: str, step: int | None) -> list[str]:
@@ -109,6 +111,8 @@ class Leaves:
                         folder = path / str(max(self.steps(name)) if each is None else each)
                         if why := damage(folder):
                             return f"{folder} is damaged: {why}"
+                elif name == RECORD:
+                    read_held_out(self._folder)
                 elif name.endswith(".array_record"):
                     read_records(path)
                 elif name.endswith(".json"):

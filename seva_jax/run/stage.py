@@ -24,9 +24,10 @@ class Stage:
             programs; may be missing.
         journal: a file that is deleted when the stage has finished, as `leaves` holds all of it.
         needs: names of earlier stages whose files `run` reads.
-        trains: names of the rows of metrics that it writes if it trains, in which case `leaves` are
-            checkpoints; () otherwise. Missing checkpoints are not made again, because another
-            machine would train other weights; where they are needed, an error says what to do.
+        trains: names of the rows of metrics that it writes if it trains, in which case the first of
+            `leaves` are checkpoints; () otherwise. Missing checkpoints are not made again, because
+            another machine would train other weights; where they are needed, an error says what to
+            do.
         if_missing: what happens when `leaves` are missing although the stage was done before.
             "note" says so; they are made again when a stage that has to run needs them. "make"
             makes them again at once, unless that takes files that are missing, too. "require" does
