@@ -24,6 +24,7 @@ import jax
 from seva_jax.config import (
     Experiment,
     TrainedBase,
+    differing_fields,
     evaluation_config,
     fingerprint,
     flatten,
@@ -45,7 +46,7 @@ from seva_jax.evals import (
 from seva_jax.evals.stored import EVALS, safe_label
 from seva_jax.evals.suites import question_suite
 from seva_jax.run.evaluations import evaluate_all, require_askable
-from seva_jax.run.opened import FoundModel, ModelOptions, find_model
+from seva_jax.run.opened import FoundModel, ModelOptions, find_model, is_run
 from seva_jax.run.workdir import Workdir
 from seva_jax.runtime.processes import (
     joined,
@@ -117,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags, rest = parser.parse_known_args(argv)
     if flags.batch_size is not None and flags.batch_size < 1:
         raise DataError(f"--batch-size must be at least 1, not {flags.batch_size}")
-    runs = list(dict.fromkeys(n for n in flags.model if n != "base" and _is_run(n)))
+    runs = list(dict.fromkeys(n for n in flags.model if n != "base" and is_run(as_path(n))))
     others = [name.replace("_", "-") for name in vars(flags)]
     given = {run: _config_of_run(run, rest, others) for run in runs}
     if "base" in flags.model and len(runs) > 1:
@@ -136,13 +137,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     suites = suites or list(config.evals)
     if not suites:
         raise DataError("there is nothing to ask: give --suite FILE or --questions FILE")
-    _check(suites, read_config(out / "config.py") if _is_run(out) else config)
+    _check(suites, read_config(out / "config.py") if is_run(out) else config)
     with joined(config.processes):
         _evaluate(models, suites, out, flags.batch_size)
-
-
-def _is_run(name: str | Path) -> bool:
-    return (as_path(name) / "config.py").is_file()
 
 
 def _load(
@@ -217,7 +214,7 @@ def _find(
     """
     if name == "base":
         return _find_base(config)
-    if _is_run(name):
+    if is_run(as_path(name)):
         found = find_model(name, "aligned", options=ModelOptions(same_base=flags.same_base))
         asked, ignored = evaluation_config(found.config, config, "aligned")
         return dataclasses.replace(found, config=asked), ignored
@@ -229,9 +226,8 @@ def _find(
     asked = dataclasses.replace(
         found.config, mesh=config.mesh, rollout=config.rollout, profile=config.profile
     )
-    there, now = flatten(default or config), flatten(config)
     used = ("mesh", "processes", "profile", "rollout", "compute", "workdir")
-    changed = [k for k in sorted(there.keys() | now.keys()) if there.get(k) != now.get(k)]
+    changed = differing_fields(flatten(default or config), flatten(config))
     ignored = [k for k in changed if not is_within(k, used)]
     return dataclasses.replace(found, config=asked), ignored
 
@@ -239,7 +235,7 @@ def _find(
 def _find_base(config: Experiment) -> tuple[FoundModel, list[str]]:
     """Returns `_find` of the base model of the run of a config, which need not have begun."""
     path = as_path(config.workdir)
-    if _is_run(path):
+    if is_run(path):
         found = find_model(path, "base")
         given = dataclasses.replace(config, lora=config.base.lora(config.lora))
         asked, ignored = evaluation_config(found.config, given, "base")
@@ -267,7 +263,7 @@ def _out(given: str | None, models: Sequence[_Model]) -> Path:
     out = as_path(given) if given else paths[0]
     for model in models:
         own = model.is_of(out) and model.label == model.found.which
-        if _is_run(out) and model.label in _OWN and not own:
+        if is_run(out) and model.label in _OWN and not own:
             raise DataError(
                 f"{out} is a run, whose own models have the labels {' and '.join(_OWN)}; give "
                 f"{model.name} another label, or choose another --out"
@@ -281,7 +277,7 @@ def _evaluate(
     for model in models:
         if model.ignored:
             say(f"{model.label}: without effect on an evaluation: {', '.join(model.ignored)}")
-        if model.found.is_run and not _is_run(model.found.path):
+        if model.found.is_run and not is_run(model.found.path):
             Workdir.open(model.found.config).close()  # makes it a run's, which may begin later
     make_folder(out)
     profiler.use(out / PROFILES, traced_steps(models[0].found.config.profile))

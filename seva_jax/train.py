@@ -31,8 +31,9 @@ from seva_jax.config import (
 )
 from seva_jax.config.prior_run import base_fingerprint
 from seva_jax.config.smoke import smoke
+from seva_jax.data.show import spread
 from seva_jax.report import write_figures
-from seva_jax.report.cards import logged_pairs, spread
+from seva_jax.report.cards import logged_pairs
 from seva_jax.report.closing import closing_summary, how_to_open
 from seva_jax.report.compare import compare
 from seva_jax.report.run_report import page_size, results_and_verdict, write_run_report

@@ -27,6 +27,7 @@ from seva_jax.config.prior_run import PriorRun
 from seva_jax.config.rounds import Iterations, Round, Rounds, runs_of
 from seva_jax.config.smoke import ReducedBase, SmokePairs, SmokePrompts, SmokeSuite
 from seva_jax.config.source import (
+    differing_fields,
     fingerprint,
     flatten,
     is_within,

@@ -10,7 +10,7 @@ import dataclasses
 from typing import Literal
 
 from seva_jax.config.experiment import Experiment
-from seva_jax.config.source import flatten, is_within, without_effect
+from seva_jax.config.source import differing_fields, flatten, is_within, without_effect
 from seva_jax.types import DataError
 
 # What the base model is, and how it is asked.
@@ -45,18 +45,14 @@ def evaluation_config(
         DataError: the given config is about another model, or asks it in another way; the message
             names the fields with both values.
     """
-    there, now = flatten(stored), flatten(given)
-    changed = [k for k in sorted(there.keys() | now.keys()) if there.get(k) != now.get(k)]
+    differing = differing_fields(flatten(stored), flatten(given))
     free = (*without_effect(given.base, "base"), *_WORK, *_ELSEWHERE)
-    changed = [name for name in changed if not is_within(name, free)]
+    changed = [name for name in differing if not is_within(name, free)]
     model = (*_MODEL, "lora") if which == "aligned" else _MODEL
     if others := [name for name in changed if is_within(name, model)]:
-        lines = (
-            f"{k}: {there.get(k, 'absent')!r} there, {now.get(k, 'absent')!r} now" for k in others
-        )
         raise DataError(
             f"{stored.workdir} holds the model of another config:\n  "
-            + "\n  ".join(lines)
+            + "\n  ".join(differing[name] for name in others)
             + "\nleave these as they are there, or give another model"
         )
     asked = dataclasses.replace(

@@ -109,6 +109,20 @@ def with_defaults(recorded: dict[str, Any], wanted: dict[str, Any], config: Any)
     return complete
 
 
+def differing_fields(there: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """Returns the fields in which two flat configs differ, sorted, each with both values in words.
+
+    Args:
+        there: what `flatten` gave for one config.
+        now: what it gave for the other.
+    """
+    return {
+        name: f"{name}: {there.get(name, 'absent')!r} there, {now.get(name, 'absent')!r} now"
+        for name in sorted(there.keys() | now.keys())
+        if there.get(name) != now.get(name)
+    }
+
+
 def _marked(config: Any, mark: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Returns the marked fields and their values, by dotted name."""
     marked: dict[str, tuple[Any, Any]] = {}

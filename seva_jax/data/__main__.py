@@ -9,7 +9,6 @@ import textwrap
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
 import tyro
 
 from seva_jax.config.command_line import load_experiment, plain_errors, program
@@ -24,7 +23,7 @@ from seva_jax.data.collect import counted
 from seva_jax.data.detect import Detected, config_line, detect
 from seva_jax.data.export import Export, Format, pairs_of
 from seva_jax.data.records import build
-from seva_jax.data.show import describe
+from seva_jax.data.show import describe, spread
 from seva_jax.data.sources import PreferenceSet, PromptSet, PromptSource
 from seva_jax.evals import Questions
 from seva_jax.report.closing import how_to_open
@@ -253,9 +252,7 @@ def _check_file(command: Check, rest: Sequence[str]) -> None:
 
 def _show(command: Show, rest: Sequence[str]) -> None:
     data, _ = _open(command, rest)
-    last = len(data.prompts) - 1
-    indices = np.linspace(0, last, min(command.num, last + 1)).astype(int).tolist()
-    print(describe(data, indices))
+    print(describe(data, spread(len(data.prompts), command.num)))
 
 
 def _convert(command: Convert, rest: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Examples as text for a terminal."""
+"""A few of many examples: which ones, and as text for a terminal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ import json
 import textwrap
 from collections.abc import Sequence
 
+import numpy as np
+
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.types import ExampleError
+
+
+def spread(total: int, shown: int) -> list[int]:
+    """Returns at most `shown` indices, evenly spread over `total`."""
+    return sorted(set(np.linspace(0, total - 1, min(shown, total)).astype(int).tolist()))
 
 
 def describe(data: PromptSet, indices: Sequence[int], width: int = 100) -> str:

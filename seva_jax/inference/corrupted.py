@@ -6,7 +6,7 @@ What lives here: applying one corruption to one prompt on the host. What does no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from seva_jax.corrupt import Corruption, SequenceCorruption, apply_pixels, corruption_key
 from seva_jax.corrupt.base import apply_jitted
 from seva_jax.images import ImageProcessing
-from seva_jax.types import Prompt
+from seva_jax.types import Comparison, Prompt
 
 
 def corrupted_prompt(prompt: Prompt, corruption: Corruption, index: int, seed: int) -> Prompt:
@@ -50,6 +50,32 @@ def corrupted_pixels(
             else:
                 pixels.append(np.asarray(apply_jitted(corruption, key, processing(image))))
     return stacked(pixels, processing)
+
+
+def corrupted_views(
+    comparison: Comparison,
+    load_image: Callable[[str], np.ndarray],
+    processing: ImageProcessing,
+    corruptions: Sequence[Corruption],
+    seed: int,
+) -> list[tuple[str, np.ndarray]]:
+    """Returns what the model saw when it gave the rejected answers of a comparison.
+
+    Args:
+        comparison: the comparison.
+        load_image: gives an image by name.
+        processing: image pipeline.
+        corruptions: those of the run.
+        seed: the run's.
+
+    Returns:
+        The name of each corruption of the comparison, and its `corrupted_pixels`.
+    """
+    prompt = comparison.prompt
+    return [
+        (str(chosen), corrupted_pixels(prompt, load_image, processing, chosen, index, seed))
+        for index, chosen in ((i, corruptions[i]) for i in comparison.corruptions)
+    ]
 
 
 def stacked(pixels: list[np.ndarray], processing: ImageProcessing) -> np.ndarray:

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from seva_jax.config import Experiment, read_suites
+from seva_jax.data.show import spread
 from seva_jax.evals import StoredEvaluation
 from seva_jax.evals.base import Record
 from seva_jax.images import ImageProcessing
-from seva_jax.inference.corrupted import corrupted_pixels
+from seva_jax.inference.corrupted import corrupted_views
 from seva_jax.report import markup
 from seva_jax.report.data import ExampleCard, PairCard
 from seva_jax.report.results import ALIGNED, BASE
@@ -63,20 +64,17 @@ class Pictures:
         self, load_image: LoadImage | None, comparison: Comparison
     ) -> tuple[tuple[np.ndarray, str], ...]:
         """Returns the first image under each corruption of a comparison, with its name."""
-        config, prompt = self.config, comparison.prompt
-        if not prompt.images:
+        if not comparison.prompt.images:
             return ()
         with self._missing():
             processing = self._ready(load_image)
             assert load_image is not None
-            drawn = [
-                corrupted_pixels(prompt, load_image, processing, config.corrupt[i], i, config.seed)
-                for i in comparison.corruptions
-            ]
-            names = (markup.shorten(str(config.corrupt[i]), 40) for i in comparison.corruptions)
+            drawn = corrupted_views(
+                comparison, load_image, processing, self.config.corrupt, self.config.seed
+            )
             return tuple(
-                (processing.denormalise(pixels[0]), name)
-                for pixels, name in zip(drawn, names, strict=True)
+                (processing.denormalise(pixels_IHWC[0]), markup.shorten(name, 40))
+                for name, pixels_IHWC in drawn
             )
         return ()
 
@@ -179,11 +177,6 @@ def example_cards(pictures: Pictures, both: Sequence[StoredEvaluation]) -> tuple
             answered = (old["answer"], new["answer"], verdict)
             cards.append(ExampleCard(*asked, *answered, before.name))
     return tuple(cards)
-
-
-def spread(total: int, shown: int) -> list[int]:
-    """Returns at most `shown` indices, evenly spread over `total`."""
-    return sorted(set(np.linspace(0, total - 1, min(shown, total)).astype(int).tolist()))
 
 
 def _image_loader(stored: StoredEvaluation, config: Experiment) -> LoadImage | None:

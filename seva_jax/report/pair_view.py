@@ -19,7 +19,7 @@ from seva_jax.config import Experiment
 from seva_jax.data import PromptSet
 from seva_jax.data.json_records import comparison_from
 from seva_jax.images import ImageProcessing
-from seva_jax.inference.corrupted import corrupted_pixels
+from seva_jax.inference.corrupted import corrupted_views
 from seva_jax.report.diff import differing_pieces, mark_differences
 from seva_jax.report.markup import esc, shorten
 from seva_jax.report.pictures import MAX_IMAGE_CHARS, Thumbnails, is_tiny
@@ -105,15 +105,11 @@ class Pair:
             DataError: the run's data or an image are not there.
         """
         config, processing = self._run.config, self._run.processing
-        pictures = []
-        for index in self.comparison.corruptions if self.images else ():
-            corruption, load = config.corrupt[index], self._run.data().load_image
-            pixels_IHWC = corrupted_pixels(
-                self.comparison.prompt, load, processing, corruption, index, config.seed
-            )
-            if len(pixels_IHWC):
-                pictures.append((str(corruption), processing.denormalise(pixels_IHWC[0])))
-        return pictures
+        if not self.images or not self.comparison.corruptions:
+            return []  # the run's data need not be there
+        load = self._run.data().load_image
+        views = corrupted_views(self.comparison, load, processing, config.corrupt, config.seed)
+        return [(name, processing.denormalise(x_IHWC[0])) for name, x_IHWC in views if len(x_IHWC)]
 
     def show(self) -> None:
         """Shows the pair, see `show`."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from seva_jax.config import Checkpoint, Experiment, PriorRun, flatten
 from seva_jax.data.json_records import read_comparisons
+from seva_jax.data.show import spread
 from seva_jax.evals import Metric, Row, format_table, headline_rows
 from seva_jax.evals.base import Record
 from seva_jax.images import ImageProcessing
@@ -24,7 +25,6 @@ from seva_jax.report.cards import (
     example_cards,
     own_cards,
     pair_card,
-    spread,
 )
 from seva_jax.report.closing import cost, row_speeds, seconds, speed, time_parts
 from seva_jax.report.data import (

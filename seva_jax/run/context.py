@@ -33,6 +33,31 @@ from seva_jax.training.step import StepOptions, Variables
 from seva_jax.types import DataError
 
 
+def rollout_engine(
+    config: Experiment, assets: Assets, model: Llava, variables: Variables, mesh: jax.sharding.Mesh
+) -> RolloutEngine:
+    """Returns the engine that answers prompts as a run does.
+
+    Args:
+        config: the run's config.
+        assets: what comes with the weights.
+        model: the module that the variables belong to.
+        variables: those of the model that answers.
+        mesh: where they live.
+    """
+    return RolloutEngine(
+        model=model,
+        variables=variables,
+        encoder=assets.encoder(config.text.generate, config.text.max_length),
+        processing=assets.processing,
+        mesh=mesh,
+        batch_size=config.rollout.batch_size,
+        seed=config.seed,
+        refill=config.rollout.refill,
+        cache=config.rollout.cache,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class RunContext:
     """One run in its work directory.
@@ -69,12 +94,18 @@ class RunContext:
         return ctx
 
     @classmethod
-    def of(cls, config: Experiment, siblings: Sequence[Path] = ()) -> RunContext:
+    def of(
+        cls,
+        config: Experiment,
+        siblings: Sequence[Path] = (),
+        workdir: Workdir | None = None,
+    ) -> RunContext:
         """Looks at the work directory of a run and reads the assets of its base; writes nothing.
 
         Args:
             config: see `open`.
             siblings: see `open`.
+            workdir: what `Workdir.of` returned for the config, if that was asked before.
 
         Raises:
             DataError: see `Workdir.of` and `BaseModel.assets`; or the devices do not suit the
@@ -97,7 +128,7 @@ class RunContext:
             config,
             mesh,
             assets,
-            Workdir.of(config, siblings),
+            workdir or Workdir.of(config, siblings),
             make_model(assets.config, config.compute),
             make_model(assets.config, config.compute, lora),
         )
@@ -138,17 +169,8 @@ class RunContext:
 
     def engine(self, variables: Variables) -> RolloutEngine:
         """Returns the engine that answers prompts with a model of this run."""
-        config = self.config
-        return RolloutEngine(
-            model=self.model_of(variables),
-            variables=variables,
-            encoder=self.encoder(config.text.generate),
-            processing=self.assets.processing,
-            mesh=self.mesh,
-            batch_size=config.rollout.batch_size,
-            seed=config.seed,
-            refill=config.rollout.refill,
-            cache=config.rollout.cache,
+        return rollout_engine(
+            self.config, self.assets, self.model_of(variables), variables, self.mesh
         )
 
     def pixels(self, data: PromptSet) -> Pixels:

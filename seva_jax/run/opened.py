@@ -31,6 +31,7 @@ from seva_jax.convert.hf_config import read_context_length
 from seva_jax.convert.original import ADAPTER_CONFIG, is_adapter, read_json
 from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.models import Llava, LoraConfig
+from seva_jax.run.context import rollout_engine
 from seva_jax.run.weights import (
     Step,
     aligned_checkpoint,
@@ -220,18 +221,11 @@ class OpenedModel:
             batch_size: rows answered together, over all devices.
             seed: of sampling; None takes the run's.
         """
-        config = self.config
-        return RolloutEngine(
-            model=self.model,
-            variables=self.variables,
-            encoder=self.assets.encoder(config.text.generate, config.text.max_length),
-            processing=self.assets.processing,
-            mesh=self.mesh,
-            batch_size=batch_size,
-            seed=config.seed if seed is None else seed,
-            refill=config.rollout.refill,
-            cache=config.rollout.cache,
-        )
+        engine = rollout_engine(
+            self.config, self.assets, self.model, self.variables, self.mesh
+        )  # fmt: skip
+        seed = engine.seed if seed is None else seed
+        return dataclasses.replace(engine, batch_size=batch_size, seed=seed)
 
 
 def first_devices(num: int | None) -> jax.sharding.Mesh:

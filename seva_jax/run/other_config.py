@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seva_jax.config import Experiment, is_within, with_defaults, without_effect
+from seva_jax.config import (
+    Experiment,
+    differing_fields,
+    is_within,
+    with_defaults,
+    without_effect,
+)
 from seva_jax.run.stage import FORMAT
 from seva_jax.runtime.run_records import read_stages
 from seva_jax.types import DataError
@@ -45,11 +51,8 @@ def changed_fields(
             "export its model, and base.path of a new run or of an evaluation can name the export"
         )
     there, free = with_defaults(there, wanted, experiment), without_effect(experiment)
-    return [
-        f"{k}: {there.get(k, 'absent')!r} there, {wanted.get(k, 'absent')!r} now"
-        for k in sorted(there.keys() | wanted.keys())
-        if there.get(k) != wanted.get(k) and not is_within(k, free)
-    ]
+    differing = differing_fields(there, wanted)
+    return [line for name, line in differing.items() if not is_within(name, free)]
 
 
 def answers_fit(changed: Sequence[str]) -> bool:

@@ -10,6 +10,8 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from seva_jax.batches.encoded import EncodedComparisons, encode_comparisons
 from seva_jax.batches.image_inputs import FeatureCache, ImageInput
 from seva_jax.batches.pipeline import ComparisonRows
@@ -109,11 +111,15 @@ class Outputs:
         """The pairs that alignment is not trained on, likewise; None if it is trained on all."""
         return self._rows(self.split[1]) if self.split[1] else None
 
+    @functools.cached_property
+    def _reference_logps(self) -> Sequence[tuple[np.ndarray, ...]]:
+        """Log-probs of all pairs under the reference, read once: checking them takes its time."""
+        return read_reference(self.ctx, self.reference, self.comparisons.comparisons)
+
     def _rows(self, indices: Sequence[int], reference: bool = True) -> ComparisonRows:
         ctx, logps = self.ctx, None
         if reference and caches_reference(ctx):
-            whole = read_reference(ctx, self.reference, self.comparisons.comparisons)
-            logps = [whole[i] for i in indices]
+            logps = [self._reference_logps[i] for i in indices]
         chosen = self.comparisons.select(indices)
         return ctx.rows(chosen, self.images, ctx.config.objective, logps)
 

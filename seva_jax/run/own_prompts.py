@@ -11,8 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from seva_jax.data.show import spread
 from seva_jax.run.outputs import Outputs
 from seva_jax.run.rollouts import RECORDS, read_rollouts
 from seva_jax.training.step import Variables
@@ -49,8 +48,7 @@ def choose_prompts(
         groups[seen(prompt)].append(prompt)
     chosen: list[tuple[Prompt, str]] = []
     for kind, of_kind in groups.items():
-        places = np.linspace(0, len(of_kind) - 1, min(num - len(chosen), len(of_kind)))
-        chosen += [(of_kind[i], kind) for i in sorted(set(places.astype(int).tolist()))]
+        chosen += [(of_kind[i], kind) for i in spread(len(of_kind), num - len(chosen))]
     return chosen
 
 

@@ -67,9 +67,9 @@ def prepared(config: Experiment, siblings: Sequence[Path] = ()) -> tuple[RunCont
     require_none(_layout_problems(config))
     require_none(_base_problems(config))
     finished = _finished(config, path)
-    problems = list[str]()
+    problems, workdir = list[str](), None
     if not _continues_adapters(config):  # their rank may replace that of the config
-        _attempt(lambda: Workdir.of(config, siblings), problems)
+        workdir = _attempt(lambda: Workdir.of(config, siblings), problems)
         require_none(problems)
     problems += _folder_problems(config)
     prompts = None
@@ -87,7 +87,7 @@ def prepared(config: Experiment, siblings: Sequence[Path] = ()) -> tuple[RunCont
     if jax.process_count() > 1:  # a host that lacks a file must not leave the others waiting
         _attempt(config.base.assets, problems)
         require_none(problems)
-    ctx = _attempt(lambda: RunContext.of(config, siblings), problems)
+    ctx = _attempt(lambda: RunContext.of(config, siblings, workdir), problems)
     require_none(problems)
     assert ctx is not None
     out = Outputs(ctx)

@@ -13,7 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seva_jax.config import Experiment, is_within, with_defaults, without_effect
+from seva_jax.config import (
+    Experiment,
+    differing_fields,
+    is_within,
+    with_defaults,
+    without_effect,
+)
 from seva_jax.run.leaves import Leaves
 from seva_jax.run.stage import FORMAT, Stage, instead_of
 from seva_jax.runtime.copies import copy_whole
@@ -109,8 +115,7 @@ def differences(path: Path, wanted: dict[str, Any], experiment: Experiment) -> d
     there = read_json(path / "config.json")
     there.pop("format", None)
     there, free = with_defaults(there, wanted, experiment), without_effect(experiment)
-    names = {k for k in there.keys() | wanted.keys() if there.get(k) != wanted.get(k)}
-    names = {k for k in names if not is_within(k, free)}
+    names = {k for k in differing_fields(there, wanted) if not is_within(k, free)}
     return {
         k: f"{k} is {there.get(k, 'absent')!r} there and {wanted.get(k, 'absent')!r} here"
         for k in sorted(names)

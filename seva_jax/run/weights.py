@@ -170,10 +170,9 @@ def _refuse_other_base(config: Experiment, checkpoint: Path, numbers: Any) -> No
         )  # fmt: skip
 
 
-def _refuse_other_adapter(config: Experiment, adapters: Any) -> None:
+def _refuse_other_adapter(config: Experiment, checkpoint: Path, adapters: Any) -> None:
     """Compares the adapters that a run continued with those that it recorded."""
     assert isinstance(config.base, Checkpoint), config.base
-    checkpoint = aligned_checkpoint(config)
     recorded = read_facts(checkpoint).get("base.adapter")
     if recorded not in (None, fingerprint(checksum(adapters))):
         raise DataError(
@@ -212,7 +211,7 @@ def require_trained_on(config: Experiment, checkpoint: Path, reference: Variable
     """
     _refuse_other_base(config, checkpoint, jax.tree.map(checksum, reference["params"]))
     if "lora" in reference and isinstance(config.base, Checkpoint):
-        _refuse_other_adapter(config, reference["lora"])
+        _refuse_other_adapter(config, checkpoint, reference["lora"])
 
 
 def reference_adapters(config: Experiment, model: LlavaConfig, mesh: jax.sharding.Mesh) -> Any:
@@ -234,7 +233,7 @@ def reference_adapters(config: Experiment, model: LlavaConfig, mesh: jax.shardin
         earlier = base.earlier()
         adapters = reference_adapters(earlier, model, mesh)
         if adapters and isinstance(earlier.base, Checkpoint):
-            _refuse_other_adapter(earlier, adapters)
+            _refuse_other_adapter(earlier, aligned_checkpoint(earlier), adapters)
         return adapters
     if not isinstance(base, Checkpoint) or base.merge:
         return {}
@@ -300,8 +299,7 @@ def trained_variables(
     Raises:
         DataError: there is no such checkpoint, or it is damaged.
     """
-    path = aligned_checkpoint(config, step, steps, facts)
-    return read_variables(path, _trained_like(config, model, mesh))
+    return variables_of(config, model, mesh, aligned_checkpoint(config, step, steps, facts))
 
 
 def aligned_checkpoint(
