@@ -34,6 +34,7 @@ from seva_jax.run.opened import (
     is_run,
 )
 from seva_jax.run.weights import Step
+from seva_jax.runtime.quiet import quiet_libraries
 from seva_jax.runtime.stores import as_path
 from seva_jax.sharding import put_batch, replicated, row_multiple
 from seva_jax.text import Sampling, Template
@@ -291,6 +292,7 @@ def open_model(
     Raises:
         DataError: the path names no model, and what it is instead; or an option does not fit.
     """
+    quiet_libraries()
     options = ModelOptions(
         str(base), str(vision_tower), template, pad_to_square,
         ComputeOptions(param_dtype=dtype, dtype=dtype), same_base,

@@ -9,7 +9,9 @@ from helpers_first import beginner
 from helpers_llava import write_run
 from helpers_run import ROOT, environment
 
+from seva_jax.config import TextOptions
 from seva_jax.runtime import quiet
+from seva_jax.text import PLAIN
 
 
 def test_a_command_prints_only_its_own_lines(tmp_path):
@@ -29,6 +31,22 @@ def test_a_command_prints_only_its_own_lines(tmp_path):
     )  # fmt: skip
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.splitlines()[-1].startswith(f"{tmp_path}/merged: ")
+
+
+def test_a_model_that_is_opened_in_python_prints_nothing(tmp_path):
+    beginner(tmp_path)
+    write_run(tmp_path / "run", tmp_path / "model", text=TextOptions(PLAIN, PLAIN, 32))
+    call = (
+        f"seva_jax.open({str(tmp_path / 'run')!r}).answer(None, 'what is this ?', max_new_tokens=2)"
+    )
+    (tmp_path / "asks.py").write_text(f"import seva_jax\n\n{call}\n")
+    env = environment()
+    env["PYTHONPATH"] = f"{tmp_path}:{env.get('PYTHONPATH', '')}"
+    ran = subprocess.run(
+        [sys.executable, ROOT / "tests" / "lean.py", "asks"],
+        env=env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
 @pytest.fixture
