@@ -25,7 +25,7 @@ from seva_jax.evals import (
     write_records,
     write_summary,
 )
-from seva_jax.evals.stored import SUITE_FILE
+from seva_jax.evals.stored import SUITE_FILE, TRAINED
 from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.run.used_data import open_scorable
 from seva_jax.run.workdir import Workdir
@@ -33,6 +33,7 @@ from seva_jax.runtime.files import read_lines, write_text
 from seva_jax.runtime.journal import Journal, Record
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import barrier, say
+from seva_jax.runtime.run_records import read_stages
 from seva_jax.text import Sampling
 from seva_jax.text.tokenizer import tokenizer_facts
 from seva_jax.training.checkpoint import checksum
@@ -85,6 +86,8 @@ def evaluate_all(
         num += len(questions.prompts)
         if workdir.writes:
             about = {"model": model, "order": order}
+            trained = read_stages(workdir.path).get("align") if who == "aligned" else None
+            about |= {TRAINED: trained["fingerprint"]} if trained else {}
             about |= {"source": hide_home(source)} if source else {}
             _score(suite, questions, who, workdir, journal, about)
         barrier(f"evals {who} {suite.name}")
