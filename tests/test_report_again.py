@@ -85,8 +85,8 @@ SAME = (result("vqa", MIXED), result("vqa", MIXED))
         ),
         (
             (ERRORS_DOWN,),
-            "Yes, on these questions: prior_errors (share of answers that follow the "
-            "prior instead of the image) on e fell by 1.000 [1.000, 1.000]. No metric "
+            "Yes, on these questions: prior_errors (wrong answers that follow the "
+            "prior) on e fell by 1.000 [1.000, 1.000]. No metric "
             "got clearly worse.",
         ),
         (
@@ -219,8 +219,8 @@ def test_metrics_are_named_as_in_the_table_with_what_they_are():
     chair = [result("describe", x, "chair_i", "lower") for x in (WRONG, RIGHT)]
     words = [result("pope", x, "words: cats/unparsed", "lower") for x in (RIGHT, WRONG)]
     assert did_it_help("a", results(chair, words), Shown(), True).sentence == (
-        "In part. Better: words: cats/unparsed (share of answers that could not be read) on pope "
-        "fell by 1.000 [1.000, 1.000]. Worse: chair_i (share of hallucinated objects) on describe "
+        "In part. Better: words: cats/unparsed (answers that could not be read) on pope "
+        "fell by 1.000 [1.000, 1.000]. Worse: chair_i (hallucinated objects) on describe "
         "rose by 1.000 [1.000, 1.000]."
     )
 

@@ -48,7 +48,7 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
     config = path / "config.json"
     if not config.is_file():
-        raise DataError(f"{path} is no work directory of a run: it has no config.json")
+        raise DataError(f"{path} is not the work directory of a run: it has no config.json")
     rows = [row for row in read_metrics(path) if row["stage"] == "align"]
     if not rows:
         raise DataError(f"{path} has no alignment metrics yet; run its alignment first")

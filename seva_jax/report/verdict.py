@@ -20,12 +20,12 @@ from seva_jax.runtime.paths import hide_home
 _MOST_NAMED = 3  # metrics of one kind that a sentence names
 _MANY_METRICS = 10  # from which on some change clearly by luck
 _MEANINGS = {  # of metrics whose names do not say it
-    "chair_i": "share of hallucinated objects",
-    "chair_s": "share of captions with a hallucinated object",
-    "prior_errors": "share of answers that follow the prior instead of the image",
-    "other_errors": "share of other wrong answers",
-    "unparsed": "share of answers that could not be read",
-    "unjudged": "share of answers without a verdict",
+    "chair_i": "hallucinated objects",
+    "chair_s": "captions with a hallucinated object",
+    "prior_errors": "wrong answers that follow the prior",
+    "other_errors": "other wrong answers",
+    "unparsed": "answers that could not be read",
+    "unjudged": "answers without a verdict",
 }
 _UNFINISHED = "This page shows what there is so far; the command that started the run resumes it."
 _NOT_COMPARED = (

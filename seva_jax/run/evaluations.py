@@ -86,8 +86,8 @@ def evaluate_all(
         num += len(questions.prompts)
         if workdir.writes:
             about = {"model": model, "order": order}
-            trained = read_stages(workdir.path).get("align") if who == "aligned" else None
-            about |= {TRAINED: trained["fingerprint"]} if trained else {}
+            trained = read_stages(workdir.path).get("align", {}).get("fingerprint")
+            about |= {TRAINED: trained} if trained and who == "aligned" else {}
             about |= {"source": hide_home(source)} if source else {}
             _score(suite, questions, who, workdir, journal, about)
         barrier(f"evals {who} {suite.name}")
