@@ -243,6 +243,21 @@ def test_any_models_are_compared_with_the_first(tmp_path, files):
     assert text.splitlines()[0].split()[4:] == ["b"]
 
 
+def test_answers_of_a_trained_model_record_its_training(tmp_path, files):
+    """So that they are noticed when it has been trained again; the base is not trained."""
+    workdir, suite = Workdir(tmp_path / "run", True), gqa_suite(files)
+    workdir.path.mkdir()
+    (workdir.path / "stages.json").write_text(json.dumps({"align": {"fingerprint": "first"}}))
+    for label in ("base", "aligned"):
+        evaluations.evaluate_all(Parrot(), [suite], label, workdir)
+    (gqa,) = stored_evaluations(workdir.path)
+    assert [gqa.about[label].get("trained") for label in ("base", "aligned")] == [None, "first"]
+    assert evaluate.tables(workdir.path, ["base"], ["gqa"])[1] == []
+    (workdir.path / "stages.json").write_text("{}")  # it is being trained again
+    (reason,) = evaluate.tables(workdir.path, ["base"], ["gqa"])[1]
+    assert "gqa was asked of an earlier aligned model" in reason
+
+
 def test_what_two_parsers_read_alike_is_one_row(tmp_path, files, monkeypatch):
     """Also of a single model."""
     out = Workdir(tmp_path / "out", True)

@@ -413,6 +413,7 @@ def test_the_page_again_needs_no_model(tmp_path, capsys):
     assert shown.rstrip().endswith("mine/report.html")
     text = (path / "report.html").read_text("utf-8")
     page = Page(text)
+    assert f"seva-jax report {path}" in page.text  # as it can be typed, not shortened
     sections = [attrs["id"] for attrs in page.all("section")]
     assert sections[:3] == ["verdict", "own", "glance"]
     assert "results" not in sections

@@ -95,7 +95,7 @@ def write_run_report(path: Path, config: Experiment, out: Path | None = None) ->
         given=given,
         subtitle=f"{short_path(str(path))} · seed {config.seed}",
         verdict=did_it_help(
-            short_path(str(path)), results, shown, "align" in stages, held_out_row(path, metrics)
+            str(path), results, shown, "align" in stages, held_out_row(path, metrics)
         ),
         facts=_facts(config, index, metrics, stages, shown),
         changed=tuple((k, v) for k, v in settings.items() if k in changed),

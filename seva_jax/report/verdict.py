@@ -180,7 +180,8 @@ def _margins(shown: Shown, held_out: Mapping[str, Any] | None) -> list[str]:
     rose = sum(after > before for before, after in margins)
     before, after = (sum(side) / len(margins) for side in zip(*margins, strict=True))
     kind = count_of(len(margins), "trained pair")
-    return [f"{_moved(kind, before, after)}; it rose for {rose} of them."]
+    each = f"; it rose for {rose} of them" if len(margins) > 1 else ""
+    return [f"{_moved(kind, before, after)}{each}."]
 
 
 def _moved(kind: str, before: float, after: float) -> str:
