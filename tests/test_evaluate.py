@@ -337,7 +337,10 @@ def test_what_is_known_before_a_model_is_loaded(tmp_path, files):
     for image in (files / "images").iterdir():
         image.unlink()
     evaluations.require_askable([suite], ["a"], workdir.path)
-    with pytest.raises(DataError, match=r"gqa: no image of its 12 questions can be read; .*0\.jpg"):
+    with pytest.raises(
+        DataError,
+        match=r"gqa: no image of its 12 questions can be read \(the first: .*0\.jpg.*--image-root",
+    ):
         evaluations.require_askable([suite], ["a", "b"], workdir.path)
 
 

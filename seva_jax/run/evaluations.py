@@ -131,8 +131,9 @@ def _require_images(suite: Suite, questions: Questions) -> None:
         except ExampleError as error:
             first = first or error
     raise DataError(
-        f"{suite.name}: no image of its {len(questions.prompts):,} questions can be read; the "
-        f"first: {first}"
+        f"{suite.name}: no image of its {len(questions.prompts):,} questions can be read (the "
+        f"first: {first}); give the folder of the images: the suite's image_root, or --image-root "
+        "with --questions"
     )
 
 

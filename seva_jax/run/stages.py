@@ -87,7 +87,7 @@ def run_alignment(ctx: RunContext, out: Outputs) -> str:
     result = held_out_result(ctx.config)
     steps = result.last_step if result else alignment_steps(ctx, num)
     return (
-        f"{steps} steps on {num:,} pairs"
+        f"{steps:,} step{'s' * (steps != 1)} on {num:,} pairs"
         + (f", {result.pairs:,} held out: {result}" if result else "")
         + f"; {missing:,} times an image did not decode and its pair counted 0" * (missing > 0)
     )
