@@ -324,7 +324,8 @@ def _evaluate(
         engine = opened.engine(batch_size or config.rollout.batch_size)
         with profiler.stage(f"evaluate {model.label}"):
             source = "" if model.label in OWN else str(model.found.path)
-            summary = evaluate_all(engine, suites, model.label, workdir, source=source)
+            run = model.found.path if model.found.is_run else None
+            summary = evaluate_all(engine, suites, model.label, workdir, source=source, run=run)
         say(f"{model.label}: {summary}")
         del opened, engine
         gc.collect()  # before the next model needs the memory

@@ -47,6 +47,7 @@ def evaluate_all(
     workdir: Workdir,
     earlier: Path | None = None,
     source: str = "",
+    run: Path | None = None,
 ) -> str:
     """Asks every question of every suite and writes the answers and their scores.
 
@@ -63,6 +64,7 @@ def evaluate_all(
             its answers to the same questions are taken.
         source: what the model was read from, for readers of the results; empty if it is one of the
             run's own.
+        run: work directory of the run whose model it is; None is where all this is written.
 
     Returns:
         A one-line summary.
@@ -86,7 +88,7 @@ def evaluate_all(
         num += len(questions.prompts)
         if workdir.writes:
             about = {"model": model, "order": order}
-            trained = read_stages(workdir.path).get("align", {}).get("fingerprint")
+            trained = read_stages(run or workdir.path).get("align", {}).get("fingerprint")
             about |= {TRAINED: trained} if trained and who == "aligned" else {}
             about |= {"source": hide_home(source)} if source else {}
             _score(suite, questions, who, workdir, journal, about)

@@ -40,7 +40,7 @@ from seva_jax.runtime import lock
 from seva_jax.runtime.processes import on_first_process, require_none, say
 from seva_jax.runtime.progress import Progress
 from seva_jax.runtime.run_records import read_stages
-from seva_jax.runtime.stores import as_path, is_remote
+from seva_jax.runtime.stores import as_path, is_remote, require_bucket
 from seva_jax.sharding import check_batch, process_row_share
 from seva_jax.text import Encoder, Template
 from seva_jax.types import Comparison, DataError, ExampleError
@@ -63,6 +63,7 @@ def prepared(config: Experiment, siblings: Sequence[Path] = ()) -> tuple[RunCont
         DataError: lists all problems of one kind; the same on every process.
     """
     path = as_path(config.workdir)
+    on_first_process(lambda: require_bucket(path))
     on_first_process(lambda: lock.require_free(path))
     require_none(_layout_problems(config))
     require_none(_base_problems(config))
