@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 
 from seva_jax.models import (
@@ -25,12 +26,116 @@ from seva_jax.models import (
     LlavaConfig,
     abstract_variables,
     boxed_as_stored,
+    unstack,
 )
+from seva_jax.runtime.processes import gather, say
 from seva_jax.sharding import answering_mesh, is_boxed, process_row_share, variable_shardings
+from seva_jax.training.memory import bytes_on_a_device, device_limit
 from seva_jax.training.step import Variables
 from seva_jax.types import DataError
 
+_GIB = 2**30
 SPARE = 0.06  # share of a device's memory that estimates leave free
+
+
+class AnsweringForm(NamedTuple):
+    """A model in the layout in which it answers.
+
+    Attributes:
+        model: the module, whose layers are not stacked.
+        variables: its variables, see `answering_variables`.
+        mesh: where they are, data x tensor.
+    """
+
+    model: Llava
+    variables: Variables
+    mesh: jax.sharding.Mesh
+
+
+def answering_form(
+    model: Llava, variables: Variables, mesh: jax.sharding.Mesh, tensor: int
+) -> AnsweringForm:
+    """Moves a model to the layout in which it answers, see `answering_variables`.
+
+    Args:
+        model: the module, with stacked layers.
+        variables: its variables as training lays them out; they stay as they are.
+        mesh: that of training.
+        tensor: devices that share the weights and answer the same rows together.
+
+    Raises:
+        DataError: the model or the devices cannot be divided so.
+    """
+    require_tensor(model.config, mesh, tensor)
+    there = answering_mesh(mesh, tensor)
+    separate, _ = unstack(model, {})
+    return AnsweringForm(separate, answering_variables(model, variables, there), there)
+
+
+def answering_variables(model: Llava, variables: Variables, mesh: jax.sharding.Mesh) -> Variables:
+    """Returns variables as a model answers with them: layers separate, split over another mesh.
+
+    Compiled programs move them from device to device, never through the host, one layer at a time:
+    the most memory that this takes on a device is that of both layouts, and one decoder layer (or
+    one other parameter) in full. Arrays that are in their place already, such as the vision tower
+    on a single device, are not copied. Programs are kept: to move other values of the same shapes,
+    such as adapters between updates, takes no compiling.
+
+    Args:
+        model: the module, with stacked layers.
+        variables: some or all collections, as training lays them out; they stay as they are.
+        mesh: see `answering_mesh`.
+
+    Raises:
+        DataError: a dim does not divide by the axis `tensor`.
+    """
+    separate = unstack(model, _boxed(model, variables))[1]
+    shardings = variable_shardings(mesh, separate)
+    return {name: _moved_collection(variables[name], shardings[name]) for name in variables}
+
+
+def _moved_collection(tree: Any, shardings: Any) -> Any:
+    """Moves a collection part by part; shardings are those of separate layers."""
+    moved = {part: _moved(tree[part], to) for part, to in shardings.items() if part != "language"}
+    if "language" in tree:
+        language = tree["language"]
+        moved["language"] = {
+            name: _moved(language[name], to)
+            if name in language
+            else jax.jit(_layer, out_shardings=to)(language["layers"], _number(name))
+            for name, to in shardings["language"].items()
+        }
+    return moved
+
+
+def _moved(tree: Any, shardings: Any) -> Any:
+    """Moves the leaves that are elsewhere."""
+    leaves, structure = jax.tree.flatten(tree)
+    targets = structure.flatten_up_to(shardings)
+    away = [i for i, (x, to) in enumerate(zip(leaves, targets, strict=True)) if not _is_at(x, to)]
+    if away:
+        there = jax.jit(_same, out_shardings=[targets[i] for i in away])([leaves[i] for i in away])
+        for i, leaf in zip(away, there, strict=True):
+            leaves[i] = leaf
+    return structure.unflatten(leaves)
+
+
+def _is_at(leaf: Any, sharding: NamedSharding) -> bool:
+    return isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+
+# Functions of the module, so that `jax.jit` keeps their programs.
+def _same(leaves: list[Any]) -> list[Any]:
+    return leaves
+
+
+def _layer(stacks: Any, number: jax.Array) -> Any:
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, 0, False), stacks)
+
+
+def _number(name: str) -> np.int32:
+    """Returns the number of a layer named "layers_7"."""
+    return np.int32(name.rpartition("_")[2])
 
 
 class AnsweringNeeds(NamedTuple):
@@ -88,6 +193,39 @@ def choose_tensor(
     room = limit * (1 - SPARE) - resident
     fitting = [t for t, size in weights.items() if size + needs.on_a_device(t) <= room]
     return min(fitting, default=max(weights))
+
+
+def fitting_tensor(
+    model: Llava,
+    variables: Variables,
+    mesh: jax.sharding.Mesh,
+    needs: AnsweringNeeds,
+    resident: float,
+) -> int:
+    """Returns what `choose_tensor` chooses for these devices; the same on every process.
+
+    Warns if the memory is likely to be too small.
+
+    Args:
+        model: the module.
+        variables: its variables as training lays them out.
+        mesh: that of training.
+        needs: what answering takes besides.
+        resident: bytes on each device of what stays there besides the variables.
+    """
+    weights = possible_tensors(model, variables, mesh)
+    limits = gather(device_limit())
+    if None in limits:
+        return choose_tensor(weights, needs, 0, None)
+    limit, kept = min(limits), resident + bytes_on_a_device(variables)
+    tensor = choose_tensor(weights, needs, kept, limit)
+    total = kept + weights[tensor] + needs.on_a_device(tensor)
+    if total > limit:
+        say(
+            f"warning: answering takes about {total / _GIB:.1f} GiB on each device, which has "
+            f"{limit / _GIB:.1f} GiB; a smaller --rollout.batch-size or --rollout.cache int8 may fit"
+        )
+    return tensor
 
 
 def answering_needs(
@@ -162,6 +300,26 @@ def dividing_tensors(config: LlavaConfig, num_devices: int) -> list[int]:
     """Returns the numbers of devices that divide all devices and all dims that are split."""
     common = math.gcd(num_devices, *tensor_sizes(config).values())
     return [n for n in range(1, common + 1) if common % n == 0]
+
+
+def require_tensor(config: LlavaConfig, mesh: jax.sharding.Mesh, tensor: int) -> None:
+    """Checks that groups of `tensor` devices can share a model that answers.
+
+    Raises:
+        DataError: they cannot; the message names the sizes that can.
+    """
+    possible = dividing_tensors(config, mesh.size)
+    if tensor not in possible:
+        sizes = ", ".join(f"{name} {size:,}" for name, size in tensor_sizes(config).items())
+        raise DataError(
+            f"rollout.tensor {tensor} must divide the number of devices, {mesh.size}, and what it "
+            f"splits of the model ({sizes}): set --rollout.tensor to one of "
+            f"{', '.join(map(str, possible))}, or 0, which chooses"
+        )
+    try:
+        process_row_share(answering_mesh(mesh, tensor))
+    except DataError as error:
+        raise DataError(f"rollout.tensor {tensor}: {error}") from None
 
 
 def tensor_sizes(config: LlavaConfig) -> dict[str, int]:

@@ -222,8 +222,8 @@ class OpenedModel:
             seed: of sampling; None takes the run's.
         """
         engine = rollout_engine(
-            self.config, self.assets, self.model, self.variables, self.mesh
-        )  # fmt: skip
+            self.config, self.assets, self.model, self.variables, self.mesh, self.reference
+        )
         seed = engine.seed if seed is None else seed
         return dataclasses.replace(engine, batch_size=batch_size, seed=seed)
 
