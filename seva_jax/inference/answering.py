@@ -11,6 +11,8 @@ separating the layers (`seva_jax/models/unstacked.py`), answering (`rollouts.py`
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -66,7 +68,7 @@ def answering_form(
     Raises:
         DataError: the model or the devices cannot be divided so.
     """
-    require_tensor(model.config, mesh, tensor)
+    require_tensor(model, variables, mesh, tensor)
     there = answering_mesh(mesh, tensor)
     separate, _ = unstack(model, {})
     return AnsweringForm(separate, answering_variables(model, variables, there), there)
@@ -169,7 +171,7 @@ def choose_tensor(
     weights: Mapping[int, float],
     needs: AnsweringNeeds,
     resident: float,
-    limit: float | None,
+    limit: float,
 ) -> int:
     """Returns the smallest number of devices that can hold and split a model that answers.
 
@@ -179,7 +181,7 @@ def choose_tensor(
         needs: what answering takes besides.
         resident: bytes on each device of what stays there meanwhile, such as the weights in the
             layout of training.
-        limit: bytes that each device has; None if unknown, which takes the smallest.
+        limit: bytes that each device has.
 
     Returns:
         The number; the largest possible one if the memory is too small in every layout.
@@ -188,8 +190,6 @@ def choose_tensor(
     >>> choose_tensor({1: 14e9, 2: 7e9, 4: 3.5e9, 8: 1.75e9}, needs, 1.75e9, 16e9)
     2
     """
-    if limit is None:
-        return min(weights)
     room = limit * (1 - SPARE) - resident
     fitting = [t for t, size in weights.items() if size + needs.on_a_device(t) <= room]
     return min(fitting, default=max(weights))
@@ -202,9 +202,9 @@ def fitting_tensor(
     needs: AnsweringNeeds,
     resident: float,
 ) -> int:
-    """Returns what `choose_tensor` chooses for these devices; the same on every process.
+    """Returns what `choose_tensor` chooses for these devices; 1 if their memory is unknown (CPU).
 
-    Warns if the memory is likely to be too small.
+    It is the same on every process. Warns if the memory is likely to be too small.
 
     Args:
         model: the module.
@@ -213,17 +213,17 @@ def fitting_tensor(
         needs: what answering takes besides.
         resident: bytes on each device of what stays there besides the variables.
     """
-    weights = possible_tensors(model, variables, mesh)
     limits = gather(device_limit())
     if None in limits:
-        return choose_tensor(weights, needs, 0, None)
+        return 1
+    weights = possible_tensors(model, variables, mesh)
     limit, kept = min(limits), resident + bytes_on_a_device(variables)
     tensor = choose_tensor(weights, needs, kept, limit)
     total = kept + weights[tensor] + needs.on_a_device(tensor)
     if total > limit:
         say(
             f"warning: answering takes about {total / _GIB:.1f} GiB on each device, which has "
-            f"{limit / _GIB:.1f} GiB; a smaller --rollout.batch-size or --rollout.cache int8 may fit"
+            f"{limit / _GIB:.1f} GiB; a smaller --rollout.batch-size may fit"
         )
     return tensor
 
@@ -286,13 +286,8 @@ def possible_tensors(model: Llava, variables: Any, mesh: jax.sharding.Mesh) -> d
     here = variable_shardings(mesh, stored)
     possible = {}
     for tensor in dividing_tensors(model.config, mesh.size):
-        there = answering_mesh(mesh, tensor)
-        try:
-            process_row_share(there)
-            shardings = variable_shardings(there, stored)
-        except DataError:  # scales of quantised kernels do not divide, or rows of processes overlap
-            continue
-        possible[tensor] = _bytes_made(stored, here, shardings)
+        with contextlib.suppress(DataError):
+            possible[tensor] = _bytes_made(stored, here, _shardings(stored, mesh, tensor))
     return possible
 
 
@@ -302,24 +297,43 @@ def dividing_tensors(config: LlavaConfig, num_devices: int) -> list[int]:
     return [n for n in range(1, common + 1) if common % n == 0]
 
 
-def require_tensor(config: LlavaConfig, mesh: jax.sharding.Mesh, tensor: int) -> None:
+def require_tensor(model: Llava, variables: Any, mesh: jax.sharding.Mesh, tensor: int) -> None:
     """Checks that groups of `tensor` devices can share a model that answers.
+
+    Args:
+        model: the module, with stacked layers.
+        variables: its variables as training lays them out, or their shapes.
+        mesh: that of training.
+        tensor: devices that share the weights.
 
     Raises:
         DataError: they cannot; the message names the sizes that can.
     """
-    possible = dividing_tensors(config, mesh.size)
-    if tensor not in possible:
-        sizes = ", ".join(f"{name} {size:,}" for name, size in tensor_sizes(config).items())
-        raise DataError(
-            f"rollout.tensor {tensor} must divide the number of devices, {mesh.size}, and what it "
-            f"splits of the model ({sizes}): set --rollout.tensor to one of "
-            f"{', '.join(map(str, possible))}, or 0, which chooses"
-        )
-    try:
-        process_row_share(answering_mesh(mesh, tensor))
-    except DataError as error:
-        raise DataError(f"rollout.tensor {tensor}: {error}") from None
+    possible = possible_tensors(model, variables, mesh)
+    if tensor in possible:
+        return
+    sizes = ", ".join(f"{name} {size:,}" for name, size in tensor_sizes(model.config).items())
+    problem = f"must divide the {mesh.size} devices and what it splits of the model: {sizes}"
+    if tensor in dividing_tensors(model.config, mesh.size):
+        try:
+            _shardings(_boxed(model, variables), mesh, tensor)
+        except DataError as error:
+            problem = f"is not possible: {error}"
+    sizes = ", ".join(map(str, [*possible, 0]))
+    raise DataError(
+        f"rollout.tensor {tensor} {problem}; set --rollout.tensor to one of {sizes} (0 chooses)"
+    )
+
+
+def _shardings(stored: Any, mesh: jax.sharding.Mesh, tensor: int) -> Any:
+    """Returns the shardings of stacked layers on the mesh that answers.
+
+    Raises:
+        DataError: scales of quantised kernels do not divide, or rows of processes overlap.
+    """
+    there = answering_mesh(mesh, tensor)
+    process_row_share(there)
+    return variable_shardings(there, stored)
 
 
 def tensor_sizes(config: LlavaConfig) -> dict[str, int]:
@@ -337,8 +351,13 @@ def tensor_sizes(config: LlavaConfig) -> dict[str, int]:
 
 def _boxed(model: Llava, variables: Any) -> Any:
     """Returns variables, or their shapes, with the logical names of their dims."""
-    boxed = abstract_variables(model)
+    boxed = _abstract(model)
     return boxed_as_stored({name: boxed[name] for name in variables}, variables)
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract(model: Llava) -> dict[str, Any]:
+    return abstract_variables(model)
 
 
 def _bytes_made(stored: Any, here: Any, there: Any) -> int:

@@ -28,7 +28,7 @@ from seva_jax.inference.corrupted import corrupted_pixels, corrupted_prompt, sta
 from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state, refill
 from seva_jax.models import CacheKind, Llava
 from seva_jax.runtime import shutdown
-from seva_jax.runtime.processes import gather
+from seva_jax.runtime.processes import gather, say
 from seva_jax.runtime.profiler import profiler
 from seva_jax.runtime.read_ahead import READERS
 from seva_jax.sharding import process_row_share, put_batch, replicated, row_multiple
@@ -154,6 +154,8 @@ class RolloutEngine:
             start: index of the first prompt to answer.
             remote: whether images come from an object store, so that many are read at a time.
         """
+        if start >= len(prompts):
+            return
         variants = 1 + len(corruptions)
         # Shapes come from all prompts, so a resumed run computes the same answers.
         width, images = self._widest(prompts, corruptions)
@@ -206,9 +208,7 @@ class RolloutEngine:
             if answered:
                 yield answered
 
-    def _form(
-        self, prompt: int, images: int, sampling: Sampling, variants: int
-    ) -> AnsweringForm:
+    def _form(self, prompt: int, images: int, sampling: Sampling, variants: int) -> AnsweringForm:
         """Returns the model in the layout in which it answers, moved there if it is not.
 
         The engine keeps it for further calls. The choice depends on no prompts but those of the
@@ -225,6 +225,8 @@ class RolloutEngine:
             tensor = fitting_tensor(self.model, self.variables, self.mesh, needs, self.resident)
         if tensor not in self._moved:
             self._moved.clear()  # one layout at a time
+            if not self.tensor and self.mesh.size > 1:
+                say(f"  {tensor} of {self.mesh.size} devices share the weights (rollout.tensor)")
             self._moved[tensor] = answering_form(self.model, self.variables, self.mesh, tensor)
         return self._moved[tensor]
 
