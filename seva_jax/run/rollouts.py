@@ -22,6 +22,7 @@ from seva_jax.data.json_records import rollout_record
 from seva_jax.run.context import RunContext
 from seva_jax.runtime import files
 from seva_jax.runtime.journal import Journal
+from seva_jax.runtime.processes import say
 from seva_jax.training.step import Variables
 from seva_jax.types import Rollout
 
@@ -38,13 +39,17 @@ def roll_out(ctx: RunContext, data: PromptSet, start: Variables) -> None:
     """
     config, journal = ctx.config, Journal(ctx.workdir.path / LINES)
     num_done = len(journal.resume())
-    batches = ctx.engine(start).answer(
+    engine = ctx.engine(start)
+    prefills = engine.prefills(data.prompts, config.corrupt)
+    say(f"rollouts: {prefills}")
+    batches = engine.answer(
         data.prompts,
         data.load_image,
         config.rollout.sampling,
         config.corrupt,
         num_done,
         data.remote,
+        prefills,
     )
     with ctx.workdir.bar("rollouts", len(data.prompts), "prompt", num_done) as bar:
         for batch in batches:
