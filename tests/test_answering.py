@@ -18,6 +18,15 @@ from helpers_rollout import PROMPTS, SAMPLING, load_image
 from helpers_run import environment
 from tiny_models import EIGHT_HEADS, TINY, noisy_variables, random_variables
 
+from seva_jax.config import (
+    Experiment,
+    fingerprint,
+    flatten,
+    is_within,
+    with_defaults,
+    without_effect,
+)
+from seva_jax.config.options import RolloutOptions
 from seva_jax.inference import answering
 from seva_jax.inference.answering import (
     AnsweringNeeds,
@@ -146,6 +155,16 @@ def test_the_smallest_number_that_fits():
     assert choose_tensor(weights, needs, 0, (7 * GIB + cache) / 0.94 + 1) == 2
     assert choose_tensor(weights, needs, 0, (7 * GIB + cache) / 0.94 - GIB) == 4
     assert choose_tensor(weights, needs, 99 * GIB, 16 * GIB) == 8  # none fits: what needs least
+
+
+def test_the_option_changes_no_fingerprint():
+    """Answers are the same on any layout, so finished stages and work directories stay valid."""
+    assert fingerprint(RolloutOptions(tensor=4)) == fingerprint(RolloutOptions())
+    config = Experiment(rollout=RolloutOptions(tensor=4))
+    recorded, wanted = flatten(Experiment()), flatten(config)
+    del recorded["rollout.tensor"]  # as version 0.4 wrote it
+    assert is_within("rollout.tensor", without_effect(config))
+    assert with_defaults(recorded, wanted, config)["rollout.tensor"] == 0
 
 
 # --- the move -------------------------------------------------------------------------------------
