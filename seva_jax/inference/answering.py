@@ -382,9 +382,10 @@ def tensor_sizes(config: LlavaConfig) -> dict[str, int]:
 
 
 def _boxed(model: Llava, variables: Any) -> Any:
-    """Returns variables, or their shapes, with the logical names of their dims."""
+    """Returns the shapes of variables with the logical names of their dims."""
     boxed = _abstract(model)
-    return boxed_as_stored({name: boxed[name] for name in variables}, variables)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
+    return boxed_as_stored({name: boxed[name] for name in variables}, shapes)
 
 
 @functools.lru_cache(maxsize=8)
