@@ -21,8 +21,10 @@ from seva_jax.models.probe import attention_weights, layer_heads
 from seva_jax.models.quant import (
     BaseWeights,
     abstract_stored,
+    boxed_as_stored,
     is_quantised,
     quantise,
     quantise_all,
     require_qwix,
 )
+from seva_jax.models.unstacked import unstack
