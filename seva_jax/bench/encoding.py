@@ -7,6 +7,7 @@ the texts are drawn as often as those of a language are, so some come again and 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from typing import Annotated
 
@@ -82,10 +83,11 @@ def _views(bench: EncodingBench) -> list[View]:
         ["".join(rng.choice(letters, rng.integers(2, 10))) for _ in range(bench.words)]
     )
     weights = 1 / np.arange(1, bench.words + 1)
-    weights /= weights.sum()
+    drawn = iter(rng.choice(words, 140 * bench.pairs, p=weights / weights.sum()).tolist())
 
     def text(least: int, most: int) -> str:
-        return " ".join(rng.choice(words, rng.integers(least, most + 1), p=weights)) + "."
+        num = int(rng.integers(least, most + 1))
+        return " ".join(itertools.islice(drawn, num)) + "."
 
     return [
         View(Prompt(str(i), text(5, 20), ("image",)), (text(15, 60), text(15, 60)))

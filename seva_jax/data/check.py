@@ -189,19 +189,20 @@ def trees_of_each(
     """Encodes examples as a run does: the trunks, and the answers that they have.
 
     Args:
-        examples: prompts, or comparisons.
+        examples: prompts alone, or comparisons alone.
         encoder: encodes them.
 
     Yields:
         For each example, in order, its trees, or why it cannot be used, for example because no
         answer has room after a trunk.
     """
-    compared = [x for x in examples[:1] if isinstance(x, Comparison)]
+    compared = [example for example in examples if isinstance(example, Comparison)]
     if compared:
-        for fitted in fitting(examples, encoder):
+        for fitted in fitting(compared, encoder):
             yield fitted if isinstance(fitted, ExampleError) else fitted.trees
         return
-    for tree in encoder.trees(View(prompt, ()) for prompt in examples):
+    prompts = (example for example in examples if isinstance(example, Prompt))
+    for tree in encoder.trees(View(prompt, ()) for prompt in prompts):
         try:
             if not isinstance(tree, ExampleError):
                 encoder.fit(len(tree.trunk), tree.trunk[:1])  # room for at least one answer token
