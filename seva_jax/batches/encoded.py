@@ -95,7 +95,7 @@ class EncodedList(Sequence[EncodedComparison]):
 
     def __init__(
         self,
-        comparisons: Sequence[Comparison],
+        comparisons: list[Comparison],
         ids: _Ids,
         firsts: np.ndarray,
         spans: dict[int, tuple[np.ndarray, ...]],
@@ -148,7 +148,7 @@ class EncodedComparisons:
     sizes: Sizes
 
     @property
-    def comparisons(self) -> Sequence[Comparison]:
+    def comparisons(self) -> list[Comparison]:
         """The comparisons that fit, in order."""
         return self.encoded.comparisons
 
