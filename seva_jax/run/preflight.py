@@ -27,7 +27,7 @@ from seva_jax.convert import tower_directory
 from seva_jax.convert.original import read_json, refuse_adapters, require_llava
 from seva_jax.data import PreferenceSet, PromptSet
 from seva_jax.data.check import check as check_data
-from seva_jax.data.check import trees_of
+from seva_jax.data.check import trees_of_each
 from seva_jax.data.collect import counted
 from seva_jax.evals import Questions
 from seva_jax.inference.answering import require_tensor
@@ -251,18 +251,17 @@ def _room(name: str, data: PromptSet, encoder: Encoder) -> Iterator[str]:
     examples = data.comparisons if isinstance(data, PreferenceSet) else data.prompts
     reasons = collections.Counter[str]()
     first, num = "", 0
-    for num, example in enumerate(examples, start=1):
-        try:
-            trees_of(example, encoder)
-        except ExampleError as error:
-            reasons[error.reason] += 1
-            first = first or str(error)
+    for num, trees in enumerate(trees_of_each(examples, encoder), start=1):
+        if isinstance(trees, ExampleError):
+            reasons[trees.reason] += 1
+            first = first or str(trees)
         if num >= SAMPLE and reasons.total() < num:
             break  # all are looked at only while none fits
     long, limit = reasons["too long"], f"text.max_length {encoder.max_length}"
     if 0 < long == num:
         prompts = data.prompts[:SAMPLE]
-        least = min(len(encoder.trunk(p.question, len(p.images), p.start)) for p in prompts)
+        trunks = encoder.trunks(prompts)
+        least = min(len(trunk) for trunk in trunks if not isinstance(trunk, ExampleError))
         yield (
             f"{name}: none of {num:,} has room for an answer within {limit}: images, template and "
             f"question take {least:,} tokens or more; raise it with --text.max-length"
@@ -294,6 +293,7 @@ def _objective_problems(ctx: RunContext, data: PromptSet, encoder: Encoder) -> I
 
 def _fits(pair: Comparison, encoder: Encoder) -> bool:
     try:
-        return bool(trees_of(pair, encoder))
-    except (ExampleError, DataError):
+        (trees,) = trees_of_each([pair], encoder)
+    except DataError:
         return False
+    return not isinstance(trees, ExampleError)
