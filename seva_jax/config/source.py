@@ -109,7 +109,9 @@ def with_defaults(recorded: dict[str, Any], wanted: dict[str, Any], config: Any)
         if name not in recorded and recorded.get(section) == wanted.get(section):
             complete |= json.loads(json.dumps(flatten(default, name)))
     for name, mark in _counting_as(config).items():
-        if name in complete and _counted(complete[name], mark) == _counted(wanted.get(name), mark):
+        if name not in complete or name not in wanted:
+            continue
+        if _counted(complete[name], mark) == _counted(wanted[name], mark):
             complete[name] = wanted[name]
     return complete
 

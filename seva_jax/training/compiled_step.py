@@ -8,7 +8,7 @@ trains. What does not live here: the step itself (`step.py`), the choice (`remat
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -46,6 +46,15 @@ def abstract_batch(
         lambda x: jax.ShapeDtypeStruct((*split, *x.shape), x.dtype, sharding=sharding),
         rows.row([], layout.shape),
     )
+
+
+def chosen_remat(position: Mapping[str, Any]) -> str:
+    """Returns the rematerialisation that a training chose; "" if it was given.
+
+    Args:
+        position: what its last checkpoint holds, see `read_position`.
+    """
+    return position.get(_RECORD, "")
 
 
 class CompiledStep:
@@ -119,8 +128,8 @@ class CompiledStep:
             start, hits = time.monotonic(), cache_hits()
             step = self._jitted(self._task.model.clone(remat=remat))
             program, needed = compile_if_it_fits(step.lower(state, frozen, batch))
-            how = f"compiled in {time.monotonic() - start:.1f} s"
-            how += ", read from the compile cache" * (cache_hits() > hits)
+            how = "read from the compile cache" if cache_hits() > hits else "compiled"
+            how += f" in {time.monotonic() - start:.1f} s"
             everyone = gather([program is not None, needed])
             if not all(done for done, _ in everyone):
                 program = None
