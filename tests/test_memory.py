@@ -35,7 +35,7 @@ def test_the_bound_is_below_what_xla_needs(remat, shape):
 
 
 def test_what_may_make_a_step_fit():
-    """It names the fewest micro-batches that may fit, as far as the bound tells."""
+    """It names the fewest micro-batches that may fit: memory beyond the state grows with rows."""
     devices = mesh_of(2, 1, 1)
     tokens = jax.ShapeDtypeStruct((1, 16, 64), jnp.int32, sharding=batch_sharding(devices, 1))
 
@@ -49,12 +49,13 @@ def test_what_may_make_a_step_fit():
     fixed = 2 * 100 * 100 * 4 // 2 + 4
     assert memory.least_of_step(model, state, {}, Batch()) == fixed + 8 * row
 
-    def said(limit):
-        return memory.advice(model, state, {}, Batch(), limit)
+    def said(limit, needed=fixed + 8 * row):
+        return memory.advice(state, {}, Batch(), needed, limit)
 
     assert said(fixed + 8 * row - 1) == "--train.micro-batches 2 may fit"
     assert said(fixed + row) == "--train.micro-batches 8 may fit"
     assert said(fixed + row - 1).startswith("more devices along --mesh.fsdp")
+    assert said(fixed, math.inf) == "--train.micro-batches 2 may fit"
 
 
 def test_a_machine_is_shared_by_its_cpu_devices(monkeypatch):

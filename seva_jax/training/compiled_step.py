@@ -7,6 +7,7 @@ trains. What does not live here: the step itself (`step.py`), the choice (`remat
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -131,9 +132,11 @@ class CompiledStep:
             how = "read from the compile cache" if cache_hits() > hits else "compiled"
             how += f" in {time.monotonic() - start:.1f} s"
             everyone = gather([program is not None, needed])
-            if not all(done for done, _ in everyone):
-                program = None
-            return program, max(needed for _, needed in everyone) + self._besides
+            needed = max(needed for _, needed in everyone) + self._besides
+            if all(done for done, _ in everyone):
+                return program, needed
+            # What XLA takes for the memory of a device may be less than what the device says.
+            return None, needed if needed > (self._limit or 0) else math.inf
 
         def least(remat: Remat) -> float:
             model = self._task.model.clone(remat=remat)
@@ -158,14 +161,12 @@ class CompiledStep:
         self, choice: Choice[_Program], state: TrainState, frozen: Variables, batch: TreeBatch
     ) -> str:
         """Returns that a step does not fit, and what to do, in words."""
-        model = self._task.model.clone(remat=choice.remat)
-        limit = float("inf") if self._limit is None else self._limit
+        limit, besides = choice.limit or math.inf, self._besides
         also = "" if choice.remat == REMATS[-1] else f"--compute.remat {REMATS[-1]} or "
+        hint = advice(state, frozen, batch, choice.needed - besides, limit - besides)
         return (
             f"the step needs {gib(choice.needed)} on each device with remat {choice.remat}, and "
-            f"it has {gib(limit)}: {also}"
-            f"{advice(model, state, frozen, batch, limit - self._besides)} "
-            "(seva-jax plan computes what fits)"
+            f"it has {gib(limit)}: {also}{hint} (seva-jax plan computes what fits)"
         )
 
 

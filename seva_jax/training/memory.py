@@ -172,37 +172,27 @@ def least_of_step(model: Llava, state: TrainState, frozen: Any, batch: TreeBatch
         frozen: frozen variables.
         batch: a batch; leaves [M, B, ...]. Of all of these, shapes and shardings are enough.
     """
-    _, rows, length = _on_a_device(batch)
-    return _least(model, state, frozen, batch, rows, length)
+    tokens: Any = batch.tokens_BS
+    _, rows, length = tokens.sharding.shard_shape(tokens.shape)
+    tensor = tokens.sharding.mesh.shape["tensor"]
+    return least_bytes(model, (state, frozen), state.trainable, rows, length, tensor)
 
 
-def advice(model: Llava, state: TrainState, frozen: Any, batch: TreeBatch, limit: float) -> str:
+def advice(state: TrainState, frozen: Any, batch: TreeBatch, needed: float, limit: float) -> str:
     """Returns what may make a step fit that does not.
 
     Args:
-        model: the module.
         state: training state.
         frozen: frozen variables.
         batch: see `least_of_step`.
-        limit: bytes that a device has.
+        needed: bytes that the step needs on a device; infinity if that is unknown.
+        limit: bytes that it may need.
     """
-    micro_batches, rows, length = _on_a_device(batch)
-    smaller = [n for n in range(1, rows) if rows % n == 0]
-    fitting = [n for n in smaller if _least(model, state, frozen, batch, n, length) <= limit]
+    tokens: Any = batch.tokens_BS
+    micro_batches, rows, _ = tokens.sharding.shard_shape(tokens.shape)
+    fixed = bytes_on_a_device((state, frozen, state.trainable))  # and gradients
+    by_row = max(needed - fixed, 0) / rows if math.isfinite(needed) else 0.0
+    fitting = [n for n in range(1, rows) if rows % n == 0 and fixed + n * by_row <= limit]
     if fitting:
         return f"--train.micro-batches {micro_batches * rows // max(fitting)} may fit"
     return "more devices along --mesh.fsdp or --mesh.tensor, or --compute.base-weights nf4, may fit"
-
-
-def _on_a_device(batch: TreeBatch) -> tuple[int, ...]:
-    """Returns the micro-batches of a batch, and the rows of each on a device and their length."""
-    tokens: Any = batch.tokens_BS
-    return tokens.sharding.shard_shape(tokens.shape)
-
-
-def _least(
-    model: Llava, state: TrainState, frozen: Any, batch: TreeBatch, rows: int, length: int
-) -> float:
-    tokens: Any = batch.tokens_BS
-    tensor = tokens.sharding.mesh.shape["tensor"]
-    return least_bytes(model, (state, frozen), state.trainable, rows, length, tensor)
