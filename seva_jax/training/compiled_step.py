@@ -128,7 +128,9 @@ class CompiledStep:
             nonlocal how
             start, hits = time.monotonic(), cache_hits()
             step = self._jitted(self._task.model.clone(remat=remat))
-            program, needed = compile_if_it_fits(step.lower(state, frozen, batch))
+            with jax.set_mesh(self._site.mesh):
+                lowered = step.lower(state, frozen, batch)
+            program, needed = compile_if_it_fits(lowered)
             how = "read from the compile cache" if cache_hits() > hits else "compiled"
             how += f" in {time.monotonic() - start:.1f} s"
             everyone = gather([program is not None, needed])

@@ -120,7 +120,7 @@ def fit(task: Task, site: Site, frozen: Variables, trainable: Variables) -> Vari
         with row.times.input(), profiler.waiting_for_input():
             arrays = next(data)
         batch = put_batch(mesh, in_micro_batches(arrays, options.micro_batches), leading=1)
-        with row.times.step(), jax.set_mesh(mesh):
+        with row.times.step():
             state, metrics = step_fn(state, frozen, batch)
         row.add(metrics)
         stop = shutdown.stop_agreed() and step < task.steps
