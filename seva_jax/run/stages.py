@@ -17,6 +17,7 @@ from seva_jax.run.alignment import align, alignment_steps, planned_steps
 from seva_jax.run.base import train_base
 from seva_jax.run.context import RunContext
 from seva_jax.run.evaluations import evaluate_all
+from seva_jax.run.fitting import remat_in_words
 from seva_jax.run.further import take_training
 from seva_jax.run.outputs import Outputs
 from seva_jax.run.recorded_model import RecordedModel
@@ -31,6 +32,7 @@ def run_base(ctx: RunContext, out: Outputs) -> str:
     out.base = train_base(ctx, ctx.config.base)
     return (
         f"{num_parameters(ctx.base_model):,} parameters, {ctx.config.base.steps} supervised steps"
+        + remat_in_words(ctx, "base")
     )
 
 
@@ -90,6 +92,7 @@ def run_alignment(ctx: RunContext, out: Outputs) -> str:
         f"{steps:,} step{'s' * (steps != 1)} on {num:,} pairs"
         + (f", {result.pairs:,} held out: {result}" if result else "")
         + f"; {missing:,} times an image did not decode and its pair counted 0" * (missing > 0)
+        + remat_in_words(ctx, "align")
     )
 
 
