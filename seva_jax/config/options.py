@@ -70,8 +70,10 @@ class ComputeOptions:
         remat: what the backward pass recomputes instead of storing it (gradient checkpointing):
             "none", "matmuls" (stores the results of linear layers) or "layers" (stores only the
             input of each layer).
-        attention: "auto" uses a kernel on TPUs and blocks of queries elsewhere; "cudnn" uses
-            cuDNN's kernel, on NVIDIA GPUs and in bfloat16; "plain" computes all scores at once.
+        attention: the kernel. "auto" takes the fastest one for the devices: Pallas' splash
+            attention on TPUs; in bfloat16 on NVIDIA GPUs since Ampere cuDNN's, or tokamax's if the
+            extra "gpu" is installed and the card is a Hopper or Blackwell; otherwise blocks of
+            queries. "blocks", "cudnn" and "tokamax" name one; "plain" computes all scores at once.
         head_chunk: answer positions per row whose logits are in memory at the same time.
         row_shapes: maximum number of batch shapes that are compiled. Short comparisons share rows,
             and batches of short comparisons get shorter rows, if that saves work; with 1 every
