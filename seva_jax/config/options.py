@@ -79,8 +79,10 @@ class ComputeOptions:
             "none", "matmuls" (stores the results of linear layers) or "layers" (stores only the
             input of each layer). "auto" takes the first of these whose planned memory fits the
             devices, and a line says which and why; a run that is resumed keeps it.
-        attention: "auto" uses a kernel on TPUs and blocks of queries elsewhere; "cudnn" uses
-            cuDNN's kernel, on NVIDIA GPUs and in bfloat16; "plain" computes all scores at once.
+        attention: the kernel. "auto" takes the fastest one for the devices: Pallas' splash
+            attention on TPUs; in bfloat16 on NVIDIA GPUs since Ampere cuDNN's, or tokamax's if the
+            extra "gpu" is installed and the card is a Hopper or Blackwell; otherwise blocks of
+            queries. "blocks", "cudnn" and "tokamax" name one; "plain" computes all scores at once.
         head_chunk: answer positions per row whose logits are in memory at the same time.
         row_shapes: maximum number of batch shapes that are compiled. Short comparisons share rows,
             and batches of short comparisons get shorter rows, if that saves work; with 1 every

@@ -3,7 +3,7 @@
 Read next: `llava.py`, which puts the pieces together and which the rest of the package calls.
 """
 
-from seva_jax.models.attention import Attention
+from seva_jax.models.attention import Attention, attention_problem
 from seva_jax.models.config import (
     LLAVA_15,
     LlavaConfig,

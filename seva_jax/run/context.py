@@ -21,7 +21,7 @@ from seva_jax.config import Assets, Experiment, make_model
 from seva_jax.data import PromptSet
 from seva_jax.inference.passes import PassLayout
 from seva_jax.inference.rollouts import RolloutEngine
-from seva_jax.models import Llava
+from seva_jax.models import Llava, attention_problem
 from seva_jax.objectives import Objective
 from seva_jax.run.workdir import Workdir
 from seva_jax.runtime.processes import say
@@ -124,13 +124,10 @@ class RunContext:
                 config.
         """
         mesh = config.mesh.make()
-        platform = mesh.devices.flat[0].platform
-        if config.compute.attention == "cudnn" and platform != "gpu":
-            raise DataError(
-                f"compute.attention cudnn is for NVIDIA GPUs; these devices are {platform}s: set "
-                "--compute.attention auto"
-            )
         assets = config.base.assets()
+        attention, width = config.compute.attention, assets.config.text.head_dim
+        if problem := attention_problem(attention, mesh.devices.flat[0], width):
+            raise DataError(f"compute.attention {problem}: set --compute.attention auto")
         adapters = config.base.lora(config.lora)
         if adapters != config.lora:
             say(f"the base's own adapters are trained further, so lora is theirs: {adapters}")

@@ -31,7 +31,7 @@ from seva_jax.convert.hf_config import read_context_length
 from seva_jax.convert.original import ADAPTER_CONFIG, is_adapter, read_json
 from seva_jax.inference.answering import require_tensor
 from seva_jax.inference.rollouts import RolloutEngine
-from seva_jax.models import Llava, LoraConfig
+from seva_jax.models import Llava, LoraConfig, attention_problem
 from seva_jax.run.abstract_state import abstract_base
 from seva_jax.run.context import rollout_engine
 from seva_jax.run.weights import (
@@ -161,8 +161,8 @@ class FoundModel:
         if config.rollout.tensor > 1:
             shapes = {"params": abstract_base(config, model, mesh)}
             require_tensor(make_model(model, config.compute), shapes, mesh, config.rollout.tensor)
-        platform = mesh.devices.flat[0].platform
-        if config.compute.attention == "cudnn" and platform != "gpu":
+        width, device = model.text.head_dim, mesh.devices.flat[0]
+        if attention_problem(config.compute.attention, device, width):
             compute = dataclasses.replace(config.compute, attention="auto")
             config = dataclasses.replace(config, compute=compute)
         if beside is not None:
