@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny_models import BENCHED
 
-from seva_jax.bench import step
+from seva_jax.bench import examples, step
 from seva_jax.types import DataError
 
 BENCH = step.StepBench(size="small", question=6, answer=5, rank=4, rounds=1, trl=False)
@@ -17,7 +17,7 @@ BENCH = step.StepBench(size="small", question=6, answer=5, rank=4, rounds=1, trl
 @pytest.mark.filterwarnings("ignore")  # TRL's and what it imports
 def test_sides_agree(monkeypatch, capsys):
     """All sides have the same losses over two steps; TRL takes part where it is installed."""
-    monkeypatch.setitem(step.SIZES, "small", BENCHED)
+    monkeypatch.setitem(examples.SIZES, "small", BENCHED)
     has_trl = importlib.util.find_spec("trl") is not None
     step.run_step(dataclasses.replace(BENCH, trl=has_trl))
     shown = capsys.readouterr().out
