@@ -9,7 +9,9 @@ from typing import Annotated, Any
 
 from tyro.conf import subcommand
 
+from seva_jax.bench.attention import AttentionBench, run_attention
 from seva_jax.bench.evidence import EvidenceStudy, run_study
+from seva_jax.bench.gpu import GpuBench, run_gpu
 from seva_jax.bench.input import InputBench, run_input
 from seva_jax.bench.load import LoadBench, run_load
 from seva_jax.bench.methods import MethodsStudy, run_methods
@@ -26,7 +28,9 @@ from seva_jax.config.command_line import parse_options
 from seva_jax.runtime.processes import one_line_errors, use_compile_cache
 
 _BENCHES: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "attention": (AttentionBench, run_attention),
     "evidence": (EvidenceStudy, run_study),
+    "gpu": (GpuBench, run_gpu),
     "input": (InputBench, run_input),
     "load": (LoadBench, run_load),
     "methods": (MethodsStudy, run_methods),

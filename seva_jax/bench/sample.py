@@ -35,7 +35,7 @@ from seva_jax.training.memory import memory_use
 from seva_jax.types import DataError
 
 _NAMES: dict[CacheKind, str] = {"exact": "ours", "int8": "ours, int8 cache"}
-_PROMPTS = ", prompts only"
+_PROMPTS = "ours, prompts only"
 _OTHER = "transformers"
 
 
@@ -66,15 +66,18 @@ class SampleBench:
 
 def run_sample(bench: SampleBench) -> None:
     """Measures all sides and prints a table."""
-    if min(bench.rows, bench.rounds) < 1 or bench.answer < 2 or not bench.caches:
-        raise DataError("--rows, --rounds and --caches: 1 or more; --answer: 2 or more")
+    if min(bench.rows, bench.rounds) < 1 or bench.answer < 2:
+        raise DataError("--rows and --rounds must be at least 1, --answer at least 2")
+    if not bench.caches and not bench.hf:
+        raise DataError("nothing to measure: give --caches or --hf")
     alone = measured_alone("seva_jax.bench.hf_sample", bench) if bench.hf and on_gpu() else None
     config = SIZES[bench.size]
     tokens, pixels = prompts(bench)
     with tempfile.TemporaryDirectory(prefix="seva_jax_sample_") as scratch:
 
         def sides() -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
-            yield from _ours(bench, tokens, pixels)
+            if bench.caches:
+                yield from _ours(bench, tokens, pixels)
             if bench.hf and alone is None:
                 from seva_jax.bench.hf_sample import HfSample
 
@@ -100,14 +103,14 @@ def run_sample(bench: SampleBench) -> None:
             f"transformers ran alone, {alone.fitted} rows at once, at most "
             f"{alone.peak / 2**30:.1f} GiB"
         )
-    if (memory := memory_use()) is not None:
+    if bench.caches and (memory := memory_use()) is not None:
         print(f"ours took at most {memory[1]:.1f} GiB")
-    whole = {name: seconds for name, seconds in times.items() if not name.endswith(_PROMPTS)}
+    whole = {name: seconds for name, seconds in times.items() if name != _PROMPTS}
     amounts = {name: rows[name] * bench.answer for name in whole}
     print(table(whole, 18, "tokens", amounts, list(whole)[-1]))
     copying_rate = best_rate({"copying": limits.pop("copying")}, measured)[0]
     _print_shares(bench, config, times, copying_rate, best_rate(limits, measured))
-    if bench.hf:
+    if bench.hf and bench.caches:
         theirs = np.array(answers[_OTHER][0])
         same = np.cumprod(
             answers[_NAMES[bench.caches[0]]][0][: len(theirs)] == theirs, axis=1
@@ -165,8 +168,7 @@ def _print_shares(
         f"take at least {least:.3f} s"
     )
     for cache in bench.caches:
-        name = _NAMES[cache]
-        prefill = middle[name + _PROMPTS]
+        name, prefill = _NAMES[cache], middle[_PROMPTS]
         step = (middle[name] - prefill) / (bench.answer - 1)
         needed = step_bytes(config, bench.rows, prompt + bench.answer // 2, size, cache)
         print(
@@ -179,7 +181,7 @@ def _print_shares(
 def _ours(
     bench: SampleBench, tokens: np.ndarray, pixels: np.ndarray
 ) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
-    """Yields our sides: whole answers and one token only, for every cache."""
+    """Yields our sides: one token with the first of the caches, and whole answers with each."""
     model = Llava(SIZES[bench.size], dtype=jnp.dtype(bench.dtype))
     variables = random_variables(model)
     is_image = tokens == model.config.image_token_id
@@ -193,6 +195,6 @@ def _ours(
             generate(model, variables, batch, keys, sampling, (-1,), 0, cache)
         )
 
+    yield _PROMPTS, side(1, bench.caches[0])
     for cache in bench.caches:
         yield _NAMES[cache], side(bench.answer, cache)
-        yield _NAMES[cache] + _PROMPTS, side(1, cache)

@@ -78,7 +78,7 @@ class StepBench:
         remat: what our backward pass recomputes, see `ComputeOptions.remat`; "auto" takes the least
             that fits an accelerator's memory.
         attention: see `seva_jax.models.attention.attend`.
-        sides: which of ours to measure; "rows" (two rows a pair) only without micro-batches.
+        sides: which of ours to measure; "rows", two rows a pair, is left out with micro-batches.
         rounds: timed steps of each side.
         trl: measure TRL, too.
     """
@@ -255,8 +255,10 @@ def _in_parts(call: Any, frozen: Any, batch: TreeBatch, size: int) -> np.ndarray
 
 def run_step(bench: StepBench) -> None:
     """Measures all sides and prints a table."""
-    if min(bench.pairs, bench.rounds, bench.micro_batches) < 1 or not bench.sides:
-        raise DataError("--pairs, --rounds, --micro-batches and --sides: 1 or more")
+    if min(bench.pairs, bench.rounds, bench.micro_batches) < 1:
+        raise DataError("--pairs, --rounds and --micro-batches must be at least 1")
+    if not bench.sides and not bench.trl:
+        raise DataError("nothing to measure: give --sides or --trl")
     if bench.pairs % bench.micro_batches:
         raise DataError(
             f"--pairs {bench.pairs} cannot be divided into {bench.micro_batches} equal "
@@ -268,7 +270,8 @@ def run_step(bench: StepBench) -> None:
     with tempfile.TemporaryDirectory(prefix="seva_jax_step_") as scratch:
 
         def sides() -> Iterator[tuple[str, Side]]:
-            yield from _ours(bench, alone)
+            if bench.sides:
+                yield from _ours(bench, alone)
             if bench.trl and alone is None:
                 from seva_jax.bench.trl_step import TrlStep
 
@@ -298,12 +301,13 @@ def run_step(bench: StepBench) -> None:
             f"TRL ran alone, {alone.fitted} pairs at once, at most {alone.peak / 2**30:.1f} GiB; "
             f"ours {rows} pairs at once"
         )
-    if (memory := memory_use()) is not None:
+    if bench.sides and (memory := memory_use()) is not None:
         print(f"ours took at most {memory[1]:.1f} GiB")
     shown = {n: "   " + ", ".join(f"{x:.6f}" for x in both) for n, both in losses.items()}
     notes = {"": "   losses of two steps"} | shown
     print(table(times, 28, "pairs", bench.pairs, list(times)[-1], decimals=2, notes=notes))
-    _print_shares(bench, forward(config, lora, shape), times, rate, product)
+    if bench.sides:
+        _print_shares(bench, forward(config, lora, shape), times, rate, product)
 
 
 def _print_shares(
