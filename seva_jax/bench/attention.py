@@ -36,7 +36,7 @@ class AttentionBench:
         rounds: timed rounds of 10 calls.
     """
 
-    size: Literal["small", "mid", "7b", "13b"] = "small"
+    size: Literal["tiny", "small", "mid", "7b", "13b"] = "small"
     pairs: int = 2
     question: int = 64
     answer: int = 128

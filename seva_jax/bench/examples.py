@@ -14,6 +14,16 @@ from seva_jax.types import TreeBatch
 BETA, LR = 0.1, 1e-4  # of DPO and AdamW, on all sides
 _VISION = VisionConfig(hidden_size=256, num_layers=6, num_heads=4, mlp_size=1024)
 SIZES = {
+    "tiny": LlavaConfig(  # tries a command; its times mean nothing
+        vision=VisionConfig(
+            image_size=28, patch_size=14, hidden_size=32, num_layers=2, num_heads=2, mlp_size=64
+        ),
+        text=TextConfig(
+            vocab_size=1024, hidden_size=64, num_layers=2, num_heads=2, num_kv_heads=2,
+            head_dim=32, mlp_size=96,
+        ),
+        image_token_id=1010,
+    ),
     # 576 image tokens each; small enough for a CPU.
     "small": LlavaConfig(
         vision=_VISION,

@@ -48,13 +48,13 @@ class GpuBench:
     """All measurements on one GPU, in order of importance, in less than six minutes.
 
     Attributes:
-        size: architecture; "small" tries the command on a CPU.
+        size: architecture; "tiny" tries the command on a CPU.
         seconds: time for all parts; each part's own limit is in proportion, and what is left when
             it is over is not started.
         parts: names of parts to run, such as "attention" or "step"; empty for all.
     """
 
-    size: Literal["small", "7b"] = "7b"
+    size: Literal["tiny", "7b"] = "7b"
     seconds: float = _SECONDS
     parts: tuple[str, ...] = ()
 
@@ -75,7 +75,7 @@ def run_gpu(bench: GpuBench) -> None:
 
 def parts_of(size: str) -> Iterator[Part]:
     """Yields the parts, the most important ones first."""
-    large = size != "small"
+    large = size != "tiny"
     kind = f"--size {size} --dtype {'bfloat16' if large else 'float32'}"
     pairs, few, many = (8, 32, 128) if large else (2, 2, 4)
     # The batch of the published config: 16 micro-batches of 8 pairs.

@@ -6,7 +6,6 @@ of `SampleBench`, and {} takes their defaults.
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from seva_jax.bench.examples import SIZES
-from seva_jax.bench.other_side import measure, next_smaller
+from seva_jax.bench.other_side import free_memory, measure, next_smaller
 from seva_jax.bench.sample import SampleBench, prompts
 from seva_jax.bench.weights import torch_model
 from seva_jax.types import DataError
@@ -82,10 +81,9 @@ class HfSample:
             except torch.cuda.OutOfMemoryError:
                 if self.rows == 1:
                     raise DataError("transformers is out of memory with 1 row") from None
+            # Not in the handler: the error refers to tensors of the call that failed.
             self.rows = next_smaller(self.rows, self.rows)
-            gc.collect()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+            free_memory()
 
 
 def main(argv: Sequence[str]) -> None:

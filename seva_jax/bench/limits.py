@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from seva_jax.models import LlavaConfig
 
 _PRODUCTS = 4  # pairs of products in a call, so that the time to start it does not count
-_SIDES = {"cpu": (1024, 2048)}  # of square products
+_SIDES = {"cpu": (1024,)}  # of square products
 _LARGE_SIDES = (4096, 8192)
 _COPIED = {"cpu": 2**28}  # bytes
 _MUCH_COPIED = 2**30

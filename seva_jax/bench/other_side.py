@@ -8,6 +8,7 @@ times there drift.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import subprocess
@@ -82,6 +83,16 @@ def measure(first: list[Any], run: Callable[[], Any], rounds: int, fitted: int) 
         seconds.append(time.perf_counter() - start)
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return Measured(first, seconds, fitted, peak)
+
+
+def free_memory() -> None:
+    """Gives back what a call that ran out of memory left; outside of the handler of its error."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def next_smaller(total: int, size: int) -> int:

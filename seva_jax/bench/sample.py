@@ -54,7 +54,7 @@ class SampleBench:
         hf: measure transformers, too.
     """
 
-    size: Literal["small", "mid", "7b", "13b"] = "small"
+    size: Literal["tiny", "small", "mid", "7b", "13b"] = "small"
     rows: int = 8
     question: int = 64
     answer: int = 64

@@ -83,7 +83,7 @@ class StepBench:
         trl: measure TRL, too.
     """
 
-    size: Literal["small", "mid", "7b", "13b"] = "small"
+    size: Literal["tiny", "small", "mid", "7b", "13b"] = "small"
     pairs: int = 2
     micro_batches: int = 1
     question: int = 64

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 import tempfile
@@ -18,7 +17,7 @@ import numpy as np
 
 from seva_jax.batches.trees import TreeExample
 from seva_jax.bench.examples import BETA, LR, SIZES, examples
-from seva_jax.bench.other_side import Measured, measure, next_smaller
+from seva_jax.bench.other_side import Measured, free_memory, measure, next_smaller
 from seva_jax.bench.weights import fill_adapters, torch_model
 from seva_jax.models import LlavaConfig, LoraConfig
 from seva_jax.types import DataError
@@ -149,9 +148,7 @@ class TrlStep:
                     raise DataError("TRL is out of memory with 1 pair at a time") from None
             # Not in the handler: the error refers to tensors of the step that failed.
             self.pairs = next_smaller(len(self._trees), self.pairs)
-            gc.collect()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+            free_memory()
             self._start()
 
 
