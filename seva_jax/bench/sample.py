@@ -28,7 +28,7 @@ from seva_jax.bench.other_side import measured_alone, on_gpu
 from seva_jax.bench.timing import all_sides, in_turns, machine, table
 from seva_jax.bench.weights import random_variables
 from seva_jax.inference.sampler import PromptBatch, generate
-from seva_jax.models import CacheKind, Llava, LlavaConfig, LoraConfig
+from seva_jax.models import CacheKind, Llava, LlavaConfig, LoraConfig, unstack
 from seva_jax.text.sampling import Sampling
 from seva_jax.training.flops import forward
 from seva_jax.training.memory import memory_use
@@ -182,8 +182,8 @@ def _ours(
     bench: SampleBench, tokens: np.ndarray, pixels: np.ndarray
 ) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
     """Yields our sides: one token with the first of the caches, and whole answers with each."""
-    model = Llava(SIZES[bench.size], dtype=jnp.dtype(bench.dtype))
-    variables = random_variables(model)
+    stacked = Llava(SIZES[bench.size], dtype=jnp.dtype(bench.dtype))
+    model, variables = unstack(stacked, random_variables(stacked), free=True)
     is_image = tokens == model.config.image_token_id
     patch = np.where(is_image, np.cumsum(is_image, axis=1) - 1, -1).astype(np.int32)
     batch = jax.device_put(PromptBatch(tokens, np.ones_like(is_image), patch, pixels))
