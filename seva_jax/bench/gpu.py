@@ -2,7 +2,8 @@
 
 Each part is another command of `seva_jax.bench` in a process of its own with a time limit, the most
 important ones first, and prints its result when it has it. A part that fails or takes too long does
-not stop the others. Nothing is read from the network or from a checkpoint.
+not stop the others. Programs that several parts run are compiled once. Nothing is read from the
+network or from a checkpoint.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from seva_jax.types import DataError
@@ -67,9 +69,15 @@ def run_gpu(bench: GpuBench) -> None:
         raise DataError(f"--parts: there is no {', '.join(sorted(unknown))}; there are: {names}")
     end = time.monotonic() + bench.seconds
     ended = dict[str, str]()
-    for part in parts:
-        if not bench.parts or part.name in bench.parts:
-            ended[part.name] = _run(part, end - time.monotonic(), bench.seconds / _SECONDS)
+    with tempfile.TemporaryDirectory(prefix="seva_jax_gpu_") as cache:
+        environment = os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        for part in parts:
+            if not bench.parts or part.name in bench.parts:
+                left = end - time.monotonic()
+                ended[part.name] = _run(part, environment, left, bench.seconds / _SECONDS)
     print("\n" + "\n".join(f"{name:<24}{how}" for name, how in ended.items()))
 
 
@@ -81,16 +89,16 @@ def parts_of(size: str) -> Iterator[Part]:
     # The batch of the published config: 16 micro-batches of 8 pairs.
     published = "--pairs 128 --micro-batches 16" if large else "--pairs 4 --micro-batches 2"
     question = "--answer 128" if large else "--question 8 --answer 16"
-    ours = f"step {kind} {question} --remat auto --no-trl"
+    ours = f"step {kind} {question} --no-trl"
     wide, narrow = ("1024", "128") if large else ("8", "4")
     has_trl, has_hf = (importlib.util.find_spec(name) is not None for name in ("trl", "torch"))
     yield Part("attention", f"attention {kind} {question} --pairs {pairs}", 45)
     step = f"{ours} --pairs {pairs} --rank {narrow} --rounds 3"
-    yield Part("step", f"{step} --sides cached in-step", 70)
+    yield Part("step", f"{step} --remat auto --sides cached in-step", 90)
     sample = f"sample {kind} {question}"
-    yield Part("decode", f"{sample} --rows {few} --rounds 2 --no-hf", 70)
+    yield Part("decode", f"{sample} --rows {few} --rounds 2 --no-hf", 80)
     batch = f"{ours} {published} --sides cached --rounds 1"
-    yield Part("micro-batches", f"{batch} --rank {narrow}", 60)
+    yield Part("micro-batches", f"{batch} --remat matmuls --rank {narrow}", 80)
     if has_trl:
         trl = f"step {kind} {question} --pairs {pairs} --rank {narrow} --rounds 3 --sides --trl"
         yield Part("trl", trl, 70)
@@ -99,17 +107,19 @@ def parts_of(size: str) -> Iterator[Part]:
         yield Part("transformers", hf, 60)
     rows = f"{sample} --rows {many} --rounds 1 --no-hf --caches int8 exact"
     yield Part("decode-many", rows, 80)
-    yield Part("micro-batches-wide", f"{batch} --rank {wide}", 70)
+    yield Part("micro-batches-wide", f"{batch} --remat layers --rank {wide}", 80)
     for state in ("true", "false"):
         name = f"slice-fusion-{state}"
-        yield Part(name, f"{step} --sides cached", 45, f"{_SLICE_FUSION}={state}")
+        flags = f"{_SLICE_FUSION}={state}"
+        yield Part(name, f"{step} --remat layers --sides cached", 45, flags)
 
 
-def _run(part: Part, left_s: float, scale: float) -> str:
+def _run(part: Part, environment: Mapping[str, str], left_s: float, scale: float) -> str:
     """Runs a part, and returns how it ended.
 
     Args:
         part: the part.
+        environment: its environment variables, without its own flags.
         left_s: seconds that are left for all parts.
         scale: what its own limit is multiplied by.
     """
@@ -118,10 +128,11 @@ def _run(part: Part, left_s: float, scale: float) -> str:
     flags = f"XLA_FLAGS={part.flags} " if part.flags else ""
     print(f"\n== {part.name}: {flags}python -m seva_jax.bench {part.arguments}", flush=True)
     command = [sys.executable, "-m", "seva_jax.bench", *shlex.split(part.arguments)]
-    both = f"{os.environ.get('XLA_FLAGS', '')} {part.flags}".strip()
+    both = f"{environment.get('XLA_FLAGS', '')} {part.flags}".strip()
+    given = {**environment, "XLA_FLAGS": both} if both else dict(environment)
     start = time.monotonic()
     # A session of its own, so that processes that it starts end with it.
-    child = subprocess.Popen(command, env=os.environ | {"XLA_FLAGS": both}, start_new_session=True)
+    child = subprocess.Popen(command, env=given, start_new_session=True)
     try:
         code = child.wait(min(part.limit_s * scale, left_s))
         how = "done" if code == 0 else f"failed with status {code}"
