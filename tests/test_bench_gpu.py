@@ -12,7 +12,8 @@ from typing import Annotated
 import pytest
 from tyro.conf import subcommand
 
-from seva_jax.bench import attention, gpu, sample, step
+from seva_jax.bench import attention, gpu
+from seva_jax.bench.options import SampleBench, StepBench
 from seva_jax.config.command_line import parse_options
 from seva_jax.types import DataError
 
@@ -32,8 +33,8 @@ def test_every_part_is_a_command(monkeypatch, size):
     parts = list(gpu.parts_of(size))
     kinds = {
         "attention": attention.AttentionBench,
-        "sample": sample.SampleBench,
-        "step": step.StepBench,
+        "sample": SampleBench,
+        "step": StepBench,
     }
     union = functools.reduce(
         operator.or_, [Annotated[kind, subcommand(name)] for name, kind in kinds.items()]

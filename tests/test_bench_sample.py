@@ -7,9 +7,10 @@ import pytest
 
 from seva_jax.bench import sample
 from seva_jax.bench.examples import SIZES
+from seva_jax.bench.options import SampleBench
 from seva_jax.types import DataError
 
-BENCH = sample.SampleBench(size="tiny", rows=2, question=6, answer=5, rounds=1, hf=False)
+BENCH = SampleBench(size="tiny", rows=2, question=6, answer=5, rounds=1, hf=False)
 
 
 @pytest.mark.slow

@@ -10,13 +10,14 @@ import pytest
 
 from seva_jax.bench import limits, step
 from seva_jax.bench.examples import SIZES
+from seva_jax.bench.options import StepBench
 from seva_jax.bench.weights import random_adapters, random_variables
 from seva_jax.convert.load import leaves_by_path
 from seva_jax.convert.table import TABLE, canonical
 from seva_jax.models import Llava, LoraConfig
 from seva_jax.types import DataError
 
-BENCH = step.StepBench(size="tiny", pairs=4, question=6, answer=5, rank=4, rounds=1, trl=False)
+BENCH = StepBench(size="tiny", pairs=4, question=6, answer=5, rank=4, rounds=1, trl=False)
 NAMES = [
     "ours, both cached",
     "ours, cached reference",

@@ -89,3 +89,14 @@ def laid_out(
         )
         for row in rows
     ])  # fmt: skip
+
+
+def prompts(config: LlavaConfig, rows: int, question: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns random prompts: token ids [rows, S], and an image for each, [rows, 1, H, W, 3]."""
+    rng = np.random.default_rng(0)
+    side = config.vision.image_size
+    image = np.full((rows, config.tokens_per_image), config.image_token_id, np.int32)
+    text = rng.integers(10, 1000, (rows, question)).astype(np.int32)
+    half = question // 2
+    tokens = np.concatenate([text[:, :half], image, text[:, half:]], axis=1)
+    return tokens, rng.normal(size=(rows, 1, side, side, 3)).astype(np.float32)

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from seva_jax.bench.examples import SIZES
+from seva_jax.bench.examples import SIZES, prompts
+from seva_jax.bench.options import SampleBench
 from seva_jax.bench.other_side import free_memory, measure, next_smaller
-from seva_jax.bench.sample import SampleBench, prompts
 from seva_jax.bench.weights import torch_model
 from seva_jax.types import DataError
 
@@ -47,7 +47,7 @@ class HfSample:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         config = SIZES[bench.size]
         self._model: Any = torch_model(directory, config, bench.dtype, device).eval()
-        tokens, pixels = prompts(bench)
+        tokens, pixels = prompts(config, bench.rows, bench.question)
         images = pixels[:, 0].transpose(0, 3, 1, 2)
         dtype = getattr(torch, bench.dtype)
         self._ids = torch.tensor(tokens, dtype=torch.long, device=device)

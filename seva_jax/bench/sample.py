@@ -10,20 +10,19 @@ read.
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from seva_jax.batches.trees import RowShape
-from seva_jax.bench.examples import SIZES
+from seva_jax.bench.examples import SIZES, prompts
 from seva_jax.bench.limits import best_rate, copying, products
+from seva_jax.bench.options import SampleBench
 from seva_jax.bench.other_side import measured_alone, on_gpu
 from seva_jax.bench.timing import all_sides, in_turns, machine, table
 from seva_jax.bench.weights import random_variables
@@ -39,31 +38,6 @@ _PROMPTS = "ours, prompts only"
 _OTHER = "transformers"
 
 
-@dataclasses.dataclass(frozen=True)
-class SampleBench:
-    """Time of greedy answers: our sampler, `transformers.generate`.
-
-    Attributes:
-        size: architecture; "small" and "mid" are LLaVA-shaped and suit a CPU.
-        rows: rows answered together; on a GPU, transformers halves them until they fit.
-        question: tokens of the question and its template, without those of the image.
-        answer: new tokens of each row.
-        dtype: dtype of weights and compute.
-        caches: our KV caches to measure.
-        rounds: timed batches of each side.
-        hf: measure transformers, too.
-    """
-
-    size: Literal["tiny", "small", "mid", "7b", "13b"] = "small"
-    rows: int = 8
-    question: int = 64
-    answer: int = 64
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    caches: tuple[CacheKind, ...] = ("exact", "int8")
-    rounds: int = 3
-    hf: bool = True
-
-
 def run_sample(bench: SampleBench) -> None:
     """Measures all sides and prints a table."""
     if min(bench.rows, bench.rounds) < 1 or bench.answer < 2:
@@ -72,7 +46,7 @@ def run_sample(bench: SampleBench) -> None:
         raise DataError("nothing to measure: give --caches or --hf")
     alone = measured_alone("seva_jax.bench.hf_sample", bench) if bench.hf and on_gpu() else None
     config = SIZES[bench.size]
-    tokens, pixels = prompts(bench)
+    tokens, pixels = prompts(config, bench.rows, bench.question)
     with tempfile.TemporaryDirectory(prefix="seva_jax_sample_") as scratch:
 
         def sides() -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
@@ -118,17 +92,6 @@ def run_sample(bench: SampleBench) -> None:
         print(f"the same tokens until the first that differs: {same:.1%}")
 
 
-def prompts(bench: SampleBench) -> tuple[np.ndarray, np.ndarray]:
-    """Returns token ids [B, S] and one image for each row, [B, 1, H, W, 3]."""
-    config, rng = SIZES[bench.size], np.random.default_rng(0)
-    side = config.vision.image_size
-    image = np.full((bench.rows, config.tokens_per_image), config.image_token_id, np.int32)
-    text = rng.integers(10, 1000, (bench.rows, bench.question)).astype(np.int32)
-    half = bench.question // 2
-    tokens = np.concatenate([text[:, :half], image, text[:, half:]], axis=1)
-    return tokens, rng.normal(size=(bench.rows, 1, side, side, 3)).astype(np.float32)
-
-
 def step_bytes(config: LlavaConfig, rows: int, filled: int, size: int, cache: CacheKind) -> float:
     """Returns the bytes that have to be read for the next token of every row.
 
@@ -171,10 +134,11 @@ def _print_shares(
         name, prefill = _NAMES[cache], middle[_PROMPTS]
         step = (middle[name] - prefill) / (bench.answer - 1)
         needed = step_bytes(config, bench.rows, prompt + bench.answer // 2, size, cache)
+        rate = needed / step if step > 0 else float("nan")  # too short to be timed
         print(
             f"{name:<18}prompts {prefill:.3f} s, a token step {step * 1e3:.2f} ms; it has to read "
-            f"{needed / 1e9:.3g} GB (weights and cache): {needed / step / 1e9:,.1f} GB/s, "
-            f"{needed / step / copying_rate:.0%} of the copying rate"
+            f"{needed / 1e9:.3g} GB (weights and cache): {rate / 1e9:,.1f} GB/s, "
+            f"{rate / copying_rate:.0%} of the copying rate"
         )
 
 

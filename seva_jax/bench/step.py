@@ -21,7 +21,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +31,11 @@ import optax
 from seva_jax.batches.trees import TreeExample
 from seva_jax.bench.examples import BETA, LR, SIZES, exact_shape, examples, packed
 from seva_jax.bench.limits import best_rate, products
+from seva_jax.bench.options import Kind, StepBench
 from seva_jax.bench.other_side import Measured, measured_alone, on_gpu
 from seva_jax.bench.timing import all_sides, in_turns, machine, table
 from seva_jax.bench.weights import random_adapters, random_variables
-from seva_jax.models import Attention, Llava, LlavaConfig, LoraConfig, Remat
+from seva_jax.models import Llava, LlavaConfig, LoraConfig, Remat
 from seva_jax.objectives import DPO
 from seva_jax.training.flops import forward, model_flops
 from seva_jax.training.memory import device_limit, memory_use
@@ -52,7 +53,6 @@ from seva_jax.training.step import (
 from seva_jax.types import BranchLogps, DataError, TreeBatch
 
 Side = Callable[[], float]  # runs a step to its end and returns the loss
-Kind = Literal["both-cached", "cached", "in-step", "rows"]
 _NAMES = {
     "both-cached": "ours, both cached",
     "cached": "ours, cached reference",
@@ -61,40 +61,6 @@ _NAMES = {
 }
 _REMATS: tuple[Remat, ...] = ("none", "matmuls", "layers")  # from least to most recomputation
 _ROOM = 0.05  # of the device's memory, left free by all but the last
-
-
-@dataclasses.dataclass(frozen=True)
-class StepBench:
-    """Time of a DPO step with adapters: ours, ours in two-row layout, TRL's.
-
-    Attributes:
-        size: architecture; "small" and "mid" are LLaVA-shaped and suit a CPU.
-        pairs: pairs in a step.
-        micro_batches: equal parts of the batch, whose gradients are summed one after the other.
-        question: tokens of the question and its template, without those of the image.
-        answer: tokens of each answer.
-        rank: rank of the adapters.
-        dtype: dtype of compute and frozen weights.
-        remat: what our backward pass recomputes, see `ComputeOptions.remat`; "auto" takes the least
-            that fits an accelerator's memory.
-        attention: see `seva_jax.models.attention.attend`.
-        sides: which of ours to measure; "rows", two rows a pair, is left out with micro-batches.
-        rounds: timed steps of each side.
-        trl: measure TRL, too.
-    """
-
-    size: Literal["tiny", "small", "mid", "7b", "13b"] = "small"
-    pairs: int = 2
-    micro_batches: int = 1
-    question: int = 64
-    answer: int = 128
-    rank: int = 64
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat | Literal["auto"] = "none"
-    attention: Attention = "auto"
-    sides: tuple[Kind, ...] = ("both-cached", "cached", "in-step", "rows")
-    rounds: int = 5
-    trl: bool = True
 
 
 def adapted_model(config: LlavaConfig, rank: int, dtype: str) -> tuple[Llava, Any, Any]:

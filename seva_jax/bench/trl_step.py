@@ -17,6 +17,7 @@ import numpy as np
 
 from seva_jax.batches.trees import TreeExample
 from seva_jax.bench.examples import BETA, LR, SIZES, examples
+from seva_jax.bench.options import StepBench
 from seva_jax.bench.other_side import Measured, free_memory, measure, next_smaller
 from seva_jax.bench.weights import fill_adapters, torch_model
 from seva_jax.models import LlavaConfig, LoraConfig
@@ -154,8 +155,6 @@ class TrlStep:
 
 def main(argv: Sequence[str]) -> None:
     """Measures TRL alone and prints the result as JSON."""
-    from seva_jax.bench.step import StepBench
-
     bench = StepBench(**json.loads(argv[0]))
     config = SIZES[bench.size]
     trees = examples(config, bench.pairs, bench.question, bench.answer)
