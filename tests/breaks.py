@@ -57,7 +57,7 @@ CHECKPOINTS, FINITE = "test_checkpoints.py::test_", "test_nonfinite.py::test_"
 # What other readers of safetensors do.
 BELIEVE = """with open(path, "rb") as file:
             found = __import__("json").loads(file.read(int.from_bytes(file.read(8), "little")))
-            return [Tensor(shown, k, tuple(v["shape"]), v["dtype"]) for k, v in found.items()]"""
+            return [Tensor(shown, k, tuple(v["shape"]), v["dtype"], 0) for k, v in found.items()]"""
 
 # fmt: off
 BREAKS = (
