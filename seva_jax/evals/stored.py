@@ -97,11 +97,12 @@ def outdated(path: Path, evaluation: StoredEvaluation) -> bool:
     """Returns whether a run's aligned model has been trained again since it was asked.
 
     Args:
-        path: the work directory.
+        path: the work directory; in a folder without a run nothing is outdated.
         evaluation: what is stored there.
     """
     now = read_stages(path).get("align", {}).get("fingerprint")
-    return evaluation.about.get("aligned", {}).get(TRAINED, now) != now
+    is_run = (path / "stages.json").is_file()
+    return is_run and evaluation.about.get("aligned", {}).get(TRAINED, now) != now
 
 
 def safe_label(label: str) -> str:
