@@ -190,6 +190,21 @@ def _grid(devices: list[Any], sizes: tuple[int, int, int]) -> np.ndarray:
     )
 
 
+def answering_mesh(mesh: jax.sharding.Mesh, tensor: int) -> jax.sharding.Mesh:
+    """Returns the mesh on which a model answers: groups of `tensor` devices, each with a copy.
+
+    Devices keep their order, in which neighbours are neighbours in the network (a group of a TPU
+    slice is a compact part of it), and in which arrays can move between the two meshes by one
+    program (`jax.jit` wants one order of devices).
+
+    Args:
+        mesh: that of training.
+        tensor: devices of a group; divides the number of devices.
+    """
+    groups = mesh.devices.reshape(-1, 1, tensor)
+    return mesh if groups.shape == mesh.devices.shape else jax.sharding.Mesh(groups, AXES)
+
+
 def process_row_share(mesh: jax.sharding.Mesh) -> tuple[int, int]:
     """Returns the share of a batch's rows that this process prepares: (index, number of shares).
 

@@ -16,7 +16,7 @@ from seva_jax.models import (
     LoraConfig,
     Remat,
 )
-from seva_jax.ranges import ADDED, FROM_0, FROM_1
+from seva_jax.ranges import ADDED, FROM_0, FROM_1, NO_EFFECT
 from seva_jax.text import VICUNA_V1, Sampling, Template
 
 
@@ -49,12 +49,19 @@ class RolloutOptions:
             answers whole batches: each takes as long as its longest answer, but an answer is then
             always computed in the same batch, even if the run was interrupted.
         cache: KV cache, "exact" or "int8" (half of bfloat16's memory).
+        tensor: devices that share the weights while the model answers, and answer the same rows
+            together; all devices are divided into such groups, each with a copy of the model, and
+            weights move there from the mesh of training once for each stage. It must divide the
+            number of devices, heads, MLPs and vocabulary. More of them read the weights faster and
+            leave more memory for rows, but exchange results in every layer. 0 takes the smallest
+            number whose memory holds the copy, the KV cache and the weights of training.
     """
 
     sampling: Sampling = Sampling()
     batch_size: Annotated[int, FROM_1] = 64
     refill: Annotated[int, FROM_1] = 4
     cache: CacheKind = "exact"
+    tensor: Annotated[int, FROM_0, ADDED, NO_EFFECT] = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from seva_jax.models.probe import attention_weights, layer_heads
 from seva_jax.models.quant import (
     BaseWeights,
     abstract_stored,
+    boxed_as_stored,
     is_quantised,
     quantise,
     quantise_all,
