@@ -20,7 +20,7 @@ from seva_jax.corrupt import Corruption, corruption_key
 from seva_jax.images import ImageProcessing
 from seva_jax.inference.corrupted import corrupted_pixels, corrupted_prompt, stacked
 from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state, refill
-from seva_jax.models import CacheKind, Llava
+from seva_jax.models import CacheKind, Llava, unstack
 from seva_jax.runtime import shutdown
 from seva_jax.runtime.processes import gather
 from seva_jax.runtime.profiler import profiler
@@ -150,7 +150,8 @@ class RolloutEngine:
         # Shapes come from all prompts, so a resumed run computes the same answers.
         width, images = self._widest(prompts, corruptions)
         eos: Any = self.encoder.tokenizer.eos_token_id
-        sampler = Sampler(self.model, sampling, (eos,), self.encoder.pad_id, self.cache)
+        model, variables = self._answering
+        sampler = Sampler(model, sampling, (eos,), self.encoder.pad_id, self.cache)
         with jax.set_mesh(self.mesh):
             state = empty_state(sampler, layout.rows * num_shares, width)
         free = np.arange(layout.rows)
@@ -169,11 +170,11 @@ class RolloutEngine:
                 if any(admitted for admitted, _, _ in told):
                     *batch, keys, tags, places = put_batch(self.mesh, fresh.arrays)
                     state = refill(
-                        sampler, self.variables, state, PromptBatch(*batch),
+                        sampler, variables, state, PromptBatch(*batch),
                         jax.random.wrap_key_data(keys), tags, places, row_multiple(self.mesh),
                     )  # fmt: skip
                 enough = 0 if any(hungry for _, hungry, _ in told) else layout.fresh * num_shares
-                state = decode(sampler, self.variables, state, np.int32(enough))
+                state = decode(sampler, variables, state, np.int32(enough))
             # Every process needs the text, and token ids are small: copy them everywhere.
             small = (state.out_BT, state.done_B, state.tag_B)
             out, done, tags = jax.device_get(jax.device_put(small, replicated(self.mesh)))
@@ -191,6 +192,11 @@ class RolloutEngine:
                 at += 1
             if answered:
                 yield answered
+
+    @functools.cached_property
+    def _answering(self) -> tuple[Llava, Any]:
+        """The model and its variables in the form that answers, made on first use."""
+        return unstack(self.model, self.variables)
 
     def _trunks(self, prompt: Prompt, corruptions: Sequence[Corruption]) -> list[np.ndarray]:
         """Returns the trunk of the prompt, and of the prompt under each corruption."""

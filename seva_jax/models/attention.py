@@ -64,39 +64,39 @@ def attend(
 
 def attend_cached(
     query_B1HQ: jax.Array,
-    key_BGUQ: jax.Array,
-    value_BGUQ: jax.Array,
-    key_scale_BGU: jax.Array | None,
-    value_scale_BGU: jax.Array | None,
+    key_UGBQ: jax.Array,
+    value_UGBQ: jax.Array,
+    key_scale_UGB: jax.Array | None,
+    value_scale_UGB: jax.Array | None,
     mask_B1U: jax.Array,
 ) -> jax.Array:
-    """Computes attention of one query per row to a cache, in which heads precede positions.
+    """Computes attention of one query per row to the cache of a layer, see `llama.LayerCache`.
 
     Args:
         query_B1HQ: queries.
-        key_BGUQ: keys, in any float dtype or int8.
-        value_BGUQ: values, likewise.
-        key_scale_BGU: what int8 keys are to be multiplied by; None for float keys.
-        value_scale_BGU: what int8 values are to be multiplied by; None for float values.
+        key_UGBQ: keys, in any float dtype or int8.
+        value_UGBQ: values, likewise.
+        key_scale_UGB: what int8 keys are to be multiplied by; None for float keys.
+        value_scale_UGB: what int8 values are to be multiplied by; None for float values.
         mask_B1U: True where a query attends to a key.
 
     Returns:
         [B, 1, H, Q] in the dtype of the queries; the softmax is in float32.
     """
     rows, _, num_heads, width = query_B1HQ.shape
-    num_groups = key_BGUQ.shape[1]
+    num_groups = key_UGBQ.shape[1]
     query = query_B1HQ.reshape(rows, num_groups, num_heads // num_groups, width)
     dtype = query.dtype
     score = jnp.einsum(
-        "bghq,bguq->bghu", query, key_BGUQ.astype(dtype), preferred_element_type=jnp.float32
+        "bghq,ugbq->ghbu", query, key_UGBQ.astype(dtype), preferred_element_type=jnp.float32
     )
-    if key_scale_BGU is not None:
-        score = score * key_scale_BGU[:, :, None]
-    score = jnp.where(mask_B1U[:, None], score * width**-0.5, MASKED)
+    if key_scale_UGB is not None:
+        score = score * key_scale_UGB.transpose(1, 2, 0)[:, None]
+    score = jnp.where(mask_B1U[:, 0], score * width**-0.5, MASKED)
     weight = jax.nn.softmax(score, axis=-1)
-    if value_scale_BGU is not None:
-        weight = weight * value_scale_BGU[:, :, None]
-    out = jnp.einsum("bghu,bguq->bghq", weight.astype(dtype), value_BGUQ.astype(dtype))
+    if value_scale_UGB is not None:
+        weight = weight * value_scale_UGB.transpose(1, 2, 0)[:, None]
+    out = jnp.einsum("ghbu,ugbq->bghq", weight.astype(dtype), value_UGBQ.astype(dtype))
     return out.reshape(rows, 1, num_heads, width)
 
 
