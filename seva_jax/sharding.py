@@ -131,30 +131,21 @@ class MeshShape:
             DataError: the sizes are invalid, or their product is not the number of devices.
         """
         devices = list(jax.devices()) if devices is None else devices
-        return jax.sharding.Mesh(_grid(devices, self.sizes(len(devices))), AXES)
-
-    def sizes(self, num_devices: int) -> tuple[int, int, int]:
-        """Returns the devices along each axis of a mesh over this many.
-
-        Raises:
-            DataError: the sizes are invalid, or their product is not the number of devices.
-        """
         sizes = [self.data, self.fsdp, self.tensor]
         fixed = math.prod(s for s in sizes if s != -1)
         if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
             raise DataError(f"mesh sizes must be positive, with at most one -1; got {self}")
-        if -1 in sizes and fixed <= num_devices:
-            sizes[sizes.index(-1)] = num_devices // fixed
-        if math.prod(sizes) != num_devices:
+        if -1 in sizes and fixed <= len(devices):
+            sizes[sizes.index(-1)] = len(devices) // fixed
+        if math.prod(sizes) != len(devices):
             needed = (
                 f"a multiple of {fixed}" if -1 in (self.data, self.fsdp, self.tensor) else fixed
             )
             raise DataError(
-                f"{self} needs {needed} devices but there are {num_devices}; "
-                f"{self._nearest(num_devices)} would fit"
+                f"{self} needs {needed} devices but there are {len(devices)}; "
+                f"{self._nearest(len(devices))} would fit"
             )
-        data, fsdp, tensor = sizes
-        return data, fsdp, tensor
+        return jax.sharding.Mesh(_grid(devices, sizes), AXES)
 
     def _nearest(self, num_devices: int) -> str:
         """Returns options of a mesh that fits, with fsdp and tensor close to those requested."""
@@ -169,7 +160,7 @@ class MeshShape:
         return f"--mesh.data {left // fsdp} --mesh.fsdp {fsdp} --mesh.tensor {tensor}"
 
 
-def _grid(devices: list[Any], sizes: tuple[int, int, int]) -> np.ndarray:
+def _grid(devices: list[Any], sizes: list[int]) -> np.ndarray:
     """Returns the devices in mesh order: neighbours on an axis are neighbours in the network."""
     if devices[0].platform != "tpu":
         return np.array(devices).reshape(sizes)

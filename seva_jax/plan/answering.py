@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from seva_jax.batches.trees import RowShape
-from seva_jax.config import Experiment
-from seva_jax.inference.rollouts import RolloutRows, rollout_rows
+from seva_jax.config import Experiment, make_model
+from seva_jax.inference.answering import (
+    AnsweringNeeds,
+    answering_needs,
+    choose_tensor,
+    possible_tensors,
+)
+from seva_jax.inference.rollouts import rollout_rows
 from seva_jax.models import LlavaConfig, LoraConfig
-from seva_jax.plan.chips import Topology
 from seva_jax.plan.roofline import Work
 from seva_jax.run.abstract_state import abstract_base, abstract_training
-from seva_jax.sharding import MeshShape
+from seva_jax.sharding import answering_mesh
 from seva_jax.training.flops import forward
 from seva_jax.training.memory import bytes_on_a_device
+from seva_jax.types import DataError
 
 _PROMPT_MULTIPLE = 32  # prompts are padded to it
+_SHORT = 16  # tokens of the longest answer to a question with a short one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +44,13 @@ class Answering:
         fresh: rows that are started together.
         prompt: tokens of a prompt, image included, padded.
         slots: positions of the cache of a row.
-        cache: bytes of a row's cache on each of its chips.
         resident: bytes that the run keeps on a chip beside what answering needs: the weights in
             their training layout.
-        weights: bytes of the weights in the layout of answering, on a chip.
-        temporaries: bytes of intermediate results of prefill, on a chip.
+        weights: bytes on a chip of the weights that are made for answering.
+        shared: bytes on a chip of weights that are in place already, and part of `resident`.
+        needs: what answering needs of memory beside the weights.
+        evaluated: bytes that evaluations after alignment need on a chip, with both layouts of
+            weights and adapters.
         token: work of a chip in a token step.
         prefill: work of a chip to start `fresh` rows.
         adapters: work that adapters add to a token step, and to a prefill.
@@ -53,20 +62,25 @@ class Answering:
     fresh: int
     prompt: int
     slots: int
-    cache: float
     resident: float
     weights: float
-    temporaries: float
+    shared: float
+    needs: AnsweringNeeds
+    evaluated: float
     token: Work
     prefill: Work
     adapters: tuple[Work, Work]
 
     @property
+    def kept(self) -> float:
+        """Bytes on a chip of weights and of all caches."""
+        cache = self.rows / self.data * self.needs.row / self.tensor
+        return self.resident + self.weights + cache
+
+    @property
     def needed(self) -> float:
-        """Bytes on a chip, the caches of new rows before they join the others included."""
-        rows = self.rows / self.data * self.cache
-        fresh = self.fresh / self.data * self.cache * self.prompt / self.slots
-        return self.resident + self.weights + rows + fresh + self.temporaries
+        """Bytes on a chip, with what starting rows needs."""
+        return self.resident + self.weights + self.needs.on_a_device(self.tensor)
 
     @property
     def busy(self) -> float:
@@ -85,6 +99,19 @@ class Answering:
         """Returns how many times `fresh` rows are started for these answers."""
         return -(-answers // self.fresh)
 
+    def rows_that_fit(self, needed: float, limit: float, variants: int) -> int:
+        """Returns the most rows that can be answered together, counted from shapes.
+
+        Args:
+            needed: bytes on a chip for `rows` of them.
+            limit: bytes that a program may use on a chip.
+            variants: rows of a prompt.
+        """
+        needs, share = self.needs, self.fresh / self.rows
+        row = (needs.row + share * needs.fresh_row) / self.tensor + share * needs.fresh_row_whole
+        rows = self.rows + math.floor((limit - needed) / row) * self.data
+        return max(rows, 0) // variants * variants
+
 
 def padded_prompt(config: LlavaConfig, question: int) -> int:
     """Returns the positions of a prompt with one image, its first token and a question."""
@@ -95,106 +122,70 @@ def padded_prompt(config: LlavaConfig, question: int) -> int:
 def answering(
     experiment: Experiment,
     config: LlavaConfig,
-    slices: Topology,
-    training: Any,
-    tensor: int,
+    mesh: jax.sharding.Mesh,
     prompt: int,
+    limit: float,
 ) -> Answering:
-    """Counts what answering needs in one layout.
+    """Counts what answering needs.
 
     Args:
         experiment: the run; `rollout.batch_size` rows are answered together.
         config: architecture.
-        slices: the chips.
-        training: the mesh of training, on which the weights stay.
-        tensor: chips that share the weights.
+        mesh: of training, over described devices; the weights stay there.
         prompt: padded tokens of a prompt.
+        limit: bytes that a program may use on a chip.
 
     Raises:
         DataError: the weights, or the chips, do not divide.
     """
-    mesh: Any = slices.abstract_mesh(MeshShape(-1, 1, tensor))
-    data = mesh.shape["data"]
-    layout = _rows(experiment, mesh)
-    slots = prompt + experiment.rollout.sampling.max_new_tokens
-    params = abstract_base(experiment, config, mesh)
-    weights = bytes_on_a_device(params)
-    resident = bytes_on_a_device(abstract_base(experiment, config, training))
-    cache = cache_bytes(experiment, config, slots) / tensor
-    start = forward(config, LoraConfig(rank=0), RowShape(prompt, 1, 1, 1, 1, 1))
+    options, variants = experiment.rollout, 1 + len(experiment.corrupt)
+    model = make_model(config, experiment.compute)
+    training = abstract_base(experiment, config, mesh)
+    resident = bytes_on_a_device(training)
+    possible = possible_tensors(model, {"params": training}, mesh)
+
+    def needs(new: int) -> AnsweringNeeds:
+        one = rollout_rows(options.batch_size, options.refill, variants, mesh, 1)
+        return answering_needs(
+            model, mesh.size, one.rows, one.fresh, prompt, new, cache=options.cache
+        )
+
+    new = options.sampling.max_new_tokens
+    tensor = options.tensor or choose_tensor(possible, needs(new), resident, limit)
+    if tensor not in possible:
+        raise DataError(
+            f"rollout.tensor {tensor}: the weights and {mesh.size} chips can be divided by "
+            f"{', '.join(map(str, possible))}"
+        )
+    there = answering_mesh(mesh, tensor)
+    layout = rollout_rows(options.batch_size, options.refill, variants, there, 1)
+    data, slots, weights = there.shape["data"], prompt + new, possible[tensor]
+    needed = needs(new)._replace(rows=layout.rows, fresh=layout.fresh)
     rows, fresh = layout.rows / data, layout.fresh / data
-    read = bytes_on_a_device(params["language"]) - bytes_on_a_device(
-        params["language"]["embedding"]
-    )
+    params = abstract_base(experiment, config, there)
+    whole = bytes_on_a_device(params)
+    language = params["language"]
+    # Of the embedding table only a row for each token is read.
+    read = bytes_on_a_device(language) - bytes_on_a_device(language["embedding"])
     token = Work(
         flops=rows * token_flops(config, slots) / tensor,
-        hbm=read + rows * cache,
+        hbm=read + rows * needed.row / tensor,
         sent=_exchanged(config, experiment, rows, tensor),
     )
-    started = fresh * cache * prompt / slots
+    start = forward(config, LoraConfig(rank=0), RowShape(prompt, 1, 1, 1, 1, 1))
+    started = fresh * needed.row / tensor * prompt / slots
     prefill = Work(
         flops=fresh * (start.tower + start.projector + start.language) / tensor,
-        hbm=weights + 3 * started,  # written, then copied to the place of a finished row
+        hbm=whole + 3 * started,  # written, then copied to a finished row
         sent=_exchanged(config, experiment, fresh * prompt, tensor),
     )
+    short = max((suite.max_new_tokens for suite in experiment.evals), default=_SHORT)
+    evaluated = needs(short)._replace(rows=layout.rows, fresh=layout.fresh).on_a_device(tensor)
+    adapters, adapter_bytes = _adapters(experiment, config, mesh, there, rows, fresh * prompt)
     return Answering(
-        data, tensor, layout.rows, layout.fresh, prompt, slots, cache, resident, weights,
-        _temporaries(config, experiment, fresh, prompt, tensor), token, prefill,
-        _adapters(experiment, config, mesh, rows, fresh * prompt),
+        data, tensor, layout.rows, layout.fresh, prompt, slots, resident, weights, whole - weights,
+        needed, resident + weights + evaluated + adapter_bytes, token, prefill, adapters,
     )  # fmt: skip
-
-
-def choose_tensor(
-    experiment: Experiment, config: LlavaConfig, slices: Topology, training: Any, prompt: int
-) -> int:
-    """Returns the fewest chips that can share the weights and hold what answering needs.
-
-    If no number suffices, the largest that divides what tensor splits.
-
-    Raises:
-        DataError: the weights cannot be laid out for training.
-    """
-    text = config.text
-    split = math.gcd(text.num_heads, text.num_kv_heads, text.mlp_size, text.vocab_size)
-    split = math.gcd(split, config.vision.num_heads, config.vision.mlp_size)
-    sizes = [
-        n for n in range(1, slices.num_chips + 1) if math.gcd(slices.num_chips, split) % n == 0
-    ]
-    for tensor in sizes:
-        counted = answering(experiment, config, slices, training, tensor, prompt)
-        if counted.needed <= slices.chip.hbm_gib * 2**30:
-            return tensor
-    return sizes[-1]
-
-
-def rows_that_fit(
-    experiment: Experiment, config: LlavaConfig, counted: Answering, needed: float, limit: float
-) -> int:
-    """Returns the most rows that can be answered together, counted from shapes.
-
-    Args:
-        experiment: the run.
-        config: architecture.
-        counted: its answering.
-        needed: bytes on a chip for the rows that `counted` has.
-        limit: bytes that a program may use on a chip.
-    """
-    one = _temporaries(config, experiment, 1, counted.prompt, counted.tensor)
-    begun = counted.cache * counted.prompt / counted.slots + one
-    row = counted.cache + begun * counted.fresh / counted.rows
-    variants = 1 + len(experiment.corrupt)
-    rows = max(counted.rows + math.floor((limit - needed) / row) * counted.data, 0)
-    return rows // variants * variants
-
-
-def cache_bytes(experiment: Experiment, config: LlavaConfig, slots: int) -> float:
-    """Returns the bytes of a row's KV cache, over all chips."""
-    text = config.text
-    if experiment.rollout.cache == "int8":
-        head = text.head_dim + 4  # a float32 scale
-    else:
-        head = text.head_dim * jnp.dtype(experiment.compute.dtype).itemsize
-    return 2.0 * text.num_layers * text.num_kv_heads * slots * head
 
 
 def token_flops(config: LlavaConfig, slots: int) -> float:
@@ -205,11 +196,6 @@ def token_flops(config: LlavaConfig, slots: int) -> float:
     return once.linear + once.head + attention
 
 
-def _rows(experiment: Experiment, mesh: Any) -> RolloutRows:
-    options, variants = experiment.rollout, 1 + len(experiment.corrupt)
-    return rollout_rows(options.batch_size, options.refill, variants, mesh, 1)
-
-
 def _exchanged(config: LlavaConfig, experiment: Experiment, positions: float, tensor: int) -> float:
     """Returns the bytes a chip sends where tensor splits layers: two all-reduces in each."""
     text, width = config.text, jnp.dtype(experiment.compute.dtype).itemsize
@@ -217,30 +203,30 @@ def _exchanged(config: LlavaConfig, experiment: Experiment, positions: float, te
     return 2 * text.num_layers * reduced * 2 * (tensor - 1) / tensor
 
 
-def _temporaries(
-    config: LlavaConfig, experiment: Experiment, fresh: float, prompt: int, tensor: int
-) -> float:
-    """Returns the bytes of what prefill has at the same time in one layer, roughly.
-
-    The residual stream and its normalised copy are whole on every chip; queries, keys, values,
-    attention's result and the three products of the MLP are split.
-    """
-    text, v = config.text, config.vision
-    width = jnp.dtype(experiment.compute.dtype).itemsize
-    split = 4 * text.num_heads * text.head_dim + 3 * text.mlp_size
-    position = (3 * text.hidden_size + split / tensor) * width
-    pixels = 3 * v.image_size**2 * 4
-    return fresh * (prompt * position + pixels)
-
-
 def _adapters(
-    experiment: Experiment, config: LlavaConfig, mesh: Any, rows: float, positions: float
-) -> tuple[Work, Work]:
-    """Returns what adapters add to a token step, and to a prefill of this many positions."""
+    experiment: Experiment,
+    config: LlavaConfig,
+    training: jax.sharding.Mesh,
+    answering: jax.sharding.Mesh,
+    rows: float,
+    positions: float,
+) -> tuple[tuple[Work, Work], float]:
+    """Returns what adapters add to the work of a chip, and their bytes in both layouts.
+
+    Args:
+        experiment: the run.
+        config: architecture.
+        training: the mesh of training.
+        answering: the mesh on which the model answers.
+        rows: rows on a chip in a token step.
+        positions: positions on a chip in a prefill.
+    """
     lora = experiment.lora
     if not lora.rank:
-        return Work(0, 0, 0), Work(0, 0, 0)
-    kept = abstract_training(experiment, config, mesh).state.trainable["lora"]
-    read = bytes_on_a_device(kept)
-    once = forward(config, lora, RowShape(1, 1, 1, 1, 0, 1)).lora / mesh.shape["tensor"]
-    return Work(rows * once, read, 0), Work(positions * once, read, 0)
+        return (Work(0, 0, 0), Work(0, 0, 0)), 0.0
+    there, here = (
+        bytes_on_a_device(abstract_training(experiment, config, mesh).state.trainable["lora"])
+        for mesh in (answering, training)
+    )
+    flops = forward(config, lora, RowShape(1, 1, 1, 1, 0, 1)).lora / answering.shape["tensor"]
+    return (Work(rows * flops, there, 0), Work(positions * flops, there, 0)), here + there

@@ -15,9 +15,6 @@ import os
 import re
 from typing import Any
 
-import jax
-
-from seva_jax.sharding import AXES, MeshShape
 from seva_jax.types import DataError
 
 
@@ -98,6 +95,22 @@ _CUBES = ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8"
 
 
 @dataclasses.dataclass(frozen=True)
+class _Gpu:
+    """What a mesh wants to know of a device, for a GPU that is not there.
+
+    Attributes:
+        id: its number.
+        device_kind: name of the card.
+    """
+
+    id: int
+    device_kind: str
+    platform: str = "gpu"
+    process_index: int = 0
+    num_cores: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Topology:
     """One slice, or several equal ones; or the GPUs of one machine.
 
@@ -146,20 +159,14 @@ class Topology:
         """Number of chips, over all slices."""
         return self.num_slices * _num_chips(self.shape)
 
-    def abstract_mesh(self, shape: MeshShape) -> jax.sharding.AbstractMesh:
-        """Returns a mesh of its chips without devices, to compute what each of them holds.
-
-        Raises:
-            DataError: the mesh does not fit its chips.
-        """
-        return jax.sharding.AbstractMesh(shape.sizes(self.num_chips), AXES)
-
     def devices(self) -> list[Any]:
-        """Returns descriptions of the devices, to compile for.
+        """Returns descriptions of the devices: for a mesh, and of TPUs to compile for.
 
         Raises:
             DataError: libtpu is missing, or does not know the slice.
         """
+        if self.is_gpu:
+            return [_Gpu(number, self.kind) for number in range(self.num_chips)]
         if importlib.util.find_spec("libtpu") is None:
             raise DataError("planning for TPUs compiles with libtpu: pip install 'seva_jax[tpu]'")
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it waits for a metadata server

@@ -17,13 +17,7 @@ from seva_jax.config import Experiment
 from seva_jax.config.options import RolloutOptions
 from seva_jax.models import LlavaConfig, LoraConfig
 from seva_jax.plan import whole_run
-from seva_jax.plan.answering import (
-    Answering,
-    answering,
-    choose_tensor,
-    padded_prompt,
-    rows_that_fit,
-)
+from seva_jax.plan.answering import Answering, answering, padded_prompt
 from seva_jax.plan.chips import Chip, Topology
 from seva_jax.plan.hlo import collective_bytes
 from seva_jax.plan.program import lower_rollout, lower_step
@@ -36,7 +30,7 @@ from seva_jax.plan.step import (
     step_weights,
 )
 from seva_jax.plan.whole_run import Amounts, Stage
-from seva_jax.sharding import MeshShape, check_batch
+from seva_jax.sharding import answering_mesh, check_batch
 from seva_jax.training import TrainOptions
 from seva_jax.training.flops import forward, model_flops
 
@@ -85,11 +79,20 @@ class Rollout:
         layout: the layout, and the work of a chip in it.
         memory: of prefill or decode, whichever needs more, and of what the run keeps beside them.
         rows_that_fit: the most rows that can be answered together.
+        evaluation_fits: whether evaluations after alignment fit with as many rows.
+        evaluates: whether the run has evaluations; others are made by a command of their own.
     """
 
     layout: Answering
     memory: Memory
     rows_that_fit: int
+    evaluation_fits: bool
+    evaluates: bool
+
+    @property
+    def fits(self) -> bool:
+        """Whether what the run answers fits."""
+        return self.memory.fits and (self.evaluation_fits or not self.evaluates)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +129,7 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether every program fits."""
-        return self.step.memory.fits and (self.rollout is None or self.rollout.memory.fits)
+        return self.step.memory.fits and (self.rollout is None or self.rollout.fits)
 
     @property
     def binding(self) -> str:
@@ -156,9 +159,8 @@ def plan(
     config: LlavaConfig,
     topology: str,
     shape: RowShape,
-    question: int,
     amounts: Amounts,
-    tensor: int | None,
+    question: int,
 ) -> Plan:
     """Plans a run on a slice.
 
@@ -167,23 +169,19 @@ def plan(
         config: architecture.
         topology: the slice, such as "v5e:8x8", slices, "2xv5e:8x8", or GPUs, "h100:1".
         shape: sizes of a row of training.
-        question: tokens of a question, with its template.
         amounts: how much the run has of everything.
-        tensor: chips that share the weights when prompts are answered, 0 for the fewest that can;
-            None does not plan answering.
+        question: tokens of a question, with its template; 0 does not plan answering.
 
     Raises:
         DataError: the slice does not exist, a mesh does not fit it, or the batch does not divide.
     """
     slices = Topology.parse(topology)
-    mesh = slices.abstract_mesh(experiment.mesh)
+    mesh = experiment.mesh.make(slices.devices())
     check_batch(mesh, experiment.train.batch_size, experiment.train.micro_batches)
     step = plan_step(_without_rollout(experiment), config, topology, shape)
     rollout = None
-    if tensor is not None:
-        prompt = padded_prompt(config, question)
-        tensor = tensor or choose_tensor(experiment, config, slices, mesh, prompt)
-        rollout = plan_rollout(experiment, config, topology, tensor, prompt)
+    if question:
+        rollout = plan_rollout(experiment, config, topology, padded_prompt(config, question))
     axes = (mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"])
     made = Plan(
         topology, axes, experiment.train.batch_size, slices.chip, not slices.is_gpu, step, rollout,
@@ -206,12 +204,11 @@ def plan(
 def plan_step(experiment: Experiment, config: LlavaConfig, topology: str, shape: RowShape) -> Step:
     """Plans the alignment step; a sweep of how prompts are answered plans it once."""
     slices = Topology.parse(topology)
+    mesh = experiment.mesh.make(slices.devices())
     if slices.is_gpu:
-        mesh = slices.abstract_mesh(experiment.mesh)
         memory = _counted(*counted_memory(experiment, config, mesh, shape), slices.chip)
         sent = counted_network(experiment, config, mesh, shape) if memory.fits else {}
     else:
-        mesh = experiment.mesh.make(slices.devices())
         memory, text = _compile(lower_step(experiment, config, mesh, shape), slices.chip)
         sent = collective_bytes(text) if text else {}
     train = experiment.train
@@ -226,7 +223,7 @@ def plan_step(experiment: Experiment, config: LlavaConfig, topology: str, shape:
 
 
 def plan_rollout(
-    experiment: Experiment, config: LlavaConfig, topology: str, tensor: int, prompt: int
+    experiment: Experiment, config: LlavaConfig, topology: str, prompt: int
 ) -> Rollout:
     """Plans how prompts are answered.
 
@@ -234,34 +231,31 @@ def plan_rollout(
         experiment: the run.
         config: architecture.
         topology: the slice.
-        tensor: chips that share the weights.
         prompt: padded tokens of a prompt.
     """
     slices = Topology.parse(topology)
-    training = slices.abstract_mesh(experiment.mesh)
-    layout = answering(experiment, config, slices, training, tensor, prompt)
     limit = slices.chip.hbm_gib * 2**30
+    mesh = experiment.mesh.make(slices.devices())
+    layout = answering(experiment, config, mesh, prompt, limit)
     if slices.is_gpu:
-        kept = layout.resident + layout.weights + layout.rows / layout.data * layout.cache
-        memory = _counted(kept, layout.needed - kept, slices.chip)
+        memory = _counted(layout.kept, layout.needed - layout.kept, slices.chip)
     else:
         # What is compiled does not depend on how the run trains.
-        asked = dataclasses.replace(
-            experiment, train=TrainOptions(), mesh=MeshShape(), lora=LoraConfig()
-        )
-        memory, token, prefill = _compiled_rollout(asked, config, topology, tensor, prompt)
-        needed = memory.needed + layout.resident
+        asked = dataclasses.replace(experiment, train=TrainOptions(), lora=LoraConfig())
+        memory, token, prefill = _compiled_rollout(asked, config, topology, layout.tensor, prompt)
+        beside = layout.resident - layout.shared
+        needed = memory.needed + beside
         memory = Memory(
-            memory.arguments + layout.resident, memory.temporaries, needed,
-            memory.fits and needed <= limit,
-        )  # fmt: skip
+            memory.arguments + beside, memory.temporaries, needed, memory.fits and needed <= limit
+        )
         layout = dataclasses.replace(
             layout,
             token=dataclasses.replace(layout.token, sent=token),
             prefill=dataclasses.replace(layout.prefill, sent=prefill),
         )
-    rows = rows_that_fit(experiment, config, layout, memory.needed, limit)
-    return Rollout(layout, memory, rows)
+    variants = 1 + len(experiment.corrupt)
+    rows = layout.rows_that_fit(memory.needed, limit, variants)
+    return Rollout(layout, memory, rows, layout.evaluated <= limit, bool(experiment.evals))
 
 
 @functools.cache
@@ -270,7 +264,7 @@ def _compiled_rollout(
 ) -> tuple[Memory, float, float]:
     """Returns memory, and the bytes that a chip sends in a token step and in a prefill."""
     slices = Topology.parse(topology)
-    mesh = MeshShape(-1, 1, tensor).make(slices.devices())
+    mesh = answering_mesh(experiment.mesh.make(slices.devices()), tensor)
     programs = lower_rollout(experiment, config, mesh, prompt)
     (first, prefill), (second, decode) = (_compile(x, slices.chip) for x in programs)
     memory = max(first, second, key=lambda memory: memory.needed)

@@ -29,8 +29,7 @@ class PlanOptions:
         tensor: sizes of the mesh axis tensor to try; without any, --mesh.tensor.
         batch: batch sizes to try, in pairs; without any, --train.batch-size.
         rollout_tensor: numbers of chips to try that share the weights when prompts are answered; 0
-            is the fewest whose memory holds what answering needs. Without any,
-            --rollout.tensor.
+            is the number that the run chooses. Without any, --rollout.tensor.
         rows: numbers of rows to try that are answered together; without any,
             --rollout.batch-size.
         size: architectures: LLaVA-1.5-7B, LLaVA-1.5-13B, or that of the config's base model.
@@ -96,14 +95,12 @@ class Variant:
         topology: the slice.
         config: architecture.
         experiment: the run.
-        rollout_tensor: see `PlanOptions`.
     """
 
     name: str
     topology: str
     config: LlavaConfig
     experiment: Experiment
-    rollout_tensor: int = 0
 
 
 def row_shape(config: LlavaConfig, options: PlanOptions, branches: int) -> RowShape:
@@ -139,7 +136,7 @@ def variants(experiment: Experiment, options: PlanOptions) -> list[Variant]:
             options.fsdp or (run.mesh.fsdp,),
             options.tensor or (run.mesh.tensor,),
             options.batch or (run.train.batch_size,),
-            options.rollout_tensor or (0,),
+            options.rollout_tensor or (run.rollout.tensor,),
             options.rows or (run.rollout.batch_size,),
         ):
             config = run.base.assets().config if size == "base" else LLAVA_15[size]
@@ -150,11 +147,11 @@ def variants(experiment: Experiment, options: PlanOptions) -> list[Variant]:
                 lora = dataclasses.replace(lora, rank=0)
             planned = dataclasses.replace(
                 run, mesh=MeshShape(data, fsdp, tensor), train=train, lora=lora,
-                rollout=dataclasses.replace(run.rollout, batch_size=rows),
+                rollout=dataclasses.replace(run.rollout, batch_size=rows, tensor=shared),
             )  # fmt: skip
             tuned = f"LoRA r={lora.rank}" if lora.rank else "full"
             name = f"{size} {tuned}{round_name}"
-            combinations.append(Variant(name, topology, config, planned, shared))
+            combinations.append(Variant(name, topology, config, planned))
     return combinations
 
 
@@ -170,8 +167,5 @@ def plan_variant(variant: Variant, options: PlanOptions) -> Plan:
     shape = row_shape(variant.config, options, branches)
     if has_answers:
         amounts = dataclasses.replace(amounts, prompts=0)
-    asks = amounts.prompts or amounts.questions
-    tensor = variant.rollout_tensor if options.rollout and asks else None
-    return plan(
-        experiment, variant.config, variant.topology, shape, options.question, amounts, tensor
-    )
+    question = options.question if options.rollout and (amounts.prompts or amounts.questions) else 0
+    return plan(experiment, variant.config, variant.topology, shape, amounts, question)

@@ -173,7 +173,10 @@ def _rollout_lines(plan: Plan, rollout: Rollout) -> list[str]:
     lines = [
         f"  rows        {layout.rows} answered together, {shared}: "
         f"{memory.needed / _GIB:.2f} GiB a chip{'' if memory.fits else ', DOES NOT FIT'}; "
-        f"{rollout.rows_that_fit} rows fit"
+        f"{rollout.rows_that_fit} rows fit",
+        f"  evaluating  as many rows after alignment, with short answers: "
+        f"{layout.evaluated / _GIB:.2f} GiB a chip, counted"
+        f"{'' if rollout.evaluation_fits else ', DOES NOT FIT: evaluate with fewer rows'}",
     ]
     if memory.fits:
         for name, work, what in (
