@@ -14,10 +14,11 @@ from seva_jax.models import (
     Llava,
     LlavaConfig,
     LoraConfig,
-    Remat,
 )
-from seva_jax.ranges import ADDED, FROM_0, FROM_1, NO_EFFECT
+from seva_jax.ranges import ADDED, FROM_0, FROM_1, NO_EFFECT, CountsAs
 from seva_jax.text import VICUNA_V1, Sampling, Template
+
+RematChoice = Literal["auto", "none", "matmuls", "layers"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,8 @@ class ComputeOptions:
         dtype: compute dtype; norms, softmax, logits and log-probs are always float32.
         remat: what the backward pass recomputes instead of storing it (gradient checkpointing):
             "none", "matmuls" (stores the results of linear layers) or "layers" (stores only the
-            input of each layer).
+            input of each layer). "auto" takes the first of these whose planned memory fits the
+            devices, and a line says which and why; a run that is resumed keeps it.
         attention: "auto" uses a kernel on TPUs and blocks of queries elsewhere; "cudnn" uses
             cuDNN's kernel, on NVIDIA GPUs and in bfloat16; "plain" computes all scores at once.
         head_chunk: answer positions per row whose logits are in memory at the same time.
@@ -88,7 +90,7 @@ class ComputeOptions:
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     base_weights: BaseWeights = "float"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    remat: Remat = "layers"
+    remat: Annotated[RematChoice, CountsAs("auto", "layers")] = "auto"
     attention: Attention = "auto"
     head_chunk: Annotated[int, FROM_1] = 128
     row_shapes: Annotated[int, FROM_1] = 4
@@ -97,8 +99,12 @@ class ComputeOptions:
 def make_model(
     config: LlavaConfig, compute: ComputeOptions, lora: LoraConfig | None = None
 ) -> Llava:
-    """Returns the module of a run: the policy with adapters, the base model without."""
-    return Llava(config, lora, jnp.dtype(compute.dtype), compute.remat, compute.attention)
+    """Returns the module of a run: the policy with adapters, the base model without.
+
+    With `compute.remat` "auto" it recomputes layers; training takes another one if that fits.
+    """
+    remat = "layers" if compute.remat == "auto" else compute.remat
+    return Llava(config, lora, jnp.dtype(compute.dtype), remat, compute.attention)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,6 +35,7 @@ def fit_stage(
         seed=ctx.config.seed,
         shapes=ctx.row_shapes,
         step_options=ctx.step_options,
+        remat=ctx.config.compute.remat,
         log=ctx.workdir.metrics(task.name),
         held_out_log=ctx.workdir.metrics(STAGE) if task.held_out is not None else None,
     )
