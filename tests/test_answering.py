@@ -1,20 +1,42 @@
 """A model answers on a mesh of its own: which, what it takes, and that the move is exact."""
 
-import jax
-import pytest
-from helpers_devices import mesh_of
-from tiny_models import EIGHT_HEADS, TINY
+import dataclasses
+import gc
+import itertools
+from unittest import mock
 
+import helpers_rollout
+import jax
+import numpy as np
+import pytest
+from helpers_devices import MODEL, mesh_of, placed
+from helpers_rollout import PROMPTS, SAMPLING, load_image
+from tiny_models import EIGHT_HEADS, TINY, noisy_variables, random_variables
+
+from seva_jax.inference import answering
 from seva_jax.inference.answering import (
     AnsweringNeeds,
+    answering_form,
     answering_needs,
+    answering_variables,
     choose_tensor,
     dividing_tensors,
+    fitting_tensor,
     possible_tensors,
+    require_tensor,
     tensor_sizes,
 )
-from seva_jax.models import LLAVA_15, Llava, abstract_params, abstract_stored, abstract_variables
-from seva_jax.sharding import LOGICAL_AXES, answering_mesh
+from seva_jax.models import (
+    LLAVA_15,
+    Llava,
+    abstract_params,
+    abstract_stored,
+    abstract_variables,
+    quantise_all,
+    unstack,
+)
+from seva_jax.sharding import LOGICAL_AXES, answering_mesh, variable_shardings
+from seva_jax.types import DataError
 
 SEVEN_B = LLAVA_15["7b"]
 GIB = 2**30
@@ -91,10 +113,208 @@ def test_the_smallest_number_that_fits():
     weights = {1: 14 * GIB, 2: 7 * GIB, 4: 4 * GIB, 8: 2 * GIB}
     needs = AnsweringNeeds(8, 64, 16, row=0.2 * GIB, fresh_row=0.0, fresh_row_whole=0.0)
     cache = 64 / 8 * 0.2 * GIB
-    assert choose_tensor(weights, needs, 0, None) == 1
     assert choose_tensor(weights, needs, 0, 80 * GIB) == 1
     assert choose_tensor(weights, needs, 2 * GIB, 16 * GIB) == 2
     assert choose_tensor(weights, needs, 7 * GIB, 16 * GIB) == 4
     assert choose_tensor(weights, needs, 0, (7 * GIB + cache) / 0.94 + 1) == 2
     assert choose_tensor(weights, needs, 0, (7 * GIB + cache) / 0.94 - GIB) == 4
     assert choose_tensor(weights, needs, 99 * GIB, 16 * GIB) == 8  # none fits: what needs least
+
+
+# --- the move -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def variables():
+    """Returns random weights of `MODEL`, as NumPy arrays that can be put on any mesh."""
+    return jax.tree.map(np.asarray, random_variables(MODEL))
+
+
+def assert_equal(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def never(self):
+    raise AssertionError("an array was copied to the host")
+
+
+@pytest.mark.parametrize(
+    ("shape", "tensor"),
+    [
+        ((1, 8, 1), 1),
+        ((1, 8, 1), 4),
+        ((1, 8, 1), 8),
+        ((2, 2, 2), 4),
+        ((1, 1, 8), 2),
+        ((1, 1, 1), 1),
+    ],
+    ids=str,
+)
+def test_the_move_is_exact(shape, tensor, variables):
+    """Every value arrives, split as the one table says; nothing goes through the host."""
+    mesh, there = placed(shape, variables)
+    with mock.patch("jax._src.array.ArrayImpl._value", property(never)):
+        form = answering_form(MODEL, there, mesh, tensor)
+        jax.block_until_ready(form.variables)
+    assert dict(form.mesh.shape) == {"data": mesh.size // tensor, "fsdp": 1, "tensor": tensor}
+    assert not form.model.stacked
+    assert_equal(form.variables, unstack(MODEL, variables)[1])
+    assert_equal(there, variables)  # what training goes on with
+    expected = variable_shardings(form.mesh, unstack(MODEL, abstract_variables(MODEL))[1])
+    for leaf, sharding in zip(*map(jax.tree.leaves, (form.variables, expected)), strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    kernel = form.variables["params"]["language"]["layers_1"]["up_proj"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (16, 32 // tensor)
+
+
+def test_what_is_in_its_place_is_not_copied(variables):
+    mesh, there = placed((1, 1, 1), variables)
+    form = answering_form(MODEL, there, mesh, 1)
+    for name in ("embedding", "norm", "head"):
+        there["params"][name] = there["params"]["language"][name]
+        form.variables["params"][name] = form.variables["params"]["language"][name]
+    for name in ("embedding", "norm", "head", "vision", "projector"):
+        both = (form.variables["params"][name], there["params"][name])
+        for found, leaf in zip(*map(jax.tree.leaves, both), strict=True):
+            assert found is leaf
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_quantised_kernels_move(kind):
+    """The 4 or 8 bits and their scales arrive as they are."""
+    pytest.importorskip("qwix")
+    model, mesh = Llava(EIGHT_HEADS), mesh_of(1, 4, 1)
+    boxed = abstract_variables(model)["params"]
+    stored = variable_shardings(mesh, abstract_stored(boxed, kind, "float32"))
+    there = {"params": quantise_all(random_variables(model)["params"], kind, stored)}
+    form = answering_form(model, there, mesh, 2 if kind == "int8" else 1)
+    assert_equal(form.variables, unstack(model, there)[1])
+
+
+def test_adapters_move_alone_and_without_compiling(variables, caplog):
+    """As they do between updates of a policy that answers while it is trained."""
+    mesh, there = placed((1, 8, 1), variables)
+    form = answering_form(MODEL, there, mesh, 4)
+    newer = jax.tree.map(lambda x: 2 * x, there["lora"])
+    jax.block_until_ready(newer)
+    with jax.log_compiles():
+        moved = answering_variables(MODEL, {"lora": newer}, form.mesh)
+    assert not [r for r in caplog.records if "Compiling" in r.message]
+    assert_equal(moved, jax.tree.map(lambda x: 2 * x, {"lora": form.variables["lora"]}))
+    kernel = form.variables["params"]["language"]["layers_0"]["q_proj"]["kernel"]
+    adapter = moved["lora"]["language"]["layers_0"]["q_proj"]["b"]
+    assert adapter.sharding.mesh == kernel.sharding.mesh == form.mesh
+
+
+@pytest.mark.parametrize("tensor", [2, 4, 8])
+def test_a_layer_moves_in_little_memory(tensor, variables):
+    """Besides both layouts the program takes at most one layer in full."""
+    mesh, there = placed((1, 8, 1), variables)
+    stacks = there["params"]["language"]["layers"]
+    form = answering_form(MODEL, there, mesh, tensor)
+    layer = form.variables["params"]["language"]["layers_0"]
+    shardings = jax.tree.map(lambda x: x.sharding, layer)
+    program = jax.jit(answering._layer, out_shardings=shardings).lower(stacks, np.int32(0))
+    whole = sum(x.nbytes for x in jax.tree.leaves(layer))
+    stats = program.compile().memory_analysis()
+    assert stats is not None
+    assert stats.temp_size_in_bytes < 1.1 * whole
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (3, "must divide the 8 devices and what it splits of the model: heads 4, kv_heads 2"),
+        (4, "kv_heads 2, mlp 32, .*; set --rollout.tensor to one of 1, 2, 0"),
+        (16, "must divide the 8 devices"),
+    ],
+)
+def test_sizes_that_do_not_divide(tensor, message):
+    model = Llava(TINY)
+    shapes = {"params": abstract_params(model)}
+    require_tensor(model, shapes, mesh_of(1, 8, 1), 2)
+    with pytest.raises(DataError, match=message):
+        require_tensor(model, shapes, mesh_of(1, 8, 1), tensor)
+
+
+# --- an engine ------------------------------------------------------------------------------------
+
+EIGHT = Llava(
+    dataclasses.replace(
+        EIGHT_HEADS,
+        image_token_id=helpers_rollout.IMAGE,
+        text=dataclasses.replace(EIGHT_HEADS.text, vocab_size=32),
+    )
+)
+
+
+def engine(values, mesh, **options):
+    """Makes an engine whose model is laid out as for training."""
+    made = helpers_rollout.engine(None, mesh=mesh, **options)
+    shardings = variable_shardings(made.mesh, abstract_variables(EIGHT))
+    return dataclasses.replace(made, model=EIGHT, variables=jax.device_put(values, shardings))
+
+
+def answers(one, num=9):
+    asked = one.answer(PROMPTS[:num], load_image, SAMPLING)
+    return [a.answers for a in itertools.chain(*asked)]
+
+
+@pytest.fixture(scope="module")
+def eight():
+    """Returns weights with which answers differ in content and in length."""
+    return jax.tree.map(np.asarray, noisy_variables(EIGHT))
+
+
+@pytest.fixture(scope="module")
+def expected(eight):
+    """Returns the answers of one device."""
+    found = answers(engine(eight, (1, 1, 1)))
+    assert len(set(found)) > 5
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mesh", "tensor"),
+    [((1, 8, 1), 8), ((1, 8, 1), 4), ((1, 8, 1), 0), ((2, 2, 2), 2), ((8, 1, 1), 8)],
+    ids=str,
+)
+def test_answers_on_any_layout(mesh, tensor, eight, expected):
+    """Sampled answers agree whatever the layouts of training and answering are."""
+    assert answers(engine(eight, mesh, tensor=tensor)) == expected
+
+
+def test_a_layout_for_the_memory_there_is(eight, monkeypatch, capsys):
+    """The choice counts weights of both layouts; too little of it is said."""
+    one = engine(eight, (1, 8, 1))
+    weights = possible_tensors(EIGHT, one.variables, one.mesh)
+    assert fitting_tensor(EIGHT, one.variables, one.mesh, NOTHING, 0) == 1
+    kept = answering.bytes_on_a_device(one.variables)
+    for tensor, size in weights.items():
+        monkeypatch.setattr(answering, "device_limit", lambda size=size: (size + kept) / 0.94 + 9)
+        assert fitting_tensor(EIGHT, one.variables, one.mesh, NOTHING, 0) == tensor
+    assert not capsys.readouterr().out
+    monkeypatch.setattr(answering, "device_limit", lambda: kept)
+    assert fitting_tensor(EIGHT, one.variables, one.mesh, NOTHING, 0) == 8
+    assert "warning: answering takes about" in capsys.readouterr().out
+
+
+NOTHING = AnsweringNeeds(8, 8, 8, 0.0, 0.0, 0.0)
+
+
+def test_an_engine_moves_once_and_frees_its_copy(eight):
+    one = engine(eight, (1, 2, 1), tensor=2)
+    gc.collect()
+    before = sum(x.nbytes for x in jax.live_arrays())
+    with mock.patch.object(answering, "answering_variables", wraps=answering_variables) as moves:
+        first = answers(one, 4)
+        assert answers(one, 4) == first
+    assert moves.call_count == 1
+    gc.collect()
+    layers = sum(x.nbytes for x in jax.tree.leaves(one.variables["params"]["language"]["layers"]))
+    assert sum(x.nbytes for x in jax.live_arrays()) > before + layers
+    one = dataclasses.replace(one, batch_size=4)  # the old one is gone
+    gc.collect()
+    assert sum(x.nbytes for x in jax.live_arrays()) <= before + 1000

@@ -11,12 +11,15 @@ separating the layers (`seva_jax/models/unstacked.py`), answering (`rollouts.py`
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 
 from seva_jax.models import (
@@ -25,12 +28,116 @@ from seva_jax.models import (
     LlavaConfig,
     abstract_variables,
     boxed_as_stored,
+    unstack,
 )
+from seva_jax.runtime.processes import gather, say
 from seva_jax.sharding import answering_mesh, is_boxed, process_row_share, variable_shardings
+from seva_jax.training.memory import bytes_on_a_device, device_limit
 from seva_jax.training.step import Variables
 from seva_jax.types import DataError
 
+_GIB = 2**30
 SPARE = 0.06  # share of a device's memory that estimates leave free
+
+
+class AnsweringForm(NamedTuple):
+    """A model in the layout in which it answers.
+
+    Attributes:
+        model: the module, whose layers are not stacked.
+        variables: its variables, see `answering_variables`.
+        mesh: where they are, data x tensor.
+    """
+
+    model: Llava
+    variables: Variables
+    mesh: jax.sharding.Mesh
+
+
+def answering_form(
+    model: Llava, variables: Variables, mesh: jax.sharding.Mesh, tensor: int
+) -> AnsweringForm:
+    """Moves a model to the layout in which it answers, see `answering_variables`.
+
+    Args:
+        model: the module, with stacked layers.
+        variables: its variables as training lays them out; they stay as they are.
+        mesh: that of training.
+        tensor: devices that share the weights and answer the same rows together.
+
+    Raises:
+        DataError: the model or the devices cannot be divided so.
+    """
+    require_tensor(model, variables, mesh, tensor)
+    there = answering_mesh(mesh, tensor)
+    separate, _ = unstack(model, {})
+    return AnsweringForm(separate, answering_variables(model, variables, there), there)
+
+
+def answering_variables(model: Llava, variables: Variables, mesh: jax.sharding.Mesh) -> Variables:
+    """Returns variables as a model answers with them: layers separate, split over another mesh.
+
+    Compiled programs move them from device to device, never through the host, one layer at a time:
+    the most memory that this takes on a device is that of both layouts, and one decoder layer (or
+    one other parameter) in full. Arrays that are in their place already, such as the vision tower
+    on a single device, are not copied. Programs are kept: to move other values of the same shapes,
+    such as adapters between updates, takes no compiling.
+
+    Args:
+        model: the module, with stacked layers.
+        variables: some or all collections, as training lays them out; they stay as they are.
+        mesh: see `answering_mesh`.
+
+    Raises:
+        DataError: a dim does not divide by the axis `tensor`.
+    """
+    separate = unstack(model, _boxed(model, variables))[1]
+    shardings = variable_shardings(mesh, separate)
+    return {name: _moved_collection(variables[name], shardings[name]) for name in variables}
+
+
+def _moved_collection(tree: Any, shardings: Any) -> Any:
+    """Moves a collection part by part; shardings are those of separate layers."""
+    moved = {part: _moved(tree[part], to) for part, to in shardings.items() if part != "language"}
+    if "language" in tree:
+        language = tree["language"]
+        moved["language"] = {
+            name: _moved(language[name], to)
+            if name in language
+            else jax.jit(_layer, out_shardings=to)(language["layers"], _number(name))
+            for name, to in shardings["language"].items()
+        }
+    return moved
+
+
+def _moved(tree: Any, shardings: Any) -> Any:
+    """Moves the leaves that are elsewhere."""
+    leaves, structure = jax.tree.flatten(tree)
+    targets = structure.flatten_up_to(shardings)
+    away = [i for i, (x, to) in enumerate(zip(leaves, targets, strict=True)) if not _is_at(x, to)]
+    if away:
+        there = jax.jit(_same, out_shardings=[targets[i] for i in away])([leaves[i] for i in away])
+        for i, leaf in zip(away, there, strict=True):
+            leaves[i] = leaf
+    return structure.unflatten(leaves)
+
+
+def _is_at(leaf: Any, sharding: NamedSharding) -> bool:
+    return isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+
+# Functions of the module, so that `jax.jit` keeps their programs.
+def _same(leaves: list[Any]) -> list[Any]:
+    return leaves
+
+
+def _layer(stacks: Any, number: jax.Array) -> Any:
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, 0, False), stacks)
+
+
+def _number(name: str) -> np.int32:
+    """Returns the number of a layer named "layers_7"."""
+    return np.int32(name.rpartition("_")[2])
 
 
 class AnsweringNeeds(NamedTuple):
@@ -64,7 +171,7 @@ def choose_tensor(
     weights: Mapping[int, float],
     needs: AnsweringNeeds,
     resident: float,
-    limit: float | None,
+    limit: float,
 ) -> int:
     """Returns the smallest number of devices that can hold and split a model that answers.
 
@@ -74,7 +181,7 @@ def choose_tensor(
         needs: what answering takes besides.
         resident: bytes on each device of what stays there meanwhile, such as the weights in the
             layout of training.
-        limit: bytes that each device has; None if unknown, which takes the smallest.
+        limit: bytes that each device has.
 
     Returns:
         The number; the largest possible one if the memory is too small in every layout.
@@ -83,11 +190,42 @@ def choose_tensor(
     >>> choose_tensor({1: 14e9, 2: 7e9, 4: 3.5e9, 8: 1.75e9}, needs, 1.75e9, 16e9)
     2
     """
-    if limit is None:
-        return min(weights)
     room = limit * (1 - SPARE) - resident
     fitting = [t for t, size in weights.items() if size + needs.on_a_device(t) <= room]
     return min(fitting, default=max(weights))
+
+
+def fitting_tensor(
+    model: Llava,
+    variables: Variables,
+    mesh: jax.sharding.Mesh,
+    needs: AnsweringNeeds,
+    resident: float,
+) -> int:
+    """Returns what `choose_tensor` chooses for these devices; 1 if their memory is unknown (CPU).
+
+    It is the same on every process. Warns if the memory is likely to be too small.
+
+    Args:
+        model: the module.
+        variables: its variables as training lays them out.
+        mesh: that of training.
+        needs: what answering takes besides.
+        resident: bytes on each device of what stays there besides the variables.
+    """
+    limits = gather(device_limit())
+    if None in limits:
+        return 1
+    weights = possible_tensors(model, variables, mesh)
+    limit, kept = min(limits), resident + bytes_on_a_device(variables)
+    tensor = choose_tensor(weights, needs, kept, limit)
+    total = kept + weights[tensor] + needs.on_a_device(tensor)
+    if total > limit:
+        say(
+            f"warning: answering takes about {total / _GIB:.1f} GiB on each device, which has "
+            f"{limit / _GIB:.1f} GiB; a smaller --rollout.batch-size may fit"
+        )
+    return tensor
 
 
 def answering_needs(
@@ -148,13 +286,8 @@ def possible_tensors(model: Llava, variables: Any, mesh: jax.sharding.Mesh) -> d
     here = variable_shardings(mesh, stored)
     possible = {}
     for tensor in dividing_tensors(model.config, mesh.size):
-        there = answering_mesh(mesh, tensor)
-        try:
-            process_row_share(there)
-            shardings = variable_shardings(there, stored)
-        except DataError:  # scales of quantised kernels do not divide, or rows of processes overlap
-            continue
-        possible[tensor] = _bytes_made(stored, here, shardings)
+        with contextlib.suppress(DataError):
+            possible[tensor] = _bytes_made(stored, here, _shardings(stored, mesh, tensor))
     return possible
 
 
@@ -162,6 +295,45 @@ def dividing_tensors(config: LlavaConfig, num_devices: int) -> list[int]:
     """Returns the numbers of devices that divide all devices and all dims that are split."""
     common = math.gcd(num_devices, *tensor_sizes(config).values())
     return [n for n in range(1, common + 1) if common % n == 0]
+
+
+def require_tensor(model: Llava, variables: Any, mesh: jax.sharding.Mesh, tensor: int) -> None:
+    """Checks that groups of `tensor` devices can share a model that answers.
+
+    Args:
+        model: the module, with stacked layers.
+        variables: its variables as training lays them out, or their shapes.
+        mesh: that of training.
+        tensor: devices that share the weights.
+
+    Raises:
+        DataError: they cannot; the message names the sizes that can.
+    """
+    possible = possible_tensors(model, variables, mesh)
+    if tensor in possible:
+        return
+    sizes = ", ".join(f"{name} {size:,}" for name, size in tensor_sizes(model.config).items())
+    problem = f"must divide the {mesh.size} devices and what it splits of the model: {sizes}"
+    if tensor in dividing_tensors(model.config, mesh.size):
+        try:
+            _shardings(_boxed(model, variables), mesh, tensor)
+        except DataError as error:
+            problem = f"is not possible: {error}"
+    sizes = ", ".join(map(str, [*possible, 0]))
+    raise DataError(
+        f"rollout.tensor {tensor} {problem}; set --rollout.tensor to one of {sizes} (0 chooses)"
+    )
+
+
+def _shardings(stored: Any, mesh: jax.sharding.Mesh, tensor: int) -> Any:
+    """Returns the shardings of stacked layers on the mesh that answers.
+
+    Raises:
+        DataError: scales of quantised kernels do not divide, or rows of processes overlap.
+    """
+    there = answering_mesh(mesh, tensor)
+    process_row_share(there)
+    return variable_shardings(there, stored)
 
 
 def tensor_sizes(config: LlavaConfig) -> dict[str, int]:
@@ -179,8 +351,13 @@ def tensor_sizes(config: LlavaConfig) -> dict[str, int]:
 
 def _boxed(model: Llava, variables: Any) -> Any:
     """Returns variables, or their shapes, with the logical names of their dims."""
-    boxed = abstract_variables(model)
+    boxed = _abstract(model)
     return boxed_as_stored({name: boxed[name] for name in variables}, variables)
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract(model: Llava) -> dict[str, Any]:
+    return abstract_variables(model)
 
 
 def _bytes_made(stored: Any, here: Any, there: Any) -> int:

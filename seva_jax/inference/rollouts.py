@@ -18,11 +18,17 @@ import numpy as np
 
 from seva_jax.corrupt import Corruption, corruption_key
 from seva_jax.images import ImageProcessing
+from seva_jax.inference.answering import (
+    AnsweringForm,
+    answering_form,
+    answering_needs,
+    fitting_tensor,
+)
 from seva_jax.inference.corrupted import corrupted_pixels, corrupted_prompt, stacked
 from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state, refill
-from seva_jax.models import CacheKind, Llava, unstack
+from seva_jax.models import CacheKind, Llava
 from seva_jax.runtime import shutdown
-from seva_jax.runtime.processes import gather
+from seva_jax.runtime.processes import gather, say
 from seva_jax.runtime.profiler import profiler
 from seva_jax.runtime.read_ahead import READERS
 from seva_jax.sharding import process_row_share, put_batch, replicated, row_multiple
@@ -99,15 +105,17 @@ class RolloutEngine:
     """Answers prompts with a model.
 
     Attributes:
-        model: the module.
-        variables: its variables.
+        model: the module, with stacked layers.
+        variables: its variables, as training lays them out.
         encoder: text to tokens, with the generation template.
         processing: image pipeline.
-        mesh: where the model lives.
+        mesh: where they are; the model answers on a mesh of its own over the same devices.
         batch_size: rows answered together, over all devices.
         seed: seed of corruptions and of sampling; every prompt has its own keys.
         refill: see `RolloutOptions`.
         cache: see `RolloutOptions`.
+        tensor: see `RolloutOptions`.
+        resident: bytes on each device of what stays there besides the variables.
     """
 
     model: Llava
@@ -119,6 +127,11 @@ class RolloutEngine:
     seed: int
     refill: int = 1
     cache: CacheKind = "exact"
+    tensor: int = 0
+    resident: int = 0
+    _moved: dict[int, AnsweringForm] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def answer(
         self,
@@ -141,18 +154,20 @@ class RolloutEngine:
             start: index of the first prompt to answer.
             remote: whether images come from an object store, so that many are read at a time.
         """
+        if start >= len(prompts):
+            return
         variants = 1 + len(corruptions)
-        share, num_shares = process_row_share(self.mesh)
-        layout = rollout_rows(self.batch_size, self.refill, variants, self.mesh, num_shares)
+        # Shapes come from all prompts, so a resumed run computes the same answers.
+        width, images = self._widest(prompts, corruptions)
+        model, variables, mesh = self._form(width, images, sampling, variants)
+        share, num_shares = process_row_share(mesh)
+        layout = rollout_rows(self.batch_size, self.refill, variants, mesh, num_shares)
         firsts = range(start + share * layout.group, len(prompts), layout.group * num_shares)
         mine = [i for first in firsts for i in range(len(prompts))[first : first + layout.group]]
         prepared = self._prepare(prompts, mine, load_image, corruptions, layout.group, remote)
-        # Shapes come from all prompts, so a resumed run computes the same answers.
-        width, images = self._widest(prompts, corruptions)
         eos: Any = self.encoder.tokenizer.eos_token_id
-        model, variables = self._answering
         sampler = Sampler(model, sampling, (eos,), self.encoder.pad_id, self.cache)
-        with jax.set_mesh(self.mesh):
+        with jax.set_mesh(mesh):
             state = empty_state(sampler, layout.rows * num_shares, width)
         free = np.arange(layout.rows)
         texts: dict[int, dict[int, str]] = {}  # by prompt and variant
@@ -166,18 +181,18 @@ class RolloutEngine:
             hungry = left > 0 and len(free) - fresh.admitted >= layout.fresh
             told = gather((fresh.admitted, hungry, fresh.dropped))
             dropped |= {index: reason for _, _, drops in told for index, reason in drops}
-            with jax.set_mesh(self.mesh):
+            with jax.set_mesh(mesh):
                 if any(admitted for admitted, _, _ in told):
-                    *batch, keys, tags, places = put_batch(self.mesh, fresh.arrays)
+                    *batch, keys, tags, places = put_batch(mesh, fresh.arrays)
                     state = refill(
                         sampler, variables, state, PromptBatch(*batch),
-                        jax.random.wrap_key_data(keys), tags, places, row_multiple(self.mesh),
+                        jax.random.wrap_key_data(keys), tags, places, row_multiple(mesh),
                     )  # fmt: skip
                 enough = 0 if any(hungry for _, hungry, _ in told) else layout.fresh * num_shares
                 state = decode(sampler, variables, state, np.int32(enough))
             # Every process needs the text, and token ids are small: copy them everywhere.
             small = (state.out_BT, state.done_B, state.tag_B)
-            out, done, tags = jax.device_get(jax.device_put(small, replicated(self.mesh)))
+            out, done, tags = jax.device_get(jax.device_put(small, replicated(mesh)))
             free = np.flatnonzero(done[share * layout.rows : (share + 1) * layout.rows])
             for row in np.flatnonzero(done & (tags >= at * variants)):
                 index, variant = divmod(int(tags[row]), variants)
@@ -193,10 +208,27 @@ class RolloutEngine:
             if answered:
                 yield answered
 
-    @functools.cached_property
-    def _answering(self) -> tuple[Llava, Any]:
-        """The model and its variables in the form that answers, made on first use."""
-        return unstack(self.model, self.variables)
+    def _form(self, prompt: int, images: int, sampling: Sampling, variants: int) -> AnsweringForm:
+        """Returns the model in the layout in which it answers, moved there if it is not.
+
+        The engine keeps it for further calls. The choice depends on no prompts but those of the
+        call, so a resumed run makes the same one.
+        """
+        tensor = self.tensor
+        if not tensor:
+            rows = max(self.batch_size, variants)
+            fresh = min(max(rows // self.refill, variants), rows)
+            needs = answering_needs(
+                self.model, self.mesh.size, rows, fresh, prompt, sampling.max_new_tokens, images,
+                self.cache,
+            )  # fmt: skip
+            tensor = fitting_tensor(self.model, self.variables, self.mesh, needs, self.resident)
+        if tensor not in self._moved:
+            self._moved.clear()  # one layout at a time
+            if not self.tensor and self.mesh.size > 1:
+                say(f"  {tensor} of {self.mesh.size} devices share the weights (rollout.tensor)")
+            self._moved[tensor] = answering_form(self.model, self.variables, self.mesh, tensor)
+        return self._moved[tensor]
 
     def _trunks(self, prompt: Prompt, corruptions: Sequence[Corruption]) -> list[np.ndarray]:
         """Returns the trunk of the prompt, and of the prompt under each corruption."""

@@ -29,12 +29,18 @@ from seva_jax.runtime.profiler import profiler, traced_steps
 from seva_jax.runtime.run_records import PROFILES
 from seva_jax.text import Encoder, Template
 from seva_jax.training.flops import forward, model_flops
+from seva_jax.training.memory import bytes_on_a_device
 from seva_jax.training.step import StepOptions, Variables
 from seva_jax.types import DataError
 
 
 def rollout_engine(
-    config: Experiment, assets: Assets, model: Llava, variables: Variables, mesh: jax.sharding.Mesh
+    config: Experiment,
+    assets: Assets,
+    model: Llava,
+    variables: Variables,
+    mesh: jax.sharding.Mesh,
+    beside: Variables,
 ) -> RolloutEngine:
     """Returns the engine that answers prompts as a run does.
 
@@ -43,8 +49,12 @@ def rollout_engine(
         assets: what comes with the weights.
         model: the module that the variables belong to.
         variables: those of the model that answers.
-        mesh: where they live.
+        mesh: where they are.
+        beside: variables of another model that stay on the devices; those that it shares with the
+            first are counted once.
     """
+    own = set(map(id, jax.tree.leaves(variables)))
+    others = [leaf for leaf in jax.tree.leaves(beside) if id(leaf) not in own]
     return RolloutEngine(
         model=model,
         variables=variables,
@@ -55,6 +65,8 @@ def rollout_engine(
         seed=config.seed,
         refill=config.rollout.refill,
         cache=config.rollout.cache,
+        tensor=config.rollout.tensor,
+        resident=bytes_on_a_device(others),
     )
 
 
@@ -167,11 +179,17 @@ class RunContext:
         """Returns the encoder of text with one of the run's templates."""
         return self.assets.encoder(template, self.config.text.max_length)
 
-    def engine(self, variables: Variables) -> RolloutEngine:
-        """Returns the engine that answers prompts with a model of this run."""
-        return rollout_engine(
-            self.config, self.assets, self.model_of(variables), variables, self.mesh
-        )
+    def engine(self, variables: Variables, reference: Variables) -> RolloutEngine:
+        """Returns the engine that answers prompts with a model of this run.
+
+        It copies the model to another layout when it is first asked; the copy is freed with it.
+
+        Args:
+            variables: those of the model.
+            reference: those of the reference policy, which stay on the devices meanwhile.
+        """
+        model = self.model_of(variables)
+        return rollout_engine(self.config, self.assets, model, variables, self.mesh, reference)
 
     def pixels(self, data: PromptSet) -> Pixels:
         """Returns the images of prompts, decoded and preprocessed when they are asked for."""

@@ -30,6 +30,8 @@ from seva_jax.data.check import check as check_data
 from seva_jax.data.check import trees_of
 from seva_jax.data.collect import counted
 from seva_jax.evals import Questions
+from seva_jax.inference.answering import require_tensor
+from seva_jax.run.abstract_state import abstract_base
 from seva_jax.run.context import RunContext
 from seva_jax.run.enough_memory import memory_problems
 from seva_jax.run.outputs import Outputs
@@ -97,6 +99,8 @@ def prepared(config: Experiment, siblings: Sequence[Path] = ()) -> tuple[RunCont
     require_none(_text_problems(ctx, prompts if "pairs" not in finished else None, suites))
     if "align" not in finished:
         require_none([*memory_problems(ctx.config, ctx.assets.config, ctx.mesh)])
+    if "report" not in finished:
+        require_none(_answering_problems(ctx))
     if config.strict:
         require_all_examples(ctx, out)
     return ctx, out
@@ -148,6 +152,15 @@ def _layout_problems(config: Experiment) -> list[str]:
             batches["base.batch_size"] = (base.batch_size, 1)
         for name, (size, parts) in batches.items():
             _attempt(partial(check_batch, mesh, size, parts), problems, f"{name}: ")
+    return problems
+
+
+def _answering_problems(ctx: RunContext) -> list[str]:
+    """Returns why the model cannot answer on the devices that `rollout.tensor` asks for."""
+    config, model, problems = ctx.config, ctx.assets.config, list[str]()
+    if tensor := config.rollout.tensor:
+        shapes = {"params": abstract_base(config, model, ctx.mesh)}
+        _attempt(lambda: require_tensor(ctx.base_model, shapes, ctx.mesh, tensor), problems)
     return problems
 
 

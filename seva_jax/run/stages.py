@@ -47,7 +47,7 @@ def run_takeover(ctx: RunContext, out: Outputs) -> str:
 
 def run_rollouts(ctx: RunContext, out: Outputs) -> str:
     """Answers every prompt on its clean image and on every corrupted copy."""
-    rollouts.roll_out(ctx, out.prompts, out.start)
+    rollouts.roll_out(ctx, out.prompts, ctx.engine(out.start, out.reference))
     return f"{len(out.prompts.prompts):,} prompts, {1 + len(ctx.config.corrupt)} answers each"
 
 
@@ -57,7 +57,7 @@ def run_pairs(ctx: RunContext, out: Outputs) -> str:
     answered = [] if config.prompts.has_answers else rollouts.read_rollouts(ctx.workdir.path)
     built = build_pairs(
         out.prompts, answered, config.pairs, ctx.encoder(config.text.train),
-        RecordedModel(ctx, out.prompts, lambda: out.start),
+        RecordedModel(ctx, out.prompts, lambda: out.start, lambda: out.reference),
     )  # fmt: skip
     if ctx.workdir.writes:
         built.write(ctx.workdir.path)
@@ -95,10 +95,11 @@ def run_alignment(ctx: RunContext, out: Outputs) -> str:
 
 def evaluate_base(ctx: RunContext, out: Outputs) -> str:
     """Asks the policy before alignment every evaluation question."""
-    engine, earlier = ctx.engine(out.start), prior_answers(ctx.config)
+    engine, earlier = ctx.engine(out.start, out.reference), prior_answers(ctx.config)
     return evaluate_all(engine, ctx.config.evals, "base", ctx.workdir, earlier)
 
 
 def evaluate_aligned(ctx: RunContext, out: Outputs) -> str:
     """Asks the aligned model every evaluation question."""
-    return evaluate_all(ctx.engine(out.aligned), ctx.config.evals, "aligned", ctx.workdir)
+    engine = ctx.engine(out.aligned, out.reference)
+    return evaluate_all(engine, ctx.config.evals, "aligned", ctx.workdir)
