@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,8 +24,9 @@ def _unbox(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.value if is_boxed(x) else x, tree, is_leaf=is_boxed)
 
 
-def abstract_variables(model: Llava) -> dict[str, Any]:
-    """Returns the shapes of all variables and allocates nothing.
+@functools.lru_cache(maxsize=16)
+def abstract_variables(model: Llava) -> Mapping[str, Any]:
+    """Returns the shapes of all variables and allocates nothing; the planner asks many times.
 
     Returns:
         {"params": ..., "lora": ...}; every leaf is boxed with the logical names of its dims

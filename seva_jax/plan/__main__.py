@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in dict.fromkeys(row.model for row in fitting):
             best = min((r for r in fitting if r.model == name), key=lambda row: row.chip_hours)
             print(
-                f"fewest chip-hours that fit, {name}: {best.plan.topology}, mesh {best.mesh}"
-                + f", answering {best.answering}" * (best.plan.rollout is not None)
+                f"fewest chip-hours that fit, {name}: {best.plan.topology}, mesh {best.mesh}, "
+                f"{best.plan.batch_size} pairs a step{best.answering_words}"
             )
 
 

@@ -7,7 +7,6 @@ What lives here: the layout of answering and its work. What does not: compiling 
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from seva_jax.inference.answering import (
 )
 from seva_jax.inference.rollouts import rollout_rows
 from seva_jax.models import LlavaConfig, LoraConfig
-from seva_jax.plan.roofline import Work
+from seva_jax.plan.roofline import Kind, Work
 from seva_jax.run.abstract_state import abstract_base, abstract_training
 from seva_jax.sharding import answering_mesh
 from seva_jax.training.flops import forward
@@ -54,6 +53,7 @@ class Answering:
         token: work of a chip in a token step.
         prefill: work of a chip to start `fresh` rows.
         adapters: work that adapters add to a token step, and to a prefill.
+        kind: what kind of work a token step is.
     """
 
     data: int
@@ -70,6 +70,7 @@ class Answering:
     token: Work
     prefill: Work
     adapters: tuple[Work, Work]
+    kind: Kind
 
     @property
     def kept(self) -> float:
@@ -99,17 +100,19 @@ class Answering:
         """Returns how many times `fresh` rows are started for these answers."""
         return -(-answers // self.fresh)
 
-    def rows_that_fit(self, needed: float, limit: float, variants: int) -> int:
+    def rows_that_fit(self, needed: float, limit: float, variants: int, refill: int) -> int:
         """Returns the most rows that can be answered together, counted from shapes.
 
         Args:
             needed: bytes on a chip for `rows` of them.
             limit: bytes that a program may use on a chip.
             variants: rows of a prompt.
+            refill: one in this many rows is started together.
         """
-        needs, share = self.needs, self.fresh / self.rows
-        row = (needs.row + share * needs.fresh_row) / self.tensor + share * needs.fresh_row_whole
-        rows = self.rows + math.floor((limit - needed) / row) * self.data
+        needs = self.needs
+        begun = needs.fresh_row / self.tensor + needs.fresh_row_whole
+        free = limit - needed + needs.on_a_device(self.tensor)
+        rows = int(free / (needs.row / self.tensor + begun / refill)) * self.data
         return max(rows, 0) // variants * variants
 
 
@@ -182,9 +185,10 @@ def answering(
     short = max((suite.max_new_tokens for suite in experiment.evals), default=_SHORT)
     evaluated = needs(short)._replace(rows=layout.rows, fresh=layout.fresh).on_a_device(tensor)
     adapters, adapter_bytes = _adapters(experiment, config, mesh, there, rows, fresh * prompt)
+    kind: Kind = "decoding_int8" if options.cache == "int8" else "decoding"
     return Answering(
         data, tensor, layout.rows, layout.fresh, prompt, slots, resident, weights, whole - weights,
-        needed, resident + weights + evaluated + adapter_bytes, token, prefill, adapters,
+        needed, resident + weights + evaluated + adapter_bytes, token, prefill, adapters, kind,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import jax
 from seva_jax.batches.trees import RowShape
 from seva_jax.config import Experiment
 from seva_jax.config.options import RolloutOptions
-from seva_jax.models import LlavaConfig, LoraConfig
+from seva_jax.models import LlavaConfig, LoraConfig, Remat
 from seva_jax.plan import whole_run
 from seva_jax.plan.answering import Answering, answering, padded_prompt
 from seva_jax.plan.chips import Chip, Topology
@@ -25,6 +25,7 @@ from seva_jax.plan.roofline import Work
 from seva_jax.plan.step import (
     counted_memory,
     counted_network,
+    least_memory,
     num_passes,
     step_flops,
     step_weights,
@@ -33,6 +34,7 @@ from seva_jax.plan.whole_run import Amounts, Stage
 from seva_jax.sharding import answering_mesh, check_batch
 from seva_jax.training import TrainOptions
 from seva_jax.training.flops import forward, model_flops
+from seva_jax.training.remat import REMATS, cheapest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Step:
     """What an alignment step needs.
 
     Attributes:
+        remat: what its backward pass recomputes.
         memory: of a chip.
         sent: bytes that each chip sends, by kind of collective; empty if the step does not fit.
         work: what it asks of a chip.
@@ -64,6 +67,7 @@ class Step:
         hardware_flops: operations that it executes, with those that `remat` repeats.
     """
 
+    remat: Remat
     memory: Memory
     sent: dict[str, float]
     work: Work
@@ -202,24 +206,43 @@ def plan(
 
 @functools.cache
 def plan_step(experiment: Experiment, config: LlavaConfig, topology: str, shape: RowShape) -> Step:
-    """Plans the alignment step; a sweep of how prompts are answered plans it once."""
-    slices = Topology.parse(topology)
+    """Plans the alignment step; a sweep of how prompts are answered plans it once.
+
+    With `compute.remat` "auto", it is the one that a run chooses.
+    """
+    slices, wanted = Topology.parse(topology), experiment.compute.remat
     mesh = experiment.mesh.make(slices.devices())
-    if slices.is_gpu:
-        memory = _counted(*counted_memory(experiment, config, mesh, shape), slices.chip)
-        sent = counted_network(experiment, config, mesh, shape) if memory.fits else {}
-    else:
-        memory, text = _compile(lower_step(experiment, config, mesh, shape), slices.chip)
-        sent = collective_bytes(text) if text else {}
-    train = experiment.train
-    executed = step_flops(experiment, config, shape)
-    needed = train.batch_size * model_flops(forward(config, experiment.lora, shape), train.trained)
+
+    def of(remat: Remat) -> Experiment:
+        compute = dataclasses.replace(experiment.compute, remat=remat)
+        return dataclasses.replace(experiment, compute=compute)
+
+    def least(remat: Remat) -> float:
+        return least_memory(of(remat), config, mesh, shape)
+
+    def planned(remat: Remat) -> tuple[tuple[Memory, dict[str, float]], float]:
+        run = of(remat)
+        if slices.is_gpu:
+            memory = _counted(*counted_memory(run, config, mesh, shape), slices.chip)
+            sent = counted_network(run, config, mesh, shape) if memory.fits else {}
+        else:
+            memory, text = _compile(lower_step(run, config, mesh, shape), slices.chip)
+            sent = collective_bytes(text) if text else {}
+        return (memory, sent), memory.needed
+
+    kinds = REMATS if wanted == "auto" else (wanted,)
+    choice = cheapest(kinds, least, planned, slices.chip.hbm_gib * 2**30)
+    memory, sent = choice.program
+    run = of(choice.remat)
+    executed = step_flops(run, config, shape)
+    once = forward(config, run.lora, shape)
+    needed = run.train.batch_size * model_flops(once, run.train.trained)
     # Weights are read in every pass, the arguments once, the state is written as often, and
     # temporaries are written and read.
-    moved = step_weights(experiment, config, mesh) * num_passes(experiment)
+    moved = step_weights(run, config, mesh) * num_passes(run)
     moved += 2 * memory.arguments + 2 * memory.temporaries
     work = Work(executed / mesh.size, moved, sum(sent.values()))
-    return Step(memory, sent, work, needed, executed)
+    return Step(choice.remat, memory, sent, work, needed, executed)
 
 
 def plan_rollout(
@@ -254,7 +277,7 @@ def plan_rollout(
             prefill=dataclasses.replace(layout.prefill, sent=prefill),
         )
     variants = 1 + len(experiment.corrupt)
-    rows = layout.rows_that_fit(memory.needed, limit, variants)
+    rows = layout.rows_that_fit(memory.needed, limit, variants, experiment.rollout.refill)
     return Rollout(layout, memory, rows, layout.evaluated <= limit, bool(experiment.evals))
 
 

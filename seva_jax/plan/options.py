@@ -167,5 +167,6 @@ def plan_variant(variant: Variant, options: PlanOptions) -> Plan:
     shape = row_shape(variant.config, options, branches)
     if has_answers:
         amounts = dataclasses.replace(amounts, prompts=0)
-    question = options.question if options.rollout and (amounts.prompts or amounts.questions) else 0
+    asks = options.rollout and (amounts.prompts or amounts.questions)
+    question = options.question if asks else 0
     return plan(experiment, variant.config, variant.topology, shape, amounts, question)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from seva_jax.plan.chips import Chip
 
-Kind = Literal["training", "forward", "decoding"]
+Kind = Literal["training", "forward", "decoding", "decoding_int8"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +51,13 @@ class Work:
 def slowed(chip: Chip, kind: Kind) -> Chip | None:
     """Returns a chip with the rates that were measured for a kind of work; None without any.
 
-    What a pass without gradients or a training step reaches of the bytes per second, and decoding
-    of the operations, has not been measured apart: those rates stay at their peak, like the
-    network's.
+    Training and passes without gradients are slower in operations, token steps in bytes; the other
+    rates stay at their peak, because nothing measured was bound by them.
     """
     measured = chip.measured
     if measured is None:
         return None
-    if kind == "decoding":
-        return dataclasses.replace(chip, hbm=chip.hbm * measured.decoding)
-    share = measured.training if kind == "training" else measured.forward
-    return dataclasses.replace(chip, flops=chip.flops * share)
+    share: float = getattr(measured, kind)
+    if kind in ("training", "forward"):
+        return dataclasses.replace(chip, flops=chip.flops * share)
+    return dataclasses.replace(chip, hbm=chip.hbm * share)

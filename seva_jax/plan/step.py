@@ -6,8 +6,7 @@ can be compiled here, they are counted too.
 
 from __future__ import annotations
 
-from typing import Any
-
+import jax
 import jax.numpy as jnp
 
 from seva_jax.batches.trees import RowShape
@@ -23,6 +22,7 @@ def step_flops(experiment: Experiment, config: LlavaConfig, shape: RowShape) -> 
     """Returns the operations that a step executes, over all chips."""
     train, compute = experiment.train, experiment.compute
     once = forward(config, experiment.lora, shape)
+    assert compute.remat != "auto"
     row = hardware_flops(once, train.trained, compute.remat)
     if experiment.objective.needs_reference and train.reference == "in_step":
         # The frozen copy; it shares the features of the tower with the policy.
@@ -31,7 +31,7 @@ def step_flops(experiment: Experiment, config: LlavaConfig, shape: RowShape) -> 
     return train.batch_size * row
 
 
-def step_weights(experiment: Experiment, config: LlavaConfig, mesh: Any) -> float:
+def step_weights(experiment: Experiment, config: LlavaConfig, mesh: jax.sharding.Mesh) -> float:
     """Returns the bytes of weights to and from memory in one pass over the language model.
 
     They are read, and also written where they are gathered from other chips.
@@ -41,7 +41,7 @@ def step_weights(experiment: Experiment, config: LlavaConfig, mesh: Any) -> floa
     return moved * (2 if mesh.shape["fsdp"] > 1 else 1)
 
 
-def gathered_weights(experiment: Experiment, config: LlavaConfig, mesh: Any) -> float:
+def gathered_weights(experiment: Experiment, config: LlavaConfig, mesh: jax.sharding.Mesh) -> float:
     """Returns the bytes of weights that a chip sends in one pass over the language model."""
     fsdp = mesh.shape["fsdp"]
     once = step_weights(experiment, config, mesh) / (2 if fsdp > 1 else 1)
@@ -53,31 +53,47 @@ def num_passes(experiment: Experiment) -> int:
     return (3 if experiment.compute.remat == "layers" else 2) * experiment.train.micro_batches
 
 
+def least_memory(
+    experiment: Experiment, config: LlavaConfig, mesh: jax.sharding.Mesh, shape: RowShape
+) -> float:
+    """Returns a lower bound of the bytes that a step needs on a chip, see `least_bytes`."""
+    kept = abstract_training(experiment, config, mesh)
+    return least_bytes(
+        kept.model, (kept.state, kept.frozen), kept.state.trainable, _rows(experiment, mesh),
+        shape.length, mesh.shape["tensor"],
+    )  # fmt: skip
+
+
 def counted_memory(
-    experiment: Experiment, config: LlavaConfig, mesh: Any, shape: RowShape
+    experiment: Experiment, config: LlavaConfig, mesh: jax.sharding.Mesh, shape: RowShape
 ) -> tuple[float, float]:
     """Returns the bytes of arguments and of temporaries of a step on a chip, counted from shapes.
 
-    Beside what `least_bytes` counts, one layer is at work: its weights as they are gathered or
-    copied, with their gradient's share, and what its backward pass needs at the same time.
+    Beside what `least_memory` counts, one layer is at work: its weights as they are gathered or
+    copied, with their gradient's share, and what its backward pass needs at the same time. Without
+    rematerialisation the backward pass keeps more than the bound has: both norms and rotary
+    embeddings in float32 and bfloat16, and every factor of the MLP.
     """
-    text = config.text
+    text, tensor = config.text, mesh.shape["tensor"]
     kept = abstract_training(experiment, config, mesh)
-    state, rows = (kept.state, kept.frozen), _rows(experiment, mesh)
-    arguments = bytes_on_a_device(state)
-    least = least_bytes(kept.model, state, kept.state.trainable, rows, shape.length)
+    arguments = bytes_on_a_device((kept.state, kept.frozen))
+    temporaries = least_memory(experiment, config, mesh, shape) - arguments
+    rows = _rows(experiment, mesh)
     width = jnp.dtype(experiment.compute.dtype).itemsize
     heads = text.num_heads * text.head_dim
-    position = 6 * text.hidden_size + (6 * heads + 5 * text.mlp_size) / mesh.shape["tensor"]
-    layer = 2 * _layer_parameters(config) * width / mesh.shape["tensor"]
+    if experiment.compute.remat == "none":
+        everything = 8 * text.hidden_size + (10 * heads + 4 * text.mlp_size) / tensor
+        temporaries = bytes_on_a_device(kept.state.trainable)
+        temporaries += rows * shape.length * text.num_layers * everything * width
+    position = 6 * text.hidden_size + (6 * heads + 5 * text.mlp_size) / tensor
+    layer = 2 * _layer_parameters(config) * width / tensor
     answers = min(experiment.compute.head_chunk * shape.branches, shape.targets)
-    logits = 3 * 4 * answers * text.vocab_size / mesh.shape["tensor"]
-    working = rows * (shape.length * position * width + logits) + layer
-    return arguments, least - arguments + working
+    logits = 3 * 4 * answers * text.vocab_size / tensor
+    return arguments, temporaries + rows * (shape.length * position * width + logits) + layer
 
 
 def counted_network(
-    experiment: Experiment, config: LlavaConfig, mesh: Any, shape: RowShape
+    experiment: Experiment, config: LlavaConfig, mesh: jax.sharding.Mesh, shape: RowShape
 ) -> dict[str, float]:
     """Returns the bytes that a chip sends in a step, by kind of collective, counted from shapes.
 
@@ -98,7 +114,7 @@ def counted_network(
     }
 
 
-def _rows(experiment: Experiment, mesh: Any) -> int:
+def _rows(experiment: Experiment, mesh: jax.sharding.Mesh) -> int:
     """Returns the rows of a micro-batch on a chip."""
     train = experiment.train
     return train.batch_size // train.micro_batches // row_multiple(mesh)

@@ -64,6 +64,12 @@ class Row:
         return f"{rollout.layout.data} x {rollout.layout.tensor}" if rollout else "-"
 
     @property
+    def answering_words(self) -> str:
+        """The same in words, after a comma; empty if answering is not planned."""
+        rollout = self.plan.rollout
+        return f", answering {self.answering} with {rollout.layout.rows} rows" if rollout else ""
+
+    @property
     def step_gib(self) -> float:
         """Memory of a step on one chip, GiB."""
         return self.plan.step.memory.needed / _GIB
@@ -143,7 +149,7 @@ def describe(row: Row) -> str:
         f"  step        {row.step_gib:.2f} GiB of {plan.chip.hbm_gib} GiB a chip "
         f"({row.of_memory}): {parts if memory.fits else 'DOES NOT FIT'}",
         f"  compute     {step.model_flops / 1e12:,.0f} TFLOP a step, "
-        f"{step.hardware_flops / 1e12:,.0f} with what is computed twice",
+        f"{step.hardware_flops / 1e12:,.0f} with what is computed twice (remat {step.remat})",
     ]
     if memory.fits:
         if plan.num_chips > 1:
@@ -196,8 +202,9 @@ def _stage_lines(row: Row) -> list[str]:
         parts = ""
         if len(stage.parts) > 1:
             prefill, tokens = (
-                sum(work.seconds(chip) for kind, work in stage.parts if kind == wanted) / 60
-                for wanted in ("forward", "decoding")
+                sum(work.seconds(chip) for kind, work in stage.parts if (kind == "forward") == yes)
+                / 60
+                for yes in (True, False)
             )
             parts = f" (prefill {prefill:.1f}, token steps {tokens:.1f})"
         lines.append(f"  {stage.name:<11} {stage.seconds(chip) / 60:.1f} min{parts}: {stage.what}")
@@ -212,7 +219,7 @@ def _stage_lines(row: Row) -> list[str]:
             f"  measured    {slower / 60:.1f} min ({each}) at the rates {measured.source}: "
             f"{measured.training:.0%} of the peak operations in training and "
             f"{measured.forward:.0%} in passes without gradients, {measured.decoding:.0%} of the "
-            "peak bytes in token steps"
+            f"peak bytes in token steps ({measured.decoding_int8:.0%} with the int8 cache)"
         )
     return lines
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+
+import jax
 
 from seva_jax.batches.pipeline import num_steps
 from seva_jax.batches.trees import RowShape
@@ -81,7 +82,11 @@ def evaluation(counted: Answering, amounts: Amounts) -> Stage:
 
 
 def reference(
-    experiment: Experiment, config: LlavaConfig, mesh: Any, shape: RowShape, pairs: int
+    experiment: Experiment,
+    config: LlavaConfig,
+    mesh: jax.sharding.Mesh,
+    shape: RowShape,
+    pairs: int,
 ) -> Stage | None:
     """Returns the stage that computes reference log-probs; None if the step does or none are.
 
@@ -122,5 +127,5 @@ def _answered(
     token, prefill = counted.adapters if adapted else (none, none)
     return (
         ("forward", (counted.prefill + prefill) * counted.prefills(answers)),
-        ("decoding", (counted.token + token) * counted.token_steps(answers, tokens)),
+        (counted.kind, (counted.token + token) * counted.token_steps(answers, tokens)),
     )
