@@ -18,6 +18,7 @@ from seva_jax.inference.answering import (
     answering_needs,
     choose_tensor,
     possible_tensors,
+    require_tensor,
 )
 from seva_jax.inference.rollouts import rollout_rows
 from seva_jax.models import LlavaConfig, LoraConfig
@@ -26,7 +27,6 @@ from seva_jax.run.abstract_state import abstract_base, abstract_training
 from seva_jax.sharding import answering_mesh
 from seva_jax.training.flops import forward
 from seva_jax.training.memory import bytes_on_a_device
-from seva_jax.types import DataError
 
 _PROMPT_MULTIPLE = 32  # prompts are padded to it
 _SHORT = 16  # tokens of the longest answer to a question with a short one
@@ -155,11 +155,7 @@ def answering(
 
     new = options.sampling.max_new_tokens
     tensor = options.tensor or choose_tensor(possible, needs(new), resident, limit)
-    if tensor not in possible:
-        raise DataError(
-            f"rollout.tensor {tensor}: the weights and {mesh.size} chips can be divided by "
-            f"{', '.join(map(str, possible))}"
-        )
+    require_tensor(model, {"params": training}, mesh, tensor)
     there = answering_mesh(mesh, tensor)
     layout = rollout_rows(options.batch_size, options.refill, variants, there, 1)
     data, slots, weights = there.shape["data"], prompt + new, possible[tensor]
