@@ -184,16 +184,20 @@ def _grid(devices: list[Any], sizes: list[int]) -> np.ndarray:
 def answering_mesh(mesh: jax.sharding.Mesh, tensor: int) -> jax.sharding.Mesh:
     """Returns the mesh on which a model answers: groups of `tensor` devices, each with a copy.
 
-    Devices keep their order, in which neighbours are neighbours in the network (a group of a TPU
-    slice is a compact part of it), and in which arrays can move between the two meshes by one
-    program (`jax.jit` wants one order of devices).
+    On TPUs a group is a compact part of the slice, so the order of devices may differ from that of
+    the other mesh.
 
     Args:
         mesh: that of training.
         tensor: devices of a group; divides the number of devices.
+
+    Raises:
+        DataError: a group would span several slices.
     """
-    groups = mesh.devices.reshape(-1, 1, tensor)
-    return mesh if groups.shape == mesh.devices.shape else jax.sharding.Mesh(groups, AXES)
+    sizes = [mesh.size // tensor, 1, tensor]
+    if list(mesh.devices.shape) == sizes:
+        return mesh
+    return jax.sharding.Mesh(_grid(list(mesh.devices.flat), sizes), AXES)
 
 
 def process_row_share(mesh: jax.sharding.Mesh) -> tuple[int, int]:

@@ -3,6 +3,10 @@
 import dataclasses
 import gc
 import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
 from unittest import mock
 
 import helpers_rollout
@@ -11,6 +15,7 @@ import numpy as np
 import pytest
 from helpers_devices import MODEL, mesh_of, placed
 from helpers_rollout import PROMPTS, SAMPLING, load_image
+from helpers_run import environment
 from tiny_models import EIGHT_HEADS, TINY, noisy_variables, random_variables
 
 from seva_jax.inference import answering
@@ -35,21 +40,43 @@ from seva_jax.models import (
     quantise_all,
     unstack,
 )
-from seva_jax.sharding import LOGICAL_AXES, answering_mesh, variable_shardings
+from seva_jax.plan.chips import Topology
+from seva_jax.sharding import (
+    LOGICAL_AXES,
+    MeshShape,
+    answering_mesh,
+    process_row_share,
+    variable_shardings,
+)
 from seva_jax.types import DataError
 
 SEVEN_B = LLAVA_15["7b"]
 GIB = 2**30
+ROOT = Path(__file__).parent.parent
 
 
-def test_the_mesh_keeps_the_order_of_devices():
-    """Groups are neighbours of the training mesh, so that one program can move arrays."""
+def test_the_mesh_of_answers():
+    """All devices in groups that follow each other; on a TPU, compact parts of the slice."""
     training = mesh_of(2, 2, 2)
     for tensor in (1, 2, 4, 8):
         found = answering_mesh(training, tensor)
         assert dict(found.shape) == {"data": 8 // tensor, "fsdp": 1, "tensor": tensor}
         assert list(found.devices.flat) == list(training.devices.flat)
     assert answering_mesh(mesh_of(4, 1, 2), 2) == mesh_of(4, 1, 2)
+
+
+@pytest.mark.parametrize("mesh", [(1, 16, 1), (4, 4, 1), (2, 2, 4)], ids=str)
+def test_groups_are_compact_parts_of_a_slice(mesh):
+    """All hops between devices of a group are links, also where training follows a ring."""
+    pytest.importorskip("libtpu")
+    training = MeshShape(*mesh).make(Topology.parse("v5e:4x4").devices())
+    for tensor, sides, shares in ((2, [1, 2], 4), (4, [1, 4], 2), (8, [2, 4], 2), (16, [4, 4], 1)):
+        found = answering_mesh(training, tensor)
+        assert set(found.devices.flat) == set(training.devices.flat)
+        for group in found.devices.reshape(-1, tensor):
+            coords = np.array([device.coords for device in group])
+            assert sorted(np.ptp(coords, axis=0) + 1)[1:] == sides
+        assert process_row_share(found)[1] == shares  # four hosts of 2 x 2 chips
 
 
 def test_what_tensor_splits_is_in_the_one_table():
@@ -135,6 +162,12 @@ def assert_equal(found, expected):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+def in_another_order(mesh, tensor):
+    """Returns a mesh for answers as a TPU slice may have it."""
+    order = mesh.devices.flatten()[[0, 1, 4, 5, 7, 6, 3, 2]]
+    return jax.sharding.Mesh(order.reshape(-1, 1, tensor), mesh.axis_names)
+
+
 def never(self):
     raise AssertionError("an array was copied to the host")
 
@@ -166,6 +199,20 @@ def test_the_move_is_exact(shape, tensor, variables):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
     kernel = form.variables["params"]["language"]["layers_1"]["up_proj"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (16, 32 // tensor)
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 8])
+def test_another_order_of_devices(tensor, variables, monkeypatch):
+    """As on a TPU slice; nothing goes through the host then either."""
+    mesh, there = placed((1, 8, 1), variables)
+    monkeypatch.setattr(answering, "answering_mesh", in_another_order)
+    with mock.patch("jax._src.array.ArrayImpl._value", property(never)):
+        form = answering_form(MODEL, there, mesh, tensor)
+        jax.block_until_ready(form.variables)
+    assert_equal(form.variables, unstack(MODEL, variables)[1])
+    assert_equal(there, variables)
+    for leaf in jax.tree.leaves(form.variables):
+        assert list(leaf.sharding.mesh.devices.flat) == list(form.mesh.devices.flat)
 
 
 def test_what_is_in_its_place_is_not_copied(variables):
@@ -225,9 +272,9 @@ def test_a_layer_moves_in_little_memory(tensor, variables):
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (3, "must divide the 8 devices and what it splits of the model: heads 4, kv_heads 2"),
+        (3, "must divide the 8 device.s. and what it splits of the model: heads 4, kv_heads 2"),
         (4, "kv_heads 2, mlp 32, .*; set --rollout.tensor to one of 1, 2, 0"),
-        (16, "must divide the 8 devices"),
+        (16, "must divide the 8 device.s."),
     ],
 )
 def test_sizes_that_do_not_divide(tensor, message):
@@ -252,8 +299,9 @@ EIGHT = Llava(
 def engine(values, mesh, **options):
     """Makes an engine whose model is laid out as for training."""
     made = helpers_rollout.engine(None, mesh=mesh, **options)
-    shardings = variable_shardings(made.mesh, abstract_variables(EIGHT))
-    return dataclasses.replace(made, model=EIGHT, variables=jax.device_put(values, shardings))
+    if not isinstance(jax.tree.leaves(values)[0], jax.Array):
+        values = jax.device_put(values, variable_shardings(made.mesh, abstract_variables(EIGHT)))
+    return dataclasses.replace(made, model=EIGHT, variables=values)
 
 
 def answers(one, num=9):
@@ -261,10 +309,15 @@ def answers(one, num=9):
     return [a.answers for a in itertools.chain(*asked)]
 
 
-@pytest.fixture(scope="module")
-def eight():
+def eight_variables():
     """Returns weights with which answers differ in content and in length."""
     return jax.tree.map(np.asarray, noisy_variables(EIGHT))
+
+
+@pytest.fixture(scope="module")
+def eight():
+    """Returns these weights."""
+    return eight_variables()
 
 
 @pytest.fixture(scope="module")
@@ -318,3 +371,19 @@ def test_an_engine_moves_once_and_frees_its_copy(eight):
     one = dataclasses.replace(one, batch_size=4)  # the old one is gone
     gc.collect()
     assert sum(x.nbytes for x in jax.live_arrays()) <= before + 1000
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path, expected):
+    """Arrays move between them, in any order of devices, and all groups answer the same."""
+    command = [
+        *(sys.executable, ROOT / "launch" / "local.py", "--processes", 2, "--devices", 4, "--"),
+        *(sys.executable, ROOT / "tests" / "lean.py", "answering_worker", tmp_path / "answers"),
+    ]
+    done = subprocess.run(
+        list(map(str, command)), env=environment(), capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    given = json.loads((tmp_path / "answers").read_text())
+    assert given == [[list(texts) for texts in expected]] * 3

@@ -31,7 +31,13 @@ from seva_jax.models import (
     unstack,
 )
 from seva_jax.runtime.processes import gather, say
-from seva_jax.sharding import answering_mesh, is_boxed, process_row_share, variable_shardings
+from seva_jax.sharding import (
+    answering_mesh,
+    is_boxed,
+    process_row_share,
+    replicated,
+    variable_shardings,
+)
 from seva_jax.training.memory import bytes_on_a_device, device_limit
 from seva_jax.training.step import Variables
 from seva_jax.types import DataError
@@ -78,10 +84,10 @@ def answering_variables(model: Llava, variables: Variables, mesh: jax.sharding.M
     """Returns variables as a model answers with them: layers separate, split over another mesh.
 
     Compiled programs move them from device to device, never through the host, one layer at a time:
-    the most memory that this takes on a device is that of both layouts, and one decoder layer (or
-    one other parameter) in full. Arrays that are in their place already, such as the vision tower
-    on a single device, are not copied. Programs are kept: to move other values of the same shapes,
-    such as adapters between updates, takes no compiling.
+    the most memory that this takes on a device is that of both layouts, and in full one decoder
+    layer, or one other part (embedding, head, vision tower or projector). Arrays that are in their
+    place already, such as all of these on a single device, are not copied. Programs are kept: to
+    move other values of the same shapes, such as adapters between updates, takes no compiling.
 
     Args:
         model: the module, with stacked layers.
@@ -104,26 +110,52 @@ def _moved_collection(tree: Any, shardings: Any) -> Any:
         moved["language"] = {
             name: _moved(language[name], to)
             if name in language
-            else jax.jit(_layer, out_shardings=to)(language["layers"], _number(name))
+            else _moved_layer(language["layers"], _number(name), to)
             for name, to in shardings["language"].items()
         }
     return moved
 
 
+def _moved_layer(stacks: Any, number: np.int32, shardings: Any) -> Any:
+    """Copies a layer out of the stacks and moves it."""
+    if all(map(_in_order, jax.tree.leaves(stacks), jax.tree.leaves(shardings))):
+        return jax.jit(_layer, out_shardings=shardings)(stacks, number)
+    everywhere = jax.tree.map(lambda x: replicated(x.sharding.mesh), stacks)
+    whole = jax.jit(_layer, out_shardings=everywhere)(stacks, number)
+    # Before the next layer is gathered, this one has to be gone.
+    return jax.block_until_ready(jax.device_put(whole, shardings))
+
+
 def _moved(tree: Any, shardings: Any) -> Any:
-    """Moves the leaves that are elsewhere."""
+    """Moves the leaves that are elsewhere: each is gathered, then every device keeps its part."""
     leaves, structure = jax.tree.flatten(tree)
     targets = structure.flatten_up_to(shardings)
-    away = [i for i, (x, to) in enumerate(zip(leaves, targets, strict=True)) if not _is_at(x, to)]
-    if away:
-        there = jax.jit(_same, out_shardings=[targets[i] for i in away])([leaves[i] for i in away])
-        for i, leaf in zip(away, there, strict=True):
-            leaves[i] = leaf
+    pairs = enumerate(zip(leaves, targets, strict=True))
+    if not (away := [i for i, (leaf, to) in pairs if not _is_at(leaf, to)]):
+        return tree
+    moving, to = ([each[i] for i in away] for each in (leaves, targets))
+    if isinstance(here := getattr(moving[0], "sharding", None), NamedSharding):
+        moving = jax.jit(_same, out_shardings=replicated(here.mesh))(moving)
+    ordered = all(map(_in_order, moving, to))
+    there = jax.jit(_same, out_shardings=to)(moving) if ordered else jax.device_put(moving, to)
+    for i, leaf in zip(away, there, strict=True):
+        leaves[i] = leaf
     return structure.unflatten(leaves)
 
 
 def _is_at(leaf: Any, sharding: NamedSharding) -> bool:
     return isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+
+def _in_order(leaf: Any, sharding: NamedSharding) -> bool:
+    """Returns whether a program can take a leaf and return it so: it has one order of devices.
+
+    `jax.device_put` can reorder them; where it need not, it may copy through the host.
+    """
+    here = getattr(leaf, "sharding", None)
+    if not isinstance(here, NamedSharding):
+        return True
+    return list(here.mesh.devices.flat) == list(sharding.mesh.devices.flat)
 
 
 # Functions of the module, so that `jax.jit` keeps their programs.
@@ -313,7 +345,7 @@ def require_tensor(model: Llava, variables: Any, mesh: jax.sharding.Mesh, tensor
     if tensor in possible:
         return
     sizes = ", ".join(f"{name} {size:,}" for name, size in tensor_sizes(model.config).items())
-    problem = f"must divide the {mesh.size} devices and what it splits of the model: {sizes}"
+    problem = f"must divide the {mesh.size} device(s) and what it splits of the model: {sizes}"
     if tensor in dividing_tensors(model.config, mesh.size):
         try:
             _shardings(_boxed(model, variables), mesh, tensor)

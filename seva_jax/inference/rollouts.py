@@ -7,16 +7,16 @@ cannot be prepared is reported with its reason, and the others are still answere
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from seva_jax.corrupt import Corruption, corruption_key
+from seva_jax.corrupt import Corruption
+from seva_jax.corrupt.base import corruption_keys, key_words
 from seva_jax.images import ImageProcessing
 from seva_jax.inference.answering import (
     AnsweringForm,
@@ -24,7 +24,8 @@ from seva_jax.inference.answering import (
     answering_needs,
     fitting_tensor,
 )
-from seva_jax.inference.corrupted import corrupted_pixels, corrupted_prompt, stacked
+from seva_jax.inference.corrupted import corrupted_prompt, prompt_pixels
+from seva_jax.inference.prefill_shapes import Prefills, PrefillShape
 from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state, refill
 from seva_jax.models import CacheKind, Llava
 from seva_jax.runtime import shutdown
@@ -34,6 +35,8 @@ from seva_jax.runtime.read_ahead import READERS
 from seva_jax.sharding import process_row_share, put_batch, replicated, row_multiple
 from seva_jax.text import Encoder, Sampling
 from seva_jax.types import ExampleError, Prompt
+
+_WINDOW = 8  # times the prompts that are answered together: how far a prompt may move
 
 
 class AnsweredPrompt(NamedTuple):
@@ -92,11 +95,17 @@ def rollout_rows(
     return RolloutRows(rows, fresh, parts, group)
 
 
-class _Fresh(NamedTuple):
-    """The rows that this process starts: the arguments of `refill`, and dropped prompts."""
+class _Taken(NamedTuple):
+    """The prompts that this process starts next.
 
-    arrays: tuple[np.ndarray, ...]  # tokens, mask, patch, pixels, raw keys, tags, from_B
-    admitted: int  # number of rows
+    Attributes:
+        items: the prompts.
+        pairs: a fresh row and a free row of the same device for every answer, in order.
+        dropped: index and reason of prompts that are dropped.
+    """
+
+    items: list[_Prepared]
+    pairs: list[tuple[int, int]]
     dropped: list[tuple[int, str]]
 
 
@@ -133,6 +142,22 @@ class RolloutEngine:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
+    def prefills(
+        self, prompts: Sequence[Prompt], corruptions: Sequence[Corruption] = ()
+    ) -> Prefills:
+        """Returns the shapes in which `answer` prefills prompts.
+
+        Every process tokenises its share of the prompts.
+        """
+        me, everyone = jax.process_index(), jax.process_count()
+        gathered = gather([self._length(p, corruptions) for p in prompts[me::everyone]])
+        lengths = [0] * len(prompts)
+        for process, part in enumerate(gathered):
+            lengths[process::everyone] = part
+        variants = 1 + len(corruptions)
+        at_once = max(self.batch_size // self.refill, variants) / variants
+        return Prefills.of(lengths, [len(p.images) for p in prompts], at_once)
+
     def answer(
         self,
         prompts: Sequence[Prompt],
@@ -141,6 +166,7 @@ class RolloutEngine:
         corruptions: Sequence[Corruption] = (),
         start: int = 0,
         remote: bool = False,
+        prefills: Prefills | None = None,
     ) -> Iterator[list[AnsweredPrompt]]:
         """Answers prompts from index `start`, and yields them in order as they complete.
 
@@ -153,22 +179,24 @@ class RolloutEngine:
             corruptions: each adds a variant of every prompt.
             start: index of the first prompt to answer.
             remote: whether images come from an object store, so that many are read at a time.
+            prefills: `self.prefills(prompts, corruptions)`, computed here if it is not given.
         """
         if start >= len(prompts):
             return
         variants = 1 + len(corruptions)
-        # Shapes come from all prompts, so a resumed run computes the same answers.
-        width, images = self._widest(prompts, corruptions)
-        model, variables, mesh = self._form(width, images, sampling, variants)
+        if prefills is None:
+            prefills = self.prefills(prompts, corruptions)
+        model, variables, mesh = self._form(prefills.shapes[-1], sampling, variants)
         share, num_shares = process_row_share(mesh)
         layout = rollout_rows(self.batch_size, self.refill, variants, mesh, num_shares)
         firsts = range(start + share * layout.group, len(prompts), layout.group * num_shares)
         mine = [i for first in firsts for i in range(len(prompts))[first : first + layout.group]]
+        mine = prefills.sorted_by_shape(mine, _WINDOW * layout.group)
         prepared = self._prepare(prompts, mine, load_image, corruptions, layout.group, remote)
         eos: Any = self.encoder.tokenizer.eos_token_id
         sampler = Sampler(model, sampling, (eos,), self.encoder.pad_id, self.cache)
         with jax.set_mesh(mesh):
-            state = empty_state(sampler, layout.rows * num_shares, width)
+            state = empty_state(sampler, layout.rows * num_shares, prefills.shapes[-1].width)
         free = np.arange(layout.rows)
         texts: dict[int, dict[int, str]] = {}  # by prompt and variant
         dropped: dict[int, str] = {}
@@ -176,17 +204,20 @@ class RolloutEngine:
         while at < len(prompts):
             shutdown.raise_if_stopping()  # the caller has kept what was yielded
             profiler.next_unit()
-            fresh = self._fresh(prepared, prompts, free, layout, variants, width, images)
-            left -= fresh.admitted // variants + len(fresh.dropped)
-            hungry = left > 0 and len(free) - fresh.admitted >= layout.fresh
-            told = gather((fresh.admitted, hungry, fresh.dropped))
+            taken = self._take(prepared, free, layout, variants)
+            left -= len(taken.items) + len(taken.dropped)
+            hungry = left > 0 and len(free) - len(taken.items) * variants >= layout.fresh
+            needed = max((int(prefills.needed_N[item.index]) for item in taken.items), default=-1)
+            told = gather((needed, hungry, taken.dropped))
             dropped |= {index: reason for _, _, drops in told for index, reason in drops}
+            needed = max(each for each, _, _ in told)
             with jax.set_mesh(mesh):
-                if any(admitted for admitted, _, _ in told):
-                    *batch, keys, tags, places = put_batch(mesh, fresh.arrays)
+                if needed >= 0:
+                    arrays = self._arrays(taken, prompts, layout, prefills.shapes[needed])
+                    *batch, words, tags, places = put_batch(mesh, arrays)
                     state = refill(
                         sampler, variables, state, PromptBatch(*batch),
-                        jax.random.wrap_key_data(keys), tags, places, row_multiple(mesh),
+                        corruption_keys(self.seed, words), tags, places, row_multiple(mesh),
                     )  # fmt: skip
                 enough = 0 if any(hungry for _, hungry, _ in told) else layout.fresh * num_shares
                 state = decode(sampler, variables, state, np.int32(enough))
@@ -208,7 +239,7 @@ class RolloutEngine:
             if answered:
                 yield answered
 
-    def _form(self, prompt: int, images: int, sampling: Sampling, variants: int) -> AnsweringForm:
+    def _form(self, prompt: PrefillShape, sampling: Sampling, variants: int) -> AnsweringForm:
         """Returns the model in the layout in which it answers, moved there if it is not.
 
         The engine keeps it for further calls. The choice depends on no prompts but those of the
@@ -217,10 +248,10 @@ class RolloutEngine:
         tensor = self.tensor
         if not tensor:
             rows = max(self.batch_size, variants)
-            fresh = min(max(rows // self.refill, variants), rows)
+            fresh = max(rows // self.refill, variants)
             needs = answering_needs(
-                self.model, self.mesh.size, rows, fresh, prompt, sampling.max_new_tokens, images,
-                self.cache,
+                self.model, self.mesh.size, rows, fresh, prompt.width, sampling.max_new_tokens,
+                prompt.images, self.cache,
             )  # fmt: skip
             tensor = fitting_tensor(self.model, self.variables, self.mesh, needs, self.resident)
         if tensor not in self._moved:
@@ -230,8 +261,14 @@ class RolloutEngine:
             self._moved[tensor] = answering_form(self.model, self.variables, self.mesh, tensor)
         return self._moved[tensor]
 
-    def _trunks(self, prompt: Prompt, corruptions: Sequence[Corruption]) -> list[np.ndarray]:
-        """Returns the trunk of the prompt, and of the prompt under each corruption."""
+    def _fitting_trunks(
+        self, prompt: Prompt, corruptions: Sequence[Corruption]
+    ) -> list[np.ndarray]:
+        """Returns the trunk of the prompt, and of the prompt under each corruption.
+
+        Raises:
+            ExampleError: one of them cannot be encoded, or leaves no room for an answer.
+        """
         changed = (corrupted_prompt(prompt, c, i, self.seed) for i, c in enumerate(corruptions))
         trunks = [self.encoder.trunk(prompt.question, len(prompt.images), prompt.start)]
         for asked in changed:
@@ -240,18 +277,17 @@ class RolloutEngine:
                 if asked is prompt
                 else self.encoder.trunk(asked.question, len(asked.images), asked.start)
             )
+        for trunk in trunks:
+            self.encoder.fit(len(trunk), trunk[:1])
         return trunks
 
-    def _widest(
-        self, prompts: Sequence[Prompt], corruptions: Sequence[Corruption]
-    ) -> tuple[int, int]:
-        """Returns the most tokens (rounded up, so that few shapes occur) and images of a prompt."""
-        longest = 1
-        for prompt in prompts:
-            # One that cannot be encoded is reported where it is prepared.
-            with contextlib.suppress(ExampleError):
-                longest = max(longest, *map(len, self._trunks(prompt, corruptions)))
-        return -(-longest // 32) * 32, max((len(p.images) for p in prompts), default=0)
+    def _length(self, prompt: Prompt, corruptions: Sequence[Corruption]) -> int:
+        """Returns the tokens of a prompt's longest trunk; 0 if it is not answered."""
+        try:
+            trunks = self._fitting_trunks(prompt, corruptions)
+        except ExampleError:
+            return 0
+        return max(map(len, trunks))
 
     def _prepare(
         self,
@@ -265,78 +301,68 @@ class RolloutEngine:
         import grain
 
         def prepare(index: int) -> _Prepared:
-            prompt, load = prompts[index], functools.cache(load_image)
+            prompt = prompts[index]
             try:
-                trunks = self._trunks(prompt, corruptions)
-                for trunk in trunks:
-                    self.encoder.fit(len(trunk), trunk[:1])  # room for at least one answer token
-                clean = [self.processing(load(name)) for name in prompt.images]
-                pixels = [stacked(clean, self.processing)]
-                pixels += [
-                    corrupted_pixels(prompt, load, self.processing, c, i, self.seed)
-                    for i, c in enumerate(corruptions)
-                ]
+                trunks = self._fitting_trunks(prompt, corruptions)
+                pixels = prompt_pixels(prompt, load_image, self.processing, corruptions, self.seed)
             except ExampleError as error:
                 return _Prepared(index, [], [], error.reason)
             return _Prepared(index, trunks, pixels, "")
 
         dataset = grain.MapDataset.source(mine).map(lambda index: prepare(int(index)))
-        threads = READERS if remote else 4
+        threads = READERS if remote else min(max(os.cpu_count() or 1, 4), READERS)
         ahead = max(2 * ahead, threads)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         return iter(dataset.to_iter_dataset(options))
 
-    def _fresh(
-        self,
-        prepared: Iterator[_Prepared],
-        prompts: Sequence[Prompt],
-        free: np.ndarray,
-        layout: RolloutRows,
-        variants: int,
-        width: int,
-        images: int,
-    ) -> _Fresh:
+    def _take(
+        self, prepared: Iterator[_Prepared], free: np.ndarray, layout: RolloutRows, variants: int
+    ) -> _Taken:
         """Takes as many prompts as there are free rows for, with all variants or none."""
-        rows, size = layout.fresh, self.processing.size
-        tokens = np.full((rows, width), self.encoder.pad_id, np.int32)
-        mask = np.zeros((rows, width), bool)
-        mask[:, 0] = True  # empty rows still need one real token
-        pixels = np.zeros((rows, images, size, size, 3), np.float32)
-        unused = np.asarray(jax.random.key_data(jax.random.key(self.seed)))
-        key_data = np.tile(unused, (rows, 1))
-        tags = np.full(rows, -1, np.int32)
-        places = np.full(layout.rows, -1, np.int32)
         # A row stays on its device: pairs of a fresh row and a free row of the same part.
-        per_part, fresh_per_part = layout.rows // layout.parts, rows // layout.parts
+        per_part, fresh_per_part = layout.rows // layout.parts, layout.fresh // layout.parts
         pairs = []
         for part in range(layout.parts):
-            here = free[free // per_part == part][:fresh_per_part]
+            here = free[free // per_part == part][:fresh_per_part].tolist()
             pairs += [(part * fresh_per_part + i, row) for i, row in enumerate(here)]
-        pairs = pairs[: len(pairs) // variants * variants]
-        admitted, dropped = 0, []
-        while admitted < len(pairs):
+        items, dropped = [], []
+        while len(items) < len(pairs) // variants:
             with profiler.waiting_for_input():
                 item = next(prepared, None)
             if item is None:
                 break
             if item.dropped:
                 dropped.append((item.index, item.dropped))
-                continue
-            for v in range(variants):
-                row, place = pairs[admitted]
-                length = len(item.trunks[v])
-                tokens[row, :length] = item.trunks[v]
-                mask[row, :length] = True
-                pixels[row, : len(item.pixels[v])] = item.pixels[v]
-                key = corruption_key(self.seed, f"{prompts[item.index].id}/answer", v)
-                key_data[row] = np.asarray(jax.random.key_data(key))
-                tags[row] = item.index * variants + v
-                places[place] = row % fresh_per_part
-                admitted += 1
+            else:
+                items.append(item)
+        return _Taken(items, pairs[: len(items) * variants], dropped)
+
+    def _arrays(
+        self, taken: _Taken, prompts: Sequence[Prompt], layout: RolloutRows, shape: PrefillShape
+    ) -> tuple[np.ndarray, ...]:
+        """Returns tokens, mask, patch, pixels, words of keys, tags and from_B for `refill`."""
+        rows, size = layout.fresh, self.processing.size
+        tokens = np.full((rows, shape.width), self.encoder.pad_id, np.int32)
+        mask = np.zeros((rows, shape.width), bool)
+        mask[:, 0] = True  # empty rows still need one real token
+        pixels = np.zeros((rows, shape.images, size, size, 3), np.float32)
+        words = np.zeros((rows, 3), np.uint32)
+        tags = np.full(rows, -1, np.int32)
+        places = np.full(layout.rows, -1, np.int32)
+        pairs = iter(taken.pairs)
+        for item in taken.items:
+            name = f"{prompts[item.index].id}/answer"
+            for variant, (trunk, images) in enumerate(zip(item.trunks, item.pixels, strict=True)):
+                row, place = next(pairs)
+                tokens[row, : len(trunk)] = trunk
+                mask[row, : len(trunk)] = True
+                pixels[row, : len(images)] = images
+                words[row] = key_words(name, variant)
+                tags[row] = item.index * len(item.trunks) + variant
+                places[place] = row % (rows // layout.parts)
         is_image = tokens == self.encoder.image_token_id
         patch = np.where(is_image, np.cumsum(is_image, axis=1) - 1, -1).astype(np.int32)
-        arrays = (tokens, mask, patch, pixels, key_data, tags, places)
-        return _Fresh(arrays, admitted, dropped)
+        return tokens, mask, patch, pixels, words, tags, places
 
     def _text(self, prompt: Prompt, ids: np.ndarray) -> str:
         stop = np.flatnonzero(ids == self.encoder.tokenizer.eos_token_id)

@@ -23,6 +23,7 @@ from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.run.context import RunContext
 from seva_jax.runtime import files
 from seva_jax.runtime.journal import Journal
+from seva_jax.runtime.processes import say
 from seva_jax.types import Rollout
 
 LINES, RECORDS, INDEX = "rollouts.jsonl", "rollouts.array_record", "rollouts.json"
@@ -38,6 +39,8 @@ def roll_out(ctx: RunContext, data: PromptSet, engine: RolloutEngine) -> None:
     """
     config, journal = ctx.config, Journal(ctx.workdir.path / LINES)
     num_done = len(journal.resume())
+    prefills = engine.prefills(data.prompts, config.corrupt)
+    say(f"rollouts: {prefills}")
     batches = engine.answer(
         data.prompts,
         data.load_image,
@@ -45,6 +48,7 @@ def roll_out(ctx: RunContext, data: PromptSet, engine: RolloutEngine) -> None:
         config.corrupt,
         num_done,
         data.remote,
+        prefills,
     )
     with ctx.workdir.bar("rollouts", len(data.prompts), "prompt", num_done) as bar:
         for batch in batches:
