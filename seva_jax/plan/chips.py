@@ -26,7 +26,8 @@ class Efficiency:
     times that were measured.
 
     Attributes:
-        training: of the operations per second, in the training step.
+        training: of the operations per second, in a training step that recomputes layers.
+        training_kept: the same of a step that recomputes less.
         forward: of the operations per second, in passes without gradients: prefill, reference.
         decoding: of the bytes per second, in a token step.
         decoding_int8: the same with the int8 cache.
@@ -34,6 +35,7 @@ class Efficiency:
     """
 
     training: float
+    training_kept: float
     forward: float
     decoding: float
     decoding_int8: float
@@ -79,10 +81,13 @@ def _gpu(gib: float, flops: float, hbm: float, measured: Efficiency | None = Non
     return Chip(round(GPU_MEMORY_SHARE * gib, 2), flops, hbm, nvlink, "NVLink", measured)
 
 
-# LLaVA-1.5-7B, bfloat16, LoRA r = 128: a step of 8 pairs in rows of 896 tokens took 0.582 s (remat
-# layers, cuDNN's attention, cached reference). With 640 tokens of prompt and 128 new ones, prefill
-# of 64 rows took 1.072 s and a token step 26.3 ms; of 32 rows with the int8 cache, 19.4 ms.
-_H100_MEASURED = Efficiency(0.505, 0.532, 0.442, 0.306, "measured on an H100, commit 40defb9")
+# LLaVA-1.5-7B, bfloat16, LoRA r = 128: a step of 8 pairs in rows of 896 tokens took 0.582 s with
+# remat layers and 0.506 s with matmuls (cuDNN's attention, cached reference). With 640 tokens of
+# prompt and 128 new ones, prefill of 64 rows took 1.072 s and a token step 26.3 ms; of 32 rows with
+# the int8 cache, 19.4 ms.
+_H100_MEASURED = Efficiency(
+    0.505, 0.428, 0.532, 0.442, 0.306, "measured on an H100, commit 40defb9"
+)
 
 GPUS = {
     "h100": _gpu(79.1, 989e12, 3350e9, _H100_MEASURED),
@@ -97,12 +102,12 @@ _CUBES = ("1x1x1", "2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8"
 
 
 @dataclasses.dataclass(frozen=True)
-class _Gpu:
-    """What a mesh wants to know of a device, for a GPU that is not there.
+class _StandIn:
+    """What a mesh wants to know of a device, for a chip for which nothing is compiled.
 
     Attributes:
         id: its number.
-        device_kind: name of the card.
+        device_kind: name of the chip.
     """
 
     id: int
@@ -161,14 +166,16 @@ class Topology:
         """Number of chips, over all slices."""
         return self.num_slices * _num_chips(self.shape)
 
+    def stand_ins(self) -> list[Any]:
+        """Returns as many devices as there are chips, to count with what each of them holds."""
+        return [_StandIn(number, self.kind) for number in range(self.num_chips)]
+
     def devices(self) -> list[Any]:
-        """Returns descriptions of the devices: for a mesh, and of TPUs to compile for.
+        """Returns descriptions of the devices of TPU slices, to compile for.
 
         Raises:
             DataError: libtpu is missing, or does not know the slice.
         """
-        if self.is_gpu:
-            return [_Gpu(number, self.kind) for number in range(self.num_chips)]
         if importlib.util.find_spec("libtpu") is None:
             raise DataError("planning for TPUs compiles with libtpu: pip install 'seva_jax[tpu]'")
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or it waits for a metadata server

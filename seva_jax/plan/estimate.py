@@ -1,7 +1,7 @@
 """Makes one plan: what the programs of a run need, against the limits of the chip.
 
-For TPU slices the programs are compiled; for GPUs they are counted from shapes (`step.py`,
-`answering.py`).
+For TPU slices the programs are compiled, unless that is not wanted; for GPUs they are counted from
+shapes (`step.py`, `answering.py`).
 """
 
 from __future__ import annotations
@@ -165,6 +165,7 @@ def plan(
     shape: RowShape,
     amounts: Amounts,
     question: int,
+    compiled: bool = True,
 ) -> Plan:
     """Plans a run on a slice.
 
@@ -175,27 +176,31 @@ def plan(
         shape: sizes of a row of training.
         amounts: how much the run has of everything.
         question: tokens of a question, with its template; 0 does not plan answering.
+        compiled: whether to compile what can be compiled.
 
     Raises:
         DataError: the slice does not exist, a mesh does not fit it, or the batch does not divide.
     """
     slices = Topology.parse(topology)
-    mesh = experiment.mesh.make(slices.devices())
+    compiled = compiled and not slices.is_gpu
+    mesh = _mesh(experiment, slices, compiled)
     check_batch(mesh, experiment.train.batch_size, experiment.train.micro_batches)
-    step = plan_step(_without_rollout(experiment), config, topology, shape)
+    step = plan_step(_without_rollout(experiment), config, topology, shape, compiled)
     rollout = None
     if question:
-        rollout = plan_rollout(experiment, config, topology, padded_prompt(config, question))
+        rollout = plan_rollout(
+            experiment, config, topology, padded_prompt(config, question), compiled
+        )
     axes = (mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"])
     made = Plan(
-        topology, axes, experiment.train.batch_size, slices.chip, not slices.is_gpu, step, rollout,
+        topology, axes, experiment.train.batch_size, slices.chip, compiled, step, rollout,
         (),
     )  # fmt: skip
     if not made.fits:
         return made
     stages = [
         whole_run.reference(experiment, config, mesh, shape, amounts.pairs),
-        whole_run.training(step.work, experiment, amounts.pairs),
+        whole_run.training(step.work, step.remat, experiment, amounts.pairs),
     ]
     if rollout:
         answers = amounts.prompts * (1 + len(experiment.corrupt))
@@ -205,13 +210,15 @@ def plan(
 
 
 @functools.cache
-def plan_step(experiment: Experiment, config: LlavaConfig, topology: str, shape: RowShape) -> Step:
+def plan_step(
+    experiment: Experiment, config: LlavaConfig, topology: str, shape: RowShape, compiled: bool
+) -> Step:
     """Plans the alignment step; a sweep of how prompts are answered plans it once.
 
     With `compute.remat` "auto", it is the one that a run chooses.
     """
     slices, wanted = Topology.parse(topology), experiment.compute.remat
-    mesh = experiment.mesh.make(slices.devices())
+    mesh = _mesh(experiment, slices, compiled)
 
     def of(remat: Remat) -> Experiment:
         compute = dataclasses.replace(experiment.compute, remat=remat)
@@ -222,7 +229,7 @@ def plan_step(experiment: Experiment, config: LlavaConfig, topology: str, shape:
 
     def planned(remat: Remat) -> tuple[tuple[Memory, dict[str, float]], float]:
         run = of(remat)
-        if slices.is_gpu:
+        if not compiled:
             memory = _counted(*counted_memory(run, config, mesh, shape), slices.chip)
             sent = counted_network(run, config, mesh, shape) if memory.fits else {}
         else:
@@ -246,7 +253,7 @@ def plan_step(experiment: Experiment, config: LlavaConfig, topology: str, shape:
 
 
 def plan_rollout(
-    experiment: Experiment, config: LlavaConfig, topology: str, prompt: int
+    experiment: Experiment, config: LlavaConfig, topology: str, prompt: int, compiled: bool
 ) -> Rollout:
     """Plans how prompts are answered.
 
@@ -255,12 +262,13 @@ def plan_rollout(
         config: architecture.
         topology: the slice.
         prompt: padded tokens of a prompt.
+        compiled: whether to compile its programs.
     """
     slices = Topology.parse(topology)
     limit = slices.chip.hbm_gib * 2**30
-    mesh = experiment.mesh.make(slices.devices())
+    mesh = _mesh(experiment, slices, compiled)
     layout = answering(experiment, config, mesh, prompt, limit)
-    if slices.is_gpu:
+    if not compiled:
         memory = _counted(layout.kept, layout.needed - layout.kept, slices.chip)
     else:
         # What is compiled does not depend on how the run trains.
@@ -287,13 +295,18 @@ def _compiled_rollout(
 ) -> tuple[Memory, float, float]:
     """Returns memory, and the bytes that a chip sends in a token step and in a prefill."""
     slices = Topology.parse(topology)
-    mesh = answering_mesh(experiment.mesh.make(slices.devices()), tensor)
+    mesh = answering_mesh(_mesh(experiment, slices, compiled=True), tensor)
     programs = lower_rollout(experiment, config, mesh, prompt)
     (first, prefill), (second, decode) = (_compile(x, slices.chip) for x in programs)
     memory = max(first, second, key=lambda memory: memory.needed)
     # What is outside of the loop is sent once for several tokens, so it counts as prefill.
     outside = _sent(decode, trips=0)
     return memory, _sent(decode, trips=1) - outside, _sent(prefill) + outside
+
+
+def _mesh(experiment: Experiment, slices: Topology, compiled: bool) -> jax.sharding.Mesh:
+    """Returns the mesh of training, to compile for or to count with."""
+    return experiment.mesh.make(slices.devices() if compiled else slices.stand_ins())
 
 
 def _without_rollout(experiment: Experiment) -> Experiment:

@@ -37,6 +37,8 @@ class PlanOptions:
             in full.
         question: tokens of a question, with its template.
         answer: tokens of an answer, on average; rows of training have this many for each answer.
+        compile: compile the programs for TPU slices; --no-compile counts their memory and network
+            from shapes, as on GPUs: less exact, but in seconds and without libtpu.
         rollout: plan how prompts are answered, too: rollouts and evaluations.
         prompts: prompts that the model answers, each on the clean image and on every corrupted one.
         pairs: pairs that the rollouts give, or that the data have; --train.repeat and
@@ -58,6 +60,7 @@ class PlanOptions:
     tune: tuple[Literal["config", "full"], ...] = ("config",)
     question: int = 64
     answer: int = 128
+    compile: bool = True
     rollout: bool = True
     prompts: int = 16000
     pairs: int = 10800
@@ -169,4 +172,6 @@ def plan_variant(variant: Variant, options: PlanOptions) -> Plan:
         amounts = dataclasses.replace(amounts, prompts=0)
     asks = options.rollout and (amounts.prompts or amounts.questions)
     question = options.question if asks else 0
-    return plan(experiment, variant.config, variant.topology, shape, amounts, question)
+    return plan(
+        experiment, variant.config, variant.topology, shape, amounts, question, options.compile
+    )

@@ -7,7 +7,7 @@ from typing import Literal
 
 from seva_jax.plan.chips import Chip
 
-Kind = Literal["training", "forward", "decoding", "decoding_int8"]
+Kind = Literal["training", "training_kept", "forward", "decoding", "decoding_int8"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,6 @@ def slowed(chip: Chip, kind: Kind) -> Chip | None:
     if measured is None:
         return None
     share: float = getattr(measured, kind)
-    if kind in ("training", "forward"):
-        return dataclasses.replace(chip, flops=chip.flops * share)
-    return dataclasses.replace(chip, hbm=chip.hbm * share)
+    if kind in ("decoding", "decoding_int8"):
+        return dataclasses.replace(chip, hbm=chip.hbm * share)
+    return dataclasses.replace(chip, flops=chip.flops * share)

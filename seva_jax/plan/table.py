@@ -217,9 +217,10 @@ def _stage_lines(row: Row) -> list[str]:
         each = " + ".join(f"{(x.measured_seconds(chip) or 0) / 60:.1f}" for x in plan.stages)
         lines.append(
             f"  measured    {slower / 60:.1f} min ({each}) at the rates {measured.source}: "
-            f"{measured.training:.0%} of the peak operations in training and "
-            f"{measured.forward:.0%} in passes without gradients, {measured.decoding:.0%} of the "
-            f"peak bytes in token steps ({measured.decoding_int8:.0%} with the int8 cache)"
+            f"{measured.training:.0%} of the peak operations in training with remat layers, "
+            f"{measured.training_kept:.0%} with less, {measured.forward:.0%} in passes without "
+            f"gradients; {measured.decoding:.0%} of the peak bytes in token steps, "
+            f"{measured.decoding_int8:.0%} with the int8 cache"
         )
     return lines
 

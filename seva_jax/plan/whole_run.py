@@ -10,7 +10,7 @@ import jax
 from seva_jax.batches.pipeline import num_steps
 from seva_jax.batches.trees import RowShape
 from seva_jax.config import Experiment
-from seva_jax.models import LlavaConfig, LoraConfig
+from seva_jax.models import LlavaConfig, LoraConfig, Remat
 from seva_jax.plan.answering import Answering
 from seva_jax.plan.chips import Chip
 from seva_jax.plan.roofline import Kind, Work, slowed
@@ -109,12 +109,20 @@ def reference(
     return Stage("reference", f"{pairs:,} pairs", (("forward", Work(flops, weights, network)),))
 
 
-def training(step: Work, experiment: Experiment, pairs: int) -> Stage:
-    """Returns the stage of all steps."""
+def training(step: Work, remat: Remat, experiment: Experiment, pairs: int) -> Stage:
+    """Returns the stage of all steps.
+
+    Args:
+        step: work of a chip in a step.
+        remat: what the step recomputes.
+        experiment: the run.
+        pairs: pairs, before they are repeated.
+    """
+    kind: Kind = "training" if remat == "layers" else "training_kept"
     train = experiment.train
     steps = num_steps(pairs, train.batch_size, train.epochs, train.repeat, train.max_steps)
     what = f"{steps:,} steps of {train.batch_size:,} pairs"
-    return Stage("training", what, (("training", step * steps),))
+    return Stage("training", what, ((kind, step * steps),))
 
 
 def _answered(
