@@ -269,7 +269,7 @@ def test_the_command(capsys, tmp_path):
     file = tmp_path / "plan.csv"
     main([
         *("--topology", "v5e:2x2", "v6e:2x2", "--fsdp", "2", "--tensor", "2", "16"),
-        *("--rollout-tensor", "1", "4"),
+        *("--rollout-tensor", "1", "2"),
         *("--csv", str(file), "--html", str(file.with_suffix(".html")), *arguments),
     ])  # fmt: skip
     shown = capsys.readouterr().out
@@ -277,7 +277,7 @@ def test_the_command(capsys, tmp_path):
     assert shown.count("Left out: ") == 4
     assert "fewest chip-hours that fit, base LoRA r=32: " in shown
     rows = list(csv.DictReader(file.read_text().splitlines()))
-    assert [row["answering data x tensor"] for row in rows] == ["4 x 1", "1 x 4"] * 2
+    assert [row["answering data x tensor"] for row in rows] == ["4 x 1", "2 x 2"] * 2
     assert {row["rollouts min"] for row in rows} != {"-"}
     # Where every chip has all weights, a token step sends nothing; otherwise it reduces.
     sent = re.findall(r"token step .* ICI ([\d.]+) ms", shown)

@@ -13,7 +13,7 @@ import pytest
 from seva_jax.batches.trees import RowShape
 from seva_jax.config import Evaluation, RolloutOptions, TrainOptions
 from seva_jax.config.config_files import config_directory, read_config
-from seva_jax.models import LLAVA_15, LoraConfig
+from seva_jax.models import LLAVA_15, CacheKind, LoraConfig
 from seva_jax.plan import __main__ as command
 from seva_jax.plan import estimate, options
 from seva_jax.plan.chips import CHIPS, GPUS, Chip, Efficiency, Topology
@@ -61,7 +61,7 @@ def pairs_on_an_h100(pairs, remat):
     return plan_step(run, LLAVA_15["7b"], "h100:1", RowShape(896, 1, 2, 128, 1, 256), False)
 
 
-def rows_on_an_h100(rows, cache="exact"):
+def rows_on_an_h100(rows, cache: CacheKind = "exact"):
     """Plans answers as they were measured: all rows at once, 640 tokens and 128 new ones."""
     rollout = RolloutOptions(Sampling(max_new_tokens=128), rows, 1, cache)
     run = published(corrupt=(), rollout=rollout)
@@ -160,15 +160,21 @@ def test_remat_auto():
 
 def test_measured_rates_give_the_measured_times():
     """Steps of 8 pairs, with remat layers and matmuls; 64 rows; 32 rows with the int8 cache."""
+
+    def seconds(work, kind):
+        slower = slowed(H100, kind)
+        assert slower
+        return work.seconds(slower)
+
     step = pairs_on_an_h100(8, "layers").work
-    assert close(step.seconds(slowed(H100, "training")), 0.582, 0.01)
+    assert close(seconds(step, "training"), 0.582, 0.01)
     step = pairs_on_an_h100(8, "matmuls").work
-    assert close(step.seconds(slowed(H100, "training_kept")), 0.506, 0.01)
+    assert close(seconds(step, "training_kept"), 0.506, 0.01)
     rows = rows_on_an_h100(64)
-    assert close(rows.prefill.seconds(slowed(H100, "forward")), 1.072, 0.01)
-    assert close(rows.token.seconds(slowed(H100, rows.kind)), 0.0263, 0.01)
+    assert close(seconds(rows.prefill, "forward"), 1.072, 0.01)
+    assert close(seconds(rows.token, rows.kind), 0.0263, 0.01)
     rows = rows_on_an_h100(32, "int8")
-    assert close(rows.token.seconds(slowed(H100, rows.kind)), 0.0194, 0.01)
+    assert close(seconds(rows.token, rows.kind), 0.0194, 0.01)
     assert slowed(GPUS["h200"], "training") is None
 
 
