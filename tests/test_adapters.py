@@ -30,7 +30,7 @@ from seva_jax.batches.trees import RowShape
 from seva_jax.config import Checkpoint, config_directory, read_config
 from seva_jax.convert import load_params, lora_of, read_adapter, read_lora
 from seva_jax.models import Llava, LoraConfig, abstract_stored, abstract_variables
-from seva_jax.plan.__main__ import PlanOptions, variants
+from seva_jax.plan.options import PlanOptions, variants
 from seva_jax.plan.program import lower_step
 from seva_jax.sharding import MeshShape, placed, variable_shardings
 from seva_jax.types import DataError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,13 +24,19 @@ def _unbox(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.value if is_boxed(x) else x, tree, is_leaf=is_boxed)
 
 
-def abstract_variables(model: Llava) -> dict[str, Any]:
+def abstract_variables(model: Llava) -> Mapping[str, Any]:
     """Returns the shapes of all variables and allocates nothing.
 
     Returns:
         {"params": ..., "lora": ...}; every leaf is boxed with the logical names of its dims
         (`.names`, `.value.shape`). "lora" is there only if the model has adapters.
     """
+    hashable: Any = model
+    return _shapes(hashable)
+
+
+@functools.lru_cache(maxsize=16)  # the planner asks many times
+def _shapes(model: Llava) -> Mapping[str, Any]:
     return jax.eval_shape(lambda key: _init(model, key), jax.random.key(0))
 
 
