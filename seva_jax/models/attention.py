@@ -83,10 +83,60 @@ def attend_cached(
     Returns:
         [B, 1, H, Q] in the dtype of the queries; the softmax is in float32.
     """
+    return jax.lax.platform_dependent(
+        query_B1HQ, key_UGBQ, value_UGBQ, key_scale_UGB, value_scale_UGB, mask_B1U,
+        tpu=_cached_products, default=_cached_sums,
+    )  # fmt: skip
+
+
+def _cached_sums(
+    query_B1HQ: jax.Array,
+    key_UGBQ: jax.Array,
+    value_UGBQ: jax.Array,
+    key_scale_UGB: jax.Array | None,
+    value_scale_UGB: jax.Array | None,
+    mask_B1U: jax.Array,
+) -> jax.Array:
+    """Computes `attend_cached` with sums of elementwise products.
+
+    XLA fuses conversion, multiplication and sum to one pass over the cache. For a matrix product, a
+    CPU would first write the cache in another order, and a GPU's cuBLAS in another dtype.
+    """
     rows, _, num_heads, width = query_B1HQ.shape
     num_groups = key_UGBQ.shape[1]
     query = query_B1HQ.reshape(rows, num_groups, num_heads // num_groups, width)
-    dtype = query.dtype
+    query_HGBQ = query.transpose(2, 1, 0, 3).astype(jnp.float32)
+    key, value = (x[:, None].astype(jnp.float32) for x in (key_UGBQ, value_UGBQ))
+    score_UHGB = (query_HGBQ * key).sum(-1)
+    if key_scale_UGB is not None:
+        score_UHGB = score_UHGB * key_scale_UGB[:, None]
+    mask_UB = mask_B1U[:, 0].T
+    score_UHGB = jnp.where(mask_UB[:, None, None], score_UHGB * width**-0.5, MASKED)
+    weight_UHGB = jax.nn.softmax(score_UHGB, axis=0)
+    if value_scale_UGB is not None:
+        weight_UHGB = weight_UHGB * value_scale_UGB[:, None]
+    out_HGBQ = (weight_UHGB[..., None] * value).sum(0).astype(query.dtype)
+    return out_HGBQ.transpose(2, 1, 0, 3).reshape(rows, 1, num_heads, width)
+
+
+def _cached_products(
+    query_B1HQ: jax.Array,
+    key_UGBQ: jax.Array,
+    value_UGBQ: jax.Array,
+    key_scale_UGB: jax.Array | None,
+    value_scale_UGB: jax.Array | None,
+    mask_B1U: jax.Array,
+) -> jax.Array:
+    """Computes `attend_cached` with matrix products, for the matrix unit of a TPU.
+
+    XLA replaces a product with a single row by sums over lanes, which take a TPU longer than to
+    read the cache; so there are at least eight rows, of which some are zero.
+    """
+    rows, _, num_heads, width = query_B1HQ.shape
+    num_groups = key_UGBQ.shape[1]
+    group, dtype = num_heads // num_groups, query_B1HQ.dtype
+    query = query_B1HQ.reshape(rows, num_groups, group, width)
+    query = jnp.pad(query, ((0, 0), (0, 0), (0, -group % 8), (0, 0)))
     score = jnp.einsum(
         "bghq,ugbq->ghbu", query, key_UGBQ.astype(dtype), preferred_element_type=jnp.float32
     )
@@ -97,7 +147,7 @@ def attend_cached(
     if value_scale_UGB is not None:
         weight = weight * value_scale_UGB.transpose(1, 2, 0)[:, None]
     out = jnp.einsum("ghbu,ugbq->bghq", weight.astype(dtype), value_UGBQ.astype(dtype))
-    return out.reshape(rows, 1, num_heads, width)
+    return out[:, :, :group].reshape(rows, 1, num_heads, width)
 
 
 def plain(
