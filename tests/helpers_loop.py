@@ -92,9 +92,10 @@ def _visit(lines, name, follow=True):
                 more, others = _visit(lines, one)
                 reading, copies = reading + more, copies + others
             continue
+        before = reading
         fused = lines[called[1]] if called and line.operation == "fusion" else None
         for i, operand in enumerate(line.operands):
-            if operand in by_name:
+            if operand in by_name and by_name[operand].operation != "constant":
                 size = sum(_in_main_memory(by_name[operand].shape))
                 reading += min(size, _read_of(fused, i) if fused else _part(line, i, size))
         if line.operation.endswith("-start"):
@@ -104,7 +105,9 @@ def _visit(lines, name, follow=True):
             size = sizes[0] if moved else 0.0
         else:
             operations = {x.operation for x in fused} if fused else {line.operation}
-            size = sum(_in_main_memory(line.shape)) if operations <= _MOVES else 0.0
+            # What is made of constants, or was in the chip, is not in memory twice.
+            moves = operations <= _MOVES and reading > before
+            size = sum(_in_main_memory(line.shape)) if moves else 0.0
         if size:
             copies.append((size, line.text))
     return reading, copies

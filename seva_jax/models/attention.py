@@ -106,7 +106,8 @@ def _cached_sums(
     num_groups = key_UGBQ.shape[1]
     query = query_B1HQ.reshape(rows, num_groups, num_heads // num_groups, width)
     query_HGBQ = query.transpose(2, 1, 0, 3).astype(jnp.float32)
-    key, value = (x[:, None].astype(jnp.float32) for x in (key_UGBQ, value_UGBQ))
+    # In the other order, XLA converts the whole cache before it reads it.
+    key, value = (x.astype(jnp.float32)[:, None] for x in (key_UGBQ, value_UGBQ))
     score_UHGB = (query_HGBQ * key).sum(-1)
     if key_scale_UGB is not None:
         score_UHGB = score_UHGB * key_scale_UGB[:, None]
