@@ -72,6 +72,11 @@ def attend_cached(
 ) -> jax.Array:
     """Computes attention of one query per row to the cache of a layer, see `llama.LayerCache`.
 
+    Sums of elementwise products, which XLA fuses with the conversion to one pass over the cache,
+    in any dtype. For matrix products a CPU would first write the cache in another order, and a TPU
+    would do so before and after the loop. The paged and ragged kernels that come with JAX take a
+    length for each row, where here free slots lie between a prompt and the ring of its answer.
+
     Args:
         query_B1HQ: queries.
         key_UGBQ: keys, in any float dtype or int8.
@@ -82,25 +87,6 @@ def attend_cached(
 
     Returns:
         [B, 1, H, Q] in the dtype of the queries; the softmax is in float32.
-    """
-    return jax.lax.platform_dependent(
-        query_B1HQ, key_UGBQ, value_UGBQ, key_scale_UGB, value_scale_UGB, mask_B1U,
-        tpu=_cached_products, default=_cached_sums,
-    )  # fmt: skip
-
-
-def _cached_sums(
-    query_B1HQ: jax.Array,
-    key_UGBQ: jax.Array,
-    value_UGBQ: jax.Array,
-    key_scale_UGB: jax.Array | None,
-    value_scale_UGB: jax.Array | None,
-    mask_B1U: jax.Array,
-) -> jax.Array:
-    """Computes `attend_cached` with sums of elementwise products.
-
-    XLA fuses conversion, multiplication and sum to one pass over the cache. For a matrix product, a
-    CPU would first write the cache in another order, and a GPU's cuBLAS in another dtype.
     """
     rows, _, num_heads, width = query_B1HQ.shape
     num_groups = key_UGBQ.shape[1]
@@ -118,37 +104,6 @@ def _cached_sums(
         weight_UHGB = weight_UHGB * value_scale_UGB[:, None]
     out_HGBQ = (weight_UHGB[..., None] * value).sum(0).astype(query.dtype)
     return out_HGBQ.transpose(2, 1, 0, 3).reshape(rows, 1, num_heads, width)
-
-
-def _cached_products(
-    query_B1HQ: jax.Array,
-    key_UGBQ: jax.Array,
-    value_UGBQ: jax.Array,
-    key_scale_UGB: jax.Array | None,
-    value_scale_UGB: jax.Array | None,
-    mask_B1U: jax.Array,
-) -> jax.Array:
-    """Computes `attend_cached` with matrix products, for the matrix unit of a TPU.
-
-    XLA replaces a product with a single row by sums over lanes, which take a TPU longer than to
-    read the cache; so there are at least eight rows, of which some are zero.
-    """
-    rows, _, num_heads, width = query_B1HQ.shape
-    num_groups = key_UGBQ.shape[1]
-    group, dtype = num_heads // num_groups, query_B1HQ.dtype
-    query = query_B1HQ.reshape(rows, num_groups, group, width)
-    query = jnp.pad(query, ((0, 0), (0, 0), (0, -group % 8), (0, 0)))
-    score = jnp.einsum(
-        "bghq,ugbq->ghbu", query, key_UGBQ.astype(dtype), preferred_element_type=jnp.float32
-    )
-    if key_scale_UGB is not None:
-        score = score * key_scale_UGB.transpose(1, 2, 0)[:, None]
-    score = jnp.where(mask_B1U[:, 0], score * width**-0.5, MASKED)
-    weight = jax.nn.softmax(score, axis=-1)
-    if value_scale_UGB is not None:
-        weight = weight * value_scale_UGB.transpose(1, 2, 0)[:, None]
-    out = jnp.einsum("ghbu,ugbq->bghq", weight.astype(dtype), value_UGBQ.astype(dtype))
-    return out[:, :, :group].reshape(rows, 1, num_heads, width)
 
 
 def plain(
