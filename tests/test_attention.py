@@ -361,3 +361,26 @@ def test_kernels_of_a_gpu_equal_plain(kind, length):
     plain, exact, _ = gradient_of(attention.plain, jnp.float32, length)
     for found, expected in zip(gradient(*values, mask), plain(*exact, mask), strict=True):
         np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.05)
+
+
+@pytest.mark.parametrize("groups", [4, 2, 1])
+@pytest.mark.parametrize("kind", ["float", "int8"])
+def test_attention_to_a_cache_equals_plain(kind, groups):
+    """Each row attends to its own slots, whose keys and values may be integers with scales."""
+    rng = np.random.default_rng(0)
+    rows, slots, heads, width = 3, 20, 4, 8
+    query = rng.normal(size=(rows, 1, heads, width)).astype(np.float32)
+    mask = rng.random((rows, 1, slots)) < 0.5
+    mask[:, :, 3] = True
+    shape = (slots, groups, rows, width)
+    if kind == "int8":
+        key, value = (rng.integers(-127, 128, shape).astype(np.int8) for _ in range(2))
+        scales = [rng.uniform(0.005, 0.02, shape[:3]).astype(np.float32) for _ in range(2)]
+        floats = [x * scale[..., None] for x, scale in zip((key, value), scales, strict=True)]
+    else:
+        key, value = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
+        scales, floats = [None, None], [key, value]
+    found = jax.jit(attention.attend_cached)(query, key, value, *scales, mask)
+    by_row = [x.transpose(2, 0, 1, 3) for x in floats]
+    expected = attention.plain(query, *by_row, jnp.asarray(mask))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)

@@ -159,6 +159,11 @@ def attend_cached(
 ) -> jax.Array:
     """Computes attention of one query per row to the cache of a layer, see `llama.LayerCache`.
 
+    Sums of elementwise products, which XLA fuses with the conversion to one pass over the cache,
+    in any dtype. For matrix products a CPU would first write the cache in another order, and a TPU
+    would do so before and after the loop. The paged and ragged kernels that come with JAX take a
+    length for each row, where here free slots lie between a prompt and the ring of its answer.
+
     Args:
         query_B1HQ: queries.
         key_UGBQ: keys, in any float dtype or int8.
@@ -173,18 +178,19 @@ def attend_cached(
     rows, _, num_heads, width = query_B1HQ.shape
     num_groups = key_UGBQ.shape[1]
     query = query_B1HQ.reshape(rows, num_groups, num_heads // num_groups, width)
-    dtype = query.dtype
-    score = jnp.einsum(
-        "bghq,ugbq->ghbu", query, key_UGBQ.astype(dtype), preferred_element_type=jnp.float32
-    )
+    query_HGBQ = query.transpose(2, 1, 0, 3).astype(jnp.float32)
+    # In the other order, XLA converts the whole cache before it reads it.
+    key, value = (x.astype(jnp.float32)[:, None] for x in (key_UGBQ, value_UGBQ))
+    score_UHGB = (query_HGBQ * key).sum(-1)
     if key_scale_UGB is not None:
-        score = score * key_scale_UGB.transpose(1, 2, 0)[:, None]
-    score = jnp.where(mask_B1U[:, 0], score * width**-0.5, MASKED)
-    weight = jax.nn.softmax(score, axis=-1)
+        score_UHGB = score_UHGB * key_scale_UGB[:, None]
+    mask_UB = mask_B1U[:, 0].T
+    score_UHGB = jnp.where(mask_UB[:, None, None], score_UHGB * width**-0.5, MASKED)
+    weight_UHGB = jax.nn.softmax(score_UHGB, axis=0)
     if value_scale_UGB is not None:
-        weight = weight * value_scale_UGB.transpose(1, 2, 0)[:, None]
-    out = jnp.einsum("ghbu,ugbq->bghq", weight.astype(dtype), value_UGBQ.astype(dtype))
-    return out.reshape(rows, 1, num_heads, width)
+        weight_UHGB = weight_UHGB * value_scale_UGB[:, None]
+    out_HGBQ = (weight_UHGB[..., None] * value).sum(0).astype(query.dtype)
+    return out_HGBQ.transpose(2, 1, 0, 3).reshape(rows, 1, num_heads, width)
 
 
 def plain(
