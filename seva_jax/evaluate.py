@@ -15,9 +15,9 @@ import argparse
 import dataclasses
 import gc
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -34,15 +34,8 @@ from seva_jax.config import (
     read_suites,
     runs_of,
 )
-from seva_jax.evals import (
-    EvalResult,
-    StoredEvaluation,
-    Suite,
-    comparison_rows,
-    format_results,
-    format_table,
-    stored_evaluations,
-)
+from seva_jax.evals import Suite
+from seva_jax.evals.side_by_side import OWN, tables
 from seva_jax.evals.stored import EVALS, safe_label
 from seva_jax.evals.suites import question_suite
 from seva_jax.run.evaluations import evaluate_all, require_askable
@@ -61,22 +54,8 @@ from seva_jax.runtime.stores import as_path, make_folder
 from seva_jax.types import DataError
 
 DESCRIPTION = """Asks models every question of the chosen suites, scores the answers, compares the
-models and writes answer files for other scorers. Run it again to resume after a kill.
-
---models A B ... are work directories of finished runs (their aligned models), LLaVA directories in
-Hugging Face's or the original layout, exports, or directories of LoRA adapters; and "base", the
-model that the run among them, or the run of --config FILE, started from. --labels a b ... name them
-in tables and folders; by default base, aligned, or the name of the directory. The others are
-compared with the first. --suite FILE ... names Python files (or modules) that define get_suites();
---questions FILE ... JSON files of questions, with images below --image-root DIR (by default the
-file's folder) and --suffix TEXT after every question; without both, the config's evals are asked.
---out DIR is where evals/LABEL are written, by default the work directory of the run, if there is
-exactly one. --batch-size N answers N questions together, by default as many as the run's rollouts.
---base DIR is the model that an adapter was trained on, if its adapter_config.json names none;
---vision-tower DIR the CLIP directory of a model in the original layout. --same-base trusts that the
-base of a run is what it was trained on. Options of training have no effect here."""
-
-_OWN = ("base", "aligned")  # labels of a run's own models, which its report shows
+models and writes answer files for other scorers. Run it again to resume after a kill. Options of
+training have no effect here."""
 
 
 class _Model(NamedTuple):
@@ -103,35 +82,24 @@ class _Model(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     use_compile_cache()
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--model", "--models", nargs="+", default=["base"])
-    parser.add_argument("--labels", nargs="+", default=[])
-    parser.add_argument("--suite", nargs="+", default=[])
-    parser.add_argument("--questions", nargs="+", default=[])
-    parser.add_argument("--image-root", default="")
-    parser.add_argument("--suffix", default="")
-    parser.add_argument("--out")
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--base", default="")
-    parser.add_argument("--vision-tower", default="")
-    parser.add_argument("--same-base", action="store_true")
+    parser = _parser()
     flags, rest = parser.parse_known_args(argv)
     if flags.batch_size is not None and flags.batch_size < 1:
         raise DataError(f"--batch-size must be at least 1, not {flags.batch_size}")
-    runs = list(dict.fromkeys(n for n in flags.model if n != "base" and is_run(as_path(n))))
+    runs = list(dict.fromkeys(n for n in flags.models if n != "base" and is_run(as_path(n))))
     others = [name.replace("_", "-") for name in vars(flags)]
     given = {run: _config_of_run(run, rest, others) for run in runs}
-    if "base" in flags.model and len(runs) > 1:
+    if "base" in flags.models and len(runs) > 1:
         raise DataError(
             f'"base" is the base model of one run, and there are {len(runs)}; give its directory'
         )
-    default = None if runs or "base" in flags.model else Experiment()
+    default = None if runs or "base" in flags.models else Experiment()
     first = given[runs[0]] if runs else _load(rest, others, default)
     config = runs_of(first)[0]  # the base of several rounds is the first one's
     suites = _suites(flags)
     models = [
         _Model(name, label, *_find(name, flags, given.get(name, config), default))
-        for name, label in zip(flags.model, _labels(flags, runs), strict=True)
+        for name, label in zip(flags.models, _labels(flags, runs), strict=True)
     ]
     out = _out(flags.out, models)
     suites = suites or list(config.evals)
@@ -142,10 +110,73 @@ def main(argv: Sequence[str] | None = None) -> None:
         _evaluate(models, suites, out, flags.batch_size)
 
 
+def _parser() -> argparse.ArgumentParser:
+    """Returns what reads the options that are not those of a run."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
+    add = parser.add_argument_group("Models, questions and results").add_argument
+    add(
+        "--models", nargs="+", default=["base"], metavar="MODEL",
+        help="work directories of finished runs (their aligned models), LLaVA directories in "
+        "Hugging Face's or the original layout, exports, or directories of LoRA adapters; and "
+        '"base", the model that the run among them, or the run of --config FILE, started from. '
+        "The others are compared with the first. --model is the same option. (default: base)",
+    )  # fmt: skip
+    add("--model", nargs="+", dest="models", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
+    add(
+        "--labels", nargs="+", default=[], metavar="NAME",
+        help="names of the models in tables and folders (default: base, aligned, or the name of "
+        "the directory)",
+    )  # fmt: skip
+    add(
+        "--suite", nargs="+", default=[], metavar="FILE",
+        help="Python files (or modules) that define get_suites(). Without --suite and --questions, "
+        "the evals of the config are asked.",
+    )  # fmt: skip
+    add("--questions", nargs="+", default=[], metavar="FILE", help="JSON files of questions")
+    add(
+        "--image-root", default="", metavar="DIR",
+        help="folder of the images of --questions (default: that of the file)",
+    )  # fmt: skip
+    add(
+        "--suffix",
+        default="",
+        metavar="TEXT",
+        help="put after every question of --questions, such as a request for a short answer",
+    )
+    add(
+        "--out", metavar="DIR",
+        help="where evals/LABEL are written (default: the work directory of the run, if there is "
+        "exactly one)",
+    )  # fmt: skip
+    add(
+        "--batch-size", type=int, metavar="N",
+        help="questions answered together (default: as in the rollouts of the run)",
+    )  # fmt: skip
+    add(
+        "--base",
+        default="",
+        metavar="DIR",
+        help="the model that an adapter was trained on, if its adapter_config.json names none",
+    )
+    add(
+        "--vision-tower",
+        default="",
+        metavar="DIR",
+        help="the CLIP directory of a model in the original layout",
+    )
+    add(
+        "--same-base",
+        action="store_true",
+        help="trust that the base of a run is what it was trained on",
+    )
+    return parser
+
+
 def _load(
     argv: Sequence[str], others: Sequence[str], default: Experiment | None = None
 ) -> Experiment:
-    return load_experiment(DESCRIPTION, argv, "evaluate", others, default)[0]
+    about = f"{DESCRIPTION}\n\n{_parser().format_help().rstrip()}"
+    return load_experiment(about, argv, "evaluate", others, default)[0]
 
 
 def _config_of_run(run: str, rest: Sequence[str], others: Sequence[str]) -> Experiment:
@@ -186,7 +217,7 @@ def _labels(flags: argparse.Namespace, runs: Sequence[str]) -> list[str]:
     Raises:
         DataError: their number is wrong, one cannot name a folder, or two are the same.
     """
-    names, labels = flags.model, list(map(safe_label, flags.labels))
+    names, labels = flags.models, list(map(safe_label, flags.labels))
     if labels and len(labels) != len(names):
         raise DataError(
             f"--labels: {len(labels)} labels for {len(names)} models; give one for each"
@@ -263,9 +294,9 @@ def _out(given: str | None, models: Sequence[_Model]) -> Path:
     out = as_path(given) if given else paths[0]
     for model in models:
         own = model.is_of(out) and model.label == model.found.which
-        if is_run(out) and model.label in _OWN and not own:
+        if is_run(out) and model.label in OWN and not own:
             raise DataError(
-                f"{out} is a run, whose own models have the labels {' and '.join(_OWN)}; give "
+                f"{out} is a run, whose own models have the labels {' and '.join(OWN)}; give "
                 f"{model.name} another label, or choose another --out"
             )
     return out
@@ -283,6 +314,8 @@ def _evaluate(
     profiler.use(out / PROFILES, traced_steps(models[0].found.config.profile))
     workdir = Workdir(out, jax.process_index() == 0)
     workdir.claim()
+    for line in asked_differently({model.label: model.found for model in models}):
+        say(line)
     labels = [model.label for model in models]
     on_first_process(lambda: require_askable(suites, labels, out))
     for model in models:
@@ -290,8 +323,9 @@ def _evaluate(
         opened = model.found.load(config.mesh.make())
         engine = opened.engine(batch_size or config.rollout.batch_size)
         with profiler.stage(f"evaluate {model.label}"):
-            source = "" if model.label in _OWN else str(model.found.path)
-            summary = evaluate_all(engine, suites, model.label, workdir, source=source)
+            source = "" if model.label in OWN else str(model.found.path)
+            run = model.found.path if model.found.is_run else None
+            summary = evaluate_all(engine, suites, model.label, workdir, source=source, run=run)
         say(f"{model.label}: {summary}")
         del opened, engine
         gc.collect()  # before the next model needs the memory
@@ -304,63 +338,35 @@ def _evaluate(
         raise DataError("\n".join(refused))
 
 
-def tables(path: Path, labels: Sequence[str], names: Sequence[str]) -> tuple[str, list[str]]:
-    """Returns the results of the models side by side.
-
-    Every model is compared with the first. If the base or the aligned model of a run was asked
-    alone, it is compared with the other one where that was asked before.
+def asked_differently(models: Mapping[str, FoundModel]) -> list[str]:
+    """Returns a line for each way in which not all models are asked as the first one is.
 
     Args:
-        path: holds the folders evals/LABEL.
-        labels: labels of the models that were asked.
-        names: names of the evaluations.
-
-    Returns:
-        The tables, and for each comparison that is refused the reason.
+        models: the models by label.
     """
-    pairs = [(labels[0], other) for other in labels[1:]]
-    pairs = pairs or ([_OWN] if labels[0] in _OWN else [])
-    wanted = list(dict.fromkeys([*labels, *(x for pair in pairs for x in pair)]))
-    stored = {x.name: x for x in stored_evaluations(path, wanted, only=names)}
-    evaluations = [stored[name] for name in names]
-    blocks, refused = [], []
-    alone = {(label, x.name): x.results[label] for label in labels for x in evaluations}
-    for first, other in pairs:
-        rows = []
-        for evaluation in evaluations:
-            if not {first, other} <= evaluation.results.keys():
-                continue
-            try:
-                rows += comparison_rows([evaluation.results[first]], [evaluation.results[other]])
-            except DataError as error:
-                refused.append(_why_not(evaluation, first, other, str(error)))
-                continue
-            for label in (first, other):
-                alone.pop((label, evaluation.name), None)
-        for per_category in (False, True):
-            chosen = [row for row in rows if ("/" in row.metric) == per_category]
-            blocks += [format_table(chosen, (first, other))] if chosen else []
-    for label in labels:
-        results = [result for (who, _), result in alone.items() if who == label]
-        for per_category in (False, True):
-            chosen = [_only(result, per_category) for result in results]
-            if any(result.metrics for result in chosen):
-                blocks.append(format_results(chosen, label))
-    return "\n\n".join(blocks), refused
+    (first, one), *others = models.items()
+    lines = []
+    for label, other in others:
+        ways = {
+            "template": (one.config.text.generate, other.config.text.generate),
+            "max_length": (one.config.text.max_length, other.config.text.max_length),
+            "image processing": (one.assets.processing, other.assets.processing),
+        }
+        texts = [
+            f"{way} {_differing(here, there)}" for way, (here, there) in ways.items()
+            if here != there
+        ]  # fmt: skip
+        if texts:
+            lines.append(f"{label} is asked differently than {first}: {', '.join(texts)}")
+    return lines
 
 
-def _why_not(evaluation: StoredEvaluation, first: str, other: str, reason: str) -> str:
-    """Returns why an evaluation of two models is not compared."""
-    left_out = {x: evaluation.about[x].get("left_out") or "none" for x in (first, other)}
-    if left_out[first] != left_out[other]:
-        counts = ", ".join(f"{label} could not be asked {num}" for label, num in left_out.items())
-        reason += f"; of the questions, {counts}"
-    return f"{first} and {other} are not compared: {reason}"
-
-
-def _only(result: EvalResult, per_category: bool) -> EvalResult:
-    metrics = {k: v for k, v in result.metrics.items() if ("/" in k) == per_category}
-    return dataclasses.replace(result, metrics=metrics)
+def _differing(first: Any, other: Any) -> str:
+    """Returns how two values differ, as (a of the first, b of the other) with their fields."""
+    before, after = flatten(first, ""), flatten(other, "")
+    names = [name for name in sorted(before) if before[name] != after.get(name)]
+    texts = (f"{name} {before[name]!r} / {after.get(name)!r}".lstrip() for name in names)
+    return f"({', '.join(texts)})"
 
 
 if __name__ == "__main__":

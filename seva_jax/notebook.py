@@ -108,7 +108,7 @@ class Model:
         beside = None
         if self._other is not None and "opened" in vars(self._other()):
             beside = self._other().opened
-        return self.found.load(self._mesh, beside)
+        return self.found.load(self._mesh, beside, self._mesh.shape["tensor"])
 
     @property
     def base(self) -> Model:

@@ -172,7 +172,8 @@ class Command:
             return self.process.wait(timeout_s)
         finally:
             self.process.kill()
-            self._reader.join()
+            self._reader.join(60)
+            assert not self._reader.is_alive(), "a process that outlives it has its output"
             if self.process.stdout is not None:
                 self.process.stdout.close()
 

@@ -284,6 +284,7 @@ def test_a_browser_is_told_that_a_page_is_html(bucket):
 
 def test_the_end_names_the_bucket(bucket):
     write_json(bucket / "stages.json", {})
+    (bucket / "report.html").write_text("<p>")
     lines = closing_summary(bucket, Experiment().report).splitlines()
     assert lines[2].startswith(f"files:  {bucket}: checkpoints/")
     assert lines[3] == f"report: {bucket}/report.html"

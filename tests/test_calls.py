@@ -83,7 +83,8 @@ def make(variables, tmp_path, monkeypatch, one_device):
 
         monkeypatch.setattr(RolloutEngine, "answer", answer_some)
         data = PromptSet(PROMPTS, load)
-        return RecordedModel(RunContext.open(config), data, loaded), asked, loads
+        ctx = RunContext.open(config)
+        return RecordedModel(ctx, data, loaded, lambda: variables), asked, loads
 
     return make
 

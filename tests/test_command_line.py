@@ -372,5 +372,5 @@ def test_bash_completes_commands_and_options(tmp_path, capsys):
     assert completed("data", "ch") == ["check"]
     assert "--image-root" in completed("data", "check", "--im")
     assert completed("convert", "to-hf", "--st") == ["--step"]
-    assert completed("evaluate", "--mod") == ["--models"]
+    assert completed("evaluate", "--mod") == ["--models", "--model"]
     assert completed("train", "--config", "my_ru") == []  # then bash completes names of files

@@ -344,6 +344,9 @@ PROBLEMS = {
     "compute.attention cudnn computes in bfloat16": {
         "compute": ComputeOptions(attention="cudnn", dtype="float32")
     },
+    "compute.attention tokamax computes in bfloat16": {
+        "compute": ComputeOptions(attention="tokamax", dtype="float32")
+    },
     "does not divide into": {"train": TrainOptions(batch_size=10, micro_batches=4)},
     "corrupt is empty": {"corrupt": ()},
     "train.trained is empty": {"train": TrainOptions(trained=()), "lora": LoraConfig(rank=0)},
@@ -790,9 +793,10 @@ def test_the_walk_over_config_classes_is_not_empty():
     assert described(types.SimpleNamespace) == set()
 
 
-def test_cudnn_without_a_gpu_is_refused(tmp_path):
+@pytest.mark.parametrize("kind", ["cudnn", "tokamax"])
+def test_a_kernel_for_gpus_without_a_gpu_is_refused(tmp_path, kind):
     tiny = read_config(config_directory() / "tiny.py")
-    compute = ComputeOptions(attention="cudnn", dtype="bfloat16")
+    compute = ComputeOptions(attention=kind, dtype="bfloat16")
     with pytest.raises(DataError, match=r"devices are cpus: set --compute\.attention auto"):
         RunContext.open(dataclasses.replace(tiny, compute=compute, workdir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import json
+import re
 import types
+from typing import cast
 
 import numpy as np
 import process_worker
@@ -12,7 +14,14 @@ from helpers_suites import every_suite
 from PIL import Image
 
 from seva_jax import evaluate, train
-from seva_jax.config import Checkpoint, Evaluation, Experiment, evaluation_config, read_suites
+from seva_jax.config import (
+    Checkpoint,
+    Evaluation,
+    Experiment,
+    TextOptions,
+    evaluation_config,
+    read_suites,
+)
 from seva_jax.config.command_line import load_experiment
 from seva_jax.data.files import QuestionsJsonl
 from seva_jax.evals import ExactAnswer, stored_evaluations, stored_labels
@@ -20,6 +29,7 @@ from seva_jax.evals.suites import GQA, PopeSets
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.inference.rollouts import AnsweredPrompt
 from seva_jax.run import evaluations
+from seva_jax.run.opened import FoundModel
 from seva_jax.run.workdir import Workdir
 from seva_jax.runtime.journal import Journal
 from seva_jax.sharding import MeshShape
@@ -44,7 +54,7 @@ def write_files(folder):
         color, there = (WORLD.prompt("e", i, False, kind) for kind in ("color", "presence"))
         gqa[f"g{i}"] = {
             "imageId": str(i), "question": color.question, "answer": color.meta["answer"],
-            "types": {"structural": "query"},
+            "types": {"structural": "query" if i % 2 else "choose"},
         }  # fmt: skip
         label = there.meta["answer"]
         pope.append({"question_id": i, "image": f"{i}.jpg", "text": there.question, "label": label})
@@ -91,6 +101,7 @@ class Parrot:
 
     processing = ImageProcessing(size=32)
     cache = "exact"
+    word = "red"
 
     @property
     def variables(self):
@@ -108,7 +119,7 @@ class Parrot:
             yield [
                 AnsweredPrompt(p, (), "too long" if self.unable else "missing image")
                 if p.id == (self.unable or "g4")
-                else AnsweredPrompt(p, ("red",), "")
+                else AnsweredPrompt(p, (self.word,), "")
                 for p in batch
             ]
 
@@ -218,12 +229,82 @@ def test_any_models_are_compared_with_the_first(tmp_path, files):
         evaluations.evaluate_all(Parrot(), [gqa, pope], label, out, source=f"models/{label}")
     text, refused = evaluate.tables(out.path, ["a", "b", "c"], ["gqa", "pope"])
     assert not refused
-    headings = [block.splitlines()[0].split()[4:] for block in text.split("\n\n")]
+    headings = [
+        block.splitlines()[0].split()[4:] for block in text.split("\n\n") if block[0] != "("
+    ]
     first, second = ["a", "b", "difference"], ["a", "c", "difference"]
     assert headings == [first, first, second, second]
+    # POPE's only set repeats its five metrics of two parsers, which read "red" in different ways.
+    assert text.count("(rows that only repeat these numbers are left out: 10)") == 2
+    assert "words: f1" in text
+    assert "random/f1" not in text
     assert stored_evaluations(out.path, ["b"])[0].about["b"]["source"] == "models/b"
     text, _ = evaluate.tables(out.path, ["b"], ["gqa"])
     assert text.splitlines()[0].split()[4:] == ["b"]
+
+
+def test_answers_of_a_trained_model_record_its_training(tmp_path, files):
+    """So that they are noticed when it has been trained again; the base is not trained."""
+    workdir, suite = Workdir(tmp_path / "run", True), gqa_suite(files)
+    workdir.path.mkdir()
+    (workdir.path / "stages.json").write_text(json.dumps({"align": {"fingerprint": "first"}}))
+    for label in ("base", "aligned"):
+        evaluations.evaluate_all(Parrot(), [suite], label, workdir)
+    (gqa,) = stored_evaluations(workdir.path)
+    assert [gqa.about[label].get("trained") for label in ("base", "aligned")] == [None, "first"]
+    assert evaluate.tables(workdir.path, ["base"], ["gqa"])[1] == []
+    (workdir.path / "stages.json").write_text("{}")  # it is being trained again
+    (reason,) = evaluate.tables(workdir.path, ["base"], ["gqa"])[1]
+    assert "gqa was asked of an earlier aligned model" in reason
+
+
+def test_what_two_parsers_read_alike_is_one_row(tmp_path, files, monkeypatch):
+    """Also of a single model."""
+    out = Workdir(tmp_path / "out", True)
+    pope = PopeSets(folder=str(files), sets=("random",), image_root=str(files / "images"))
+    for answer, label in (("Yes", "a"), ("No.", "b")):
+        monkeypatch.setattr(Parrot, "word", answer)
+        evaluations.evaluate_all(Parrot(), [pope], label, out)
+    for labels in (["a"], ["a", "b"]):
+        text, _ = evaluate.tables(out.path, labels, ["pope"])
+        table, note = text.split("\n\n")
+        names = [line.split()[1] for line in table.splitlines()[2:]]
+        assert names[:5] == ["accuracy", "precision", "recall", "f1", "yes_ratio"]
+        # Of answers that could not be read only the parser of words knows.
+        assert [" ".join(line.split()[1:3]) for line in table.splitlines()[7:]] == [
+            "words: unparsed"
+        ]
+        assert note == "(rows that only repeat these numbers are left out: 15)"
+
+
+def test_models_that_are_asked_differently_are_named():
+    """A line says how; what is asked alike needs none."""
+
+    def model(template, **processing):
+        config = Experiment(text=TextOptions(generate=template))
+        assets = types.SimpleNamespace(processing=ImageProcessing(size=32, **processing))
+        return cast(FoundModel, types.SimpleNamespace(config=config, assets=assets))
+
+    models = {"a": model(PLAIN), "b": model(PLAIN)}
+    assert evaluate.asked_differently(models) == []
+    models["c"] = model(dataclasses.replace(PLAIN, user="HUMAN"), pad_to_square=False)
+    assert evaluate.asked_differently(models) == [
+        f"c is asked differently than a: template (user {PLAIN.user!r} / 'HUMAN'), image "
+        "processing (pad_to_square True / False)"
+    ]
+
+
+def test_help_lists_the_options_of_the_command(monkeypatch, capsys):
+    """Each has a line of its own, before those of the config."""
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as end:
+        evaluate.main(["--help"])
+    assert end.value.code == 0
+    own, config = capsys.readouterr().out.split("--config FILE picks")
+    options = ("models", "labels", "suite", "questions", "image-root", "suffix", "out",
+               "batch-size", "base", "vision-tower", "same-base")  # fmt: skip
+    assert re.findall(r"^  --([a-z-]+)", own, re.MULTILINE) == list(options)
+    assert "--rollout.batch-size" in config
 
 
 def test_other_questions_are_not_compared(tmp_path, files):
@@ -232,7 +313,9 @@ def test_other_questions_are_not_compared(tmp_path, files):
     evaluations.evaluate_all(Parrot(), [suite], "a", out)
     evaluations.evaluate_all(Parrot(unable="g7"), [suite], "b", out)
     text, (reason,) = evaluate.tables(out.path, ["a", "b"], ["gqa"])
-    headings = [block.splitlines()[0].split()[4:] for block in text.split("\n\n")]
+    headings = [
+        block.splitlines()[0].split()[4:] for block in text.split("\n\n") if block[0] != "("
+    ]
     assert headings == [["a"], ["a"], ["b"], ["b"]]
     assert reason.startswith("a and b are not compared: gqa: 2 ids are in only one of the two")
     assert reason.endswith(
@@ -254,7 +337,10 @@ def test_what_is_known_before_a_model_is_loaded(tmp_path, files):
     for image in (files / "images").iterdir():
         image.unlink()
     evaluations.require_askable([suite], ["a"], workdir.path)
-    with pytest.raises(DataError, match=r"gqa: no image of its 12 questions can be read; .*0\.jpg"):
+    with pytest.raises(
+        DataError,
+        match=r"gqa: no image of its 12 questions can be read \(the first: .*0\.jpg.*--image-root",
+    ):
         evaluations.require_askable([suite], ["a", "b"], workdir.path)
 
 
@@ -267,7 +353,7 @@ def test_only_what_concerns_the_model_is_compared():
         optim=dataclasses.replace(stored.optim, lr=0.5),
         text=dataclasses.replace(stored.text, train=PLAIN),
         mesh=MeshShape(data=2, fsdp=1),
-        rollout=dataclasses.replace(stored.rollout, batch_size=5, refill=1),
+        rollout=dataclasses.replace(stored.rollout, batch_size=5, refill=1, tensor=2),
         compute=dataclasses.replace(stored.compute, attention="plain", remat="matmuls"),
         workdir="elsewhere",
     )
@@ -452,7 +538,8 @@ def test_base_and_aligned_end_to_end(tmp_path, files, command, monkeypatch, caps
     command(["--model", str(folder), "--suite", str(suite_file(files))])
     shown = capsys.readouterr().out
     assert "difference" in shown
-    assert "words: random/accuracy" in shown
+    assert "words: accuracy" in shown
+    assert "random/accuracy" not in shown  # the only set, which repeats the rows of all
     (folder / "stages.json").write_text("{}")
     with pytest.raises(SystemExit, match="base model is not trained yet"):
         command(["--model", str(folder), "--suite", str(suite_file(files))])

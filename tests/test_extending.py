@@ -115,7 +115,7 @@ def test_a_run_uses_all_of_the_page(folder, one_device, capsys):
     assert {"rewards/margins", "loss"} <= {name for stage, _, name, _ in rows if stage == "align"}
     out = capsys.readouterr().out
     assert re.search(r"^mentions +accuracy +higher +12 ", out, re.MULTILINE)
-    assert re.search(r"^speed: .* pairs/s in training, 0\.\d\d device-hours on 8 × cpu$", out, re.M)
+    assert re.search(r"^speed: .* pairs/s in training, [\d.]+ device-hours on 8 × cpu$", out, re.M)
     assert "\r" not in out
     page = (folder / "runs/mine/report.html").read_text("utf-8").replace("<wbr>", "")
     assert "Occlude(share=0.6)" in page

@@ -4,6 +4,7 @@ test_report.py tries every field of the report's own data. Here: what comes from
 to the page that compares runs, and from a config into a file.
 """
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from helpers_report import PAYLOADS, Page, write_run
 
 import seva_jax
+from seva_jax.config import Experiment, flatten
+from seva_jax.config.source import to_source
 from seva_jax.report import document
 from seva_jax.report.__main__ import main as compare_runs
 from seva_jax.report.compare import compare
@@ -52,6 +55,27 @@ def test_settings_that_differ(tmp_path):
     )
     assert "scales of their losses" in page.notes[-1]
     assert "scales" not in compare([runs[0]]).notes[-1]
+
+
+def test_a_field_that_an_older_record_lacks_has_its_default(tmp_path):
+    """So it is no difference between runs, unless the other one has changed it."""
+    runs = [write_run(tmp_path, "run", number) for number in range(2)]
+    for run in runs:
+        config = Experiment(workdir=str(run))
+        recorded = json.loads(json.dumps(flatten(config)))
+        if run is runs[0]:
+            recorded = {k: v for k, v in recorded.items() if not k.startswith("train.eval_")}
+        (run / "config.json").write_text(json.dumps(recorded))
+        (run / "config.py").write_text(to_source(config))
+    assert compare(runs).more[0].rows == ()
+    changed = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, eval_fraction=0.5)
+    )
+    (runs[1] / "config.json").write_text(json.dumps(flatten(changed)))
+    (runs[1] / "config.py").write_text(to_source(changed))
+    assert compare(runs).more[0].rows == (("train.eval_fraction", "0.0", "0.5"),)
+    (runs[0] / "config.py").write_text("import no_such_module")
+    assert ("train.eval_fraction", "–", "0.5") in compare(runs).more[0].rows
 
 
 def test_every_page_has_the_policy():

@@ -4,6 +4,7 @@ The workers are real shells in empty homes (`helpers_cloud.py`); only the traine
 scripts are stand-ins.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from helpers_cloud import TPU, cloud
 AS_IN_A_TERMINAL = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.execvp(sys.argv[1], sys.argv[1:])
 """
 LAUNCH = Path(__file__).parent.parent / "launch"
@@ -169,15 +171,24 @@ wait_for("never")
 """
 
 
-def launched(tpu, *words):
-    """Starts the launcher in a group of its own, as a terminal does.
+@contextlib.contextmanager
+def launched(tpu, *words, **files):
+    """Starts the launcher in a group of its own, as a terminal does, and waits for its end.
 
-    Tests that run in the background ignore SIGINT, and so would bash and its traps.
+    Tests that run in the background ignore SIGINT, and with nohup SIGHUP; so would bash and its
+    traps.
     """
-    return subprocess.Popen(
-        [sys.executable, "-c", AS_IN_A_TERMINAL, *tpu.command(*words)], env=tpu.env, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
+    files = files or {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    command = [sys.executable, "-c", AS_IN_A_TERMINAL, *tpu.command(*words)]
+    with subprocess.Popen(
+        command, env=tpu.env, text=True, start_new_session=True, **files
+    ) as process:
+        try:
+            yield process
+            process.wait(60)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # or a failed test would wait for ever
+            raise
 
 
 def wait_until(condition):
@@ -316,9 +327,9 @@ def test_a_closed_terminal_does_not_prevent_the_deletion(tpu):
     """Nothing runs yet. The launcher cannot even say that it deletes the TPU."""
     tpu.put("slow", "")
     master, terminal = os.openpty()
-    with subprocess.Popen(
-        tpu.command(*TPU, "--delete-when-done", *tpu.options()), env=tpu.env,
-        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+    with launched(
+        tpu, *TPU, "--delete-when-done", *tpu.options(),
+        stdin=terminal, stdout=terminal, stderr=terminal,
     ) as process:  # fmt: skip
         os.close(terminal)
         wait_until((tpu.folder / "state").exists)

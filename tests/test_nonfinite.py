@@ -171,12 +171,8 @@ def test_the_exit_code(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(ranges, "bounds", lambda config_class: {})
     argv = [
         *ARGS.split(),
-        "--base.batch-size",
-        "8",
-        "--base.steps",
-        "20",
-        "--base.optim.lr",
-        "1e30",
+        *("--train.batch-size", "8", "--base.batch-size", "8"),
+        *("--base.steps", "20", "--base.optim.lr", "1e30"),
     ]
     with pytest.raises(SystemExit) as caught:
         train.main([*argv, "--workdir", str(tmp_path / "run")])

@@ -88,13 +88,16 @@ def alone(begun):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_processes", "mesh"), [(2, (2, 2, 1)), (4, (1, 2, 2))], ids=str)
-def test_processes_equal_one(alone, tmp_path, num_processes, mesh):
-    """It holds for DPO, rollouts, reference and evaluation; with tensor 2 two share their rows."""
+@pytest.mark.parametrize(
+    ("num_processes", "mesh", "answering"), [(2, (2, 2, 1), 2), (4, (1, 2, 2), 2)], ids=str
+)
+def test_processes_equal_one(alone, tmp_path, num_processes, mesh, answering):
+    """It holds for DPO, rollouts, reference and evaluation; with tensor some share their rows."""
     data, fsdp, tensor = mesh
     out = launch(
         tmp_path / "run", num_processes, 4 // num_processes,
         *("--mesh.data", data, "--mesh.fsdp", fsdp, "--mesh.tensor", tensor),
+        *("--rollout.tensor", answering),
     )  # fmt: skip
     assert "[0] report:" in out
     assert "[1] report:" not in out

@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 from helpers_report import Page, write_run
 
+from seva_jax import evaluate
 from seva_jax.config import Checkpoint, ComputeOptions, Evaluation, Experiment, make_model
 from seva_jax.config.source import suite_source
 from seva_jax.data.json_records import write_comparisons
@@ -19,6 +20,7 @@ from seva_jax.evals import (
     Ratio,
     StoredEvaluation,
     comparison_rows,
+    without_repeats,
     write_records,
     write_summary,
 )
@@ -29,7 +31,8 @@ from seva_jax.objectives import DPO, IPO
 from seva_jax.report.__main__ import main as report
 from seva_jax.report.cards import Pictures, logged_pairs, pair_card
 from seva_jax.report.closing import row_speeds
-from seva_jax.report.results import Results, read_results, without_repeats
+from seva_jax.report.compare import compare
+from seva_jax.report.results import Results, read_results
 from seva_jax.report.settings import brief, changed_settings
 from seva_jax.report.shown import Shown
 from seva_jax.report.verdict import did_it_help
@@ -77,26 +80,27 @@ SAME = (result("vqa", MIXED), result("vqa", MIXED))
     [
         (
             (UP, SAME),
-            "Yes, on these questions: accuracy of pope rose by 1.000 [1.000, 1.000]. No metric got "
-            "clearly worse. Without a clear change: accuracy of vqa [0.000, 0.000].",
+            "Yes, on these questions: accuracy on pope rose by 1.000 [1.000, 1.000]. No metric got "
+            "clearly worse. Without a clear change: accuracy on vqa 0.000 [0.000, 0.000].",
         ),
         (
             (ERRORS_DOWN,),
-            "Yes, on these questions: prior errors of e fell by 1.000 [1.000, 1.000]. No metric "
+            "Yes, on these questions: prior_errors (wrong answers that follow the "
+            "prior) on e fell by 1.000 [1.000, 1.000]. No metric "
             "got clearly worse.",
         ),
         (
             (DOWN,),
-            "No: score of gqa fell by 1.000 [1.000, 1.000]. No metric got clearly better.",
+            "No: score on gqa fell by 1.000 [1.000, 1.000]. No metric got clearly better.",
         ),
         (
             (UP, DOWN),
-            "In part. Better: accuracy of pope rose by 1.000 [1.000, 1.000]. Worse: score of gqa "
+            "In part. Better: accuracy on pope rose by 1.000 [1.000, 1.000]. Worse: score on gqa "
             "fell by 1.000 [1.000, 1.000].",
         ),
         (
             (SAME,),
-            "No clear change in 1 metric of 1 evaluation: accuracy of vqa [0.000, 0.000].",
+            "No clear change in 1 metric of 1 evaluation: accuracy on vqa 0.000 [0.000, 0.000].",
         ),
     ],
 )  # fmt: skip
@@ -114,20 +118,30 @@ def test_neutral_undefined_and_many_metrics():
     """A ratio of yes is no improvement; what cannot be computed is no result."""
     yes = [result("pope", x, "yes_ratio", "neither") for x in (WRONG, RIGHT)]
     verdict = did_it_help("a", results(yes), Shown(), True)
-    assert verdict.sentence == "Not known: no metric that has a better direction could be computed."
+    assert (
+        verdict.sentence == "Not known: no metric that tells better from worse could be computed."
+    )
     parts = [result("e", x, "dogs/recall") for x in (WRONG, RIGHT)]
-    assert "dogs/recall of e rose by" in did_it_help("a", results(parts), Shown(), True).sentence
+    assert "dogs/recall on e rose by" in did_it_help("a", results(parts), Shown(), True).sentence
     with_whole = did_it_help("a", results(parts, SAME), Shown(), True).sentence
-    assert "dogs/recall of e rose by" in with_whole
+    assert "dogs/recall on e rose by" in with_whole
     ratio = {f"m{i}": Ratio("higher", ("correct",), ("count",)) for i in range(12)}
     many = [
         EvalResult.from_records("e", [{"id": i, "correct": x, "count": 1} for i in range(9)], ratio)
         for x in (0, 1)
     ]
     verdict = did_it_help("a", results(many), Shown(), True)
-    assert (
-        "m0 of e rose by 1.000 [1.000, 1.000]; and 11 more metrics. No metric" in verdict.sentence
-    )
+    named = "; ".join(f"m{i} on e rose by 1.000 [1.000, 1.000]" for i in range(3))
+    assert f": {named}; and 9 more metrics. No metric" in verdict.sentence
+    # Not the first three, but one of each evaluation.
+    others = [[result(name, x) for x in (WRONG, RIGHT)] for name in ("f", "g")]
+    sentence = did_it_help("a", results(many, *others), Shown(), True).sentence
+    assert re.findall(r"(\S+ on \S) rose", sentence) == [
+        "m0 on e",
+        "accuracy on f",
+        "accuracy on g",
+    ]
+    assert "; and 11 more metrics." in sentence
     assert "of 12 metrics about one in twenty changes clearly by luck" in verdict.caveat
 
 
@@ -142,9 +156,11 @@ ASK = (
     ("alone", "margins", "expected"),
     [
         ((), (0.5, 1.5, -0.2), "there is no evaluation. 2 of 3 answers to the run's own prompts "
-         "changed. The mean reward margin of 3 trained pairs rose to +0.60; 2 of them rose."),
+         "changed. The mean reward margin of 3 trained pairs rose to +0.60; it rose for 2 of "
+         "them."),
         ((), (-0.5, None, -1.5), "there is no evaluation. 2 of 3 answers to the run's own prompts "
-         "changed. The mean reward margin of 2 trained pairs fell to −1.00; 0 of them rose."),
+         "changed. The mean reward margin of 2 trained pairs fell to −1.00; it rose for 0 of "
+         "them."),
         ((("aligned", UP[1]),), (), "only the aligned model has been evaluated (pope). 2 of 3 "
          "answers to the run's own prompts changed."),
         ((("base", UP[0]), ("base", DOWN[0])), (), "only the base model has been evaluated "
@@ -166,7 +182,9 @@ def test_margins_of_a_model_that_is_trained_further():
     """They are not 0 before, as the reference is that of the earlier run."""
     shown = Shown(margins=((0, 1.0, 0.5), (1, 1.0, 2.0), (4, 1.0, 0.25)))
     verdict = did_it_help("a", Results(), shown, True)
-    told = "The mean reward margin of 3 trained pairs fell from +1.00 to +0.92; 1 of them rose."
+    told = (
+        "The mean reward margin of 3 trained pairs fell from +1.00 to +0.92; it rose for 1 of them."
+    )
     assert verdict.sentence.endswith(told)
 
 
@@ -192,8 +210,50 @@ def test_held_out_pairs_are_drawn_and_counted(tmp_path, capsys):
 
 
 def test_an_unfinished_run_has_no_verdict():
-    verdict = did_it_help("a", Results(), Shown(), False)
+    verdict = did_it_help("a", Results(problems=("why",)), Shown(), False)
     assert verdict.sentence == "Not known yet: the alignment has not finished."
+    assert verdict.caveat.endswith("resumes it. why")
+
+
+def test_metrics_are_named_as_in_the_table_with_what_they_are():
+    chair = [result("describe", x, "chair_i", "lower") for x in (WRONG, RIGHT)]
+    words = [result("pope", x, "words: cats/unparsed", "lower") for x in (RIGHT, WRONG)]
+    assert did_it_help("a", results(chair, words), Shown(), True).sentence == (
+        "In part. Better: words: cats/unparsed (answers that could not be read) on pope "
+        "fell by 1.000 [1.000, 1.000]. Worse: chair_i (hallucinated objects) on describe "
+        "rose by 1.000 [1.000, 1.000]."
+    )
+
+
+def test_answers_of_a_model_before_it_was_trained_again(tmp_path, capsys):
+    """They are no result of the run as it is now, on no page and in no table."""
+    path, config = made(tmp_path)
+    evaluate_later(path, "base", "purple")
+    evaluate_later(path, "aligned", "purple", {"trained": "a"})
+    assert [one.name for one in read_results(path, config).both] == ["colours"]
+    assert not evaluate.tables(path, ["base"], ["colours"])[1]
+    row = {"stage": "align", "step": 1, "loss": 0.5, "pairs": 8, "seconds": 1.0, "chips": 1}
+    (path / "metrics.jsonl").unlink()
+    append_lines(path / "metrics.jsonl", [row | {"pairs/s": 8.0}])
+
+    def compared():
+        return [line[0] for line in compare([path]).more[1].rows]
+
+    assert "colours accuracy" in compared()
+
+    stages = json.loads((path / "stages.json").read_text())
+    stages["align"]["fingerprint"] = "b"
+    write_json(path / "stages.json", stages)
+    report([str(path)])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "colours was asked of an earlier aligned model: the run has been trained again" in shown
+    assert "mine/evals/aligned/colours to ask it again" in shown
+    read = read_results(path, config)
+    assert (read.both, [who for who, _ in read.alone]) == ((), ["base"])
+    text, (reason,) = evaluate.tables(path, ["base"], ["colours"])
+    assert text.splitlines()[0].split()[4:] == ["base"]
+    assert "asked of an earlier aligned model" in reason
+    assert compared() == []
 
 
 def test_what_only_one_model_was_asked_is_in_the_caveat():
@@ -334,7 +394,7 @@ def made(tmp_path, **changes):
     return path, config
 
 
-def evaluate_later(path, who, answer):
+def evaluate_later(path, who, answer, about=None):
     """Writes what `seva_jax.evaluate` leaves of a suite that the config does not have."""
     questions = SUITE.open()
     result = questions.evaluator(lambda prompts: [answer] * len(prompts), questions.prompts)
@@ -342,7 +402,7 @@ def evaluate_later(path, who, answer):
     (folder / SUITE.name).mkdir(parents=True)
     (folder / SUITE.name / "suite.py").write_text(suite_source(SUITE))
     write_records(folder / f"{SUITE.name}.jsonl", result.records)
-    write_summary(folder / f"{SUITE.name}.json", result, {"model": who})
+    write_summary(folder / f"{SUITE.name}.json", result, {"model": who} | (about or {}))
 
 
 def test_the_page_again_needs_no_model(tmp_path, capsys):
@@ -353,6 +413,7 @@ def test_the_page_again_needs_no_model(tmp_path, capsys):
     assert shown.rstrip().endswith("mine/report.html")
     text = (path / "report.html").read_text("utf-8")
     page = Page(text)
+    assert f"seva-jax report {path}" in page.text  # as it can be typed, not shortened
     sections = [attrs["id"] for attrs in page.all("section")]
     assert sections[:3] == ["verdict", "own", "glance"]
     assert "results" not in sections
@@ -386,7 +447,7 @@ def test_evaluations_that_were_made_later_are_taken_up(tmp_path, capsys):
     shown = capsys.readouterr().out
     truths = [p.meta["answer"] for p in SUITE.open().prompts]
     assert 0 < truths.count("purple") < 9
-    assert re.search(r"accuracy of colours (rose by|\[)", shown)
+    assert re.search(r"accuracy on colours (rose by|0)", shown)
     assert re.match(r"evaluation +metric .*\n.*\ncolours +accuracy +higher +9 ", shown)
     page = Page((path / "report.html").read_text("utf-8"))
     sections = [attrs["id"] for attrs in page.all("section")]

@@ -29,7 +29,11 @@ def finished(tmp_path, monkeypatch, **report):
 
 
 def test_the_end_tells_time_speed_cost_and_places(tmp_path, monkeypatch):
-    lines = closing_summary(*finished(tmp_path, monkeypatch)).splitlines()
+    path, options = finished(tmp_path, monkeypatch)
+    again = f"report: not written; seva-jax report {path} writes it"
+    assert closing_summary(path, options).splitlines()[-1] == again
+    (path / "report.html").write_text("<p>")
+    lines = closing_summary(path, options).splitlines()
     assert lines[0] == "time:   15 min 00 s: pairs 1 min 30 s, align 13 min 30 s"
     assert lines[1] == (
         "speed:  40.0 pairs/s in training (median, without compiling), 1.00 device-hours on 8 × cpu"

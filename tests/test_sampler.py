@@ -11,7 +11,7 @@ from seva_jax.inference.sampler import PromptBatch, choose, generate
 from seva_jax.models import Llava
 from seva_jax.text.sampling import Sampling
 
-MODEL = Llava(TINY)
+MODEL = Llava(TINY, stacked=False)
 STOP, PAD, NEW, WIDTH = 3, 0, 6, 16
 
 

@@ -6,15 +6,17 @@ What lives here: which comparisons fit the model, and their ids. What does not: 
 
 from __future__ import annotations
 
+import array
 import collections
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from typing_extensions import override
 
 from seva_jax.batches.packing import Sizes
-from seva_jax.batches.trees import RowShape, TreeExample
+from seva_jax.batches.trees import RowShape, rounded
 from seva_jax.text import EncodedTree, Encoder
 from seva_jax.types import Comparison, ExampleError
 
@@ -64,6 +66,67 @@ class EncodedComparison:
     spans: tuple[np.ndarray, ...] | None
 
 
+class _Ids(NamedTuple):
+    """Arrays of token ids, one after another: an object for each would take more than its ids.
+
+    Attributes:
+        flat: all ids, uint16 or int32.
+        bounds: int64, where each array begins, and where the last one ends.
+    """
+
+    flat: np.ndarray
+    bounds: np.ndarray
+
+    def array(self, number: int) -> np.ndarray:
+        """Returns one of the arrays, int32."""
+        first, last = self.bounds[number : number + 2]
+        return self.flat[first:last].astype(np.int32)
+
+
+class EncodedList(Sequence[EncodedComparison]):
+    """Comparisons with their token ids, which are kept in one flat array.
+
+    Args:
+        comparisons: the comparisons.
+        ids: trunk and branches of every tree, tree by tree.
+        firsts: for each comparison, the number of its first array in `ids`.
+        spans: see `EncodedComparison`, for those that have some.
+    """
+
+    def __init__(
+        self,
+        comparisons: list[Comparison],
+        ids: _Ids,
+        firsts: np.ndarray,
+        spans: dict[int, tuple[np.ndarray, ...]],
+    ) -> None:
+        self.comparisons = comparisons
+        self._ids, self._firsts, self._spans = ids, firsts, spans
+
+    @override
+    def __len__(self) -> int:
+        return len(self.comparisons)
+
+    @override
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.select(range(*index.indices(len(self))))
+        index = range(len(self))[index]
+        comparison, at = self.comparisons[index], int(self._firsts[index])
+        trees = []
+        for view in comparison.views:
+            trunk, *branches = map(self._ids.array, range(at, at + 1 + len(view.answers)))
+            trees.append((trunk, tuple(branches)))
+            at += 1 + len(branches)
+        return EncodedComparison(comparison, tuple(trees), self._spans.get(index))
+
+    def select(self, indices: Sequence[int]) -> EncodedList:
+        """Returns some of the comparisons; the ids are not copied."""
+        spans = {new: self._spans[old] for new, old in enumerate(indices) if old in self._spans}
+        chosen = [self.comparisons[i] for i in indices]
+        return EncodedList(chosen, self._ids, self._firsts[list(indices)], spans)
+
+
 @dataclasses.dataclass(frozen=True)
 class EncodedComparisons:
     """The comparisons that fit the model, and why others do not.
@@ -77,7 +140,7 @@ class EncodedComparisons:
         sizes: what each of them needs of a row.
     """
 
-    encoded: Sequence[EncodedComparison]
+    encoded: EncodedList
     tokens: ImageTokens
     drops: collections.Counter[str]
     num_cut: int
@@ -87,52 +150,106 @@ class EncodedComparisons:
     @property
     def comparisons(self) -> list[Comparison]:
         """The comparisons that fit, in order."""
-        return [x.comparison for x in self.encoded]
+        return self.encoded.comparisons
 
     def select(self, indices: Sequence[int]) -> EncodedComparisons:
         """Returns some of the comparisons, in rows of the same shape."""
-        chosen = [self.encoded[i] for i in indices]
         sizes = Sizes(*(x[list(indices)] for x in self.sizes))
-        return dataclasses.replace(self, encoded=chosen, sizes=sizes)
+        return dataclasses.replace(self, encoded=self.encoded.select(indices), sizes=sizes)
 
 
 def encode_comparisons(comparisons: Sequence[Comparison], encoder: Encoder) -> EncodedComparisons:
     """Encodes comparisons, leaving out and counting those whose text does not fit."""
     tokens = ImageTokens.of(encoder)
-    encoded, examples, num_cut = [], [], 0
+    kept, spans = list[Comparison](), dict[int, tuple[np.ndarray, ...]]()
+    dtype = np.uint16 if encoder.largest_id < 2**16 else np.int32
+    # Arrays of numbers, not lists: there may be millions.
+    flat, lengths, firsts, sizes = bytearray(), array.array("q"), array.array("q"), array.array("q")
     drops: collections.Counter[str] = collections.Counter()
-    for comparison in comparisons:
-        try:
-            trees, spans = fitting_trees(comparison, encoder)
-        except ExampleError as error:
-            drops[error.reason] += 1
+    num_cut = most_branches = longest = 0
+    for comparison, fitted in zip(comparisons, fitting(comparisons, encoder), strict=True):
+        if isinstance(fitted, ExampleError):
+            drops[fitted.reason] += 1
             continue
-        num_cut += sum(tree.truncated for tree in trees)
-        first, *more = (
-            TreeExample(tree.trunk, tree.branches, np.empty((len(view.prompt.images), 0)))
-            for view, tree in zip(comparison.views, trees, strict=True)
+        if fitted.spans is not None:
+            spans[len(kept)] = fitted.spans
+        kept.append(comparison)
+        firsts.append(len(lengths))
+        answers = list[int]()
+        for tree in fitted.trees:
+            answers += map(len, tree.branches)
+            for ids in (tokens.collapse(tree.trunk), *tree.branches):
+                lengths.append(len(ids))
+                flat += ids.astype(dtype).tobytes()
+            num_cut += tree.truncated
+        targets, images = sum(answers), len(comparison.images)
+        sizes.extend((sum(len(x.trunk) for x in fitted.trees) + targets, targets, images))
+        most_branches, longest = max(most_branches, len(answers)), max(longest, *answers)
+    size_of = Sizes(*np.array(sizes, np.int64).reshape(-1, 3).T)
+    shape = None
+    if kept:
+        shape = RowShape(
+            length=rounded(int(size_of.length_N.max())),
+            comparisons=1,
+            branches=most_branches,
+            answer=rounded(longest),
+            images=int(size_of.images_N.max()),
+            targets=rounded(int(size_of.targets_N.max())),
         )
-        examples.append(dataclasses.replace(first, more=tuple(more)))
-        kept = tuple((tokens.collapse(tree.trunk), tree.branches) for tree in trees)
-        encoded.append(EncodedComparison(comparison, kept, spans))
-    shape = RowShape.covering(examples) if examples else None
-    return EncodedComparisons(encoded, tokens, drops, num_cut, shape, Sizes.of(examples))
+    bounds = np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))])
+    ids = _Ids(np.frombuffer(flat, dtype), bounds)
+    encoded = EncodedList(kept, ids, np.array(firsts, np.int64), spans)
+    return EncodedComparisons(encoded, tokens, drops, num_cut, shape, size_of)
 
 
-def fitting_trees(
-    comparison: Comparison, encoder: Encoder
-) -> tuple[list[EncodedTree], tuple[np.ndarray, ...] | None]:
+class Fitted(NamedTuple):
+    """The trees of a comparison that fits the model.
+
+    Attributes:
+        trees: one for each of its views.
+        spans: see `EncodedComparison`.
+    """
+
+    trees: Sequence[EncodedTree]
+    spans: tuple[np.ndarray, ...] | None
+
+
+def fitting(comparisons: Sequence[Comparison], encoder: Encoder) -> Iterator[Fitted | ExampleError]:
+    """Encodes comparisons, many at a time.
+
+    Yields:
+        For each of them, in order, what `fitting_trees` returns, or the error that it raises.
+    """
+    encoded = encoder.trees(view for comparison in comparisons for view in comparison.views)
+    for comparison in comparisons:
+        trees = [next(encoded) for _ in comparison.views]
+        try:
+            yield _fitted(comparison, trees, encoder)
+        except ExampleError as error:
+            yield error.with_traceback(None)
+
+
+def fitting_trees(comparison: Comparison, encoder: Encoder) -> Fitted:
     """Returns the trees of a comparison, and which tokens its marked phrases hold.
 
     Raises:
         ExampleError: see `Encoder.encode`; or an answer has a word that the tokenizer lacks; or
             cutting made two answers of a tree equal, or left no marked phrase.
     """
-    trees = [
-        encoder.encode(p.question, len(p.images), view.answers, p.start)
-        for view in comparison.views
-        for p in [view.prompt]
-    ]
+    (fitted,) = fitting([comparison], encoder)
+    if isinstance(fitted, ExampleError):
+        raise fitted
+    return fitted
+
+
+def _fitted(
+    comparison: Comparison, encoded: Sequence[EncodedTree | ExampleError], encoder: Encoder
+) -> Fitted:
+    trees = list[EncodedTree]()
+    for tree in encoded:
+        if isinstance(tree, ExampleError):
+            raise tree
+        trees.append(tree)
     for view, tree in zip(comparison.views, trees, strict=True):
         for text, ids in zip(view.answers, tree.branches, strict=True):
             if words := unknown_words(text, ids, encoder):
@@ -146,7 +263,7 @@ def fitting_trees(
         reason = "equal answers after cutting"
         raise ExampleError(f"{comparison.prompt.id}: {reason}", reason)
     if not comparison.spans:
-        return trees, None
+        return Fitted(trees, None)
     prompt = comparison.prompt
     spans = tuple(
         encoder.marked(prompt.question, len(prompt.images), text, phrases, prompt.start)[: len(ids)]
@@ -157,7 +274,7 @@ def fitting_trees(
     if not any(x.any() for x in spans):
         reason = "no marked phrase"  # they were cut off
         raise ExampleError(f"{comparison.prompt.id}: {reason}", reason)
-    return trees, spans
+    return Fitted(trees, spans)
 
 
 def unknown_words(text: str, ids: np.ndarray, encoder: Encoder) -> list[str]:
@@ -170,7 +287,7 @@ def unknown_words(text: str, ids: np.ndarray, encoder: Encoder) -> list[str]:
     """
     tokenizer = encoder.tokenizer
     unknown = tokenizer.unk_token_id
-    if unknown is None or unknown not in ids:
+    if unknown is None or not (ids == unknown).any():
         return []
     words = [
         word

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from tyro.conf import subcommand
 
+from seva_jax.bench.encoding import EncodingBench, run_encoding
 from seva_jax.bench.evidence import EvidenceStudy, run_study
 from seva_jax.bench.input import InputBench, run_input
 from seva_jax.bench.load import LoadBench, run_load
@@ -26,6 +27,7 @@ from seva_jax.config.command_line import parse_options
 from seva_jax.runtime.processes import one_line_errors, use_compile_cache
 
 _BENCHES: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "encoding": (EncodingBench, run_encoding),
     "evidence": (EvidenceStudy, run_study),
     "input": (InputBench, run_input),
     "load": (LoadBench, run_load),

@@ -23,7 +23,7 @@ from seva_jax.bench.limits import Limit, products, reading
 from seva_jax.bench.step import SIZES, on_device, random_params, write_model
 from seva_jax.bench.timing import in_turns, machine, table
 from seva_jax.inference.sampler import PromptBatch, generate
-from seva_jax.models import Llava, LlavaConfig, LoraConfig
+from seva_jax.models import Llava, LlavaConfig, LoraConfig, unstack
 from seva_jax.text.sampling import Sampling
 from seva_jax.training.flops import forward
 from seva_jax.types import DataError
@@ -117,7 +117,7 @@ def _limits(bench: SampleBench, config: LlavaConfig, prompt: int) -> dict[str, L
 def _ours(
     bench: SampleBench, model: Llava, params: Any, tokens: np.ndarray, pixels: np.ndarray
 ) -> Callable[[], np.ndarray]:
-    stored = on_device(params, model.dtype)
+    model, stored = unstack(model, on_device(params, model.dtype), free=True)
     is_image = tokens == model.config.image_token_id
     patch = np.where(is_image, np.cumsum(is_image, axis=1) - 1, -1).astype(np.int32)
     batch = jax.device_put(PromptBatch(tokens, np.ones_like(is_image), patch, pixels))

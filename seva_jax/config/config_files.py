@@ -107,6 +107,8 @@ def _missing(path: Path) -> str:
     """Returns the error for a config file that is not there: what was meant, or all that ship."""
     if (path / "config.py").is_file():
         return f"{path} is a work directory; its config is {path / 'config.py'}"
+    if path.name == "config.py" and (path.parent / "stages.json").is_file():
+        return f"{path.parent} is the work directory of a run, but {path} is gone; put back a copy"
     shipped = sorted(p.stem for p in config_directory().glob("*.py"))
     beside = [] if is_remote(path) else [str(p) for p in path.parent.glob("*.py")]
     names = {PurePath(name).stem: name for name in (*shipped, *beside)}

@@ -205,7 +205,7 @@ def choices(base: type) -> dict[str, type | FunctionType]:
 
 def _is_exported(kind: type) -> bool:
     """Returns whether a package shows a class among its public names."""
-    return hasattr(sys.modules[public_name(kind)[0]], "__path__")
+    return hasattr(sys.modules.get(public_name(kind)[0]), "__path__")
 
 
 def _subclasses(base: type) -> Iterator[type]:

@@ -146,6 +146,11 @@ def open_source(
     if not (path / "stages.json").exists():
         if several := instead_of(path):
             raise DataError(f"{path} is not a run{several}")
+        if (path / "config.py").is_file():
+            raise DataError(
+                f"{path} is a run without stages.json, which says what has finished: put back a "
+                "copy, or run seva_jax.train first"
+            )
         if step is not None:
             raise DataError(f"{path} is not the work directory of a run: it has no step {step}")
         config = read_llava_config(path, vision_tower)

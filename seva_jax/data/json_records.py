@@ -25,6 +25,12 @@ def _without_empty_start(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return {name: value for name, value in items if (name, value) != ("start", "")}
 
 
+def fields(comparison: Comparison) -> dict[str, Any]:
+    """Returns what `dataclasses.asdict` does, but shares the values: for 300,000 pairs, seconds."""
+    more = [vars(view) | {"prompt": vars(view.prompt)} for view in comparison.more]
+    return vars(comparison) | {"prompt": vars(comparison.prompt), "more": more}
+
+
 def prompt_from(record: dict[str, Any]) -> Prompt:
     """Returns the prompt of a JSON record."""
     images, start = tuple(record["images"]), record.get("start", "")

@@ -95,9 +95,8 @@ def json_list(path: str) -> list[Record]:
     Raises:
         DataError: the file cannot be read, or does not hold a JSON list.
     """
-    data = read_bytes(path)
     try:
-        records = json.loads(data.decode("utf-8-sig"))
+        records = json.loads(read_bytes(path).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
     except (ValueError, RecursionError) as error:

@@ -54,5 +54,7 @@ from seva_jax.evals.table import (
     format_results,
     format_table,
     headline_rows,
+    repeats,
+    without_repeats,
 )
 from seva_jax.evals.vqa import Vqa

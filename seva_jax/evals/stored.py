@@ -18,9 +18,11 @@ from typing import Any
 from seva_jax.evals.base import EvalResult
 from seva_jax.evals.files import read_result
 from seva_jax.runtime.files import read_bytes
+from seva_jax.runtime.run_records import read_stages
 from seva_jax.types import DataError
 
 EVALS, SUITE_FILE = "evals", "suite.py"
+TRAINED = "trained"  # what a result of a run's aligned model records of its alignment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +35,9 @@ class StoredEvaluation:
             wanted of each, and one record for every question.
         about: what was recorded with each result, by label: "notes", "left_out" (questions by
             reason), "files", "suite", "model" (a fingerprint of the model and of how it was asked),
-            "order" (the evaluation's place among those of its command), and for a model that is not
-            a run's own "source" (what it was read from). Results of version 0.4 lack the last
-            three.
+            "order" (the evaluation's place among those of its command), for the aligned model of a
+            run "trained" (the fingerprint of its alignment), and for a model that is not a run's
+            own "source" (what it was read from). Results of version 0.4 lack the last four.
         suite_file: defines the suite, for example to load its images with
             `seva_jax.config.read_suites`; None for results of version 0.4.
     """
@@ -89,6 +91,17 @@ def _read(name: str, files: Mapping[str, Path]) -> StoredEvaluation:
     about = {x: json.loads(read_bytes(f)).get("about", {}) for x, f in files.items()}
     recorded = (file.with_name(name) / SUITE_FILE for file in files.values())
     return StoredEvaluation(name, results, about, next((x for x in recorded if x.is_file()), None))
+
+
+def outdated(path: Path, evaluation: StoredEvaluation) -> bool:
+    """Returns whether a run's aligned model has been trained again since it was asked.
+
+    Args:
+        path: the work directory.
+        evaluation: what is stored there.
+    """
+    now = read_stages(path).get("align", {}).get("fingerprint")
+    return evaluation.about.get("aligned", {}).get(TRAINED, now) != now
 
 
 def safe_label(label: str) -> str:

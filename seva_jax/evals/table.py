@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from seva_jax.evals.base import Better, EvalResult, Metric, paired_differences
@@ -78,6 +78,45 @@ def comparison_rows(base: Sequence[EvalResult], aligned: Sequence[EvalResult]) -
         )
         for result in base
         for metric, difference in paired_differences(result, others[result.name]).items()
+    ]
+
+
+def repeats(numbers: Mapping[str, object]) -> dict[str, str]:
+    """Returns the metrics of an evaluation that only repeat another one, by name.
+
+    Two parsers that read all answers alike give every metric twice, and so does a single category:
+    "words: random/f1" then repeats "f1".
+
+    Args:
+        numbers: what is known of each metric, by name.
+
+    >>> repeats({"f1": 0.5, "words: f1": 0.5, "recall": 0.5})
+    {'words: f1': 'f1'}
+    """
+    kept: dict[tuple[str, str, str], str] = {}
+    repeated = {}
+    for name, known in numbers.items():
+        category, _, measure = name.rpartition(": ")[2].rpartition("/")
+        text = repr(known)  # as text, because NaN is not equal to itself
+        first = kept.get(("", measure, text)) or kept.get((category, measure, text))
+        if first:
+            repeated[name] = first
+        else:
+            kept[category, measure, text] = name
+    return repeated
+
+
+def without_repeats(rows: Sequence[Row]) -> list[tuple[Row, tuple[str, ...]]]:
+    """Returns rows, each with the names of the metrics that only repeat it, see `repeats`."""
+    numbers: dict[str, dict[str, object]] = {}
+    for row in rows:
+        known = (row.base, row.aligned, row.difference)
+        numbers.setdefault(row.evaluation, {})[row.metric] = known
+    repeated = {name: repeats(of_one) for name, of_one in numbers.items()}
+    return [
+        (row, tuple(x for x, first in repeated[row.evaluation].items() if first == row.metric))
+        for row in rows
+        if row.metric not in repeated[row.evaluation]
     ]
 
 

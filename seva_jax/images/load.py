@@ -315,10 +315,12 @@ def _leads_out(
     )
 
 
-def spellings(name: PurePath) -> list[PurePath]:
-    """Returns the name itself, then its variants with other extensions, in a fixed order."""
+def spellings(name: PurePath) -> Iterator[PurePath]:
+    """Yields the name itself, then its variants with other extensions, in a fixed order."""
     if not name.name:
-        return []
+        return
+    yield name
     stem = name.with_suffix("") if name.suffix.lower() in IMAGE_EXTENSIONS else name
     extensions = (*IMAGE_EXTENSIONS, *(extension.upper() for extension in IMAGE_EXTENSIONS))
-    return [name, *(stem.with_name(stem.name + extension) for extension in extensions), stem]
+    yield from (stem.with_name(stem.name + extension) for extension in extensions)
+    yield stem

@@ -19,12 +19,18 @@ import numpy as np
 from seva_jax.corrupt import Corruption
 from seva_jax.corrupt.base import corruption_keys, key_words
 from seva_jax.images import ImageProcessing
+from seva_jax.inference.answering import (
+    AnsweringForm,
+    answering_form,
+    answering_needs,
+    fitting_tensor,
+)
 from seva_jax.inference.corrupted import corrupted_prompt, prompt_pixels
 from seva_jax.inference.prefill_shapes import Prefills, PrefillShape
 from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state, refill
 from seva_jax.models import CacheKind, Llava
 from seva_jax.runtime import shutdown
-from seva_jax.runtime.processes import gather
+from seva_jax.runtime.processes import gather, say
 from seva_jax.runtime.profiler import profiler
 from seva_jax.runtime.read_ahead import READERS
 from seva_jax.sharding import process_row_share, put_batch, replicated, row_multiple
@@ -109,15 +115,17 @@ class RolloutEngine:
     """Answers prompts with a model.
 
     Attributes:
-        model: the module.
-        variables: its variables.
+        model: the module, with stacked layers.
+        variables: its variables, as training lays them out.
         encoder: text to tokens, with the generation template.
         processing: image pipeline.
-        mesh: where the model lives.
+        mesh: where they are; the model answers on a mesh of its own over the same devices.
         batch_size: rows answered together, over all devices.
         seed: seed of corruptions and of sampling; every prompt has its own keys.
         refill: see `RolloutOptions`.
         cache: see `RolloutOptions`.
+        tensor: see `RolloutOptions`.
+        resident: bytes on each device of what stays there besides the variables.
     """
 
     model: Llava
@@ -129,6 +137,11 @@ class RolloutEngine:
     seed: int
     refill: int = 1
     cache: CacheKind = "exact"
+    tensor: int = 0
+    resident: int = 0
+    _moved: dict[int, AnsweringForm] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def prefills(
         self, prompts: Sequence[Prompt], corruptions: Sequence[Corruption] = ()
@@ -143,9 +156,7 @@ class RolloutEngine:
         for process, part in enumerate(gathered):
             lengths[process::everyone] = part
         variants = 1 + len(corruptions)
-        _, num_shares = process_row_share(self.mesh)
-        layout = rollout_rows(self.batch_size, self.refill, variants, self.mesh, num_shares)
-        at_once = layout.fresh * num_shares / variants
+        at_once = max(self.batch_size // self.refill, variants) / variants
         return Prefills.of(lengths, [len(p.images) for p in prompts], at_once)
 
     def answer(
@@ -171,18 +182,21 @@ class RolloutEngine:
             remote: whether images come from an object store, so that many are read at a time.
             prefills: `self.prefills(prompts, corruptions)`, computed here if it is not given.
         """
+        if start >= len(prompts):
+            return
         variants = 1 + len(corruptions)
-        share, num_shares = process_row_share(self.mesh)
-        layout = rollout_rows(self.batch_size, self.refill, variants, self.mesh, num_shares)
         if prefills is None:
             prefills = self.prefills(prompts, corruptions)
+        model, variables, mesh = self._form(prefills.shapes[-1], sampling, variants)
+        share, num_shares = process_row_share(mesh)
+        layout = rollout_rows(self.batch_size, self.refill, variants, mesh, num_shares)
         firsts = range(start + share * layout.group, len(prompts), layout.group * num_shares)
         mine = [i for first in firsts for i in range(len(prompts))[first : first + layout.group]]
         mine = prefills.sorted_by_shape(mine, _WINDOW * layout.group)
         prepared = self._prepare(prompts, mine, load_image, corruptions, layout.group, remote)
         eos: Any = self.encoder.tokenizer.eos_token_id
-        sampler = Sampler(self.model, sampling, (eos,), self.encoder.pad_id, self.cache)
-        with jax.set_mesh(self.mesh):
+        sampler = Sampler(model, sampling, (eos,), self.encoder.pad_id, self.cache)
+        with jax.set_mesh(mesh):
             state = empty_state(sampler, layout.rows * num_shares, prefills.shapes[-1].width)
         free = np.arange(layout.rows)
         texts: dict[int, dict[int, str]] = {}  # by prompt and variant
@@ -198,19 +212,19 @@ class RolloutEngine:
             told = gather((needed, hungry, taken.dropped))
             dropped |= {index: reason for _, _, drops in told for index, reason in drops}
             needed = max(each for each, _, _ in told)
-            with jax.set_mesh(self.mesh):
+            with jax.set_mesh(mesh):
                 if needed >= 0:
                     arrays = self._arrays(taken, prompts, layout, prefills.shapes[needed])
-                    *batch, words, tags, places = put_batch(self.mesh, arrays)
+                    *batch, words, tags, places = put_batch(mesh, arrays)
                     state = refill(
-                        sampler, self.variables, state, PromptBatch(*batch),
-                        corruption_keys(self.seed, words), tags, places, row_multiple(self.mesh),
+                        sampler, variables, state, PromptBatch(*batch),
+                        corruption_keys(self.seed, words), tags, places, row_multiple(mesh),
                     )  # fmt: skip
                 enough = 0 if any(hungry for _, hungry, _ in told) else layout.fresh * num_shares
-                state = decode(sampler, self.variables, state, np.int32(enough))
+                state = decode(sampler, variables, state, np.int32(enough))
             # Every process needs the text, and token ids are small: copy them everywhere.
             small = (state.out_BT, state.done_B, state.tag_B)
-            out, done, tags = jax.device_get(jax.device_put(small, replicated(self.mesh)))
+            out, done, tags = jax.device_get(jax.device_put(small, replicated(mesh)))
             free = np.flatnonzero(done[share * layout.rows : (share + 1) * layout.rows])
             for row in np.flatnonzero(done & (tags >= at * variants)):
                 index, variant = divmod(int(tags[row]), variants)
@@ -225,6 +239,28 @@ class RolloutEngine:
                 at += 1
             if answered:
                 yield answered
+
+    def _form(self, prompt: PrefillShape, sampling: Sampling, variants: int) -> AnsweringForm:
+        """Returns the model in the layout in which it answers, moved there if it is not.
+
+        The engine keeps it for further calls. The choice depends on no prompts but those of the
+        call, so a resumed run makes the same one.
+        """
+        tensor = self.tensor
+        if not tensor:
+            rows = max(self.batch_size, variants)
+            fresh = max(rows // self.refill, variants)
+            needs = answering_needs(
+                self.model, self.mesh.size, rows, fresh, prompt.width, sampling.max_new_tokens,
+                prompt.images, self.cache,
+            )  # fmt: skip
+            tensor = fitting_tensor(self.model, self.variables, self.mesh, needs, self.resident)
+        if tensor not in self._moved:
+            self._moved.clear()  # one layout at a time
+            if not self.tensor and self.mesh.size > 1:
+                say(f"  {tensor} of {self.mesh.size} devices share the weights (rollout.tensor)")
+            self._moved[tensor] = answering_form(self.model, self.variables, self.mesh, tensor)
+        return self._moved[tensor]
 
     def _lengths(self, prompts: Sequence[Prompt], corruptions: Sequence[Corruption]) -> list[int]:
         """Returns the tokens of each prompt's longest trunk; 0 for one that is not answered."""

@@ -214,7 +214,7 @@ class Sampler:
         fresh = fresh._replace(seen_BS=seen_BS)
 
         def prompt(old: jax.Array, new: jax.Array) -> jax.Array:
-            return old.at[:, :, :, :narrow].set(taken(old[:, :, :, :narrow], new, 1))
+            return old.at[:narrow].set(taken(old[:narrow], new, 2))
 
         cache = jax.tree.map(prompt, state.cache, fresh.cache)
         rest: Any = jax.tree.map(

@@ -34,13 +34,17 @@ def closing_summary(path: Path, options: ReportOptions) -> str:
     kept = f"        goodput {goodput_line(goodput)}\n" if goodput else ""
     answers = "evals/ (every answer), " if (path / "evals").is_dir() else ""
     rate = f"{speed(align):,.1f} pairs/s in training (median, without compiling), " if align else ""
+    page = path / "report.html"
+    report = f"{page}{how_to_open(page)}"
+    if not page.exists():
+        report = f"not written; seva-jax report {shlex.quote(str(path))} writes it"
     return (
         f"{model}"
         f"time:   {markup.duration(seconds(stages))}: {times}\n"
         f"{kept}"
         f"speed:  {rate}{cost(stages, options)} on {devices()}\n"
         f"files:  {path}: checkpoints/ (the models), {answers}pairs.json, metrics.jsonl\n"
-        f"report: {path / 'report.html'}{how_to_open(path / 'report.html')}"
+        f"report: {report}"
     )
 
 

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from seva_jax.evals import EvalResult, Metric, comparison_rows, format_metric, read_result
+from seva_jax.config import flatten, read_config, with_defaults
+from seva_jax.evals import EvalResult, Metric, comparison_rows, format_metric, stored_evaluations
+from seva_jax.evals.stored import outdated
 from seva_jax.report import Curve, FiguresData, MoreNumbers, Series
 from seva_jax.report.closing import speed
 from seva_jax.report.markup import MINUS, count_of
@@ -46,7 +48,7 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
     config = path / "config.json"
     if not config.is_file():
-        raise DataError(f"{path} is no work directory of a run: it has no config.json")
+        raise DataError(f"{path} is not the work directory of a run: it has no config.json")
     rows = [row for row in read_metrics(path) if row["stage"] == "align"]
     if not rows:
         raise DataError(f"{path} has no alignment metrics yet; run its alignment first")
@@ -57,7 +59,16 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         pairs += row["pairs"]
         seconds += row["seconds"] * row["chips"]
         row |= {"pairs": pairs, "chip_seconds": seconds}
-    return json.loads(config.read_text(encoding="utf-8")), rows
+    return _complete(json.loads(config.read_text(encoding="utf-8")), path), rows
+
+
+def _complete(recorded: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Returns the flat config of a run, with the defaults of fields that were added since."""
+    try:
+        config = read_config(path / "config.py")
+    except DataError:  # it needs modules that are not here; the page shows "–" for such fields
+        return recorded
+    return with_defaults(recorded, json.loads(json.dumps(flatten(config))), config)
 
 
 def _differing(configs: Sequence[dict[str, Any]]) -> list[str]:
@@ -101,9 +112,9 @@ def _numbers(label: str, rows: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 def _evaluations(path: Path) -> dict[str, EvalResult]:
-    """Returns the evaluation results of the aligned model, by name."""
-    files = sorted((path / "evals" / "aligned").glob("*.json"))
-    return {file.stem: read_result(file, file.with_suffix(".jsonl")) for file in files}
+    """Returns the evaluation results of the aligned model, by name, without outdated ones."""
+    stored = sorted(stored_evaluations(path, ["aligned"]), key=lambda one: one.name)
+    return {one.name: one.results["aligned"] for one in stored if not outdated(path, one)}
 
 
 def _value(value: Metric, spec: str) -> str:
@@ -172,7 +183,8 @@ def compare(paths: Sequence[Path], noun: str = "") -> FiguresData:
             "Evaluations of the aligned models",
             ("metric", *labels),
             _side_by_side([_metrics(results) for results in evaluated]),
-            "Brackets are 95 % intervals over questions.",
+            "Brackets are 95 % intervals over questions. Answers of a model that has been trained "
+            "again since are left out.",
         ),
     ]
     if len(paths) > 1:

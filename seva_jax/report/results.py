@@ -7,11 +7,17 @@ results (`seva_jax/evals`), the words about them (`verdict.py`), their table (`r
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
 from seva_jax.config import Experiment
-from seva_jax.evals import EvalResult, Row, StoredEvaluation, comparison_rows, stored_evaluations
+from seva_jax.evals import (
+    EvalResult,
+    Row,
+    StoredEvaluation,
+    comparison_rows,
+    stored_evaluations,
+)
+from seva_jax.evals.stored import EVALS, outdated
 from seva_jax.types import DataError
 
 BASE, ALIGNED = "base", "aligned"
@@ -22,11 +28,12 @@ class Results:
     """Results of the base and of the aligned model.
 
     Attributes:
-        rows: the comparison, of what both were asked; see `without_repeats`.
+        rows: the comparison, of what both were asked; see `evals.without_repeats`.
         both: what both were asked.
         alone: name of the model and result, of what only one of them was asked, or of what cannot
             be compared.
-        problems: one sentence for each evaluation whose two results cannot be compared.
+        problems: one sentence for each evaluation whose results are not compared, because they
+            differ in their questions or belong to other models.
     """
 
     rows: tuple[Row, ...] = ()
@@ -53,6 +60,13 @@ def read_results(path: Path, config: Experiment) -> Results:
     rows, both, alone, problems = [], [], [], []
     models: dict[str, object] = {}  # fingerprints of the models of the first evaluation
     for stored in stored_evaluations(path, first=[suite.name for suite in config.evals]):
+        if outdated(path, stored):
+            problems.append(
+                f"{stored.name} was asked of an earlier aligned model: the run has been trained "
+                f"again since; delete {path / EVALS / ALIGNED / stored.name} to ask it again."
+            )
+            alone += [(who, result) for who, result in stored.results.items() if who == BASE]
+            continue
         now = {who: about["model"] for who, about in stored.about.items() if "model" in about}
         models = now | models
         changed = [who for who in now if now[who] != models[who]]
@@ -71,22 +85,3 @@ def read_results(path: Path, config: Experiment) -> Results:
             problems.append(f"The two results of {stored.name} cannot be compared: {error}.")
             alone += stored.results.items()
     return Results(tuple(rows), tuple(both), tuple(alone), tuple(problems))
-
-
-def without_repeats(rows: Sequence[Row]) -> list[tuple[Row, tuple[str, ...]]]:
-    """Returns rows, each with the names of other metrics that only repeat its numbers.
-
-    Two parsers that read all answers alike give every metric twice, and so does a single category:
-    "words: random/f1" then repeats "f1".
-    """
-    kept: dict[tuple[str, ...], tuple[Row, list[str]]] = {}
-    for row in rows:
-        measure = row.metric.rpartition(": ")[2].rpartition("/")[2]
-        # As text, because NaN is not equal to itself.
-        numbers = repr((row.base, row.aligned, row.difference))
-        key = (row.evaluation, measure, numbers)
-        if key in kept:
-            kept[key][1].append(row.metric)
-        else:
-            kept[key] = (row, [])
-    return [(row, tuple(others)) for row, others in kept.values()]

@@ -15,7 +15,7 @@ from typing import Any
 from seva_jax.config import Checkpoint, Experiment, PriorRun, flatten
 from seva_jax.data.json_records import read_comparisons
 from seva_jax.data.show import spread
-from seva_jax.evals import Metric, Row, format_table, headline_rows
+from seva_jax.evals import Metric, Row, format_table, headline_rows, without_repeats
 from seva_jax.evals.base import Record
 from seva_jax.images import ImageProcessing
 from seva_jax.report import markup
@@ -41,7 +41,7 @@ from seva_jax.report.data import (
     TimeShare,
 )
 from seva_jax.report.page import write_report
-from seva_jax.report.results import Results, read_results, without_repeats
+from seva_jax.report.results import Results, read_results
 from seva_jax.report.settings import brief, changed_settings
 from seva_jax.report.shown import Shown
 from seva_jax.report.verdict import did_it_help
@@ -95,7 +95,7 @@ def write_run_report(path: Path, config: Experiment, out: Path | None = None) ->
         given=given,
         subtitle=f"{short_path(str(path))} · seed {config.seed}",
         verdict=did_it_help(
-            short_path(str(path)), results, shown, "align" in stages, held_out_row(path, metrics)
+            str(path), results, shown, "align" in stages, held_out_row(path, metrics)
         ),
         facts=_facts(config, index, metrics, stages, shown),
         changed=tuple((k, v) for k, v in settings.items() if k in changed),

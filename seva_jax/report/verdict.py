@@ -10,15 +10,23 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from seva_jax.evals import Row
+from seva_jax.evals import Row, without_repeats
 from seva_jax.report.data import RunVerdict
 from seva_jax.report.markup import clear_decimals, count_of, number
-from seva_jax.report.results import ALIGNED, BASE, Results, without_repeats
+from seva_jax.report.results import ALIGNED, BASE, Results
 from seva_jax.report.shown import Shown
 from seva_jax.runtime.paths import hide_home
 
-_MOST_NAMED = 4  # metrics of one kind that a sentence names
+_MOST_NAMED = 3  # metrics of one kind that a sentence names
 _MANY_METRICS = 10  # from which on some change clearly by luck
+_MEANINGS = {  # of metrics whose names do not say it
+    "chair_i": "hallucinated objects",
+    "chair_s": "captions with a hallucinated object",
+    "prior_errors": "wrong answers that follow the prior",
+    "other_errors": "other wrong answers",
+    "unparsed": "answers that could not be read",
+    "unjudged": "answers without a verdict",
+}
 _UNFINISHED = "This page shows what there is so far; the command that started the run resumes it."
 _NOT_COMPARED = (
     "Only the same questions, asked of both models, show a difference. Give the --suite or "
@@ -49,7 +57,8 @@ def did_it_help(
     if results.rows:
         return _measured(results)
     if not finished:
-        return RunVerdict("Not known yet: the alignment has not finished.", _UNFINISHED)
+        caveat = " ".join((_UNFINISHED, *results.problems))
+        return RunVerdict("Not known yet: the alignment has not finished.", caveat)
     asked = list(dict.fromkeys(who for who, _ in results.alone))
     if results.problems:
         why, caveat = "the results of the two models cannot be compared", " ".join(results.problems)
@@ -80,7 +89,7 @@ def _measured(results: Results) -> RunVerdict:
     worse = [row for row in measured if row.verdict == "worse"]
     evaluations = count_of(len(results.both), "evaluation")
     if not measured:
-        sentence = "Not known: no metric that has a better direction could be computed."
+        sentence = "Not known: no metric that tells better from worse could be computed."
     elif better and worse:
         sentence = f"In part. Better: {_changes(better)}. Worse: {_changes(worse)}."
     elif better:
@@ -113,12 +122,10 @@ def _measured(results: Results) -> RunVerdict:
 
 
 def _changes(rows: Sequence[Row]) -> str:
-    """Returns clear changes in words; if there are many, the first of each evaluation."""
-    named = list(rows)
-    if len(rows) > _MOST_NAMED:
-        firsts = {row.evaluation: row for row in reversed(rows)}
-        named = [row for row in rows if row is firsts[row.evaluation]][:_MOST_NAMED]
-    return _listed([_change(row) for row in named], len(rows) - len(named))
+    """Returns clear changes in words; if there are many, first those of different evaluations."""
+    firsts = {row.evaluation: row for row in reversed(rows)}
+    named = sorted(rows, key=lambda row: row is not firsts[row.evaluation])[:_MOST_NAMED]
+    return _listed([_change(row) for row in rows if row in named], len(rows) - len(named))
 
 
 def _change(row: Row) -> str:
@@ -132,13 +139,13 @@ def _change(row: Row) -> str:
 
 
 def _differences(rows: Sequence[Row]) -> str:
-    """Returns metrics with the intervals of their differences."""
+    """Returns metrics with their differences and the intervals of these."""
     texts = []
     for row in rows[:_MOST_NAMED]:
         decimals = clear_decimals((row.base.value, row.aligned.value), ())
-        ends = (row.difference.low, row.difference.high)
-        low, high = (number(x, decimals, signed=True) for x in ends)
-        texts.append(f"{_name(row)} [{low}, {high}]")
+        change = (row.difference.value, row.difference.low, row.difference.high)
+        value, low, high = (number(x, decimals, signed=True) for x in change)
+        texts.append(f"{_name(row)} {value} [{low}, {high}]")
     return _listed(texts, len(rows) - len(texts))
 
 
@@ -147,7 +154,9 @@ def _listed(texts: Sequence[str], more: int) -> str:
 
 
 def _name(row: Row) -> str:
-    return f"{row.metric.replace('_', ' ')} of {row.evaluation}"
+    """Returns the name of a metric as in the table, what it is, and its evaluation."""
+    meaning = _MEANINGS.get(row.metric.rpartition(": ")[2].rpartition("/")[2])
+    return f"{row.metric}{f' ({meaning})' if meaning else ''} on {row.evaluation}"
 
 
 def _answers(shown: Shown) -> list[str]:
@@ -171,7 +180,8 @@ def _margins(shown: Shown, held_out: Mapping[str, Any] | None) -> list[str]:
     rose = sum(after > before for before, after in margins)
     before, after = (sum(side) / len(margins) for side in zip(*margins, strict=True))
     kind = count_of(len(margins), "trained pair")
-    return [f"{_moved(kind, before, after)}; {rose} of them rose."]
+    each = f"; it rose for {rose} of them" if len(margins) > 1 else ""
+    return [f"{_moved(kind, before, after)}{each}."]
 
 
 def _moved(kind: str, before: float, after: float) -> str:

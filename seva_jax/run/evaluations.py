@@ -25,7 +25,7 @@ from seva_jax.evals import (
     write_records,
     write_summary,
 )
-from seva_jax.evals.stored import SUITE_FILE
+from seva_jax.evals.stored import SUITE_FILE, TRAINED
 from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.run.used_data import open_scorable
 from seva_jax.run.workdir import Workdir
@@ -33,6 +33,7 @@ from seva_jax.runtime.files import read_lines, write_text
 from seva_jax.runtime.journal import Journal, Record
 from seva_jax.runtime.paths import hide_home
 from seva_jax.runtime.processes import barrier, say
+from seva_jax.runtime.run_records import read_stages
 from seva_jax.text import Sampling
 from seva_jax.text.tokenizer import tokenizer_facts
 from seva_jax.training.checkpoint import checksum
@@ -46,6 +47,7 @@ def evaluate_all(
     workdir: Workdir,
     earlier: Path | None = None,
     source: str = "",
+    run: Path | None = None,
 ) -> str:
     """Asks every question of every suite and writes the answers and their scores.
 
@@ -62,6 +64,7 @@ def evaluate_all(
             its answers to the same questions are taken.
         source: what the model was read from, for readers of the results; empty if it is one of the
             run's own.
+        run: work directory of the run whose model it is; None is where all this is written.
 
     Returns:
         A one-line summary.
@@ -85,6 +88,8 @@ def evaluate_all(
         num += len(questions.prompts)
         if workdir.writes:
             about = {"model": model, "order": order}
+            trained = read_stages(run or workdir.path).get("align", {}).get("fingerprint")
+            about |= {TRAINED: trained} if trained and who == "aligned" else {}
             about |= {"source": hide_home(source)} if source else {}
             _score(suite, questions, who, workdir, journal, about)
         barrier(f"evals {who} {suite.name}")
@@ -128,8 +133,9 @@ def _require_images(suite: Suite, questions: Questions) -> None:
         except ExampleError as error:
             first = first or error
     raise DataError(
-        f"{suite.name}: no image of its {len(questions.prompts):,} questions can be read; the "
-        f"first: {first}"
+        f"{suite.name}: no image of its {len(questions.prompts):,} questions can be read (the "
+        f"first: {first}); give the folder of the images: the suite's image_root, or --image-root "
+        "with --questions"
     )
 
 

@@ -39,11 +39,13 @@ class RecordedModel(PairModel):
         ctx: the run.
         data: the prompts, and the way to their images.
         variables: returns the policy before alignment; called when the model is first asked.
+        reference: returns the reference policy, likewise.
     """
 
     ctx: RunContext
     data: PromptSet
     variables: Callable[[], Variables]
+    reference: Callable[[], Variables]
     _names: set[str] = dataclasses.field(default_factory=set, repr=False)
 
     @property
@@ -60,7 +62,7 @@ class RecordedModel(PairModel):
             return replies
         # With the name, a prompt that is asked twice at a temperature is answered differently.
         named = [dataclasses.replace(p, id=f"{name}/{p.id}") for p in prompts]
-        engine = self.ctx.engine(self.variables())
+        engine = self.ctx.engine(self.variables(), self.reference())
         batches = engine.answer(
             named, self.data.load_image, sampling, start=len(replies), remote=self.data.remote
         )

@@ -112,6 +112,11 @@ class Encoder:
         pad = self.tokenizer.pad_token_id
         return pad if isinstance(pad, int) else 0
 
+    @functools.cached_property
+    def largest_id(self) -> int:
+        """The largest id that a text can have."""
+        return max(self.image_token_id, *self.tokenizer.get_vocab().values())
+
     def trunk(self, question: str, num_images: int = 1, start: str = "") -> np.ndarray:
         """Encodes everything before the answer, with a start token if the tokenizer adds one.
 
