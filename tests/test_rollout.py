@@ -9,9 +9,18 @@ from helpers_devices import mesh_of
 from helpers_rollout import MODEL, PROMPTS, SAMPLING, engine, load_image
 from tiny_models import noisy_variables
 
-from seva_jax.corrupt import DiffusionNoise
+from seva_jax.corrupt import (
+    DiffusionNoise,
+    RandomInvert,
+    Reverse,
+    corruption_key,
+    diffusion_schedule,
+)
+from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.inference import corrupted, rollouts
 from seva_jax.inference.rollouts import rollout_rows
 from seva_jax.text.sampling import Sampling
+from seva_jax.types import Prompt
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +88,61 @@ def test_one_token_answers(variables):
 def test_rows_over_devices(variables, expected, mesh, tensor):
     """Each group of devices refills its own rows; the layout of training does not matter."""
     assert ask(engine(variables, 16, mesh, refill=2, tensor=tensor)) == expected
+
+
+def test_keys_of_rows_are_made_in_one_call(variables, expected, monkeypatch):
+    """The host waits once for all rows that start together, not once for each."""
+    calls = []
+
+    def noted(name, real):
+        def call(*arguments):
+            calls.append(name)
+            return real(*arguments)
+
+        return call
+
+    for name in ("refill", "corruption_keys"):
+        monkeypatch.setattr(rollouts, name, noted(name, getattr(rollouts, name)))
+    monkeypatch.setattr(corrupted, "corruption_key", noted("image", corrupted.corruption_key))
+    assert ask(engine(variables, 7, refill=2)) == expected
+    assert calls.count("corruption_keys") == calls.count("refill") < len(PROMPTS)
+    assert calls.count("image") == sum(len(p.images) for p in PROMPTS if p.id not in ("p5", "p6"))
+
+
+def test_images_are_prepared_once():
+    """The corrupted copies of a prompt share its decoded and preprocessed images."""
+    loaded, processed, processing = [], [], ImageProcessing(size=8)
+
+    class Noted(ImageProcessing):
+        def __call__(self, image_HWC):
+            processed.append(1)
+            return super().__call__(image_HWC)
+
+    images = dict(
+        zip("01", np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8), strict=True)
+    )
+
+    def load(name):
+        loaded.append(name)
+        return images[name]
+
+    prompt = Prompt("p", "what", ("0", "1", "0"))
+    corruptions = (DiffusionNoise(500), DiffusionNoise(800), RandomInvert(p=1.0), Reverse())
+    found = corrupted.prompt_pixels(prompt, load, Noted(size=8), corruptions, 3)
+    assert sorted(loaded) == ["0", "1"]
+    assert len(processed) == 2 + 3  # an inverted image is another image
+    clean = np.stack([processing(images[name]) for name in prompt.images])
+    np.testing.assert_array_equal(found[0], clean)
+    np.testing.assert_array_equal(found[4], clean[::-1])
+    inverted = [processing(255 - images[name]) for name in prompt.images]
+    np.testing.assert_array_equal(found[3], np.stack(inverted))
+    for index, step in enumerate((500, 800)):
+        root_abar, sigma = diffusion_schedule()
+        noise = [
+            jax.random.normal(corruption_key(3, f"p/{i}", index), clean[i].shape) for i in range(3)
+        ]
+        expected = root_abar[step] * clean + sigma[step] * np.stack(noise)
+        np.testing.assert_allclose(found[1 + index], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_int8_cache_is_close(variables):

@@ -8,6 +8,7 @@ cannot be prepared is reported with its reason, and the others are still answere
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -150,7 +151,7 @@ class RolloutEngine:
         Every process tokenises its share of the prompts.
         """
         me, everyone = jax.process_index(), jax.process_count()
-        gathered = gather([self._length(p, corruptions) for p in prompts[me::everyone]])
+        gathered = gather(self._lengths(prompts[me::everyone], corruptions))
         lengths = [0] * len(prompts)
         for process, part in enumerate(gathered):
             lengths[process::everyone] = part
@@ -261,33 +262,38 @@ class RolloutEngine:
             self._moved[tensor] = answering_form(self.model, self.variables, self.mesh, tensor)
         return self._moved[tensor]
 
-    def _fitting_trunks(
-        self, prompt: Prompt, corruptions: Sequence[Corruption]
-    ) -> list[np.ndarray]:
-        """Returns the trunk of the prompt, and of the prompt under each corruption.
+    def _lengths(self, prompts: Sequence[Prompt], corruptions: Sequence[Corruption]) -> list[int]:
+        """Returns the tokens of each prompt's longest trunk; 0 for one that is not answered."""
+        all_asked = list[list[Prompt]]()
+        for prompt in prompts:
+            try:
+                changed = self._asked(prompt, corruptions)[1:]
+                all_asked.append([prompt, *(asked for asked in changed if asked is not prompt)])
+            except ExampleError:
+                all_asked.append([])
+        encoded = self.encoder.trunks(itertools.chain(*all_asked))
+        lengths = []
+        for asked in all_asked:
+            trunks = list(itertools.islice(encoded, len(asked)))
+            try:
+                lengths.append(max((len(self._fitting(trunk)) for trunk in trunks), default=0))
+            except ExampleError:
+                lengths.append(0)
+        return lengths
 
-        Raises:
-            ExampleError: one of them cannot be encoded, or leaves no room for an answer.
-        """
-        changed = (corrupted_prompt(prompt, c, i, self.seed) for i, c in enumerate(corruptions))
-        trunks = [self.encoder.trunk(prompt.question, len(prompt.images), prompt.start)]
-        for asked in changed:
-            trunks.append(
-                trunks[0]
-                if asked is prompt
-                else self.encoder.trunk(asked.question, len(asked.images), asked.start)
-            )
-        for trunk in trunks:
-            self.encoder.fit(len(trunk), trunk[:1])
-        return trunks
+    def _asked(self, prompt: Prompt, corruptions: Sequence[Corruption]) -> list[Prompt]:
+        """Returns the prompt, and what is asked under each corruption."""
+        return [
+            prompt,
+            *(corrupted_prompt(prompt, c, i, self.seed) for i, c in enumerate(corruptions)),
+        ]
 
-    def _length(self, prompt: Prompt, corruptions: Sequence[Corruption]) -> int:
-        """Returns the tokens of a prompt's longest trunk; 0 if it is not answered."""
-        try:
-            trunks = self._fitting_trunks(prompt, corruptions)
-        except ExampleError:
-            return 0
-        return max(map(len, trunks))
+    def _fitting(self, trunk: np.ndarray | ExampleError) -> np.ndarray:
+        """Returns a trunk; raises the error in its place, or if it leaves no room to answer."""
+        if isinstance(trunk, ExampleError):
+            raise trunk
+        self.encoder.fit(len(trunk), trunk[:1])
+        return trunk
 
     def _prepare(
         self,
@@ -303,7 +309,8 @@ class RolloutEngine:
         def prepare(index: int) -> _Prepared:
             prompt = prompts[index]
             try:
-                trunks = self._fitting_trunks(prompt, corruptions)
+                asked = self._asked(prompt, corruptions)
+                trunks = [self._fitting(trunk) for trunk in self.encoder.trunks(asked)]
                 pixels = prompt_pixels(prompt, load_image, self.processing, corruptions, self.seed)
             except ExampleError as error:
                 return _Prepared(index, [], [], error.reason)
