@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 from tyro.conf import subcommand
 
-from seva_jax.bench.encoding import EncodingBench, run_encoding
 from seva_jax.bench.attention import AttentionBench, run_attention
+from seva_jax.bench.encoding import EncodingBench, run_encoding
 from seva_jax.bench.evidence import EvidenceStudy, run_study
 from seva_jax.bench.gpu import GpuBench, run_gpu
 from seva_jax.bench.input import InputBench, run_input
