@@ -45,7 +45,7 @@ def random_variables(model: Llava) -> dict[str, Any]:
         whole = tuple(slice(0, size) for size in own)
         names, theirs = row.names(like.shape), row.their_shape(like.shape)
         values = _stack(names, theirs, *_kind(names[0], theirs))
-        ours: jax.Array = jax.vmap(lambda x: row.transform.read(x, whole))(values)
+        ours: Any = jax.vmap(lambda x: row.transform.read(x, whole))(values)
         return jnp.asarray(ours if row.stacked else ours[0], model.dtype)
 
     make = functools.partial(jax.tree_util.tree_map_with_path, leaf, abstract_params(model))

@@ -12,10 +12,9 @@ separating the layers (`seva_jax/models/unstacked.py`), answering (`rollouts.py`
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +134,8 @@ def _moved(tree: Any, shardings: Any) -> Any:
         return tree
     moving, to = ([each[i] for i in away] for each in (leaves, targets))
     if isinstance(here := getattr(moving[0], "sharding", None), NamedSharding):
-        moving = jax.jit(_same, out_shardings=replicated(here.mesh))(moving)
+        mesh: Any = here.mesh
+        moving = jax.jit(_same, out_shardings=replicated(mesh))(moving)
     ordered = all(map(_in_order, moving, to))
     there = jax.jit(_same, out_shardings=to)(moving) if ordered else jax.device_put(moving, to)
     for i, leaf in zip(away, there, strict=True):
@@ -155,7 +155,8 @@ def _in_order(leaf: Any, sharding: NamedSharding) -> bool:
     here = getattr(leaf, "sharding", None)
     if not isinstance(here, NamedSharding):
         return True
-    return list(here.mesh.devices.flat) == list(sharding.mesh.devices.flat)
+    mesh, other = cast(Any, here.mesh), cast(Any, sharding.mesh)
+    return list(mesh.devices.flat) == list(other.devices.flat)
 
 
 # Functions of the module, so that `jax.jit` keeps their programs.
@@ -383,14 +384,9 @@ def tensor_sizes(config: LlavaConfig) -> dict[str, int]:
 
 def _boxed(model: Llava, variables: Any) -> Any:
     """Returns the shapes of variables with the logical names of their dims."""
-    boxed = _abstract(model)
+    boxed = abstract_variables(model)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
     return boxed_as_stored({name: boxed[name] for name in variables}, shapes)
-
-
-@functools.lru_cache(maxsize=8)
-def _abstract(model: Llava) -> dict[str, Any]:
-    return abstract_variables(model)
 
 
 def _bytes_made(stored: Any, here: Any, there: Any) -> int:

@@ -77,7 +77,7 @@ def attend(
     return jax.lax.platform_dependent(*arguments, **kernels, default=blocks)
 
 
-def attention_problem(kind: Attention, device: jax.Device, width: int) -> str:
+def attention_problem(kind: Attention, device: Any, width: int) -> str:
     """Returns why a device cannot compute a kind of attention in bfloat16; "" if it can.
 
     Args:
@@ -106,7 +106,7 @@ def attention_problem(kind: Attention, device: jax.Device, width: int) -> str:
     return ""
 
 
-def _card(device: jax.Device, capability: tuple[int, int] | None) -> str:
+def _card(device: Any, capability: tuple[int, int] | None) -> str:
     known = "unknown" if capability is None else ".".join(map(str, capability))
     return f"{device.device_kind} (compute capability {known})"
 
@@ -269,7 +269,7 @@ def tokamax(
     query_BSHQ: jax.Array, key_BSGQ: jax.Array, value_BSGQ: jax.Array, mask_BSS: jax.Array
 ) -> jax.Array:
     """Computes `attend` on NVIDIA GPUs since Hopper, where S = U, in bfloat16 or float16."""
-    from tokamax import dot_product_attention
+    from tokamax import dot_product_attention  # pyright: ignore[reportMissingImports]
 
     length = query_BSHQ.shape[1]
     pad = -length % BLOCK  # its kernels take no other lengths with a mask

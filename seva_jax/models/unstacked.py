@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from seva_jax.models.llava import Llava
@@ -57,7 +58,7 @@ def _layers(stack: Any, num: int, free: bool) -> list[Any]:
     if isinstance(stack, jax.ShapeDtypeStruct):
         own = _of_layer(sharding) if isinstance(sharding, NamedSharding) else sharding
         return [jax.ShapeDtypeStruct(stack.shape[1:], stack.dtype, sharding=own)] * num
-    if not isinstance(stack, jax.Array) or isinstance(stack, jax.core.Tracer):
+    if not isinstance(stack, jax.Array) or isinstance(stack, Tracer):
         return [stack[i] for i in range(num)]
     # Arrays that no device was chosen for stay so.
     named = isinstance(sharding, NamedSharding)
