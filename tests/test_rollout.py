@@ -1,5 +1,6 @@
 """Finished rows take new prompts, and give the same answers as whole batches, in order."""
 
+import hashlib
 import itertools
 
 import jax
@@ -92,11 +93,14 @@ def test_rows_over_devices(variables, expected, mesh, tensor):
 
 def test_keys_of_rows_are_made_in_one_call(variables, expected, monkeypatch):
     """The host waits once for all rows that start together, not once for each."""
-    calls = []
+    calls, keys = [], {}
 
     def noted(name, real):
         def call(*arguments):
             calls.append(name)
+            if name == "refill":
+                given = np.asarray(jax.random.key_data(arguments[4]))
+                keys.update(zip(np.asarray(arguments[5]).tolist(), given.tolist(), strict=True))
             return real(*arguments)
 
         return call
@@ -106,6 +110,13 @@ def test_keys_of_rows_are_made_in_one_call(variables, expected, monkeypatch):
     monkeypatch.setattr(corrupted, "corruption_key", noted("image", corrupted.corruption_key))
     assert ask(engine(variables, 7, refill=2)) == expected
     assert calls.count("corruption_keys") == calls.count("refill") < len(PROMPTS)
+    for tag in range(2 * len(PROMPTS)):
+        key = jax.random.key(1, impl="threefry2x32")
+        digest = hashlib.sha256(f"p{tag // 2}/answer".encode()).digest()
+        for word in (*np.frombuffer(digest[:8], "<u4"), tag % 2):
+            key = jax.random.fold_in(key, np.uint32(word))
+        if tag // 2 not in (5, 6):
+            assert keys[tag] == jax.random.key_data(key).tolist()
     assert calls.count("image") == sum(len(p.images) for p in PROMPTS if p.id not in ("p5", "p6"))
 
 
