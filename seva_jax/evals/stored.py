@@ -100,9 +100,10 @@ def outdated(path: Path, evaluation: StoredEvaluation) -> bool:
         path: the work directory; in a folder without a run nothing is outdated.
         evaluation: what is stored there.
     """
-    now = read_stages(path).get("align", {}).get("fingerprint")
-    is_run = (path / "stages.json").is_file()
-    return is_run and evaluation.about.get("aligned", {}).get(TRAINED, now) != now
+    trained = evaluation.about.get("aligned", {}).get(TRAINED)
+    if trained is None or not (path / "stages.json").is_file():
+        return False
+    return trained != read_stages(path).get("align", {}).get("fingerprint")
 
 
 def safe_label(label: str) -> str:

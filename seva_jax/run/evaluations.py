@@ -77,6 +77,9 @@ def evaluate_all(
         checksum(engine.variables), engine.encoder.template, engine.encoder.max_length,
         *tokenizer_facts(engine.encoder.tokenizer), engine.processing, engine.cache,
     )  # fmt: skip
+    trained = ""
+    if workdir.writes and who == "aligned":
+        trained = read_stages(run or workdir.path).get("align", {}).get("fingerprint", "")
     num = 0
     for order, suite in enumerate(suites):
         questions = open_scorable(suite)
@@ -88,8 +91,7 @@ def evaluate_all(
         num += len(questions.prompts)
         if workdir.writes:
             about = {"model": model, "order": order}
-            trained = read_stages(run or workdir.path).get("align", {}).get("fingerprint")
-            about |= {TRAINED: trained} if trained and who == "aligned" else {}
+            about |= {TRAINED: trained} if trained else {}
             about |= {"source": hide_home(source)} if source else {}
             _score(suite, questions, who, workdir, journal, about)
         barrier(f"evals {who} {suite.name}")
