@@ -76,20 +76,27 @@ class Prefills:
         num = len(self.shapes)
         return f"{num} prefill program{'s' * (num > 1)}: {'; '.join(map(str, self.shapes))}"
 
-    def sorted_by_shape(self, indices: Sequence[int], window: int) -> list[int]:
-        """Sorts prompts by their shapes within windows, up and down in turns.
+    def phases(self, window: int) -> np.ndarray:
+        """Returns the order in which prompts start: by shape within windows, up and down in turns.
 
-        Prompts that start together then need the same shape, and no prompt moves far.
+        Each prompt has a phase, and those of a phase have the same shape. No prompt moves far, and
+        its phase does not depend on the prompt at which answering begins.
 
         Args:
-            indices: prompts.
             window: number of prompts in a window.
+
+        Returns:
+            int64 [N], increasing with time.
         """
-        ordered: list[int] = []
-        for number, first in enumerate(range(0, len(indices), window)):
-            part = indices[first : first + window]
-            ordered += sorted(part, key=lambda i: int(self.needed_N[i]), reverse=number % 2 == 1)
-        return ordered
+        num = len(self.shapes)
+        window_N = np.arange(len(self.needed_N)) // window
+        up_N = window_N % 2 == 0
+        return window_N * num + np.where(up_N, self.needed_N, num - 1 - self.needed_N)
+
+    def shape_of(self, phase: int) -> int:
+        """Returns the index of the shape of a phase, see `phases`."""
+        window, rank = divmod(phase, len(self.shapes))
+        return rank if window % 2 == 0 else len(self.shapes) - 1 - rank
 
 
 def _widths(width_N: np.ndarray, compiling: float) -> list[int]:

@@ -7,6 +7,7 @@ cannot be prepared is reported with its reason, and the others are still answere
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import os
@@ -37,7 +38,9 @@ from seva_jax.sharding import process_row_share, put_batch, replicated, row_mult
 from seva_jax.text import Encoder, Sampling
 from seva_jax.types import ExampleError, Prompt
 
-_WINDOW = 8  # times the prompts that are answered together: how far a prompt may move
+# Times the prompts that are answered together: how far a prompt may move, and what an interrupted
+# run may have to answer again.
+_WINDOW = 8
 
 
 class AnsweredPrompt(NamedTuple):
@@ -96,6 +99,16 @@ def rollout_rows(
     return RolloutRows(rows, fresh, parts, group)
 
 
+def _row_pairs(free: np.ndarray, layout: RolloutRows) -> list[tuple[int, int]]:
+    """Returns pairs of a fresh row and a free row of the same part: a row stays on its device."""
+    per_part, fresh_per_part = layout.rows // layout.parts, layout.fresh // layout.parts
+    pairs = []
+    for part in range(layout.parts):
+        here = free[free // per_part == part][:fresh_per_part].tolist()
+        pairs += [(part * fresh_per_part + i, row) for i, row in enumerate(here)]
+    return pairs
+
+
 class _Taken(NamedTuple):
     """The prompts that this process starts next.
 
@@ -103,11 +116,13 @@ class _Taken(NamedTuple):
         items: the prompts.
         pairs: a fresh row and a free row of the same device for every answer, in order.
         dropped: index and reason of prompts that are dropped.
+        hungry: whether more prompts can start at once.
     """
 
     items: list[_Prepared]
     pairs: list[tuple[int, int]]
     dropped: list[tuple[int, str]]
+    hungry: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +207,8 @@ class RolloutEngine:
         layout = rollout_rows(self.batch_size, self.refill, variants, mesh, num_shares)
         firsts = range(start + share * layout.group, len(prompts), layout.group * num_shares)
         mine = [i for first in firsts for i in range(len(prompts))[first : first + layout.group]]
-        mine = prefills.sorted_by_shape(mine, _WINDOW * layout.group)
+        phase_N = prefills.phases(_WINDOW * layout.group * num_shares)
+        mine = sorted(mine, key=lambda i: int(phase_N[i]))
         prepared = self._prepare(prompts, mine, load_image, corruptions, layout.group, remote)
         eos: Any = self.encoder.tokenizer.eos_token_id
         sampler = Sampler(model, sampling, (eos,), self.encoder.pad_id, self.cache)
@@ -201,20 +217,21 @@ class RolloutEngine:
         free = np.arange(layout.rows)
         texts: dict[int, dict[int, str]] = {}  # by prompt and variant
         dropped: dict[int, str] = {}
-        left, at = len(mine), start
+        waiting, at = collections.deque(mine), start
         while at < len(prompts):
             shutdown.raise_if_stopping()  # the caller has kept what was yielded
             profiler.next_unit()
-            taken = self._take(prepared, free, layout, variants)
-            left -= len(taken.items) + len(taken.dropped)
-            hungry = left > 0 and len(free) - len(taken.items) * variants >= layout.fresh
-            needed = max((int(prefills.needed_N[item.index]) for item in taken.items), default=-1)
-            told = gather((needed, hungry, taken.dropped))
+            # All processes start one shape, that of the process which has come the least far.
+            able = waiting and len(_row_pairs(free, layout)) >= variants
+            phases = gather(int(phase_N[waiting[0]]) if able else None)
+            started = min((phase for phase in phases if phase is not None), default=None)
+            shape = None if started is None else prefills.shape_of(started)
+            taken = self._take(prepared, waiting, prefills, shape, free, layout, variants)
+            told = gather((bool(taken.items), taken.hungry, taken.dropped))
             dropped |= {index: reason for _, _, drops in told for index, reason in drops}
-            needed = max(each for each, _, _ in told)
             with jax.set_mesh(mesh):
-                if needed >= 0:
-                    arrays = self._arrays(taken, prompts, layout, prefills.shapes[needed])
+                if any(some for some, _, _ in told):
+                    arrays = self._arrays(taken, prompts, layout, prefills.shapes[shape or 0])
                     *batch, words, tags, places = put_batch(mesh, arrays)
                     state = refill(
                         sampler, variables, state, PromptBatch(*batch),
@@ -323,26 +340,43 @@ class RolloutEngine:
         return iter(dataset.to_iter_dataset(options))
 
     def _take(
-        self, prepared: Iterator[_Prepared], free: np.ndarray, layout: RolloutRows, variants: int
+        self,
+        prepared: Iterator[_Prepared],
+        waiting: collections.deque[int],
+        prefills: Prefills,
+        shape: int | None,
+        free: np.ndarray,
+        layout: RolloutRows,
+        variants: int,
     ) -> _Taken:
-        """Takes as many prompts as there are free rows for, with all variants or none."""
-        # A row stays on its device: pairs of a fresh row and a free row of the same part.
-        per_part, fresh_per_part = layout.rows // layout.parts, layout.fresh // layout.parts
-        pairs = []
-        for part in range(layout.parts):
-            here = free[free // per_part == part][:fresh_per_part].tolist()
-            pairs += [(part * fresh_per_part + i, row) for i, row in enumerate(here)]
+        """Takes as many prompts as there are free rows for, with all variants or none.
+
+        Args:
+            prepared: the prompts.
+            waiting: their indices; those of prompts that are taken or dropped are removed.
+            prefills: the shapes.
+            shape: index of the shape that starts, or None.
+            free: rows without a prompt.
+            layout: the layout of rows.
+            variants: rows of a prompt.
+        """
+        pairs = _row_pairs(free, layout)
         items, dropped = [], []
-        while len(items) < len(pairs) // variants:
-            with profiler.waiting_for_input():
-                item = next(prepared, None)
-            if item is None:
+        while len(items) < len(pairs) // variants and waiting:
+            if prefills.needed_N[waiting[0]] != shape:
                 break
+            with profiler.waiting_for_input():
+                item = next(prepared)
+            waiting.popleft()
             if item.dropped:
                 dropped.append((item.index, item.dropped))
             else:
                 items.append(item)
-        return _Taken(items, pairs[: len(items) * variants], dropped)
+        room = len(items) < len(pairs) // variants  # another shape comes next, or nothing
+        pairs = pairs[: len(items) * variants]
+        rest = np.setdiff1d(free, [row for _, row in pairs])
+        hungry = bool(waiting) and (room or len(rest) >= layout.fresh)
+        return _Taken(items, pairs, dropped, hungry and len(_row_pairs(rest, layout)) >= variants)
 
     def _arrays(
         self, taken: _Taken, prompts: Sequence[Prompt], layout: RolloutRows, shape: PrefillShape

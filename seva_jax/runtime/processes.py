@@ -270,6 +270,11 @@ def joined(options: ProcessOptions) -> Iterator[None]:
         except shutdown.Stopped:
             say("stopped, everything finished is saved; run the same command again to resume")
             raise
+        except (DataError, StoreError):
+            raise
+        except Exception as error:
+            watch.failed(error)
+            raise
         finally:
             lock.release_all()
 
