@@ -1,6 +1,5 @@
 """`seva_jax.bench encoding` compares the ids of both sides and times them."""
 
-import os
 import re
 
 import pytest
@@ -16,14 +15,6 @@ def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoding")
     train_sentencepiece(folder / "tokenizer.model", ["USER: the cat sat. ASSISTANT: on a mat"] * 9)
     return str(folder)
-
-
-@pytest.fixture(autouse=True)
-def all_cores():
-    """Gives the process its cores back: the benchmark takes one of them."""
-    cores = os.sched_getaffinity(0)
-    yield
-    os.sched_setaffinity(0, cores)
 
 
 def test_both_sides_get_a_line(tokenizer, capsys):

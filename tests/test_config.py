@@ -651,7 +651,7 @@ def _unshared(value):
 
 NO_EFFECT = {
     *("workdir", "take_from", "strict", "mesh", "processes", "report", "profile", "loggers"),
-    "curriculum",
+    *("curriculum", "rollout.tensor"),
     *(f"train.{x}" for x in ("save_every_s", "save_every", "log_every", "max_nonfinite")),
     *("train.read_processes", "take_from", "take_training"),
 }

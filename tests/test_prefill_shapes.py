@@ -77,9 +77,11 @@ def test_images_of_shapes():
 def test_prompts_move_within_windows():
     """Neighbouring windows meet at the same shape."""
     chosen = Prefills((PrefillShape(32, 0), PrefillShape(64, 0)), np.array([1, 0, 0, 1] * 3))
-    assert chosen.sorted_by_shape(range(2, 12), 4) == [2, 5, 3, 4, 7, 8, 6, 9, 10, 11]
+    phases = chosen.phases(5)
+    assert phases.tolist() == [1, 0, 0, 1, 1, 3, 3, 2, 2, 3, 4, 5]
+    assert [chosen.shape_of(phase) for phase in phases] == chosen.needed_N.tolist()
     same = dataclasses.replace(chosen, needed_N=np.zeros(12, int))
-    assert same.sorted_by_shape(range(12), 5) == list(range(12))
+    assert sorted(range(12), key=same.phases(5).tolist().__getitem__) == list(range(12))
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -107,11 +109,12 @@ CLEAN, CHANGED = (), (DiffusionNoise(500), Drop(of="captions"))
 )
 def test_answers_are_those_of_one_shape(variables, monkeypatch, temperature, corrupt):
     """It holds for dropped prompts, several images, and corrupted copies with other questions."""
-    seen, refill = [], rollouts.refill
+    seen, widths, refill = [], {}, rollouts.refill
 
-    def noted(sampler, variables, state, batch, *rest):
+    def noted(sampler, variables, state, batch, keys, tags, *rest):
         seen.append((batch.tokens_BS.shape[1], batch.pixels_BIHWC.shape[1]))
-        return refill(sampler, variables, state, batch, *rest)
+        widths.update(dict.fromkeys(np.asarray(tags).tolist(), seen[-1]))
+        return refill(sampler, variables, state, batch, keys, tags, *rest)
 
     monkeypatch.setattr(rollouts, "refill", noted)
     one, sampling = engine(variables, refill=4), Sampling(5, temperature=temperature)
@@ -121,7 +124,13 @@ def test_answers_are_those_of_one_shape(variables, monkeypatch, temperature, cor
     seen.clear()
     assert ask(one, sampling, corrupt) == expected
     assert set(seen) == {(32, 0), (64, 2)}
-    assert len(seen) <= before + 2  # prompts of one shape start together
+    needed = one.prefills(MIXED, corrupt).needed_N
+    variants = 1 + len(corrupt)
+    assert all(
+        s == [(32, 0), (64, 2)][needed[tag // variants]] for tag, s in widths.items() if tag >= 0
+    )
+    windows = -(-len(MIXED) // (8 * (8 // variants)))
+    assert len(seen) <= before + windows  # prompts of one shape start together
     assert seen.count((32, 0)) > len(seen) / 2
     assert [a.prompt for a in expected] == MIXED
     assert {a.prompt.id: a.dropped for a in expected if a.dropped} == {

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from typing import Annotated
 
 import numpy as np
 
-from seva_jax.bench.timing import in_turns, machine, table
+from seva_jax.bench.timing import in_turns, machine, one_core, table
 from seva_jax.ranges import FROM_1
 from seva_jax.text import VICUNA_V1, EncodedTree, Encoder
 from seva_jax.text.tokenizer import load_tokenizer
@@ -37,6 +36,7 @@ class EncodingBench:
     rounds: Annotated[int, FROM_1] = 5
 
 
+@one_core()
 def run_encoding(bench: EncodingBench) -> None:
     """Measures both sides in turns and prints a table.
 
@@ -45,8 +45,6 @@ def run_encoding(bench: EncodingBench) -> None:
     """
     if not bench.tokenizer:
         raise DataError("give --tokenizer, a folder with Llama's tokenizer.model")
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     tokenizer = load_tokenizer(bench.tokenizer, original=True)
     image = tokenizer.convert_tokens_to_ids(IMAGE_MARKER)
     assert isinstance(image, int)
@@ -64,11 +62,13 @@ def run_encoding(bench: EncodingBench) -> None:
             out.append([list(tokenizer(text).input_ids) for text in texts])
         return out
 
-    for tree, (before, *joint) in zip(ours(), transformers(), strict=True):
-        end = tokenizer.eos_token_id
-        together = [[*tree.trunk.tolist(), *branch.tolist()] for branch in tree.branches]
-        if [before, *together] != [tree.trunk.tolist(), *([*ids, end] for ids in joint)]:
-            raise DataError("the ids of the two sides differ; please report this")
+    end = tokenizer.eos_token_id
+    together = [
+        [tree.trunk.tolist(), *([*tree.trunk.tolist(), *b.tolist()] for b in tree.branches)]
+        for tree in ours()
+    ]
+    if together != [[before, *([*ids, end] for ids in joint)] for before, *joint in transformers()]:
+        raise DataError("the ids of the two sides differ; please report this")
     times = in_turns({"ours": ours, "transformers": transformers}, bench.rounds)
     print(f"{bench.pairs:,} pairs of {bench.words:,} different words, equal ids, one core")
     print(machine(["transformers", "tokenizers"], bench.rounds))

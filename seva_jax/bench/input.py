@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from seva_jax.bench.timing import in_turns, machine
+from seva_jax.bench.timing import in_turns, machine, one_core
 from seva_jax.corrupt import Corruption, DiffusionNoise, moco
 from seva_jax.images.load import decode_image
 from seva_jax.images.preprocess import ImageProcessing
@@ -42,14 +41,13 @@ class InputBench:
     rounds: int = 7
 
 
+@one_core()
 def run_input(bench: InputBench) -> None:
     """Measures all sides in turns and prints a table."""
     from transformers import LlavaImageProcessorPil
 
     if min(bench.height, bench.width, bench.images, bench.rounds) < 1:
         raise DataError("--height, --width, --images and --rounds must be at least 1")
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     files = [_photo(bench, seed) for seed in range(bench.images)]
     ours = ImageProcessing()
     theirs = LlavaImageProcessorPil(

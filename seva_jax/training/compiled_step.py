@@ -34,7 +34,7 @@ from seva_jax.training.step import TrainState, Variables
 from seva_jax.training.task import Site, Task
 from seva_jax.types import DataError, TreeBatch
 
-_Program = jax.stages.Compiled | None  # None if it is too large to be compiled
+_Step = Callable[..., Any] | None  # None if it is too large to be compiled
 _RECORD = "remat"  # in the position of a checkpoint
 
 
@@ -79,7 +79,7 @@ class CompiledStep:
         self._largest = max(packer.layouts, key=lambda layout: layout.rows * layout.shape.length)
         self._remats: tuple[Remat, ...] = REMATS if site.remat == "auto" else (site.remat,)
         self._room = ROOM
-        self._programs: dict[Any, Any] = {}
+        self._steps: dict[Any, Any] = {}
 
     def resume(self, position: dict[str, Any]) -> None:
         """Takes back out of a saved position what `pending` put in."""
@@ -100,7 +100,7 @@ class CompiledStep:
             DataError: it does not fit the devices.
         """
         shapes = _shapes(batch)
-        if not self._programs:
+        if not self._steps:
             resident = resident_besides((state, frozen, batch))
             known = [device_limit() or machine_limit(), resident]
             limits, besides = zip(*gather(known), strict=True)
@@ -110,9 +110,12 @@ class CompiledStep:
             options, mesh = self._task.options, self._site.mesh
             largest = abstract_batch(self._task.rows, self._largest, options.micro_batches, mesh)
             self._compile(state, frozen, largest)
-        if shapes not in self._programs:
+        if shapes not in self._steps:
             self._compile(state, frozen, batch)
-        return self._programs[shapes](state, frozen, batch)
+        # JAX calls the program that was compiled for these shapes. Calling that one ourselves fails
+        # where it came from the compile cache and takes uint4: JAX finds that layouts differ.
+        with jax.set_mesh(self._site.mesh):
+            return self._steps[shapes](state, frozen, batch)
 
     def _compile(self, state: TrainState, frozen: Variables, batch: TreeBatch) -> None:
         """Compiles the step for batches of a shape; chooses the rematerialisation if it is open.
@@ -124,7 +127,7 @@ class CompiledStep:
         """
         how, is_open = "", len(self._remats) > 1
 
-        def compiled(remat: Remat) -> tuple[_Program, float]:
+        def compiled(remat: Remat) -> tuple[_Step, float]:
             nonlocal how
             start, hits = time.monotonic(), cache_hits()
             step = self._jitted(self._task.model.clone(remat=remat))
@@ -136,7 +139,7 @@ class CompiledStep:
             everyone = gather([program is not None, needed])
             needed = max(needed for _, needed in everyone) + self._besides
             if all(done for done, _ in everyone):
-                return program, needed
+                return step, needed
             # What XLA takes for the memory of a device may be less than what the device says.
             return None, needed if needed > (self._limit or 0) else math.inf
 
@@ -157,10 +160,10 @@ class CompiledStep:
             f"{self._task.name}: step with {micro_batches * rows:,} rows of {length:,} {how}; "
             f"planned memory {choice.memory} on each device, with remat {choice.remat}{why}"
         )
-        self._programs[_shapes(batch)] = choice.program
+        self._steps[_shapes(batch)] = choice.program
 
     def _problem(
-        self, choice: Choice[_Program], state: TrainState, frozen: Variables, batch: TreeBatch
+        self, choice: Choice[_Step], state: TrainState, frozen: Variables, batch: TreeBatch
     ) -> str:
         """Returns that a step does not fit, and what to do, in words."""
         limit, besides = choice.limit or math.inf, self._besides
