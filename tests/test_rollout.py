@@ -1,5 +1,6 @@
 """Finished rows take new prompts, and give the same answers as whole batches, in order."""
 
+import collections
 import hashlib
 import itertools
 
@@ -19,7 +20,8 @@ from seva_jax.corrupt import (
 )
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.inference import corrupted, rollouts
-from seva_jax.inference.rollouts import rollout_rows
+from seva_jax.inference.prefill_shapes import Prefills, PrefillShape
+from seva_jax.inference.rollouts import RolloutRows, rollout_rows
 from seva_jax.text.sampling import Sampling
 from seva_jax.types import Prompt
 
@@ -163,6 +165,27 @@ def test_int8_cache_is_close(variables):
     assert ask(engine(variables, refill=4, cache="int8"), Sampling(6), corrupt=()) == int8
     same = [a == b for a, b in zip(exact, int8, strict=True)]
     assert np.mean(same) > 0.7
+
+
+@pytest.mark.parametrize(
+    ("free", "started", "hungry"),
+    [
+        ([0, 1, 2, 3], 0, False),  # of one device, which starts a single row: the others go on
+        ([0, 1, 4, 5], 1, False),  # the rest could start one answer of two
+        ([0, 1, 4, 5, 8, 12], 2, False),
+        (list(range(16)), 2, True),
+    ],
+)
+def test_rows_that_cannot_start_wait(variables, free, started, hungry):
+    """Answers are decoded meanwhile, or no other row would ever become free."""
+    layout = RolloutRows(rows=16, fresh=4, parts=4, group=8)
+    prefills = Prefills((PrefillShape(32, 1),), np.zeros(9, int))
+    prepared = iter([rollouts._Prepared(i, [], [], "") for i in range(9)])
+    taken = engine(variables)._take(
+        prepared, collections.deque(range(9)), prefills, 0, np.array(free), layout, 2
+    )
+    assert (len(taken.items), taken.hungry) == (started, hungry)
+    assert len({free_row // 4 for _, free_row in taken.pairs}) == 2 * started
 
 
 def test_layout_of_rows():

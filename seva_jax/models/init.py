@@ -32,7 +32,7 @@ def abstract_variables(model: Llava) -> Mapping[str, Any]:
         (`.names`, `.value.shape`). "lora" is there only if the model has adapters.
     """
     hashable: Any = model
-    return _shapes(hashable)
+    return jax.tree.map(lambda leaf: leaf, _shapes(hashable), is_leaf=is_boxed)  # a new tree
 
 
 @functools.lru_cache(maxsize=16)  # the planner asks many times
