@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ from seva_jax.bench.weights import random_adapters, random_variables
 from seva_jax.models import Llava, LlavaConfig, LoraConfig, Remat
 from seva_jax.objectives import DPO
 from seva_jax.training.flops import forward, model_flops
-from seva_jax.training.memory import device_limit, memory_use
+from seva_jax.training.memory import compile_if_it_fits, device_limit, memory_use
+from seva_jax.training.remat import REMATS, cheapest
 from seva_jax.training.step import (
     StepOptions,
     TrainState,
@@ -59,8 +60,6 @@ _NAMES = {
     "in-step": "ours, reference in the step",
     "rows": "ours, two rows",
 }
-_REMATS: tuple[Remat, ...] = ("none", "matmuls", "layers")  # from least to most recomputation
-_ROOM = 0.05  # of the device's memory, left free by all but the last
 
 
 def adapted_model(config: LlavaConfig, rank: int, dtype: str) -> tuple[Llava, Any, Any]:
@@ -96,12 +95,11 @@ def separate_rows(model: Llava, branches: int) -> Any:
     return step
 
 
-def side_of(steps: Sequence[Any], trainable: Any, frozen: Any, batch: TreeBatch) -> Side:
+def side_of(steps: Mapping[Remat, Any], trainable: Any, frozen: Any, batch: TreeBatch) -> Side:
     """Returns a side that runs one of our steps, with a state of its own.
 
     Args:
-        steps: the same step with other programs, of which the first that fits the device's memory
-            is taken; the last one if none does or the memory is unknown.
+        steps: the step with each rematerialisation of which the cheapest that fits is taken.
         trainable: initial values; the side takes a copy.
         frozen: frozen variables.
         batch: the batch.
@@ -118,20 +116,16 @@ def side_of(steps: Sequence[Any], trainable: Any, frozen: Any, batch: TreeBatch)
     return run
 
 
-def _first_fitting(steps: Sequence[Any], *arguments: Any) -> Any:
-    limit = device_limit()
-    for step in steps[-1:] if limit is None else steps:
-        compiled = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
-        memory = compiled.memory_analysis()
-        if step is steps[-1] or memory is None or limit is None:
-            break
-        needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        needed += memory.output_size_in_bytes - memory.alias_size_in_bytes
-        if needed <= (1 - _ROOM) * limit:
-            break
+def _first_fitting(steps: Mapping[Remat, Any], *arguments: Any) -> Any:
+    def compiled(remat: Remat) -> tuple[Any, float]:
+        return compile_if_it_fits(jax.jit(steps[remat], donate_argnums=0).lower(*arguments))
+
+    choice = cheapest(list(steps), lambda remat: 0.0, compiled, device_limit())
+    if choice.program is None:
+        raise DataError(f"the step needs {choice.memory}; give fewer --pairs or more micro-batches")
     if len(steps) > 1:
-        print(f"remat auto: {step.model.remat}", flush=True)
-    return compiled
+        print(f"remat auto: {choice.remat}", flush=True)
+    return choice.program
 
 
 def tree_side(
@@ -155,10 +149,12 @@ def tree_side(
         remats: what the backward pass may recompute, see `side_of`; empty takes the module's.
     """
     optimizer, objective = optax.adamw(LR), DPO(beta=BETA)
-    steps = [
-        TrainStep(model.clone(remat=remat), objective, optimizer, StepOptions(), reference_in_step)
+    steps: dict[Remat, Any] = {
+        remat: TrainStep(
+            model.clone(remat=remat), objective, optimizer, StepOptions(), reference_in_step
+        )
         for remat in remats or (model.remat,)
-    ]
+    }
     parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
     return side_of(steps, trainable, frozen, parts)
 
@@ -167,7 +163,7 @@ def rows_side(model: Llava, trainable: Any, frozen: Any, trees: Sequence[TreeExa
     """Returns the usual layout's step on the same comparisons, see `separate_rows`."""
     rows = [dataclasses.replace(t, branches=(b,)) for t in trees for b in t.branches]
     step = separate_rows(model, len(trees[0].branches))
-    return side_of([step], trainable, frozen, packed(model.config, rows))
+    return side_of({model.remat: step}, trainable, frozen, packed(model.config, rows))
 
 
 def _ours(bench: StepBench, trl: Measured | None) -> Iterator[tuple[str, Side]]:
@@ -198,7 +194,7 @@ def _ours(bench: StepBench, trl: Measured | None) -> Iterator[tuple[str, Side]]:
             return rows_side(model, trainable, frozen, trees)
         return tree_side(
             model, trainable, frozen, batches[kind], kind == "in-step", micro_batches,
-            _REMATS if auto else (),
+            REMATS if auto else (),
         )  # fmt: skip
 
     for kind in bench.sides:
