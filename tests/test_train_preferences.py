@@ -104,7 +104,7 @@ def test_a_run_encodes_its_pairs_once(tmp_path, monkeypatch):
     for outputs in (out, resumed):
         assert outputs.held_out_rows is not None
         assert len(outputs.training_rows) + len(outputs.held_out_rows) == 8
-        assert sorted(texts) == sorted(pair.prompt.id for pair in out.prompts.comparisons)
+        assert sorted(texts) == sorted(prompt.id for prompt in out.prompts.prompts)
         texts.clear()
     assert resumed.comparisons.comparisons == out.comparisons.comparisons
 
