@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import enum
+import hashlib
 import importlib
 import json
 import math
@@ -619,6 +620,17 @@ def test_flatten_tells_classes_and_lengths_apart():
         dataclasses.replace(base, base=TrainedBase()),
     ]
     assert len({fingerprint(e) for e in [base, *others]}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("num", [0, 1, 1000, 1001, 2500])
+def test_the_fingerprint_of_many_values_is_that_of_their_list(num):
+    """It is made of pieces; what earlier versions stored has that of the whole list."""
+    values = [{"id": i, "b": [i, "ü"], "a": None} for i in range(num)]
+    whole = json.dumps(["x", values, 1], sort_keys=True)
+    expected = hashlib.sha256(whole.encode()).hexdigest()[:16]
+    assert fingerprint("x", iter(values), 1) == fingerprint("x", values, 1) == expected
+    alone = json.dumps([values], sort_keys=True)
+    assert fingerprint(iter(values)) == hashlib.sha256(alone.encode()).hexdigest()[:16]
 
 
 def _other(value):

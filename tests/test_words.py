@@ -10,6 +10,7 @@ import dataclasses
 import json
 import random
 
+import jax
 import numpy as np
 import pytest
 import sentencepiece
@@ -19,14 +20,16 @@ from test_tokens import CORPUS, NAMES, PROMPTS, TEXTS, reference
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-from seva_jax.batches.encoded import encode_comparisons, fitting_trees
+from seva_jax.batches import encoded
+from seva_jax.batches.encoded import encode_comparisons
+from seva_jax.batches.fitting import fitting, fitting_trees
 from seva_jax.data.check import trees_of_each
-from seva_jax.data.json_records import fields
+from seva_jax.data.json_records import fields, plain
 from seva_jax.text.encode import Encoder
 from seva_jax.text.templates import LLAVA_V0, PLAIN, VICUNA_V1
 from seva_jax.text.tokenizer import load_tokenizer
 from seva_jax.text.words import WordIds
-from seva_jax.types import Comparison, ExampleError, Prompt, View
+from seva_jax.types import Comparison, DataError, ExampleError, Prompt, View
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +241,95 @@ def test_encoded_comparisons_are_those_of_one_by_one():
     assert [x.comparison for x in encoded.encoded] == kept
 
 
+class _Sent(Exception):
+    """Stops a pretended process where it waits for the others."""
+
+
+@pytest.mark.parametrize("num", [2, 3, 20])
+def test_every_process_encodes_its_share(num, monkeypatch):
+    """Together they encode each comparison once, and all have what one process has."""
+    pairs = [comparison(i, i % 3, tuple("abcdefgh"[: 1 + i % 4])) for i in range(15)]
+    pairs[2] = Comparison(pairs[2].prompt, ("a b", "c"), more=(View(pairs[9].prompt, ("h g",)),))
+    for i in (3, 4, 11):
+        pairs[i] = Comparison(pairs[i].prompt, ("a b", "c d e"), spans=(((0, 1),), ((2, 5),)))
+    for i in (5, 14):
+        pairs[i] = Comparison(pairs[i].prompt, ("a </s>", "c"))
+    coder = encoder(max_length=len(encoder().trunk("what is it", 2)) + 3)
+    expected = encode_comparisons(pairs, coder)
+    assert expected.drops == {"special token in answer": 2}
+    assert expected.num_cut
+    shares, sent = [], []
+
+    def counted(comparisons, encoder):
+        shares.append([pairs.index(pair) for pair in comparisons])
+        return fitting(comparisons, encoder)
+
+    def send(data):
+        sent.append(data)
+        raise _Sent
+
+    monkeypatch.setattr(jax, "process_count", lambda: num)
+    monkeypatch.setattr(encoded, "require_none", lambda problems: None)
+    monkeypatch.setattr(encoded, "fitting", counted)
+    monkeypatch.setattr(encoded, "gather_bytes", send)
+    for me in range(num):
+        monkeypatch.setattr(jax, "process_index", lambda me=me: me)
+        with pytest.raises(_Sent):
+            encoded.encode_together(pairs, coder)
+    assert [i for share in shares for i in share] == list(range(15))
+    assert max(map(len, shares)) == -(-15 // num)
+    monkeypatch.setattr(encoded, "gather_bytes", lambda data: sent)
+    for me in (0, num - 1):
+        monkeypatch.setattr(jax, "process_index", lambda me=me: me)
+        together = encoded.encode_together(pairs, coder)
+        assert together.comparisons == expected.comparisons
+        for one, other in zip(together.encoded, expected.encoded, strict=True):
+            assert one.comparison is other.comparison
+            jax.tree.map(np.testing.assert_array_equal, one.trees, other.trees)
+            jax.tree.map(np.testing.assert_array_equal, one.spans, other.spans)
+        assert [i for i, one in enumerate(together.encoded) if one.spans is not None] == [3, 4, 10]
+        jax.tree.map(np.testing.assert_array_equal, together.sizes, expected.sizes)
+        for name in ("tokens", "drops", "num_cut", "shape"):
+            assert getattr(together, name) == getattr(expected, name)
+
+
+def test_an_error_in_a_share_is_every_processes(monkeypatch):
+    """A process that raised it alone would leave the others waiting for its ids."""
+    told = []
+
+    def require_none(problems):
+        told.append(problems)
+        raise DataError("of another process")
+
+    def broken(comparisons, encoder):
+        raise DataError("not fast")
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(encoded, "require_none", require_none)
+    with pytest.raises(DataError, match="of another"):
+        encoded.encode_together([comparison(0)], encoder())
+    monkeypatch.setattr(encoded, "fitting", broken)
+    with pytest.raises(DataError, match="of another"):
+        encoded.encode_together([comparison(0)], encoder())
+    assert told == [[], ["not fast"]]
+
+
+def test_what_comes_before_the_image_is_encoded_once(original, pieces, monkeypatch):
+    """Texts that begin alike and texts that do not have the ids of sentencepiece."""
+    words, image = WordIds.of(original), pieces.get_piece_size()
+    assert words is not None
+    texts = ["A chat. <image> a car", "A chat. <image>", "A dog. <image>b", "no image", "<image> a"]
+    for text in [*texts, *reversed(texts), *texts[:2]]:
+        ids = words(text)
+        assert ids is not None
+        assert ids.tolist() == reference(pieces, text, image)
+    calls, segment = [], words._segment
+    monkeypatch.setattr(words, "_segment", lambda *x: calls.append(x[0]) or segment(*x))
+    for text in ("Two. <image> a", "Two. <image> b", "<image> c"):
+        words(text)
+    assert calls == ["Two. ", " a", " b", "", " c"]
+
+
 def test_fields_of_a_comparison_are_those_that_dataclasses_copies():
     """A reference that an earlier version stored keeps its fingerprint."""
     more = (View(Prompt("q", "b", ("y",), {"n": [1, 2.5]}, "so"), ("h g",)),)
@@ -246,6 +338,17 @@ def test_fields_of_a_comparison_are_those_that_dataclasses_copies():
         (((0, 1),), ()),
     )  # fmt: skip
     assert json.dumps(fields(pair)) == json.dumps(dataclasses.asdict(pair))
+
+
+def test_stored_comparisons_leave_out_empty_starts():
+    """Everything else is stored as `dataclasses` copies it, in the order of the fields."""
+    more = (View(Prompt("q", "b", ("y",), {"start": ""}, "so"), ("h g",)),)
+    pair = Comparison(Prompt("p", "a", ("x", "y"), {"k": [1]}), ("a", "b"), more=more)
+    copied = dataclasses.asdict(pair)
+    assert copied["prompt"].pop("start") == ""
+    assert json.dumps(plain(pair)) == json.dumps(copied)
+    assert json.dumps(plain(pair.prompt)) == json.dumps(copied["prompt"])
+    assert json.dumps(plain(more[0].prompt)) == json.dumps(copied["more"][0]["prompt"])
 
 
 def test_prompts_without_room_for_an_answer(original, pieces):

@@ -11,10 +11,11 @@ import enum
 import functools
 import hashlib
 import importlib.machinery
+import itertools
 import json
 import sys
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -273,12 +274,34 @@ def fingerprint(*parts: Any) -> str:
 
     >>> fingerprint("a", 1) == fingerprint("a", 1) != fingerprint("a", 2)
     True
+
+    Args:
+        *parts: configs and JSON values; an iterator counts as the list of its items, which are
+            never in memory at once.
     """
+    digest, between = hashlib.sha256(b"["), ""
+    for part in parts:
+        digest.update(between.encode())
+        for piece in _as_json(part):
+            digest.update(piece.encode())
+        between = ", "
+    digest.update(b"]")
+    return digest.hexdigest()[:16]
+
+
+def _as_json(part: Any) -> Iterator[str]:
+    """Yields a config or plain value as JSON, in pieces."""
+    if isinstance(part, Iterator):
+        yield "["
+        between = ""
+        while some := list(itertools.islice(part, 1000)):
+            yield between + json.dumps(some, sort_keys=True)[1:-1]
+            between = ", "
+        yield "]"
+        return
     # A prefix makes `flatten` record the outermost class, too.
-    plain = [
-        with_effect(part, "part") if dataclasses.is_dataclass(part) else part for part in parts
-    ]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    plain = with_effect(part, "part") if dataclasses.is_dataclass(part) else part
+    yield json.dumps(plain, sort_keys=True)
 
 
 def with_effect(config: Any, prefix: str) -> dict[str, Any]:

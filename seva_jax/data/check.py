@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from seva_jax.batches.encoded import fitting, unknown_words
+from seva_jax.batches.fitting import fitting, unknown_words
 from seva_jax.data.collect import counted, leave_out
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.runtime.progress import Progress

@@ -233,7 +233,7 @@ def _stored(value: Any) -> str:
 
     Those are half a surrogate pair, NaN, objects of other types, and lists nested too deeply.
     """
-    stored = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_fields)
+    stored = _JSON.encode(value)
     stored.encode()
     return stored
 
@@ -243,6 +243,9 @@ def _fields(value: Any) -> dict[str, Any]:
     if not dataclasses.is_dataclass(value):
         raise TypeError(f"{type(value).__name__} cannot be stored")
     return vars(value)
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_fields)
 
 
 def compared(prompt: Prompt, chosen: Any, *rejected: Any) -> Comparison:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from seva_jax.batches.pipeline import ComparisonRows
 from seva_jax.config import fingerprint, with_effect
+from seva_jax.data.json_records import fields
 from seva_jax.run.context import RunContext
 from seva_jax.run.leaves import CHECKPOINTS, Leaves
 from seva_jax.runtime.processes import on_first_process
@@ -98,4 +98,4 @@ def checkpoint_facts(
 
 
 def _examples(rows: ComparisonRows) -> str:
-    return fingerprint([dataclasses.asdict(c) for c in rows.comparisons])
+    return fingerprint(map(fields, rows.comparisons))

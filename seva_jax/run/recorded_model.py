@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import override
 
-from seva_jax.batches.encoded import encode_comparisons
+from seva_jax.batches.encoded import encode_together
 from seva_jax.batches.pipeline import ComparisonRows
 from seva_jax.config import fingerprint
 from seva_jax.data import PromptSet
@@ -89,7 +89,7 @@ class RecordedModel(PairModel):
         done = journal.resume()
         encoder = self.ctx.encoder(self.ctx.config.text.generate)  # as it was asked
         comparisons = [Comparison(view.prompt, view.answers[:1]) for view in views]
-        encoded = encode_comparisons(comparisons, encoder)
+        encoded = encode_together(comparisons, encoder)
         fitting = set(map(id, encoded.comparisons))
         which = [i for i, comparison in enumerate(comparisons) if id(comparison) in fitting]
         if len(done) < len(which):

@@ -65,7 +65,7 @@ def _key(ctx: RunContext, policy: Variables, comparisons: Sequence[Comparison]) 
         ctx.config.text.train,
         ctx.assets.processing,
         *tokenizer_facts(ctx.assets.tokenizer),
-        [fields(c) for c in comparisons],
+        map(fields, comparisons),
         ctx.config.compute.dtype,
     )
 

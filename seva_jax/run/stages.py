@@ -71,6 +71,7 @@ def run_reference(ctx: RunContext, out: Outputs) -> str:
     """Computes per-token log-probs of every answer under the reference policy."""
     rows = ctx.rows(out.comparisons, out.images, ctx.config.objective)
     logps = reference.compute_reference(ctx, out.reference, rows)
+    out.reference_logps = list(map(tuple, logps))
     missing = sum(not branches for branches in logps)
     return (
         f"{sum(len(x) for branches in logps for x in branches):,} answer tokens"

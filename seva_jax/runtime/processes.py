@@ -40,6 +40,8 @@ _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 _PATIENCE_S = 10.0  # before a process that waits for others says so
 
+_PIECE = 2**20  # bytes of a process that are exchanged at a time
+
 GPU_MEMORY_SHARE = 0.92  # of each GPU is XLA's; the rest is for CUDA's and NCCL's own buffers
 # With any of these, the user decides what XLA takes.
 _MEMORY_VARIABLES = (
@@ -341,15 +343,31 @@ def gather(value: Any) -> list[Any]:
     """
     if jax.process_count() == 1:
         return [value]
+    return [json.loads(data) for data in gather_bytes(json.dumps(value).encode())]
+
+
+def gather_bytes(data: bytes) -> list[bytes]:
+    """Returns the bytes of every process, in process order, on every process.
+
+    Args:
+        data: this process's, less than 2 GiB.
+    """
+    if jax.process_count() == 1:
+        return [data]
     from jax.experimental import multihost_utils
 
-    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(np.int32(len(data)))).reshape(-1)
-    width = 1 << int(sizes.max()).bit_length()  # few distinct sizes, so few compilations
-    padded = np.zeros(width, np.uint8)
-    padded[: len(data)] = data
-    everyone = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), width)
-    return [json.loads(row[:size].tobytes()) for row, size in zip(everyone, sizes, strict=True)]
+    largest = int(sizes.max())
+    # Few distinct widths, so few compilations; each device holds a piece of every process's.
+    width = min(1 << largest.bit_length(), _PIECE)
+    padded = np.zeros(-(-largest // width) * width, np.uint8)
+    padded[: len(data)] = np.frombuffer(data, np.uint8)
+    pieces = [
+        np.asarray(multihost_utils.process_allgather(piece)).reshape(len(sizes), width)
+        for piece in padded.reshape(-1, width)
+    ]
+    everyone = np.concatenate([np.empty((len(sizes), 0), np.uint8), *pieces], axis=1)
+    return [row[:size].tobytes() for row, size in zip(everyone, sizes, strict=True)]
 
 
 def on_first_process(call: Callable[[], _Value]) -> _Value:

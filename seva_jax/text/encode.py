@@ -113,6 +113,12 @@ class Encoder:
         return pad if isinstance(pad, int) else 0
 
     @functools.cached_property
+    def unknown_id(self) -> int | None:
+        """The id that stands for an unknown word, if the tokenizer has one."""
+        unknown = self.tokenizer.unk_token_id
+        return unknown if isinstance(unknown, int) else None
+
+    @functools.cached_property
     def largest_id(self) -> int:
         """The largest id that a text can have."""
         return max(self.image_token_id, *self.tokenizer.get_vocab().values())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,6 +92,8 @@ class WordIds:
         self._words = _Words(tokenizer, specials, "")
         # Some tokenizers put no "▁" in front of the word that follows an image.
         self._after_image = _Words(tokenizer, specials, IMAGE_MARKER)
+        # What a template puts before the first image is the same in one text after another.
+        self._opening = ("", b"")
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> WordIds | None:
@@ -124,18 +127,26 @@ class WordIds:
         """
         if "  " in text:
             return None
-        parts = [self._first]
+        opening, *others = text.split(IMAGE_MARKER)
         try:
-            for number, segment in enumerate(text.split(IMAGE_MARKER)):
-                if number:
-                    parts.append(self._image)
-                if segment:
-                    opening, *others = _split(segment)
-                    parts.append((self._after_image if number else self._words)[opening])
-                    parts.extend(map(self._words.__getitem__, others))
+            last, ids = self._opening  # at once, as threads share it
+            if opening != last:
+                ids = b"".join(self._segment(opening, self._words))
+                self._opening = (opening, ids)
+            parts = [self._first, ids]
+            for segment in others:
+                parts.append(self._image)
+                parts.extend(self._segment(segment, self._after_image))
         except _Whole:
             return None
         return np.frombuffer(b"".join(parts), np.int32)
+
+    def _segment(self, segment: str, before: _Words) -> Iterator[bytes]:
+        """Yields the ids of what is between two images; its first word is encoded by `before`."""
+        if segment:
+            first, *others = _split(segment)
+            yield before[first]
+            yield from map(self._words.__getitem__, others)
 
 
 def _split(segment: str) -> list[str]:
