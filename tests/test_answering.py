@@ -27,12 +27,11 @@ from seva_jax.config import (
     without_effect,
 )
 from seva_jax.config.options import RolloutOptions
-from seva_jax.inference import answering
-from seva_jax.inference.answering import (
+from seva_jax.inference import answering, answering_layout
+from seva_jax.inference.answering import answering_form, answering_variables
+from seva_jax.inference.answering_layout import (
     AnsweringNeeds,
-    answering_form,
     answering_needs,
-    answering_variables,
     choose_tensor,
     dividing_tensors,
     fitting_tensor,
@@ -57,6 +56,7 @@ from seva_jax.sharding import (
     process_row_share,
     variable_shardings,
 )
+from seva_jax.training.memory import bytes_on_a_device
 from seva_jax.types import DataError
 
 SEVEN_B = LLAVA_15["7b"]
@@ -145,16 +145,37 @@ def test_needs_of_seven_billion():
     assert few.on_a_device(4) == 2 * 100 / 4 + 7
 
 
-def test_the_smallest_number_that_fits():
+def test_as_much_cache_as_weights():
+    """The smallest number whose part of the weights is no more than its caches, if it fits."""
     weights = {1: 14 * GIB, 2: 7 * GIB, 4: 4 * GIB, 8: 2 * GIB}
-    needs = AnsweringNeeds(8, 64, 16, row=0.2 * GIB, fresh_row=0.0, fresh_row_whole=0.0)
-    cache = 64 / 8 * 0.2 * GIB
-    assert choose_tensor(weights, needs, 0, 80 * GIB) == 1
-    assert choose_tensor(weights, needs, 2 * GIB, 16 * GIB) == 2
-    assert choose_tensor(weights, needs, 7 * GIB, 16 * GIB) == 4
-    assert choose_tensor(weights, needs, 0, (7 * GIB + cache) / 0.94 + 1) == 2
-    assert choose_tensor(weights, needs, 0, (7 * GIB + cache) / 0.94 - GIB) == 4
-    assert choose_tensor(weights, needs, 99 * GIB, 16 * GIB) == 8  # none fits: what needs least
+    needs = AnsweringNeeds(8, 64, 16, row=0.5 * GIB, fresh_row=0.0, fresh_row_whole=0.0)
+    assert [needs.cache(t) for t in weights] == [4 * GIB] * 4
+    assert choose_tensor(weights, needs, 0, 80 * GIB) == 4
+    many, few = needs._replace(rows=256), needs._replace(rows=8)
+    assert choose_tensor(weights, many, 0, 80 * GIB) == 1
+    assert choose_tensor(weights, many, 0, 30 * GIB / 0.94 - 1) == 2
+    assert choose_tensor(weights, many, 4 * GIB, 26 * GIB) == 4
+    assert choose_tensor(weights, few, 0, 80 * GIB) == 8
+    # Where starting rows takes more in larger groups, the larger ones may not fit.
+    wide = few._replace(fresh_row_whole=GIB)
+    assert [wide.on_a_device(t) / GIB for t in weights] == [2.5, 4.5, 8.5, 16.5]
+    assert choose_tensor(weights, wide, 0, 13 * GIB) == 2  # 7 + 4.5, and 4 + 8.5 > 12.2
+    assert choose_tensor(weights, needs, 99 * GIB, 16 * GIB) == 8  # none fits
+
+
+@pytest.mark.parametrize("rows", [1, 16, 64, 256, 1024])
+@pytest.mark.parametrize("num", [1, 4, 16, 64])
+@pytest.mark.parametrize("limit", [16, 24, 80])
+def test_no_other_number_reads_half_as_much(num, rows, limit):
+    """A token costs at most twice the bytes of any other layout that fits."""
+    model = Llava(SEVEN_B, dtype=jax.numpy.bfloat16)
+    needs = answering_needs(model, num, rows=rows, fresh=max(rows // 4, 1), prompt=672, new=512)
+    weights = {t: 13.5 * GIB / t for t in dividing_tensors(SEVEN_B, num)}
+    chosen = choose_tensor(weights, needs, 0, limit * GIB)
+    fitting = [t for t in weights if weights[t] + needs.on_a_device(t) <= 0.94 * limit * GIB]
+    read = {t: weights[t] + needs.cache(t) for t in fitting}
+    assert not fitting or read[chosen] <= 2 * min(read.values())
+    assert all(weights[t] > needs.cache(t) for t in fitting if t < chosen)
 
 
 def test_the_option_changes_no_fingerprint():
@@ -363,13 +384,15 @@ def test_a_layout_for_the_memory_there_is(eight, monkeypatch, capsys):
     one = engine(eight, (1, 8, 1))
     weights = possible_tensors(EIGHT, one.variables, one.mesh)
     assert fitting_tensor(EIGHT, one.variables, one.mesh, NOTHING, 0) == 1
-    kept = answering.bytes_on_a_device(one.variables)
+    # With as much cache as weights, it is the smallest number that fits.
+    kept, needs = bytes_on_a_device(one.variables), NOTHING._replace(row=weights[1])
     for tensor, size in weights.items():
-        monkeypatch.setattr(answering, "device_limit", lambda size=size: (size + kept) / 0.94 + 9)
-        assert fitting_tensor(EIGHT, one.variables, one.mesh, NOTHING, 0) == tensor
+        total = kept + size + weights[1]
+        monkeypatch.setattr(answering_layout, "device_limit", lambda total=total: total / 0.94 + 9)
+        assert fitting_tensor(EIGHT, one.variables, one.mesh, needs, 0) == tensor
     assert not capsys.readouterr().out
-    monkeypatch.setattr(answering, "device_limit", lambda: kept)
-    assert fitting_tensor(EIGHT, one.variables, one.mesh, NOTHING, 0) == 8
+    monkeypatch.setattr(answering_layout, "device_limit", lambda: kept)
+    assert fitting_tensor(EIGHT, one.variables, one.mesh, needs, 0) == 8
     assert "warning: answering takes about" in capsys.readouterr().out
 
 

@@ -19,12 +19,8 @@ import numpy as np
 from seva_jax.corrupt import Corruption
 from seva_jax.corrupt.base import corruption_keys, key_words
 from seva_jax.images import ImageProcessing
-from seva_jax.inference.answering import (
-    AnsweringForm,
-    answering_form,
-    answering_needs,
-    fitting_tensor,
-)
+from seva_jax.inference.answering import AnsweringForm, answering_form
+from seva_jax.inference.answering_layout import answering_needs, fitting_tensor
 from seva_jax.inference.corrupted import corrupted_prompt, prompt_pixels
 from seva_jax.inference.prefill_shapes import Prefills, PrefillShape
 from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state, refill

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from seva_jax.batches.trees import RowShape
 from seva_jax.config import Experiment, make_model
-from seva_jax.inference.answering import (
+from seva_jax.inference.answering_layout import (
     AnsweringNeeds,
     answering_needs,
     choose_tensor,
