@@ -415,6 +415,52 @@ def test_an_engine_moves_once_and_frees_its_copy(eight):
     assert sum(x.nbytes for x in jax.live_arrays()) <= before + 1000
 
 
+def test_one_device_too_small_for_both_forms(eight, expected, monkeypatch):
+    """The layers are there once, whenever the engine has them and afterwards; answers agree."""
+    one = engine(eight, (1, 1, 1))
+    other = {"params": dict(one.variables["params"])}  # the base, beside adapters
+    layers = one.variables["params"]["language"]["layers"]
+    size = bytes_on_a_device(jax.tree.map(lambda x: x["language"]["layers"], one.variables,
+                                          is_leaf=lambda x: "language" in x))  # fmt: skip
+    before = bytes_alive()
+
+    def ask():
+        found, most = [], []
+        for batch in one.answer(PROMPTS[:9], load_image, SAMPLING):
+            found += [answered.answers for answered in batch]
+            most.append(bytes_alive())
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(layers)) == crowded
+        return found, max(most)
+
+    crowded = False
+    found, most = ask()
+    assert found == expected
+    assert most >= before + size  # the layers twice, and caches
+    one._moved.clear()
+    crowded = True
+    kept = bytes_on_a_device(one.variables)
+    monkeypatch.setattr(answering_layout, "device_limit", lambda: kept / 0.94)
+    found, least = ask()
+    assert found == expected
+    assert least <= most - size
+    assert bytes_alive() <= before + 1000
+    for tree in (one.variables, other):
+        language = tree["params"]["language"]
+        assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(language))
+    jax.tree.map(np.testing.assert_array_equal, one.variables, eight)
+    # Again, and a consumer that stops in between.
+    layers = one.variables["params"]["language"]["layers"]
+    assert ask()[0] == expected
+    next(started := one.answer(PROMPTS[:9], load_image, SAMPLING))
+    started.close()
+    jax.tree.map(np.testing.assert_array_equal, one.variables, eight)
+
+
+def bytes_alive():
+    gc.collect()
+    return sum(x.nbytes for x in jax.live_arrays())
+
+
 @pytest.mark.slow
 def test_two_processes(tmp_path, expected):
     """Arrays move between them, in any order of devices, and all groups answer the same."""

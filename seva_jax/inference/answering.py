@@ -39,21 +39,30 @@ class AnsweringForm(NamedTuple):
 
 
 def answering_form(
-    model: Llava, variables: Variables, mesh: jax.sharding.Mesh, tensor: int
+    model: Llava,
+    variables: Variables,
+    mesh: jax.sharding.Mesh,
+    tensor: int,
+    free: bool = False,
 ) -> AnsweringForm:
     """Moves a model to the layout in which it answers, see `answering_variables`.
 
     Args:
         model: the module, with stacked layers.
-        variables: its variables as training lays them out; they stay as they are.
+        variables: its variables as training lays them out; they stay as they are without `free`.
         mesh: that of training.
         tensor: devices that share the weights and answer the same rows together.
+        free: delete every stack as soon as its layers are separated, see `unstack`. Only for a
+            single device, on which nothing moves.
 
     Raises:
         DataError: the model or the devices cannot be divided so.
     """
     require_tensor(model, variables, mesh, tensor)
     there = answering_mesh(mesh, tensor)
+    if free:
+        assert mesh.size == 1, "parts of stacks move to other devices"
+        return AnsweringForm(*unstack(model, variables, free=True), there)
     separate, _ = unstack(model, {})
     return AnsweringForm(separate, answering_variables(model, variables, there), there)
 

@@ -106,6 +106,7 @@ def fitting_tensor(
     mesh: jax.sharding.Mesh,
     needs: AnsweringNeeds,
     resident: float,
+    free: bool = False,
 ) -> int:
     """Returns what `choose_tensor` chooses for these devices; 1 if their memory is unknown (CPU).
 
@@ -117,6 +118,7 @@ def fitting_tensor(
         mesh: that of training.
         needs: what answering takes besides.
         resident: bytes on each device of what stays there besides the variables.
+        free: whether stacked layers are deleted when they are separated.
     """
     limits = gather(device_limit())
     if None in limits:
@@ -124,13 +126,39 @@ def fitting_tensor(
     weights = possible_tensors(model, variables, mesh)
     limit, kept = min(limits), resident + bytes_on_a_device(variables)
     tensor = choose_tensor(weights, needs, kept, limit)
-    total = kept + weights[tensor] + needs.on_a_device(tensor)
+    total = kept + weights[tensor] * (not free) + needs.on_a_device(tensor)
     if total > limit:
         say(
             f"warning: answering takes about {total / _GIB:.1f} GiB on each device, which has "
             f"{limit / _GIB:.1f} GiB; a smaller --rollout.batch-size may fit"
         )
     return tensor
+
+
+def is_crowded(
+    model: Llava,
+    variables: Variables,
+    mesh: jax.sharding.Mesh,
+    needs: AnsweringNeeds,
+    resident: float,
+) -> bool:
+    """Returns whether a single device is too small for stacked and separate layers together.
+
+    False for several devices, which hold a part of each, and if the memory is unknown (CPU).
+
+    Args:
+        model: the module.
+        variables: its variables as training lays them out.
+        mesh: that of training.
+        needs: what answering takes besides.
+        resident: bytes on each device of what stays there besides the variables.
+    """
+    limit = device_limit()
+    if mesh.size > 1 or limit is None:
+        return False
+    made = possible_tensors(model, variables, mesh)[1]
+    needed = resident + bytes_on_a_device(variables) + made + needs.on_a_device(1)
+    return needed > limit * (1 - SPARE)
 
 
 def answering_needs(

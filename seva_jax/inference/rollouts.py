@@ -20,11 +20,11 @@ from seva_jax.corrupt import Corruption
 from seva_jax.corrupt.base import corruption_keys, key_words
 from seva_jax.images import ImageProcessing
 from seva_jax.inference.answering import AnsweringForm, answering_form
-from seva_jax.inference.answering_layout import answering_needs, fitting_tensor
+from seva_jax.inference.answering_layout import answering_needs, fitting_tensor, is_crowded
 from seva_jax.inference.corrupted import corrupted_prompt, prompt_pixels
 from seva_jax.inference.prefill_shapes import Prefills, PrefillShape
 from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state, refill
-from seva_jax.models import CacheKind, Llava
+from seva_jax.models import CacheKind, Llava, restack
 from seva_jax.runtime import shutdown
 from seva_jax.runtime.processes import gather, say
 from seva_jax.runtime.profiler import profiler
@@ -112,7 +112,8 @@ class RolloutEngine:
 
     Attributes:
         model: the module, with stacked layers.
-        variables: its variables, as training lays them out.
+        variables: its variables, as training lays them out. While it answers, they are without
+            their layers if a single device cannot hold these in both forms.
         encoder: text to tokens, with the generation template.
         processing: image pipeline.
         mesh: where they are; the model answers on a mesh of its own over the same devices.
@@ -178,6 +179,24 @@ class RolloutEngine:
             remote: whether images come from an object store, so that many are read at a time.
             prefills: `self.prefills(prompts, corruptions)`, computed here if it is not given.
         """
+        try:
+            yield from self._answer(
+                prompts, load_image, sampling, corruptions, start, remote, prefills
+            )
+        finally:
+            self._give_back()
+
+    def _answer(
+        self,
+        prompts: Sequence[Prompt],
+        load_image: Callable[[str], np.ndarray],
+        sampling: Sampling,
+        corruptions: Sequence[Corruption],
+        start: int,
+        remote: bool,
+        prefills: Prefills | None,
+    ) -> Iterator[list[AnsweredPrompt]]:
+        """Does the work of `answer`; afterwards, rows and caches are gone."""
         if start >= len(prompts):
             return
         variants = 1 + len(corruptions)
@@ -242,21 +261,30 @@ class RolloutEngine:
         The engine keeps it for further calls. The choice depends on no prompts but those of the
         call, so a resumed run makes the same one.
         """
-        tensor = self.tensor
-        if not tensor:
-            rows = max(self.batch_size, variants)
-            fresh = max(rows // self.refill, variants)
-            needs = answering_needs(
-                self.model, self.mesh.size, rows, fresh, prompt.width, sampling.max_new_tokens,
-                prompt.images, self.cache,
-            )  # fmt: skip
-            tensor = fitting_tensor(self.model, self.variables, self.mesh, needs, self.resident)
-        if tensor not in self._moved:
+        rows = max(self.batch_size, variants)
+        fresh = max(rows // self.refill, variants)
+        needs = answering_needs(
+            self.model, self.mesh.size, rows, fresh, prompt.width, sampling.max_new_tokens,
+            prompt.images, self.cache,
+        )  # fmt: skip
+        kept = (self.model, self.variables, self.mesh, needs, self.resident)
+        free = is_crowded(*kept)
+        tensor = self.tensor or fitting_tensor(*kept, free)
+        if tensor not in self._moved or free:
             self._moved.clear()  # one layout at a time
             if not self.tensor and self.mesh.size > 1:
                 say(f"  {tensor} of {self.mesh.size} devices share the weights (rollout.tensor)")
-            self._moved[tensor] = answering_form(self.model, self.variables, self.mesh, tensor)
+            form = answering_form(self.model, self.variables, self.mesh, tensor, free)
+            self._moved[tensor] = form
         return self._moved[tensor]
+
+    def _give_back(self) -> None:
+        """Puts layers back that `_form` has taken out of the variables."""
+        leaves = jax.tree.leaves(self.variables)
+        if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves):
+            for form in self._moved.values():
+                restack(self.variables, form.variables)
+            self._moved.clear()
 
     def _lengths(self, prompts: Sequence[Prompt], corruptions: Sequence[Corruption]) -> list[int]:
         """Returns the tokens of each prompt's longest trunk; 0 for one that is not answered."""
