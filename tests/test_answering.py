@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 import helpers_rollout
+import helpers_run
 import jax
 import numpy as np
 import pytest
@@ -454,6 +455,15 @@ def test_one_device_too_small_for_both_forms(eight, expected, monkeypatch):
     next(started := one.answer(PROMPTS[:9], load_image, SAMPLING))
     started.close()
     jax.tree.map(np.testing.assert_array_equal, one.variables, eight)
+
+
+@pytest.mark.slow
+def test_a_run_on_a_device_too_small_for_both_forms(whole_run, tmp_path):
+    """Every stage that asks the model gives the layers back, and the run is the same."""
+    crowded = {"CROWDED": "1"}
+    with helpers_run.train(whole_run / "cache", tmp_path / "run", env=crowded) as run:
+        assert run.status() == 0, run.output[-3000:]
+    helpers_run.assert_same_run(tmp_path / "run", whole_run / "run")
 
 
 def bytes_alive():
