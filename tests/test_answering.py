@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import helpers_rollout
@@ -452,7 +453,8 @@ def test_one_device_too_small_for_both_forms(eight, expected, monkeypatch):
     # Again, and a consumer that stops in between.
     layers = one.variables["params"]["language"]["layers"]
     assert ask()[0] == expected
-    next(started := one.answer(PROMPTS[:9], load_image, SAMPLING))
+    started: Any = one.answer(PROMPTS[:9], load_image, SAMPLING)
+    next(started)
     started.close()
     jax.tree.map(np.testing.assert_array_equal, one.variables, eight)
 
