@@ -21,7 +21,7 @@ from seva_jax.corrupt import (
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.inference import corrupted, rollouts
 from seva_jax.inference.prefill_shapes import Prefills, PrefillShape
-from seva_jax.inference.rollouts import RolloutRows, rollout_rows
+from seva_jax.inference.rollout_rows import RolloutRows, rollout_rows
 from seva_jax.text.sampling import Sampling
 from seva_jax.types import Prompt
 

@@ -15,6 +15,7 @@ from seva_jax.models import (
     abstract_variables,
     is_quantised,
     quantise_all,
+    restack,
     unstack,
 )
 from seva_jax.sharding import is_boxed, placed, variable_shardings
@@ -132,6 +133,31 @@ def test_freed_stacks():
     assert all(gone == ("['layers']" in path and "vision" not in path)
                for path, gone in deleted.items())  # fmt: skip
     np.testing.assert_array_equal(hidden(*separate)[0], kept)
+
+
+@pytest.mark.parametrize("kind", ["float", "int8"])
+def test_stacks_are_put_back(kind):
+    """`restack` undoes `unstack`, for everything that shares the dicts; nothing stays twice."""
+    stacked, mesh = Llava(DISTINCT_SIZES), mesh_of(1, 1, 1)
+    boxed = abstract_variables(stacked)
+    shardings = variable_shardings(mesh, boxed)
+    variables = jax.device_put(random_variables(stacked), shardings)
+    if kind == "int8":
+        pytest.importorskip("qwix")
+        stored = variable_shardings(mesh, abstract_stored(boxed["params"], kind, "float32"))
+        variables["params"] = quantise_all(variables["params"], kind, stored)
+    expected = jax.tree.map(np.asarray, variables)
+    layout = jax.tree.map(lambda x: x.sharding, variables)
+    other = {"params": dict(variables["params"])}  # as `merge` shares frozen weights
+    separate = unstack(stacked, variables, free=True)[1]
+    restack(variables, separate)
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
+    assert jax.tree.map(lambda x: x.sharding, variables) == layout
+    jax.tree.map(np.testing.assert_array_equal, other["params"], expected["params"])
+    paths = jax.tree_util.tree_leaves_with_path(separate)
+    assert all(
+        leaf.is_deleted() == ("layers_" in jax.tree_util.keystr(path)) for path, leaf in paths
+    )
 
 
 def test_arrays_of_the_host():

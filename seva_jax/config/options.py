@@ -55,7 +55,8 @@ class RolloutOptions:
             weights move there from the mesh of training once for each stage. It must divide the
             number of devices, heads, MLPs and vocabulary. More of them read the weights faster and
             leave more memory for rows, but exchange results in every layer. 0 takes the smallest
-            number whose memory holds the copy, the KV cache and the weights of training.
+            number with which a device reads no more weights than KV cache for a token, of those
+            whose memory holds the copy, the cache and the weights of training.
     """
 
     sampling: Sampling = Sampling()

@@ -20,16 +20,13 @@ import numpy as np
 from seva_jax.corrupt import Corruption
 from seva_jax.corrupt.base import corruption_keys, key_words
 from seva_jax.images import ImageProcessing
-from seva_jax.inference.answering import (
-    AnsweringForm,
-    answering_form,
-    answering_needs,
-    fitting_tensor,
-)
+from seva_jax.inference.answering import AnsweringForm, answering_form
+from seva_jax.inference.answering_layout import answering_needs, fitting_tensor, is_crowded
 from seva_jax.inference.corrupted import corrupted_prompt, prompt_pixels
 from seva_jax.inference.prefill_shapes import Prefills, PrefillShape
+from seva_jax.inference.rollout_rows import RolloutRows, rollout_rows, row_pairs
 from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state, refill
-from seva_jax.models import CacheKind, Llava
+from seva_jax.models import CacheKind, Llava, restack
 from seva_jax.runtime import shutdown
 from seva_jax.runtime.processes import gather, say
 from seva_jax.runtime.profiler import profiler
@@ -64,51 +61,6 @@ class _Prepared(NamedTuple):
     dropped: str
 
 
-class RolloutRows(NamedTuple):
-    """How rollouts are laid out on one process's share of the devices.
-
-    Attributes:
-        rows: rows that are answered together.
-        fresh: rows that are started together.
-        parts: devices, or groups of them, that the rows are split over.
-        group: prompts that the rows hold.
-    """
-
-    rows: int
-    fresh: int
-    parts: int
-    group: int
-
-
-def rollout_rows(
-    batch_size: int, refill: int, variants: int, mesh: jax.sharding.Mesh, num_shares: int
-) -> RolloutRows:
-    """Returns the layout of rollouts.
-
-    Args:
-        batch_size: rows wanted over all devices.
-        refill: one in this many rows is started together.
-        variants: rows of a prompt, clean and corrupted.
-        mesh: the mesh that rows are split over; their number is rounded up to divide evenly.
-        num_shares: see `seva_jax.sharding.process_row_share`.
-    """
-    group = max(batch_size // variants // num_shares, 1)
-    parts = row_multiple(mesh) // num_shares
-    rows = -(-group * variants // parts) * parts
-    fresh = -(-max(rows // refill, variants) // parts) * parts
-    return RolloutRows(rows, fresh, parts, group)
-
-
-def _row_pairs(free: np.ndarray, layout: RolloutRows) -> list[tuple[int, int]]:
-    """Returns pairs of a fresh row and a free row of the same part: a row stays on its device."""
-    per_part, fresh_per_part = layout.rows // layout.parts, layout.fresh // layout.parts
-    pairs = []
-    for part in range(layout.parts):
-        here = free[free // per_part == part][:fresh_per_part].tolist()
-        pairs += [(part * fresh_per_part + i, row) for i, row in enumerate(here)]
-    return pairs
-
-
 class _Taken(NamedTuple):
     """The prompts that this process starts next.
 
@@ -131,7 +83,8 @@ class RolloutEngine:
 
     Attributes:
         model: the module, with stacked layers.
-        variables: its variables, as training lays them out.
+        variables: its variables, as training lays them out. While it answers, they are without
+            their layers if a single device cannot hold these in both forms.
         encoder: text to tokens, with the generation template.
         processing: image pipeline.
         mesh: where they are; the model answers on a mesh of its own over the same devices.
@@ -197,6 +150,24 @@ class RolloutEngine:
             remote: whether images come from an object store, so that many are read at a time.
             prefills: `self.prefills(prompts, corruptions)`, computed here if it is not given.
         """
+        try:
+            yield from self._answer(
+                prompts, load_image, sampling, corruptions, start, remote, prefills
+            )
+        finally:
+            self._give_back()
+
+    def _answer(
+        self,
+        prompts: Sequence[Prompt],
+        load_image: Callable[[str], np.ndarray],
+        sampling: Sampling,
+        corruptions: Sequence[Corruption],
+        start: int,
+        remote: bool,
+        prefills: Prefills | None,
+    ) -> Iterator[list[AnsweredPrompt]]:
+        """Does the work of `answer`; afterwards, rows and caches are gone."""
         if start >= len(prompts):
             return
         variants = 1 + len(corruptions)
@@ -222,7 +193,7 @@ class RolloutEngine:
             shutdown.raise_if_stopping()  # the caller has kept what was yielded
             profiler.next_unit()
             # All processes start one shape, that of the process which has come the least far.
-            able = waiting and len(_row_pairs(free, layout)) >= variants
+            able = waiting and len(row_pairs(free, layout)) >= variants
             phases = gather(int(phase_N[waiting[0]]) if able else None)
             started = min((phase for phase in phases if phase is not None), default=None)
             shape = None if started is None else prefills.shape_of(started)
@@ -263,21 +234,30 @@ class RolloutEngine:
         The engine keeps it for further calls. The choice depends on no prompts but those of the
         call, so a resumed run makes the same one.
         """
-        tensor = self.tensor
-        if not tensor:
-            rows = max(self.batch_size, variants)
-            fresh = max(rows // self.refill, variants)
-            needs = answering_needs(
-                self.model, self.mesh.size, rows, fresh, prompt.width, sampling.max_new_tokens,
-                prompt.images, self.cache,
-            )  # fmt: skip
-            tensor = fitting_tensor(self.model, self.variables, self.mesh, needs, self.resident)
-        if tensor not in self._moved:
+        rows = max(self.batch_size, variants)
+        fresh = max(rows // self.refill, variants)
+        needs = answering_needs(
+            self.model, self.mesh.size, rows, fresh, prompt.width, sampling.max_new_tokens,
+            prompt.images, self.cache,
+        )  # fmt: skip
+        kept = (self.model, self.variables, self.mesh, needs, self.resident)
+        free = is_crowded(*kept)
+        tensor = self.tensor or fitting_tensor(*kept, free)
+        if tensor not in self._moved or free:
             self._moved.clear()  # one layout at a time
             if not self.tensor and self.mesh.size > 1:
                 say(f"  {tensor} of {self.mesh.size} devices share the weights (rollout.tensor)")
-            self._moved[tensor] = answering_form(self.model, self.variables, self.mesh, tensor)
+            form = answering_form(self.model, self.variables, self.mesh, tensor, free)
+            self._moved[tensor] = form
         return self._moved[tensor]
+
+    def _give_back(self) -> None:
+        """Puts layers back that `_form` has taken out of the variables."""
+        leaves = jax.tree.leaves(self.variables)
+        if any(isinstance(leaf, jax.Array) and leaf.is_deleted() for leaf in leaves):
+            for form in self._moved.values():
+                restack(self.variables, form.variables)
+            self._moved.clear()
 
     def _lengths(self, prompts: Sequence[Prompt], corruptions: Sequence[Corruption]) -> list[int]:
         """Returns the tokens of each prompt's longest trunk; 0 for one that is not answered."""
@@ -360,7 +340,7 @@ class RolloutEngine:
             layout: the layout of rows.
             variants: rows of a prompt.
         """
-        pairs = _row_pairs(free, layout)
+        pairs = row_pairs(free, layout)
         items, dropped = [], []
         while len(items) < len(pairs) // variants and waiting:
             if prefills.needed_N[waiting[0]] != shape:
@@ -376,7 +356,7 @@ class RolloutEngine:
         pairs = pairs[: len(items) * variants]
         rest = np.setdiff1d(free, [row for _, row in pairs])
         hungry = bool(waiting) and (room or len(rest) >= layout.fresh)
-        return _Taken(items, pairs, dropped, hungry and len(_row_pairs(rest, layout)) >= variants)
+        return _Taken(items, pairs, dropped, hungry and len(row_pairs(rest, layout)) >= variants)
 
     def _arrays(
         self, taken: _Taken, prompts: Sequence[Prompt], layout: RolloutRows, shape: PrefillShape

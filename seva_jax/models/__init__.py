@@ -27,4 +27,4 @@ from seva_jax.models.quant import (
     quantise_all,
     require_qwix,
 )
-from seva_jax.models.unstacked import unstack
+from seva_jax.models.unstacked import restack, unstack

@@ -24,7 +24,7 @@ def _unbox(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.value if is_boxed(x) else x, tree, is_leaf=is_boxed)
 
 
-def abstract_variables(model: Llava) -> Mapping[str, Any]:
+def abstract_variables(model: Llava) -> dict[str, Any]:
     """Returns the shapes of all variables and allocates nothing.
 
     Returns:
@@ -32,7 +32,8 @@ def abstract_variables(model: Llava) -> Mapping[str, Any]:
         (`.names`, `.value.shape`). "lora" is there only if the model has adapters.
     """
     hashable: Any = model
-    return jax.tree.map(lambda leaf: leaf, _shapes(hashable), is_leaf=is_boxed)  # a new tree
+    shapes = _shapes(hashable)
+    return jax.tree.map(lambda x: x, shapes, is_leaf=is_boxed)  # callers may change their dicts
 
 
 @functools.lru_cache(maxsize=16)  # the planner asks many times

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -30,7 +31,7 @@ def unstack(model: Llava, variables: Any, free: bool = False) -> tuple[Llava, An
         variables: collections of `model`: arrays, tracers, shapes (`jax.ShapeDtypeStruct`), or
             boxed leaves, see `abstract_variables`; kernels may be quantised.
         free: delete every stack as soon as its layers are copied, so that at most one stack is in
-            memory twice. `variables` cannot be used afterwards.
+            memory twice. `variables` cannot be used afterwards, until `restack` puts them back.
     """
     if not model.stacked:
         return model, variables
@@ -47,6 +48,29 @@ def unstack(model: Llava, variables: Any, free: bool = False) -> tuple[Llava, An
         return {**tree, "language": {**rest, **layers}}
 
     return model.clone(stacked=False), {k: collection(tree) for k, tree in variables.items()}
+
+
+def restack(variables: Any, separate: Any) -> None:
+    """Puts the stacks back that `unstack` deleted, and deletes the separate layers in turn.
+
+    The dicts of `variables` are changed, so everything that shares them with the caller, such as
+    other policies with the same frozen weights, has the layers again.
+
+    Args:
+        variables: what `unstack(..., free=True)` was given.
+        separate: what it returned.
+    """
+    for name, tree in variables.items():
+        language = tree.get("language", {})
+        if "layers" not in language:
+            continue
+        stacks, structure = jax.tree.flatten(language["layers"])
+        layers = (separate[name]["language"][f"layers_{i}"] for i in range(stacks[0].shape[0]))
+        for i, parts in enumerate(zip(*map(jax.tree.leaves, layers), strict=True)):
+            stacks[i] = jax.block_until_ready(_stacking(stacks[i].sharding)(parts))
+            for part in parts:
+                part.delete()
+        language["layers"] = structure.unflatten(stacks)
 
 
 def _layers(stack: Any, num: int, free: bool) -> list[Any]:
@@ -78,3 +102,9 @@ def _of_layer(sharding: NamedSharding) -> NamedSharding:
 def _program(sharding: NamedSharding | None) -> Any:
     """Returns the program that splits a stack; cached, so that it compiles once for a shape."""
     return jax.jit(lambda stack: list(stack), out_shardings=sharding)
+
+
+@functools.cache
+def _stacking(sharding: Any) -> Any:
+    """Returns the program that stacks layers, likewise."""
+    return jax.jit(jnp.stack, out_shardings=sharding)

@@ -13,14 +13,15 @@ import jax.numpy as jnp
 
 from seva_jax.batches.trees import RowShape
 from seva_jax.config import Experiment, make_model
-from seva_jax.inference.answering import (
+from seva_jax.inference.answering_layout import (
+    SPARE,
     AnsweringNeeds,
     answering_needs,
     choose_tensor,
     possible_tensors,
     require_tensor,
 )
-from seva_jax.inference.rollouts import rollout_rows
+from seva_jax.inference.rollout_rows import rollout_rows
 from seva_jax.models import LlavaConfig, LoraConfig
 from seva_jax.plan.roofline import Kind, Work
 from seva_jax.run.abstract_state import abstract_base, abstract_training
@@ -44,7 +45,8 @@ class Answering:
         prompt: tokens of a prompt, image included, padded.
         slots: positions of the cache of a row.
         resident: bytes that the run keeps on a chip beside what answering needs: the weights in
-            their training layout.
+            their training layout, but for layers that a single chip has no room for.
+        freeable: bytes of layers that a single chip would not keep beside more rows.
         weights: bytes on a chip of the weights that are made for answering.
         shared: bytes on a chip of weights that are in place already, and part of `resident`.
         needs: what answering needs of memory beside the weights.
@@ -63,6 +65,7 @@ class Answering:
     prompt: int
     slots: int
     resident: float
+    freeable: float
     weights: float
     shared: float
     needs: AnsweringNeeds
@@ -111,7 +114,7 @@ class Answering:
         """
         needs = self.needs
         begun = needs.fresh_row / self.tensor + needs.fresh_row_whole
-        free = limit - needed + needs.on_a_device(self.tensor)
+        free = limit - needed + self.freeable + needs.on_a_device(self.tensor)
         rows = int(free / (needs.row / self.tensor + begun / refill)) * self.data
         return max(rows, 0) // variants * variants
 
@@ -181,10 +184,17 @@ def answering(
     short = max((suite.max_new_tokens for suite in experiment.evals), default=_SHORT)
     evaluated = needs(short)._replace(rows=layout.rows, fresh=layout.fresh).on_a_device(tensor)
     adapters, adapter_bytes = _adapters(experiment, config, mesh, there, rows, fresh * prompt)
+    evaluated += resident + weights + adapter_bytes
+    # A single chip keeps layers, and adapters, in one form if both do not fit.
+    both, room = resident + weights + needed.on_a_device(tensor), limit * (1 - SPARE)
+    twice = weights if mesh.size == 1 else 0
+    freed = twice if both > room else 0
+    if mesh.size == 1 and evaluated > room:
+        evaluated -= weights + adapter_bytes / 2
     kind: Kind = "decoding_int8" if options.cache == "int8" else "decoding"
     return Answering(
-        data, tensor, layout.rows, layout.fresh, prompt, slots, resident, weights, whole - weights,
-        needed, resident + weights + evaluated + adapter_bytes, token, prefill, adapters, kind,
+        data, tensor, layout.rows, layout.fresh, prompt, slots, resident - freed, twice - freed,
+        weights, whole - weights, needed, evaluated, token, prefill, adapters, kind,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import os
 import re
 from typing import Any
 
+from seva_jax.runtime.processes import GPU_MEMORY_SHARE
 from seva_jax.types import DataError
 
 
@@ -70,13 +71,14 @@ CHIPS = {
     "v6e": Chip(31.25, 918e12, 1640e9, 448e9),
 }
 
-# The share of a GPU's memory that a run lets XLA take (`seva_jax/runtime/processes.py`).
-GPU_MEMORY_SHARE = 0.92
 _LARGEST_MACHINE = 8  # GPUs that NVLink joins
 
 
 def _gpu(gib: float, flops: float, hbm: float, measured: Efficiency | None = None) -> Chip:
-    """Returns a GPU, from the memory that CUDA reports, GiB, and its data sheet."""
+    """Returns a GPU, from the memory that CUDA reports, GiB, and its data sheet.
+
+    A run lets XLA take a share of the memory.
+    """
     nvlink = 300e9 if flops < 500e12 else 450e9  # of A100 and Hopper
     return Chip(round(GPU_MEMORY_SHARE * gib, 2), flops, hbm, nvlink, "NVLink", measured)
 

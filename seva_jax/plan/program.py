@@ -14,7 +14,7 @@ import numpy as np
 
 from seva_jax.batches.trees import RowShape, pack_row
 from seva_jax.config import Experiment, make_model
-from seva_jax.inference.rollouts import rollout_rows
+from seva_jax.inference.rollout_rows import rollout_rows
 from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state, refill
 from seva_jax.models import LlavaConfig, unstack
 from seva_jax.run.abstract_state import abstract_base, abstract_training

@@ -179,7 +179,8 @@ class RunContext:
     def engine(self, variables: Variables, reference: Variables) -> RolloutEngine:
         """Returns the engine that answers prompts with a model of this run.
 
-        It copies the model to another layout when it is first asked; the copy is freed with it.
+        It copies the model to another layout when it is first asked; the copy is freed with it. If
+        a single device has no room for that, `variables` are without their layers while it answers.
 
         Args:
             variables: those of the model.

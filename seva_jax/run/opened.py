@@ -29,7 +29,7 @@ from seva_jax.convert import read_llava_config, tower_directory
 from seva_jax.convert.chat_template import read_template
 from seva_jax.convert.hf_config import read_context_length
 from seva_jax.convert.original import ADAPTER_CONFIG, is_adapter, read_json
-from seva_jax.inference.answering import require_tensor
+from seva_jax.inference.answering_layout import require_tensor
 from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.models import Llava, LoraConfig, attention_problem
 from seva_jax.run.abstract_state import abstract_base

@@ -30,7 +30,7 @@ from seva_jax.data.check import check as check_data
 from seva_jax.data.check import trees_of_each
 from seva_jax.data.collect import counted
 from seva_jax.evals import Questions
-from seva_jax.inference.answering import require_tensor
+from seva_jax.inference.answering_layout import require_tensor
 from seva_jax.run.abstract_state import abstract_base
 from seva_jax.run.context import RunContext
 from seva_jax.run.enough_memory import memory_problems

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from seva_jax.data import PromptSet
 from seva_jax.images.compose import Box, box_patches
 from seva_jax.inference.answer_stats import TokenStats, answer_stats
 from seva_jax.inference.features import mean_features
+from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.pairs import AnswerStats, PairModel, Reply
 from seva_jax.run.context import RunContext
 from seva_jax.runtime.journal import Journal, Record
@@ -48,6 +50,11 @@ class RecordedModel(PairModel):
     reference: Callable[[], Variables]
     _names: set[str] = dataclasses.field(default_factory=set, repr=False)
 
+    @functools.cached_property
+    def _engine(self) -> RolloutEngine:
+        """What answers: for all calls, weights move to its layout once."""
+        return self.ctx.engine(self.variables(), self.reference())
+
     @property
     @override
     def seed(self) -> int:
@@ -62,8 +69,7 @@ class RecordedModel(PairModel):
             return replies
         # With the name, a prompt that is asked twice at a temperature is answered differently.
         named = [dataclasses.replace(p, id=f"{name}/{p.id}") for p in prompts]
-        engine = self.ctx.engine(self.variables(), self.reference())
-        batches = engine.answer(
+        batches = self._engine.answer(
             named, self.data.load_image, sampling, start=len(replies), remote=self.data.remote
         )
         with self.ctx.workdir.bar(name, len(prompts), "prompt", len(replies)) as bar:
