@@ -21,6 +21,7 @@ from typing_extensions import override
 from seva_jax.batches.fitting import fitting
 from seva_jax.batches.packing import Sizes
 from seva_jax.batches.trees import RowShape, rounded
+from seva_jax.runtime.garbage import no_search_for_cycles
 from seva_jax.runtime.processes import gather_bytes, require_none
 from seva_jax.text import Encoder
 from seva_jax.types import Comparison, DataError, ExampleError
@@ -233,6 +234,7 @@ class _Part(NamedTuple):
 _FACTS = ("number", "arrays", "length", "targets", "images", "answers", "longest", "cut")
 
 
+@no_search_for_cycles()
 def _encode(comparisons: Sequence[Comparison], encoder: Encoder, first: int = 0) -> _Part:
     """Encodes comparisons, the first of which has the number `first` among all."""
     tokens = ImageTokens.of(encoder)

@@ -18,6 +18,7 @@ import numpy as np
 from seva_jax.batches.fitting import fitting, unknown_words
 from seva_jax.data.collect import counted, leave_out
 from seva_jax.data.sources import PreferenceSet, PromptSet
+from seva_jax.runtime.garbage import no_search_for_cycles
 from seva_jax.runtime.progress import Progress
 from seva_jax.runtime.read_ahead import READERS
 from seva_jax.text.encode import EncodedTree, Encoder
@@ -121,6 +122,7 @@ def _spread(lengths: np.ndarray) -> str:
     return f"{low:,.0f} to {most:,.0f} tokens, median {middle:,.0f}, 95 % up to {high:,.0f}"
 
 
+@no_search_for_cycles()
 def check(
     data: PromptSet, encoder: Encoder | None, bar: Callable[[str, int, str], Progress]
 ) -> Checked:

@@ -27,6 +27,7 @@ from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.data.unique import UniqueIds
 from seva_jax.images.folder import ImageFiles
 from seva_jax.images.load import decode_image, require_link_roots
+from seva_jax.runtime.garbage import no_search_for_cycles
 from seva_jax.runtime.stores import as_path
 from seva_jax.types import IMAGE_MARKER, Comparison, DataError, ExampleError, Prompt, View
 
@@ -339,6 +340,7 @@ def _checked(
         yield error
 
 
+@no_search_for_cycles()
 def _collect(
     source: str, images: Images, records: Records[Example], limit: int
 ) -> tuple[list[Example], collections.Counter[str], list[str]]:

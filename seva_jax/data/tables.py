@@ -16,6 +16,7 @@ from seva_jax.data.fields import LFS, Record, pointer_error
 from seva_jax.data.splits import of_split, shard_split
 from seva_jax.images.load import files_below
 from seva_jax.runtime.files import read_bytes
+from seva_jax.runtime.garbage import no_search_for_cycles
 from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError, ExampleError
 
@@ -96,7 +97,8 @@ def json_list(path: str) -> Iterator[Record]:
         DataError: the file cannot be read, or does not hold a JSON list.
     """
     try:
-        records = json.loads(read_bytes(path).decode("utf-8-sig"))
+        with no_search_for_cycles():
+            records = json.loads(read_bytes(path).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
     except (ValueError, RecursionError) as error:
