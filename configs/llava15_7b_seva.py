@@ -76,5 +76,5 @@ def get_config():
             # SeVa: the projector is trained too, at the same learning rate.
             trained=("lora", "projector"),
         ),
-        compute=ComputeOptions(param_dtype="bfloat16", dtype="bfloat16", remat="layers"),
+        compute=ComputeOptions(param_dtype="bfloat16", dtype="bfloat16", remat="auto"),
     )

@@ -19,7 +19,7 @@ COMMANDS = {  # name -> module with main(argv), and what it does
     "data": ("seva_jax.data.__main__", "checks, shows, converts and copies data"),
     "evaluate": ("seva_jax.evaluate", "asks benchmarks of a base model or of an aligned one"),
     "convert": ("seva_jax.convert.__main__", "exports a result for transformers, PEFT or LLaVA"),
-    "plan": ("seva_jax.plan.__main__", "estimates memory and time on a TPU slice, without one"),
+    "plan": ("seva_jax.plan.__main__", "estimates memory and time on TPUs and GPUs, without them"),
     "report": (
         "seva_jax.report.__main__",
         "writes the page of a run, or of several",

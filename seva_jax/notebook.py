@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 import jax
 import numpy as np
 
-from seva_jax.batches.encoded import encode_comparisons, fitting_trees
+from seva_jax.batches.encoded import encode_comparisons
+from seva_jax.batches.fitting import fitting_trees
 from seva_jax.batches.image_inputs import Pixels
 from seva_jax.batches.pipeline import ComparisonRows, RowShapes
 from seva_jax.config import ComputeOptions
@@ -108,7 +109,7 @@ class Model:
         beside = None
         if self._other is not None and "opened" in vars(self._other()):
             beside = self._other().opened
-        return self.found.load(self._mesh, beside)
+        return self.found.load(self._mesh, beside, self._mesh.shape["tensor"])
 
     @property
     def base(self) -> Model:

@@ -30,7 +30,7 @@ from seva_jax.convert import (
 from seva_jax.convert.processor import image_processing
 from seva_jax.images import ImageProcessing
 from seva_jax.inference.sampler import PromptBatch, generate
-from seva_jax.models import Llava, LlavaConfig
+from seva_jax.models import Llava, LlavaConfig, unstack
 from seva_jax.runtime.stores import as_path
 from seva_jax.text import Sampling
 from seva_jax.text.tokenizer import load_tokenizer
@@ -49,7 +49,7 @@ class PretrainedLlava:
     Attributes:
         directory: the directory it was read from.
         config: the architecture.
-        params: the "params" collection.
+        params: the "params" collection of `model`, whose decoder layers are not stacked.
         special: stop and pad tokens for generation.
         dtype: dtype of parameters and computation.
         tower: the CLIP directory, where the model is in the original LLaVA's layout; else None.
@@ -83,7 +83,7 @@ class PretrainedLlava:
     @property
     def model(self) -> Llava:
         """The Flax module; `model.apply({"params": params}, ...)`."""
-        return Llava(self.config, dtype=jnp.dtype(self.dtype))
+        return Llava(self.config, dtype=jnp.dtype(self.dtype), stacked=False)
 
     def logits(
         self,
@@ -226,7 +226,8 @@ def from_pretrained(
     tower = tower_directory(directory, vision_tower)
     change = read_adapter(adapter, config) if adapter else None
     params = load_params(directory, config, dtype, tower=tower, adapter=change)
-    return PretrainedLlava(directory, config, params, special, dtype, tower)
+    _, variables = unstack(Llava(config), {"params": params}, free=True)
+    return PretrainedLlava(directory, config, variables["params"], special, dtype, tower)
 
 
 def to_rows(

@@ -1,8 +1,8 @@
 """Bounds of the numbers in a config, written next to the fields: `lr: Annotated[float, ABOVE_0]`.
 
-What lives here: `Range`, `NO_EFFECT` and `ADDED`, the marks that a field's annotation may carry,
-and `out_of_range`, which finds every number outside its bounds. What does not: the bounds of a
-particular field, which are in its annotation, and checks that involve several sections
+What lives here: `Range`, `NO_EFFECT`, `ADDED` and `CountsAs`, the marks that a field's annotation
+may carry, and `out_of_range`, which finds every number outside its bounds. What does not: the
+bounds of a particular field, which are in its annotation, and checks that involve several sections
 (`seva_jax/config/experiment.py`).
 """
 
@@ -74,6 +74,23 @@ class _Added:
 
 
 ADDED = _Added()
+
+
+@dataclasses.dataclass(frozen=True)
+class CountsAs:
+    """Marks a config field one of whose values counts as another one in records and fingerprints.
+
+    `Annotated[str, CountsAs("auto", "layers")]`: a later version may make "auto" the default where
+    "layers" was, and its runs continue those of the version before. Both must give the same results
+    but for rounding.
+
+    Attributes:
+        value: the value.
+        counts_as: the one that it counts as.
+    """
+
+    value: Any
+    counts_as: Any
 
 
 class Bounds(NamedTuple):

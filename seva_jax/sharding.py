@@ -181,6 +181,25 @@ def _grid(devices: list[Any], sizes: list[int]) -> np.ndarray:
     )
 
 
+def answering_mesh(mesh: jax.sharding.Mesh, tensor: int) -> jax.sharding.Mesh:
+    """Returns the mesh on which a model answers: groups of `tensor` devices, each with a copy.
+
+    On TPUs a group is a compact part of the slice, so the order of devices may differ from that of
+    the other mesh.
+
+    Args:
+        mesh: that of training.
+        tensor: devices of a group; divides the number of devices.
+
+    Raises:
+        DataError: a group would span several slices.
+    """
+    sizes = [mesh.size // tensor, 1, tensor]
+    if list(mesh.devices.shape) == sizes:
+        return mesh
+    return jax.sharding.Mesh(_grid(list(mesh.devices.flat), sizes), AXES)
+
+
 def process_row_share(mesh: jax.sharding.Mesh) -> tuple[int, int]:
     """Returns the share of a batch's rows that this process prepares: (index, number of shares).
 

@@ -178,9 +178,8 @@ def run(config: Experiment, siblings: Sequence[Path] = (), table: StageTable = s
 def log_pairs_and_align(ctx: RunContext, out: Outputs) -> str:
     """Shows a few pairs to the loggers, then trains the policy with the objective."""
     processing, load_image = ctx.assets.processing, out.prompts.load_image
-    ctx.workdir.log_pairs(
-        lambda: logged_pairs(ctx.config, processing, load_image, out.comparisons.comparisons)
-    )
+    pairs = out.comparisons.comparisons  # on all processes
+    ctx.workdir.log_pairs(lambda: logged_pairs(ctx.config, processing, load_image, pairs))
     return run_alignment(ctx, out)
 
 

@@ -57,7 +57,7 @@ CHECKPOINTS, FINITE = "test_checkpoints.py::test_", "test_nonfinite.py::test_"
 # What other readers of safetensors do.
 BELIEVE = """with open(path, "rb") as file:
             found = __import__("json").loads(file.read(int.from_bytes(file.read(8), "little")))
-            return [Tensor(shown, k, tuple(v["shape"]), v["dtype"]) for k, v in found.items()]"""
+            return [Tensor(shown, k, tuple(v["shape"]), v["dtype"], 0) for k, v in found.items()]"""
 
 # fmt: off
 BREAKS = (
@@ -79,6 +79,9 @@ BREAKS = (
           "test_saving.py::test_never_more_than_an_interval"),
     Break("R1", "kill in training", "seva_jax/training/loop.py", "the data start over",
           "data.set_state(position)", "pass", KILLS, slow=True),
+    Break("R1", "kill in training", "seva_jax/training/compiled_step.py",
+          "it chooses again what to recompute", "REMATS[REMATS.index(kept) :], 0.0", "REMATS, ROOM",
+          "test_remat.py::test_a_resumed_run_keeps_what_it_chose"),
     Break("R1", "kill in the rollouts", "seva_jax/run/rollouts.py",
           "finished answers are asked again", "num_done = len(journal.resume())", "num_done = 0",
           KILLS, slow=True),

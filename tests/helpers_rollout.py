@@ -6,6 +6,7 @@ import numpy as np
 from helpers_devices import mesh_of
 from tiny_models import TINY
 
+from seva_jax.corrupt.sequence import captioned
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.models import Llava
@@ -25,6 +26,22 @@ PROMPTS = [
     Prompt(f"p{i}", " ".join(["what is it"] + ["a b c d e"] * (i % 3)), (f"{i}",) * (i % 4 != 3))
     for i in range(23)
 ]
+
+
+def _mixed(i):
+    """Makes one of two kinds of prompts: short ones without images, and long ones with up to two.
+
+    All have captions, and three cannot be answered.
+    """
+    long = i % 4 == 1
+    words = {6: "a b c " * 40, 7: "</s>"}.get(i, "what is it")
+    captions = ["a b c d e"[: 5 + 2 * (i % 3)]] * (8 if long else 2)
+    meta = {"question": words, "captions": captions}
+    images = tuple(map(str, range(i, i + 1 + i % 2 * (i % 3 > 0)))) if long else ()
+    return Prompt(f"m{i}", captioned(words, captions), images, meta)
+
+
+MIXED = [_mixed(i) for i in range(96)]
 SAMPLING = Sampling(12, temperature=1.5)
 
 

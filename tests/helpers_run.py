@@ -25,6 +25,7 @@ from typing_extensions import override
 
 from seva_jax.config.base_models import TrainedBase
 from seva_jax.config.config_files import config_directory, read_config
+from seva_jax.inference import rollouts
 from seva_jax.models import LoraConfig
 from seva_jax.pairs import PairBuilder
 from seva_jax.runtime import files
@@ -81,9 +82,15 @@ def _commit_slowly(seconds):
 
 
 def get_config():
-    """Returns the default run, tiny; with COMMIT_S in the environment commits are slow."""
+    """Returns the default run, tiny.
+
+    With COMMIT_S in the environment commits are slow; with CROWDED the device seems too small for
+    the layers in both forms, that of training and that of answering.
+    """
     if "COMMIT_S" in os.environ:
         _commit_slowly(float(os.environ["COMMIT_S"]))
+    if "CROWDED" in os.environ:
+        rollouts.is_crowded = lambda *_: True
     from helpers_run import MadeUpPairs  # by a name that the run's own config.py can import
 
     tiny = read_config(config_directory() / "tiny.py")

@@ -12,6 +12,8 @@ from seva_jax.runtime import processes, shutdown
 print("ready", flush=True)
 with processes.joined(processes.ProcessOptions(grace_s=float(sys.argv[1]))):
     print("joined", flush=True)
+    for _ in range({"gathers": 1, "waits": 2}.get(sys.argv[2], 0)):
+        processes.gather(None)  # returns once every process has called it
     end = time.monotonic() + 60
     while time.monotonic() < end:
         if sys.argv[2] == "asks" and shutdown.stop_agreed():

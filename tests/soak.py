@@ -41,7 +41,8 @@ def soak(workdir, steps, leak=""):
     argv = ("--train.log-every", str(every), "--train.save-every", str(every))
     sizes = [x for i in range(5) for x in (f"--evals.{i}.prompts.num", "4")]
     run = tiny_run(workdir, *argv, *sizes)
-    engine = run.engine({"params": random_base(run)})
+    base = {"params": random_base(run)}
+    engine = run.engine(base, base)
     samples, held, start = [], [], time.process_time()
 
     def look(step, values):

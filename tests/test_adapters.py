@@ -30,7 +30,7 @@ from seva_jax.batches.trees import RowShape
 from seva_jax.config import Checkpoint, config_directory, read_config
 from seva_jax.convert import load_params, lora_of, read_adapter, read_lora
 from seva_jax.models import Llava, LoraConfig, abstract_stored, abstract_variables
-from seva_jax.plan.__main__ import PlanOptions, variants
+from seva_jax.plan.options import PlanOptions, variants
 from seva_jax.plan.program import lower_step
 from seva_jax.sharding import MeshShape, placed, variable_shardings
 from seva_jax.types import DataError
@@ -220,7 +220,10 @@ def test_llava_s_own_directory(tmp_path):
     (tmp_path / "a" / "config.json").write_text(json.dumps({"mm_hidden_size": 16}))
     expected = expected_tensors(pairs, lambda _: 3 / 2, PROJECTOR)
     model = seva_jax.from_pretrained(base, adapter=tmp_path / "a")
-    found = their_tensors(jax.tree.map(np.asarray, model.params))
+    language = dict(model.params["language"])
+    layers = [language.pop(f"layers_{i}") for i in LAYERS]
+    language["layers"] = jax.tree.map(lambda *parts: np.stack(parts), *layers)
+    found = their_tensors(jax.tree.map(np.asarray, model.params | {"language": language}))
     for name, values in found.items():
         np.testing.assert_allclose(values, expected[name], rtol=0, atol=1e-5, err_msg=name)
     # The same files fit the Hugging Face layout of the same model.

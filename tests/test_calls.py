@@ -19,6 +19,7 @@ from seva_jax.config import (
 from seva_jax.data import PromptSet
 from seva_jax.images import ImageProcessing
 from seva_jax.images.compose import Box
+from seva_jax.inference import rollouts
 from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.run.context import RunContext
 from seva_jax.run.recorded_model import RecordedModel
@@ -83,7 +84,8 @@ def make(variables, tmp_path, monkeypatch, one_device):
 
         monkeypatch.setattr(RolloutEngine, "answer", answer_some)
         data = PromptSet(PROMPTS, load)
-        return RecordedModel(RunContext.open(config), data, loaded), asked, loads
+        ctx = RunContext.open(config)
+        return RecordedModel(ctx, data, loaded, lambda: variables), asked, loads
 
     return make
 
@@ -143,6 +145,17 @@ def test_nothing_asked_loads_nothing(make):
     calls, _, loads = make()
     assert calls.answer("none", [], SAMPLING) == []
     assert not loads
+
+
+def test_weights_move_once_for_all_calls(make, monkeypatch):
+    """A builder may ask several times, and measure in between."""
+    moves, form = [], rollouts.answering_form
+    monkeypatch.setattr(rollouts, "answering_form", lambda *args: moves.append(1) or form(*args))
+    calls, asked, loads = make()
+    for name in ("a", "b"):
+        calls.answer(name, PROMPTS[:2], SAMPLING)
+    assert len(asked) == 4
+    assert (len(moves), len(loads)) == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "a.b", "a\0b", "/etc"])

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import enum
+import hashlib
 import importlib
 import json
 import math
@@ -344,6 +345,9 @@ PROBLEMS = {
     "compute.attention cudnn computes in bfloat16": {
         "compute": ComputeOptions(attention="cudnn", dtype="float32")
     },
+    "compute.attention tokamax computes in bfloat16": {
+        "compute": ComputeOptions(attention="tokamax", dtype="float32")
+    },
     "does not divide into": {"train": TrainOptions(batch_size=10, micro_batches=4)},
     "corrupt is empty": {"corrupt": ()},
     "train.trained is empty": {"train": TrainOptions(trained=()), "lora": LoraConfig(rank=0)},
@@ -618,6 +622,17 @@ def test_flatten_tells_classes_and_lengths_apart():
     assert len({fingerprint(e) for e in [base, *others]}) == 1 + len(others)
 
 
+@pytest.mark.parametrize("num", [0, 1, 1000, 1001, 2500])
+def test_the_fingerprint_of_many_values_is_that_of_their_list(num):
+    """It is made of pieces; what earlier versions stored has that of the whole list."""
+    values = [{"id": i, "b": [i, "ü"], "a": None} for i in range(num)]
+    whole = json.dumps(["x", values, 1], sort_keys=True)
+    expected = hashlib.sha256(whole.encode()).hexdigest()[:16]
+    assert fingerprint("x", iter(values), 1) == fingerprint("x", values, 1) == expected
+    alone = json.dumps([values], sort_keys=True)
+    assert fingerprint(iter(values)) == hashlib.sha256(alone.encode()).hexdigest()[:16]
+
+
 def _other(value):
     """Returns another value of the same type."""
     if isinstance(value, bool):
@@ -648,7 +663,7 @@ def _unshared(value):
 
 NO_EFFECT = {
     *("workdir", "take_from", "strict", "mesh", "processes", "report", "profile", "loggers"),
-    "curriculum",
+    *("curriculum", "rollout.tensor"),
     *(f"train.{x}" for x in ("save_every_s", "save_every", "log_every", "max_nonfinite")),
     *("train.read_processes", "take_from", "take_training"),
 }
@@ -790,9 +805,10 @@ def test_the_walk_over_config_classes_is_not_empty():
     assert described(types.SimpleNamespace) == set()
 
 
-def test_cudnn_without_a_gpu_is_refused(tmp_path):
+@pytest.mark.parametrize("kind", ["cudnn", "tokamax"])
+def test_a_kernel_for_gpus_without_a_gpu_is_refused(tmp_path, kind):
     tiny = read_config(config_directory() / "tiny.py")
-    compute = ComputeOptions(attention="cudnn", dtype="bfloat16")
+    compute = ComputeOptions(attention=kind, dtype="bfloat16")
     with pytest.raises(DataError, match=r"devices are cpus: set --compute\.attention auto"):
         RunContext.open(dataclasses.replace(tiny, compute=compute, workdir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()

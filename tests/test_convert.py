@@ -14,9 +14,11 @@ from helpers_llava import random_params, their_tensors, write_llava
 from safetensors.numpy import save_file
 from tiny_models import TINY_HF
 
-from seva_jax.convert import load_params, read_llava_config
+from seva_jax.convert import load, load_params, placing, read_llava_config
 from seva_jax.convert.table import TABLE, PatchKernel, Transform, Transposed, canonical
-from seva_jax.models import Llava, abstract_params
+from seva_jax.convert.tensors import assign
+from seva_jax.models import Llava, abstract_params, abstract_variables
+from seva_jax.sharding import MeshShape, variable_shardings
 from seva_jax.types import DataError
 
 EMBEDDING = "language_model.model.embed_tokens.weight"
@@ -144,6 +146,63 @@ def test_shardings(directory, params):
     loaded = load_params(directory, TINY_HF, "float32", shardings)
     equal(loaded, params)
     assert jax.tree.map(lambda leaf: leaf.sharding, loaded) == shardings
+
+
+@pytest.mark.parametrize("mesh", [None, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_accelerators_transpose_kernels(directory, tensors, monkeypatch, mesh):
+    """The same bits on the same devices, and the host copies no kernel that it reads."""
+    save_file(
+        {k: v.astype(jnp.bfloat16) for k, v in tensors.items()}, directory / "model.safetensors"
+    )
+    boxed = abstract_variables(Llava(TINY_HF))["params"]
+    shardings = mesh and variable_shardings(MeshShape(**mesh).make(), boxed)
+    expected = load_params(directory, TINY_HF, "bfloat16", shardings)
+    copied, reader = [], load._reader
+
+    def recording(row, *arguments):
+        copied.append(row)
+        return reader(row, *arguments)
+
+    monkeypatch.setattr(load, "transposes", lambda sharding, shape: True)
+    monkeypatch.setattr(load, "_reader", recording)
+    loaded = load_params(directory, TINY_HF, "bfloat16", shardings)
+    assert set(copied) == {row for row in TABLE if not isinstance(row.transform, Transposed)}
+
+    def same(ours, theirs):
+        assert (ours.dtype, ours.sharding) == (theirs.dtype, theirs.sharding)
+        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+
+    jax.tree.map(same, loaded, expected)
+    # Values that have to be cast are, on the host.
+    equal(
+        load_params(directory, TINY_HF, "float32", shardings),
+        jax.tree.map(lambda x: x.astype(jnp.float32), expected),
+    )
+
+
+def test_transposed_stacks_reuse_their_memory():
+    """A device holds a layer in addition to the stack, whatever the number of layers."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    stack = jax.ShapeDtypeStruct((16, 64, 128), jnp.bfloat16, sharding=sharding)
+    layer = jax.ShapeDtypeStruct((128, 64), jnp.bfloat16, sharding=sharding)
+    memory = placing._with_layer(sharding).lower(stack, layer, 3).compile().memory_analysis()
+    assert memory.alias_size_in_bytes == 16 * 64 * 128 * 2
+    assert memory.temp_size_in_bytes <= 2 * 64 * 128 * 2
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 16), (7, 33), (64, 48), (3, 15), (0, 5), (5, 0)])
+def test_transposed_values_are_assigned(dtype, shape):
+    values = np.random.default_rng(0).normal(size=shape[::-1]).astype(dtype)
+    wider = np.concatenate([values, values], axis=1)[:, : shape[0]]  # its rows are no neighbours
+    for theirs in (values, wider):
+        stack = np.zeros((2, shape[0], shape[1] + 3), dtype)
+        assign(stack[1, :, : shape[1]], theirs.T)
+        assert stack[1, :, : shape[1]].tobytes() == theirs.T.tobytes()
+        assert not stack[0].any()
+        cast = np.zeros(shape, np.float32)
+        assign(cast, theirs.T)
+        np.testing.assert_array_equal(cast, theirs.T.astype(np.float32))
 
 
 @pytest.mark.parametrize(

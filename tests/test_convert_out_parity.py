@@ -19,6 +19,7 @@ from safetensors import safe_open  # noqa: E402
 from transformers import LlavaForConditionalGeneration  # noqa: E402
 
 import seva_jax  # noqa: E402
+from seva_jax.convert import load_params  # noqa: E402
 from seva_jax.convert.__main__ import open_source  # noqa: E402
 from seva_jax.convert.peft import to_peft  # noqa: E402
 from seva_jax.convert.rewrite import to_hf  # noqa: E402
@@ -47,7 +48,7 @@ def run(tmp_path_factory):
     base = seva_jax.from_pretrained(directory)
     source = open_source(root / "run")
     batch = to_rows(base.config, ids, pixels, None)
-    variables = merge({"params": base.params}, trained)
+    variables = merge({"params": load_params(directory, base.config)}, trained)
     causal = np.tril(np.ones((12, 12), bool))[None].repeat(2, 0)
     positions = np.arange(12)[None].repeat(2, 0)
     ours = Llava(base.config, lora=source.lora).apply(

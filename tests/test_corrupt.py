@@ -3,6 +3,8 @@
 What the operations mean is checked against PIL in `test_corrupt_semantics.py`.
 """
 
+import hashlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -416,3 +418,16 @@ def test_bad_parameters_are_refused(make, message):
 def test_apply_pixels_refuses_bad_images(corruption, image, message):
     with pytest.raises(DataError, match=message):
         corrupt.apply_pixels(corruption, jax.random.key(0), image)
+
+
+def test_keys_of_many_rows_are_those_of_each():
+    """One call gives what folding the words in one by one gives."""
+    names = [f"prompt {i}/answer" for i in range(9)]
+    words = np.stack([base.key_words(name, i) for i, name in enumerate(names)])
+    found = jax.random.key_data(base.corruption_keys(2**31 + 7, words))
+    for i, name in enumerate(names):
+        key = jax.random.key(2**31 + 7, impl="threefry2x32")
+        digest = hashlib.sha256(name.encode()).digest()
+        for word in (*(int.from_bytes(digest[a : a + 4], "little") for a in (0, 4)), i):
+            key = jax.random.fold_in(key, np.uint32(word))
+        np.testing.assert_array_equal(found[i], jax.random.key_data(key))

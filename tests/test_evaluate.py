@@ -353,7 +353,7 @@ def test_only_what_concerns_the_model_is_compared():
         optim=dataclasses.replace(stored.optim, lr=0.5),
         text=dataclasses.replace(stored.text, train=PLAIN),
         mesh=MeshShape(data=2, fsdp=1),
-        rollout=dataclasses.replace(stored.rollout, batch_size=5, refill=1),
+        rollout=dataclasses.replace(stored.rollout, batch_size=5, refill=1, tensor=2),
         compute=dataclasses.replace(stored.compute, attention="plain", remat="matmuls"),
         workdir="elsewhere",
     )

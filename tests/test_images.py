@@ -281,3 +281,14 @@ def test_resolve_reports_missing(folder, name):
     with pytest.raises(ExampleError, match="no such image") as info:
         resolve_image(folder, name)
     assert info.value.reason == "missing image"
+
+
+@pytest.mark.parametrize("size", [(700, 801), (2**18 + 5, 3), (3, 2**18 + 5), (512, 1024)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_large_images_are_copied_in_strips(size, mode):
+    """The pixels are those that Pillow gives in one piece."""
+    levels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3)[: 2 + (mode == "RGB")])
+    file = io.BytesIO()
+    Image.fromarray(levels.astype(np.uint8)).save(file, "PNG", compress_level=0)
+    expected = levels if mode == "RGB" else np.repeat(levels[..., None], 3, axis=2)
+    np.testing.assert_array_equal(decode_image(file.getvalue()), expected)

@@ -1,5 +1,6 @@
 """The commands of the page about launching: what can be tried of them without a project."""
 
+import csv
 import re
 import shlex
 import subprocess
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from seva_jax.config import flatten
 from seva_jax.config.command_line import load_experiments
+from seva_jax.plan.__main__ import main as plan
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,3 +49,29 @@ def test_every_command_names_what_is_there():
         if words[:2] == ["python", "-m"]:
             path = ROOT / words[2].replace(".", "/")
             assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), words[2]
+
+
+def test_the_table_of_whole_runs_is_what_the_planner_says(tmp_path, monkeypatch):
+    """Its commands give its rows, in any order."""
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "launch" / "README.md").read_text()
+    section = text.partition("### SeVa-7B from prompts to evaluation")[2].partition("\n### ")[0]
+    first, *rest = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)[0].splitlines()
+    beginning = shlex.split(first)[0].partition("seva_jax.plan ")[2].split()
+    planned = []
+    for number, line in enumerate(rest):
+        file = tmp_path / f"{number}.csv"
+        plan([*beginning, *line.split()[1:], "--csv", str(file)])
+        planned += csv.DictReader(file.read_text().splitlines())
+    columns = (
+        *("answering data x tensor", "rows", "ms/token step", "rollouts min", "reference min"),
+        *("training min", "evaluation min", "whole run min", "chip-hours", "min at measured rates"),
+    )
+    found = [[row["model"].split()[-1], *(row[name] for name in columns)] for row in planned]
+    table = [line.strip("| ").split(" | ") for line in section.splitlines() if "LoRA r=" in line]
+    written = [
+        [model.split()[1].rstrip(","), where.partition(",")[0], *numbers]
+        for model, _, where, *numbers in table
+    ]
+    assert len(written) == 6
+    assert sorted(written) == sorted(found)

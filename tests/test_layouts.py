@@ -10,6 +10,7 @@ from helpers_trees import OPTIONS, example, pack, shape_of
 from tiny_models import random_variables
 
 from seva_jax.inference.sampler import PromptBatch, generate
+from seva_jax.models import unstack
 from seva_jax.objectives import DPO
 from seva_jax.sharding import process_row_share, put_batch
 from seva_jax.text.sampling import Sampling
@@ -100,7 +101,8 @@ def test_answers(shape, variables):
             placed_batch, keys = put_batch(mesh, (batch, key_data))
             keys = jax.random.wrap_key_data(keys)
             with jax.set_mesh(mesh):
-                out = generate(MODEL, on_mesh, placed_batch, keys, sampling, (2,), 0)
+                model, separate = unstack(MODEL, on_mesh)
+                out = generate(model, separate, placed_batch, keys, sampling, (2,), 0)
             found.append(np.asarray(out))
         np.testing.assert_array_equal(*found)
 

@@ -19,6 +19,7 @@ from seva_jax.corrupt import apply_pixels, corruption_key
 from seva_jax.data.files import QuestionsJsonl
 from seva_jax.data.json_records import read_comparisons
 from seva_jax.images.load import as_rgb
+from seva_jax.inference import answering_layout
 from seva_jax.notebook import Model
 from seva_jax.report.pair_view import Pair
 from seva_jax.run.reference import RECORDS
@@ -101,6 +102,24 @@ def test_scores_are_the_reference_log_probs(model, finished):
     np.testing.assert_allclose(alone.logps, scored[0].logps, rtol=0, atol=1e-5)
     aligned = model.score(pair.load_images()[0], pair.question, answers)
     assert np.abs(aligned[0].logps - scored[0].logps).max() > 1e-3
+
+
+def test_a_device_too_small_for_both_forms_of_the_layers(finished, monkeypatch):
+    """Answers and scores take turns with them, also of two models that share them."""
+    pair = seva_jax.open(str(finished)).pairs()[0]
+    image, question, chosen = pair.load_images()[0], pair.question, pair.chosen
+
+    def ask(crowded):
+        model = seva_jax.open(str(finished))
+        for one in (model, model.base, model):
+            layers = one.opened.variables["params"]["language"]["layers"]
+            yield one.answer(image, question), one.score(image, question, chosen).total
+            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(layers)) == crowded
+
+    usual = list(ask(crowded=False))
+    monkeypatch.setattr(answering_layout, "device_limit", lambda: 1)
+    assert list(ask(crowded=True)) == usual
+    assert usual[0] == usual[2] != usual[1]
 
 
 def test_scores_have_the_template_of_training(model):

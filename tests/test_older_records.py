@@ -46,6 +46,27 @@ def test_new_fields_of_every_class_are_marked(now):
     assert not changed
 
 
+def test_a_new_default_counts_as_the_one_before(now, tmp_path):
+    """The published config of now continues what it began then, and the other way round."""
+    there = RECORDED["runs"]["llava15_7b_seva"]
+    (tmp_path / "config.py").write_text(there["config.py"])
+    layers = dataclasses.replace(read_config(tmp_path / "config.py"), workdir=str(tmp_path))
+    auto, none = (
+        dataclasses.replace(layers, compute=dataclasses.replace(layers.compute, remat=remat))
+        for remat in ("auto", "none")
+    )
+    assert layers.compute.remat == there["config.json"]["compute.remat"] == "layers"
+    assert now.stage_fingerprints(auto) == there["stages"] != now.stage_fingerprints(none)
+    (tmp_path / "config.json").write_text(json.dumps(there["config.json"]))
+    (tmp_path / "stages.json").write_text(json.dumps({"pairs": {"fingerprint": "", "summary": ""}}))
+    for same in (auto, layers):
+        Workdir.open(same).close()
+        with pytest.raises(
+            DataError, match=rf"compute\.remat: '{same.compute.remat}' there, 'none'"
+        ):
+            Workdir.open(none)
+
+
 @dataclasses.dataclass(frozen=True)
 class Added(DPO):
     """DPO of a later version."""

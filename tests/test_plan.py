@@ -1,5 +1,6 @@
 """The planner: operations, loops and collectives are counted right; what it refuses."""
 
+import csv
 import dataclasses
 import importlib.util
 import os
@@ -20,10 +21,12 @@ from seva_jax.config.command_line import load_experiment
 from seva_jax.config.config_files import config_directory, read_config
 from seva_jax.config.experiment import check
 from seva_jax.models import LlavaConfig
-from seva_jax.plan.__main__ import PlanOptions, main, row_shape, variants
+from seva_jax.plan.__main__ import main
 from seva_jax.plan.chips import Topology
 from seva_jax.plan.hlo import collective_bytes
+from seva_jax.plan.options import PlanOptions, row_shape, variants
 from seva_jax.plan.program import lower_rollout, lower_step
+from seva_jax.plan.table import describe
 from seva_jax.sharding import MeshShape
 from seva_jax.text.sampling import Sampling
 from seva_jax.training.flops import forward, hardware_flops
@@ -251,7 +254,7 @@ def test_libtpu_knows_the_preset():
 
 @needs_libtpu
 @pytest.mark.slow
-def test_the_command(capsys, tmp_path):
+def test_the_command(capsys, tmp_path, monkeypatch):
     """It plans the tiny model of the default run on two slices, and refuses some batches."""
     arguments = [
         "--size",
@@ -264,18 +267,29 @@ def test_the_command(capsys, tmp_path):
         "8",
     ]
     file = tmp_path / "plan.csv"
+    planned = []
+    monkeypatch.setattr(
+        "seva_jax.plan.__main__.describe", lambda row: planned.append(row) or describe(row)
+    )
     main([
         *("--topology", "v5e:2x2", "v6e:2x2", "--fsdp", "2", "--tensor", "2", "16"),
+        *("--rollout-tensor", "1", "2"),
         *("--csv", str(file), "--html", str(file.with_suffix(".html")), *arguments),
     ])  # fmt: skip
     shown = capsys.readouterr().out
-    assert shown.count("binds") == 3
-    assert shown.count("Left out: ") == 2
+    assert shown.count("those of compiled programs") == 4
+    assert shown.count("Left out: ") == 4
     assert "fewest chip-hours that fit, base LoRA r=32: " in shown
-    assert len(file.read_text().splitlines()) == 3
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    assert [row["answering data x tensor"] for row in rows] == ["4 x 1", "2 x 2"] * 2
+    assert {row["rollouts min"] for row in rows} != {"-"}
+    # Where every chip has all weights, a token step only adds up how many rows are done, an int32.
+    sent = [row.plan.rollout.layout.token.sent for row in planned]
+    assert sent[::2] == [4 * 2 * 3 / 4] * 2
+    assert min(sent[1::2]) > 1000
     page = file.with_suffix(".html").read_text()
-    assert page.count('<figure class="chart">') == 4
-    assert page.count("Left out: base LoRA r=32 on v") == 2
+    assert page.count('<figure class="chart">') == 5
+    assert page.count("Left out: base LoRA r=32 on v") == 4
     assert "v6e:2x2" in page
     with pytest.raises(SystemExit, match=r"must be a multiple of 4 .* nearest is 8"):
         main(["--topology", "v5e:2x2", "--batch", "6", "--fsdp", "4", *arguments])

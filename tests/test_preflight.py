@@ -192,6 +192,13 @@ def test_weights_that_cannot_fit(experiment, monkeypatch):
     assert sizes[-1] < needed
 
 
+def test_devices_that_cannot_share_a_model_that_answers(experiment):
+    rollout = dataclasses.replace(experiment.rollout, tensor=2)
+    said = refused(dataclasses.replace(experiment, rollout=rollout))
+    assert said.startswith("rollout.tensor 2 must divide the 1 device(s) and what it splits")
+    assert said.endswith("; set --rollout.tensor to one of 1, 0 (0 chooses)")
+
+
 def test_problems_of_several_processes_are_those_of_all(monkeypatch):
     monkeypatch.setattr("seva_jax.runtime.processes.gather", lambda mine: [mine, ["b"], ["a", "b"]])
     with pytest.raises(DataError) as caught:

@@ -10,18 +10,21 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers_first import command
 from helpers_run import environment
+from jax.experimental import multihost_utils
 
 from seva_jax.run.rollouts import read_rollouts
 from seva_jax.runtime import processes
-from seva_jax.runtime.processes import ProcessOptions, gather, join
+from seva_jax.runtime.processes import ProcessOptions, gather, gather_bytes, join
 from seva_jax.types import DataError
 
 ROOT = Path(__file__).parent.parent
@@ -88,13 +91,16 @@ def alone(begun):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_processes", "mesh"), [(2, (2, 2, 1)), (4, (1, 2, 2))], ids=str)
-def test_processes_equal_one(alone, tmp_path, num_processes, mesh):
-    """It holds for DPO, rollouts, reference and evaluation; with tensor 2 two share their rows."""
+@pytest.mark.parametrize(
+    ("num_processes", "mesh", "answering"), [(2, (2, 2, 1), 2), (4, (1, 2, 2), 2)], ids=str
+)
+def test_processes_equal_one(alone, tmp_path, num_processes, mesh, answering):
+    """It holds for DPO, rollouts, reference and evaluation; with tensor some share their rows."""
     data, fsdp, tensor = mesh
     out = launch(
         tmp_path / "run", num_processes, 4 // num_processes,
         *("--mesh.data", data, "--mesh.fsdp", fsdp, "--mesh.tensor", tensor),
+        *("--rollout.tensor", answering),
     )  # fmt: skip
     assert "[0] report:" in out
     assert "[1] report:" not in out
@@ -259,6 +265,37 @@ def test_what_a_process_waits_for_is_said_early(monkeypatch, capsys):
 
 def test_one_process_has_nothing_to_join():
     assert gather({"a": [1, "ü"]}) == [{"a": [1, "ü"]}]
+
+
+def test_bytes_are_exchanged_in_pieces(monkeypatch):
+    """Threads stand for processes; what they have is longer than a piece, shorter, or nothing."""
+    everyone = [bytes(range(11)) * 3, b"x", b""]
+    slots, barrier, widths = [np.empty(0)] * 3, threading.Barrier(3, timeout=30), set()
+    local = threading.local()
+
+    def allgather(value):
+        slots[local.number] = np.asarray(value)
+        barrier.wait()
+        together = np.stack(slots)
+        barrier.wait()
+        widths.add(together[0].size)
+        return together
+
+    def process(number):
+        local.number = number
+        return gather_bytes(everyone[number])
+
+    monkeypatch.setattr(multihost_utils, "process_allgather", allgather)
+    monkeypatch.setattr(processes.jax, "process_count", lambda: 3)
+    with ThreadPoolExecutor(3) as pool:
+        monkeypatch.setattr(processes, "_PIECE", 8)
+        assert list(pool.map(process, range(3))) == [everyone] * 3
+        assert widths == {1, 8}  # of the sizes, and of the pieces
+        monkeypatch.setattr(processes, "_PIECE", 2**20)
+        assert list(pool.map(process, range(3))) == [everyone] * 3
+        assert widths == {1, 8, 64}
+        everyone[:] = [b""] * 3
+        assert list(pool.map(process, range(3))) == [everyone] * 3
 
 
 @pytest.mark.parametrize("dies", [0, 1])

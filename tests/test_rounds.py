@@ -30,7 +30,7 @@ from seva_jax.corrupt import DiffusionNoise
 from seva_jax.inference.answer_logps import answer_logps
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import DPO
-from seva_jax.plan.__main__ import PlanOptions, variants
+from seva_jax.plan.options import PlanOptions, variants
 from seva_jax.run.margins import reward_margins
 from seva_jax.run.workdir import StageMetrics, Workdir
 from seva_jax.runtime.run_records import read_metrics, read_stages

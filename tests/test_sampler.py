@@ -7,11 +7,19 @@ import pytest
 from helpers_trees import IMAGE, PATCHES
 from tiny_models import TINY, noisy_variables
 
-from seva_jax.inference.sampler import PromptBatch, choose, generate
+from seva_jax.inference.sampler import (
+    PromptBatch,
+    Sampler,
+    choose,
+    decode,
+    empty_state,
+    generate,
+    refill,
+)
 from seva_jax.models import Llava
 from seva_jax.text.sampling import Sampling
 
-MODEL = Llava(TINY)
+MODEL = Llava(TINY, stacked=False)
 STOP, PAD, NEW, WIDTH = 3, 0, 6, 16
 
 
@@ -115,3 +123,36 @@ def test_top_p_keeps_the_smallest_sufficient_set():
     share = np.bincount(np.asarray(tokens), minlength=4) / 4000
     np.testing.assert_allclose(share, [0.625, 0.375, 0, 0], atol=0.03)
     assert (choose(logits, keys(4000), Sampling(1, temperature=1.0, top_p=0.01)) == 0).all()
+
+
+@pytest.mark.parametrize("cache", ["exact", "int8"])
+def test_narrow_batches_take_the_rows_of_wide_ones(variables, cache):
+    """A row that is refilled with a narrower batch forgets the longer prompt that it answered."""
+    rows, batch = prompts("right")
+    narrow = WIDTH // 2
+    short = [i for i, row in enumerate(rows) if len(row) <= narrow]
+    assert short == [0, 1]
+    few = PromptBatch(*(x[:2] for x in batch))._replace(
+        tokens_BS=batch.tokens_BS[:2, :narrow],
+        mask_BS=batch.mask_BS[:2, :narrow],
+        patch_BS=batch.patch_BS[:2, :narrow],
+    )
+    sampler = Sampler(MODEL, Sampling(NEW), (STOP,), PAD, cache)
+    tags = np.arange(4, dtype=np.int32)
+    state = empty_state(sampler, 4, WIDTH)
+    state = refill(sampler, variables, state, batch, keys(4), tags, tags, 1)
+    state = decode(sampler, variables, state, jnp.int32(4))
+    first = np.asarray(state.out_BT)
+    places = np.array([-1, -1, 0, 1], np.int32)  # of the two rows with the longest prompts
+    assert np.asarray(state.seen_BS)[2:, narrow:].any()
+    state = refill(sampler, variables, state, few, keys(2), tags[:2] + 4, places, 1)
+    np.testing.assert_array_equal(state.seen_BS[2:, :narrow], few.mask_BS)
+    assert not np.asarray(state.seen_BS)[2:, narrow:].any()
+    state = decode(sampler, variables, state, jnp.int32(4))
+    np.testing.assert_array_equal(state.tag_B, [0, 1, 4, 5])
+    np.testing.assert_array_equal(state.out_BT[:2], first[:2])
+    np.testing.assert_array_equal(state.out_BT[2:], first[:2])
+    assert (first[2:] != first[:2]).any(axis=1).all()
+    if cache == "exact":
+        expected = [by_full_passes(variables, rows[i], batch.pixels_BIHWC[i]) for i in short]
+        np.testing.assert_array_equal(state.out_BT[2:], expected)

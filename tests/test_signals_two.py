@@ -91,6 +91,22 @@ def test_all_save_or_none(asks):
         assert not any("everything finished is saved" in p.stdout.read() for p in both)
 
 
+@pytest.mark.parametrize("waits", [0, 1])
+def test_one_ends_while_the_other_waits_for_it(waits):
+    """What the other waits for fails, and it ends as if it had reached its own deadline."""
+    address = f"127.0.0.1:{free_port()}"
+    with contextlib.ExitStack() as stack:
+        both = [
+            start(stack, address, number, "waits" if number == waits else "gathers", 2)
+            for number in range(2)
+        ]
+        for process in both:
+            assert process.stdout.readline() == "joined\n"
+        time.sleep(2)  # one waits for the other
+        both[1 - waits].send_signal(signal.SIGTERM)
+        assert statuses(both) == [Status.STOPPED] * 2
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_signal_while_processes_join(first):
     """It is not forgotten, and the process that joins later is told."""

@@ -5,12 +5,15 @@ import json
 import re
 
 import helpers_formats
+import jax
 import numpy as np
 import pytest
 from helpers_train import opened, replaced, table
 from PIL import Image
 
 from seva_jax import train
+from seva_jax.batches import encoded
+from seva_jax.batches.fitting import fitting
 from seva_jax.config.command_line import load_experiment
 from seva_jax.config.experiment import check
 from seva_jax.corrupt import DiffusionNoise
@@ -20,6 +23,7 @@ from seva_jax.data.messages import TrlPairs
 from seva_jax.data.mixed import Concatenated
 from seva_jax.objectives import DPO, Inherent, ScoreGap
 from seva_jax.report.__main__ import main as report
+from seva_jax.run.outputs import Outputs
 from seva_jax.run.rollouts import RECORDS, read_rollouts
 from seva_jax.run.stages import run_pairs, run_rollouts
 from seva_jax.runtime import files
@@ -81,6 +85,30 @@ def test_stages_of_preferences(tmp_path, capsys):
     assert capsys.readouterr().out.count("done before") == 5
 
 
+def test_a_run_encodes_its_pairs_once(tmp_path, monkeypatch):
+    """From the pairs stage to rows for training; a resumed run encodes what it has stored once."""
+    texts = []
+
+    def counted(comparisons, encoder):
+        texts.extend(comparison.prompt.id for comparison in comparisons)
+        return fitting(comparisons, encoder)
+
+    monkeypatch.setattr(encoded, "fitting", counted)
+    e = experiment(tmp_path)
+    e = dataclasses.replace(
+        e, train=dataclasses.replace(e.train, reference="in_step", eval_fraction=0.25)
+    )
+    out = opened(e)
+    run_pairs(out.ctx, out)
+    resumed = Outputs(out.ctx)
+    for outputs in (out, resumed):
+        assert outputs.held_out_rows is not None
+        assert len(outputs.training_rows) + len(outputs.held_out_rows) == 8
+        assert sorted(texts) == sorted(prompt.id for prompt in out.prompts.prompts)
+        texts.clear()
+    assert resumed.comparisons.comparisons == out.comparisons.comparisons
+
+
 def test_pairs_that_do_not_fit_are_counted(tmp_path):
     """`build_pairs` is one function for rollouts and for preferences."""
     e = experiment(tmp_path)
@@ -134,6 +162,10 @@ def test_training_on_preferences(tmp_path, capsys):
     again = (tmp_path / "again.html").read_text(encoding="utf-8")
     assert again.partition("<h3>Goodput")[0] == page.partition("<h3>Goodput")[0]
 
+    # The stages used what was computed; it is what the files have.
+    for kept, read in zip(run.reference_logps, Outputs(run.ctx).reference_logps, strict=True):
+        assert isinstance(kept, tuple)
+        jax.tree.map(np.testing.assert_array_equal, kept, read)
     stored = files.read_records(run.ctx.workdir.path / "reference.array_record")[1:]
     assert [len(r["logps"]) for r in stored] == [2, 2, 2, 0, 2, 2, 2, 2]
 

@@ -1,22 +1,30 @@
 """Comparisons as token ids, encoded once for the whole run.
 
-What lives here: which comparisons fit the model, and their ids. What does not: text to tokens
-(`seva_jax/text/encode.py`), rows and batches (`pipeline.py`, read next).
+What lives here: the ids of all comparisons, to which every process contributes its share. What does
+not: which of them fit (`fitting.py`), rows and batches (`pipeline.py`, read next).
 """
 
 from __future__ import annotations
 
+import array
 import collections
 import dataclasses
+import io
+import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from typing_extensions import override
 
+from seva_jax.batches.fitting import fitting
 from seva_jax.batches.packing import Sizes
-from seva_jax.batches.trees import RowShape, TreeExample
-from seva_jax.text import EncodedTree, Encoder
-from seva_jax.types import Comparison, ExampleError
+from seva_jax.batches.trees import RowShape, rounded
+from seva_jax.runtime.garbage import no_search_for_cycles
+from seva_jax.runtime.processes import gather_bytes, require_none
+from seva_jax.text import Encoder
+from seva_jax.types import Comparison, DataError, ExampleError
 
 
 class ImageTokens(NamedTuple):
@@ -64,6 +72,67 @@ class EncodedComparison:
     spans: tuple[np.ndarray, ...] | None
 
 
+class _Ids(NamedTuple):
+    """Arrays of token ids, one after another: an object for each would take more than its ids.
+
+    Attributes:
+        flat: all ids, uint16 or int32.
+        bounds: int64, where each array begins, and where the last one ends.
+    """
+
+    flat: np.ndarray
+    bounds: np.ndarray
+
+    def array(self, number: int) -> np.ndarray:
+        """Returns one of the arrays, int32."""
+        first, last = self.bounds[number : number + 2]
+        return self.flat[first:last].astype(np.int32)
+
+
+class EncodedList(Sequence[EncodedComparison]):
+    """Comparisons with their token ids, which are kept in one flat array.
+
+    Args:
+        comparisons: the comparisons.
+        ids: trunk and branches of every tree, tree by tree.
+        firsts: for each comparison, the number of its first array in `ids`.
+        spans: see `EncodedComparison`, for those that have some.
+    """
+
+    def __init__(
+        self,
+        comparisons: list[Comparison],
+        ids: _Ids,
+        firsts: np.ndarray,
+        spans: dict[int, tuple[np.ndarray, ...]],
+    ) -> None:
+        self.comparisons = comparisons
+        self._ids, self._firsts, self._spans = ids, firsts, spans
+
+    @override
+    def __len__(self) -> int:
+        return len(self.comparisons)
+
+    @override
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.select(range(*index.indices(len(self))))
+        index = range(len(self))[index]
+        comparison, at = self.comparisons[index], int(self._firsts[index])
+        trees = []
+        for view in comparison.views:
+            trunk, *branches = map(self._ids.array, range(at, at + 1 + len(view.answers)))
+            trees.append((trunk, tuple(branches)))
+            at += 1 + len(branches)
+        return EncodedComparison(comparison, tuple(trees), self._spans.get(index))
+
+    def select(self, indices: Sequence[int]) -> EncodedList:
+        """Returns some of the comparisons; the ids are not copied."""
+        spans = {new: self._spans[old] for new, old in enumerate(indices) if old in self._spans}
+        chosen = [self.comparisons[i] for i in indices]
+        return EncodedList(chosen, self._ids, self._firsts[list(indices)], spans)
+
+
 @dataclasses.dataclass(frozen=True)
 class EncodedComparisons:
     """The comparisons that fit the model, and why others do not.
@@ -77,7 +146,7 @@ class EncodedComparisons:
         sizes: what each of them needs of a row.
     """
 
-    encoded: Sequence[EncodedComparison]
+    encoded: EncodedList
     tokens: ImageTokens
     drops: collections.Counter[str]
     num_cut: int
@@ -87,94 +156,170 @@ class EncodedComparisons:
     @property
     def comparisons(self) -> list[Comparison]:
         """The comparisons that fit, in order."""
-        return [x.comparison for x in self.encoded]
+        return self.encoded.comparisons
 
     def select(self, indices: Sequence[int]) -> EncodedComparisons:
         """Returns some of the comparisons, in rows of the same shape."""
-        chosen = [self.encoded[i] for i in indices]
         sizes = Sizes(*(x[list(indices)] for x in self.sizes))
-        return dataclasses.replace(self, encoded=chosen, sizes=sizes)
+        return dataclasses.replace(self, encoded=self.encoded.select(indices), sizes=sizes)
 
 
 def encode_comparisons(comparisons: Sequence[Comparison], encoder: Encoder) -> EncodedComparisons:
     """Encodes comparisons, leaving out and counting those whose text does not fit."""
-    tokens = ImageTokens.of(encoder)
-    encoded, examples, num_cut = [], [], 0
-    drops: collections.Counter[str] = collections.Counter()
-    for comparison in comparisons:
-        try:
-            trees, spans = fitting_trees(comparison, encoder)
-        except ExampleError as error:
-            drops[error.reason] += 1
-            continue
-        num_cut += sum(tree.truncated for tree in trees)
-        first, *more = (
-            TreeExample(tree.trunk, tree.branches, np.empty((len(view.prompt.images), 0)))
-            for view, tree in zip(comparison.views, trees, strict=True)
-        )
-        examples.append(dataclasses.replace(first, more=tuple(more)))
-        kept = tuple((tokens.collapse(tree.trunk), tree.branches) for tree in trees)
-        encoded.append(EncodedComparison(comparison, kept, spans))
-    shape = RowShape.covering(examples) if examples else None
-    return EncodedComparisons(encoded, tokens, drops, num_cut, shape, Sizes.of(examples))
+    return _joined(comparisons, encoder, [_encode(comparisons, encoder)])
 
 
-def fitting_trees(
-    comparison: Comparison, encoder: Encoder
-) -> tuple[list[EncodedTree], tuple[np.ndarray, ...] | None]:
-    """Returns the trees of a comparison, and which tokens its marked phrases hold.
-
-    Raises:
-        ExampleError: see `Encoder.encode`; or an answer has a word that the tokenizer lacks; or
-            cutting made two answers of a tree equal, or left no marked phrase.
-    """
-    trees = [
-        encoder.encode(p.question, len(p.images), view.answers, p.start)
-        for view in comparison.views
-        for p in [view.prompt]
-    ]
-    for view, tree in zip(comparison.views, trees, strict=True):
-        for text, ids in zip(view.answers, tree.branches, strict=True):
-            if words := unknown_words(text, ids, encoder):
-                raise ExampleError(
-                    f"{comparison.prompt.id}: the tokenizer has no token for {words[0]!r}, and "
-                    f"{encoder.tokenizer.unk_token} must not be learnt; reword the answer or add "
-                    "the word to the vocabulary",
-                    "unknown word in answer",
-                )
-    if any(t.truncated and len({b.tobytes() for b in t.branches}) < len(t.branches) for t in trees):
-        reason = "equal answers after cutting"
-        raise ExampleError(f"{comparison.prompt.id}: {reason}", reason)
-    if not comparison.spans:
-        return trees, None
-    prompt = comparison.prompt
-    spans = tuple(
-        encoder.marked(prompt.question, len(prompt.images), text, phrases, prompt.start)[: len(ids)]
-        for text, phrases, ids in zip(
-            comparison.answers, comparison.spans, trees[0].branches, strict=True
-        )
-    )
-    if not any(x.any() for x in spans):
-        reason = "no marked phrase"  # they were cut off
-        raise ExampleError(f"{comparison.prompt.id}: {reason}", reason)
-    return trees, spans
-
-
-def unknown_words(text: str, ids: np.ndarray, encoder: Encoder) -> list[str]:
-    """Returns the words of a text that a tokenizer encodes as its unknown token, such as `<unk>`.
+def encode_together(comparisons: Sequence[Comparison], encoder: Encoder) -> EncodedComparisons:
+    """Returns what `encode_comparisons` does; every process encodes its share.
 
     Args:
-        text: the text.
-        ids: the ids that stand for it; without the unknown token there, nothing is looked up.
-        encoder: has the tokenizer.
+        comparisons: the same ones on every process; all of them have to call this.
+        encoder: the encoder, the same likewise.
+
+    Raises:
+        DataError: what encoding a share raised, on every process.
     """
-    tokenizer = encoder.tokenizer
-    unknown = tokenizer.unk_token_id
-    if unknown is None or unknown not in ids:
-        return []
-    words = [
-        word
-        for word in dict.fromkeys(text.split())
-        if unknown in tokenizer(word, add_special_tokens=False).input_ids
-    ]
-    return words or [str(tokenizer.unk_token)]
+    everyone = jax.process_count()
+    if everyone == 1:
+        return encode_comparisons(comparisons, encoder)
+    ends = [len(comparisons) * number // everyone for number in range(everyone + 1)]
+    first, last = ends[jax.process_index() :][:2]
+    problems, part = list[str](), None
+    try:
+        part = _encode(comparisons[first:last], encoder, first)
+    except DataError as error:
+        problems.append(str(error))
+    require_none(problems)
+    assert part is not None
+    parts = [_Part.read(data) for data in gather_bytes(part.written())]
+    return _joined(comparisons, encoder, parts)
+
+
+class _Part(NamedTuple):
+    """Some comparisons as token ids, in arrays of numbers, not lists: there may be millions.
+
+    Attributes:
+        facts_NF: int64, `_FACTS` of each comparison that fits.
+        flat: ids of trunk and branches of every tree, tree by tree: uint16 or int32.
+        lengths: int64, how many of them each trunk or branch has.
+        spans: int8, those of `EncodedComparison` one after another, where there are some.
+        span_lengths: int64, how many each answer has.
+        span_answers: int64, of each comparison with spans, its number and how many answers it has.
+        drops: JSON as uint8, see `EncodedComparisons`.
+    """
+
+    facts_NF: np.ndarray
+    flat: np.ndarray
+    lengths: np.ndarray
+    spans: np.ndarray
+    span_lengths: np.ndarray
+    span_answers: np.ndarray
+    drops: np.ndarray
+
+    def written(self) -> bytes:
+        """Returns the part as bytes."""
+        file = io.BytesIO()
+        np.savez(file, **self._asdict())
+        return file.getvalue()
+
+    @classmethod
+    def read(cls, data: bytes) -> _Part:
+        """Inverts `written`."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return cls(**arrays)
+
+
+# Of a comparison: its number, how many trunks and branches, three of `Sizes`, how many answers, the
+# length of the longest, and how many were cut.
+_FACTS = ("number", "arrays", "length", "targets", "images", "answers", "longest", "cut")
+
+
+@no_search_for_cycles()
+def _encode(comparisons: Sequence[Comparison], encoder: Encoder, first: int = 0) -> _Part:
+    """Encodes comparisons, the first of which has the number `first` among all."""
+    tokens = ImageTokens.of(encoder)
+    dtype = np.uint16 if encoder.largest_id < 2**16 else np.int32
+    flat, lengths, facts = bytearray(), array.array("q"), array.array("q")
+    spans, span_lengths, span_answers = bytearray(), array.array("q"), array.array("q")
+    drops: collections.Counter[str] = collections.Counter()
+    encoded = zip(comparisons, fitting(comparisons, encoder), strict=True)
+    for number, (comparison, fitted) in enumerate(encoded, first):
+        if isinstance(fitted, ExampleError):
+            drops[fitted.reason] += 1
+            continue
+        if fitted.spans is not None:
+            span_answers.extend((number, len(fitted.spans)))
+            for marks in fitted.spans:
+                span_lengths.append(len(marks))
+                spans += marks.astype(np.int8).tobytes()
+        trees, arrays = fitted.trees, len(lengths)
+        for tree in trees:
+            for ids in (tokens.collapse(tree.trunk), *tree.branches):
+                lengths.append(len(ids))
+                flat += ids.astype(dtype).tobytes()
+        answers = [len(ids) for tree in trees for ids in tree.branches]
+        length = sum(len(tree.trunk) for tree in trees) + sum(answers)
+        cut = sum(tree.truncated for tree in trees)
+        facts.extend((number, len(lengths) - arrays, length, sum(answers), len(comparison.images)))
+        facts.extend((len(answers), max(answers, default=0), cut))
+    return _Part(
+        np.frombuffer(facts, np.int64).reshape(-1, len(_FACTS)),
+        np.frombuffer(flat, dtype),
+        np.frombuffer(lengths, np.int64),
+        np.frombuffer(spans, np.int8),
+        np.frombuffer(span_lengths, np.int64),
+        np.frombuffer(span_answers, np.int64).reshape(-1, 2),
+        np.frombuffer(json.dumps(drops).encode(), np.uint8),
+    )
+
+
+def _joined(
+    comparisons: Sequence[Comparison], encoder: Encoder, parts: Sequence[_Part]
+) -> EncodedComparisons:
+    """Returns the comparisons that parts have encoded.
+
+    Args:
+        comparisons: all comparisons.
+        encoder: what encoded them.
+        parts: cover all of them, in order.
+    """
+    drops: collections.Counter[str] = collections.Counter()
+    for part in parts:
+        drops.update(json.loads(part.drops.tobytes()))
+    whole = parts[0]
+    if len(parts) > 1:
+        whole = _Part(*map(np.concatenate, zip(*parts, strict=True)))
+    fact = dict(zip(_FACTS, np.ascontiguousarray(whole.facts_NF.T), strict=True))
+    sizes = Sizes(fact["length"], fact["targets"], fact["images"])
+    numbers = fact["number"].tolist()
+    shape = None
+    if numbers:
+        shape = RowShape(
+            length=rounded(int(sizes.length_N.max())),
+            comparisons=1,
+            branches=int(fact["answers"].max()),
+            answer=rounded(int(fact["longest"].max())),
+            images=int(sizes.images_N.max()),
+            targets=rounded(int(sizes.targets_N.max())),
+        )
+    ids = _Ids(whole.flat, _bounds(whole.lengths))
+    firsts = _bounds(fact["arrays"])[:-1]
+    encoded = EncodedList([comparisons[i] for i in numbers], ids, firsts, _spans(whole, numbers))
+    cut = int(fact["cut"].sum())
+    return EncodedComparisons(encoded, ImageTokens.of(encoder), drops, cut, shape, sizes)
+
+
+def _bounds(lengths: np.ndarray) -> np.ndarray:
+    """Returns where arrays that follow one another begin, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths)])
+
+
+def _spans(part: _Part, numbers: Sequence[int]) -> dict[int, tuple[np.ndarray, ...]]:
+    """Returns the spans of the comparisons that have some, by their place in `numbers`."""
+    places = dict(zip(numbers, range(len(numbers)), strict=True)) if len(part.span_answers) else {}
+    marks = _Ids(part.spans, _bounds(part.span_lengths))
+    ends = _bounds(part.span_answers[:, 1]).tolist()
+    return {
+        places[number]: tuple(map(marks.array, range(*ends[i : i + 2])))
+        for i, number in enumerate(part.span_answers[:, 0].tolist())
+    }

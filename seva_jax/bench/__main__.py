@@ -9,24 +9,31 @@ from typing import Annotated, Any
 
 from tyro.conf import subcommand
 
+from seva_jax.bench.attention import AttentionBench, run_attention
+from seva_jax.bench.encoding import EncodingBench, run_encoding
 from seva_jax.bench.evidence import EvidenceStudy, run_study
+from seva_jax.bench.gpu import GpuBench, run_gpu
 from seva_jax.bench.input import InputBench, run_input
 from seva_jax.bench.load import LoadBench, run_load
 from seva_jax.bench.methods import MethodsStudy, run_methods
+from seva_jax.bench.options import SampleBench, StepBench
 from seva_jax.bench.packing import PackingBench, run_packing
 from seva_jax.bench.quant import QuantBench, run_quant
 from seva_jax.bench.reading import ReadingBench, run_reading
 from seva_jax.bench.refill import RefillBench, run_refill
-from seva_jax.bench.sample import SampleBench, run_sample
+from seva_jax.bench.sample import run_sample
 from seva_jax.bench.scaling import ScalingBench, run_scaling
 from seva_jax.bench.startup import StartupBench, run_startup
-from seva_jax.bench.step import StepBench, run_step
+from seva_jax.bench.step import run_step
 from seva_jax.bench.store import StoreBench, run_store
 from seva_jax.config.command_line import parse_options
 from seva_jax.runtime.processes import one_line_errors, use_compile_cache
 
 _BENCHES: dict[str, tuple[type, Callable[[Any], None]]] = {
+    "encoding": (EncodingBench, run_encoding),
+    "attention": (AttentionBench, run_attention),
     "evidence": (EvidenceStudy, run_study),
+    "gpu": (GpuBench, run_gpu),
     "input": (InputBench, run_input),
     "load": (LoadBench, run_load),
     "methods": (MethodsStudy, run_methods),

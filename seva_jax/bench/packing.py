@@ -15,7 +15,8 @@ import optax
 
 from seva_jax.batches.packing import Layout, Sizes, choose
 from seva_jax.batches.trees import RowShape, TreeExample
-from seva_jax.bench.step import BETA, LR, SIZES, Side, adapted_model, examples, laid_out
+from seva_jax.bench.examples import BETA, LR, SIZES, examples, laid_out
+from seva_jax.bench.step import Side, adapted_model
 from seva_jax.bench.timing import in_turns, machine, table
 from seva_jax.models import Llava, LlavaConfig, LoraConfig
 from seva_jax.objectives import DPO

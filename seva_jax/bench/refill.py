@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from seva_jax.bench.step import SIZES, on_device, random_params
+from seva_jax.bench.examples import SIZES
 from seva_jax.bench.timing import in_turns, machine, table
+from seva_jax.bench.weights import random_variables
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.models import Llava
@@ -71,7 +72,7 @@ def run_refill(bench: RefillBench) -> None:
     side = config.vision.image_size
     engine = RolloutEngine(
         model=model,
-        variables=on_device(random_params(model), model.dtype),
+        variables=random_variables(model),
         encoder=Encoder(tokenizer, PLAIN, image, config.tokens_per_image, 4096),
         processing=ImageProcessing(size=side),
         mesh=MeshShape().make(jax.devices()[:1]),

@@ -1,153 +1,164 @@
 """Time of answering prompts: our sampler compared with `transformers.generate`.
 
-Both sides have the same random weights, prompts and images, answer greedily in one batch without
-stopping early, and run in turns in one process. Answers have to agree token for token until two
-tokens are so close that rounding decides; the share that agrees is printed.
+Both sides have the same random weights, prompts and images, and answer greedily in one batch
+without stopping early; on a CPU they run in turns, on a GPU transformers runs first and alone.
+Answers have to agree token for token until two tokens are so close that rounding decides; the share
+that agrees is printed. A call for one token per row gives the time of the prompts, and what a
+longer call takes beyond it that of a token step, which is compared with the bytes that it has to
+read.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from seva_jax.batches.trees import RowShape
-from seva_jax.bench.limits import Limit, products, reading
-from seva_jax.bench.step import SIZES, on_device, random_params, write_model
-from seva_jax.bench.timing import in_turns, machine, table
+from seva_jax.bench.examples import SIZES, prompts
+from seva_jax.bench.limits import best_rate, copying, products
+from seva_jax.bench.options import SampleBench
+from seva_jax.bench.other_side import measured_alone, on_gpu
+from seva_jax.bench.timing import all_sides, in_turns, machine, table
+from seva_jax.bench.weights import random_variables
 from seva_jax.inference.sampler import PromptBatch, generate
-from seva_jax.models import Llava, LlavaConfig, LoraConfig
+from seva_jax.models import CacheKind, Llava, LlavaConfig, LoraConfig, unstack
 from seva_jax.text.sampling import Sampling
 from seva_jax.training.flops import forward
+from seva_jax.training.memory import memory_use
 from seva_jax.types import DataError
 
-
-@dataclasses.dataclass(frozen=True)
-class SampleBench:
-    """Time of greedy answers: our sampler, `transformers.generate`.
-
-    Attributes:
-        size: architecture; "small" and "mid" are LLaVA-shaped and suit a CPU.
-        rows: rows answered together.
-        question: tokens of the question and its template, without those of the image.
-        answer: new tokens of each row.
-        dtype: dtype of weights and compute.
-        rounds: timed batches of each side.
-        hf: measure transformers, too.
-    """
-
-    size: Literal["small", "mid", "7b", "13b"] = "small"
-    rows: int = 8
-    question: int = 64
-    answer: int = 64
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    rounds: int = 3
-    hf: bool = True
+_NAMES: dict[CacheKind, str] = {"exact": "ours", "int8": "ours, int8 cache"}
+_PROMPTS = "ours, prompts only"
+_OTHER = "transformers"
 
 
 def run_sample(bench: SampleBench) -> None:
-    """Measures all sides in turns and prints a table."""
-    if min(bench.rows, bench.answer, bench.rounds) < 1:
-        raise DataError("--rows, --answer and --rounds must be at least 1")
-    config, dtype = SIZES[bench.size], jnp.dtype(bench.dtype)
-    model = Llava(config, dtype=dtype)
-    params = random_params(model)
-    rng = np.random.default_rng(0)
-    side = config.vision.image_size
-    image = np.full((bench.rows, config.tokens_per_image), config.image_token_id, np.int32)
-    text = rng.integers(10, 1000, (bench.rows, bench.question)).astype(np.int32)
-    half = bench.question // 2
-    tokens = np.concatenate([text[:, :half], image, text[:, half:]], axis=1)
-    pixels = rng.normal(size=(bench.rows, 1, side, side, 3)).astype(np.float32)
+    """Measures all sides and prints a table."""
+    if min(bench.rows, bench.rounds) < 1 or bench.answer < 2:
+        raise DataError("--rows and --rounds must be at least 1, --answer at least 2")
+    if not bench.caches and not bench.hf:
+        raise DataError("nothing to measure: give --caches or --hf")
+    alone = measured_alone("seva_jax.bench.hf_sample", bench) if bench.hf and on_gpu() else None
+    config = SIZES[bench.size]
+    tokens, pixels = prompts(config, bench.rows, bench.question)
     with tempfile.TemporaryDirectory(prefix="seva_jax_sample_") as scratch:
-        sides = {"ours": _ours(bench, model, params, tokens, pixels)}
-        if bench.hf:
-            write_model(Path(scratch) / "model", config, params)
-            sides["transformers"] = _theirs(bench, Path(scratch) / "model", tokens, pixels)
-        limits = _limits(bench, config, tokens.shape[1])
-        both = sides | {name: limit.run for name, limit in limits.items()}
-        answers = {name: run() for name, run in both.items()}  # compiles
-        times = in_turns(both, bench.rounds)
-    rates = {
-        name: limit.amount / statistics.median(times.pop(name)) for name, limit in limits.items()
-    }
+
+        def sides() -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+            if bench.caches:
+                yield from _ours(bench, tokens, pixels)
+            if bench.hf and alone is None:
+                from seva_jax.bench.hf_sample import HfSample
+
+                yield _OTHER, HfSample(bench, Path(scratch) / "model")
+
+        answers, times = all_sides(sides(), 1, bench.rounds)
+    limits = products(config, bench.rows * tokens.shape[1], bench.dtype)
+    limits["copying"] = copying()
+    for limit in limits.values():
+        limit.run()
+    measured = in_turns({name: limit.run for name, limit in limits.items()}, 3)
+    rows = dict.fromkeys(times, bench.rows)
+    if alone is not None:
+        answers[_OTHER], times[_OTHER] = alone.results, alone.seconds
+        rows[_OTHER] = alone.fitted
     print(
         f"greedy answers, LLaVA {bench.size}, {bench.rows} rows of {tokens.shape[1]} + "
         f"{bench.answer} tokens, {bench.dtype}\n"
         + machine(["torch", "transformers"] if bench.hf else [], bench.rounds)
     )
-    print(table(times, 14, "tokens", bench.rows * bench.answer, list(times)[-1]))
-    # A prompt with one image, and one token's logits.
-    once = forward(config, LoraConfig(rank=0), RowShape(tokens.shape[1], 1, 1, 1, 1, 1))
-    operations = once.tower + once.projector + once.language
-    prefill = bench.rows * operations / rates["products"]
-    decode = bench.answer * limits["reading"].amount / rates["reading"]
-    last = statistics.median(list(times.values())[-1])
-    print(
-        f"matrix products of these sizes: {rates['products'] / 1e9:,.0f} GFLOP/s; matrices times "
-        f"{bench.rows} rows: {rates['reading'] / 1e9:,.1f} GB/s. At these rates, the prompts take "
-        f"at least {prefill:.3f} s and the answers {decode:.3f} s: the speed-up is at most "
-        f"{last / (prefill + decode):.2f}x, or {last / prefill:.2f}x if answers took no time"
-    )
-    if bench.hf:
-        same = np.cumprod(answers["ours"] == answers["transformers"], axis=1).mean()
+    if alone is not None:
+        print(
+            f"transformers ran alone, {alone.fitted} rows at once, at most "
+            f"{alone.peak / 2**30:.1f} GiB"
+        )
+    if bench.caches and (memory := memory_use()) is not None:
+        print(f"ours took at most {memory[1]:.1f} GiB")
+    whole = {name: seconds for name, seconds in times.items() if name != _PROMPTS}
+    amounts = {name: rows[name] * bench.answer for name in whole}
+    print(table(whole, 18, "tokens", amounts, list(whole)[-1]))
+    copying_rate = best_rate({"copying": limits.pop("copying")}, measured)[0]
+    _print_shares(bench, config, times, copying_rate, best_rate(limits, measured))
+    if bench.hf and bench.caches:
+        theirs = np.array(answers[_OTHER][0])
+        same = np.cumprod(
+            answers[_NAMES[bench.caches[0]]][0][: len(theirs)] == theirs, axis=1
+        ).mean()
         print(f"the same tokens until the first that differs: {same:.1%}")
 
 
-def _limits(bench: SampleBench, config: LlavaConfig, prompt: int) -> dict[str, Limit]:
-    """Returns the calibrations that bound prefill, and decoding of one token per row."""
-    t, size = config.text, jnp.dtype(bench.dtype).itemsize
+def step_bytes(config: LlavaConfig, rows: int, filled: int, size: int, cache: CacheKind) -> float:
+    """Returns the bytes that have to be read for the next token of every row.
+
+    These are the weights of the decoder layers and the head, and the filled part of the cache.
+
+    Args:
+        config: the architecture.
+        rows: rows answered together.
+        filled: positions of a row in the cache.
+        size: bytes of a weight.
+        cache: kind of the KV cache; "int8" has a float32 scale for each head of each position.
+    """
+    t = config.text
     per_layer = 2 * (t.num_heads + t.num_kv_heads) * t.head_dim + 3 * t.mlp_size
     weights = t.hidden_size * (t.num_layers * per_layer + t.vocab_size) * size
-    positions = bench.rows * (prompt + bench.answer // 2)
-    cache = 2 * t.num_layers * t.num_kv_heads * t.head_dim * positions * size
-    return {
-        "products": products(config, bench.rows * prompt, bench.dtype),
-        "reading": reading(config, bench.rows, weights + cache, bench.dtype),
-    }
+    head = t.head_dim * size if cache == "exact" else t.head_dim + 4
+    return weights + 2.0 * t.num_layers * t.num_kv_heads * head * filled * rows
+
+
+def _print_shares(
+    bench: SampleBench,
+    config: LlavaConfig,
+    times: dict[str, list[float]],
+    copying_rate: float,
+    product: tuple[float, str],
+) -> None:
+    """Prints the time of a token step, what it has to read, and the share of the copying rate."""
+    middle = {name: statistics.median(seconds) for name, seconds in times.items()}
+    size = jnp.dtype(bench.dtype).itemsize
+    prompt = config.tokens_per_image + bench.question
+    # A prompt with one image, and one token's logits.
+    once = forward(config, LoraConfig(rank=0), RowShape(prompt, 1, 1, 1, 1, 1))
+    least = bench.rows * (once.tower + once.projector + once.language) / product[0]
+    print(
+        f"memory is copied at {copying_rate / 1e9:,.1f} GB/s, read and written; the fastest of a "
+        f"few large products, {product[1]}: {product[0] / 1e9:,.0f} GFLOP/s, at which the prompts "
+        f"take at least {least:.3f} s"
+    )
+    for cache in bench.caches:
+        name, prefill = _NAMES[cache], middle[_PROMPTS]
+        step = (middle[name] - prefill) / (bench.answer - 1)
+        needed = step_bytes(config, bench.rows, prompt + bench.answer // 2, size, cache)
+        rate = needed / step if step > 0 else float("nan")  # too short to be timed
+        print(
+            f"{name:<18}prompts {prefill:.3f} s, a token step {step * 1e3:.2f} ms; it has to read "
+            f"{needed / 1e9:.3g} GB (weights and cache): {rate / 1e9:,.1f} GB/s, "
+            f"{rate / copying_rate:.0%} of the copying rate"
+        )
 
 
 def _ours(
-    bench: SampleBench, model: Llava, params: Any, tokens: np.ndarray, pixels: np.ndarray
-) -> Callable[[], np.ndarray]:
-    stored = on_device(params, model.dtype)
+    bench: SampleBench, tokens: np.ndarray, pixels: np.ndarray
+) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """Yields our sides: one token with the first of the caches, and whole answers with each."""
+    stacked = Llava(SIZES[bench.size], dtype=jnp.dtype(bench.dtype))
+    model, variables = unstack(stacked, random_variables(stacked), free=True)
     is_image = tokens == model.config.image_token_id
     patch = np.where(is_image, np.cumsum(is_image, axis=1) - 1, -1).astype(np.int32)
     batch = jax.device_put(PromptBatch(tokens, np.ones_like(is_image), patch, pixels))
     keys = jax.random.split(jax.random.key(0), bench.rows)
-    sampling = Sampling(max_new_tokens=bench.answer)
-    return lambda: np.asarray(generate(model, stored, batch, keys, sampling, (-1,), 0))
 
+    def side(num: int, cache: CacheKind) -> Callable[[], np.ndarray]:
+        sampling = Sampling(max_new_tokens=num)
+        return lambda: np.asarray(
+            generate(model, variables, batch, keys, sampling, (-1,), 0, cache)
+        )
 
-def _theirs(
-    bench: SampleBench, directory: Path, tokens: np.ndarray, pixels: np.ndarray
-) -> Callable[[], np.ndarray]:
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise DataError(f"{error}; pip install 'seva_jax[bench]', or give --no-hf") from None
-    dtype = getattr(torch, bench.dtype)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = transformers.LlavaForConditionalGeneration.from_pretrained(directory, dtype=dtype)
-    model = model.to(device).eval()
-    ids = torch.tensor(tokens, dtype=torch.long, device=device)
-    images = torch.tensor(pixels[:, 0].transpose(0, 3, 1, 2), dtype=dtype, device=device)
-
-    def run() -> np.ndarray:
-        with torch.inference_mode():
-            out = model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=images,
-                do_sample=False, max_new_tokens=bench.answer, min_new_tokens=bench.answer,
-                eos_token_id=None, pad_token_id=0,
-            )  # fmt: skip
-        return out[:, ids.shape[1] :].cpu().numpy()
-
-    return run
+    yield _PROMPTS, side(1, bench.caches[0])
+    for cache in bench.caches:
+        yield _NAMES[cache], side(bench.answer, cache)

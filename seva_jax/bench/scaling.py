@@ -10,7 +10,8 @@ import dataclasses
 import statistics
 from typing import Any, Literal
 
-from seva_jax.bench.step import SIZES, adapted_model, examples, packed, rows_side, tree_side
+from seva_jax.bench.examples import SIZES, examples, packed
+from seva_jax.bench.step import adapted_model, rows_side, tree_side
 from seva_jax.bench.timing import in_turns, machine
 from seva_jax.models import Llava
 from seva_jax.types import DataError

@@ -1,15 +1,17 @@
 """Time of a DPO step: tree rows compared with two rows per pair, and with TRL's trainer.
 
-All sides start from the same random weights and adapters and get the same batch. They run in turns,
-in one process, and each prints the losses of its first two steps, which have to agree. The time is
-that of forward and backward pass and optimiser, with the batch already on the device.
+All sides start from the same random weights and adapters and get the same batch, and each prints
+the losses of its first two steps, which have to agree. The time is that of forward and backward
+pass and optimiser, with the batch already on the device. On a CPU the sides run in turns; on an
+accelerator one after the other, each alone in memory.
 
 - `ours, both cached`: the batch has image features and the reference's log-probs.
 - `ours, cached reference`: what `seva_jax.train` runs; the batch has the reference's log-probs.
 - `ours, reference in the step`: the same with the reference computed in the step.
 - `ours, two rows`: our model in the usual layout, reference in the step.
 - `TRL`: `DPOTrainer.training_step` with peft's adapters and its own defaults (reference in the
-  step, because it refuses to precompute it for images). Needs the extra "bench".
+  step, because it refuses to precompute it for images). Needs the extra "bench". On a GPU it halves
+  its micro-batches until they fit.
 """
 
 from __future__ import annotations
@@ -17,38 +19,27 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from seva_jax.batches.trees import RowShape, TreeExample, pack_row, stack_rows
-from seva_jax.bench.limits import products
-from seva_jax.bench.timing import in_turns, machine, table
-from seva_jax.convert.load import leaves_by_path
-from seva_jax.convert.rewrite import write_new
-from seva_jax.images.preprocess import ImageProcessing
-from seva_jax.models import (
-    LLAVA_15,
-    Attention,
-    Llava,
-    LlavaConfig,
-    LoraConfig,
-    Remat,
-    TextConfig,
-    VisionConfig,
-    abstract_variables,
-    init_variables,
-)
+from seva_jax.batches.trees import TreeExample
+from seva_jax.bench.examples import BETA, LR, SIZES, exact_shape, examples, packed
+from seva_jax.bench.limits import best_rate, products
+from seva_jax.bench.options import Kind, StepBench
+from seva_jax.bench.other_side import Measured, measured_alone, on_gpu
+from seva_jax.bench.timing import all_sides, in_turns, machine, table
+from seva_jax.bench.weights import random_adapters, random_variables
+from seva_jax.models import Llava, LlavaConfig, LoraConfig, Remat
 from seva_jax.objectives import DPO
-from seva_jax.sharding import on_one_device
-from seva_jax.text.templates import VICUNA_V1
-from seva_jax.text.tokenizer import word_tokenizer
 from seva_jax.training.flops import forward, model_flops
+from seva_jax.training.memory import compile_if_it_fits, device_limit, memory_use
+from seva_jax.training.remat import REMATS, cheapest
 from seva_jax.training.step import (
     StepOptions,
     TrainState,
@@ -62,146 +53,19 @@ from seva_jax.training.step import (
 )
 from seva_jax.types import BranchLogps, DataError, TreeBatch
 
-BETA, LR = 0.1, 1e-4
-_VISION = VisionConfig(hidden_size=256, num_layers=6, num_heads=4, mlp_size=1024)
-SIZES = {
-    # 576 image tokens each; small enough for a CPU.
-    "small": LlavaConfig(
-        vision=_VISION,
-        text=TextConfig(
-            vocab_size=8192, hidden_size=512, num_layers=6, num_heads=8, num_kv_heads=8,
-            head_dim=64, mlp_size=1408,
-        ),
-        image_token_id=8000,
-    ),
-    "mid": LlavaConfig(
-        vision=dataclasses.replace(_VISION, hidden_size=512, num_heads=8, mlp_size=2048),
-        text=TextConfig(
-            hidden_size=1024, num_layers=8, num_heads=16, num_kv_heads=16, head_dim=64,
-            mlp_size=2816,
-        ),
-    ),
-    **LLAVA_15,
-}  # fmt: skip
-
 Side = Callable[[], float]  # runs a step to its end and returns the loss
-
-
-@dataclasses.dataclass(frozen=True)
-class StepBench:
-    """Time of a DPO step with adapters: ours, ours in two-row layout, TRL's.
-
-    Attributes:
-        size: architecture; "small" and "mid" are LLaVA-shaped and suit a CPU.
-        pairs: pairs in a step.
-        question: tokens of the question and its template, without those of the image.
-        answer: tokens of each answer.
-        rank: rank of the adapters.
-        dtype: dtype of compute and frozen weights.
-        remat: what our backward pass recomputes, see `ComputeOptions.remat`.
-        attention: see `seva_jax.models.attention.attend`.
-        rounds: timed steps of each side.
-        trl: measure TRL, too.
-    """
-
-    size: Literal["small", "mid", "7b", "13b"] = "small"
-    pairs: int = 2
-    question: int = 64
-    answer: int = 128
-    rank: int = 64
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Remat = "none"
-    attention: Attention = "auto"
-    rounds: int = 5
-    trl: bool = True
-
-
-def _random(model: Llava, collection: str, seed: int) -> Any:
-    boxed = abstract_variables(model)[collection]
-    return init_variables(model, collection, on_one_device(boxed, jax.devices()[0]), seed)
-
-
-def random_params(model: Llava) -> Any:
-    """Returns the "params" collection of a new model, float32, in host memory."""
-    return jax.device_get(_random(model, "params", 0))
-
-
-def random_adapters(model: Llava) -> Any:
-    """Returns the "lora" collection; B is not zero, or every loss would be log 2."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: x if path[-1].key == "a" else 0.05 * jnp.ones_like(x).at[:, ::2].set(-1),
-        _random(model, "lora", 1),
-    )
-
-
-def on_device(params: Any, dtype: Any) -> Any:
-    """Puts parameters on the device, in the dtype of compute."""
-    return {"params": jax.tree.map(lambda x: jax.device_put(x.astype(dtype)), params)}
+_NAMES = {
+    "both-cached": "ours, both cached",
+    "cached": "ours, cached reference",
+    "in-step": "ours, reference in the step",
+    "rows": "ours, two rows",
+}
 
 
 def adapted_model(config: LlavaConfig, rank: int, dtype: str) -> tuple[Llava, Any, Any]:
     """Returns a model with adapters of a rank, its frozen weights and its adapters."""
     model = Llava(config, LoraConfig(rank=rank, alpha=2.0 * rank), jnp.dtype(dtype))
-    return model, on_device(random_params(model), model.dtype), random_adapters(model)
-
-
-def write_model(directory: Path, config: LlavaConfig, params: Any) -> None:
-    """Writes parameters as a Hugging Face directory, for the other side."""
-    leaves = leaves_by_path({"params": params})
-
-    def read(names: Sequence[str]) -> list[np.ndarray]:
-        return [np.asarray(leaves[name]) for name in names]
-
-    tokenizer = word_tokenizer(tuple(f"w{i}" for i in range(100)))
-    processing = ImageProcessing(size=config.vision.image_size)
-    write_new(directory, config, tokenizer, processing, VICUNA_V1, read)
-
-
-def examples(
-    config: LlavaConfig, num: int, question: int, answer: int, branches: int = 2, images: int = 1
-) -> list[TreeExample]:
-    """Returns random comparisons: images, a question around them, answers of full length."""
-    rng = np.random.default_rng(0)
-    side = config.vision.image_size
-
-    def tokens(num: int) -> np.ndarray:
-        return rng.integers(10, 1000, num).astype(np.int32)
-
-    patches = np.full(images * config.tokens_per_image, config.image_token_id, np.int32)
-    half = question // 2
-    return [
-        TreeExample(
-            np.concatenate([tokens(half), patches, tokens(question - half)]),
-            tuple(tokens(answer) for _ in range(branches)),
-            rng.normal(size=(images, side, side, 3)).astype(np.float32),
-        )
-        for _ in range(num)
-    ]
-
-
-def exact_shape(tree: TreeExample) -> RowShape:
-    """Returns the shape of a row that one of `examples` fills."""
-    answer = len(tree.branches[0])
-    return RowShape(tree.length, 1, len(tree.branches), answer, 1, tree.num_targets)
-
-
-def packed(config: LlavaConfig, trees: list[TreeExample]) -> TreeBatch:
-    """Packs a row for each of `examples`, or for each of their branches."""
-    return laid_out(config, [[tree] for tree in trees], exact_shape(trees[0]))
-
-
-def laid_out(
-    config: LlavaConfig, rows: Sequence[Sequence[TreeExample]], shape: RowShape
-) -> TreeBatch:
-    """Packs rows of several examples each into a batch of one shape."""
-    side = config.vision.image_size
-    return stack_rows([
-        pack_row(
-            row, shape, image_shape=(side, side, 3), pad_id=0,
-            tokens_per_image=config.tokens_per_image, image_token_id=config.image_token_id,
-        )
-        for row in rows
-    ])  # fmt: skip
+    return model, random_variables(model), random_adapters(model)
 
 
 def separate_rows(model: Llava, branches: int) -> Any:
@@ -231,12 +95,19 @@ def separate_rows(model: Llava, branches: int) -> Any:
     return step
 
 
-def side_of(step: Any, trainable: Any, frozen: Any, batch: TreeBatch) -> Side:
-    """Returns a side that runs one of our steps, with a state of its own."""
+def side_of(steps: Mapping[Remat, Any], trainable: Any, frozen: Any, batch: TreeBatch) -> Side:
+    """Returns a side that runs one of our steps, with a state of its own.
+
+    Args:
+        steps: the step with each rematerialisation of which the cheapest that fits is taken.
+        trainable: initial values; the side takes a copy.
+        frozen: frozen variables.
+        batch: the batch.
+    """
     batch = jax.device_put(batch)
     own = jax.tree.map(jnp.copy, trainable)
     state = [TrainState(jnp.int32(0), own, optax.adamw(LR).init(own))]
-    compiled = jax.jit(step, donate_argnums=0)
+    compiled = _first_fitting(steps, state[0], frozen, batch)
 
     def run() -> float:
         state[0], metrics = compiled(state[0], frozen, batch)
@@ -245,87 +116,178 @@ def side_of(step: Any, trainable: Any, frozen: Any, batch: TreeBatch) -> Side:
     return run
 
 
+def _first_fitting(steps: Mapping[Remat, Any], *arguments: Any) -> Any:
+    def compiled(remat: Remat) -> tuple[Any, float]:
+        return compile_if_it_fits(jax.jit(steps[remat], donate_argnums=0).lower(*arguments))
+
+    choice = cheapest(list(steps), lambda remat: 0.0, compiled, device_limit())
+    if choice.program is None:
+        raise DataError(f"the step needs {choice.memory}; give fewer --pairs or more micro-batches")
+    if len(steps) > 1:
+        print(f"remat auto: {choice.remat}", flush=True)
+    return choice.program
+
+
 def tree_side(
-    model: Llava, trainable: Any, frozen: Any, batch: TreeBatch, reference_in_step: bool = True
+    model: Llava,
+    trainable: Any,
+    frozen: Any,
+    batch: TreeBatch,
+    reference_in_step: bool = True,
+    micro_batches: int = 1,
+    remats: Sequence[Remat] = (),
 ) -> Side:
-    """Returns the trainer's own step on a batch [B, ...]."""
-    step = TrainStep(model, DPO(beta=BETA), optax.adamw(LR), StepOptions(), reference_in_step)
-    return side_of(step, trainable, frozen, jax.tree.map(lambda x: x[None], batch))
+    """Returns the trainer's own step on a batch [B, ...].
+
+    Args:
+        model: the module.
+        trainable: initial values of the trained variables.
+        frozen: the frozen variables.
+        batch: the batch.
+        reference_in_step: compute the reference in the step.
+        micro_batches: see `StepBench.micro_batches`.
+        remats: what the backward pass may recompute, see `side_of`; empty takes the module's.
+    """
+    optimizer, objective = optax.adamw(LR), DPO(beta=BETA)
+    steps: dict[Remat, Any] = {
+        remat: TrainStep(
+            model.clone(remat=remat), objective, optimizer, StepOptions(), reference_in_step
+        )
+        for remat in remats or (model.remat,)
+    }
+    parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+    return side_of(steps, trainable, frozen, parts)
 
 
 def rows_side(model: Llava, trainable: Any, frozen: Any, trees: Sequence[TreeExample]) -> Side:
     """Returns the usual layout's step on the same comparisons, see `separate_rows`."""
     rows = [dataclasses.replace(t, branches=(b,)) for t in trees for b in t.branches]
     step = separate_rows(model, len(trees[0].branches))
-    return side_of(step, trainable, frozen, packed(model.config, rows))
+    return side_of({model.remat: step}, trainable, frozen, packed(model.config, rows))
 
 
-def sides(bench: StepBench, scratch: Path) -> Iterator[tuple[str, Side]]:
-    """Yields the sides to measure, with their names."""
+def _ours(bench: StepBench, trl: Measured | None) -> Iterator[tuple[str, Side]]:
+    """Yields our sides, each with new adapters, so that one that is dropped leaves no memory."""
     config = SIZES[bench.size]
     lora = LoraConfig(rank=bench.rank, alpha=2.0 * bench.rank)
-    dtype = jnp.dtype(bench.dtype)
-    model = Llava(config, lora, dtype, bench.remat, bench.attention)
-    params = random_params(model)
-    adapters = random_adapters(model)
+    auto = bench.remat == "auto"
+    remat: Any = "none" if auto else bench.remat
+    model = Llava(config, lora, jnp.dtype(bench.dtype), remat, bench.attention)
     trees = examples(config, bench.pairs, bench.question, bench.answer)
-    trainable = {"lora": adapters}
-    frozen = on_device(params, dtype)
+    frozen = random_variables(model)
     batch = packed(config, trees)
-    reference = jax.jit(make_logps(model, StepOptions()))(frozen, batch)
-    cached = batch._replace(ref_BCKT=np.asarray(reference))
-    features = jax.jit(lambda v, x: model.apply(v, x, method="features"))(frozen, batch.images_BIX)
-    kept = np.asarray(features).reshape(bench.pairs, 1, *model.feature_kind[0])
-    both_cached = cached._replace(images_BIX=kept)
-    yield "ours, both cached", tree_side(model, trainable, frozen, both_cached, False)
-    yield "ours, cached reference", tree_side(model, trainable, frozen, cached, False)
-    yield "ours, reference in the step", tree_side(model, trainable, frozen, batch)
-    yield "ours, two rows", rows_side(model, trainable, frozen, trees)
-    if bench.trl:
-        from seva_jax.bench.trl_step import trl_side
+    size = bench.pairs // bench.micro_batches
+    cached = both_cached = batch
+    if {"both-cached", "cached"} & {*bench.sides}:
+        cached = batch._replace(
+            ref_BCKT=_in_parts(make_logps(model, StepOptions()), frozen, batch, size)
+        )
+    if "both-cached" in bench.sides:
+        features = _in_parts(lambda v, x: image_features(model, v, x), frozen, batch, size)
+        kept = features.reshape(bench.pairs, 1, *model.feature_kind[0])
+        both_cached = cached._replace(images_BIX=kept)
+    batches = {"both-cached": both_cached, "cached": cached, "in-step": batch}
 
-        write_model(scratch / "model", config, params)
-        layers = jax.tree.map(np.asarray, adapters["language"]["layers"])
-        yield "TRL", trl_side(scratch / "model", trees, layers, lora, bench.dtype, BETA, LR)
+    def side(kind: Kind, micro_batches: int) -> Side:
+        trainable = {"lora": random_adapters(model)}
+        if kind == "rows":
+            return rows_side(model, trainable, frozen, trees)
+        return tree_side(
+            model, trainable, frozen, batches[kind], kind == "in-step", micro_batches,
+            REMATS if auto else (),
+        )  # fmt: skip
+
+    for kind in bench.sides:
+        if kind != "rows" or bench.micro_batches == 1:
+            yield _NAMES[kind], side(kind, bench.micro_batches)
+    if trl is not None and trl.fitted < size:
+        yield f"ours, {trl.fitted} pairs at once", side("in-step", bench.pairs // trl.fitted)
+
+
+def _in_parts(call: Any, frozen: Any, batch: TreeBatch, size: int) -> np.ndarray:
+    """Returns the results of a function for the rows of a batch, so many at once, on the host."""
+    compiled = jax.jit(call)
+
+    def part(start: int) -> TreeBatch:
+        return jax.tree.map(lambda x: x[start : start + size], batch)
+
+    starts = range(0, len(batch.tokens_BS), size)
+    return np.concatenate([np.asarray(compiled(frozen, part(start))) for start in starts])
 
 
 def run_step(bench: StepBench) -> None:
-    """Measures all sides in turns and prints a table."""
-    if bench.pairs < 1 or bench.rounds < 1:
-        raise DataError("--pairs and --rounds must be at least 1")
+    """Measures all sides and prints a table."""
+    if min(bench.pairs, bench.rounds, bench.micro_batches) < 1:
+        raise DataError("--pairs, --rounds and --micro-batches must be at least 1")
+    if not bench.sides and not bench.trl:
+        raise DataError("nothing to measure: give --sides or --trl")
+    if bench.pairs % bench.micro_batches:
+        raise DataError(
+            f"--pairs {bench.pairs} cannot be divided into {bench.micro_batches} equal "
+            "--micro-batches"
+        )
+    alone = measured_alone("seva_jax.bench.trl_step", bench) if bench.trl and on_gpu() else None
+    config = SIZES[bench.size]
+    lora = LoraConfig(rank=bench.rank, alpha=2.0 * bench.rank)
     with tempfile.TemporaryDirectory(prefix="seva_jax_step_") as scratch:
-        running = dict(sides(bench, Path(scratch)))
-        # The first step compiles; the second shows what differs after an update.
-        losses = {name: [side(), side()] for name, side in running.items()}
-        config = SIZES[bench.size]
-        shape = exact_shape(examples(config, 1, bench.question, bench.answer)[0])
-        limit = products(config, bench.pairs * shape.length, bench.dtype)
+
+        def sides() -> Iterator[tuple[str, Side]]:
+            if bench.sides:
+                yield from _ours(bench, alone)
+            if bench.trl and alone is None:
+                from seva_jax.bench.trl_step import TrlStep
+
+                trees = examples(config, bench.pairs, bench.question, bench.answer)
+                place = Path(scratch) / "model"
+                yield "TRL", TrlStep(place, config, trees, lora, bench.dtype, bench.micro_batches)
+
+        losses, times = all_sides(sides(), 2, bench.rounds)
+    if alone is not None:
+        losses["TRL"], times["TRL"] = alone.results, alone.seconds
+    shape = exact_shape(examples(config, 1, bench.question, bench.answer)[0])
+    rows = bench.pairs // bench.micro_batches
+    limits = products(config, rows * shape.length, bench.dtype)
+    for limit in limits.values():
         limit.run()
-        times = in_turns(running | {"products": limit.run}, bench.rounds)
-    rate = limit.amount / statistics.median(times.pop("products"))
+    rate, product = best_rate(limits, in_turns({n: x.run for n, x in limits.items()}, 3))
+    batches = f" in {bench.micro_batches} micro-batches" if bench.micro_batches > 1 else ""
     print(
         f"DPO step, LLaVA {bench.size} ({config.text.num_layers} layers of "
-        f"{config.text.hidden_size}), {bench.pairs} pairs of {config.tokens_per_image} + "
+        f"{config.text.hidden_size}), {bench.pairs} pairs{batches} of {config.tokens_per_image} + "
         f"{bench.question} + 2 x {bench.answer} tokens, LoRA r={bench.rank}, {bench.dtype}, "
-        f"remat {bench.remat}\n"
+        f"remat {bench.remat}, attention {bench.attention}\n"
         + machine(["trl", "transformers", "peft", "torch"] if bench.trl else [], bench.rounds)
     )
+    if alone is not None:
+        print(
+            f"TRL ran alone, {alone.fitted} pairs at once, at most {alone.peak / 2**30:.1f} GiB; "
+            f"ours {rows} pairs at once"
+        )
+    if bench.sides and (memory := memory_use()) is not None:
+        print(f"ours took at most {memory[1]:.1f} GiB")
     shown = {n: "   " + ", ".join(f"{x:.6f}" for x in both) for n, both in losses.items()}
     notes = {"": "   losses of two steps"} | shown
     print(table(times, 28, "pairs", bench.pairs, list(times)[-1], decimals=2, notes=notes))
-    once = forward(config, LoraConfig(rank=bench.rank), shape)
+    if bench.sides:
+        _print_shares(bench, forward(config, lora, shape), times, rate, product)
+
+
+def _print_shares(
+    bench: StepBench, once: Any, times: dict[str, list[float]], rate: float, product: str
+) -> None:
     step = model_flops(once, ("lora",))
     needed = {
-        "ours, both cached": step - once.tower,
-        "ours, cached reference": step,
-        "ours, reference in the step": step + once.projector + once.language - once.lora,
+        "both-cached": step - once.tower,
+        "cached": step,
+        "in-step": step + once.projector + once.language - once.lora,
     }
     print(
-        f"matrix products of these sizes: {rate / 1e9:,.0f} GFLOP/s. At this rate, a step takes "
-        "at least:"
+        f"the fastest of a few large products, {product}: {rate / 1e9:,.0f} GFLOP/s. At "
+        "this rate, what a step has to compute takes at least:"
     )
     last = statistics.median(list(times.values())[-1])
-    for name, operations in needed.items():
-        best = bench.pairs * operations / rate
-        share = best / statistics.median(times[name])
-        print(f"{name:<28}{best:>10.3f}  {share:.0%} of it reached; {last / best:.2f}x at best")
+    for kind, name in _NAMES.items():
+        if kind in needed and name in times:
+            best = bench.pairs * needed[kind] / rate
+            share = best / statistics.median(times[name])
+            print(f"{name:<28}{best:>10.3f}  {share:.0%} of it reached; {last / best:.2f}x at best")

@@ -20,7 +20,7 @@ _MODEL = (
 )
 # How the work is done; no answer depends on it but for rounding.
 _WORK = ("mesh", "processes", "profile", "rollout.batch_size", "rollout.refill")
-_WORK += ("compute.attention",)
+_WORK += ("rollout.tensor", "compute.attention")
 # These are checked elsewhere: what is asked, and where.
 _ELSEWHERE = ("evals", "workdir", "curriculum")
 
@@ -62,7 +62,10 @@ def evaluation_config(
         profile=given.profile,
         compute=dataclasses.replace(stored.compute, attention=given.compute.attention),
         rollout=dataclasses.replace(
-            stored.rollout, batch_size=given.rollout.batch_size, refill=given.rollout.refill
+            stored.rollout,
+            batch_size=given.rollout.batch_size,
+            refill=given.rollout.refill,
+            tensor=given.rollout.tensor,
         ),
     )
     return asked, changed

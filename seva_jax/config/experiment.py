@@ -222,8 +222,11 @@ def _method_problems(config: Experiment) -> Iterator[str]:
 
 def _compute_problems(config: Experiment) -> Iterator[str]:
     compute = config.compute
-    if compute.attention == "cudnn" and compute.dtype != "bfloat16":
-        yield f"compute.attention cudnn computes in bfloat16, but compute.dtype is {compute.dtype}"
+    if compute.attention in ("cudnn", "tokamax") and compute.dtype != "bfloat16":
+        yield (
+            f"compute.attention {compute.attention} computes in bfloat16, but compute.dtype is "
+            f"{compute.dtype}"
+        )
     if compute.base_weights != "float":
         if "language" in config.train.trained:
             yield (

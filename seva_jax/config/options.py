@@ -14,10 +14,11 @@ from seva_jax.models import (
     Llava,
     LlavaConfig,
     LoraConfig,
-    Remat,
 )
-from seva_jax.ranges import ADDED, FROM_0, FROM_1
+from seva_jax.ranges import ADDED, FROM_0, FROM_1, NO_EFFECT, CountsAs
 from seva_jax.text import VICUNA_V1, Sampling, Template
+
+RematChoice = Literal["auto", "none", "matmuls", "layers"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +50,20 @@ class RolloutOptions:
             answers whole batches: each takes as long as its longest answer, but an answer is then
             always computed in the same batch, even if the run was interrupted.
         cache: KV cache, "exact" or "int8" (half of bfloat16's memory).
+        tensor: devices that share the weights while the model answers, and answer the same rows
+            together; all devices are divided into such groups, each with a copy of the model, and
+            weights move there from the mesh of training once for each stage. It must divide the
+            number of devices, heads, MLPs and vocabulary. More of them read the weights faster and
+            leave more memory for rows, but exchange results in every layer. 0 takes the smallest
+            number with which a device reads no more weights than KV cache for a token, of those
+            whose memory holds the copy, the cache and the weights of training.
     """
 
     sampling: Sampling = Sampling()
     batch_size: Annotated[int, FROM_1] = 64
     refill: Annotated[int, FROM_1] = 4
     cache: CacheKind = "exact"
+    tensor: Annotated[int, FROM_0, ADDED, NO_EFFECT] = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +78,12 @@ class ComputeOptions:
         dtype: compute dtype; norms, softmax, logits and log-probs are always float32.
         remat: what the backward pass recomputes instead of storing it (gradient checkpointing):
             "none", "matmuls" (stores the results of linear layers) or "layers" (stores only the
-            input of each layer).
-        attention: "auto" uses a kernel on TPUs and blocks of queries elsewhere; "cudnn" uses
-            cuDNN's kernel, on NVIDIA GPUs and in bfloat16; "plain" computes all scores at once.
+            input of each layer). "auto" takes the first of these whose planned memory fits the
+            devices, and a line says which and why; a run that is resumed keeps it.
+        attention: the kernel. "auto" takes the fastest one for the devices: Pallas' splash
+            attention on TPUs; in bfloat16 on NVIDIA GPUs since Ampere cuDNN's, or tokamax's if the
+            extra "gpu" is installed and the card is a Hopper or Blackwell; otherwise blocks of
+            queries. "blocks", "cudnn" and "tokamax" name one; "plain" computes all scores at once.
         head_chunk: answer positions per row whose logits are in memory at the same time.
         row_shapes: maximum number of batch shapes that are compiled. Short comparisons share rows,
             and batches of short comparisons get shorter rows, if that saves work; with 1 every
@@ -81,7 +93,7 @@ class ComputeOptions:
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     base_weights: BaseWeights = "float"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    remat: Remat = "layers"
+    remat: Annotated[RematChoice, CountsAs("auto", "layers")] = "auto"
     attention: Attention = "auto"
     head_chunk: Annotated[int, FROM_1] = 128
     row_shapes: Annotated[int, FROM_1] = 4
@@ -90,8 +102,12 @@ class ComputeOptions:
 def make_model(
     config: LlavaConfig, compute: ComputeOptions, lora: LoraConfig | None = None
 ) -> Llava:
-    """Returns the module of a run: the policy with adapters, the base model without."""
-    return Llava(config, lora, jnp.dtype(compute.dtype), compute.remat, compute.attention)
+    """Returns the module of a run: the policy with adapters, the base model without.
+
+    With `compute.remat` "auto" it recomputes layers; training takes another one if that fits.
+    """
+    remat = "layers" if compute.remat == "auto" else compute.remat
+    return Llava(config, lora, jnp.dtype(compute.dtype), remat, compute.attention)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,8 +94,9 @@ def prior_answers(experiment: Experiment) -> Path | None:
     return path / "evals" / "aligned" if same and "evaluate aligned" in read_stages(path) else None
 
 
-def _answer_settings(config: Experiment) -> tuple[object, ...]:
-    return config.compute, config.text.generate, config.text.max_length, config.rollout.cache
+def _answer_settings(config: Experiment) -> str:
+    text = config.text
+    return fingerprint(config.compute, text.generate, text.max_length, config.rollout.cache)
 
 
 def continuation_problems(experiment: Experiment, earlier: Experiment) -> list[str]:

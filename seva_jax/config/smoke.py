@@ -232,7 +232,7 @@ def smoke(experiment: Experiment, num_devices: int = 1) -> Experiment:
     rows = _shares(mesh, num_devices)
     parts = min(config.train.micro_batches, 2)
     batch_size = parts * rows * -(-4 // (parts * rows))
-    heads = max(_HEADS, mesh.tensor)
+    heads = max(_HEADS, mesh.tensor, config.rollout.tensor)
     workdir = config.workdir.rstrip("/") + SUFFIX
     return dataclasses.replace(
         config,

@@ -11,10 +11,11 @@ import enum
 import functools
 import hashlib
 import importlib.machinery
+import itertools
 import json
 import sys
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 from seva_jax.config.config_files import MODULE_PREFIX, RECORD_TITLE, origin
 from seva_jax.config.experiment import Experiment
 from seva_jax.evals import Suite
-from seva_jax.ranges import ADDED, NO_EFFECT
+from seva_jax.ranges import ADDED, NO_EFFECT, CountsAs
 from seva_jax.runtime.paths import hide_home
 
 
@@ -96,6 +97,8 @@ def added_later(config: Any, prefix: str = "") -> dict[str, Any]:
 def with_defaults(recorded: dict[str, Any], wanted: dict[str, Any], config: Any) -> dict[str, Any]:
     """Returns a recorded flat config, completed by fields that were added since it was written.
 
+    A recorded value that counts as the same as that of `config` (`CountsAs`) becomes that one.
+
     Args:
         recorded: what `flatten` once gave.
         wanted: what it gives for the config that is compared with the record.
@@ -106,7 +109,31 @@ def with_defaults(recorded: dict[str, Any], wanted: dict[str, Any], config: Any)
         section = name.rpartition(".")[0]
         if name not in recorded and recorded.get(section) == wanted.get(section):
             complete |= json.loads(json.dumps(flatten(default, name)))
+    for name, mark in _counting_as(config).items():
+        if name not in complete or name not in wanted:
+            continue
+        if _counted(complete[name], mark) == _counted(wanted[name], mark):
+            complete[name] = wanted[name]
     return complete
+
+
+def _counting_as(config: Any, prefix: str = "") -> dict[str, CountsAs]:
+    """Returns the marks of the fields that have a `CountsAs`, by dotted name."""
+    found: dict[str, CountsAs] = {}
+    if dataclasses.is_dataclass(config):
+        here = _counting_fields(type(config))
+        for field in dataclasses.fields(config):
+            name = f"{prefix}.{field.name}" if prefix else field.name
+            value = getattr(config, field.name)
+            found |= {name: here[field.name]} if field.name in here else _counting_as(value, name)
+    elif isinstance(config, tuple):
+        for index, item in enumerate(config):
+            found |= _counting_as(item, f"{prefix}.{index}")
+    return found
+
+
+def _counted(value: Any, mark: CountsAs) -> Any:
+    return mark.counts_as if value == mark.value else value
 
 
 def differing_fields(there: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
@@ -149,6 +176,13 @@ def _marked_fields(config_class: Any, mark: Any) -> frozenset[str]:
     return frozenset(
         name for name, hint in hints.items() if mark in getattr(hint, "__metadata__", ())
     )
+
+
+@functools.cache
+def _counting_fields(config_class: Any) -> dict[str, CountsAs]:
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    marks = ((name, getattr(hint, "__metadata__", ())) for name, hint in hints.items())
+    return {name: mark for name, found in marks for mark in found if isinstance(mark, CountsAs)}
 
 
 def public_name(thing: type | FunctionType) -> tuple[str, str]:
@@ -236,28 +270,54 @@ def fingerprint(*parts: Any) -> str:
     """Returns a short hash of configs and plain values.
 
     Fields marked with `NO_EFFECT` are left out, at every depth, and so are fields marked with
-    `ADDED` that have their default.
+    `ADDED` that have their default. A value that counts as another one (`CountsAs`) is that one.
 
     >>> fingerprint("a", 1) == fingerprint("a", 1) != fingerprint("a", 2)
     True
+
+    Args:
+        *parts: configs and JSON values; an iterator counts as the list of its items, which are
+            never in memory at once.
     """
+    digest, between = hashlib.sha256(b"["), ""
+    for part in parts:
+        digest.update(between.encode())
+        for piece in _as_json(part):
+            digest.update(piece.encode())
+        between = ", "
+    digest.update(b"]")
+    return digest.hexdigest()[:16]
+
+
+def _as_json(part: Any) -> Iterator[str]:
+    """Yields a config or plain value as JSON, in pieces."""
+    if isinstance(part, Iterator):
+        yield "["
+        between = ""
+        while some := list(itertools.islice(part, 1000)):
+            yield between + json.dumps(some, sort_keys=True)[1:-1]
+            between = ", "
+        yield "]"
+        return
     # A prefix makes `flatten` record the outermost class, too.
-    plain = [
-        with_effect(part, "part") if dataclasses.is_dataclass(part) else part for part in parts
-    ]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    plain = with_effect(part, "part") if dataclasses.is_dataclass(part) else part
+    yield json.dumps(plain, sort_keys=True)
 
 
 def with_effect(config: Any, prefix: str) -> dict[str, Any]:
-    """Returns what `flatten` does, without the fields that fingerprints leave out."""
+    """Returns what `flatten` does, without the fields that fingerprints leave out.
+
+    Values that count as others are these.
+    """
     defaults = added_later(config, prefix)
     left_out = without_effect(config, prefix) | {
         name
         for name, (_, value) in _marked(config, ADDED, prefix).items()
         if value == defaults[name]
     }
+    marks = _counting_as(config, prefix)
     return {
-        name: value
+        name: _counted(value, marks[name]) if name in marks else value
         for name, value in flatten(config, prefix).items()
         if not is_within(name, left_out)
     }

@@ -13,13 +13,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from seva_jax.convert.files import copy_file, data_start, encode, new_directory, update_json
+from seva_jax.convert.files import copy_file, encode, new_directory, update_json
 from seva_jax.convert.load import INDEX_FILE, read_headers
 from seva_jax.convert.original import aspect_ratio
 from seva_jax.convert.processor import replace_processing, write_chat_template
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, Row
-from seva_jax.convert.tensors import Tensor, read_whole, require_unchanged
+from seva_jax.convert.tensors import Tensor, data_start, read_whole, require_unchanged
 from seva_jax.runtime.progress import Progress
 
 # Weight files of any format are not copied: they would hold the old weights.

@@ -113,21 +113,6 @@ def update_json(path: Path, fields: Mapping[str, object]) -> None:
         write_json(path, {**old, **fields})
 
 
-def data_start(path: Path) -> dict[str, int]:
-    """Returns the offset of each tensor's bytes from the start of a safetensors file.
-
-    The file must have passed `tensors.read_header`, where the safetensors library checks it.
-    """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    return {
-        name: 8 + length + entry["data_offsets"][0]
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
-
-
 def encode(tensor: Tensor, values: np.ndarray) -> bytes:
     """Returns values as the bytes of a tensor, cast to its dtype.
 
@@ -158,29 +143,33 @@ class SafetensorsWriter:
         """
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         end = 0
-        self._tensors: dict[str, tuple[Tensor, int]] = {}
+        starts = {}
         for name, (dtype, shape) in tensors.items():
-            start, end = end, end + num_bytes(dtype, shape)
-            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
-            self._tensors[name] = Tensor(path, name, tuple(shape), dtype), start
+            starts[name], end = end, end + num_bytes(dtype, shape)
+            offsets = [starts[name], end]
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": offsets}
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # the data begins aligned
         self._file = path.open("xb")
         self._file.write(len(text).to_bytes(8, "little") + text)
-        self._start = self._file.tell()
-        self._file.truncate(self._start + end)
+        start = self._file.tell()
+        self._file.truncate(start + end)
+        self._tensors = {
+            name: Tensor(path, name, tuple(shape), dtype, start + starts[name])
+            for name, (dtype, shape) in tensors.items()
+        }
         self._left = set(tensors)
 
     def write(self, name: str, values: np.ndarray) -> None:
         """Writes one tensor, cast to its dtype."""
-        self.write_bytes(name, encode(self._tensors[name][0], values))
+        self.write_bytes(name, encode(self._tensors[name], values))
 
     def write_bytes(self, name: str, data: bytes | memoryview) -> None:
         """Writes one tensor, given its bytes."""
-        tensor, start = self._tensors[name]
+        tensor = self._tensors[name]
         if len(data) != num_bytes(tensor.dtype, tensor.shape):
             raise AssertionError(f"{name}: {len(data)} bytes for {tensor.dtype} {tensor.shape}")
-        self._file.seek(self._start + start)
+        self._file.seek(tensor.start)
         self._file.write(data)
         self._left.remove(name)
 

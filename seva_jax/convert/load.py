@@ -1,15 +1,15 @@
 """Checks a LLaVA directory against the model and reads it onto devices.
 
 The slice of every device is read from disk separately and cast on the way, so the host never holds
-a whole tensor unless one device does. Of an object store, a host holds what it reads of one
-parameter. What does not live here: which tensor is which parameter
-(`table.py`), bytes of files (`tensors.py`), who reads what from an object store (`placing.py`), and
+a whole tensor unless one device does. Linear kernels, which files have the other way round, are
+transposed by accelerators themselves if the files hold the wanted dtype. Of an object store, a host
+holds what it reads of one parameter. What does not live here: which tensor is which parameter
+(`table.py`), bytes of files (`tensors.py`), how what is read comes onto devices (`placing.py`), and
 the config (`hf_config.py`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from seva_jax.convert.original import listing, read_json, refuse_adapters
-from seva_jax.convert.placing import on_devices
+from seva_jax.convert.placing import on_devices, transposed_on_devices, transposes
 from seva_jax.convert.table import (
     EMBEDDING,
     HEAD,
@@ -28,11 +28,20 @@ from seva_jax.convert.table import (
     Index,
     Row,
     Shape,
+    Transposed,
     canonical,
     canonical_of_tower,
     is_unused,
 )
-from seva_jax.convert.tensors import DTYPES, Tensor, opened, read_header, require_unchanged
+from seva_jax.convert.tensors import (
+    DTYPES,
+    Tensor,
+    aligned,
+    assign,
+    opened,
+    read_header,
+    require_unchanged,
+)
 from seva_jax.models import (
     BaseWeights,
     Llava,
@@ -51,8 +60,6 @@ SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 _MAX_LINES = 5000  # in one error message
 _THREADS = 4
-_ALIGNMENT = 64  # bytes
-_STRIP = 16  # elements of 2 or 4 bytes: a cache line, or half of one
 _EQUAL_CHUNK = 1024  # rows compared at a time
 
 
@@ -143,11 +150,17 @@ def load_params(
         ours = _joined(path)
         kind = np.dtype(jnp.dtype(dtype))
         row, shape = rows[ours], shapes[ours]
-        reader = _reader(row, shape, kind, tensors, changes)
-        array = on_devices(
-            shape, kind, sharding.qvalue if is_quantised(sharding) else sharding, reader,
-            row.slow_dims if is_remote(tensors[row.names(shape)[0]].path) else None,
-        )  # fmt: skip
+        names = row.names(shape)
+        where = sharding.qvalue if is_quantised(sharding) else sharding
+        remote = is_remote(tensors[names[0]].path)
+        as_it_is = not (remote or {*names} & {*changes}) and all(
+            DTYPES[tensors[name].dtype] == kind for name in names
+        )
+        if as_it_is and isinstance(row.transform, Transposed) and transposes(where, shape):
+            array = transposed_on_devices(shape, where, _their_reader(names, tensors))
+        else:
+            reader = _reader(row, shape, kind, tensors, changes)
+            array = on_devices(shape, kind, where, reader, row.slow_dims if remote else None)
         # Transfers are asynchronous: without waiting, the host buffers of many leaves pile up.
         return each(jax.block_until_ready(quantise(ours, array, base_weights, sharding)))
 
@@ -191,7 +204,7 @@ def _reader(
     names = row.names(shape)
 
     def read(parts: Sequence[Index]) -> list[np.ndarray]:
-        arrays = [_aligned([side.stop - side.start for side in part], dtype) for part in parts]
+        arrays = [aligned([side.stop - side.start for side in part], dtype) for part in parts]
         wanted: dict[str, list[tuple[np.ndarray, Index]]] = {}
         for array, part in zip(arrays, parts, strict=True):
             if row.stacked:
@@ -207,7 +220,7 @@ def _reader(
                     values = row.transform.read(source, part)
                     if name in changes:
                         values = values.astype(np.float32) + changes[name](part)
-                    _assign(out, values)
+                    assign(out, values)
 
         # Transposing kernels takes longest, and NumPy lets other threads run meanwhile. Only a few
         # threads, because each holds a tensor.
@@ -218,26 +231,16 @@ def _reader(
     return read
 
 
-def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """Returns an uninitialised array, aligned so that JAX on a CPU uses it without a copy."""
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
+def _their_reader(
+    names: Sequence[str], tensors: Mapping[str, Tensor]
+) -> Callable[[int, Index], np.ndarray]:
+    """Returns a function that reads parts of tensors as the files have them, without a copy."""
 
+    def read(layer: int, part: Index) -> np.ndarray:
+        with opened(tensors[names[layer]]) as source:
+            return source[part]
 
-def _assign(out: np.ndarray, values: np.ndarray) -> None:
-    """Does `out[...] = values`, fast for bfloat16 and for transposed kernels.
-
-    NumPy copies bfloat16 element by element, and integers much faster. Copying a whole transposed
-    kernel touches another cache line for every element; copying strips as wide as a line does not.
-    """
-    if values.dtype == out.dtype:
-        bits = f"u{out.itemsize}"
-        out, values = out.view(bits), values.view(bits)
-    strip = _STRIP if values.ndim == 2 and values.flags.f_contiguous else max(out.shape[-1], 1)
-    for start in range(0, out.shape[-1], strip):
-        out[..., start : start + strip] = values[..., start : start + strip]
+    return read
 
 
 def read_headers(directory: Path, tower: Path | None = None) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Puts what is read from files onto devices: who reads what.
 
-From a disk every device's part is read separately. From an object store every byte is read once:
+From a disk every device's part is read separately; on accelerators, linear kernels are put there
+as the file has them and transposed by the devices. From an object store every byte is read once:
 by a process for all its devices, and by all processes together, each of which reads other layers or
 rows, of one parameter at a time. The devices then exchange what they need, over links that are
 faster than those to a store. What does not live here: reading itself (`load.py`, `tensors.py`).
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -55,6 +57,81 @@ def on_devices(
     if reading is sharding:
         return array
     return _exchange(dtype, reading, sharding, len(shape))(array)
+
+
+def transposes(sharding: Any, shape: Shape) -> bool:
+    """Returns whether `transposed_on_devices` serves an array: on accelerators, layers not split.
+
+    Args:
+        sharding: the array's sharding.
+        shape: the array's shape.
+    """
+    device = next(iter(sharding.device_set))
+    return device.platform != "cpu" and (
+        len(shape) == 2 or sharding.shard_shape(shape)[0] == shape[0]
+    )
+
+
+def transposed_on_devices(
+    shape: Shape,
+    sharding: Any,
+    read: Callable[[int, Index], np.ndarray],
+) -> jax.Array:
+    """Returns an array of kernels, given a function that reads parts of their transposes.
+
+    The host copies nothing that it reads. The devices transpose one layer at a time and put it in
+    its place in the stack, so they hold a layer in addition to the result.
+
+    Args:
+        shape: the array's shape, [L, in, out] or [in, out].
+        sharding: the array's sharding.
+        read: returns a part of a layer, given the layer's number and slices with explicit bounds
+            for the dims [out, in]; the layer is 0 without L.
+    """
+    stacked = len(shape) == 3
+    theirs = shape[:0:-1] if stacked else shape[::-1]
+    reading = sharding
+    if isinstance(sharding, NamedSharding):
+        axes = _axes(sharding, len(shape))
+        reading = _named(sharding.mesh, axes[:0:-1] if stacked else axes[::-1])
+
+    def layer(number: int) -> jax.Array:
+        return jax.make_array_from_callback(
+            theirs, reading, lambda index: read(number, _bounds(index, theirs))
+        )
+
+    first = layer(0)
+    if not stacked:
+        return _transposed(sharding)(first)
+    stack = _empty(shape, first.dtype, sharding)()
+    for number in range(shape[0]):
+        stack = _with_layer(sharding)(stack, layer(number) if number else first, number)
+    return stack
+
+
+@functools.cache
+def _transposed(sharding: Any) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(jnp.transpose, out_shardings=sharding)
+
+
+@functools.cache
+def _empty(shape: Shape, dtype: np.dtype, sharding: Any) -> Callable[[], jax.Array]:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)
+
+
+@functools.cache
+def _with_layer(sharding: Any) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
+    """Returns a program that puts a transposed layer into a stack, whose memory it reuses."""
+
+    def put(stack: jax.Array, layer: jax.Array, number: jax.Array) -> jax.Array:
+        # As integers, which no transposition rounds or normalises.
+        bits = _BITS[stack.dtype.itemsize]
+        cast = jax.lax.bitcast_convert_type
+        turned = cast(layer, bits).T[None]
+        stack = jax.lax.dynamic_update_slice_in_dim(cast(stack, bits), turned, number, axis=0)
+        return cast(stack, layer.dtype)
+
+    return jax.jit(put, donate_argnums=0, out_shardings=sharding)
 
 
 def spread(sharding: NamedSharding, shape: Shape, slow_dims: Sequence[int]) -> NamedSharding:

@@ -26,7 +26,6 @@ from seva_jax.convert.export import (
 from seva_jax.convert.files import (
     SafetensorsWriter,
     copy_file,
-    data_start,
     new_directory,
     write_json,
 )
@@ -274,14 +273,12 @@ def _rewrite(
                     writers[name].write(place(name)[1], resized(name, values))
                     done.add(name)
                     bar.update()
-        starts = {path: data_start(path) for path in {t.path for t in tensors.values()}}
         for name in tensors.keys() - done:
             tensor = tensors[name]
             if shapes[name] != tensor.shape:
                 writers[name].write(place(name)[1], resized(name, read_tensor(tensor)))
             else:
-                data = read_raw(tensor, starts[tensor.path][tensor.name])
-                writers[name].write_bytes(place(name)[1], data)
+                writers[name].write_bytes(place(name)[1], read_raw(tensor))
             bar.update()
         require_unchanged(tensors.values())
     return len(done)

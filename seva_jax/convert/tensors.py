@@ -1,9 +1,9 @@
-"""Tensors in safetensors files: reading headers, and parts of tensors.
+"""Tensors in safetensors files: reading headers and parts of tensors, and copying into arrays.
 
-Files on a disk are mapped by the safetensors library. Of files in an object store only the header
-and the needed byte ranges are read, several at a time; the library checks their headers, too. What
-does not live here: which tensor is which parameter (`table.py`), and which parts of it a process
-reads (`load.py`).
+Files on a disk are mapped, so that parts of them are read without a copy. Of files in an object
+store only the header and the needed byte ranges are read, several at a time. The safetensors
+library checks the headers of both. What does not live here: which tensor is which parameter
+(`table.py`), and which parts of it a process reads (`load.py`).
 """
 
 from __future__ import annotations
@@ -34,20 +34,9 @@ DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.b
 _LONGEST_HEADER = 100_000_000  # bytes; the library refuses longer ones
 _REQUEST = 32 * 2**20  # bytes that one request asks for at most
 _REQUESTS = 8  # at a time, in a process
+_ALIGNMENT = 64  # bytes
+_STRIP = 16  # columns of 2 or 4 bytes: a cache line, or half of one
 _SMALL = 16 * 2**20  # bytes of a tensor that is kept for further parts, see `read_part`
-
-
-@dataclasses.dataclass(frozen=True)
-class Stored:
-    """Where the bytes of a tensor are in an object store.
-
-    Attributes:
-        start: their offset from the start of the object.
-        version: the object when its header was read.
-    """
-
-    start: int
-    version: ObjectStat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +48,16 @@ class Tensor:
         name: its name in the file.
         shape: its shape.
         dtype: its dtype, as safetensors names it.
-        stored: where it is in an object store; None on a disk.
+        start: offset of its bytes from the start of the file.
+        version: the object in a store when its header was read; None on a disk.
     """
 
     path: Path
     name: str
     shape: Shape
     dtype: str
-    stored: Stored | None = None
+    start: int
+    version: ObjectStat | None = None
 
 
 def num_bytes(dtype: str, shape: Shape) -> int:
@@ -96,12 +87,7 @@ def read_header(path: Path) -> list[Tensor]:
         outline.write_bytes(prefix + text)
         os.truncate(outline, version.st_size)
         tensors = _checked_header(outline, path)
-    entries = json.loads(text)
-    placed = []
-    for tensor in tensors:
-        start = 8 + length + entries[tensor.name]["data_offsets"][0]
-        placed.append(dataclasses.replace(tensor, stored=Stored(start, version)))
-    return placed
+    return [dataclasses.replace(tensor, version=version) for tensor in tensors]
 
 
 def _checked_header(path: Path, shown: Path) -> list[Tensor]:
@@ -109,10 +95,8 @@ def _checked_header(path: Path, shown: Path) -> list[Tensor]:
     try:
         with safe_open(path, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return [
-                Tensor(shown, name, tuple(part.get_shape()), part.get_dtype())
-                for name, part in slices.items()
-            ]
+            kinds = {name: (x.get_shape(), x.get_dtype()) for name, x in slices.items()}
+        starts = data_start(path)
     except (SafetensorError, OSError) as error:
         with contextlib.suppress(OSError), shown.open("rb") as file:
             if file.read(20).startswith(b"version https://git"):
@@ -122,25 +106,54 @@ def _checked_header(path: Path, shown: Path) -> list[Tensor]:
         raise DataError(
             f"{shown} is not a complete safetensors file ({error}): fetch it again"
         ) from error
+    return [
+        Tensor(shown, name, tuple(shape), dtype, starts[name])
+        for name, (shape, dtype) in kinds.items()
+    ]
+
+
+def data_start(path: Path) -> dict[str, int]:
+    """Returns the offset of each tensor's bytes from the start of a safetensors file.
+
+    The safetensors library must have checked the file, as `read_header` has it do.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {
+        name: 8 + length + entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 @contextlib.contextmanager
 def opened(tensor: Tensor, rows: Sequence[slice] | None = None) -> Iterator[Any]:
     """Yields a tensor as an object that slicing turns into arrays.
 
-    On a disk only what is sliced is read. From a store, rows are read when the tensor is opened,
-    each byte once, because all columns of neighbouring rows are one range of bytes.
+    On a disk it is a mapping of the file, of which only what is used is read. From a store, rows
+    are read when the tensor is opened, each byte once, because all columns of neighbouring rows are
+    one range of bytes.
 
     Args:
         tensor: the tensor.
         rows: parts of its first dim that will be sliced, with explicit bounds; None means all.
     """
-    if tensor.stored is not None:
-        yield _Rows(tensor, rows)
-        return
-    # Opened for each tensor: while a file is mapped, its pages count as memory of this process.
-    with safe_open(tensor.path, framework="np") as file:
-        yield file.get_slice(tensor.name) if tensor.shape else file.get_tensor(tensor.name)
+    # Mapped for each tensor: while a file is mapped, its pages count as memory of this process.
+    yield _mapped(tensor) if tensor.version is None else _Rows(tensor, rows)
+
+
+def _mapped(tensor: Tensor) -> np.ndarray:
+    size = num_bytes(tensor.dtype, tensor.shape)
+    kind = np.dtype(DTYPES[tensor.dtype])
+    if not size:
+        return np.empty(tensor.shape, kind)
+    try:
+        data = np.memmap(tensor.path, np.uint8, "r", tensor.start, (size,))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{tensor.path} cannot be read ({error}): fetch it again") from None
+    # A plain array keeps the mapping alive, and slicing it is faster.
+    return np.asarray(data).view(kind).reshape(tensor.shape)
 
 
 def read_part(tensor: Tensor, index: Index) -> np.ndarray:
@@ -148,7 +161,7 @@ def read_part(tensor: Tensor, index: Index) -> np.ndarray:
 
     Small tensors of a store are kept for a while, for several parts are read of each.
     """
-    if tensor.stored is not None and num_bytes(tensor.dtype, tensor.shape) <= _SMALL:
+    if tensor.version is not None and num_bytes(tensor.dtype, tensor.shape) <= _SMALL:
         return _whole(tensor)[index]
     with opened(tensor, index[:1]) as source:
         return source[index]
@@ -165,14 +178,54 @@ def read_whole(tensor: Tensor) -> np.ndarray:
         return source[tuple(slice(0, size) for size in tensor.shape)]
 
 
-def read_raw(tensor: Tensor, start: int) -> bytes | memoryview:
-    """Returns the bytes of a tensor of any dtype, which begin at `start` in its file."""
+def read_raw(tensor: Tensor) -> bytes | memoryview:
+    """Returns the bytes of a tensor of any dtype."""
     size = num_bytes(tensor.dtype, tensor.shape)
-    if tensor.stored is not None:
-        return _ranges(tensor, [(start, start + size)])[0].data
+    if tensor.version is not None:
+        return _ranges(tensor, [(tensor.start, tensor.start + size)])[0].data
     with tensor.path.open("rb") as file:
-        file.seek(start)
+        file.seek(tensor.start)
         return file.read(size)
+
+
+def aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Returns an uninitialised array, aligned so that JAX on a CPU uses it without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def assign(out: np.ndarray, values: np.ndarray) -> None:
+    """Does `out[...] = values`, fast for bfloat16 and for transposed kernels.
+
+    NumPy copies bfloat16 element by element, and integers much faster.
+    """
+    if values.dtype == out.dtype:
+        bits = f"u{out.itemsize}"
+        out, values = out.view(bits), values.view(bits)
+    if values.ndim == 2 and values.strides[0] < values.strides[1]:
+        _assign_transposed(out, values)
+    else:
+        out[...] = values
+
+
+def _assign_transposed(out: np.ndarray, values: np.ndarray) -> None:
+    """Does `out[...] = values` for matrices, whose columns are contiguous only in `values`.
+
+    Copying a whole matrix touches another cache line for every element. Here columns are copied to
+    a strip that fits the cache, and the rows of the strip, each one item to NumPy, to `out`.
+    """
+    rows, columns = out.shape
+    whole = columns - columns % _STRIP
+    strip = np.empty((rows, _STRIP), out.dtype)
+    line = f"V{strip.itemsize * _STRIP}"
+    lines, rows_of_strip = out[:, :whole].view(line), strip.view(line)[:, 0]
+    for start in range(0, whole, _STRIP):
+        for column in range(_STRIP):
+            strip[:, column] = values[:, start + column]
+        lines[:, start // _STRIP] = rows_of_strip
+    out[:, whole:] = values[:, whole:]
 
 
 def require_unchanged(tensors: Iterable[Tensor]) -> None:
@@ -183,7 +236,7 @@ def require_unchanged(tensors: Iterable[Tensor]) -> None:
     Raises:
         StoreError: an object was replaced or removed meanwhile.
     """
-    for path, version in {t.path: t.stored.version for t in tensors if t.stored}.items():
+    for path, version in {t.path: t.version for t in tensors if t.version}.items():
         try:
             if path.stat() == version:
                 continue
@@ -196,12 +249,11 @@ class _Rows:
     """Rows of a tensor in a store, read once. Slices must lie within the rows that were named."""
 
     def __init__(self, tensor: Tensor, rows: Sequence[slice] | None) -> None:
-        assert tensor.stored is not None
         kind, self._shape = np.dtype(DTYPES[tensor.dtype]), tensor.shape
         count = tensor.shape[0] if tensor.shape else 1
         row_bytes = num_bytes(tensor.dtype, tensor.shape[1:])
         parts = [(0, count)] if rows is None else _joined([(r.start, r.stop) for r in rows])
-        start = tensor.stored.start
+        start = tensor.start
         ranges = [(start + first * row_bytes, start + last * row_bytes) for first, last in parts]
         self._blocks = [
             (first, data.view(kind).reshape(last - first, *tensor.shape[1:]))

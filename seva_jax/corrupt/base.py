@@ -24,6 +24,7 @@ from seva_jax.types import Array, DataError
 Space = Literal["pixels", "normalised", "sequence"]
 Number = Array | float  # a parameter of an operation, which may be traced
 
+_PRNG = "threefry2x32"  # whatever the default of the process is
 SNAP = 32
 MAX_SIDE = 1024
 
@@ -161,13 +162,44 @@ def corruption_key(seed: int, example_id: str, corruption_index: int) -> jax.Arr
     Returns:
         A typed threefry key.
     """
+    return corruption_keys(seed, key_words(example_id, corruption_index))
+
+
+def key_words(example_id: str, corruption_index: int) -> np.ndarray:
+    """Returns the words, uint32 [3], from which `corruption_keys` makes one `corruption_key`."""
     require(corruption_index >= 0, f"corruption_index={corruption_index}: give an integer from 0.")
     # 64 bits of the digest: with 32, two of 16,000 ids would share a key in 3 % of runs.
     words = np.frombuffer(hashlib.sha256(example_id.encode("utf-8")).digest()[:8], dtype="<u4")
-    key = jax.random.key(seed, impl="threefry2x32")
-    for word in (*words.tolist(), corruption_index):
-        key = jax.random.fold_in(key, np.uint32(word))
-    return key
+    return np.array([*words, corruption_index], np.uint32)
+
+
+def corruption_keys(seed: int, words: Array) -> jax.Array:
+    """Returns many keys with one call of the device.
+
+    Args:
+        seed: the experiment's seed.
+        words: uint32 [..., 3], see `key_words`.
+
+    Returns:
+        Typed threefry keys [...].
+    """
+    return _folded(_seed_data(seed), words)
+
+
+@functools.lru_cache
+def _seed_data(seed: int) -> np.ndarray:
+    return np.asarray(jax.random.key_data(jax.random.key(seed, impl=_PRNG)))
+
+
+@jax.jit
+def _folded(seed_data: Array, words: Array) -> jax.Array:
+    def one(words: jax.Array) -> jax.Array:
+        key = jax.random.wrap_key_data(jnp.asarray(seed_data), impl=_PRNG)
+        for word in words:
+            key = jax.random.fold_in(key, word)
+        return key
+
+    return jnp.vectorize(one, signature="(n)->()")(words)
 
 
 def snapped_size(height: int, width: int) -> tuple[int, int]:

@@ -6,20 +6,23 @@ the checks that `open()` makes already (`collect.py`); the command (`__main__.py
 
 from __future__ import annotations
 
+import array
 import collections
 import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from seva_jax.batches.encoded import fitting_trees, unknown_words
+from seva_jax.batches.fitting import fitting, unknown_words
 from seva_jax.data.collect import counted, leave_out
 from seva_jax.data.sources import PreferenceSet, PromptSet
+from seva_jax.runtime.garbage import no_search_for_cycles
 from seva_jax.runtime.progress import Progress
 from seva_jax.runtime.read_ahead import READERS
 from seva_jax.text.encode import EncodedTree, Encoder
-from seva_jax.types import Comparison, DataError, ExampleError, Prompt
+from seva_jax.types import Comparison, DataError, ExampleError, Prompt, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +122,7 @@ def _spread(lengths: np.ndarray) -> str:
     return f"{low:,.0f} to {most:,.0f} tokens, median {middle:,.0f}, 95 % up to {high:,.0f}"
 
 
+@no_search_for_cycles()
 def check(
     data: PromptSet, encoder: Encoder | None, bar: Callable[[str, int, str], Progress]
 ) -> Checked:
@@ -145,17 +149,17 @@ def check(
             else:
                 sizes.append(size)
             shown.update()
-    drops, trunks, answers, cut, usable = data.drops.copy(), [], [], 0, 0
+    drops, cut, usable = data.drops.copy(), 0, 0
+    trunks, answers = array.array("q"), array.array("q")
     unknown: collections.Counter[str] = collections.Counter()
     left_out = list(data.left_out)
-    for prompt, example in zip(data.prompts, examples, strict=True):
-        try:
-            trees = trees_of(example, encoder) if encoder else []
-        except ExampleError as error:
-            leave_out(prompt.id, error, drops, left_out)
+    encoded = trees_of_each(examples, encoder) if encoder else itertools.repeat(())
+    for prompt, example, trees in zip(data.prompts, examples, encoded, strict=False):
+        if isinstance(trees, ExampleError):
+            leave_out(prompt.id, trees, drops, left_out)
             continue
-        trunks += (len(tree.trunk) for tree in trees)
-        answers += (len(branch) for tree in trees for branch in tree.branches)
+        trunks.extend(len(tree.trunk) for tree in trees)
+        answers.extend(len(branch) for tree in trees for branch in tree.branches)
         cut += sum(tree.truncated for tree in trees)
         if encoder and trees:
             unknown.update(unknown_words(prompt.question, trees[0].trunk, encoder))
@@ -181,17 +185,32 @@ def check(
     )
 
 
-def trees_of(example: Prompt | Comparison, encoder: Encoder) -> Sequence[EncodedTree]:
-    """Encodes an example as a run does: the trunks, and the answers that it has.
+def trees_of_each(
+    examples: Sequence[Prompt | Comparison], encoder: Encoder
+) -> Iterator[Sequence[EncodedTree] | ExampleError]:
+    """Encodes examples as a run does: the trunks, and the answers that they have.
 
-    Raises:
-        ExampleError: it cannot be used, for example because no answer has room after a trunk.
+    Args:
+        examples: prompts alone, or comparisons alone.
+        encoder: encodes them.
+
+    Yields:
+        For each example, in order, its trees, or why it cannot be used, for example because no
+        answer has room after a trunk.
     """
-    if isinstance(example, Comparison):
-        return fitting_trees(example, encoder)[0]
-    tree = encoder.encode(example.question, len(example.images), (), example.start)
-    encoder.fit(len(tree.trunk), tree.trunk[:1])  # room for at least one answer token
-    return [tree]
+    compared = [example for example in examples if isinstance(example, Comparison)]
+    if compared:
+        for fitted in fitting(compared, encoder):
+            yield fitted if isinstance(fitted, ExampleError) else fitted.trees
+        return
+    prompts = (example for example in examples if isinstance(example, Prompt))
+    for tree in encoder.trees(View(prompt, ()) for prompt in prompts):
+        try:
+            if not isinstance(tree, ExampleError):
+                encoder.fit(len(tree.trunk), tree.trunk[:1])  # room for at least one answer token
+            yield tree if isinstance(tree, ExampleError) else [tree]
+        except ExampleError as error:
+            yield error
 
 
 def _decode(data: PromptSet, name: str) -> tuple[int, int] | str:

@@ -27,6 +27,7 @@ from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.data.unique import UniqueIds
 from seva_jax.images.folder import ImageFiles
 from seva_jax.images.load import decode_image, require_link_roots
+from seva_jax.runtime.garbage import no_search_for_cycles
 from seva_jax.runtime.stores import as_path
 from seva_jax.types import IMAGE_MARKER, Comparison, DataError, ExampleError, Prompt, View
 
@@ -104,7 +105,7 @@ class FolderImages(Images):
 
     @override
     def check(self, name: str) -> None:
-        self.files.find(name)
+        self.files.check(name)
 
     @override
     def read(self, name: str) -> bytes:
@@ -233,9 +234,19 @@ def _stored(value: Any) -> str:
 
     Those are half a surrogate pair, NaN, objects of other types, and lists nested too deeply.
     """
-    stored = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    stored = _JSON.encode(value)
     stored.encode()
     return stored
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """Returns the fields of a dataclass for JSON; `dataclasses.asdict` would copy each value."""
+    if not dataclasses.is_dataclass(value):
+        raise TypeError(f"{type(value).__name__} cannot be stored")
+    return vars(value)
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_fields)
 
 
 def compared(prompt: Prompt, chosen: Any, *rejected: Any) -> Comparison:
@@ -294,7 +305,7 @@ def one_each(
 def _check(example: Prompt | Comparison, images: Images) -> str:
     """Returns an example as JSON; raises `ExampleError` for one that no run could use."""
     try:
-        stored = _stored(dataclasses.asdict(example))
+        stored = _stored(example)
     except (ValueError, TypeError, RecursionError) as error:
         message = f"a text is not UTF-8, or a number not finite ({error}); save the file as UTF-8"
         raise ExampleError(message, "invalid text") from error
@@ -329,6 +340,7 @@ def _checked(
         yield error
 
 
+@no_search_for_cycles()
 def _collect(
     source: str, images: Images, records: Records[Example], limit: int
 ) -> tuple[list[Example], collections.Counter[str], list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,20 @@ def rollout_record(rollout: Rollout) -> dict[str, Any]:
 
 
 def plain(value: Prompt | Comparison) -> dict[str, Any]:
-    """Returns a prompt or a comparison as JSON, without `Prompt.start` where it is empty."""
-    return dataclasses.asdict(value, dict_factory=_without_empty_start)
+    """Returns a prompt or a comparison as JSON, without `Prompt.start` where it is empty.
+
+    It shares their values, like `fields`.
+    """
+    if isinstance(value, Comparison):
+        more = [vars(view) | {"prompt": plain(view.prompt)} for view in value.more]
+        return vars(value) | {"prompt": plain(value.prompt), "more": more}
+    return {k: v for k, v in vars(value).items() if value.start or k != "start"}
 
 
-def _without_empty_start(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: value for name, value in items if (name, value) != ("start", "")}
+def fields(comparison: Comparison) -> dict[str, Any]:
+    """Returns what `dataclasses.asdict` does, but shares the values: for 300,000 pairs, seconds."""
+    more = [vars(view) | {"prompt": vars(view.prompt)} for view in comparison.more]
+    return vars(comparison) | {"prompt": vars(comparison.prompt), "more": more}
 
 
 def prompt_from(record: dict[str, Any]) -> Prompt:

@@ -71,6 +71,10 @@ def placed(example: _Example) -> _Example:
     """
     if isinstance(example, Prompt):
         question = question_of([example.question], example.images)
-        return dataclasses.replace(example, question=question)
+        same = question == example.question
+        return example if same else dataclasses.replace(example, question=question)
     more = tuple(dataclasses.replace(view, prompt=placed(view.prompt)) for view in example.more)
-    return dataclasses.replace(example, prompt=placed(example.prompt), more=more)
+    prompt = placed(example.prompt)
+    if prompt is example.prompt and not more:
+        return example
+    return dataclasses.replace(example, prompt=prompt, more=more)

@@ -16,6 +16,7 @@ from seva_jax.data.fields import LFS, Record, pointer_error
 from seva_jax.data.splits import of_split, shard_split
 from seva_jax.images.load import files_below
 from seva_jax.runtime.files import read_bytes
+from seva_jax.runtime.garbage import no_search_for_cycles
 from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError, ExampleError
 
@@ -66,7 +67,7 @@ def open_table(
     if start.startswith(b"PAR1"):
         return _parquet_table({folder.name: folder}, image_root, link_roots)
     records = json_list(path) if start.startswith(b"[") else json_lines(path)
-    return Table(iter(records), FolderImages(image_root, link_roots))
+    return Table(records, FolderImages(image_root, link_roots))
 
 
 def _parquet_table(files: dict[str, Path], image_root: str, link_roots: tuple[str, ...]) -> Table:
@@ -89,15 +90,15 @@ def start_of(path: str) -> bytes:
     return start
 
 
-def json_list(path: str) -> list[Record]:
-    """Returns the records of a file that holds one JSON list.
+def json_list(path: str) -> Iterator[Record]:
+    """Returns the records of a file that holds one JSON list; each is freed after its use.
 
     Raises:
         DataError: the file cannot be read, or does not hold a JSON list.
     """
-    data = read_bytes(path)
     try:
-        records = json.loads(data.decode("utf-8-sig"))
+        with no_search_for_cycles():
+            records = json.loads(read_bytes(path).decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error}); save it as UTF-8") from error
     except (ValueError, RecursionError) as error:
@@ -105,10 +106,17 @@ def json_list(path: str) -> list[Record]:
         raise DataError(message) from error
     if not isinstance(records, list):
         raise DataError(f"{path}: expected a JSON list of records, found {type(records).__name__}")
-    return [(f"record {n}", record) for n, record in enumerate(records, 1)]
+    return ((f"record {n}", record) for n, record in enumerate(_emptied(records), 1))
 
 
-def json_lines(path: str) -> list[Record]:
+def _emptied(values: list[Any]) -> Iterator[Any]:
+    """Yields the values of a list in order, and takes each out of it."""
+    values.reverse()
+    while values:
+        yield values.pop()
+
+
+def json_lines(path: str) -> Iterator[Record]:
     """Returns the records of a file with one JSON value on each line; empty lines are skipped.
 
     Raises:
@@ -116,7 +124,7 @@ def json_lines(path: str) -> list[Record]:
     """
     # Split bytes, not text: str.splitlines would also cut at U+2028 inside a question.
     lines = enumerate(read_bytes(path).split(b"\n"), 1)
-    return [(f"line {n}", _line(line)) for n, line in lines if line.strip()]
+    return ((f"line {n}", _line(line)) for n, line in lines if line.strip())
 
 
 def _line(line: bytes) -> Any:

@@ -42,12 +42,14 @@ class ImageFiles:
     def __init__(self, root: Path, link_roots: Sequence[str] = ()) -> None:
         self._root, self._link_roots = root, tuple(link_roots)
         self._listed, self._names = set[str](), set[str]()
+        self._checked = set[str]()
         self._lock = threading.Lock()
 
     @override
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
             names = {"_listed": self._listed.copy(), "_names": self._names.copy()}
+        names["_checked"] = set()
         return {name: value for name, value in self.__dict__.items() if name != "_lock"} | names
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -57,6 +59,12 @@ class ImageFiles:
     def remote(self) -> bool:
         """Whether the folder is in an object store."""
         return is_remote(self._root)
+
+    def check(self, name: str) -> None:
+        """Raises the error of `path` for an image that is not there; looks once for each name."""
+        if name not in self._checked:
+            self.path(name)
+            self._checked.add(name)
 
     def find(self, name: str) -> str:
         """Returns the name of the file, relative to the folder, that the name of an image means.

@@ -57,7 +57,9 @@ def answer_logps(
     for _, out in run_pass(compute, variables, batches, layout.mesh):
         logps_NKT, lengths_NK, index_N = (x.reshape(-1, *x.shape[2:]) for x in out)
         added = {
-            int(index): [x[:n] for x, n in zip(logps_KT, lengths_K.astype(int), strict=True) if n]
+            int(index): [
+                x[:n].copy() for x, n in zip(logps_KT, lengths_K.astype(int), strict=True) if n
+            ]
             for logps_KT, lengths_K, index in zip(logps_NKT, lengths_NK, index_N, strict=True)
             if index >= 0
         }

@@ -6,7 +6,8 @@ What lives here: applying one corruption to one prompt on the host. What does no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
@@ -25,6 +26,25 @@ def corrupted_prompt(prompt: Prompt, corruption: Corruption, index: int, seed: i
         return corruption.changed(corruption_key(seed, prompt.id, index), prompt)
 
 
+def prompt_pixels(
+    prompt: Prompt,
+    load_image: Callable[[str], np.ndarray],
+    processing: ImageProcessing,
+    corruptions: Sequence[Corruption],
+    seed: int,
+) -> list[np.ndarray]:
+    """Returns the preprocessed images of a prompt, then its `corrupted_pixels` by each corruption.
+
+    Every image is decoded and preprocessed once.
+    """
+    load = functools.cache(load_image)
+    clean = functools.cache(lambda name: processing(load(name)))
+    return [_stacked(map(clean, prompt.images), processing)] + [
+        _corrupted(prompt, load, clean, processing, corruption, index, seed)
+        for index, corruption in enumerate(corruptions)
+    ]
+
+
 def corrupted_pixels(
     prompt: Prompt,
     load_image: Callable[[str], np.ndarray],
@@ -37,19 +57,35 @@ def corrupted_pixels(
 
     Runs on the host's CPU, so the same images come out on every platform.
     """
+
+    def clean(name: str) -> np.ndarray:
+        return processing(load_image(name))
+
+    return _corrupted(prompt, load_image, clean, processing, corruption, index, seed)
+
+
+def _corrupted(
+    prompt: Prompt,
+    load_image: Callable[[str], np.ndarray],
+    clean: Callable[[str], np.ndarray],
+    processing: ImageProcessing,
+    corruption: Corruption,
+    index: int,
+    seed: int,
+) -> np.ndarray:
+    """Does the work of `corrupted_pixels`; `clean` gives a preprocessed image by name."""
     if corruption.space == "sequence":
         names = corrupted_prompt(prompt, corruption, index, seed).images
-        return stacked([processing(load_image(name)) for name in names], processing)
+        return _stacked(map(clean, names), processing)
     pixels = []
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         for number, name in enumerate(prompt.images):
             key = corruption_key(seed, f"{prompt.id}/{number}", index)
-            image = load_image(name)
             if corruption.space == "pixels":
-                pixels.append(processing(apply_pixels(corruption, key, image)))
+                pixels.append(processing(apply_pixels(corruption, key, load_image(name))))
             else:
-                pixels.append(np.asarray(apply_jitted(corruption, key, processing(image))))
-    return stacked(pixels, processing)
+                pixels.append(np.asarray(apply_jitted(corruption, key, clean(name))))
+    return _stacked(pixels, processing)
 
 
 def corrupted_views(
@@ -78,7 +114,7 @@ def corrupted_views(
     ]
 
 
-def stacked(pixels: list[np.ndarray], processing: ImageProcessing) -> np.ndarray:
+def _stacked(pixels: Iterable[np.ndarray], processing: ImageProcessing) -> np.ndarray:
     """Returns preprocessed images as one array, [I, H, W, 3]; I may be 0."""
-    size = processing.size
-    return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.float32)
+    images, size = list(pixels), processing.size
+    return np.stack(images) if images else np.zeros((0, size, size, 3), np.float32)

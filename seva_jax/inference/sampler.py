@@ -209,10 +209,12 @@ class Sampler:
             rows = jax.vmap(one, (dim, dim, 0), dim)(split(old), split(new), from_NB)
             return rows.reshape(old.shape)
 
-        width = state.seen_BS.shape[1]
+        width, narrow = state.seen_BS.shape[1], fresh.seen_BS.shape[1]
+        seen_BS = jnp.pad(fresh.seen_BS, ((0, 0), (0, width - narrow)))
+        fresh = fresh._replace(seen_BS=seen_BS)
 
         def prompt(old: jax.Array, new: jax.Array) -> jax.Array:
-            return old.at[:, :, :, :width].set(taken(old[:, :, :, :width], new, 1))
+            return old.at[:narrow].set(taken(old[:narrow], new, 2))
 
         cache = jax.tree.map(prompt, state.cache, fresh.cache)
         rest: Any = jax.tree.map(

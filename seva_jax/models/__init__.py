@@ -3,7 +3,7 @@
 Read next: `llava.py`, which puts the pieces together and which the rest of the package calls.
 """
 
-from seva_jax.models.attention import Attention
+from seva_jax.models.attention import Attention, attention_problem
 from seva_jax.models.config import (
     LLAVA_15,
     LlavaConfig,
@@ -21,8 +21,10 @@ from seva_jax.models.probe import attention_weights, layer_heads
 from seva_jax.models.quant import (
     BaseWeights,
     abstract_stored,
+    boxed_as_stored,
     is_quantised,
     quantise,
     quantise_all,
     require_qwix,
 )
+from seva_jax.models.unstacked import restack, unstack

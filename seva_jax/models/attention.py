@@ -4,13 +4,17 @@
 each with the keys up to the end of the block; it keeps no scores for the backward pass. `splash` is
 the Pallas kernel that JAX ships for TPUs, which also skips blocks that the mask leaves empty, such
 as those between different trees or branches. `cudnn` is NVIDIA's fused kernel, with the mask as a
-bias.
+bias, and `tokamax` that of the optional library of this name, which takes the mask as it is.
+`attend` chooses among them by platform, card, dtype and head width; `attention_problem` says why a
+device cannot compute a kernel that a config names.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -21,10 +25,14 @@ from seva_jax.sharding import activation_spec
 if TYPE_CHECKING:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
-Attention = Literal["auto", "plain", "cudnn"]
+Attention = Literal["auto", "plain", "blocks", "cudnn", "tokamax"]
 BLOCK = 128  # queries in a block; also the lanes of a TPU's vector unit
 MASKED = -1e30  # score of a masked key: its exponential is 0 next to that of any other
 _LARGEST = 512  # largest side of the blocks that a kernel works on
+_TOKAMAX = (0, 0, 17)  # the oldest version whose kernels this module has been tried with
+# On Blackwell, tokamax splits the keys if there are few blocks of queries, about half as many as a
+# card has multiprocessors, and then refuses a mask.
+_FEWEST_BLOCKS = 128
 
 
 def attend(
@@ -42,9 +50,10 @@ def attend(
         value_BUGQ: values.
         mask_BSU: True where a query attends to a key; None for everywhere. Every query attends to
             at least one key, and where S = U > 1 to no later position.
-        kind: the kernel where whole rows attend to themselves, S = U > 1: "auto" takes `splash` if
-            the program is compiled for a TPU and the head width is a multiple of 128, otherwise
-            `blocks`; "cudnn" takes `cudnn`. "plain" takes `plain`, as do all other shapes.
+        kind: the kernel where whole rows attend to themselves, S = U > 1. "auto" takes `splash` if
+            the program is compiled for a TPU and the head width is a multiple of 128, `fused` if it
+            is compiled for NVIDIA GPUs and cuDNN takes dtype and head width, and otherwise
+            `blocks`. The others name a kernel. All other shapes take `plain`.
 
     Returns:
         [B, S, H, Q] in the dtype of the queries; the softmax is in float32.
@@ -52,52 +61,136 @@ def attend(
     whole_rows = query_BSHQ.shape[1] == key_BUGQ.shape[1] > 1
     if kind == "plain" or mask_BSU is None or not whole_rows:
         return plain(query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU)
+    arguments = query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU
     if kind == "cudnn":
-        return _on_mesh(cudnn, query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU)
-    if query_BSHQ.shape[-1] % BLOCK:
-        return blocks(query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU)
-    return jax.lax.platform_dependent(
-        query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU,
-        tpu=functools.partial(_on_mesh, splash), default=blocks,
-    )  # fmt: skip
+        return _on_mesh(cudnn, *arguments)
+    if kind == "tokamax":
+        return _on_mesh(tokamax, *arguments)
+    kernels: dict[str, Callable[..., jax.Array]] = {}
+    width = query_BSHQ.shape[-1]
+    if kind == "auto" and width % BLOCK == 0:
+        kernels["tpu"] = functools.partial(_on_mesh, splash)
+    if kind == "auto" and _cudnn_takes(query_BSHQ.dtype, width, compute_capability()):
+        kernels["cuda"] = functools.partial(_on_mesh, fused)
+    if not kernels:
+        return blocks(*arguments)
+    return jax.lax.platform_dependent(*arguments, **kernels, default=blocks)
+
+
+def attention_problem(kind: Attention, device: Any, width: int) -> str:
+    """Returns why a device cannot compute a kind of attention in bfloat16; "" if it can.
+
+    Args:
+        kind: see `attend`.
+        device: one of the devices.
+        width: the head width.
+    """
+    if kind not in ("cudnn", "tokamax"):
+        return ""
+    if device.platform != "gpu":
+        return f"{kind} is for NVIDIA GPUs; these devices are {device.platform}s"
+    capability = compute_capability()
+    if not _cudnn_takes(jnp.dtype(jnp.bfloat16), width, capability):
+        return f"{kind} does not take heads of width {width} on {_card(device, capability)}"
+    if kind == "tokamax" and not has_tokamax():
+        oldest = ".".join(map(str, _TOKAMAX))
+        return (
+            f"tokamax needs the package tokamax, {oldest} or later, which Python 3.12 and later "
+            "get by pip install 'seva_jax[gpu]'"
+        )
+    if kind == "tokamax" and not _tokamax_takes(width, capability):
+        return (
+            f"tokamax needs a GPU of compute capability 9 or 10 and heads of width 64 or 128; "
+            f"this is {_card(device, capability)} and the width is {width}"
+        )
+    return ""
+
+
+def _card(device: Any, capability: tuple[int, int] | None) -> str:
+    known = "unknown" if capability is None else ".".join(map(str, capability))
+    return f"{device.device_kind} (compute capability {known})"
+
+
+@functools.cache
+def compute_capability() -> tuple[int, int] | None:
+    """Returns the lowest compute capability of the NVIDIA GPUs of all processes; None without."""
+    devices: list[Any] = jax.devices()
+    if devices[0].platform != "gpu" or "cuda" not in devices[0].client.platform_version:
+        return None
+    known = [d.compute_capability.split(".") for d in devices if hasattr(d, "compute_capability")]
+    return min(((int(major), int(minor)) for major, minor in known), default=None)
+
+
+def _cudnn_takes(dtype: jnp.dtype, width: int, capability: tuple[int, int] | None) -> bool:
+    """Returns whether `cudnn` computes attention of a dtype and head width on a card.
+
+    Source: `check_is_flash_attention` in jax/_src/cudnn/fused_attention_stablehlo.py.
+    """
+    if capability is None or capability < (8, 0) or dtype not in (jnp.bfloat16, jnp.float16):
+        return False
+    return width % 8 == 0 and width <= (256 if capability >= (9, 0) else 128)
+
+
+def _tokamax_takes(width: int, capability: tuple[int, int] | None) -> bool:
+    """Returns whether `tokamax` computes attention of a head width on a card, in both directions.
+
+    Its kernels for the backward pass are for Hopper and Blackwell of data centres.
+    """
+    return capability is not None and capability[0] in (9, 10) and width in (64, 128)
+
+
+@functools.cache
+def has_tokamax() -> bool:
+    """Returns whether a version of tokamax with the kernels of `tokamax` is installed."""
+    try:
+        numbers = re.findall(r"\d+", version("tokamax"))
+    except PackageNotFoundError:
+        return False
+    return tuple(map(int, numbers[:3])) >= _TOKAMAX
 
 
 def attend_cached(
     query_B1HQ: jax.Array,
-    key_BGUQ: jax.Array,
-    value_BGUQ: jax.Array,
-    key_scale_BGU: jax.Array | None,
-    value_scale_BGU: jax.Array | None,
+    key_UGBQ: jax.Array,
+    value_UGBQ: jax.Array,
+    key_scale_UGB: jax.Array | None,
+    value_scale_UGB: jax.Array | None,
     mask_B1U: jax.Array,
 ) -> jax.Array:
-    """Computes attention of one query per row to a cache, in which heads precede positions.
+    """Computes attention of one query per row to the cache of a layer, see `llama.LayerCache`.
+
+    Sums of elementwise products, which XLA fuses with the conversion to one pass over the cache,
+    in any dtype. For matrix products a CPU would first write the cache in another order, and a TPU
+    would do so before and after the loop. The paged and ragged kernels that come with JAX take a
+    length for each row, where here free slots lie between a prompt and the ring of its answer.
 
     Args:
         query_B1HQ: queries.
-        key_BGUQ: keys, in any float dtype or int8.
-        value_BGUQ: values, likewise.
-        key_scale_BGU: what int8 keys are to be multiplied by; None for float keys.
-        value_scale_BGU: what int8 values are to be multiplied by; None for float values.
+        key_UGBQ: keys, in any float dtype or int8.
+        value_UGBQ: values, likewise.
+        key_scale_UGB: what int8 keys are to be multiplied by; None for float keys.
+        value_scale_UGB: what int8 values are to be multiplied by; None for float values.
         mask_B1U: True where a query attends to a key.
 
     Returns:
         [B, 1, H, Q] in the dtype of the queries; the softmax is in float32.
     """
     rows, _, num_heads, width = query_B1HQ.shape
-    num_groups = key_BGUQ.shape[1]
+    num_groups = key_UGBQ.shape[1]
     query = query_B1HQ.reshape(rows, num_groups, num_heads // num_groups, width)
-    dtype = query.dtype
-    score = jnp.einsum(
-        "bghq,bguq->bghu", query, key_BGUQ.astype(dtype), preferred_element_type=jnp.float32
-    )
-    if key_scale_BGU is not None:
-        score = score * key_scale_BGU[:, :, None]
-    score = jnp.where(mask_B1U[:, None], score * width**-0.5, MASKED)
-    weight = jax.nn.softmax(score, axis=-1)
-    if value_scale_BGU is not None:
-        weight = weight * value_scale_BGU[:, :, None]
-    out = jnp.einsum("bghu,bguq->bghq", weight.astype(dtype), value_BGUQ.astype(dtype))
-    return out.reshape(rows, 1, num_heads, width)
+    query_HGBQ = query.transpose(2, 1, 0, 3).astype(jnp.float32)
+    # In the other order, XLA converts the whole cache before it reads it.
+    key, value = (x.astype(jnp.float32)[:, None] for x in (key_UGBQ, value_UGBQ))
+    score_UHGB = (query_HGBQ * key).sum(-1)
+    if key_scale_UGB is not None:
+        score_UHGB = score_UHGB * key_scale_UGB[:, None]
+    mask_UB = mask_B1U[:, 0].T
+    score_UHGB = jnp.where(mask_UB[:, None, None], score_UHGB * width**-0.5, MASKED)
+    weight_UHGB = jax.nn.softmax(score_UHGB, axis=0)
+    if value_scale_UGB is not None:
+        weight_UHGB = weight_UHGB * value_scale_UGB[:, None]
+    out_HGBQ = (weight_UHGB[..., None] * value).sum(0).astype(query.dtype)
+    return out_HGBQ.transpose(2, 1, 0, 3).reshape(rows, 1, num_heads, width)
 
 
 def plain(
@@ -145,18 +238,59 @@ def blocks(
     return joined.reshape(-1, num_heads, length, width).swapaxes(1, 2)
 
 
+def fused(
+    query_BSHQ: jax.Array, key_BSGQ: jax.Array, value_BSGQ: jax.Array, mask_BSS: jax.Array
+) -> jax.Array:
+    """Computes `attend` on NVIDIA GPUs, where S = U, by the fastest kernel for these shapes.
+
+    On an H100 `tokamax` takes two thirds of the time of `cudnn`, see `bench/RESULTS.md`.
+    """
+    rows, length, num_heads, width = query_BSHQ.shape
+    num_blocks = rows * num_heads * -(-length // BLOCK)
+    fills_card = num_blocks >= _FEWEST_BLOCKS
+    if fills_card and has_tokamax() and _tokamax_takes(width, compute_capability()):
+        return tokamax(query_BSHQ, key_BSGQ, value_BSGQ, mask_BSS)
+    return cudnn(query_BSHQ, key_BSGQ, value_BSGQ, mask_BSS)
+
+
 def cudnn(
     query_BSHQ: jax.Array, key_BSGQ: jax.Array, value_BSGQ: jax.Array, mask_BSS: jax.Array
 ) -> jax.Array:
     """Computes `attend` on NVIDIA GPUs, where S = U, in bfloat16 or float16."""
     length = query_BSHQ.shape[1]
     pad = length % 2  # cuDNN's backward pass needs an even length
-    query, key, value = (
-        jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))) for x in (query_BSHQ, key_BSGQ, value_BSGQ)
-    )
-    mask = jnp.pad(mask_BSS, ((0, 0), (0, pad), (0, pad)))[:, None]
+    query, key, value = (_pad_length(x, pad) for x in (query_BSHQ, key_BSGQ, value_BSGQ))
+    mask = _pad_mask(mask_BSS, pad)[:, None]
     out = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
     return out[:, :length]
+
+
+def tokamax(
+    query_BSHQ: jax.Array, key_BSGQ: jax.Array, value_BSGQ: jax.Array, mask_BSS: jax.Array
+) -> jax.Array:
+    """Computes `attend` on NVIDIA GPUs since Hopper, where S = U, in bfloat16 or float16."""
+    from tokamax import dot_product_attention  # pyright: ignore[reportMissingImports]
+
+    length = query_BSHQ.shape[1]
+    pad = -length % BLOCK  # its kernels take no other lengths with a mask
+    query, key, value = (_pad_length(x, pad) for x in (query_BSHQ, key_BSGQ, value_BSGQ))
+    mask = _pad_mask(mask_BSS, pad)[:, None]
+    out = dot_product_attention(query, key, value, mask=mask, implementation="mosaic")
+    return out[:, :length]
+
+
+def _pad_length(x_BSGQ: jax.Array, pad: int) -> jax.Array:
+    """Adds `pad` positions of zeros to every row."""
+    return jnp.pad(x_BSGQ, ((0, 0), (0, pad), (0, 0), (0, 0)))
+
+
+def _pad_mask(mask_BSS: jax.Array, pad: int) -> jax.Array:
+    """Adds `pad` positions that attend to themselves: without keys they would divide by zero."""
+    if not pad:
+        return mask_BSS
+    length = mask_BSS.shape[1]
+    mask_BSS = jnp.pad(mask_BSS, ((0, 0), (0, pad), (0, pad)))
+    return mask_BSS | jnp.diag(jnp.arange(length + pad) >= length)
 
 
 def _on_mesh(
@@ -198,15 +332,12 @@ def splash(
     length, num_heads, width = query_BSHQ.shape[1:]
     group = num_heads // key_BSGQ.shape[2]
     pad = -length % BLOCK
-    if pad:
-        # Padding attends to itself: a query without keys would divide by zero.
-        mask_BSS = jnp.pad(mask_BSS, ((0, 0), (0, pad), (0, pad)))
-        mask_BSS |= jnp.diag(jnp.arange(length + pad) >= length)
+    mask_BSS = _pad_mask(mask_BSS, pad)
     sizes = _block_sizes(length + pad)
 
     def rows(x: jax.Array, *dims: int) -> jax.Array:
         """Reshapes [B, S, heads, Q] to [B, *dims, S, Q], with S padded."""
-        x = jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))).swapaxes(1, 2)
+        x = _pad_length(x, pad).swapaxes(1, 2)
         return x.reshape(x.shape[0], *dims, length + pad, width)
 
     def one_row(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:

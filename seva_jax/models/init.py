@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -29,6 +31,13 @@ def abstract_variables(model: Llava) -> dict[str, Any]:
         {"params": ..., "lora": ...}; every leaf is boxed with the logical names of its dims
         (`.names`, `.value.shape`). "lora" is there only if the model has adapters.
     """
+    hashable: Any = model
+    shapes = _shapes(hashable)
+    return jax.tree.map(lambda x: x, shapes, is_leaf=is_boxed)  # callers may change their dicts
+
+
+@functools.lru_cache(maxsize=16)  # the planner asks many times
+def _shapes(model: Llava) -> Mapping[str, Any]:
     return jax.eval_shape(lambda key: _init(model, key), jax.random.key(0))
 
 

@@ -1,7 +1,8 @@
-"""Llama decoder: scanned layers, grouped-query attention, rotary positions, explicit KV cache.
+"""Llama decoder: grouped-query attention, rotary positions, explicit KV cache.
 
 The attention mask is an argument, so the same decoder computes tree rows, padded batches, prefill
-and single-token decoding. The cache is an argument and a result, not hidden state.
+and single-token decoding. The cache is an argument and a result, not hidden state. Layers are
+stacked and scanned for training, and separate for answering, see `seva_jax/models/unstacked.py`.
 """
 
 from __future__ import annotations
@@ -23,43 +24,47 @@ from seva_jax.sharding import constrain
 TARGETS: tuple[Target, ...] = typing.get_args(Target)
 
 
-class Cache(NamedTuple):
-    """KV cache of all layers; heads precede positions, the order in which decoding reads them.
+class LayerCache(NamedTuple):
+    """KV cache of one layer, in the order in which a token step of a TPU reads it.
+
+    In another order XLA lays the cache out anew when a decode loop begins and when it ends.
 
     Attributes:
-        key_LBGUQ: rotated keys in U slots; in the compute dtype or int8.
-        value_LBGUQ: values, likewise.
-        key_scale_LBGU: float32, what int8 keys are to be multiplied by; None for others.
-        value_scale_LBGU: the same for values.
+        key_UGBQ: rotated keys in U slots; in the compute dtype or int8.
+        value_UGBQ: values, likewise.
+        key_scale_UGB: float32, what int8 keys are to be multiplied by; None for others.
+        value_scale_UGB: the same for values.
     """
 
-    key_LBGUQ: jax.Array
-    value_LBGUQ: jax.Array
-    key_scale_LBGU: jax.Array | None = None
-    value_scale_LBGU: jax.Array | None = None
+    key_UGBQ: jax.Array
+    value_UGBQ: jax.Array
+    key_scale_UGB: jax.Array | None = None
+    value_scale_UGB: jax.Array | None = None
 
-    def write(self, layer: jax.Array, slot: jax.Array, key: jax.Array, value: jax.Array) -> Cache:
-        """Returns the cache with keys and values [B, S, G, Q] of a layer written from `slot` on."""
+    def write(self, slot: jax.Array, key_BSGQ: jax.Array, value_BSGQ: jax.Array) -> LayerCache:
+        """Returns the cache with keys and values written from `slot` on."""
 
         def put(
-            stack: jax.Array, scales: jax.Array | None, new_BSGQ: jax.Array
+            old_UGBQ: jax.Array, scale_UGB: jax.Array | None, new_BSGQ: jax.Array
         ) -> tuple[jax.Array, jax.Array | None]:
-            new_BGSQ = new_BSGQ.swapaxes(1, 2)
-            start = (layer, 0, 0, slot)
-            if scales is not None:
-                new_BGSQ = new_BGSQ.astype(jnp.float32)
-                scale_BGS = jnp.maximum(jnp.abs(new_BGSQ).max(-1), 1e-20) / 127
-                new_BGSQ = jnp.round(new_BGSQ / scale_BGS[..., None]).astype(jnp.int8)
-                scales = jax.lax.dynamic_update_slice(scales, scale_BGS[None], start)
-            return jax.lax.dynamic_update_slice(stack, new_BGSQ[None], (*start, 0)), scales
+            new_SGBQ = new_BSGQ.transpose(1, 2, 0, 3)
+            if scale_UGB is not None:
+                new_SGBQ = new_SGBQ.astype(jnp.float32)
+                scale_SGB = jnp.maximum(jnp.abs(new_SGBQ).max(-1), 1e-20) / 127
+                new_SGBQ = jnp.round(new_SGBQ / scale_SGB[..., None]).astype(jnp.int8)
+                scale_UGB = jax.lax.dynamic_update_slice(scale_UGB, scale_SGB, (slot, 0, 0))
+            return jax.lax.dynamic_update_slice(old_UGBQ, new_SGBQ, (slot, 0, 0, 0)), scale_UGB
 
-        key, key_scale = put(self.key_LBGUQ, self.key_scale_LBGU, key)
-        value, value_scale = put(self.value_LBGUQ, self.value_scale_LBGU, value)
-        return Cache(key, value, key_scale, value_scale)
+        key, key_scale = put(self.key_UGBQ, self.key_scale_UGB, key_BSGQ)
+        value, value_scale = put(self.value_UGBQ, self.value_scale_UGB, value_BSGQ)
+        return LayerCache(key, value, key_scale, value_scale)
+
+
+Cache = tuple[LayerCache, ...]  # of all layers
 
 
 class Input(NamedTuple):
-    """The input of one layer, kept while the layers are scanned.
+    """The input of one layer, kept while the layers are applied.
 
     Attributes:
         layer: int32 scalar, which layer.
@@ -70,7 +75,7 @@ class Input(NamedTuple):
     x_BSD: jax.Array
 
 
-Carry = tuple[jax.Array, Cache | None, Input | None]
+Carry = tuple[jax.Array, LayerCache | None, Input | None]
 
 
 def rotary(positions_BS: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
@@ -100,7 +105,7 @@ class DecoderLayer(nn.Module):
     def __call__(
         self,
         carry: Carry,
-        layer: jax.Array,
+        layer: jax.Array | int,
         rope: tuple[jax.Array, jax.Array],
         mask_BSU: jax.Array,
         slot: Any,
@@ -109,9 +114,9 @@ class DecoderLayer(nn.Module):
         """Applies the layer.
 
         Args:
-            carry: the residual stream x [B, S, D]; the cache of all layers, or None; the input of
+            carry: the residual stream x [B, S, D]; the cache of this layer, or None; the input of
                 the layer to be kept, or None.
-            layer: scalar, which layer this is.
+            layer: which layer this is.
             rope: cosines and sines of the positions of x, see `rotary`.
             mask_BSU: True where a query attends to a key. The keys are those of x, or of the cache
                 where there is a cache and S = 1.
@@ -147,9 +152,9 @@ class DecoderLayer(nn.Module):
         v = heads(linear("v_proj", narrow, ("embed", "kv_heads"))(y), cfg.num_kv_heads)
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
-            cache = cache.write(layer, slot, k, v)
+            cache = cache.write(slot, k, v)
         if cache is not None and x_BSD.shape[1] == 1:
-            y = attend_cached(q, *jax.tree.map(lambda x: x[layer], cache), mask_B1U=mask_BSU)
+            y = attend_cached(q, *cache, mask_B1U=mask_BSU)
         else:
             y = attend(q, k, v, mask_BSU, self.attention)
         y = y.reshape(*x_BSD.shape[:2], wide)
@@ -167,28 +172,41 @@ class DecoderLayer(nn.Module):
 
 
 class Llama(nn.Module):
-    """Embedding, decoder layers, final norm and head of a Llama model."""
+    """Embedding, decoder layers, final norm and head of a Llama model.
+
+    Attributes:
+        config: the architecture.
+        lora: see `Llava`.
+        dtype: see `Llava`.
+        remat: see `Llava`; of no effect on layers that are not stacked.
+        attention: see `Llava`.
+        stacked: see `Llava`.
+    """
 
     config: TextConfig
     lora: LoraConfig | None
     dtype: jnp.dtype
     remat: Remat
     attention: Attention
+    stacked: bool
 
     def setup(self) -> None:
-        """Declares the embedding table, the scanned layers, the norm and the head."""
+        """Declares the embedding table, the layers, the norm and the head."""
         cfg = self.config
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
         self.embedding: Any = self.param("embedding", init, (cfg.vocab_size, cfg.hidden_size))
-        layer = rematerialised(DecoderLayer, self.remat)
-        self.layers = nn.scan(
-            layer,
-            variable_axes={"params": 0, "lora": 0},
-            split_rngs={"params": True},
-            in_axes=(0, *[nn.broadcast] * 4),  # pyright: ignore[reportArgumentType]
-            length=cfg.num_layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(cfg, self.lora, self.dtype, self.attention)
+        options = (cfg, self.lora, self.dtype, self.attention)
+        if self.stacked:
+            self.layers: Any = nn.scan(
+                rematerialised(DecoderLayer, self.remat),
+                variable_axes={"params": 0, "lora": 0},
+                split_rngs={"params": True},
+                in_axes=(0, *[nn.broadcast] * 4),  # pyright: ignore[reportArgumentType]
+                length=cfg.num_layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(*options)
+        else:
+            self.layers = [DecoderLayer(*options) for _ in range(cfg.num_layers)]
         self.norm = RMSNorm(cfg.norm_eps, self.dtype)
         if not cfg.tied_head:
             init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("embed", "vocab"))
@@ -213,10 +231,11 @@ class Llama(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         """Returns the final hidden states [B, S, D] of embeddings, and the updated cache.
 
-        With a cache, x is either whole prompts, which start at slot 0, or one token per row.
-        Adapters drop inputs only where there are `keys_BS` to draw from.
+        With a cache, x is either whole prompts, which start at slot 0, or one token per row, and
+        layers are not stacked. Adapters drop inputs only where there are `keys_BS` to draw from.
         """
-        x, cache, _ = self._scan((x_BSD, cache, None), positions_BS, mask_BSU, slot, keys_BS)
+        rope = rotary(positions_BS, self.config.head_dim, self.config.rope_base)
+        x, cache, _ = self._apply(x_BSD, cache, None, rope, mask_BSU, slot, keys_BS)
         return self.norm(x), cache
 
     def with_input(
@@ -224,22 +243,26 @@ class Llama(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the final hidden states and the input of one layer, both [B, S, D]; no cache."""
         kept = Input(jnp.int32(layer), jnp.zeros_like(x_BSD))
-        x, _, kept = self._scan((x_BSD, None, kept), positions_BS, mask_BSU, None, None)
+        rope = rotary(positions_BS, self.config.head_dim, self.config.rope_base)
+        x, _, kept = self._apply(x_BSD, None, kept, rope, mask_BSU, None, None)
         assert kept is not None
         return self.norm(x), kept.x_BSD
 
-    def _scan(
-        self,
-        carry: Carry,
-        positions_BS: jax.Array,
-        mask_BSU: jax.Array,
-        slot: jax.Array | None,
-        keys_BS: jax.Array | None,
-    ) -> Carry:
-        rope = rotary(positions_BS, self.config.head_dim, self.config.rope_base)
-        numbers = jnp.arange(self.config.num_layers)
-        carry, _ = self.layers(carry, numbers, rope, mask_BSU, slot, keys_BS)
-        return carry
+    def _apply(
+        self, x: jax.Array, cache: Cache | None, kept: Input | None, *shared: Any
+    ) -> tuple[jax.Array, Cache | None, Input | None]:
+        """Applies all layers; `shared` are the arguments of `DecoderLayer` that they share."""
+        num = self.config.num_layers
+        if self.stacked:
+            assert cache is None, "stacked layers have no cache; see models/unstacked.py"
+            (x, _, kept), _ = self.layers((x, None, kept), jnp.arange(num), *shared)
+            return x, None, kept
+        written = []
+        for i, layer in enumerate(self.layers):
+            own = cache[i] if cache is not None else None
+            (x, own, kept), _ = layer((x, own, kept), i, *shared)
+            written.append(own)
+        return x, tuple(written) if cache is not None else None, kept
 
     def head(self, hidden: jax.Array) -> jax.Array:
         """Maps hidden states [..., D] to logits [..., V] in float32."""

@@ -17,7 +17,7 @@ from seva_jax.models.attention import Attention
 from seva_jax.models.clip import VisionTower
 from seva_jax.models.config import LlavaConfig, LoraConfig
 from seva_jax.models.layers import Linear, Remat
-from seva_jax.models.llama import Cache, Llama
+from seva_jax.models.llama import Cache, LayerCache, Llama
 from seva_jax.sharding import constrain
 
 CacheKind = Literal["exact", "int8"]
@@ -51,6 +51,8 @@ class Llava(nn.Module):
         dtype: compute dtype; parameters keep the dtype they are stored in.
         remat: what the backward pass recomputes, see `layers.rematerialised`.
         attention: which kernel computes attention, see `attention.attend`.
+        stacked: whether the variables of all decoder layers are stacked, and the layers scanned.
+            A cache needs separate layers, see `seva_jax/models/unstacked.py`.
     """
 
     config: LlavaConfig
@@ -58,13 +60,16 @@ class Llava(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: Remat = "none"
     attention: Attention = "auto"
+    stacked: bool = True
 
     def setup(self) -> None:
         """Declares the three parts."""
         lora = self.lora if self.lora and self.lora.rank else None
         self.vision = VisionTower(self.config, self.dtype, self.remat)
         self.projector = Projector(self.config, self.dtype)
-        self.language = Llama(self.config.text, lora, self.dtype, self.remat, self.attention)
+        self.language = Llama(
+            self.config.text, lora, self.dtype, self.remat, self.attention, self.stacked
+        )
 
     def features(self, images_BIX: jax.Array) -> jax.Array:
         """Returns the tower's features of all images, which are constant while it is frozen.
@@ -184,11 +189,16 @@ class Llava(nn.Module):
                 bfloat16.
         """
         cfg = self.config.text
-        shape = (cfg.num_layers, num_rows, cfg.num_kv_heads, num_slots, cfg.head_dim)
-        names = ("layers", "batch", "heads", "length", "head_dim")
-        dtype = jnp.int8 if kind == "int8" else self.dtype
-        empty = constrain(jnp.zeros(shape, dtype), *names)
-        if kind == "exact":
-            return Cache(empty, empty)
-        scale = constrain(jnp.zeros(shape[:-1], jnp.float32), *names[:-1])
-        return Cache(empty, empty, scale, scale)
+        shape = (num_slots, cfg.num_kv_heads, num_rows, cfg.head_dim)
+        names = ("length", "heads", "batch", "head_dim")
+
+        def empty(dtype: jnp.dtype, dims: int = 4) -> jax.Array:
+            return constrain(jnp.zeros(shape[:dims], dtype), *names[:dims])
+
+        def layer() -> LayerCache:
+            if kind == "exact":
+                return LayerCache(empty(self.dtype), empty(self.dtype))
+            int8, float32 = jnp.dtype(jnp.int8), jnp.dtype(jnp.float32)
+            return LayerCache(empty(int8), empty(int8), empty(float32, 3), empty(float32, 3))
+
+        return tuple(layer() for _ in range(cfg.num_layers))

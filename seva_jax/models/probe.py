@@ -38,7 +38,14 @@ def layer_heads(
         positions_BA: rotary positions of the same.
     """
     cfg, dtype = model.config.text, model.dtype
-    params = jax.tree.map(lambda x: x[layer], variables["params"]["language"]["layers"])
+
+    def own(name: str) -> Any:
+        language = variables.get(name, {}).get("language", {})
+        if not model.stacked:
+            return language.get(f"layers_{layer}", {})
+        return jax.tree.map(lambda x: x[layer], language.get("layers", {}))
+
+    params, adapters = own("params"), own(LORA)
     y: Any = RMSNorm(cfg.norm_eps, dtype).apply({"params": params["input_layernorm"]}, x_BAD)
     num, name = {"q_proj": (cfg.num_heads, "heads"), "k_proj": (cfg.num_kv_heads, "kv_heads")}[
         which
@@ -46,9 +53,8 @@ def layer_heads(
     lora = model.lora.of(which) if model.lora else None
     linear = Linear(num * cfg.head_dim, ("embed", name), lora=lora, dtype=dtype)
     collections = {"params": params[which]}
-    adapters = variables.get(LORA, {}).get("language", {}).get("layers", {})
     if which in adapters:
-        collections[LORA] = jax.tree.map(lambda x: x[layer], adapters[which])
+        collections[LORA] = adapters[which]
     y = linear.apply(collections, y)
     y = constrain(y.reshape(*x_BAD.shape[:2], num, -1), "batch", "length", "heads", "head_dim")
     return rotate(y, *rotary(positions_BA, cfg.head_dim, cfg.rope_base))

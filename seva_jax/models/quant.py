@@ -115,14 +115,29 @@ def abstract_stored(boxed: Mapping[str, Any], kind: BaseWeights, dtype: Any) -> 
         name = _name(path)
         if kind == "float" or not takes(name):
             return leaf.replace(value=jax.ShapeDtypeStruct(leaf.value.shape, jnp.dtype(dtype)))
-        shapes = jax.eval_shape(lambda x: quantise(name, x, kind), leaf.value)
-        layers, inputs, outputs = leaf.names
-        if shapes.scale.shape[1] == 1:
-            inputs = "scale"
-        return dataclasses.replace(
-            shapes,
-            qvalue=leaf.replace(value=shapes.qvalue),
-            scale=leaf.replace(value=shapes.scale, names=(layers, inputs, outputs)),
-        )
+        return _boxed_as(leaf, jax.eval_shape(lambda x: quantise(name, x, kind), leaf.value))
 
     return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_boxed)
+
+
+def boxed_as_stored(boxed: Any, stored: Any) -> Any:
+    """Returns variables as they are stored, boxed with the logical names of their dims.
+
+    Args:
+        boxed: variables as they are initialised, see `abstract_variables`.
+        stored: the same variables as arrays or shapes; kernels may be quantised.
+    """
+    return jax.tree.map(_boxed_as, boxed, stored, is_leaf=is_boxed)
+
+
+def _boxed_as(leaf: Any, stored: Any) -> Any:
+    if not is_quantised(stored):
+        return leaf.replace(value=stored)
+    layers, inputs, outputs = leaf.names
+    if stored.scale.shape[1] == 1:
+        inputs = "scale"
+    return dataclasses.replace(
+        stored,
+        qvalue=leaf.replace(value=stored.qvalue),
+        scale=leaf.replace(value=stored.scale, names=(layers, inputs, outputs)),
+    )

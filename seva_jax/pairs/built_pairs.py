@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from seva_jax.batches.encoded import EncodedComparisons, encode_comparisons
+from seva_jax.batches.encoded import EncodedComparisons, encode_together
 from seva_jax.data import json_records
 from seva_jax.data.collect import counted
 from seva_jax.data.sources import PreferenceSet, PromptSet
@@ -79,6 +79,8 @@ def build_pairs(
 ) -> BuiltPairs:
     """Returns the comparisons of a preference set, or those that a builder makes from rollouts.
 
+    All processes call it, and each encodes its share.
+
     Args:
         data: the prompts; a `PreferenceSet` has its comparisons already.
         rollouts: records as `data.json_records.rollout_from` reads them, or with a "dropped"
@@ -101,7 +103,7 @@ def build_pairs(
         answered = [json_records.rollout_from(r) for r in rollouts if "dropped" not in r]
         built, builder_drops = builder.build(answered, data, model)
         drops += builder_drops
-    fits = encode_comparisons(built, encoder)
+    fits = encode_together(built, encoder)
     drops += fits.drops
     if not fits.encoded:
         commonest = max(drops, key=drops.__getitem__, default="")

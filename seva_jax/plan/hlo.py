@@ -24,7 +24,7 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations=\{)=
 Computations = Mapping[str, list[str]]
 
 
-def collective_bytes(text: str) -> dict[str, float]:
+def collective_bytes(text: str, trips: int | None = None) -> dict[str, float]:
     """Returns the bytes that each chip sends when a program runs once, by kind of collective.
 
     In an all-gather of n bytes over g chips each chip sends n (g - 1) / g, and so it does in a
@@ -32,6 +32,8 @@ def collective_bytes(text: str) -> dict[str, float]:
 
     Args:
         text: `compiled.as_text()` of a partitioned program.
+        trips: how often loops run whose number of trips is known at run time only, such as one
+            that ends when enough answers do; None counts them once, with a warning.
 
     Raises:
         ValueError: a collective names its groups of chips in an unknown form.
@@ -60,13 +62,13 @@ def collective_bytes(text: str) -> dict[str, float]:
                     sent[kind] += times * size
             inner = times
             if operation == "while":
-                trips = _trips(computations, line)
-                if trips is None:
+                known = _trips(computations, line)
+                if known is None and trips is None:
                     warnings.warn(
                         f"how often a loop runs cannot be read; what it sends counts once: {line}",
                         stacklevel=2,
                     )
-                inner *= trips or 1
+                inner *= known if known is not None else 1 if trips is None else trips
             for called in _CALLED.findall(rest):
                 visit(called, inner)
 

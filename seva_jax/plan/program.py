@@ -14,9 +14,9 @@ import numpy as np
 
 from seva_jax.batches.trees import RowShape, pack_row
 from seva_jax.config import Experiment, make_model
-from seva_jax.inference.rollouts import rollout_rows
+from seva_jax.inference.rollout_rows import rollout_rows
 from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state, refill
-from seva_jax.models import LlavaConfig
+from seva_jax.models import LlavaConfig, unstack
 from seva_jax.run.abstract_state import abstract_base, abstract_training
 from seva_jax.sharding import batch_sharding, row_multiple
 from seva_jax.training.loop import jit_step
@@ -83,7 +83,9 @@ def lower_rollout(
         Prefill, which also puts the new rows in the place of finished ones, and decode.
     """
     rollout, eos, pad_id = experiment.rollout, 2, 0
-    model = make_model(config, experiment.compute)
+    stacked = make_model(config, experiment.compute)
+    base = abstract_base(experiment, config, mesh)
+    model, variables = unstack(stacked, {"params": base})
     sampler = Sampler(model, rollout.sampling, (eos,), pad_id, rollout.cache)
     variants = 1 + len(experiment.corrupt)
     layout = rollout_rows(rollout.batch_size, rollout.refill, variants, mesh, 1)
@@ -102,7 +104,6 @@ def lower_rollout(
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), fresh))
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding)
-    variables = {"params": abstract_base(experiment, config, mesh)}
     with jax.set_mesh(mesh):
         empty = empty_state.lower(sampler, layout.rows, prompt)
         state = jax.tree.map(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from seva_jax.batches.encoded import encode_comparisons
+from seva_jax.batches.encoded import encode_together
 from seva_jax.config import TrainedBase
 from seva_jax.data import AnsweredPrompts
 from seva_jax.data.collect import counted
@@ -39,7 +39,7 @@ def train_base(ctx: RunContext, base: TrainedBase) -> Any:
         repeat=1,
     )
     objective, encoder = Supervised(), ctx.encoder(ctx.config.text.train)
-    encoded = encode_comparisons(answered, encoder)
+    encoded = encode_together(answered, encoder)
     if drops := data.drops + encoded.drops:
         say(f"  base: {drops.total():,} examples left out: {counted(drops)}")
     rows = ctx.rows(encoded, ctx.pixels(data), objective)

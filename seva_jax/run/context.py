@@ -21,7 +21,7 @@ from seva_jax.config import Assets, Experiment, make_model
 from seva_jax.data import PromptSet
 from seva_jax.inference.passes import PassLayout
 from seva_jax.inference.rollouts import RolloutEngine
-from seva_jax.models import Llava
+from seva_jax.models import Llava, attention_problem
 from seva_jax.objectives import Objective
 from seva_jax.run.workdir import Workdir
 from seva_jax.runtime.processes import say
@@ -29,12 +29,18 @@ from seva_jax.runtime.profiler import profiler, traced_steps
 from seva_jax.runtime.run_records import PROFILES
 from seva_jax.text import Encoder, Template
 from seva_jax.training.flops import forward, model_flops
+from seva_jax.training.memory import bytes_on_a_device
 from seva_jax.training.step import StepOptions, Variables
 from seva_jax.types import DataError
 
 
 def rollout_engine(
-    config: Experiment, assets: Assets, model: Llava, variables: Variables, mesh: jax.sharding.Mesh
+    config: Experiment,
+    assets: Assets,
+    model: Llava,
+    variables: Variables,
+    mesh: jax.sharding.Mesh,
+    beside: Variables,
 ) -> RolloutEngine:
     """Returns the engine that answers prompts as a run does.
 
@@ -43,8 +49,12 @@ def rollout_engine(
         assets: what comes with the weights.
         model: the module that the variables belong to.
         variables: those of the model that answers.
-        mesh: where they live.
+        mesh: where they are.
+        beside: variables of another model that stay on the devices; those that it shares with the
+            first are counted once.
     """
+    own = set(map(id, jax.tree.leaves(variables)))
+    others = [leaf for leaf in jax.tree.leaves(beside) if id(leaf) not in own]
     return RolloutEngine(
         model=model,
         variables=variables,
@@ -55,6 +65,8 @@ def rollout_engine(
         seed=config.seed,
         refill=config.rollout.refill,
         cache=config.rollout.cache,
+        tensor=config.rollout.tensor,
+        resident=bytes_on_a_device(others),
     )
 
 
@@ -112,13 +124,10 @@ class RunContext:
                 config.
         """
         mesh = config.mesh.make()
-        platform = mesh.devices.flat[0].platform
-        if config.compute.attention == "cudnn" and platform != "gpu":
-            raise DataError(
-                f"compute.attention cudnn is for NVIDIA GPUs; these devices are {platform}s: set "
-                "--compute.attention auto"
-            )
         assets = config.base.assets()
+        attention, width = config.compute.attention, assets.config.text.head_dim
+        if problem := attention_problem(attention, mesh.devices.flat[0], width):
+            raise DataError(f"compute.attention {problem}: set --compute.attention auto")
         adapters = config.base.lora(config.lora)
         if adapters != config.lora:
             say(f"the base's own adapters are trained further, so lora is theirs: {adapters}")
@@ -167,11 +176,18 @@ class RunContext:
         """Returns the encoder of text with one of the run's templates."""
         return self.assets.encoder(template, self.config.text.max_length)
 
-    def engine(self, variables: Variables) -> RolloutEngine:
-        """Returns the engine that answers prompts with a model of this run."""
-        return rollout_engine(
-            self.config, self.assets, self.model_of(variables), variables, self.mesh
-        )
+    def engine(self, variables: Variables, reference: Variables) -> RolloutEngine:
+        """Returns the engine that answers prompts with a model of this run.
+
+        It copies the model to another layout when it is first asked; the copy is freed with it. If
+        a single device has no room for that, `variables` are without their layers while it answers.
+
+        Args:
+            variables: those of the model.
+            reference: those of the reference policy, which stay on the devices meanwhile.
+        """
+        model = self.model_of(variables)
+        return rollout_engine(self.config, self.assets, model, variables, self.mesh, reference)
 
     def pixels(self, data: PromptSet) -> Pixels:
         """Returns the images of prompts, decoded and preprocessed when they are asked for."""

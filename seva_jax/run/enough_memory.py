@@ -1,14 +1,12 @@
 """Whether what a run keeps in memory can fit its devices, before anything is loaded.
 
-What lives here: what is certain not to fit. What does not: a lower bound of the step itself, which
-is compared when it is compiled (`seva_jax/training/memory.py`), and what exactly a step needs
-(`seva_jax/plan`).
+What lives here: what is certain not to fit. What does not: the step itself, which is compared when
+it is compiled (`seva_jax/training/compiled_step.py`), or before anything runs (`seva_jax/plan`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -18,7 +16,7 @@ import jax
 from seva_jax.config import Experiment
 from seva_jax.models import LlavaConfig
 from seva_jax.run.abstract_state import abstract_training
-from seva_jax.training.memory import bytes_on_a_device, device_limit
+from seva_jax.training.memory import bytes_on_a_device, device_limit, machine_limit
 from seva_jax.types import DataError
 
 _GIB = 2**30
@@ -70,13 +68,7 @@ def _limit() -> tuple[float | None, str]:
     limit = device_limit()
     if limit is not None:
         return limit, "it has"
-    devices = jax.local_devices()
-    if devices[0].platform != "cpu" or not hasattr(os, "sysconf"):
-        return None, ""
-    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    if pages <= 0 or size <= 0 or _swaps():
-        return None, ""
-    return pages * size / len(devices), "this machine has for each"
+    return (None if _swaps() else machine_limit()), "this machine has for each"
 
 
 def _swaps() -> bool:

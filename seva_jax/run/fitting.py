@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from seva_jax.batches.pipeline import ComparisonRows
 from seva_jax.config import fingerprint, with_effect
+from seva_jax.data.json_records import fields
 from seva_jax.run.context import RunContext
+from seva_jax.run.leaves import CHECKPOINTS, Leaves
+from seva_jax.runtime.processes import on_first_process
 from seva_jax.text.tokenizer import tokenizer_facts
-from seva_jax.training.checkpoint import checksum
+from seva_jax.training.checkpoint import checksum, read_position
+from seva_jax.training.compiled_step import chosen_remat
 from seva_jax.training.held_out import STAGE
 from seva_jax.training.loop import fit
 from seva_jax.training.step import Variables
@@ -35,10 +38,32 @@ def fit_stage(
         seed=ctx.config.seed,
         shapes=ctx.row_shapes,
         step_options=ctx.step_options,
+        remat=ctx.config.compute.remat,
         log=ctx.workdir.metrics(task.name),
         held_out_log=ctx.workdir.metrics(STAGE) if task.held_out is not None else None,
     )
     return fit(task, site, frozen, trainable)
+
+
+def remat_in_words(ctx: RunContext, name: str) -> str:
+    """Returns what a finished training recomputed, to follow its summary; "" if that was given.
+
+    Args:
+        ctx: the run.
+        name: name of the training.
+    """
+    if ctx.config.compute.remat != "auto":
+        return ""
+
+    def read() -> str:
+        folder = f"{CHECKPOINTS}/{name}"
+        step = max(Leaves(ctx.workdir.path).steps(folder), default=None)
+        return "" if step is None else chosen_remat(
+            read_position(ctx.workdir.path / folder / str(step))
+        )  # fmt: skip
+
+    remat = on_first_process(read)
+    return f"; remat {remat}" if remat else ""
 
 
 def checkpoint_facts(
@@ -73,4 +98,4 @@ def checkpoint_facts(
 
 
 def _examples(rows: ComparisonRows) -> str:
-    return fingerprint([dataclasses.asdict(c) for c in rows.comparisons])
+    return fingerprint(map(fields, rows.comparisons))

@@ -29,8 +29,10 @@ from seva_jax.convert import read_llava_config, tower_directory
 from seva_jax.convert.chat_template import read_template
 from seva_jax.convert.hf_config import read_context_length
 from seva_jax.convert.original import ADAPTER_CONFIG, is_adapter, read_json
+from seva_jax.inference.answering_layout import require_tensor
 from seva_jax.inference.rollouts import RolloutEngine
-from seva_jax.models import Llava, LoraConfig
+from seva_jax.models import Llava, LoraConfig, attention_problem
+from seva_jax.run.abstract_state import abstract_base
 from seva_jax.run.context import rollout_engine
 from seva_jax.run.weights import (
     Step,
@@ -132,13 +134,18 @@ class FoundModel:
             _require_finished(self.config, self.path, self.which, self.step)
 
     def load(
-        self, mesh: jax.sharding.Mesh | None = None, beside: OpenedModel | None = None
+        self,
+        mesh: jax.sharding.Mesh | None = None,
+        beside: OpenedModel | None = None,
+        tensor: int | None = None,
     ) -> OpenedModel:
         """Reads the weights.
 
         Args:
             mesh: where they go; None takes the first device.
             beside: another model of the same run on the same mesh, whose frozen weights are shared.
+            tensor: devices that share the weights while it answers; None takes what the config
+                says of these devices, `rollout.tensor`.
 
         Raises:
             DataError: a file is missing or damaged, the run is not finished or was trained on
@@ -147,9 +154,15 @@ class FoundModel:
         self.require_finished()
         config, model = self.config, self.assets.config
         if mesh is None:
-            mesh = first_devices(1)
-        platform = mesh.devices.flat[0].platform
-        if config.compute.attention == "cudnn" and platform != "gpu":
+            mesh, tensor = first_devices(1), 1
+        if tensor is not None:
+            rollout = dataclasses.replace(config.rollout, tensor=tensor)
+            config = dataclasses.replace(config, rollout=rollout)
+        if config.rollout.tensor > 1:
+            shapes = {"params": abstract_base(config, model, mesh)}
+            require_tensor(make_model(model, config.compute), shapes, mesh, config.rollout.tensor)
+        width, device = model.text.head_dim, mesh.devices.flat[0]
+        if attention_problem(config.compute.attention, device, width):
             compute = dataclasses.replace(config.compute, attention="auto")
             config = dataclasses.replace(config, compute=compute)
         if beside is not None:
@@ -222,8 +235,8 @@ class OpenedModel:
             seed: of sampling; None takes the run's.
         """
         engine = rollout_engine(
-            self.config, self.assets, self.model, self.variables, self.mesh
-        )  # fmt: skip
+            self.config, self.assets, self.model, self.variables, self.mesh, self.reference
+        )
         seed = engine.seed if seed is None else seed
         return dataclasses.replace(engine, batch_size=batch_size, seed=seed)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from seva_jax.batches.encoded import EncodedComparisons, encode_comparisons
+from seva_jax.batches.encoded import EncodedComparisons, encode_together
 from seva_jax.batches.image_inputs import FeatureCache, ImageInput
 from seva_jax.batches.pipeline import ComparisonRows
 from seva_jax.config import fingerprint
@@ -67,9 +67,9 @@ class Outputs:
 
     @functools.cached_property
     def comparisons(self) -> EncodedComparisons:
-        """The pairs as token ids."""
+        """The pairs as token ids; all processes ask for them, and each encodes its share."""
         pairs = read_comparisons(self.ctx.workdir.path / "pairs.array_record")
-        return encode_comparisons(pairs, self.ctx.encoder(self.ctx.config.text.train))
+        return encode_together(pairs, self.ctx.encoder(self.ctx.config.text.train))
 
     @functools.cached_property
     def images(self) -> ImageInput:
@@ -112,14 +112,14 @@ class Outputs:
         return self._rows(self.split[1]) if self.split[1] else None
 
     @functools.cached_property
-    def _reference_logps(self) -> Sequence[tuple[np.ndarray, ...]]:
-        """Log-probs of all pairs under the reference, read once: checking them takes its time."""
+    def reference_logps(self) -> Sequence[tuple[np.ndarray, ...]]:
+        """Log-probs of all pairs under the reference, if they are cached."""
         return read_reference(self.ctx, self.reference, self.comparisons.comparisons)
 
     def _rows(self, indices: Sequence[int], reference: bool = True) -> ComparisonRows:
         ctx, logps = self.ctx, None
         if reference and caches_reference(ctx):
-            logps = [self._reference_logps[i] for i in indices]
+            logps = [self.reference_logps[i] for i in indices]
         chosen = self.comparisons.select(indices)
         return ctx.rows(chosen, self.images, ctx.config.objective, logps)
 

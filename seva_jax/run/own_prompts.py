@@ -106,7 +106,7 @@ def _answers(
 ) -> Mapping[str, tuple[str, str]]:
     """Returns the greedy answer of a model to each prompt, and why there is none, by id."""
     ctx, data = out.ctx, out.prompts
-    engine = ctx.engine(variables)
+    engine = ctx.engine(variables, out.reference)
     engine = dataclasses.replace(engine, batch_size=min(engine.batch_size, len(prompts)))
     sampling = dataclasses.replace(ctx.config.rollout.sampling, temperature=0.0)
     answers = {}

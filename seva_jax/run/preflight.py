@@ -27,9 +27,11 @@ from seva_jax.convert import tower_directory
 from seva_jax.convert.original import read_json, refuse_adapters, require_llava
 from seva_jax.data import PreferenceSet, PromptSet
 from seva_jax.data.check import check as check_data
-from seva_jax.data.check import trees_of
+from seva_jax.data.check import trees_of_each
 from seva_jax.data.collect import counted
 from seva_jax.evals import Questions
+from seva_jax.inference.answering_layout import require_tensor
+from seva_jax.run.abstract_state import abstract_base
 from seva_jax.run.context import RunContext
 from seva_jax.run.enough_memory import memory_problems
 from seva_jax.run.outputs import Outputs
@@ -98,6 +100,8 @@ def prepared(config: Experiment, siblings: Sequence[Path] = ()) -> tuple[RunCont
     require_none(_text_problems(ctx, prompts if "pairs" not in finished else None, suites))
     if "align" not in finished:
         require_none([*memory_problems(ctx.config, ctx.assets.config, ctx.mesh)])
+    if "report" not in finished:
+        require_none(_answering_problems(ctx))
     if config.strict:
         require_all_examples(ctx, out)
     return ctx, out
@@ -149,6 +153,15 @@ def _layout_problems(config: Experiment) -> list[str]:
             batches["base.batch_size"] = (base.batch_size, 1)
         for name, (size, parts) in batches.items():
             _attempt(partial(check_batch, mesh, size, parts), problems, f"{name}: ")
+    return problems
+
+
+def _answering_problems(ctx: RunContext) -> list[str]:
+    """Returns why the model cannot answer on the devices that `rollout.tensor` asks for."""
+    config, model, problems = ctx.config, ctx.assets.config, list[str]()
+    if tensor := config.rollout.tensor:
+        shapes = {"params": abstract_base(config, model, ctx.mesh)}
+        _attempt(lambda: require_tensor(ctx.base_model, shapes, ctx.mesh, tensor), problems)
     return problems
 
 
@@ -238,18 +251,17 @@ def _room(name: str, data: PromptSet, encoder: Encoder) -> Iterator[str]:
     examples = data.comparisons if isinstance(data, PreferenceSet) else data.prompts
     reasons = collections.Counter[str]()
     first, num = "", 0
-    for num, example in enumerate(examples, start=1):
-        try:
-            trees_of(example, encoder)
-        except ExampleError as error:
-            reasons[error.reason] += 1
-            first = first or str(error)
+    for num, trees in enumerate(trees_of_each(examples, encoder), start=1):
+        if isinstance(trees, ExampleError):
+            reasons[trees.reason] += 1
+            first = first or str(trees)
         if num >= SAMPLE and reasons.total() < num:
             break  # all are looked at only while none fits
     long, limit = reasons["too long"], f"text.max_length {encoder.max_length}"
     if 0 < long == num:
         prompts = data.prompts[:SAMPLE]
-        least = min(len(encoder.trunk(p.question, len(p.images), p.start)) for p in prompts)
+        trunks = encoder.trunks(prompts)
+        least = min(len(trunk) for trunk in trunks if not isinstance(trunk, ExampleError))
         yield (
             f"{name}: none of {num:,} has room for an answer within {limit}: images, template and "
             f"question take {least:,} tokens or more; raise it with --text.max-length"
@@ -281,6 +293,7 @@ def _objective_problems(ctx: RunContext, data: PromptSet, encoder: Encoder) -> I
 
 def _fits(pair: Comparison, encoder: Encoder) -> bool:
     try:
-        return bool(trees_of(pair, encoder))
-    except (ExampleError, DataError):
+        (trees,) = trees_of_each([pair], encoder)
+    except DataError:
         return False
+    return not isinstance(trees, ExampleError)

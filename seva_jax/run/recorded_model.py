@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 from typing_extensions import override
 
-from seva_jax.batches.encoded import encode_comparisons
+from seva_jax.batches.encoded import encode_together
 from seva_jax.batches.pipeline import ComparisonRows
 from seva_jax.config import fingerprint
 from seva_jax.data import PromptSet
 from seva_jax.images.compose import Box, box_patches
 from seva_jax.inference.answer_stats import TokenStats, answer_stats
 from seva_jax.inference.features import mean_features
+from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.pairs import AnswerStats, PairModel, Reply
 from seva_jax.run.context import RunContext
 from seva_jax.runtime.journal import Journal, Record
@@ -39,12 +41,19 @@ class RecordedModel(PairModel):
         ctx: the run.
         data: the prompts, and the way to their images.
         variables: returns the policy before alignment; called when the model is first asked.
+        reference: returns the reference policy, likewise.
     """
 
     ctx: RunContext
     data: PromptSet
     variables: Callable[[], Variables]
+    reference: Callable[[], Variables]
     _names: set[str] = dataclasses.field(default_factory=set, repr=False)
+
+    @functools.cached_property
+    def _engine(self) -> RolloutEngine:
+        """What answers: for all calls, weights move to its layout once."""
+        return self.ctx.engine(self.variables(), self.reference())
 
     @property
     @override
@@ -60,8 +69,7 @@ class RecordedModel(PairModel):
             return replies
         # With the name, a prompt that is asked twice at a temperature is answered differently.
         named = [dataclasses.replace(p, id=f"{name}/{p.id}") for p in prompts]
-        engine = self.ctx.engine(self.variables())
-        batches = engine.answer(
+        batches = self._engine.answer(
             named, self.data.load_image, sampling, start=len(replies), remote=self.data.remote
         )
         with self.ctx.workdir.bar(name, len(prompts), "prompt", len(replies)) as bar:
@@ -87,7 +95,7 @@ class RecordedModel(PairModel):
         done = journal.resume()
         encoder = self.ctx.encoder(self.ctx.config.text.generate)  # as it was asked
         comparisons = [Comparison(view.prompt, view.answers[:1]) for view in views]
-        encoded = encode_comparisons(comparisons, encoder)
+        encoded = encode_together(comparisons, encoder)
         fitting = set(map(id, encoded.comparisons))
         which = [i for i, comparison in enumerate(comparisons) if id(comparison) in fitting]
         if len(done) < len(which):

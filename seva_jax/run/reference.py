@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from seva_jax.batches.pipeline import ComparisonRows
 from seva_jax.config import fingerprint
+from seva_jax.data.json_records import fields
 from seva_jax.inference.answer_logps import answer_logps
 from seva_jax.run.context import RunContext
 from seva_jax.runtime.files import read_records, write_records
@@ -65,7 +65,7 @@ def _key(ctx: RunContext, policy: Variables, comparisons: Sequence[Comparison]) 
         ctx.config.text.train,
         ctx.assets.processing,
         *tokenizer_facts(ctx.assets.tokenizer),
-        [dataclasses.asdict(c) for c in comparisons],
+        map(fields, comparisons),
         ctx.config.compute.dtype,
     )
 

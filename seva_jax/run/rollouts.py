@@ -19,32 +19,36 @@ import numpy as np
 
 from seva_jax.data import PromptSet
 from seva_jax.data.json_records import rollout_record
+from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.run.context import RunContext
 from seva_jax.runtime import files
 from seva_jax.runtime.journal import Journal
-from seva_jax.training.step import Variables
+from seva_jax.runtime.processes import say
 from seva_jax.types import Rollout
 
 LINES, RECORDS, INDEX = "rollouts.jsonl", "rollouts.array_record", "rollouts.json"
 
 
-def roll_out(ctx: RunContext, data: PromptSet, start: Variables) -> None:
+def roll_out(ctx: RunContext, data: PromptSet, engine: RolloutEngine) -> None:
     """Answers every prompt on its clean image and on every corrupted copy.
 
     Args:
         ctx: the run.
         data: the prompts.
-        start: the policy before alignment.
+        engine: answers with the policy before alignment.
     """
     config, journal = ctx.config, Journal(ctx.workdir.path / LINES)
     num_done = len(journal.resume())
-    batches = ctx.engine(start).answer(
+    prefills = engine.prefills(data.prompts, config.corrupt)
+    say(f"rollouts: {prefills}")
+    batches = engine.answer(
         data.prompts,
         data.load_image,
         config.rollout.sampling,
         config.corrupt,
         num_done,
         data.remote,
+        prefills,
     )
     with ctx.workdir.bar("rollouts", len(data.prompts), "prompt", num_done) as bar:
         for batch in batches:

@@ -17,6 +17,7 @@ from seva_jax.run.alignment import align, alignment_steps, planned_steps
 from seva_jax.run.base import train_base
 from seva_jax.run.context import RunContext
 from seva_jax.run.evaluations import evaluate_all
+from seva_jax.run.fitting import remat_in_words
 from seva_jax.run.further import take_training
 from seva_jax.run.outputs import Outputs
 from seva_jax.run.recorded_model import RecordedModel
@@ -31,6 +32,7 @@ def run_base(ctx: RunContext, out: Outputs) -> str:
     out.base = train_base(ctx, ctx.config.base)
     return (
         f"{num_parameters(ctx.base_model):,} parameters, {ctx.config.base.steps} supervised steps"
+        + remat_in_words(ctx, "base")
     )
 
 
@@ -47,7 +49,7 @@ def run_takeover(ctx: RunContext, out: Outputs) -> str:
 
 def run_rollouts(ctx: RunContext, out: Outputs) -> str:
     """Answers every prompt on its clean image and on every corrupted copy."""
-    rollouts.roll_out(ctx, out.prompts, out.start)
+    rollouts.roll_out(ctx, out.prompts, ctx.engine(out.start, out.reference))
     return f"{len(out.prompts.prompts):,} prompts, {1 + len(ctx.config.corrupt)} answers each"
 
 
@@ -57,7 +59,7 @@ def run_pairs(ctx: RunContext, out: Outputs) -> str:
     answered = [] if config.prompts.has_answers else rollouts.read_rollouts(ctx.workdir.path)
     built = build_pairs(
         out.prompts, answered, config.pairs, ctx.encoder(config.text.train),
-        RecordedModel(ctx, out.prompts, lambda: out.start),
+        RecordedModel(ctx, out.prompts, lambda: out.start, lambda: out.reference),
     )  # fmt: skip
     if ctx.workdir.writes:
         built.write(ctx.workdir.path)
@@ -69,6 +71,7 @@ def run_reference(ctx: RunContext, out: Outputs) -> str:
     """Computes per-token log-probs of every answer under the reference policy."""
     rows = ctx.rows(out.comparisons, out.images, ctx.config.objective)
     logps = reference.compute_reference(ctx, out.reference, rows)
+    out.reference_logps = list(map(tuple, logps))
     missing = sum(not branches for branches in logps)
     return (
         f"{sum(len(x) for branches in logps for x in branches):,} answer tokens"
@@ -90,15 +93,17 @@ def run_alignment(ctx: RunContext, out: Outputs) -> str:
         f"{steps:,} step{'s' * (steps != 1)} on {num:,} pairs"
         + (f", {result.pairs:,} held out: {result}" if result else "")
         + f"; {missing:,} times an image did not decode and its pair counted 0" * (missing > 0)
+        + remat_in_words(ctx, "align")
     )
 
 
 def evaluate_base(ctx: RunContext, out: Outputs) -> str:
     """Asks the policy before alignment every evaluation question."""
-    engine, earlier = ctx.engine(out.start), prior_answers(ctx.config)
+    engine, earlier = ctx.engine(out.start, out.reference), prior_answers(ctx.config)
     return evaluate_all(engine, ctx.config.evals, "base", ctx.workdir, earlier)
 
 
 def evaluate_aligned(ctx: RunContext, out: Outputs) -> str:
     """Asks the aligned model every evaluation question."""
-    return evaluate_all(ctx.engine(out.aligned), ctx.config.evals, "aligned", ctx.workdir)
+    engine = ctx.engine(out.aligned, out.reference)
+    return evaluate_all(engine, ctx.config.evals, "aligned", ctx.workdir)

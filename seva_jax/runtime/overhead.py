@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from jax import monitoring
 
 _COMPILING = "/jax/core/compile/"  # JAX's events: tracing, lowering, compiling
+_CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 
 class Overhead(NamedTuple):
@@ -30,6 +31,7 @@ class Overhead(NamedTuple):
 
 
 _compile_s = _save_s = 0.0
+_cache_hits = 0
 _is_saving = False
 _compiling: list[tuple[float, float]] = []  # begin and end; none is inside of another
 
@@ -37,6 +39,11 @@ _compiling: list[tuple[float, float]] = []  # begin and end; none is inside of a
 def overhead() -> Overhead:
     """Returns what the main thread has spent so far."""
     return Overhead(_compile_s, _save_s)
+
+
+def cache_hits() -> int:
+    """Returns how many programs were read from the compile cache so far instead of compiled."""
+    return _cache_hits
 
 
 @contextlib.contextmanager
@@ -70,4 +77,10 @@ def _count(event: str, duration_secs: float, **_: Any) -> None:
     _compile_s += duration_secs
 
 
+def _count_hit(event: str, **_: Any) -> None:
+    global _cache_hits
+    _cache_hits += event == _CACHE_HIT
+
+
 monitoring.register_event_duration_secs_listener(_count)
+monitoring.register_event_listener(_count_hit)

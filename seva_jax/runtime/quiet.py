@@ -26,8 +26,9 @@ _WITHOUT_TPU = {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "
 
 # How messages begin, by the name of the logger.
 _MESSAGES = {
-    # Orbax, of every checkpoint: those of this package need no such file.
-    "absl": ("Metadata file does not exist",),
+    # Orbax, of every checkpoint: those of this package need no such file. tokamax, of every shape:
+    # its block sizes are a rule's, not timed ones.
+    "absl": ("Metadata file does not exist", "Autotuning cache miss"),
     # A store that cannot be reached without credentials says so itself.
     "google.auth._default": ("Authentication failed using Compute Engine",),
     # Only tokenizers and configs of transformers are used, which need no PyTorch.

@@ -84,7 +84,8 @@ class Watch:
         self._lock = threading.Lock()  # held while processes agree: `stop_agreed` waits meanwhile
         self._num_calls = 0
         self._stop_at = math.inf  # the call of `stop_agreed` that answers True
-        self._stopping = threading.Event()  # set once it has
+        self._noticed = threading.Event()  # set once a stop was requested, here or elsewhere
+        self._stopping = threading.Event()  # set once `stop_agreed` has answered True
         self._ended = threading.Event()
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
@@ -121,6 +122,16 @@ class Watch:
             self._meet()
             self._stopping.set()
         return True
+
+    def failed(self, error: Exception) -> None:
+        """Waits for the end if this process fails while all are stopping.
+
+        One that has ended already breaks the collectives of the others. Leaving with an exception
+        would take as long as JAX waits for the processes that ended.
+        """
+        if self._client is not None and self._noticed.is_set():
+            print(f"while stopping: {error}", file=sys.stderr, flush=True)
+            threading.Event().wait()  # the thread ends this process
 
     def _meet(self) -> None:
         """Waits for all processes; if one does not arrive, the thread ends this one."""
@@ -172,6 +183,7 @@ class Watch:
         return bytes(number for number in received if number in _SIGNALS)
 
     def _notice(self, received: bytes) -> None:
+        self._noticed.set()
         if received:
             name = signal.Signals(received[0]).name
             again = "; Ctrl-C again ends at once" if received[0] == signal.SIGINT else ""

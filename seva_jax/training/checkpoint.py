@@ -298,10 +298,24 @@ def read_facts(checkpoint: Path) -> dict[str, Any]:
         DataError: they cannot be read.
         StoreError: the store does not answer.
     """
+    return _read_json(checkpoint, "facts")
+
+
+def read_position(checkpoint: Path) -> dict[str, Any]:
+    """Returns the position in the data that a checkpoint holds, and what else the loop kept there.
+
+    Raises:
+        DataError: it cannot be read.
+        StoreError: the store does not answer.
+    """
+    return _read_json(checkpoint, "data")
+
+
+def _read_json(checkpoint: Path, item: str) -> dict[str, Any]:
     import orbax.checkpoint as ocp
 
     with _reading(checkpoint), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(checkpoint.absolute() / "facts")
+        return checkpointer.restore(checkpoint.absolute() / item)
 
 
 def last_checkpoint(

@@ -33,9 +33,9 @@ from seva_jax.sharding import (
     state_shardings,
 )
 from seva_jax.training.checkpoint import Checkpoints, checkpoint_of, read_variables
+from seva_jax.training.compiled_step import CompiledStep
 from seva_jax.training.evaluation import HeldOut
 from seva_jax.training.health import Health, NotFinite, trainable_share
-from seva_jax.training.memory import warn_if_too_large
 from seva_jax.training.options import TrainOptions
 from seva_jax.training.save_schedule import SaveDecision, SaveSchedule
 from seva_jax.training.step import (
@@ -87,6 +87,15 @@ def fit(task: Task, site: Site, frozen: Variables, trainable: Variables) -> Vari
     data, row = batches.iterate(options.read_processes), _MetricsRow(task, site, schedule)
     held_out = HeldOut(task, site, row.times)
     state = init_state(optimizer, mesh, trainable)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+
+    def jitted(model: Llava) -> Any:
+        return jit_step(
+            model, task.objective, optimizer, site.step_options, task.reference_in_step, shardings,
+            site.seed,
+        )  # fmt: skip
+
+    step_fn = CompiledStep(task, site, jitted, batches.packer)
     restored = checkpoints.restore(state)
     if restored is None and task.earlier is not None:
         restored = task.earlier.restore(site.facts, state)
@@ -94,16 +103,12 @@ def fit(task: Task, site: Site, frozen: Variables, trainable: Variables) -> Vari
         state, position = restored
         row.resume(position)
         held_out.resume(position)
+        step_fn.resume(position)
         data.set_state(position)
     first = int(state.step)
     held_out.start()
     row.start(first)
     saver = _Saver(checkpoints, options)
-    step_fn = jit_step(
-        task.model, task.objective, optimizer, site.step_options, task.reference_in_step,
-        jax.tree.map(lambda x: x.sharding, state), site.seed,
-    )  # fmt: skip
-    seen: set[tuple[int, ...]] = set()
     progress = Progress(task.name, task.steps, "step", first, jax.process_index() == 0)
     stop = not held_out.after(first, state.trainable, frozen)
     progress.update(0, **held_out.shown)
@@ -115,10 +120,7 @@ def fit(task: Task, site: Site, frozen: Variables, trainable: Variables) -> Vari
         with row.times.input(), profiler.waiting_for_input():
             arrays = next(data)
         batch = put_batch(mesh, in_micro_batches(arrays, options.micro_batches), leading=1)
-        if batch.tokens_BS.shape not in seen:
-            seen.add(batch.tokens_BS.shape)
-            warn_if_too_large(task.model, state, frozen, batch)
-        with row.times.step(), jax.set_mesh(mesh):
+        with row.times.step():
             state, metrics = step_fn(state, frozen, batch)
         row.add(metrics)
         stop = shutdown.stop_agreed() and step < task.steps
@@ -132,7 +134,8 @@ def fit(task: Task, site: Site, frozen: Variables, trainable: Variables) -> Vari
         progress.update(1, **shown, **held_out.shown)
         checkpoints.keep(held_out.best)
         if save:
-            saver.save(state, data.get_state() | row.pending() | held_out.pending())
+            position = data.get_state() | row.pending() | held_out.pending() | step_fn.pending()
+            saver.save(state, position)
         if wait:
             saver.wait()
         if stop or last:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 
 from seva_jax.batches.pipeline import ComparisonRows, RowShapes
-from seva_jax.models import Llava
+from seva_jax.models import Llava, Remat
 from seva_jax.objectives import Objective
 from seva_jax.training.earlier import Earlier
 from seva_jax.training.optimizer import Optim
@@ -78,6 +78,7 @@ class Site:
         seed: seed of the order of the data.
         shapes: how the shapes of rows are chosen.
         step_options: how the step computes.
+        remat: what the backward pass recomputes; "auto" is the least with which the step fits.
         log: receives the rows of metrics.
         held_out_log: receives those of held-out pairs; None if there are none.
     """
@@ -88,5 +89,6 @@ class Site:
     seed: int
     shapes: RowShapes
     step_options: StepOptions
+    remat: Remat | Literal["auto"]
     log: MetricsLog
     held_out_log: MetricsLog | None = None
