@@ -177,19 +177,27 @@ def attend_cached(
     """
     rows, _, num_heads, width = query_B1HQ.shape
     num_groups = key_UGBQ.shape[1]
-    query = query_B1HQ.reshape(rows, num_groups, num_heads // num_groups, width)
-    query_HGBQ = query.transpose(2, 1, 0, 3).astype(jnp.float32)
+    query = query_B1HQ.reshape(rows, num_groups, -1, width).transpose(2, 1, 0, 3)
+    query = query.astype(jnp.float32)
+    several = num_heads > num_groups
+    if not several:  # with a dim of size 1, the program for CPUs takes twenty times as long
+        query = query[0]
+
+    def shared(cached: jax.Array) -> jax.Array:
+        """Adds a dim for the query heads of a group, if there are several, after the positions."""
+        return cached[:, None] if several else cached
+
     # In the other order, XLA converts the whole cache before it reads it.
-    key, value = (x.astype(jnp.float32)[:, None] for x in (key_UGBQ, value_UGBQ))
-    score_UHGB = (query_HGBQ * key).sum(-1)
+    key, value = (shared(x.astype(jnp.float32)) for x in (key_UGBQ, value_UGBQ))
+    score = (query * key).sum(-1)  # [U, H, G, B] or [U, G, B]
     if key_scale_UGB is not None:
-        score_UHGB = score_UHGB * key_scale_UGB[:, None]
-    mask_UB = mask_B1U[:, 0].T
-    score_UHGB = jnp.where(mask_UB[:, None, None], score_UHGB * width**-0.5, MASKED)
-    weight_UHGB = jax.nn.softmax(score_UHGB, axis=0)
+        score = score * shared(key_scale_UGB)
+    mask = shared(mask_B1U[:, 0].T[:, None])
+    weight = jax.nn.softmax(jnp.where(mask, score * width**-0.5, MASKED), axis=0)
     if value_scale_UGB is not None:
-        weight_UHGB = weight_UHGB * value_scale_UGB[:, None]
-    out_HGBQ = (weight_UHGB[..., None] * value).sum(0).astype(query.dtype)
+        weight = weight * shared(value_scale_UGB)
+    out = (weight[..., None] * value).sum(0).astype(query_B1HQ.dtype)
+    out_HGBQ = out.reshape(-1, num_groups, rows, width)
     return out_HGBQ.transpose(2, 1, 0, 3).reshape(rows, 1, num_heads, width)
 
 
