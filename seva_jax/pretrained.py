@@ -94,7 +94,7 @@ class PretrainedLlava:
         """Returns the next-token logits at every position.
 
         Args:
-            input_ids: [B, S] token ids, every image expanded to `config.tokens_per_image` image
+            input_ids: [B, S] token ids, every image expanded to `config.tile_features` image
                 tokens.
             pixel_values: [N, 3, H, W] processed images of all rows, in order of appearance; rows
                 may have different numbers of images. None when there is no image.
@@ -269,7 +269,7 @@ def to_rows(
             f"input_ids holds {outside[0]}, but the vocabulary has {config.text.vocab_size} "
             "tokens; use the tokenizer of this model"
         )
-    side, per_image = config.vision.image_size, config.tokens_per_image
+    side, per_image = config.vision.image_size, config.tile_features
     pixels_NCHW = np.zeros((0, 3, side, side)) if pixel_values is None else np.asarray(pixel_values)
     if pixels_NCHW.ndim != 4 or pixels_NCHW.shape[1:] != (3, side, side):
         raise DataError(

@@ -15,20 +15,21 @@ in every file. A digit stands for a dim of that size.
     F  inputs of a linear layer
     G  key and value heads
     H  query heads (after G: those that share a key and value head)
-    I  images of a row
+    I  tiles of a row: an image is one tile, or several
     J  rejected answers of a comparison, K - 1
     K  branches (answers) of a comparison
     L  layers
+    M  features that an image token is a weighted sum of
     N  items of a flat list, such as the comparisons of all rows (B * C)
     O  outputs of a linear layer
-    P  patches of an image, or of all images of a row (I * P)
+    P  features of a tile, or of all tiles of a row (I * P)
     Q  width of an attention head
     R  rank of an adapter
     S  tokens of a row, or of a text
     T  tokens of an answer
     U  keys that a query may attend to: tokens of a row or slots of a cache
     V  vocabulary
-    X  an image as the model takes it: pixels [H, W, 3] or features [P, E]
+    X  a tile as the model takes it: pixels [H, W, 3] or features [P, E]
 
     HW, HWC, CHW  height, width and the 3 colour channels of an image; only as such a group do
                   these letters have that meaning
@@ -44,6 +45,9 @@ import jax
 Array = Any  # jax.Array inside a step, np.ndarray on the host: both have the same notation
 
 IMAGE_MARKER = "<image>"  # where an image goes in a question
+
+# What `patch_BS` says of a position that no feature of an image takes.
+TEXT, NEWLINE = -1, -2  # a token of text; the model's learned end of a row of an image
 
 
 class DataError(ValueError):
@@ -165,6 +169,42 @@ class Comparison:
         return tuple(view.prompt.start + answer for view in self.views for answer in view.answers)
 
 
+class Blend(NamedTuple):
+    """Image tokens that are weighted sums of several features, as of a picture made smaller.
+
+    Attributes:
+        index_BSM: int32, indices into the row's features; 0 where `patch_BS` is negative.
+        weight_BSM: float32, their weights; 0 likewise.
+    """
+
+    index_BSM: Array
+    weight_BSM: Array
+
+
+Size = tuple[int, int]  # height and width of an image in pixels
+
+
+class ImageLayout(NamedTuple):
+    """How one image of a size becomes tiles for the vision tower and tokens of a trunk.
+
+    Attributes:
+        tiles: how many inputs of the vision tower it becomes.
+        patch_N: int32, for each of its tokens, the index of the feature that it is among the
+            features of all its tiles, or `NEWLINE`.
+        blend: where tokens are sums of several features, these and their weights, [N, M]; M is the
+            same for all images of a model.
+    """
+
+    tiles: int
+    patch_N: Array
+    blend: Blend | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions that it takes in a trunk."""
+        return len(self.patch_N)
+
+
 class TreeBatch(NamedTuple):
     """Rows of packed trees. A token attends to its own trunk and its own branch, causally.
 
@@ -177,9 +217,9 @@ class TreeBatch(NamedTuple):
         positions_BS: int32 rotary positions.
         tree_BS: int32, the tree (1, 2, ...) of each token; 0 for padding.
         branch_BS: int32, the branch of each token, unique within the row; 0 for the trunk.
-        patch_BS: int32, index of each image position into the row's I * P image features; -1 for
-            text.
-        images_BIX: float32 preprocessed images [H, W, 3], or their features from the frozen vision
+        patch_BS: int32, index of each image position into the row's I * P image features; `TEXT`
+            or `NEWLINE` where no feature goes.
+        images_BIX: float32 preprocessed tiles [H, W, 3], or their features from the frozen vision
             tower, [P, E].
         source_BA: int32, position in the row whose hidden state predicts each answer token.
         target_BA: int32 answer tokens of the row, one after another.
@@ -190,6 +230,7 @@ class TreeBatch(NamedTuple):
         index_BC: int32, index of each comparison in its data set; -1 where there is none.
         scores_BCK: float32, see `Comparison.scores`; zeros where there are none.
         spans_BCKT: float32, see `BranchLogps.spans_NKT`; zeros unless an objective needs them.
+        blend: the features of image tokens that are sums of several; None where each is one.
     """
 
     tokens_BS: Array
@@ -207,6 +248,7 @@ class TreeBatch(NamedTuple):
     index_BC: Array
     scores_BCK: Array
     spans_BCKT: Array
+    blend: Blend | None = None
 
 
 class BranchLogps(NamedTuple):

@@ -54,7 +54,7 @@ def examples(
     def tokens(num: int) -> np.ndarray:
         return rng.integers(10, 1000, num).astype(np.int32)
 
-    patches = np.full(images * config.tokens_per_image, config.image_token_id, np.int32)
+    patches = np.full(images * config.tile_features, config.image_token_id, np.int32)
     half = question // 2
     return [
         TreeExample(
@@ -85,7 +85,7 @@ def laid_out(
     return stack_rows([
         pack_row(
             row, shape, image_shape=(side, side, 3), pad_id=0,
-            tokens_per_image=config.tokens_per_image, image_token_id=config.image_token_id,
+            tokens_per_image=config.tile_features, image_token_id=config.image_token_id,
         )
         for row in rows
     ])  # fmt: skip
@@ -95,7 +95,7 @@ def prompts(config: LlavaConfig, rows: int, question: int) -> tuple[np.ndarray, 
     """Returns random prompts: token ids [rows, S], and an image for each, [rows, 1, H, W, 3]."""
     rng = np.random.default_rng(0)
     side = config.vision.image_size
-    image = np.full((rows, config.tokens_per_image), config.image_token_id, np.int32)
+    image = np.full((rows, config.tile_features), config.image_token_id, np.int32)
     text = rng.integers(10, 1000, (rows, question)).astype(np.int32)
     half = question // 2
     tokens = np.concatenate([text[:, :half], image, text[:, half:]], axis=1)

@@ -90,7 +90,7 @@ def run_packing(bench: PackingBench) -> None:
     times = in_turns(sides, bench.rounds)
     print(
         f"{bench.comparisons} comparisons in batches of {bench.batch}, LLaVA {bench.size}, "
-        f"{bench.images} x {config.tokens_per_image} + {bench.question} tokens and answers of "
+        f"{bench.images} x {config.tile_features} + {bench.question} tokens and answers of "
         f"{short} to {long}, LoRA r={bench.rank}, {bench.dtype}\n" + machine([], bench.rounds)
     )
     notes = {name: f"   {losses[name]:.6f}  {p.describe()}" for name, p in packers.items()}

@@ -73,7 +73,7 @@ def run_refill(bench: RefillBench) -> None:
     engine = RolloutEngine(
         model=model,
         variables=random_variables(model),
-        encoder=Encoder(tokenizer, PLAIN, image, config.tokens_per_image, 4096),
+        encoder=Encoder(tokenizer, PLAIN, image, config.tile_features, 4096),
         processing=ImageProcessing(size=side),
         mesh=MeshShape().make(jax.devices()[:1]),
         batch_size=bench.rows,
@@ -96,7 +96,7 @@ def run_refill(bench: RefillBench) -> None:
     lengths = [len(text.split()) for text in in_refilled]
     print(
         f"sampled answers, LLaVA {bench.size} with {len(tokenizer)} words, {bench.prompts} prompts "
-        f"of {config.tokens_per_image} + 3 tokens, {bench.rows} rows, {bench.dtype}; answers of "
+        f"of {config.tile_features} + 3 tokens, {bench.rows} rows, {bench.dtype}; answers of "
         f"{min(lengths)} to {max(lengths)} words, {statistics.mean(lengths):.0f} on average\n"
         + machine([], bench.rounds)
     )

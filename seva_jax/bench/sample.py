@@ -121,7 +121,7 @@ def _print_shares(
     """Prints the time of a token step, what it has to read, and the share of the copying rate."""
     middle = {name: statistics.median(seconds) for name, seconds in times.items()}
     size = jnp.dtype(bench.dtype).itemsize
-    prompt = config.tokens_per_image + bench.question
+    prompt = config.tile_features + bench.question
     # A prompt with one image, and one token's logits.
     once = forward(config, LoraConfig(rank=0), RowShape(prompt, 1, 1, 1, 1, 1))
     least = bench.rows * (once.tower + once.projector + once.language) / product[0]

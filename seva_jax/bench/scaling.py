@@ -52,7 +52,7 @@ def run_scaling(bench: ScalingBench) -> None:
     base = {name: values[0] for name, values in axes.items()}
     points = [base | {name: value} for name, values in axes.items() for value in values]
     print(
-        f"DPO step, LLaVA {bench.size}, {config.tokens_per_image} image tokens, LoRA "
+        f"DPO step, LLaVA {bench.size}, {config.tile_features} image tokens, LoRA "
         f"r={bench.rank}, {bench.dtype}, reference in the step\n" + machine([], bench.rounds)
     )
     columns = (*axes, "trees, s", "rows, s", "speed-up", "tokens", "loss")
@@ -61,7 +61,7 @@ def run_scaling(bench: ScalingBench) -> None:
         sides = _sides(model, frozen, {"lora": adapters}, **point)
         losses = [side() for side in sides.values()]  # compiles
         trees, rows = map(statistics.median, in_turns(sides, bench.rounds).values())
-        trunk = config.tokens_per_image + point["question"]
+        trunk = config.tile_features + point["question"]
         answers = point["branches"] * point["answer"]
         tokens = (point["branches"] * trunk + answers) / (trunk + answers)
         print(

@@ -253,7 +253,7 @@ def run_step(bench: StepBench) -> None:
     batches = f" in {bench.micro_batches} micro-batches" if bench.micro_batches > 1 else ""
     print(
         f"DPO step, LLaVA {bench.size} ({config.text.num_layers} layers of "
-        f"{config.text.hidden_size}), {bench.pairs} pairs{batches} of {config.tokens_per_image} + "
+        f"{config.text.hidden_size}), {bench.pairs} pairs{batches} of {config.tile_features} + "
         f"{bench.question} + 2 x {bench.answer} tokens, LoRA r={bench.rank}, {bench.dtype}, "
         f"remat {bench.remat}, attention {bench.attention}\n"
         + machine(["trl", "transformers", "peft", "torch"] if bench.trl else [], bench.rounds)

@@ -50,7 +50,7 @@ class Assets:
             tokenizer=self.tokenizer,
             template=template,
             image_token_id=self.config.image_token_id,
-            tokens_per_image=self.config.tokens_per_image,
+            tokens_per_image=self.config.tile_features,
             max_length=max_length,
         )
 

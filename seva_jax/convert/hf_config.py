@@ -135,7 +135,7 @@ def llava_config_fields(config: LlavaConfig, context_length: int | None = None) 
         "model_type": "llava",
         "architectures": ["LlavaForConditionalGeneration"],
         "image_token_index": config.image_token_id,
-        "image_seq_length": config.tokens_per_image,
+        "image_seq_length": config.tile_features,
         "vision_feature_layer": config.feature_layer,
         "vision_feature_select_strategy": config.feature_select,
         "multimodal_projector_bias": config.projector_bias,

@@ -8,7 +8,9 @@ reading it from their config files. What does not: decoding (`load.py`) and corr
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -16,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from seva_jax.runtime.stores import as_path
-from seva_jax.types import DataError, ExampleError
+from seva_jax.types import DataError, ExampleError, ImageLayout, Size
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -149,6 +151,41 @@ class ImageProcessing:
             image = image.resize((edge, edge), self.resample)
         return self._normalise(np.asarray(self._resize_and_crop(image, edge)))
 
+    def tiles(self, image_HWC: np.ndarray, alone: bool = True) -> np.ndarray:
+        """Preprocesses one image into the inputs of the vision tower.
+
+        Args:
+            image_HWC: see `__call__`.
+            alone: whether it is the only image of its prompt; some models give each of several
+                images one tile.
+
+        Returns:
+            float32 [I, size, size, 3]; here I is 1.
+
+        Raises:
+            DataError: see `__call__`.
+            ExampleError: see `__call__`.
+        """
+        del alone
+        return self(image_HWC)[None]
+
+    @property
+    def one_layout(self) -> bool:
+        """Whether all images have the same layout, so that nobody has to know their sizes."""
+        return True
+
+    def layouts(self, sizes: Sequence[Size], features: int) -> tuple[ImageLayout, ...]:
+        """Returns the layout of each image of a prompt.
+
+        Args:
+            sizes: heights and widths of the decoded images; of no effect with `one_layout`.
+            features: features that the vision tower makes of a tile.
+
+        Raises:
+            ExampleError: an image is too large or too elongated for the model.
+        """
+        return (_one_tile(features),) * len(sizes)
+
     def _normalise(self, image_HWC: np.ndarray) -> np.ndarray:
         """Computes (value / 255 - mean) / std by a lookup table of the 256 values."""
         values = np.arange(256, dtype=np.float32)[:, None] / 255
@@ -206,6 +243,11 @@ class ImageProcessing:
         bottom = min((top + self.size) * y_scale, image.height)
         box = (left * x_scale, top * y_scale, right, bottom)
         return image.resize((self.size, self.size), self.resample, box=box)
+
+
+@functools.lru_cache
+def _one_tile(features: int) -> ImageLayout:
+    return ImageLayout(1, np.arange(features, dtype=np.int32))
 
 
 def _read_config(directory: Path) -> tuple[Path, dict[str, Any]]:

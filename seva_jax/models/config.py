@@ -86,6 +86,7 @@ class LlavaConfig:
         feature_select: "default" drops the CLS token, "full" keeps it.
         projector_bias: whether the linear layers of the projector have biases.
         image_token_id: the token id at image positions.
+        newline: whether a learned vector ends every row of an image (LLaVA-NeXT, OneVision).
     """
 
     vision: VisionConfig = VisionConfig()
@@ -94,10 +95,11 @@ class LlavaConfig:
     feature_select: Literal["default", "full"] = "default"
     projector_bias: bool = True
     image_token_id: int = 32000
+    newline: bool = False
 
     @property
-    def tokens_per_image(self) -> int:
-        """Positions that an image takes in the language model."""
+    def tile_features(self) -> int:
+        """Features of a tile, P."""
         return self.vision.num_patches + (self.feature_select == "full")
 
     @property

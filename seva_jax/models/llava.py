@@ -7,7 +7,7 @@ adapters}, ...)` is the policy; the same call without "lora" is the model withou
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -19,27 +19,35 @@ from seva_jax.models.config import LlavaConfig, LoraConfig
 from seva_jax.models.layers import Linear, Remat
 from seva_jax.models.llama import Cache, LayerCache, Llama
 from seva_jax.sharding import constrain
+from seva_jax.types import NEWLINE, TEXT, Blend
 
 CacheKind = Literal["exact", "int8"]
 
 
 class Projector(nn.Module):
-    """Two linear layers with exact GELU between them (LLaVA-1.5's mlp2x_gelu)."""
+    """Two linear layers with exact GELU between them (LLaVA-1.5's mlp2x_gelu), and the newline."""
 
     config: LlavaConfig
     dtype: jnp.dtype
 
-    @nn.compact
+    def setup(self) -> None:
+        """Declares the layers and, where the model has one, the newline."""
+        width, bias = self.config.text.hidden_size, self.config.projector_bias
+        self.linear_1 = Linear(width, ("vision_embed", "embed"), bias, dtype=self.dtype)
+        self.linear_2 = Linear(width, ("embed_in", "embed"), bias, dtype=self.dtype)
+        if self.config.newline:
+            init = nn.with_logical_partitioning(nn.initializers.normal(width**-0.5), ("norm",))
+            self.image_newline: Any = self.param("image_newline", init, (width,))
+
     def __call__(self, features_BPE: jax.Array) -> jax.Array:
         """Maps image features [B, P, E] to the width of the language model, [B, P, D]."""
-        cfg = self.config
-        width, bias = cfg.text.hidden_size, cfg.projector_bias
-        x = Linear(width, ("vision_embed", "embed"), bias, dtype=self.dtype, name="linear_1")(
-            features_BPE
-        )
+        x = self.linear_1(features_BPE)
         x = constrain(nn.gelu(x, approximate=False), "batch", "length", "width")
-        x = Linear(width, ("embed_in", "embed"), bias, dtype=self.dtype, name="linear_2")(x)
-        return constrain(x, "batch", "length", "width")
+        return constrain(self.linear_2(x), "batch", "length", "width")
+
+    def newline(self) -> jax.Array:
+        """Returns the vector that ends a row of an image, [D]."""
+        return self.image_newline.astype(self.dtype)
 
 
 class Llava(nn.Module):
@@ -72,10 +80,10 @@ class Llava(nn.Module):
         )
 
     def features(self, images_BIX: jax.Array) -> jax.Array:
-        """Returns the tower's features of all images, which are constant while it is frozen.
+        """Returns the tower's features of all tiles, which are constant while it is frozen.
 
         Args:
-            images_BIX: preprocessed images [B, I, H, W, 3], or their features [B, I, P, E]; I may
+            images_BIX: preprocessed tiles [B, I, H, W, 3], or their features [B, I, P, E]; I may
                 be 0.
 
         Returns:
@@ -92,31 +100,48 @@ class Llava(nn.Module):
 
     @property
     def feature_kind(self) -> tuple[tuple[int, int], jnp.dtype]:
-        """Shape [P, E] and dtype of the features of an image."""
-        return (self.config.tokens_per_image, self.config.vision.hidden_size), self.dtype
+        """Shape [P, E] and dtype of the features of a tile."""
+        return (self.config.tile_features, self.config.vision.hidden_size), self.dtype
 
     def embed(
-        self, tokens_BS: jax.Array, patch_BS: jax.Array, features_BPE: jax.Array
+        self,
+        tokens_BS: jax.Array,
+        patch_BS: jax.Array,
+        features_BPE: jax.Array,
+        blend: Blend | None = None,
     ) -> jax.Array:
         """Returns token embeddings, with projected image features at image positions.
 
         Args:
             tokens_BS: token ids.
-            patch_BS: index of each image position into the row's image features; -1 for text.
+            patch_BS: see `TreeBatch.patch_BS`.
             features_BPE: image features of each row, see `features`.
+            blend: see `TreeBatch.blend`.
 
         Returns:
             [B, S, D].
         """
         # The id of the image token may be outside the vocabulary.
-        text_BSD = self.language.embed(jnp.where(patch_BS >= 0, 0, tokens_BS))
+        text_BSD = self.language.embed(jnp.where(patch_BS == TEXT, tokens_BS, 0))
         if not features_BPE.shape[1]:
             return text_BSD
         image_BPD = self.projector(features_BPE)
-        index = jnp.maximum(patch_BS, 0)[..., None]
-        return jnp.where(
-            patch_BS[..., None] >= 0, jnp.take_along_axis(image_BPD, index, axis=1), text_BSD
-        )
+
+        def taken(index_BS: jax.Array) -> jax.Array:
+            return jnp.take_along_axis(image_BPD, jnp.maximum(index_BS, 0)[..., None], axis=1)
+
+        if blend is None:
+            image_BSD = taken(patch_BS)
+        else:
+            weight_BSM = blend.weight_BSM.astype(self.dtype)
+            image_BSD = sum(
+                weight_BSM[..., m, None] * taken(blend.index_BSM[..., m])
+                for m in range(weight_BSM.shape[-1])
+            )
+        x_BSD = jnp.where(patch_BS[..., None] >= 0, image_BSD, text_BSD)
+        if self.config.newline:
+            x_BSD = jnp.where(patch_BS[..., None] == NEWLINE, self.projector.newline(), x_BSD)
+        return x_BSD
 
     def hidden(
         self,
@@ -128,9 +153,10 @@ class Llava(nn.Module):
         cache: Cache | None = None,
         slot: jax.Array | None = None,
         keys_BS: jax.Array | None = None,
+        blend: Blend | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Returns the final hidden states [B, S, D] and the updated cache, see `Llama`."""
-        x_BSD = self.embed(tokens_BS, patch_BS, features_BPE)
+        x_BSD = self.embed(tokens_BS, patch_BS, features_BPE, blend)
         return self.language(x_BSD, positions_BS, mask_BSU, cache, slot, keys_BS)
 
     def hidden_and_input(
@@ -141,9 +167,10 @@ class Llava(nn.Module):
         patch_BS: jax.Array,
         features_BPE: jax.Array,
         layer: int,
+        blend: Blend | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the final hidden states and the input of a decoder layer, both [B, S, D]."""
-        x_BSD = self.embed(tokens_BS, patch_BS, features_BPE)
+        x_BSD = self.embed(tokens_BS, patch_BS, features_BPE, blend)
         return self.language.with_input(x_BSD, positions_BS, mask_BSS, layer)
 
     def decode(

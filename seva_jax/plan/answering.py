@@ -121,7 +121,7 @@ class Answering:
 
 def padded_prompt(config: LlavaConfig, question: int) -> int:
     """Returns the positions of a prompt with one image, its first token and a question."""
-    length = 1 + config.tokens_per_image + question
+    length = 1 + config.tile_features + question
     return -(-length // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
 
 

@@ -109,7 +109,7 @@ class Variant:
 def row_shape(config: LlavaConfig, options: PlanOptions, branches: int) -> RowShape:
     """Returns the sizes of a row with one image, one question and the answers."""
     targets = branches * options.answer
-    length = 1 + config.tokens_per_image + options.question + targets
+    length = 1 + config.tile_features + options.question + targets
     return RowShape(-(-length // 64) * 64, 1, branches, options.answer, 1, targets)
 
 

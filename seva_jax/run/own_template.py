@@ -77,7 +77,7 @@ def _rounded(tokens: int) -> int:
 def _least_tokens(base: BaseModel) -> int:
     """Returns the tokens that an image takes at least; 0 if small files do not tell."""
     if isinstance(base, TrainedBase):
-        return base.model.tokens_per_image
+        return base.model.tile_features
     if not isinstance(base, Checkpoint):
         return 0
     path = as_path(base.path)

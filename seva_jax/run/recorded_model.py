@@ -123,11 +123,11 @@ class RecordedModel(PairModel):
     def patches(self, box: Box | None = None) -> np.ndarray:
         config = self.ctx.assets.config
         if box is None:
-            return np.ones(config.tokens_per_image, bool)
+            return np.ones(config.tile_features, bool)
         side = config.vision.image_size // config.vision.patch_size
         inside = box_patches(self.ctx.assets.processing, box, side).ravel()
         # A tower that keeps its class token has that first: it shows no part of the image.
-        return np.pad(inside, (config.tokens_per_image - len(inside), 0))
+        return np.pad(inside, (config.tile_features - len(inside), 0))
 
     @override
     def features(self, name: str, images: Sequence[str]) -> np.ndarray:
@@ -163,7 +163,7 @@ class RecordedModel(PairModel):
                 f"{config.text.num_layers - 1}; choose one of them"
             )
         for view, target in zip(views, targets, strict=True):
-            num = len(view.prompt.images) * config.tokens_per_image
+            num = len(view.prompt.images) * config.tile_features
             if target.shape != (num,):
                 raise DataError(
                     f"prompt {view.prompt.id!r} has {num} image tokens, and its target is for "

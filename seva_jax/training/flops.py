@@ -51,7 +51,7 @@ def forward(config: LlavaConfig, lora: LoraConfig, shape: RowShape) -> Forward:
     per_layer = 2 * places * (4 * v.hidden_size**2 + 2 * v.hidden_size * v.mlp_size)
     per_layer += 4 * places**2 * v.hidden_size
     tower = config.tower_depth * per_layer + 2 * patches * v.patch_size**2 * 3 * v.hidden_size
-    tokens = config.tokens_per_image
+    tokens = config.tile_features
     projector = 2 * tokens * (v.hidden_size * t.hidden_size + t.hidden_size**2)
     wide, narrow = t.num_heads * t.head_dim, t.num_kv_heads * t.head_dim
     sizes = {
