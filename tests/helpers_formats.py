@@ -219,7 +219,7 @@ def all_batches(folder, moved=lambda source: source):
     """
     experiment, _ = load_experiment("test", [])
     assets, data = experiment.base.assets(), moved(all_pairs(folder)).open()
-    image, patches = assets.config.image_token_id, assets.config.tokens_per_image
+    image, patches = assets.config.image_token_id, assets.config.tile_features
     encoder = Encoder(assets.tokenizer, experiment.text.train, image, patches, 96)
     encoded = encode_comparisons(data.comparisons, encoder)
     rows = ComparisonRows(encoded, Pixels(data.load_image, assets.processing, data.remote))

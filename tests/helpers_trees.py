@@ -12,7 +12,7 @@ from seva_jax.models import Llava, LoraConfig
 from seva_jax.training.step import StepOptions, make_logps
 
 IMAGE = TINY.image_token_id
-PATCHES = TINY.tokens_per_image
+PATCHES = TINY.tile_features
 MODEL = Llava(TINY, LoraConfig(rank=4, alpha=8.0))
 OPTIONS = StepOptions(head_chunk=7)  # does not divide the number of answer positions
 LONGEST, MOST_IMAGES = 32, 2  # tokens and images of the widest `example`
@@ -37,7 +37,7 @@ def pack(rows, shape):
     """Makes a batch of lists of examples, a row of each."""
     sizes = {
         "image_shape": (8, 8, 3),
-        "tokens_per_image": PATCHES,
+        "tile_features": PATCHES,
         "image_token_id": IMAGE,
         "pad_id": 0,
     }
@@ -51,7 +51,7 @@ def shape_of(examples, comparisons=1):
         shape,
         length=shape.length * comparisons,
         comparisons=comparisons,
-        images=shape.images * comparisons,
+        tiles=shape.tiles * comparisons,
         targets=shape.targets * comparisons,
     )
 

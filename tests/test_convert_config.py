@@ -57,7 +57,7 @@ def test_defaults_are_those_of_transformers(tmp_path):
         ({"text_config__tie_word_embeddings": True}, lambda c: c.text.tied_head),
         ({"vision_feature_layer": -1}, lambda c: c.tower_depth == 3),
         ({"vision_feature_layer": 0}, lambda c: c.tower_depth == 0),
-        ({"vision_feature_select_strategy": "full"}, lambda c: c.tokens_per_image == 5),
+        ({"vision_feature_select_strategy": "full"}, lambda c: c.tile_features == 5),
         ({"multimodal_projector_bias": False}, lambda c: not c.projector_bias),
         ({"vision_config__hidden_act": "gelu"}, lambda c: c.vision.activation == "gelu"),
         ({"vision_config__layer_norm_eps": 1e-3}, lambda c: c.vision.norm_eps == 1e-3),

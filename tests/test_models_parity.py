@@ -148,7 +148,7 @@ def test_vision_tower_and_projector(tmp_path, feature_layer, select, activation)
     expected = tower.hidden_states[feature_layer][:, 1 if select == "default" else 0 :]
     tower = VisionTower(config, jnp.dtype("float32"), remat="none")
     features = tower.apply({"params": params["vision"]}, pixels.transpose(0, 2, 3, 1))
-    assert features.shape == (3, config.tokens_per_image, 32)
+    assert features.shape == (3, config.tile_features, 32)
     np.testing.assert_allclose(features, expected.detach(), **TOLERANCE)
 
     projected = model.model.multi_modal_projector(expected)

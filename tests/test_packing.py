@@ -10,7 +10,7 @@ from helpers_pipeline import assert_equal, comparison, iterate, rows, run
 from seva_jax.batches.packing import Layout, Packer, Sizes, choose, fill
 from seva_jax.batches.trees import RowShape
 
-WIDEST = RowShape(length=256, comparisons=1, branches=2, answer=64, images=2, targets=128)
+WIDEST = RowShape(length=256, comparisons=1, branches=2, answer=64, tiles=2, targets=128)
 
 
 def sizes_of(rng, num, longest=256):
@@ -34,7 +34,7 @@ def test_rows_hold_every_member_once(seed):
     members = rng.permutation(40)[:25].tolist()
     found = fill(sizes, members, shape)
     assert sorted(itertools.chain(*found)) == sorted(members)
-    limits = shape.length, shape.targets, shape.images
+    limits = shape.length, shape.targets, shape.tiles
 
     def fits(row):
         used = [x[row].sum() for x in sizes]

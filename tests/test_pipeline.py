@@ -308,7 +308,7 @@ def test_the_shape_holds_every_comparison():
     assert found.shape is not None
     assert found.shape.comparisons == 1
     assert found.shape.branches == 4
-    assert found.shape.images == 5
+    assert found.shape.tiles == 5
     assert 11 <= found.shape.answer < 11 + 8
     assert max(lengths) <= found.shape.length < max(lengths) + 8
     data = rows(data)
@@ -320,7 +320,7 @@ def test_the_shape_holds_every_comparison():
 
 PACKING = {
     "image_shape": (SIZE, SIZE, 3),
-    "tokens_per_image": PATCHES,
+    "tile_features": PATCHES,
     "image_token_id": IMAGE,
     "pad_id": 99,
 }
@@ -345,7 +345,7 @@ def shape_for(examples):
         comparisons=len(examples),
         branches=max(len(e.branches) for e in examples),
         answer=max(len(b) for e in examples for b in e.branches),
-        images=sum(len(e.images_IX) for e in examples),
+        tiles=sum(len(e.images_IX) for e in examples),
         targets=sum(e.num_targets for e in examples),
     )
 
@@ -429,7 +429,7 @@ def test_invariants_of_a_packed_row(seed):
     assert row.slot_BCKT.max() < shape.targets
     real = row.slot_BCKT[row.mask_BCKT > 0]
     np.testing.assert_array_equal(np.sort(real), np.arange(len(real)))
-    assert row.patch_BS.max() < shape.images * PATCHES
+    assert row.patch_BS.max() < shape.tiles * PATCHES
 
 
 def test_reference_log_probs_lie_where_their_tokens_lie():
@@ -496,7 +496,7 @@ def test_the_covering_shape_covers():
     longest = max(e.length for e in examples)
     assert longest <= shape.length < longest + 64
     assert shape.length % 8 == shape.answer % 8 == 0
-    assert shape.images == 2
+    assert shape.tiles == 2
     assert shape.branches == 4
     assert shape.comparisons == 1
 

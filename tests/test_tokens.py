@@ -228,7 +228,7 @@ def tokenizer(model_file, tmp_path_factory):
 def test_trees_have_llavas_ids(tokenizer, pieces, num_images, template):
     """Trunk and answer equal LLaVA's ids of the whole conversation, as it is trained on."""
     image = pieces.get_piece_size()
-    encoder = Encoder(tokenizer, template, image, tokens_per_image=4, max_length=2048)
+    encoder = Encoder(tokenizer, template, image, tile_features=4, max_length=2048)
     for text in TEXTS:
         tree = encoder.encode(text, num_images, (text, "Yes."))
         prompt = template.prompt(text, num_images).replace("<image>", "<image>" * 4)

@@ -235,7 +235,7 @@ def test_encoded_comparisons_are_those_of_one_by_one():
             length = sum(len(tree.trunk) + sum(map(len, tree.branches)) for tree in trees)
             assert ours.sizes.length_N[i] == length
             assert ours.sizes.targets_N[i] == sum(len(x) for t in trees for x in t.branches)
-            assert ours.sizes.images_N[i] == len(pair.images)
+            assert ours.sizes.tiles_N[i] == len(pair.images)
     with pytest.raises(IndexError):
         some.encoded[4]
     assert [x.comparison for x in encoded.encoded] == kept

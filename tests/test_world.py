@@ -284,7 +284,7 @@ def test_the_vocabulary_is_complete_and_has_nothing_else():
     """No question or answer has `<unk>`, and every word is used."""
     tokenizer = word_tokenizer(world_vocabulary())
     image_id = tokenizer.convert_tokens_to_ids("<image>")
-    encoder = Encoder(tokenizer, PLAIN, image_id, tokens_per_image=2, max_length=96)
+    encoder = Encoder(tokenizer, PLAIN, image_id, tile_features=2, max_length=96)
     used = set()
     for index, kind in itertools.product(range(120), KINDS):
         prompt = WORLD.prompt("words", index, False, kind)

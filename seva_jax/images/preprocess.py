@@ -170,9 +170,19 @@ class ImageProcessing:
         return self(image_HWC)[None]
 
     @property
+    def whole_tile(self) -> int:
+        """Which of an image's tiles shows the whole picture: its index, 0 or -1."""
+        return 0
+
+    @property
     def one_layout(self) -> bool:
         """Whether all images have the same layout, so that nobody has to know their sizes."""
         return True
+
+    @property
+    def blended(self) -> int:
+        """Features that an image token is a sum of, see `ImageLayout.blend`; 1 for one feature."""
+        return 1
 
     def layouts(self, sizes: Sequence[Size], features: int) -> tuple[ImageLayout, ...]:
         """Returns the layout of each image of a prompt.
@@ -243,6 +253,26 @@ class ImageProcessing:
         bottom = min((top + self.size) * y_scale, image.height)
         box = (left * x_scale, top * y_scale, right, bottom)
         return image.resize((self.size, self.size), self.resample, box=box)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageLayouts:
+    """The layouts of images for one model, see `seva_jax.types.Layouts`.
+
+    Attributes:
+        processing: the image pipeline.
+        tile_features: features that the vision tower makes of a tile.
+    """
+
+    processing: ImageProcessing
+    tile_features: int
+
+    @property
+    def blended(self) -> int:
+        return self.processing.blended
+
+    def __call__(self, sizes: Sequence[Size]) -> tuple[ImageLayout, ...]:
+        return self.processing.layouts(sizes, self.tile_features)
 
 
 @functools.lru_cache
