@@ -49,15 +49,9 @@ def fill(tmp_path, variables, images, shape=(1, 1, 1), names=NAMES, model=MODEL)
     """Returns a cache filled with the features of the images; checks the progress bar."""
     cache = FeatureCache(tmp_path, *model.feature_kind)
     progress = []
+    uses = [ImageUse(name) for name in names]
     found = cached_features(
-        cache,
-        model,
-        variables,
-        image_uses_of(names),
-        images.pixels,
-        mesh_of(*shape),
-        2,
-        progress.append,
+        cache, model, variables, uses, images.pixels, mesh_of(*shape), 2, progress.append
     )
     assert sum(progress) == len(names)
     return found
