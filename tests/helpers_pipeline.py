@@ -1,6 +1,7 @@
 """Comparisons with made-up images, as rows and as batches of a run."""
 
 import numpy as np
+from helpers_tokenizer import one_layout
 
 from seva_jax.batches.encoded import encode_comparisons
 from seva_jax.batches.image_inputs import Pixels
@@ -21,7 +22,7 @@ ONE = (0, 1)  # all of a batch, on one process
 
 def encoder(**options):
     """Makes an encoder of words, with `PATCHES` tokens an image."""
-    return Encoder(TOKENIZER, PLAIN, IMAGE, PATCHES, **{"max_length": 64} | options)
+    return Encoder(TOKENIZER, PLAIN, IMAGE, one_layout(PATCHES), **{"max_length": 64} | options)
 
 
 def comparison(index, images=1, answers=("a", "b c"), weight=1.0):

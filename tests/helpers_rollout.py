@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 from helpers_devices import mesh_of
+from helpers_tokenizer import one_layout
 from tiny_models import TINY
 
 from seva_jax.corrupt.sequence import captioned
@@ -57,7 +58,7 @@ def engine(variables, batch_size=8, mesh=(1, 1, 1), **options):
     return RolloutEngine(
         model=MODEL,
         variables=variables,
-        encoder=Encoder(TOKENIZER, PLAIN, IMAGE, CONFIG.tokens_per_image, 64),
+        encoder=Encoder(TOKENIZER, PLAIN, IMAGE, one_layout(CONFIG.tile_features), 64),
         processing=ImageProcessing(size=8),
         mesh=mesh_of(*mesh),
         batch_size=batch_size,

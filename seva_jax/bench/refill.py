@@ -7,6 +7,7 @@ model is random, with a small vocabulary in which one token ends an answer, so t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 from typing import Any, Literal
 
@@ -70,11 +71,13 @@ def run_refill(bench: RefillBench) -> None:
     model = Llava(config, dtype=jnp.dtype(bench.dtype))
     prompts = [Prompt(f"p{i}", "w1 w2 w3", (str(i),)) for i in range(bench.prompts)]
     side = config.vision.image_size
+    processing = ImageProcessing(size=side)
+    layouts = functools.partial(processing.layouts, features=config.tile_features)
     engine = RolloutEngine(
         model=model,
         variables=random_variables(model),
-        encoder=Encoder(tokenizer, PLAIN, image, config.tile_features, 4096),
-        processing=ImageProcessing(size=side),
+        encoder=Encoder(tokenizer, PLAIN, image, layouts, 4096),
+        processing=processing,
         mesh=MeshShape().make(jax.devices()[:1]),
         batch_size=bench.rows,
         seed=0,

@@ -7,6 +7,8 @@ Both give an architecture, a tokenizer and an image pipeline (`Assets`). Weights
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from typing_extensions import override
@@ -21,7 +23,7 @@ from seva_jax.runtime.stores import as_path
 from seva_jax.text import Encoder, Template
 from seva_jax.text.tokenizer import check_tokenizer, load_tokenizer, word_tokenizer
 from seva_jax.training import Optim
-from seva_jax.types import DataError
+from seva_jax.types import DataError, Size
 from seva_jax.worlds import WorldPrompts, world_vocabulary
 
 
@@ -39,19 +41,28 @@ class Assets:
     tokenizer: Any
     processing: ImageProcessing
 
-    def encoder(self, template: Template, max_length: int) -> Encoder:
+    def encoder(
+        self,
+        template: Template,
+        max_length: int,
+        image_size: Callable[[str], Size] | None = None,
+    ) -> Encoder:
         """Returns the encoder of text to tokens of this model.
 
         Args:
             template: template of questions and answers.
             max_length: longest trunk plus longest answer, tokens.
+            image_size: see `Encoder`; needed, and used, where the layout of an image depends on its
+                size.
         """
+        features = self.config.tile_features
         return Encoder(
             tokenizer=self.tokenizer,
             template=template,
             image_token_id=self.config.image_token_id,
-            tokens_per_image=self.config.tile_features,
+            layouts=functools.partial(self.processing.layouts, features=features),
             max_length=max_length,
+            image_size=None if self.processing.one_layout else image_size,
         )
 
 
