@@ -183,7 +183,7 @@ class Model:
         encoder = engine.encoder.sized(data.image_size)
         for prompt in prompts:
             trunk = encoder.trunk(prompt)
-            encoder.fit(len(trunk), trunk[:1])  # room for at least one token
+            encoder.fit(trunk, trunk[:1])  # room for at least one token
         for name in names:
             engine.processing(load(name))
         batches = engine.answer(data, sampling)

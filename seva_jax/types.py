@@ -210,6 +210,11 @@ class Layouts(Protocol):
     """Gives the layouts of images for one model."""
 
     @property
+    def one_layout(self) -> bool:
+        """Whether all images have the same layout, so that nobody has to know their sizes."""
+        ...
+
+    @property
     def tile_features(self) -> int:
         """Features that the vision tower makes of a tile, P."""
         ...

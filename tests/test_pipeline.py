@@ -21,6 +21,7 @@ from helpers_pipeline import (
     run,
     single_row,
 )
+from helpers_tokenizer import asked
 
 from seva_jax.batches.encoded import encode_comparisons
 from seva_jax.batches.pipeline import (
@@ -31,7 +32,7 @@ from seva_jax.batches.pipeline import (
 )
 from seva_jax.batches.trees import RowShape, TreeExample, pack_row, stack_rows
 from seva_jax.images.preprocess import ImageProcessing
-from seva_jax.types import Comparison, DataError, ExampleError, Prompt
+from seva_jax.types import Comparison, DataError, ExampleError, Prompt, View
 
 # --- epochs and order -----------------------------------------------------------------------------
 
@@ -162,7 +163,7 @@ def test_a_row_holds_its_comparison():
                  for i in range(3)]  # fmt: skip
     data = rows([comparison(i, weight=0.5 * i) for i in range(3)], reference=reference)
     row = single_row(data, 2)
-    tree = encoder().encode("what is it", 1, ("a", "b c"))
+    tree = encoder().encode(View(asked("what is it"), ("a", "b c")))
     used = len(tree.trunk) + sum(map(len, tree.branches))
     np.testing.assert_array_equal(
         row.tokens_BS[:used], np.concatenate([tree.trunk, *tree.branches])
@@ -285,7 +286,7 @@ def test_every_reason_for_leaving_a_comparison_out():
 
 def test_cut_answers_are_counted_and_kept():
     """The trunk is never cut, and every answer has room of its own."""
-    trunk = len(encoder().trunk("what is it"))
+    trunk = len(encoder().trunk(asked("what is it")))
     data = [comparison(0, answers=("a b c d", "e")), comparison(1, answers=("a b", "c d e f"))]
     found = encode_comparisons(data, encoder(max_length=trunk + 4))
     assert found.comparisons == data
@@ -303,7 +304,7 @@ def test_the_shape_holds_every_comparison():
         comparison(3, images=0),
     ]
     found = encode_comparisons(data, encoder())
-    trees = [encoder().encode("what is it", len(c.prompt.images), c.answers) for c in data]
+    trees = [encoder().encode(c.views[0]) for c in data]
     lengths = [len(t.trunk) + sum(map(len, t.branches)) for t in trees]
     assert found.shape is not None
     assert found.shape.comparisons == 1

@@ -65,12 +65,14 @@ def run_input(bench: InputBench) -> None:
 
     def with_copy(corruption: Corruption) -> Callable[[bytes], np.ndarray]:
         prompt = Prompt("prompt", "", ("image",))
-        return lambda data: np.concatenate([
-            images.tiles_IHWC
-            for images in prompt_images(
-                prompt, lambda _: decode_image(data), ours, (corruption,), 0
-            )
-        ])
+        return lambda data: np.concatenate(
+            [
+                images.tiles_IHWC
+                for images in prompt_images(
+                    prompt, lambda _: decode_image(data), ours, (corruption,), 0
+                )
+            ]
+        )
 
     sides: dict[str, Callable[[bytes], np.ndarray]] = {
         "ours": lambda data: ours(decode_image(data)),

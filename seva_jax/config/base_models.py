@@ -65,7 +65,7 @@ class Assets:
             image_token_id=self.config.image_token_id,
             layouts=self.layouts,
             max_length=max_length,
-            image_size=None if self.processing.one_layout else image_size,
+            image_size=image_size,
         )
 
 

@@ -276,6 +276,10 @@ class ImageLayouts:
     tile_features: int
 
     @property
+    def one_layout(self) -> bool:
+        return self.processing.one_layout
+
+    @property
     def blended(self) -> int:
         return self.processing.blended
 

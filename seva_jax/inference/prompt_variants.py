@@ -120,7 +120,7 @@ class PromptVariants:
         if not self.processing.one_layout and (changed := change(sizes)) != sizes:
             layouts = tokens.layouts(changed)
             trunk = tokens.expand(tokens.collapse(trunk, before), layouts)
-        self.encoder.fit(len(trunk), trunk[:1])  # room for at least one token
+        self.encoder.fit(trunk, trunk[:1])  # room for at least one token
         return trunk, joint_layout(layouts, tokens.layouts.tile_features, tokens.layouts.blended)
 
     def _asked(self, prompt: Prompt, corruptions: Sequence[Corruption]) -> list[Prompt]:
