@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+import operator
 
+import jax
 import numpy as np
 import pytest
 from helpers_pipeline import (
@@ -176,7 +178,7 @@ def test_a_row_holds_its_comparison():
     np.testing.assert_array_equal(row.ref_BCKT[0, 1, :3], [-4, -4, -4])
     expected = ImageProcessing(size=SIZE)(load_image("2/0"))
     np.testing.assert_array_equal(row.images_BIX, expected[None])
-    dtypes = {name: leaf.dtype for name, leaf in zip(row._fields, row, strict=True)}
+    dtypes = {name: leaf.dtype for name, leaf in row._asdict().items() if leaf is not None}
     for name in ("images_BIX", "mask_BCKT", "weight_BC", "ref_BCKT", "scores_BCK", "spans_BCKT"):
         assert dtypes.pop(name) == np.float32
     assert set(dtypes.values()) == {np.dtype(np.int32)}
@@ -201,7 +203,7 @@ def test_an_image_that_stops_decoding_gives_an_empty_row():
     for index in (0, 1, 3):
         assert_equal(single_row(bad, index), single_row(good, index))
     wide = dataclasses.replace(
-        good.shape, length=200, comparisons=4, images=4, targets=2 * good.shape.targets
+        good.shape, length=200, comparisons=4, tiles=4, targets=2 * good.shape.targets
     )
     assert_equal(bad.row([1, 2, 3], wide), good.row([1, 3], wide))
     (batch,) = run(bad, 4)
@@ -371,7 +373,7 @@ def test_invariants_of_a_packed_row(seed):
             shape,
             length=shape.length + 9,
             comparisons=shape.comparisons + 1,
-            images=9,
+            tiles=9,
             targets=shape.targets + 5,
         )
     row = pack_row(examples, shape, **PACKING)
@@ -458,7 +460,7 @@ def test_reference_log_probs_lie_where_their_tokens_lie():
         ("comparisons", "comparisons"),
         ("branches", "branches"),
         ("answer", "answer tokens"),
-        ("images", "images"),
+        ("tiles", "image tiles"),
         ("targets", "answer tokens in all"),
     ],
 )
@@ -482,9 +484,10 @@ def test_image_tokens_and_images_must_agree(images):
     one = example(rng, images=1, index=7)
     wrong = dataclasses.replace(one, images_IX=np.zeros((images, SIZE, SIZE, 3), np.float32))
     with pytest.raises(
-        DataError, match=f"example 7 has 3 image tokens for {images} images of 3 tokens each"
+        DataError,
+        match=f"example 7 has 3 image tokens and {images} tiles, .* need {3 * images} and {images}",
     ):
-        pack_row([wrong], dataclasses.replace(shape_for([one]), images=2), **PACKING)
+        pack_row([wrong], dataclasses.replace(shape_for([one]), tiles=2), **PACKING)
 
 
 def test_the_covering_shape_covers():
@@ -510,5 +513,5 @@ def test_stacking_rows_adds_the_batch_dim():
     packed = [pack_row([e], shape, **PACKING) for e in examples]
     batch = stack_rows(packed)
     for b, row in enumerate(packed):
-        for one, many in zip(row, batch, strict=True):
-            np.testing.assert_array_equal(many[b], one)
+        mine = jax.tree.map(operator.itemgetter(b), batch)
+        jax.tree.map(np.testing.assert_array_equal, mine, row)

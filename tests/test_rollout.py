@@ -182,7 +182,7 @@ def test_rows_that_cannot_start_wait(variables, free, started, hungry):
     """Answers are decoded meanwhile, or no other row would ever become free."""
     layout = RolloutRows(rows=16, fresh=4, parts=4, group=8)
     prefills = Prefills((PrefillShape(32, 1),), np.zeros(9, int))
-    prepared = iter([rollouts._Prepared(i, [], [], "") for i in range(9)])
+    prepared = iter([rollouts._Prepared(i, [], "") for i in range(9)])
     taken = engine(variables)._take(
         prepared, collections.deque(range(9)), prefills, 0, np.array(free), layout, 2
     )

@@ -446,11 +446,15 @@ def test_example_error_survives_the_way_between_processes():
 # --- images
 
 
-def by_width(sizes) -> tuple[ImageLayout, ...]:
+class ByWidth:
     """Lays an image out as one token for each pixel of its width."""
-    if any(width > 50 for _, width in sizes):
-        raise ExampleError("too wide", "image too elongated")
-    return tuple(ImageLayout(1, np.zeros(width, np.int32)) for _, width in sizes)
+
+    one_layout, tile_features, blended = False, 1, 1
+
+    def __call__(self, sizes) -> tuple[ImageLayout, ...]:
+        if any(width > 50 for _, width in sizes):
+            raise ExampleError("too wide", "image too elongated")
+        return tuple(ImageLayout(1, np.zeros(width, np.int32)) for _, width in sizes)
 
 
 def size_of(name: str) -> Size:
@@ -460,7 +464,7 @@ def size_of(name: str) -> Size:
 
 
 def test_every_image_takes_its_own_number_of_tokens(llama):
-    encoder = make_encoder(llama, PLAIN, layouts=by_width, image_size=size_of)
+    encoder = make_encoder(llama, PLAIN, layouts=ByWidth(), image_size=size_of)
     prompt = Prompt("", "Is <image> like <image>?", ("3", "7"))
     text = PLAIN.prompt(prompt.question, 2).split("<image>")
     text = text[0] + "<image>" * 3 + text[1] + "<image>" * 7 + text[2]
@@ -480,7 +484,7 @@ def test_every_image_takes_its_own_number_of_tokens(llama):
 
 
 def test_an_image_that_is_too_large_is_told_and_not_cut(llama):
-    encoder = make_encoder(llama, PLAIN, layouts=by_width, image_size=size_of, max_length=40)
+    encoder = make_encoder(llama, PLAIN, layouts=ByWidth(), image_size=size_of, max_length=40)
     text = r"images and question take \d+ tokens \(40 of them the images\).*max_length \(40\)"
     with pytest.raises(ExampleError, match=text) as info:
         encoder.encode(View(Prompt("", "Why?", ("40",)), ("Yes.",)))
@@ -492,7 +496,7 @@ def test_an_image_that_is_too_large_is_told_and_not_cut(llama):
 
 
 def test_one_token_for_each_image_expands_to_the_trunk(llama):
-    encoder = make_encoder(llama, PLAIN, layouts=by_width, image_size=size_of)
+    encoder = make_encoder(llama, PLAIN, layouts=ByWidth(), image_size=size_of)
     prompt = Prompt("", "Is <image> like <image>?", ("3", "7"))
     ids = np.array(llama(PLAIN.prompt(prompt.question, 2)).input_ids, np.int32)
     expanded = expand_images(ids, llama.image_token_id, np.array([3, 7]))

@@ -223,10 +223,10 @@ def test_encoded_comparisons_are_those_of_one_by_one():
         for i, pair in enumerate(pairs_of):
             one, (trees, spans) = ours.encoded[i], fitting_trees(pair, coder)
             assert one.comparison is pair
-            expand = ours.tokens.expand
-            assert [expand(trunk).tolist() for trunk, _ in one.trees] == [
-                tree.trunk.tolist() for tree in trees
-            ]
+            assert [
+                ours.tokens.expand(trunk, coder.layouts(sizes)).tolist()
+                for (trunk, _), sizes in zip(one.trees, one.sizes, strict=True)
+            ] == [tree.trunk.tolist() for tree in trees]
             assert [[x.tolist() for x in branches] for _, branches in one.trees] == [
                 [x.tolist() for x in tree.branches] for tree in trees
             ]

@@ -23,7 +23,7 @@ from seva_jax.batches.packing import Sizes
 from seva_jax.batches.trees import RowShape, rounded
 from seva_jax.runtime.garbage import no_search_for_cycles
 from seva_jax.runtime.processes import gather_bytes, require_none
-from seva_jax.text import Encoder
+from seva_jax.text import Encoder, expand_images
 from seva_jax.types import Comparison, DataError, ExampleError, ImageLayout, Layouts, Size
 
 
@@ -55,9 +55,8 @@ class ImageTokens(NamedTuple):
 
     def expand(self, collapsed: np.ndarray, layouts: Sequence[ImageLayout]) -> np.ndarray:
         """Inverts `collapse`."""
-        counts = np.ones(len(collapsed), np.int64)
-        counts[collapsed == self.image_token_id] = [layout.num_tokens for layout in layouts]
-        return np.repeat(collapsed, counts)
+        counts = np.array([layout.num_tokens for layout in layouts], np.int64)
+        return expand_images(collapsed, self.image_token_id, counts)
 
 
 @dataclasses.dataclass(frozen=True)
