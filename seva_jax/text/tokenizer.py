@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seva_jax.runtime.copies import local_folder
 from seva_jax.runtime.stores import as_path
@@ -101,7 +101,10 @@ def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int],
 
 
 def check_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, vocab_size: int, image_token_id: int
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    image_token_id: int,
+    image_text: str = IMAGE_MARKER,
 ) -> None:
     """Checks that a tokenizer fits a model.
 
@@ -110,6 +113,7 @@ def check_tokenizer(
         vocab_size: rows of the model's embedding table.
         image_token_id: the id that the model replaces by image features; in the original LLaVA
             the first id after the vocabulary.
+        image_text: how the tokenizer's text spells an image, see `Encoder`.
 
     Raises:
         DataError: the tokenizer does not fit; the message lists every problem, one per line.
@@ -128,7 +132,8 @@ def check_tokenizer(
         )
     # No padding token is needed: padding is masked, so any id will do.
     plain = tokenizer("a", add_special_tokens=False).input_ids
-    if tokenizer.bos_token_id is None and tokenizer("a").input_ids == plain:
+    no_start = tokenizer.bos_token_id is None and tokenizer("a").input_ids == plain
+    if no_start and not _is_of_bytes(tokenizer):
         problems.append("there is no start token: set bos_token in tokenizer_config.json")
     if tokenizer.eos_token_id is None:
         problems.append("there is no end token: set eos_token in tokenizer_config.json")
@@ -138,16 +143,27 @@ def check_tokenizer(
         problems.append(
             f"image token id {image_token_id} is outside the model's vocabulary of {vocab_size}"
         )
-    image_ids = tokenizer(IMAGE_MARKER, add_special_tokens=False).input_ids
-    if image_ids != [image_token_id]:
+    image_ids = tokenizer(image_text, add_special_tokens=False).input_ids
+    alone = image_text == IMAGE_MARKER
+    if image_ids.count(image_token_id) != 1 or (alone and len(image_ids) != 1):
         problems.append(
-            f"{IMAGE_MARKER} becomes {image_ids}, not the model's image token [{image_token_id}]: "
+            f"{image_text} becomes {image_ids}, not the model's image token [{image_token_id}]: "
             f"add {IMAGE_MARKER} to the tokenizer as a special token with that id"
+            if alone
+            else f"{image_text} becomes {image_ids}, which is not one image token {image_token_id} "
+            "of the model and others around it: use the tokenizer saved with it"
         )
     if problems:
         where = f" of {name}" if (name := tokenizer.name_or_path) else ""
         lines = "\n  ".join(problems)
         raise DataError(f"the tokenizer{where} does not fit the model:\n  {lines}")
+
+
+def _is_of_bytes(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Returns whether pieces are of bytes, as those of Qwen 2: many such have no start token."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    decoder = json.loads(backend.to_str())["decoder"] if backend else None
+    return bool(decoder) and decoder["type"] == "ByteLevel"
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
