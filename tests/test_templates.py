@@ -6,6 +6,8 @@ What the Hub's chat templates write is said here in fewer words; `SOURCES` names
 from __future__ import annotations
 
 import dataclasses
+import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,14 +18,21 @@ from helpers_tokenizer import (
     one_layout,
     qwen2_style_tokenizer,
 )
+from transformers import (
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
+    PreTrainedTokenizerFast,
+)
 
+from seva_jax.config import Checkpoint, load_experiment
 from seva_jax.convert.chat_template import read_template
 from seva_jax.convert.processor import chat_template, write_chat_template
+from seva_jax.run.own_template import early_text_problems
 from seva_jax.text.encode import Encoder
-from seva_jax.text.templates import CHATML, INTERNVL3, LLAMA_3, MISTRAL, ONEVISION, Template
-from seva_jax.text.tokenizer import check_tokenizer
+from seva_jax.text.templates import CHATML, INTERNVL3, LLAMA_3, MISTRAL, ONEVISION, PLAIN, Template
+from seva_jax.text.tokenizer import check_tokenizer, load_tokenizer, save_tokenizer
 from seva_jax.text.words import WordIds
-from seva_jax.types import DataError, ExampleError, View
+from seva_jax.types import DataError, ExampleError, ImageLayout, Prompt, View
 
 SOURCES = {
     "mistral": "llava-hf/llava-v1.6-mistral-7b-hf, chat_template.json",
@@ -100,6 +109,8 @@ OWN = {
     "internvl3": "{%- if messages[0].role != 'system' -%}{{- '<|im_start|>system\n"
     f"{INTERNVL3.system}<|im_end|>\n' -}}}}{{%- endif -%}}{_IN_ORDER}",
 }
+# llava-hf/llava-v1.6-vicuna-7b-hf at 30f8c4f, chat_template.json
+VICUNA = _chat("m.role.upper() + ': '", r"'<image>\n'", "c.text + ' '", "''", "'ASSISTANT:'")
 TEMPLATES = {
     "mistral": MISTRAL,
     "llama_3": LLAMA_3,
@@ -186,6 +197,48 @@ def test_ids_are_those_of_the_own_chat_template(name, num_images, tokenizers):
         assert [*tree.trunk, *branch] == whole
         assert coder.decode(branch) == ANSWER
         assert branch[-1] == coder.end_id == tokenizer.convert_tokens_to_ids(end)
+
+
+@pytest.mark.parametrize("template", [MISTRAL, LLAMA_3, PLAIN])
+def test_ids_are_those_of_llava_next(template, tokenizers):
+    """Transformers' processor says how many tokens an image takes, and what is around them."""
+    tokenizer = tokenizers["llama_3" if template == LLAMA_3 else "mistral"]
+    images = LlavaNextImageProcessorPil(
+        size={"shortest_edge": 28},
+        crop_size={"height": 28, "width": 28},
+        image_grid_pinpoints=[[28, 56], [56, 28], [56, 56]],
+    )
+    processor = LlavaNextProcessor(
+        images,
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=next((OWN[name] for name, x in TEMPLATES.items() if x == template), VICUNA),
+    )
+    pictures = {"wide": np.zeros((40, 90, 3), np.uint8), "tall": np.zeros((90, 30, 3), np.uint8)}
+    image = tokenizer.convert_tokens_to_ids("<image>")
+
+    def ids(*names):
+        content = [{"type": "image", "image": pictures[name]} for name in names]
+        messages = [{"role": "user", "content": [*content, {"type": "text", "text": QUESTION}]}]
+        made = processor.apply_chat_template(
+            [messages], tokenize=True, return_dict=True, add_generation_prompt=True
+        )
+        return made["input_ids"][0]
+
+    counts = {name: ids(name).count(image) for name in pictures}
+    assert counts["wide"] != counts["tall"]
+    coder = Encoder(
+        tokenizer,
+        template,
+        image,
+        lambda sizes: tuple(ImageLayout(1, np.arange(width)) for _, width in sizes),
+        600,
+        image_size=lambda name: (1, counts[name]),
+    )
+    for names in (("wide",), ("tall", "wide"), ()):
+        assert coder.trunk(Prompt("", QUESTION, names)).tolist() == ids(*names)
 
 
 @pytest.mark.parametrize("system", ["", "Be brief."])
@@ -311,6 +364,39 @@ def test_tokenizers_of_bytes_need_no_start_token(tokenizers):
     check_tokenizer(internvl, 500, image, IMAGE_TEXT)
     with pytest.raises(DataError, match="<img><IMG_CONTEXT></img> becomes"):
         check_tokenizer(internvl, 500, image + 1, IMAGE_TEXT)
+
+
+def test_saved_tokenizers_keep_the_names_of_their_tokens(tmp_path):
+    """Transformers' processor of InternVL asks for them by name, version 4 through this field."""
+    names = {"context_image_token": "<IMG_CONTEXT>", "start_image_token": "<img>"}
+    inner = qwen2_style_tokenizer(CORPUS, tuple(names.values())).backend_tokenizer
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<|im_end|>", extra_special_tokens=names
+    )
+    save_tokenizer(tokenizer, tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert settings["extra_special_tokens"] == names
+    again = load_tokenizer(tmp_path)
+    assert (again.context_image_token, again.start_image_token) == ("<IMG_CONTEXT>", "<img>")
+
+
+@pytest.mark.parametrize("end", ["<|eot_id|>", "<|end_of_text|>", "</s>"])
+def test_ends_that_small_files_tell(end, tmp_path):
+    """Any special token may end an answer, not only the one that ends a text."""
+    tokenizer = llama3_style_tokenizer(CORPUS)
+    tokenizer.eos_token = "<|end_of_text|>"
+    save_tokenizer(tokenizer, tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    template = dataclasses.replace(LLAMA_3, end=end)
+    experiment, _ = load_experiment("tiny", [])
+    experiment = dataclasses.replace(
+        experiment,
+        base=Checkpoint(str(tmp_path)),
+        text=dataclasses.replace(experiment.text, train=template, generate=template),
+    )
+    problems = list(early_text_problems(experiment, SimpleNamespace(prompts=[])))
+    assert bool(problems) == (end == "</s>")
+    assert all("text.train closes answers with '</s>'" in x for x in problems[:1])
 
 
 def test_recorded_templates_are_what_they_were():

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", IMAGE_MARKER)  # ids 0 to 4 of `word_tokenizer`
+_NAMES = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 _FILES = (JSON_FILE, MODEL_FILE, "vocab.json")
 _ENDINGS = (".json", ".model", ".txt", ".jinja")  # of files that tokenizers are made of
 
@@ -81,15 +82,19 @@ def load_tokenizer(directory: str | Path, original: bool = False) -> PreTrainedT
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Saves a tokenizer so that transformers 4 and 5 open it with the same token ids.
 
-    transformers 5 alone would write a class name and a list of tokens that 4 does not read, and 4
-    would give the model token types, at which its `generate` raises.
+    transformers 5 alone would write a class name and names of special tokens that 4 does not read,
+    and 4 would give the model token types, at which its `generate` raises.
     """
     tokenizer.save_pretrained(directory)
     settings = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
+    # Processors ask for tokens of images by name.
+    named = {key: token for key, token in settings.items() if key.endswith("_token")}
+    if IMAGE_MARKER in tokenizer.get_vocab():
+        named |= {"image_token": IMAGE_MARKER}
     settings |= {
         "tokenizer_class": "PreTrainedTokenizerFast",  # both read tokenizer.json as it is
         "model_input_names": ["input_ids", "attention_mask"],
-        "extra_special_tokens": {"image_token": IMAGE_MARKER},
+        "extra_special_tokens": {key: x for key, x in named.items() if key not in _NAMES},
     }
     write_settings(directory, settings)
 
