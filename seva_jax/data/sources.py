@@ -62,15 +62,6 @@ class PromptSet:
         height, width, _ = self.load_image(name).shape
         return height, width
 
-    def image_size(self, name: str) -> Size:
-        """Returns height and width of an image as `load_image` decodes it.
-
-        Raises:
-            ExampleError: it cannot be read.
-        """
-        height, width, _ = self.load_image(name).shape
-        return height, width
-
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceSet(PromptSet):
