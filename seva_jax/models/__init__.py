@@ -1,4 +1,4 @@
-"""Flax modules: CLIP vision tower, projector, Llama, LLaVA, LoRA. No other package imports flax.
+"""Flax modules: vision towers, projector, Llama, LLaVA, LoRA. No other package imports flax.
 
 Read next: `llava.py`, which puts the pieces together and which the rest of the package calls.
 """
@@ -6,10 +6,13 @@ Read next: `llava.py`, which puts the pieces together and which the rest of the 
 from seva_jax.models.attention import Attention, attention_problem
 from seva_jax.models.config import (
     LLAVA_15,
+    InternConfig,
     LlavaConfig,
     LoraConfig,
+    SiglipConfig,
     Target,
     TextConfig,
+    TowerConfig,
     VisionConfig,
 )
 from seva_jax.models.init import abstract_params, abstract_variables, init_variables, num_parameters
