@@ -214,7 +214,7 @@ def _reader(
                 wanted.setdefault(names[0], []).append((array, part))
 
         def fill(name: str) -> None:
-            rows = [part[row.transform.row_dim] for _, part in wanted[name]]
+            rows = [row.transform.their_rows(part) for _, part in wanted[name]]
             with opened(tensors[name], rows) as source:
                 for out, part in wanted[name]:
                     values = row.transform.read(source, part)

@@ -35,6 +35,10 @@ class Transform:
         """Returns the shape of their tensor, given the shape of ours."""
         return shape
 
+    def their_rows(self, index: Index) -> slice:
+        """Returns the part of the first dim of theirs that the part `index` of ours needs."""
+        return index[self.row_dim]
+
     def read(self, source: Any, index: Index) -> np.ndarray:
         """Returns the part `index` of our tensor.
 
@@ -108,6 +112,10 @@ class Leading(Transform):
     @override
     def their_shape(self, shape: Shape) -> Shape:
         return (1,) * self.dims + shape
+
+    @override
+    def their_rows(self, index: Index) -> slice:
+        return slice(0, 1)
 
     @override
     def read(self, source: Any, index: Index) -> np.ndarray:

@@ -18,7 +18,7 @@ from seva_jax.models import Cache, CacheKind, Llava
 from seva_jax.sharding import constrain
 from seva_jax.text import Sampling
 from seva_jax.training.step import Variables
-from seva_jax.types import Array
+from seva_jax.types import Array, Blend
 
 
 class PromptBatch(NamedTuple):
@@ -27,14 +27,16 @@ class PromptBatch(NamedTuple):
     Attributes:
         tokens_BS: int32 token ids, images expanded to their image tokens.
         mask_BS: bool, True for real tokens.
-        patch_BS: int32, -1 for text, otherwise an index into the row's image features.
-        pixels_BIHWC: float32 preprocessed images.
+        patch_BS: see `TreeBatch.patch_BS`.
+        pixels_BIHWC: float32 preprocessed tiles.
+        blend: see `TreeBatch.blend`.
     """
 
     tokens_BS: Array
     mask_BS: Array
     patch_BS: Array
     pixels_BIHWC: Array
+    blend: Blend | None = None
 
 
 def choose(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
@@ -131,6 +133,7 @@ class Sampler:
             self.model.apply(variables, batch.pixels_BIHWC, method="features"),
             self.model.empty_cache(rows, num_slots, self.cache),
             jnp.int32(0),
+            blend=batch.blend,
             method="hidden",
         )
         hidden_BSD, cache = filled

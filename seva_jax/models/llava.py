@@ -223,10 +223,13 @@ class Llava(nn.Module):
         mask_BSU: jax.Array,
         patch_BS: jax.Array,
         pixels_BIHWC: jax.Array,
+        blend: Blend | None = None,
     ) -> jax.Array:
         """Returns logits [B, S, V] at every position; for initialisation and small inputs."""
         features_BPE = self.features(pixels_BIHWC)
-        hidden_BSD, _ = self.hidden(tokens_BS, positions_BS, mask_BSU, patch_BS, features_BPE)
+        hidden_BSD, _ = self.hidden(
+            tokens_BS, positions_BS, mask_BSU, patch_BS, features_BPE, blend=blend
+        )
         return self.head(hidden_BSD)
 
     def empty_cache(self, num_rows: int, num_slots: int, kind: CacheKind = "exact") -> Cache:
