@@ -1,33 +1,27 @@
 """Preprocesses uint8 images of any size for the vision tower.
 
-What lives here: `ImageProcessing`, which agrees with the processors of LLaVA and transformers, and
-reading it from their config files. What does not: decoding (`load.py`) and corruptions
-(`seva_jax/corrupt`). Read next: `load.py`.
+What lives here: `ImageProcessing`, which agrees with the processors of LLaVA-1.5. What does not:
+models that cut an image into tiles (`tiled.py`), decoding (`load.py`) and corruptions
+(`seva_jax/corrupt`). Read next: `processor_files.py`, `tiled.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
 
-from seva_jax.runtime.stores import as_path
+from seva_jax.images.processor_files import CLIP_MEAN, CLIP_STD, Fields, read_fields
 from seva_jax.types import DataError, ExampleError, ImageLayout, Size
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # A very long image would need an intermediate square or strip far larger than itself. Above this
 # many pixels that is never built, at the price of slightly different rounding.
 _DIRECT_PIXELS = 36_000_000
-_MAX_EDGE = 2**14  # largest side of a model's input; a larger number means a damaged file
-_MAX_LEVEL = 1e6  # likewise for means and deviations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +67,8 @@ class ImageProcessing:
     @classmethod
     def from_processor_config(
         cls, directory: str | Path, pad_to_square: bool | None = None
-    ) -> ImageProcessing:
-        """Reads the processing from a local model directory.
-
-        Reads `processor_config.json` with a nested "image_processor" (transformers 5; preferred
-        where both files exist, as there) and `preprocessor_config.json` of any version.
+    ) -> Self:
+        """Reads the processing from a local model directory, see `read_fields`.
 
         Args:
             directory: the model directory.
@@ -87,8 +78,30 @@ class ImageProcessing:
         Raises:
             DataError: a file is missing or unreadable, or the value of a field is not supported.
         """
-        path, config = _read_config(as_path(directory))
-        return _Fields(path, config).processing(pad_to_square)
+        fields = read_fields(directory)
+        kind = fields.require_kind(
+            "LlavaImageProcessor", "CLIPImageProcessor", "CLIPFeatureExtractor"
+        )
+        fields.require_resizing()
+        if pad_to_square is None:
+            pad_to_square = fields.flag("do_pad", False)
+            if pad_to_square and kind != "LlavaImageProcessor":
+                # transformers pads these images after the crop, which has no effect.
+                raise fields.unsupported(
+                    "do_pad", f"{kind} has no pad-to-square; pass pad_to_square"
+                )
+        mean, std = fields.normalisation()
+        size, edge, keep_aspect = _lengths(fields, pad_to_square)
+        return cls(
+            size=size,
+            pad_to_square=pad_to_square,
+            pad_colour=colour(fields.mean()),
+            mean=mean,
+            std=std,
+            shortest_edge=None if edge == size else edge,
+            keep_aspect=keep_aspect,
+            resample=fields.resample(),
+        )
 
     def to_processor_config(self) -> dict[str, Any]:
         """Returns the fields of a preprocessor_config.json that `from_processor_config` reads.
@@ -100,10 +113,10 @@ class ImageProcessing:
         normalises = (self.mean, self.std) != ((0.0,) * 3, (1.0,) * 3)
         # transformers pads with int(255 * mean), also where it does not subtract the mean.
         mean = self.mean if normalises else tuple((x + 0.5) / 255 for x in self.pad_colour)
-        if self.pad_to_square and self.pad_colour != tuple(int(255 * x) for x in mean):
+        if self.pad_to_square and self.pad_colour != colour(mean):
             raise DataError(
                 f"images are padded with the colour {self.pad_colour}, but the processors of "
-                f"transformers pad with 255 times the mean, {tuple(int(255 * x) for x in mean)}; "
+                f"transformers pad with 255 times the mean, {colour(mean)}; "
                 "train with that pad_colour to export the model"
             )
         stretched = {"height": edge, "width": edge}
@@ -136,20 +149,13 @@ class ImageProcessing:
             DataError: the array is not a uint8 RGB image.
             ExampleError: "image too elongated": padding it to a square would take too much memory.
         """
-        if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[-1] != 3:
-            raise DataError(
-                f"expected a uint8 image [H, W, 3], got {image_HWC.dtype} {image_HWC.shape}; "
-                "decode files with seva_jax.images.load.decode_image"
-            )
-        if not image_HWC.size:
-            raise DataError(f"the image has no pixels: shape {image_HWC.shape}")
-        image = Image.fromarray(np.ascontiguousarray(image_HWC))
+        image = checked(image_HWC)
         edge = self.shortest_edge or self.size
         if self.pad_to_square:
             image = self._pad_and_resize(image, edge)
         elif not self.keep_aspect:
-            image = image.resize((edge, edge), self.resample)
-        return self._normalise(np.asarray(self._resize_and_crop(image, edge)))
+            image = stretch(image, edge, edge, self.resample)
+        return self.normalise(np.asarray(self._resize_and_crop(image, edge)))
 
     def tiles(self, image_HWC: np.ndarray, alone: bool = True) -> np.ndarray:
         """Preprocesses one image into the inputs of the vision tower.
@@ -186,8 +192,15 @@ class ImageProcessing:
         """
         return (_one_tile(features),) * len(sizes)
 
-    def _normalise(self, image_HWC: np.ndarray) -> np.ndarray:
-        """Computes (value / 255 - mean) / std by a lookup table of the 256 values."""
+    def normalise(self, image_HWC: np.ndarray) -> np.ndarray:
+        """Computes (value / 255 - mean) / std by a lookup table of the 256 values.
+
+        Args:
+            image_HWC: uint8 [..., 3].
+
+        Returns:
+            float32 of the same shape.
+        """
         values = np.arange(256, dtype=np.float32)[:, None] / 255
         table = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         pixels_HWC = np.empty(image_HWC.shape, np.float32)
@@ -210,6 +223,7 @@ class ImageProcessing:
 
     def _pad_and_resize(self, image: Image.Image, edge: int) -> Image.Image:
         """Pads to a square of the longer side and resizes that to `edge` x `edge`."""
+        require_paddable((image.height, image.width), edge)
         square_width = square_height = max(image.size)
         # Filters are separable, so shrink the long side first and pad the strip. Pillow also starts
         # with the width, so the result for wide images is the same, with fewer rows to shrink.
@@ -217,12 +231,6 @@ class ImageProcessing:
             image, square_width = image.resize((edge, image.height), self.resample), edge
         elif square_width * square_height > _DIRECT_PIXELS:
             image, square_height = image.resize((image.width, edge), self.resample), edge
-        if square_width * square_height > _DIRECT_PIXELS:
-            raise ExampleError(
-                f"an image with a side of {max(square_width, square_height)} pixels is too "
-                "long to be padded to a square; crop it or drop it",
-                "image too elongated",
-            )
         square = Image.new("RGB", (square_width, square_height), self.pad_colour)
         left, top = (square_width - image.width) // 2, (square_height - image.height) // 2
         square.paste(image, (left, top))
@@ -245,144 +253,62 @@ class ImageProcessing:
         return image.resize((self.size, self.size), self.resample, box=box)
 
 
+def checked(image_HWC: np.ndarray) -> Image.Image:
+    """Returns an array as an image of Pillow.
+
+    Raises:
+        DataError: it is not uint8 RGB of at least one pixel.
+    """
+    if image_HWC.dtype != np.uint8 or image_HWC.ndim != 3 or image_HWC.shape[-1] != 3:
+        raise DataError(
+            f"expected a uint8 image [H, W, 3], got {image_HWC.dtype} {image_HWC.shape}; "
+            "decode files with seva_jax.images.load.decode_image"
+        )
+    if not image_HWC.size:
+        raise DataError(f"the image has no pixels: shape {image_HWC.shape}")
+    return Image.fromarray(np.ascontiguousarray(image_HWC))
+
+
+def require_paddable(size: Size, edge: int) -> None:
+    """Checks that padding an image to a square, which is resized to `edge`, takes little memory.
+
+    Raises:
+        ExampleError: "image too elongated".
+    """
+    if max(size) * edge > _DIRECT_PIXELS:
+        raise ExampleError(
+            f"an image with a side of {max(size)} pixels is too long to be padded to a square; "
+            "crop it or drop it",
+            "image too elongated",
+        )
+
+
+def stretch(image: Image.Image, width: int, height: int, resample: Image.Resampling) -> Image.Image:
+    """Resizes an image, whatever its shape."""
+    if width * image.height > _DIRECT_PIXELS:  # Pillow starts with the width
+        image = image.resize((image.width, height), resample)
+    return image.resize((width, height), resample)
+
+
+def colour(mean: tuple[float, float, float]) -> tuple[int, int, int]:
+    """Returns the colour 0-255 that transformers pads with, given the mean of each of RGB."""
+    red, green, blue = (int(255 * x) for x in mean)
+    return red, green, blue
+
+
+def _lengths(fields: Fields, pad_to_square: bool) -> tuple[int, int, bool]:
+    """Returns the size, the edge before the crop, and whether the aspect ratio is kept."""
+    edge, keep_aspect = fields.resize_target()
+    if fields.flag("do_center_crop", True):
+        size = fields.square("crop_size")
+        if size > edge:
+            raise fields.unsupported("crop_size", f"larger than size ({edge})")
+        return size, edge, keep_aspect
+    if keep_aspect and not pad_to_square:
+        raise fields.unsupported("do_center_crop", "without it images would not be square")
+    return edge, edge, keep_aspect
+
+
 @functools.lru_cache
 def _one_tile(features: int) -> ImageLayout:
     return ImageLayout(1, np.arange(features, dtype=np.int32))
-
-
-def _read_config(directory: Path) -> tuple[Path, dict[str, Any]]:
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        path = directory / name
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: not readable as JSON ({error}); save it again") from error
-        if name == "processor_config.json" and isinstance(config, dict):
-            config = config.get("image_processor")
-            if config is None:
-                continue  # in transformers 4 this file has no image processor
-        if not isinstance(config, dict):
-            raise DataError(f"{path}: expected a JSON object describing the image processor")
-        return path, config
-    raise DataError(
-        f"{directory / 'preprocessor_config.json'}: no such file, nor a processor_config.json with "
-        "an image_processor; save the model's processor there with save_pretrained"
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Fields:
-    """The fields of a processor file.
-
-    A missing field has the default of transformers, except that `size` and `crop_size` are
-    required.
-    """
-
-    path: Path
-    config: dict[str, Any]
-
-    def processing(self, pad_to_square: bool | None) -> ImageProcessing:
-        kind = str(
-            self.config.get("image_processor_type")
-            or self.config.get("feature_extractor_type")
-            or "LlavaImageProcessor"
-        )
-        for suffix in ("Fast", "Pil"):
-            kind = kind.removesuffix(suffix)
-        if kind not in ("CLIPImageProcessor", "CLIPFeatureExtractor", "LlavaImageProcessor"):
-            raise self.unsupported("image_processor_type", "use a CLIP or LLaVA processor")
-        for field in ("do_resize", "do_rescale"):
-            if not self.flag(field, True):
-                raise self.unsupported(field, "only true is supported")
-        factor = self.config.get("rescale_factor", 1 / 255)
-        if not isinstance(factor, int | float) or abs(factor * 255 - 1) > 1e-6:
-            raise self.unsupported("rescale_factor", "only 1/255 is supported")
-
-        if pad_to_square is None:
-            pad_to_square = self.flag("do_pad", False)
-            if pad_to_square and kind != "LlavaImageProcessor":
-                # transformers pads these images after the crop, which has no effect.
-                raise self.unsupported("do_pad", f"{kind} has no pad-to-square; pass pad_to_square")
-        mean = self.triple("image_mean", CLIP_MEAN)
-        colour = tuple(int(255 * value) for value in mean)
-        if not self.flag("do_normalize", True):
-            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        else:
-            std = self.triple("image_std", CLIP_STD)
-            if min(std) <= 0:
-                raise self.unsupported("image_std", "every value must be above 0")
-
-        edge, keep_aspect = self.resize_target()
-        size = edge
-        if self.flag("do_center_crop", True):
-            size = self.square("crop_size")
-            if size > edge:
-                raise self.unsupported("crop_size", f"larger than size ({edge})")
-        elif keep_aspect and not pad_to_square:
-            raise self.unsupported("do_center_crop", "without it images would not be square")
-        return ImageProcessing(
-            size=size,
-            pad_to_square=pad_to_square,
-            pad_colour=(colour[0], colour[1], colour[2]),
-            mean=mean,
-            std=std,
-            shortest_edge=None if edge == size else edge,
-            keep_aspect=keep_aspect,
-            resample=self.resample(),
-        )
-
-    def unsupported(self, field: str, why: str) -> DataError:
-        value = self.config.get(field, "absent")
-        return DataError(f"{self.path}: {field} is {value!r}: {why}")
-
-    def flag(self, field: str, default: bool) -> bool:
-        value = self.config.get(field)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self.unsupported(field, "must be true or false")
-        return value
-
-    def triple(self, field: str, default: tuple[float, float, float]) -> tuple[float, float, float]:
-        value = self.config.get(field, default)
-        if not isinstance(value, list | tuple) or len(value) != 3:
-            raise self.unsupported(field, "must be three numbers")
-        numbers = (isinstance(v, int | float) and not isinstance(v, bool) for v in value)
-        if not all(numbers) or not all(abs(v) < _MAX_LEVEL for v in value):  # false for NaN
-            raise self.unsupported(field, "must be three numbers")
-        return (float(value[0]), float(value[1]), float(value[2]))
-
-    def resize_target(self) -> tuple[int, bool]:
-        """Returns the edge to resize to, and whether the aspect ratio is kept."""
-        value = self.config.get("size")
-        if isinstance(value, dict) and set(value) == {"shortest_edge"}:
-            value = value["shortest_edge"]
-        elif isinstance(value, dict):
-            return self.square("size"), False
-        if not _is_length(value):
-            raise self.unsupported("size", "must be a length, shortest_edge, or height and width")
-        return value, True
-
-    def square(self, field: str) -> int:
-        value = self.config.get(field)
-        if isinstance(value, dict) and set(value) == {"height", "width"}:
-            if value["height"] != value["width"]:
-                raise self.unsupported(field, "only squares are supported")
-            value = value["height"]
-        if not _is_length(value):
-            raise self.unsupported(field, "must be a length, or height and width")
-        return value
-
-    def resample(self) -> Image.Resampling:
-        value = self.config.get("resample", Image.Resampling.BICUBIC)
-        try:
-            return Image.Resampling(value)
-        except ValueError:
-            known = ", ".join(f"{r.value} {r.name.lower()}" for r in Image.Resampling)
-            raise self.unsupported("resample", f"must be one of {known}") from None
-
-
-def _is_length(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MAX_EDGE

@@ -1,0 +1,124 @@
+"""Cuts an image into a grid of square tiles, for models that see more than one tile of it.
+
+What lives here: what the families share. What does not: how a family chooses the grid and orders
+its tokens (`any_resolution.py`, `internvl.py`). Read next: `any_resolution.py`.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+from typing_extensions import override
+
+from seva_jax.images.preprocess import ImageProcessing, colour
+from seva_jax.images.processor_files import Fields, read_fields
+from seva_jax.types import DataError, ImageLayout, Size
+
+Grid = tuple[int, int]  # rows and columns of tiles
+
+
+@dataclasses.dataclass(frozen=True)
+class TiledProcessing(ImageProcessing, abc.ABC):
+    """Cuts an image into tiles, besides one tile that shows the whole picture, stretched.
+
+    Calling it gives the tile of the whole picture, which reports show.
+
+    Attributes:
+        size: height and width of a tile in pixels.
+        pad_to_square: must be False.
+        shortest_edge: must be None.
+        keep_aspect: must be False.
+    """
+
+    pad_to_square: bool = False
+    keep_aspect: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pad_to_square or self.keep_aspect or self.shortest_edge is not None:
+            raise DataError(
+                f"{type(self).__name__} stretches the whole picture to one tile; leave "
+                "pad_to_square, keep_aspect and shortest_edge at their defaults"
+            )
+
+    @classmethod
+    @override
+    def from_processor_config(
+        cls, directory: str | Path, pad_to_square: bool | None = None
+    ) -> Self:
+        if pad_to_square is not None:
+            raise DataError(
+                f"pad_to_square is {pad_to_square}, but only LLaVA-1.5 has this choice; leave it "
+                f"unset for {directory}"
+            )
+        fields = read_fields(directory)
+        fields.require_resizing()
+        if not fields.flag("do_normalize", True):
+            raise fields.unsupported("do_normalize", "only true is supported")
+        mean, std = fields.normalisation()
+        return cls(
+            mean=mean,
+            std=std,
+            pad_colour=colour(mean),
+            resample=fields.resample(),
+            **cls._own_fields(fields, Path(directory)),
+        )
+
+    @classmethod
+    @abc.abstractmethod
+    def _own_fields(cls, fields: Fields, directory: Path) -> dict[str, Any]:
+        """Reads `size`, and the fields that only this family has.
+
+        Args:
+            fields: the fields of the processor file.
+            directory: the model directory.
+
+        Raises:
+            DataError: the value of a field is not supported.
+        """
+
+    @override
+    def to_processor_config(self) -> dict[str, Any]:
+        return {
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "resample": int(self.resample),
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": list(self.mean),
+            "image_std": list(self.std),
+        }
+
+    @override
+    @abc.abstractmethod
+    def tiles(self, image_HWC: np.ndarray, alone: bool = True) -> np.ndarray: ...
+
+    @property
+    @override
+    def one_layout(self) -> bool:
+        return False
+
+    @override
+    @abc.abstractmethod
+    def layouts(self, sizes: Sequence[Size], features: int) -> tuple[ImageLayout, ...]: ...
+
+    def _cut(self, canvas: Image.Image) -> np.ndarray:
+        """Cuts a canvas into tiles, row by row, and normalises them: [I, size, size, 3]."""
+        rows, columns = canvas.height // self.size, canvas.width // self.size
+        shape = (rows, self.size, columns, self.size, 3)
+        tiles_IHWC = np.asarray(canvas).reshape(shape).swapaxes(1, 2)
+        return self.normalise(tiles_IHWC.reshape(-1, self.size, self.size, 3))
+
+
+def read_only(layout: ImageLayout) -> ImageLayout:
+    """Returns a layout whose arrays cannot be changed, because images of a layout share it."""
+    for array in (layout.patch_N, *(layout.blend or ())):
+        array.setflags(write=False)
+    return layout
