@@ -2,7 +2,8 @@
 
 The config classes of transformers fill missing fields and understand the layouts of its versions 4
 and 5; they need neither torch nor network. Whatever our modules do not implement is refused here,
-by field and value. Weights are read in `load.py`.
+by field and value. What does not live here: the language model's part (`hf_text.py`), and weights
+(`load.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from seva_jax.convert.hf_text import read_text_config, text_fields, text_problems
 from seva_jax.convert.original import (
     as_hf_fields,
     is_original,
@@ -21,7 +23,7 @@ from seva_jax.convert.original import (
     tower_directory,
     unsupported,
 )
-from seva_jax.models import LlavaConfig, TextConfig, VisionConfig
+from seva_jax.models import LlavaConfig, VisionConfig
 from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError
 
@@ -30,9 +32,9 @@ if TYPE_CHECKING:
 
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "vocab_size", "image_size", "patch_size"),
+    *("image_size", "patch_size"),
 )
-# Fields of our configs, and their names in transformers.
+# Fields of our config of the tower, and their names in transformers.
 _VISION = {
     "image_size": "image_size",
     "patch_size": "patch_size",
@@ -42,16 +44,6 @@ _VISION = {
     "mlp_size": "intermediate_size",
     "norm_eps": "layer_norm_eps",
     "activation": "hidden_act",
-}
-_TEXT = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "mlp_size": "intermediate_size",
-    "norm_eps": "rms_norm_eps",
 }
 
 
@@ -90,11 +82,7 @@ def read_llava_config(directory: str | Path, vision_tower: str | Path | None = N
     refuse(path, _unsupported(hf, text, vision))
     config = LlavaConfig(
         vision=VisionConfig(**{ours: getattr(vision, name) for ours, name in _VISION.items()}),
-        text=TextConfig(
-            **{ours: getattr(text, name) for ours, name in _TEXT.items()},
-            rope_base=text.rope_parameters["rope_theta"],
-            tied_head=bool(hf.tie_word_embeddings),
-        ),
+        text=read_text_config(text, bool(hf.tie_word_embeddings)),
         feature_layer=cast(int, hf.vision_feature_layer),
         feature_select=hf.vision_feature_select_strategy,
         projector_bias=hf.multimodal_projector_bias,
@@ -122,15 +110,16 @@ def read_context_length(directory: Path, vision_tower: Path | None = None) -> in
 def llava_config_fields(config: LlavaConfig, context_length: int | None = None) -> dict[str, Any]:
     """Returns the fields of a config.json that `read_llava_config` reads back as `config`.
 
-    They are spelled as on the Hub, which transformers 4 and 5 read. `rope_theta` for example is
-    inside `rope_parameters` in what transformers 5 writes, where version 4 does not look.
+    They are spelled as on the Hub, which transformers 4 and 5 read.
 
     Args:
         config: the architecture.
-        context_length: see `read_context_length`; None leaves it out.
+        context_length: see `text_fields`.
+
+    Raises:
+        DataError: see `text_fields`.
     """
-    vision, text = config.vision, config.text
-    context = {} if context_length is None else {"max_position_embeddings": context_length}
+    vision = config.vision
     return {
         "model_type": "llava",
         "architectures": ["LlavaForConditionalGeneration"],
@@ -139,18 +128,12 @@ def llava_config_fields(config: LlavaConfig, context_length: int | None = None) 
         "vision_feature_layer": config.feature_layer,
         "vision_feature_select_strategy": config.feature_select,
         "multimodal_projector_bias": config.projector_bias,
-        "tie_word_embeddings": text.tied_head,
+        "tie_word_embeddings": config.text.tied_head,
         "vision_config": {
             "model_type": "clip_vision_model",
             **{name: getattr(vision, ours) for ours, name in _VISION.items()},
         },
-        "text_config": {
-            "model_type": "llama",
-            **{name: getattr(text, ours) for ours, name in _TEXT.items()},
-            **context,
-            "rope_theta": text.rope_base,
-            "tie_word_embeddings": text.tied_head,
-        },
+        "text_config": text_fields(config.text, context_length),
     }
 
 
@@ -206,18 +189,8 @@ def _unsupported(hf: HFConfig, text: Any, vision: Any) -> list[str]:
         ("projector_hidden_act", hf.projector_hidden_act, ("gelu",)),
         ("vision_feature_select_strategy", hf.vision_feature_select_strategy, ("default", "full")),
         ("quantization_config", getattr(hf, "quantization_config", None), (None,)),
-        ("text_config.model_type", text.model_type, ("llama",)),
         ("vision_config.model_type", vision.model_type, ("clip_vision_model",)),
     ]
-    if text.model_type == "llama":
-        rope, field = text.rope_parameters, "text_config.rope_parameters"
-        allowed += [
-            ("text_config.hidden_act", text.hidden_act, ("silu",)),
-            ("text_config.attention_bias", text.attention_bias, (False,)),
-            ("text_config.mlp_bias", text.mlp_bias, (False,)),
-            (f"{field}.rope_type", rope.get("rope_type"), ("default",)),
-            (f"{field}.partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), (1.0,)),
-        ]
     if vision.model_type == "clip_vision_model":
         allowed += [
             ("vision_config.hidden_act", vision.hidden_act, ("quick_gelu", "gelu")),
@@ -228,21 +201,16 @@ def _unsupported(hf: HFConfig, text: Any, vision: Any) -> list[str]:
         problems.append(
             f"vision_feature_layer is {hf.vision_feature_layer!r}, supported: one integer"
         )
-    for section, fields in (("vision_config", vision), ("text_config", text)):
-        for name in _SIZES:
-            size = getattr(fields, name, 1)
-            if type(size) is not int or not 1 <= size < 2**31:
-                problems.append(f"{section}.{name} is {size!r}, supported: a positive integer")
+    for name in _SIZES:
+        size = getattr(vision, name, 1)
+        if type(size) is not int or not 1 <= size < 2**31:
+            problems.append(f"vision_config.{name} is {size!r}, supported: a positive integer")
+    problems += text_problems(text)
     if problems:
         return problems
     if (vision.image_size // vision.patch_size) ** 2 >= 2**31:
         problems.append(
             f"vision_config.image_size is {vision.image_size}, too large for patches of "
             f"{vision.patch_size} pixels"
-        )
-    if text.model_type == "llama" and text.num_attention_heads % text.num_key_value_heads:
-        problems.append(
-            f"text_config.num_key_value_heads is {text.num_key_value_heads}, which does not "
-            f"divide num_attention_heads, {text.num_attention_heads}"
         )
     return problems
