@@ -12,7 +12,7 @@ from seva_jax.models import Llava, LoraConfig
 from seva_jax.training.step import StepOptions, make_logps
 
 IMAGE = TINY.image_token_id
-PATCHES = TINY.tokens_per_image
+PATCHES = TINY.tile_features
 MODEL = Llava(TINY, LoraConfig(rank=4, alpha=8.0))
 OPTIONS = StepOptions(head_chunk=7)  # does not divide the number of answer positions
 LONGEST, MOST_IMAGES = 32, 2  # tokens and images of the widest `example`

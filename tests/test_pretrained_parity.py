@@ -110,7 +110,7 @@ def check_logits(theirs, ours, batch):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_of_every_config(pair, name):
     theirs, ours = pair(name)
-    per_image = ours.config.tokens_per_image
+    per_image = ours.config.tile_features
     assert per_image == (5 if name == GROUPED else 4)
     for padding in ("left", "right"):
         check_logits(theirs, ours, inputs((1, 1), (7, 4), padding, per_image))
@@ -165,7 +165,7 @@ def a_stop(free_T):
 )
 def test_greedy_answers_with_early_stop(pair, name, images, texts):
     theirs, ours = pair(name)
-    batch = inputs(images, texts, "left", ours.config.tokens_per_image, seed=1)
+    batch = inputs(images, texts, "left", ours.config.tile_features, seed=1)
     prompt = batch[0].shape[1]
     # Untrained models rarely say </s>: make a token of the first answer the stop token.
     free = their_answers(theirs, batch, max_new_tokens=NEW, eos_token_id=VOCAB)
@@ -185,7 +185,7 @@ def test_greedy_answers_with_early_stop(pair, name, images, texts):
     np.testing.assert_array_equal(their_answers(theirs, unmasked, **options), expected)
     np.testing.assert_array_equal(ours.generate(*unmasked[:2], max_new_tokens=NEW), expected)
     # transformers answers right-padded prompts after the padding; we answer the prompts.
-    right = inputs(images, texts, "right", ours.config.tokens_per_image, seed=1)
+    right = inputs(images, texts, "right", ours.config.tile_features, seed=1)
     got = ours.generate(*right, max_new_tokens=NEW)
     np.testing.assert_array_equal(got[:, :prompt], right[0])
     np.testing.assert_array_equal(got[:, prompt:], expected[:, prompt:])
@@ -197,7 +197,7 @@ def test_repetition_penalty(pair, penalty):
     theirs, ours = pair(PLAIN)
     free = {1.0: [], penalty: []}
     for images, text, seed in ((1, 7, 1), (0, 9, 2), (2, 5, 3)):
-        batch = inputs((images,), (text,), "left", ours.config.tokens_per_image, seed)
+        batch = inputs((images,), (text,), "left", ours.config.tile_features, seed)
         options = {"max_new_tokens": 2 * NEW, "eos_token_id": VOCAB}
         for value, found in free.items():
             expected = their_answers(theirs, batch, repetition_penalty=value, **options)

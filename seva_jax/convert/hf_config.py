@@ -2,8 +2,8 @@
 
 The config classes of transformers fill missing fields and understand the layouts of its versions 4
 and 5; they need neither torch nor network. Whatever our modules do not implement is refused, by
-field and value. What does not live here: what a family's fields mean (`families/`), weights
-(`load.py`).
+field and value. What does not live here: what a family's fields mean (`families/`), the language
+model's part (`hf_text.py`), and weights (`load.py`).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def read_llava_config(directory: str | Path, vision_tower: str | Path | None = N
     refuse_adapters(path.parent)
     family, hf = _hf_config(path, vision_tower)
     refuse(path, family.problems(hf))
-    config = family.config(hf)
+    config = family.config(hf, family.tied_head(hf, path.parent))
     if not 0 <= config.tower_depth <= config.vision.num_layers:
         raise DataError(
             f"{path}: vision_feature_layer is {config.feature_layer}, but the tower has "
@@ -110,13 +110,15 @@ def llava_config_fields(
 ) -> dict[str, Any]:
     """Returns the fields of a config.json that `read_llava_config` reads back as `config`.
 
-    They are spelled as on the Hub, which transformers 4 and 5 read. `rope_theta` for example is
-    inside `rope_parameters` in what transformers 5 writes, where version 4 does not look.
+    They are spelled as on the Hub, which transformers 4 and 5 read.
 
     Args:
         config: the architecture.
-        context_length: see `read_context_length`; None leaves it out.
+        context_length: see `text_fields`.
         processing: the image pipeline, for families whose config says how images are laid out.
+
+    Raises:
+        DataError: see `text_fields`.
     """
     processing = processing or ImageProcessing(size=config.vision.image_size)
     return family_of(config).fields(config, processing, context_length)

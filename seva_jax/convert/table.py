@@ -176,8 +176,8 @@ def _layer_norm(theirs: str, ours: str) -> list[Row]:
     ]
 
 
-def _rms_norm(name: str) -> Row:
-    return Row(f"{_LLAMA}.{name}.weight", f"language/layers/{name}/scale")
+def _rms_norm(name: str, inside: str = "") -> Row:
+    return Row(f"{_LLAMA}.{inside}{name}.weight", f"language/layers/{name}/scale")
 
 
 _EMBEDDINGS = "vision_tower.embeddings"
@@ -218,7 +218,10 @@ TABLE: tuple[Row, ...] = (
     Row("image_newline", "projector/image_newline"),
     Row("language_model.model.embed_tokens.weight", "language/embedding"),
     _rms_norm("input_layernorm"),
-    *_linear(f"{_LLAMA}.self_attn", "language/layers", (*_QKV, "o_proj"), bias=False),
+    *_linear(f"{_LLAMA}.self_attn", "language/layers", _QKV, bias=True),
+    _rms_norm("q_norm", "self_attn."),
+    _rms_norm("k_norm", "self_attn."),
+    *_linear(f"{_LLAMA}.self_attn", "language/layers", ("o_proj",), bias=False),
     _rms_norm("post_attention_layernorm"),
     *_linear(f"{_LLAMA}.mlp", "language/layers", _MLP, bias=False),
     Row("language_model.model.norm.weight", "language/norm/scale"),

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 
 from typing_extensions import override
 
-from seva_jax.ranges import ABOVE_0, ADDED, DECAY, FROM_1, Range
+from seva_jax.models.rope import Rope
+from seva_jax.ranges import ABOVE_0, ADDED, DECAY, FROM_0, FROM_1, Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +137,7 @@ class InternConfig(TowerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """Llama language model.
+    """Decoder of the Llama kind: Llama, Vicuna, Mistral, Qwen2 and Qwen3 by their options.
 
     Attributes:
         vocab_size: rows of the embedding table.
@@ -150,6 +151,12 @@ class TextConfig:
         norm_eps: epsilon of RMSNorm.
         rope_base: base of the rotary frequencies ("rope_theta" in Hugging Face's files).
         tied_head: whether the output head is the transposed embedding table.
+        rope: how the rotary frequencies are scaled for a longer context.
+        qkv_bias: whether the linear layers of queries, keys and values have biases (Qwen2).
+        qk_norm: whether RMSNorm is applied to every head of queries and keys (Qwen3).
+        window: a token attends to this many tokens up to itself (Mistral's sliding window); 0 for
+            all of them.
+        full_layers: layers without the window, counted from 0.
     """
 
     vocab_size: Annotated[int, FROM_1] = 32064
@@ -162,6 +169,11 @@ class TextConfig:
     norm_eps: Annotated[float, Range(0, 1, above=True)] = 1e-5
     rope_base: Annotated[float, ABOVE_0] = 10000.0
     tied_head: bool = False
+    rope: Annotated[Rope, ADDED] = Rope()
+    qkv_bias: Annotated[bool, ADDED] = False
+    qk_norm: Annotated[bool, ADDED] = False
+    window: Annotated[int, FROM_0, ADDED] = 0
+    full_layers: Annotated[tuple[int, ...], ADDED] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -204,10 +204,12 @@ class Llava(nn.Module):
         mask_BSU: jax.Array,
         cache: Cache,
         slot: jax.Array,
+        key_positions_BU: jax.Array,
     ) -> tuple[jax.Array, Cache]:
         """Returns float32 logits [B, S, V] of text tokens after the cache, and the new cache."""
+        x_BSD = self.language.embed(tokens_BS)
         hidden_BSD, new_cache = self.language(
-            self.language.embed(tokens_BS), positions_BS, mask_BSU, cache, slot
+            x_BSD, positions_BS, mask_BSU, cache, slot, key_positions_BU=key_positions_BU
         )
         assert new_cache is not None
         return self.head(hidden_BSD), new_cache

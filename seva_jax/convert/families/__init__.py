@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from seva_jax.convert.families.base import Family
+from seva_jax.convert.families.internvl import Internvl
 from seva_jax.convert.families.llava import Llava
 from seva_jax.convert.families.llava_next import LlavaNext
+from seva_jax.convert.families.llava_onevision import LlavaOnevision
 from seva_jax.convert.original import is_original
 from seva_jax.models import LlavaConfig
 from seva_jax.types import DataError
 
 LLAVA = Llava()
-FAMILIES: tuple[Family, ...] = (LLAVA, LlavaNext())
+FAMILIES: tuple[Family, ...] = (LLAVA, LlavaNext(), LlavaOnevision(), Internvl())
 
 
 def family_of_fields(path: Path, fields: dict[str, Any]) -> Family:

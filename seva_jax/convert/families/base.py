@@ -13,15 +13,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from seva_jax.convert.hf_text import read_text_config, text_fields, text_problems
 from seva_jax.convert.original import unsupported
 from seva_jax.images.preprocess import ImageProcessing
-from seva_jax.models import LlavaConfig, TextConfig, TowerConfig
+from seva_jax.models import LlavaConfig, TowerConfig
 
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "vocab_size", "image_size", "patch_size"),
+    *("image_size", "patch_size"),
 )
-# Fields of our configs, and their names in transformers.
+# Fields of our towers' configs, and their names in transformers.
 _TOWER = {
     "image_size": "image_size",
     "patch_size": "patch_size",
@@ -30,16 +31,6 @@ _TOWER = {
     "num_heads": "num_attention_heads",
     "mlp_size": "intermediate_size",
     "norm_eps": "layer_norm_eps",
-}
-_TEXT = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "mlp_size": "intermediate_size",
-    "norm_eps": "rms_norm_eps",
 }
 
 
@@ -83,7 +74,7 @@ class Family(abc.ABC):
 
     def problems(self, hf: Any) -> list[str]:
         """Returns a line 'NAME is VALUE, supported: ...' for each field that is not supported."""
-        text, vision = hf.text_config, hf.vision_config
+        vision = hf.vision_config
         problems = unsupported([
             ("projector_hidden_act", hf.projector_hidden_act, ("gelu",)),
             (
@@ -94,18 +85,17 @@ class Family(abc.ABC):
             ("quantization_config", getattr(hf, "quantization_config", None), (None,)),
             ("vision_config.model_type", vision.model_type, (self.tower_type,)),
         ])  # fmt: skip
-        problems += _text_problems(text)
         if vision.model_type == self.tower_type:
             problems += self.tower_problems(vision)
         if not isinstance(hf.vision_feature_layer, int):
             problems.append(
                 f"vision_feature_layer is {hf.vision_feature_layer!r}, supported: one integer"
             )
-        for section, fields in (("vision_config", vision), ("text_config", text)):
-            for name in _SIZES:
-                size = self.length(getattr(fields, name, 1))
-                if type(size) is not int or not 1 <= size < 2**31:
-                    problems.append(f"{section}.{name} is {size!r}, supported: a positive integer")
+        for name in _SIZES:
+            size = self.length(getattr(vision, name, 1))
+            if type(size) is not int or not 1 <= size < 2**31:
+                problems.append(f"vision_config.{name} is {size!r}, supported: a positive integer")
+        problems += text_problems(hf.text_config)
         if problems:
             return problems
         image_size, patch_size = self.length(vision.image_size), self.length(vision.patch_size)
@@ -129,19 +119,19 @@ class Family(abc.ABC):
         """Returns a size of the tower's config as one number where it is one."""
         return value
 
-    def config(self, hf: Any) -> LlavaConfig:
+    def tied_head(self, hf: Any, directory: Path) -> bool:
+        """Returns whether the head of the model in a directory is its embedding table."""
+        return bool(hf.tie_word_embeddings)
+
+    def config(self, hf: Any, tied_head: bool) -> LlavaConfig:
         """Returns the architecture of a config without problems."""
-        text, vision = hf.text_config, hf.vision_config
         tower = {
-            ours: self.length(getattr(vision, name)) for ours, name in self.tower_fields.items()
+            ours: self.length(getattr(hf.vision_config, name))
+            for ours, name in self.tower_fields.items()
         }
         return LlavaConfig(
             vision=self.tower(**tower),
-            text=TextConfig(
-                **{ours: getattr(text, name) for ours, name in _TEXT.items()},
-                rope_base=text.rope_parameters["rope_theta"],
-                tied_head=bool(hf.tie_word_embeddings),
-            ),
+            text=read_text_config(hf.text_config, tied_head),
             feature_layer=hf.vision_feature_layer,
             feature_select=hf.vision_feature_select_strategy,
             projector_bias=getattr(hf, "multimodal_projector_bias", True),
@@ -158,11 +148,12 @@ class Family(abc.ABC):
         Args:
             config: the architecture.
             processing: the image pipeline.
-            context_length: `max_position_embeddings` of the language model; None leaves it out.
+            context_length: see `text_fields`.
+
+        Raises:
+            DataError: see `text_fields`.
         """
         del processing
-        text, tower = config.text, config.vision
-        context = {} if context_length is None else {"max_position_embeddings": context_length}
         return {
             "model_type": self.model_type,
             "architectures": [self.architecture],
@@ -171,18 +162,12 @@ class Family(abc.ABC):
             "vision_feature_layer": config.feature_layer,
             "vision_feature_select_strategy": config.feature_select,
             "multimodal_projector_bias": config.projector_bias,
-            "tie_word_embeddings": text.tied_head,
+            "tie_word_embeddings": config.text.tied_head,
             "vision_config": {
                 "model_type": self.tower_type,
-                **{name: getattr(tower, ours) for ours, name in self.tower_fields.items()},
+                **{name: getattr(config.vision, ours) for ours, name in self.tower_fields.items()},
             },
-            "text_config": {
-                "model_type": "llama",
-                **{name: getattr(text, ours) for ours, name in _TEXT.items()},
-                **context,
-                "rope_theta": text.rope_base,
-                "tie_word_embeddings": text.tied_head,
-            },
+            "text_config": text_fields(config.text, context_length),
         }
 
     @abc.abstractmethod
@@ -209,27 +194,3 @@ class Family(abc.ABC):
     @abc.abstractmethod
     def processor_fields(self, config: LlavaConfig) -> dict[str, Any]:
         """Returns the fields of processor_config.json, without the image processor."""
-
-
-def _text_problems(text: Any) -> list[str]:
-    allowed: list[tuple[str, Any, tuple]] = [
-        ("text_config.model_type", text.model_type, ("llama",)),
-    ]
-    if text.model_type == "llama":
-        rope, field = text.rope_parameters, "text_config.rope_parameters"
-        allowed += [
-            ("text_config.hidden_act", text.hidden_act, ("silu",)),
-            ("text_config.attention_bias", text.attention_bias, (False,)),
-            ("text_config.mlp_bias", text.mlp_bias, (False,)),
-            (f"{field}.rope_type", rope.get("rope_type"), ("default",)),
-            (f"{field}.partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), (1.0,)),
-        ]
-    problems = unsupported(allowed)
-    heads, kv_heads = text.num_attention_heads, text.num_key_value_heads
-    whole = all(type(x) is int and x > 0 for x in (heads, kv_heads))
-    if not problems and whole and heads % kv_heads:
-        problems.append(
-            f"text_config.num_key_value_heads is {kv_heads}, which does not "
-            f"divide num_attention_heads, {heads}"
-        )
-    return problems
