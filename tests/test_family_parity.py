@@ -63,7 +63,8 @@ def check_logits(theirs, ours, arrays):
     with torch.no_grad():
         expected = theirs(**{name: torch.tensor(x) for name, x in arrays.items()}).logits.numpy()
     got = ours.logits(**arrays)
-    assert got.dtype == np.float32 and got.shape == (*arrays["input_ids"].shape, VOCAB)
+    assert got.dtype == np.float32
+    assert got.shape == (*arrays["input_ids"].shape, VOCAB)
     real = arrays["attention_mask"].astype(bool)
     assert expected[real].std() > 0.5  # a mistake of any kind shows far above 1e-4
     np.testing.assert_allclose(got[real], expected[real], rtol=0, atol=1e-4)
