@@ -72,7 +72,7 @@ def test_fields_of_config(tmp_path, change, expected):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "llava_next"}, "model_type is 'llava_next'"),
+        ({"model_type": "llava_next_video"}, "model_type is 'llava_next_video', supported: "),
         ({"mm_vision_tower": "openai/clip"}, "'openai/clip', which is not there"),
         ({"text_config__model_type": "gemma"}, "text_config.model_type is 'gemma'"),
         ({"text_config__model_type": "made_up"}, "made_up"),
