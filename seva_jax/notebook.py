@@ -22,6 +22,7 @@ from seva_jax.batches.fitting import fitting_trees
 from seva_jax.batches.image_inputs import Pixels
 from seva_jax.batches.pipeline import ComparisonRows, RowShapes
 from seva_jax.config import ComputeOptions
+from seva_jax.data import PromptSet
 from seva_jax.images.load import as_rgb
 from seva_jax.inference.passes import PassLayout
 from seva_jax.ranges import out_of_range
@@ -178,12 +179,14 @@ class Model:
         names, load = _named(image)
         prompts = [Prompt(str(i), text, names) for i, text in enumerate(asked)]
         engine = self.opened.engine(min(len(prompts), _TOGETHER) or 1, seed)
+        data = PromptSet(prompts, load)
+        encoder = engine.encoder.sized(data.image_size)
         for prompt in prompts:
-            trunk = engine.encoder.trunk(prompt.question, len(names))
-            engine.encoder.fit(len(trunk), trunk[:1])  # room for at least one token
+            trunk = encoder.trunk(prompt)
+            encoder.fit(trunk, trunk[:1])  # room for at least one token
         for name in names:
             engine.processing(load(name))
-        batches = engine.answer(prompts, load, sampling)
+        batches = engine.answer(data, sampling)
         texts = [answered.answers[0].strip() for batch in batches for answered in batch]
         return texts[0] if isinstance(question, str) else texts
 
@@ -215,8 +218,9 @@ class Model:
             return []
         model, (names, load) = self.opened, _named(image)
         config, mesh = model.config, model.mesh
-        encoder = model.assets.encoder(config.text.train, config.text.max_length)
         comparison = Comparison(Prompt("0", question, names), texts)
+        data = PromptSet([comparison.prompt], load)
+        encoder = model.assets.encoder(config.text.train, config.text.max_length, data.image_size)
         (tree,), _ = fitting_trees(comparison, encoder)
         for name in names:
             model.assets.processing(load(name))  # says why it cannot be read

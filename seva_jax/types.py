@@ -38,7 +38,8 @@ in every file. A digit stands for a dim of that size.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -203,6 +204,33 @@ class ImageLayout(NamedTuple):
     def num_tokens(self) -> int:
         """Positions that it takes in a trunk."""
         return len(self.patch_N)
+
+
+class Layouts(Protocol):
+    """Gives the layouts of images for one model."""
+
+    @property
+    def one_layout(self) -> bool:
+        """Whether all images have the same layout, so that nobody has to know their sizes."""
+        ...
+
+    @property
+    def tile_features(self) -> int:
+        """Features that the vision tower makes of a tile, P."""
+        ...
+
+    @property
+    def blended(self) -> int:
+        """Features that an image token is a sum of, M; with 1, layouts have no `blend`."""
+        ...
+
+    def __call__(self, sizes: Sequence[Size]) -> tuple[ImageLayout, ...]:
+        """Returns the layout of each image of a prompt.
+
+        Raises:
+            ExampleError: the model cannot take an image of this size.
+        """
+        ...
 
 
 class TreeBatch(NamedTuple):

@@ -5,6 +5,7 @@ import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from helpers_tokenizer import one_layout
 from PIL import Image
 
 from seva_jax.batches.encoded import encode_comparisons
@@ -219,8 +220,8 @@ def all_batches(folder, moved=lambda source: source):
     """
     experiment, _ = load_experiment("test", [])
     assets, data = experiment.base.assets(), moved(all_pairs(folder)).open()
-    image, patches = assets.config.image_token_id, assets.config.tokens_per_image
-    encoder = Encoder(assets.tokenizer, experiment.text.train, image, patches, 96)
+    image, patches = assets.config.image_token_id, assets.config.tile_features
+    encoder = Encoder(assets.tokenizer, experiment.text.train, image, one_layout(patches), 96)
     encoded = encode_comparisons(data.comparisons, encoder)
     rows = ComparisonRows(encoded, Pixels(data.load_image, assets.processing, data.remote))
     shapes = RowShapes(2, lambda shape: shape.length)

@@ -5,7 +5,7 @@ import numpy as np
 from seva_jax.batches.encoded import encode_comparisons
 from seva_jax.batches.image_inputs import Pixels
 from seva_jax.batches.pipeline import Batches, ComparisonRows, RowShapes, num_steps, shuffled
-from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.images import ImageLayouts, ImageProcessing
 from seva_jax.text.encode import Encoder
 from seva_jax.text.templates import PLAIN
 from seva_jax.text.tokenizer import word_tokenizer
@@ -16,12 +16,13 @@ TOKENIZER = word_tokenizer(WORDS)
 IMAGE = TOKENIZER.convert_tokens_to_ids("<image>")
 PATCHES = 3
 SIZE = 4
+LAYOUTS = ImageLayouts(ImageProcessing(size=SIZE), PATCHES)
 ONE = (0, 1)  # all of a batch, on one process
 
 
 def encoder(**options):
     """Makes an encoder of words, with `PATCHES` tokens an image."""
-    return Encoder(TOKENIZER, PLAIN, IMAGE, PATCHES, **{"max_length": 64} | options)
+    return Encoder(TOKENIZER, PLAIN, IMAGE, LAYOUTS, **{"max_length": 64} | options)
 
 
 def comparison(index, images=1, answers=("a", "b c"), weight=1.0):

@@ -5,7 +5,7 @@ from seva_jax.config import ComputeOptions, TrainOptions
 from seva_jax.config.experiment import Experiment
 from seva_jax.models import LoraConfig
 
-SHAPE = RowShape(length=192, comparisons=1, branches=2, answer=64, images=1, targets=128)
+SHAPE = RowShape(length=192, comparisons=1, branches=2, answer=64, tiles=1, targets=128)
 
 
 def experiment(trained=("lora", "projector"), remat="none", **fields):

@@ -7,7 +7,8 @@ from helpers_devices import mesh_of
 from tiny_models import TINY
 
 from seva_jax.corrupt.sequence import captioned
-from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.data import PromptSet
+from seva_jax.images import ImageLayouts, ImageProcessing
 from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.models import Llava
 from seva_jax.text.encode import Encoder
@@ -52,13 +53,20 @@ def load_image(name):
     return np.random.default_rng(int(name)).integers(0, 256, (8, 8, 3), np.uint8)
 
 
+def prompt_set(prompts):
+    """Makes a data set of prompts about `load_image`'s images."""
+    return PromptSet(prompts, load_image)
+
+
 def engine(variables, batch_size=8, mesh=(1, 1, 1), **options):
     """Makes an engine on a mesh of the first devices."""
+    processing = ImageProcessing(size=8)
+    layouts = ImageLayouts(processing, CONFIG.tile_features)
     return RolloutEngine(
         model=MODEL,
         variables=variables,
-        encoder=Encoder(TOKENIZER, PLAIN, IMAGE, CONFIG.tokens_per_image, 64),
-        processing=ImageProcessing(size=8),
+        encoder=Encoder(TOKENIZER, PLAIN, IMAGE, layouts, 64),
+        processing=processing,
         mesh=mesh_of(*mesh),
         batch_size=batch_size,
         seed=1,

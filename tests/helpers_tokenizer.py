@@ -1,4 +1,7 @@
-"""Llama-style tokenizers built locally, for tests that need the real thing's behaviour."""
+"""Llama-style tokenizers built locally, for tests that need the real thing's behaviour.
+
+And what an encoder needs beside one: the layout of images, and prompts.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,9 @@ import sentencepiece
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
+
+from seva_jax.images import ImageLayouts, ImageProcessing
+from seva_jax.types import Prompt
 
 _START = ("<unk>", "<s>", "</s>")
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -95,3 +101,13 @@ def train_sentencepiece(path: Path, corpus: Sequence[str], **options: Any) -> Pa
     )
     path.write_bytes(model.getvalue())
     return path
+
+
+def one_layout(tokens: int) -> ImageLayouts:
+    """Returns `Encoder.layouts` for images that all take the same number of tokens."""
+    return ImageLayouts(ImageProcessing(), tokens)
+
+
+def asked(question: str, num_images: int = 1, start: str = "") -> Prompt:
+    """Returns a prompt about images whose names do not matter."""
+    return Prompt("", question, ("x",) * num_images, start=start)

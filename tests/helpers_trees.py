@@ -37,7 +37,7 @@ def pack(rows, shape):
     """Makes a batch of lists of examples, a row of each."""
     sizes = {
         "image_shape": (8, 8, 3),
-        "tokens_per_image": PATCHES,
+        "tile_features": PATCHES,
         "image_token_id": IMAGE,
         "pad_id": 0,
     }
@@ -51,7 +51,7 @@ def shape_of(examples, comparisons=1):
         shape,
         length=shape.length * comparisons,
         comparisons=comparisons,
-        images=shape.images * comparisons,
+        tiles=shape.tiles * comparisons,
         targets=shape.targets * comparisons,
     )
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import jax
-from helpers_rollout import MIXED, MODEL, engine, load_image
+from helpers_rollout import MIXED, MODEL, engine, prompt_set
 from tiny_models import noisy_variables
 
 from seva_jax.corrupt import DiffusionNoise, Drop
@@ -40,7 +40,7 @@ if __name__ == "__main__":
         sampling = Sampling(5, temperature=1.5)
         answers = [
             (a.prompt.id, a.answers, a.dropped)
-            for a in itertools.chain(*one.answer(MIXED, load_image, sampling, corrupt))
+            for a in itertools.chain(*one.answer(prompt_set(MIXED), sampling, corrupt))
         ]
         text = json.dumps({"answers": answers, "shapes": sorted(shapes)})
         Path(sys.argv[1], f"{jax.process_index()}.json").write_text(text)

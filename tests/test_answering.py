@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 from helpers_devices import MODEL, mesh_of, placed
-from helpers_rollout import PROMPTS, SAMPLING, load_image
+from helpers_rollout import PROMPTS, SAMPLING, prompt_set
 from helpers_run import environment
 from tiny_models import EIGHT_HEADS, TINY, noisy_variables, random_variables
 
@@ -347,7 +347,7 @@ def engine(values, mesh, **options):
 
 
 def answers(one, num=9):
-    asked = one.answer(PROMPTS[:num], load_image, SAMPLING)
+    asked = one.answer(prompt_set(PROMPTS[:num]), SAMPLING)
     return [a.answers for a in itertools.chain(*asked)]
 
 
@@ -428,7 +428,7 @@ def test_one_device_too_small_for_both_forms(eight, expected, monkeypatch):
 
     def ask():
         found, most = [], []
-        for batch in one.answer(PROMPTS[:9], load_image, SAMPLING):
+        for batch in one.answer(prompt_set(PROMPTS[:9]), SAMPLING):
             found += [answered.answers for answered in batch]
             most.append(bytes_alive())
             assert all(leaf.is_deleted() for leaf in jax.tree.leaves(layers)) == crowded
@@ -453,7 +453,7 @@ def test_one_device_too_small_for_both_forms(eight, expected, monkeypatch):
     # Again, and a consumer that stops in between.
     layers = one.variables["params"]["language"]["layers"]
     assert ask()[0] == expected
-    started: Any = one.answer(PROMPTS[:9], load_image, SAMPLING)
+    started: Any = one.answer(prompt_set(PROMPTS[:9]), SAMPLING)
     next(started)
     started.close()
     jax.tree.map(np.testing.assert_array_equal, one.variables, eight)

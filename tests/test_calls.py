@@ -189,7 +189,7 @@ def test_answers_continue_from_a_start(make):
 # --- measures -------------------------------------------------------------------------------------
 
 VIEWS = [View(p, (("a b", "c", "k l m n")[i % 3], "not read")) for i, p in enumerate(PROMPTS)]
-NUM = CONFIG.tokens_per_image
+NUM = CONFIG.tile_features
 LATER = np.arange(NUM) >= NUM // 2  # the lower half of an image
 TARGETS = [np.tile(LATER, len(v.prompt.images)) for v in VIEWS]
 

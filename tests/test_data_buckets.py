@@ -201,7 +201,7 @@ def test_the_command_checks_converts_and_builds_in_a_bucket(tmp_path, bucket, st
 def test_features_are_kept_in_a_bucket(tmp_path, proxied, proxy):
     """One listing says what is lacking; a damaged object is named."""
     cache = FeatureCache(proxied, (2, 3), np.float32)
-    features = np.arange(6, dtype=np.float32).reshape(2, 3)
+    features = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
     keys = ["aa11", "ab22", "cc33"]
     for key in keys[:2]:
         cache.write(key, features)

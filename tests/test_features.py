@@ -12,7 +12,7 @@ from helpers_pipeline import comparison, rows
 from helpers_trees import OPTIONS, PATCHES, example, pack, shape_of
 from tiny_models import TINY, noisy_variables
 
-from seva_jax.batches.image_inputs import FeatureCache, Features, Pixels
+from seva_jax.batches.image_inputs import FeatureCache, Features, ImageUse, Pixels, image_uses
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.inference.features import cached_features
 from seva_jax.models import Llava
@@ -49,8 +49,9 @@ def fill(tmp_path, variables, images, shape=(1, 1, 1), names=NAMES, model=MODEL)
     """Returns a cache filled with the features of the images; checks the progress bar."""
     cache = FeatureCache(tmp_path, *model.feature_kind)
     progress = []
+    uses = [ImageUse(name) for name in names]
     found = cached_features(
-        cache, model, variables, names, images.pixels, mesh_of(*shape), 2, progress.append
+        cache, model, variables, uses, images.pixels, mesh_of(*shape), 2, progress.append
     )
     assert sum(progress) == len(names)
     return found
@@ -62,11 +63,11 @@ def test_features_are_those_of_the_tower(tmp_path, variables, shape):
     images = Images()
     found = fill(tmp_path, variables, images, shape)
     for name in NAMES:
-        pixels = images.pixels(name)[None, None]
+        pixels = images.pixels(ImageUse(name))[None]
         expected = MODEL.apply(variables, pixels, method="features")[0]
-        np.testing.assert_allclose(found(name), expected, atol=1e-5)
-        again = MODEL.apply(variables, found(name)[None, None], method="features")[0]
-        np.testing.assert_array_equal(again, found(name))
+        np.testing.assert_allclose(found(ImageUse(name))[0], expected, atol=1e-5)
+        again = MODEL.apply(variables, found(ImageUse(name))[None], method="features")[0]
+        np.testing.assert_array_equal(again, found(ImageUse(name))[0])
 
 
 def test_only_what_is_new_is_computed(tmp_path, variables, monkeypatch):
@@ -83,8 +84,12 @@ def test_only_what_is_new_is_computed(tmp_path, variables, monkeypatch):
     images.images["1.png"] = images.images["1.png"] // 2
     images.images["copy.png"] = images.images["0.png"]
     later = fill(tmp_path, variables, images, names=[*NAMES, "copy.png"])
-    assert written == [later.keys["1.png"]]
-    assert later.keys["copy.png"] == later.keys["0.png"] == first.keys["0.png"]
+    assert written == [later.keys[ImageUse("1.png")]]
+    assert (
+        later.keys[ImageUse("copy.png")]
+        == later.keys[ImageUse("0.png")]
+        == first.keys[ImageUse("0.png")]
+    )
 
 
 def test_a_key_depends_on_content_shape_and_preprocessing():
@@ -92,15 +97,15 @@ def test_a_key_depends_on_content_shape_and_preprocessing():
     images = Images()
     images.images["turned"] = images.images["0.png"].reshape(7, 9, 3)
     images.images["again"] = images.images["0.png"].copy()
-    keys = {images.pixels.key(name) for name in ("0.png", "turned", "again", "1.png")}
-    keys.add(Pixels(images, ImageProcessing(size=8, pad_to_square=False)).key("0.png"))
+    keys = {images.pixels.key(ImageUse(name))[0] for name in ("0.png", "turned", "again", "1.png")}
+    keys.add(Pixels(images, ImageProcessing(size=8, pad_to_square=False)).key(ImageUse("0.png"))[0])
     assert len(keys) == 4
 
 
 def test_bfloat16_is_kept_bit_for_bit(tmp_path):
     """NumPy has no such dtype of its own, so the bits are stored."""
     cache = FeatureCache(tmp_path, (4, 16), jnp.bfloat16)
-    value = np.asarray(jax.random.normal(jax.random.key(0), (4, 16), jnp.bfloat16))
+    value = np.asarray(jax.random.normal(jax.random.key(0), (2, 4, 16), jnp.bfloat16))
     cache.write("ab" * 32, value)
     found = cache.read("ab" * 32)
     assert found.dtype == jnp.bfloat16
@@ -113,15 +118,15 @@ def test_an_unreadable_image_is_left_out(tmp_path, variables):
     del images.images["2.png"]
     found = fill(tmp_path, variables, images)
     with pytest.raises(ExampleError, match=r"2\.png"):
-        found("2.png")
-    assert found("3.png").shape == (TINY.tokens_per_image, TINY.vision.hidden_size)
+        found(ImageUse("2.png"))
+    assert found(ImageUse("3.png")).shape == (1, TINY.tile_features, TINY.vision.hidden_size)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_a_damaged_file_is_named(tmp_path, variables, damage):
     """Checksums reveal the damage."""
     found = fill(tmp_path, variables, Images())
-    path = found.cache.path(found.keys["0.png"])
+    path = found.cache.path(found.keys[ImageUse("0.png")])
     data = bytearray(path.read_bytes())
     if damage == "gone":
         path.unlink()
@@ -129,7 +134,7 @@ def test_a_damaged_file_is_named(tmp_path, variables, damage):
         data[len(data) // 2] ^= 1
         path.write_bytes(data if damage == "flip" else data[:-200])
     with pytest.raises(DataError, match=str(path)):
-        found("0.png")
+        found(ImageUse("0.png"))
 
 
 def test_log_probs_are_the_same(variables):
@@ -149,9 +154,10 @@ def test_rows_hold_features(tmp_path):
     """They are in order of appearance, in the cache's dtype; rows without an image have zeros."""
     cache = FeatureCache(tmp_path, (PIPELINE_PATCHES, 2), jnp.bfloat16)
     data = rows([comparison(0, images=2), comparison(1, images=0)])
-    keys = {name: f"{i}" * 64 for i, name in enumerate(data.comparisons[0].prompt.images)}
+    uses = image_uses(data.comparisons[0].prompt.images)
+    keys = {use: f"{i}" * 64 for i, use in enumerate(uses)}
     for i, key in enumerate(keys.values()):
-        cache.write(key, np.full((PIPELINE_PATCHES, 2), 1 + i))
+        cache.write(key, np.full((1, PIPELINE_PATCHES, 2), 1 + i))
     data = dataclasses.replace(data, images=Features(cache, keys))
     first, second = (data.row([i], data.shape).images_BIX for i in range(2))
     assert first.dtype == jnp.bfloat16

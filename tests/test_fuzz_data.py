@@ -26,6 +26,7 @@ from helpers_fuzz import (
     picture,
     value,
 )
+from helpers_tokenizer import asked, one_layout
 
 from seva_jax.data import messages, preferences
 from seva_jax.data.embedded import HfParquet
@@ -35,6 +36,7 @@ from seva_jax.runtime import files
 from seva_jax.text.encode import Encoder
 from seva_jax.text.templates import VICUNA_V1, Template
 from seva_jax.text.tokenizer import word_tokenizer
+from seva_jax.types import View
 
 
 def used(source):
@@ -216,8 +218,8 @@ def test_templates_and_encoder(tokenizer):
     )  # fmt: skip
     def run(question, num_images, answers, length):
         with clean():
-            tree = Encoder(tokenizer, Template(""), 4, 3, length).encode(
-                question, num_images, answers
+            tree = Encoder(tokenizer, Template(""), 4, one_layout(3), length).encode(
+                View(asked(question, num_images), tuple(answers))
             )
             assert (tree.trunk == 4).sum() == 3 * num_images
             assert all(len(tree.trunk) + len(b) <= length for b in tree.branches)
@@ -231,6 +233,7 @@ def test_templates_of_any_words(tokenizer):
     @inputs(lambda rng: rng.choices(words, k=5))
     def run(parts):
         with clean():
-            Encoder(tokenizer, Template(*parts), 4, 3, 50).encode("What is this?", 1, ("A",))
+            coder = Encoder(tokenizer, Template(*parts), 4, one_layout(3), 50)
+            coder.encode(View(asked("What is this?"), ("A",)))
 
     run()

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from helpers_pipeline import rows, single_row
-from helpers_tokenizer import llama_style_tokenizer
+from helpers_tokenizer import asked, llama_style_tokenizer, one_layout
 from PIL import Image
 
 from seva_jax.batches.encoded import encode_comparisons
@@ -30,7 +30,7 @@ WORDS = word_tokenizer(
 def encoder(tokenizer=LLAMA, template=VICUNA_V1, max_length=400):
     """Makes an encoder with two tokens an image."""
     image = tokenizer.convert_tokens_to_ids("<image>")
-    return Encoder(tokenizer, template, image, 2, max_length)
+    return Encoder(tokenizer, template, image, one_layout(2), max_length)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,8 @@ def test_spans_fall_on_the_right_tokens(seed):
     ends = np.sort(rng.integers(0, len(text) + 1, 4))
     spans = [(int(a), int(b)) for a, b in (ends[:2], ends[2:]) if a < b]
     coder = encoder()
-    ids = coder.answer("What is there?", 1, text)
-    found = coder.marked("What is there?", 1, text, spans)
+    ids = coder.answer(asked("What is there?"), text)
+    found = coder.marked(asked("What is there?"), text, spans)
     assert found.dtype == np.int32
     assert len(found) == len(ids)
     assert found[-1] == 0
@@ -135,10 +135,15 @@ def test_spans_fall_on_the_right_tokens(seed):
 def test_spans_of_words():
     """It also holds for a tokenizer of words, with spaces around the text."""
     coder = encoder(WORDS, PLAIN)
-    assert coder.marked("What ?", 1, " a red ball . ", [(3, 6)]).tolist() == [0, 1, 0, 0, 0]
-    assert coder.marked("What ?", 0, "a red ball", [(0, 1), (6, 10)]).tolist() == [1, 0, 1, 0]
-    assert coder.marked("What ?", 0, "a red ball", []).tolist() == [0, 0, 0, 0]
-    assert coder.marked("What ?", 0, " red ball", [(1, 4)], start="a").tolist() == [1, 0, 0]
+    assert coder.marked(asked("What ?"), " a red ball . ", [(3, 6)]).tolist() == [0, 1, 0, 0, 0]
+    assert coder.marked(asked("What ?", 0), "a red ball", [(0, 1), (6, 10)]).tolist() == [
+        1,
+        0,
+        1,
+        0,
+    ]
+    assert coder.marked(asked("What ?", 0), "a red ball", []).tolist() == [0, 0, 0, 0]
+    assert coder.marked(asked("What ?", 0, "a"), " red ball", [(1, 4)]).tolist() == [1, 0, 0]
 
 
 def write(tmp_path, answers):

@@ -47,7 +47,7 @@ def test_attention_and_log_probs_equal_theirs(tmp_path, heads):
     batch = stack_rows(
         [
             pack_row(
-                examples, shape, image_shape=(28, 28, 3), tokens_per_image=PATCHES,
+                examples, shape, image_shape=(28, 28, 3), tile_features=PATCHES,
                 image_token_id=IMAGE_TOKEN, pad_id=0,
             )
         ]

@@ -31,7 +31,7 @@ def logits(model, weights):
     tokens_BS = jnp.arange(24).reshape(2, 12) % 40
     positions_BS = jnp.broadcast_to(jnp.arange(12), (2, 12))
     mask_BSU = jnp.broadcast_to(jnp.tril(jnp.ones((12, 12), bool)), (2, 12, 12))
-    patch_BS = jnp.where(positions_BS < MODEL.config.tokens_per_image, positions_BS, -1)
+    patch_BS = jnp.where(positions_BS < MODEL.config.tile_features, positions_BS, -1)
     side = MODEL.config.vision.image_size
     pixels = jax.random.normal(jax.random.key(2), (2, 1, side, side, 3))
     return model.apply(weights, tokens_BS, positions_BS, mask_BSU, patch_BS, pixels)

@@ -17,6 +17,7 @@ from seva_jax.convert.chat_template import read_template
 from seva_jax.convert.peft import to_peft
 from seva_jax.convert.processor import write_chat_template
 from seva_jax.convert.rewrite import to_hf
+from seva_jax.data import PromptSet
 from seva_jax.data.files import QuestionsJsonl
 from seva_jax.run.opened import ModelOptions, find_model, first_devices
 from seva_jax.runtime import lock
@@ -51,7 +52,7 @@ def answers(model, num=96):
     engine = model.engine(batch_size=16)
     return [
         answered.answers[0]
-        for batch in engine.answer(asked.prompts[:num], asked.load_image, sampling)
+        for batch in engine.answer(PromptSet(asked.prompts[:num], asked.load_image), sampling)
         for answered in batch
     ]
 
@@ -293,8 +294,9 @@ def test_data_need_not_be_there(checkpoint, tmp_path):
     write_run(tmp_path / "run", checkpoint, prompts=nowhere, text=TextOptions(PLAIN, PLAIN, 64))
     model = find_model(tmp_path / "run").load()
     (answer,) = model.engine(1).answer(
-        [Prompt("0", "What is this?", ("x",))],
-        lambda name: np.zeros((9, 9, 3), np.uint8),
+        PromptSet(
+            [Prompt("0", "What is this?", ("x",))], lambda name: np.zeros((9, 9, 3), np.uint8)
+        ),
         Sampling(max_new_tokens=2),
     )
     assert not answer[0].dropped

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 
+import jax
 import numpy as np
 import pytest
 from helpers_pipeline import assert_equal, comparison, iterate, rows, run
@@ -10,7 +11,7 @@ from helpers_pipeline import assert_equal, comparison, iterate, rows, run
 from seva_jax.batches.packing import Layout, Packer, Sizes, choose, fill
 from seva_jax.batches.trees import RowShape
 
-WIDEST = RowShape(length=256, comparisons=1, branches=2, answer=64, images=2, targets=128)
+WIDEST = RowShape(length=256, comparisons=1, branches=2, answer=64, tiles=2, targets=128)
 
 
 def sizes_of(rng, num, longest=256):
@@ -30,11 +31,11 @@ def test_rows_hold_every_member_once(seed):
     """Rows keep every limit of the shape, and no two of them would fit into one."""
     rng = np.random.default_rng(seed)
     sizes = sizes_of(rng, 40)
-    shape = dataclasses.replace(WIDEST, length=512, comparisons=3, images=4, targets=200)
+    shape = dataclasses.replace(WIDEST, length=512, comparisons=3, tiles=4, targets=200)
     members = rng.permutation(40)[:25].tolist()
     found = fill(sizes, members, shape)
     assert sorted(itertools.chain(*found)) == sorted(members)
-    limits = shape.length, shape.targets, shape.images
+    limits = shape.length, shape.targets, shape.tiles
 
     def fits(row):
         used = [x[row].sum() for x in sizes]
@@ -116,8 +117,7 @@ def test_batches_of_mixed_lengths():
         assert batch.weight_BC.sum() == plain.weight_BC.sum()
         assert (batch.tree_BS > 0).sum() == (plain.tree_BS > 0).sum()
         assert batch.mask_BCKT.sum() == plain.mask_BCKT.sum()
-        whole = [np.concatenate(leaves) for leaves in zip(*halves, strict=True)]
-        assert_equal(batch, type(batch)(*whole))
+        assert_equal(batch, jax.tree.map(lambda *leaves: np.concatenate(leaves), *halves))
         saved += plain.tokens_BS.size - batch.tokens_BS.size
     assert saved > 0.2 * sum(b.tokens_BS.size for b in apart)
     assert len({b.tokens_BS.shape for b in packed}) <= 3

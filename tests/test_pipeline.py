@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+import operator
 
+import jax
 import numpy as np
 import pytest
 from helpers_pipeline import (
@@ -21,6 +23,7 @@ from helpers_pipeline import (
     run,
     single_row,
 )
+from helpers_tokenizer import asked
 
 from seva_jax.batches.encoded import encode_comparisons
 from seva_jax.batches.pipeline import (
@@ -31,7 +34,7 @@ from seva_jax.batches.pipeline import (
 )
 from seva_jax.batches.trees import RowShape, TreeExample, pack_row, stack_rows
 from seva_jax.images.preprocess import ImageProcessing
-from seva_jax.types import Comparison, DataError, ExampleError, Prompt
+from seva_jax.types import Comparison, DataError, ExampleError, Prompt, View
 
 # --- epochs and order -----------------------------------------------------------------------------
 
@@ -162,7 +165,7 @@ def test_a_row_holds_its_comparison():
                  for i in range(3)]  # fmt: skip
     data = rows([comparison(i, weight=0.5 * i) for i in range(3)], reference=reference)
     row = single_row(data, 2)
-    tree = encoder().encode("what is it", 1, ("a", "b c"))
+    tree = encoder().encode(View(asked("what is it"), ("a", "b c")))
     used = len(tree.trunk) + sum(map(len, tree.branches))
     np.testing.assert_array_equal(
         row.tokens_BS[:used], np.concatenate([tree.trunk, *tree.branches])
@@ -175,7 +178,7 @@ def test_a_row_holds_its_comparison():
     np.testing.assert_array_equal(row.ref_BCKT[0, 1, :3], [-4, -4, -4])
     expected = ImageProcessing(size=SIZE)(load_image("2/0"))
     np.testing.assert_array_equal(row.images_BIX, expected[None])
-    dtypes = {name: leaf.dtype for name, leaf in zip(row._fields, row, strict=True)}
+    dtypes = {name: leaf.dtype for name, leaf in row._asdict().items() if leaf is not None}
     for name in ("images_BIX", "mask_BCKT", "weight_BC", "ref_BCKT", "scores_BCK", "spans_BCKT"):
         assert dtypes.pop(name) == np.float32
     assert set(dtypes.values()) == {np.dtype(np.int32)}
@@ -200,7 +203,7 @@ def test_an_image_that_stops_decoding_gives_an_empty_row():
     for index in (0, 1, 3):
         assert_equal(single_row(bad, index), single_row(good, index))
     wide = dataclasses.replace(
-        good.shape, length=200, comparisons=4, images=4, targets=2 * good.shape.targets
+        good.shape, length=200, comparisons=4, tiles=4, targets=2 * good.shape.targets
     )
     assert_equal(bad.row([1, 2, 3], wide), good.row([1, 3], wide))
     (batch,) = run(bad, 4)
@@ -285,7 +288,7 @@ def test_every_reason_for_leaving_a_comparison_out():
 
 def test_cut_answers_are_counted_and_kept():
     """The trunk is never cut, and every answer has room of its own."""
-    trunk = len(encoder().trunk("what is it"))
+    trunk = len(encoder().trunk(asked("what is it")))
     data = [comparison(0, answers=("a b c d", "e")), comparison(1, answers=("a b", "c d e f"))]
     found = encode_comparisons(data, encoder(max_length=trunk + 4))
     assert found.comparisons == data
@@ -303,12 +306,12 @@ def test_the_shape_holds_every_comparison():
         comparison(3, images=0),
     ]
     found = encode_comparisons(data, encoder())
-    trees = [encoder().encode("what is it", len(c.prompt.images), c.answers) for c in data]
+    trees = [encoder().encode(c.views[0]) for c in data]
     lengths = [len(t.trunk) + sum(map(len, t.branches)) for t in trees]
     assert found.shape is not None
     assert found.shape.comparisons == 1
     assert found.shape.branches == 4
-    assert found.shape.images == 5
+    assert found.shape.tiles == 5
     assert 11 <= found.shape.answer < 11 + 8
     assert max(lengths) <= found.shape.length < max(lengths) + 8
     data = rows(data)
@@ -320,7 +323,7 @@ def test_the_shape_holds_every_comparison():
 
 PACKING = {
     "image_shape": (SIZE, SIZE, 3),
-    "tokens_per_image": PATCHES,
+    "tile_features": PATCHES,
     "image_token_id": IMAGE,
     "pad_id": 99,
 }
@@ -345,7 +348,7 @@ def shape_for(examples):
         comparisons=len(examples),
         branches=max(len(e.branches) for e in examples),
         answer=max(len(b) for e in examples for b in e.branches),
-        images=sum(len(e.images_IX) for e in examples),
+        tiles=sum(len(e.images_IX) for e in examples),
         targets=sum(e.num_targets for e in examples),
     )
 
@@ -370,7 +373,7 @@ def test_invariants_of_a_packed_row(seed):
             shape,
             length=shape.length + 9,
             comparisons=shape.comparisons + 1,
-            images=9,
+            tiles=9,
             targets=shape.targets + 5,
         )
     row = pack_row(examples, shape, **PACKING)
@@ -429,7 +432,7 @@ def test_invariants_of_a_packed_row(seed):
     assert row.slot_BCKT.max() < shape.targets
     real = row.slot_BCKT[row.mask_BCKT > 0]
     np.testing.assert_array_equal(np.sort(real), np.arange(len(real)))
-    assert row.patch_BS.max() < shape.images * PATCHES
+    assert row.patch_BS.max() < shape.tiles * PATCHES
 
 
 def test_reference_log_probs_lie_where_their_tokens_lie():
@@ -457,7 +460,7 @@ def test_reference_log_probs_lie_where_their_tokens_lie():
         ("comparisons", "comparisons"),
         ("branches", "branches"),
         ("answer", "answer tokens"),
-        ("images", "images"),
+        ("tiles", "image tiles"),
         ("targets", "answer tokens in all"),
     ],
 )
@@ -481,9 +484,10 @@ def test_image_tokens_and_images_must_agree(images):
     one = example(rng, images=1, index=7)
     wrong = dataclasses.replace(one, images_IX=np.zeros((images, SIZE, SIZE, 3), np.float32))
     with pytest.raises(
-        DataError, match=f"example 7 has 3 image tokens for {images} images of 3 tokens each"
+        DataError,
+        match=f"example 7 has 3 image tokens and {images} tiles, .* need {3 * images} and {images}",
     ):
-        pack_row([wrong], dataclasses.replace(shape_for([one]), images=2), **PACKING)
+        pack_row([wrong], dataclasses.replace(shape_for([one]), tiles=2), **PACKING)
 
 
 def test_the_covering_shape_covers():
@@ -496,7 +500,7 @@ def test_the_covering_shape_covers():
     longest = max(e.length for e in examples)
     assert longest <= shape.length < longest + 64
     assert shape.length % 8 == shape.answer % 8 == 0
-    assert shape.images == 2
+    assert shape.tiles == 2
     assert shape.branches == 4
     assert shape.comparisons == 1
 
@@ -509,5 +513,5 @@ def test_stacking_rows_adds_the_batch_dim():
     packed = [pack_row([e], shape, **PACKING) for e in examples]
     batch = stack_rows(packed)
     for b, row in enumerate(packed):
-        for one, many in zip(row, batch, strict=True):
-            np.testing.assert_array_equal(many[b], one)
+        mine = jax.tree.map(operator.itemgetter(b), batch)
+        jax.tree.map(np.testing.assert_array_equal, mine, row)

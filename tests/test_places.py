@@ -8,7 +8,7 @@ import re
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers_tokenizer import llama_style_tokenizer
+from helpers_tokenizer import asked, llama_style_tokenizer, one_layout
 from PIL import Image
 
 from seva_jax.data.answered import AnsweredPrompts
@@ -209,8 +209,8 @@ def test_places_reach_the_tokens():
     """Image tokens stand where the markers do, in the order of the images."""
     tokenizer = llama_style_tokenizer([f"USER: {PICTURES} ASSISTANT: No."], 330)
     image_id = tokenizer.convert_tokens_to_ids(IMAGE)
-    encoder = Encoder(tokenizer, PLAIN, image_id, 3, 200)
-    ids = encoder.trunk(PICTURES, 2).tolist()
+    encoder = Encoder(tokenizer, PLAIN, image_id, one_layout(3), 200)
+    ids = encoder.trunk(asked(PICTURES, 2)).tolist()
     first = ids.index(image_id)
     assert ids[first : first + 3] == [image_id] * 3
     second = ids.index(image_id, first + 3)
@@ -249,7 +249,7 @@ def test_counts_of_turns_are_shown(tmp_path, root):
     record = {"id": 1, "image": "a.png", "conversations": turns("Q?", "A") * 4}
     data = LlavaJson(lines(tmp_path, record), root, questions_per_image=2).open()
     tokenizer = llama_style_tokenizer(["USER: Q? ASSISTANT: A."], 330)
-    encoder = Encoder(tokenizer, PLAIN, tokenizer.convert_tokens_to_ids(IMAGE), 3, 200)
+    encoder = Encoder(tokenizer, PLAIN, tokenizer.convert_tokens_to_ids(IMAGE), one_layout(3), 200)
     assert (
         "left out inside prompts: 2 later turns not asked, 1 later turns asked without earlier ones"
     ) in check(data, encoder, Progress).describe()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers_rollout import MIXED, MODEL, engine, load_image
+from helpers_rollout import MIXED, MODEL, engine, prompt_set
 from helpers_run import environment
 from tiny_models import noisy_variables
 
@@ -68,8 +68,8 @@ def test_images_of_shapes():
     chosen = Prefills.of([*lengths, 0], [*images, 50], 1)
     assert chosen.shapes == ((32, 0), (608, 2))
     assert chosen.needed_N.tolist() == [0] * 500 + [1] * 400 + [0]
-    assert str(chosen) == "2 prefill programs: 32 tokens and no image; 608 tokens and 2 images"
-    assert str(Prefills.of([600, 0], [1, 0], 1)) == "1 prefill program: 608 tokens and 1 image"
+    assert str(chosen) == "2 prefill programs: 32 tokens and no image; 608 tokens and 2 image tiles"
+    assert str(Prefills.of([600, 0], [1, 0], 1)) == "1 prefill program: 608 tokens and 1 image tile"
     for none in ([], [0, 0]):
         assert Prefills.of(none, none, 1).shapes == (PrefillShape(32, 0),)
 
@@ -88,13 +88,13 @@ def test_prompts_move_within_windows():
 
 
 def ask(one, sampling, corrupt=(), start=0, prefills=None):
-    answers = one.answer(MIXED, load_image, sampling, corrupt, start, prefills=prefills)
+    answers = one.answer(prompt_set(MIXED), sampling, corrupt, start, prefills)
     return list(itertools.chain(*answers))
 
 
 def one_shape(one, corrupt=()):
     """Returns the largest of the shapes alone."""
-    chosen = one.prefills(MIXED, corrupt)
+    chosen = one.prefills(prompt_set(MIXED), corrupt)
     assert len(chosen.shapes) > 1
     return Prefills(chosen.shapes[-1:], np.zeros(len(MIXED), int))
 
@@ -124,7 +124,7 @@ def test_answers_are_those_of_one_shape(variables, monkeypatch, temperature, cor
     seen.clear()
     assert ask(one, sampling, corrupt) == expected
     assert set(seen) == {(32, 0), (64, 2)}
-    needed = one.prefills(MIXED, corrupt).needed_N
+    needed = one.prefills(prompt_set(MIXED), corrupt).needed_N
     variants = 1 + len(corrupt)
     assert all(
         s == [(32, 0), (64, 2)][needed[tag // variants]] for tag, s in widths.items() if tag >= 0
@@ -146,14 +146,14 @@ def test_one_shape_over_devices(variables):
     one, sampling = engine(variables, refill=4), Sampling(3, temperature=1.5)
     expected = ask(one, sampling, prefills=one_shape(one))
     split = engine(variables, 8, (2, 1, 2), refill=8)
-    assert len(split.prefills(MIXED).shapes) > 1
+    assert len(split.prefills(prompt_set(MIXED)).shapes) > 1
     assert ask(split, sampling) == expected
 
 
 def test_a_prompt_that_is_too_long_widens_nothing(variables):
     """One that is dropped does not take memory from the others."""
-    alone = engine(variables).prefills([p for p in MIXED if len(p.question) < 100])
-    assert engine(variables).prefills(MIXED).shapes[-1] == alone.shapes[-1] == (64, 2)
+    alone = engine(variables).prefills(prompt_set([p for p in MIXED if len(p.question) < 100]))
+    assert engine(variables).prefills(prompt_set(MIXED)).shapes[-1] == alone.shapes[-1] == (64, 2)
 
 
 @pytest.mark.slow

@@ -59,14 +59,14 @@ def pair(tmp_path_factory):
     return get
 
 
-def inputs(images, texts, padding, tokens_per_image=4, seed=0):
+def inputs(images, texts, padding, tile_features=4, seed=0):
     """A batch as the processor makes it.
 
     Args:
         images: number of images of each row.
         texts: number of text tokens of each row.
         padding: side, "left" or "right".
-        tokens_per_image: image tokens for each image.
+        tile_features: image tokens for each image.
         seed: of tokens and pixels.
 
     Returns:
@@ -78,7 +78,7 @@ def inputs(images, texts, padding, tokens_per_image=4, seed=0):
         parts = np.array_split(rng.integers(3, IMAGE_TOKEN, num_text), num_images + 1)
         row = list(parts[0])
         for part in parts[1:]:
-            row += [IMAGE_TOKEN] * tokens_per_image + list(part)
+            row += [IMAGE_TOKEN] * tile_features + list(part)
         rows.append(row)
     width = max(map(len, rows))
     input_ids = np.full((len(rows), width), PAD, np.int64)

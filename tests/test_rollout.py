@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from helpers_devices import mesh_of
-from helpers_rollout import MODEL, PROMPTS, SAMPLING, engine, load_image
+from helpers_rollout import MODEL, PROMPTS, SAMPLING, engine, prompt_set
 from tiny_models import noisy_variables
 
 from seva_jax.corrupt import (
@@ -36,7 +36,7 @@ CORRUPT = (DiffusionNoise(step=500),)
 
 
 def rounds(one, sampling=SAMPLING, start=0, corrupt=CORRUPT):
-    return list(one.answer(PROMPTS, load_image, sampling, corrupt, start))
+    return list(one.answer(prompt_set(PROMPTS), sampling, corrupt, start))
 
 
 def ask(*arguments, **options):
@@ -141,7 +141,9 @@ def test_images_are_prepared_once():
 
     prompt = Prompt("p", "what", ("0", "1", "0"))
     corruptions = (DiffusionNoise(500), DiffusionNoise(800), RandomInvert(p=1.0), Reverse())
-    found = corrupted.prompt_pixels(prompt, load, Noted(size=8), corruptions, 3)
+    made = corrupted.prompt_images(prompt, load, Noted(size=8), corruptions, 3)
+    assert {variant.sizes for variant in made} == {((32, 32),) * 3}
+    found = [variant.tiles_IHWC for variant in made]
     assert sorted(loaded) == ["0", "1"]
     assert len(processed) == 2 + 3  # an inverted image is another image
     clean = np.stack([processing(images[name]) for name in prompt.images])
@@ -180,7 +182,7 @@ def test_rows_that_cannot_start_wait(variables, free, started, hungry):
     """Answers are decoded meanwhile, or no other row would ever become free."""
     layout = RolloutRows(rows=16, fresh=4, parts=4, group=8)
     prefills = Prefills((PrefillShape(32, 1),), np.zeros(9, int))
-    prepared = iter([rollouts._Prepared(i, [], [], "") for i in range(9)])
+    prepared = iter([rollouts._Prepared(i, [], "") for i in range(9)])
     taken = engine(variables)._take(
         prepared, collections.deque(range(9)), prefills, 0, np.array(free), layout, 2
     )

@@ -7,7 +7,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from helpers_rollout import MODEL, SAMPLING, engine, load_image
+from helpers_rollout import MODEL, SAMPLING, engine, prompt_set
 from PIL import Image
 from tiny_models import noisy_variables
 
@@ -225,7 +225,7 @@ def test_the_model_is_asked_about_the_changed_sequence(variables):
     asked = prompts[:2] + prompts[3:]
 
     def answers(prompts, *corrupt):
-        rounds = engine(variables).answer(prompts, load_image, greedy, corrupt)
+        rounds = engine(variables).answer(prompt_set(prompts), greedy, corrupt)
         return list(itertools.chain(*rounds))
 
     first, second, broken = answers(asked, images, DiffusionNoise(0))
@@ -247,7 +247,7 @@ def test_single_images_are_dropped_and_counted(variables):
     """Other prompts are answered."""
     prompts = [Prompt("a", "what is it", ("0",)), Prompt("b", "what is it", ("2", "3"))]
     found = list(
-        itertools.chain(*engine(variables).answer(prompts, load_image, SAMPLING, (Drop(),)))
+        itertools.chain(*engine(variables).answer(prompt_set(prompts), SAMPLING, (Drop(),)))
     )
     assert [a.dropped for a in found] == ["nothing to reorder", ""]
 

@@ -48,7 +48,7 @@ def test_log_probs_equal_separate_rows(variables):
                 np.testing.assert_allclose(found[0, c, k, : len(expected)], expected, atol=2e-5)
                 k += 1
         assert not batch.mask_BCKT[0, c, k:].any()
-    assert RowShape.covering(examples).images >= max(e.num_images for e in examples)
+    assert RowShape.covering(examples).tiles >= max(e.num_tiles for e in examples)
 
 
 def test_rows_hold_the_trees_with_their_images():

@@ -94,7 +94,7 @@ def test_the_7b_model_is_reduced_but_makes_the_same_tokens():
     """Layers and widths shrink; image, tokens, vocabulary and the width of a head stay."""
     full = LLAVA_15["7b"]
     small = reduced(full)
-    assert small.tokens_per_image == full.tokens_per_image == 576
+    assert small.tile_features == full.tile_features == 576
     assert (small.vision.num_layers, small.text.num_layers) == (2, 2)
     assert small.tower_depth == 1
     for kept in ("vocab_size", "head_dim", "rope_base", "tied_head"):
@@ -343,7 +343,7 @@ def test_a_7b_config_without_weights(tmp_path, monkeypatch):
     assert len((workdir / "evals/aligned/exact.jsonl").read_text().splitlines()) == 4
     config = read_config(workdir / "config.py")
     assert isinstance(config.base, ReducedBase)
-    assert config.base.assets().config.tokens_per_image == 576
+    assert config.base.assets().config.tile_features == 576
     (workdir / "left.txt").write_text("of the run before")
     command(tmp_path, *options)
     assert not (workdir / "left.txt").exists()

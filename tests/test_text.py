@@ -9,14 +9,14 @@ import socket
 
 import numpy as np
 import pytest
-from helpers_tokenizer import llama_style_tokenizer
+from helpers_tokenizer import asked, llama_style_tokenizer, one_layout
 from tokenizers import processors
 from transformers import CLIPImageProcessorPil, LlavaProcessor
 
-from seva_jax.text.encode import Encoder, clean_answer
+from seva_jax.text.encode import EncodedTree, Encoder, clean_answer, expand_images
 from seva_jax.text.templates import LLAVA_V0, LLAVA_V1, PLAIN, VICUNA_V1, Template
 from seva_jax.text.tokenizer import SPECIALS, check_tokenizer, load_tokenizer, word_tokenizer
-from seva_jax.types import DataError, ExampleError
+from seva_jax.types import DataError, ExampleError, ImageLayout, Prompt, Size, View
 
 WORDS = ["USER", "ASSISTANT", ":", "a", "red", "blue", "circle", "square", "and", "is", "the"]
 WORDS += ["there", "?", ".", ",", "yes", "no"]
@@ -41,7 +41,7 @@ def make_encoder(tokenizer, template=VICUNA_V1, **changes) -> Encoder:
         "tokenizer": tokenizer,
         "template": template,
         "image_token_id": tokenizer.image_token_id,
-        "tokens_per_image": 4,
+        "layouts": one_layout(4),
         "max_length": 512,
     }
     return Encoder(**{**settings, **changes})
@@ -201,7 +201,7 @@ def test_missing_special_tokens_are_named(tmp_path, missing, message):
     found = load_tokenizer(tmp_path)
     if message is None:
         check_tokenizer(found, len(found), 4)
-        assert Encoder(found, PLAIN, 4, 1, 50).pad_id == 0
+        assert Encoder(found, PLAIN, 4, one_layout(1), 50).pad_id == 0
         return
     with pytest.raises(DataError, match=f"the tokenizer of {tmp_path} does not fit.*\n  {message}"):
         check_tokenizer(found, len(found), 4)
@@ -251,7 +251,7 @@ def test_trunk_equals_llava_processor(which, question, num_images, template, req
     images = [np.zeros((30, 20, 3), np.uint8)] * num_images
     expected = processor(images=images or None, text=text, return_tensors="np")["input_ids"][0]
 
-    trunk = make_encoder(tokenizer, template).trunk(question, num_images)
+    trunk = make_encoder(tokenizer, template).trunk(asked(question, num_images))
     assert trunk.dtype == np.int32
     np.testing.assert_array_equal(trunk, expected)
     assert (trunk == tokenizer.image_token_id).sum() == 4 * num_images
@@ -264,16 +264,18 @@ def test_no_start_token_where_the_tokenizer_adds_none():
     encoder = make_encoder(tokenizer, PLAIN)
     with_start = make_encoder(word_tokenizer(WORDS), PLAIN)
     question = "is there a circle?"
-    np.testing.assert_array_equal(encoder.trunk(question), with_start.trunk(question)[1:])
     np.testing.assert_array_equal(
-        encoder.answer(question, 1, "yes"), with_start.answer(question, 1, "yes")
+        encoder.trunk(asked(question)), with_start.trunk(asked(question))[1:]
+    )
+    np.testing.assert_array_equal(
+        encoder.answer(asked(question), "yes"), with_start.answer(asked(question), "yes")
     )
 
 
 @pytest.mark.parametrize("literal", ["</s>", "<s>", "<pad>"])
 def test_special_token_in_question_is_refused(llama, literal):
     with pytest.raises(ExampleError, match=literal) as info:
-        make_encoder(llama).trunk(f"What {literal} is this?", 1)
+        make_encoder(llama).trunk(asked(f"What {literal} is this?"))
     assert info.value.reason == "special token in question"
 
 
@@ -283,7 +285,7 @@ def test_special_token_in_question_is_refused(llama, literal):
 @pytest.mark.parametrize("text", ["The circle is red.", "Yes", "é \U0001f600", "two\nlines", "1"])
 def test_trunk_and_answer_make_the_whole_conversation(llama, text):
     encoder = make_encoder(llama)
-    trunk, answer = encoder.trunk("Why?", 1), encoder.answer("Why?", 1, text)
+    trunk, answer = encoder.trunk(asked("Why?")), encoder.answer(asked("Why?"), text)
     whole = VICUNA_V1.prompt("Why?").replace("<image>", "<image>" * 4) + f" {text}</s>"
     assert [*trunk, *answer] == llama(whole).input_ids
     assert answer.dtype == np.int32
@@ -295,21 +297,21 @@ def test_trunk_and_answer_make_the_whole_conversation(llama, text):
 @pytest.mark.parametrize("text", ["", " \n\t "])
 def test_empty_answer(llama, text):
     with pytest.raises(ExampleError) as info:
-        make_encoder(llama).answer("Why?", 1, text)
+        make_encoder(llama).answer(asked("Why?"), text)
     assert info.value.reason == "empty answer"
 
 
 @pytest.mark.parametrize("literal", ["</s>", "<image>", "<s>", "<pad>"])
 def test_special_token_in_answer_is_refused(llama, literal):
     with pytest.raises(ExampleError, match=literal) as info:
-        make_encoder(llama).answer("Why?", 1, f"A {literal} cat")
+        make_encoder(llama).answer(asked("Why?"), f"A {literal} cat")
     assert info.value.reason == "special token in answer"
 
 
 def test_unknown_words_stay_labels_even_where_unk_is_the_padding():
     tokenizer = word_tokenizer(WORDS)
     tokenizer.pad_token = "<unk>"
-    answer = make_encoder(tokenizer, PLAIN).answer("is there a zebra?", 1, "no zebra")
+    answer = make_encoder(tokenizer, PLAIN).answer(asked("is there a zebra?"), "no zebra")
     np.testing.assert_array_equal(answer, [tokenizer.convert_tokens_to_ids("no"), 3, 2])
 
 
@@ -318,7 +320,7 @@ def test_answer_that_merges_with_the_prompt_is_refused(llama):
     template = dataclasses.replace(PLAIN, sep="")
     tokenizer = llama_style_tokenizer(["ASSISTANT::::"] * 9, vocab_size=400)
     with pytest.raises(ExampleError, match="merges") as info:
-        make_encoder(tokenizer, template).answer("Why?", 1, "::: yes")
+        make_encoder(tokenizer, template).answer(asked("Why?"), "::: yes")
     assert info.value.reason == "answer merges with prompt"
 
 
@@ -340,11 +342,14 @@ def test_a_start_belongs_to_the_trunk(llama, start):
     encoder = make_encoder(llama)
     text = "The circle is red. The square is blue."
     rest = text.removeprefix(start)
-    plain = [*encoder.trunk("Why?", 1), *encoder.answer("Why?", 1, text)]
-    trunk, answer = encoder.trunk("Why?", 1, start), encoder.answer("Why?", 1, rest, start)
+    plain = [*encoder.trunk(asked("Why?")), *encoder.answer(asked("Why?"), text)]
+    trunk, answer = (
+        encoder.trunk(asked("Why?", 1, start)),
+        encoder.answer(asked("Why?", 1, start), rest),
+    )
     assert [*trunk, *answer] == plain
-    assert len(trunk) > len(encoder.trunk("Why?", 1))
-    tree = encoder.encode("Why?", 1, (rest, " , yes"), start)
+    assert len(trunk) > len(encoder.trunk(asked("Why?")))
+    tree = encoder.encode(View(asked("Why?", 1, start), (rest, " , yes")))
     np.testing.assert_array_equal(tree.trunk, trunk)
     np.testing.assert_array_equal(tree.branches[0], answer)
     # Decoded after the trunk, the blank before the first word is there.
@@ -360,7 +365,7 @@ def test_a_start_that_merges_with_the_answer_is_refused(llama, start, rest):
     """A word, or the blank before it, is one token of the whole: there is no border."""
     advice = "end the start of the answer at the end of a word"
     with pytest.raises(ExampleError, match=advice) as info:
-        make_encoder(llama).answer("Why?", 1, rest, start)
+        make_encoder(llama).answer(asked("Why?", 1, start), rest)
     assert info.value.reason == "answer merges with prompt"
 
 
@@ -368,10 +373,10 @@ def test_what_a_start_may_not_hold(llama):
     """The end token would end the answer before it starts; text has to follow a start."""
     encoder = make_encoder(llama)
     with pytest.raises(ExampleError, match="</s>") as info:
-        encoder.trunk("Why?", 1, "A </s> cat")
+        encoder.trunk(asked("Why?", 1, "A </s> cat"))
     assert info.value.reason == "special token in answer"
     with pytest.raises(ExampleError) as info:
-        encoder.answer("Why?", 1, " ", "The circle")
+        encoder.answer(asked("Why?", 1, "The circle"), " ")
     assert info.value.reason == "empty answer"
 
 
@@ -380,18 +385,18 @@ def test_what_a_start_may_not_hold(llama):
 
 def test_tree_shares_the_trunk_and_cuts_branches_one_by_one(words):
     encoder = make_encoder(words, PLAIN)
-    trunk = encoder.trunk("is there a circle?", 1)
+    trunk = encoder.trunk(asked("is there a circle?"))
     short, long = "yes", "yes, there is a red circle and a blue square."
-    full = encoder.answer("is there a circle?", 1, long)
+    full = encoder.answer(asked("is there a circle?"), long)
 
-    tree = encoder.encode("is there a circle?", 1, (short, long))
+    tree = encoder.encode(View(asked("is there a circle?"), (short, long)))
     np.testing.assert_array_equal(tree.trunk, trunk)
     np.testing.assert_array_equal(tree.branches[1], full)
     assert tree.truncated == 0
 
     for room in range(1, len(full) + 1):
         fitting = dataclasses.replace(encoder, max_length=len(trunk) + room)
-        tree = fitting.encode("is there a circle?", 1, (short, long))
+        tree = fitting.encode(View(asked("is there a circle?"), (short, long)))
         np.testing.assert_array_equal(tree.trunk, trunk)
         np.testing.assert_array_equal(tree.branches[1], full[:room])
         assert len(tree.branches[0]) == min(2, room)
@@ -401,11 +406,11 @@ def test_tree_shares_the_trunk_and_cuts_branches_one_by_one(words):
 
 def test_no_room_for_one_answer_token(words):
     encoder = make_encoder(words, PLAIN)
-    trunk_len = len(encoder.trunk("is there a circle?", 1))
+    trunk_len = len(encoder.trunk(asked("is there a circle?")))
     for max_length in (1, trunk_len - 1, trunk_len):
         with pytest.raises(ExampleError, match="max_length") as info:
             dataclasses.replace(encoder, max_length=max_length).encode(
-                "is there a circle?", 1, ("yes",)
+                View(asked("is there a circle?"), ("yes",))
             )
         assert info.value.reason == "too long"
 
@@ -436,3 +441,64 @@ def test_example_error_survives_the_way_between_processes():
     again = pickle.loads(pickle.dumps(ExampleError("the file x is bad", "bad")))
     assert (str(again), again.reason) == ("the file x is bad", "bad")
     assert isinstance(again, DataError)
+
+
+# --- images
+
+
+class ByWidth:
+    """Lays an image out as one token for each pixel of its width."""
+
+    one_layout, tile_features, blended = False, 1, 1
+
+    def __call__(self, sizes) -> tuple[ImageLayout, ...]:
+        if any(width > 50 for _, width in sizes):
+            raise ExampleError("too wide", "image too elongated")
+        return tuple(ImageLayout(1, np.zeros(width, np.int32)) for _, width in sizes)
+
+
+def size_of(name: str) -> Size:
+    if name == "broken":
+        raise ExampleError("the file is cut", "unreadable image")
+    return 1, int(name)
+
+
+def test_every_image_takes_its_own_number_of_tokens(llama):
+    encoder = make_encoder(llama, PLAIN, layouts=ByWidth(), image_size=size_of)
+    prompt = Prompt("", "Is <image> like <image>?", ("3", "7"))
+    text = PLAIN.prompt(prompt.question, 2).split("<image>")
+    text = text[0] + "<image>" * 3 + text[1] + "<image>" * 7 + text[2]
+    tree = encoder.encode(View(prompt, ("Yes.",)))
+    assert tree.trunk.tolist() == llama(text).input_ids
+    assert tree.sizes == encoder.sizes(prompt.images) == ((1, 3), (1, 7))
+    one = make_encoder(llama, PLAIN)
+    assert one.encode(View(prompt, ())).sizes == one.sizes(prompt.images) == ((0, 0), (0, 0))
+    for bad, reason in (("broken", "unreadable image"), ("51", "image too elongated")):
+        views = [View(Prompt("", "Why?", (name,)), ()) for name in ("4", bad, "5")]
+        first, error, last = encoder.trees(views)
+        assert isinstance(error, ExampleError)
+        assert error.reason == reason
+        for tree, width in ((first, 4), (last, 5)):
+            assert isinstance(tree, EncodedTree)
+            assert tree.sizes == ((1, width),)
+
+
+def test_an_image_that_is_too_large_is_told_and_not_cut(llama):
+    encoder = make_encoder(llama, PLAIN, layouts=ByWidth(), image_size=size_of, max_length=40)
+    text = r"images and question take \d+ tokens \(40 of them the images\).*max_length \(40\)"
+    with pytest.raises(ExampleError, match=text) as info:
+        encoder.encode(View(Prompt("", "Why?", ("40",)), ("Yes.",)))
+    assert info.value.reason == "too long"
+    trunk = encoder.trunk(Prompt("", "Why?", ("40",)))
+    assert (trunk == llama.image_token_id).sum() == 40
+    with pytest.raises(ExampleError, match=text):
+        encoder.fit(trunk, trunk[:1])
+
+
+def test_one_token_for_each_image_expands_to_the_trunk(llama):
+    encoder = make_encoder(llama, PLAIN, layouts=ByWidth(), image_size=size_of)
+    prompt = Prompt("", "Is <image> like <image>?", ("3", "7"))
+    ids = np.array(llama(PLAIN.prompt(prompt.question, 2)).input_ids, np.int32)
+    expanded = expand_images(ids, llama.image_token_id, np.array([3, 7]))
+    assert expanded.dtype == np.int32
+    assert expanded.tolist() == encoder.trunk(prompt).tolist()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import sentencepiece
 from helpers_llava import write_original
-from helpers_tokenizer import train_sentencepiece
+from helpers_tokenizer import asked, one_layout, train_sentencepiece
 from transformers import AutoTokenizer, CLIPImageProcessorPil, LlamaTokenizer, LlavaProcessor
 
 from seva_jax.config.base_models import Checkpoint
@@ -32,7 +32,7 @@ from seva_jax.text.tokenizer import (
     save_tokenizer,
     tokenizer_facts,
 )
-from seva_jax.types import DataError, ExampleError
+from seva_jax.types import DataError, ExampleError, View
 
 TEXTS = (
     "What is this?",
@@ -228,9 +228,9 @@ def tokenizer(model_file, tmp_path_factory):
 def test_trees_have_llavas_ids(tokenizer, pieces, num_images, template):
     """Trunk and answer equal LLaVA's ids of the whole conversation, as it is trained on."""
     image = pieces.get_piece_size()
-    encoder = Encoder(tokenizer, template, image, tokens_per_image=4, max_length=2048)
+    encoder = Encoder(tokenizer, template, image, one_layout(4), max_length=2048)
     for text in TEXTS:
-        tree = encoder.encode(text, num_images, (text, "Yes."))
+        tree = encoder.encode(View(asked(text, num_images), (text, "Yes.")))
         prompt = template.prompt(text, num_images).replace("<image>", "<image>" * 4)
         # `<image><image>` are two neighbours with nothing between: LLaVA's piece "" has no ids.
         np.testing.assert_array_equal(tree.trunk, reference(pieces, prompt, image))
@@ -241,11 +241,11 @@ def test_trees_have_llavas_ids(tokenizer, pieces, num_images, template):
 
 
 def test_marked_characters_are_those_of_the_answer(tokenizer, pieces):
-    encoder = Encoder(tokenizer, PLAIN, pieces.get_piece_size(), 1, 2048)
+    encoder = Encoder(tokenizer, PLAIN, pieces.get_piece_size(), one_layout(1), 2048)
     text = "a 3rd car and another car"
     spans = [(2, 9)]
-    marked = encoder.marked("What is this?", 1, text, spans)
-    ids = encoder.answer("What is this?", 1, text)
+    marked = encoder.marked(asked("What is this?"), text, spans)
+    ids = encoder.answer(asked("What is this?"), text)
     assert tokenizer.decode(ids[marked.astype(bool)]).strip() == "3rd car"
 
 
@@ -255,12 +255,12 @@ def test_a_spelled_special_token_is_refused(tokenizer, pieces, literal):
 
     What follows it depends on `legacy`, the only thing that does.
     """
-    encoder = Encoder(tokenizer, PLAIN, pieces.get_piece_size(), 1, 2048)
+    encoder = Encoder(tokenizer, PLAIN, pieces.get_piece_size(), one_layout(1), 2048)
     with pytest.raises(ExampleError, match=literal) as info:
-        encoder.trunk(f"What does {literal} mean?")
+        encoder.trunk(asked(f"What does {literal} mean?"))
     assert info.value.reason == "special token in question"
     with pytest.raises(ExampleError, match=literal) as info:
-        encoder.answer("What is this?", 1, f"It is {literal} here")
+        encoder.answer(asked("What is this?"), f"It is {literal} here")
     assert info.value.reason == "special token in answer"
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import sentencepiece
 from helpers_pipeline import comparison, encoder
-from helpers_tokenizer import train_sentencepiece
+from helpers_tokenizer import asked, one_layout, train_sentencepiece
 from test_tokens import CORPUS, NAMES, PROMPTS, TEXTS, reference
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
@@ -134,7 +134,7 @@ def test_other_tokenizers_encode_whole_texts(model_file):
 @pytest.fixture(params=["words", "whole"])
 def coder(request, original, pieces, monkeypatch):
     """Returns an encoder that encodes word by word, and one that cannot."""
-    coder = Encoder(original, VICUNA_V1, pieces.get_piece_size(), 3, 600)
+    coder = Encoder(original, VICUNA_V1, pieces.get_piece_size(), one_layout(3), 600)
     if request.param == "whole":
         vars(coder)["_words"] = None
     else:
@@ -167,9 +167,8 @@ def test_many_trees_are_llavas_and_bad_ones_are_told_apart(coder, pieces):
         if reason:
             assert isinstance(tree, ExampleError)
             assert tree.reason == reason
-            prompt = view.prompt
             with pytest.raises(ExampleError) as info:  # the words that one text gets, too
-                coder.encode(prompt.question, len(prompt.images), view.answers)
+                coder.encode(view)
             assert str(info.value) == str(tree)
             continue
         prompt = VICUNA_V1.prompt(view.prompt.question, len(view.prompt.images))
@@ -224,10 +223,10 @@ def test_encoded_comparisons_are_those_of_one_by_one():
         for i, pair in enumerate(pairs_of):
             one, (trees, spans) = ours.encoded[i], fitting_trees(pair, coder)
             assert one.comparison is pair
-            expand = ours.tokens.expand
-            assert [expand(trunk).tolist() for trunk, _ in one.trees] == [
-                tree.trunk.tolist() for tree in trees
-            ]
+            assert [
+                ours.tokens.expand(trunk, coder.layouts(sizes)).tolist()
+                for (trunk, _), sizes in zip(one.trees, one.sizes, strict=True)
+            ] == [tree.trunk.tolist() for tree in trees]
             assert [[x.tolist() for x in branches] for _, branches in one.trees] == [
                 [x.tolist() for x in tree.branches] for tree in trees
             ]
@@ -235,7 +234,7 @@ def test_encoded_comparisons_are_those_of_one_by_one():
             length = sum(len(tree.trunk) + sum(map(len, tree.branches)) for tree in trees)
             assert ours.sizes.length_N[i] == length
             assert ours.sizes.targets_N[i] == sum(len(x) for t in trees for x in t.branches)
-            assert ours.sizes.images_N[i] == len(pair.images)
+            assert ours.sizes.tiles_N[i] == len(pair.images)
     with pytest.raises(IndexError):
         some.encoded[4]
     assert [x.comparison for x in encoded.encoded] == kept
@@ -254,7 +253,7 @@ def test_every_process_encodes_its_share(num, monkeypatch):
         pairs[i] = Comparison(pairs[i].prompt, ("a b", "c d e"), spans=(((0, 1),), ((2, 5),)))
     for i in (5, 14):
         pairs[i] = Comparison(pairs[i].prompt, ("a </s>", "c"))
-    coder = encoder(max_length=len(encoder().trunk("what is it", 2)) + 3)
+    coder = encoder(max_length=len(encoder().trunk(asked("what is it", 2))) + 3)
     expected = encode_comparisons(pairs, coder)
     assert expected.drops == {"special token in answer": 2}
     assert expected.num_cut
@@ -352,7 +351,7 @@ def test_stored_comparisons_leave_out_empty_starts():
 
 
 def test_prompts_without_room_for_an_answer(original, pieces):
-    short = Encoder(original, PLAIN, pieces.get_piece_size(), 3, 60)
+    short = Encoder(original, PLAIN, pieces.get_piece_size(), one_layout(3), 60)
     prompts = [Prompt("", text, ("x",)) for text in ("What is it?", "What? " * 60, "Why?")]
     first, second, third = trees_of_each(prompts, short)
     assert not isinstance(first, ExampleError)

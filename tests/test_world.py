@@ -8,11 +8,12 @@ import math
 
 import numpy as np
 import pytest
+from helpers_tokenizer import one_layout
 
 from seva_jax.text.encode import Encoder
 from seva_jax.text.templates import PLAIN
 from seva_jax.text.tokenizer import word_tokenizer
-from seva_jax.types import DataError
+from seva_jax.types import DataError, View
 from seva_jax.worlds import ShapeWorld, WorldPairs, WorldPrompts, world_vocabulary
 from seva_jax.worlds.shapes import COLORS, SHAPES, prior_color
 
@@ -284,11 +285,11 @@ def test_the_vocabulary_is_complete_and_has_nothing_else():
     """No question or answer has `<unk>`, and every word is used."""
     tokenizer = word_tokenizer(world_vocabulary())
     image_id = tokenizer.convert_tokens_to_ids("<image>")
-    encoder = Encoder(tokenizer, PLAIN, image_id, tokens_per_image=2, max_length=96)
+    encoder = Encoder(tokenizer, PLAIN, image_id, one_layout(2), max_length=96)
     used = set()
     for index, kind in itertools.product(range(120), KINDS):
         prompt = WORLD.prompt("words", index, False, kind)
-        tree = encoder.encode(prompt.question, 1, [prompt.meta["answer"]])
+        tree = encoder.encode(View(prompt, (prompt.meta["answer"],)))
         used |= {*tree.trunk.tolist(), *tree.branches[0].tolist()}
         decoded = encoder.decode(tree.branches[0])
         assert decoded == prompt.meta["answer"]

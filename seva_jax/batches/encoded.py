@@ -23,8 +23,8 @@ from seva_jax.batches.packing import Sizes
 from seva_jax.batches.trees import RowShape, rounded
 from seva_jax.runtime.garbage import no_search_for_cycles
 from seva_jax.runtime.processes import gather_bytes, require_none
-from seva_jax.text import Encoder
-from seva_jax.types import Comparison, DataError, ExampleError
+from seva_jax.text import Encoder, expand_images
+from seva_jax.types import Comparison, DataError, ExampleError, ImageLayout, Layouts, Size
 
 
 class ImageTokens(NamedTuple):
@@ -32,28 +32,31 @@ class ImageTokens(NamedTuple):
 
     Attributes:
         image_token_id: the id that holds the place of image features.
-        tokens_per_image: how many of them an image takes.
         pad_id: the id for places that hold nothing.
+        layouts: gives the layout of each image of a prompt, by their sizes.
     """
 
     image_token_id: int
-    tokens_per_image: int
     pad_id: int
+    layouts: Layouts
 
     @classmethod
     def of(cls, encoder: Encoder) -> ImageTokens:
         """Returns those of an encoder."""
-        return cls(encoder.image_token_id, encoder.tokens_per_image, encoder.pad_id)
+        return cls(encoder.image_token_id, encoder.pad_id, encoder.layouts)
 
-    def collapse(self, trunk: np.ndarray) -> np.ndarray:
+    def collapse(self, trunk: np.ndarray, layouts: Sequence[ImageLayout]) -> np.ndarray:
         """Returns a trunk with one image token for each image, which is what memory keeps."""
         is_image = trunk == self.image_token_id
-        return trunk[~is_image | (np.cumsum(is_image) % self.tokens_per_image == 0)]
+        ends = np.cumsum([layout.num_tokens for layout in layouts], dtype=np.int64) - 1
+        kept = ~is_image
+        kept[np.flatnonzero(is_image)[ends]] = True
+        return trunk[kept]
 
-    def expand(self, collapsed: np.ndarray) -> np.ndarray:
+    def expand(self, collapsed: np.ndarray, layouts: Sequence[ImageLayout]) -> np.ndarray:
         """Inverts `collapse`."""
-        counts = np.where(collapsed == self.image_token_id, self.tokens_per_image, 1)
-        return np.repeat(collapsed, counts)
+        counts = np.array([layout.num_tokens for layout in layouts], np.int64)
+        return expand_images(collapsed, self.image_token_id, counts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +67,13 @@ class EncodedComparison:
         comparison: the comparison.
         trees: for each of its views, the trunk as `ImageTokens.collapse` leaves it, and the
             branches: int32.
+        sizes: for each of its views, the sizes of the images, see `EncodedTree.sizes`.
         spans: for each answer, 1 at tokens inside marked phrases; None where none are marked.
     """
 
     comparison: Comparison
     trees: tuple[tuple[np.ndarray, tuple[np.ndarray, ...]], ...]
+    sizes: tuple[tuple[Size, ...], ...]
     spans: tuple[np.ndarray, ...] | None
 
 
@@ -96,6 +101,8 @@ class EncodedList(Sequence[EncodedComparison]):
         comparisons: the comparisons.
         ids: trunk and branches of every tree, tree by tree.
         firsts: for each comparison, the number of its first array in `ids`.
+        images: int32, height and width of each image, comparison by comparison.
+        first_images: for each comparison, the number of its first image in `images`.
         spans: see `EncodedComparison`, for those that have some.
     """
 
@@ -104,10 +111,13 @@ class EncodedList(Sequence[EncodedComparison]):
         comparisons: list[Comparison],
         ids: _Ids,
         firsts: np.ndarray,
+        images: np.ndarray,
+        first_images: np.ndarray,
         spans: dict[int, tuple[np.ndarray, ...]],
     ) -> None:
         self.comparisons = comparisons
         self._ids, self._firsts, self._spans = ids, firsts, spans
+        self._images, self._first_images = images, first_images
 
     @override
     def __len__(self) -> int:
@@ -119,18 +129,23 @@ class EncodedList(Sequence[EncodedComparison]):
             return self.select(range(*index.indices(len(self))))
         index = range(len(self))[index]
         comparison, at = self.comparisons[index], int(self._firsts[index])
-        trees = []
+        image = int(self._first_images[index])
+        trees, sizes = [], []
         for view in comparison.views:
             trunk, *branches = map(self._ids.array, range(at, at + 1 + len(view.answers)))
             trees.append((trunk, tuple(branches)))
             at += 1 + len(branches)
-        return EncodedComparison(comparison, tuple(trees), self._spans.get(index))
+            own = self._images[image : image + len(view.prompt.images)]
+            sizes.append(tuple((height, width) for height, width in own.tolist()))
+            image += len(own)
+        return EncodedComparison(comparison, tuple(trees), tuple(sizes), self._spans.get(index))
 
     def select(self, indices: Sequence[int]) -> EncodedList:
         """Returns some of the comparisons; the ids are not copied."""
         spans = {new: self._spans[old] for new, old in enumerate(indices) if old in self._spans}
         chosen = [self.comparisons[i] for i in indices]
-        return EncodedList(chosen, self._ids, self._firsts[list(indices)], spans)
+        firsts, first_images = (x[list(indices)] for x in (self._firsts, self._first_images))
+        return EncodedList(chosen, self._ids, firsts, self._images, first_images, spans)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +217,7 @@ class _Part(NamedTuple):
         facts_NF: int64, `_FACTS` of each comparison that fits.
         flat: ids of trunk and branches of every tree, tree by tree: uint16 or int32.
         lengths: int64, how many of them each trunk or branch has.
+        image_sizes: int32, height and width of the images of all trees, one after another.
         spans: int8, those of `EncodedComparison` one after another, where there are some.
         span_lengths: int64, how many each answer has.
         span_answers: int64, of each comparison with spans, its number and how many answers it has.
@@ -211,6 +227,7 @@ class _Part(NamedTuple):
     facts_NF: np.ndarray
     flat: np.ndarray
     lengths: np.ndarray
+    image_sizes: np.ndarray
     spans: np.ndarray
     span_lengths: np.ndarray
     span_answers: np.ndarray
@@ -229,9 +246,9 @@ class _Part(NamedTuple):
             return cls(**arrays)
 
 
-# Of a comparison: its number, how many trunks and branches, three of `Sizes`, how many answers, the
-# length of the longest, and how many were cut.
-_FACTS = ("number", "arrays", "length", "targets", "images", "answers", "longest", "cut")
+# Of a comparison: its number, how many trunks and branches, three of `Sizes`, how many images and
+# answers, the length of the longest answer, and how many were cut.
+_FACTS = ("number", "arrays", "length", "targets", "tiles", "images", "answers", "longest", "cut")
 
 
 @no_search_for_cycles()
@@ -240,10 +257,10 @@ def _encode(comparisons: Sequence[Comparison], encoder: Encoder, first: int = 0)
     tokens = ImageTokens.of(encoder)
     dtype = np.uint16 if encoder.largest_id < 2**16 else np.int32
     flat, lengths, facts = bytearray(), array.array("q"), array.array("q")
+    image_sizes = array.array("i")
     spans, span_lengths, span_answers = bytearray(), array.array("q"), array.array("q")
     drops: collections.Counter[str] = collections.Counter()
-    encoded = zip(comparisons, fitting(comparisons, encoder), strict=True)
-    for number, (comparison, fitted) in enumerate(encoded, first):
+    for number, fitted in enumerate(fitting(comparisons, encoder), first):
         if isinstance(fitted, ExampleError):
             drops[fitted.reason] += 1
             continue
@@ -252,20 +269,26 @@ def _encode(comparisons: Sequence[Comparison], encoder: Encoder, first: int = 0)
             for marks in fitted.spans:
                 span_lengths.append(len(marks))
                 spans += marks.astype(np.int8).tobytes()
-        trees, arrays = fitted.trees, len(lengths)
+        trees, arrays, tiles, images = fitted.trees, len(lengths), 0, len(image_sizes)
         for tree in trees:
-            for ids in (tokens.collapse(tree.trunk), *tree.branches):
+            layouts = tokens.layouts(tree.sizes)
+            tiles += sum(layout.tiles for layout in layouts)
+            for size in tree.sizes:
+                image_sizes.extend(size)
+            for ids in (tokens.collapse(tree.trunk, layouts), *tree.branches):
                 lengths.append(len(ids))
                 flat += ids.astype(dtype).tobytes()
         answers = [len(ids) for tree in trees for ids in tree.branches]
         length = sum(len(tree.trunk) for tree in trees) + sum(answers)
         cut = sum(tree.truncated for tree in trees)
-        facts.extend((number, len(lengths) - arrays, length, sum(answers), len(comparison.images)))
+        images = (len(image_sizes) - images) // 2
+        facts.extend((number, len(lengths) - arrays, length, sum(answers), tiles, images))
         facts.extend((len(answers), max(answers, default=0), cut))
     return _Part(
         np.frombuffer(facts, np.int64).reshape(-1, len(_FACTS)),
         np.frombuffer(flat, dtype),
         np.frombuffer(lengths, np.int64),
+        np.frombuffer(image_sizes, np.int32).reshape(-1, 2),
         np.frombuffer(spans, np.int8),
         np.frombuffer(span_lengths, np.int64),
         np.frombuffer(span_answers, np.int64).reshape(-1, 2),
@@ -290,7 +313,7 @@ def _joined(
     if len(parts) > 1:
         whole = _Part(*map(np.concatenate, zip(*parts, strict=True)))
     fact = dict(zip(_FACTS, np.ascontiguousarray(whole.facts_NF.T), strict=True))
-    sizes = Sizes(fact["length"], fact["targets"], fact["images"])
+    sizes = Sizes(fact["length"], fact["targets"], fact["tiles"])
     numbers = fact["number"].tolist()
     shape = None
     if numbers:
@@ -299,12 +322,13 @@ def _joined(
             comparisons=1,
             branches=int(fact["answers"].max()),
             answer=rounded(int(fact["longest"].max())),
-            images=int(sizes.images_N.max()),
+            tiles=int(sizes.tiles_N.max()),
             targets=rounded(int(sizes.targets_N.max())),
         )
     ids = _Ids(whole.flat, _bounds(whole.lengths))
-    firsts = _bounds(fact["arrays"])[:-1]
-    encoded = EncodedList([comparisons[i] for i in numbers], ids, firsts, _spans(whole, numbers))
+    firsts, first_images = (_bounds(fact[name])[:-1] for name in ("arrays", "images"))
+    chosen, spans = [comparisons[i] for i in numbers], _spans(whole, numbers)
+    encoded = EncodedList(chosen, ids, firsts, whole.image_sizes, first_images, spans)
     cut = int(fact["cut"].sum())
     return EncodedComparisons(encoded, ImageTokens.of(encoder), drops, cut, shape, sizes)
 

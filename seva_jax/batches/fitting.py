@@ -80,7 +80,7 @@ def _fitted(
         return Fitted(trees, None)
     prompt = comparison.prompt
     spans = tuple(
-        encoder.marked(prompt.question, len(prompt.images), text, phrases, prompt.start)[: len(ids)]
+        encoder.marked(prompt, text, phrases)[: len(ids)]
         for text, phrases, ids in zip(
             comparison.answers, comparison.spans, trees[0].branches, strict=True
         )

@@ -13,22 +13,39 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
 from seva_jax.images import ImageProcessing
 from seva_jax.runtime.read_ahead import read_ahead
 from seva_jax.runtime.stores import StorePath, is_remote
-from seva_jax.types import DataError, ExampleError
+from seva_jax.types import DataError, ExampleError, Size
+
+
+class ImageUse(NamedTuple):
+    """An image, and what its layout depends on besides its size.
+
+    Attributes:
+        name: its name.
+        alone: whether it is the only image of its prompt.
+    """
+
+    name: str
+    alone: bool = True
+
+
+def image_uses(names: Sequence[str]) -> list[ImageUse]:
+    """Returns the uses of the images of one prompt."""
+    return [ImageUse(name, len(names) == 1) for name in names]
 
 
 class ImageInput(Protocol):
-    """Gives an image by name, [X]; raises `ExampleError` for an image that cannot be read."""
+    """Gives the tiles of an image, [I, X]; raises `ExampleError` for one that cannot be read."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape X of one image."""
+        """The shape X of one tile."""
         ...
 
     @property
@@ -41,15 +58,15 @@ class ImageInput(Protocol):
         """Whether an image takes a request to an object store."""
         ...
 
-    def __call__(self, name: str) -> np.ndarray:
-        """Returns one image."""
+    def __call__(self, use: ImageUse) -> np.ndarray:
+        """Returns the tiles of one image."""
         ...
 
 
 def load_images(images: ImageInput, names: Sequence[str]) -> np.ndarray:
-    """Returns several images, [I, X]; I may be 0."""
-    loaded = [images(name) for name in names]
-    return np.stack(loaded) if loaded else np.zeros((0, *images.shape), images.dtype)
+    """Returns the tiles of the images of one prompt, [I, X]; I may be 0."""
+    loaded = [images(use) for use in image_uses(names)]
+    return np.concatenate(loaded) if loaded else np.zeros((0, *images.shape), images.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +75,11 @@ class ReadImages:
 
     Attributes:
         images: where they are from.
-        read: the images, or why they could not be read, by name.
+        read: their tiles, or why they could not be read.
     """
 
     images: ImageInput
-    read: Mapping[str, np.ndarray | ExampleError]
+    read: Mapping[ImageUse, np.ndarray | ExampleError]
     remote: bool = dataclasses.field(default=False, init=False)
 
     @property
@@ -73,39 +90,39 @@ class ReadImages:
     def dtype(self) -> Any:
         return self.images.dtype
 
-    def __call__(self, name: str) -> np.ndarray:
-        image = self.read[name]
+    def __call__(self, use: ImageUse) -> np.ndarray:
+        image = self.read[use]
         if isinstance(image, ExampleError):
             raise image
         return image
 
 
-def read_together(images: ImageInput, names: Iterable[str], threads: int) -> ReadImages:
+def read_together(images: ImageInput, uses: Iterable[ImageUse], threads: int) -> ReadImages:
     """Reads several images at a time.
 
     Args:
-        images: gives an image by name.
-        names: the images.
+        images: gives the tiles of an image.
+        uses: the images.
         threads: how many are read at a time.
 
     Raises:
         StoreError: the store does not answer.
     """
 
-    def read(name: str) -> np.ndarray | ExampleError:
+    def read(use: ImageUse) -> np.ndarray | ExampleError:
         try:
-            return images(name)
+            return images(use)
         except ExampleError as error:
             return error
 
-    names = list(dict.fromkeys(names))
-    read_images = read_ahead(read, names, threads, max(len(names), 1))
-    return ReadImages(images, dict(zip(names, read_images, strict=True)))
+    uses = list(dict.fromkeys(uses))
+    read_images = read_ahead(read, uses, threads, max(len(uses), 1))
+    return ReadImages(images, dict(zip(uses, read_images, strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """Images decoded and preprocessed when they are asked for: [H, W, 3], float32.
+    """Images decoded and preprocessed when they are asked for: tiles [H, W, 3], float32.
 
     Attributes:
         load_image: image name -> uint8 [H, W, 3].
@@ -122,15 +139,23 @@ class Pixels:
     def shape(self) -> tuple[int, ...]:
         return (self.processing.size, self.processing.size, 3)
 
-    def __call__(self, name: str) -> np.ndarray:
+    def __call__(self, use: ImageUse) -> np.ndarray:
+        return self.processing.tiles(self.load_image(use.name), use.alone)
+
+    def whole(self, name: str) -> np.ndarray:
+        """Returns one tile that shows the whole image, as far as the pipeline keeps it."""
         return self.processing(self.load_image(name))
 
-    def key(self, name: str) -> str:
-        """Returns a hash of the image's content, before preprocessing, and of the preprocessing."""
-        image = self.load_image(name)
-        hashed = hashlib.sha256(repr((image.shape, self.processing)).encode())
+    def key(self, use: ImageUse) -> tuple[str, Size]:
+        """Returns a hash of an image and of how it is preprocessed, and the image's size."""
+        image = self.load_image(use.name)
+        how = (image.shape, self.processing)
+        if not self.processing.one_layout:
+            how = (*how, use.alone)
+        hashed = hashlib.sha256(repr(how).encode())
         hashed.update(np.ascontiguousarray(image).data)
-        return hashed.hexdigest()
+        height, width, _ = image.shape
+        return hashed.hexdigest(), (height, width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +166,7 @@ class FeatureCache:
 
     Attributes:
         directory: a directory of this tower alone.
-        shape: [P, E], shape of the features of an image.
+        shape: [P, E], shape of the features of a tile.
         dtype: dtype of the features, which are stored bit for bit.
     """
 
@@ -160,10 +185,10 @@ class FeatureCache:
         there = cast(StorePath, self.directory).below()
         return [key for key in keys if f"{key[:2]}/{key[2:]}.npz" not in there]
 
-    def write(self, key: str, features_PE: np.ndarray) -> None:
+    def write(self, key: str, features_IPE: np.ndarray) -> None:
         """Stores the features of an image; readers see nothing or all of them."""
         path = self.path(key)
-        bits = np.ascontiguousarray(features_PE, self.dtype).view(np.uint8)
+        bits = np.ascontiguousarray(features_IPE, self.dtype).view(np.uint8)
         if is_remote(path):
             archive = io.BytesIO()
             np.savez(archive, bits=bits)
@@ -176,7 +201,7 @@ class FeatureCache:
         aside.replace(path)
 
     def read(self, key: str) -> np.ndarray:
-        """Returns the features [P, E] of an image.
+        """Returns the features of the tiles of an image, [I, P, E].
 
         Raises:
             DataError: the file is missing, damaged or of another shape.
@@ -185,7 +210,7 @@ class FeatureCache:
         try:
             opened = io.BytesIO(path.read_bytes()) if is_remote(path) else path.open("rb")
             with opened as file, np.load(file, allow_pickle=False) as stored:
-                return stored["bits"].view(self.dtype).reshape(self.shape)
+                return stored["bits"].view(self.dtype).reshape(-1, *self.shape)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise DataError(
                 f"{path}: not the features of an image ({error}); delete it and run again"
@@ -194,15 +219,15 @@ class FeatureCache:
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """Images as features from a cache: [P, E].
+    """Images as features from a cache: tiles [P, E].
 
     Attributes:
         cache: where they are stored.
-        keys: the key of every image that could be read, by name.
+        keys: the key of every image that could be read.
     """
 
     cache: FeatureCache
-    keys: Mapping[str, str]
+    keys: Mapping[ImageUse, str]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -216,7 +241,7 @@ class Features:
     def remote(self) -> bool:
         return is_remote(self.cache.directory)
 
-    def __call__(self, name: str) -> np.ndarray:
-        if name not in self.keys:
-            raise ExampleError(f"{name}: could not be read before", "unreadable image")
-        return self.cache.read(self.keys[name])
+    def __call__(self, use: ImageUse) -> np.ndarray:
+        if use not in self.keys:
+            raise ExampleError(f"{use.name}: could not be read before", "unreadable image")
+        return self.cache.read(self.keys[use])

@@ -30,17 +30,17 @@ class Sizes(NamedTuple):
     Attributes:
         length_N: tokens.
         targets_N: tokens of all answers.
-        images_N: images.
+        tiles_N: tiles of images.
     """
 
     length_N: np.ndarray
     targets_N: np.ndarray
-    images_N: np.ndarray
+    tiles_N: np.ndarray
 
     @classmethod
     def of(cls, examples: Sequence[TreeExample]) -> Sizes:
         """Returns the sizes of tokenised comparisons."""
-        sizes = [(e.length, e.num_targets, e.num_images) for e in examples]
+        sizes = [(e.length, e.num_targets, e.num_tiles) for e in examples]
         return cls(*np.array(sizes, np.int64).reshape(-1, 3).T)
 
 
@@ -75,7 +75,7 @@ def fill(sizes: Sizes, members: Members, shape: RowShape) -> list[list[int]]:
         return [[member] for member in members]
     need_N4 = np.stack([*(x[list(members)] for x in sizes), np.ones(len(members), np.int64)], 1)
     room_B4 = np.empty((len(members), 4), np.int64)
-    room_B4[:] = shape.length, shape.targets, shape.images, shape.comparisons
+    room_B4[:] = shape.length, shape.targets, shape.tiles, shape.comparisons
     rows: list[list[int]] = []
     for place in np.argsort(-need_N4[:, 0], kind="stable"):
         row = int((room_B4 >= need_N4[place]).all(1).argmax())  # an empty one at the latest
@@ -156,7 +156,7 @@ def choose(
 def _packed(sizes: Sizes, members: Members, shape: RowShape) -> list[list[int]] | None:
     """Returns the rows of a batch; None if one of its members is too large for a row."""
     index = list(members)
-    limits = shape.length, shape.targets, shape.images
+    limits = shape.length, shape.targets, shape.tiles
     if any((x[index] > limit).any() for x, limit in zip(sizes, limits, strict=True)):
         return None
     return fill(sizes, members, shape)
@@ -168,6 +168,9 @@ def _shapes(sizes: Sizes, widest: RowShape) -> list[RowShape]:
     largest = [int(x.max()) for x in sizes]
     out = []
     for length in sorted({rounded(int(widest.length * factor)) for factor in _LENGTHS}):
+        fits_N = sizes.length_N <= length
+        if not fits_N.any():
+            continue
         nums = {1}
         if length >= 2 * sizes.length_N.min():
             nums = {max(int(room * length / mean[0]), 1) for room in (1.0, _ROOM)}
@@ -176,9 +179,9 @@ def _shapes(sizes: Sizes, widest: RowShape) -> list[RowShape]:
             if num > 1:
                 wanted = int(_ROOM * length * mean[1] / mean[0])
                 targets = min(rounded(max(largest[1], wanted)), length)
-            images = max(largest[2], int(np.ceil(num * mean[2])))
+            tiles = max(int(sizes.tiles_N[fits_N].max()), int(np.ceil(num * mean[2])))
             shape = dataclasses.replace(
-                widest, length=length, comparisons=num, images=images, targets=targets
+                widest, length=length, comparisons=num, tiles=tiles, targets=targets
             )
             if shape != widest:
                 out.append(shape)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from seva_jax.batches.encoded import EncodedComparisons
-from seva_jax.batches.image_inputs import ImageInput, load_images, read_together
+from seva_jax.batches.image_inputs import ImageInput, image_uses, load_images, read_together
 from seva_jax.batches.packing import Packer, Sizes, choose
 from seva_jax.batches.trees import RowShape, TreeExample, differing, pack_row, stack_rows
 from seva_jax.batches.worker_processes import ProcessIterator
@@ -73,8 +73,9 @@ class ComparisonRows:
             threads: how many images are read at a time.
         """
         compared = (self.encoded.encoded[i].comparison for i in members)
-        names = (name for comparison in compared for name in comparison.images)
-        return dataclasses.replace(self, images=read_together(self.images, names, threads))
+        views = (view for comparison in compared for view in comparison.views)
+        uses = (use for view in views for use in image_uses(view.prompt.images))
+        return dataclasses.replace(self, images=read_together(self.images, uses, threads))
 
     def row(self, members: Sequence[int], shape: RowShape) -> TreeBatch:
         """Returns comparisons as one row.
@@ -82,30 +83,36 @@ class ComparisonRows:
         Those whose images do not decode, now or in the pass over the reference, are left out;
         their places have weight 0.
         """
+        tokens = self.encoded.tokens
         examples = [example for i in members if (example := self._example(i)) is not None]
         return pack_row(
             examples,
             shape,
             image_shape=self.images.shape,
             image_dtype=self.images.dtype,
-            tokens_per_image=self.encoded.tokens.tokens_per_image,
-            image_token_id=self.encoded.tokens.image_token_id,
-            pad_id=self.encoded.tokens.pad_id,
+            tile_features=tokens.layouts.tile_features,
+            image_token_id=tokens.image_token_id,
+            pad_id=tokens.pad_id,
+            blended=tokens.layouts.blended,
         )
 
     def _example(self, index: int) -> TreeExample | None:
-        encoded, expand = self.encoded.encoded[index], self.encoded.tokens.expand
+        encoded, tokens = self.encoded.encoded[index], self.encoded.tokens
         comparison = encoded.comparison
         reference = self.reference[index] if self.reference is not None else None
         if reference == ():
             return None
+        trees = list[TreeExample]()
+        views = zip(comparison.views, encoded.trees, encoded.sizes, strict=True)
         try:
-            first, *more = (
-                TreeExample(expand(trunk), branches, load_images(self.images, view.prompt.images))
-                for view, (trunk, branches) in zip(comparison.views, encoded.trees, strict=True)
-            )
+            for view, (trunk, branches), sizes in views:
+                layouts = tokens.layouts(sizes)
+                tiles_IX = load_images(self.images, view.prompt.images)
+                trunk = tokens.expand(trunk, layouts)
+                trees.append(TreeExample(trunk, branches, tiles_IX, layouts=layouts))
         except ExampleError:
             return None
+        first, *more = trees
         spans = encoded.spans if self.spans else None
         if self.spans and spans is None and len(first.branches) == 2:
             spans = differing(*first.branches)
@@ -293,9 +300,9 @@ class Batches:
         """
         import grain
 
-        images = max(x.rows * x.shape.images for x in self.packer.layouts) // self.share[1]
+        tiles = max(x.rows * x.shape.tiles for x in self.packer.layouts) // self.share[1]
         image = self.rows.images
-        size = images * math.prod(image.shape) * np.dtype(image.dtype).itemsize
+        size = tiles * math.prod(image.shape) * np.dtype(image.dtype).itemsize
         ahead = int(np.clip(_AHEAD_BYTES // max(size, 1), 2, 8))
         if processes:
             dataset = grain.MapDataset.source(self)

@@ -11,9 +11,10 @@ import difflib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from seva_jax.types import DataError, TreeBatch
+from seva_jax.types import Blend, DataError, ImageLayout, TreeBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class TreeExample:
     Attributes:
         trunk: int32 token ids, with every image already expanded to its image tokens.
         branches: int32 token ids of each answer, closing token included.
-        images_IX: images as the model gets them, in order of appearance.
+        images_IX: tiles of its images as the model gets them, in order of appearance.
         weight: weight in the mean over comparisons.
         reference: float32 reference log-probs of each branch's tokens, or None.
         index: position in the data set.
@@ -31,6 +32,8 @@ class TreeExample:
         spans: for each branch, 1 at tokens that differ; or None.
         more: further trees of the comparison. Their branches follow these; reference, scores and
             spans cover all branches, and everything else is taken from the first tree.
+        layouts: the layout of each image; None where the features of all tiles, in order, are the
+            image tokens.
     """
 
     trunk: np.ndarray
@@ -42,6 +45,7 @@ class TreeExample:
     scores: tuple[float, ...] = ()
     spans: tuple[np.ndarray, ...] | None = None
     more: tuple[TreeExample, ...] = ()
+    layouts: tuple[ImageLayout, ...] | None = None
 
     @property
     def trees(self) -> tuple[TreeExample, ...]:
@@ -64,8 +68,8 @@ class TreeExample:
         return sum(map(len, self.all_branches))
 
     @property
-    def num_images(self) -> int:
-        """Images of all trees."""
+    def num_tiles(self) -> int:
+        """Tiles of the images of all trees."""
         return sum(len(tree.images_IX) for tree in self.trees)
 
 
@@ -101,7 +105,7 @@ class RowShape:
         comparisons: C.
         branches: K.
         answer: T, tokens of the longest branch.
-        images: I.
+        tiles: I.
         targets: A, tokens of all answers.
     """
 
@@ -109,7 +113,7 @@ class RowShape:
     comparisons: int
     branches: int
     answer: int
-    images: int
+    tiles: int
     targets: int
 
     @classmethod
@@ -120,7 +124,7 @@ class RowShape:
             comparisons=1,
             branches=max(len(e.all_branches) for e in examples),
             answer=rounded(max(len(b) for e in examples for b in e.all_branches)),
-            images=max(e.num_images for e in examples),
+            tiles=max(e.num_tiles for e in examples),
             targets=rounded(max(e.num_targets for e in examples)),
         )
 
@@ -137,20 +141,22 @@ def pack_row(
     *,
     image_shape: tuple[int, ...],
     image_dtype: Any = np.float32,
-    tokens_per_image: int,
+    tile_features: int,
     image_token_id: int,
     pad_id: int,
+    blended: int = 1,
 ) -> TreeBatch:
     """Lays examples one after another in a single row.
 
     Args:
         examples: at most `shape.comparisons`; fewer leave comparisons of weight 0.
         shape: sizes of the row.
-        image_shape: shape of an image as the model gets it, see `TreeBatch.images_BIX`.
+        image_shape: shape of a tile as the model gets it, see `TreeBatch.images_BIX`.
         image_dtype: its dtype.
-        tokens_per_image: positions an image takes in a trunk.
-        image_token_id: the token at those positions.
+        tile_features: features of a tile, P.
+        image_token_id: the token at the positions of images.
         pad_id: the token at unused positions.
+        blended: how many features an image token of the model is a sum of, M; 1 makes no `blend`.
 
     Returns:
         A `TreeBatch` without the leading B dim.
@@ -162,21 +168,22 @@ def pack_row(
     tokens = np.full(S, pad_id, np.int32)
     positions, tree, branch = (np.zeros(S, np.int32) for _ in range(3))
     patch = np.full(S, -1, np.int32)
-    pixels = np.zeros((shape.images, *image_shape), image_dtype)
+    blend = Blend(np.zeros((S, blended), np.int32), np.zeros((S, blended), np.float32))
+    pixels = np.zeros((shape.tiles, *image_shape), image_dtype)
     source, target = np.zeros(shape.targets, np.int32), np.zeros(shape.targets, np.int32)
     slot = np.zeros((C, K, T), np.int32)
     mask, reference = np.zeros((C, K, T), np.float32), np.zeros((C, K, T), np.float32)
     weight, index = np.zeros(C, np.float32), np.full(C, -1, np.int32)
     scores, spans = np.zeros((C, K), np.float32), np.zeros((C, K, T), np.float32)
 
-    start = num_images = num_trees = num_branches = num_targets = 0
+    start = num_tiles = num_trees = num_branches = num_targets = 0
     for c, example in enumerate(examples):
         sizes = {
             "positions": (start + example.length, S),
             "comparisons": (c + 1, C),
             "branches": (len(example.all_branches), K),
             "answer tokens": (max(map(len, example.all_branches)), T),
-            "images": (num_images + example.num_images, shape.images),
+            "image tiles": (num_tiles + example.num_tiles, shape.tiles),
             "answer tokens in all": (num_targets + example.num_targets, shape.targets),
         }
         for what, (need, have) in sizes.items():
@@ -184,20 +191,29 @@ def pack_row(
                 raise DataError(f"example {example.index} needs {need} {what}, the row has {have}")
         k = 0  # branch of the comparison
         for part in example.trees:
-            trunk_length, images = len(part.trunk), len(part.images_IX)
-            image_at = np.flatnonzero(part.trunk == image_token_id)
-            if len(image_at) != images * tokens_per_image:
+            trunk_length, tiles = len(part.trunk), len(part.images_IX)
+            image_at = start + np.flatnonzero(part.trunk == image_token_id)
+            layouts = part.layouts
+            if layouts is None:
+                every_N = np.arange(tiles * tile_features, dtype=np.int32)
+                layouts = (ImageLayout(tiles, every_N),)
+            own = joint_layout(layouts, tile_features, blended)
+            if len(image_at) != len(own.patch_N) or tiles != own.tiles:
                 raise DataError(
-                    f"example {example.index} has {len(image_at)} image tokens for {images} "
-                    f"images of {tokens_per_image} tokens each"
+                    f"example {example.index} has {len(image_at)} image tokens and {tiles} tiles, "
+                    f"and its images need {len(own.patch_N)} and {own.tiles}"
                 )
             num_trees += 1
             at = start + trunk_length
             tree[start : at + sum(map(len, part.branches))] = num_trees
             tokens[start:at] = part.trunk
             positions[start:at] = np.arange(trunk_length)
-            patch[start + image_at] = num_images * tokens_per_image + np.arange(len(image_at))
-            pixels[num_images : num_images + images] = part.images_IX
+            first = num_tiles * tile_features  # of its features in the row
+            patch[image_at] = np.where(own.patch_N >= 0, own.patch_N + first, own.patch_N)
+            if own.blend is not None:
+                blend.index_BSM[image_at] = own.blend.index_BSM + first
+                blend.weight_BSM[image_at] = own.blend.weight_BSM
+            pixels[num_tiles : num_tiles + tiles] = part.images_IX
             for answer in part.branches:
                 size = len(answer)
                 num_branches += 1
@@ -217,15 +233,44 @@ def pack_row(
                 if example.spans is not None:
                     spans[c, k, :size] = example.spans[k]
                 k, at = k + 1, at + size
-            start, num_images = at, num_images + images
+            start, num_tiles = at, num_tiles + tiles
         weight[c], index[c] = example.weight, example.index
         scores[c, : len(example.scores)] = example.scores
     return TreeBatch(
         tokens, positions, tree, branch, patch, pixels,
         source, target, slot, mask, weight, reference, index, scores, spans,
+        blend if blended > 1 else None,
     )  # fmt: skip
+
+
+def joint_layout(layouts: Sequence[ImageLayout], tile_features: int, blended: int) -> ImageLayout:
+    """Returns the layouts of several images as one, whose tiles follow one another.
+
+    Args:
+        layouts: the layout of each image, in order.
+        tile_features: features of a tile, P.
+        blended: see `pack_row`.
+    """
+    patches, parts, first = [np.zeros(0, np.int32)], list[Blend](), 0
+    for layout in layouts:
+        patch_N, blend = layout.patch_N, layout.blend
+        patches.append(np.where(patch_N >= 0, patch_N + first, patch_N))
+        if blended > 1:
+            if blend is None:  # each of its tokens is one feature
+                index_NM = np.zeros((len(patch_N), blended), np.int32)
+                index_NM[:, 0] = np.maximum(patch_N, 0)
+                weight_NM = np.zeros((len(patch_N), blended), np.float32)
+                weight_NM[:, 0] = patch_N >= 0
+                blend = Blend(index_NM, weight_NM)
+            parts.append(Blend(blend.index_BSM + first, blend.weight_BSM))
+        first += layout.tiles * tile_features
+    joined = None
+    if blended > 1:
+        none = Blend(np.zeros((0, blended), np.int32), np.zeros((0, blended), np.float32))
+        joined = Blend(*map(np.concatenate, zip(none, *parts, strict=True)))
+    return ImageLayout(first // tile_features, np.concatenate(patches), joined)
 
 
 def stack_rows(rows: Sequence[TreeBatch]) -> TreeBatch:
     """Stacks rows without a leading dim into a batch."""
-    return TreeBatch(*(np.stack(leaves) for leaves in zip(*rows, strict=True)))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)

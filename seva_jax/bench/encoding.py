@@ -13,6 +13,7 @@ from typing import Annotated
 import numpy as np
 
 from seva_jax.bench.timing import in_turns, machine, one_core, table
+from seva_jax.images import ImageLayouts, ImageProcessing
 from seva_jax.ranges import FROM_1
 from seva_jax.text import VICUNA_V1, EncodedTree, Encoder
 from seva_jax.text.tokenizer import load_tokenizer
@@ -51,7 +52,8 @@ def run_encoding(bench: EncodingBench) -> None:
     views, template = _views(bench), VICUNA_V1
 
     def ours() -> list[EncodedTree]:
-        trees = Encoder(tokenizer, template, image, 1, 2048).trees(views)
+        layouts = ImageLayouts(ImageProcessing(), 1)
+        trees = Encoder(tokenizer, template, image, layouts, 2048).trees(views)
         return [tree for tree in trees if isinstance(tree, EncodedTree)]
 
     def transformers() -> list[list[list[int]]]:

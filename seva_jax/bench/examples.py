@@ -85,7 +85,7 @@ def laid_out(
     return stack_rows([
         pack_row(
             row, shape, image_shape=(side, side, 3), pad_id=0,
-            tokens_per_image=config.tile_features, image_token_id=config.image_token_id,
+            tile_features=config.tile_features, image_token_id=config.image_token_id,
         )
         for row in rows
     ])  # fmt: skip

@@ -20,7 +20,7 @@ from seva_jax.bench.timing import in_turns, machine, one_core
 from seva_jax.corrupt import Corruption, DiffusionNoise, moco
 from seva_jax.images.load import decode_image
 from seva_jax.images.preprocess import ImageProcessing
-from seva_jax.inference.corrupted import prompt_pixels
+from seva_jax.inference.corrupted import prompt_images
 from seva_jax.types import DataError, Prompt
 
 
@@ -66,7 +66,12 @@ def run_input(bench: InputBench) -> None:
     def with_copy(corruption: Corruption) -> Callable[[bytes], np.ndarray]:
         prompt = Prompt("prompt", "", ("image",))
         return lambda data: np.concatenate(
-            prompt_pixels(prompt, lambda _: decode_image(data), ours, (corruption,), 0)
+            [
+                images.tiles_IHWC
+                for images in prompt_images(
+                    prompt, lambda _: decode_image(data), ours, (corruption,), 0
+                )
+            ]
         )
 
     sides: dict[str, Callable[[bytes], np.ndarray]] = {

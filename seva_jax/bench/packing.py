@@ -122,4 +122,4 @@ def _batch(
     """Packs comparisons into a batch with leaves [1, B, ...]."""
     rows += [[]] * (layout.rows - len(rows))
     batch = laid_out(config, [[trees[i] for i in row] for row in rows], layout.shape)
-    return TreeBatch(*(x[None] for x in batch))
+    return jax.tree.map(lambda x: x[None], batch)

@@ -17,7 +17,8 @@ import numpy as np
 from seva_jax.bench.examples import SIZES
 from seva_jax.bench.timing import in_turns, machine, table
 from seva_jax.bench.weights import random_variables
-from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.data import PromptSet
+from seva_jax.images import ImageLayouts, ImageProcessing
 from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.models import Llava
 from seva_jax.sharding import MeshShape
@@ -70,11 +71,14 @@ def run_refill(bench: RefillBench) -> None:
     model = Llava(config, dtype=jnp.dtype(bench.dtype))
     prompts = [Prompt(f"p{i}", "w1 w2 w3", (str(i),)) for i in range(bench.prompts)]
     side = config.vision.image_size
+    processing = ImageProcessing(size=side)
     engine = RolloutEngine(
         model=model,
         variables=random_variables(model),
-        encoder=Encoder(tokenizer, PLAIN, image, config.tile_features, 4096),
-        processing=ImageProcessing(size=side),
+        encoder=Encoder(
+            tokenizer, PLAIN, image, ImageLayouts(processing, config.tile_features), 4096
+        ),
+        processing=processing,
         mesh=MeshShape().make(jax.devices()[:1]),
         batch_size=bench.rows,
         seed=0,
@@ -86,7 +90,7 @@ def run_refill(bench: RefillBench) -> None:
     sampling = Sampling(bench.answer, temperature=1.0)
 
     def answers(engine: RolloutEngine) -> list[str]:
-        batches = engine.answer(prompts, load_image, sampling)
+        batches = engine.answer(PromptSet(prompts, load_image), sampling)
         return [answered.answers[0] for batch in batches for answered in batch]
 
     refilled = dataclasses.replace(engine, refill=bench.refill)

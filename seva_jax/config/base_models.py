@@ -7,6 +7,7 @@ Both give an architecture, a tokenizer and an image pipeline (`Assets`). Weights
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from typing_extensions import override
@@ -14,14 +15,14 @@ from typing_extensions import override
 from seva_jax.convert import Adapter, lora_of, read_adapter, read_llava_config, tower_directory
 from seva_jax.convert.processor import image_processing
 from seva_jax.data import PromptSource
-from seva_jax.images import ImageProcessing
+from seva_jax.images import ImageLayouts, ImageProcessing
 from seva_jax.models import LlavaConfig, LoraConfig
 from seva_jax.ranges import FROM_1
 from seva_jax.runtime.stores import as_path
 from seva_jax.text import Encoder, Template
 from seva_jax.text.tokenizer import check_tokenizer, load_tokenizer, word_tokenizer
 from seva_jax.training import Optim
-from seva_jax.types import DataError
+from seva_jax.types import DataError, Size
 from seva_jax.worlds import WorldPrompts, world_vocabulary
 
 
@@ -39,19 +40,32 @@ class Assets:
     tokenizer: Any
     processing: ImageProcessing
 
-    def encoder(self, template: Template, max_length: int) -> Encoder:
+    @property
+    def layouts(self) -> ImageLayouts:
+        """Gives the layouts of images."""
+        return ImageLayouts(self.processing, self.config.tile_features)
+
+    def encoder(
+        self,
+        template: Template,
+        max_length: int,
+        image_size: Callable[[str], Size] | None = None,
+    ) -> Encoder:
         """Returns the encoder of text to tokens of this model.
 
         Args:
             template: template of questions and answers.
             max_length: longest trunk plus longest answer, tokens.
+            image_size: gives the size of an image by name, see `PromptSet.image_size`. It is not
+                called where the layouts of all images are the same, and needed elsewhere.
         """
         return Encoder(
             tokenizer=self.tokenizer,
             template=template,
             image_token_id=self.config.image_token_id,
-            tokens_per_image=self.config.tile_features,
+            layouts=self.layouts,
             max_length=max_length,
+            image_size=image_size,
         )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from typing_extensions import override
 
-from seva_jax.types import Array, DataError
+from seva_jax.types import Array, DataError, Size
 
 Space = Literal["pixels", "normalised", "sequence"]
 Number = Array | float  # a parameter of an operation, which may be traced
@@ -216,6 +216,19 @@ def snapped_size(height: int, width: int) -> tuple[int, int]:
         max(SNAP, int(side * scale / SNAP + 0.5) * SNAP) for side in (height, width)
     )
     return snapped_height, snapped_width
+
+
+def corrupted_size(corruption: Corruption, size: Size) -> Size:
+    """Returns the height and width of what `apply_pixels` makes of an image of a size."""
+    return _result_size(corruption, snapped_size(*size))
+
+
+@functools.lru_cache(maxsize=2**14)
+def _result_size(corruption: Corruption, size: Size) -> Size:
+    image = jax.ShapeDtypeStruct((*size, 3), jnp.float32)
+    result = jax.eval_shape(corruption, jax.eval_shape(lambda: jax.random.key(0)), image)
+    height, width, _ = result.shape
+    return height, width
 
 
 def apply_pixels(corruption: Corruption, key: jax.Array, image_HWC: np.ndarray) -> np.ndarray:

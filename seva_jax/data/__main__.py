@@ -209,7 +209,7 @@ def _check(command: Check, rest: Sequence[str]) -> None:
         print(hide_home(f"warning: {warning}"))
     for used in used_data(experiment):
         data = used.open()
-        checked = check(data, assets.encoder(used.template, max_length), Progress)
+        checked = check(data, assets.encoder(used.template, max_length, data.image_size), Progress)
         print(hide_home(f"{used.name}:\n{textwrap.indent(checked.describe(), '  ')}"))
         if not checked.num_usable:
             problems.append(f"{used.name}: nothing is usable")
@@ -236,13 +236,14 @@ def _check_file(command: Check, rest: Sequence[str]) -> None:
     for title, each in (("config", source), *(("also", each) for each in detected.also)):
         lines = textwrap.indent(config_line(each), " " * 9)
         print(f"{title:<9}{lines.removeprefix(' ' * 9)}")
-    encoder, strict = None, False
+    data, encoder, strict = source.open(), None, False
     if command.config or rest:
         experiment = _experiment(command, rest)
         experiment = dataclasses.replace(experiment, prompts=source)
         template, strict = experiment.prompt_template, experiment.strict
-        encoder = experiment.base.assets().encoder(template, experiment.text.max_length)
-    checked = check(source.open(), encoder, Progress)
+        assets, max_length = experiment.base.assets(), experiment.text.max_length
+        encoder = assets.encoder(template, max_length, data.image_size)
+    checked = check(data, encoder, Progress)
     print(checked.describe())
     if not checked.num_usable:
         sys.exit("error: nothing is usable")

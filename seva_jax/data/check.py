@@ -207,7 +207,7 @@ def trees_of_each(
     for tree in encoder.trees(View(prompt, ()) for prompt in prompts):
         try:
             if not isinstance(tree, ExampleError):
-                encoder.fit(len(tree.trunk), tree.trunk[:1])  # room for at least one answer token
+                encoder.fit(tree.trunk, tree.trunk[:1])  # room for at least one answer token
             yield tree if isinstance(tree, ExampleError) else [tree]
         except ExampleError as error:
             yield error

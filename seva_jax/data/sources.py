@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import override
 
-from seva_jax.types import Comparison, Prompt
+from seva_jax.types import Comparison, Prompt, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,15 @@ class PromptSet:
         default_factory=collections.Counter, kw_only=True
     )
     remote: bool = dataclasses.field(default=False, kw_only=True)
+
+    def image_size(self, name: str) -> Size:
+        """Returns height and width of an image as `load_image` decodes it.
+
+        Raises:
+            ExampleError: it cannot be read.
+        """
+        height, width, _ = self.load_image(name).shape
+        return height, width
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,4 +5,4 @@ them as the vision tower expects (`preprocess.py`), and composing several into o
 What does not: corruptions (`seva_jax/corrupt`). Read next: `preprocess.py`.
 """
 
-from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.images.preprocess import ImageLayouts, ImageProcessing

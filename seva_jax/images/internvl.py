@@ -81,6 +81,11 @@ class InternvlProcessing(TiledProcessing):
 
     @property
     @override
+    def whole_tile(self) -> int:
+        return -1
+
+    @property
+    @override
     def one_layout(self) -> bool:
         return self.max_tiles == 1
 

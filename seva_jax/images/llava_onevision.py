@@ -102,6 +102,11 @@ class LlavaOnevisionProcessing(AnyResolution):
             "size": {"height": self.size, "width": self.size},
         }
 
+    @property
+    @override
+    def blended(self) -> int:
+        return 4
+
     @override
     def tiles(self, image_HWC: np.ndarray, alone: bool = True) -> np.ndarray:
         if alone:

@@ -176,6 +176,16 @@ class ImageProcessing:
         return self(image_HWC)[None]
 
     @property
+    def whole_tile(self) -> int:
+        """Which of an image's tiles shows the whole picture: its index, 0 or -1."""
+        return 0
+
+    @property
+    def blended(self) -> int:
+        """Features that an image token is a sum of, see `ImageLayout.blend`; 1 for one feature."""
+        return 1
+
+    @property
     def one_layout(self) -> bool:
         """Whether all images have the same layout, so that nobody has to know their sizes."""
         return True
@@ -251,6 +261,30 @@ class ImageProcessing:
         bottom = min((top + self.size) * y_scale, image.height)
         box = (left * x_scale, top * y_scale, right, bottom)
         return image.resize((self.size, self.size), self.resample, box=box)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageLayouts:
+    """The layouts of images for one model, see `seva_jax.types.Layouts`.
+
+    Attributes:
+        processing: the image pipeline.
+        tile_features: features that the vision tower makes of a tile.
+    """
+
+    processing: ImageProcessing
+    tile_features: int
+
+    @property
+    def one_layout(self) -> bool:
+        return self.processing.one_layout
+
+    @property
+    def blended(self) -> int:
+        return self.processing.blended
+
+    def __call__(self, sizes: Sequence[Size]) -> tuple[ImageLayout, ...]:
+        return self.processing.layouts(sizes, self.tile_features)
 
 
 def checked(image_HWC: np.ndarray) -> Image.Image:

@@ -26,7 +26,7 @@ from seva_jax.training.step import (
     tree_logps,
     tree_mask,
 )
-from seva_jax.types import TreeBatch
+from seva_jax.types import TEXT, TreeBatch
 
 _QUERIES = 32  # answer tokens of a row whose attention weights exist at one time
 
@@ -106,7 +106,7 @@ def image_attention(
 
     zero = jnp.zeros((len(input_BSD), len(index_C), length), jnp.float32)
     total_BCS, _ = jax.lax.scan(add, zero, (chunks(row_BA, 0), chunks(owner_BA, -1)))
-    return total_BCS * (batch.patch_BS >= 0)[:, None]
+    return total_BCS * (batch.patch_BS != TEXT)[:, None]
 
 
 def answer_stats(
@@ -146,7 +146,7 @@ def _compute(
         hidden_BSD = tree_hidden(model, variables, batch, features_BPE)
     else:
         both: Any = model.apply(
-            variables, *tree_inputs(batch, features_BPE), layer, method="hidden_and_input"
+            variables, **tree_inputs(batch, features_BPE), layer=layer, method="hidden_and_input"
         )
         hidden_BSD, input_BSD = both
         attention_BCS = image_attention(model, variables, batch, layer, input_BSD)
@@ -156,7 +156,7 @@ def _compute(
     logp_BCT = stats.logp_NKT.reshape(shape)[:, :, 0]
     best_logp_BCT = jnp.maximum(logp_BCT, stats.best_other_NKT.reshape(shape)[:, :, 0])
     length_BC = batch.mask_BCKT[:, :, 0].sum(-1)
-    tree_BS = jnp.where(batch.patch_BS >= 0, batch.tree_BS, 0)
+    tree_BS = jnp.where(batch.patch_BS != TEXT, batch.tree_BS, 0)
     return logp_BCT, best_logp_BCT, length_BC, batch.index_BC, tree_BS, attention_BCS
 
 

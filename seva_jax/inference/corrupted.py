@@ -7,7 +7,8 @@ What lives here: applying one corruption to one prompt on the host. What does no
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from seva_jax.corrupt import Corruption, SequenceCorruption, apply_pixels, corruption_key
 from seva_jax.corrupt.base import apply_jitted
 from seva_jax.images import ImageProcessing
-from seva_jax.types import Comparison, Prompt
+from seva_jax.types import Comparison, Prompt, Size
 
 
 def corrupted_prompt(prompt: Prompt, corruption: Corruption, index: int, seed: int) -> Prompt:
@@ -26,66 +27,100 @@ def corrupted_prompt(prompt: Prompt, corruption: Corruption, index: int, seed: i
         return corruption.changed(corruption_key(seed, prompt.id, index), prompt)
 
 
-def prompt_pixels(
+class PromptImages(NamedTuple):
+    """The images of a prompt as the model gets them.
+
+    Attributes:
+        tiles_IHWC: float32, the tiles of all images.
+        sizes: height and width of each image before it was preprocessed.
+    """
+
+    tiles_IHWC: np.ndarray
+    sizes: tuple[Size, ...]
+
+
+class _Image(NamedTuple):
+    tiles_IHWC: np.ndarray
+    size: Size
+
+
+def prompt_images(
     prompt: Prompt,
     load_image: Callable[[str], np.ndarray],
     processing: ImageProcessing,
     corruptions: Sequence[Corruption],
     seed: int,
-) -> list[np.ndarray]:
-    """Returns the preprocessed images of a prompt, then its `corrupted_pixels` by each corruption.
+) -> list[PromptImages]:
+    """Returns the preprocessed images of a prompt: clean, then under each corruption.
 
-    Every image is decoded and preprocessed once.
+    Every image is decoded and preprocessed once. Corruptions run on the host's CPU, so the same
+    images come out on every platform.
     """
     load = functools.cache(load_image)
-    clean = functools.cache(lambda name: processing(load(name)))
-    return [_stacked(map(clean, prompt.images), processing)] + [
+    clean = functools.cache(functools.partial(_clean, load, processing))
+    alone = len(prompt.images) == 1
+    variants = [[clean(name, alone) for name in prompt.images]] + [
         _corrupted(prompt, load, clean, processing, corruption, index, seed)
         for index, corruption in enumerate(corruptions)
     ]
+    none = np.zeros((0, processing.size, processing.size, 3), np.float32)
+    return [
+        PromptImages(
+            np.concatenate([none, *(image.tiles_IHWC for image in images)]),
+            tuple(image.size for image in images),
+        )
+        for images in variants
+    ]
 
 
-def corrupted_pixels(
-    prompt: Prompt,
-    load_image: Callable[[str], np.ndarray],
-    processing: ImageProcessing,
-    corruption: Corruption,
-    index: int,
-    seed: int,
-) -> np.ndarray:
-    """Returns preprocessed images of a prompt under corruption `index`, [I, H, W, 3] float32.
-
-    Runs on the host's CPU, so the same images come out on every platform.
-    """
-
-    def clean(name: str) -> np.ndarray:
-        return processing(load_image(name))
-
-    return _corrupted(prompt, load_image, clean, processing, corruption, index, seed)
+def _clean(
+    load: Callable[[str], np.ndarray], processing: ImageProcessing, name: str, alone: bool
+) -> _Image:
+    image_HWC = load(name)
+    height, width, _ = image_HWC.shape
+    return _Image(processing.tiles(image_HWC, alone), (height, width))
 
 
 def _corrupted(
     prompt: Prompt,
-    load_image: Callable[[str], np.ndarray],
-    clean: Callable[[str], np.ndarray],
+    load: Callable[[str], np.ndarray],
+    clean: Callable[[str, bool], _Image],
     processing: ImageProcessing,
     corruption: Corruption,
     index: int,
     seed: int,
-) -> np.ndarray:
-    """Does the work of `corrupted_pixels`; `clean` gives a preprocessed image by name."""
+) -> list[_Image]:
+    """Returns the images of a prompt under corruption `index`.
+
+    Args:
+        prompt: the prompt.
+        load: gives a decoded image by name.
+        clean: gives a preprocessed image by name and whether it is the only one.
+        processing: image pipeline.
+        corruption: the corruption.
+        index: its index among those of the run.
+        seed: the run's.
+    """
     if corruption.space == "sequence":
         names = corrupted_prompt(prompt, corruption, index, seed).images
-        return _stacked(map(clean, names), processing)
-    pixels = []
+        return [clean(name, len(names) == 1) for name in names]
+    images, alone = [], len(prompt.images) == 1
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         for number, name in enumerate(prompt.images):
             key = corruption_key(seed, f"{prompt.id}/{number}", index)
             if corruption.space == "pixels":
-                pixels.append(processing(apply_pixels(corruption, key, load_image(name))))
-            else:
-                pixels.append(np.asarray(apply_jitted(corruption, key, clean(name))))
-    return _stacked(pixels, processing)
+                changed_HWC = apply_pixels(corruption, key, load(name))
+                images.append(_clean(lambda _, x=changed_HWC: x, processing, name, alone))
+                continue
+            # A tile is as large as the whole image of a model with one tile, and noise is drawn for
+            # each tile; the first one has the noise that the only one would have.
+            tiles_IHWC, size = clean(name, alone)
+            changed = [
+                apply_jitted(corruption, jax.random.fold_in(key, i) if i else key, tile_HWC)
+                for i, tile_HWC in enumerate(tiles_IHWC)
+            ]
+            images.append(_Image(np.stack(changed), size))
+    return images
 
 
 def corrupted_views(
@@ -94,7 +129,7 @@ def corrupted_views(
     processing: ImageProcessing,
     corruptions: Sequence[Corruption],
     seed: int,
-) -> list[tuple[str, np.ndarray]]:
+) -> list[tuple[str, list[np.ndarray]]]:
     """Returns what the model saw when it gave the rejected answers of a comparison.
 
     Args:
@@ -105,16 +140,15 @@ def corrupted_views(
         seed: the run's.
 
     Returns:
-        The name of each corruption of the comparison, and its `corrupted_pixels`.
+        The name of each corruption of the comparison, and the images that it left: of each the
+        tile that shows all of it, float32 [H, W, 3].
     """
     prompt = comparison.prompt
-    return [
-        (str(chosen), corrupted_pixels(prompt, load_image, processing, chosen, index, seed))
-        for index, chosen in ((i, corruptions[i]) for i in comparison.corruptions)
-    ]
-
-
-def _stacked(pixels: Iterable[np.ndarray], processing: ImageProcessing) -> np.ndarray:
-    """Returns preprocessed images as one array, [I, H, W, 3]; I may be 0."""
-    images, size = list(pixels), processing.size
-    return np.stack(images) if images else np.zeros((0, size, size, 3), np.float32)
+    load = functools.cache(load_image)
+    clean = functools.cache(functools.partial(_clean, load, processing))
+    views = []
+    for index in comparison.corruptions:
+        chosen = corruptions[index]
+        images = _corrupted(prompt, load, clean, processing, chosen, index, seed)
+        views.append((str(chosen), [x.tiles_IHWC[processing.whole_tile] for x in images]))
+    return views

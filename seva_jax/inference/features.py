@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from seva_jax.batches.image_inputs import FeatureCache, Features, Pixels
+from seva_jax.batches.image_inputs import FeatureCache, Features, ImageUse, Pixels
 from seva_jax.inference.passes import run_pass
 from seva_jax.models import Llava
 from seva_jax.runtime.processes import barrier, gather
@@ -20,14 +19,14 @@ from seva_jax.runtime.read_ahead import READERS, read_ahead
 from seva_jax.runtime.stores import is_remote
 from seva_jax.sharding import process_row_share, row_multiple
 from seva_jax.training.step import Variables
-from seva_jax.types import ExampleError
+from seva_jax.types import ExampleError, Size
 
 
 def cached_features(
     cache: FeatureCache,
     model: Llava,
     variables: Variables,
-    names: Sequence[str],
+    uses: Sequence[ImageUse],
     pixels: Pixels,
     mesh: jax.sharding.Mesh,
     batch_size: int,
@@ -42,30 +41,38 @@ def cached_features(
         cache: the cache of this tower.
         model: the module.
         variables: its variables.
-        names: names of the images, the same on every process. Unreadable ones are left out.
+        uses: the images, the same on every process. Unreadable ones are left out.
         pixels: decodes and preprocesses an image.
         mesh: where the model lives.
-        batch_size: images computed together, over all devices.
+        batch_size: tiles computed together, over all devices.
         progress: called with a number of images that are now cached.
     """
     number, count = jax.process_index(), jax.process_count()
-    keys: dict[str, str] = {}
-    mine = names[number::count]
+    mine = uses[number::count]
     with ThreadPoolExecutor(_threads(pixels.remote)) as pool:
-        my_keys = dict(zip(mine, pool.map(lambda name: _key(pixels, name), mine), strict=True))
-    for part in gather(my_keys):
-        keys |= {name: key for name, key in part.items() if key}
-    of_content = {key: name for name, key in keys.items()}
+        my_keys = list(pool.map(lambda use: _key(pixels, use), mine))
+    keys: dict[ImageUse, str] = {}
+    tiles: dict[str, int] = {}
+    of_content: dict[str, ImageUse] = {}
+    for process, part in enumerate(gather(my_keys)):
+        for use, key in zip(uses[process::count], part, strict=True):
+            if key:
+                hashed, (height, width) = key
+                keys[use] = hashed
+                of_content[hashed] = use
+                sizes = [(height, width)] * (1 if use.alone else 2)
+                layout, *_ = pixels.processing.layouts(sizes, cache.shape[0])
+                tiles[hashed] = layout.tiles
     # Process 0 decides: on a network file system, others may see its files later.
     missing = gather(cache.lacking(of_content) if number == 0 else [])[0]
-    progress(len(names) - len(missing))
+    progress(len(uses) - len(missing))
     with ThreadPoolExecutor(_threads(is_remote(cache.directory))) as pool:
         computed = _tower_pass(
-            model, variables, missing, pixels, mesh, batch_size,
+            model, variables, [(key, tiles[key]) for key in missing], pixels, mesh, batch_size,
             lambda key: pixels(of_content[key]),
         )  # fmt: skip
-        for group, features, _ in computed:
-            list(pool.map(cache.write, group[number::count], features[number::count]))
+        for group in computed:
+            list(pool.map(lambda image: cache.write(*image), group[number::count]))
             progress(len(group))
     barrier("image features")
     return Features(cache, keys)
@@ -94,60 +101,91 @@ def mean_features(
     Returns:
         float32 [N, E]; zeros for an image that cannot be read.
     """
+    width = model.config.vision.hidden_size
 
     def read(name: str) -> np.ndarray | None:
         try:
-            return pixels(name)
+            return pixels.whole(name)[None]
         except ExampleError:
             return None
 
-    computed = _tower_pass(model, variables, names, pixels, mesh, batch_size, read)
-    for _, features, missing in computed:
-        mean = features.astype(np.float32).mean(axis=1)
-        mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
-        mean[missing] = 0
-        yield mean
+    one_each = [(name, 1) for name in names]
+    computed = _tower_pass(model, variables, one_each, pixels, mesh, batch_size, read)
+    for group in computed:
+        means = np.zeros((len(group), width), np.float32)
+        for mean_E, (_, features_IPE) in zip(means, group, strict=True):
+            if features_IPE is not None:
+                mean_E[:] = features_IPE[0].astype(np.float32).mean(axis=0)
+        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+        yield means
 
 
 def _tower_pass(
     model: Llava,
     variables: Variables,
-    names: Sequence[str],
+    images: Sequence[tuple[str, int]],
     pixels: Pixels,
     mesh: jax.sharding.Mesh,
     batch_size: int,
     read: Callable[[str], np.ndarray | None],
-) -> Iterator[tuple[Sequence[str], np.ndarray, list[int]]]:
-    """Yields the names of a batch, their features [N, P, E], and which of them are unreadable.
+) -> Iterator[list[tuple[str, np.ndarray | None]]]:
+    """Yields images with the features of their tiles, [I, P, E] or None, batch by batch.
 
-    Every process prepares its share of the images.
+    Every process prepares its share of the images and gets all features.
+
+    Args:
+        model: the module.
+        variables: its variables.
+        images: what each image is called, and how many tiles it has.
+        pixels: the image pipeline.
+        mesh: where the model lives.
+        batch_size: tiles computed together, over all devices.
+        read: returns the tiles of an image, [I, X]; None for one that cannot be read.
     """
     (share, num_shares), multiple = process_row_share(mesh), row_multiple(mesh)
-    rows = -(-min(batch_size, max(len(names), 1)) // multiple) * multiple
+    total, most = sum(num for _, num in images), max((num for _, num in images), default=1)
+    rows = max(min(batch_size, total), most * num_shares)  # a share holds any one image
+    rows = -(-rows // multiple) * multiple
     local = rows // num_shares
+    bins: list[list[tuple[str, int]]] = [[]]
+    for image in images:
+        if sum(num for _, num in bins[-1]) + image[1] > local:
+            bins.append([])
+        bins[-1].append(image)
+    bins += [[] for _ in range(-len(bins) % num_shares)]
 
     def tower(variables: Variables, pixels_BIHWC: jax.Array) -> Any:
         return model.apply(variables, pixels_BIHWC, method="features")
 
-    groups = [names[first : first + rows] for first in range(0, len(names), rows)]
-    mine = [group[share * local : (share + 1) * local] for group in groups]
     threads = _threads(pixels.remote)
-    images = read_ahead(read, itertools.chain(*mine), threads, max(threads, local))
+    mine = [name for part in bins[share::num_shares] for name, _ in part]
+    loaded = read_ahead(read, mine, threads, max(threads, local))
 
-    def batches() -> Iterator[tuple[tuple[Sequence[str], list[int]], np.ndarray]]:
-        for group, members in zip(groups, mine, strict=True):
+    def batches() -> Iterator[tuple[tuple[list[list[tuple[str, int]]], list[int]], np.ndarray]]:
+        for first in range(0, len(bins), num_shares):
+            group = bins[first : first + num_shares]
             batch = np.zeros((local, 1, *pixels.shape), pixels.dtype)
-            missing = []
-            for row, image in enumerate(itertools.islice(images, len(members))):
-                if image is None:
-                    missing.append(share * local + row)
+            missing, at = list[int](), 0
+            for _, num in group[share]:
+                tiles_IX = next(loaded)
+                if tiles_IX is None:
+                    missing.append(share * local + at)
                 else:
-                    batch[row, 0] = image
+                    batch[at : at + num, 0] = tiles_IX
+                at += num
             yield (group, missing), batch
 
-    with contextlib.closing(images):
-        for (group, missing), features in run_pass(tower, variables, batches(), mesh):
-            yield group, features[: len(group)], [row for part in gather(missing) for row in part]
+    with contextlib.closing(loaded):
+        for (group, missing), features_NPE in run_pass(tower, variables, batches(), mesh):
+            missing = {place for part in gather(missing) for place in part}
+            out = list[tuple[str, np.ndarray | None]]()
+            for number, part in enumerate(group):
+                place = number * local
+                for name, num in part:
+                    own = None if place in missing else features_NPE[place : place + num]
+                    out.append((name, own))
+                    place += num
+            yield out
 
 
 def _threads(remote: bool) -> int:
@@ -155,9 +193,9 @@ def _threads(remote: bool) -> int:
     return READERS if remote else os.cpu_count() or 1
 
 
-def _key(pixels: Pixels, name: str) -> str:
-    """Returns the key of an image, see `Pixels.key`; empty if it cannot be read."""
+def _key(pixels: Pixels, use: ImageUse) -> tuple[str, Size] | None:
+    """Returns the key and the size of an image, see `Pixels.key`; None if it cannot be read."""
     try:
-        return pixels.key(name)
+        return pixels.key(use)
     except ExampleError:
-        return ""
+        return None

@@ -26,15 +26,15 @@ class PrefillShape(NamedTuple):
 
     Attributes:
         width: tokens.
-        images: images.
+        tiles: tiles of images.
     """
 
     width: int
-    images: int
+    tiles: int
 
     def __str__(self) -> str:
-        images = f"{self.images} image{'s' * (self.images != 1)}" if self.images else "no image"
-        return f"{self.width} tokens and {images}"
+        tiles = f"{self.tiles} image tile{'s' * (self.tiles != 1)}" if self.tiles else "no image"
+        return f"{self.width} tokens and {tiles}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Prefills:
 
     @classmethod
     def of(
-        cls, length_N: Sequence[int], images_N: Sequence[int], prompts_at_once: float
+        cls, length_N: Sequence[int], tiles_N: Sequence[int], prompts_at_once: float
     ) -> Prefills:
         """Chooses at most four shapes that minimise the tokens, padding included, of all prompts.
 
@@ -60,15 +60,15 @@ class Prefills:
 
         Args:
             length_N: tokens of each prompt; 0 for one that is not answered.
-            images_N: images of each prompt.
+            tiles_N: tiles of the images of each prompt.
             prompts_at_once: prompts that a prefill starts, over all devices.
         """
-        lengths, images = np.array(length_N, np.int64), np.array(images_N, np.int64)
+        lengths, tiles = np.array(length_N, np.int64), np.array(tiles_N, np.int64)
         width_N = -(-lengths // _UNIT) * _UNIT
         if not width_N.any():
             return cls((PrefillShape(_UNIT, 0),), np.zeros(len(width_N), np.int64))
         widths = _widths(width_N[width_N > 0], _COMPILING * prompts_at_once)
-        most = [int(images[(width_N > 0) & (width_N <= width)].max()) for width in widths]
+        most = [int(tiles[(width_N > 0) & (width_N <= width)].max()) for width in widths]
         shapes = tuple(map(PrefillShape, widths, most))
         return cls(shapes, np.searchsorted(widths, width_N))
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +18,12 @@ import numpy as np
 
 from seva_jax.corrupt import Corruption
 from seva_jax.corrupt.base import corruption_keys, key_words
+from seva_jax.data import PromptSet
 from seva_jax.images import ImageProcessing
 from seva_jax.inference.answering import AnsweringForm, answering_form
 from seva_jax.inference.answering_layout import answering_needs, fitting_tensor, is_crowded
-from seva_jax.inference.corrupted import corrupted_prompt, prompt_pixels
 from seva_jax.inference.prefill_shapes import Prefills, PrefillShape
+from seva_jax.inference.prompt_variants import PromptVariants, Variant
 from seva_jax.inference.rollout_rows import RolloutRows, rollout_rows, row_pairs
 from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state, refill
 from seva_jax.models import CacheKind, Llava, restack
@@ -33,7 +33,7 @@ from seva_jax.runtime.profiler import profiler
 from seva_jax.runtime.read_ahead import READERS
 from seva_jax.sharding import process_row_share, put_batch, replicated, row_multiple
 from seva_jax.text import Encoder, Sampling
-from seva_jax.types import ExampleError, Prompt
+from seva_jax.types import TEXT, Blend, ExampleError, Prompt
 
 # Times the prompts that are answered together: how far a prompt may move, and what an interrupted
 # run may have to answer again.
@@ -56,8 +56,7 @@ class AnsweredPrompt(NamedTuple):
 
 class _Prepared(NamedTuple):
     index: int
-    trunks: list[np.ndarray]  # variant 0 is clean, variant 1 + c has corruption c
-    pixels: list[np.ndarray]  # [I, H, W, 3] of each; a changed sequence may have fewer images
+    variants: list[Variant]
     dropped: str
 
 
@@ -111,30 +110,28 @@ class RolloutEngine:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def prefills(
-        self, prompts: Sequence[Prompt], corruptions: Sequence[Corruption] = ()
-    ) -> Prefills:
+    def prefills(self, data: PromptSet, corruptions: Sequence[Corruption] = ()) -> Prefills:
         """Returns the shapes in which `answer` prefills prompts.
 
         Every process tokenises its share of the prompts.
         """
+        prompts = data.prompts
         me, everyone = jax.process_index(), jax.process_count()
-        gathered = gather(self._lengths(prompts[me::everyone], corruptions))
-        lengths = [0] * len(prompts)
+        gathered = gather(self._variants(data).sizes(prompts[me::everyone], corruptions))
+        sizes = [(0, 0)] * len(prompts)
         for process, part in enumerate(gathered):
-            lengths[process::everyone] = part
+            sizes[process::everyone] = part
+        lengths, tiles = zip(*sizes, strict=True) if sizes else ((), ())
         variants = 1 + len(corruptions)
         at_once = max(self.batch_size // self.refill, variants) / variants
-        return Prefills.of(lengths, [len(p.images) for p in prompts], at_once)
+        return Prefills.of(lengths, tiles, at_once)
 
     def answer(
         self,
-        prompts: Sequence[Prompt],
-        load_image: Callable[[str], np.ndarray],
+        data: PromptSet,
         sampling: Sampling,
         corruptions: Sequence[Corruption] = (),
         start: int = 0,
-        remote: bool = False,
         prefills: Prefills | None = None,
     ) -> Iterator[list[AnsweredPrompt]]:
         """Answers prompts from index `start`, and yields them in order as they complete.
@@ -142,37 +139,31 @@ class RolloutEngine:
         Every process prepares its share of the prompts and receives all answers.
 
         Args:
-            prompts: all prompts.
-            load_image: gives an image by name.
+            data: all prompts, and the way to their images.
             sampling: how answers are sampled.
             corruptions: each adds a variant of every prompt.
             start: index of the first prompt to answer.
-            remote: whether images come from an object store, so that many are read at a time.
-            prefills: `self.prefills(prompts, corruptions)`, computed here if it is not given.
+            prefills: what `self.prefills` returns; computed here if it is not given.
         """
         try:
-            yield from self._answer(
-                prompts, load_image, sampling, corruptions, start, remote, prefills
-            )
+            prefills = prefills or self.prefills(data, corruptions)
+            yield from self._answer(data, sampling, corruptions, start, prefills)
         finally:
             self._give_back()
 
     def _answer(
         self,
-        prompts: Sequence[Prompt],
-        load_image: Callable[[str], np.ndarray],
+        data: PromptSet,
         sampling: Sampling,
         corruptions: Sequence[Corruption],
         start: int,
-        remote: bool,
-        prefills: Prefills | None,
+        prefills: Prefills,
     ) -> Iterator[list[AnsweredPrompt]]:
         """Does the work of `answer`; afterwards, rows and caches are gone."""
+        prompts = data.prompts
         if start >= len(prompts):
             return
         variants = 1 + len(corruptions)
-        if prefills is None:
-            prefills = self.prefills(prompts, corruptions)
         model, variables, mesh = self._form(prefills.shapes[-1], sampling, variants)
         share, num_shares = process_row_share(mesh)
         layout = rollout_rows(self.batch_size, self.refill, variants, mesh, num_shares)
@@ -180,9 +171,9 @@ class RolloutEngine:
         mine = [i for first in firsts for i in range(len(prompts))[first : first + layout.group]]
         phase_N = prefills.phases(_WINDOW * layout.group * num_shares)
         mine = sorted(mine, key=lambda i: int(phase_N[i]))
-        prepared = self._prepare(prompts, mine, load_image, corruptions, layout.group, remote)
-        eos: Any = self.encoder.tokenizer.eos_token_id
-        sampler = Sampler(model, sampling, (eos,), self.encoder.pad_id, self.cache)
+        prepared = self._prepare(data, mine, corruptions, layout.group)
+        stops = self.encoder.stop_ids
+        sampler = Sampler(model, sampling, stops, self.encoder.pad_id, self.cache)
         with jax.set_mesh(mesh):
             state = empty_state(sampler, layout.rows * num_shares, prefills.shapes[-1].width)
         free = np.arange(layout.rows)
@@ -203,9 +194,9 @@ class RolloutEngine:
             with jax.set_mesh(mesh):
                 if any(some for some, _, _ in told):
                     arrays = self._arrays(taken, prompts, layout, prefills.shapes[shape or 0])
-                    *batch, words, tags, places = put_batch(mesh, arrays)
+                    batch, words, tags, places = put_batch(mesh, arrays)
                     state = refill(
-                        sampler, variables, state, PromptBatch(*batch),
+                        sampler, variables, state, batch,
                         corruption_keys(self.seed, words), tags, places, row_multiple(mesh),
                     )  # fmt: skip
                 enough = 0 if any(hungry for _, hungry, _ in told) else layout.fresh * num_shares
@@ -228,6 +219,9 @@ class RolloutEngine:
             if answered:
                 yield answered
 
+    def _variants(self, data: PromptSet) -> PromptVariants:
+        return PromptVariants(self.encoder.sized(data.image_size), self.processing, self.seed)
+
     def _form(self, prompt: PrefillShape, sampling: Sampling, variants: int) -> AnsweringForm:
         """Returns the model in the layout in which it answers, moved there if it is not.
 
@@ -238,7 +232,7 @@ class RolloutEngine:
         fresh = max(rows // self.refill, variants)
         needs = answering_needs(
             self.model, self.mesh.size, rows, fresh, prompt.width, sampling.max_new_tokens,
-            prompt.images, self.cache,
+            prompt.tiles, self.cache,
         )  # fmt: skip
         kept = (self.model, self.variables, self.mesh, needs, self.resident)
         free = is_crowded(*kept)
@@ -259,62 +253,30 @@ class RolloutEngine:
                 restack(self.variables, form.variables)
             self._moved.clear()
 
-    def _lengths(self, prompts: Sequence[Prompt], corruptions: Sequence[Corruption]) -> list[int]:
-        """Returns the tokens of each prompt's longest trunk; 0 for one that is not answered."""
-        all_asked = list[list[Prompt]]()
-        for prompt in prompts:
-            try:
-                changed = self._asked(prompt, corruptions)[1:]
-                all_asked.append([prompt, *(asked for asked in changed if asked is not prompt)])
-            except ExampleError:
-                all_asked.append([])
-        encoded = self.encoder.trunks(itertools.chain(*all_asked))
-        lengths = []
-        for asked in all_asked:
-            trunks = list(itertools.islice(encoded, len(asked)))
-            try:
-                lengths.append(max((len(self._fitting(trunk)) for trunk in trunks), default=0))
-            except ExampleError:
-                lengths.append(0)
-        return lengths
-
-    def _asked(self, prompt: Prompt, corruptions: Sequence[Corruption]) -> list[Prompt]:
-        """Returns the prompt, and what is asked under each corruption."""
-        return [
-            prompt,
-            *(corrupted_prompt(prompt, c, i, self.seed) for i, c in enumerate(corruptions)),
-        ]
-
-    def _fitting(self, trunk: np.ndarray | ExampleError) -> np.ndarray:
-        """Returns a trunk; raises the error in its place, or if it leaves no room to answer."""
-        if isinstance(trunk, ExampleError):
-            raise trunk
-        self.encoder.fit(len(trunk), trunk[:1])
-        return trunk
-
     def _prepare(
-        self,
-        prompts: Sequence[Prompt],
-        mine: Sequence[int],
-        load_image: Callable[[str], np.ndarray],
-        corruptions: Sequence[Corruption],
-        ahead: int,
-        remote: bool,
+        self, data: PromptSet, mine: Sequence[int], corruptions: Sequence[Corruption], ahead: int
     ) -> Iterator[_Prepared]:
+        """Prepares prompts in threads, some of them ahead.
+
+        Args:
+            data: all prompts.
+            mine: indices of those wanted.
+            corruptions: see `answer`.
+            ahead: how many are needed at a time.
+        """
         import grain
 
+        variants_of = self._variants(data)
+
         def prepare(index: int) -> _Prepared:
-            prompt = prompts[index]
             try:
-                asked = self._asked(prompt, corruptions)
-                trunks = [self._fitting(trunk) for trunk in self.encoder.trunks(asked)]
-                pixels = prompt_pixels(prompt, load_image, self.processing, corruptions, self.seed)
+                made = variants_of(data.prompts[index], data.load_image, corruptions)
             except ExampleError as error:
-                return _Prepared(index, [], [], error.reason)
-            return _Prepared(index, trunks, pixels, "")
+                return _Prepared(index, [], error.reason)
+            return _Prepared(index, made, "")
 
         dataset = grain.MapDataset.source(mine).map(lambda index: prepare(int(index)))
-        threads = READERS if remote else min(max(os.cpu_count() or 1, 4), READERS)
+        threads = READERS if data.remote else min(max(os.cpu_count() or 1, 4), READERS)
         ahead = max(2 * ahead, threads)
         options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
         return iter(dataset.to_iter_dataset(options))
@@ -360,34 +322,40 @@ class RolloutEngine:
 
     def _arrays(
         self, taken: _Taken, prompts: Sequence[Prompt], layout: RolloutRows, shape: PrefillShape
-    ) -> tuple[np.ndarray, ...]:
-        """Returns tokens, mask, patch, pixels, words of keys, tags and from_B for `refill`."""
+    ) -> tuple[PromptBatch, np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the prompts, words of keys, tags and from_B for `refill`."""
         rows, size = layout.fresh, self.processing.size
         tokens = np.full((rows, shape.width), self.encoder.pad_id, np.int32)
         mask = np.zeros((rows, shape.width), bool)
         mask[:, 0] = True  # empty rows still need one real token
-        pixels = np.zeros((rows, shape.images, size, size, 3), np.float32)
+        patch = np.full((rows, shape.width), TEXT, np.int32)
+        blended = self.encoder.layouts.blended
+        weights = np.zeros((rows, shape.width, blended), np.float32)
+        blend = Blend(np.zeros_like(weights, np.int32), weights)
+        pixels = np.zeros((rows, shape.tiles, size, size, 3), np.float32)
         words = np.zeros((rows, 3), np.uint32)
         tags = np.full(rows, -1, np.int32)
         places = np.full(layout.rows, -1, np.int32)
         pairs = iter(taken.pairs)
         for item in taken.items:
             name = f"{prompts[item.index].id}/answer"
-            for variant, (trunk, images) in enumerate(zip(item.trunks, item.pixels, strict=True)):
+            for variant, (trunk, tiles, images) in enumerate(item.variants):
                 row, place = next(pairs)
                 tokens[row, : len(trunk)] = trunk
                 mask[row, : len(trunk)] = True
-                pixels[row, : len(images)] = images
+                image_at = np.flatnonzero(trunk == self.encoder.image_token_id)
+                patch[row, image_at] = images.patch_N
+                if images.blend is not None:
+                    blend.index_BSM[row, image_at] = images.blend.index_BSM
+                    blend.weight_BSM[row, image_at] = images.blend.weight_BSM
+                pixels[row, : len(tiles)] = tiles
                 words[row] = key_words(name, variant)
-                tags[row] = item.index * len(item.trunks) + variant
+                tags[row] = item.index * len(item.variants) + variant
                 places[place] = row % (rows // layout.parts)
-        is_image = tokens == self.encoder.image_token_id
-        patch = np.where(is_image, np.cumsum(is_image, axis=1) - 1, -1).astype(np.int32)
-        return tokens, mask, patch, pixels, words, tags, places
+        batch = PromptBatch(tokens, mask, patch, pixels, blend if blended > 1 else None)
+        return batch, words, tags, places
 
     def _text(self, prompt: Prompt, ids: np.ndarray) -> str:
-        stop = np.flatnonzero(ids == self.encoder.tokenizer.eos_token_id)
-        trunk = ()
-        if prompt.start:
-            trunk = self.encoder.trunk(prompt.question, len(prompt.images), prompt.start)
+        stop = np.flatnonzero(np.isin(ids, self.encoder.stop_ids))
+        trunk = self.encoder.trunk(prompt) if prompt.start else ()
         return self.encoder.decode(ids[: stop[0]] if len(stop) else ids, trunk)

@@ -187,7 +187,7 @@ class Llava(nn.Module):
         self,
         tokens_BS: jax.Array,
         positions_BS: jax.Array,
-        mask_BSS: jax.Array,
+        mask_BSU: jax.Array,
         patch_BS: jax.Array,
         features_BPE: jax.Array,
         layer: int,
@@ -195,7 +195,7 @@ class Llava(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the final hidden states and the input of a decoder layer, both [B, S, D]."""
         x_BSD = self.embed(tokens_BS, patch_BS, features_BPE, blend)
-        return self.language.with_input(x_BSD, positions_BS, mask_BSS, layer)
+        return self.language.with_input(x_BSD, positions_BS, mask_BSU, layer)
 
     def decode(
         self,

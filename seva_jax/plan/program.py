@@ -55,7 +55,7 @@ def lower_step(
         shape,
         image_shape=image_shape,
         image_dtype=image_dtype,
-        tokens_per_image=config.tile_features,
+        tile_features=config.tile_features,
         image_token_id=config.image_token_id,
         pad_id=0,
     )

@@ -73,8 +73,8 @@ class Pictures:
                 comparison, load_image, processing, self.config.corrupt, self.config.seed
             )
             return tuple(
-                (processing.denormalise(pixels_IHWC[0]), markup.shorten(name, 40))
-                for name, pixels_IHWC in drawn
+                (processing.denormalise(images[0]), markup.shorten(name, 40))
+                for name, images in drawn
             )
         return ()
 

@@ -109,7 +109,7 @@ class Pair:
             return []  # the run's data need not be there
         load = self._run.data().load_image
         views = corrupted_views(self.comparison, load, processing, config.corrupt, config.seed)
-        return [(name, processing.denormalise(x_IHWC[0])) for name, x_IHWC in views if len(x_IHWC)]
+        return [(name, processing.denormalise(images[0])) for name, images in views if images]
 
     def show(self) -> None:
         """Shows the pair, see `show`."""

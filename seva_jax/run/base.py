@@ -38,7 +38,7 @@ def train_base(ctx: RunContext, base: TrainedBase) -> Any:
         epochs=-(-base.steps * base.batch_size // len(answered)),
         repeat=1,
     )
-    objective, encoder = Supervised(), ctx.encoder(ctx.config.text.train)
+    objective, encoder = Supervised(), ctx.encoder(ctx.config.text.train, data.image_size)
     encoded = encode_together(answered, encoder)
     if drops := data.drops + encoded.drops:
         say(f"  base: {drops.total():,} examples left out: {counted(drops)}")

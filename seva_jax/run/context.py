@@ -7,7 +7,7 @@ the stages themselves, which `seva_jax/train.py` lists.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -31,7 +31,7 @@ from seva_jax.text import Encoder, Template
 from seva_jax.training.flops import forward, model_flops
 from seva_jax.training.memory import bytes_on_a_device
 from seva_jax.training.step import StepOptions, Variables
-from seva_jax.types import DataError
+from seva_jax.types import DataError, Size
 
 
 def rollout_engine(
@@ -172,9 +172,16 @@ class RunContext:
         train = self.config.train
         return PassLayout(self.mesh, train.batch_size // train.micro_batches, self.row_shapes)
 
-    def encoder(self, template: Template) -> Encoder:
-        """Returns the encoder of text with one of the run's templates."""
-        return self.assets.encoder(template, self.config.text.max_length)
+    def encoder(
+        self, template: Template, image_size: Callable[[str], Size] | None = None
+    ) -> Encoder:
+        """Returns the encoder of text with one of the run's templates.
+
+        Args:
+            template: the template.
+            image_size: see `Assets.encoder`.
+        """
+        return self.assets.encoder(template, self.config.text.max_length, image_size)
 
     def engine(self, variables: Variables, reference: Variables) -> RolloutEngine:
         """Returns the engine that answers prompts with a model of this run.

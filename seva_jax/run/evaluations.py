@@ -169,10 +169,7 @@ def _ask(
     with workdir.bar(f"{who}: {suite.name}", len(questions.prompts), "prompt", start) as bar:
         if start == len(questions.prompts):
             return
-        batches = engine.answer(
-            questions.prompts, questions.load_image, sampling, start=start, remote=questions.remote
-        )
-        for batch in batches:
+        for batch in engine.answer(questions, sampling, start=start):
             journal.append(
                 {"id": a.prompt.id}
                 | ({"dropped": a.dropped} if a.dropped else {"answer": a.answers[0]})

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from seva_jax.batches.encoded import EncodedComparisons, encode_together
-from seva_jax.batches.image_inputs import FeatureCache, ImageInput
+from seva_jax.batches.image_inputs import FeatureCache, ImageInput, image_uses
 from seva_jax.batches.pipeline import ComparisonRows
 from seva_jax.config import fingerprint
 from seva_jax.data import PromptSet
@@ -69,7 +69,9 @@ class Outputs:
     def comparisons(self) -> EncodedComparisons:
         """The pairs as token ids; all processes ask for them, and each encodes its share."""
         pairs = read_comparisons(self.ctx.workdir.path / "pairs.array_record")
-        return encode_together(pairs, self.ctx.encoder(self.ctx.config.text.train))
+        template = self.ctx.config.text.train
+        encoder = self.ctx.encoder(template, lambda name: self.prompts.image_size(name))
+        return encode_together(pairs, encoder)
 
     @functools.cached_property
     def images(self) -> ImageInput:
@@ -84,10 +86,11 @@ class Outputs:
         )  # fmt: skip
         folder = as_path(ctx.config.train.feature_cache) / tower
         cache = FeatureCache(folder, *ctx.base_model.feature_kind)
-        names = sorted({name for c in self.comparisons.comparisons for name in c.images})
-        with ctx.workdir.bar("image features", len(names), "image") as bar:
+        views = (view for c in self.comparisons.comparisons for view in c.views)
+        uses = sorted({use for view in views for use in image_uses(view.prompt.images)})
+        with ctx.workdir.bar("image features", len(uses), "image") as bar:
             return cached_features(
-                cache, ctx.base_model, {"params": self.base}, names, pixels, ctx.mesh,
+                cache, ctx.base_model, {"params": self.base}, uses, pixels, ctx.mesh,
                 ctx.config.rollout.batch_size, bar.update,
             )  # fmt: skip
 

@@ -105,13 +105,13 @@ def _answers(
     out: Outputs, variables: Variables, prompts: Sequence[Prompt], who: str
 ) -> Mapping[str, tuple[str, str]]:
     """Returns the greedy answer of a model to each prompt, and why there is none, by id."""
-    ctx, data = out.ctx, out.prompts
+    ctx, data = out.ctx, dataclasses.replace(out.prompts, prompts=prompts)
     engine = ctx.engine(variables, out.reference)
     engine = dataclasses.replace(engine, batch_size=min(engine.batch_size, len(prompts)))
     sampling = dataclasses.replace(ctx.config.rollout.sampling, temperature=0.0)
     answers = {}
     with ctx.workdir.bar(f"own prompts: {who}", len(prompts), "prompt") as bar:
-        for batch in engine.answer(prompts, data.load_image, sampling, remote=data.remote):
+        for batch in engine.answer(data, sampling):
             answers |= {
                 a.prompt.id: (a.answers[0].strip() if a.answers else "", a.dropped) for a in batch
             }

@@ -116,7 +116,8 @@ def require_all_examples(ctx: RunContext, out: Outputs) -> None:
 
     for used in used_data(ctx.config):
         data = out.prompts if used.name == "prompts" else used.open()
-        check_data(data, ctx.encoder(used.template), bar).require_all(used.prefix)
+        encoder = ctx.encoder(used.template, data.image_size)
+        check_data(data, encoder, bar).require_all(used.prefix)
 
 
 def _attempt(call: Callable[[], _Value], problems: list[str], prefix: str = "") -> _Value | None:
@@ -237,10 +238,12 @@ def _text_problems(
     for warning in template_warnings(ctx.config.base, ctx.assets.tokenizer, templates):
         say(f"warning: {warning}")
     if prompts is not None:
-        problems += _room("prompts", prompts, encoders[text.train])
-        problems += _objective_problems(ctx, prompts, encoders[text.train])
+        encoder = encoders[text.train].sized(prompts.image_size)
+        problems += _room("prompts", prompts, encoder)
+        problems += _objective_problems(ctx, prompts, encoder)
     for name, questions in suites.items():
-        problems += _room(name, questions, encoders[text.generate])
+        encoder = encoders[text.generate].sized(questions.image_size)
+        problems += _room(name, questions, encoder)
     return problems
 
 

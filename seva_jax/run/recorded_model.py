@@ -69,9 +69,8 @@ class RecordedModel(PairModel):
             return replies
         # With the name, a prompt that is asked twice at a temperature is answered differently.
         named = [dataclasses.replace(p, id=f"{name}/{p.id}") for p in prompts]
-        batches = self._engine.answer(
-            named, self.data.load_image, sampling, start=len(replies), remote=self.data.remote
-        )
+        data = dataclasses.replace(self.data, prompts=named)
+        batches = self._engine.answer(data, sampling, start=len(replies))
         with self.ctx.workdir.bar(name, len(prompts), "prompt", len(replies)) as bar:
             for batch in batches:
                 fresh = [Reply(a.answers[0] if a.answers else "", a.dropped) for a in batch]
@@ -93,7 +92,8 @@ class RecordedModel(PairModel):
         bits = [np.packbits(target).tobytes().hex() for target in targets]
         journal = self._journal(name, fingerprint("measure", asked, layer, bits))
         done = journal.resume()
-        encoder = self.ctx.encoder(self.ctx.config.text.generate)  # as it was asked
+        template = self.ctx.config.text.generate  # as it was asked
+        encoder = self.ctx.encoder(template, self.data.image_size)
         comparisons = [Comparison(view.prompt, view.answers[:1]) for view in views]
         encoded = encode_together(comparisons, encoder)
         fitting = set(map(id, encoded.comparisons))
@@ -121,11 +121,16 @@ class RecordedModel(PairModel):
 
     @override
     def patches(self, box: Box | None = None) -> np.ndarray:
-        config = self.ctx.assets.config
+        config, processing = self.ctx.assets.config, self.ctx.assets.processing
+        if not processing.one_layout:
+            raise DataError(
+                "attention on parts of an image is measured for models with a fixed number of "
+                "tokens for each image, and this one's varies; use LLaVA-1.5"
+            )
         if box is None:
             return np.ones(config.tile_features, bool)
         side = config.vision.image_size // config.vision.patch_size
-        inside = box_patches(self.ctx.assets.processing, box, side).ravel()
+        inside = box_patches(processing, box, side).ravel()
         # A tower that keeps its class token has that first: it shows no part of the image.
         return np.pad(inside, (config.tile_features - len(inside), 0))
 

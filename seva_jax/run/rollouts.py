@@ -39,17 +39,9 @@ def roll_out(ctx: RunContext, data: PromptSet, engine: RolloutEngine) -> None:
     """
     config, journal = ctx.config, Journal(ctx.workdir.path / LINES)
     num_done = len(journal.resume())
-    prefills = engine.prefills(data.prompts, config.corrupt)
+    prefills = engine.prefills(data, config.corrupt)
     say(f"rollouts: {prefills}")
-    batches = engine.answer(
-        data.prompts,
-        data.load_image,
-        config.rollout.sampling,
-        config.corrupt,
-        num_done,
-        data.remote,
-        prefills,
-    )
+    batches = engine.answer(data, config.rollout.sampling, config.corrupt, num_done, prefills)
     with ctx.workdir.bar("rollouts", len(data.prompts), "prompt", num_done) as bar:
         for batch in batches:
             journal.append(

@@ -58,7 +58,7 @@ def run_pairs(ctx: RunContext, out: Outputs) -> str:
     config = ctx.config
     answered = [] if config.prompts.has_answers else rollouts.read_rollouts(ctx.workdir.path)
     built = build_pairs(
-        out.prompts, answered, config.pairs, ctx.encoder(config.text.train),
+        out.prompts, answered, config.pairs, ctx.encoder(config.text.train, out.prompts.image_size),
         RecordedModel(ctx, out.prompts, lambda: out.start, lambda: out.reference),
     )  # fmt: skip
     if ctx.workdir.writes:

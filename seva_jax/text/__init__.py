@@ -7,6 +7,6 @@ that a text mentions (`mentions.py`).
 What does not: packing trunks and branches into rows (`seva_jax/batches`). Read next: `encode.py`.
 """
 
-from seva_jax.text.encode import EncodedTree, Encoder
+from seva_jax.text.encode import EncodedTree, Encoder, expand_images
 from seva_jax.text.sampling import Sampling
 from seva_jax.text.templates import LLAVA_V0, LLAVA_V1, PLAIN, VICUNA_V1, Template

@@ -12,13 +12,21 @@ import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 
 from seva_jax.text.templates import Template
 from seva_jax.text.words import WordIds
-from seva_jax.types import IMAGE_MARKER, DataError, ExampleError, Prompt, View
+from seva_jax.types import (
+    IMAGE_MARKER,
+    DataError,
+    ExampleError,
+    Layouts,
+    Prompt,
+    Size,
+    View,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,11 +45,20 @@ class EncodedTree(NamedTuple):
         branches: int32 [T] for each answer: at least one token, and the end token last unless the
             answer was cut.
         truncated: how many answers were cut.
+        sizes: size of each image of the prompt, see `Encoder.sizes`.
     """
 
     trunk: np.ndarray
     branches: tuple[np.ndarray, ...]
     truncated: int
+    sizes: tuple[Size, ...]
+
+
+class _Images(NamedTuple):
+    """What a trunk has to know about its images: size and number of tokens of each."""
+
+    sizes: tuple[Size, ...]
+    counts: np.ndarray
 
 
 class _Texts(NamedTuple):
@@ -49,12 +66,14 @@ class _Texts(NamedTuple):
 
     Attributes:
         prompt: everything up to and including "ASSISTANT:".
+        num_images: images of the prompt.
         start: see `Prompt.start`.
         before: everything before an answer.
         answers: the answers, without the spaces around them.
     """
 
     prompt: str
+    num_images: int
     start: str
     before: str
     answers: tuple[str, ...]
@@ -71,11 +90,16 @@ class Encoder:
     """Turns text into the ids that the model trains on and generates from.
 
     Attributes:
-        tokenizer: tokenizer that encodes `<image>` as one token.
+        tokenizer: a transformers tokenizer.
         template: the words around question and answer.
         image_token_id: id at the positions of image features.
-        tokens_per_image: features of an image; each `<image>` becomes that many ids.
+        layouts: gives the layout of each image of a prompt; an image takes as many of these ids as
+            its layout has tokens.
         max_length: maximum number of tokens in the trunk and one branch together.
+        image_size: returns the size of an image by its name; not called, and not needed, where all
+            images have one layout.
+        image_text: what stands for one image in the text that is tokenised: the image token once,
+            and other special tokens around it.
 
     Raises:
         DataError: tokenizer, template and image token do not fit together.
@@ -84,23 +108,29 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     template: Template
     image_token_id: int
-    tokens_per_image: int
+    layouts: Layouts
     max_length: int
+    image_size: Callable[[str], Size] | None = None
+    image_text: str = IMAGE_MARKER
 
     def __post_init__(self):
-        end_id, template = self.tokenizer.eos_token_id, self.template
-        if end_id is None or self._ids(template.end, add_special_tokens=False) != [end_id]:
+        template, specials = self.template, self._specials
+        end = self._ids(template.end, add_special_tokens=False)
+        if len(end) != 1 or end[0] not in specials - {self.image_token_id}:
             raise DataError(
                 f"the template closes answers with {template.end!r}, but the tokenizer's end token "
                 f"is {self.tokenizer.eos_token!r}; use Template(end=...) of this tokenizer"
             )
-        if self._ids(IMAGE_MARKER, add_special_tokens=False) != [self.image_token_id]:
+        image = self._ids(self.image_text, add_special_tokens=False)
+        if image.count(self.image_token_id) != 1 or not specials.issuperset(image):
             raise DataError(
-                f"the tokenizer does not encode {IMAGE_MARKER} as image token {self.image_token_id}"
-                ": use the tokenizer and image_token_id of the same model"
+                f"the tokenizer does not encode {self.image_text} as image token "
+                f"{self.image_token_id}: use the tokenizer and image_token_id of the same model"
             )
-        words = self._ids(template.prompt(IMAGE_MARKER + template.user), add_special_tokens=False)
-        if self.tokenizer.unk_token_id in words:
+        words = self._ids(
+            self._spelled(template.prompt(IMAGE_MARKER + template.user)), add_special_tokens=False
+        )
+        if self.unknown_id in words:
             raise DataError(
                 f"the tokenizer does not know every word of the template "
                 f"{template.prompt('...')!r}; add them to its vocabulary or use another template"
@@ -113,38 +143,67 @@ class Encoder:
         return pad if isinstance(pad, int) else 0
 
     @functools.cached_property
+    def end_id(self) -> int:
+        """The id that closes an answer."""
+        return self._ids(self.template.end, add_special_tokens=False)[0]
+
+    @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids that end a generated answer: `end_id`, and the tokenizer's own end token."""
+        end = self.tokenizer.eos_token_id
+        others = [end] if isinstance(end, int) and end != self.end_id else []
+        return (self.end_id, *others)
+
+    @functools.cached_property
     def unknown_id(self) -> int | None:
-        """The id that stands for an unknown word, if the tokenizer has one."""
+        """The id that stands for an unknown word, if the tokenizer has one.
+
+        Tokenizers of bytes know every word; some name their end token as the unknown one.
+        """
         unknown = self.tokenizer.unk_token_id
-        return unknown if isinstance(unknown, int) else None
+        return unknown if isinstance(unknown, int) and unknown not in self.stop_ids else None
 
     @functools.cached_property
     def largest_id(self) -> int:
         """The largest id that a text can have."""
         return max(self.image_token_id, *self.tokenizer.get_vocab().values())
 
-    def trunk(self, question: str, num_images: int = 1, start: str = "") -> np.ndarray:
-        """Encodes everything before the answer, with a start token if the tokenizer adds one.
-
-        The ids equal those that transformers' `LlavaProcessor` returns for `template.prompt(...)`,
-        or, with the tokenizer of an original LLaVA, those of its `tokenizer_image_token`.
+    def sizes(self, names: Sequence[str]) -> tuple[Size, ...]:
+        """Returns the size of each image; (0, 0) where all images have one layout.
 
         Args:
-            question: see `Template.prompt`.
-            num_images: see `Template.prompt`.
-            start: see `Prompt.start`; tokenised together with the prompt.
+            names: names of images.
+
+        Raises:
+            ExampleError: an image cannot be read.
+        """
+        if self.layouts.one_layout:
+            return ((0, 0),) * len(names)
+        assert self.image_size is not None, "layouts depend on the sizes of images"
+        return tuple(self.image_size(name) for name in names)
+
+    def sized(self, image_size: Callable[[str], Size]) -> Encoder:
+        """Returns the encoder with another source of the sizes of images."""
+        return self if self.layouts.one_layout else dataclasses.replace(self, image_size=image_size)
+
+    def trunk(self, prompt: Prompt) -> np.ndarray:
+        """Encodes everything before the answer, with a start token if the tokenizer adds one.
+
+        The ids equal those that the processor of the model in transformers returns for
+        `template.prompt(...)`, or, with the tokenizer of an original LLaVA, those of its
+        `tokenizer_image_token`.
 
         Returns:
             int32 [S].
 
         Raises:
             ExampleError: see `Template.prompt`; or the question or the start contains a special
-                token.
+                token; or an image cannot be read, or not be laid out.
         """
-        return self._one(View(_prompt(question, num_images, start), ())).trunk
+        return self._one(View(prompt, ())).trunk
 
-    def answer(self, question: str, num_images: int, text: str, start: str = "") -> np.ndarray:
-        """Encodes an answer as the tokens that follow `trunk(question, num_images, start)`.
+    def answer(self, prompt: Prompt, text: str) -> np.ndarray:
+        """Encodes an answer as the tokens that follow `trunk(prompt)`.
 
         Prompt and answer are tokenised together, as the model sees them, so that the boundary
         between them is exact. Spaces around the answer are dropped; after a start, only those at
@@ -156,12 +215,12 @@ class Encoder:
         Raises:
             ExampleError: the answer is empty, contains a special token, or merges with the prompt.
         """
-        texts = self._texts(View(_prompt(question, num_images, start), (text,)))
+        texts = self._texts(View(prompt, (text,)))
         before, answers = self._read(texts, iter(self._ids_of(texts.encoded)))
         del before
         return next(answers)
 
-    def fit(self, trunk_len: int, answer_ids: np.ndarray) -> tuple[np.ndarray, bool]:
+    def fit(self, trunk: np.ndarray, answer_ids: np.ndarray) -> tuple[np.ndarray, bool]:
         """Cuts the end of an answer so that trunk and answer fit. The trunk is never cut.
 
         Returns:
@@ -170,24 +229,24 @@ class Encoder:
         Raises:
             ExampleError: no token of the answer fits.
         """
-        room = self.max_length - trunk_len
+        room = self.max_length - len(trunk)
         if room < 1:
+            images = np.count_nonzero(trunk == self.image_token_id)
             raise ExampleError(
-                f"images and question take {trunk_len} tokens and leave no room for an answer; "
-                f"raise max_length ({self.max_length}) or drop the example",
+                f"images and question take {len(trunk)} tokens ({images} of them the images) and "
+                "leave no room for an answer; raise max_length "
+                f"({self.max_length}) or drop the example",
                 "too long",
             )
         return answer_ids[:room], len(answer_ids) > room
 
-    def encode(
-        self, question: str, num_images: int, answers: Sequence[str], start: str = ""
-    ) -> EncodedTree:
+    def encode(self, view: View) -> EncodedTree:
         """Encodes a trunk and its answers; each answer is cut to the room that the trunk leaves.
 
         Raises:
             ExampleError: see `trunk`, `answer` and `fit`.
         """
-        return self._one(View(_prompt(question, num_images, start), tuple(answers)))
+        return self._one(view)
 
     def trees(self, views: Iterable[View]) -> Iterator[EncodedTree | ExampleError]:
         """Encodes many trunks and their answers, many times as fast as one by one.
@@ -211,24 +270,15 @@ class Encoder:
         for tree in self.trees(View(prompt, ()) for prompt in prompts):
             yield tree if isinstance(tree, ExampleError) else tree.trunk
 
-    def marked(
-        self,
-        question: str,
-        num_images: int,
-        text: str,
-        spans: Sequence[tuple[int, int]],
-        start: str = "",
-    ) -> np.ndarray:
-        """Marks the tokens of `answer(question, num_images, text, start)` that are in a span.
+    def marked(self, prompt: Prompt, text: str, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+        """Marks the tokens of `answer(prompt, text)` that are in a span.
 
         A token is in a span if they share a character.
 
         Args:
-            question: as in `answer`.
-            num_images: as in `answer`.
+            prompt: as in `answer`.
             text: as in `answer`.
             spans: [start, end) in characters of `text`.
-            start: as in `answer`.
 
         Returns:
             int32 [T], 1 for tokens in a span; the end token is in none.
@@ -241,9 +291,9 @@ class Encoder:
                 f"{type(self.tokenizer).__name__} does not report which characters a token comes "
                 "from, but marked phrases need that; save it as a fast tokenizer (tokenizer.json)"
             )
-        texts = self._texts(View(_prompt(question, num_images, start), ()))
+        texts = self._texts(View(prompt, ()))
         before, _ = self._read(texts, iter(self._ids_of(texts.encoded)))
-        dropped = 0 if start else len(text) - len(text.lstrip())
+        dropped = 0 if prompt.start else len(text) - len(text.lstrip())
         shift = len(texts.before) - dropped  # from positions in `text` to positions in `joint`
         joint = self.tokenizer(texts.before + text[dropped:].rstrip(), return_offsets_mapping=True)
         inside = [
@@ -283,19 +333,39 @@ class Encoder:
         every = (text for x in asked if not isinstance(x, ExampleError) for text in x.encoded)
         ids = iter(self._ids_of(list(every)))
         out = list[EncodedTree | ExampleError]()
-        for texts in asked:
+        for view, texts in zip(views, asked, strict=True):
             if isinstance(texts, ExampleError):
                 out.append(texts)
             else:
                 mine = list(itertools.islice(ids, len(texts.encoded)))
-                out.append(_caught(lambda texts=texts, mine=mine: self._tree(texts, mine)))
+                out.append(_caught(functools.partial(self._tree, texts, view.prompt.images, mine)))
         return out
 
-    def _tree(self, texts: _Texts, ids: Sequence[np.ndarray | ExampleError]) -> EncodedTree:
+    def _tree(
+        self, texts: _Texts, names: Sequence[str], ids: Sequence[np.ndarray | ExampleError]
+    ) -> EncodedTree:
         before, answers = self._read(texts, iter(ids))
-        trunk = self._expand(before)
-        fitted = [self.fit(len(trunk), answer) for answer in answers]
-        return EncodedTree(trunk, tuple(ids for ids, _ in fitted), sum(cut for _, cut in fitted))
+        images = self._images(names)
+        trunk = expand_images(before, self.image_token_id, images.counts)
+        fitted = [self.fit(trunk, answer) for answer in answers]
+        branches = tuple(ids for ids, _ in fitted)
+        return EncodedTree(trunk, branches, sum(cut for _, cut in fitted), images.sizes)
+
+    def _images(self, names: Sequence[str]) -> _Images:
+        """Returns sizes and numbers of tokens of images; where all are alike, by their number."""
+        if self.image_size is not None:
+            return self._laid_out(self.sizes(names))
+        images = self._alike.get(len(names))
+        if images is None:
+            images = self._alike[len(names)] = self._laid_out(self.sizes(names))
+        return images
+
+    @functools.cached_property
+    def _alike(self) -> dict[int, _Images]:
+        return {}
+
+    def _laid_out(self, sizes: tuple[Size, ...]) -> _Images:
+        return _Images(sizes, np.array([x.num_tokens for x in self.layouts(sizes)], np.int64))
 
     def _texts(self, view: View) -> _Texts:
         """Returns the texts of a trunk and its answers.
@@ -304,10 +374,14 @@ class Encoder:
             ExampleError: see `Template.prompt`.
         """
         asked = view.prompt
-        prompt = self.template.prompt(asked.question, len(asked.images))
+        prompt = self._spelled(self.template.prompt(asked.question, len(asked.images)))
         answers = tuple(x.rstrip() if asked.start else x.strip() for x in view.answers)
         before = prompt + self.template.before_answer + asked.start
-        return _Texts(prompt, asked.start, before, answers)
+        return _Texts(prompt, len(asked.images), asked.start, before, answers)
+
+    def _spelled(self, prompt: str) -> str:
+        """Returns a prompt with images as the tokenizer knows them."""
+        return prompt.replace(IMAGE_MARKER, self.image_text)
 
     def _read(
         self, texts: _Texts, ids: Iterator[np.ndarray | ExampleError]
@@ -326,9 +400,7 @@ class Encoder:
             ExampleError: see `trunk` and `answer`.
         """
         before = _valid(next(ids))
-        # The first token is the tokenizer's start token or a word of the template; image tokens
-        # are allowed, since the template has counted the image markers.
-        self._refuse_specials(texts.prompt, before[1:], "question", allowed=self.image_token_id)
+        self._check_question(texts, before)
         if texts.start:
             start = np.asarray(self._ids(texts.start, add_special_tokens=False), np.int32)
             self._refuse_specials(texts.start, start, "answer")
@@ -391,56 +463,89 @@ class Encoder:
 
     @functools.cached_property
     def _end_1(self) -> np.ndarray:
-        end: Any = self.tokenizer.eos_token_id
-        return np.array([end], np.int32)
+        return np.array([self.end_id], np.int32)
 
     @functools.cached_property
-    def _specials(self) -> tuple[int, ...]:
-        """Ids that no text may spell, see `_refuse_specials`."""
-        tokenizer = self.tokenizer
-        ids: Any = (
-            tokenizer.bos_token_id,
-            tokenizer.eos_token_id,
-            tokenizer.pad_token_id,
-            tokenizer.unk_token_id,
-            self.image_token_id,
-        )
-        return tuple(id_ for id_ in ids if id_ is not None)
+    def _specials(self) -> frozenset[int]:
+        """The ids of all special tokens."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        named = self.tokenizer.all_special_ids
+        return frozenset((*named, *(id_ for id_, x in added if x.special), self.image_token_id))
 
     @functools.cached_property
     def _is_special(self) -> np.ndarray:
-        """For every id up to the largest of `_specials`, and one beyond, whether it is one."""
-        return np.isin(np.arange(max(self._specials) + 2), self._specials)
+        """For every id up to the largest special one, and one beyond, whether no text may spell it.
 
-    def _refuse_specials(
-        self, text: str, ids: np.ndarray, where: str, allowed: int | None = None
-    ) -> None:
-        """Refuses special tokens: a literal "</s>" would end the answer, "<image>" add an image.
-
-        The id of `<unk>` is allowed, also where it is the padding token, unless the text spells it:
-        it stands for a genuine word and is trained on.
+        The id of `<unk>` is allowed, also where it is the padding token: it stands for a genuine
+        word and is trained on.
         """
+        specials = self._specials - {self.unknown_id}
+        return np.isin(np.arange(max(specials) + 2), list(specials))
+
+    @functools.cached_property
+    def _special_counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """How many special tokens a prompt has of each kind: without images, and for an image."""
+        words = self._ids(self.template.prompt("a", 0))
+        image = self._ids(self.image_text, add_special_tokens=False)
+        return self._counts(words), self._counts(image)
+
+    @functools.cached_property
+    def _special_totals(self) -> tuple[int, int]:
+        words, image = self._special_counts
+        return int(words.sum()), int(image.sum())
+
+    def _counts(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Returns how often each special token occurs, by id."""
+        size = len(self._is_special)
+        counts = np.bincount(np.minimum(ids, size - 1), minlength=size)
+        return np.where(self._is_special, counts, 0)
+
+    def _check_question(self, texts: _Texts, ids: np.ndarray) -> None:
+        """Refuses special tokens that are not of the template, and not of an image."""
+        words, image = self._special_totals  # quick, as it is done for every trunk
+        num = np.count_nonzero(self._is_special.take(ids, mode="clip"))
+        if num != words + image * texts.num_images:
+            words, image = self._special_counts
+            extra = self._counts(ids) - words - image * texts.num_images
+            for special in np.flatnonzero(extra > 0).tolist():
+                self._refuse(special, "question")
+        self._check_unknown(texts.prompt, ids, "question")
+
+    def _refuse_specials(self, text: str, ids: np.ndarray, where: str) -> None:
+        """Refuses special tokens: a literal "</s>" would end the answer, "<image>" add an image."""
         is_special = self._is_special.take(ids, mode="clip")
-        if not is_special.any():
-            return
-        tokenizer = self.tokenizer
-        spells_unknown = tokenizer.unk_token is not None and str(tokenizer.unk_token) in text
-        kept = (None if spells_unknown else tokenizer.unk_token_id, allowed)
-        specials = [id_ for id_ in ids[is_special].tolist() if id_ not in kept]
-        if specials:
-            token = tokenizer.convert_ids_to_tokens(specials[0])
-            raise ExampleError(
-                f"the {where} contains the special token {token!r}; remove it from the text",
-                f"special token in {where}",
-            )
+        if is_special.any():
+            self._refuse(int(ids[is_special][0]), where)
+        self._check_unknown(text, ids, where)
 
-    def _expand(self, ids_S: np.ndarray) -> np.ndarray:
-        counts_S = np.where(ids_S == self.image_token_id, self.tokens_per_image, 1)
-        return np.repeat(ids_S, counts_S)
+    def _check_unknown(self, text: str, ids: np.ndarray, where: str) -> None:
+        """Refuses a text that spells `<unk>`."""
+        unknown = self.unknown_id
+        if unknown is not None and str(self.tokenizer.unk_token) in text and unknown in ids:
+            self._refuse(unknown, where)
+
+    def _refuse(self, special: int, where: str) -> NoReturn:
+        token = self.tokenizer.convert_ids_to_tokens(special)
+        raise ExampleError(
+            f"the {where} contains the special token {token!r}; remove it from the text",
+            f"special token in {where}",
+        )
 
 
-def _prompt(question: str, num_images: int, start: str) -> Prompt:
-    return Prompt("", question, ("",) * num_images, start=start)
+def expand_images(ids_S: np.ndarray, image_token_id: int, counts: np.ndarray) -> np.ndarray:
+    """Repeats the one token of each image as often as the image has tokens.
+
+    Args:
+        ids_S: int32, a trunk with one image token for each image.
+        image_token_id: the id of that token.
+        counts: how many tokens each image takes, in order.
+
+    Returns:
+        int32, the trunk that the model sees.
+    """
+    counts_S = np.ones(len(ids_S), np.int64)
+    counts_S[ids_S == image_token_id] = counts
+    return np.repeat(ids_S, counts_S)
 
 
 def _caught(call: Callable[[], _Value]) -> _Value | ExampleError:

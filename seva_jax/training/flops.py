@@ -76,7 +76,7 @@ def forward(config: LlavaConfig, lora: LoraConfig, shape: RowShape) -> Forward:
     attention = 4 * seen * wide * t.num_layers
     head = 2 * shape.targets * t.hidden_size * t.vocab_size
     return Forward(
-        shape.images * tower, shape.images * projector, linear, down, adapters, attention, head
+        shape.tiles * tower, shape.tiles * projector, linear, down, adapters, attention, head
     )
 
 

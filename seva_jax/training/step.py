@@ -86,15 +86,22 @@ def image_features(model: Llava, variables: Variables, batch: TreeBatch) -> Any:
     return model.apply(variables, batch.images_BIX, method="features")
 
 
-def tree_inputs(batch: TreeBatch, features_BPE: Any) -> tuple[Any, ...]:
-    """Returns the arguments of `Llava.hidden` for the rows of a batch.
+def tree_inputs(batch: TreeBatch, features_BPE: Any) -> dict[str, Any]:
+    """Returns the keyword arguments of `Llava.hidden` for the rows of a batch.
 
     Args:
         batch: the rows.
         features_BPE: image features, see `image_features`.
     """
     mask_BSS = tree_mask(batch.tree_BS, batch.branch_BS)
-    return batch.tokens_BS, batch.positions_BS, mask_BSS, batch.patch_BS, features_BPE
+    return {
+        "tokens_BS": batch.tokens_BS,
+        "positions_BS": batch.positions_BS,
+        "mask_BSU": mask_BSS,
+        "patch_BS": batch.patch_BS,
+        "features_BPE": features_BPE,
+        "blend": batch.blend,
+    }
 
 
 def tree_hidden(
@@ -114,7 +121,7 @@ def tree_hidden(
         keys_BS: random keys for the dropout of adapters; None drops nothing.
     """
     inputs = tree_inputs(batch, features_BPE)
-    hidden_BSD, _ = model.apply(variables, *inputs, keys_BS=keys_BS, method="hidden")
+    hidden_BSD, _ = model.apply(variables, **inputs, keys_BS=keys_BS, method="hidden")
     return hidden_BSD
 
 
