@@ -1,10 +1,10 @@
-"""A LLaVA directory as an object that answers questions about images.
+"""A model directory as an object that answers questions about images.
 
 What lives here: `from_pretrained`, and the model that it returns, which takes and returns NumPy
-arrays as transformers' `LlavaProcessor(..., return_tensors="np")` makes them. What does not:
-reading the files (`seva_jax/convert`), the model itself (`seva_jax/models`) and decoding
-(`seva_jax/inference/sampler.py`). The shape suffixes are those of `seva_jax/types.py`; N counts the
-images of all rows.
+arrays as the family's processor in transformers makes them (`return_tensors="np"`). What does not:
+how these arrays become rows (`seva_jax/inference/processor_arrays.py`), reading the files
+(`seva_jax/convert`), the model itself (`seva_jax/models`) and decoding
+(`seva_jax/inference/sampler.py`). The shape suffixes are those of `seva_jax/types.py`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ from seva_jax.convert import (
     read_special_tokens,
     tower_directory,
 )
+from seva_jax.convert.families import LLAVA, Family
+from seva_jax.convert.hf_config import read_family, read_layouts
 from seva_jax.convert.processor import image_processing
 from seva_jax.images import ImageProcessing
+from seva_jax.inference.processor_arrays import to_rows
 from seva_jax.inference.sampler import PromptBatch, generate
 from seva_jax.models import Llava, LlavaConfig, unstack
 from seva_jax.runtime.stores import as_path
@@ -44,7 +47,10 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedLlava:
-    """A LLaVA model read from a directory, with its `tokenizer` and image `processing`.
+    """A model read from a directory, with its `tokenizer` and image `processing`.
+
+    `logits` and `generate` take what the processor of the model's family returns; an array that
+    the family does not have is an error.
 
     Attributes:
         directory: the directory it was read from.
@@ -53,6 +59,9 @@ class PretrainedLlava:
         special: stop and pad tokens for generation.
         dtype: dtype of parameters and computation.
         tower: the CLIP directory, where the model is in the original LLaVA's layout; else None.
+        family: the model's family.
+        layouts: an image pipeline that lays out images as config.json says; None where an image
+            is one tile.
     """
 
     directory: Path
@@ -61,6 +70,8 @@ class PretrainedLlava:
     special: SpecialTokens
     dtype: str
     tower: Path | None = None
+    family: Family = LLAVA
+    layouts: ImageProcessing | None = None
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -90,15 +101,21 @@ class PretrainedLlava:
         input_ids: np.ndarray,
         pixel_values: np.ndarray | None = None,
         attention_mask: np.ndarray | None = None,
+        image_sizes: np.ndarray | None = None,
+        batch_num_images: np.ndarray | None = None,
     ) -> np.ndarray:
         """Returns the next-token logits at every position.
 
         Args:
-            input_ids: [B, S] token ids, every image expanded to `config.tile_features` image
-                tokens.
-            pixel_values: [N, 3, H, W] processed images of all rows, in order of appearance; rows
-                may have different numbers of images. None when there is no image.
+            input_ids: [B, S] token ids, every image expanded to its image tokens.
+            pixel_values: processed images of all rows, in order of appearance; rows may have
+                different numbers of images. [N, 3, H, W], N being tiles (LLaVA-1.5 has one for
+                each image); of LLaVA-NeXT and LLaVA-OneVision [N, tiles, 3, H, W], N being images
+                and those with fewer tiles padded. None when there is no image.
             attention_mask: [B, S], 1 for real tokens; None if all are real.
+            image_sizes: [N, 2] heights and widths of the images (LLaVA-NeXT and LLaVA-OneVision).
+            batch_num_images: numbers of images that belong together, which sum to N
+                (LLaVA-OneVision); None for 1 each.
 
         Returns:
             [B, S, V] float32, meaningless where the mask is 0.
@@ -106,7 +123,7 @@ class PretrainedLlava:
         Raises:
             DataError: the arrays do not fit each other or the model.
         """
-        batch = to_rows(self.config, input_ids, pixel_values, attention_mask)
+        batch = self._rows(input_ids, pixel_values, attention_mask, image_sizes, batch_num_images)
         with self._precision():
             return np.asarray(_logits(self.model, self.params, batch))
 
@@ -119,6 +136,8 @@ class PretrainedLlava:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        image_sizes: np.ndarray | None = None,
+        batch_num_images: np.ndarray | None = None,
     ) -> np.ndarray:
         """Generates answers and returns them as transformers' `generate` does.
 
@@ -126,13 +145,15 @@ class PretrainedLlava:
 
         Args:
             input_ids: [B, S] prompts, see `logits`.
-            pixel_values: [N, 3, H, W] images or None, see `logits`.
+            pixel_values: images or None, see `logits`.
             attention_mask: [B, S], 1 for real tokens; padding may be on either side and does not
                 change the answer. None masks pad tokens, unless they are also stop tokens.
             max_new_tokens: see `Sampling`.
             temperature: see `Sampling`.
             top_p: see `Sampling`.
             seed: seed of the sampling; row i uses the i-th key derived from it.
+            image_sizes: see `logits`.
+            batch_num_images: see `logits`.
 
         Returns:
             [B, S + T] int64: the prompts as given, then the new tokens including the stop token,
@@ -155,7 +176,7 @@ class PretrainedLlava:
         elif attention_mask is None and pad_id not in stop_ids:
             attention_mask = np.asarray(input_ids) != pad_id
 
-        batch = to_rows(self.config, input_ids, pixel_values, attention_mask)
+        batch = self._rows(input_ids, pixel_values, attention_mask, image_sizes, batch_num_images)
         rows = len(batch.tokens_BS)
         empty = np.flatnonzero(~np.asarray(batch.mask_BS).any(axis=1))
         if len(empty):
@@ -178,6 +199,27 @@ class PretrainedLlava:
         new_BT = new_BT[:, : length_B.max()]
         return np.concatenate([np.asarray(input_ids, np.int64), new_BT], axis=1)
 
+    def _rows(
+        self,
+        input_ids: np.ndarray,
+        pixel_values: np.ndarray | None,
+        attention_mask: np.ndarray | None,
+        image_sizes: np.ndarray | None,
+        batch_num_images: np.ndarray | None,
+    ) -> PromptBatch:
+        """Returns the rows of a processor's arrays; raises if there is one too many."""
+        arrays = {"image_sizes": image_sizes, "batch_num_images": batch_num_images}
+        for name, array in arrays.items():
+            if array is not None and name not in self.family.image_arrays:
+                raise DataError(
+                    f"{name}: models of the family {self.family.model_type} take no such array; "
+                    "use the processor of this model"
+                )
+        return to_rows(
+            self.config, input_ids, pixel_values, attention_mask, self.layouts,
+            image_sizes, batch_num_images,
+        )  # fmt: skip
+
     def _tokenizer_stop_ids(self) -> tuple[int, ...]:
         eos = self.tokenizer.eos_token_id
         return () if eos is None else (int(eos),)  # pyright: ignore[reportArgumentType]
@@ -196,7 +238,9 @@ def from_pretrained(
     vision_tower: str | Path | None = None,
     adapter: str | Path | None = None,
 ) -> PretrainedLlava:
-    """Opens a LLaVA-1.5 directory, in Hugging Face's layout or the original one.
+    """Opens the directory of a LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision or InternVL3 model.
+
+    All are read in the layout of transformers, LLaVA-1.5 also in the original one.
 
     Needs neither torch nor, for a local directory, the network.
 
@@ -227,78 +271,10 @@ def from_pretrained(
     change = read_adapter(adapter, config) if adapter else None
     params = load_params(directory, config, dtype, tower=tower, adapter=change)
     _, variables = unstack(Llava(config), {"params": params}, free=True)
-    return PretrainedLlava(directory, config, variables["params"], special, dtype, tower)
-
-
-def to_rows(
-    config: LlavaConfig,
-    input_ids: np.ndarray,
-    pixel_values: np.ndarray | None,
-    attention_mask: np.ndarray | None,
-) -> PromptBatch:
-    """Regroups the processor's flat list of images by row, and checks all arrays.
-
-    Args:
-        config: the architecture.
-        input_ids: see `PretrainedLlava.logits`.
-        pixel_values: see `PretrainedLlava.logits`.
-        attention_mask: see `PretrainedLlava.logits`.
-
-    Returns:
-        NumPy arrays; I is the largest number of images in a row, and missing images are zeros.
-
-    Raises:
-        DataError: the arrays do not fit each other or the model.
-    """
-    tokens_BS = np.asarray(input_ids)
-    if tokens_BS.ndim != 2 or not tokens_BS.size or tokens_BS.dtype.kind not in "iu":
-        raise DataError(
-            f"input_ids is {tokens_BS.dtype}{list(tokens_BS.shape)}, expected integers "
-            "[batch, length], not empty"
-        )
-    mask_BS = np.ones(tokens_BS.shape) if attention_mask is None else np.asarray(attention_mask)
-    if mask_BS.shape != tokens_BS.shape:
-        raise DataError(
-            f"attention_mask is {list(mask_BS.shape)}, expected the shape of input_ids, "
-            f"{list(tokens_BS.shape)}"
-        )
-    image_BS = tokens_BS == config.image_token_id
-    outside = tokens_BS[~image_BS & ((tokens_BS < 0) | (tokens_BS >= config.text.vocab_size))]
-    if len(outside):
-        raise DataError(
-            f"input_ids holds {outside[0]}, but the vocabulary has {config.text.vocab_size} "
-            "tokens; use the tokenizer of this model"
-        )
-    side, per_image = config.vision.image_size, config.tile_features
-    pixels_NCHW = np.zeros((0, 3, side, side)) if pixel_values is None else np.asarray(pixel_values)
-    if pixels_NCHW.ndim != 4 or pixels_NCHW.shape[1:] != (3, side, side):
-        raise DataError(
-            f"pixel_values is {list(pixels_NCHW.shape)}, expected [images, 3, {side}, {side}]; "
-            "use the processor of this model"
-        )
-    num_tokens_B = image_BS.sum(axis=1)
-    if num_tokens_B.sum() != len(pixels_NCHW) * per_image:
-        raise DataError(
-            f"input_ids has {num_tokens_B.sum()} image tokens, but pixel_values has "
-            f"{len(pixels_NCHW)} images of {per_image} tokens each, "
-            f"{len(pixels_NCHW) * per_image} in all; expand every image to its tokens (the "
-            "processor does, if its patch_size is set)"
-        )
-    broken = np.flatnonzero(num_tokens_B % per_image)
-    if len(broken):
-        raise DataError(
-            f"input_ids: row {broken[0]} has {num_tokens_B[broken[0]]} image tokens, not a "
-            f"multiple of {per_image}, the tokens of an image"
-        )
-
-    images_B = num_tokens_B // per_image
-    pixels_BIHWC = np.zeros((len(tokens_BS), images_B.max(), side, side, 3), np.float32)
-    exists_BI = np.arange(images_B.max()) < images_B[:, None]
-    pixels_BIHWC[exists_BI] = pixels_NCHW.transpose(0, 2, 3, 1)
-    patch_BS = np.where(image_BS, np.cumsum(image_BS, axis=1) - 1, -1)
-    return PromptBatch(
-        tokens_BS.astype(np.int32), mask_BS.astype(bool), patch_BS.astype(np.int32), pixels_BIHWC
-    )
+    return PretrainedLlava(
+        directory, config, variables["params"], special, dtype, tower, read_family(directory),
+        read_layouts(directory, vision_tower),
+    )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -317,4 +293,5 @@ def _logits(model: Llava, params: dict[str, Any], batch: PromptBatch) -> jax.Arr
         mask_BSU,
         batch.patch_BS,
         batch.pixels_BIHWC,
+        batch.blend,
     )  # pyright: ignore[reportReturnType]

@@ -172,8 +172,8 @@ def random_llava(
     """
     import torch
     from transformers import (
+        AutoConfig,
         CLIPVisionConfig,
-        LlamaConfig,
         LlavaConfig,
         LlavaForConditionalGeneration,
     )
@@ -189,8 +189,9 @@ def random_llava(
         }
         | (vision or {})
     )
-    text_config = LlamaConfig(
+    text_config = AutoConfig.for_model(
         **{
+            "model_type": "llama",
             "hidden_size": 32,
             "intermediate_size": 56,
             "num_hidden_layers": 2,

@@ -72,17 +72,17 @@ def test_fields_of_config(tmp_path, change, expected):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "llava_next"}, "model_type is 'llava_next'"),
+        ({"model_type": "llava_next_video"}, "model_type is 'llava_next_video', supported: "),
         ({"mm_vision_tower": "openai/clip"}, "'openai/clip', which is not there"),
-        ({"text_config__model_type": "mistral"}, "text_config.model_type is 'mistral'"),
+        ({"text_config__model_type": "gemma"}, "text_config.model_type is 'gemma'"),
         ({"text_config__model_type": "made_up"}, "made_up"),
         ({"vision_config__model_type": "siglip_vision_model"}, "is 'siglip_vision_model'"),
         ({"text_config__hidden_act": "gelu"}, "text_config.hidden_act is 'gelu'"),
         ({"text_config__attention_bias": True}, "text_config.attention_bias is True"),
         ({"text_config__mlp_bias": True}, "text_config.mlp_bias is True"),
         (
-            {"text_config__rope_scaling": {"type": "linear", "factor": 2.0}},
-            "rope_type is 'linear'",
+            {"text_config__rope_scaling": {"type": "ntk", "factor": 2.0}},
+            "rope_type is 'ntk', supported: 'default', 'linear', 'dynamic', 'llama3', 'yarn'",
         ),
         ({"text_config__num_key_value_heads": 3}, "num_key_value_heads is 3"),
         ({"text_config__hidden_size": "wide"}, "hidden_size"),

@@ -97,8 +97,9 @@ MISTAKES = {
     ),
     "another kind of model": Mistake(
         ("--base.path", "FOLDER/qwen"),
-        "error: FOLDER/qwen/config.json: model_type is 'qwen2_5_vl', only \"llava\" is supported: "
-        "give the directory of a LLaVA-1.5 model",
+        "error: FOLDER/qwen/config.json: model_type is 'qwen2_5_vl', supported: \"llava\", "
+        '"llava_next", "llava_onevision", "internvl"; give the directory of a model of one of '
+        "these families",
     ),
 }
 

@@ -62,7 +62,7 @@ def test_rotary(base):
     their_cos, their_sin = LlamaRotaryEmbedding(config)(
         torch.tensor(query), torch.tensor(positions)
     )
-    cos, sin = rotary(jnp.asarray(positions), 16, base)
+    cos, sin = rotary(jnp.asarray(positions), TextConfig(head_dim=16, rope_base=base))
     # At large positions float32 angles themselves are only good to about 1e-4.
     np.testing.assert_allclose(cos[:, :, 0], their_cos, rtol=0, atol=2e-4)
     np.testing.assert_allclose(cos[:, :4, 0], their_cos[:, :4], **TOLERANCE)
@@ -118,7 +118,7 @@ def test_decoder_layer(num_kv_heads, head_dim):
         attention_mask=torch.tensor(causal)[:, None],
         position_embeddings=llama.rotary_emb(torch.tensor(x), torch.tensor(positions)),
     )
-    rope = rotary(jnp.asarray(positions), head_dim, 10000.0)
+    rope = rotary(jnp.asarray(positions), config)
     layer = DecoderLayer(config, None, jnp.dtype("float32"), "plain")
     carry = jnp.asarray(x), None, None
     (ours, *_), _ = layer.apply({"params": params}, carry, 0, rope, causal, None)

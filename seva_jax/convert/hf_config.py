@@ -1,58 +1,30 @@
-"""Reads config.json and generation_config.json of a LLaVA directory, in either layout.
+"""Reads config.json and generation_config.json of a model directory, in any layout.
 
 The config classes of transformers fill missing fields and understand the layouts of its versions 4
-and 5; they need neither torch nor network. Whatever our modules do not implement is refused here,
-by field and value. Weights are read in `load.py`.
+and 5; they need neither torch nor network. Whatever our modules do not implement is refused, by
+field and value. What does not live here: what a family's fields mean (`families/`), the language
+model's part (`hf_text.py`), and weights (`load.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
+from seva_jax.convert.families import Family, family_of, family_of_fields
 from seva_jax.convert.original import (
     as_hf_fields,
     is_original,
     read_json,
     refuse,
     refuse_adapters,
-    require_llava,
     tower_directory,
-    unsupported,
 )
-from seva_jax.models import LlavaConfig, TextConfig, VisionConfig
+from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.models import LlavaConfig
 from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError
-
-if TYPE_CHECKING:
-    from transformers import LlavaConfig as HFConfig
-
-_SIZES = (
-    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "head_dim", "vocab_size", "image_size", "patch_size"),
-)
-# Fields of our configs, and their names in transformers.
-_VISION = {
-    "image_size": "image_size",
-    "patch_size": "patch_size",
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "mlp_size": "intermediate_size",
-    "norm_eps": "layer_norm_eps",
-    "activation": "hidden_act",
-}
-_TEXT = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "mlp_size": "intermediate_size",
-    "norm_eps": "rms_norm_eps",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,44 +40,56 @@ class SpecialTokens:
     pad_id: int | None
 
 
+def read_family(directory: str | Path) -> Family:
+    """Returns the family of the model in a directory.
+
+    Raises:
+        DataError: config.json is missing, or its family is not supported.
+    """
+    path = as_path(directory) / "config.json"
+    return family_of_fields(path, read_json(path))
+
+
 def read_llava_config(directory: str | Path, vision_tower: str | Path | None = None) -> LlavaConfig:
     """Reads the architecture of a model from its Hugging Face or original LLaVA directory.
 
     Args:
-        directory: holds config.json, as `LlavaForConditionalGeneration.save_pretrained` writes
-            it (transformers 4 and 5), or as the original LLaVA does.
+        directory: holds config.json, as `save_pretrained` of transformers 4 and 5 writes it for a
+            family that is supported (`families/`), or as the original LLaVA does.
         vision_tower: the CLIP directory of an original LLaVA, see `original.tower_directory`.
 
     Returns:
         The architecture; fields that the file leaves out take the defaults of transformers.
 
     Raises:
-        DataError: the file is missing or not a LLaVA config, or has fields with unsupported
-            values; all of them are named, with their values. Or the directory holds an adapter.
+        DataError: the file is missing or is not the config of a supported family, or has fields
+            with unsupported values; all of them are named, with their values. Or the directory
+            holds an adapter.
     """
     path = as_path(directory) / "config.json"
     refuse_adapters(path.parent)
-    hf = _hf_config(path, vision_tower)
-    text, vision = cast(Any, hf.text_config), cast(Any, hf.vision_config)
-    refuse(path, _unsupported(hf, text, vision))
-    config = LlavaConfig(
-        vision=VisionConfig(**{ours: getattr(vision, name) for ours, name in _VISION.items()}),
-        text=TextConfig(
-            **{ours: getattr(text, name) for ours, name in _TEXT.items()},
-            rope_base=text.rope_parameters["rope_theta"],
-            tied_head=bool(hf.tie_word_embeddings),
-        ),
-        feature_layer=cast(int, hf.vision_feature_layer),
-        feature_select=hf.vision_feature_select_strategy,
-        projector_bias=hf.multimodal_projector_bias,
-        image_token_id=hf.image_token_index,
-    )
+    family, hf = _hf_config(path, vision_tower)
+    refuse(path, family.problems(hf))
+    config = family.config(hf, family.tied_head(hf, path.parent))
     if not 0 <= config.tower_depth <= config.vision.num_layers:
         raise DataError(
             f"{path}: vision_feature_layer is {config.feature_layer}, but the tower has "
             f"{config.vision.num_layers} layers"
         )
     return config
+
+
+def read_layouts(
+    directory: str | Path, vision_tower: str | Path | None = None
+) -> ImageProcessing | None:
+    """Returns an image pipeline that lays out images as config.json says, see `Family.layouts`.
+
+    Args:
+        directory: see `read_llava_config`.
+        vision_tower: see `read_llava_config`.
+    """
+    family, hf = _hf_config(as_path(directory) / "config.json", vision_tower)
+    return family.layouts(hf)
 
 
 def read_context_length(directory: Path, vision_tower: Path | None = None) -> int:
@@ -115,43 +99,29 @@ def read_context_length(directory: Path, vision_tower: Path | None = None) -> in
         directory: see `read_llava_config`.
         vision_tower: see `read_llava_config`.
     """
-    text = cast(Any, _hf_config(directory / "config.json", vision_tower).text_config)
-    return text.max_position_embeddings
+    _, hf = _hf_config(directory / "config.json", vision_tower)
+    return hf.text_config.max_position_embeddings
 
 
-def llava_config_fields(config: LlavaConfig, context_length: int | None = None) -> dict[str, Any]:
+def llava_config_fields(
+    config: LlavaConfig,
+    context_length: int | None = None,
+    processing: ImageProcessing | None = None,
+) -> dict[str, Any]:
     """Returns the fields of a config.json that `read_llava_config` reads back as `config`.
 
-    They are spelled as on the Hub, which transformers 4 and 5 read. `rope_theta` for example is
-    inside `rope_parameters` in what transformers 5 writes, where version 4 does not look.
+    They are spelled as on the Hub, which transformers 4 and 5 read.
 
     Args:
         config: the architecture.
-        context_length: see `read_context_length`; None leaves it out.
+        context_length: see `text_fields`.
+        processing: the image pipeline, for families whose config says how images are laid out.
+
+    Raises:
+        DataError: see `text_fields`.
     """
-    vision, text = config.vision, config.text
-    context = {} if context_length is None else {"max_position_embeddings": context_length}
-    return {
-        "model_type": "llava",
-        "architectures": ["LlavaForConditionalGeneration"],
-        "image_token_index": config.image_token_id,
-        "image_seq_length": config.tile_features,
-        "vision_feature_layer": config.feature_layer,
-        "vision_feature_select_strategy": config.feature_select,
-        "multimodal_projector_bias": config.projector_bias,
-        "tie_word_embeddings": text.tied_head,
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            **{name: getattr(vision, ours) for ours, name in _VISION.items()},
-        },
-        "text_config": {
-            "model_type": "llama",
-            **{name: getattr(text, ours) for ours, name in _TEXT.items()},
-            **context,
-            "rope_theta": text.rope_base,
-            "tie_word_embeddings": text.tied_head,
-        },
-    }
+    processing = processing or ImageProcessing(size=config.vision.image_size)
+    return family_of(config).fields(config, processing, context_length)
 
 
 def read_special_tokens(directory: str | Path) -> SpecialTokens:
@@ -173,7 +143,7 @@ def read_special_tokens(directory: str | Path) -> SpecialTokens:
         if is_original(fields):
             eos, pad = fields.get("eos_token_id", 2), fields.get("pad_token_id")
         else:
-            text = cast(Any, _hf_config(path).text_config)
+            text = _hf_config(path)[1].text_config
             eos = fields.get("eos_token_id", text.eos_token_id)
             pad = fields.get("pad_token_id", text.pad_token_id)
     stop_ids = tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,)
@@ -184,65 +154,16 @@ def read_special_tokens(directory: str | Path) -> SpecialTokens:
     return SpecialTokens(stop_ids, stop_ids[0] if pad is None and stop_ids else pad)
 
 
-def _hf_config(path: Path, vision_tower: str | Path | None = None) -> HFConfig:
+def _hf_config(path: Path, vision_tower: str | Path | None = None) -> tuple[Family, Any]:
+    """Returns the family of a config.json, and its fields as the config class of transformers."""
     raw = read_json(path)
-    require_llava(path, raw)
+    family = family_of_fields(path, raw)
     tower = tower_directory(path.parent, vision_tower)
     if tower:
         raw = as_hf_fields(path, raw, tower)
-    from transformers import LlavaConfig as HFConfig
-
     try:
-        return cast(HFConfig, HFConfig.from_dict(raw))
+        return family, family.hf_config(raw)
     # Whatever transformers raises for a hostile or damaged config is bad input, not a bug.
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise DataError(f"{path} is not a valid LLaVA config: {reason}") from error
-
-
-def _unsupported(hf: HFConfig, text: Any, vision: Any) -> list[str]:
-    """Returns a line 'NAME is VALUE, supported: ...' for each field our modules cannot honour."""
-    allowed: list[tuple[str, Any, tuple]] = [
-        ("projector_hidden_act", hf.projector_hidden_act, ("gelu",)),
-        ("vision_feature_select_strategy", hf.vision_feature_select_strategy, ("default", "full")),
-        ("quantization_config", getattr(hf, "quantization_config", None), (None,)),
-        ("text_config.model_type", text.model_type, ("llama",)),
-        ("vision_config.model_type", vision.model_type, ("clip_vision_model",)),
-    ]
-    if text.model_type == "llama":
-        rope, field = text.rope_parameters, "text_config.rope_parameters"
-        allowed += [
-            ("text_config.hidden_act", text.hidden_act, ("silu",)),
-            ("text_config.attention_bias", text.attention_bias, (False,)),
-            ("text_config.mlp_bias", text.mlp_bias, (False,)),
-            (f"{field}.rope_type", rope.get("rope_type"), ("default",)),
-            (f"{field}.partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), (1.0,)),
-        ]
-    if vision.model_type == "clip_vision_model":
-        allowed += [
-            ("vision_config.hidden_act", vision.hidden_act, ("quick_gelu", "gelu")),
-            ("vision_config.num_channels", vision.num_channels, (3,)),
-        ]
-    problems = unsupported(allowed)
-    if not isinstance(hf.vision_feature_layer, int):
-        problems.append(
-            f"vision_feature_layer is {hf.vision_feature_layer!r}, supported: one integer"
-        )
-    for section, fields in (("vision_config", vision), ("text_config", text)):
-        for name in _SIZES:
-            size = getattr(fields, name, 1)
-            if type(size) is not int or not 1 <= size < 2**31:
-                problems.append(f"{section}.{name} is {size!r}, supported: a positive integer")
-    if problems:
-        return problems
-    if (vision.image_size // vision.patch_size) ** 2 >= 2**31:
-        problems.append(
-            f"vision_config.image_size is {vision.image_size}, too large for patches of "
-            f"{vision.patch_size} pixels"
-        )
-    if text.model_type == "llama" and text.num_attention_heads % text.num_key_value_heads:
-        problems.append(
-            f"text_config.num_key_value_heads is {text.num_key_value_heads}, which does not "
-            f"divide num_attention_heads, {text.num_attention_heads}"
-        )
-    return problems
+        raise DataError(f"{path} is not a valid {family.model_type} config: {reason}") from error

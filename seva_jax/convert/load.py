@@ -1,4 +1,4 @@
-"""Checks a LLaVA directory against the model and reads it onto devices.
+"""Checks a model directory against the model and reads it onto devices.
 
 The slice of every device is read from disk separately and cast on the way, so the host never holds
 a whole tensor unless one device does. Linear kernels, which files have the other way round, are
@@ -214,7 +214,7 @@ def _reader(
                 wanted.setdefault(names[0], []).append((array, part))
 
         def fill(name: str) -> None:
-            rows = [part[row.transform.row_dim] for _, part in wanted[name]]
+            rows = [row.transform.their_rows(part) for _, part in wanted[name]]
             with opened(tensors[name], rows) as source:
                 for out, part in wanted[name]:
                     values = row.transform.read(source, part)
@@ -258,6 +258,20 @@ def read_headers(directory: Path, tower: Path | None = None) -> dict[str, Tensor
         clip = _read_headers(tower, canonical_of_tower)
         tensors |= {name: t for name, t in clip.items() if name.startswith("vision_tower.")}
     return tensors
+
+
+def tensor_names(directory: Path) -> set[str]:
+    """Returns the canonical names of a checkpoint's tensors; none where it has no weights.
+
+    Raises:
+        DataError: files are missing or damaged.
+    """
+    if not any((directory / name).exists() for name in (SINGLE_FILE, INDEX_FILE)):
+        return set()
+    files, promised = _list_files(directory)
+    if promised is not None:
+        return {canonical(name) for name in promised}
+    return {canonical(tensor.name) for name in files for tensor in read_header(directory / name)}
 
 
 def _read_headers(directory: Path, spell: Callable[[str], str]) -> dict[str, Tensor]:
@@ -367,7 +381,7 @@ def _check_tensors(
             lines += f"\n  and {len(problems) - _MAX_LINES:,} more"
         raise DataError(
             f"{directory}: {len(problems)} tensors do not fit config.json; check that weights "
-            f"and config belong to the same LLaVA-1.5 model:{lines}"
+            f"and config belong to the same model:{lines}"
         )
 
 

@@ -100,20 +100,6 @@ def is_original(fields: dict[str, Any]) -> bool:
     return "mm_vision_tower" in fields or fields.get("model_type") == "llava_llama"
 
 
-def require_llava(path: Path, fields: dict[str, Any]) -> None:
-    """Raises `DataError` unless a config.json says that it describes a LLaVA.
-
-    Args:
-        path: the file.
-        fields: what is in it, in either layout.
-    """
-    if not is_original(fields) and fields.get("model_type") != "llava":
-        raise DataError(
-            f'{path}: model_type is {fields.get("model_type")!r}, only "llava" is supported: give '
-            "the directory of a LLaVA-1.5 model"
-        )
-
-
 def tower_directory(directory: Path, vision_tower: str | Path | None = None) -> Path | None:
     """Returns the CLIP directory of an original LLaVA, or None for Hugging Face's layout.
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from seva_jax.convert.families import family_of
 from seva_jax.convert.files import write_json
+from seva_jax.convert.hf_config import read_family
 from seva_jax.convert.original import pads_images, read_json
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig
@@ -124,13 +126,14 @@ def image_processing(
     Raises:
         DataError: the processor file is missing or not supported.
     """
+    directory = as_path(directory)
     if pad_to_square is None and tower is not None:
-        pad_to_square = pads_images(as_path(directory))
-    return ImageProcessing.from_processor_config(tower or directory, pad_to_square)
+        pad_to_square = pads_images(directory)
+    return read_family(directory).read_processing(tower or directory, pad_to_square)
 
 
 def write_processor(directory: Path, config: LlavaConfig, processing: ImageProcessing) -> None:
-    """Writes the files of transformers' LlavaProcessor, except for tokenizer and chat template.
+    """Writes the files of the family's processor, except for tokenizer and chat template.
 
     Args:
         directory: the directory to write to.
@@ -140,15 +143,9 @@ def write_processor(directory: Path, config: LlavaConfig, processing: ImageProce
     Raises:
         DataError: transformers has no processor that does the same.
     """
-    image = processing.to_processor_config() | {"processor_class": "LlavaProcessor"}
+    fields = family_of(config).processor_fields(config)
+    image = processing.to_processor_config() | {"processor_class": fields["processor_class"]}
     write_json(directory / _IMAGES, image)
-    fields = {
-        "processor_class": "LlavaProcessor",
-        "image_token": "<image>",
-        "patch_size": config.vision.patch_size,
-        "num_additional_image_tokens": 1,  # CLS
-        "vision_feature_select_strategy": config.feature_select,
-    }
     write_json(directory / PROCESSOR, fields)
 
 
@@ -183,7 +180,7 @@ def replace_processing(directory: Path, config: LlavaConfig, processing: ImagePr
         DataError: transformers has no processor that does the same.
     """
     try:
-        if ImageProcessing.from_processor_config(directory) == processing:
+        if family_of(config).read_processing(directory, None) == processing:
             return False
     except DataError:
         pass  # a processor that says less than the run did, such as CLIP's with do_pad

@@ -188,7 +188,8 @@ def write_new(
         for name in row.names(shapes[row.ours])
     }
     with new_directory(directory, sum(num_bytes(*x) for x in tensors.values())) as scratch:
-        write_json(scratch / "config.json", llava_config_fields(config))
+        fields = llava_config_fields(config, processing=processing)
+        write_json(scratch / "config.json", fields)
         ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         ids |= {"pad_token_id": tokenizer.pad_token_id}
         write_json(scratch / "generation_config.json", ids)

@@ -1,8 +1,10 @@
-"""Maps the tensors of a LLaVA checkpoint ("theirs") to our parameters ("ours").
+"""Maps the tensors of a checkpoint ("theirs") to our parameters ("ours").
 
 `TABLE` is the only place that knows, and serves both directions: a transform reads a slice of ours
-from theirs, and writes theirs from ours. What does not live here: finding and checking the tensors
-(`load.py`).
+from theirs, and writes theirs from ours. It serves all families, because a parameter of ours has
+the same name in theirs wherever a model has it: which rows a model needs follows from its
+parameters. What does not live here: finding and checking the tensors (`load.py`), what a family
+reads from config.json (`families/`).
 """
 
 from __future__ import annotations
@@ -32,6 +34,10 @@ class Transform:
     def their_shape(self, shape: Shape) -> Shape:
         """Returns the shape of their tensor, given the shape of ours."""
         return shape
+
+    def their_rows(self, index: Index) -> slice:
+        """Returns the part of the first dim of theirs that the part `index` of ours needs."""
+        return index[self.row_dim]
 
     def read(self, source: Any, index: Index) -> np.ndarray:
         """Returns the part `index` of our tensor.
@@ -94,6 +100,34 @@ class PatchKernel(Transform):
 
 
 @dataclasses.dataclass(frozen=True)
+class Leading(Transform):
+    """Theirs has dims of size 1 before ours.
+
+    Attributes:
+        dims: how many.
+    """
+
+    dims: int
+
+    @override
+    def their_shape(self, shape: Shape) -> Shape:
+        return (1,) * self.dims + shape
+
+    @override
+    def their_rows(self, index: Index) -> slice:
+        return slice(0, 1)
+
+    @override
+    def read(self, source: Any, index: Index) -> np.ndarray:
+        values = source[(slice(0, 1),) * self.dims + index]
+        return values.reshape(values.shape[self.dims :])
+
+    @override
+    def write(self, ours: np.ndarray) -> np.ndarray:
+        return ours.reshape(self.their_shape(ours.shape))
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
     """One of our parameters, and the tensors it is made of.
 
@@ -142,12 +176,14 @@ def _layer_norm(theirs: str, ours: str) -> list[Row]:
     ]
 
 
-def _rms_norm(name: str) -> Row:
-    return Row(f"{_LLAMA}.{name}.weight", f"language/layers/{name}/scale")
+def _rms_norm(name: str, inside: str = "") -> Row:
+    return Row(f"{_LLAMA}.{inside}{name}.weight", f"language/layers/{name}/scale")
 
 
 _EMBEDDINGS = "vision_tower.embeddings"
+_PATCHES = f"{_EMBEDDINGS}.patch_embeddings.projection"
 _TOWER = "vision_tower.encoder.layers.{}"
+_INTERN = "vision_tower.encoder.layer.{}"
 _LLAMA = "language_model.model.layers.{}"
 _QKV = ("q_proj", "k_proj", "v_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
@@ -156,21 +192,46 @@ TABLE: tuple[Row, ...] = (
     Row(f"{_EMBEDDINGS}.class_embedding", "vision/class_embedding"),
     Row(f"{_EMBEDDINGS}.position_embedding.weight", "vision/position_embedding"),
     Row(f"{_EMBEDDINGS}.patch_embedding.weight", "vision/patch_embedding/kernel", PatchKernel()),
+    Row(f"{_EMBEDDINGS}.patch_embedding.bias", "vision/patch_embedding/bias"),  # SigLIP
     *_layer_norm("vision_tower.pre_layrnorm", "vision/pre_layernorm"),  # their spelling
     *_layer_norm(f"{_TOWER}.layer_norm1", "vision/layers/layer_norm1"),
     *_linear(f"{_TOWER}.self_attn", "vision/layers", (*_QKV, "out_proj"), bias=True),
     *_layer_norm(f"{_TOWER}.layer_norm2", "vision/layers/layer_norm2"),
     *_linear(f"{_TOWER}.mlp", "vision/layers", ("fc1", "fc2"), bias=True),
+    # InternViT.
+    Row(f"{_EMBEDDINGS}.cls_token", "vision/cls_token", Leading(2)),
+    Row(f"{_EMBEDDINGS}.position_embeddings", "vision/position_embeddings", Leading(1)),
+    Row(f"{_PATCHES}.weight", "vision/patch_embeddings/kernel", PatchKernel()),
+    Row(f"{_PATCHES}.bias", "vision/patch_embeddings/bias"),
+    *_layer_norm(f"{_INTERN}.layernorm_before", "vision/layers/layernorm_before"),
+    *_linear(
+        f"{_INTERN}.attention", "vision/layers/attention", (*_QKV, "projection_layer"), bias=True
+    ),
+    Row(f"{_INTERN}.attention.q_norm.weight", "vision/layers/attention/q_norm/scale"),
+    Row(f"{_INTERN}.attention.k_norm.weight", "vision/layers/attention/k_norm/scale"),
+    Row(f"{_INTERN}.lambda_1", "vision/layers/lambda_1"),
+    *_layer_norm(f"{_INTERN}.layernorm_after", "vision/layers/layernorm_after"),
+    *_linear(f"{_INTERN}.mlp", "vision/layers/mlp", ("fc1", "fc2"), bias=True),
+    Row(f"{_INTERN}.lambda_2", "vision/layers/lambda_2"),
+    *_layer_norm("multi_modal_projector.layer_norm", "projector/layer_norm"),
     *_linear("multi_modal_projector", "projector", ("linear_1", "linear_2"), bias=True),
+    Row("image_newline", "projector/image_newline"),
     Row("language_model.model.embed_tokens.weight", "language/embedding"),
     _rms_norm("input_layernorm"),
-    *_linear(f"{_LLAMA}.self_attn", "language/layers", (*_QKV, "o_proj"), bias=False),
+    *_linear(f"{_LLAMA}.self_attn", "language/layers", _QKV, bias=True),
+    _rms_norm("q_norm", "self_attn."),
+    _rms_norm("k_norm", "self_attn."),
+    *_linear(f"{_LLAMA}.self_attn", "language/layers", ("o_proj",), bias=False),
     _rms_norm("post_attention_layernorm"),
     *_linear(f"{_LLAMA}.mlp", "language/layers", _MLP, bias=False),
     Row("language_model.model.norm.weight", "language/norm/scale"),
     Row("language_model.lm_head.weight", "language/head", Transposed()),
 )
 
+_OF_INTERN = (
+    "vision_tower.encoder.layer.",
+    *(f"{_EMBEDDINGS}.{name}" for name in ("cls_token", "position_embeddings", "patch_embeddings")),
+)
 EMBEDDING, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 
 # Three spellings of Hugging Face's layout are in circulation: the Hub's (transformers 4:
@@ -184,6 +245,7 @@ _PREFIXES = (
     ("model.vision_tower.", "vision_tower."),
     ("vision_tower.vision_model.", "vision_tower."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("model.image_newline", "image_newline"),
     ("model.language_model.", "language_model.model."),
     ("language_model.lm_head.", "language_model.lm_head."),
     ("language_model.model.", "language_model.model."),
@@ -205,10 +267,12 @@ _TO_ORIGINAL = (
 
 _UNUSED = re.compile(
     r"vision_tower\.post_layernorm\.(weight|bias)"  # after the last layer whose features we use
+    r"|vision_tower\.head\..+"  # SigLIP's pooling
+    r"|vision_tower\.embeddings\.mask_token"  # InternViT's, for training it
     r"|vision_tower\.embeddings\.position_ids"  # 0, 1, 2, ...
     r"|language_model\.model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"  # from the config
 )
-_TOWER_LAYER = re.compile(r"vision_tower\.encoder\.layers\.(\d+)\.")
+_TOWER_LAYER = re.compile(r"vision_tower\.encoder\.layers?\.(\d+)\.")
 
 
 def canonical(name: str) -> str:
@@ -252,14 +316,18 @@ def original(name: str) -> str:
 def hub(name: str) -> str:
     """Returns a name of `TABLE` in the Hub's spelling, which transformers 4 and 5 read.
 
-    transformers 4 looks for the tower's tensors below "vision_model." and initialises all others
-    at random, with a warning.
+    transformers 4 looks for the tensors of CLIP and SigLIP below "vision_model." and initialises
+    all others at random, with a warning. InternViT has no such level.
 
     >>> hub("vision_tower.pre_layrnorm.bias")
     'vision_tower.vision_model.pre_layrnorm.bias'
+    >>> hub("vision_tower.encoder.layer.0.lambda_1")
+    'vision_tower.encoder.layer.0.lambda_1'
     >>> hub("language_model.lm_head.weight")
     'language_model.lm_head.weight'
     """
+    if name.startswith(_OF_INTERN):
+        return name
     return _respelled(name, (("vision_tower.", "vision_tower.vision_model."),))
 
 

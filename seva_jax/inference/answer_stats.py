@@ -16,7 +16,7 @@ import numpy as np
 
 from seva_jax.batches.pipeline import ComparisonRows
 from seva_jax.inference.passes import PassLayout, run_pass
-from seva_jax.models import Llava, attention_weights, layer_heads
+from seva_jax.models import Llava, attention_weights, layer_heads, window_mask, windowed
 from seva_jax.training.step import (
     StepOptions,
     Variables,
@@ -97,7 +97,9 @@ def image_attention(
             "bca,bas->bcs", is_owner_BCA, weight_BAS, precision=jax.lax.Precision.HIGHEST
         ), None
 
-    mask_BSS = tree_mask(batch.tree_BS, batch.branch_BS)
+    text = model.config.text
+    near_BSS = window_mask(text, positions_BS, positions_BS)
+    mask_BSS = windowed(text, tree_mask(batch.tree_BS, batch.branch_BS), near_BSS, layer)
 
     def visible(row_BA: jax.Array) -> jax.Array:
         return jnp.take_along_axis(mask_BSS, row_BA[..., None], axis=1)

@@ -1,4 +1,4 @@
-"""Flax modules: CLIP vision tower, projector, Llama, LLaVA, LoRA. No other package imports flax.
+"""Flax modules: vision towers, projector, decoder, LLaVA, LoRA. No other package imports flax.
 
 Read next: `llava.py`, which puts the pieces together and which the rest of the package calls.
 """
@@ -6,15 +6,18 @@ Read next: `llava.py`, which puts the pieces together and which the rest of the 
 from seva_jax.models.attention import Attention, attention_problem
 from seva_jax.models.config import (
     LLAVA_15,
+    InternConfig,
     LlavaConfig,
     LoraConfig,
+    SiglipConfig,
     Target,
     TextConfig,
+    TowerConfig,
     VisionConfig,
 )
 from seva_jax.models.init import abstract_params, abstract_variables, init_variables, num_parameters
 from seva_jax.models.layers import Remat
-from seva_jax.models.llama import Cache
+from seva_jax.models.llama import Cache, window_mask, windowed
 from seva_jax.models.llava import CacheKind, Llava
 from seva_jax.models.merge import merge_adapters
 from seva_jax.models.probe import attention_weights, layer_heads
@@ -27,4 +30,5 @@ from seva_jax.models.quant import (
     quantise_all,
     require_qwix,
 )
+from seva_jax.models.rope import DynamicRope, LinearRope, Llama3Rope, Rope, YarnRope
 from seva_jax.models.unstacked import restack, unstack

@@ -1,7 +1,8 @@
 """CLIP vision tower, up to the hidden state that LLaVA reads. SeVa keeps it frozen.
 
-The layers above that state and the post-layernorm do not influence LLaVA and are not built. In
-this file P counts the CLS token too.
+What lives here: the tower, and what other towers share with it: patches, layers with full
+attention, the scan over them. The layers above that state and the post-layernorm do not influence
+LLaVA and are not built. In the towers' files P counts the class token too.
 """
 
 from __future__ import annotations
@@ -13,15 +14,62 @@ import jax
 import jax.numpy as jnp
 
 from seva_jax.models.attention import plain
-from seva_jax.models.config import LlavaConfig, VisionConfig
+from seva_jax.models.config import LlavaConfig, SiglipConfig, TowerConfig, VisionConfig
 from seva_jax.models.layers import LayerNorm, Linear, Remat, rematerialised
 from seva_jax.sharding import constrain
+
+
+def cut_patches(pixels_NHWC: jax.Array, config: TowerConfig) -> jax.Array:
+    """Cuts tiles into the inputs of the patch embedding.
+
+    A convolution whose stride equals its kernel size is a linear layer on patches.
+
+    Args:
+        pixels_NHWC: normalised pixels [N, H, W, 3].
+        config: the tower.
+
+    Returns:
+        [N, patches, patch_size * patch_size * 3], row by row.
+    """
+    num, p = pixels_NHWC.shape[0], config.patch_size
+    side = config.image_size // p
+    patches = pixels_NHWC[:, : side * p, : side * p].reshape(num, side, p, side, p, 3)
+    return patches.transpose(0, 1, 3, 2, 4, 5).reshape(num, side * side, p * p * 3)
+
+
+def apply_layers(
+    layer: type[nn.Module],
+    x_NPE: jax.Array,
+    config: LlavaConfig,
+    dtype: jnp.dtype,
+    remat: Remat,
+) -> jax.Array:
+    """Applies the layers that LLaVA needs; called inside a tower, whose variables they become.
+
+    Args:
+        layer: the module of a layer, made from the tower's config and a dtype.
+        x_NPE: the input of the first layer.
+        config: the architecture.
+        dtype: compute dtype.
+        remat: see `layers.rematerialised`.
+    """
+    if not config.tower_depth:
+        return x_NPE
+    stack = nn.scan(
+        rematerialised(layer, remat),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        length=config.tower_depth,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    x_NPE, _ = stack(config.vision, dtype, name="layers")(x_NPE, None)
+    return x_NPE
 
 
 class VisionLayer(nn.Module):
     """Pre-norm transformer layer with full attention, MLP and biases."""
 
-    config: VisionConfig
+    config: VisionConfig | SiglipConfig
     dtype: jnp.dtype
 
     @nn.compact
@@ -46,7 +94,7 @@ class VisionLayer(nn.Module):
         if cfg.activation == "quick_gelu":
             y = y * nn.sigmoid(1.702 * y)
         else:
-            y = nn.gelu(y, approximate=False)
+            y = nn.gelu(y, approximate=cfg.activation == "gelu_pytorch_tanh")
         x = x + linear("fc2", cfg.hidden_size, ("vision_mlp", "vision_embed"))(y)
         return constrain(x, "batch", "length", "width"), None
 
@@ -60,15 +108,11 @@ class VisionTower(nn.Module):
 
     @nn.compact
     def __call__(self, pixels_NHWC: jax.Array) -> jax.Array:
-        """Maps normalised pixels [N, H, W, 3] to features [N, tokens per image, E]."""
+        """Maps normalised pixels [N, H, W, 3] to features [N, features of a tile, E]."""
         cfg = self.config.vision
-        num, width, p = pixels_NHWC.shape[0], cfg.hidden_size, cfg.patch_size
-        side = cfg.image_size // p
-        # A convolution whose stride equals its kernel size is a linear layer on patches.
-        patches = pixels_NHWC[:, : side * p, : side * p].reshape(num, side, p, side, p, 3)
-        patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(num, side * side, p * p * 3)
+        num, width = pixels_NHWC.shape[0], cfg.hidden_size
         x = Linear(width, ("patch", "vision_embed"), dtype=self.dtype, name="patch_embedding")(
-            patches
+            cut_patches(pixels_NHWC, cfg)
         )
 
         init = nn.initializers.normal(0.02)
@@ -78,21 +122,10 @@ class VisionTower(nn.Module):
         position: Any = self.param(
             "position_embedding",
             nn.with_logical_partitioning(init, ("position", "vision_embed")),
-            (side * side + 1, width),
+            (cfg.num_patches + 1, width),
         )
         cls = jnp.broadcast_to(cls.astype(self.dtype), (num, 1, width))
         x = jnp.concatenate([cls, x], axis=1) + position.astype(self.dtype)
         x = LayerNorm(cfg.norm_eps, self.dtype, name="pre_layernorm")(x)
-
-        depth = self.config.tower_depth
-        if depth:
-            layer = rematerialised(VisionLayer, self.remat)
-            stack = nn.scan(
-                layer,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                length=depth,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )
-            x, _ = stack(cfg, self.dtype, name="layers")(x, None)
+        x = apply_layers(VisionLayer, x, self.config, self.dtype, self.remat)
         return x if self.config.feature_select == "full" else x[:, 1:]

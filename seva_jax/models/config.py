@@ -9,12 +9,15 @@ import dataclasses
 import typing
 from typing import Annotated, Literal
 
-from seva_jax.ranges import ABOVE_0, ADDED, DECAY, FROM_1, Range
+from typing_extensions import override
+
+from seva_jax.models.rope import Rope
+from seva_jax.ranges import ABOVE_0, ADDED, DECAY, FROM_0, FROM_1, Range
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionConfig:
-    """CLIP vision transformer.
+class TowerConfig:
+    """Base class of vision towers: a transformer over the patches of a square tile.
 
     Attributes:
         image_size: side of the square input image in pixels.
@@ -25,7 +28,6 @@ class VisionConfig:
         num_heads: attention heads; must divide hidden_size.
         mlp_size: hidden width of the MLP.
         norm_eps: epsilon of LayerNorm.
-        activation: activation of the MLP; OpenAI's towers use "quick_gelu".
     """
 
     image_size: Annotated[int, FROM_1] = 336
@@ -35,17 +37,107 @@ class VisionConfig:
     num_heads: Annotated[int, FROM_1] = 16
     mlp_size: Annotated[int, FROM_1] = 4096
     norm_eps: Annotated[float, Range(0, 1, above=True)] = 1e-5
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
 
     @property
     def num_patches(self) -> int:
-        """Patches of an image, without CLS."""
+        """Patches of a tile, without the class token."""
         return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def class_token(self) -> bool:
+        """Whether a learned token, CLS, precedes the patches."""
+        return True
+
+    @property
+    def merged(self) -> int:
+        """Side of the square of neighbouring patches that are joined to one feature."""
+        return 1
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of a layer."""
+        width, mlp = self.hidden_size, self.mlp_size
+        return 4 * (width * width + width) + 2 * width * mlp + mlp + width + 4 * width
+
+    @property
+    def norm_parameters(self) -> int:
+        """Parameters of the norm after the last layer, which LLaVA does not use."""
+        return 2 * self.hidden_size
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig(TowerConfig):
+    """CLIP vision transformer.
+
+    Attributes:
+        activation: activation of the MLP; OpenAI's towers use "quick_gelu".
+    """
+
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+
+
+@dataclasses.dataclass(frozen=True)
+class SiglipConfig(TowerConfig):
+    """SigLIP vision transformer, without class token and pooling head.
+
+    The defaults are those of LLaVA-OneVision.
+
+    Attributes:
+        activation: activation of the MLP: exact GELU, or its approximation with tanh.
+    """
+
+    image_size: Annotated[int, FROM_1] = 384
+    hidden_size: Annotated[int, FROM_1] = 1152
+    num_layers: Annotated[int, FROM_1] = 26
+    mlp_size: Annotated[int, FROM_1] = 4304
+    norm_eps: Annotated[float, Range(0, 1, above=True)] = 1e-6
+    activation: Literal["gelu_pytorch_tanh", "gelu"] = "gelu_pytorch_tanh"
+
+    @property
+    @override
+    def class_token(self) -> bool:
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class InternConfig(TowerConfig):
+    """InternViT, the vision transformer of InternVL: residual branches have learned scales.
+
+    The defaults are those of InternVL3-1B, -2B and -8B.
+
+    Attributes:
+        attention_bias: whether queries, keys and values have biases.
+        qk_norm: whether queries and keys are normalised (RMSNorm) before they are split into heads.
+        pool: side of the square of neighbouring patches that are joined to one feature; must
+            divide the number of patches along a side.
+    """
+
+    image_size: Annotated[int, FROM_1] = 448
+    norm_eps: Annotated[float, Range(0, 1, above=True)] = 1e-6
+    attention_bias: bool = True
+    qk_norm: bool = False
+    pool: Annotated[int, FROM_1] = 2
+
+    @property
+    @override
+    def merged(self) -> int:
+        return self.pool
+
+    @property
+    @override
+    def layer_parameters(self) -> int:
+        more = 2 - 3 * (not self.attention_bias) + 2 * self.qk_norm
+        return super().layer_parameters + more * self.hidden_size
+
+    @property
+    @override
+    def norm_parameters(self) -> int:
+        return 0
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """Llama language model.
+    """Decoder of the Llama kind: Llama, Vicuna, Mistral, Qwen2 and Qwen3 by their options.
 
     Attributes:
         vocab_size: rows of the embedding table.
@@ -59,6 +151,12 @@ class TextConfig:
         norm_eps: epsilon of RMSNorm.
         rope_base: base of the rotary frequencies ("rope_theta" in Hugging Face's files).
         tied_head: whether the output head is the transposed embedding table.
+        rope: how the rotary frequencies are scaled for a longer context.
+        qkv_bias: whether the linear layers of queries, keys and values have biases (Qwen2).
+        qk_norm: whether RMSNorm is applied to every head of queries and keys (Qwen3).
+        window: a token attends to this many tokens up to itself (Mistral's sliding window); 0 for
+            all of them.
+        full_layers: layers without the window, counted from 0.
     """
 
     vocab_size: Annotated[int, FROM_1] = 32064
@@ -71,36 +169,50 @@ class TextConfig:
     norm_eps: Annotated[float, Range(0, 1, above=True)] = 1e-5
     rope_base: Annotated[float, ABOVE_0] = 10000.0
     tied_head: bool = False
+    rope: Annotated[Rope, ADDED] = Rope()
+    qkv_bias: Annotated[bool, ADDED] = False
+    qk_norm: Annotated[bool, ADDED] = False
+    window: Annotated[int, FROM_0, ADDED] = 0
+    full_layers: Annotated[tuple[int, ...], ADDED] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class LlavaConfig:
-    """LLaVA: vision tower, two-layer projector, language model.
+    """LLaVA and its relatives: vision tower, two-layer projector, language model.
 
     Attributes:
-        vision: the vision tower.
+        vision: the vision tower; its class says which one (CLIP, SigLIP, InternViT).
         text: the language model.
         feature_layer: which hidden states of the tower become image features, counted as Hugging
             Face does: 0 is the output of the embedding, -1 that of the last layer, -2 that of the
             layer before it.
-        feature_select: "default" drops the CLS token, "full" keeps it.
+        feature_select: "default" drops the CLS token, "full" keeps it; of a tower without one,
+            "full".
         projector_bias: whether the linear layers of the projector have biases.
         image_token_id: the token id at image positions.
         newline: whether a learned vector ends every row of an image (LLaVA-NeXT, OneVision).
+        projector_norm: whether LayerNorm precedes the linear layers of the projector (InternVL).
     """
 
-    vision: VisionConfig = VisionConfig()
+    vision: TowerConfig = VisionConfig()
     text: TextConfig = TextConfig()
     feature_layer: int = -2
     feature_select: Literal["default", "full"] = "default"
     projector_bias: bool = True
     image_token_id: int = 32000
-    newline: bool = False
+    newline: Annotated[bool, ADDED] = False
+    projector_norm: Annotated[bool, ADDED] = False
 
     @property
     def tile_features(self) -> int:
         """Features of a tile, P."""
-        return self.vision.num_patches + (self.feature_select == "full")
+        keeps_class_token = self.vision.class_token and self.feature_select == "full"
+        return self.vision.num_patches // self.vision.merged**2 + keeps_class_token
+
+    @property
+    def feature_width(self) -> int:
+        """Width of a feature before the projector, E."""
+        return self.vision.hidden_size * self.vision.merged**2
 
     @property
     def tower_depth(self) -> int:
@@ -114,9 +226,9 @@ class LlavaConfig:
 
         They are the tower's further layers and its last norm; transformers counts them.
         """
-        width, mlp = self.vision.hidden_size, self.vision.mlp_size
-        layer = 4 * (width * width + width) + 2 * width * mlp + mlp + width + 4 * width
-        return (self.vision.num_layers - self.tower_depth) * layer + 2 * width
+        tower = self.vision
+        above = tower.num_layers - self.tower_depth
+        return above * tower.layer_parameters + tower.norm_parameters
 
 
 # LLaVA-1.5 by size.

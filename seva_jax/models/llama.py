@@ -1,8 +1,9 @@
-"""Llama decoder: grouped-query attention, rotary positions, explicit KV cache.
+"""Decoder of Llama, Mistral and Qwen: grouped-query attention, rotary positions, KV cache.
 
 The attention mask is an argument, so the same decoder computes tree rows, padded batches, prefill
-and single-token decoding. The cache is an argument and a result, not hidden state. Layers are
-stacked and scanned for training, and separate for answering, see `seva_jax/models/unstacked.py`.
+and single-token decoding; a sliding window narrows it by the positions of queries and keys. The
+cache is an argument and a result, not hidden state. Layers are stacked and scanned for training,
+and separate for answering, see `seva_jax/models/unstacked.py`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from seva_jax.models.attention import Attention, attend, attend_cached
 from seva_jax.models.config import LoraConfig, Target, TextConfig
 from seva_jax.models.layers import Linear, Remat, RMSNorm, rematerialised
 from seva_jax.sharding import constrain
+from seva_jax.types import DataError
 
 TARGETS: tuple[Target, ...] = typing.get_args(Target)
 
@@ -78,12 +80,13 @@ class Input(NamedTuple):
 Carry = tuple[jax.Array, LayerCache | None, Input | None]
 
 
-def rotary(positions_BS: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
+def rotary(positions_BS: jax.Array, config: TextConfig) -> tuple[jax.Array, jax.Array]:
     """Returns cosines and sines [B, S, 1, Q] in float32, in Hugging Face's half-split layout."""
-    frequency = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    rope = config.rope
+    frequency = jnp.asarray(rope.frequencies(config.rope_base, config.head_dim))
     angle = positions_BS[..., None].astype(jnp.float32) * frequency
     angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None]
-    return jnp.cos(angle), jnp.sin(angle)
+    return jnp.cos(angle) * rope.amplitude, jnp.sin(angle) * rope.amplitude
 
 
 def rotate(x_BSHQ: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -93,8 +96,42 @@ def rotate(x_BSHQ: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return (x_BSHQ * cos + turned * sin).astype(x_BSHQ.dtype)
 
 
+def window_mask(
+    config: TextConfig, positions_BS: jax.Array, key_positions_BU: jax.Array
+) -> jax.Array | None:
+    """Returns whether a key is in the sliding window of a query, [B, S, U].
+
+    None if there is no window, or if it holds all of U positions.
+
+    Args:
+        config: the architecture.
+        positions_BS: positions of the queries.
+        key_positions_BU: positions of the keys, all below U.
+    """
+    if not 0 < config.window < key_positions_BU.shape[1]:
+        return None
+    return positions_BS[:, :, None] - key_positions_BU[:, None] < config.window
+
+
+def windowed(
+    config: TextConfig, mask_BSU: jax.Array, near_BSU: jax.Array | None, layer: jax.Array | int
+) -> jax.Array:
+    """Returns the attention mask of one layer.
+
+    Args:
+        config: the architecture.
+        mask_BSU: the mask without a sliding window.
+        near_BSU: see `window_mask`.
+        layer: which layer.
+    """
+    if near_BSU is None:
+        return mask_BSU
+    full = jnp.isin(layer, jnp.array(config.full_layers, jnp.int32))
+    return mask_BSU & (near_BSU | full)
+
+
 class DecoderLayer(nn.Module):
-    """Pre-norm decoder layer: attention and gated MLP, without biases."""
+    """Pre-norm decoder layer: attention and gated MLP."""
 
     config: TextConfig
     lora: LoraConfig | None
@@ -110,6 +147,7 @@ class DecoderLayer(nn.Module):
         mask_BSU: jax.Array,
         slot: Any,
         keys_BS: Any = None,
+        near_BSU: Any = None,
     ) -> tuple[Carry, None]:
         """Applies the layer.
 
@@ -122,6 +160,7 @@ class DecoderLayer(nn.Module):
                 where there is a cache and S = 1.
             slot: scalar, first cache slot for the keys and values of x; None without a cache.
             keys_BS: random keys for the dropout of adapters; None drops nothing.
+            near_BSU: see `window_mask`.
 
         Returns:
             The updated carry and None, as `nn.scan` expects.
@@ -131,25 +170,31 @@ class DecoderLayer(nn.Module):
             kept = kept._replace(x_BSD=jnp.where(layer == kept.layer, x_BSD, kept.x_BSD))
         cfg = self.config
 
-        def linear(name: Target, features: int, dims: tuple[str, str]) -> Callable[..., jax.Array]:
+        def linear(
+            name: Target, features: int, dims: tuple[str, str], bias: bool = False
+        ) -> Callable[..., jax.Array]:
             adapters = self.lora.of(name) if self.lora and name in self.lora.targets else None
-            module = Linear(features, dims, lora=adapters, dtype=self.dtype, name=name)
+            module = Linear(features, dims, bias, adapters, self.dtype, name=name)
             if adapters is None or keys_BS is None:
                 return module
             number = layer * len(TARGETS) + TARGETS.index(name)  # no two adapters draw alike
             fold = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, number)))
             return functools.partial(module, keys=fold(keys_BS))
 
-        def heads(x: jax.Array, num: int) -> jax.Array:
+        def heads(name: Target, num: int, dim: str) -> jax.Array:
+            x = linear(name, num * cfg.head_dim, ("embed", dim), cfg.qkv_bias)(y)
             x = x.reshape(*x.shape[:2], num, cfg.head_dim)
             return constrain(x, "batch", "length", "heads", "head_dim")
 
         x_BSD = constrain(x_BSD, "batch", "length", "width")
-        wide, narrow = cfg.num_heads * cfg.head_dim, cfg.num_kv_heads * cfg.head_dim
+        mask_BSU = windowed(cfg, mask_BSU, near_BSU, layer)
         y = RMSNorm(cfg.norm_eps, self.dtype, name="input_layernorm")(x_BSD)
-        q = heads(linear("q_proj", wide, ("embed", "heads"))(y), cfg.num_heads)
-        k = heads(linear("k_proj", narrow, ("embed", "kv_heads"))(y), cfg.num_kv_heads)
-        v = heads(linear("v_proj", narrow, ("embed", "kv_heads"))(y), cfg.num_kv_heads)
+        q = heads("q_proj", cfg.num_heads, "heads")
+        k = heads("k_proj", cfg.num_kv_heads, "kv_heads")
+        v = heads("v_proj", cfg.num_kv_heads, "kv_heads")
+        if cfg.qk_norm:
+            q = RMSNorm(cfg.norm_eps, self.dtype, name="q_norm")(q)
+            k = RMSNorm(cfg.norm_eps, self.dtype, name="k_norm")(k)
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             cache = cache.write(slot, k, v)
@@ -157,7 +202,7 @@ class DecoderLayer(nn.Module):
             y = attend_cached(q, *cache, mask_B1U=mask_BSU)
         else:
             y = attend(q, k, v, mask_BSU, self.attention)
-        y = y.reshape(*x_BSD.shape[:2], wide)
+        y = y.reshape(*x_BSD.shape[:2], -1)
         y = constrain(y, "batch", "length", "heads")
         x = x_BSD + linear("o_proj", cfg.hidden_size, ("heads", "embed"))(y)
         x = constrain(x, "batch", "length", "width")
@@ -172,7 +217,7 @@ class DecoderLayer(nn.Module):
 
 
 class Llama(nn.Module):
-    """Embedding, decoder layers, final norm and head of a Llama model.
+    """Embedding, decoder layers, final norm and head of a language model.
 
     Attributes:
         config: the architecture.
@@ -201,7 +246,7 @@ class Llama(nn.Module):
                 rematerialised(DecoderLayer, self.remat),
                 variable_axes={"params": 0, "lora": 0},
                 split_rngs={"params": True},
-                in_axes=(0, *[nn.broadcast] * 4),  # pyright: ignore[reportArgumentType]
+                in_axes=(0, *[nn.broadcast] * 5),  # pyright: ignore[reportArgumentType]
                 length=cfg.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(*options)
@@ -228,14 +273,18 @@ class Llama(nn.Module):
         cache: Cache | None = None,
         slot: jax.Array | None = None,
         keys_BS: jax.Array | None = None,
+        key_positions_BU: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Returns the final hidden states [B, S, D] of embeddings, and the updated cache.
 
         With a cache, x is either whole prompts, which start at slot 0, or one token per row, and
         layers are not stacked. Adapters drop inputs only where there are `keys_BS` to draw from.
+        `key_positions_BU` are the positions of what the cache holds where x is one token per row,
+        which a sliding window needs; of other keys the positions are those of x.
         """
-        rope = rotary(positions_BS, self.config.head_dim, self.config.rope_base)
-        x, cache, _ = self._apply(x_BSD, cache, None, rope, mask_BSU, slot, keys_BS)
+        keys = positions_BS if key_positions_BU is None else key_positions_BU
+        rope, near_BSU = self._positions(positions_BS, keys)
+        x, cache, _ = self._apply(x_BSD, cache, None, rope, mask_BSU, slot, keys_BS, near_BSU)
         return self.norm(x), cache
 
     def with_input(
@@ -243,10 +292,29 @@ class Llama(nn.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the final hidden states and the input of one layer, both [B, S, D]; no cache."""
         kept = Input(jnp.int32(layer), jnp.zeros_like(x_BSD))
-        rope = rotary(positions_BS, self.config.head_dim, self.config.rope_base)
-        x, _, kept = self._apply(x_BSD, None, kept, rope, mask_BSU, None, None)
+        rope, near_BSU = self._positions(positions_BS, positions_BS)
+        x, _, kept = self._apply(x_BSD, None, kept, rope, mask_BSU, None, None, near_BSU)
         assert kept is not None
         return self.norm(x), kept.x_BSD
+
+    def _positions(
+        self, positions_BS: jax.Array, key_positions_BU: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array | None]:
+        """Returns what layers take of positions: `rotary` of queries, and `window_mask`.
+
+        Raises:
+            DataError: rows are longer than the rotary frequencies allow.
+        """
+        most, length = self.config.rope.most_positions, key_positions_BU.shape[1]
+        if most is not None and length > most:
+            raise DataError(
+                f"rows of {length} tokens are longer than the context of the language model, "
+                f"{most} (max_position_embeddings of its config.json), and its rope_type "
+                '"dynamic" is supported up to there: lower text.max_length, or the number of '
+                "tokens to generate"
+            )
+        near_BSU = window_mask(self.config, positions_BS, key_positions_BU)
+        return rotary(positions_BS, self.config), near_BSU
 
     def _apply(
         self, x: jax.Array, cache: Cache | None, kept: Input | None, *shared: Any

@@ -7,6 +7,7 @@ adapters}, ...)` is the policy; the same call without "lora" is the model withou
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -15,24 +16,45 @@ import jax.numpy as jnp
 
 from seva_jax.models.attention import Attention
 from seva_jax.models.clip import VisionTower
-from seva_jax.models.config import LlavaConfig, LoraConfig
-from seva_jax.models.layers import Linear, Remat
+from seva_jax.models.config import (
+    InternConfig,
+    LlavaConfig,
+    LoraConfig,
+    SiglipConfig,
+    TowerConfig,
+    VisionConfig,
+)
+from seva_jax.models.intern import InternTower
+from seva_jax.models.layers import LayerNorm, Linear, Remat
 from seva_jax.models.llama import Cache, LayerCache, Llama
+from seva_jax.models.siglip import SiglipTower
 from seva_jax.sharding import constrain
 from seva_jax.types import NEWLINE, TEXT, Blend
 
 CacheKind = Literal["exact", "int8"]
 
+_TOWERS: Mapping[type[TowerConfig], type[nn.Module]] = {
+    VisionConfig: VisionTower,
+    SiglipConfig: SiglipTower,
+    InternConfig: InternTower,
+}
+_PROJECTOR_EPS = 1e-5  # of InternVL's norm; no config names it
+
 
 class Projector(nn.Module):
-    """Two linear layers with exact GELU between them (LLaVA-1.5's mlp2x_gelu), and the newline."""
+    """Two linear layers with exact GELU between them (LLaVA-1.5's mlp2x_gelu), and the newline.
+
+    InternVL's has LayerNorm before them.
+    """
 
     config: LlavaConfig
     dtype: jnp.dtype
 
     def setup(self) -> None:
-        """Declares the layers and, where the model has one, the newline."""
+        """Declares the layers and, where the model has them, the norm and the newline."""
         width, bias = self.config.text.hidden_size, self.config.projector_bias
+        if self.config.projector_norm:
+            self.layer_norm = LayerNorm(_PROJECTOR_EPS, self.dtype)
         self.linear_1 = Linear(width, ("vision_embed", "embed"), bias, dtype=self.dtype)
         self.linear_2 = Linear(width, ("embed_in", "embed"), bias, dtype=self.dtype)
         if self.config.newline:
@@ -41,7 +63,8 @@ class Projector(nn.Module):
 
     def __call__(self, features_BPE: jax.Array) -> jax.Array:
         """Maps image features [B, P, E] to the width of the language model, [B, P, D]."""
-        x = self.linear_1(features_BPE)
+        x = self.layer_norm(features_BPE) if self.config.projector_norm else features_BPE
+        x = self.linear_1(x)
         x = constrain(nn.gelu(x, approximate=False), "batch", "length", "width")
         return constrain(self.linear_2(x), "batch", "length", "width")
 
@@ -73,7 +96,8 @@ class Llava(nn.Module):
     def setup(self) -> None:
         """Declares the three parts."""
         lora = self.lora if self.lora and self.lora.rank else None
-        self.vision = VisionTower(self.config, self.dtype, self.remat)
+        tower: Any = _TOWERS[type(self.config.vision)]
+        self.vision = tower(self.config, self.dtype, self.remat)
         self.projector = Projector(self.config, self.dtype)
         self.language = Llama(
             self.config.text, lora, self.dtype, self.remat, self.attention, self.stacked
@@ -90,7 +114,7 @@ class Llava(nn.Module):
             [B, I * P, E], the input of the projector.
         """
         num, images = images_BIX.shape[:2]
-        width = self.config.vision.hidden_size
+        width = self.config.feature_width
         if not images:
             return jnp.zeros((num, 0, width), self.dtype)
         if images_BIX.ndim == 4:
@@ -101,7 +125,7 @@ class Llava(nn.Module):
     @property
     def feature_kind(self) -> tuple[tuple[int, int], jnp.dtype]:
         """Shape [P, E] and dtype of the features of a tile."""
-        return (self.config.tile_features, self.config.vision.hidden_size), self.dtype
+        return (self.config.tile_features, self.config.feature_width), self.dtype
 
     def embed(
         self,
@@ -180,10 +204,12 @@ class Llava(nn.Module):
         mask_BSU: jax.Array,
         cache: Cache,
         slot: jax.Array,
+        key_positions_BU: jax.Array,
     ) -> tuple[jax.Array, Cache]:
         """Returns float32 logits [B, S, V] of text tokens after the cache, and the new cache."""
+        x_BSD = self.language.embed(tokens_BS)
         hidden_BSD, new_cache = self.language(
-            self.language.embed(tokens_BS), positions_BS, mask_BSU, cache, slot
+            x_BSD, positions_BS, mask_BSU, cache, slot, key_positions_BU=key_positions_BU
         )
         assert new_cache is not None
         return self.head(hidden_BSD), new_cache
@@ -199,10 +225,13 @@ class Llava(nn.Module):
         mask_BSU: jax.Array,
         patch_BS: jax.Array,
         pixels_BIHWC: jax.Array,
+        blend: Blend | None = None,
     ) -> jax.Array:
         """Returns logits [B, S, V] at every position; for initialisation and small inputs."""
         features_BPE = self.features(pixels_BIHWC)
-        hidden_BSD, _ = self.hidden(tokens_BS, positions_BS, mask_BSU, patch_BS, features_BPE)
+        hidden_BSD, _ = self.hidden(
+            tokens_BS, positions_BS, mask_BSU, patch_BS, features_BPE, blend=blend
+        )
         return self.head(hidden_BSD)
 
     def empty_cache(self, num_rows: int, num_slots: int, kind: CacheKind = "exact") -> Cache:

@@ -51,13 +51,16 @@ def layer_heads(
         which
     ]
     lora = model.lora.of(which) if model.lora else None
-    linear = Linear(num * cfg.head_dim, ("embed", name), lora=lora, dtype=dtype)
+    linear = Linear(num * cfg.head_dim, ("embed", name), cfg.qkv_bias, lora, dtype)
     collections = {"params": params[which]}
     if which in adapters:
         collections[LORA] = adapters[which]
     y = linear.apply(collections, y)
     y = constrain(y.reshape(*x_BAD.shape[:2], num, -1), "batch", "length", "heads", "head_dim")
-    return rotate(y, *rotary(positions_BA, cfg.head_dim, cfg.rope_base))
+    if cfg.qk_norm:
+        own_norm = {"params": params[which.replace("proj", "norm")]}
+        y = RMSNorm(cfg.norm_eps, dtype).apply(own_norm, y)
+    return rotate(y, *rotary(positions_BA, cfg))
 
 
 def attention_weights(query_BAHQ: jax.Array, key_BUGQ: jax.Array, mask_BAU: jax.Array) -> jax.Array:

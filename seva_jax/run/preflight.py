@@ -24,7 +24,8 @@ import jax
 from seva_jax.config import Checkpoint, Experiment, PriorRun, ReducedBase, TrainedBase
 from seva_jax.config.prior_run import base_fingerprint, continuation_problems
 from seva_jax.convert import tower_directory
-from seva_jax.convert.original import read_json, refuse_adapters, require_llava
+from seva_jax.convert.families import family_of_fields
+from seva_jax.convert.original import read_json, refuse_adapters
 from seva_jax.data import PreferenceSet, PromptSet
 from seva_jax.data.check import check as check_data
 from seva_jax.data.check import trees_of_each
@@ -181,7 +182,7 @@ def _base_problems(config: Experiment) -> list[str]:
         _attempt(lambda: refuse_adapters(path), problems)
         fields = _attempt(lambda: read_json(path / "config.json"), problems)
         if fields is not None and not problems:
-            _attempt(lambda: require_llava(path / "config.json", fields), problems)
+            _attempt(lambda: family_of_fields(path / "config.json", fields), problems)
             _attempt(lambda: tower_directory(path, base.vision_tower), problems)
         if base.adapter and not as_path(base.adapter).is_dir():
             problems.append(f"base.adapter {base.adapter}: no such directory; check the path")

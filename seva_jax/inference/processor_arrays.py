@@ -1,0 +1,196 @@
+"""Turns the arrays that a processor of transformers returns into rows for the sampler.
+
+What lives here: `to_rows`, which finds the images of every row, and says clearly which array is
+wrong. What does not: reading a model (`seva_jax/pretrained.py`), how an image becomes tokens
+(`seva_jax/images`). N counts the images, or tiles, of all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from seva_jax.images import ImageProcessing
+from seva_jax.inference.sampler import PromptBatch
+from seva_jax.models import LlavaConfig
+from seva_jax.types import TEXT, Blend, DataError, ImageLayout
+
+
+def to_rows(
+    config: LlavaConfig,
+    input_ids: np.ndarray,
+    pixel_values: np.ndarray | None,
+    attention_mask: np.ndarray | None,
+    processing: ImageProcessing | None = None,
+    image_sizes: np.ndarray | None = None,
+    batch_num_images: np.ndarray | None = None,
+) -> PromptBatch:
+    """Regroups the processor's flat list of images by row, and checks all arrays.
+
+    Args:
+        config: the architecture.
+        input_ids: see `PretrainedLlava.logits`; so are the other arrays.
+        pixel_values: one tile after another, or images with padded tiles.
+        attention_mask: 1 for real tokens.
+        processing: lays out images whose sizes matter; None takes every tile as an image whose
+            features are its tokens.
+        image_sizes: heights and widths, which `processing` needs.
+        batch_num_images: numbers of images that belong together.
+
+    Returns:
+        NumPy arrays; I is the largest number of tiles in a row, and missing tiles are zeros.
+
+    Raises:
+        DataError: the arrays do not fit each other or the model.
+    """
+    tokens_BS = np.asarray(input_ids)
+    if tokens_BS.ndim != 2 or not tokens_BS.size or tokens_BS.dtype.kind not in "iu":
+        raise DataError(
+            f"input_ids is {tokens_BS.dtype}{list(tokens_BS.shape)}, expected integers "
+            "[batch, length], not empty"
+        )
+    mask_BS = np.ones(tokens_BS.shape) if attention_mask is None else np.asarray(attention_mask)
+    if mask_BS.shape != tokens_BS.shape:
+        raise DataError(
+            f"attention_mask is {list(mask_BS.shape)}, expected the shape of input_ids, "
+            f"{list(tokens_BS.shape)}"
+        )
+    image_BS = tokens_BS == config.image_token_id
+    outside = tokens_BS[~image_BS & ((tokens_BS < 0) | (tokens_BS >= config.text.vocab_size))]
+    if len(outside):
+        raise DataError(
+            f"input_ids holds {outside[0]}, but the vocabulary has {config.text.vocab_size} "
+            "tokens; use the tokenizer of this model"
+        )
+    rows = tokens_BS.astype(np.int32), mask_BS.astype(bool)
+    if processing is None:
+        return PromptBatch(*rows, *_tile_by_tile(config, image_BS, pixel_values))
+    images = _images(config, processing, pixel_values, image_sizes, batch_num_images)
+    return PromptBatch(*rows, *_laid_out(config, image_BS, images))
+
+
+def _tile_by_tile(
+    config: LlavaConfig, image_BS: np.ndarray, pixel_values: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns `patch_BS` and the pixels of rows whose image tokens are all features in order."""
+    side, per_tile = config.vision.image_size, config.tile_features
+    pixels_NCHW = np.zeros((0, 3, side, side)) if pixel_values is None else np.asarray(pixel_values)
+    if pixels_NCHW.ndim != 4 or pixels_NCHW.shape[1:] != (3, side, side):
+        raise DataError(
+            f"pixel_values is {list(pixels_NCHW.shape)}, expected [images, 3, {side}, {side}]; "
+            "use the processor of this model"
+        )
+    num_tokens_B = image_BS.sum(axis=1)
+    if num_tokens_B.sum() != len(pixels_NCHW) * per_tile:
+        raise DataError(
+            f"input_ids has {num_tokens_B.sum()} image tokens, but pixel_values has "
+            f"{len(pixels_NCHW)} images of {per_tile} tokens each, "
+            f"{len(pixels_NCHW) * per_tile} in all; expand every image to its tokens (the "
+            "processor does, if its patch_size is set)"
+        )
+    broken = np.flatnonzero(num_tokens_B % per_tile)
+    if len(broken):
+        raise DataError(
+            f"input_ids: row {broken[0]} has {num_tokens_B[broken[0]]} image tokens, not a "
+            f"multiple of {per_tile}, the tokens of an image"
+        )
+    tiles_B = num_tokens_B // per_tile
+    pixels_BIHWC = np.zeros((len(image_BS), tiles_B.max(), side, side, 3), np.float32)
+    exists_BI = np.arange(tiles_B.max()) < tiles_B[:, None]
+    pixels_BIHWC[exists_BI] = pixels_NCHW.transpose(0, 2, 3, 1)
+    patch_BS = np.where(image_BS, np.cumsum(image_BS, axis=1) - 1, TEXT)
+    return patch_BS.astype(np.int32), pixels_BIHWC
+
+
+def _images(
+    config: LlavaConfig,
+    processing: ImageProcessing,
+    pixel_values: np.ndarray | None,
+    image_sizes: np.ndarray | None,
+    batch_num_images: np.ndarray | None,
+) -> list[tuple[ImageLayout, np.ndarray]]:
+    """Returns the layout and the tiles [I, 3, H, W] of every image."""
+    if pixel_values is None:
+        return []
+    side, pixels = config.vision.image_size, np.asarray(pixel_values)
+    if pixels.ndim != 5 or pixels.shape[2:] != (3, side, side):
+        raise DataError(
+            f"pixel_values is {list(pixels.shape)}, expected [images, tiles, 3, {side}, {side}]; "
+            "use the processor of this model"
+        )
+    sizes = np.zeros((0, 2), int) if image_sizes is None else np.asarray(image_sizes)
+    if sizes.shape != (len(pixels), 2) or sizes.dtype.kind not in "iu" or (sizes < 1).any():
+        given = "missing" if image_sizes is None else f"{sizes.dtype}{list(sizes.shape)}"
+        raise DataError(
+            f"image_sizes is {given}, expected the height and width of each of the "
+            f"{len(pixels)} images of pixel_values"
+        )
+    counts = np.ones(len(pixels), int)
+    if batch_num_images is not None:
+        counts = np.asarray(batch_num_images)
+        if counts.ndim != 1 or counts.dtype.kind not in "iu" or counts.sum() != len(pixels):
+            raise DataError(
+                f"batch_num_images is {counts.tolist()}, expected numbers of images whose sum is "
+                f"that of pixel_values, {len(pixels)}"
+            )
+    layouts: list[ImageLayout] = []
+    for group in np.split(sizes, np.cumsum(counts)[:-1]):
+        pairs = [(int(height), int(width)) for height, width in group]
+        layouts += processing.layouts(pairs, config.tile_features)
+    most = max(layout.tiles for layout in layouts)
+    if most > pixels.shape[1]:
+        raise DataError(
+            f"pixel_values has {pixels.shape[1]} tiles for each image, but an image of "
+            f"image_sizes needs {most}; use the processor of this model"
+        )
+    return [(layout, tiles[: layout.tiles]) for layout, tiles in zip(layouts, pixels, strict=True)]
+
+
+def _laid_out(
+    config: LlavaConfig, image_BS: np.ndarray, images: Sequence[tuple[ImageLayout, np.ndarray]]
+) -> tuple[np.ndarray, np.ndarray, Blend | None]:
+    """Returns `patch_BS`, the pixels and the blend of rows whose images have layouts."""
+    num_tokens_B = image_BS.sum(axis=1)
+    total = sum(layout.num_tokens for layout, _ in images)
+    if num_tokens_B.sum() != total:
+        raise DataError(
+            f"input_ids has {num_tokens_B.sum()} image tokens, but the {len(images)} images of "
+            f"pixel_values make {total}; use the processor of this model"
+        )
+    by_row: list[list[tuple[ImageLayout, np.ndarray]]] = []
+    left = list(images)
+    for row, num in enumerate(num_tokens_B):
+        own: list[tuple[ImageLayout, np.ndarray]] = []
+        while sum(layout.num_tokens for layout, _ in own) < num:
+            own.append(left.pop(0))
+        tokens = sum(layout.num_tokens for layout, _ in own)
+        if tokens > num:
+            raise DataError(
+                f"input_ids: row {row} has {num} image tokens, but its images make {tokens}"
+            )
+        by_row.append(own)
+
+    side, features = config.vision.image_size, config.tile_features
+    most = max(sum(layout.tiles for layout, _ in own) for own in by_row)
+    pixels_BIHWC = np.zeros((len(by_row), most, side, side, 3), np.float32)
+    patch_BS = np.full(image_BS.shape, TEXT, np.int32)
+    blends = [layout.blend for layout, _ in images if layout.blend is not None]
+    blend = None
+    if blends:
+        shape = (*image_BS.shape, blends[0].index_BSM.shape[-1])
+        blend = Blend(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
+    for row, own in enumerate(by_row):
+        places, tile = np.flatnonzero(image_BS[row]), 0
+        for layout, tiles_ICHW in own:
+            at, places = places[: layout.num_tokens], places[layout.num_tokens :]
+            first = tile * features
+            patch_N = layout.patch_N
+            patch_BS[row, at] = np.where(patch_N >= 0, patch_N + first, patch_N)
+            if blend is not None and layout.blend is not None:
+                sums_N1 = layout.blend.weight_BSM.any(-1, keepdims=True)
+                blend.index_BSM[row, at] = np.where(sums_N1, layout.blend.index_BSM + first, 0)
+                blend.weight_BSM[row, at] = layout.blend.weight_BSM
+            pixels_BIHWC[row, tile : tile + layout.tiles] = tiles_ICHW.transpose(0, 2, 3, 1)
+            tile += layout.tiles
+    return patch_BS, pixels_BIHWC, blend
