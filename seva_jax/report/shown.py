@@ -85,12 +85,15 @@ class Shown:
 
     @property
     def image_processing(self) -> ImageProcessing | None:
-        """The image pipeline; None if it was not recorded."""
+        """The image pipeline; None if it was not recorded.
+
+        Of one that cuts images into tiles, it is the part that shows the whole picture.
+        """
         if not self.processing:
             return None
-        fields: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in self.processing.items()
-        }
+        names = (field.name for field in dataclasses.fields(ImageProcessing))
+        recorded = ((name, self.processing[name]) for name in names)
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recorded}
         fields["resample"] = Image.Resampling[fields["resample"]]
         return ImageProcessing(**fields)
 
