@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from seva_jax.images import InternvlProcessing, LlavaNextProcessing, LlavaOnevisionProcessing
+from seva_jax.images.internvl import InternvlProcessing
+from seva_jax.images.llava_next import LlavaNextProcessing
+from seva_jax.images.llava_onevision import LlavaOnevisionProcessing
 from seva_jax.types import NEWLINE, DataError, ExampleError
 
 torch = pytest.importorskip("torch")

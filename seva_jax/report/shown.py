@@ -85,15 +85,12 @@ class Shown:
 
     @property
     def image_processing(self) -> ImageProcessing | None:
-        """The image pipeline; None if it was not recorded.
-
-        Of one that cuts images into tiles, it is the part that shows the whole picture.
-        """
+        """The image pipeline; None if it was not recorded."""
         if not self.processing:
             return None
-        names = (field.name for field in dataclasses.fields(ImageProcessing))
-        recorded = ((name, self.processing[name]) for name in names)
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in recorded}
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in self.processing.items()
+        }
         fields["resample"] = Image.Resampling[fields["resample"]]
         return ImageProcessing(**fields)
 
