@@ -1,7 +1,7 @@
 """Reads checkpoints of other libraries, and writes results for them.
 
-What lives here. Reading: `hf_config` reads config.json, `table` maps their tensors to our
-parameters, `load` checks the files against the model and reads them onto devices, `adapters` reads
+What lives here. Reading: `hf_config` reads config.json and `hf_text` the language model in it,
+`table` maps their tensors to our parameters, `load` checks the files against the model and reads them onto devices, `adapters` reads
 LoRA adapters (and `adapter_config` what peft says of them). Writing (`python
 -m seva_jax.convert`): `export` writes whole models in the layout of their checkpoint, `rewrite` in
 the other layout, `processor` writes how images and chats are prepared, `peft` writes adapters,
