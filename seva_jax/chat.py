@@ -70,7 +70,10 @@ class Chat:
     seed: int = 0
     base: str = ""
     vision_tower: str = ""
-    template: Literal["own", "vicuna_v1", "llava_v1", "llava_v0", "plain"] = "own"
+    template: Literal[
+        "own", "vicuna_v1", "llava_v1", "llava_v0", "plain",
+        "mistral", "llama_3", "chatml", "onevision", "internvl3",
+    ] = "own"  # fmt: skip
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     devices: int = 1
 
@@ -138,12 +141,9 @@ def _open(chat: Chat, path: str) -> Model:
 
 
 def _template(name: str) -> Template | None:
-    from seva_jax.text import LLAVA_V0, LLAVA_V1, PLAIN, VICUNA_V1
+    from seva_jax.text import templates
 
-    named = {
-        "vicuna_v1": VICUNA_V1, "llava_v1": LLAVA_V1, "llava_v0": LLAVA_V0, "plain": PLAIN
-    }  # fmt: skip
-    return named.get(name)
+    return None if name == "own" else getattr(templates, name.upper())
 
 
 def _read(path: str) -> np.ndarray | None:

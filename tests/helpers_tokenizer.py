@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
@@ -71,6 +71,63 @@ def llama_style_tokenizer(corpus: Sequence[str], vocab_size: int) -> PreTrainedT
         pad_token="<pad>",
         clean_up_tokenization_spaces=False,
     )
+
+
+# How Qwen 2 and Llama 3 cut a text into words; they differ in the digits of a number.
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_LLAMA_3 = (
+    "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
+    "<|eot_id|>",
+)  # fmt: skip
+
+
+def qwen2_style_tokenizer(
+    corpus: Sequence[str], more: Sequence[str] = ("<image>", "<video>")
+) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE with Qwen 2's special tokens, which adds none to a text.
+
+    Args:
+        corpus: texts to learn pieces from.
+        more: further special tokens.
+    """
+    inner = _byte_level(corpus, "", (*_CHATML, *more))
+    inner.normalizer = normalizers.NFC()
+    end = "<|endoftext|>"
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<|im_end|>", pad_token=end, unk_token=end
+    )
+
+
+def llama3_style_tokenizer(corpus: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE with Llama 3's special tokens, and one before each text."""
+    inner = _byte_level(corpus, "{1,3}", (*_LLAMA_3, "<image>", "<pad>"))
+    first = _LLAMA_3[0]
+    inner.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A", special_tokens=[(first, inner.token_to_id(first))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token=first, eos_token="<|eot_id|>", pad_token="<pad>"
+    )
+
+
+def _byte_level(corpus: Sequence[str], digits: str, specials: Sequence[str]) -> Tokenizer:
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS % digits), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=400, show_progress=False, initial_alphabet=alphabet)
+    inner.train_from_iterator(corpus, trainer)
+    inner.add_special_tokens(list(specials))
+    return inner
 
 
 def train_sentencepiece(path: Path, corpus: Sequence[str], **options: Any) -> Path:

@@ -262,7 +262,7 @@ def test_templates_of_others(tmp_path, file, chat, expected):
 @pytest.mark.parametrize(
     "chat",
     [
-        "[INST] {{ messages[0].content }} [/INST]", "{{ raise_exception('no') }}", "{{ 1 / 0 }}",
+        "<|user|>{{ messages[0].content }}<|end|>", "{{ raise_exception('no') }}", "{{ 1 / 0 }}",
         "{% for", LLAVA_HF.replace("'ASSISTANT:'", "'ASSISTANT: '"),
     ],
 )  # fmt: skip

@@ -6,16 +6,20 @@ What does not: templates and their tokens (`seva_jax/text`).
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from seva_jax.convert.original import read_json
 from seva_jax.convert.processor import CHAT, OLD_CHAT, PROCESSOR, TOKENIZER
-from seva_jax.text.templates import VICUNA_V1, Template
+from seva_jax.text.templates import CHATML, LLAMA_3, MISTRAL, ONEVISION, VICUNA_V1, Template
 from seva_jax.types import IMAGE_MARKER, DataError
 
 _QUESTION, _ANSWER = "QUESTION", "ANSWER"
+_TEXT = f"{IMAGE_MARKER}\n{_QUESTION}"
+_KNOWN = (MISTRAL, LLAMA_3, CHATML, ONEVISION)
 # OPENING USER: <image>\nQUESTION SEP ASSISTANT:
 _PROMPT = re.compile(
     rf"(?P<opening>.*?)(?P<user>\w+): {IMAGE_MARKER}\n{_QUESTION}(?P<sep>\W*?)(?P<assistant>\w+):",
@@ -23,7 +27,9 @@ _PROMPT = re.compile(
 )
 
 
-def read_template(directory: Path, tokenizer: Any, original: bool = False) -> Template:
+def read_template(
+    directory: Path, tokenizer: Any, original: bool = False, image: str = IMAGE_MARKER
+) -> Template:
     """Returns the template of a checkpoint's chat template, or `VICUNA_V1` if it has none.
 
     A checkpoint in the original LLaVA's layout has none: LLaVA's code knows that of LLaVA-1.5.
@@ -32,26 +38,63 @@ def read_template(directory: Path, tokenizer: Any, original: bool = False) -> Te
         directory: the checkpoint.
         tokenizer: its tokenizer, whose end token ends an answer.
         original: whether it is in the original LLaVA's layout.
+        image: what its chat template writes for an image.
 
     Raises:
         DataError: a file cannot be read, or the chat template writes something other than
-            SYSTEM USER: QUESTION ASSISTANT: ANSWER.
+            SYSTEM USER: QUESTION ASSISTANT: ANSWER, with any names of the two, or than Mistral,
+            Llama 3 or ChatML.
     """
     path, chat = (directory, None) if original else _stored(directory)
     if chat is None:
         return VICUNA_V1
-    for content in ([{"type": "image"}, {"type": "text", "text": _QUESTION}], _as_text()):
-        template = _parsed(tokenizer, chat, [{"role": "user", "content": content}])
+    one, two = ([{"type": "image"}] * n + [{"type": "text", "text": _QUESTION}] for n in (1, 2))
+    for content in (one, _TEXT):
+        template = _parsed(tokenizer, chat, _asked(content))
+        if template is not None:
+            return template
+    # Two images tell whether a line break follows each of them. A text has its own line breaks.
+    for contents in ([(one, _QUESTION, 1), (two, _QUESTION, 2)], [(_TEXT, _TEXT, 1)]):
+        template = _known(tokenizer, chat, contents, image)
         if template is not None:
             return template
     raise DataError(
-        f"{path}: its chat template is not of the form SYSTEM USER: QUESTION ASSISTANT: ANSWER; "
-        "give the template yourself"
+        f"{path}: its chat template is not of the form SYSTEM USER: QUESTION ASSISTANT: ANSWER, "
+        "nor that of Mistral, Llama 3 or ChatML; give the template yourself"
     )
 
 
-def _as_text() -> str:
-    return f"{IMAGE_MARKER}\n{_QUESTION}"
+def _asked(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content}]
+
+
+def _known(
+    tokenizer: Any, chat: str, contents: Sequence[tuple[Any, str, int]], image: str
+) -> Template | None:
+    """Returns which of `_KNOWN` a chat template writes, with its system prompt, or None.
+
+    Args:
+        tokenizer: renders the chat template.
+        chat: the chat template.
+        contents: contents of a message, each with the question and the number of images that it is
+            for `Template.prompt`.
+        image: see `read_template`.
+    """
+    try:
+        written = [
+            _rendered(tokenizer, chat, _asked(content), add_generation_prompt=True)
+            for content, _, _ in contents
+        ]
+    except Exception:  # as in `_parsed`
+        return None
+    written = [text.replace(image, IMAGE_MARKER) for text in written]
+    for known in _KNOWN:
+        opening = written[0].removesuffix(known.prompt(*contents[0][1:]))
+        system = opening.removeprefix(known.system_start).removesuffix(known.after_system)
+        template = dataclasses.replace(known, system=system)
+        if written == [template.prompt(question, num) for _, question, num in contents]:
+            return template
+    return None
 
 
 def _stored(directory: Path) -> tuple[Path, str | None]:

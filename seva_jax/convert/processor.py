@@ -18,7 +18,7 @@ from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig
 from seva_jax.runtime.stores import as_path
 from seva_jax.text.templates import Template
-from seva_jax.types import DataError
+from seva_jax.types import IMAGE_MARKER, DataError
 
 _IMAGES, PROCESSOR, CHAT = (
     *("preprocessor_config.json", "processor_config.json"),
@@ -32,6 +32,7 @@ TOKENIZER = "tokenizer_config.json"
 # them, so only expressions write. vLLM passes parts, not one string, only where it sees a loop over
 # message['content'].
 _JINJA = """\
+{%- set chat = namespace(between='') -%}
 {%- for message in messages -%}
   {%- set at = namespace(text='', words='', num=0) -%}
   {%- if message['content'] is string -%}
@@ -54,45 +55,59 @@ _JINJA = """\
   {#- Several images among the words keep their places; all others are in front. -#}
   {%- set pieces = at.text.split('<image>') -%}
   {%- set images = pieces | length - 1 -%}
+  {%- set start = text_start if message['role'] == 'user' else '' -%}
   {%- if not images -%}
-    {%- set at.text = at.words -%}
+    {%- set at.text = start ~ at.words -%}
   {%- elif images == 1 or not pieces[:-1] | join | trim or not pieces[1:] | join | trim -%}
-    {%- set at.text = '<image>\\n' * images ~ at.words | trim -%}
+    {%- set at.text = ('<image>' ~ image_end) * images ~ start ~ at.words | trim -%}
+  {%- endif -%}
+  {%- if image != '<image>' -%}
+    {%- set at.text = at.text.replace('<image>', image) -%}
   {%- endif -%}
   {%- if message['role'] == 'system' -%}
     {%- if not loop.first -%}
       {{- raise_exception('only the first message may be a system message') -}}
     {%- endif -%}
-    {{- at.text + sep if at.text else '' -}}
+    {{- system_start + at.text + after_system if at.text else '' -}}
   {%- else -%}
-    {{- system + sep if loop.first and system else '' -}}
+    {{- system_start + system + after_system if loop.first and system else '' -}}
     {%- if message['role'] == 'user' -%}
-      {{- user + ': ' + at.text + sep -}}
+      {{- chat.between + before_question + at.text + sep -}}
     {%- elif message['role'] == 'assistant' -%}
-      {{- assistant + ':' + before_answer + at.text + end -}}
+      {%- if loop.last -%}
+        {{- after_question + before_answer + at.text + end -}}
+      {%- else -%}
+        {{- before_earlier_answer + at.text + end -}}
+        {%- set chat.between = turn_end -%}
+      {%- endif -%}
     {%- else -%}
       {{- raise_exception('a message is of system, user or assistant, not ' ~ message['role']) -}}
     {%- endif -%}
   {%- endif -%}
 {%- endfor -%}
-{{- assistant + ':' if add_generation_prompt else '' -}}
+{{- after_question if add_generation_prompt else '' -}}
 """
 
 
-def chat_template(template: Template) -> str:
+def chat_template(template: Template, image: str = IMAGE_MARKER) -> str:
     """Returns a conversation template as the Jinja template of chats that transformers renders.
 
     A system message, which must come first, replaces the system prompt. Every further turn follows
-    the end of the answer before it without a separator, as in the original LLaVA. Content is a
-    string, in which `<image>` stands for an image, or a list of texts and images.
+    the end of the answer before it and `turn_end`, without a separator in the original LLaVA.
+    Content is a string, in which `<image>` stands for an image, or a list of texts and images.
 
     Args:
         template: the words around questions and answers.
+        image: what the processor of the model takes for an image.
     """
-    names = ("system", "user", "assistant", "sep", "before_answer", "end")
+    names = (
+        "system_start", "system", "after_system", "before_question", "image_end", "text_start",
+        "sep", "after_question", "before_answer", "before_earlier_answer", "end", "turn_end",
+    )  # fmt: skip
+    values = {name: getattr(template, name) for name in names} | {"image": image}
     sets = (
-        f"{{%- set {name} = {json.dumps(getattr(template, name), ensure_ascii=False)} -%}}"
-        for name in names
+        f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}"
+        for name, value in values.items()
     )
     return "\n".join([*sets, _JINJA])
 
@@ -134,14 +149,15 @@ def write_processor(directory: Path, config: LlavaConfig, processing: ImageProce
     write_json(directory / PROCESSOR, fields)
 
 
-def write_chat_template(directory: Path, template: Template) -> None:
+def write_chat_template(directory: Path, template: Template, image: str = IMAGE_MARKER) -> None:
     """Writes a chat template, and removes every other one from the directory.
 
     Args:
         directory: a Hugging Face directory.
         template: the words around questions and answers.
+        image: see `chat_template`.
     """
-    (directory / CHAT).write_text(chat_template(template), encoding="utf-8")
+    (directory / CHAT).write_text(chat_template(template, image), encoding="utf-8")
     (directory / OLD_CHAT).unlink(missing_ok=True)
     for name in (TOKENIZER, PROCESSOR):
         fields = read_json(directory / name) if (directory / name).exists() else {}

@@ -52,7 +52,8 @@ def early_text_problems(config: Experiment, prompts: PromptSet) -> Iterator[str]
     if isinstance(base, Checkpoint):
         ends = _end_tokens(as_path(base.path))
         for name, template in used_templates(config).items():
-            if ends and template.end.strip() not in ends:
+            end = template.end.strip()
+            if ends and end not in ends and end not in _added_tokens(as_path(base.path)):
                 yield (
                     f"{name} closes answers with {template.end!r}, but the end token of the "
                     f"tokenizer in {base.path} is {' or '.join(map(repr, sorted(ends)))}: use the "
@@ -100,6 +101,15 @@ def _end_tokens(directory: Path) -> set[str]:
             token = token.get("content") if isinstance(token, dict) else token
             tokens |= {token} if isinstance(token, str) else set()
     return tokens
+
+
+def _added_tokens(directory: Path) -> set[str]:
+    """Returns the special tokens beside the vocabulary of a tokenizer; the file may be large."""
+    with contextlib.suppress(DataError):  # missing, or what loading the tokenizer reports
+        added = read_json(directory / "tokenizer.json").get("added_tokens")
+        if isinstance(added, list):
+            return {x.get("content") for x in added if isinstance(x, dict) and x.get("special")}
+    return set()
 
 
 def template_warnings(

@@ -9,4 +9,15 @@ What does not: packing trunks and branches into rows (`seva_jax/batches`). Read 
 
 from seva_jax.text.encode import EncodedTree, Encoder, expand_images
 from seva_jax.text.sampling import Sampling
-from seva_jax.text.templates import LLAVA_V0, LLAVA_V1, PLAIN, VICUNA_V1, Template
+from seva_jax.text.templates import (
+    CHATML,
+    INTERNVL3,
+    LLAMA_3,
+    LLAVA_V0,
+    LLAVA_V1,
+    MISTRAL,
+    ONEVISION,
+    PLAIN,
+    VICUNA_V1,
+    Template,
+)

@@ -508,24 +508,28 @@ class Encoder:
             words, image = self._special_counts
             extra = self._counts(ids) - words - image * texts.num_images
             for special in np.flatnonzero(extra > 0).tolist():
-                self._refuse(special, "question")
+                self._refuse(self._token(special), "question")
         self._check_unknown(texts.prompt, ids, "question")
 
     def _refuse_specials(self, text: str, ids: np.ndarray, where: str) -> None:
         """Refuses special tokens: a literal "</s>" would end the answer, "<image>" add an image."""
         is_special = self._is_special.take(ids, mode="clip")
         if is_special.any():
-            self._refuse(int(ids[is_special][0]), where)
+            self._refuse(self._token(ids[is_special][0]), where)
+        if IMAGE_MARKER in text:  # where images are spelled otherwise, it is no special token
+            self._refuse(IMAGE_MARKER, where)
         self._check_unknown(text, ids, where)
 
     def _check_unknown(self, text: str, ids: np.ndarray, where: str) -> None:
         """Refuses a text that spells `<unk>`."""
         unknown = self.unknown_id
         if unknown is not None and str(self.tokenizer.unk_token) in text and unknown in ids:
-            self._refuse(unknown, where)
+            self._refuse(self._token(unknown), where)
 
-    def _refuse(self, special: int, where: str) -> NoReturn:
-        token = self.tokenizer.convert_ids_to_tokens(special)
+    def _token(self, id_: int) -> str:
+        return str(self.tokenizer.convert_ids_to_tokens(int(id_)))
+
+    def _refuse(self, token: str, where: str) -> NoReturn:
         raise ExampleError(
             f"the {where} contains the special token {token!r}; remove it from the text",
             f"special token in {where}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from seva_jax.runtime.copies import local_folder
 from seva_jax.runtime.stores import as_path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", IMAGE_MARKER)  # ids 0 to 4 of `word_tokenizer`
+_NAMES = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 _FILES = (JSON_FILE, MODEL_FILE, "vocab.json")
 _ENDINGS = (".json", ".model", ".txt", ".jinja")  # of files that tokenizers are made of
 
@@ -81,15 +82,19 @@ def load_tokenizer(directory: str | Path, original: bool = False) -> PreTrainedT
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Saves a tokenizer so that transformers 4 and 5 open it with the same token ids.
 
-    transformers 5 alone would write a class name and a list of tokens that 4 does not read, and 4
-    would give the model token types, at which its `generate` raises.
+    transformers 5 alone would write a class name and names of special tokens that 4 does not read,
+    and 4 would give the model token types, at which its `generate` raises.
     """
     tokenizer.save_pretrained(directory)
     settings = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
+    # Processors ask for tokens of images by name.
+    named = {key: token for key, token in settings.items() if key.endswith("_token")}
+    if IMAGE_MARKER in tokenizer.get_vocab():
+        named |= {"image_token": IMAGE_MARKER}
     settings |= {
         "tokenizer_class": "PreTrainedTokenizerFast",  # both read tokenizer.json as it is
         "model_input_names": ["input_ids", "attention_mask"],
-        "extra_special_tokens": {"image_token": IMAGE_MARKER},
+        "extra_special_tokens": {key: x for key, x in named.items() if key not in _NAMES},
     }
     write_settings(directory, settings)
 
@@ -101,7 +106,10 @@ def tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> tuple[dict[str, int],
 
 
 def check_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, vocab_size: int, image_token_id: int
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    image_token_id: int,
+    image_text: str = IMAGE_MARKER,
 ) -> None:
     """Checks that a tokenizer fits a model.
 
@@ -110,6 +118,7 @@ def check_tokenizer(
         vocab_size: rows of the model's embedding table.
         image_token_id: the id that the model replaces by image features; in the original LLaVA
             the first id after the vocabulary.
+        image_text: how the tokenizer's text spells an image, see `Encoder`.
 
     Raises:
         DataError: the tokenizer does not fit; the message lists every problem, one per line.
@@ -128,7 +137,8 @@ def check_tokenizer(
         )
     # No padding token is needed: padding is masked, so any id will do.
     plain = tokenizer("a", add_special_tokens=False).input_ids
-    if tokenizer.bos_token_id is None and tokenizer("a").input_ids == plain:
+    no_start = tokenizer.bos_token_id is None and tokenizer("a").input_ids == plain
+    if no_start and not _is_of_bytes(tokenizer):
         problems.append("there is no start token: set bos_token in tokenizer_config.json")
     if tokenizer.eos_token_id is None:
         problems.append("there is no end token: set eos_token in tokenizer_config.json")
@@ -138,16 +148,27 @@ def check_tokenizer(
         problems.append(
             f"image token id {image_token_id} is outside the model's vocabulary of {vocab_size}"
         )
-    image_ids = tokenizer(IMAGE_MARKER, add_special_tokens=False).input_ids
-    if image_ids != [image_token_id]:
+    image_ids = tokenizer(image_text, add_special_tokens=False).input_ids
+    alone = image_text == IMAGE_MARKER
+    if image_ids.count(image_token_id) != 1 or (alone and len(image_ids) != 1):
         problems.append(
-            f"{IMAGE_MARKER} becomes {image_ids}, not the model's image token [{image_token_id}]: "
+            f"{image_text} becomes {image_ids}, not the model's image token [{image_token_id}]: "
             f"add {IMAGE_MARKER} to the tokenizer as a special token with that id"
+            if alone
+            else f"{image_text} becomes {image_ids}, which is not one image token {image_token_id} "
+            "of the model and others around it: use the tokenizer saved with it"
         )
     if problems:
         where = f" of {name}" if (name := tokenizer.name_or_path) else ""
         lines = "\n  ".join(problems)
         raise DataError(f"the tokenizer{where} does not fit the model:\n  {lines}")
+
+
+def _is_of_bytes(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Returns whether pieces are of bytes, as those of Qwen 2: many such have no start token."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    decoder = json.loads(backend.to_str())["decoder"] if backend else None
+    return bool(decoder) and decoder["type"] == "ByteLevel"
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
