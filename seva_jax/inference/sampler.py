@@ -232,19 +232,22 @@ class Sampler:
         rows, width = state.seen_BS.shape
         num_new = self.sampling.max_new_tokens
         length_B = state.seen_BS.sum(axis=1)
+        prompt_BS = jnp.cumsum(state.seen_BS, axis=1) - 1  # positions in the prompt
         goal = jnp.minimum(state.done_B.sum() + enough, rows)
 
         def step(state: Decoding) -> Decoding:
             place = state.clock % num_new
             age_T = (place - jnp.arange(num_new)) % num_new
             mask_BU = jnp.concatenate([state.seen_BS, age_T < state.count_B[:, None]], axis=1)
+            position_B1 = (length_B + state.count_B - 1)[:, None]
             logits_B1V, cache = self.model.apply(
                 variables,
                 state.token_B[:, None],
-                (length_B + state.count_B - 1)[:, None],
+                position_B1,
                 mask_BU[:, None],
                 state.cache,
                 width + place,
+                jnp.concatenate([prompt_BS, position_B1 - age_T], axis=1),
                 method="decode",
             )
             state = self._pick(state, logits_B1V[:, 0])
