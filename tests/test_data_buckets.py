@@ -49,6 +49,7 @@ def assert_equal(here, there):
     for name in names:
         assert there.read_image(name) == here.read_image(name)
         np.testing.assert_array_equal(there.load_image(name), here.load_image(name))
+        assert there.image_size(name) == here.load_image(name).shape[:2]
 
 
 @pytest.fixture
@@ -100,6 +101,9 @@ def test_names_are_found_by_the_rules_for_disks(tmp_path, bucket):
             with pytest.raises(ExampleError) as caught:
                 files.read(name)
             reasons.append(caught.value.reason)
+            with pytest.raises(ExampleError) as caught:
+                files.size(name)
+            assert caught.value.reason == reasons[-1]
         assert reasons[0] == reasons[1], name
 
 
@@ -131,6 +135,9 @@ def test_a_folder_is_listed_once_and_no_name_is_asked_for(tmp_path, proxied, pro
     proxy.seen.clear()
     loader = pickle.loads(pickle.dumps(data.read_image))  # as for a process that prepares batches
     assert loader(names[7]) == (tmp_path / "images" / names[7]).read_bytes()
+    assert len(proxy.seen) == 1
+    proxy.seen.clear()
+    assert data.image_size(names[8]) == (32, 32)
     assert len(proxy.seen) == 1
 
 

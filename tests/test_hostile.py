@@ -32,7 +32,7 @@ from seva_jax.data.__main__ import main as data_command
 from seva_jax.data.files import QuestionsJsonl
 from seva_jax.data.preferences import HaDpoPairs, RlaifVPairs, SevaPairs, VLFeedbackPairs
 from seva_jax.evals import ExactAnswer
-from seva_jax.evals.suite import folder_loader
+from seva_jax.evals.suite import folder_images
 from seva_jax.run.preflight import require_all_examples
 from seva_jax.types import DataError, ExampleError
 from seva_jax.worlds import WorldPrompts
@@ -329,7 +329,7 @@ def test_no_reader_leaves_the_image_folder(folder, kind):
 
 def test_no_benchmark_leaves_the_image_folder(folder):
     (folder / "secret.png").write_bytes(picture())
-    load = folder_loader("gqa", str(folder / "images"))
+    load = folder_images("gqa", str(folder / "images")).load
     assert load("a.png").shape == (4, 4, 3)
     for name in (*WAYS_OUT[:1], str(folder / "secret.png"), *WAYS_OUT[2:4], "a\0.png"):
         with pytest.raises(ExampleError) as caught:

@@ -10,11 +10,11 @@ torch = pytest.importorskip("torch")
 from helpers_llava import random_llava, save  # noqa: E402
 
 from seva_jax.convert import load_params, read_llava_config  # noqa: E402
-from seva_jax.models import TextConfig  # noqa: E402
+from seva_jax.models import DynamicRope, LinearRope, Llama3Rope, TextConfig, YarnRope  # noqa: E402
 from seva_jax.models.attention import attend  # noqa: E402
 from seva_jax.models.clip import VisionTower  # noqa: E402
 from seva_jax.models.layers import LayerNorm, RMSNorm  # noqa: E402
-from seva_jax.models.llama import DecoderLayer, rotary, rotate  # noqa: E402
+from seva_jax.models.llama import DecoderLayer, rotary, rotate, window_mask  # noqa: E402
 from seva_jax.models.llava import Projector  # noqa: E402
 
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
@@ -25,7 +25,8 @@ def draw(*shape, scale=1.0, seed=0):
 
 
 def kernel(linear):
-    return {"kernel": linear.weight.detach().numpy().T}
+    bias = {} if linear.bias is None else {"bias": linear.bias.detach().numpy()}
+    return {"kernel": linear.weight.detach().numpy().T, **bias}
 
 
 @pytest.mark.parametrize("eps", [1e-6, 1e-2])
@@ -76,6 +77,52 @@ def test_rotary(base):
         )
 
 
+@pytest.mark.parametrize(
+    ("rope", "fields"),
+    [
+        (LinearRope(2.5), {"rope_type": "linear", "factor": 2.5}),
+        (DynamicRope(2.0, 64), {"rope_type": "dynamic", "factor": 2.0}),
+        (
+            Llama3Rope(8.0, 1.0, 4.0, 1024),
+            {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+            | {"original_max_position_embeddings": 1024},
+        ),
+        (
+            YarnRope(4.0, 1024),
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024},
+        ),
+        (
+            YarnRope(1.5, 128, 0.8, 16, 2, False),
+            {"rope_type": "yarn", "factor": 1.5, "original_max_position_embeddings": 128}
+            | {"attention_factor": 0.8, "beta_fast": 16, "beta_slow": 2, "truncate": False},
+        ),
+    ],
+)
+@pytest.mark.parametrize(("base", "head_dim"), [(10000.0, 64), (1e6, 128)])
+def test_scaled_rotary(rope, fields, base, head_dim):
+    """All kinds differ from the plain one but the dynamic one within its context."""
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    theirs = LlamaRotaryEmbedding(
+        LlamaConfig(
+            hidden_size=2 * head_dim,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            rope_parameters=fields | {"rope_theta": base},
+        )
+    )
+    frequencies = rope.frequencies(base, head_dim)
+    np.testing.assert_allclose(frequencies, theirs.inv_freq, rtol=3e-7, atol=0)
+    plain = TextConfig().rope.frequencies(base, head_dim)
+    assert (frequencies == plain).all() == isinstance(rope, DynamicRope)
+    positions = np.array([[0, 1, 2, 63]])
+    cos, sin = theirs(torch.zeros(1), torch.tensor(positions))
+    config = TextConfig(head_dim=head_dim, rope_base=base, rope=rope)
+    for ours, expected in zip(rotary(jnp.asarray(positions), config), (cos, sin), strict=True):
+        np.testing.assert_allclose(ours[:, :, 0], expected, rtol=0, atol=2e-5)
+
+
 def test_grouped_query_attention():
     query, key, value = draw(2, 5, 6, 8), draw(2, 7, 2, 8, seed=1), draw(2, 7, 2, 8, seed=2)
     mask = np.random.default_rng(3).random((2, 5, 7)) < 0.6
@@ -89,39 +136,55 @@ def test_grouped_query_attention():
     np.testing.assert_allclose(ours, theirs.transpose(1, 2), **TOLERANCE)
 
 
-@pytest.mark.parametrize(("num_kv_heads", "head_dim"), [(4, 8), (2, 8), (1, 16)])
-def test_decoder_layer(num_kv_heads, head_dim):
-    text = {"num_key_value_heads": num_kv_heads, "head_dim": head_dim}
-    llama = random_llava(text).model.language_model
-    theirs = llama.layers[0]
-    config = TextConfig(
-        vocab_size=8,
-        hidden_size=32,
-        num_layers=1,
-        num_heads=4,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        mlp_size=56,
-        norm_eps=1e-6,
-    )
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ({"num_key_value_heads": 4}, {"num_kv_heads": 4}),
+        ({"num_key_value_heads": 2}, {"num_kv_heads": 2}),
+        ({"num_key_value_heads": 1, "head_dim": 16}, {"num_kv_heads": 1, "head_dim": 16}),
+        (
+            {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 3},
+            {"num_kv_heads": 2, "window": 3},
+        ),
+        (
+            {"model_type": "qwen2", "num_key_value_heads": 2},
+            {"num_kv_heads": 2, "qkv_bias": True},
+        ),
+        (
+            {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 16},
+            {"num_kv_heads": 2, "head_dim": 16, "qk_norm": True},
+        ),
+    ],
+)
+def test_decoder_layer(text, options):
+    model = random_llava(text).model.language_model
+    theirs = model.layers[0]
+    sizes = {"vocab_size": 8, "hidden_size": 32, "num_layers": 1, "num_heads": 4, "head_dim": 8}
+    config = TextConfig(**sizes | {"mlp_size": 56, "norm_eps": 1e-6} | options)
     parts = ("q_proj", "k_proj", "v_proj", "o_proj")
     params = {name: kernel(getattr(theirs.self_attn, name)) for name in parts}
     parts = ("gate_proj", "up_proj", "down_proj")
     params |= {name: kernel(getattr(theirs.mlp, name)) for name in parts}
-    parts = ("input_layernorm", "post_attention_layernorm")
-    params |= {name: {"scale": getattr(theirs, name).weight.detach().numpy()} for name in parts}
+    norms = {
+        name: getattr(theirs, name) for name in ("input_layernorm", "post_attention_layernorm")
+    }
+    if config.qk_norm:
+        norms |= {name: getattr(theirs.self_attn, name) for name in ("q_norm", "k_norm")}
+    params |= {name: {"scale": norm.weight.detach().numpy()} for name, norm in norms.items()}
 
     x, positions = draw(2, 6, 32), np.array([[0, 1, 2, 3, 4, 5], [3, 4, 5, 6, 7, 8]])
     causal = np.tril(np.ones((2, 6, 6), bool))
+    mask = causal & ~np.tril(causal, -config.window) if config.window else causal
     expected = theirs(
         torch.tensor(x),
-        attention_mask=torch.tensor(causal)[:, None],
-        position_embeddings=llama.rotary_emb(torch.tensor(x), torch.tensor(positions)),
+        attention_mask=torch.tensor(mask)[:, None],
+        position_embeddings=model.rotary_emb(torch.tensor(x), torch.tensor(positions)),
     )
-    rope = rotary(jnp.asarray(positions), config)
+    positions = jnp.asarray(positions)
     layer = DecoderLayer(config, None, jnp.dtype("float32"), "plain")
-    carry = jnp.asarray(x), None, None
-    (ours, *_), _ = layer.apply({"params": params}, carry, 0, rope, causal, None)
+    carry, near = (jnp.asarray(x), None, None), window_mask(config, positions, positions)
+    rope = rotary(positions, config)
+    (ours, *_), _ = layer.apply({"params": params}, carry, 0, rope, causal, None, None, near)
     np.testing.assert_allclose(ours, expected.detach(), **TOLERANCE)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers_train import table
-from tiny_models import WORLD_TWO_LAYERS
 
 from seva_jax import train
 from seva_jax.config.base_models import TrainedBase
@@ -62,8 +61,12 @@ def shrunk(e):
     small = dataclasses.replace
     base = e.base
     if isinstance(base, TrainedBase):
-        vision = small(WORLD_TWO_LAYERS.vision, image_size=base.model.vision.image_size)
-        base = small(base, model=small(base.model, vision=vision, text=WORLD_TWO_LAYERS.text))
+        vision = small(base.model.vision, hidden_size=16, num_layers=2, num_heads=2, mlp_size=32)
+        text = small(
+            base.model.text, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16,
+            mlp_size=32,
+        )  # fmt: skip
+        base = small(base, model=small(base.model, vision=vision, text=text))
         base = small(base, steps=20, batch_size=8, prompts=small(base.prompts, num=160))
     sampling = small(e.rollout.sampling, max_new_tokens=min(e.rollout.sampling.max_new_tokens, 12))
     batch_size = min(e.train.batch_size, 8 * e.train.micro_batches)

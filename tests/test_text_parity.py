@@ -1,6 +1,7 @@
 """Language models of the kinds that LLaVAs have, against transformers on the same weights."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -8,11 +9,26 @@ import pytest
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 
-from helpers_llava import VOCAB, random_llava, save  # noqa: E402
+from helpers_llava import PROCESSOR, VOCAB, random_llava, save, write_run  # noqa: E402
 from test_pretrained_parity import check_logits, inputs, their_answers  # noqa: E402
+from transformers import LlavaForConditionalGeneration  # noqa: E402
 
 import seva_jax  # noqa: E402
-from seva_jax.models import DynamicRope, LinearRope, Llama3Rope, TextConfig, YarnRope  # noqa: E402
+from seva_jax.convert import SpecialTokens, load_params  # noqa: E402
+from seva_jax.convert.__main__ import open_source  # noqa: E402
+from seva_jax.convert.hf_config import llava_config_fields  # noqa: E402
+from seva_jax.convert.peft import to_peft  # noqa: E402
+from seva_jax.convert.rewrite import to_hf  # noqa: E402
+from seva_jax.models import (  # noqa: E402
+    DynamicRope,
+    LinearRope,
+    Llama3Rope,
+    Llava,
+    TextConfig,
+    YarnRope,
+)
+from seva_jax.pretrained import to_rows  # noqa: E402
+from seva_jax.training.step import merge  # noqa: E402
 
 GROUPED = {"num_key_value_heads": 2}
 LLAMA3 = {
@@ -95,8 +111,51 @@ def test_logits_and_greedy_answers(pair, name):
         check_logits(theirs, ours, inputs((1, 2), (21, 4), padding))
     batch = inputs((1, 0), (12, 9), "left", seed=1)
     expected = their_answers(theirs, batch, max_new_tokens=NEW, eos_token_id=VOCAB)
-    got = dataclasses.replace(ours, special=seva_jax.convert.SpecialTokens((VOCAB,), 0))
+    got = dataclasses.replace(ours, special=SpecialTokens((VOCAB,), 0))
     np.testing.assert_array_equal(got.generate(*batch, max_new_tokens=NEW), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # of peft
+def test_exports_of_a_run_on_qwen2(tmp_path):
+    """Adapters on layers with biases: transformers and peft compute what our policy computes."""
+    peft = pytest.importorskip("peft")
+    text = {"model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True}
+    directory = save(random_llava(text, tie_word_embeddings=True), tmp_path / "model")
+    (directory / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    trained = write_run(tmp_path / "run", directory)
+    source = open_source(tmp_path / "run")
+    base = seva_jax.from_pretrained(directory)
+    ids, pixels, _ = inputs((1, 1), (7, 7), "left")
+    batch = to_rows(base.config, ids, pixels, None)
+    variables = merge({"params": load_params(directory, base.config)}, trained)
+    size = ids.shape[1]
+    causal = np.tril(np.ones((size, size), bool))[None].repeat(2, 0)
+    positions = np.arange(size)[None].repeat(2, 0)
+    ours = Llava(base.config, lora=source.lora).apply(
+        variables, batch.tokens_BS, positions, causal, batch.patch_BS, batch.pixels_BIHWC
+    )
+    assert np.abs(ours - base.logits(ids, pixels)).max() > 0.5  # what was trained matters
+
+    def theirs(model):
+        with torch.no_grad():
+            named = {"input_ids": torch.tensor(ids), "pixel_values": torch.tensor(pixels)}
+            return model.eval()(**named).logits.numpy()
+
+    to_hf(source, tmp_path / "merged")
+    opened = LlavaForConditionalGeneration.from_pretrained
+    merged, report = opened(tmp_path / "merged", dtype=torch.float32, output_loading_info=True)
+    assert not report["missing_keys"] | report["unexpected_keys"]
+    np.testing.assert_allclose(theirs(merged), ours, atol=1e-4, rtol=1e-4)
+    to_peft(source, tmp_path / "adapter")
+    adapted = peft.PeftModel.from_pretrained(
+        opened(directory, dtype=torch.float32), tmp_path / "adapter"
+    )
+    np.testing.assert_allclose(theirs(adapted), ours, atol=1e-4, rtol=1e-4)
+    # Our own fields, as an export of another layout writes them, mean the same model.
+    fields = llava_config_fields(base.config)
+    (tmp_path / "merged" / "config.json").write_text(json.dumps(fields))
+    again = opened(tmp_path / "merged", dtype=torch.float32)
+    np.testing.assert_array_equal(theirs(again), theirs(merged))
 
 
 def test_each_option_of_the_text_changes_the_logits(pair):

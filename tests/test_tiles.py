@@ -17,7 +17,7 @@ from seva_jax.batches.pipeline import ComparisonRows
 from seva_jax.batches.trees import RowShape, joint_layout
 from seva_jax.config import ComputeOptions
 from seva_jax.corrupt import DiffusionNoise, RandomResizedCrop, Reverse, diffusion_schedule
-from seva_jax.corrupt.base import apply_pixels, corrupted_size, corruption_key
+from seva_jax.corrupt.base import apply_pixels, changed_size, corruption_key
 from seva_jax.data import PromptSet
 from seva_jax.images import ImageLayouts
 from seva_jax.images.llava_next import LlavaNextProcessing
@@ -183,9 +183,8 @@ def test_photographs_of_mixed_sizes_have_few_shapes():
     def cost(shape):
         return float(shape.length + 400 * shape.tiles)
 
-    packer = choose(sizes, widest, 4, schedule, 4, ComputeOptions().row_shapes, cost)
-    assert 2 <= len(packer.layouts) <= 8
-    assert min(x.shape.tiles for x in packer.layouts) < 5
+    packer = choose(sizes, widest, 4, schedule, 1, ComputeOptions().row_shapes, cost)
+    assert 1 < len(packer.layouts) <= 8
     for members in schedule:
         layout, packed = packer(members)
         assert sorted(itertools.chain(*packed)) == [*members]
@@ -203,7 +202,7 @@ def test_sizes_under_corruptions(corruption):
     assert clean.sizes == tuple(map(image_size, prompt.images))
     expected = clean.sizes
     if corruption.space == "pixels":
-        expected = tuple(corrupted_size(corruption, size) for size in clean.sizes)
+        expected = tuple(changed_size(corruption, size) for size in clean.sizes)
         key = corruption_key(0, "p/0", 0)
         copy = apply_pixels(corruption, key, load_image("1"))
         assert expected[0] == copy.shape[:2] == (24, 24)

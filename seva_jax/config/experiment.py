@@ -55,7 +55,7 @@ class Evaluation(Suite):
         data = self.prompts.open()
         return Questions(
             data.prompts, data.load_image, data.drops, left_out=data.left_out,
-            remote=data.remote, evaluator=self.evaluator,
+            remote=data.remote, read_size=data.read_size, evaluator=self.evaluator,
         )  # fmt: skip
 
 

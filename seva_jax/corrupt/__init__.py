@@ -5,7 +5,14 @@ What lives here: the public names. What does not: reading, padding, resizing and
 """
 
 from seva_jax.corrupt.auto import AutoAugment, RandAugment
-from seva_jax.corrupt.base import Compose, Corruption, RandomlyApplied, apply_pixels, corruption_key
+from seva_jax.corrupt.base import (
+    Compose,
+    Corruption,
+    RandomlyApplied,
+    apply_pixels,
+    changed_size,
+    corruption_key,
+)
 from seva_jax.corrupt.colour import (
     ColorJitter,
     Grayscale,

@@ -218,16 +218,15 @@ def snapped_size(height: int, width: int) -> tuple[int, int]:
     return snapped_height, snapped_width
 
 
-def corrupted_size(corruption: Corruption, size: Size) -> Size:
-    """Returns the height and width of what `apply_pixels` makes of an image of a size."""
-    return _result_size(corruption, snapped_size(*size))
+def changed_size(corruption: Corruption, size: Size) -> Size:
+    """Returns the height and width of what `apply_pixels` makes of an image of some size."""
+    return _changed_size(corruption, snapped_size(*size))
 
 
-@functools.lru_cache(maxsize=2**14)
-def _result_size(corruption: Corruption, size: Size) -> Size:
-    image = jax.ShapeDtypeStruct((*size, 3), jnp.float32)
-    result = jax.eval_shape(corruption, jax.eval_shape(lambda: jax.random.key(0)), image)
-    height, width, _ = result.shape
+@functools.lru_cache
+def _changed_size(corruption: Corruption, size: Size) -> Size:
+    key, image_HWC = jax.random.key(0), jax.ShapeDtypeStruct((*size, 3), jnp.float32)
+    height, width, _ = jax.eval_shape(corruption, key, image_HWC).shape
     return height, width
 
 

@@ -175,7 +175,7 @@ def _open(source: _OrRun, rest: Sequence[str]) -> tuple[PromptSet, str]:
     pairs = json_records.read_comparisons(run / "pairs.array_record")
     data = PreferenceSet(
         [pair.prompt for pair in pairs], data.load_image, read_image=data.read_image,
-        comparisons=pairs, remote=data.remote,
+        comparisons=pairs, remote=data.remote, read_size=data.read_size,
     )  # fmt: skip
     return data, f"pairs of {source.run}"
 

@@ -40,7 +40,7 @@ class AnsweredPrompts(PreferenceSource):
             raise DataError(f"AnsweredPrompts: no prompt has an answer ({counted(drops)})")
         return PreferenceSet(
             [c.prompt for c in kept], data.load_image, drops, data.read_image, kept,
-            left_out=left_out, notes=data.notes, remote=data.remote,
+            left_out=left_out, notes=data.notes, remote=data.remote, read_size=data.read_size,
         )  # fmt: skip
 
     def _answered(self, prompt: Prompt) -> Comparison:

@@ -12,11 +12,17 @@ from typing import Annotated
 import numpy as np
 from typing_extensions import override
 
-from seva_jax.corrupt import Corruption, PixelNoise, apply_pixels, corruption_key
+from seva_jax.corrupt import (
+    Corruption,
+    PixelNoise,
+    apply_pixels,
+    changed_size,
+    corruption_key,
+)
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSource
 from seva_jax.data.wrapped import opened_pairs, require_single_view, rewritten
 from seva_jax.ranges import FROM_0
-from seva_jax.types import Comparison, DataError, View
+from seva_jax.types import Comparison, DataError, Size, View
 
 _PREFIX = "changed:"
 
@@ -58,6 +64,11 @@ class ChangedImages(PreferenceSource):
                 return image_HWC
             return apply_pixels(self.change, corruption_key(self.seed, original, 0), image_HWC)
 
+        def read_size(name: str) -> Size:
+            original = name.removeprefix(_PREFIX)
+            size = data.image_size(original)
+            return size if original == name else changed_size(self.change, size)
+
         def pair(comparison: Comparison) -> Comparison:
             require_single_view(comparison, "change")
             prompt = comparison.prompt
@@ -68,4 +79,6 @@ class ChangedImages(PreferenceSource):
                 comparison, answers=answers, scores=(), more=(again,), spans=()
             )
 
-        return dataclasses.replace(rewritten(data, pair), load_image=load_image, read_image=None)
+        return dataclasses.replace(
+            rewritten(data, pair), load_image=load_image, read_image=None, read_size=read_size
+        )

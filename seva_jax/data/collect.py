@@ -26,10 +26,10 @@ from seva_jax.data.places import placed
 from seva_jax.data.sources import PreferenceSet, PromptSet
 from seva_jax.data.unique import UniqueIds
 from seva_jax.images.folder import ImageFiles
-from seva_jax.images.load import decode_image, require_link_roots
+from seva_jax.images.load import decode_image, image_size, require_link_roots
 from seva_jax.runtime.garbage import no_search_for_cycles
 from seva_jax.runtime.stores import as_path
-from seva_jax.types import IMAGE_MARKER, Comparison, DataError, ExampleError, Prompt, View
+from seva_jax.types import IMAGE_MARKER, Comparison, DataError, ExampleError, Prompt, Size, View
 
 Example = TypeVar("Example", Prompt, Comparison)
 Records = Iterable[tuple[str, Iterator[Example]]]
@@ -66,6 +66,14 @@ class Images:
             ExampleError: see `read` and `decode_image`.
         """
         return decode_image(self.read(name), name=name)
+
+    def size(self, name: str) -> Size:
+        """Returns the height and width of an image, without decoding it.
+
+        Raises:
+            ExampleError: see `read` and `image_size`.
+        """
+        return image_size(self.read(name), name=name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +118,10 @@ class FolderImages(Images):
     @override
     def read(self, name: str) -> bytes:
         return self.files.read(name)
+
+    @override
+    def size(self, name: str) -> Size:
+        return self.files.size(name)
 
 
 # --- fields of one record -------------------------------------------------------------------------
@@ -403,8 +415,9 @@ def prompt_set(source: str, images: Images, records: Records[Prompt], limit: int
     """
     prompts, drops, left_out = _collect(source, images, records, limit)
     return PromptSet(
-        prompts, images.load, drops, images.read, left_out=left_out, remote=images.remote
-    )
+        prompts, images.load, drops, images.read, left_out=left_out, remote=images.remote,
+        read_size=images.size,
+    )  # fmt: skip
 
 
 def preference_set(
@@ -427,5 +440,5 @@ def preference_set(
     prompts = [c.prompt for c in comparisons]
     return PreferenceSet(
         prompts, images.load, drops, images.read, comparisons, left_out=left_out,
-        notes=+(notes or collections.Counter()), remote=images.remote,
+        notes=+(notes or collections.Counter()), remote=images.remote, read_size=images.size,
     )  # fmt: skip

@@ -27,7 +27,7 @@ from seva_jax.images.compose import (
     noised,
 )
 from seva_jax.ranges import FROM_0, FROM_1, Range
-from seva_jax.types import IMAGE_MARKER, DataError, ExampleError, Prompt
+from seva_jax.types import IMAGE_MARKER, DataError, ExampleError, Prompt, Size
 
 Arrangement = Literal["sequence", "grid", "inset"]
 _PREFIX = "composed:"
@@ -117,10 +117,20 @@ class Composed(PromptSource):
                 image = draw_inset(*images, share=extra, side=tile)
             return _with_noise(image, *noise) if noise else image
 
+        def read_size(name: str) -> Size:
+            if not name.startswith(_PREFIX):
+                return data.image_size(name)
+            kind, tile, _, _, *parts = json.loads(name.removeprefix(_PREFIX))
+            if kind == "inset":
+                return tile, tile
+            box = grid_box(len(parts), 0, tile)
+            return box.height, box.width
+
         prompts = [self._composed(i, prompt, names) for i, prompt in enumerate(usable)]
         return PromptSet(
-            prompts, load_image, drops, left_out=left_out, notes=data.notes, remote=data.remote
-        )
+            prompts, load_image, drops, left_out=left_out, notes=data.notes, remote=data.remote,
+            read_size=read_size,
+        )  # fmt: skip
 
     def _check_words(self) -> None:
         """Raises `DataError` unless the templates of questions and labels can be filled in."""

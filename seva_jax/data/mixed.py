@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from seva_jax.data.sources import PreferenceSet, PromptSet, PromptSource
 from seva_jax.ranges import FROM_0
-from seva_jax.types import DataError, Prompt, View
+from seva_jax.types import DataError, Prompt, Size, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +117,10 @@ def _joined(opened: Sequence[PromptSet], order: Sequence[tuple[int, int]]) -> Pr
         number, _, rest = name.partition("/")
         return opened[int(number)].load_image(rest)
 
+    def read_size(name: str) -> Size:
+        number, _, rest = name.partition("/")
+        return opened[int(number)].image_size(rest)
+
     def read_image(name: str) -> bytes:
         number, _, rest = name.partition("/")
         read = opened[int(number)].read_image
@@ -131,6 +135,7 @@ def _joined(opened: Sequence[PromptSet], order: Sequence[tuple[int, int]]) -> Pr
         "left_out": [f"{number}/{x}" for number, part in enumerate(opened) for x in part.left_out],
         "notes": sum((part.notes for part in opened), collections.Counter()),
         "remote": any(part.remote for part in opened),
+        "read_size": read_size,
     }
     pairs = [part for part in opened if isinstance(part, PreferenceSet)]
     if not pairs:

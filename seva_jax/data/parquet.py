@@ -29,7 +29,7 @@ from seva_jax.runtime.copies import local_copy
 from seva_jax.runtime.files import read_bytes
 from seva_jax.runtime.read_ahead import read_ahead
 from seva_jax.runtime.stores import is_remote
-from seva_jax.types import DataError, ExampleError
+from seva_jax.types import DataError, ExampleError, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +81,10 @@ class ParquetImages(Images):
             if fields.get("path") and self.root:  # other rows of its group embed theirs
                 return self._folder.read(fields["path"])
         raise ExampleError(f"{name}: there is no image in this cell", "missing image")
+
+    @override
+    def size(self, name: str) -> Size:
+        return self._folder.size(name) if self._place(name) is None else super().size(name)
 
     @functools.cached_property
     def _folder(self) -> FolderImages:

@@ -27,7 +27,7 @@ from seva_jax.images.load import FollowsLinks, decode_image, require_link_roots
 from seva_jax.ranges import FROM_0
 from seva_jax.runtime.read_ahead import READERS, read_ahead
 from seva_jax.runtime.stores import as_path, is_remote
-from seva_jax.types import Comparison, DataError, ExampleError, Prompt, View
+from seva_jax.types import Comparison, DataError, ExampleError, Prompt, Size, View
 
 _MAX_VALUES = 30_000_000  # of one map: the limit of `decode_image`
 _PREFIX = "region:"
@@ -172,6 +172,9 @@ class NoisedRegions(PreferenceSource):
             key = corruption_key(self.seed, name, 0)
             return self.noise(key, data.load_image(image), self.maps.load(map_))
 
+        def read_size(name: str) -> Size:
+            return data.image_size(noised[name][0] if name in noised else name)
+
         def usable(of: tuple[Prompt, str]) -> str | ExampleError:
             try:
                 map_ = self.maps.name(*of)
@@ -204,5 +207,5 @@ class NoisedRegions(PreferenceSource):
 
         return dataclasses.replace(
             rewritten(data, pair), load_image=load_image, read_image=None,
-            remote=data.remote or self.maps.remote,
+            remote=data.remote or self.maps.remote, read_size=read_size,
         )  # fmt: skip

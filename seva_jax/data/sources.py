@@ -33,6 +33,8 @@ class PromptSet:
         left_out: where each of the first examples left out is, and why: "line 3: no id: ...".
         notes: counts by reason of what was left out inside examples that are used.
         remote: whether images come from an object store, so that many should be read at a time.
+        read_size: image name -> height and width of the decoded image, found without decoding it;
+            raises `ExampleError`. None where that is not possible; callers use `image_size`.
     """
 
     prompts: Sequence[Prompt]
@@ -44,13 +46,19 @@ class PromptSet:
         default_factory=collections.Counter, kw_only=True
     )
     remote: bool = dataclasses.field(default=False, kw_only=True)
+    read_size: Callable[[str], Size] | None = dataclasses.field(default=None, kw_only=True)
 
     def image_size(self, name: str) -> Size:
-        """Returns height and width of an image as `load_image` decodes it.
+        """Returns the height and width of an image as `load_image` decodes it.
+
+        Where the size is in the image's header, only that is read, and damage elsewhere in the
+        file is noticed by `load_image` alone.
 
         Raises:
-            ExampleError: it cannot be read.
+            ExampleError: the image is missing, unreadable or too large.
         """
+        if self.read_size is not None:
+            return self.read_size(name)
         height, width, _ = self.load_image(name).shape
         return height, width
 

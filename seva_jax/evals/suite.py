@@ -21,15 +21,15 @@ from typing import Annotated, Any
 import numpy as np
 from typing_extensions import override
 
+from seva_jax.data.collect import FolderImages
 from seva_jax.data.sources import PromptSet
 from seva_jax.evals.answers import Answer, write_llava, write_lmms_log, write_tsv
 from seva_jax.evals.base import Evaluator, meta_fields
 from seva_jax.evals.files import read_text
-from seva_jax.images.folder import ImageFiles
-from seva_jax.images.load import FollowsLinks, decode_image, require_link_roots
+from seva_jax.images.load import FollowsLinks, decode_image
 from seva_jax.ranges import FROM_0, FROM_1
 from seva_jax.runtime.files import read_bytes
-from seva_jax.runtime.stores import as_path, is_remote
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError, Prompt
 
 
@@ -155,10 +155,15 @@ class Benchmark(FollowsLinks, Suite):
             raise DataError(f"{self.name}: limit must be 0 (all) or more, not {self.limit}")
         if 0 < self.limit < len(prompts):
             notes = [*notes, f"only the first {self.limit} of {len(prompts)} questions"]
+        folder = None
+        if load_image is None:
+            folder = folder_images(self.name, self.image_root, self.link_roots)
+            load_image = folder.load
         return Questions(
             list(prompts)[: self.limit or None],
-            load_image or folder_loader(self.name, self.image_root, self.link_roots),
-            remote=load_image is None and is_remote(as_path(self.image_root)),
+            load_image,
+            remote=folder is not None and folder.remote,
+            read_size=folder.size if folder else None,
             evaluator=evaluator,
             files={path: hashlib.sha256(read_bytes(path)).hexdigest() for path in files if path},
             notes=tuple(notes),
@@ -178,10 +183,8 @@ class Benchmark(FollowsLinks, Suite):
         return {k: str(value) for k, value in meta_fields(prompt, "answer", "category").items()}
 
 
-def folder_loader(
-    name: str, root: str, link_roots: Sequence[str] = ()
-) -> Callable[[str], np.ndarray]:
-    """Returns a loader for images below a folder, which refuses paths outside it.
+def folder_images(name: str, root: str, link_roots: Sequence[str] = ()) -> FolderImages:
+    """Returns access to images below a folder, which refuses paths outside it.
 
     Args:
         name: name of the benchmark, for errors.
@@ -191,12 +194,9 @@ def folder_loader(
     Raises:
         DataError: there is no such folder.
     """
-    folder = as_path(root)
-    if not root or not folder.is_dir():
+    if not root or not as_path(root).is_dir():
         raise DataError(f"{name}: image_root {root!r} is not a folder; give the folder of images")
-    require_link_roots(link_roots)
-    files = ImageFiles(folder, link_roots)
-    return lambda image: decode_image(files.read(image), name=image)
+    return FolderImages(root, tuple(link_roots))
 
 
 def base64_loader(where: str, images: Mapping[str, str]) -> Callable[[str], np.ndarray]:

@@ -1,7 +1,7 @@
 """Image files in a folder, on a disk or in an object store.
 
-What lives here: finding and reading an image by its name, and listing all of them. What does not:
-the rule for files on a disk, and decoding (`load.py`).
+What lives here: finding, reading and measuring an image by its name, and listing all of them. What
+does not: the rule for files on a disk, and decoding (`load.py`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing_extensions import override
 from seva_jax.images.load import (
     IMAGE_EXTENSIONS,
     image_names,
+    image_size,
     inside,
     no_such_image,
     resolve_image,
     spellings,
 )
 from seva_jax.runtime.stores import StorePath, is_remote
-from seva_jax.types import ExampleError
+from seva_jax.types import ExampleError, Size
 
 _MOST_LISTINGS = 16
 
@@ -106,6 +107,15 @@ class ImageFiles:
             if self.remote:  # it was removed after it was listed
                 raise no_such_image(self._root, name) from error
             raise ExampleError(f"{name}: cannot be read ({error})", "unreadable image") from error
+
+    def size(self, name: str) -> Size:
+        """Returns the height and width of a decoded image; see `image_size`.
+
+        Raises:
+            ExampleError: see `read` and `image_size`.
+            StoreError: the store does not answer.
+        """
+        return image_size(self.read(name) if self.remote else self.path(name), name=name)
 
     def names(self) -> list[str]:
         """Returns the names of all image files below the folder, sorted.

@@ -63,11 +63,11 @@ class InternvlProcessing(TiledProcessing):
     def _own_fields(cls, fields: Fields, directory: Path) -> dict[str, Any]:
         fields.require_kind(_KIND)
         # `crop_to_patches` is not read: InternVLProcessor sets it whatever the file says.
-        return {
-            "size": fields.square("size"),
-            "min_tiles": fields.count("min_patches", 1, _MOST_TILES),
-            "max_tiles": fields.count("max_patches", 12, _MOST_TILES),
-        }
+        most = fields.count("max_patches", 12, _MOST_TILES)
+        least = fields.count("min_patches", 1, _MOST_TILES)
+        if least > most:
+            raise fields.unsupported("min_patches", f"more than max_patches ({most})")
+        return {"size": fields.square("size"), "min_tiles": least, "max_tiles": most}
 
     @override
     def to_processor_config(self) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Finds image files and decodes them, however broken or hostile a data set is.
 
 What lives here: path resolution inside a root folder, the only rule for which image files may be
-read, and decoding to uint8 RGB. What does not: image folders in object stores (`folder.py`);
-padding, resizing and normalising (`preprocess.py`). Read next: `preprocess.py`.
+read, decoding to uint8 RGB, and sizes without decoding. What does not: image folders in object
+stores (`folder.py`); padding, resizing and normalising (`preprocess.py`). Read next:
+`preprocess.py`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
-from typing import IO, cast
+from typing import IO, TypeVar, cast
 
 import numpy as np
 from PIL import Image
 
 from seva_jax.runtime.stores import StorePath, as_path, is_remote
-from seva_jax.types import DataError, ExampleError
+from seva_jax.types import DataError, ExampleError, Size
+
+_Result = TypeVar("_Result")
 
 # Raster formats with decoders inside Pillow. Others are refused: some start programs (EPS runs
 # Ghostscript), and some accept any bytes (TGA has no signature).
@@ -28,10 +31,11 @@ IMAGE_EXTENSIONS = tuple(
     for x in ("jpg", "jpeg", "png", "gif", "bmp", "webp", "tif", "tiff", "ppm", "avif", "jp2")
 )
 _STRIP_PIXELS = 2**18
+_MAX_PIXELS = 30_000_000
 
 
 def decode_image(
-    data: bytes | str | Path, *, max_pixels: int = 30_000_000, name: str | None = None
+    data: bytes | str | Path, *, max_pixels: int = _MAX_PIXELS, name: str | None = None
 ) -> np.ndarray:
     """Decodes an image by its content; the extension of a file does not matter.
 
@@ -51,9 +55,38 @@ def decode_image(
     Raises:
         ExampleError: "missing image", "unreadable image" or "image too large".
     """
+    return _use(data, max_pixels, name, _to_rgb)
+
+
+def image_size(
+    data: bytes | str | Path, *, max_pixels: int = _MAX_PIXELS, name: str | None = None
+) -> Size:
+    """Returns the height and width of what `decode_image` returns, without decoding it.
+
+    Only the first bytes of a file on a disk are read, for most formats. Damage after them is not
+    noticed.
+
+    Args:
+        data: see `decode_image`.
+        max_pixels: see `decode_image`.
+        name: see `decode_image`.
+
+    Raises:
+        ExampleError: see `decode_image`.
+    """
+    return _use(data, max_pixels, name, lambda image: (image.height, image.width))
+
+
+def _use(
+    data: bytes | str | Path,
+    max_pixels: int,
+    name: str | None,
+    use: Callable[[Image.Image], _Result],
+) -> _Result:
+    """Opens an image, and returns what a function makes of it."""
     if isinstance(data, bytes):
         name = name or f"<{len(data)} bytes>"
-        return _decode(io.BytesIO(data), max_pixels, name)
+        return _open(io.BytesIO(data), max_pixels, name, use)
     name, path = name or str(data), as_path(data)
     try:
         # Closed below, where other errors are meant. An object is read whole, here, because an
@@ -64,7 +97,7 @@ def decode_image(
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from error
     with file:
-        return _decode(file, max_pixels, name)
+        return _open(file, max_pixels, name, use)
 
 
 def as_rgb(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarray:
@@ -95,13 +128,15 @@ def as_rgb(image: str | os.PathLike[str] | Image.Image | np.ndarray) -> np.ndarr
     )
 
 
-def _decode(file: IO[bytes], max_pixels: int, name: str) -> np.ndarray:
+def _open(
+    file: IO[bytes], max_pixels: int, name: str, use: Callable[[Image.Image], _Result]
+) -> _Result:
     Image.init()
     formats = [format_ for format_ in _FORMATS if format_ in Image.OPEN]
     try:
         with Image.open(file, formats=formats) as image:
             if image.width * image.height <= max_pixels:
-                return _to_rgb(image)
+                return use(image)
             size = f"{image.width} x {image.height}"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         size = f"over {Image.MAX_IMAGE_PIXELS:,}"

@@ -17,7 +17,7 @@ import numpy as np
 from seva_jax.batches.encoded import ImageTokens
 from seva_jax.batches.trees import joint_layout
 from seva_jax.corrupt import Corruption
-from seva_jax.corrupt.base import corrupted_size
+from seva_jax.corrupt.base import changed_size
 from seva_jax.images import ImageProcessing
 from seva_jax.inference.corrupted import corrupted_prompt, prompt_images
 from seva_jax.text import EncodedTree, Encoder
@@ -135,4 +135,4 @@ def _sizes_under(corruption: Corruption | None, sizes: tuple[Size, ...]) -> tupl
     """Returns the sizes of a prompt's images under a corruption; None changes nothing."""
     if corruption is None or corruption.space != "pixels":
         return sizes
-    return tuple(corrupted_size(corruption, size) for size in sizes)
+    return tuple(changed_size(corruption, size) for size in sizes)

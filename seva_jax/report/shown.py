@@ -17,7 +17,7 @@ import jax
 from PIL import Image
 
 from seva_jax.config import Assets, Checkpoint, Experiment, PriorRun, flatten, make_model
-from seva_jax.images import ImageProcessing
+from seva_jax.images import PROCESSINGS, ImageProcessing
 from seva_jax.models import num_parameters
 from seva_jax.report.closing import devices
 from seva_jax.report.markup import count_of
@@ -88,11 +88,11 @@ class Shown:
         """The image pipeline; None if it was not recorded."""
         if not self.processing:
             return None
-        fields: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in self.processing.items()
-        }
+        fields: dict[str, Any] = {k: _tupled(v) for k, v in self.processing.items()}
         fields["resample"] = Image.Resampling[fields["resample"]]
-        return ImageProcessing(**fields)
+        name = fields.pop("kind", ImageProcessing.__name__)  # older records do not say
+        (kind,) = (x for x in PROCESSINGS if x.__name__ == name)
+        return kind(**fields)
 
 
 def facts_of_run(config: Experiment, mesh: jax.sharding.Mesh, assets: Assets) -> dict[str, Any]:
@@ -116,8 +116,12 @@ def facts_of_run(config: Experiment, mesh: jax.sharding.Mesh, assets: Assets) ->
         "devices": f"{devices()}, {count_of(jax.process_count(), 'process', 'es')}",
         "mesh": " × ".join(f"{name} {size}" for name, size in mesh.shape.items()),
         "software": ", ".join(f"{name} {version}" for name, version in versions),
-        "processing": flatten(assets.processing),
+        "processing": flatten(assets.processing) | {"kind": type(assets.processing).__name__},
     }
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value
 
 
 def _version(package: str) -> str:

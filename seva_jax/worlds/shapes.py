@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
+from PIL import Image
 from typing_extensions import override
 
 from seva_jax.data.sources import PromptSet, PromptSource
-from seva_jax.ranges import FROM_0, FROM_1
-from seva_jax.types import DataError, Prompt
+from seva_jax.ranges import ADDED, FROM_0, FROM_1
+from seva_jax.types import DataError, Prompt, Size
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond")
 COLORS = {
@@ -191,6 +192,7 @@ class WorldPrompts(PromptSource):
         skewed: whether colours follow the skewed prior; otherwise they are uniform.
         kinds: kinds of question, used in turn.
         num: number of prompts, with one image each.
+        sizes: heights and widths that images are stretched to, in turn; empty leaves all as drawn.
     """
 
     world: ShapeWorld = ShapeWorld()
@@ -198,9 +200,12 @@ class WorldPrompts(PromptSource):
     skewed: bool = False
     kinds: tuple[Kind, ...] = ("color",)
     num: Annotated[int, FROM_1] = 1000
+    sizes: Annotated[tuple[Size, ...], ADDED] = ()
 
     @override
     def open(self) -> PromptSet:
+        if any(side < 1 for size in self.sizes for side in size):
+            raise DataError(f"WorldPrompts.sizes is {self.sizes}; give heights and widths from 1")
         prompts = [
             self.world.prompt(self.split, i, self.skewed, self.kinds[i % len(self.kinds)])
             for i in range(self.num)
@@ -208,6 +213,16 @@ class WorldPrompts(PromptSource):
 
         def load_image(name: str) -> np.ndarray:
             split, index = name.rsplit("/", 1)
-            return self.world.draw(split, int(index), self.skewed)
+            drawn = self.world.draw(split, int(index), self.skewed)
+            if not self.sizes:
+                return drawn
+            height, width = read_size(name)
+            return np.asarray(
+                Image.fromarray(drawn).resize((width, height), Image.Resampling.BILINEAR)
+            )
 
-        return PromptSet(prompts, load_image)
+        def read_size(name: str) -> Size:
+            index = int(name.rsplit("/", 1)[1])
+            return self.sizes[index % len(self.sizes)] if self.sizes else (2 * CELL, 2 * CELL)
+
+        return PromptSet(prompts, load_image, read_size=read_size)
