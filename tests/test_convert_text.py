@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from helpers_llava import CONFIG_V4
@@ -9,6 +11,7 @@ from tiny_models import TINY_HF
 
 from seva_jax.convert import read_llava_config
 from seva_jax.convert.hf_config import llava_config_fields
+from seva_jax.convert.rewrite import require_llava_opens
 from seva_jax.models import DynamicRope, LinearRope, Llama3Rope, Rope, YarnRope
 from seva_jax.types import DataError
 
@@ -164,3 +167,15 @@ def test_options_that_no_model_has_are_not_written(options):
     with pytest.raises(DataError, match="no model of transformers has this language model"):
         llava_config_fields(config)
     assert Rope() == TINY_HF.text.rope
+
+
+@pytest.mark.parametrize(
+    "options", [{"window": 5}, {"qkv_bias": True}, {"qk_norm": True}, {"rope": YarnRope(4.0, 64)}]
+)
+def test_the_original_llava_is_not_offered_what_it_cannot_open(options, tmp_path):
+    config = dataclasses.replace(TINY_HF, text=like(**options))
+    (tmp_path / "tokenizer.model").touch()
+    out = tmp_path / "llava"
+    require_llava_opens(cast(Any, SimpleNamespace(config=TINY_HF, directory=tmp_path)), out)
+    with pytest.raises(DataError, match="original LLaVA cannot open this model: "):
+        require_llava_opens(cast(Any, SimpleNamespace(config=config, directory=tmp_path)), out)

@@ -122,6 +122,19 @@ def text_fields(config: TextConfig, context_length: int | None = None) -> dict[s
     }
 
 
+def original_problem(config: TextConfig) -> str | None:
+    """Returns why the original LLaVA cannot open a language model; None if it can.
+
+    Its class for others than Llama reads other fields, and its transformers 4.37 knows two ways to
+    scale rotary frequencies.
+    """
+    if _model_type(config) != "llama":
+        return "the language model has options that Llama does not have"
+    if config.rope != Rope() and not isinstance(config.rope, LinearRope | DynamicRope):
+        return f"its transformers does not know {type(config.rope).__name__}"
+    return None
+
+
 def _model_type(config: TextConfig) -> str | None:
     if config.qkv_bias or config.qk_norm:
         both = config.qkv_bias and config.qk_norm

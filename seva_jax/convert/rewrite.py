@@ -35,6 +35,7 @@ from seva_jax.convert.hf_config import (
     read_context_length,
     read_special_tokens,
 )
+from seva_jax.convert.hf_text import original_problem
 from seva_jax.convert.load import INDEX_FILE, SINGLE_FILE, read_headers, shapes_by_path
 from seva_jax.convert.original import (
     llava_name_problem,
@@ -108,9 +109,11 @@ def require_llava_opens(source: Source, out: Path) -> None:
     """Raises if the original LLaVA could not open what `to_llava` would write.
 
     Raises:
-        DataError: the name of the directory would mislead its loader, or there is no
-            tokenizer.model, which its slow tokenizer reads.
+        DataError: its code does not have the language model, the name of the directory would
+            mislead its loader, or there is no tokenizer.model, which its slow tokenizer reads.
     """
+    if problem := original_problem(source.config.text):
+        raise DataError(f"the original LLaVA cannot open this model: {problem}; use to-hf")
     if problem := llava_name_problem(out):
         raise DataError(problem)
     require_sentencepiece(source.directory)
