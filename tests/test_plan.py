@@ -20,11 +20,13 @@ from seva_jax.batches.trees import RowShape
 from seva_jax.config.command_line import load_experiment
 from seva_jax.config.config_files import config_directory, read_config
 from seva_jax.config.experiment import check
+from seva_jax.images import ImageProcessing
+from seva_jax.inference.prefill_shapes import PrefillShape
 from seva_jax.models import LlavaConfig
 from seva_jax.plan.__main__ import main
 from seva_jax.plan.chips import Topology
 from seva_jax.plan.hlo import collective_bytes
-from seva_jax.plan.options import PlanOptions, row_shape, variants
+from seva_jax.plan.options import PlanOptions, image_layout, row_shape, variants
 from seva_jax.plan.program import lower_rollout, lower_step
 from seva_jax.plan.table import describe
 from seva_jax.sharding import MeshShape
@@ -167,7 +169,7 @@ def test_rollouts_lower():
     """Prefill and decode can be lowered for a mesh."""
     e = dataclasses.replace(experiment(), rollout=dataclasses.replace(
         experiment().rollout, sampling=Sampling(4), batch_size=8))  # fmt: skip
-    for program in lower_rollout(e, PLANNED, mesh_of(2, 2, 2), 64):
+    for program in lower_rollout(e, PLANNED, mesh_of(2, 2, 2), PrefillShape(64, 2)):
         memory = program.compile().memory_analysis()
         assert memory is not None
         assert memory.argument_size_in_bytes > 0
@@ -176,7 +178,8 @@ def test_rollouts_lower():
 def test_published_config_shapes():
     """The published run has 576 image tokens and two answers, rounded up."""
     options = PlanOptions(topology=("v5e:4x4",))
-    assert row_shape(LlavaConfig(), options, 2) == RowShape(960, 1, 2, 128, 1, 256)
+    image = image_layout(ImageProcessing(), LlavaConfig(), options.image)
+    assert row_shape(image, options, 2) == RowShape(960, 1, 2, 128, 1, 256)
     e = read_config(config_directory() / "llava15_7b_seva.py")
     options = PlanOptions(("v5e:4x4", "v5e:8x8"), fsdp=(8, 16), batch=(64, 128))
     found = variants(e, options)

@@ -13,9 +13,11 @@ import pytest
 from seva_jax.batches.trees import RowShape
 from seva_jax.config import Evaluation, RolloutOptions, TrainOptions
 from seva_jax.config.config_files import config_directory, read_config
+from seva_jax.images import ImageProcessing
 from seva_jax.models import LLAVA_15, CacheKind, LoraConfig
 from seva_jax.plan import __main__ as command
 from seva_jax.plan import estimate, options
+from seva_jax.plan.answering import padded_prompt
 from seva_jax.plan.chips import CHIPS, GPUS, Chip, Efficiency, Topology
 from seva_jax.plan.estimate import plan_rollout, plan_step
 from seva_jax.plan.hlo import collective_bytes
@@ -345,10 +347,12 @@ def test_evaluations_of_a_run_must_fit():
         train=TrainOptions(micro_batches=16),
         rollout=RolloutOptions(Sampling(max_new_tokens=16), 120),
     )
-    shape = options.row_shape(LLAVA_15["7b"], options.PlanOptions(("h100:1",)), 2)
+    wanted = options.PlanOptions(("h100:1",))
+    image = options.image_layout(ImageProcessing(), LLAVA_15["7b"], wanted.image)
     with_evals = estimate.plan(
-        run, LLAVA_15["7b"], "h100:1", shape, options.PlanOptions(("h100:1",)).amounts, 64
-    )
+        run, LLAVA_15["7b"], "h100:1", options.row_shape(image, wanted, 2), wanted.amounts,
+        padded_prompt(image, 64),
+    )  # fmt: skip
     assert not with_evals.fits
     assert not with_evals.stages
 

@@ -13,16 +13,18 @@ from typing import Annotated, Any
 from typing_extensions import override
 
 from seva_jax.convert import Adapter, lora_of, read_adapter, read_llava_config, tower_directory
+from seva_jax.convert.hf_config import read_family, read_layouts
 from seva_jax.convert.processor import image_processing
 from seva_jax.data import PromptSource
 from seva_jax.images import ImageLayouts, ImageProcessing
+from seva_jax.images.any_resolution import AnyResolution
 from seva_jax.models import LlavaConfig, LoraConfig
 from seva_jax.ranges import FROM_1
 from seva_jax.runtime.stores import as_path
 from seva_jax.text import Encoder, Template
 from seva_jax.text.tokenizer import check_tokenizer, load_tokenizer, word_tokenizer
 from seva_jax.training import Optim
-from seva_jax.types import DataError, Size
+from seva_jax.types import IMAGE_MARKER, DataError, Size
 from seva_jax.worlds import WorldPrompts, world_vocabulary
 
 
@@ -34,11 +36,13 @@ class Assets:
         config: architecture.
         tokenizer: a transformers tokenizer.
         processing: image pipeline.
+        image_text: see `Encoder`.
     """
 
     config: LlavaConfig
     tokenizer: Any
     processing: ImageProcessing
+    image_text: str = IMAGE_MARKER
 
     @property
     def layouts(self) -> ImageLayouts:
@@ -66,6 +70,7 @@ class Assets:
             layouts=self.layouts,
             max_length=max_length,
             image_size=image_size,
+            image_text=self.image_text,
         )
 
 
@@ -96,16 +101,20 @@ class BaseModel:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint(BaseModel):
-    """A directory with a LLaVA-1.5 model (config, tokenizer, safetensors).
+    """A directory with a model (config, tokenizer, safetensors) of one of the families.
+
+    These are LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision and InternVL3, in the layout of transformers.
 
     It is on a disk, or in an object store (gs://BUCKET/NAME); so are the other two directories.
 
     Attributes:
-        path: the directory, for example a download of llava-hf/llava-1.5-7b-hf or, in the
-            original layout, liuhaotian/llava-v1.5-7b.
+        path: the directory, for example a download of llava-hf/llava-1.5-7b-hf,
+            llava-hf/llava-v1.6-vicuna-7b-hf, llava-hf/llava-onevision-qwen2-7b-ov-hf,
+            OpenGVLab/InternVL3-8B-hf or, in the original layout, liuhaotian/llava-v1.5-7b.
         vision_tower: the CLIP directory that the original layout needs; empty takes the one that
             its config.json names.
-        pad_to_square: pad images to a square before resizing, as the original LLaVA does.
+        pad_to_square: pad images to a square before resizing, as the original LLaVA does. Of no
+            effect on other families than LLaVA-1.5.
             Hugging Face's processors crop instead by default; None follows the checkpoint's own
             processor, in the original layout `image_aspect_ratio` of its config.json.
         adapter: directory of a LoRA adapter that was trained on this model: what save_pretrained of
@@ -139,7 +148,8 @@ class Checkpoint(BaseModel):
         self.lora(LoraConfig())  # raises if the adapter cannot be used
         tower = tower_directory(as_path(self.path), self.vision_tower)
         tokenizer = load_tokenizer(self.path, original=tower is not None)
-        check_tokenizer(tokenizer, config.text.vocab_size, config.image_token_id)
+        family = read_family(self.path)
+        check_tokenizer(tokenizer, config.text.vocab_size, config.image_token_id, family.image_text)
         processing = image_processing(self.path, tower, self.pad_to_square)
         if processing.size != config.vision.image_size:
             raise DataError(
@@ -147,7 +157,14 @@ class Checkpoint(BaseModel):
                 f"vision tower takes {config.vision.image_size}; use the processor files that "
                 "belong to the weights"
             )
-        return Assets(config, tokenizer, processing)
+        layouts = read_layouts(self.path, self.vision_tower)
+        both = isinstance(layouts, AnyResolution) and isinstance(processing, AnyResolution)
+        if both and layouts.resolutions != processing.resolutions:
+            raise DataError(
+                f"{self.path}: config.json and the processor's file lay out images differently "
+                "(image_grid_pinpoints); use the processor files that belong to the weights"
+            )
+        return Assets(config, tokenizer, processing, family.image_text)
 
     @override
     def lora(self, wanted: LoraConfig) -> LoraConfig:

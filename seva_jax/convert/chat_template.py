@@ -64,6 +64,15 @@ def read_template(
     )
 
 
+def own_chat_template(directory: Path) -> str | None:
+    """Returns the chat template that a directory has for transformers; None if it has none.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    return _stored(directory)[1]
+
+
 def _asked(content: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 

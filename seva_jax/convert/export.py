@@ -8,11 +8,14 @@ of layout (`rewrite.py`), adapters alone (`peft.py`).
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from seva_jax.convert.chat_template import own_chat_template, read_template
+from seva_jax.convert.families import family_of
 from seva_jax.convert.files import copy_file, encode, new_directory, update_json
 from seva_jax.convert.load import INDEX_FILE, read_headers
 from seva_jax.convert.original import aspect_ratio
@@ -21,6 +24,9 @@ from seva_jax.convert.source import Source
 from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, Row
 from seva_jax.convert.tensors import Tensor, data_start, read_whole, require_unchanged
 from seva_jax.runtime.progress import Progress
+from seva_jax.text.templates import Template
+from seva_jax.text.tokenizer import load_tokenizer
+from seva_jax.types import DataError
 
 # Weight files of any format are not copied: they would hold the old weights.
 _SAFE = ".safetensors"
@@ -70,7 +76,7 @@ def patched_copy(source: Source, out: Path) -> str:
             if source.processing is not None:
                 replace_processing(scratch, source.config, source.processing)
             if source.template is not None:
-                write_chat_template(scratch, source.template)
+                _keep_or_write_template(source, source.template, scratch)
         else:
             tower = str(out.absolute() / folder) if moved else None
             update_json(scratch / "config.json", llava_fields(source, tower))
@@ -88,6 +94,18 @@ def patched_copy(source: Source, out: Path) -> str:
                 bar.update()
         require_unchanged(tensors.values())
     return f"{out}: {num} of {len(tensors)} tensors changed"
+
+
+def _keep_or_write_template(source: Source, template: Template, scratch: Path) -> None:
+    """Writes the run's chat template unless the checkpoint's own, already copied, says the same."""
+    image = family_of(source.config).chat_image
+    if own_chat_template(source.directory) is not None:
+        with contextlib.suppress(DataError):  # it may be of a form that we do not know
+            if read_template(source.directory, load_tokenizer(source.directory), False, image) == (
+                template
+            ):
+                return
+    write_chat_template(scratch, template, image)
 
 
 def tower_inside(source: Source) -> bool:

@@ -148,6 +148,13 @@ def _require_adapters(source: Source) -> list[Row]:
             f"the run or the adapter that it continues trained {', '.join(extra)} fully, which an "
             "adapter cannot hold here; to-hf exports the whole model"
         )
+    bare = [row.theirs for row in TABLE if extra and _is_whole(source, row)]
+    if bare := [name for name in bare if not name.startswith(f"{_PROJECTOR}.")]:
+        raise DataError(
+            f"the run trained {', '.join(bare)} with the projector, which is no module that peft "
+            "could store whole; to-hf exports the whole model (a run with --train.trained lora "
+            "trains adapters alone)"
+        )
     # All of the projector's tensors, as peft asks for all of a module.
     tensors = read_headers(source.directory, source.tower)
     rows = [row for row in TABLE if extra and row.theirs.startswith(f"{_PROJECTOR}.")]

@@ -23,6 +23,7 @@ from seva_jax.convert.export import (
     patched_copy,
     read_tensor,
 )
+from seva_jax.convert.families import family_of
 from seva_jax.convert.files import (
     SafetensorsWriter,
     copy_file,
@@ -136,8 +137,15 @@ def to_llava(source: Source, out: Path) -> str:
     if source.tower is not None:
         return patched_copy(source, out)
     config = source.config
+    context = read_context_length(source.directory)
     processing = source.processing or image_processing(source.directory, None)
-    hf_fields = llava_config_fields(config, read_context_length(source.directory))
+    hf_fields = llava_config_fields(config, context, processing)
+    kinds = hf_fields["model_type"], hf_fields["text_config"]["model_type"]
+    if kinds != ("llava", "llama"):
+        raise DataError(
+            f"{source.directory} is a {kinds[0]} with {kinds[1]}, and only LLaVA-1.5 with a llama "
+            "is written in the original layout; to-hf exports this model"
+        )
     special = read_special_tokens(source.directory)
     tensors = read_headers(source.directory)
     with new_directory(out, _size(tensors)) as scratch:
@@ -198,7 +206,7 @@ def write_new(
         write_json(scratch / "generation_config.json", ids)
         save_tokenizer(tokenizer, scratch)
         write_processor(scratch, config, processing)
-        write_chat_template(scratch, template)
+        write_chat_template(scratch, template, family_of(config).chat_image)
         with SafetensorsWriter(scratch / SINGLE_FILE, tensors) as writer:
             for row in rows:
                 (values,) = read([f"params/{row.ours}"])

@@ -168,7 +168,7 @@ def answering_needs(
     fresh: int,
     prompt: int,
     new: int,
-    images: int = 1,
+    tiles: int = 1,
     cache: CacheKind = "exact",
 ) -> AnsweringNeeds:
     """Estimates what answering takes of memory besides the weights.
@@ -180,7 +180,7 @@ def answering_needs(
         fresh: rows started together, over all devices.
         prompt: tokens of the longest prompt.
         new: tokens of the longest answer.
-        images: images of a prompt.
+        tiles: tiles of a prompt's images.
         cache: see `RolloutOptions`.
     """
     text, vision, size = model.config.text, model.config.vision, jnp.dtype(model.dtype).itemsize
@@ -191,15 +191,14 @@ def answering_needs(
     split = token + heads * (size + 4) + 3 * text.mlp_size * size
     whole = text.hidden_size * (4 * size + 8) + prompt  # the residual stream, norms; mask
     pixels = 3 * vision.image_size**2 * (4 + size)
-    patches = (vision.image_size // vision.patch_size) ** 2
-    tower = patches * (vision.hidden_size * (8 * size + 8) + 2 * vision.mlp_size * size)
+    tower = vision.num_patches * (vision.hidden_size * (8 * size + 8) + 2 * vision.mlp_size * size)
     return AnsweringNeeds(
         devices=num_devices,
         rows=rows,
         fresh=fresh,
         row=token * (prompt + new),
         fresh_row=split * prompt + 8 * text.vocab_size,
-        fresh_row_whole=whole * prompt + images * (pixels + tower),
+        fresh_row_whole=whole * prompt + tiles * (pixels + tower),
     )
 
 

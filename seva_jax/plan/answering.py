@@ -21,6 +21,7 @@ from seva_jax.inference.answering_layout import (
     possible_tensors,
     require_tensor,
 )
+from seva_jax.inference.prefill_shapes import PrefillShape
 from seva_jax.inference.rollout_rows import rollout_rows
 from seva_jax.models import LlavaConfig, LoraConfig
 from seva_jax.plan.roofline import Kind, Work
@@ -28,6 +29,7 @@ from seva_jax.run.abstract_state import abstract_base, abstract_training
 from seva_jax.sharding import answering_mesh
 from seva_jax.training.flops import forward
 from seva_jax.training.memory import bytes_on_a_device
+from seva_jax.types import ImageLayout
 
 _PROMPT_MULTIPLE = 32  # prompts are padded to it
 _SHORT = 16  # tokens of the longest answer to a question with a short one
@@ -119,17 +121,17 @@ class Answering:
         return max(rows, 0) // variants * variants
 
 
-def padded_prompt(config: LlavaConfig, question: int) -> int:
-    """Returns the positions of a prompt with one image, its first token and a question."""
-    length = 1 + config.tile_features + question
-    return -(-length // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE
+def padded_prompt(image: ImageLayout, question: int) -> PrefillShape:
+    """Returns the size of a prompt with one image, its first token and a question."""
+    length = 1 + image.num_tokens + question
+    return PrefillShape(-(-length // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE, image.tiles)
 
 
 def answering(
     experiment: Experiment,
     config: LlavaConfig,
     mesh: jax.sharding.Mesh,
-    prompt: int,
+    prompt: PrefillShape,
     limit: float,
 ) -> Answering:
     """Counts what answering needs.
@@ -138,7 +140,7 @@ def answering(
         experiment: the run; `rollout.batch_size` rows are answered together.
         config: architecture.
         mesh: of training, over described devices; the weights stay there.
-        prompt: padded tokens of a prompt.
+        prompt: size of a prompt.
         limit: bytes that a program may use on a chip.
 
     Raises:
@@ -153,7 +155,7 @@ def answering(
     def needs(new: int) -> AnsweringNeeds:
         one = rollout_rows(options.batch_size, options.refill, variants, mesh, 1)
         return answering_needs(
-            model, mesh.size, one.rows, one.fresh, prompt, new, cache=options.cache
+            model, mesh.size, one.rows, one.fresh, prompt.width, new, prompt.tiles, options.cache
         )
 
     new = options.sampling.max_new_tokens
@@ -161,7 +163,7 @@ def answering(
     require_tensor(model, {"params": training}, mesh, tensor)
     there = answering_mesh(mesh, tensor)
     layout = rollout_rows(options.batch_size, options.refill, variants, there, 1)
-    data, slots, weights = there.shape["data"], prompt + new, possible[tensor]
+    data, slots, weights = there.shape["data"], prompt.width + new, possible[tensor]
     needed = needs(new)._replace(rows=layout.rows, fresh=layout.fresh)
     rows, fresh = layout.rows / data, layout.fresh / data
     params = abstract_base(experiment, config, there)
@@ -174,16 +176,16 @@ def answering(
         hbm=read + rows * needed.row / tensor,
         sent=_exchanged(config, experiment, rows, tensor),
     )
-    start = forward(config, LoraConfig(rank=0), RowShape(prompt, 1, 1, 1, 1, 1))
-    started = fresh * needed.row / tensor * prompt / slots
+    start = forward(config, LoraConfig(rank=0), RowShape(prompt.width, 1, 1, 1, prompt.tiles, 1))
+    started = fresh * needed.row / tensor * prompt.width / slots
     prefill = Work(
         flops=fresh * (start.tower + start.projector + start.language) / tensor,
         hbm=whole + 3 * started,  # written, then copied to a finished row
-        sent=_exchanged(config, experiment, fresh * prompt, tensor),
+        sent=_exchanged(config, experiment, fresh * prompt.width, tensor),
     )
     short = max((suite.max_new_tokens for suite in experiment.evals), default=_SHORT)
     evaluated = needs(short)._replace(rows=layout.rows, fresh=layout.fresh).on_a_device(tensor)
-    adapters, adapter_bytes = _adapters(experiment, config, mesh, there, rows, fresh * prompt)
+    adapters, adapter_bytes = _adapters(experiment, config, mesh, there, rows, fresh * prompt.width)
     evaluated += resident + weights + adapter_bytes
     # A single chip keeps layers, and adapters, in one form if both do not fit.
     both, room = resident + weights + needed.on_a_device(tensor), limit * (1 - SPARE)
@@ -193,8 +195,8 @@ def answering(
         evaluated -= weights + adapter_bytes / 2
     kind: Kind = "decoding_int8" if options.cache == "int8" else "decoding"
     return Answering(
-        data, tensor, layout.rows, layout.fresh, prompt, slots, resident - freed, twice - freed,
-        weights, whole - weights, needed, evaluated, token, prefill, adapters, kind,
+        data, tensor, layout.rows, layout.fresh, prompt.width, slots, resident - freed,
+        twice - freed, weights, whole - weights, needed, evaluated, token, prefill, adapters, kind,
     )  # fmt: skip
 
 

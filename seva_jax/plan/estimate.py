@@ -15,9 +15,10 @@ import jax
 from seva_jax.batches.trees import RowShape
 from seva_jax.config import Experiment
 from seva_jax.config.options import RolloutOptions
+from seva_jax.inference.prefill_shapes import PrefillShape
 from seva_jax.models import LlavaConfig, LoraConfig, Remat
 from seva_jax.plan import whole_run
-from seva_jax.plan.answering import Answering, answering, padded_prompt
+from seva_jax.plan.answering import Answering, answering
 from seva_jax.plan.chips import Chip, Topology
 from seva_jax.plan.hlo import collective_bytes
 from seva_jax.plan.program import lower_rollout, lower_step
@@ -164,7 +165,7 @@ def plan(
     topology: str,
     shape: RowShape,
     amounts: Amounts,
-    question: int,
+    prompt: PrefillShape | None,
     compiled: bool = True,
 ) -> Plan:
     """Plans a run on a slice.
@@ -175,7 +176,7 @@ def plan(
         topology: the slice, such as "v5e:8x8", slices, "2xv5e:8x8", or GPUs, "h100:1".
         shape: sizes of a row of training.
         amounts: how much the run has of everything.
-        question: tokens of a question, with its template; 0 does not plan answering.
+        prompt: size of a prompt; None does not plan answering.
         compiled: whether to compile what can be compiled.
 
     Raises:
@@ -187,10 +188,8 @@ def plan(
     check_batch(mesh, experiment.train.batch_size, experiment.train.micro_batches)
     step = plan_step(_without_rollout(experiment), config, topology, shape, compiled)
     rollout = None
-    if question:
-        rollout = plan_rollout(
-            experiment, config, topology, padded_prompt(config, question), compiled
-        )
+    if prompt is not None:
+        rollout = plan_rollout(experiment, config, topology, prompt, compiled)
     axes = (mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["tensor"])
     made = Plan(
         topology, axes, experiment.train.batch_size, slices.chip, compiled, step, rollout,
@@ -253,7 +252,7 @@ def plan_step(
 
 
 def plan_rollout(
-    experiment: Experiment, config: LlavaConfig, topology: str, prompt: int, compiled: bool
+    experiment: Experiment, config: LlavaConfig, topology: str, prompt: PrefillShape, compiled: bool
 ) -> Rollout:
     """Plans how prompts are answered.
 
@@ -261,7 +260,7 @@ def plan_rollout(
         experiment: the run.
         config: architecture.
         topology: the slice.
-        prompt: padded tokens of a prompt.
+        prompt: size of a prompt.
         compiled: whether to compile its programs.
     """
     slices = Topology.parse(topology)
@@ -291,7 +290,7 @@ def plan_rollout(
 
 @functools.cache
 def _compiled_rollout(
-    experiment: Experiment, config: LlavaConfig, topology: str, tensor: int, prompt: int
+    experiment: Experiment, config: LlavaConfig, topology: str, tensor: int, prompt: PrefillShape
 ) -> tuple[Memory, float, float]:
     """Returns memory, and the bytes that a chip sends in a token step and in a prefill."""
     slices = Topology.parse(topology)

@@ -10,11 +10,13 @@ import tyro
 
 from seva_jax.batches.trees import RowShape
 from seva_jax.config import Experiment, runs_of
+from seva_jax.images import ImageProcessing
 from seva_jax.models import LLAVA_15, LlavaConfig
+from seva_jax.plan.answering import padded_prompt
 from seva_jax.plan.estimate import Plan, plan
 from seva_jax.plan.whole_run import Amounts
 from seva_jax.sharding import MeshShape
-from seva_jax.types import DataError
+from seva_jax.types import DataError, ImageLayout, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,8 @@ class PlanOptions:
             in full.
         question: tokens of a question, with its template.
         answer: tokens of an answer, on average; rows of training have this many for each answer.
+        image: height and width of an image in pixels, on which its tiles and tokens depend in
+            families that cut images.
         compile: compile the programs for TPU slices; --no-compile counts their memory and network
             from shapes, as on GPUs: less exact, but in seconds and without libtpu.
         rollout: plan how prompts are answered, too: rollouts and evaluations.
@@ -60,6 +64,7 @@ class PlanOptions:
     tune: tuple[Literal["config", "full"], ...] = ("config",)
     question: int = 64
     answer: int = 128
+    image: tuple[int, int] = (480, 640)
     compile: bool = True
     rollout: bool = True
     prompts: int = 16000
@@ -79,6 +84,7 @@ class PlanOptions:
         """Raises `DataError` if a number is not possible."""
         for name, least in (
             *((name, 1) for name in ("fsdp", "tensor", "batch", "rows", "question", "answer")),
+            ("image", 1),
             *((name, 1) for name in ("prompts", "pairs", "eval_answer")),
             *((name, 0) for name in ("rollout_tensor", "eval_questions")),
         ):
@@ -97,20 +103,32 @@ class Variant:
         name: the model and what is trained.
         topology: the slice.
         config: architecture.
+        image: layout of an image.
         experiment: the run.
     """
 
     name: str
     topology: str
     config: LlavaConfig
+    image: ImageLayout
     experiment: Experiment
 
 
-def row_shape(config: LlavaConfig, options: PlanOptions, branches: int) -> RowShape:
+def row_shape(image: ImageLayout, options: PlanOptions, branches: int) -> RowShape:
     """Returns the sizes of a row with one image, one question and the answers."""
     targets = branches * options.answer
-    length = 1 + config.tile_features + options.question + targets
-    return RowShape(-(-length // 64) * 64, 1, branches, options.answer, 1, targets)
+    length = 1 + image.num_tokens + options.question + targets
+    return RowShape(-(-length // 64) * 64, 1, branches, options.answer, image.tiles, targets)
+
+
+def image_layout(processing: ImageProcessing, config: LlavaConfig, size: Size) -> ImageLayout:
+    """Returns the layout of a prompt's only image.
+
+    Raises:
+        DataError: the model takes no image of this size.
+    """
+    (layout,) = processing.layouts([size], config.tile_features)
+    return layout
 
 
 def distinct_rounds(experiment: Experiment) -> list[tuple[str, Experiment]]:
@@ -142,7 +160,12 @@ def variants(experiment: Experiment, options: PlanOptions) -> list[Variant]:
             options.rollout_tensor or (run.rollout.tensor,),
             options.rows or (run.rollout.batch_size,),
         ):
-            config = run.base.assets().config if size == "base" else LLAVA_15[size]
+            if size == "base":
+                assets = run.base.assets()
+                config, processing = assets.config, assets.processing
+            else:
+                config, processing = LLAVA_15[size], ImageProcessing()
+            image = image_layout(processing, config, options.image)
             train = dataclasses.replace(run.train, batch_size=batch)
             lora = run.base.lora(run.lora) if size == "base" else run.lora
             if tune == "full":
@@ -154,7 +177,7 @@ def variants(experiment: Experiment, options: PlanOptions) -> list[Variant]:
             )  # fmt: skip
             tuned = f"LoRA r={lora.rank}" if lora.rank else "full"
             name = f"{size} {tuned}{round_name}"
-            combinations.append(Variant(name, topology, config, planned))
+            combinations.append(Variant(name, topology, config, image, planned))
     return combinations
 
 
@@ -167,11 +190,11 @@ def plan_variant(variant: Variant, options: PlanOptions) -> Plan:
     experiment, amounts = variant.experiment, options.amounts
     has_answers = experiment.prompts.has_answers  # then there is nothing to roll out
     branches = 2 if has_answers else 1 + len(experiment.corrupt)
-    shape = row_shape(variant.config, options, branches)
+    shape = row_shape(variant.image, options, branches)
     if has_answers:
         amounts = dataclasses.replace(amounts, prompts=0)
     asks = options.rollout and (amounts.prompts or amounts.questions)
-    question = options.question if asks else 0
+    prompt = padded_prompt(variant.image, options.question) if asks else None
     return plan(
-        experiment, variant.config, variant.topology, shape, amounts, question, options.compile
+        experiment, variant.config, variant.topology, shape, amounts, prompt, options.compile
     )

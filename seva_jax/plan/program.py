@@ -14,6 +14,7 @@ import numpy as np
 
 from seva_jax.batches.trees import RowShape, pack_row
 from seva_jax.config import Experiment, make_model
+from seva_jax.inference.prefill_shapes import PrefillShape
 from seva_jax.inference.rollout_rows import rollout_rows
 from seva_jax.inference.sampler import PromptBatch, Sampler, decode, empty_state, refill
 from seva_jax.models import LlavaConfig, unstack
@@ -69,7 +70,7 @@ def lower_step(
 
 
 def lower_rollout(
-    experiment: Experiment, config: LlavaConfig, mesh: jax.sharding.Mesh, prompt: int
+    experiment: Experiment, config: LlavaConfig, mesh: jax.sharding.Mesh, prompt: PrefillShape
 ) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
     """Lowers the two programs of rollouts: prefill of new rows, and decoding.
 
@@ -77,7 +78,7 @@ def lower_rollout(
         experiment: the run.
         config: architecture.
         mesh: real or described devices.
-        prompt: tokens of a prompt, image included.
+        prompt: size of a prompt.
 
     Returns:
         Prefill, which also puts the new rows in the place of finished ones, and decode.
@@ -97,15 +98,15 @@ def lower_rollout(
 
     fresh = layout.fresh
     batch = PromptBatch(
-        array(jnp.int32, fresh, prompt),
-        array(jnp.bool_, fresh, prompt),
-        array(jnp.int32, fresh, prompt),
-        array(jnp.float32, fresh, 1, side, side, 3),
+        array(jnp.int32, fresh, prompt.width),
+        array(jnp.bool_, fresh, prompt.width),
+        array(jnp.int32, fresh, prompt.width),
+        array(jnp.float32, fresh, prompt.tiles, side, side, 3),
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), fresh))
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding)
     with jax.set_mesh(mesh):
-        empty = empty_state.lower(sampler, layout.rows, prompt)
+        empty = empty_state.lower(sampler, layout.rows, prompt.width)
         state = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             empty.out_info,

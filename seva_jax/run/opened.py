@@ -27,7 +27,7 @@ from seva_jax.config import (
 )
 from seva_jax.convert import read_llava_config, tower_directory
 from seva_jax.convert.chat_template import read_template
-from seva_jax.convert.hf_config import read_context_length
+from seva_jax.convert.hf_config import read_context_length, read_family
 from seva_jax.convert.original import ADAPTER_CONFIG, is_adapter, read_json
 from seva_jax.inference.answering_layout import require_tensor
 from seva_jax.inference.rollouts import RolloutEngine
@@ -369,7 +369,9 @@ def _checkpoint(path: Path, options: ModelOptions, label: str) -> FoundModel:
     tower = tower_directory(directory, options.vision_tower)
     read_llava_config(directory, options.vision_tower)  # says what it is, if it is no LLaVA
     assets = base.assets()
-    template = options.template or read_template(directory, assets.tokenizer, tower is not None)
+    template = options.template or read_template(
+        directory, assets.tokenizer, tower is not None, read_family(directory).chat_image
+    )
     longest = read_context_length(directory, tower)
     config = Experiment(
         base=base,

@@ -149,7 +149,7 @@ class RecordedModel(PairModel):
                     journal.append(_features_record(row) for row in batch)
                     rows += list(batch)
                     bar.update(len(batch))
-        width = ctx.base_model.config.vision.hidden_size
+        width = ctx.base_model.config.feature_width
         features = np.stack(rows) if rows else np.zeros((0, width), np.float32)
         missing = int((~features.any(axis=1)).sum())
         if missing:

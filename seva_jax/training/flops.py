@@ -47,12 +47,12 @@ def forward(config: LlavaConfig, lora: LoraConfig, shape: RowShape) -> Forward:
     """Counts the operations of a forward pass over one row of a shape."""
     v, t = config.vision, config.text
     patches = v.num_patches
-    places = patches + 1
+    places = patches + v.class_token
     per_layer = 2 * places * (4 * v.hidden_size**2 + 2 * v.hidden_size * v.mlp_size)
     per_layer += 4 * places**2 * v.hidden_size
     tower = config.tower_depth * per_layer + 2 * patches * v.patch_size**2 * 3 * v.hidden_size
     tokens = config.tile_features
-    projector = 2 * tokens * (v.hidden_size * t.hidden_size + t.hidden_size**2)
+    projector = 2 * tokens * (config.feature_width * t.hidden_size + t.hidden_size**2)
     wide, narrow = t.num_heads * t.head_dim, t.num_kv_heads * t.head_dim
     sizes = {
         "q_proj": (t.hidden_size, wide),

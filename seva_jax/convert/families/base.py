@@ -17,6 +17,7 @@ from seva_jax.convert.hf_text import read_text_config, text_fields, text_problem
 from seva_jax.convert.original import unsupported
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig, TowerConfig
+from seva_jax.types import IMAGE_MARKER, DataError
 
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -49,6 +50,8 @@ class Family(abc.ABC):
         newline: see `LlavaConfig`.
         projector_norm: see `LlavaConfig`.
         image_text: how text spells one image; of its tokens, the image token is repeated.
+        chat_image: what chat templates write for one image, before the processor.
+        processing: class of the image pipeline.
         image_arrays: arrays besides `pixel_values` that its processor returns for images.
     """
 
@@ -61,7 +64,9 @@ class Family(abc.ABC):
     selects: ClassVar[tuple[str, ...]] = ("default",)
     newline: ClassVar[bool] = False
     projector_norm: ClassVar[bool] = False
-    image_text: ClassVar[str] = "<image>"
+    image_text: ClassVar[str] = IMAGE_MARKER
+    chat_image: ClassVar[str] = IMAGE_MARKER
+    processing: ClassVar[type[ImageProcessing]] = ImageProcessing
     image_arrays: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
@@ -151,9 +156,14 @@ class Family(abc.ABC):
             context_length: see `text_fields`.
 
         Raises:
-            DataError: see `text_fields`.
+            DataError: see `text_fields`; or the pipeline is that of another family.
         """
-        del processing
+        if type(processing) is not self.processing:
+            raise DataError(
+                f"a model of the family {self.model_type} takes images as "
+                f"{self.processing.__name__} makes them, not {type(processing).__name__}; change "
+                "base.processing"
+            )
         return {
             "model_type": self.model_type,
             "architectures": [self.architecture],
@@ -170,17 +180,19 @@ class Family(abc.ABC):
             "text_config": text_fields(config.text, context_length),
         }
 
-    @abc.abstractmethod
     def read_processing(self, directory: Path, pad_to_square: bool | None) -> ImageProcessing:
         """Reads the image pipeline of a checkpoint.
 
         Args:
             directory: holds the processor files.
-            pad_to_square: see `ImageProcessing.from_processor_config`.
+            pad_to_square: see `ImageProcessing.from_processor_config`; of no effect on families
+                that have no such choice.
 
         Raises:
             DataError: the processor file is missing or not supported.
         """
+        pads = pad_to_square if self.processing is ImageProcessing else None
+        return self.processing.from_processor_config(directory, pads)
 
     def layouts(self, hf: Any) -> ImageProcessing | None:
         """Returns an image pipeline that lays out images as the model of a config does.

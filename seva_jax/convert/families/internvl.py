@@ -32,6 +32,8 @@ class Internvl(Family):
     token_field = "image_token_id"
     projector_norm = True
     image_text = "<img><IMG_CONTEXT></img>"
+    chat_image = "<IMG_CONTEXT>"
+    processing = InternvlProcessing
 
     @override
     def hf_config(self, fields: dict[str, Any]) -> Any:
@@ -92,10 +94,6 @@ class Internvl(Family):
         fields = super().fields(config, processing, context_length)
         del fields["multimodal_projector_bias"]
         return fields | {"downsample_ratio": 1 / config.vision.merged}
-
-    @override
-    def read_processing(self, directory: Path, pad_to_square: bool | None) -> ImageProcessing:
-        return InternvlProcessing.from_processor_config(directory)
 
     @override
     def processor_fields(self, config: LlavaConfig) -> dict[str, Any]:

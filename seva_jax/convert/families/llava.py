@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any, ClassVar
 
 from typing_extensions import override
 
 from seva_jax.convert.families.base import Family
 from seva_jax.convert.original import unsupported
-from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig, VisionConfig
 
 
@@ -36,10 +34,6 @@ class Llava(Family):
     def tower_problems(self, vision: Any) -> list[str]:
         activation = ("vision_config.hidden_act", vision.hidden_act, ("quick_gelu", "gelu"))
         return super().tower_problems(vision) + unsupported([activation])
-
-    @override
-    def read_processing(self, directory: Path, pad_to_square: bool | None) -> ImageProcessing:
-        return ImageProcessing.from_processor_config(directory, pad_to_square)
 
     @override
     def processor_fields(self, config: LlavaConfig) -> dict[str, Any]:

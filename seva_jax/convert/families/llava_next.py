@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
@@ -23,6 +22,7 @@ class LlavaNext(Llava):
     architecture = "LlavaNextForConditionalGeneration"
     selects = ("default",)  # with the class token, the features of a tile are no square
     newline = True
+    processing = LlavaNextProcessing
     image_arrays = ("image_sizes",)
     processor = "LlavaNextProcessor"
 
@@ -40,13 +40,9 @@ class LlavaNext(Llava):
     def fields(
         self, config: LlavaConfig, processing: ImageProcessing, context_length: int | None
     ) -> dict[str, Any]:
-        assert isinstance(processing, LlavaNextProcessing)
         fields = super().fields(config, processing, context_length)
+        assert isinstance(processing, LlavaNextProcessing)
         return fields | {"image_grid_pinpoints": [list(size) for size in processing.resolutions]}
-
-    @override
-    def read_processing(self, directory: Path, pad_to_square: bool | None) -> ImageProcessing:
-        return LlavaNextProcessing.from_processor_config(directory)
 
     @override
     def layouts(self, hf: Any) -> ImageProcessing | None:

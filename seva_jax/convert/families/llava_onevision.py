@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
@@ -30,6 +29,7 @@ class LlavaOnevision(Family):
     tower_fields = Family.tower_fields | {"activation": "hidden_act"}
     selects = ("full",)  # "default" would drop the first patch, as there is no class token
     newline = True
+    processing = LlavaOnevisionProcessing
     image_arrays = ("image_sizes", "batch_num_images")
 
     @override
@@ -56,18 +56,14 @@ class LlavaOnevision(Family):
     def fields(
         self, config: LlavaConfig, processing: ImageProcessing, context_length: int | None
     ) -> dict[str, Any]:
-        assert isinstance(processing, LlavaOnevisionProcessing)
         fields = super().fields(config, processing, context_length)
+        assert isinstance(processing, LlavaOnevisionProcessing)
         del fields["image_seq_length"]
         fields["vision_config"] |= {"vision_use_head": False}
         return fields | {
             "image_grid_pinpoints": [list(size) for size in processing.resolutions],
             "vision_aspect_ratio": f"anyres_max_{processing.anyres_max}",
         }
-
-    @override
-    def read_processing(self, directory: Path, pad_to_square: bool | None) -> ImageProcessing:
-        return LlavaOnevisionProcessing.from_processor_config(directory)
 
     @override
     def layouts(self, hf: Any) -> ImageProcessing | None:
