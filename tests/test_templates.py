@@ -148,6 +148,15 @@ def tokenizers():
     }
 
 
+class ByWidth:
+    """Lays an image out as one token for each pixel of its width."""
+
+    one_layout, tile_features, blended = False, 1, 1
+
+    def __call__(self, sizes) -> tuple[ImageLayout, ...]:
+        return tuple(ImageLayout(1, np.arange(width)) for _, width in sizes)
+
+
 @pytest.fixture(params=NAMES)
 def name(request):
     return request.param
@@ -233,7 +242,7 @@ def test_ids_are_those_of_llava_next(template, tokenizers):
         tokenizer,
         template,
         image,
-        lambda sizes: tuple(ImageLayout(1, np.arange(width)) for _, width in sizes),
+        ByWidth(),
         600,
         image_size=lambda name: (1, counts[name]),
     )

@@ -483,6 +483,27 @@ def test_every_image_takes_its_own_number_of_tokens(llama):
             assert tree.sizes == ((1, width),)
 
 
+def test_images_that_are_all_alike_are_laid_out_once(llama):
+    """For a hundred thousand pairs, one look at each name would take longer than the encoding."""
+    calls = []
+
+    class Alike(ByWidth):
+        one_layout = True
+
+        def __call__(self, sizes):
+            calls.append(sizes)
+            return super().__call__([(1, 5)] * len(sizes))
+
+    def size_of_nothing(name):
+        raise AssertionError(name)
+
+    encoder = make_encoder(llama, PLAIN, layouts=Alike(), image_size=size_of_nothing)
+    prompts = [Prompt("", "Why?", ("a", "b")[: 1 + i % 2]) for i in range(10)]
+    trunks = list(encoder.trunks(prompts))
+    assert [(x == llama.image_token_id).sum() for x in trunks] == [5, 10] * 5
+    assert calls == [((0, 0),), ((0, 0), (0, 0))]
+
+
 def test_an_image_that_is_too_large_is_told_and_not_cut(llama):
     encoder = make_encoder(llama, PLAIN, layouts=ByWidth(), image_size=size_of, max_length=40)
     text = r"images and question take \d+ tokens \(40 of them the images\).*max_length \(40\)"

@@ -354,7 +354,7 @@ class Encoder:
 
     def _images(self, names: Sequence[str]) -> _Images:
         """Returns sizes and numbers of tokens of images; where all are alike, by their number."""
-        if self.image_size is not None:
+        if not self.layouts.one_layout:
             return self._laid_out(self.sizes(names))
         images = self._alike.get(len(names))
         if images is None:
