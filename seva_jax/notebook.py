@@ -234,7 +234,7 @@ class Model:
         )
         with jax.set_mesh(mesh):
             logps_KT = jax.device_get(compute(model.variables, put_batch(mesh, batch)))[0, 0]
-        end = encoder.tokenizer.eos_token_id
+        end = encoder.end_id
         scored = [
             ScoredAnswer(
                 text,
