@@ -17,6 +17,9 @@ from transformers import (
     LlavaOnevisionImageProcessorPil,
 )
 
+from seva_jax.config.command_line import load_experiment
+from seva_jax.config.config_files import read_config
+from seva_jax.config.source import to_source
 from seva_jax.images import preprocess
 from seva_jax.images.internvl import InternvlProcessing
 from seva_jax.images.llava_next import LlavaNextProcessing
@@ -173,6 +176,17 @@ def test_calling_gives_the_whole_picture(kind):
     np.testing.assert_array_equal(whole, processing.tiles(image)[place])
     stretched = Image.fromarray(image).resize((processing.size,) * 2, processing.resample)
     np.testing.assert_array_equal(processing.denormalise(whole), np.asarray(stretched))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_recorded_config_has_the_processing(kind, tmp_path):
+    experiment, _ = load_experiment("test", [])
+    resolutions = {"resolutions": ((28, 56), (56, 28))}
+    own = {"max_tiles": 5} if kind is InternvlProcessing else resolutions
+    processing = kind(size=28, mean=(0.1, 0.2, 0.3), **own)
+    base = dataclasses.replace(experiment.base, processing=processing)
+    (tmp_path / "config.py").write_text(to_source(dataclasses.replace(experiment, base=base)))
+    assert read_config(tmp_path / "config.py").base == base
 
 
 def test_internvl_with_one_tile_is_stretched():

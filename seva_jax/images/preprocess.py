@@ -324,7 +324,7 @@ def stretch(image: Image.Image, width: int, height: int, resample: Image.Resampl
     return image.resize((width, height), resample)
 
 
-def colour(mean: tuple[float, float, float]) -> tuple[int, int, int]:
+def colour(mean: Sequence[float]) -> tuple[int, int, int]:
     """Returns the colour 0-255 that transformers pads with, given the mean of each of RGB."""
     red, green, blue = (int(255 * x) for x in mean)
     return red, green, blue

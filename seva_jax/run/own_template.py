@@ -108,7 +108,8 @@ def _added_tokens(directory: Path) -> set[str]:
     with contextlib.suppress(DataError):  # missing, or what loading the tokenizer reports
         added = read_json(directory / "tokenizer.json").get("added_tokens")
         if isinstance(added, list):
-            return {x.get("content") for x in added if isinstance(x, dict) and x.get("special")}
+            tokens = (token for token in added if isinstance(token, dict))
+            return {str(token.get("content")) for token in tokens if token.get("special")}
     return set()
 
 

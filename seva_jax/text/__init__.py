@@ -2,8 +2,8 @@
 
 What lives here: conversation templates (`templates.py`), loading and checking tokenizers
 (`tokenizer.py`, and `llama.py` for the original LLaVA's), encoding a question with its answers as a
-trunk and branches (`encode.py`), the options of sampling (`sampling.py`), and finding the objects
-that a text mentions (`mentions.py`).
+trunk and branches (`encode.py`, `words.py`), refusing special tokens in texts (`specials.py`), the
+options of sampling (`sampling.py`), and finding the objects that a text mentions (`mentions.py`).
 What does not: packing trunks and branches into rows (`seva_jax/batches`). Read next: `encode.py`.
 """
 

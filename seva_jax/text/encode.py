@@ -12,10 +12,11 @@ import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
+from seva_jax.text.specials import SpecialTokens, special_ids
 from seva_jax.text.templates import Template
 from seva_jax.text.words import WordIds
 from seva_jax.types import (
@@ -114,7 +115,7 @@ class Encoder:
     image_text: str = IMAGE_MARKER
 
     def __post_init__(self):
-        template, specials = self.template, self._specials
+        template, specials = self.template, special_ids(self.tokenizer, self.image_token_id)
         end = self._ids(template.end, add_special_tokens=False)
         if len(end) != 1 or end[0] not in specials - {self.image_token_id}:
             raise DataError(
@@ -400,10 +401,10 @@ class Encoder:
             ExampleError: see `trunk` and `answer`.
         """
         before = _valid(next(ids))
-        self._check_question(texts, before)
+        self._specials.check_question(texts.prompt, before, texts.num_images)
         if texts.start:
             start = np.asarray(self._ids(texts.start, add_special_tokens=False), np.int32)
-            self._refuse_specials(texts.start, start, "answer")
+            self._specials.check_answer(texts.start, start)
             before = _valid(next(ids))
         return before, (self._answer(texts, before, text, ids) for text in texts.answers)
 
@@ -433,7 +434,7 @@ class Encoder:
                 f"{text[:40]!r}; {advice}",
                 "answer merges with prompt",
             )
-        self._refuse_specials(text, ids, "answer")
+        self._specials.check_answer(text, ids)
         return np.concatenate((ids, self._end_1))
 
     def _ids(self, text: str, add_special_tokens: bool = True) -> list[int]:
@@ -466,73 +467,13 @@ class Encoder:
         return np.array([self.end_id], np.int32)
 
     @functools.cached_property
-    def _specials(self) -> frozenset[int]:
-        """The ids of all special tokens."""
-        added = self.tokenizer.added_tokens_decoder.items()
-        named = self.tokenizer.all_special_ids
-        return frozenset((*named, *(id_ for id_, x in added if x.special), self.image_token_id))
-
-    @functools.cached_property
-    def _is_special(self) -> np.ndarray:
-        """For every id up to the largest special one, and one beyond, whether no text may spell it.
-
-        The id of `<unk>` is allowed, also where it is the padding token: it stands for a genuine
-        word and is trained on.
-        """
-        specials = self._specials - {self.unknown_id}
-        return np.isin(np.arange(max(specials) + 2), list(specials))
-
-    @functools.cached_property
-    def _special_counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """How many special tokens a prompt has of each kind: without images, and for an image."""
-        words = self._ids(self.template.prompt("a", 0))
-        image = self._ids(self.image_text, add_special_tokens=False)
-        return self._counts(words), self._counts(image)
-
-    @functools.cached_property
-    def _special_totals(self) -> tuple[int, int]:
-        words, image = self._special_counts
-        return int(words.sum()), int(image.sum())
-
-    def _counts(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Returns how often each special token occurs, by id."""
-        size = len(self._is_special)
-        counts = np.bincount(np.minimum(ids, size - 1), minlength=size)
-        return np.where(self._is_special, counts, 0)
-
-    def _check_question(self, texts: _Texts, ids: np.ndarray) -> None:
-        """Refuses special tokens that are not of the template, and not of an image."""
-        words, image = self._special_totals  # quick, as it is done for every trunk
-        num = np.count_nonzero(self._is_special.take(ids, mode="clip"))
-        if num != words + image * texts.num_images:
-            words, image = self._special_counts
-            extra = self._counts(ids) - words - image * texts.num_images
-            for special in np.flatnonzero(extra > 0).tolist():
-                self._refuse(self._token(special), "question")
-        self._check_unknown(texts.prompt, ids, "question")
-
-    def _refuse_specials(self, text: str, ids: np.ndarray, where: str) -> None:
-        """Refuses special tokens: a literal "</s>" would end the answer, "<image>" add an image."""
-        is_special = self._is_special.take(ids, mode="clip")
-        if is_special.any():
-            self._refuse(self._token(ids[is_special][0]), where)
-        if IMAGE_MARKER in text:  # where images are spelled otherwise, it is no special token
-            self._refuse(IMAGE_MARKER, where)
-        self._check_unknown(text, ids, where)
-
-    def _check_unknown(self, text: str, ids: np.ndarray, where: str) -> None:
-        """Refuses a text that spells `<unk>`."""
-        unknown = self.unknown_id
-        if unknown is not None and str(self.tokenizer.unk_token) in text and unknown in ids:
-            self._refuse(self._token(unknown), where)
-
-    def _token(self, id_: int) -> str:
-        return str(self.tokenizer.convert_ids_to_tokens(int(id_)))
-
-    def _refuse(self, token: str, where: str) -> NoReturn:
-        raise ExampleError(
-            f"the {where} contains the special token {token!r}; remove it from the text",
-            f"special token in {where}",
+    def _specials(self) -> SpecialTokens:
+        return SpecialTokens(
+            self.tokenizer,
+            special_ids(self.tokenizer, self.image_token_id),
+            self.unknown_id,
+            prompt=self._ids(self.template.prompt("a", 0)),
+            image=self._ids(self.image_text, add_special_tokens=False),
         )
 
 
