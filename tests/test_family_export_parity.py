@@ -21,7 +21,7 @@ from seva_jax.convert.__main__ import open_source  # noqa: E402
 from seva_jax.convert.families import family_of  # noqa: E402
 from seva_jax.convert.peft import to_peft  # noqa: E402
 from seva_jax.convert.processor import write_processor  # noqa: E402
-from seva_jax.convert.rewrite import to_hf, to_llava, write_new  # noqa: E402
+from seva_jax.convert.rewrite import require_llava_opens, to_hf, write_new  # noqa: E402
 from seva_jax.convert.table import canonical, is_unused  # noqa: E402
 from seva_jax.images.internvl import InternvlProcessing  # noqa: E402
 from seva_jax.images.llava_next import LlavaNextProcessing  # noqa: E402
@@ -104,8 +104,8 @@ def test_merged_model_in_transformers(made):
     if theirs.config.model_type != "internvl":
         with pytest.raises(DataError, match="image_newline with the projector"):
             to_peft(source, root / "adapter of it")
-    with pytest.raises(DataError, match="with a llama is written"):
-        to_llava(source, root / "llava-original")
+    with pytest.raises(DataError, match="is written in the original layout"):
+        require_llava_opens(source, root / "llava-original")
 
 
 def test_adapter_in_peft(made):

@@ -23,7 +23,7 @@ from seva_jax.convert.export import (
     patched_copy,
     read_tensor,
 )
-from seva_jax.convert.families import family_of
+from seva_jax.convert.families import LLAVA, family_of
 from seva_jax.convert.files import (
     SafetensorsWriter,
     copy_file,
@@ -109,9 +109,14 @@ def require_llava_opens(source: Source, out: Path) -> None:
     """Raises if the original LLaVA could not open what `to_llava` would write.
 
     Raises:
-        DataError: its code does not have the language model, the name of the directory would
-            mislead its loader, or there is no tokenizer.model, which its slow tokenizer reads.
+        DataError: its code does not have the model, the name of the directory would mislead its
+            loader, or there is no tokenizer.model, which its slow tokenizer reads.
     """
+    if (family := family_of(source.config)) is not LLAVA:
+        raise DataError(
+            f"{source.directory} is a {family.model_type}, and only LLaVA-1.5 is written in the "
+            "original layout; to-hf exports this model"
+        )
     if problem := original_problem(source.config.text):
         raise DataError(f"the original LLaVA cannot open this model: {problem}; use to-hf")
     if problem := llava_name_problem(out):
@@ -140,12 +145,6 @@ def to_llava(source: Source, out: Path) -> str:
     context = read_context_length(source.directory)
     processing = source.processing or image_processing(source.directory, None)
     hf_fields = llava_config_fields(config, context, processing)
-    kinds = hf_fields["model_type"], hf_fields["text_config"]["model_type"]
-    if kinds != ("llava", "llama"):
-        raise DataError(
-            f"{source.directory} is a {kinds[0]} with {kinds[1]}, and only LLaVA-1.5 with a llama "
-            "is written in the original layout; to-hf exports this model"
-        )
     special = read_special_tokens(source.directory)
     tensors = read_headers(source.directory)
     with new_directory(out, _size(tensors)) as scratch:
