@@ -148,7 +148,7 @@ def _values(hf: Any) -> dict[str, Any]:
     """Returns the values of `_FIELDS`, by our names."""
     values = {ours: getattr(hf, name, None) for ours, name in _FIELDS.items()}
     width, num = values["hidden_size"], values["num_heads"]
-    if values["head_dim"] is None and type(width) is type(num) is int and num > 0:
+    if values["head_dim"] is None and isinstance(width, int) and isinstance(num, int) and num > 0:
         values["head_dim"] = width // num  # Qwen2's config does not have the field
     return values
 
@@ -262,8 +262,12 @@ def _read_rope(hf: Any) -> Rope:
     if kind is DynamicRope:
         return DynamicRope(float(rope["factor"]), hf.max_position_embeddings)
     if kind is Llama3Rope:
-        factors = (float(rope[f"{x}factor"]) for x in ("", "low_freq_", "high_freq_"))
-        return Llama3Rope(*factors, int(rope["original_max_position_embeddings"]))
+        return Llama3Rope(
+            float(rope["factor"]),
+            float(rope["low_freq_factor"]),
+            float(rope["high_freq_factor"]),
+            int(rope["original_max_position_embeddings"]),
+        )
     if kind is YarnRope:
         factor = float(_yarn_factor(hf))
         attention = rope.get("attention_factor") or 0.0
