@@ -167,11 +167,11 @@ def _head_problems(values: Mapping[str, Any]) -> list[str]:
 
 
 def _layer_types(hf: Any) -> Sequence[str]:
-    """Returns the kind of attention of each layer."""
+    """Returns the kind of attention of each layer, or one kind if all layers are alike."""
     if hf.model_type in ("qwen2", "qwen3"):
         return hf.layer_types
     window = getattr(hf, "sliding_window", None) if hf.model_type == "mistral" else None
-    return [_FULL if window is None else _SLIDING] * hf.num_hidden_layers
+    return [_FULL if window is None else _SLIDING]
 
 
 def _window_problems(hf: Any) -> list[str]:
@@ -180,7 +180,7 @@ def _window_problems(hf: Any) -> list[str]:
     for kind in dict.fromkeys(types):
         problems += unsupported([(field, kind, (_FULL, _SLIDING))])
     given = getattr(hf, "layer_types", None)
-    if hf.model_type == "mistral" and given is not None and list(given) != types:
+    if hf.model_type == "mistral" and given is not None and {*given} != {*types}:
         problems.append(f"{field} is {given!r}, but all layers of a mistral are alike")
     window = getattr(hf, "sliding_window", None)
     if _SLIDING in types and (type(window) is not int or not 1 <= window < 2**31):
