@@ -93,6 +93,12 @@ def test_what_is_read_is_written_as_it_was(tmp_path, fields, expected):
         assert text["model_type"] == fields["model_type"]
 
 
+def test_a_number_of_layers_takes_no_memory(tmp_path):
+    """A hostile one is compared with the weights later, before anything is listed by layer."""
+    for kind in ("llama", "mistral"):
+        assert read(tmp_path, model_type=kind, num_hidden_layers=2**31 - 1).num_layers == 2**31 - 1
+
+
 def test_transformers_4_reads_the_same_factor_of_yarn():
     """It takes the ratio of both contexts for the factor if both are there."""
     config = dataclasses.replace(TINY_HF, text=like(rope=YarnRope(4.0, 64)))

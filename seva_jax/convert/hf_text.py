@@ -148,7 +148,7 @@ def _values(hf: Any) -> dict[str, Any]:
     """Returns the values of `_FIELDS`, by our names."""
     values = {ours: getattr(hf, name, None) for ours, name in _FIELDS.items()}
     width, num = values["hidden_size"], values["num_heads"]
-    if values["head_dim"] is None and type(width) is type(num) is int and num > 0:
+    if values["head_dim"] is None and isinstance(width, int) and isinstance(num, int) and num > 0:
         values["head_dim"] = width // num  # Qwen2's config does not have the field
     return values
 
@@ -167,11 +167,11 @@ def _head_problems(values: Mapping[str, Any]) -> list[str]:
 
 
 def _layer_types(hf: Any) -> Sequence[str]:
-    """Returns the kind of attention of each layer."""
+    """Returns the kind of attention of each layer, or one kind if all layers are alike."""
     if hf.model_type in ("qwen2", "qwen3"):
         return hf.layer_types
     window = getattr(hf, "sliding_window", None) if hf.model_type == "mistral" else None
-    return [_FULL if window is None else _SLIDING] * hf.num_hidden_layers
+    return [_FULL if window is None else _SLIDING]
 
 
 def _window_problems(hf: Any) -> list[str]:
@@ -180,7 +180,7 @@ def _window_problems(hf: Any) -> list[str]:
     for kind in dict.fromkeys(types):
         problems += unsupported([(field, kind, (_FULL, _SLIDING))])
     given = getattr(hf, "layer_types", None)
-    if hf.model_type == "mistral" and given is not None and list(given) != types:
+    if hf.model_type == "mistral" and given is not None and {*given} != {*types}:
         problems.append(f"{field} is {given!r}, but all layers of a mistral are alike")
     window = getattr(hf, "sliding_window", None)
     if _SLIDING in types and (type(window) is not int or not 1 <= window < 2**31):
@@ -262,8 +262,12 @@ def _read_rope(hf: Any) -> Rope:
     if kind is DynamicRope:
         return DynamicRope(float(rope["factor"]), hf.max_position_embeddings)
     if kind is Llama3Rope:
-        factors = (float(rope[f"{x}factor"]) for x in ("", "low_freq_", "high_freq_"))
-        return Llama3Rope(*factors, int(rope["original_max_position_embeddings"]))
+        return Llama3Rope(
+            float(rope["factor"]),
+            float(rope["low_freq_factor"]),
+            float(rope["high_freq_factor"]),
+            int(rope["original_max_position_embeddings"]),
+        )
     if kind is YarnRope:
         factor = float(_yarn_factor(hf))
         attention = rope.get("attention_factor") or 0.0
