@@ -213,7 +213,7 @@ def test_a_run_from_files_to_an_export(checkpoint, tmp_path, capsys):
         base=Checkpoint(str(directory)),
         prompts=prompts,
         corrupt=(DiffusionNoise(500), RandomResizedCrop(size=64)),
-        rollout=RolloutOptions(Sampling(max_new_tokens=8, temperature=1.0), batch_size=24, refill=2),
+        rollout=RolloutOptions(Sampling(8, temperature=1.0), batch_size=24, refill=2),
         text=TextOptions(generate=made.template, train=made.template, max_length=320),
         lora=LoraConfig(rank=2, alpha=4.0),
         train=TrainOptions(
