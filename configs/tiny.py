@@ -53,7 +53,7 @@ def get_config():
             model=LlavaConfig(vision=vision, text=text),
             processing=ImageProcessing(size=32),
             prompts=WorldPrompts(WORLD, "train", True, KINDS, 24000),
-            steps=1300,
+            steps=1150,
             batch_size=32,
             optim=Optim(lr=1e-3, warmup_ratio=0.05, weight_decay=0.05, clip_norm=1.0),
         ),

@@ -43,6 +43,7 @@ def get_config():
             config.base,
             words=(*world_vocabulary(), *WORDS),
             prompts=Mixture((config.base.prompts, several), (1.0, 1.0)),
+            steps=1300,
         ),
         prompts=composed(config.prompts),
         corrupt=(),

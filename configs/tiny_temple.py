@@ -38,7 +38,9 @@ def get_config():
     return dataclasses.replace(
         config,
         workdir="runs/tiny_temple",
-        base=dataclasses.replace(config.base, prompts=Mixture(learnt, (3, 1), num=24000)),
+        base=dataclasses.replace(
+            config.base, prompts=Mixture(learnt, (3, 1), num=24000), steps=1300
+        ),
         prompts=WorldSequences(ONE, num=1500),
         corrupt=temple.corruptions(GROUPS[0], "images"),
         rollout=dataclasses.replace(
