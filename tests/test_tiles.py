@@ -19,13 +19,16 @@ from seva_jax.config import ComputeOptions
 from seva_jax.corrupt import DiffusionNoise, RandomResizedCrop, Reverse, diffusion_schedule
 from seva_jax.corrupt.base import apply_pixels, changed_size, corruption_key
 from seva_jax.data import PromptSet
-from seva_jax.images import ImageLayouts
-from seva_jax.images.llava_next import LlavaNextProcessing
-from seva_jax.images.llava_onevision import LlavaOnevisionProcessing
+from seva_jax.images import (
+    ImageLayouts,
+    InternvlProcessing,
+    LlavaNextProcessing,
+    LlavaOnevisionProcessing,
+)
 from seva_jax.inference.corrupted import prompt_images
-from seva_jax.inference.features import cached_features
+from seva_jax.inference.features import cached_features, mean_features
 from seva_jax.inference.rollouts import RolloutEngine
-from seva_jax.models import Llava
+from seva_jax.models import InternConfig, Llava
 from seva_jax.text import PLAIN, Encoder, Sampling
 from seva_jax.training.step import StepOptions, make_logps
 from seva_jax.types import NEWLINE, TEXT, Comparison, ExampleError, Prompt
@@ -169,6 +172,24 @@ def test_features_of_tiles_are_cached(processing, variables, tmp_path):
             for r in (rows, cached)
         )
         np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_mean_features_are_those_of_the_whole_picture():
+    """A model that joins patches has wider features; what cannot be read has zeros."""
+    vision = InternConfig(
+        image_size=SIZE, patch_size=2, hidden_size=16, num_layers=2, num_heads=2, mlp_size=32
+    )
+    model = Llava(dataclasses.replace(CONFIG, vision=vision, newline=False, projector_norm=True))
+    variables, processing = noisy_variables(model), InternvlProcessing(size=SIZE, max_tiles=4)
+    pixels = Pixels(load_image, processing)
+    names = ["0", "broken", "1", "0"]
+    (found,) = mean_features(model, variables, names, pixels, mesh_of(1, 1, 1), 4)
+    assert found.shape == (4, model.config.feature_width) == (4, 64)
+    assert not found[1].any()
+    np.testing.assert_array_equal(found[0], found[3])
+    whole = processing(load_image("1"))[None, None]
+    mean = model.apply(variables, whole, method="features")[0].mean(axis=0)
+    np.testing.assert_allclose(found[2], mean / np.linalg.norm(mean), rtol=1e-4, atol=1e-5)
 
 
 def test_photographs_of_mixed_sizes_have_few_shapes():

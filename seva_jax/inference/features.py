@@ -101,7 +101,7 @@ def mean_features(
     Returns:
         float32 [N, E]; zeros for an image that cannot be read.
     """
-    width = model.config.vision.hidden_size
+    width = model.config.feature_width
 
     def read(name: str) -> np.ndarray | None:
         try:
