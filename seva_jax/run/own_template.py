@@ -89,6 +89,8 @@ def _least_tokens(base: BaseModel) -> int:
     side, patch = sizes.get("image_size"), sizes.get("patch_size")
     if not isinstance(side, int) or not isinstance(patch, int) or not 0 < patch <= side:
         return 0
+    if "downsample_ratio" in fields:  # patches are joined before they become tokens
+        return 0
     return (side // patch) ** 2
 
 
