@@ -15,9 +15,24 @@ from safetensors.numpy import save_file
 from tiny_models import TINY_HF
 
 from seva_jax.convert import load, load_params, placing, read_llava_config
-from seva_jax.convert.table import TABLE, PatchKernel, Transform, Transposed, canonical
+from seva_jax.convert.load import shapes_by_path
+from seva_jax.convert.table import (
+    TABLE,
+    Leading,
+    PatchKernel,
+    Transform,
+    Transposed,
+    canonical,
+)
 from seva_jax.convert.tensors import assign
-from seva_jax.models import Llava, abstract_params, abstract_variables
+from seva_jax.models import (
+    InternConfig,
+    Llava,
+    LlavaConfig,
+    SiglipConfig,
+    abstract_params,
+    abstract_variables,
+)
 from seva_jax.sharding import MeshShape, variable_shardings
 from seva_jax.types import DataError
 
@@ -71,7 +86,13 @@ def equal(ours, expected):
 
 @pytest.mark.parametrize(
     ("transform", "shape"),
-    [(Transform(), (6, 5)), (Transposed(), (6, 5)), (PatchKernel(), (12, 5))],
+    [
+        (Transform(), (6, 5)),
+        (Transposed(), (6, 5)),
+        (PatchKernel(), (12, 5)),
+        (Leading(1), (6, 5)),
+        (Leading(2), (6,)),
+    ],
 )
 def test_transforms_read_slices_and_undo_themselves(transform, shape):
     ours = np.arange(np.prod(shape)).reshape(shape)
@@ -85,6 +106,11 @@ def test_transforms_read_slices_and_undo_themselves(transform, shape):
             for start, size in zip(starts, shape, strict=True)
         )
         np.testing.assert_array_equal(transform.read(theirs, index), ours[index])
+        # Of an object store, only these rows of theirs are there.
+        rows = transform.their_rows(index)
+        fetched = np.zeros_like(theirs)
+        fetched[rows] = theirs[rows]
+        np.testing.assert_array_equal(transform.read(fetched, index), ours[index])
 
 
 def test_patch_kernel_order():
@@ -95,10 +121,19 @@ def test_patch_kernel_order():
 
 
 def test_table_covers_the_models():
-    text = dataclasses.replace(TINY_HF.text, qkv_bias=True, qk_norm=True)
-    models = TINY_HF, dataclasses.replace(TINY_HF, text=text)
-    ours = set().union(*(load.shapes_by_path(abstract_params(Llava(x))) for x in models))
-    assert sorted(ours) == sorted(row.ours for row in TABLE)
+    """Every parameter of every family has one row, and every row is a parameter of one."""
+    biased = dataclasses.replace(TINY_HF.text, qkv_bias=True)
+    normed = dataclasses.replace(TINY_HF.text, qk_norm=True)
+    sizes = {"image_size": 28, "hidden_size": 16, "num_heads": 2}
+    models = [
+        TINY_HF,
+        LlavaConfig(SiglipConfig(**sizes), biased, -1, "full", newline=True),
+        LlavaConfig(InternConfig(**sizes, qk_norm=True), normed, -1, projector_norm=True),
+    ]
+    paths = [shapes_by_path(abstract_params(Llava(model))).keys() for model in models]
+    ours = [row.ours for row in TABLE]
+    assert len(ours) == len({*ours})
+    assert {*ours} == set().union(*paths)
     assert all(canonical(row.theirs) == row.theirs for row in TABLE)
 
 
@@ -166,8 +201,7 @@ def test_accelerators_transpose_kernels(directory, tensors, monkeypatch, mesh):
     monkeypatch.setattr(load, "transposes", lambda sharding, shape: True)
     monkeypatch.setattr(load, "_reader", recording)
     loaded = load_params(directory, TINY_HF, "bfloat16", shardings)
-    own = load.shapes_by_path(abstract_params(Llava(TINY_HF)))
-    rows = {row for row in TABLE if row.ours in own}
+    rows = [row for row in TABLE if row.ours in shapes_by_path(boxed)]
     assert set(copied) == {row for row in rows if not isinstance(row.transform, Transposed)}
 
     def same(ours, theirs):
