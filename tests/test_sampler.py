@@ -108,7 +108,7 @@ def test_sampling_depends_on_its_own_key_only(variables):
     sampling = Sampling(NEW, temperature=1.5, top_p=0.95)
     out = np.asarray(generate(MODEL, variables, batch, keys(4), sampling, (STOP,), PAD))
     order = np.array([2, 0, 3, 1])
-    moved = PromptBatch(*(x[order] for x in batch))
+    moved = jax.tree.map(lambda x: x[order], batch)
     again = np.asarray(generate(MODEL, variables, moved, keys(4)[order], sampling, (STOP,), PAD))
     np.testing.assert_array_equal(again, out[order])
     other = generate(MODEL, variables, batch, keys(8)[4:], sampling, (STOP,), PAD)
@@ -132,7 +132,7 @@ def test_narrow_batches_take_the_rows_of_wide_ones(variables, cache):
     narrow = WIDTH // 2
     short = [i for i, row in enumerate(rows) if len(row) <= narrow]
     assert short == [0, 1]
-    few = PromptBatch(*(x[:2] for x in batch))._replace(
+    few = jax.tree.map(lambda x: x[:2], batch)._replace(
         tokens_BS=batch.tokens_BS[:2, :narrow],
         mask_BS=batch.mask_BS[:2, :narrow],
         patch_BS=batch.patch_BS[:2, :narrow],
