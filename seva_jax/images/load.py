@@ -31,11 +31,11 @@ IMAGE_EXTENSIONS = tuple(
     for x in ("jpg", "jpeg", "png", "gif", "bmp", "webp", "tif", "tiff", "ppm", "avif", "jp2")
 )
 _STRIP_PIXELS = 2**18
-_MAX_PIXELS = 30_000_000
+MAX_PIXELS = 30_000_000
 
 
 def decode_image(
-    data: bytes | str | Path, *, max_pixels: int = _MAX_PIXELS, name: str | None = None
+    data: bytes | str | Path, *, max_pixels: int = MAX_PIXELS, name: str | None = None
 ) -> np.ndarray:
     """Decodes an image by its content; the extension of a file does not matter.
 
@@ -59,7 +59,7 @@ def decode_image(
 
 
 def image_size(
-    data: bytes | str | Path, *, max_pixels: int = _MAX_PIXELS, name: str | None = None
+    data: bytes | str | Path, *, max_pixels: int = MAX_PIXELS, name: str | None = None
 ) -> Size:
     """Returns the height and width of what `decode_image` returns, without decoding it.
 
