@@ -92,12 +92,13 @@ def jsonl(path, *records):
     return str(path)
 
 
-def test_prompts_about_videos(tmp_path):
+def test_prompts_about_videos(tmp_path, monkeypatch):
     """Files that are broken or missing are counted; prompts about images stay as they are."""
     written(tmp_path / "a.mp4")
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     whole = (tmp_path / "a.mp4").read_bytes()
-    (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1/a.ts\n")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile a.mp4\n")  # FFmpeg would
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     Image.new("RGB", (9, 7)).save(tmp_path / "b.png")
     asked = ("a.mp4", "broken.mp4", "list.mp4", "cut.mp4", "b.png", "none.mp4", ["a.mp4", "b.png"])
@@ -149,6 +150,34 @@ def test_pairs_about_videos(tmp_path):
     assert pair.answers == ("x", "y")
     assert pair.prompt.about_video
     assert len(pair.prompt.images) == 3
+
+
+def test_a_folder_of_frames(tmp_path):
+    """Its images are the frames, in the order of their numbers; other files are ignored."""
+    (tmp_path / "images" / "clip" / "more").mkdir(parents=True)
+    (tmp_path / "images" / "empty").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "images" / "link").symlink_to(tmp_path / "elsewhere")
+    for name in ("clip/f10.png", "clip/f9.png", "clip/f1.JPG", "clip/more/f0.png"):
+        Image.new("RGB", (9, 7)).save(tmp_path / "images" / name)
+    (tmp_path / "images" / "clip" / "notes.txt").write_text("")
+    names = ("clip/", "none/", "empty/", "../elsewhere/", "link/", "clip")
+    path = jsonl(
+        tmp_path / "q.jsonl",
+        *({"id": f"q{i}", "question": "<video> what", "image": x} for i, x in enumerate(names)),
+    )
+    data = QuestionsJsonl(path, str(tmp_path / "images")).open()
+    (prompt,) = data.prompts
+    assert prompt.images == ("clip/f1.JPG", "clip/f9.png", "clip/f10.png")
+    assert prompt.about_video
+    assert data.drops == {"missing image": 3, "unsafe image path": 2}
+    assert data.load_image(prompt.images[1]).shape == (7, 9, 3)
+    pairs = jsonl(
+        tmp_path / "p.jsonl",
+        {"prompt": "<video> what", "images": ["clip/"], "chosen": "x", "rejected": "y"},
+    )
+    (pair,) = TrlPairs(pairs, str(tmp_path / "images")).open().comparisons
+    assert pair.prompt.images == prompt.images
 
 
 def test_without_the_decoder(tmp_path, monkeypatch):

@@ -248,6 +248,30 @@ def resolve_image(root: Path, name: str, link_roots: Sequence[str] = ()) -> Path
     raise no_such_image(root, name)
 
 
+def files_of(root: Path, name: str, link_roots: Sequence[str] = ()) -> list[str]:
+    """Returns the names of the files of a folder inside a local folder; empty if there is none.
+
+    Args:
+        root: the image folder.
+        name: of the folder, relative to `root`; it need not be trusted.
+        link_roots: see `resolve_image`.
+
+    Raises:
+        ExampleError: "unsafe image path", see `resolve_image`; or the folder cannot be read.
+    """
+    parts, top = inside(root, name), Path(root).resolve()
+    try:
+        if not _may_read((top / parts).resolve(), top, link_roots):
+            raise _leads_out(root, name, parts, link_roots)
+        if not (top / parts).is_dir():
+            return []
+        return [path.name for path in (top / parts).iterdir()]
+    except (OSError, RuntimeError, UnicodeError) as error:
+        raise ExampleError(
+            f"{_shown(name)}: cannot be read ({error})", "unreadable image"
+        ) from error
+
+
 def inside(root: Path, name: str) -> PurePath:
     """Returns the name of an image as a path that does not lead out of its folder.
 
