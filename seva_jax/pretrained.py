@@ -103,6 +103,7 @@ class PretrainedLlava:
         attention_mask: np.ndarray | None = None,
         image_sizes: np.ndarray | None = None,
         batch_num_images: np.ndarray | None = None,
+        pixel_values_videos: np.ndarray | None = None,
     ) -> np.ndarray:
         """Returns the next-token logits at every position.
 
@@ -116,6 +117,9 @@ class PretrainedLlava:
             image_sizes: [N, 2] heights and widths of the images (LLaVA-NeXT and LLaVA-OneVision).
             batch_num_images: numbers of images that belong together, which sum to N
                 (LLaVA-OneVision); None for 1 each.
+            pixel_values_videos: processed videos of all rows, in order of appearance,
+                [N, frames, 3, H, W], all with the same number of frames (LLaVA-OneVision); a list
+                of [frames, 3, H, W] may have different ones. None when there is no video.
 
         Returns:
             [B, S, V] float32, meaningless where the mask is 0.
@@ -123,7 +127,10 @@ class PretrainedLlava:
         Raises:
             DataError: the arrays do not fit each other or the model.
         """
-        batch = self._rows(input_ids, pixel_values, attention_mask, image_sizes, batch_num_images)
+        batch = self._rows(
+            input_ids, pixel_values, attention_mask, image_sizes, batch_num_images,
+            pixel_values_videos,
+        )  # fmt: skip
         with self._precision():
             return np.asarray(_logits(self.model, self.params, batch))
 
@@ -138,6 +145,7 @@ class PretrainedLlava:
         seed: int = 0,
         image_sizes: np.ndarray | None = None,
         batch_num_images: np.ndarray | None = None,
+        pixel_values_videos: np.ndarray | None = None,
     ) -> np.ndarray:
         """Generates answers and returns them as transformers' `generate` does.
 
@@ -154,6 +162,7 @@ class PretrainedLlava:
             seed: seed of the sampling; row i uses the i-th key derived from it.
             image_sizes: see `logits`.
             batch_num_images: see `logits`.
+            pixel_values_videos: see `logits`.
 
         Returns:
             [B, S + T] int64: the prompts as given, then the new tokens including the stop token,
@@ -176,7 +185,10 @@ class PretrainedLlava:
         elif attention_mask is None and pad_id not in stop_ids:
             attention_mask = np.asarray(input_ids) != pad_id
 
-        batch = self._rows(input_ids, pixel_values, attention_mask, image_sizes, batch_num_images)
+        batch = self._rows(
+            input_ids, pixel_values, attention_mask, image_sizes, batch_num_images,
+            pixel_values_videos,
+        )  # fmt: skip
         rows = len(batch.tokens_BS)
         empty = np.flatnonzero(~np.asarray(batch.mask_BS).any(axis=1))
         if len(empty):
@@ -206,9 +218,14 @@ class PretrainedLlava:
         attention_mask: np.ndarray | None,
         image_sizes: np.ndarray | None,
         batch_num_images: np.ndarray | None,
+        pixel_values_videos: np.ndarray | None,
     ) -> PromptBatch:
         """Returns the rows of a processor's arrays; raises if there is one too many."""
-        arrays = {"image_sizes": image_sizes, "batch_num_images": batch_num_images}
+        arrays = {
+            "image_sizes": image_sizes,
+            "batch_num_images": batch_num_images,
+            "pixel_values_videos": pixel_values_videos,
+        }
         for name, array in arrays.items():
             if array is not None and name not in self.family.image_arrays:
                 raise DataError(
@@ -217,7 +234,7 @@ class PretrainedLlava:
                 )
         return to_rows(
             self.config, input_ids, pixel_values, attention_mask, self.layouts,
-            image_sizes, batch_num_images,
+            image_sizes, batch_num_images, pixel_values_videos,
         )  # fmt: skip
 
     def _tokenizer_stop_ids(self) -> tuple[int, ...]:

@@ -46,6 +46,7 @@ import jax
 Array = Any  # jax.Array inside a step, np.ndarray on the host: both have the same notation
 
 IMAGE_MARKER = "<image>"  # where an image goes in a question
+VIDEO_MARKER = "<video>"  # in a question whose images are the frames of one video
 
 # What `patch_BS` says of a position that no feature of an image takes.
 TEXT, NEWLINE = -1, -2  # a token of text; the model's learned end of a row of an image
@@ -77,7 +78,8 @@ class Prompt:
 
     Attributes:
         id: unique and stable; every random choice made for this prompt is derived from it.
-        question: the text, without template and image tokens.
+        question: the text, without template and image tokens. With `VIDEO_MARKER` in it, the
+            images are the frames of one video, see `about_video`.
         images: names that the prompt source can load, in order of appearance.
         meta: ground truth and provenance; strings, numbers and lists only.
         start: the beginning of the answer. It belongs to the trunk: answers continue it, and
@@ -89,6 +91,15 @@ class Prompt:
     images: tuple[str, ...]
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
     start: str = ""
+
+    @property
+    def about_video(self) -> bool:
+        """Whether the images are the frames of one video, which the model sees as one thing.
+
+        The video goes in front of the question, wherever its marker is. Without images, the marker
+        is a word of the question.
+        """
+        return bool(self.images) and VIDEO_MARKER in self.question
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,10 +194,13 @@ class Blend(NamedTuple):
 
 
 Size = tuple[int, int]  # height and width of an image in pixels
+FRAME: Size = (-1, -1)  # in their place for a frame of a video, whose size does not matter
 
 
 class ImageLayout(NamedTuple):
     """How one image of a size becomes tiles for the vision tower and tokens of a trunk.
+
+    A video is laid out like an image: its tiles are its frames.
 
     Attributes:
         tiles: how many inputs of the vision tower it becomes.
@@ -224,8 +238,16 @@ class Layouts(Protocol):
         """Features that an image token is a sum of, M; with 1, layouts have no `blend`."""
         ...
 
+    @property
+    def videos(self) -> bool:
+        """Whether the model takes the frames of a video as one thing."""
+        ...
+
     def __call__(self, sizes: Sequence[Size]) -> tuple[ImageLayout, ...]:
-        """Returns the layout of each image of a prompt.
+        """Returns the layout of each image of a prompt, or that of its video.
+
+        Args:
+            sizes: heights and widths of the images; `FRAME` for each frame of a video.
 
         Raises:
             ExampleError: the model cannot take an image of this size.

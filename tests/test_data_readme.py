@@ -22,7 +22,7 @@ LINES = re.findall(r"^\| (?P<what>[^|]+) \| `(?P<line>[^|]+)` \| `(?P<module>\w+
 MODULES = (
     *("files", "embedded", "records", "preferences", "messages", "mixed"),
     *("changed", "composed", "marked", "trajectories", "regions", "scores"),
-    *("captions", "answered", "columns", "llamafactory"),
+    *("captions", "answered", "columns", "llamafactory", "videos"),
 )
 CLASSES = {
     name: (module, value)

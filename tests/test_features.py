@@ -154,7 +154,7 @@ def test_rows_hold_features(tmp_path):
     """They are in order of appearance, in the cache's dtype; rows without an image have zeros."""
     cache = FeatureCache(tmp_path, (PIPELINE_PATCHES, 2), jnp.bfloat16)
     data = rows([comparison(0, images=2), comparison(1, images=0)])
-    uses = image_uses(data.comparisons[0].prompt.images)
+    uses = image_uses(data.comparisons[0].prompt)
     keys = {use: f"{i}" * 64 for i, use in enumerate(uses)}
     for i, key in enumerate(keys.values()):
         cache.write(key, np.full((1, PIPELINE_PATCHES, 2), 1 + i))

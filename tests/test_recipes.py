@@ -13,11 +13,13 @@ from seva_jax.config.command_line import load_experiments
 from seva_jax.config.config_files import config_directory, read_configs
 from seva_jax.config.experiment import Evaluation
 from seva_jax.config.rounds import runs_of
+from seva_jax.corrupt import DiffusionNoise, Drop, Reverse, Shuffle
 from seva_jax.data import json_records
 from seva_jax.data.sources import PromptSource
 from seva_jax.run.rollouts import RECORDS, read_rollouts
 from seva_jax.runtime import files
 from seva_jax.runtime.run_records import read_metrics, read_stages
+from seva_jax.worlds import WorldSequences
 from seva_jax.worlds.pairs import wrong_answer
 
 ALL = sorted(config_directory().glob("*.py"))
@@ -133,3 +135,25 @@ def test_a_tiny_recipe_trains(path, folder, capsys):
         assert shown.count("done before") == finished
         assert "▶" not in shown
         others += [Path(run.workdir) for run in runs]
+
+
+@pytest.mark.slow
+def test_a_recipe_trains_on_videos(tmp_path):
+    """LLaVA-OneVision sees four frames as one video, with noise on all and in other orders."""
+    (path,) = (path for path in TINY if path.stem == "tiny_llava_onevision")
+    (recipe,) = read_configs(path)
+    videos = WorldSequences(dataclasses.replace(recipe.prompts.world, max_objects=1), video=True)
+    recipe = dataclasses.replace(
+        recipe,
+        workdir=str(tmp_path / "run"),
+        base=dataclasses.replace(recipe.base, prompts=videos),
+        prompts=videos,
+        corrupt=(DiffusionNoise(500), Drop(), Shuffle(), Reverse()),
+    )
+    stages = table(after={"rollouts": lambda ctx: plausible(ctx.workdir.path)})
+    (run,) = map(shrunk, runs_of(recipe))
+    train.run_all((run,), [], stages)
+    rows = [row for row in read_metrics(tmp_path / "run") if row["stage"] == "align"]
+    assert rows
+    assert np.isfinite([row["loss"] for row in rows]).all()
+    assert {"pairs", "align", "report"} <= read_stages(tmp_path / "run").keys()

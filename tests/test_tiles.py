@@ -11,7 +11,7 @@ from helpers_rollout import IMAGE, TOKENIZER
 from tiny_models import TINY, noisy_variables
 
 from seva_jax.batches.encoded import encode_comparisons
-from seva_jax.batches.image_inputs import FeatureCache, Pixels, image_uses
+from seva_jax.batches.image_inputs import FeatureCache, ImageUse, Pixels, image_uses
 from seva_jax.batches.packing import Sizes, choose
 from seva_jax.batches.pipeline import ComparisonRows
 from seva_jax.batches.trees import RowShape, joint_layout
@@ -150,8 +150,8 @@ def test_log_probs_depend_on_no_neighbour(processing, variables):
 def test_features_of_tiles_are_cached(processing, variables, tmp_path):
     """One image alone and among several are two entries where they are laid out differently."""
     pixels = Pixels(load_image, processing)
-    uses = sorted({u for c in comparisons(8) for u in image_uses(c.prompt.images)})
-    uses += [u._replace(alone=not u.alone) for u in uses[:2]] + image_uses(["broken"])
+    uses = sorted({u for c in comparisons(8) for u in image_uses(c.prompt)})
+    uses += [u._replace(alone=not u.alone) for u in uses[:2]] + [ImageUse("broken")]
     cache = FeatureCache(tmp_path, *MODEL.feature_kind)
     found = cached_features(
         cache, MODEL, variables, uses, pixels, mesh_of(2, 2, 1), 5, lambda num: None

@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -20,7 +20,7 @@ import numpy as np
 from seva_jax.images import ImageProcessing
 from seva_jax.runtime.read_ahead import read_ahead
 from seva_jax.runtime.stores import StorePath, is_remote
-from seva_jax.types import DataError, ExampleError, Size
+from seva_jax.types import DataError, ExampleError, Prompt, Size
 
 
 class ImageUse(NamedTuple):
@@ -29,15 +29,18 @@ class ImageUse(NamedTuple):
     Attributes:
         name: its name.
         alone: whether it is the only image of its prompt.
+        frame: whether it is a frame of a video, alone or not.
     """
 
     name: str
     alone: bool = True
+    frame: bool = False
 
 
-def image_uses(names: Sequence[str]) -> list[ImageUse]:
+def image_uses(prompt: Prompt) -> list[ImageUse]:
     """Returns the uses of the images of one prompt."""
-    return [ImageUse(name, len(names) == 1) for name in names]
+    names, frame = prompt.images, prompt.about_video
+    return [ImageUse(name, len(names) == 1 and not frame, frame) for name in names]
 
 
 class ImageInput(Protocol):
@@ -63,9 +66,9 @@ class ImageInput(Protocol):
         ...
 
 
-def load_images(images: ImageInput, names: Sequence[str]) -> np.ndarray:
+def load_images(images: ImageInput, prompt: Prompt) -> np.ndarray:
     """Returns the tiles of the images of one prompt, [I, X]; I may be 0."""
-    loaded = [images(use) for use in image_uses(names)]
+    loaded = [images(use) for use in image_uses(prompt)]
     return np.concatenate(loaded) if loaded else np.zeros((0, *images.shape), images.dtype)
 
 
@@ -140,6 +143,8 @@ class Pixels:
         return (self.processing.size, self.processing.size, 3)
 
     def __call__(self, use: ImageUse) -> np.ndarray:
+        if use.frame:
+            return self.whole(use.name)[None]
         return self.processing.tiles(self.load_image(use.name), use.alone)
 
     def whole(self, name: str) -> np.ndarray:
@@ -151,7 +156,7 @@ class Pixels:
         image = self.load_image(use.name)
         how = (image.shape, self.processing)
         if not self.processing.one_layout:
-            how = (*how, use.alone)
+            how = (*how, "frame" if use.frame else use.alone)
         hashed = hashlib.sha256(repr(how).encode())
         hashed.update(np.ascontiguousarray(image).data)
         height, width, _ = image.shape

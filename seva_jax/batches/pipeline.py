@@ -74,7 +74,7 @@ class ComparisonRows:
         """
         compared = (self.encoded.encoded[i].comparison for i in members)
         views = (view for comparison in compared for view in comparison.views)
-        uses = (use for view in views for use in image_uses(view.prompt.images))
+        uses = (use for view in views for use in image_uses(view.prompt))
         return dataclasses.replace(self, images=read_together(self.images, uses, threads))
 
     def row(self, members: Sequence[int], shape: RowShape) -> TreeBatch:
@@ -107,7 +107,7 @@ class ComparisonRows:
         try:
             for view, (trunk, branches), sizes in views:
                 layouts = tokens.layouts(sizes)
-                tiles_IX = load_images(self.images, view.prompt.images)
+                tiles_IX = load_images(self.images, view.prompt)
                 trunk = tokens.expand(trunk, layouts)
                 trees.append(TreeExample(trunk, branches, tiles_IX, layouts=layouts))
         except ExampleError:

@@ -29,3 +29,4 @@ from seva_jax.data.regions import MapFolder, Maps, NoisedRegions
 from seva_jax.data.scores import ClippedZScores, ScoredPairs
 from seva_jax.data.sources import PreferenceSet, PreferenceSource, PromptSet, PromptSource
 from seva_jax.data.trajectories import Gcpg, TrajectoryPairs
+from seva_jax.data.videos import Videos

@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -50,6 +51,16 @@ class Images:
 
     def check(self, name: str) -> None:
         """Raises `ExampleError` if an image is known to be missing without reading it."""
+
+    def frames(self, folder: str) -> tuple[str, ...]:
+        """Returns the names of the images in a folder of images, in order.
+
+        Raises:
+            ExampleError: there is no such folder, or the images are not files.
+        """
+        raise ExampleError(
+            f"{folder}: only images that are files can be in folders; list them", "missing image"
+        )
 
     def read(self, name: str) -> bytes:
         """Returns an encoded image.
@@ -114,6 +125,10 @@ class FolderImages(Images):
     @override
     def check(self, name: str) -> None:
         self.files.check(name)
+
+    @override
+    def frames(self, folder: str) -> tuple[str, ...]:
+        return self.files.frames(folder)
 
     @override
     def read(self, name: str) -> bytes:
@@ -337,6 +352,19 @@ def _check(example: Prompt | Comparison, images: Images) -> str:
     return stored
 
 
+def _listed(example: Example, images: Images) -> Example:
+    """Returns an example with the images of a folder in place of a name that ends with "/"."""
+    if not any(name.endswith("/") for name in example.images):
+        return example
+    if isinstance(example, Prompt):
+        parts = (images.frames(x) if x.endswith("/") else (x,) for x in example.images)
+        return dataclasses.replace(example, images=tuple(itertools.chain(*parts)))
+    more = tuple(
+        dataclasses.replace(view, prompt=_listed(view.prompt, images)) for view in example.more
+    )
+    return dataclasses.replace(example, prompt=_listed(example.prompt, images), more=more)
+
+
 def _checked(
     examples: Iterator[Example], images: Images, ids: UniqueIds
 ) -> Iterator[Example | ExampleError]:
@@ -344,6 +372,7 @@ def _checked(
     try:
         for example in examples:
             try:
+                example = _listed(example, images)
                 stored = _check(example, images)
                 yield ids.add(placed(example), stored)
             except ExampleError as error:

@@ -6,6 +6,7 @@ does not: the rule for files on a disk, and decoding (`load.py`).
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from typing_extensions import override
 
 from seva_jax.images.load import (
     IMAGE_EXTENSIONS,
+    files_of,
     image_names,
     image_size,
     inside,
@@ -117,6 +119,34 @@ class ImageFiles:
         """
         return image_size(self.read(name) if self.remote else self.path(name), name=name)
 
+    def frames(self, name: str) -> tuple[str, ...]:
+        """Returns the names of the images in a folder of the image folder, in natural order.
+
+        Those in folders of that folder are left out.
+
+        Args:
+            name: of the folder, relative to the image folder.
+
+        Raises:
+            ExampleError: "unsafe image path" if it leads out of the image folder, "missing image"
+                if there is no such folder or no image in it, "unreadable image" if it cannot be
+                read.
+            StoreError: the store does not answer.
+        """
+        folder = inside(self._root, name).as_posix()
+        if self.remote:
+            self._list(folder)
+            files = [x for x in self._names if x.rpartition("/")[0] == folder]
+        else:
+            files = [f"{folder}/{x}" for x in files_of(self._root, name, self._link_roots)]
+        images = [x for x in files if PurePosixPath(x).suffix.lower() in IMAGE_EXTENSIONS]
+        if not images:
+            raise ExampleError(
+                f"{name}: no folder of {self._root} with images; check the image folder",
+                "missing image",
+            )
+        return tuple(sorted(images, key=_natural))
+
     def names(self) -> list[str]:
         """Returns the names of all image files below the folder, sorted.
 
@@ -141,6 +171,12 @@ class ImageFiles:
             prefix = f"{folder}/" if folder else ""
             self._names |= {prefix + name for name in below}
             self._listed.add(folder)
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    """Returns a key that puts frame_2.png before frame_10.png."""
+    parts = re.split(r"([0-9]+)", name)
+    return [int(x) if i % 2 else x for i, x in enumerate(parts)], name
 
 
 def _with_parents(folder: str) -> Iterator[str]:

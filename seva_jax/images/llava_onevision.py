@@ -19,6 +19,7 @@ import numpy as np
 from typing_extensions import override
 
 from seva_jax.images.any_resolution import (
+    MAX_FEATURES,
     AnyResolution,
     Span,
     picture_features,
@@ -32,7 +33,7 @@ from seva_jax.images.preprocess import checked, colour, require_paddable
 from seva_jax.images.processor_files import Fields
 from seva_jax.images.tiled import Grid, read_only
 from seva_jax.runtime.stores import as_path
-from seva_jax.types import NEWLINE, Blend, DataError, ExampleError, ImageLayout, Size
+from seva_jax.types import FRAME, NEWLINE, Blend, DataError, ExampleError, ImageLayout, Size
 
 _KIND = "LlavaOnevisionImageProcessor"
 _TILE = 384
@@ -45,7 +46,9 @@ class LlavaOnevisionProcessing(AnyResolution):
 
     The only image of a prompt becomes the features of the tile of the whole picture, then those of
     the grid without its padding, made smaller where there are many, each row of which ends with a
-    newline. Each of several images becomes one tile, padded to a square, and one newline.
+    newline. Each of several images becomes one tile, padded to a square, and one newline. A video
+    becomes a tile for each frame, stretched, with half as many rows and columns of features, and
+    one newline after the last frame, as with transformers' LlavaOnevisionVideoProcessor.
 
     Attributes:
         mean: mean to subtract from each of RGB, which are scaled to 0-1 before.
@@ -107,6 +110,11 @@ class LlavaOnevisionProcessing(AnyResolution):
     def blended(self) -> int:
         return 4
 
+    @property
+    @override
+    def videos(self) -> bool:
+        return True
+
     @override
     def tiles(self, image_HWC: np.ndarray, alone: bool = True) -> np.ndarray:
         if alone:
@@ -116,6 +124,8 @@ class LlavaOnevisionProcessing(AnyResolution):
     @override
     def layouts(self, sizes: Sequence[Size], features: int) -> tuple[ImageLayout, ...]:
         side = side_of(features)
+        if FRAME in sizes:
+            return (_video(len(sizes), side),)
         if len(sizes) > 1:
             for size in sizes:
                 require_paddable(size, self.size)
@@ -152,6 +162,26 @@ def _one_tile(features: int) -> ImageLayout:
     """Returns the layout of each of several images."""
     patch_N = np.append(np.arange(features, dtype=np.int32), np.int32(NEWLINE))
     return read_only(ImageLayout(1, patch_N, whole_features(patch_N)))
+
+
+@functools.lru_cache(2**6)
+def _video(frames: int, side: int) -> ImageLayout:
+    """Returns the layout of a video, which has half as many rows and columns of every frame."""
+    half = -(-side // 2)
+    index_HWM, weight_HWM = smaller(
+        np.arange(side * side, dtype=np.int32).reshape(side, -1), half, half
+    )
+    frame_NM = index_HWM.reshape(-1, MAX_FEATURES)
+    first_I11 = side * side * np.arange(frames, dtype=np.int32)[:, None, None]
+    index_NM = (first_I11 + frame_NM).reshape(-1, MAX_FEATURES)
+    weight_NM = np.tile(weight_HWM.reshape(-1, MAX_FEATURES), (frames, 1))
+    none_1M = np.zeros((1, MAX_FEATURES))
+    blend = Blend(
+        np.concatenate([index_NM, none_1M.astype(index_NM.dtype)]),
+        np.concatenate([weight_NM, none_1M.astype(weight_NM.dtype)]),
+    )
+    patch_N = np.append(index_NM[:, 0], np.int32(NEWLINE))
+    return read_only(ImageLayout(frames, patch_N, blend))
 
 
 @functools.lru_cache(2**9)

@@ -31,11 +31,11 @@ IMAGE_EXTENSIONS = tuple(
     for x in ("jpg", "jpeg", "png", "gif", "bmp", "webp", "tif", "tiff", "ppm", "avif", "jp2")
 )
 _STRIP_PIXELS = 2**18
-_MAX_PIXELS = 30_000_000
+MAX_PIXELS = 30_000_000
 
 
 def decode_image(
-    data: bytes | str | Path, *, max_pixels: int = _MAX_PIXELS, name: str | None = None
+    data: bytes | str | Path, *, max_pixels: int = MAX_PIXELS, name: str | None = None
 ) -> np.ndarray:
     """Decodes an image by its content; the extension of a file does not matter.
 
@@ -59,7 +59,7 @@ def decode_image(
 
 
 def image_size(
-    data: bytes | str | Path, *, max_pixels: int = _MAX_PIXELS, name: str | None = None
+    data: bytes | str | Path, *, max_pixels: int = MAX_PIXELS, name: str | None = None
 ) -> Size:
     """Returns the height and width of what `decode_image` returns, without decoding it.
 
@@ -246,6 +246,30 @@ def resolve_image(root: Path, name: str, link_roots: Sequence[str] = ()) -> Path
         except (OSError, RuntimeError, UnicodeError):
             continue
     raise no_such_image(root, name)
+
+
+def files_of(root: Path, name: str, link_roots: Sequence[str] = ()) -> list[str]:
+    """Returns the names of the files of a folder inside a local folder; empty if there is none.
+
+    Args:
+        root: the image folder.
+        name: of the folder, relative to `root`; it need not be trusted.
+        link_roots: see `resolve_image`.
+
+    Raises:
+        ExampleError: "unsafe image path", see `resolve_image`; or the folder cannot be read.
+    """
+    parts, top = inside(root, name), Path(root).resolve()
+    try:
+        if not _may_read((top / parts).resolve(), top, link_roots):
+            raise _leads_out(root, name, parts, link_roots)
+        if not (top / parts).is_dir():
+            return []
+        return [path.name for path in (top / parts).iterdir()]
+    except (OSError, RuntimeError, UnicodeError) as error:
+        raise ExampleError(
+            f"{_shown(name)}: cannot be read ({error})", "unreadable image"
+        ) from error
 
 
 def inside(root: Path, name: str) -> PurePath:

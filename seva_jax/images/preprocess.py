@@ -190,11 +190,20 @@ class ImageProcessing:
         """Whether all images have the same layout, so that nobody has to know their sizes."""
         return True
 
+    @property
+    def videos(self) -> bool:
+        """Whether the model takes the frames of a video as one thing.
+
+        A frame is one tile, which shows the whole picture: what calling the pipeline returns.
+        """
+        return False
+
     def layouts(self, sizes: Sequence[Size], features: int) -> tuple[ImageLayout, ...]:
-        """Returns the layout of each image of a prompt.
+        """Returns the layout of each image of a prompt; with `videos`, also that of a video.
 
         Args:
-            sizes: heights and widths of the decoded images; of no effect with `one_layout`.
+            sizes: heights and widths of the decoded images, or `FRAME` for each frame of one
+                video; of no effect with `one_layout`.
             features: features that the vision tower makes of a tile.
 
         Raises:
@@ -282,6 +291,10 @@ class ImageLayouts:
     @property
     def blended(self) -> int:
         return self.processing.blended
+
+    @property
+    def videos(self) -> bool:
+        return self.processing.videos
 
     def __call__(self, sizes: Sequence[Size]) -> tuple[ImageLayout, ...]:
         return self.processing.layouts(sizes, self.tile_features)

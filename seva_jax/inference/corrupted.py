@@ -13,10 +13,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from seva_jax.batches.image_inputs import ImageUse, Pixels, image_uses
 from seva_jax.corrupt import Corruption, SequenceCorruption, apply_pixels, corruption_key
 from seva_jax.corrupt.base import apply_jitted
 from seva_jax.images import ImageProcessing
-from seva_jax.types import Comparison, Prompt, Size
+from seva_jax.types import FRAME, Comparison, Prompt, Size
 
 
 def corrupted_prompt(prompt: Prompt, corruption: Corruption, index: int, seed: int) -> Prompt:
@@ -32,7 +33,7 @@ class PromptImages(NamedTuple):
 
     Attributes:
         tiles_IHWC: float32, the tiles of all images.
-        sizes: height and width of each image before it was preprocessed.
+        sizes: height and width of each image before it was preprocessed; `FRAME` for frames.
     """
 
     tiles_IHWC: np.ndarray
@@ -58,8 +59,7 @@ def prompt_images(
     """
     load = functools.cache(load_image)
     clean = functools.cache(functools.partial(_clean, load, processing))
-    alone = len(prompt.images) == 1
-    variants = [[clean(name, alone) for name in prompt.images]] + [
+    variants = [[clean(use) for use in image_uses(prompt)]] + [
         _corrupted(prompt, load, clean, processing, corruption, index, seed)
         for index, corruption in enumerate(corruptions)
     ]
@@ -73,18 +73,17 @@ def prompt_images(
     ]
 
 
-def _clean(
-    load: Callable[[str], np.ndarray], processing: ImageProcessing, name: str, alone: bool
-) -> _Image:
-    image_HWC = load(name)
-    height, width, _ = image_HWC.shape
-    return _Image(processing.tiles(image_HWC, alone), (height, width))
+def _clean(load: Callable[[str], np.ndarray], processing: ImageProcessing, use: ImageUse) -> _Image:
+    if use.frame:
+        return _Image(Pixels(load, processing)(use), FRAME)
+    height, width, _ = load(use.name).shape
+    return _Image(Pixels(load, processing)(use), (height, width))
 
 
 def _corrupted(
     prompt: Prompt,
     load: Callable[[str], np.ndarray],
-    clean: Callable[[str, bool], _Image],
+    clean: Callable[[ImageUse], _Image],
     processing: ImageProcessing,
     corruption: Corruption,
     index: int,
@@ -95,26 +94,25 @@ def _corrupted(
     Args:
         prompt: the prompt.
         load: gives a decoded image by name.
-        clean: gives a preprocessed image by name and whether it is the only one.
+        clean: gives a preprocessed image.
         processing: image pipeline.
         corruption: the corruption.
         index: its index among those of the run.
         seed: the run's.
     """
     if corruption.space == "sequence":
-        names = corrupted_prompt(prompt, corruption, index, seed).images
-        return [clean(name, len(names) == 1) for name in names]
-    images, alone = [], len(prompt.images) == 1
+        return [clean(use) for use in image_uses(corrupted_prompt(prompt, corruption, index, seed))]
+    images = []
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        for number, name in enumerate(prompt.images):
+        for number, use in enumerate(image_uses(prompt)):
             key = corruption_key(seed, f"{prompt.id}/{number}", index)
             if corruption.space == "pixels":
-                changed_HWC = apply_pixels(corruption, key, load(name))
-                images.append(_clean(lambda _, x=changed_HWC: x, processing, name, alone))
+                changed_HWC = apply_pixels(corruption, key, load(use.name))
+                images.append(_clean(lambda _, x=changed_HWC: x, processing, use))
                 continue
             # A tile is as large as the whole image of a model with one tile, and noise is drawn for
             # each tile; the first one has the noise that the only one would have.
-            tiles_IHWC, size = clean(name, alone)
+            tiles_IHWC, size = clean(use)
             changed = [
                 apply_jitted(corruption, jax.random.fold_in(key, i) if i else key, tile_HWC)
                 for i, tile_HWC in enumerate(tiles_IHWC)

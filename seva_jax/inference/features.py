@@ -19,7 +19,7 @@ from seva_jax.runtime.read_ahead import READERS, read_ahead
 from seva_jax.runtime.stores import is_remote
 from seva_jax.sharding import process_row_share, row_multiple
 from seva_jax.training.step import Variables
-from seva_jax.types import ExampleError, Size
+from seva_jax.types import FRAME, ExampleError, Size
 
 
 def cached_features(
@@ -60,7 +60,7 @@ def cached_features(
                 hashed, (height, width) = key
                 keys[use] = hashed
                 of_content[hashed] = use
-                sizes = [(height, width)] * (1 if use.alone else 2)
+                sizes = [FRAME] if use.frame else [(height, width)] * (1 if use.alone else 2)
                 layout, *_ = pixels.processing.layouts(sizes, cache.shape[0])
                 tiles[hashed] = layout.tiles
     # Process 0 decides: on a network file system, others may see its files later.

@@ -14,7 +14,9 @@ import numpy as np
 from seva_jax.images import ImageProcessing
 from seva_jax.inference.sampler import PromptBatch
 from seva_jax.models import LlavaConfig
-from seva_jax.types import TEXT, Blend, DataError, ImageLayout
+from seva_jax.types import FRAME, TEXT, Blend, DataError, ImageLayout
+
+_Picture = tuple[ImageLayout, np.ndarray]  # an image or a video: its layout and tiles [I, 3, H, W]
 
 
 def to_rows(
@@ -25,8 +27,9 @@ def to_rows(
     processing: ImageProcessing | None = None,
     image_sizes: np.ndarray | None = None,
     batch_num_images: np.ndarray | None = None,
+    pixel_values_videos: np.ndarray | None = None,
 ) -> PromptBatch:
-    """Regroups the processor's flat list of images by row, and checks all arrays.
+    """Regroups the processor's flat lists of images and videos by row, and checks all arrays.
 
     Args:
         config: the architecture.
@@ -37,9 +40,11 @@ def to_rows(
             features are its tokens.
         image_sizes: heights and widths, which `processing` needs.
         batch_num_images: numbers of images that belong together.
+        pixel_values_videos: the frames of videos; only with `processing`.
 
     Returns:
-        NumPy arrays; I is the largest number of tiles in a row, and missing tiles are zeros.
+        NumPy arrays; I is the largest number of tiles and frames in a row, and missing ones are
+        zeros.
 
     Raises:
         DataError: the arrays do not fit each other or the model.
@@ -57,7 +62,10 @@ def to_rows(
             f"{list(tokens_BS.shape)}"
         )
     image_BS = tokens_BS == config.image_token_id
-    outside = tokens_BS[~image_BS & ((tokens_BS < 0) | (tokens_BS >= config.text.vocab_size))]
+    video_BS = tokens_BS == config.video_token_id
+    outside = tokens_BS[
+        ~(image_BS | video_BS) & ((tokens_BS < 0) | (tokens_BS >= config.text.vocab_size))
+    ]
     if len(outside):
         raise DataError(
             f"input_ids holds {outside[0]}, but the vocabulary has {config.text.vocab_size} "
@@ -67,7 +75,13 @@ def to_rows(
     if processing is None:
         return PromptBatch(*rows, *_tile_by_tile(config, image_BS, pixel_values))
     images = _images(config, processing, pixel_values, image_sizes, batch_num_images)
-    return PromptBatch(*rows, *_laid_out(config, image_BS, images))
+    videos = _videos(config, processing, pixel_values_videos)
+    by_row = zip(
+        _by_row(image_BS, images, "image", "pixel_values"),
+        _by_row(video_BS, videos, "video", "pixel_values_videos"),
+        strict=True,
+    )
+    return PromptBatch(*rows, *_laid_out(config, (image_BS, video_BS), list(by_row)))
 
 
 def _tile_by_tile(
@@ -109,7 +123,7 @@ def _images(
     pixel_values: np.ndarray | None,
     image_sizes: np.ndarray | None,
     batch_num_images: np.ndarray | None,
-) -> list[tuple[ImageLayout, np.ndarray]]:
+) -> list[_Picture]:
     """Returns the layout and the tiles [I, 3, H, W] of every image."""
     if pixel_values is None:
         return []
@@ -147,50 +161,93 @@ def _images(
     return [(layout, tiles[: layout.tiles]) for layout, tiles in zip(layouts, pixels, strict=True)]
 
 
-def _laid_out(
-    config: LlavaConfig, image_BS: np.ndarray, images: Sequence[tuple[ImageLayout, np.ndarray]]
-) -> tuple[np.ndarray, np.ndarray, Blend | None]:
-    """Returns `patch_BS`, the pixels and the blend of rows whose images have layouts."""
-    num_tokens_B = image_BS.sum(axis=1)
-    total = sum(layout.num_tokens for layout, _ in images)
+def _videos(
+    config: LlavaConfig,
+    processing: ImageProcessing,
+    pixel_values_videos: np.ndarray | Sequence[np.ndarray] | None,
+) -> list[_Picture]:
+    """Returns the layout and the frames [I, 3, H, W] of every video."""
+    side, videos = config.vision.image_size, list[_Picture]()
+    for number, video in enumerate([] if pixel_values_videos is None else pixel_values_videos):
+        frames = np.asarray(video)
+        if frames.ndim != 4 or frames.shape[1:] != (3, side, side) or not len(frames):
+            raise DataError(
+                f"pixel_values_videos: video {number} is {list(frames.shape)}, expected "
+                f"[frames, 3, {side}, {side}] with at least one frame; use the processor of this "
+                "model"
+            )
+        (layout,) = processing.layouts([FRAME] * len(frames), config.tile_features)
+        videos.append((layout, frames))
+    return videos
+
+
+def _by_row(
+    place_BS: np.ndarray, pictures: Sequence[_Picture], kind: str, array: str
+) -> list[list[_Picture]]:
+    """Returns the images, or the videos, of each row.
+
+    Args:
+        place_BS: whether a token is one of theirs.
+        pictures: those of all rows.
+        kind: "image" or "video", for errors.
+        array: the array that they are from, for errors.
+    """
+    num_tokens_B = place_BS.sum(axis=1)
+    total = sum(layout.num_tokens for layout, _ in pictures)
     if num_tokens_B.sum() != total:
         raise DataError(
-            f"input_ids has {num_tokens_B.sum()} image tokens, but the {len(images)} images of "
-            f"pixel_values make {total}; use the processor of this model"
+            f"input_ids has {num_tokens_B.sum()} {kind} tokens, but the {len(pictures)} {kind}s of "
+            f"{array} make {total}; use the processor of this model"
         )
-    by_row: list[list[tuple[ImageLayout, np.ndarray]]] = []
-    left = list(images)
+    by_row, left = list[list[_Picture]](), list(pictures)
     for row, num in enumerate(num_tokens_B):
-        own: list[tuple[ImageLayout, np.ndarray]] = []
+        own = list[_Picture]()
         while sum(layout.num_tokens for layout, _ in own) < num:
             own.append(left.pop(0))
         tokens = sum(layout.num_tokens for layout, _ in own)
         if tokens > num:
             raise DataError(
-                f"input_ids: row {row} has {num} image tokens, but its images make {tokens}"
+                f"input_ids: row {row} has {num} {kind} tokens, but its {kind}s make {tokens}"
             )
         by_row.append(own)
+    return by_row
 
-    side, features = config.vision.image_size, config.tile_features
-    most = max(sum(layout.tiles for layout, _ in own) for own in by_row)
+
+def _laid_out(
+    config: LlavaConfig,
+    places: tuple[np.ndarray, np.ndarray],
+    by_row: Sequence[tuple[list[_Picture], list[_Picture]]],
+) -> tuple[np.ndarray, np.ndarray, Blend | None]:
+    """Returns `patch_BS`, the pixels and the blend of rows whose images have layouts.
+
+    Args:
+        config: the architecture.
+        places: [B, S] each, whether a token is of an image, and whether of a video.
+        by_row: images and videos of each row; the tiles of images are first.
+    """
+    shape, side, features = places[0].shape, config.vision.image_size, config.tile_features
+    every = [layout for both in by_row for own in both for layout, _ in own]
+    most = max(sum(layout.tiles for own in both for layout, _ in own) for both in by_row)
     pixels_BIHWC = np.zeros((len(by_row), most, side, side, 3), np.float32)
-    patch_BS = np.full(image_BS.shape, TEXT, np.int32)
-    blends = [layout.blend for layout, _ in images if layout.blend is not None]
+    patch_BS = np.full(shape, TEXT, np.int32)
+    blends = [layout.blend for layout in every if layout.blend is not None]
     blend = None
     if blends:
-        shape = (*image_BS.shape, blends[0].index_BSM.shape[-1])
+        shape = (*shape, blends[0].index_BSM.shape[-1])
         blend = Blend(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
-    for row, own in enumerate(by_row):
-        places, tile = np.flatnonzero(image_BS[row]), 0
-        for layout, tiles_ICHW in own:
-            at, places = places[: layout.num_tokens], places[layout.num_tokens :]
-            first = tile * features
-            patch_N = layout.patch_N
-            patch_BS[row, at] = np.where(patch_N >= 0, patch_N + first, patch_N)
-            if blend is not None and layout.blend is not None:
-                sums_N1 = layout.blend.weight_BSM.any(-1, keepdims=True)
-                blend.index_BSM[row, at] = np.where(sums_N1, layout.blend.index_BSM + first, 0)
-                blend.weight_BSM[row, at] = layout.blend.weight_BSM
-            pixels_BIHWC[row, tile : tile + layout.tiles] = tiles_ICHW.transpose(0, 2, 3, 1)
-            tile += layout.tiles
+    for row, both in enumerate(by_row):
+        tile = 0
+        for place_BS, own in zip(places, both, strict=True):
+            left = np.flatnonzero(place_BS[row])
+            for layout, tiles_ICHW in own:
+                at, left = left[: layout.num_tokens], left[layout.num_tokens :]
+                first = tile * features
+                patch_N = layout.patch_N
+                patch_BS[row, at] = np.where(patch_N >= 0, patch_N + first, patch_N)
+                if blend is not None and layout.blend is not None:
+                    sums_N1 = layout.blend.weight_BSM.any(-1, keepdims=True)
+                    blend.index_BSM[row, at] = np.where(sums_N1, layout.blend.index_BSM + first, 0)
+                    blend.weight_BSM[row, at] = layout.blend.weight_BSM
+                pixels_BIHWC[row, tile : tile + layout.tiles] = tiles_ICHW.transpose(0, 2, 3, 1)
+                tile += layout.tiles
     return patch_BS, pixels_BIHWC, blend

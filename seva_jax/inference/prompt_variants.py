@@ -21,7 +21,7 @@ from seva_jax.corrupt.base import changed_size
 from seva_jax.images import ImageProcessing
 from seva_jax.inference.corrupted import corrupted_prompt, prompt_images
 from seva_jax.text import EncodedTree, Encoder
-from seva_jax.types import ExampleError, ImageLayout, Prompt, Size, View
+from seva_jax.types import FRAME, ExampleError, ImageLayout, Prompt, Size, View
 
 
 class Variant(NamedTuple):
@@ -135,4 +135,4 @@ def _sizes_under(corruption: Corruption | None, sizes: tuple[Size, ...]) -> tupl
     """Returns the sizes of a prompt's images under a corruption; None changes nothing."""
     if corruption is None or corruption.space != "pixels":
         return sizes
-    return tuple(changed_size(corruption, size) for size in sizes)
+    return tuple(x if x == FRAME else changed_size(corruption, x) for x in sizes)

@@ -192,6 +192,8 @@ class LlavaConfig:
         image_token_id: the token id at image positions.
         newline: whether a learned vector ends every row of an image (LLaVA-NeXT, OneVision).
         projector_norm: whether LayerNorm precedes the linear layers of the projector (InternVL).
+        video_token_id: the token id that transformers puts at the positions of a video
+            (OneVision); None for models without videos.
     """
 
     vision: TowerConfig = VisionConfig()
@@ -202,6 +204,7 @@ class LlavaConfig:
     image_token_id: int = 32000
     newline: Annotated[bool, ADDED] = False
     projector_norm: Annotated[bool, ADDED] = False
+    video_token_id: Annotated[int | None, ADDED] = None
 
     @property
     def tile_features(self) -> int:

@@ -23,7 +23,7 @@ from seva_jax.ranges import FROM_1, Range
 from seva_jax.text.encode import clean_answer
 from seva_jax.text.mentions import Vocabulary
 from seva_jax.text.sampling import Sampling
-from seva_jax.types import IMAGE_MARKER, Comparison, DataError, Rollout
+from seva_jax.types import IMAGE_MARKER, VIDEO_MARKER, Comparison, DataError, Rollout
 
 TEMPLATES = (
     "There is {object}",
@@ -189,6 +189,7 @@ class InjectedPairs(PairBuilder):
             name = absent[rng.integers(len(absent))]
             template = self.templates[rng.integers(len(self.templates))]
             leads[place] = template.replace("{object}", with_article(name))
-        question = rollout.prompt.question.replace(IMAGE_MARKER, "").strip()
+        question = rollout.prompt.question.replace(IMAGE_MARKER, "")
+        question = question.replace(VIDEO_MARKER, "").strip()
         blind = dataclasses.replace(rollout.prompt, question=question, images=())
         return Comparison(rollout.prompt, (answer,)), Draft(blind, parts, leads)

@@ -87,7 +87,7 @@ class Outputs:
         folder = as_path(ctx.config.train.feature_cache) / tower
         cache = FeatureCache(folder, *ctx.base_model.feature_kind)
         views = (view for c in self.comparisons.comparisons for view in c.views)
-        uses = sorted({use for view in views for use in image_uses(view.prompt.images)})
+        uses = sorted({use for view in views for use in image_uses(view.prompt)})
         with ctx.workdir.bar("image features", len(uses), "image") as bar:
             return cached_features(
                 cache, ctx.base_model, {"params": self.base}, uses, pixels, ctx.mesh,

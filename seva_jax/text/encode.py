@@ -20,7 +20,9 @@ from seva_jax.text.specials import SpecialTokens, special_ids
 from seva_jax.text.templates import Template
 from seva_jax.text.words import WordIds
 from seva_jax.types import (
+    FRAME,
     IMAGE_MARKER,
+    VIDEO_MARKER,
     DataError,
     ExampleError,
     Layouts,
@@ -46,7 +48,7 @@ class EncodedTree(NamedTuple):
         branches: int32 [T] for each answer: at least one token, and the end token last unless the
             answer was cut.
         truncated: how many answers were cut.
-        sizes: size of each image of the prompt, see `Encoder.sizes`.
+        sizes: size of each image of the prompt, see `Encoder.sizes`; `FRAME` for frames.
     """
 
     trunk: np.ndarray
@@ -56,7 +58,10 @@ class EncodedTree(NamedTuple):
 
 
 class _Images(NamedTuple):
-    """What a trunk has to know about its images: size and number of tokens of each."""
+    """What a trunk has to know about its images: size and number of tokens of each.
+
+    A video has the sizes of its frames, and one number of tokens.
+    """
 
     sizes: tuple[Size, ...]
     counts: np.ndarray
@@ -67,7 +72,7 @@ class _Texts(NamedTuple):
 
     Attributes:
         prompt: everything up to and including "ASSISTANT:".
-        num_images: images of the prompt.
+        num_images: images of the prompt; 1 for a video.
         start: see `Prompt.start`.
         before: everything before an answer.
         answers: the answers, without the spaces around them.
@@ -93,7 +98,8 @@ class Encoder:
     Attributes:
         tokenizer: a transformers tokenizer.
         template: the words around question and answer.
-        image_token_id: id at the positions of image features.
+        image_token_id: id at the positions of image features, and of those of a video: it is
+            never looked up, so a tokenizer needs no other token for videos.
         layouts: gives the layout of each image of a prompt; an image takes as many of these ids as
             its layout has tokens.
         max_length: maximum number of tokens in the trunk and one branch together.
@@ -339,21 +345,24 @@ class Encoder:
                 out.append(texts)
             else:
                 mine = list(itertools.islice(ids, len(texts.encoded)))
-                out.append(_caught(functools.partial(self._tree, texts, view.prompt.images, mine)))
+                out.append(_caught(functools.partial(self._tree, texts, view.prompt, mine)))
         return out
 
     def _tree(
-        self, texts: _Texts, names: Sequence[str], ids: Sequence[np.ndarray | ExampleError]
+        self, texts: _Texts, prompt: Prompt, ids: Sequence[np.ndarray | ExampleError]
     ) -> EncodedTree:
         before, answers = self._read(texts, iter(ids))
-        images = self._images(names)
+        images = self._images(prompt)
         trunk = expand_images(before, self.image_token_id, images.counts)
         fitted = [self.fit(trunk, answer) for answer in answers]
         branches = tuple(ids for ids, _ in fitted)
         return EncodedTree(trunk, branches, sum(cut for _, cut in fitted), images.sizes)
 
-    def _images(self, names: Sequence[str]) -> _Images:
+    def _images(self, prompt: Prompt) -> _Images:
         """Returns sizes and numbers of tokens of images; where all are alike, by their number."""
+        names = prompt.images
+        if prompt.about_video:
+            return self._laid_out((FRAME,) * len(names))
         if not self.layouts.one_layout:
             return self._laid_out(self.sizes(names))
         images = self._alike.get(len(names))
@@ -375,10 +384,34 @@ class Encoder:
             ExampleError: see `Template.prompt`.
         """
         asked = view.prompt
-        prompt = self._spelled(self.template.prompt(asked.question, len(asked.images)))
+        question, num_images = self._question(asked)
+        prompt = self._spelled(self.template.prompt(question, num_images))
         answers = tuple(x.rstrip() if asked.start else x.strip() for x in view.answers)
         before = prompt + self.template.before_answer + asked.start
-        return _Texts(prompt, len(asked.images), asked.start, before, answers)
+        return _Texts(prompt, num_images, asked.start, before, answers)
+
+    def _question(self, prompt: Prompt) -> tuple[str, int]:
+        """Returns a question and how many images it is about; a video is written as one image.
+
+        Raises:
+            ExampleError: it is about a video, and the model takes none, or there are more markers.
+        """
+        if not prompt.about_video:
+            return prompt.question, len(prompt.images)
+        if not self.layouts.videos:
+            raise ExampleError(
+                f"the question has {VIDEO_MARKER}, but the model takes no videos, only images: "
+                f"{prompt.question[:80]!r}; remove the marker, and each frame is an image",
+                "no videos",
+            )
+        words = prompt.question.replace(VIDEO_MARKER, "", 1).strip()
+        if VIDEO_MARKER in words or IMAGE_MARKER in words:
+            raise ExampleError(
+                f"the question has other markers beside one {VIDEO_MARKER}: "
+                f"{prompt.question[:80]!r}; ask about one video, or about images",
+                "image markers",
+            )
+        return words, 1
 
     def _spelled(self, prompt: str) -> str:
         """Returns a prompt with images as the tokenizer knows them."""

@@ -13,8 +13,8 @@ from typing import Annotated
 from typing_extensions import override
 
 from seva_jax.data.sources import PromptSet, PromptSource
-from seva_jax.ranges import FROM_1
-from seva_jax.types import Prompt
+from seva_jax.ranges import ADDED, FROM_1
+from seva_jax.types import VIDEO_MARKER, Prompt
 from seva_jax.worlds.shapes import ShapeWorld, WorldPrompts, describe
 
 
@@ -28,6 +28,7 @@ class WorldSequences(PromptSource):
         skewed: whether colours follow the skewed prior; otherwise they are uniform.
         images: number of images in a prompt.
         num: number of prompts.
+        video: whether the images are the frames of a video.
     """
 
     world: ShapeWorld = ShapeWorld(max_objects=1)
@@ -35,6 +36,7 @@ class WorldSequences(PromptSource):
     skewed: bool = False
     images: Annotated[int, FROM_1] = 4
     num: Annotated[int, FROM_1] = 1000
+    video: Annotated[bool, ADDED] = False
 
     @override
     def open(self) -> PromptSet:
@@ -49,4 +51,5 @@ class WorldSequences(PromptSource):
         answer = describe([(color, shape) for color, shape in objects])
         meta = parts[0].meta | {"answer": answer, "objects": objects}
         names = tuple(name for part in parts for name in part.images)
-        return Prompt(f"{self.split}/{number:06d}/sequence", parts[0].question, names, meta)
+        question = f"{VIDEO_MARKER}\n" * self.video + parts[0].question
+        return Prompt(f"{self.split}/{number:06d}/sequence", question, names, meta)

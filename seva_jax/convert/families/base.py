@@ -46,13 +46,15 @@ class Family(abc.ABC):
         tower_type: how config.json names the tower.
         tower_fields: our names of the tower's fields, and those of transformers.
         token_field: field of config.json with the id of the image token.
+        video_field: field of config.json with the id of the video token; None without videos.
         selects: supported values of `vision_feature_select_strategy`.
         newline: see `LlavaConfig`.
         projector_norm: see `LlavaConfig`.
         image_text: how text spells one image; of its tokens, the image token is repeated.
         chat_image: what chat templates write for one image, before the processor.
         processing: class of the image pipeline.
-        image_arrays: arrays besides `pixel_values` that its processor returns for images.
+        image_arrays: arrays besides `pixel_values` that its processor returns for images and
+            videos.
     """
 
     model_type: ClassVar[str]
@@ -61,6 +63,7 @@ class Family(abc.ABC):
     tower_type: ClassVar[str]
     tower_fields: ClassVar[Mapping[str, str]] = _TOWER
     token_field: ClassVar[str] = "image_token_index"
+    video_field: ClassVar[str | None] = None
     selects: ClassVar[tuple[str, ...]] = ("default",)
     newline: ClassVar[bool] = False
     projector_norm: ClassVar[bool] = False
@@ -143,6 +146,7 @@ class Family(abc.ABC):
             image_token_id=getattr(hf, self.token_field),
             newline=self.newline,
             projector_norm=self.projector_norm,
+            video_token_id=getattr(hf, self.video_field) if self.video_field else None,
         )
 
     def fields(

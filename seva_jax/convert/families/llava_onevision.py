@@ -20,7 +20,7 @@ _ANYRES_MAX = re.compile(r"anyres_max_([1-9]\d{0,3})")
 
 @dataclasses.dataclass(frozen=True)
 class LlavaOnevision(Family):
-    """LLaVA-OneVision with images."""
+    """LLaVA-OneVision with images and videos."""
 
     model_type = "llava_onevision"
     architecture = "LlavaOnevisionForConditionalGeneration"
@@ -30,7 +30,8 @@ class LlavaOnevision(Family):
     selects = ("full",)  # "default" would drop the first patch, as there is no class token
     newline = True
     processing = LlavaOnevisionProcessing
-    image_arrays = ("image_sizes", "batch_num_images")
+    video_field = "video_token_index"
+    image_arrays = ("image_sizes", "batch_num_images", "pixel_values_videos")
 
     @override
     def hf_config(self, fields: dict[str, Any]) -> Any:
@@ -59,6 +60,8 @@ class LlavaOnevision(Family):
         fields = super().fields(config, processing, context_length)
         assert isinstance(processing, LlavaOnevisionProcessing)
         del fields["image_seq_length"]
+        if config.video_token_id is not None:
+            fields["video_token_index"] = config.video_token_id
         fields["vision_config"] |= {"vision_use_head": False}
         return fields | {
             "image_grid_pinpoints": [list(size) for size in processing.resolutions],
