@@ -10,11 +10,8 @@ original LLaVA's layout differs. What does not: training checkpoints
 (`seva_jax/training/checkpoint.py`), and starting from an earlier run
 (`seva_jax/config/prior_run.py`, `seva_jax/run/weights.py`). Read next: `table.py`.
 
-Another model family (LLaVA-NeXT, LLaVA-OneVision, ...) takes one file in `seva_jax/models` with its
-modules, and one file here with what `table.py` holds for LLaVA-1.5: rows of (their name, our path,
-transform), the spellings in circulation and the tensors that nothing reads; and a function like
-`read_llava_config` that refuses, by field and value, whatever the modules do not implement. `load`
-and `export` need nothing but the rows.
+`families` has a file for each model family, which says what of the above differs in it.
+`seva_jax/models/README.md` says how to add one.
 """
 
 from seva_jax.convert.adapters import Adapter, lora_of, read_adapter, read_lora
