@@ -1,10 +1,10 @@
 """Architectures of published models by name, to plan for without their files.
 
 What lives here: the sizes and image pipelines of models on the Hub. What does not: reading those of
-a directory (`seva_jax/convert`). The numbers are those of each model's config.json, as far as they
-could be read without it: the scripts of transformers that made the directories
-(`convert_llava_next_weights_to_hf.py`, `convert_llava_onevision_weights_to_hf.py`,
-`convert_internvl_weights_to_hf.py`) and the configs of the language models that these start from.
+a directory (`seva_jax/convert`). The numbers follow from the scripts of transformers that made the
+directories (`convert_llava_next_weights_to_hf.py`, `convert_llava_onevision_weights_to_hf.py`,
+`convert_internvl_weights_to_hf.py`), the defaults of its configs, and the configs of the language
+models and of InternVL3-1B. `--size base` reads a checkpoint's own.
 """
 
 from __future__ import annotations
@@ -84,24 +84,23 @@ def _internvl3(text: TextConfig) -> Published:
     return Published(config, InternvlProcessing())
 
 
-def _qwen2(width: int, layers: int, heads: int, kv_heads: int, mlp: int, head: int) -> TextConfig:
-    """Returns the language model of a Qwen2 or Qwen2.5, whose sizes are the same."""
-    return TextConfig(
-        hidden_size=width,
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head,
-        mlp_size=mlp,
-        norm_eps=1e-6,
-        rope_base=1e6,
-        qkv_bias=True,
-    )
-
-
-_QWEN_05B = _qwen2(896, 24, 14, 2, 4864, 64)
-_QWEN_15B = _qwen2(1536, 28, 12, 2, 8960, 128)
-_QWEN_7B = _qwen2(3584, 28, 28, 4, 18944, 128)
+# Qwen2 and Qwen2.5, whose sizes are the same.
+_QWEN = TextConfig(num_layers=28, norm_eps=1e-6, rope_base=1e6, qkv_bias=True)
+_QWEN_05B = dataclasses.replace(
+    _QWEN,
+    hidden_size=896,
+    num_layers=24,
+    num_heads=14,
+    num_kv_heads=2,
+    head_dim=64,
+    mlp_size=4864,
+)
+_QWEN_15B = dataclasses.replace(
+    _QWEN, hidden_size=1536, num_heads=12, num_kv_heads=2, mlp_size=8960
+)
+_QWEN_7B = dataclasses.replace(
+    _QWEN, hidden_size=3584, num_heads=28, num_kv_heads=4, mlp_size=18944
+)
 # Mistral-7B-Instruct-v0.2, which has no sliding window, with 2 tokens more, padded to 64.
 _MISTRAL_7B = TextConfig(mlp_size=14336, num_kv_heads=8, rope_base=1e6)
 # Meta-Llama-3-8B-Instruct, whose 128,256 tokens become 128,320 in the same way.
@@ -116,11 +115,12 @@ PUBLISHED: Mapping[PublishedSize, Published] = {
     "llava-v1.6-vicuna-13b": _next(LLAVA_15["13b"].text),
     "llava-v1.6-mistral-7b": _next(_MISTRAL_7B),
     "llama3-llava-next-8b": _next(_LLAMA_3_8B, 128256),
-    # Qwen2's vocabulary of 151,936 or, from 7B on, 152,064, with 2 tokens more, padded to 64.
+    # Qwen2's vocabulary of 151,936 or, in 7B, 152,064, with 2 tokens more, padded to 64.
     "llava-onevision-qwen2-0.5b": _onevision(
         dataclasses.replace(_QWEN_05B, vocab_size=152000, tied_head=True)
     ),
     "llava-onevision-qwen2-7b": _onevision(dataclasses.replace(_QWEN_7B, vocab_size=152128)),
+    # The config of InternVL3-1B, whose head is not tied either, with the sizes of the others.
     "internvl3-1b": _internvl3(_QWEN_05B),
     "internvl3-2b": _internvl3(_QWEN_15B),
     "internvl3-8b": _internvl3(_QWEN_7B),
