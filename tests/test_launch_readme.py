@@ -3,12 +3,15 @@
 import csv
 import re
 import shlex
+import string
 import subprocess
 from pathlib import Path
 
 from seva_jax.config import flatten
 from seva_jax.config.command_line import load_experiments
 from seva_jax.plan.__main__ import main as plan
+from seva_jax.plan.options import image_layout
+from seva_jax.plan.published import PUBLISHED
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,3 +78,35 @@ def test_the_table_of_whole_runs_is_what_the_planner_says(tmp_path, monkeypatch)
     ]
     assert len(written) == 6
     assert sorted(written) == sorted(found)
+
+
+def test_the_table_of_other_families_is_what_the_planner_says(tmp_path, monkeypatch):
+    """Its commands give its rows, in order."""
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "launch" / "README.md").read_text()
+    section = text.partition("### Other model families")[2].partition("\n### ")[0]
+    columns = (
+        *("rows", "step GiB/chip", "s/step", "ms/token step", "rollouts min", "reference min"),
+        *("training min", "evaluation min", "whole run min", "chip-hours", "min at measured rates"),
+    )
+    values, planned = {}, []
+    for line in re.findall(r"```bash\n(.*?)```", section, re.DOTALL)[0].splitlines():
+        name, assigned, value = line.partition('="')
+        value = string.Template(value.removesuffix('"') if assigned else line).substitute(values)
+        if assigned:
+            values[name] = value
+            continue
+        words = value.removeprefix("python -m seva_jax.plan ").split()
+        file = tmp_path / "table.csv"
+        plan([*words, "--csv", str(file)])
+        published = PUBLISHED[words[words.index("--size") + 1]]
+        start = words.index("--image") + 1
+        height, width = map(int, words[start : start + 2])
+        layout = image_layout(published.processing, published.config, (height, width))
+        image = f"{height} x {width}", f"{layout.tiles}, {layout.num_tokens:,}"
+        for row in csv.DictReader(file.read_text().splitlines()):
+            topology = row["topology"].replace("h100", "one H100")
+            planned.append([row["model"], *image, topology, *(row[x] for x in columns)])
+    table = [line.strip("| ").split(" | ") for line in section.splitlines() if "LoRA r=" in line]
+    assert [[x.replace(" (16)", "") for x in row] for row in table] == planned
+    assert len(planned) == 15

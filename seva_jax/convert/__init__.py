@@ -1,19 +1,17 @@
 """Reads checkpoints of other libraries, and writes results for them.
 
-What lives here. Reading: `hf_config` reads config.json, whose fields `families/` explain and, of
-the language model, `hf_text`; `table` maps their tensors to our parameters, `load` checks the files
-against the model and reads them onto devices, `adapters` reads LoRA adapters (and `adapter_config`
-what peft says of them). Writing (`python -m seva_jax.convert`): `export` writes whole models in the
-layout of their checkpoint, `rewrite` in the other layout, `processor` writes how images and chats
-are prepared, `peft` writes adapters, `pickles` turns .bin files into safetensors. `original` knows
-how the original LLaVA's layout differs. What does not: training checkpoints
+What lives here. Reading: `hf_config` reads config.json and `hf_text` the language model in it,
+`table` maps their tensors to our parameters, `load` checks the files against the model and reads
+them onto devices, `adapters` reads LoRA adapters (and `adapter_config` what peft says of them).
+Writing (`python -m seva_jax.convert`): `export` writes whole models in the layout of their
+checkpoint, `rewrite` in the other layout, `processor` writes how images and chats are prepared,
+`peft` writes adapters, `pickles` turns .bin files into safetensors. `original` knows how the
+original LLaVA's layout differs. What does not: training checkpoints
 (`seva_jax/training/checkpoint.py`), and starting from an earlier run
 (`seva_jax/config/prior_run.py`, `seva_jax/run/weights.py`). Read next: `table.py`.
 
-Another model family takes a file in `families/`, which says what its configs and processors mean
-and refuses, by field and value, whatever the modules do not implement; a tower that no other family
-has takes one in `seva_jax/models`, and rows of (their name, our path, transform) in `table.py`.
-`load` and `export` need nothing but the rows.
+`families` has a file for each model family, which says what of the above differs in it.
+`seva_jax/models/README.md` says how to add one.
 """
 
 from seva_jax.convert.adapters import Adapter, lora_of, read_adapter, read_lora

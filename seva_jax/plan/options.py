@@ -11,9 +11,10 @@ import tyro
 from seva_jax.batches.trees import RowShape
 from seva_jax.config import Experiment, runs_of
 from seva_jax.images import ImageProcessing
-from seva_jax.models import LLAVA_15, LlavaConfig
+from seva_jax.models import LlavaConfig
 from seva_jax.plan.answering import padded_prompt
 from seva_jax.plan.estimate import Plan, plan
+from seva_jax.plan.published import PUBLISHED, PublishedSize
 from seva_jax.plan.whole_run import Amounts
 from seva_jax.sharding import MeshShape
 from seva_jax.types import DataError, ImageLayout, Size
@@ -34,7 +35,8 @@ class PlanOptions:
             is the number that the run chooses. Without any, --rollout.tensor.
         rows: numbers of rows to try that are answered together; without any,
             --rollout.batch-size.
-        size: architectures: LLaVA-1.5-7B, LLaVA-1.5-13B, or that of the config's base model.
+        size: architectures: LLaVA-1.5 (7b, 13b) and other published models by their names, which
+            need no files, or that of the config's base model (base).
         tune: what is trained: the parts that the config names, or language model and projector
             in full.
         question: tokens of a question, with its template.
@@ -60,7 +62,7 @@ class PlanOptions:
     batch: tuple[int, ...] = ()
     rollout_tensor: tuple[int, ...] = ()
     rows: tuple[int, ...] = ()
-    size: tuple[Literal["7b", "13b", "base"], ...] = ("7b",)
+    size: tuple[PublishedSize | Literal["base"], ...] = ("7b",)
     tune: tuple[Literal["config", "full"], ...] = ("config",)
     question: int = 64
     answer: int = 128
@@ -164,7 +166,7 @@ def variants(experiment: Experiment, options: PlanOptions) -> list[Variant]:
                 assets = run.base.assets()
                 config, processing = assets.config, assets.processing
             else:
-                config, processing = LLAVA_15[size], ImageProcessing()
+                config, processing = PUBLISHED[size].config, PUBLISHED[size].processing
             image = image_layout(processing, config, options.image)
             train = dataclasses.replace(run.train, batch_size=batch)
             lora = run.base.lora(run.lora) if size == "base" else run.lora
