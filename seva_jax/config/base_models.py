@@ -158,8 +158,11 @@ class Checkpoint(BaseModel):
                 "belong to the weights"
             )
         layouts = read_layouts(self.path, self.vision_tower)
-        both = isinstance(layouts, AnyResolution) and isinstance(processing, AnyResolution)
-        if both and layouts.resolutions != processing.resolutions:
+        if (
+            isinstance(layouts, AnyResolution)
+            and isinstance(processing, AnyResolution)
+            and layouts.resolutions != processing.resolutions
+        ):
             raise DataError(
                 f"{self.path}: config.json and the processor's file lay out images differently "
                 "(image_grid_pinpoints); use the processor files that belong to the weights"

@@ -57,10 +57,14 @@ class InternMLP(nn.Module):
     @nn.compact
     def __call__(self, x_NPE: jax.Array) -> jax.Array:
         """Maps normalised inputs [N, P, E] to [N, P, E]."""
-        cfg, dims = self.config, ("vision_embed", "vision_mlp")
-        y = Linear(cfg.mlp_size, dims, True, dtype=self.dtype, name="fc1")(x_NPE)
+        cfg, inside, out = (
+            self.config,
+            ("vision_embed", "vision_mlp"),
+            ("vision_mlp", "vision_embed"),
+        )
+        y = Linear(cfg.mlp_size, inside, True, dtype=self.dtype, name="fc1")(x_NPE)
         y = nn.gelu(y, approximate=False)
-        return Linear(cfg.hidden_size, dims[::-1], True, dtype=self.dtype, name="fc2")(y)
+        return Linear(cfg.hidden_size, out, True, dtype=self.dtype, name="fc2")(y)
 
 
 class InternLayer(nn.Module):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
@@ -25,7 +26,8 @@ class Internvl(Family):
     architecture = "InternVLForConditionalGeneration"
     tower = InternConfig
     tower_type = "internvl_vision"
-    tower_fields = Family.tower_fields | {
+    tower_fields: ClassVar[Mapping[str, str]] = {
+        **Family.tower_fields,
         "attention_bias": "attention_bias",
         "qk_norm": "use_qk_norm",
     }
@@ -39,7 +41,7 @@ class Internvl(Family):
     def hf_config(self, fields: dict[str, Any]) -> Any:
         from transformers import InternVLConfig
 
-        hf = InternVLConfig.from_dict(fields)
+        hf: Any = InternVLConfig.from_dict(fields)
         if "tie_word_embeddings" not in fields:  # transformers 4 asks the language model's config
             hf.tie_word_embeddings = hf.text_config.tie_word_embeddings
         return hf

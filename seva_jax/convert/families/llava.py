@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from typing_extensions import override
@@ -20,7 +21,7 @@ class Llava(Family):
     architecture = "LlavaForConditionalGeneration"
     tower = VisionConfig
     tower_type = "clip_vision_model"
-    tower_fields = Family.tower_fields | {"activation": "hidden_act"}
+    tower_fields: ClassVar[Mapping[str, str]] = {**Family.tower_fields, "activation": "hidden_act"}
     selects = ("default", "full")
     processor: ClassVar[str] = "LlavaProcessor"
 

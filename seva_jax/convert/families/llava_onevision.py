@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
@@ -26,7 +27,7 @@ class LlavaOnevision(Family):
     architecture = "LlavaOnevisionForConditionalGeneration"
     tower = SiglipConfig
     tower_type = "siglip_vision_model"
-    tower_fields = Family.tower_fields | {"activation": "hidden_act"}
+    tower_fields: ClassVar[Mapping[str, str]] = {**Family.tower_fields, "activation": "hidden_act"}
     selects = ("full",)  # "default" would drop the first patch, as there is no class token
     newline = True
     processing = LlavaOnevisionProcessing
