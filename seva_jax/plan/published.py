@@ -70,6 +70,7 @@ def _onevision(text: TextConfig) -> Published:
         feature_layer=-1,
         feature_select="full",
         image_token_id=151646,
+        video_token_id=151647,
         newline=True,
     )
     return Published(config, LlavaOnevisionProcessing())
