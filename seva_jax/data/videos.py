@@ -135,7 +135,7 @@ class Videos(PromptSource):
                 "video, or about images",
                 "several videos",
             )
-        (name,) = prompt.images
+        name = prompt.images[0]
         count = counts[name]
         if isinstance(count, ExampleError):
             raise count
