@@ -13,6 +13,7 @@ from tiny_models import TINY, noisy_variables
 from seva_jax.batches.encoded import encode_comparisons
 from seva_jax.batches.image_inputs import FeatureCache, ImageUse, Pixels, image_uses
 from seva_jax.batches.pipeline import ComparisonRows
+from seva_jax.convert.families import family_of
 from seva_jax.corrupt import (
     DiffusionNoise,
     Drop,
@@ -28,7 +29,7 @@ from seva_jax.images.llava_onevision import LlavaOnevisionProcessing
 from seva_jax.inference.corrupted import prompt_images
 from seva_jax.inference.features import cached_features
 from seva_jax.inference.rollouts import RolloutEngine
-from seva_jax.models import Llava
+from seva_jax.models import Llava, SiglipConfig
 from seva_jax.text import PLAIN, Encoder, Sampling
 from seva_jax.training.step import StepOptions, make_logps
 from seva_jax.types import FRAME, NEWLINE, Comparison, ExampleError, Prompt
@@ -263,3 +264,14 @@ def test_prompts_about_videos_are_answered_alike(variables):
     videos = PromptSet([VIDEO, dataclasses.replace(VIDEO, id="w")], load_image)
     changed = answers(corrupt=(Drop(), Shuffle(), Reverse()), data=videos)
     assert [len(a.answers) for a in changed] == [4, 4]
+
+
+def test_config_json_keeps_the_video_token():
+    tower = SiglipConfig(image_size=SIZE, patch_size=4, hidden_size=16, num_layers=1, num_heads=2)
+    config = dataclasses.replace(
+        CONFIG, vision=tower, feature_select="full", image_token_id=7, video_token_id=9
+    )
+    family = family_of(config)
+    fields = family.fields(config, ONEVISION, None)
+    assert fields["video_token_index"] == 9
+    assert family.config(family.hf_config(fields), False).video_token_id == 9
