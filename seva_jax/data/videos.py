@@ -135,7 +135,7 @@ class Videos(PromptSource):
                 "video, or about images",
                 "several videos",
             )
-        name = prompt.images[0]
+        name = next(filter(is_video, prompt.images))
         count = counts[name]
         if isinstance(count, ExampleError):
             raise count
