@@ -1,23 +1,28 @@
 """RRPO for LLaVA-Video: rewards of the phrases in which answers differ (arXiv 2504.12083).
 
     python -m seva_jax.train --config configs/rrpo.py \
-        --base.path DIR --prompts.source.path FILE --prompts.source.image-root DIR --mesh.fsdp 8
+        --base.path DIR --prompts.source.source.path FILE \
+        --prompts.source.source.image-root DIR --mesh.fsdp 8
 
-The numbers are those of the release's script. The model is LLaVA-1.5-7B instead of
-LLaVA-Video-7B-Qwen2, and the frames of a video are the images of a question, so at most three fit
-into its 2,048 tokens; the release has 16. The data, in TRL's format, has `<MASK>` and `</MASK>`
-around the phrases. Variant: `rrpo_videochat2.py`.
+The numbers are those of the release's script, with 16 frames of each video. The model is
+LLaVA-OneVision-7B, whose parts are those of LLaVA-Video-7B-Qwen2, with its own template. The data,
+in TRL's format, names a video file as the image, and has `<MASK>` and `</MASK>` around the phrases.
+Files need the extra `video`; records that list frames as images need `<video>` in the prompt.
+Variant: `rrpo_videochat2.py`.
 """
 
 import dataclasses
 
-from seva_jax.data import MarkedPhrases, TrlPairs
+from seva_jax.config import Checkpoint, TextOptions
+from seva_jax.data import MarkedPhrases, TrlPairs, Videos
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import RRPO
 from seva_jax.recipes import llava15_7b_seva
+from seva_jax.text import ONEVISION
 from seva_jax.training import Optim
 
-PAIRS = TrlPairs("data/rrpo.jsonl", "data/rrpo_frames")
+FRAMES = 16
+PAIRS = Videos(TrlPairs("data/rrpo.jsonl", "data/rrpo_videos"), fps=0.0, max_frames=FRAMES)
 
 
 def get_config():
@@ -26,6 +31,10 @@ def get_config():
     return dataclasses.replace(
         config,
         workdir="runs/rrpo",
+        base=Checkpoint(path="checkpoints/llava-onevision-qwen2-7b-ov-hf"),
+        text=TextOptions(  # a frame takes 196 tokens, and a newline ends the video
+            generate=ONEVISION, train=ONEVISION, max_length=196 * FRAMES + 1 + 1472
+        ),
         prompts=MarkedPhrases(PAIRS, unmarked="leave out"),
         corrupt=(),
         objective=RRPO(beta=0.1, alpha=0.01),

@@ -1,7 +1,8 @@
 """RRPO as released for VideoChat2: other numbers, and phrases found by aligning the answers.
 
     python -m seva_jax.train --config configs/rrpo_videochat2.py \
-        --base.path DIR --prompts.source.path FILE --prompts.source.image-root DIR --mesh.fsdp 8
+        --base.path DIR --prompts.source.source.path FILE \
+        --prompts.source.source.image-root DIR --mesh.fsdp 8
 
 The numbers are those that the release's `scripts/videochat2/run.sh` trains with, on four devices
 like its other runs. Its `config.py` has others, which the script overrides:

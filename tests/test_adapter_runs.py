@@ -115,8 +115,9 @@ def test_the_reference_is_the_model_with_the_adapter(first, tmp_path, merge, ref
     # What the step computes of the reference is what was computed before training.
     other = "in_step" if reference == "cached" else "cached"
     train.run(on_adapter(tmp_path / "other", first, merge, reference=other))
+    # Adam divides by the size of a gradient, so what is rounded otherwise grows from step to step.
     for a, b in zip(*map(aligned_rows, (tmp_path / "run", tmp_path / "other")), strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["merged", "trained further"])

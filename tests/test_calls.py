@@ -71,8 +71,8 @@ def make(variables, tmp_path, monkeypatch, one_device):
             asked.append(name)
             return load_image(name)
 
-        def answer_some(self, prompts, _, sampling, start=0, remote=False):
-            for batch in answer(self, prompts, load_image, sampling, start=start):
+        def answer_some(self, data, sampling, start=0):
+            for batch in answer(self, PromptSet(data.prompts, load_image), sampling, start=start):
                 if len(asked) >= stop_after:
                     raise KeyboardInterrupt
                 asked.extend(a.prompt.id for a in batch)

@@ -23,7 +23,10 @@ def of_share(found, share, seed=5):
     # Rows in multiples of 4, so that 1, 2 and 4 shares all divide them.
     shapes = RowShapes(2, lambda shape: shape.length)
     mine = Batches.chosen(found.rows, schedule, 4, share, 4, shapes)
-    return [batch._asdict() for batch in mine.iterate()]
+    return [
+        {name: array for name, array in batch._asdict().items() if array is not None}
+        for batch in mine.iterate()
+    ]
 
 
 @pytest.mark.parametrize("count", [2, 4])

@@ -112,7 +112,8 @@ class Parrot:
         tokenizer = types.SimpleNamespace(get_vocab=lambda: {"a": 1})
         return types.SimpleNamespace(template=PLAIN, max_length=9, tokenizer=tokenizer)
 
-    def answer(self, prompts, load_image, sampling, start=0, remote=False):
+    def answer(self, data, sampling, start=0):
+        prompts = data.prompts
         for first in range(start, len(prompts), 3):
             batch = prompts[first : first + 3]
             self.asked += [p.id for p in batch]
