@@ -14,6 +14,7 @@ from seva_jax.batches.trees import RowShape
 from seva_jax.config import Evaluation, RolloutOptions, TrainOptions
 from seva_jax.config.config_files import config_directory, read_config
 from seva_jax.images import ImageProcessing
+from seva_jax.inference.prefill_shapes import PrefillShape
 from seva_jax.models import LLAVA_15, CacheKind, LoraConfig
 from seva_jax.plan import __main__ as command
 from seva_jax.plan import estimate, options
@@ -67,7 +68,7 @@ def rows_on_an_h100(rows, cache: CacheKind = "exact"):
     """Plans answers as they were measured: all rows at once, 640 tokens and 128 new ones."""
     rollout = RolloutOptions(Sampling(max_new_tokens=128), rows, 1, cache)
     run = published(corrupt=(), rollout=rollout)
-    return plan_rollout(run, LLAVA_15["7b"], "h100:1", 640, False).layout
+    return plan_rollout(run, LLAVA_15["7b"], "h100:1", PrefillShape(640, 1), False).layout
 
 
 def test_what_the_cards_are():
@@ -99,7 +100,7 @@ def test_names_of_cards():
 def test_a_token_step(tensor):
     """The weights but the embedding and all positions of all caches are read once."""
     run = published(rollout=RolloutOptions(Sampling(max_new_tokens=128), 64, tensor=tensor))
-    layout = plan_rollout(run, LLAVA_15["7b"], "h100:4", 640, False).layout
+    layout = plan_rollout(run, LLAVA_15["7b"], "h100:4", PrefillShape(640, 1), False).layout
     assert (layout.data, layout.tensor, layout.rows, layout.fresh) == (4 // tensor, tensor, 64, 16)
     rows = 64 * tensor // 4
     norms = 2 * 4096 * 65  # whole on every card
@@ -125,20 +126,23 @@ def test_prefill():
 def test_rows_that_fit(rows):
     """From few rows as from many: with one prompt more, memory would exceed 0.92 of the card."""
     run = published(rollout=RolloutOptions(Sampling(max_new_tokens=512), rows))
-    planned = plan_rollout(run, LLAVA_15["7b"], "h100:1", 672, False)
+    planned = plan_rollout(run, LLAVA_15["7b"], "h100:1", PrefillShape(672, 1), False)
     most = planned.rows_that_fit
     # At least the caches and the layers must fit, which are then there in one form.
     assert most * 1184 * CACHED_TOKEN + 2 * 32 * LAYER < H100.hbm_gib * GIB
     for number, fits in ((most // 8 * 8, True), (most + 8, False)):
         more = dataclasses.replace(run, rollout=dataclasses.replace(run.rollout, batch_size=number))
-        assert plan_rollout(more, LLAVA_15["7b"], "h100:1", 672, False).memory.fits == fits, number
+        assert (
+            plan_rollout(more, LLAVA_15["7b"], "h100:1", PrefillShape(672, 1), False).memory.fits
+            == fits
+        ), number
 
 
 def test_one_chip_without_room_for_both_forms():
     """7 billion weights in bfloat16 and two rows take 14 GiB of the 15.75 GiB of a v5e."""
     run = published(rollout=RolloutOptions(Sampling(max_new_tokens=128), 2))
-    small = plan_rollout(run, LLAVA_15["7b"], "v5e:1x1", 672, False)
-    large = plan_rollout(run, LLAVA_15["7b"], "h100:1", 672, False)
+    small = plan_rollout(run, LLAVA_15["7b"], "v5e:1x1", PrefillShape(672, 1), False)
+    large = plan_rollout(run, LLAVA_15["7b"], "h100:1", PrefillShape(672, 1), False)
     layers = 2 * 32 * (LAYER + 2 * 4096)
     assert close(large.layout.resident - small.layout.resident, layers)
     assert close(large.memory.needed - small.memory.needed, layers)

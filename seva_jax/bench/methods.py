@@ -1,10 +1,10 @@
 """Compares all systems on the procedural world, under one budget.
 
 Each seed has its own world and base model. Methods share the base model, except those whose prompts
-need one that knows more, such as several images. Every `configs/tiny_*.py` of one run trains on the
-same number of comparisons (over all its rounds together) and is asked the same questions. Two
-controls are supervised: on the model's own clean answers, and on the known answers that methods for
-given preferences start from.
+need one that knows more, such as several images. Every `configs/tiny_*.py` of one run with the
+model of `tiny.py` trains on the same number of comparisons (over all its rounds together) and is
+asked the same questions. Two controls are supervised: on the model's own clean answers, and on the
+known answers that methods for given preferences start from.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from seva_jax.bench.study import (
     read_metrics,
     reseed,
 )
+from seva_jax.config.base_models import TrainedBase
 from seva_jax.config.config_files import config_directory, read_configs
 from seva_jax.config.experiment import Experiment
 from seva_jax.config.rounds import runs_of
+from seva_jax.models import LlavaConfig
 from seva_jax.objectives import Supervised
 from seva_jax.ranges import FROM_1
 from seva_jax.runtime.files import write_json, write_text
@@ -66,7 +68,8 @@ def cells(study: MethodsStudy, seed: int) -> dict[str, tuple[Experiment, ...]]:
     }
     for path in sorted(config_directory().glob("tiny_*.py")):
         experiments = read_configs(path)
-        if len(experiments) == 1:  # a sweep is no method
+        # Neither a sweep nor the same method with another model is a method.
+        if len(experiments) == 1 and _model(experiments[0]) == _model(tiny):
             known = _KNOWN if experiments[0].prompts.has_answers else ""
             methods[path.stem.removeprefix("tiny_") + known] = experiments[0]
     return {
@@ -74,6 +77,11 @@ def cells(study: MethodsStudy, seed: int) -> dict[str, tuple[Experiment, ...]]:
         for name, config in methods.items()
         if not study.methods or name == "seva" or name.removesuffix(_KNOWN) in study.methods
     }
+
+
+def _model(experiment: Experiment) -> LlavaConfig | None:
+    base = experiment.base
+    return base.model if isinstance(base, TrainedBase) else None
 
 
 def _budgeted(

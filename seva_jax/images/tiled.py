@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from seva_jax.images.preprocess import ImageProcessing, colour
 from seva_jax.images.processor_files import Fields, read_fields
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError, ImageLayout, Size
 
 Grid = tuple[int, int]  # rows and columns of tiles
@@ -67,7 +68,7 @@ class TiledProcessing(ImageProcessing, abc.ABC):
             std=std,
             pad_colour=colour(mean),
             resample=fields.resample(),
-            **cls._own_fields(fields, Path(directory)),
+            **cls._own_fields(fields, as_path(directory)),
         )
 
     @classmethod
