@@ -132,10 +132,8 @@ def test_rows_that_fit(rows):
     assert most * 1184 * CACHED_TOKEN + 2 * 32 * LAYER < H100.hbm_gib * GIB
     for number, fits in ((most // 8 * 8, True), (most + 8, False)):
         more = dataclasses.replace(run, rollout=dataclasses.replace(run.rollout, batch_size=number))
-        assert (
-            plan_rollout(more, LLAVA_15["7b"], "h100:1", PrefillShape(672, 1), False).memory.fits
-            == fits
-        ), number
+        again = plan_rollout(more, LLAVA_15["7b"], "h100:1", PrefillShape(672, 1), False)
+        assert again.memory.fits == fits, number
 
 
 def test_one_chip_without_room_for_both_forms():
