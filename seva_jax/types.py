@@ -185,8 +185,8 @@ class Blend(NamedTuple):
     """Image tokens that are weighted sums of several features, as of a picture made smaller.
 
     Attributes:
-        index_BSM: int32, indices into the row's features; 0 where `patch_BS` is negative.
-        weight_BSM: float32, their weights; 0 likewise.
+        index_BSM: int32, indices into the row's features.
+        weight_BSM: float32, their weights; 0 where `patch_BS` is negative.
     """
 
     index_BSM: Array
@@ -225,7 +225,7 @@ class Layouts(Protocol):
 
     @property
     def one_layout(self) -> bool:
-        """Whether all images have the same layout, so that nobody has to know their sizes."""
+        """Whether all images have the same layout, whatever their sizes."""
         ...
 
     @property

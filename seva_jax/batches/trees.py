@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from seva_jax.types import Blend, DataError, ImageLayout, TreeBatch
+from seva_jax.types import TEXT, Blend, DataError, ImageLayout, TreeBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,7 @@ def pack_row(
     S, C, K, T = shape.length, shape.comparisons, shape.branches, shape.answer
     tokens = np.full(S, pad_id, np.int32)
     positions, tree, branch = (np.zeros(S, np.int32) for _ in range(3))
-    patch = np.full(S, -1, np.int32)
+    patch = np.full(S, TEXT, np.int32)
     blend = Blend(np.zeros((S, blended), np.int32), np.zeros((S, blended), np.float32))
     pixels = np.zeros((shape.tiles, *image_shape), image_dtype)
     source, target = np.zeros(shape.targets, np.int32), np.zeros(shape.targets, np.int32)
@@ -251,24 +251,18 @@ def joint_layout(layouts: Sequence[ImageLayout], tile_features: int, blended: in
         tile_features: features of a tile, P.
         blended: see `pack_row`.
     """
-    patches, parts, first = [np.zeros(0, np.int32)], list[Blend](), 0
+    patches = [np.zeros(0, np.int32)]
+    parts = [Blend(np.zeros((0, blended), np.int32), np.zeros((0, blended), np.float32))]
+    tiles = 0
     for layout in layouts:
-        patch_N, blend = layout.patch_N, layout.blend
+        first, patch_N = tiles * tile_features, layout.patch_N
         patches.append(np.where(patch_N >= 0, patch_N + first, patch_N))
         if blended > 1:
-            if blend is None:  # each of its tokens is one feature
-                index_NM = np.zeros((len(patch_N), blended), np.int32)
-                index_NM[:, 0] = np.maximum(patch_N, 0)
-                weight_NM = np.zeros((len(patch_N), blended), np.float32)
-                weight_NM[:, 0] = patch_N >= 0
-                blend = Blend(index_NM, weight_NM)
-            parts.append(Blend(blend.index_BSM + first, blend.weight_BSM))
-        first += layout.tiles * tile_features
-    joined = None
-    if blended > 1:
-        none = Blend(np.zeros((0, blended), np.int32), np.zeros((0, blended), np.float32))
-        joined = Blend(*map(np.concatenate, zip(none, *parts, strict=True)))
-    return ImageLayout(first // tile_features, np.concatenate(patches), joined)
+            assert layout.blend is not None, "all images of such a model have one"
+            parts.append(Blend(layout.blend.index_BSM + first, layout.blend.weight_BSM))
+        tiles += layout.tiles
+    joined = Blend(*map(np.concatenate, zip(*parts, strict=True))) if blended > 1 else None
+    return ImageLayout(tiles, np.concatenate(patches), joined)
 
 
 def stack_rows(rows: Sequence[TreeBatch]) -> TreeBatch:

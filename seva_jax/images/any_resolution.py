@@ -17,6 +17,7 @@ from PIL import Image
 from typing_extensions import override
 
 from seva_jax.images.preprocess import checked
+from seva_jax.images.processor_files import Fields
 from seva_jax.images.tiled import Grid, TiledProcessing
 from seva_jax.types import NEWLINE, Blend, DataError, Size
 
@@ -60,6 +61,24 @@ class AnyResolution(TiledProcessing, abc.ABC):
                 f"{type(self).__name__}.resolutions is {self.resolutions}; give heights and widths "
                 f"that are multiples of size ({self.size})"
             )
+
+    @staticmethod
+    def grid_fields(fields: Fields, kind: str, crops: bool) -> dict[str, Any]:
+        """Reads `size` and `resolutions`.
+
+        Args:
+            fields: the fields of the processor file.
+            kind: the supported `image_processor_type`.
+            crops: whether a file that does not say so crops tiles to `crop_size`.
+
+        Raises:
+            DataError: the value of a field is not supported.
+        """
+        fields.require_kind(kind)
+        size, _ = fields.resize_target()
+        if fields.flag("do_center_crop", crops) and fields.square("crop_size") != size:
+            raise fields.unsupported("crop_size", f"must be equal to size ({size})")
+        return {"size": size, "resolutions": fields.resolutions("image_grid_pinpoints", size)}
 
     def grid(self, size: Size) -> Grid:
         """Returns the rows and columns of tiles that an image is cut into.

@@ -47,11 +47,7 @@ class LlavaNextProcessing(AnyResolution):
     @classmethod
     @override
     def _own_fields(cls, fields: Fields, directory: Path) -> dict[str, Any]:
-        fields.require_kind(_KIND)
-        size, _ = fields.resize_target()
-        if fields.flag("do_center_crop", True) and fields.square("crop_size") != size:
-            raise fields.unsupported("crop_size", f"must be equal to size ({size})")
-        return {"size": size, "resolutions": fields.resolutions("image_grid_pinpoints", size)}
+        return cls.grid_fields(fields, _KIND, crops=True)
 
     @override
     def to_processor_config(self) -> dict[str, Any]:

@@ -82,14 +82,8 @@ class LlavaOnevisionProcessing(AnyResolution):
     @classmethod
     @override
     def _own_fields(cls, fields: Fields, directory: Path) -> dict[str, Any]:
-        fields.require_kind(_KIND)
-        size, _ = fields.resize_target()
-        if fields.flag("do_center_crop", False) and fields.square("crop_size") != size:
-            raise fields.unsupported("crop_size", f"must be equal to size ({size})")
-        return {
-            "size": size,
-            "resolutions": fields.resolutions("image_grid_pinpoints", size),
-            "anyres_max": _anyres_max(as_path(directory) / "config.json"),
+        return cls.grid_fields(fields, _KIND, crops=False) | {
+            "anyres_max": _anyres_max(as_path(directory) / "config.json")
         }
 
     @override

@@ -187,7 +187,7 @@ class ImageProcessing:
 
     @property
     def one_layout(self) -> bool:
-        """Whether all images have the same layout, so that nobody has to know their sizes."""
+        """Whether all images have the same layout, whatever their sizes."""
         return True
 
     @property

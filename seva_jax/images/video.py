@@ -38,8 +38,9 @@ def chosen_frames(num_frames: int, rate: float, fps: float, most: int) -> list[i
         num_frames: frames of the video, at least 1.
         rate: its frames a second.
         fps: frames a second to take, the first one among them; with 0, always `most`.
-        most: maximum number. If there would be more, or with `fps` 0, so many frames are taken at
-            equal distances, from the first one to the last; a shorter video repeats some.
+        most: maximum number of frames. Where `fps` gives more, and with `fps` 0, exactly this
+            number is taken, evenly spaced from the first frame to the last; a shorter video
+            repeats some.
 
     >>> chosen_frames(60, 30.0, 2.0, 8)
     [0, 15, 30, 45]

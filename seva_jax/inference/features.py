@@ -60,6 +60,7 @@ def cached_features(
                 hashed, (height, width) = key
                 keys[use] = hashed
                 of_content[hashed] = use
+                # An image that is not alone is laid out as one of several.
                 sizes = [FRAME] if use.frame else [(height, width)] * (1 if use.alone else 2)
                 layout, *_ = pixels.processing.layouts(sizes, cache.shape[0])
                 tiles[hashed] = layout.tiles

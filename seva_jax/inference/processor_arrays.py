@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from seva_jax.batches.trees import joint_layout
 from seva_jax.images import ImageProcessing
 from seva_jax.inference.sampler import PromptBatch
 from seva_jax.models import LlavaConfig
@@ -81,7 +82,7 @@ def to_rows(
         _by_row(video_BS, videos, "video", "pixel_values_videos"),
         strict=True,
     )
-    return PromptBatch(*rows, *_laid_out(config, (image_BS, video_BS), list(by_row)))
+    return PromptBatch(*rows, *_laid_out(config, processing, (image_BS, video_BS), list(by_row)))
 
 
 def _tile_by_tile(
@@ -215,6 +216,7 @@ def _by_row(
 
 def _laid_out(
     config: LlavaConfig,
+    processing: ImageProcessing,
     places: tuple[np.ndarray, np.ndarray],
     by_row: Sequence[tuple[list[_Picture], list[_Picture]]],
 ) -> tuple[np.ndarray, np.ndarray, Blend | None]:
@@ -222,32 +224,27 @@ def _laid_out(
 
     Args:
         config: the architecture.
+        processing: lays out images.
         places: [B, S] each, whether a token is of an image, and whether of a video.
         by_row: images and videos of each row; the tiles of images are first.
     """
-    shape, side, features = places[0].shape, config.vision.image_size, config.tile_features
-    every = [layout for both in by_row for own in both for layout, _ in own]
-    most = max(sum(layout.tiles for own in both for layout, _ in own) for both in by_row)
-    pixels_BIHWC = np.zeros((len(by_row), most, side, side, 3), np.float32)
-    patch_BS = np.full(shape, TEXT, np.int32)
-    blends = [layout.blend for layout in every if layout.blend is not None]
-    blend = None
-    if blends:
-        shape = (*shape, blends[0].index_BSM.shape[-1])
-        blend = Blend(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
-    for row, both in enumerate(by_row):
-        tile = 0
-        for place_BS, own in zip(places, both, strict=True):
-            left = np.flatnonzero(place_BS[row])
-            for layout, tiles_ICHW in own:
-                at, left = left[: layout.num_tokens], left[layout.num_tokens :]
-                first = tile * features
-                patch_N = layout.patch_N
-                patch_BS[row, at] = np.where(patch_N >= 0, patch_N + first, patch_N)
-                if blend is not None and layout.blend is not None:
-                    sums_N1 = layout.blend.weight_BSM.any(-1, keepdims=True)
-                    blend.index_BSM[row, at] = np.where(sums_N1, layout.blend.index_BSM + first, 0)
-                    blend.weight_BSM[row, at] = layout.blend.weight_BSM
-                pixels_BIHWC[row, tile : tile + layout.tiles] = tiles_ICHW.transpose(0, 2, 3, 1)
-                tile += layout.tiles
-    return patch_BS, pixels_BIHWC, blend
+    side, features = config.vision.image_size, config.tile_features
+    rows = [[*images, *videos] for images, videos in by_row]
+    joint = [
+        joint_layout([layout for layout, _ in row], features, processing.blended) for row in rows
+    ]
+    shape = (*places[0].shape, processing.blended)
+    blend = Blend(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
+    patch_BS = np.full(places[0].shape, TEXT, np.int32)
+    most = max(layout.tiles for layout in joint)
+    pixels_BIHWC = np.zeros((len(rows), most, side, side, 3), np.float32)
+    for number, (row, layout) in enumerate(zip(rows, joint, strict=True)):
+        at = np.concatenate([np.flatnonzero(place_BS[number]) for place_BS in places])
+        patch_BS[number, at] = layout.patch_N
+        if layout.blend is not None:
+            blend.index_BSM[number, at] = layout.blend.index_BSM
+            blend.weight_BSM[number, at] = layout.blend.weight_BSM
+        if row:
+            tiles_ICHW = np.concatenate([tiles_ICHW for _, tiles_ICHW in row])
+            pixels_BIHWC[number, : layout.tiles] = tiles_ICHW.transpose(0, 2, 3, 1)
+    return patch_BS, pixels_BIHWC, blend if processing.blended > 1 else None

@@ -65,10 +65,11 @@ class PromptVariants:
         """
         trees = self.encoder.trees(View(each, ()) for each in self._asked(prompt, corruptions))
         images = prompt_images(prompt, load_image, self.processing, corruptions, self.seed)
-        variants = list[Variant]()
+        variants, layouts = list[Variant](), self.encoder.layouts
         for tree, (tiles_IHWC, sizes) in zip(trees, images, strict=True):
-            trunk, layout = self._fitted(tree, lambda _, known=sizes: known)
-            variants.append(Variant(trunk, tiles_IHWC, layout))
+            trunk, own = self._fitted(tree, lambda _, known=sizes: known)
+            joint = joint_layout(own, layouts.tile_features, layouts.blended)
+            variants.append(Variant(trunk, tiles_IHWC, joint))
         return variants
 
     def sizes(
@@ -92,7 +93,7 @@ class PromptVariants:
                     self._fitted(trees[id(asked)], functools.partial(_sizes_under, corruption))
                     for asked, corruption in zip(each, [None, *corruptions], strict=False)
                 ]
-                most = [(len(trunk), images.tiles) for trunk, images in variants]
+                most = [(len(trunk), sum(x.tiles for x in own)) for trunk, own in variants]
                 lengths, tiles = zip(*most, strict=True) if most else ((0,), (0,))
                 out.append((max(lengths), max(tiles)))
             except ExampleError:
@@ -103,8 +104,8 @@ class PromptVariants:
         self,
         tree: EncodedTree | ExampleError,
         change: Callable[[tuple[Size, ...]], tuple[Size, ...]],
-    ) -> tuple[np.ndarray, ImageLayout]:
-        """Returns the trunk of a prompt whose images have changed, and their joint layout.
+    ) -> tuple[np.ndarray, tuple[ImageLayout, ...]]:
+        """Returns the trunk of a prompt whose images have changed, and their layouts.
 
         Args:
             tree: the encoded prompt, or why it has no tokens.
@@ -121,7 +122,7 @@ class PromptVariants:
             layouts = tokens.layouts(changed)
             trunk = tokens.expand(tokens.collapse(trunk, before), layouts)
         self.encoder.fit(trunk, trunk[:1])  # room for at least one token
-        return trunk, joint_layout(layouts, tokens.layouts.tile_features, tokens.layouts.blended)
+        return trunk, layouts
 
     def _asked(self, prompt: Prompt, corruptions: Sequence[Corruption]) -> list[Prompt]:
         """Returns the prompt, and what is asked under each corruption."""

@@ -37,6 +37,18 @@ def cut_patches(pixels_NHWC: jax.Array, config: TowerConfig) -> jax.Array:
     return patches.transpose(0, 1, 3, 2, 4, 5).reshape(num, side * side, p * p * 3)
 
 
+def with_class_token(x_NPE: jax.Array, cls_E: jax.Array, position_PE: jax.Array) -> jax.Array:
+    """Puts the class token before the patches and adds the learned positions of all.
+
+    Args:
+        x_NPE: embedded patches, in the compute dtype, which the result has too.
+        cls_E: the class token.
+        position_PE: position embeddings, that of the class token first.
+    """
+    cls_N1E = jnp.broadcast_to(cls_E.astype(x_NPE.dtype), (len(x_NPE), 1, x_NPE.shape[-1]))
+    return jnp.concatenate([cls_N1E, x_NPE], axis=1) + position_PE.astype(x_NPE.dtype)
+
+
 def apply_layers(
     layer: type[nn.Module],
     x_NPE: jax.Array,
@@ -110,7 +122,7 @@ class VisionTower(nn.Module):
     def __call__(self, pixels_NHWC: jax.Array) -> jax.Array:
         """Maps normalised pixels [N, H, W, 3] to features [N, features of a tile, E]."""
         cfg = self.config.vision
-        num, width = pixels_NHWC.shape[0], cfg.hidden_size
+        width = cfg.hidden_size
         x = Linear(width, ("patch", "vision_embed"), dtype=self.dtype, name="patch_embedding")(
             cut_patches(pixels_NHWC, cfg)
         )
@@ -124,8 +136,7 @@ class VisionTower(nn.Module):
             nn.with_logical_partitioning(init, ("position", "vision_embed")),
             (cfg.num_patches + 1, width),
         )
-        cls = jnp.broadcast_to(cls.astype(self.dtype), (num, 1, width))
-        x = jnp.concatenate([cls, x], axis=1) + position.astype(self.dtype)
+        x = with_class_token(x, cls, position)
         x = LayerNorm(cfg.norm_eps, self.dtype, name="pre_layernorm")(x)
         x = apply_layers(VisionLayer, x, self.config, self.dtype, self.remat)
         return x if self.config.feature_select == "full" else x[:, 1:]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from seva_jax.models.attention import plain
-from seva_jax.models.clip import apply_layers, cut_patches
+from seva_jax.models.clip import apply_layers, cut_patches, with_class_token
 from seva_jax.models.config import InternConfig, LlavaConfig
 from seva_jax.models.layers import LayerNorm, Linear, Remat, RMSNorm
 from seva_jax.sharding import constrain
@@ -114,8 +114,7 @@ class InternTower(nn.Module):
             nn.with_logical_partitioning(init, ("position", "vision_embed")),
             (cfg.num_patches + 1, width),
         )
-        cls = jnp.broadcast_to(cls.astype(self.dtype), (num, 1, width))
-        x_NPE = jnp.concatenate([cls, x_NPE], axis=1) + position.astype(self.dtype)
+        x_NPE = with_class_token(x_NPE, cls, position)
         x_NPE = apply_layers(InternLayer, x_NPE, self.config, self.dtype, self.remat)
         pool, side = cfg.merged, cfg.image_size // cfg.patch_size
         x = x_NPE[:, 1:].reshape(num, side // pool, pool, side // pool, pool, width)

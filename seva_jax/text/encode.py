@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from seva_jax.text.specials import SpecialTokens, special_ids
+from seva_jax.text.specials import SpecialTokenCheck, special_ids
 from seva_jax.text.templates import Template
 from seva_jax.text.words import WordIds
 from seva_jax.types import (
@@ -500,8 +500,8 @@ class Encoder:
         return np.array([self.end_id], np.int32)
 
     @functools.cached_property
-    def _specials(self) -> SpecialTokens:
-        return SpecialTokens(
+    def _specials(self) -> SpecialTokenCheck:
+        return SpecialTokenCheck(
             self.tokenizer,
             special_ids(self.tokenizer, self.image_token_id),
             self.unknown_id,

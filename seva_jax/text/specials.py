@@ -24,7 +24,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> froz
     return frozenset((*tokenizer.all_special_ids, *marked, image_token_id))
 
 
-class SpecialTokens:
+class SpecialTokenCheck:
     """Checks the ids of texts for special tokens that the texts themselves spell.
 
     The token for unknown words is allowed, also where it is the padding token, unless the text
