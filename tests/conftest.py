@@ -2,6 +2,7 @@
 
 import atexit
 import fcntl
+import gc
 import os
 import re
 import shutil
@@ -58,6 +59,21 @@ def pytest_collection_modifyitems(items):
         return _LONG.index(name) if name in _LONG else len(_LONG)
 
     items.sort(key=place)
+
+
+# Linux lets a process have 65,530 mappings of memory, a compiled program takes several, and one too
+# many crashes the process. A few files of tests come to this number.
+_MAPPINGS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs():
+    """Frees the compiled programs after a file of tests if the process has many mappings."""
+    yield
+    mappings = Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_text().count("\n") > _MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
