@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from helpers_llava import EOS, IMAGE_TOKEN, PAD, VOCAB
 
+VIDEO_TOKEN = IMAGE_TOKEN + 4
 SIDE = 56  # of a tile in pixels; 4 x 4 patches
 GRID = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
 TOWER = {
@@ -62,7 +63,7 @@ def random_model(
         "llava_onevision": {
             "image_grid_pinpoints": GRID,
             "image_token_index": IMAGE_TOKEN,
-            "video_token_index": IMAGE_TOKEN + 4,
+            "video_token_index": VIDEO_TOKEN,
         },
         "internvl": {"image_token_id": IMAGE_TOKEN, "image_seq_length": 4},
     }
@@ -168,4 +169,61 @@ def batch(
     arrays["image_sizes"] = np.array([size for sizes in rows for size in sizes], np.int64)
     if family == "llava_onevision":
         arrays["batch_num_images"] = np.array([len(sizes) for sizes in rows], np.int64)
+    return arrays
+
+
+def video_tokens(frames: int, side: int) -> int:
+    """Returns how many tokens a video takes in LLaVA-OneVision, computed by its processor."""
+    from transformers import LlavaOnevisionProcessor
+
+    processor = LlavaOnevisionProcessor.__new__(LlavaOnevisionProcessor)
+    processor.num_image_tokens, processor.video_token = (side // 14) ** 2, "v"
+    pixels = np.zeros((1, frames, 1))
+    return len(processor.replace_video_token({"pixel_values_videos": pixels}, 0))
+
+
+def batch_with_videos(
+    model: Any, rows: list[list[Any]], side: int = SIDE, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Makes a batch of LLaVA-OneVision, padded on the left.
+
+    Args:
+        model: the model.
+        rows: what each row has, in order: a number of text tokens, a size of an image, or frames of
+            a video, as `{frames}`.
+        side: of a tile.
+        seed: of tokens and pixels.
+    """
+    from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+    rng = np.random.default_rng(seed)
+    ids, sizes, tiles, nums, videos = [], [], [], [], []
+    for row in rows:
+        own, images = [], [part for part in row if isinstance(part, tuple)]
+        for part in row:
+            if isinstance(part, int):
+                own += list(rng.integers(3, IMAGE_TOKEN, part))
+            elif isinstance(part, tuple):
+                alone = len(images) == 1
+                own += [IMAGE_TOKEN] * tokens_of(model, [part], alone)[0]
+                sizes.append(part)
+                tiles.append(image_size_to_num_patches(part, GRID, SIDE) if alone else 1)
+            else:
+                (frames,) = part
+                own += [VIDEO_TOKEN] * video_tokens(frames, side)
+                videos.append(rng.standard_normal((frames, 3, side, side)))
+        ids.append(own)
+        nums += [len(images)] * bool(images)
+    width = max(map(len, ids))
+    arrays = {
+        "input_ids": np.array([[PAD] * (width - len(own)) + own for own in ids]),
+        "attention_mask": np.array([[0] * (width - len(own)) + [1] * len(own) for own in ids]),
+    }
+    if videos:
+        arrays["pixel_values_videos"] = np.stack(videos).astype(np.float32)
+    if tiles:
+        arrays["pixel_values"] = np.zeros((len(tiles), max(tiles), 3, side, side), np.float32)
+        for image, num in zip(arrays["pixel_values"], tiles, strict=True):
+            image[:num] = rng.standard_normal((num, 3, side, side))
+        arrays["image_sizes"], arrays["batch_num_images"] = np.array(sizes), np.array(nums)
     return arrays

@@ -5,18 +5,22 @@ exports belong to the model is.
 """
 
 import dataclasses
+import functools
 import json
 
+import jax
 import numpy as np
 import pytest
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 
+from helpers_devices import limited_devices  # noqa: E402
 from helpers_families import GRID, SIDE, random_model, tokens_of  # noqa: E402
 from helpers_llava import save  # noqa: E402
 from helpers_tokenizer import llama_style_tokenizer, qwen2_style_tokenizer  # noqa: E402
 from PIL import Image  # noqa: E402
+from safetensors.numpy import load_file  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForImageTextToText,
     GotOcr2ImageProcessorPil,
@@ -31,6 +35,7 @@ from seva_jax.config import (  # noqa: E402
     ComputeOptions,
     Evaluation,
     Experiment,
+    ReportOptions,
     RolloutOptions,
     TextOptions,
     TrainOptions,
@@ -38,17 +43,18 @@ from seva_jax.config import (  # noqa: E402
 from seva_jax.convert.__main__ import main as convert  # noqa: E402
 from seva_jax.convert.processor import write_chat_template, write_processor  # noqa: E402
 from seva_jax.corrupt import DiffusionNoise, RandomResizedCrop  # noqa: E402
-from seva_jax.data import QuestionsJsonl  # noqa: E402
+from seva_jax.data import QuestionsJsonl, TrlPairs  # noqa: E402
 from seva_jax.evals import ExactAnswer  # noqa: E402
 from seva_jax.images import (  # noqa: E402
     InternvlProcessing,
     LlavaNextProcessing,
     LlavaOnevisionProcessing,
 )
-from seva_jax.models import LoraConfig  # noqa: E402
+from seva_jax.models import LoraConfig, is_quantised  # noqa: E402
 from seva_jax.run.rollouts import read_rollouts  # noqa: E402
 from seva_jax.runtime.run_records import read_metrics  # noqa: E402
 from seva_jax.text import CHATML, MISTRAL, ONEVISION, Sampling  # noqa: E402
+from seva_jax.training import Optim  # noqa: E402
 
 QUESTION = "What is it?"
 CORPUS = [f"[INST] user assistant system {QUESTION} [/INST] It is a red car </s>"] * 4
@@ -245,3 +251,75 @@ def test_a_run_from_files_to_an_export(checkpoint, tmp_path, capsys):
         assert exported.answer(picture, QUESTION, max_new_tokens=6) == expected
         tokenizer = opened.found.assets.tokenizer
         assert their_answer(family, made, theirs, tokenizer, picture, 6) == expected
+
+
+@pytest.mark.slow
+def test_adapters_on_a_quantised_base(checkpoint, tmp_path):
+    """They are trained on given pairs; exports add them to the weights of the files."""
+    pytest.importorskip("qwix")
+    family, made, theirs, tokenizer, directory = checkpoint
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(6):
+        photograph(number).save(folder / f"{number}.png")
+    # One image, several, and for LLaVA-OneVision the frames of a video.
+    asked = [
+        QUESTION,
+        QUESTION,
+        f"<video>\n{QUESTION}" if family == "llava_onevision" else QUESTION,
+    ]
+    records = [
+        {"id": str(i), "prompt": asked[i % 3], "chosen": "It is red", "rejected": "a car"}
+        | {"images": [f"{(i + j) % 6}.png" for j in range((1, 2, 3)[i % 3])]}
+        for i in range(24)
+    ]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(record) + "\n" for record in records))
+    run = Experiment(
+        workdir=str(tmp_path / "run"),
+        base=Checkpoint(str(directory)),
+        prompts=TrlPairs(str(pairs), str(folder)),
+        corrupt=(),
+        text=TextOptions(generate=made.template, train=made.template, max_length=600),
+        lora=LoraConfig(rank=2, alpha=4.0),
+        optim=Optim(lr=1e-2),
+        train=TrainOptions(batch_size=8, max_steps=3, trained=("lora",), log_every=1),
+        compute=ComputeOptions("float32", "nf4", dtype="float32", row_shapes=1),
+        report=ReportOptions(num_prompts=0),
+    )
+    with limited_devices(1):
+        out = train.run(run)
+    base, aligned = out.base, out.aligned["params"]
+    assert is_quantised(base["language"]["layers"]["q_proj"]["kernel"])
+    jax.tree.map(np.testing.assert_array_equal, aligned, base)
+    rows = [row["loss"] for row in read_metrics(tmp_path / "run") if row["stage"] == "align"]
+    assert rows[0] == pytest.approx(np.log(2), abs=1e-6)
+    assert rows[-1] < rows[0]
+
+    convert(["to-hf", str(tmp_path / "run"), str(tmp_path / "merged")])
+    convert(["to-peft", str(tmp_path / "run"), str(tmp_path / "adapter")])
+    exported = load_file(tmp_path / "merged" / "model.safetensors")
+    files = load_file(directory / "model.safetensors")
+    adapters = jax.tree.map(np.asarray, out.aligned["lora"]["language"]["layers"])
+    kernels = {
+        f"{block}.{name}.weight": 2 * np.swapaxes(x["a"] @ x["b"], 1, 2)  # alpha / rank is 2
+        for name, x in adapters.items()
+        for block in ("self_attn", "mlp")
+    }
+    changed = set()
+    for name, values in exported.items():
+        *_, layer, block, linear, kind = ("", "", "", *name.split("."))
+        change = 0.0
+        if "language_model" in name and f"{block}.{linear}.{kind}" in kernels:
+            change = kernels[f"{block}.{linear}.{kind}"][int(layer)]
+            changed.add(name)
+        np.testing.assert_allclose(values, files[name] + change, atol=1e-6)
+    assert len(changed) == 7 * theirs.config.text_config.num_hidden_layers
+    merged = seva_jax.from_pretrained(tmp_path / "merged")
+    adapted = seva_jax.from_pretrained(directory, adapter=tmp_path / "adapter")
+    close = functools.partial(np.testing.assert_allclose, atol=1e-6)
+    jax.tree.map(close, adapted.params, merged.params)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").eval()
+    opened = seva_jax.open(tmp_path / "merged", dtype="float32")
+    expected = their_answer(family, made, model, tokenizer, photograph(1), 6)
+    assert opened.answer(photograph(1), QUESTION, max_new_tokens=6) == expected

@@ -10,15 +10,14 @@ import pytest
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 
-from helpers_families import GRID, SIDE, random_model, tokens_of  # noqa: E402
-from helpers_llava import IMAGE_TOKEN, PAD, VOCAB, save  # noqa: E402
+from helpers_families import SIDE, batch_with_videos, random_model  # noqa: E402
+from helpers_llava import PAD, VOCAB, save  # noqa: E402
 
 import seva_jax  # noqa: E402
 from seva_jax.convert import SpecialTokens  # noqa: E402
 from seva_jax.images.llava_onevision import LlavaOnevisionProcessing  # noqa: E402
 from seva_jax.types import DataError  # noqa: E402
 
-VIDEO_TOKEN = IMAGE_TOKEN + 4
 WIDE, TALL = (61, 200), (333, 47)
 # A side of an odd number of patches is halved upwards.
 ODD = {"vision": {"image_size": 70}, "image_grid_pinpoints": [[70, 140], [140, 140]]}
@@ -39,61 +38,6 @@ def pair(tmp_path_factory):
     return get
 
 
-def video_tokens(frames, side):
-    """Returns how many tokens a video takes, computed by transformers' processor."""
-    from transformers import LlavaOnevisionProcessor
-
-    processor = LlavaOnevisionProcessor.__new__(LlavaOnevisionProcessor)
-    processor.num_image_tokens, processor.video_token = (side // 14) ** 2, "v"
-    pixels = np.zeros((1, frames, 1))
-    return len(processor.replace_video_token({"pixel_values_videos": pixels}, 0))
-
-
-def arrays_of(model, rows, side=SIDE, seed=0):
-    """Makes a batch, padded on the left.
-
-    Args:
-        model: the model.
-        rows: what each row has, in order: a number of text tokens, a size of an image, or frames of
-            a video, as `{frames}`.
-        side: of a tile.
-        seed: of tokens and pixels.
-    """
-    from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
-
-    rng = np.random.default_rng(seed)
-    ids, sizes, tiles, nums, videos = [], [], [], [], []
-    for row in rows:
-        own, images = [], [part for part in row if isinstance(part, tuple)]
-        for part in row:
-            if isinstance(part, int):
-                own += list(rng.integers(3, IMAGE_TOKEN, part))
-            elif isinstance(part, tuple):
-                alone = len(images) == 1
-                own += [IMAGE_TOKEN] * tokens_of(model, [part], alone)[0]
-                sizes.append(part)
-                tiles.append(image_size_to_num_patches(part, GRID, SIDE) if alone else 1)
-            else:
-                (frames,) = part
-                own += [VIDEO_TOKEN] * video_tokens(frames, side)
-                videos.append(rng.standard_normal((frames, 3, side, side)))
-        ids.append(own)
-        nums += [len(images)] * bool(images)
-    width = max(map(len, ids))
-    arrays = {
-        "input_ids": np.array([[PAD] * (width - len(own)) + own for own in ids]),
-        "attention_mask": np.array([[0] * (width - len(own)) + [1] * len(own) for own in ids]),
-    }
-    if videos:
-        arrays["pixel_values_videos"] = np.stack(videos).astype(np.float32)
-    if tiles:
-        arrays["pixel_values"] = np.zeros((len(tiles), max(tiles), 3, side, side), np.float32)
-        for image, num in zip(arrays["pixel_values"], tiles, strict=True):
-            image[:num] = rng.standard_normal((num, 3, side, side))
-        arrays["image_sizes"], arrays["batch_num_images"] = np.array(sizes), np.array(nums)
-    return arrays
-
-
 ROWS = {
     "one frame": [[3, {1}, 4]],
     "several videos": [[2, {3}, 4, {3}, 1], [5], [{3}, 7]],
@@ -104,12 +48,12 @@ ROWS = {
 @pytest.mark.parametrize("rows", ROWS)
 def test_logits(pair, rows):
     theirs, ours = pair()
-    check_logits(theirs, ours, arrays_of(theirs, ROWS[rows]))
+    check_logits(theirs, ours, batch_with_videos(theirs, ROWS[rows]))
 
 
 def test_logits_of_an_odd_side(pair):
     theirs, ours = pair(odd=True)
-    check_logits(theirs, ours, arrays_of(theirs, [[3, {4}, 2], [{4}, 6]], side=70))
+    check_logits(theirs, ours, batch_with_videos(theirs, [[3, {4}, 2], [{4}, 6]], side=70))
 
 
 def check_logits(theirs, ours, arrays):
@@ -123,7 +67,7 @@ def check_logits(theirs, ours, arrays):
 
 def test_greedy_answers(pair):
     theirs, ours = pair()
-    arrays = arrays_of(theirs, [[4, {2}, 5], [7], [3, TALL, 2, {2}, 3]], seed=3)
+    arrays = batch_with_videos(theirs, [[4, {2}, 5], [7], [3, TALL, 2, {2}, 3]], seed=3)
     with torch.no_grad():
         expected = theirs.generate(
             **{name: torch.tensor(x) for name, x in arrays.items()},
@@ -136,8 +80,8 @@ def test_greedy_answers(pair):
 def test_videos_of_different_lengths(pair):
     """A list may hold them; each row is as if it were alone."""
     theirs, ours = pair()
-    one, other = (arrays_of(theirs, [[2, {frames}, 3]], seed=frames) for frames in (2, 3))
-    both = arrays_of(theirs, [[2, {2}, 3]])
+    one, other = (batch_with_videos(theirs, [[2, {frames}, 3]], seed=frames) for frames in (2, 3))
+    both = batch_with_videos(theirs, [[2, {2}, 3]])
     shorter, width = one["input_ids"].shape[1], other["input_ids"].shape[1]
     both = {
         name: np.concatenate([np.pad(one[name], [(0, 0), (width - shorter, 0)]), other[name]])
@@ -151,7 +95,7 @@ def test_videos_of_different_lengths(pair):
 
 def test_wrong_arrays(pair):
     theirs, ours = pair()
-    arrays = arrays_of(theirs, [[2, {2}, 3]])
+    arrays = batch_with_videos(theirs, [[2, {2}, 3]])
     with pytest.raises(DataError, match="input_ids has 9 video tokens, but the 0 videos"):
         ours.logits(arrays["input_ids"])
     with pytest.raises(DataError, match=r"video 0 is \[2, 3, 56, 55\], expected \[frames, 3, 56,"):
