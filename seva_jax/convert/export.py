@@ -98,14 +98,15 @@ def patched_copy(source: Source, out: Path) -> str:
 
 def _keep_or_write_template(source: Source, template: Template, scratch: Path) -> None:
     """Writes the run's chat template unless the checkpoint's own, already copied, says the same."""
-    image = family_of(source.config).chat_image
+    family = family_of(source.config)
+    image = family.chat_image
     if own_chat_template(source.directory) is not None:
         with contextlib.suppress(DataError):  # it may be of a form that we do not know
             if read_template(source.directory, load_tokenizer(source.directory), False, image) == (
                 template
             ):
                 return
-    write_chat_template(scratch, template, image)
+    write_chat_template(scratch, template, image, family.chat_video)
 
 
 def tower_inside(source: Source) -> bool:

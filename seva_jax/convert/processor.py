@@ -40,10 +40,12 @@ _JINJA = """\
     {%- set at.words = at.text.replace('<image>', '') -%}
   {%- else -%}
     {%- for part in message['content'] -%}
-      {%- if part['type'] not in ('text', 'image') -%}
-        {{- raise_exception('only texts and images are supported, not ' ~ part['type']) -}}
+      {%- if part['type'] not in ('text', 'image') and not (video and part['type'] == 'video') -%}
+        {{- raise_exception('only texts and images' ~ (' and videos' if video else '')
+                            ~ ' are supported, not ' ~ part['type']) -}}
       {%- endif -%}
-      {%- set piece = '<image>' if part['type'] == 'image' else part['text'] -%}
+      {%- set piece = '<image>' if part['type'] == 'image' else
+                      video if part['type'] == 'video' else part['text'] -%}
       {%- set touches = at.text[-7:] == '<image>' or piece[:7] == '<image>' -%}
       {%- set at.text = at.text ~ ('' if touches or not at.text else ' ') ~ piece -%}
       {%- if piece != '<image>' -%}
@@ -52,14 +54,22 @@ _JINJA = """\
       {%- endif -%}
     {%- endfor -%}
   {%- endif -%}
-  {#- Several images among the words keep their places; all others are in front. -#}
+  {%- set at.videos = 0 -%}
+  {%- if video -%}
+    {%- set at.videos = at.text.split(video) | length - 1 -%}
+    {%- set at.text = at.text.replace(video, '') -%}
+    {%- set at.words = at.words.replace(video, '') -%}
+  {%- endif -%}
+  {#- Several images among the words keep their places; all others, and videos, are in front. -#}
   {%- set pieces = at.text.split('<image>') -%}
   {%- set images = pieces | length - 1 -%}
   {%- set start = text_start if message['role'] == 'user' else '' -%}
-  {%- if not images -%}
+  {%- if not images and not at.videos -%}
     {%- set at.text = start ~ at.words -%}
-  {%- elif images == 1 or not pieces[:-1] | join | trim or not pieces[1:] | join | trim -%}
-    {%- set at.text = ('<image>' ~ image_end) * images ~ start ~ at.words | trim -%}
+  {%- elif at.videos or images == 1 or not pieces[:-1] | join | trim
+           or not pieces[1:] | join | trim -%}
+    {%- set at.text = ('<image>' ~ image_end) * images ~ (video ~ image_end) * at.videos
+                      ~ start ~ at.words | trim -%}
   {%- endif -%}
   {%- if image != '<image>' -%}
     {%- set at.text = at.text.replace('<image>', image) -%}
@@ -89,22 +99,25 @@ _JINJA = """\
 """
 
 
-def chat_template(template: Template, image: str = IMAGE_MARKER) -> str:
+def chat_template(template: Template, image: str = IMAGE_MARKER, video: str = "") -> str:
     """Returns a conversation template as the Jinja template of chats that transformers renders.
 
     A system message, which must come first, replaces the system prompt. Every further turn follows
     the end of the answer before it and `turn_end`, without a separator in the original LLaVA.
-    Content is a string, in which `<image>` stands for an image, or a list of texts and images.
+    Content is a string, in which `<image>` stands for an image, or a list of texts and images, and
+    of videos where the model takes them.
 
     Args:
         template: the words around questions and answers.
         image: what the processor of the model takes for an image.
+        video: what it takes for a video; empty if it takes none.
     """
     names = (
         "system_start", "system", "after_system", "before_question", "image_end", "text_start",
         "sep", "after_question", "before_answer", "before_earlier_answer", "end", "turn_end",
     )  # fmt: skip
-    values = {name: getattr(template, name) for name in names} | {"image": image}
+    values = {name: getattr(template, name) for name in names}
+    values |= {"image": image, "video": video}
     sets = (
         f"{{%- set {name} = {json.dumps(value, ensure_ascii=False)} -%}}"
         for name, value in values.items()
@@ -149,15 +162,18 @@ def write_processor(directory: Path, config: LlavaConfig, processing: ImageProce
     write_json(directory / PROCESSOR, fields)
 
 
-def write_chat_template(directory: Path, template: Template, image: str = IMAGE_MARKER) -> None:
+def write_chat_template(
+    directory: Path, template: Template, image: str = IMAGE_MARKER, video: str = ""
+) -> None:
     """Writes a chat template, and removes every other one from the directory.
 
     Args:
         directory: a Hugging Face directory.
         template: the words around questions and answers.
         image: see `chat_template`.
+        video: see `chat_template`.
     """
-    (directory / CHAT).write_text(chat_template(template, image), encoding="utf-8")
+    (directory / CHAT).write_text(chat_template(template, image, video), encoding="utf-8")
     (directory / OLD_CHAT).unlink(missing_ok=True)
     for name in (TOKENIZER, PROCESSOR):
         fields = read_json(directory / name) if (directory / name).exists() else {}

@@ -205,7 +205,8 @@ def write_new(
         write_json(scratch / "generation_config.json", ids)
         save_tokenizer(tokenizer, scratch)
         write_processor(scratch, config, processing)
-        write_chat_template(scratch, template, family_of(config).chat_image)
+        family = family_of(config)
+        write_chat_template(scratch, template, family.chat_image, family.chat_video)
         with SafetensorsWriter(scratch / SINGLE_FILE, tensors) as writer:
             for row in rows:
                 (values,) = read([f"params/{row.ours}"])

@@ -17,7 +17,7 @@ from seva_jax.convert.hf_text import read_text_config, text_fields, text_problem
 from seva_jax.convert.original import unsupported
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig, TowerConfig
-from seva_jax.types import IMAGE_MARKER, DataError
+from seva_jax.types import IMAGE_MARKER, VIDEO_MARKER, DataError
 
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -71,6 +71,11 @@ class Family(abc.ABC):
     chat_image: ClassVar[str] = IMAGE_MARKER
     processing: ClassVar[type[ImageProcessing]] = ImageProcessing
     image_arrays: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def chat_video(self) -> str:
+        """What chat templates write for one video; empty without videos."""
+        return VIDEO_MARKER if self.video_field else ""
 
     @abc.abstractmethod
     def hf_config(self, fields: dict[str, Any]) -> Any:
