@@ -47,8 +47,9 @@ class MadeUpPairs(PairBuilder):
         prompts = [rollout.prompt for rollout in rollouts]
         model.answer("answers", prompts[:9], Sampling(4, repetition_penalty=1.2))
         views = [View(prompt, ("red", "blue")[:1]) for prompt in prompts[:10]]
-        target = model.patches() & (np.arange(len(model.patches())) < 8)
-        model.measure("measures", views, 1, [target] * len(views))
+        whole = [model.image_tokens(prompt, 0) for prompt in prompts[:10]]
+        targets = [tokens & (np.arange(len(tokens)) < 8) for tokens in whole]
+        model.measure("measures", views, 1, targets)
         model.features("features", [prompt.images[0] for prompt in prompts])
         return self(rollouts)
 

@@ -17,7 +17,7 @@ from seva_jax.config import (
     TextOptions,
 )
 from seva_jax.data import PromptSet
-from seva_jax.images import ImageProcessing
+from seva_jax.images import ImageProcessing, InternvlProcessing
 from seva_jax.images.compose import Box
 from seva_jax.inference import rollouts
 from seva_jax.inference.rollouts import RolloutEngine
@@ -34,8 +34,10 @@ PROCESSING = ImageProcessing(size=8)
 class TinyBase(BaseModel):
     """The tiny model of `helpers_rollout`."""
 
+    processing: ImageProcessing = PROCESSING
+
     def assets(self):
-        return Assets(CONFIG, TOKENIZER, PROCESSING)
+        return Assets(CONFIG, TOKENIZER, self.processing)
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +55,11 @@ def make(variables, tmp_path, monkeypatch, one_device):
     """
     answer = RolloutEngine.answer
 
-    def make(stop_after=10**9):
+    def make(stop_after=10**9, processing=PROCESSING):
         config = Experiment(
             workdir=str(tmp_path),
             seed=1,
-            base=TinyBase(),
+            base=TinyBase(processing),
             rollout=RolloutOptions(batch_size=4, refill=4),
             text=TextOptions(PLAIN, PLAIN, max_length=64),
             train=TrainOptions(batch_size=8, micro_batches=2),
@@ -243,11 +245,34 @@ def test_targets_and_layers_must_fit(make):
     assert not loads
 
 
-def test_patches_of_a_box(make):
+def test_tokens_of_an_image_and_of_a_box(make):
     """They are all of an image, or the part that the processing shows."""
     calls, _, _ = make()
-    assert calls.patches().tolist() == [True] * NUM
-    assert calls.patches(Box(0, 0, 5, 10, 10, 10)).tolist() == [True, False] * (NUM // 2)
+    prompt = Prompt("p", "what is it", ("1", "2"))
+    first, second = [True] * NUM + [False] * NUM, [False] * NUM + [True] * NUM
+    assert calls.image_tokens(prompt, 0).tolist() == first
+    assert calls.image_tokens(prompt, 1).tolist() == second
+    part = [False] * NUM + [True, False] * (NUM // 2)
+    assert calls.image_tokens(prompt, 1, Box(0, 0, 5, 10, 10, 10)).tolist() == part
+
+
+def test_attention_to_parts_of_pictures_in_tiles(make):
+    """The shares of a part and of the rest make one, whatever tiles a picture becomes."""
+    calls, _, _ = make(processing=InternvlProcessing(size=8, min_tiles=2, max_tiles=6))
+    views = [view for view in VIEWS[:5] if view.prompt.images]
+    box = Box(0, 0, 5, 10, 10, 10)
+    targets = [calls.image_tokens(view.prompt, 0, box) for view in views]
+    for target in targets:
+        assert len(target) > NUM
+        assert 0 < target.sum() < len(target)
+    parts = calls.measure("parts", views, 1, targets)
+    rest = calls.measure("rest", views, 1, [~target for target in targets])
+    for one, other in zip(parts, rest, strict=True):
+        if not np.isnan(one.attention):  # of an answer of one token
+            np.testing.assert_allclose(one.attention + other.attention, 1, atol=1e-6)
+            assert 0.02 < one.attention < 0.98
+    with pytest.raises(DataError, match=f"has {len(targets[0])} image tokens"):
+        calls.measure("x", views[:1], 1, [targets[0][1:]])
 
 
 # --- features -------------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ from typing_extensions import override
 from seva_jax.data.composed import Composed, target_of, without_noise
 from seva_jax.data.files import LlavaJson
 from seva_jax.data.sources import PromptSet, PromptSource
+from seva_jax.images import InternvlProcessing, LlavaNextProcessing, LlavaOnevisionProcessing
 from seva_jax.images.compose import (
     GRIDS,
     Box,
-    box_patches,
     draw_grid,
     draw_inset,
     grid_box,
@@ -22,11 +22,12 @@ from seva_jax.images.compose import (
     noised,
 )
 from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.images.shown import shown_tokens
 from seva_jax.pairs import AnswerStats, MiaPairs
 from seva_jax.pairs.mia import edit_distance
 from seva_jax.text.templates import VICUNA_V1
 from seva_jax.training.optimizer import Optim
-from seva_jax.types import DataError, ExampleError, Prompt, Rollout
+from seva_jax.types import FRAME, NEWLINE, DataError, ExampleError, Prompt, Rollout
 
 WHITE = (255, 255, 255)
 
@@ -94,14 +95,62 @@ def test_patches_of_a_box_are_those_that_show_it(name):
         image = plain((0, 0, 0), box.height, box.width)
         image[box.top : box.bottom, box.left : box.right] = 255
         shown = processing.denormalise(processing(image))[..., 0]
-        patches = box_patches(processing, box, 8)
-        assert patches.shape == (8, 8)
+        size = box.height, box.width
+        patches = shown_tokens(processing, 64, [size], 0, box).reshape(8, 8)
         for y, x in np.ndindex(8, 8):
             middle = shown[4 * y + 1 : 4 * y + 3, 4 * x + 1 : 4 * x + 3].mean()
             if abs(middle - 128) > 100:  # an edge of the box is elsewhere
                 assert patches[y, x] == (middle > 128), (box, y, x)
                 seen[bool(patches[y, x])] += 1
     assert min(seen.values()) > 100
+
+
+GRIDS_OF_TILES = ((32, 64), (64, 32), (64, 64), (32, 96), (96, 96))
+CUT = {
+    "next": LlavaNextProcessing(size=32, resolutions=GRIDS_OF_TILES),
+    "onevision": LlavaOnevisionProcessing(size=32, resolutions=GRIDS_OF_TILES),
+    "onevision, made smaller": LlavaOnevisionProcessing(
+        size=32, resolutions=GRIDS_OF_TILES, anyres_max=1
+    ),
+    "internvl": InternvlProcessing(size=32, max_tiles=9),
+    "internvl, one tile": InternvlProcessing(size=32, max_tiles=1),
+}
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("name", CUT)
+def test_tokens_of_a_box_in_tiles(name, several):
+    """Of every tile, those that are white at their centre; newlines and other images never."""
+    processing, side, seen = CUT[name], 8, collections.Counter()
+    for box in BOXES:
+        image = plain((0, 0, 0), box.height, box.width)
+        image[box.top : box.bottom, box.left : box.right] = 255
+        sizes = [(40, 50), (box.height, box.width), (90, 20)] if several else [image.shape[:2]]
+        at = int(several)
+        tiles = processing.denormalise(processing.tiles(image, not several))[..., 0]
+        middles = tiles.reshape(-1, side, 4, side, 4)[:, :, 1:3, :, 1:3].mean((2, 4)).ravel()
+        layouts = processing.layouts(sizes, side * side)
+        layout = layouts[at]
+        shown = middles[layout.patch_N]
+        if layout.blend is not None:
+            shown = (middles[layout.blend.index_BSM] * layout.blend.weight_BSM).sum(1)
+        found = np.split(
+            shown_tokens(processing, side * side, sizes, at, box),
+            np.cumsum([x.num_tokens for x in layouts])[:-1],
+        )
+        assert not any(tokens.any() for i, tokens in enumerate(found) if i != at)
+        assert not found[at][layout.patch_N == NEWLINE].any()
+        sure = (layout.patch_N >= 0) & (np.abs(shown - 128) > 100)
+        np.testing.assert_array_equal(found[at][sure], shown[sure] > 128)
+        seen += collections.Counter((found[at][sure] > 0).tolist())
+        whole = shown_tokens(processing, side * side, sizes, at)
+        assert whole.sum() == layout.num_tokens
+    assert min(seen.values()) > 100
+
+
+def test_no_part_of_a_video_is_a_target():
+    with pytest.raises(DataError, match="not of videos"):
+        shown_tokens(CUT["onevision"], 64, [FRAME] * 3, 1)
 
 
 # --- prompts --------------------------------------------------------------------------------------
@@ -298,9 +347,11 @@ class Planted:
         self.share, self.best, self.missing = share, best, missing
         self.calls = []
 
-    def patches(self, box=None):
-        """Returns a mask of six tokens; a box covers as many of the first as its left edge says."""
-        return np.arange(6) < (6 if box is None else box.left)
+    def image_tokens(self, prompt, image, box=None):
+        """Returns six tokens an image; a box covers as many of the first as its left edge says."""
+        shown = np.zeros((len(prompt.images), 6), bool)
+        shown[image, : None if box is None else box.left] = True
+        return shown.ravel()
 
     def measure(self, name, views, layer=None, targets=()):
         """Returns the same for every view."""
@@ -360,8 +411,8 @@ def test_targets_of_the_release(box, rows, columns):
     """A tile's part of the map is its part of the square that the grid is padded to."""
 
     class Patches(Planted):
-        def patches(self, box=None):
-            return box_patches(ImageProcessing(size=336), box, 24).ravel()
+        def image_tokens(self, prompt, image, box=None):
+            return shown_tokens(ImageProcessing(size=336), 576, [box[:3:-1]], image, box)
 
     model = Patches(0.1)
     arrangement = "inset" if box == inset_box(0.7, 448) else "grid"

@@ -100,6 +100,11 @@ class AnyResolution(TiledProcessing, abc.ABC):
         return np.concatenate([self(image_HWC)[None], self._cut(canvas)])
 
     @override
+    def places(self, size: Size, side: int, alone: bool = True) -> np.ndarray:
+        picture = fitted(size, best_resolution(size, self.resolutions))
+        return self._cut_places(side, self.grid(size), picture)
+
+    @override
     def to_processor_config(self) -> dict[str, Any]:
         return super().to_processor_config() | {
             "do_pad": True,

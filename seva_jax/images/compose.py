@@ -1,7 +1,7 @@
-"""Composes several images into one, and finds a box of it again after preprocessing, for MIA-DPO.
+"""Composes several images into one, for MIA-DPO.
 
 What lives here: drawing, boxes, and noise on a box. What does not: choosing the images
-(`seva_jax/data/composed.py`).
+(`seva_jax/data/composed.py`), the tokens that show a box (`shown.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.types import DataError
 
 GRIDS = {2: (1, 2), 3: (1, 3), 4: (2, 2), 6: (2, 3), 9: (3, 3)}  # tiles -> (rows, columns)
@@ -126,37 +125,3 @@ def _place(canvas: Image.Image, image_HWC: np.ndarray, box: Box) -> None:
     image = image.resize(size, Image.Resampling.BICUBIC)
     left, top = box.left + (width - size[0]) // 2, box.top + (height - size[1]) // 2
     canvas.paste(image, (left, top))
-
-
-def box_patches(processing: ImageProcessing, box: Box, side: int) -> np.ndarray:
-    """Finds the patches that show a box: those whose centre is in it after preprocessing.
-
-    Args:
-        processing: how the image is padded, resized and cropped.
-        box: a box of the image before that.
-        side: number of patches in a row, and in a column.
-
-    Returns:
-        bool [side, side], rows first.
-    """
-    edge = processing.shortest_edge or processing.size
-    width, height = box.width, box.height
-    if processing.pad_to_square:
-        longest = max(width, height)
-        scale_x = scale_y = edge / longest
-        shift_x, shift_y = (longest - width) // 2 * scale_x, (longest - height) // 2 * scale_y
-        wide = tall = edge
-    elif processing.keep_aspect:
-        scale_x = scale_y = edge / min(width, height)
-        shift_x = shift_y = 0.0
-        wide, tall = int(width * scale_x), int(height * scale_y)
-    else:
-        scale_x, scale_y = edge / width, edge / height
-        shift_x = shift_y = 0.0
-        wide = tall = edge
-    centres = (np.arange(side) + 0.5) * processing.size / side
-    x = centres + (wide - processing.size) // 2 - shift_x
-    y = centres + (tall - processing.size) // 2 - shift_y
-    in_x = (box.left * scale_x <= x) & (x < box.right * scale_x)
-    in_y = (box.top * scale_y <= y) & (y < box.bottom * scale_y)
-    return in_y[:, None] & in_x

@@ -107,6 +107,13 @@ class InternvlProcessing(TiledProcessing):
         return np.concatenate([self._cut(canvas), self(image_HWC)[None]])
 
     @override
+    def places(self, size: Size, side: int, alone: bool = True) -> np.ndarray:
+        rows, columns = grid = self.grid(size)
+        picture = rows * self.size, columns * self.size
+        whole, *cut = self._cut_places(side, grid, picture)
+        return np.stack([*cut, whole] if len(cut) > 1 else [whole])
+
+    @override
     def layouts(self, sizes: Sequence[Size], features: int) -> tuple[ImageLayout, ...]:
         if self.one_layout:
             return (_layout(1, features),) * len(sizes)

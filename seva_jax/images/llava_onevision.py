@@ -29,7 +29,7 @@ from seva_jax.images.any_resolution import (
     whole_features,
     with_newlines,
 )
-from seva_jax.images.preprocess import checked, colour, require_paddable
+from seva_jax.images.preprocess import ImageProcessing, checked, colour, require_paddable
 from seva_jax.images.processor_files import Fields
 from seva_jax.images.tiled import Grid, read_only
 from seva_jax.runtime.stores import as_path
@@ -114,6 +114,12 @@ class LlavaOnevisionProcessing(AnyResolution):
         if alone:
             return super().tiles(image_HWC)
         return self._cut(self._pad_and_resize(checked(image_HWC), self.size))
+
+    @override
+    def places(self, size: Size, side: int, alone: bool = True) -> np.ndarray:
+        if alone:
+            return super().places(size, side)
+        return ImageProcessing(size=self.size, pad_to_square=True).places(size, side)
 
     @override
     def layouts(self, sizes: Sequence[Size], features: int) -> tuple[ImageLayout, ...]:

@@ -175,6 +175,35 @@ class ImageProcessing:
         del alone
         return self(image_HWC)[None]
 
+    def places(self, size: Size, side: int, alone: bool = True) -> np.ndarray:
+        """Returns where in an image the features of its tiles are, by their centres.
+
+        Args:
+            size: height and width of the image.
+            side: features in a row of a tile.
+            alone: see `tiles`.
+
+        Returns:
+            float64 [I, side, side, 2]: shares of the image's height and width, counted from its
+            upper left corner; below 0 or above 1 for padding.
+        """
+        del alone
+        edge = self.shortest_edge or self.size
+        centres = (np.arange(side) + 0.5) * self.size / side
+
+        def along(length: int) -> np.ndarray:
+            before, full = 0, edge
+            if self.pad_to_square:
+                scale, before = edge / max(size), (max(size) - length) // 2
+            elif self.keep_aspect:
+                scale = edge / min(size)
+                full = int(length * scale)
+            else:
+                scale = edge / length
+            return ((centres + (full - self.size) // 2) / scale - before) / length
+
+        return crossed(*map(along, size))[None]
+
     @property
     def whole_tile(self) -> int:
         """Which of an image's tiles shows the whole picture: its index, 0 or -1."""
@@ -328,6 +357,11 @@ def require_paddable(size: Size, edge: int) -> None:
             "crop it or drop it",
             "image too elongated",
         )
+
+
+def crossed(y_H: np.ndarray, x_W: np.ndarray) -> np.ndarray:
+    """Returns every pair of a row and a column, [H, W, 2]."""
+    return np.stack(np.meshgrid(y_H, x_W, indexing="ij"), axis=-1)
 
 
 def stretch(image: Image.Image, width: int, height: int, resample: Image.Resampling) -> Image.Image:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from typing_extensions import override
 
-from seva_jax.images.preprocess import ImageProcessing, colour
+from seva_jax.images.preprocess import ImageProcessing, colour, crossed
 from seva_jax.images.processor_files import Fields, read_fields
 from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError, ImageLayout, Size
@@ -109,6 +109,29 @@ class TiledProcessing(ImageProcessing, abc.ABC):
     @override
     @abc.abstractmethod
     def layouts(self, sizes: Sequence[Size], features: int) -> tuple[ImageLayout, ...]: ...
+
+    @override
+    @abc.abstractmethod
+    def places(self, size: Size, side: int, alone: bool = True) -> np.ndarray: ...
+
+    def _cut_places(self, side: int, grid: Grid, picture: Size) -> np.ndarray:
+        """Returns `places` of the tile of the whole picture, and of those of a grid.
+
+        Args:
+            side: features in a row of a tile.
+            grid: rows and columns of tiles.
+            picture: height and width of the picture in the middle of the grid, in pixels.
+
+        Returns:
+            [1 + I, side, side, 2], the whole picture first.
+        """
+        axes = []
+        for num, length in zip(grid, picture, strict=True):
+            centres = (np.arange(num * side) + 0.5) * self.size / side
+            axes.append((centres - (num * self.size - length) // 2) / length)
+        rows, columns = (np.split(axis, num) for axis, num in zip(axes, grid, strict=True))
+        whole = (np.arange(side) + 0.5) / side
+        return np.stack([crossed(whole, whole), *(crossed(y, x) for y in rows for x in columns)])
 
     def _cut(self, canvas: Image.Image) -> np.ndarray:
         """Cuts a canvas into tiles, row by row, and normalises them: [I, size, size, 3]."""

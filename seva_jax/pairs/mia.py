@@ -45,9 +45,10 @@ class MiaPairs(PairBuilder):
     the target image: at most the limit for a sequence, less than the limit for a grid or an inset.
     The answer and its attention are those to the image with noise, where `Composed` adds it; the
     pair is about the image without. The part of a grid that counts as its target is that of the
-    square that the grid is padded to, padding included. The defaults and these rules are those of
-    the released code. The paper also names filters by the ratio of lengths and by edit distance,
-    which the released code lacks; they are off.
+    square that the grid is padded to, padding included; where the model does not pad but cuts the
+    image into tiles, it is the target's own part, in every tile. The defaults and these rules are
+    those of the released code, but for tiles, which it lacks. The paper also names filters by the
+    ratio of lengths and by edit distance, which the released code lacks; they are off.
 
     Attributes:
         layer: the layer whose attention is measured, from 0.
@@ -144,16 +145,15 @@ class MiaPairs(PairBuilder):
 
 
 def _target(prompt: Prompt, model: PairModel) -> np.ndarray:
-    """Returns which image tokens of a prompt show the target, bool [I * P]."""
-    _, num, target, box = target_of(prompt)
-    if box is not None:
-        side = max(box.width, box.height)
-        x, y = side / box.width, side / box.height
-        left, right = round(box.left * x), round(box.right * x)
-        top, bottom = round(box.top * y), round(box.bottom * y)
-        return model.patches(Box(left, top, right, bottom, side, side))
-    whole_image = model.patches()
-    return np.concatenate([whole_image & (number == target) for number in range(num)])
+    """Returns which image tokens of a prompt show the target, bool [N]."""
+    _, _, target, box = target_of(prompt)
+    if box is None:
+        return model.image_tokens(prompt, target)
+    side = max(box.width, box.height)  # the place in the square is the same share of each side
+    x, y = side / box.width, side / box.height
+    left, right = round(box.left * x), round(box.right * x)
+    top, bottom = round(box.top * y), round(box.bottom * y)
+    return model.image_tokens(prompt, 0, Box(left, top, right, bottom, side, side))
 
 
 def edit_distance(one: str, other: str) -> int:

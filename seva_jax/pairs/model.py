@@ -75,16 +75,21 @@ class PairModel(Protocol):
             name: name of the call.
             views: each with one answer.
             layer: the layer whose attention is measured, from 0; None measures none.
-            targets: for each view, which of its image tokens are the target, bool [I * P] with the
-                images in order.
+            targets: for each view, which of its image tokens are the target, see `image_tokens`.
         """
         ...
 
-    def patches(self, box: Box | None = None) -> np.ndarray:
-        """Returns which tokens of an image show a part of it, bool [P], for `targets`.
+    def image_tokens(self, prompt: Prompt, image: int, box: Box | None = None) -> np.ndarray:
+        """Returns which image tokens of a prompt show one of its images, for `targets`.
 
         Args:
-            box: the part; None for the whole image.
+            prompt: the prompt.
+            image: which of its images, from 0.
+            box: a part of the image, as shares of the width and height that it gives; None for the
+                whole image.
+
+        Returns:
+            bool [N], the tokens of all images in order.
         """
         ...
 

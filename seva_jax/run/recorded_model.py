@@ -20,7 +20,8 @@ from seva_jax.batches.encoded import encode_together
 from seva_jax.batches.pipeline import ComparisonRows
 from seva_jax.config import fingerprint
 from seva_jax.data import PromptSet
-from seva_jax.images.compose import Box, box_patches
+from seva_jax.images.compose import Box
+from seva_jax.images.shown import shown_tokens
 from seva_jax.inference.answer_stats import TokenStats, answer_stats
 from seva_jax.inference.features import mean_features
 from seva_jax.inference.rollouts import RolloutEngine
@@ -28,9 +29,9 @@ from seva_jax.pairs import AnswerStats, PairModel, Reply
 from seva_jax.run.context import RunContext
 from seva_jax.runtime.journal import Journal, Record
 from seva_jax.runtime.processes import say
-from seva_jax.text import Sampling
+from seva_jax.text import Encoder, Sampling
 from seva_jax.training.step import Variables
-from seva_jax.types import Comparison, DataError, Prompt, View
+from seva_jax.types import FRAME, Comparison, DataError, ExampleError, Prompt, Size, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,11 @@ class RecordedModel(PairModel):
     def _engine(self) -> RolloutEngine:
         """What answers: for all calls, weights move to its layout once."""
         return self.ctx.engine(self.variables(), self.reference())
+
+    @functools.cached_property
+    def _encoder(self) -> Encoder:
+        """Encodes views as prompts are asked."""
+        return self.ctx.encoder(self.ctx.config.text.generate, self.data.image_size)
 
     @property
     @override
@@ -92,10 +98,8 @@ class RecordedModel(PairModel):
         bits = [np.packbits(target).tobytes().hex() for target in targets]
         journal = self._journal(name, fingerprint("measure", asked, layer, bits))
         done = journal.resume()
-        template = self.ctx.config.text.generate  # as it was asked
-        encoder = self.ctx.encoder(template, self.data.image_size)
         comparisons = [Comparison(view.prompt, view.answers[:1]) for view in views]
-        encoded = encode_together(comparisons, encoder)
+        encoded = encode_together(comparisons, self._encoder)
         fitting = set(map(id, encoded.comparisons))
         which = [i for i, comparison in enumerate(comparisons) if id(comparison) in fitting]
         if len(done) < len(which):
@@ -120,19 +124,13 @@ class RecordedModel(PairModel):
         return measured
 
     @override
-    def patches(self, box: Box | None = None) -> np.ndarray:
+    def image_tokens(self, prompt: Prompt, image: int, box: Box | None = None) -> np.ndarray:
         config, processing = self.ctx.assets.config, self.ctx.assets.processing
-        if not processing.one_layout:
-            raise DataError(
-                "attention on parts of an image is measured for models with a fixed number of "
-                "tokens for each image, and this one's varies; use LLaVA-1.5"
-            )
-        if box is None:
-            return np.ones(config.tile_features, bool)
-        side = config.vision.image_size // config.vision.patch_size
-        inside = box_patches(processing, box, side).ravel()
-        # A tower that keeps its class token has that first: it shows no part of the image.
-        return np.pad(inside, (config.tile_features - len(inside), 0))
+        sizes = self._sizes(prompt)
+        if processing.one_layout and box is not None:
+            # The padding, and with it the place of the box, is that of the shape that it gives.
+            sizes = ((box.height, box.width),) * len(prompt.images)
+        return shown_tokens(processing, config.tile_features, sizes, image, box)
 
     @override
     def features(self, name: str, images: Sequence[str]) -> np.ndarray:
@@ -156,6 +154,12 @@ class RecordedModel(PairModel):
             say(f"{name}: {missing:,} of {len(images):,} images cannot be read")
         return features
 
+    def _sizes(self, prompt: Prompt) -> tuple[Size, ...]:
+        """Returns what layouts of a prompt's images depend on, see `Layouts`."""
+        if prompt.about_video:
+            return (FRAME,) * len(prompt.images)
+        return self._encoder.sizes(prompt.images)
+
     def _check_measure(
         self, views: Sequence[View], layer: int | None, targets: Sequence[np.ndarray]
     ) -> None:
@@ -168,7 +172,12 @@ class RecordedModel(PairModel):
                 f"{config.text.num_layers - 1}; choose one of them"
             )
         for view, target in zip(views, targets, strict=True):
-            num = len(view.prompt.images) * config.tile_features
+            try:
+                sizes = self._sizes(view.prompt)
+            except ExampleError:
+                continue  # it is not measured
+            layouts = self.ctx.assets.processing.layouts(sizes, config.tile_features)
+            num = sum(layout.num_tokens for layout in layouts)
             if target.shape != (num,):
                 raise DataError(
                     f"prompt {view.prompt.id!r} has {num} image tokens, and its target is for "
