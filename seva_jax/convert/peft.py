@@ -149,6 +149,8 @@ def _require_adapters(source: Source) -> list[Row]:
             "adapter cannot hold here; to-hf exports the whole model"
         )
     bare = [row.theirs for row in TABLE if extra and _is_whole(source, row)]
+    # peft stores modules whole, adapts parameters of two or three dims, and trains single rows of
+    # embeddings; a parameter of one dim outside of a module is none of these.
     if bare := [name for name in bare if not name.startswith(f"{_PROJECTOR}.")]:
         raise DataError(
             f"the run trained {', '.join(bare)} with the projector, which is no module that peft "
