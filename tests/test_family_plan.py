@@ -13,6 +13,7 @@ from tiny_models import PLANNED
 
 from seva_jax.batches.trees import RowShape
 from seva_jax.config.base_models import Assets
+from seva_jax.config.config_files import config_directory, read_config
 from seva_jax.images.llava_next import LlavaNextProcessing
 from seva_jax.inference.prefill_shapes import PrefillShape
 from seva_jax.models import (
@@ -24,9 +25,11 @@ from seva_jax.models import (
     abstract_params,
 )
 from seva_jax.plan.answering import padded_prompt
-from seva_jax.plan.options import PlanOptions, image_layout, row_shape
+from seva_jax.plan.options import PlanOptions, image_layout, row_shape, variants
 from seva_jax.plan.program import lower_step
+from seva_jax.plan.published import PUBLISHED
 from seva_jax.training.flops import forward, hardware_flops
+from seva_jax.types import DataError
 
 # One layer each, because XLA counts the body of a scan once.
 SIZES = {"image_size": 64, "patch_size": 16, "hidden_size": 128, "num_layers": 1, "num_heads": 4}
@@ -116,3 +119,27 @@ def test_rows_of_an_image_of_several_tiles():
     assert padded_prompt(image, 64) == PrefillShape(2432, 5)
     (same,) = Assets(config, None, processing).layouts([options.image])
     assert (same.patch_N == image.patch_N).all()
+
+
+def test_rows_of_a_video():
+    """RRPO's 16 frames: each is one tile of 27 x 27 features, of which 14 x 14 tokens are left."""
+    published = PUBLISHED["llava-onevision-qwen2-7b"]
+    options = PlanOptions(("h100:1",), size=("llava-onevision-qwen2-7b",), frames=16)
+    image = image_layout(published.processing, published.config, options.image, options.frames)
+    assert (image.tiles, image.num_tokens) == (16, 16 * 196 + 1)
+    # 1 + 3137 + 64 + 256 = 3458, rounded up to a multiple of 64.
+    shape = row_shape(image, options, 2)
+    assert shape == RowShape(3520, 1, 2, 128, 16, 256)
+    config = read_config(config_directory() / "rrpo.py")
+    assert config.text.max_length > shape.length
+    (variant,) = variants(config, options)
+    assert variant.image is image
+    one = forward(published.config, config.lora, dataclasses.replace(shape, tiles=1))
+    assert forward(published.config, config.lora, shape).tower == 16 * one.tower
+
+
+@pytest.mark.parametrize("size", ["7b", "llava-v1.6-vicuna-7b", "internvl3-8b"])
+def test_videos_of_models_that_take_none(size):
+    options = PlanOptions(("h100:1",), size=(size,), frames=16)
+    with pytest.raises(DataError, match="--frames 16 plans for videos, which only LLaVA-OneVision"):
+        variants(read_config(config_directory() / "rrpo.py"), options)

@@ -17,7 +17,7 @@ from seva_jax.plan.estimate import Plan, plan
 from seva_jax.plan.published import PUBLISHED, PublishedSize
 from seva_jax.plan.whole_run import Amounts
 from seva_jax.sharding import MeshShape
-from seva_jax.types import DataError, ImageLayout, Size
+from seva_jax.types import FRAME, DataError, ImageLayout, Size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,8 @@ class PlanOptions:
         answer: tokens of an answer, on average; rows of training have this many for each answer.
         image: height and width of an image in pixels, on which its tiles and tokens depend in
             families that cut images.
+        frames: frames of the video that each row has instead of an image, in families that take
+            videos; 0 for an image.
         compile: compile the programs for TPU slices; --no-compile counts their memory and network
             from shapes, as on GPUs: less exact, but in seconds and without libtpu.
         rollout: plan how prompts are answered, too: rollouts and evaluations.
@@ -67,6 +69,7 @@ class PlanOptions:
     question: int = 64
     answer: int = 128
     image: tuple[int, int] = (480, 640)
+    frames: int = 0
     compile: bool = True
     rollout: bool = True
     prompts: int = 16000
@@ -88,7 +91,7 @@ class PlanOptions:
             *((name, 1) for name in ("fsdp", "tensor", "batch", "rows", "question", "answer")),
             ("image", 1),
             *((name, 1) for name in ("prompts", "pairs", "eval_answer")),
-            *((name, 0) for name in ("rollout_tensor", "eval_questions")),
+            *((name, 0) for name in ("frames", "rollout_tensor", "eval_questions")),
         ):
             value = getattr(self, name)
             low = [x for x in (value if isinstance(value, tuple) else (value,)) if x < least]
@@ -105,7 +108,7 @@ class Variant:
         name: the model and what is trained.
         topology: the slice.
         config: architecture.
-        image: layout of an image.
+        image: layout of an image, or of a video.
         experiment: the run.
     """
 
@@ -117,19 +120,31 @@ class Variant:
 
 
 def row_shape(image: ImageLayout, options: PlanOptions, branches: int) -> RowShape:
-    """Returns the sizes of a row with one image, one question and the answers."""
+    """Returns the sizes of a row with one image or video, one question and the answers."""
     targets = branches * options.answer
     length = 1 + image.num_tokens + options.question + targets
     return RowShape(-(-length // 64) * 64, 1, branches, options.answer, image.tiles, targets)
 
 
-def image_layout(processing: ImageProcessing, config: LlavaConfig, size: Size) -> ImageLayout:
-    """Returns the layout of a prompt's only image.
+def image_layout(
+    processing: ImageProcessing, config: LlavaConfig, size: Size, frames: int = 0
+) -> ImageLayout:
+    """Returns the layout of a prompt's only image, or of its video.
+
+    Args:
+        processing: the image pipeline.
+        config: architecture.
+        size: height and width of the image.
+        frames: frames of the video; 0 for an image.
 
     Raises:
-        DataError: the model takes no image of this size.
+        DataError: the model takes no image of this size, or no videos.
     """
-    (layout,) = processing.layouts([size], config.tile_features)
+    if frames and not processing.videos:
+        raise DataError(
+            f"--frames {frames} plans for videos, which only LLaVA-OneVision takes; give its --size"
+        )
+    (layout,) = processing.layouts([FRAME] * frames or [size], config.tile_features)
     return layout
 
 
@@ -167,7 +182,7 @@ def variants(experiment: Experiment, options: PlanOptions) -> list[Variant]:
                 config, processing = assets.config, assets.processing
             else:
                 config, processing = PUBLISHED[size].config, PUBLISHED[size].processing
-            image = image_layout(processing, config, options.image)
+            image = image_layout(processing, config, options.image, options.frames)
             train = dataclasses.replace(run.train, batch_size=batch)
             lora = run.base.lora(run.lora) if size == "base" else run.lora
             if tune == "full":
