@@ -100,13 +100,18 @@ def test_the_table_of_other_families_is_what_the_planner_says(tmp_path, monkeypa
         file = tmp_path / "table.csv"
         plan([*words, "--csv", str(file)])
         published = PUBLISHED[words[words.index("--size") + 1]]
-        start = words.index("--image") + 1
-        height, width = map(int, words[start : start + 2])
-        layout = image_layout(published.processing, published.config, (height, width))
-        image = f"{height} x {width}", f"{layout.tiles}, {layout.num_tokens:,}"
+        size, frames = (480, 640), 0
+        if "--frames" in words:
+            frames = int(words[words.index("--frames") + 1])
+        else:
+            start = words.index("--image") + 1
+            size = int(words[start]), int(words[start + 1])
+        layout = image_layout(published.processing, published.config, size, frames)
+        shown = f"{frames} frames" if frames else f"{size[0]} x {size[1]}"
+        image = shown, f"{layout.tiles}, {layout.num_tokens:,}"
         for row in csv.DictReader(file.read_text().splitlines()):
             topology = row["topology"].replace("h100", "one H100")
             planned.append([row["model"], *image, topology, *(row[x] for x in columns)])
     table = [line.strip("| ").split(" | ") for line in section.splitlines() if "LoRA r=" in line]
     assert [[x.replace(" (16)", "") for x in row] for row in table] == planned
-    assert len(planned) == 15
+    assert len(planned) == 18
