@@ -13,14 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from seva_jax.convert.families import Family, family_of, family_of_fields
-from seva_jax.convert.original import (
-    as_hf_fields,
-    is_original,
-    read_json,
-    refuse,
-    refuse_adapters,
-    tower_directory,
-)
+from seva_jax.convert.original import is_original, read_json, refuse, refuse_adapters
+from seva_jax.convert.original_config import as_hf_fields, tower_directory
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig
 from seva_jax.runtime.stores import as_path

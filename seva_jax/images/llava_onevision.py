@@ -19,7 +19,6 @@ import numpy as np
 from typing_extensions import override
 
 from seva_jax.images.any_resolution import (
-    MAX_FEATURES,
     AnyResolution,
     Span,
     picture_features,

@@ -133,6 +133,14 @@ def name_llama_class(directory: Path) -> None:
     write_settings(directory, settings)
 
 
+def added_ids(directory: Path) -> dict[str, int]:
+    """Returns the ids of a tokenizer's added tokens, those outside of its vocabulary, by name."""
+    settings = _read(directory / SETTINGS_FILE)
+    stored = {} if "added_tokens_decoder" in settings else _read(directory / JSON_FILE)
+    added = _added_tokens(directory, stored, settings)
+    return {name: id_ for id_, (name, _) in added.items()}
+
+
 def write_settings(directory: Path, settings: dict[str, Any]) -> None:
     """Writes tokenizer_config.json as transformers does."""
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
