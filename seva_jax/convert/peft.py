@@ -60,13 +60,13 @@ def to_peft(source: Source, out: Path) -> str:
             adapters change a merged model, transformers cannot have the base, or `out` cannot be
             written.
     """
+    if source.tower and source.processing:
+        source.processing.to_processor_config()  # raises if to-hf cannot write the base
     projector = _require_adapters(source)
     whole = {f"{_PREFIX}model.{row.theirs}": row for row in projector}
     # peft opens this path as it stands, so it is whole, unlike those in configs and pages. An
     # adapter of an original LLaVA fits its conversion, which may be anywhere.
     base = None if source.tower else str(source.directory.absolute())
-    if source.tower and source.processing:
-        source.processing.to_processor_config()  # raises if to-hf cannot write the base
     fields = _fields(source, base, _HF_PATTERN)
     fields["modules_to_save"] = [_PROJECTOR] if whole else None
     num = _write(source, out, fields, _HF_LAYERS, whole)
