@@ -120,7 +120,7 @@ def llava_fields(source: Source, tower: str | None) -> dict[str, object]:
 
     Args:
         source: the model to export.
-        tower: the new place of the CLIP directory; None if that does not change.
+        tower: the new place of the tower's directory; None if that does not change.
     """
     fields: dict[str, object] = {} if tower is None else {"mm_vision_tower": tower}
     if source.processing is not None and family_of(source.config) is LLAVA:

@@ -50,7 +50,7 @@ def read_llava_config(directory: str | Path, vision_tower: str | Path | None = N
     Args:
         directory: holds config.json, as `save_pretrained` of transformers 4 and 5 writes it for a
             family that is supported (`families/`), or as the original LLaVA does.
-        vision_tower: the CLIP directory of an original LLaVA, see `original.tower_directory`.
+        vision_tower: that of an original LLaVA, see `original_config.tower_directory`.
 
     Returns:
         The architecture; fields that the file leaves out take the defaults of transformers.
