@@ -5,11 +5,12 @@
         --prompts.source.source.image-root DIR --mesh.fsdp 8
 
 The numbers are those of the release's script, with 16 frames of each video. DIR is a download of
-lmms-lab/LLaVA-Video-7B-Qwen2, in the layout of LLaVA's own code; `seva-jax convert to-llava` exports
-the result in it. The data, in TRL's format, names a video file as the image, and has `<MASK>` and
-`</MASK>` around the phrases. Files need the extra `video`; records that list frames as images need
-`<video>` in the prompt. The release puts a sentence about the video's length and the times of its
-frames in front of every question, this config does not. Variant: `rrpo_videochat2.py`.
+lmms-lab/LLaVA-Video-7B-Qwen2, in the layout of LLaVA's own code, in which `seva-jax convert
+to-llava` exports the result. The data, in TRL's format, names a video file as the image, and has
+`<MASK>` and `</MASK>` around the phrases. Files need the extra `video`; records that list frames as
+images need `<video>` in the prompt. The release puts a sentence about the video's length and the
+times of its frames in front of every question, this config does not. Variant:
+`rrpo_videochat2.py`.
 """
 
 import dataclasses

@@ -160,6 +160,8 @@ def test_the_released_config(tmp_path):
         ({"image_grid_pinpoints": [[384]]}, "image_grid_pinpoints is '[[384]]', supported: pairs"),
         ({"image_grid_pinpoints": "(1x1),(9x999999)"}, "supported: pairs of widths and"),
         ({"image_grid_pinpoints": [[57, 56]]}, "supported: pairs of multiples of"),
+        ({"vocab_size": "many"}, "vocab_size is 'many', supported: an integer"),
+        ({"model_type": ["llava_qwen"]}, "model_type is ['llava_qwen'], supported in the layout"),
         ({"image_aspect_ratio": "anyres"}, "model_type is 'siglip_vision_model', expected a CLIP"),
         ({"image_aspect_ratio": "highres"}, "image_aspect_ratio is 'highres', supported: 'pad'"),
     ],
@@ -169,6 +171,14 @@ def test_configs_that_are_not_supported(tmp_path, fields, message):
     with pytest.raises(DataError) as caught:
         read_llava_config(directory)
     assert message in str(caught.value)
+
+
+def test_a_damaged_tokenizer(tmp_path):
+    directory = small(tmp_path / "llava")
+    settings = {"added_tokens_decoder": {"first": {"content": "<image>"}}}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(DataError, match="the added tokens of its tokenizer cannot be read"):
+        read_llava_config(directory)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def refuse_adapters(directory: Path) -> None:
 def is_original(fields: dict[str, Any]) -> bool:
     """Returns whether these are the fields of a config.json in the layout of LLaVA's own code."""
     named = fields.get("model_type")
-    return "mm_vision_tower" in fields or (named != "llava" and named in TEXT_OF)
+    return "mm_vision_tower" in fields or (named != "llava" and named in [*TEXT_OF])
 
 
 def original_text(path: Path, fields: dict[str, Any]) -> str:
@@ -117,7 +117,7 @@ def original_text(path: Path, fields: dict[str, Any]) -> str:
         DataError: it is another language model.
     """
     named = fields.get("model_type", "llava_llama")
-    if named not in TEXT_OF:
+    if named not in [*TEXT_OF]:
         known = ", ".join(f'"{name}"' for name in TEXT_OF)
         raise DataError(
             f"{path}: model_type is {named!r}, supported in the layout of LLaVA's own code "

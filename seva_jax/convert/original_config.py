@@ -258,8 +258,11 @@ def _image_token(path: Path, fields: dict[str, Any], text_type: str) -> int:
 
     Qwen2's embedding has more rows than its tokenizer has tokens, others have as many.
     """
-    token = fields.get("image_token_index", fields.get("vocab_size", 32000))
-    if "image_token_index" not in fields and text_type == "qwen2":
+    name = "image_token_index" if "image_token_index" in fields else "vocab_size"
+    token = fields.get(name, 32000)
+    if type(token) is not int:
+        refuse(path, [f"{name} is {token!r}, supported: an integer"])
+    if name == "vocab_size" and text_type == "qwen2":
         added = added_ids(path.parent)
         token = added.get(IMAGE_MARKER, max(added.values(), default=token - 1) + 1)
     return token

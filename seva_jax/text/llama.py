@@ -134,11 +134,21 @@ def name_llama_class(directory: Path) -> None:
 
 
 def added_ids(directory: Path) -> dict[str, int]:
-    """Returns the ids of a tokenizer's added tokens, those outside of its vocabulary, by name."""
+    """Returns the ids of a tokenizer's added tokens, those outside of its vocabulary, by name.
+
+    Raises:
+        DataError: a file is damaged.
+    """
     settings = _read(directory / SETTINGS_FILE)
     stored = {} if "added_tokens_decoder" in settings else _read(directory / JSON_FILE)
-    added = _added_tokens(directory, stored, settings)
-    return {name: id_ for id_, (name, _) in added.items()}
+    try:
+        added = _added_tokens(directory, stored, settings)
+        return {str(name): int(id_) for id_, (name, _) in added.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{directory}: the added tokens of its tokenizer cannot be read ({error!r}); fetch "
+            f"{SETTINGS_FILE} and {JSON_FILE} again"
+        ) from error
 
 
 def write_settings(directory: Path, settings: dict[str, Any]) -> None:
