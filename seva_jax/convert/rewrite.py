@@ -127,24 +127,22 @@ def require_llava_opens(source: Source, out: Path) -> None:
         DataError: its code does not have the model, the name of the directory would mislead its
             loader, or there is no tokenizer.model, which its slow tokenizer reads.
     """
+    family, text = family_of(source.config), "llama"
     if source.tower is not None:
-        config = source.directory / "config.json"
-        text = original_text(config, read_json(config))
-        if problem := llava_name_problem(out, text=text):
-            raise DataError(problem)
-        if text == "llama":
-            require_sentencepiece(source.directory)
-        return
-    if (family := family_of(source.config)) is not LLAVA:
+        path = source.directory / "config.json"
+        text = original_text(path, read_json(path))
+    elif family is not LLAVA:
         raise DataError(
             f"{source.directory} is a {family.model_type} in Hugging Face's layout, and only "
             "LLaVA-1.5 is converted to the original one; to-hf exports this model"
         )
-    if problem := original_problem(source.config.text):
+    problem = original_problem(source.config.text)
+    if problem and family is LLAVA and text == "llama":
         raise DataError(f"the original LLaVA cannot open this model: {problem}; use to-hf")
-    if problem := llava_name_problem(out):
+    if problem := llava_name_problem(out, text=text):
         raise DataError(problem)
-    require_sentencepiece(source.directory)
+    if text == "llama":
+        require_sentencepiece(source.directory)
 
 
 def to_llava(source: Source, out: Path) -> str:
