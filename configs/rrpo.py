@@ -4,11 +4,13 @@
         --base.path DIR --prompts.source.source.path FILE \
         --prompts.source.source.image-root DIR --mesh.fsdp 8
 
-The numbers are those of the release's script, with 16 frames of each video. The model is
-LLaVA-OneVision-7B, whose parts are those of LLaVA-Video-7B-Qwen2, with its own template. The data,
-in TRL's format, names a video file as the image, and has `<MASK>` and `</MASK>` around the phrases.
-Files need the extra `video`; records that list frames as images need `<video>` in the prompt.
-Variant: `rrpo_videochat2.py`.
+The numbers are those of the release's script, with 16 frames of each video. DIR is a download of
+lmms-lab/LLaVA-Video-7B-Qwen2, in the layout of LLaVA's own code, in which `seva-jax convert
+to-llava` exports the result. The data, in TRL's format, names a video file as the image, and has
+`<MASK>` and `</MASK>` around the phrases. Files need the extra `video`; records that list frames as
+images need `<video>` in the prompt. The release puts a sentence about the video's length and the
+times of its frames in front of every question, this config does not. Variant:
+`rrpo_videochat2.py`.
 """
 
 import dataclasses
@@ -18,7 +20,7 @@ from seva_jax.data import MarkedPhrases, TrlPairs, Videos
 from seva_jax.models import LoraConfig
 from seva_jax.objectives import RRPO
 from seva_jax.recipes import llava15_7b_seva
-from seva_jax.text import ONEVISION
+from seva_jax.text import QWEN_1_5
 from seva_jax.training import Optim
 
 FRAMES = 16
@@ -31,9 +33,9 @@ def get_config():
     return dataclasses.replace(
         config,
         workdir="runs/rrpo",
-        base=Checkpoint(path="checkpoints/llava-onevision-qwen2-7b-ov-hf"),
-        text=TextOptions(  # a frame takes 196 tokens, and a newline ends the video
-            generate=ONEVISION, train=ONEVISION, max_length=196 * FRAMES + 1 + 1472
+        base=Checkpoint(path="checkpoints/LLaVA-Video-7B-Qwen2"),
+        text=TextOptions(  # a frame takes 14 rows of 14 tokens and a newline
+            generate=QWEN_1_5, train=QWEN_1_5, max_length=14 * 15 * FRAMES + 1472
         ),
         prompts=MarkedPhrases(PAIRS, unmarked="leave out"),
         corrupt=(),

@@ -4,8 +4,9 @@
         --base.path DIR --prompts.source.source.path FILE \
         --prompts.source.source.image-root DIR --mesh.fsdp 8
 
-The numbers are those that the release's `scripts/videochat2/run.sh` trains with, on four devices
-like its other runs. Its `config.py` has others, which the script overrides:
+The model is LLaVA-Video-7B as in `rrpo.py`, instead of VideoChat2, which is of another family. The
+numbers are those that the release's `scripts/videochat2/run.sh` trains with, on four devices like
+its other runs. Its `config.py` has others, which the script overrides:
 `--objective.alpha 0.1 --objective.beta 0.5 --optim.warmup-ratio 0.05 --train.batch-size 64`.
 """
 

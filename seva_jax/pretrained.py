@@ -58,7 +58,8 @@ class PretrainedLlava:
         params: the "params" collection of `model`, whose decoder layers are not stacked.
         special: stop and pad tokens for generation.
         dtype: dtype of parameters and computation.
-        tower: the CLIP directory, where the model is in the original LLaVA's layout; else None.
+        tower: the tower's directory, where the model is in the original LLaVA's layout, see
+            `original_config.tower_directory`; else None.
         family: the model's family.
         layouts: an image pipeline that lays out images as config.json says; None where an image
             is one tile.
@@ -257,7 +258,8 @@ def from_pretrained(
 ) -> PretrainedLlava:
     """Opens the directory of a LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision or InternVL3 model.
 
-    All are read in the layout of transformers, LLaVA-1.5 also in the original one.
+    All are read in the layout of transformers, those of LLaVA, with LLaVA-Video, also in that of
+    LLaVA's own code.
 
     Needs neither torch nor, for a local directory, the network.
 
@@ -267,8 +269,8 @@ def from_pretrained(
             other two directories are on a disk or in an object store (gs://BUCKET/NAME).
         dtype: dtype of parameters and computation: "float32", "bfloat16" or "float16". The
             weights are converted to it.
-        vision_tower: the CLIP directory that the original layout needs; None takes the one that
-            config.json names.
+        vision_tower: the CLIP or SigLIP directory that the original layout needs where the
+            checkpoint does not hold its tower; None takes the one that config.json names.
         adapter: directory of a LoRA adapter that was trained on the model, peft's or LLaVA's; it is
             merged into the weights.
 

@@ -88,7 +88,10 @@ def test_assets_and_answers(checkpoint, clip):
     [
         ({"mm_projector_type": "linear"}, "mm_projector_type is 'linear', supported: 'mlp2x_gelu'"),
         ({"mm_projector_type": None}, "mm_projector_type is None"),
-        ({"image_aspect_ratio": "anyres"}, "image_aspect_ratio is 'anyres'"),
+        ({"image_aspect_ratio": "highres"}, "image_aspect_ratio is 'highres'"),
+        ({"image_aspect_ratio": "anyres"}, "mm_patch_merge_type is None"),
+        ({"mm_resampler_type": "qformer"}, "mm_resampler_type is 'qformer'"),
+        ({"model_type": "llava_mpt"}, "model_type is 'llava_mpt', supported in the layout of"),
         ({"mm_use_im_start_end": True}, "mm_use_im_start_end is True"),
         ({"mm_vision_select_feature": "cls"}, "mm_vision_select_feature is 'cls'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 from helpers_llava import CONFIG_V4
@@ -12,6 +10,7 @@ from tiny_models import TINY_HF
 from seva_jax.convert import read_llava_config
 from seva_jax.convert.hf_config import llava_config_fields
 from seva_jax.convert.rewrite import require_llava_opens
+from seva_jax.convert.source import Source
 from seva_jax.models import DynamicRope, LinearRope, Llama3Rope, Rope, YarnRope
 from seva_jax.types import DataError
 
@@ -182,6 +181,6 @@ def test_the_original_llava_is_not_offered_what_it_cannot_open(options, tmp_path
     config = dataclasses.replace(TINY_HF, text=like(**options))
     (tmp_path / "tokenizer.model").touch()
     out = tmp_path / "llava"
-    require_llava_opens(cast(Any, SimpleNamespace(config=TINY_HF, directory=tmp_path)), out)
+    require_llava_opens(Source(tmp_path, None, TINY_HF), out)
     with pytest.raises(DataError, match="original LLaVA cannot open this model: "):
-        require_llava_opens(cast(Any, SimpleNamespace(config=config, directory=tmp_path)), out)
+        require_llava_opens(Source(tmp_path, None, config), out)

@@ -256,6 +256,7 @@ def test_templates_of_others(tmp_path, file, chat, expected):
     text = chat if file.endswith("jinja") else json.dumps({"chat_template": chat})
     (tmp_path / file).write_text(text)
     assert read_template(tmp_path, word_tokenizer(WORDS)) == expected
+    (tmp_path / "config.json").write_text('{"model_type": "llava_llama"}')
     assert read_template(tmp_path, word_tokenizer(WORDS), original=True) == VICUNA_V1
 
 

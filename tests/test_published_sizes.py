@@ -58,6 +58,11 @@ HUB = {
         {"tie_word_embeddings": True},
     ),
     "llava-onevision-qwen2-7b": ("llava_onevision", QWEN_7B | {"vocab_size": 152128}, {}),
+    "llava-video-7b-qwen2": (
+        "llava_onevision",
+        QWEN_7B | {"vocab_size": 152064},
+        {"mm_newline_position": "grid"},
+    ),
     "internvl3-1b": ("internvl", QWEN_05B | INTERNVL3, UNTIED),
     "internvl3-2b": ("internvl", QWEN_15B | INTERNVL3, UNTIED),
     "internvl3-8b": ("internvl", QWEN_7B | INTERNVL3, UNTIED),

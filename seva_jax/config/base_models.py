@@ -103,16 +103,18 @@ class BaseModel:
 class Checkpoint(BaseModel):
     """A directory with a model (config, tokenizer, safetensors) of one of the families.
 
-    These are LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision and InternVL3, in the layout of transformers.
+    These are LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision (with LLaVA-Video) and InternVL3, in the layout
+    of transformers or, except for InternVL3, of LLaVA's own code.
 
     It is on a disk, or in an object store (gs://BUCKET/NAME); so are the other two directories.
 
     Attributes:
         path: the directory, for example a download of llava-hf/llava-1.5-7b-hf,
             llava-hf/llava-v1.6-vicuna-7b-hf, llava-hf/llava-onevision-qwen2-7b-ov-hf,
-            OpenGVLab/InternVL3-8B-hf or, in the original layout, liuhaotian/llava-v1.5-7b.
-        vision_tower: the CLIP directory that the original layout needs; empty takes the one that
-            its config.json names.
+            OpenGVLab/InternVL3-8B-hf or, in the layout of LLaVA's own code,
+            liuhaotian/llava-v1.5-7b, lmms-lab/LLaVA-Video-7B-Qwen2.
+        vision_tower: the CLIP or SigLIP directory that the original layout needs where the
+            checkpoint does not hold its tower; empty takes the one that its config.json names.
         pad_to_square: pad images to a square before resizing, as the original LLaVA does. Of no
             effect on other families than LLaVA-1.5.
             Hugging Face's processors crop instead by default; None follows the checkpoint's own

@@ -5,8 +5,8 @@ What lives here. Reading: `hf_config` reads config.json and `hf_text` the langua
 them onto devices, `adapters` reads LoRA adapters (and `adapter_config` what peft says of them).
 Writing (`python -m seva_jax.convert`): `export` writes whole models in the layout of their
 checkpoint, `rewrite` in the other layout, `processor` writes how images and chats are prepared,
-`peft` writes adapters, `pickles` turns .bin files into safetensors. `original` knows how the
-original LLaVA's layout differs. What does not: training checkpoints
+`peft` writes adapters, `pickles` turns .bin files into safetensors. `original_config` knows
+config.json of LLaVA's own code, whose layout differs. What does not: training checkpoints
 (`seva_jax/training/checkpoint.py`), and starting from an earlier run
 (`seva_jax/config/prior_run.py`, `seva_jax/run/weights.py`). Read next: `table.py`.
 
@@ -17,4 +17,4 @@ original LLaVA's layout differs. What does not: training checkpoints
 from seva_jax.convert.adapters import Adapter, lora_of, read_adapter, read_lora
 from seva_jax.convert.hf_config import SpecialTokens, read_llava_config, read_special_tokens
 from seva_jax.convert.load import load_params
-from seva_jax.convert.original import tower_directory
+from seva_jax.convert.original_config import tower_directory

@@ -19,7 +19,7 @@ from seva_jax.config.experiment import Experiment
 from seva_jax.config.prior_run import PriorRun
 from seva_jax.convert.hf_config import read_llava_config
 from seva_jax.convert.load import leaves_by_path, shapes_by_path
-from seva_jax.convert.original import tower_directory
+from seva_jax.convert.original_config import tower_directory
 from seva_jax.convert.peft import to_llava_lora, to_peft
 from seva_jax.convert.pickles import from_bin
 from seva_jax.convert.processor import image_processing

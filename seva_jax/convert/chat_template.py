@@ -12,9 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from seva_jax.convert.original import read_json
+from seva_jax.convert.original import original_text, read_json
 from seva_jax.convert.processor import CHAT, OLD_CHAT, PROCESSOR, TOKENIZER
-from seva_jax.text.templates import CHATML, LLAMA_3, MISTRAL, ONEVISION, VICUNA_V1, Template
+from seva_jax.text.templates import (
+    CHATML,
+    LLAMA_3,
+    MISTRAL,
+    ONEVISION,
+    QWEN_1_5,
+    VICUNA_V1,
+    Template,
+)
 from seva_jax.types import IMAGE_MARKER, DataError
 
 _QUESTION, _ANSWER = "QUESTION", "ANSWER"
@@ -32,7 +40,7 @@ def read_template(
 ) -> Template:
     """Returns the template of a checkpoint's chat template, or `VICUNA_V1` if it has none.
 
-    A checkpoint in the original LLaVA's layout has none: LLaVA's code knows that of LLaVA-1.5.
+    A checkpoint in the original LLaVA's layout has none: LLaVA's code knows those of its models.
 
     Args:
         directory: the checkpoint.
@@ -45,7 +53,13 @@ def read_template(
             SYSTEM USER: QUESTION ASSISTANT: ANSWER, with any names of the two, or than Mistral,
             Llama 3 or ChatML.
     """
-    path, chat = (directory, None) if original else _stored(directory)
+    if original:
+        config = directory / "config.json"
+        named = original_text(config, read_json(config))
+        if named == "llama" and LLAMA_3.end in tokenizer.get_vocab():
+            return LLAMA_3
+        return {"llama": VICUNA_V1, "mistral": MISTRAL, "qwen2": QWEN_1_5}[named]
+    path, chat = _stored(directory)
     if chat is None:
         return VICUNA_V1
     one, two = ([{"type": "image"}] * n + [{"type": "text", "text": _QUESTION}] for n in (1, 2))

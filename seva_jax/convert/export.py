@@ -15,10 +15,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from seva_jax.convert.chat_template import own_chat_template, read_template
-from seva_jax.convert.families import family_of
+from seva_jax.convert.families import LLAVA, family_of
 from seva_jax.convert.files import copy_file, encode, new_directory, update_json
 from seva_jax.convert.load import INDEX_FILE, read_headers
-from seva_jax.convert.original import aspect_ratio
+from seva_jax.convert.original_config import aspect_ratio
 from seva_jax.convert.processor import replace_processing, write_chat_template
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, Row
@@ -110,9 +110,10 @@ def _keep_or_write_template(source: Source, template: Template, scratch: Path) -
 
 
 def tower_inside(source: Source) -> bool:
-    """Returns whether the CLIP directory of an original LLaVA is inside the checkpoint."""
-    tower = source.tower
-    return tower is not None and tower.resolve().is_relative_to(source.directory.resolve())
+    """Returns whether the tower's directory of an original LLaVA is a folder of the checkpoint."""
+    if source.tower is None or source.tower == source.directory:
+        return False
+    return source.tower.resolve().is_relative_to(source.directory.resolve())
 
 
 def llava_fields(source: Source, tower: str | None) -> dict[str, object]:
@@ -120,10 +121,10 @@ def llava_fields(source: Source, tower: str | None) -> dict[str, object]:
 
     Args:
         source: the model to export.
-        tower: the new place of the CLIP directory; None if that does not change.
+        tower: the new place of the tower's directory; None if that does not change.
     """
     fields: dict[str, object] = {} if tower is None else {"mm_vision_tower": tower}
-    if source.processing is not None:
+    if source.processing is not None and family_of(source.config) is LLAVA:
         fields["image_aspect_ratio"] = aspect_ratio(source.processing)
     return fields
 

@@ -13,14 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from seva_jax.convert.families import Family, family_of, family_of_fields
-from seva_jax.convert.original import (
-    as_hf_fields,
-    is_original,
-    read_json,
-    refuse,
-    refuse_adapters,
-    tower_directory,
-)
+from seva_jax.convert.original import is_original, read_json, refuse, refuse_adapters
+from seva_jax.convert.original_config import as_hf_fields, tower_directory
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig
 from seva_jax.runtime.stores import as_path
@@ -56,7 +50,7 @@ def read_llava_config(directory: str | Path, vision_tower: str | Path | None = N
     Args:
         directory: holds config.json, as `save_pretrained` of transformers 4 and 5 writes it for a
             family that is supported (`families/`), or as the original LLaVA does.
-        vision_tower: the CLIP directory of an original LLaVA, see `original.tower_directory`.
+        vision_tower: that of an original LLaVA, see `original_config.tower_directory`.
 
     Returns:
         The architecture; fields that the file leaves out take the defaults of transformers.

@@ -115,7 +115,7 @@ def load_params(
         dtype: dtype of the parameters, whatever the files hold.
         shardings: a sharding for each parameter, in a tree like `seva_jax.models.abstract_params`
             (or `abstract_stored`); None puts everything on this process's first device.
-        tower: the CLIP directory of an original LLaVA, see `original.tower_directory`.
+        tower: that of an original LLaVA, see `original_config.tower_directory`.
         base_weights: how the language model's kernels are stored. They are quantised one stack
             of layers at a time.
         each: called with every parameter once it is read; its result takes the parameter's place.

@@ -1,32 +1,37 @@
-"""The layout of the original LLaVA repository (liuhaotian/llava-v1.5-*).
+"""Files and names of model directories, and what tells the layouts of LLaVA's own code apart.
 
-It differs from Hugging Face's in three ways: config.json holds Llama's fields at the top level,
-next to `mm_*` fields; the vision tower is a separate CLIP directory, named by `mm_vision_tower`;
-and there is no image token, so ours gets the first id after the vocabulary. This module converts
-config.json in both directions; the names of tensors are in `table.py`.
+The layout of LLaVA's own code (liuhaotian/llava-v1.5-*, lmms-lab/LLaVA-Video-*) differs from
+Hugging Face's: config.json holds the language model's fields at the top level, next to `mm_*`
+fields. What does not live here: what these fields mean (`original_config.py`), the names of tensors
+(`table.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
+import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-from seva_jax.images.preprocess import ImageProcessing
-from seva_jax.models import LlavaConfig
-from seva_jax.runtime.stores import as_path, is_remote
 from seva_jax.types import DataError
 
-_SELECT = {"patch": "default", "cls_patch": "full"}  # theirs -> Hugging Face's
-# Supported values of fields of config.json; None: the field may be missing.
-_SUPPORTED = {
-    "mm_projector_type": ("mlp2x_gelu",),
-    "image_aspect_ratio": ("pad", "square", None),
-    "mm_use_im_start_end": (False, None),
-    "mm_vision_select_feature": (*_SELECT, None),
+# `model_type` in the layout of LLaVA's own code, and that of the language model in it.
+TEXT_OF = {
+    "llava": "llama",  # older LLaVA-1.5
+    "llava_llama": "llama",
+    "llava_mistral": "mistral",
+    "llava_qwen": "qwen2",
 }
+
+# What a directory's name must contain for LLaVA's loaders, and what would mislead them.
+_NEXT_TEXTS = ("mixtral", "zephyr", "llama", "yi", "nous-hermes", "gemma", "moe", "a14b")
+_LOADER = {
+    "llama": (("llava",), ("mpt", "mistral")),
+    "mistral": (("llava", "mistral"), ("mixtral", "mpt")),
+    "qwen2": (("llava", "qwen"), ("mistral", *_NEXT_TEXTS, "llava-v1.5", "llava-v1.6-34b")),
+}
+_LANGUAGE_MODELS = {"llama": "Llama or Vicuna", "mistral": "Mistral", "qwen2": "Qwen2"}
 
 # Files of a LoRA adapter: the last two as .safetensors or .bin; the third is LLaVA's.
 ADAPTER_CONFIG, ADAPTER, ADAPTER_OTHERS = (
@@ -96,83 +101,68 @@ def refuse_adapters(directory: Path) -> None:
 
 
 def is_original(fields: dict[str, Any]) -> bool:
-    """Returns whether these are the fields of an original LLaVA's config.json."""
-    return "mm_vision_tower" in fields or fields.get("model_type") == "llava_llama"
+    """Returns whether these are the fields of a config.json in the layout of LLaVA's own code."""
+    named = fields.get("model_type")
+    return "mm_vision_tower" in fields or (named != "llava" and named in [*TEXT_OF])
 
 
-def tower_directory(directory: Path, vision_tower: str | Path | None = None) -> Path | None:
-    """Returns the CLIP directory of an original LLaVA, or None for Hugging Face's layout.
+def original_text(path: Path, fields: dict[str, Any]) -> str:
+    """Returns the `model_type` of the language model in a config.json of the original layout.
 
     Args:
-        directory: the checkpoint.
-        vision_tower: the CLIP directory; without it, the directory that `mm_vision_tower` of
-            config.json names, which is looked for in the checkpoint first.
+        path: the file, for error messages.
+        fields: what is in it.
 
     Raises:
-        DataError: there is no such directory, or one is given to a checkpoint that needs none.
+        DataError: it is another language model.
     """
-    path = directory / "config.json"
-    fields = read_json(path)
-    if not is_original(fields):
-        if vision_tower:
-            raise DataError(
-                f"{directory} is in Hugging Face's layout, which holds its own vision tower: "
-                f"leave out the vision tower {vision_tower}"
-            )
-        return None
-    named = str(fields.get("mm_vision_tower"))
-    for tower in [as_path(vision_tower)] if vision_tower else _places(directory, named):
-        with contextlib.suppress(OSError):  # the name may be impossible for a file
-            if (tower / "config.json").is_file():
-                return tower
-    if vision_tower:
-        raise DataError(f"vision tower {vision_tower}: no config.json there; give a CLIP directory")
-    raise DataError(
-        f"{path}: mm_vision_tower is {named!r}, which is not there. Fetch that CLIP "
-        f"model (`hf download {named} --local-dir CLIP`) and give it: --base.vision-tower CLIP, "
-        "--vision-tower CLIP of seva_jax.convert, or from_pretrained(..., vision_tower=CLIP)"
-    )
+    named = fields.get("model_type", "llava_llama")
+    if named not in [*TEXT_OF]:
+        known = ", ".join(f'"{name}"' for name in TEXT_OF)
+        raise DataError(
+            f"{path}: model_type is {named!r}, supported in the layout of LLaVA's own code "
+            f"(mm_vision_tower): {known}"
+        )
+    return TEXT_OF[named]
 
 
-def _places(directory: Path, named: str) -> list[Path]:
-    """Returns where the CLIP directory may be that a checkpoint's config.json names."""
-    own = directory / PurePath(named).name  # of a directory that was moved after `to-llava`
-    if "://" in named:
-        with contextlib.suppress(DataError):
-            return [as_path(named), own]
-        return [own]
-    if is_remote(directory):  # nothing in a bucket names files of this machine
-        inside = not PurePath(named).is_absolute() and ".." not in PurePath(named).parts
-        return [directory / named, own] if inside else [own]
-    return [directory / named, as_path(named), own]
+def original_family(fields: dict[str, Any]) -> str:
+    """Returns the `model_type` of the family that transformers has for an original config.json.
+
+    How images become tiles tells the families apart.
+    """
+    ratio = str(fields.get("image_aspect_ratio"))
+    if re.fullmatch(r"anyres_max_\d+", ratio):
+        return "llava_onevision"
+    return "llava_next" if ratio == "anyres" else "llava"
 
 
-def pads_images(directory: Path) -> bool:
-    """Returns whether an original LLaVA pads images to a square (LLaVA-1.5 does)."""
-    return read_json(directory / "config.json").get("image_aspect_ratio") == "pad"
-
-
-def llava_name_problem(out: Path, lora: bool = False) -> str | None:
+def llava_name_problem(out: Path, lora: bool = False, text: str = "llama") -> str | None:
     """Returns why LLaVA would misread a directory of this name, or None.
 
     Its loader decides by the name (`load_pretrained_model` in llava/model/builder.py): "llava" must
-    be in it, "lora" stands for adapters, "mpt" and "mistral" for other language models. Of
-    checkpoint-N, the name of the parent counts too (`get_model_name_from_path`).
+    be in it, "lora" stands for adapters, and others for language models. Of checkpoint-N, the name
+    of the parent counts too (`get_model_name_from_path`). LLaVA-NeXT's loader, which models on
+    Mistral and Qwen2 need, looks for more names than LLaVA's.
 
     Args:
         out: the directory.
         lora: whether it holds adapters, not a whole model.
+        text: the language model, a value of `TEXT_OF`.
     """
     path = out.absolute()
     name = path.name
     if name.startswith("checkpoint-"):
         name = f"{path.parent.name}_{name}"
-    has = [part for part in ("llava", "lora", "mpt", "mistral") if part in name.lower()]
-    wanted = ["llava", "lora"] if lora else ["llava"]
-    if has == wanted:
+    wanted, misleading = _LOADER[text]
+    if lora:
+        wanted = (*wanted, "lora")
+    others = [part for part in ("lora", *misleading) if part not in wanted]
+    if all(part in name.lower() for part in wanted) and not any(
+        part in name.lower() for part in others
+    ):
         return None
-    what = "adapters" if lora else "a whole LLaVA model on Llama or Vicuna"
-    others = [part for part in ("lora", "mpt", "mistral") if part not in wanted]
+    what = "adapters" if lora else f"a whole LLaVA model on {_LANGUAGE_MODELS[text]}"
     return (
         f"LLaVA's loader decides by a directory's name, and would not take {name!r} for {what}: "
         f"choose a name that contains {' and '.join(wanted)}, and not {' or '.join(others)}, such "
@@ -194,11 +184,6 @@ def require_sentencepiece(directory: Path) -> None:
         )
 
 
-def aspect_ratio(processing: ImageProcessing) -> str:
-    """Returns the `image_aspect_ratio` with which LLaVA processes images in a given way."""
-    return "pad" if processing.pad_to_square else "square"
-
-
 def unsupported(fields: Iterable[tuple[str, Any, Sequence[Any]]]) -> list[str]:
     """Returns a line for each unsupported field, given names, values and supported values."""
     return [
@@ -217,65 +202,3 @@ def refuse(path: Path, problems: Sequence[str]) -> None:
     """Raises `DataError`, listing the problems of a config.json, if there are any."""
     if problems:
         raise DataError(f"{path} describes a model that is not supported:{listing(problems)}")
-
-
-def as_hf_fields(path: Path, fields: dict[str, Any], tower: Path) -> dict[str, Any]:
-    """Merges config.json of an original LLaVA and of its tower into Hugging Face's layout.
-
-    Args:
-        path: config.json, for error messages.
-        fields: its content.
-        tower: the CLIP directory.
-
-    Raises:
-        DataError: the tower is not a CLIP model, or a field has an unsupported value.
-    """
-    refuse(path, unsupported((name, fields.get(name), _SUPPORTED[name]) for name in _SUPPORTED))
-    clip = read_json(tower / "config.json")
-    vision = clip.get("vision_config") if clip.get("model_type") == "clip" else clip
-    if not isinstance(vision, dict) or clip.get("model_type") not in ("clip", "clip_vision_model"):
-        raise DataError(
-            f"{tower / 'config.json'}: model_type is {clip.get('model_type')!r}, expected a CLIP "
-            "model, clip or clip_vision_model"
-        )
-    text = {name: value for name, value in fields.items() if not name.startswith("mm_")}
-    select = fields.get("mm_vision_select_feature") or "patch"
-    return {
-        "model_type": "llava",
-        "text_config": text | {"model_type": "llama"},
-        "vision_config": vision | {"model_type": "clip_vision_model"},
-        "vision_feature_layer": fields.get("mm_vision_select_layer", -2),
-        "vision_feature_select_strategy": _SELECT[select],
-        "image_token_index": fields.get("image_token_index", fields.get("vocab_size", 32000)),
-        "tie_word_embeddings": fields.get("tie_word_embeddings", False),
-    }
-
-
-def original_fields(
-    config: LlavaConfig, hf_fields: dict[str, Any], tower: str, processing: ImageProcessing
-) -> dict[str, Any]:
-    """Returns the fields of config.json in the original layout.
-
-    Args:
-        config: the architecture.
-        hf_fields: the same model's fields in Hugging Face's layout.
-        tower: the CLIP directory, as config.json should name it.
-        processing: the image pipeline.
-    """
-    select = {hf: theirs for theirs, hf in _SELECT.items()}
-    return {
-        **hf_fields["text_config"],
-        "architectures": ["LlavaLlamaForCausalLM"],
-        "model_type": "llava_llama",
-        "image_aspect_ratio": aspect_ratio(processing),
-        "image_token_index": config.image_token_id,
-        "mm_hidden_size": config.vision.hidden_size,
-        "mm_projector_type": "mlp2x_gelu",
-        "mm_use_im_patch_token": False,
-        "mm_use_im_start_end": False,
-        "mm_vision_select_feature": select[config.feature_select],
-        "mm_vision_select_layer": config.feature_layer,
-        "mm_vision_tower": tower,
-        "tune_mm_mlp_adapter": False,
-        "use_mm_proj": True,
-    }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seva_jax.convert.export import llava_fields, merged, names_of, tower_inside
+from seva_jax.convert.families import LLAVA, family_of
 from seva_jax.convert.files import (
     SafetensorsWriter,
     copy_file,
@@ -56,8 +57,11 @@ def to_peft(source: Source, out: Path) -> str:
 
     Raises:
         DataError: there are no adapters, parts other than the projector were changed in full, the
-            adapters change a merged model, or `out` cannot be written.
+            adapters change a merged model, transformers cannot have the base, or `out` cannot be
+            written.
     """
+    if source.tower and source.processing:
+        source.processing.to_processor_config()  # raises if to-hf cannot write the base
     projector = _require_adapters(source)
     whole = {f"{_PREFIX}model.{row.theirs}": row for row in projector}
     # peft opens this path as it stands, so it is whole, unlike those in configs and pages. An
@@ -103,6 +107,11 @@ def to_llava_lora(source: Source, out: Path) -> str:
         raise DataError(
             f"{source.directory} is in Hugging Face's layout, on which LLaVA's loader cannot put "
             "adapters; to-llava exports the whole model, to-peft the adapters for transformers"
+        )
+    if family_of(source.config) is not LLAVA:
+        raise DataError(
+            f"{source.directory} is no LLaVA-1.5, and LLaVA's loader puts adapters on no "
+            "other model; to-llava exports the whole model"
         )
     if problem := llava_name_problem(out, lora=True):
         raise DataError(problem)

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from seva_jax.convert.families import family_of
 from seva_jax.convert.files import write_json
-from seva_jax.convert.hf_config import read_family
-from seva_jax.convert.original import pads_images, read_json
+from seva_jax.convert.hf_config import read_family, read_layouts
+from seva_jax.convert.original import read_json
+from seva_jax.convert.original_config import original_processing
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig
 from seva_jax.runtime.stores import as_path
@@ -132,7 +133,7 @@ def image_processing(
 
     Args:
         directory: the checkpoint.
-        tower: the CLIP directory of an original LLaVA.
+        tower: the tower's directory of an original LLaVA.
         pad_to_square: whether images are padded to a square; None takes the checkpoint's own
             way, which for an original LLaVA is in its config.json.
 
@@ -140,9 +141,10 @@ def image_processing(
         DataError: the processor file is missing or not supported.
     """
     directory = as_path(directory)
-    if pad_to_square is None and tower is not None:
-        pad_to_square = pads_images(directory)
-    return read_family(directory).read_processing(tower or directory, pad_to_square)
+    if tower is not None:
+        layouts = read_layouts(directory, tower)
+        return original_processing(directory, tower, layouts, pad_to_square)
+    return read_family(directory).read_processing(directory, pad_to_square)
 
 
 def write_processor(directory: Path, config: LlavaConfig, processing: ImageProcessing) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from seva_jax.convert.chat_template import read_template
 from seva_jax.convert.export import (
     TOWER,
     changes,
@@ -39,9 +40,11 @@ from seva_jax.convert.hf_text import original_problem
 from seva_jax.convert.load import INDEX_FILE, SINGLE_FILE, read_headers, shapes_by_path
 from seva_jax.convert.original import (
     llava_name_problem,
-    original_fields,
+    original_text,
+    read_json,
     require_sentencepiece,
 )
+from seva_jax.convert.original_config import original_fields
 from seva_jax.convert.processor import image_processing, write_chat_template, write_processor
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, hub, original
@@ -50,11 +53,12 @@ from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import Llava, LlavaConfig, abstract_params
 from seva_jax.runtime.progress import Progress
 from seva_jax.text.llama import MODEL_FILE, name_llama_class
-from seva_jax.text.templates import VICUNA_V1, Template
+from seva_jax.text.templates import Template
 from seva_jax.text.tokenizer import load_tokenizer, save_tokenizer
 from seva_jax.types import DataError
 
 _SHARD_BYTES = 5 * 10**9
+_VIDEO = "<video>"
 _ROWS = 64  # Hugging Face's LLaVA pads its vocabulary to a multiple of this
 _TORCH_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 # Files that both layouts have, with different contents.
@@ -64,8 +68,9 @@ _LAYOUT_FILES = ("config.json", "processor_config.json", "preprocessor_config.js
 def to_hf(source: Source, out: Path) -> str:
     """Writes the model in Hugging Face's layout, adapters merged and trained parts replaced.
 
-    The vocabulary of an original LLaVA gains `<image>` and `<pad>` and is padded to a multiple of
-    64; the new rows are the mean of the others.
+    The tokenizer of an original LLaVA gains `<image>`, `<pad>` where its language model is Llama or
+    has no padding token, and `<video>` where the model takes videos. If there are no rows for
+    them, the vocabulary is padded to a multiple of 64; the new rows are the mean of the others.
 
     Args:
         source: the model to export.
@@ -75,32 +80,42 @@ def to_hf(source: Source, out: Path) -> str:
         A summary for the terminal.
 
     Raises:
-        DataError: the checkpoint is damaged, or `out` cannot be written.
+        DataError: the checkpoint is damaged, `out` cannot be written, or transformers has no model
+            that processes videos alike.
     """
     if source.tower is None:
         return patched_copy(source, out)
-    config = source.config
-    rows = config.text.vocab_size
-    if config.image_token_id == rows:
-        rows = -(-(rows + 2) // _ROWS) * _ROWS
-    text = dataclasses.replace(config.text, vocab_size=rows)
-    config = dataclasses.replace(config, text=text)
+    config, theirs = source.config, read_json(source.directory / "config.json")
     processing = source.processing or image_processing(source.directory, source.tower)
+    processing.to_processor_config()  # raises before anything is written
     context = read_context_length(source.directory, source.tower)
     special = read_special_tokens(source.directory)
     tokenizer = load_tokenizer(source.directory, original=True)
-    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    if config.video_token_id is not None:
+        tokenizer.add_tokens(_VIDEO, special_tokens=True)
+        video: Any = tokenizer.convert_tokens_to_ids(_VIDEO)
+        config = dataclasses.replace(config, video_token_id=video)
+    if tokenizer.pad_token is None or not config.text.qkv_bias:
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    rows = config.text.vocab_size
+    if len(tokenizer) > rows:
+        rows = -(-len(tokenizer) // _ROWS) * _ROWS
+    text = dataclasses.replace(config.text, vocab_size=rows)
+    config = dataclasses.replace(config, text=text)
+    template = source.template or read_template(source.directory, tokenizer, original=True)
     tensors = read_headers(source.directory, source.tower)
     with new_directory(out, _size(tensors)) as scratch:
-        fields = llava_config_fields(config, context) | {"torch_dtype": _torch_dtype(tensors)}
+        fields = llava_config_fields(config, context, processing)
+        fields |= {"torch_dtype": _torch_dtype(tensors)}
         write_json(scratch / "config.json", fields)
         tokens = {"eos_token_id": list(special.stop_ids), "pad_token_id": tokenizer.pad_token_id}
-        write_json(scratch / "generation_config.json", {"bos_token_id": 1, **tokens})
+        start = theirs.get("bos_token_id", 1)
+        write_json(scratch / "generation_config.json", {"bos_token_id": start, **tokens})
         save_tokenizer(tokenizer, scratch)
         if (source.directory / MODEL_FILE).is_file():  # for programs that take no tokenizer.json
             copy_file(source.directory / MODEL_FILE, scratch / MODEL_FILE)
         write_processor(scratch, config, processing)
-        write_chat_template(scratch, source.template or VICUNA_V1)
+        write_chat_template(scratch, template, family_of(config).chat_image)
         num = _rewrite(source, tensors, scratch, lambda name: ("", hub(name)), rows)
     return f"{out}: {num} of {len(tensors)} tensors changed, Hugging Face's layout"
 
@@ -112,16 +127,22 @@ def require_llava_opens(source: Source, out: Path) -> None:
         DataError: its code does not have the model, the name of the directory would mislead its
             loader, or there is no tokenizer.model, which its slow tokenizer reads.
     """
-    if (family := family_of(source.config)) is not LLAVA:
+    family, text = family_of(source.config), "llama"
+    if source.tower is not None:
+        path = source.directory / "config.json"
+        text = original_text(path, read_json(path))
+    elif family is not LLAVA:
         raise DataError(
-            f"{source.directory} is a {family.model_type}, and only LLaVA-1.5 is written in the "
-            "original layout; to-hf exports this model"
+            f"{source.directory} is a {family.model_type} in Hugging Face's layout, and only "
+            "LLaVA-1.5 is converted to the original one; to-hf exports this model"
         )
-    if problem := original_problem(source.config.text):
+    problem = original_problem(source.config.text)
+    if problem and family is LLAVA and text == "llama":
         raise DataError(f"the original LLaVA cannot open this model: {problem}; use to-hf")
-    if problem := llava_name_problem(out):
+    if problem := llava_name_problem(out, text=text):
         raise DataError(problem)
-    require_sentencepiece(source.directory)
+    if text == "llama":
+        require_sentencepiece(source.directory)
 
 
 def to_llava(source: Source, out: Path) -> str:

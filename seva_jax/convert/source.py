@@ -25,7 +25,8 @@ class Source:
 
     Attributes:
         directory: the checkpoint.
-        tower: the CLIP directory of an original LLaVA; None for Hugging Face's layout.
+        tower: the tower's directory of an original LLaVA, see `original_config.tower_directory`;
+            None for Hugging Face's layout.
         config: the checkpoint's architecture.
         lora: the run's adapters.
         trained: shapes of the run's trained variables, which are float32, by collection and path

@@ -287,17 +287,17 @@ def canonical(name: str) -> str:
 
 
 def canonical_of_tower(name: str) -> str:
-    """Returns the name of a tensor of a CLIP directory in the spelling of `TABLE`.
+    """Returns the name of a tensor of a CLIP or SigLIP directory in the spelling of `TABLE`.
 
     CLIPModel and transformers 4 write the prefix "vision_model.", CLIPVisionModel of transformers 5
-    writes none. Tensors of CLIP's text side keep their names.
+    writes none. Tensors of the text side keep their names.
 
     >>> canonical_of_tower("vision_model.pre_layrnorm.bias")
     'vision_tower.pre_layrnorm.bias'
     >>> canonical_of_tower("pre_layrnorm.bias")
     'vision_tower.pre_layrnorm.bias'
     """
-    if name.startswith(("text_", "visual_projection.", "logit_scale")):
+    if name.startswith(("text_", "visual_projection.", "logit_")):
         return name
     return "vision_tower." + name.removeprefix("vision_model.")
 

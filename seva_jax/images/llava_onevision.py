@@ -13,13 +13,12 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from typing_extensions import override
 
 from seva_jax.images.any_resolution import (
-    MAX_FEATURES,
     AnyResolution,
     Span,
     picture_features,
@@ -32,8 +31,12 @@ from seva_jax.images.any_resolution import (
 from seva_jax.images.preprocess import ImageProcessing, checked, colour, require_paddable
 from seva_jax.images.processor_files import Fields
 from seva_jax.images.tiled import Grid, read_only
+from seva_jax.ranges import ADDED
 from seva_jax.runtime.stores import as_path
 from seva_jax.types import FRAME, NEWLINE, Blend, DataError, ExampleError, ImageLayout, Size
+
+VideoPool = Literal["bilinear", "average"]
+VideoNewline = Literal["one_token", "grid", "frame", "no_token"]
 
 _KIND = "LlavaOnevisionImageProcessor"
 _TILE = 384
@@ -48,7 +51,8 @@ class LlavaOnevisionProcessing(AnyResolution):
     the grid without its padding, made smaller where there are many, each row of which ends with a
     newline. Each of several images becomes one tile, padded to a square, and one newline. A video
     becomes a tile for each frame, stretched, with half as many rows and columns of features, and
-    one newline after the last frame, as with transformers' LlavaOnevisionVideoProcessor.
+    one newline after the last frame, as with transformers' LlavaOnevisionVideoProcessor. Models in
+    the layout of LLaVA's own code, such as LLaVA-Video, may have other newlines in videos.
 
     Attributes:
         mean: mean to subtract from each of RGB, which are scaled to 0-1 before.
@@ -60,6 +64,12 @@ class LlavaOnevisionProcessing(AnyResolution):
         anyres_max: the features of the grid are made fewer where they exceed those of this number
             of tiles (by more than a fifth); the N of `vision_aspect_ratio` "anyres_max_N" in the
             model's config.json.
+        video_pool: how a frame gets half as many rows and columns. "bilinear" rounds an odd number
+            up, as transformers does; "average" takes means of 2 x 2 features and leaves out the
+            last of an odd number of rows and columns. It is `mm_spatial_pool_mode` of LLaVA's code.
+        video_newline: where newlines are in a video: one after the last frame ("one_token", as in
+            transformers), after every row of every frame ("grid", LLaVA-Video), after every frame
+            ("frame"), or nowhere ("no_token"); `mm_newline_position` of LLaVA's code.
     """
 
     size: int = _TILE
@@ -70,6 +80,8 @@ class LlavaOnevisionProcessing(AnyResolution):
         (rows * _TILE, columns * _TILE) for rows in range(1, 7) for columns in range(1, 7)
     )
     anyres_max: int = 9
+    video_pool: Annotated[VideoPool, ADDED] = "bilinear"
+    video_newline: Annotated[VideoNewline, ADDED] = "one_token"
 
     @override
     def __post_init__(self):
@@ -93,6 +105,13 @@ class LlavaOnevisionProcessing(AnyResolution):
                 f"images are padded with the colour {self.pad_colour}, but the processors of "
                 f"transformers pad with 255 times the mean, {colour(self.mean)}; train with that "
                 "pad_colour to export the model"
+            )
+        if (self.video_pool, self.video_newline) != ("bilinear", "one_token"):
+            raise DataError(
+                "transformers' LLaVA-OneVision makes the frames of a video smaller bilinearly and "
+                "puts one newline after the last one, but this model has mm_spatial_pool_mode "
+                f"{self.video_pool!r} and mm_newline_position {self.video_newline!r}, which its "
+                "layout cannot say; to-llava exports the model in the layout of LLaVA's own code"
             )
         return super().to_processor_config() | {
             "image_processor_type": _KIND,
@@ -125,7 +144,7 @@ class LlavaOnevisionProcessing(AnyResolution):
     def layouts(self, sizes: Sequence[Size], features: int) -> tuple[ImageLayout, ...]:
         side = side_of(features)
         if FRAME in sizes:
-            return (_video(len(sizes), side),)
+            return (_video(len(sizes), side, self.video_pool, self.video_newline),)
         if len(sizes) > 1:
             for size in sizes:
                 require_paddable(size, self.size)
@@ -165,23 +184,37 @@ def _one_tile(features: int) -> ImageLayout:
 
 
 @functools.lru_cache(2**6)
-def _video(frames: int, side: int) -> ImageLayout:
+def _video(frames: int, side: int, pool: VideoPool, newline: VideoNewline) -> ImageLayout:
     """Returns the layout of a video, which has half as many rows and columns of every frame."""
-    half = -(-side // 2)
-    index_HWM, weight_HWM = smaller(
-        np.arange(side * side, dtype=np.int32).reshape(side, -1), half, half
-    )
-    frame_NM = index_HWM.reshape(-1, MAX_FEATURES)
-    first_I11 = side * side * np.arange(frames, dtype=np.int32)[:, None, None]
-    index_NM = (first_I11 + frame_NM).reshape(-1, MAX_FEATURES)
-    weight_NM = np.tile(weight_HWM.reshape(-1, MAX_FEATURES), (frames, 1))
-    none_1M = np.zeros((1, MAX_FEATURES))
-    blend = Blend(
-        np.concatenate([index_NM, none_1M.astype(index_NM.dtype)]),
-        np.concatenate([weight_NM, none_1M.astype(weight_NM.dtype)]),
-    )
-    patch_N = np.append(index_NM[:, 0], np.int32(NEWLINE))
-    return read_only(ImageLayout(frames, patch_N, blend))
+    frame_HW = np.arange(side * side, dtype=np.int32).reshape(side, side)
+    if pool == "bilinear":
+        half = -(-side // 2)
+        frame_HWM = smaller(frame_HW, half, half)
+    else:
+        frame_HWM = _averaged(frame_HW)
+    first_I = side * side * np.arange(frames, dtype=np.int32)
+    index_IHWM = first_I[:, None, None, None] + frame_HWM.index_BSM
+    weight_IHWM = np.broadcast_to(frame_HWM.weight_BSM, index_IHWM.shape)
+    index_NM = _video_tokens(index_IHWM, newline, NEWLINE)
+    blend = Blend(np.maximum(index_NM, 0), _video_tokens(weight_IHWM, newline, 0))
+    return read_only(ImageLayout(frames, index_NM[:, 0].copy(), blend))
+
+
+def _video_tokens(values_IHWM: np.ndarray, newline: VideoNewline, end: float) -> np.ndarray:
+    """Returns values of all frames, rows first, with `end` where newlines are: [N, M]."""
+    frames, height, width, features = values_IHWM.shape
+    if newline == "no_token":
+        return values_IHWM.reshape(-1, features)
+    between = {"grid": width, "frame": height * width, "one_token": frames * height * width}
+    return with_newlines(values_IHWM.reshape(-1, between[newline], features), end)
+
+
+def _averaged(features_HW: np.ndarray) -> Blend:
+    """Returns features and weights [H // 2, W // 2, 4] of the means of 2 x 2 features."""
+    height, width = features_HW.shape[0] // 2, features_HW.shape[1] // 2
+    even_HW = features_HW[: 2 * height, : 2 * width]
+    index_HWM = even_HW.reshape(height, 2, width, 2).swapaxes(1, 2).reshape(height, width, 4)
+    return Blend(index_HWM, np.full(index_HWM.shape, 0.25, np.float32))
 
 
 @functools.lru_cache(2**9)

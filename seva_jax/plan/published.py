@@ -19,6 +19,7 @@ from seva_jax.images import (
     LlavaNextProcessing,
     LlavaOnevisionProcessing,
 )
+from seva_jax.images.llava_onevision import VideoNewline
 from seva_jax.models import (
     LLAVA_15,
     DynamicRope,
@@ -37,6 +38,7 @@ PublishedSize = Literal[
     "llama3-llava-next-8b",
     "llava-onevision-qwen2-0.5b",
     "llava-onevision-qwen2-7b",
+    "llava-video-7b-qwen2",
     "internvl3-1b",
     "internvl3-2b",
     "internvl3-8b",
@@ -62,8 +64,8 @@ def _next(text: TextConfig, image_token_id: int = 32000) -> Published:
     return Published(config, LlavaNextProcessing())
 
 
-def _onevision(text: TextConfig) -> Published:
-    """Returns a LLaVA-OneVision with this language model."""
+def _onevision(text: TextConfig, video_newline: VideoNewline = "one_token") -> Published:
+    """Returns a LLaVA-OneVision, or a LLaVA-Video, with this language model."""
     config = LlavaConfig(
         SiglipConfig(),
         text,
@@ -73,7 +75,7 @@ def _onevision(text: TextConfig) -> Published:
         video_token_id=151647,
         newline=True,
     )
-    return Published(config, LlavaOnevisionProcessing())
+    return Published(config, LlavaOnevisionProcessing(video_newline=video_newline))
 
 
 def _internvl3(text: TextConfig) -> Published:
@@ -121,6 +123,10 @@ PUBLISHED: Mapping[PublishedSize, Published] = {
         dataclasses.replace(_QWEN_05B, vocab_size=152000, tied_head=True)
     ),
     "llava-onevision-qwen2-7b": _onevision(dataclasses.replace(_QWEN_7B, vocab_size=152128)),
+    # In the layout of LLaVA's own code, so without padding.
+    "llava-video-7b-qwen2": _onevision(
+        dataclasses.replace(_QWEN_7B, vocab_size=152064), video_newline="grid"
+    ),
     # The config of InternVL3-1B, whose head is not tied either, with the sizes of the others.
     "internvl3-1b": _internvl3(_QWEN_05B),
     "internvl3-2b": _internvl3(_QWEN_15B),

@@ -73,7 +73,7 @@ class ModelOptions:
         vision_tower: the CLIP directory that a model in the original LLaVA's layout needs; empty
             takes the one that its config.json names.
         template: the words around questions and answers; None takes those of the run, or of the
-            checkpoint's chat template, and without one `VICUNA_V1`.
+            checkpoint, see `read_template`.
         pad_to_square: of a checkpoint, whether images are padded to a square; None does what the
             checkpoint's processor says.
         compute: precision of a checkpoint or an adapter; a run has its own.

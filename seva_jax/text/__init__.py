@@ -18,6 +18,7 @@ from seva_jax.text.templates import (
     MISTRAL,
     ONEVISION,
     PLAIN,
+    QWEN_1_5,
     VICUNA_V1,
     Template,
 )

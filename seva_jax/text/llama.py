@@ -133,6 +133,24 @@ def name_llama_class(directory: Path) -> None:
     write_settings(directory, settings)
 
 
+def added_ids(directory: Path) -> dict[str, int]:
+    """Returns the ids of a tokenizer's added tokens, those outside of its vocabulary, by name.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    settings = _read(directory / SETTINGS_FILE)
+    stored = {} if "added_tokens_decoder" in settings else _read(directory / JSON_FILE)
+    try:
+        added = _added_tokens(directory, stored, settings)
+        return {str(name): int(id_) for id_, (name, _) in added.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{directory}: the added tokens of its tokenizer cannot be read ({error!r}); fetch "
+            f"{SETTINGS_FILE} and {JSON_FILE} again"
+        ) from error
+
+
 def write_settings(directory: Path, settings: dict[str, Any]) -> None:
     """Writes tokenizer_config.json as transformers does."""
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"

@@ -175,6 +175,8 @@ ONEVISION = Template(
     system_start="<|im_start|>system \n",
     earlier="<|im_start|>assistant \n",
 )
+# LLaVA's own code has this one, "qwen_1_5", for models on Qwen2, such as lmms-lab/LLaVA-Video-*.
+QWEN_1_5 = dataclasses.replace(CHATML, system="You are a helpful assistant.")
 # OpenGVLab/InternVL3-*, from which the directories with -hf were made, have this system prompt.
 INTERNVL3 = dataclasses.replace(
     CHATML,

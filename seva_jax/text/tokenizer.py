@@ -37,9 +37,9 @@ def load_tokenizer(directory: str | Path, original: bool = False) -> PreTrainedT
     Args:
         directory: directory with `tokenizer.json`, `tokenizer.model` or `vocab.json`, on a disk or
             in an object store.
-        original: whether the model is in the original LLaVA's layout. Then the directory needs one
-            of the first two, token ids are those of LLaVA's own code (see `llama_tokenizer`), and
-            an image token is added after the last id if there is none.
+        original: whether the model is in the original LLaVA's layout. Then token ids are those of
+            LLaVA's own code (see `llama_tokenizer`), and an image token is added after the last id
+            if there is none.
 
     Raises:
         DataError: the directory or its tokenizer files are missing or unreadable.
@@ -48,10 +48,9 @@ def load_tokenizer(directory: str | Path, original: bool = False) -> PreTrainedT
     local = local_folder(directory, _ENDINGS)
     if not local.is_dir():
         raise DataError(f"{directory}: no such directory; give the folder of a saved model")
-    files = _FILES[:2] if original else _FILES
-    if not any((local / name).is_file() for name in files):
+    if not any((local / name).is_file() for name in _FILES):
         raise DataError(
-            f"{directory / files[0]}: no such file, nor {' or '.join(files[1:])}; copy the "
+            f"{directory / _FILES[0]}: no such file, nor {' or '.join(_FILES[1:])}; copy the "
             "model's tokenizer files there, or use tokenizer.save_pretrained(directory)"
         )
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -61,7 +60,8 @@ def load_tokenizer(directory: str | Path, original: bool = False) -> PreTrainedT
         if original:
             tokenizer = llama_tokenizer(local)
         if tokenizer is None:
-            kind = PreTrainedTokenizerFast if original else AutoTokenizer
+            as_it_is = original and (local / JSON_FILE).is_file()
+            kind = PreTrainedTokenizerFast if as_it_is else AutoTokenizer
             tokenizer = kind.from_pretrained(
                 str(local), local_files_only=True, trust_remote_code=False
             )

@@ -14,7 +14,7 @@ from seva_jax.convert.families.internvl import Internvl
 from seva_jax.convert.families.llava import Llava
 from seva_jax.convert.families.llava_next import LlavaNext
 from seva_jax.convert.families.llava_onevision import LlavaOnevision
-from seva_jax.convert.original import is_original
+from seva_jax.convert.original import is_original, original_family, original_text
 from seva_jax.models import LlavaConfig
 from seva_jax.types import DataError
 
@@ -32,14 +32,16 @@ def family_of_fields(path: Path, fields: dict[str, Any]) -> Family:
     Raises:
         DataError: no family has its `model_type`.
     """
+    model_type = fields.get("model_type")
     if is_original(fields):
-        return LLAVA
+        original_text(path, fields)  # raises for other language models
+        model_type = original_family(fields)
     for family in FAMILIES:
-        if family.model_type == fields.get("model_type"):
+        if family.model_type == model_type:
             return family
     known = ", ".join(f'"{family.model_type}"' for family in FAMILIES)
     raise DataError(
-        f"{path}: model_type is {fields.get('model_type')!r}, supported: {known}; give the "
+        f"{path}: model_type is {model_type!r}, supported: {known}; give the "
         "directory of a model of one of these families"
     )
 

@@ -77,6 +77,9 @@ class LlavaOnevision(Family):
             size=hf.vision_config.image_size,
             resolutions=resolutions(hf),
             anyres_max=int(most[1]),
+            # Only models in the layout of LLaVA's own code have these.
+            video_pool=getattr(hf, "mm_spatial_pool_mode", "bilinear"),
+            video_newline=getattr(hf, "mm_newline_position", "one_token"),
         )
 
     @override
