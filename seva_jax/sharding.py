@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
@@ -41,6 +42,10 @@ LOGICAL_AXES: Mapping[str, str | None] = {
     "vision_mlp": "tensor",
 }
 
+# The vocabulary of a released model may be any number. Where tensor does not divide it, tensor splits
+# the width of the embedding and the head instead, beside fsdp.
+VOCAB, WIDTH = "vocab", "embed"
+
 # Adapters are split like the kernels they adapt. Where fsdp does not split the kernel's dim, it
 # splits the rank if that divides evenly; a small rank makes adapters small enough to replicate.
 RANK, RANK_AXIS = "rank", "fsdp"
@@ -51,6 +56,7 @@ ACTIVATION_AXES: Mapping[str, str | tuple[str, ...] | None] = {
     "batch": BATCH,
     "length": None,
     "width": None,
+    "width_part": "tensor",
     "head_dim": None,
     "heads": "tensor",
     "mlp": "tensor",
@@ -62,7 +68,7 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
     """Constrains the sharding of an activation; does nothing without a mesh (`jax.set_mesh`).
 
     Without constraints XLA may choose, layer by layer, to split widths instead of rows, and gather
-    whole stacks of weights or activations in between.
+    whole stacks of weights or activations in between. A vocabulary that does not divide stays whole.
 
     Args:
         x: the activation.
@@ -76,7 +82,28 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
         raise DataError(f"an activation of shape {x.shape} has dim names {names}")
     if jax.sharding.get_abstract_mesh().empty:
         return x
+    if VOCAB in names and uneven(x.shape[dim := names.index(VOCAB)]):
+        spec = PartitionSpec(*spec[:dim], None, *spec[dim + 1 :])
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def uneven(vocab_size: int) -> bool:
+    """Returns whether `tensor` of the current mesh does not divide a vocabulary."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and vocab_size % mesh.shape["tensor"] != 0
+
+
+def constrain_logits(logits_BSV: jax.Array) -> jax.Array:
+    """Constrains logits to be split by vocabulary, also where `tensor` does not divide it.
+
+    They are padded for that and cut again, which XLA keeps split: the last part is shorter.
+    """
+    size = logits_BSV.shape[-1]
+    if not uneven(size):
+        return constrain(logits_BSV, "batch", "length", VOCAB)
+    spare = -size % jax.sharding.get_abstract_mesh().shape["tensor"]
+    padded = jnp.pad(logits_BSV, ((0, 0), (0, 0), (0, spare)))
+    return constrain(padded, "batch", "length", VOCAB)[..., :size]
 
 
 def activation_spec(*names: str) -> PartitionSpec:
@@ -116,8 +143,9 @@ class MeshShape:
             has to fit on its fsdp x tensor devices.
         fsdp: number of devices that split the parameters of a copy among them. Each also computes
             its own part of the batch.
-        tensor: number of devices that split attention heads, MLP and vocabulary, and compute the
-            same part of the batch together. They communicate in every layer.
+        tensor: number of devices that split attention heads, MLP and vocabulary (or, where it does
+            not divide by their number, the width of embedding and head), and compute the same part
+            of the batch together. They communicate in every layer.
     """
 
     data: int = -1
@@ -234,7 +262,8 @@ def resolve(
         path: the parameter's name, for error messages.
 
     Raises:
-        DataError: a name is unknown, two dims use one axis, or a dim does not divide evenly.
+        DataError: a name is unknown, two dims use one axis, or a dim does not divide evenly; a
+            vocabulary need not, see `WIDTH`.
     """
     return NamedSharding(mesh, _spec(dict(mesh.shape), names, shape, path))
 
@@ -245,7 +274,8 @@ def _spec(
     """Does the work of `resolve`, given the sizes of the mesh axes."""
     if len(names) != len(shape):
         raise DataError(f"{path}: {len(names)} dim names {names} for shape {shape}")
-    axes: list[str | None] = []
+    axes: list[str | tuple[str, ...] | None] = []
+    moved: str | None = None
     for dim, (name, size) in enumerate(zip(names, shape, strict=True)):
         if name is None or name not in LOGICAL_AXES:
             raise DataError(
@@ -253,6 +283,8 @@ def _spec(
                 f"known: {', '.join(LOGICAL_AXES)}"
             )
         axis = LOGICAL_AXES[name]
+        if name == VOCAB and WIDTH in names and axis is not None and size % sizes[axis]:
+            moved, axis = axis, None
         if axis is not None and axis in axes:
             raise DataError(f"{path}: dims {names} use mesh axis {axis!r} twice")
         if axis is not None and size % sizes[axis]:
@@ -261,6 +293,16 @@ def _spec(
                 f"{axis!r} of size {sizes[axis]}"
             )
         axes.append(axis)
+    if moved is not None:
+        dim, split = names.index(WIDTH), (LOGICAL_AXES[WIDTH], moved)
+        parts = math.prod(sizes[axis] for axis in split)
+        if shape[dim] % parts:
+            raise DataError(
+                f"{path}: neither does the vocabulary ({shape[names.index(VOCAB)]}) divide by mesh "
+                f"axis {moved!r} of size {sizes[moved]}, nor the width ({shape[dim]}) by "
+                f"{' x '.join(split)} ({parts})"
+            )
+        axes[dim] = split
     for dim, (name, size) in enumerate(zip(names, shape, strict=True)):
         if name == RANK and RANK_AXIS not in axes and size % sizes[RANK_AXIS] == 0:
             axes[dim] = RANK_AXIS

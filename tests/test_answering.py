@@ -51,6 +51,7 @@ from seva_jax.models import (
     unstack,
 )
 from seva_jax.plan.chips import Topology
+from seva_jax.plan.published import PUBLISHED
 from seva_jax.sharding import (
     LOGICAL_AXES,
     MeshShape,
@@ -58,7 +59,7 @@ from seva_jax.sharding import (
     process_row_share,
     variable_shardings,
 )
-from seva_jax.training.memory import bytes_on_a_device
+from seva_jax.training.memory import bytes_on_a_device, tower_scores
 from seva_jax.types import DataError
 
 SEVEN_B = LLAVA_15["7b"]
@@ -92,7 +93,7 @@ def test_groups_are_compact_parts_of_a_slice(mesh):
 
 def test_what_tensor_splits_is_in_the_one_table():
     names = {name for name, axis in LOGICAL_AXES.items() if axis == "tensor"}
-    assert set(tensor_sizes(SEVEN_B)) == names
+    assert set(tensor_sizes(SEVEN_B)) == names - {"vocab"}  # which may be any number
     assert dividing_tensors(SEVEN_B, 64) == [1, 2, 4, 8, 16]  # the tower has 16 heads
     assert dividing_tensors(LLAVA_15["13b"], 64) == [1, 2, 4, 8]  # 40 heads
     assert dividing_tensors(SEVEN_B, 12) == [1, 2, 4]
@@ -145,6 +146,36 @@ def test_needs_of_seven_billion():
     # 5 rows on groups of 4: two in the fullest group.
     few = AnsweringNeeds(16, 5, 1, row=100.0, fresh_row=0.0, fresh_row_whole=7.0)
     assert few.on_a_device(4) == 2 * 100 / 4 + 7
+
+
+@pytest.mark.parametrize("tiles", [1, 13])
+def test_scores_of_the_tower_are_counted(tiles):
+    """InternVL3-8B: 16 heads x 1,025^2 scores in float32, and their softmax in bfloat16."""
+    model = Llava(PUBLISHED["internvl3-8b"].config, dtype=jax.numpy.bfloat16)
+    scores = 16 * 1025**2 * (4 + 2)
+    assert tower_scores(model.config, model.dtype) == scores
+    few, more = (
+        answering_needs(model, 4, rows=8, fresh=4, prompt=64, new=8, tiles=n) for n in (0, tiles)
+    )
+    assert more.fresh_row - few.fresh_row == tiles * scores  # tensor splits heads
+    assert (
+        few.on_a_device(1) + tiles * scores
+        < more.on_a_device(1)
+        < few.on_a_device(1) + 2 * (tiles * scores)
+    )
+
+
+def test_scores_are_those_of_the_compiled_tower():
+    """The program of the tower takes them, and little else where patches are many."""
+    vision = dataclasses.replace(TINY.vision, image_size=64, patch_size=2)  # 1,025 places
+    model = Llava(dataclasses.replace(TINY, vision=vision))
+    params = {"vision": abstract_params(model)["vision"]}
+    tiles = jax.ShapeDtypeStruct((1, 3, 64, 64, 3), np.float32)
+    run = jax.jit(lambda params, x: model.apply({"params": params}, x, method="features"))
+    stats = run.lower(params, tiles).compile().memory_analysis()
+    assert stats is not None
+    counted = 3 * tower_scores(model.config, model.dtype)
+    assert 0.4 * counted < stats.temp_size_in_bytes < 1.6 * counted
 
 
 def test_as_much_cache_as_weights():

@@ -5,11 +5,13 @@ import json
 import pytest
 from helpers_adapters import write_adapter
 from helpers_llava import write_llava, write_original, write_run
+from safetensors.numpy import load_file, save_file
 from test_convert_checks import put_another_model, record
 
 from seva_jax.config import Checkpoint, PriorRun
 from seva_jax.convert import __main__ as command
 from seva_jax.convert import files
+from seva_jax.convert.table import hub
 from seva_jax.runtime import copies
 from seva_jax.runtime.store_client import StoreError
 from seva_jax.runtime.stores import StorePath, is_remote, make_folder
@@ -217,6 +219,8 @@ def test_a_disk_without_the_space(bucket):
 
 
 def test_a_base_that_changes_during_an_export(checkpoint, tmp_path, bucket, monkeypatch):
+    weights = checkpoint / "model.safetensors"
+    save_file({hub(name): x for name, x in load_file(weights).items()}, weights)
     copies.upload(checkpoint, bucket / "model")
     path = bucket / "model" / "model.safetensors"
     data, download = path.read_bytes(), StorePath.download

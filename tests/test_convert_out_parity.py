@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 
+from helpers_hub import check_hub_spelling  # noqa: E402
 from helpers_llava import (  # noqa: E402
     IMAGE_TOKEN,
     PROCESSOR,
@@ -72,6 +73,7 @@ def test_merged_model_in_transformers(run):
     np.testing.assert_allclose(their_logits(model, ids, pixels), ours, atol=1e-4, rtol=1e-4)
     again = seva_jax.from_pretrained(root / "merged").logits(ids, pixels)
     np.testing.assert_allclose(again, ours, atol=1e-4, rtol=1e-4)
+    check_hub_spelling(root / "merged", "llava")
 
 
 def test_adapter_in_peft(run):

@@ -194,9 +194,14 @@ def test_images_as_the_run_saw_them(checkpoint, tmp_path, nested):
     if nested:
         kept = json.loads((tmp_path / "out" / "processor_config.json").read_text())
         assert kept.keys() >= {"patch_size", "processor_class"}
+        assert "image_processor" not in kept
     for pad in (False, None):  # the checkpoint's own way: its files stay
         to_hf(run_of(checkpoint, tmp_path / f"run{pad}", pad), tmp_path / f"out{pad}")
         assert share_of_red(tmp_path / f"out{pad}") == 0
+        if nested:
+            split = json.loads((tmp_path / f"out{pad}" / "preprocessor_config.json").read_text())
+            assert split == PROCESSOR | {"processor_class": "LlavaProcessor"}
+            continue
         for path in checkpoint.glob("*processor_config.json"):
             assert path.read_bytes() == (tmp_path / f"out{pad}" / path.name).read_bytes()
 

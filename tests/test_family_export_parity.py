@@ -10,8 +10,8 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 
 from helpers_families import GRID, SIDE, batch, random_model  # noqa: E402
+from helpers_hub import check_hub_spelling  # noqa: E402
 from helpers_llava import save, write_run  # noqa: E402
-from safetensors import safe_open  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
 from transformers import AutoModelForImageTextToText  # noqa: E402
 
@@ -98,9 +98,10 @@ def test_merged_model_in_transformers(made):
     np.testing.assert_allclose(their_logits(model, arrays)[real], ours, atol=1e-4, rtol=1e-4)
     again = seva_jax.from_pretrained(root / "merged").logits(**arrays)
     np.testing.assert_allclose(again[real], ours, atol=1e-4, rtol=1e-4)
-    for name in ("preprocessor_config.json", "processor_config.json", "config.json"):
+    for name in ("preprocessor_config.json", "processor_config.json"):
         same = (root / "merged" / name).read_bytes() == (root / "model" / name).read_bytes()
         assert same, name
+    check_hub_spelling(root / "merged", theirs.config.model_type)
     if theirs.config.model_type != "internvl":
         said = "image_newline with the projector, .* no module that peft .* to-hf exports the whole"
         with pytest.raises(DataError, match=said):
@@ -143,13 +144,7 @@ def test_new_directory_in_transformers(made):
 
     tokenizer = word_tokenizer(("a", "b"))
     write_new(out, base.config, tokenizer, PROCESSING[family], CHATML, read)
-    with safe_open(out / "model.safetensors", framework="np") as file:
-        names = [*file.keys()]
-    prefix = "vision_tower." if family == "internvl" else "vision_tower.vision_model."
-    assert any(name.startswith(f"{prefix}embeddings.") for name in names)
-    assert {name.split(".")[0] for name in names} - {"image_newline"} == {
-        "vision_tower", "multi_modal_projector", "language_model",
-    }  # fmt: skip
+    check_hub_spelling(out, family)
     model, report = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
     # Layers behind the features are not built, so they are not there to be written.
     depth, layers = base.config.tower_depth, base.config.vision.num_layers

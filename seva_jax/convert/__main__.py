@@ -74,9 +74,9 @@ class _Export:
 class ToHF(_Export):
     """Writes the whole model, adapters merged, as a Hugging Face directory.
 
-    LlavaForConditionalGeneration.from_pretrained(OUT) of transformers loads it; vLLM and lmms-eval
-    read this layout. A checkpoint that already has it keeps its tensor names, files and every byte
-    that training did not change.
+    LlavaForConditionalGeneration.from_pretrained(OUT) of transformers 4 or 5 loads it; vLLM and
+    lmms-eval read this layout. Names are spelled as on the Hub. A checkpoint that already has the
+    layout keeps its files and every byte that training did not change.
     """
 
 

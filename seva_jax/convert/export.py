@@ -1,9 +1,10 @@
 """Writes a run's result as a whole model, in the layout of the checkpoint it started from.
 
-The checkpoint's files are copied, and the trained tensors are written over their old bytes. Tensor
-names, their order and files, and all untrained tensors stay identical, and only a few tensors are
-in memory at a time. What does not live here: which tensor is which parameter (`table.py`), a change
-of layout (`rewrite.py`), adapters alone (`peft.py`).
+The checkpoint's files are copied, and the trained tensors are written over their old bytes. The
+order of tensors, their files and all untrained bytes stay identical, and only a few tensors are in
+memory at a time. Names are those of the Hub. What does not live here: which tensor is which
+parameter (`table.py`), the Hub's spelling of other files (`hub_files.py`), a change of layout
+(`rewrite.py`), adapters alone (`peft.py`).
 """
 
 from __future__ import annotations
@@ -16,13 +17,27 @@ import numpy as np
 
 from seva_jax.convert.chat_template import own_chat_template, read_template
 from seva_jax.convert.families import LLAVA, family_of
-from seva_jax.convert.files import copy_file, encode, new_directory, update_json
+from seva_jax.convert.files import (
+    SafetensorsWriter,
+    copy_file,
+    encode,
+    new_directory,
+    update_json,
+)
+from seva_jax.convert.hub_files import respell_files
 from seva_jax.convert.load import INDEX_FILE, read_headers
+from seva_jax.convert.original import read_json
 from seva_jax.convert.original_config import aspect_ratio
 from seva_jax.convert.processor import replace_processing, write_chat_template
 from seva_jax.convert.source import Source
-from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, Row
-from seva_jax.convert.tensors import Tensor, data_start, read_whole, require_unchanged
+from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, Row, canonical, hub
+from seva_jax.convert.tensors import (
+    Tensor,
+    data_start,
+    read_raw,
+    read_whole,
+    require_unchanged,
+)
 from seva_jax.runtime.progress import Progress
 from seva_jax.text.templates import Template
 from seva_jax.text.tokenizer import load_tokenizer
@@ -37,13 +52,16 @@ TOWER = "vision_tower"  # folder for the CLIP directory of an original LLaVA
 def patched_copy(source: Source, out: Path) -> str:
     """Copies the checkpoint, with adapters merged and trained parts replaced.
 
+    A checkpoint in Hugging Face's layout is spelled as on the Hub, so that transformers 4 and 5
+    open it. Files that are spelled so already are copied byte by byte.
+
     The CLIP directory of an original LLaVA is copied too if it is inside the checkpoint, or if the
     tower was trained; config.json then names the copy by its absolute path, because LLaVA looks for
     a relative one from wherever it is started. Processor and chat template are written only where
     they are not those of the run.
 
     Args:
-        source: the model to export. A checkpoint without a run is copied byte by byte.
+        source: the model to export.
         out: the new directory.
 
     Returns:
@@ -66,13 +84,17 @@ def patched_copy(source: Source, out: Path) -> str:
             folder = PurePosixPath(inner.as_posix())
         if moved:
             files |= {path: folder / path.name for path in _copied(source.tower, tensors)}
+    names = {name: t.name if source.tower else hub(name) for name, t in tensors.items()}
     with new_directory(out, sum(path.stat().st_size for path in files)) as scratch:
         with Progress("copy", len(files), "file") as bar:
             for path, name in files.items():
                 (scratch / name).parent.mkdir(exist_ok=True, parents=True)
-                copy_file(path, scratch / name)
+                inside = {names[key]: t for key, t in tensors.items() if t.path == path}
+                _copy_respelled(path, scratch / name, inside)
                 bar.update()
         if source.tower is None:
+            _respell_index(scratch / INDEX_FILE)
+            respell_files(scratch, source.config)
             if source.processing is not None:
                 replace_processing(scratch, source.config, source.processing)
             if source.template is not None:
@@ -89,11 +111,29 @@ def patched_copy(source: Source, out: Path) -> str:
                     num += 1
                     tensor = tensors[name]
                     with copies[tensor.path].open("r+b") as file:
-                        file.seek(starts[tensor.path][tensor.name])
+                        file.seek(starts[tensor.path][names[name]])
                         file.write(encode(tensor, values))
                 bar.update()
         require_unchanged(tensors.values())
     return f"{out}: {num} of {len(tensors)} tensors changed"
+
+
+def _copy_respelled(path: Path, target: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Copies a file; its tensors, by new name, get these names."""
+    if all(name == tensor.name for name, tensor in tensors.items()):
+        copy_file(path, target)
+        return
+    in_order = sorted(tensors.items(), key=lambda item: item[1].start)
+    layout = {name: (tensor.dtype, tensor.shape) for name, tensor in in_order}
+    with SafetensorsWriter(target, layout) as writer:
+        for name, tensor in in_order:
+            writer.write_bytes(name, read_raw(tensor))
+
+
+def _respell_index(path: Path) -> None:
+    if path.exists():
+        weights = read_json(path)["weight_map"]
+        update_json(path, {"weight_map": {hub(canonical(name)): x for name, x in weights.items()}})
 
 
 def _keep_or_write_template(source: Source, template: Template, scratch: Path) -> None:

@@ -114,8 +114,9 @@ def llava_config_fields(
     Raises:
         DataError: see `text_fields`.
     """
-    processing = processing or ImageProcessing(size=config.vision.image_size)
-    return family_of(config).fields(config, processing, context_length)
+    family = family_of(config)
+    processing = processing or family.processing(size=config.vision.image_size)
+    return family.fields(config, processing, context_length)
 
 
 def read_special_tokens(directory: str | Path) -> SpecialTokens:

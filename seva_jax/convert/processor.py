@@ -21,10 +21,8 @@ from seva_jax.runtime.stores import as_path
 from seva_jax.text.templates import Template
 from seva_jax.types import IMAGE_MARKER, DataError
 
-_IMAGES, PROCESSOR, CHAT = (
-    *("preprocessor_config.json", "processor_config.json"),
-    "chat_template.jinja",
-)
+IMAGES, VIDEOS = "preprocessor_config.json", "video_preprocessor_config.json"
+PROCESSOR, CHAT = "processor_config.json", "chat_template.jinja"
 # Where older versions of transformers look for a chat template, some of them before `CHAT`.
 OLD_CHAT = "chat_template.json"
 TOKENIZER = "tokenizer_config.json"
@@ -160,7 +158,7 @@ def write_processor(directory: Path, config: LlavaConfig, processing: ImageProce
     """
     fields = family_of(config).processor_fields(config)
     image = processing.to_processor_config() | {"processor_class": fields["processor_class"]}
-    write_json(directory / _IMAGES, image)
+    write_json(directory / IMAGES, image)
     write_json(directory / PROCESSOR, fields)
 
 
@@ -190,7 +188,7 @@ def replace_processing(directory: Path, config: LlavaConfig, processing: ImagePr
     Files that already say so stay as they are.
 
     Args:
-        directory: a copy of a checkpoint.
+        directory: a copy of a checkpoint, its files spelled as on the Hub (`hub_files.py`).
         config: the architecture.
         processing: the image pipeline.
 
@@ -205,7 +203,5 @@ def replace_processing(directory: Path, config: LlavaConfig, processing: ImagePr
     old = directory / PROCESSOR
     kept = read_json(old) if old.exists() else {}
     write_processor(directory, config, processing)
-    # transformers 5 keeps the image processor in this file, and prefers it to the other one.
-    kept.pop("image_processor", None)
     write_json(old, read_json(old) | kept)
     return True

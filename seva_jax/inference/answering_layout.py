@@ -25,7 +25,7 @@ from seva_jax.models import (
 )
 from seva_jax.runtime.processes import gather, say
 from seva_jax.sharding import answering_mesh, is_boxed, process_row_share, variable_shardings
-from seva_jax.training.memory import bytes_on_a_device, device_limit
+from seva_jax.training.memory import bytes_on_a_device, device_limit, tower_scores
 from seva_jax.training.step import Variables
 from seva_jax.types import DataError
 
@@ -192,12 +192,13 @@ def answering_needs(
     whole = text.hidden_size * (4 * size + 8) + prompt  # the residual stream, norms; mask
     pixels = 3 * vision.image_size**2 * (4 + size)
     tower = vision.num_patches * (vision.hidden_size * (8 * size + 8) + 2 * vision.mlp_size * size)
+    scores = tower_scores(model.config, model.dtype)
     return AnsweringNeeds(
         devices=num_devices,
         rows=rows,
         fresh=fresh,
         row=token * (prompt + new),
-        fresh_row=split * prompt + 8 * text.vocab_size,
+        fresh_row=split * prompt + 8 * text.vocab_size + tiles * scores,
         fresh_row_whole=whole * prompt + tiles * (pixels + tower),
     )
 
@@ -269,13 +270,15 @@ def _shardings(stored: Any, mesh: jax.sharding.Mesh, tensor: int) -> Any:
 
 
 def tensor_sizes(config: LlavaConfig) -> dict[str, int]:
-    """Returns what the axis `tensor` splits, by logical name, see `sharding.LOGICAL_AXES`."""
+    """Returns what the axis `tensor` must divide, by logical name, see `sharding.LOGICAL_AXES`.
+
+    It need not divide the vocabulary, see `sharding.WIDTH`.
+    """
     text, vision = config.text, config.vision
     return {
         "heads": text.num_heads,
         "kv_heads": text.num_kv_heads,
         "mlp": text.mlp_size,
-        "vocab": text.vocab_size,
         "vision_heads": vision.num_heads,
         "vision_mlp": vision.mlp_size,
     }

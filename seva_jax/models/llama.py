@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from seva_jax.models.attention import Attention, attend, attend_cached
 from seva_jax.models.config import LoraConfig, Target, TextConfig
 from seva_jax.models.layers import Linear, Remat, RMSNorm, rematerialised
-from seva_jax.sharding import constrain
+from seva_jax.sharding import constrain, constrain_logits, uneven
 from seva_jax.types import DataError
 
 TARGETS: tuple[Target, ...] = typing.get_args(Target)
@@ -261,7 +261,8 @@ class Llama(nn.Module):
         """Returns token embeddings [B, S, D] in the compute dtype."""
         # The table is looked up with whole rows: with rows split over fsdp, XLA would replicate
         # the result.
-        table_VD = constrain(self.embedding, "vocab", "width")
+        part = "width_part" if uneven(self.config.vocab_size) else "width"
+        table_VD = constrain(self.embedding, "vocab", part)
         x_BSD = jnp.take(table_VD, tokens_BS, axis=0).astype(self.dtype)
         return constrain(x_BSD, "batch", "length", "width")
 
@@ -335,9 +336,13 @@ class Llama(nn.Module):
     def head(self, hidden: jax.Array) -> jax.Array:
         """Maps hidden states [..., D] to logits [..., V] in float32."""
         kernel = self.embedding.T if self.config.tied_head else self.head_kernel
+        if uneven(
+            self.config.vocab_size
+        ):  # every device adds the products of its part of the width
+            kernel = constrain(kernel, "width_part", "vocab")
         logits = jnp.matmul(
             constrain(hidden, "batch", "length", "width").astype(self.dtype),
             kernel.astype(self.dtype),
             preferred_element_type=jnp.float32,
         )
-        return constrain(logits, "batch", "length", "vocab")
+        return constrain_logits(logits)

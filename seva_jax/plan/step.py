@@ -15,7 +15,7 @@ from seva_jax.models import LlavaConfig, LoraConfig
 from seva_jax.run.abstract_state import abstract_training
 from seva_jax.sharding import row_multiple
 from seva_jax.training.flops import forward, hardware_flops
-from seva_jax.training.memory import bytes_on_a_device, least_bytes
+from seva_jax.training.memory import bytes_on_a_device, least_bytes, tower_scores
 
 
 def step_flops(experiment: Experiment, config: LlavaConfig, shape: RowShape) -> float:
@@ -72,7 +72,8 @@ def counted_memory(
     Beside what `least_memory` counts, one layer is at work: its weights as they are gathered or
     copied, with their gradient's share, and what its backward pass needs at the same time. Without
     rematerialisation the backward pass keeps more than the bound has: both norms and rotary
-    embeddings in float32 and bfloat16, and every factor of the MLP.
+    embeddings in float32 and bfloat16, and every factor of the MLP. The scores of the vision tower
+    come before all that, and stay only where the tower is trained.
     """
     text, tensor = config.text, mesh.shape["tensor"]
     kept = abstract_training(experiment, config, mesh)
@@ -89,7 +90,12 @@ def counted_memory(
     layer = 2 * _layer_parameters(config) * width / tensor
     answers = min(experiment.compute.head_chunk * shape.branches, shape.targets)
     logits = 3 * 4 * answers * text.vocab_size / tensor
-    return arguments, temporaries + rows * (shape.length * position * width + logits) + layer
+    temporaries += rows * (shape.length * position * width + logits) + layer
+    scores = rows * shape.tiles * tower_scores(config, experiment.compute.dtype) / tensor
+    if "vision" not in experiment.train.trained:
+        return arguments, max(temporaries, scores)
+    num_kept = 1 if experiment.compute.remat == "layers" else config.tower_depth
+    return arguments, temporaries + num_kept * scores
 
 
 def counted_network(

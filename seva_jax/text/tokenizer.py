@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", IMAGE_MARKER)  # ids 0 to 4 of `word_tokenizer`
 _NAMES = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+_VERSION_5 = ("backend", "is_local", "local_files_only", "model_specific_special_tokens")
 _FILES = (JSON_FILE, MODEL_FILE, "vocab.json")
 _ENDINGS = (".json", ".model", ".txt", ".jinja")  # of files that tokenizers are made of
 
@@ -87,6 +88,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """
     tokenizer.save_pretrained(directory)
     settings = json.loads((directory / SETTINGS_FILE).read_text(encoding="utf-8"))
+    for name in _VERSION_5:
+        settings.pop(name, None)
+    if isinstance(listed := settings.get("extra_special_tokens"), list) and listed:
+        settings["additional_special_tokens"] = listed  # transformers 4 has the list here
     # Processors ask for tokens of images by name.
     named = {key: token for key, token in settings.items() if key.endswith("_token")}
     if IMAGE_MARKER in tokenizer.get_vocab():

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seva_jax.models import Llava
+from seva_jax.models import Llava, LlavaConfig
 from seva_jax.training.step import TrainState
 from seva_jax.types import TreeBatch
 
@@ -83,6 +83,17 @@ def _kept_width(model: Llava) -> int:
         }
         products += sum(widths.get(name, 0) for name in model.lora.targets)  # and of adapters
     return inputs + products
+
+
+def tower_scores(config: LlavaConfig, dtype: Any) -> int:
+    """Returns the bytes of a tile's attention scores in a layer of the vision tower.
+
+    Towers compute the whole square of scores of every head, in float32, and keep their softmax in
+    the compute dtype beside it (`attention.plain`). `tensor` splits the heads.
+    """
+    vision = config.vision
+    places = vision.num_patches + vision.class_token
+    return vision.num_heads * places**2 * (4 + jnp.dtype(dtype).itemsize)
 
 
 def device_limit() -> int | None:
