@@ -13,10 +13,20 @@ from helpers_trees import LONGEST, MOST_IMAGES, OPTIONS, example, pack, shape_of
 from tiny_models import EIGHT_HEADS, PLANNED, TINY, random_variables
 
 from seva_jax.config import Experiment, TrainOptions, check
-from seva_jax.models import InternConfig, Llava, LoraConfig, SiglipConfig, abstract_variables
+from seva_jax.inference.sampler import PromptBatch, generate
+from seva_jax.models import (
+    InternConfig,
+    Llava,
+    LoraConfig,
+    SiglipConfig,
+    abstract_variables,
+    merge_adapters,
+    unstack,
+)
 from seva_jax.objectives import DPO
 from seva_jax.plan.program import lower_step
 from seva_jax.sharding import put_batch, variable_shardings
+from seva_jax.text.sampling import Sampling
 from seva_jax.training.dropout import tile_places
 from seva_jax.training.flops import forward, hardware_flops
 from seva_jax.training.step import TrainState, TrainStep, make_logps, merge
@@ -210,6 +220,34 @@ def test_places_of_tiles():
         tile_places(blended, TINY.tile_features), (owner_BI, place_BI), strict=True
     ):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_answers_are_those_of_the_adapted_tower(intern):
+    """Rollouts answer as the model with the adapters merged, and not as the base."""
+    variables = random_variables(intern)
+    shardings = jax.tree.map(lambda x: x.sharding, variables["params"])
+    merged = merge_adapters(
+        jax.tree.map(jnp.copy, variables["params"]), variables["lora"], intern.lora,
+        jnp.dtype("float32"), shardings,
+    )  # fmt: skip
+    rng = np.random.default_rng(3)
+    tokens = rng.integers(5, 40, (4, 9)).astype(np.int32)
+    patch = np.full_like(tokens, -1)
+    patch[:, 2:6] = np.arange(4)
+    pixels = rng.normal(size=(4, 1, 8, 8, 3)).astype(np.float32)
+    batch = PromptBatch(tokens, np.ones((4, 9), bool), patch, pixels)
+    keys = jax.random.split(jax.random.key(5), 4)
+
+    def answers(model, variables):
+        separate = unstack(model, variables)
+        return np.asarray(generate(*separate, batch, keys, Sampling(8), (2,), 0))
+
+    without = {part: x for part, x in variables["lora"].items() if part != "vision"}
+    plain = Llava(intern.config)
+    found = answers(intern, variables)
+    np.testing.assert_array_equal(found, answers(plain, {"params": merged}))
+    assert (found != answers(intern, variables | {"lora": without})).any()
+    assert (found != answers(plain, {"params": variables["params"]})).any()
 
 
 @pytest.mark.slow

@@ -186,6 +186,7 @@ def _fields(
         if not row.ours.startswith("language/"):
             numbers = "|".join(map(str, range(len(names_of(source, row)))))
             module = re.escape(spell(row.theirs).removesuffix(".weight"))
+            module = module.replace(r"vision_model\.", r"(vision_model\.)?")  # see `in_memory`
             patterns.append(module.replace(r"\{\}", f"({numbers})"))
     return {
         "peft_type": "LORA",
