@@ -257,7 +257,10 @@ def test_adapters_on_tower_and_connector(tmp_path):
     small = dataclasses.replace
     lora = LoraConfig(rank=2, vision=True, connector=True)
     config = experiment(tmp_path / "run", lora=lora)
-    config = small(config, train=small(config.train, trained=("lora",)))
+    model = config.base.model  # of a tower of one layer, none is run
+    model = small(model, vision=small(model.vision, num_layers=2))
+    base = small(config.base, model=model)
+    config = small(config, base=base, train=small(config.train, trained=("lora",)))
     run = train.run(config)
     begun, *_, last = aligned_rows(tmp_path / "run")
     assert begun["loss"] == pytest.approx(np.log(2), abs=1e-6)
@@ -284,7 +287,7 @@ def test_adapters_on_tower_and_connector(tmp_path):
         "continued": PriorRun(str(tmp_path / "run"), False),
     }  # fmt: skip
     for name, base in further.items():
-        second = train.run(small(config, base=base, workdir=str(tmp_path / name)))
+        second = train.run(small(config, base=base, workdir=str(tmp_path / f"from {name}")))
         np.testing.assert_allclose(logps(second, second.start), expected, rtol=0, atol=1e-4)
         reference = {"params": run.base} if name == "continued" else run.aligned
         kept = np.concatenate([x for row in second.training_rows.reference for x in row])
