@@ -42,16 +42,12 @@ def corruptions(groups, of: Literal["images", "captions"] = "captions"):
 
 
 def supervised(optim):
-    """Returns the last round, whose adapters have half the scale.
-
-    The release has adapters in the vision tower too here; this package has none for it. Training
-    the weights of the tower instead, with `trained=("lora", "vision")`, needs a smaller `lr`.
-    """
+    """Returns the last round, whose adapters have half the scale, and are on the tower too."""
     return Round(
         prompts=AnsweredPrompts(QuestionsJsonl("data/supervised.jsonl", "data/frames")),
         corrupt=(),
         objective=Supervised(),
-        lora=LoraConfig(rank=32, alpha=32.0, dropout=0.05),
+        lora=LoraConfig(rank=32, alpha=32.0, dropout=0.05, vision=True),
         optim=dataclasses.replace(optim, lr=1e-4),
     )
 

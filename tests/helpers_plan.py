@@ -11,9 +11,6 @@ SHAPE = RowShape(length=192, comparisons=1, branches=2, answer=64, tiles=1, targ
 def experiment(trained=("lora", "projector"), remat="none", **fields):
     """Makes an experiment with batches of four rows."""
     lora = LoraConfig(rank=32 if "lora" in trained else 0)
-    return Experiment(
-        train=TrainOptions(batch_size=4, trained=trained),
-        compute=ComputeOptions(remat=remat, head_chunk=256, param_dtype="float32", dtype="float32"),
-        lora=lora,
-        **fields,
-    )
+    compute = ComputeOptions(remat=remat, head_chunk=256, param_dtype="float32", dtype="float32")
+    train = TrainOptions(batch_size=4, trained=trained)
+    return Experiment(**{"train": train, "compute": compute, "lora": lora} | fields)

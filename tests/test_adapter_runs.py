@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import helpers_run
+import jax
 import numpy as np
 import pytest
 from helpers_devices import limited_devices
@@ -249,3 +250,45 @@ def test_another_rank_at_the_path(first, tmp_path):
     file.write_text(json.dumps(fields | {"lora_alpha": 1.5 * fields["lora_alpha"]}))
     with pytest.raises(DataError, match=r"another config:\s+lora.alpha: "):
         opened(config)
+
+
+def test_adapters_on_tower_and_connector(tmp_path):
+    """The reference is the base, training changes them, and exports and further runs have them."""
+    small = dataclasses.replace
+    lora = LoraConfig(rank=2, vision=True, connector=True)
+    config = experiment(tmp_path / "run", lora=lora)
+    model = config.base.model  # of a tower of one layer, none is run
+    model = small(model, vision=small(model.vision, num_layers=2))
+    base = small(config.base, model=model)
+    config = small(config, base=base, train=small(config.train, trained=("lora",)))
+    run = train.run(config)
+    begun, *_, last = aligned_rows(tmp_path / "run")
+    assert begun["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert abs(last["rewards/margins"]) > 1e-3
+    kept = np.concatenate([x for row in run.training_rows.reference for x in row])
+    np.testing.assert_allclose(kept, logps(run, {"params": run.base}), rtol=0, atol=1e-4)
+    for part in ("vision", "projector"):
+        assert all(np.asarray(x).any() for x in jax.tree.leaves(run.aligned["lora"][part]))
+    expected = logps(run, run.aligned)
+    to_hf(open_source(tmp_path / "run"), tmp_path / "hf")
+    alone = load_params(tmp_path / "hf", run.ctx.assets.config)
+    np.testing.assert_allclose(logps(run, {"params": alone}), expected, rtol=0, atol=1e-4)
+
+    to_peft(open_source(tmp_path / "run"), tmp_path / "peft")
+    base = tmp_path / "run" / "base-hf"
+    start = Checkpoint(str(base), pad_to_square=None, adapter=str(tmp_path / "peft"), merge=False)
+    # Features of the base's tower would be wrong, whatever the run's own config says of adapters.
+    cached = small(config.train, feature_cache=str(tmp_path / "features"))
+    plain = small(config, base=start, workdir=str(tmp_path / "no"), lora=LoraConfig(rank=4))
+    with pytest.raises(DataError, match="feature_cache needs a vision tower that does not change"):
+        train.run(small(plain, train=cached))
+    further = {
+        "peft": start, "merged": PriorRun(str(tmp_path / "run"), True),
+        "continued": PriorRun(str(tmp_path / "run"), False),
+    }  # fmt: skip
+    for name, base in further.items():
+        second = train.run(small(config, base=base, workdir=str(tmp_path / f"from {name}")))
+        np.testing.assert_allclose(logps(second, second.start), expected, rtol=0, atol=1e-4)
+        reference = {"params": run.base} if name == "continued" else run.aligned
+        kept = np.concatenate([x for row in second.training_rows.reference for x in row])
+        np.testing.assert_allclose(kept, logps(run, reference), rtol=0, atol=1e-4)

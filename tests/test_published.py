@@ -187,6 +187,7 @@ PUBLISHED = {
          "pairs.max_ratio": 1.5, "corrupt.0.groups": groups}
         for groups in (16, 8, 4, 2)
     ] + [{"optim.lr": 1e-4, "optim.warmup_ratio": 0.05, "lora.rank": 32, "lora.alpha": 32.0,
+          "lora.vision": True, "lora.connector": False,
           "train.batch_size": 16, "train.epochs": 1}],
 }  # fmt: skip
 

@@ -188,8 +188,8 @@ def _method_problems(config: Experiment) -> Iterator[str]:
         yield "corrupt is empty; without a corruption there are no rejected answers"
     if not train.trained:
         yield "train.trained is empty; nothing would be trained"
-    if "vision" in train.trained and train.feature_cache:
-        yield "train.feature_cache needs a frozen vision tower; leave vision out of train.trained"
+    if train.feature_cache:
+        yield from _cache_problems(config)
     if config.objective.computes_reference and train.reference == "cached":
         yield (
             f"objective {type(config.objective).__name__} needs the reference itself in the step, "
@@ -209,15 +209,45 @@ def _method_problems(config: Experiment) -> Iterator[str]:
                 )
     if "lora" not in train.trained and config.lora.rank:
         yield "lora.rank is not 0 but train.trained lacks lora; set --lora.rank 0"
-    for target, rank in config.lora.rank_pattern:
-        if rank < 1:
-            yield f"lora.rank_pattern gives {target} the rank {rank}, expected at least 1"
-    for target, alpha in config.lora.alpha_pattern:
-        if not alpha > 0:
-            yield f"lora.alpha_pattern gives {target} the alpha {alpha}, expected above 0"
+    yield from _lora_problems(config)
     continued = isinstance(config.base, Checkpoint) and not config.base.merge
     if continued and "lora" not in train.trained:
         yield "base.merge False trains base.adapter further, but train.trained lacks lora; add it"
+
+
+def _cache_problems(config: Experiment) -> Iterator[str]:
+    """Yields why image features change while a run trains, so that it cannot cache them."""
+    if "vision" in config.train.trained:
+        yield "train.feature_cache needs a frozen vision tower; leave vision out of train.trained"
+    if config.lora.rank and config.lora.vision:
+        yield (
+            "train.feature_cache needs a vision tower that does not change, and lora.vision trains "
+            "adapters on it; leave one of them out"
+        )
+
+
+def _lora_problems(config: Experiment) -> Iterator[str]:
+    lora = config.lora
+    for target, rank in lora.rank_pattern:
+        if rank < 1:
+            yield f"lora.rank_pattern gives {target} the rank {rank}, expected at least 1"
+    for target, alpha in lora.alpha_pattern:
+        if not alpha > 0:
+            yield f"lora.alpha_pattern gives {target} the alpha {alpha}, expected above 0"
+    if not lora.rank:
+        return
+    for name, on, part in (
+        ("vision", lora.vision, "vision"), ("connector", lora.connector, "projector"),
+    ):  # fmt: skip
+        if on and part in config.train.trained:
+            yield (
+                f"lora.{name} puts adapters on weights that train.trained trains in full; leave "
+                f"{part} out of train.trained, or set --lora.no-{name}"
+            )
+    if lora.vision and not lora.vision_targets:
+        yield "lora.vision is on but lora.vision_targets is empty; set --lora.no-vision"
+    if not (lora.targets or lora.vision or lora.connector):
+        yield "lora.targets is empty, so there is nothing to adapt; set --lora.rank 0"
 
 
 def _compute_problems(config: Experiment) -> Iterator[str]:

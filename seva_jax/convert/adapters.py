@@ -1,27 +1,23 @@
 """Reads a LoRA adapter that others trained: a PEFT directory, or the original LLaVA's own.
 
-What lives here: the tensors of an adapter by the tensors that they change (`read_adapter`), and the
-two uses of it: merged into the base while that is loaded (an argument of `load.load_params`), or as
-a run's own adapters (`lora_of`, `read_lora`). What does not: what adapter_config.json may say
-(`adapter_config.py`), and writing an adapter (`peft.py`).
+What lives here: the tensors of an adapter by the tensors that they change (`read_adapter`), to be
+merged into the base while that is loaded (an argument of `load.load_params`). What does not: what
+adapter_config.json may say (`adapter_config.py`), a run's own adapters that continue one
+(`continued.py`), and writing an adapter (`peft.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 
 from seva_jax.convert.adapter_config import PeftFields, read_peft_fields
 from seva_jax.convert.load import shapes_by_path
 from seva_jax.convert.original import ADAPTER, ADAPTER_CONFIG, ADAPTER_OTHERS, listing
-from seva_jax.convert.placing import on_devices
 from seva_jax.convert.table import (
     EMBEDDING,
     HEAD,
@@ -39,18 +35,16 @@ from seva_jax.convert.tensors import (
     read_header,
     read_part,
     read_whole,
-    require_unchanged,
 )
-from seva_jax.models import Llava, LlavaConfig, LoraConfig, Target, abstract_params
-from seva_jax.runtime.stores import as_path, is_remote
+from seva_jax.models import Llava, LlavaConfig, abstract_params
+from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError
 
-_MOST = 1000  # lines in one error message
+MOST_LINES = 1000  # in one error message
 
 # X.lora_A.weight, with the adapter's name X.lora_A.default.weight; embeddings lack ".weight".
 _LORA = re.compile(r"(.+)\.lora_(embedding_)?([AB])(\.(?!weight$)\w+)?(\.weight)?")
 _LANGUAGE = re.compile(r"language_model\.model\.layers\.(\d+)\.(self_attn|mlp)\.(\w+)\.weight")
-_BLOCK = {"gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp"}  # others: self_attn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,9 +237,9 @@ class _Reader:
                 "one of them"
             )
         if self.problems:
-            lines = listing(self.problems[:_MOST])
-            if len(self.problems) > _MOST:
-                lines += f"\n  and {len(self.problems) - _MOST:,} more"
+            lines = listing(self.problems[:MOST_LINES])
+            if len(self.problems) > MOST_LINES:
+                lines += f"\n  and {len(self.problems) - MOST_LINES:,} more"
             raise DataError(
                 f"adapter {self.directory} does not fit the model; check that it was trained on "
                 f"this base, and that its files are whole:{lines}"
@@ -320,74 +314,3 @@ class _Reader:
             )
         if not low_rank and not self.problems:
             self.problems.append("it holds no lora_A and lora_B")
-
-
-def lora_of(adapter: Adapter, config: LlavaConfig) -> LoraConfig:
-    """Returns the config of a run's adapters that continue an adapter.
-
-    Raises:
-        DataError: the adapter changes layers where this model has no adapters; or only some decoder
-            layers, or these with different ranks or alphas.
-    """
-    by_target: dict[str, dict[int, tuple[int, float]]] = {}
-    problems = []
-    for name, change in adapter.low_rank.items():
-        matched = _LANGUAGE.fullmatch(name)
-        if matched:
-            layers = by_target.setdefault(matched[3], {})
-            layers[int(matched[1])] = change.rank, change.alpha
-        else:
-            problems.append(f"{name} is changed, and only decoder layers have adapters here")
-    for target, layers in by_target.items():
-        if len(layers) < config.text.num_layers:
-            problems.append(f"{target} of {len(layers)} of {config.text.num_layers} layers")
-        elif len(set(layers.values())) > 1:
-            problems.append(f"{target} has ranks or alphas that differ between layers")
-    if problems:
-        raise DataError(
-            f"adapter {adapter.directory} cannot be trained further; merge it into the base "
-            f"instead (base.merge True) and train new adapters:{listing(sorted(problems)[:_MOST])}"
-        )
-    targets: list[Target] = [target for target in LoraConfig().targets if target in by_target]
-    of = {target: by_target[target][0] for target in targets}
-    (rank, alpha), _ = Counter(of.values()).most_common(1)[0]
-    return LoraConfig(
-        rank,
-        alpha,
-        tuple(targets),
-        tuple((target, of[target][0]) for target in targets if of[target][0] != rank),
-        tuple((target, of[target][1]) for target in targets if of[target][1] != alpha),
-        adapter.dropout,
-    )
-
-
-def read_lora(adapter: Adapter, like: Any) -> Any:
-    """Reads the "lora" collection of a run that trains an adapter further, sharded.
-
-    Args:
-        adapter: see `read_adapter` and `lora_of`.
-        like: the collection as `jax.ShapeDtypeStruct`s with shardings.
-    """
-
-    def one(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        *_, target, side = (key.key for key in path)
-        block = _BLOCK.get(target, "self_attn")
-
-        def read_one(part: Index) -> np.ndarray:
-            layers, first, second = part
-            values = []
-            for layer in range(layers.start, layers.stop):
-                name = f"language_model.model.layers.{layer}.{block}.{target}.weight"
-                tensor = getattr(adapter.low_rank[name], side)
-                values.append(read_part(tensor, (second, first)).T.astype(leaf.dtype))
-            return np.stack(values)
-
-        return on_devices(
-            leaf.shape, np.dtype(leaf.dtype), leaf.sharding,
-            lambda parts: [read_one(part) for part in parts],
-            (0, 2) if is_remote(adapter.directory) else None,
-        )  # fmt: skip
-
-    adapters = jax.tree_util.tree_map_with_path(one, like)
-    require_unchanged(adapter.tensors())
-    return adapters

@@ -215,7 +215,7 @@ def merged(
         if wanted:
             scale = np.float32(0)
             if f"{adapter}/a" in wanted:
-                scale = np.float32(run.lora.of(adapter.rpartition("/")[2]).scale)
+                scale = np.float32(run.lora.at(adapter.removeprefix("lora/")).scale)
             runs.append((scale, dict(zip(wanted, run.read(wanted), strict=True))))
     for layer, name in enumerate(names_of(source, row)):
         part = (lambda x, at=layer: x[at]) if row.stacked else (lambda x: x)

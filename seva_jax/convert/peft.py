@@ -5,7 +5,8 @@ What does not live here: adapters merged into the whole model (`export.py`, `rew
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,16 @@ from seva_jax.convert.original import (
     require_sentencepiece,
 )
 from seva_jax.convert.source import Source
-from seva_jax.convert.table import TABLE, Row, original
+from seva_jax.convert.table import TABLE, Row, in_memory, original
 from seva_jax.convert.tensors import num_bytes
 from seva_jax.runtime.progress import Progress
 from seva_jax.types import DataError
 
 _PREFIX = "base_model.model."  # PeftModel -> LoraModel -> their model
 _PROJECTOR = "multi_modal_projector"
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-# Where the language model's layers are in their models. The pattern that names them is precise,
-# because the vision tower has layers of the same names.
-_HF_LAYERS, _HF_PATTERN = "model.language_model.layers", r".*language_model\.layers"
-_LLAVA_LAYERS, _LLAVA_PATTERN = "model.layers", r"model\.layers"
+# The pattern that names the language model's layers is precise, because the vision tower has layers
+# of the same names.
+_HF_PATTERN, _LLAVA_PATTERN = r".*language_model\.layers", r"model\.layers"
 _OTHERS = f"{ADAPTER_OTHERS}.bin"
 
 
@@ -63,13 +62,13 @@ def to_peft(source: Source, out: Path) -> str:
     if source.tower and source.processing:
         source.processing.to_processor_config()  # raises if to-hf cannot write the base
     projector = _require_adapters(source)
-    whole = {f"{_PREFIX}model.{row.theirs}": row for row in projector}
+    whole = {_PREFIX + in_memory(row.theirs): row for row in projector}
     # peft opens this path as it stands, so it is whole, unlike those in configs and pages. An
     # adapter of an original LLaVA fits its conversion, which may be anywhere.
     base = None if source.tower else str(source.directory.absolute())
-    fields = _fields(source, base, _HF_PATTERN)
+    fields = _fields(source, base, _HF_PATTERN, in_memory)
     fields["modules_to_save"] = [_PROJECTOR] if whole else None
-    num = _write(source, out, fields, _HF_LAYERS, whole)
+    num = _write(source, out, fields, in_memory, whole)
     summary = f"{out}: rank {source.lora.rank} adapters, {num} tensors"
     if source.tower:
         summary += (
@@ -93,7 +92,8 @@ def to_llava_lora(source: Source, out: Path) -> str:
 
     Raises:
         DataError: torch is not installed, the base is in another layout or has no tokenizer.model,
-            LLaVA would not take `out` for LoRA weights, or as `to_peft`.
+            LLaVA would not take `out` for LoRA weights, the vision tower has adapters, or as
+            `to_peft`.
     """
     try:
         import torch
@@ -113,11 +113,16 @@ def to_llava_lora(source: Source, out: Path) -> str:
             f"{source.directory} is no LLaVA-1.5, and LLaVA's loader puts adapters on no "
             "other model; to-llava exports the whole model"
         )
+    if source.lora.vision:
+        raise DataError(
+            "LLaVA puts adapters on before it loads the vision tower, and this run has some on it; "
+            "to-llava exports the whole model, to-peft the adapters for transformers"
+        )
     if problem := llava_name_problem(out, lora=True):
         raise DataError(problem)
     require_sentencepiece(source.directory)  # LLaVA reads the base's
     projector = _require_adapters(source)
-    fields = _fields(source, str(source.directory.absolute()), _LLAVA_PATTERN)
+    fields = _fields(source, str(source.directory.absolute()), _LLAVA_PATTERN, original)
 
     def write_others(scratch: Path) -> None:
         tower = str(clip.absolute()) if tower_inside(source) else None
@@ -130,7 +135,7 @@ def to_llava_lora(source: Source, out: Path) -> str:
                 others[f"{_PREFIX}{original(name)}"] = torch.from_numpy(values.copy())
         torch.save(others, scratch / _OTHERS)
 
-    num = _write(source, out, fields, _LLAVA_LAYERS, {}, write_others)
+    num = _write(source, out, fields, original, {}, write_others)
     return (
         f"{out}: rank {source.lora.rank} adapters, {num} tensors; LLaVA opens it with --model-path "
         f"{out} --model-base {source.directory}"
@@ -172,35 +177,74 @@ def _require_adapters(source: Source) -> list[Row]:
     return [row for row in rows if row.theirs in tensors]
 
 
-def _fields(source: Source, base: str | None, layers: str) -> dict[str, object]:
+def _fields(
+    source: Source, base: str | None, layers: str, spell: Callable[[str], str]
+) -> dict[str, object]:
     """Returns adapter_config.json.
 
     Args:
         source: the run.
         base: the directory that the file names as the base.
         layers: pattern of the paths of the language model's layers.
+        spell: returns a name of `TABLE` as their modules have it.
     """
+    lora = source.lora
+    patterns = []
+    if lora.targets:
+        patterns.append(rf"{layers}\.\d+\.(self_attn|mlp)\.({'|'.join(lora.targets)})")
+    # Precise, as the tower has layers above those that the model takes features of.
+    for row in _adapted(source):
+        if not row.ours.startswith("language/"):
+            numbers = "|".join(map(str, range(len(names_of(source, row)))))
+            module = re.escape(spell(row.theirs).removesuffix(".weight"))
+            module = module.replace(r"vision_model\.", r"(vision_model\.)?")  # see `in_memory`
+            patterns.append(module.replace(r"\{\}", f"({numbers})"))
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": source.lora.rank,
-        "lora_alpha": source.lora.alpha,
-        "rank_pattern": {str(target): rank for target, rank in source.lora.rank_pattern},
-        "alpha_pattern": {str(target): alpha for target, alpha in source.lora.alpha_pattern},
-        "lora_dropout": source.lora.dropout,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "rank_pattern": _by_pattern(source, lora.rank_pattern, lambda x: lora.of(x).rank),
+        "alpha_pattern": _by_pattern(source, lora.alpha_pattern, lambda x: lora.of(x).alpha),
+        "lora_dropout": lora.dropout,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
-        "target_modules": rf"{layers}\.\d+\.(self_attn|mlp)\.({'|'.join(source.lora.targets)})",
+        "target_modules": "|".join(patterns),
     }
+
+
+def _by_pattern(
+    source: Source, given: Sequence[tuple[str, Any]], of: Callable[[str], Any]
+) -> dict[str, Any]:
+    """Returns peft's form of `LoraConfig.rank_pattern` or `alpha_pattern`.
+
+    The first pattern that fits the end of a module's name counts, and the tower's linear layers
+    have names of the language model's, so tower and projector come first.
+
+    Args:
+        source: the run.
+        given: the pattern.
+        of: returns the value of a target.
+    """
+    lora = source.lora
+    others = {"vision": lora.vision, "connector": lora.connector}
+    modules = {"vision": r"vision_tower\..*", "connector": r"(multi_modal|mm)_projector\..*"}
+    first = {modules[name]: of(name) for name, on in others.items() if on and given}
+    return first | {str(name): value for name, value in given if name not in others}
+
+
+def _adapted(source: Source) -> list[Row]:
+    """Returns the rows of the kernels that have adapters."""
+    return [row for row in TABLE if f"lora/{row.ours.removesuffix('/kernel')}/a" in source.trained]
 
 
 def _write(
     source: Source,
     out: Path,
     fields: Mapping[str, object],
-    layers: str,
+    spell: Callable[[str], str],
     whole: Mapping[str, Row],
     more: Callable[[Path], None] = lambda scratch: None,
 ) -> int:
@@ -210,22 +254,20 @@ def _write(
         source: the run.
         out: the new directory.
         fields: adapter_config.json.
-        layers: path of the language model's layers in their model.
+        spell: returns a name of `TABLE` as their modules have it.
         whole: parameters that are stored whole, by their names.
         more: writes further files to the directory that it is given.
     """
     tensors = read_headers(source.directory, source.tower)
     names: dict[str, tuple[str, ...]] = {}  # ours -> theirs, one for each layer
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for target in source.lora.targets:
-        block = "self_attn" if target in _ATTENTION else "mlp"
+    for row in _adapted(source):
+        modules = [spell(name).removesuffix(".weight") for name in names_of(source, row)]
         for ours, theirs in (("a", "lora_A"), ("b", "lora_B")):
-            path = f"lora/language/layers/{target}/{ours}"
-            num_layers, *shape = source.trained[path]
-            names[path] = tuple(
-                f"{_PREFIX}{layers}.{i}.{block}.{target}.{theirs}.weight" for i in range(num_layers)
-            )
-            shapes |= {name: ("F32", tuple(shape[::-1])) for name in names[path]}
+            path = f"lora/{row.ours.removesuffix('/kernel')}/{ours}"
+            names[path] = tuple(f"{_PREFIX}{module}.{theirs}.weight" for module in modules)
+            shape = row.their_shape(source.trained[path])
+            shapes |= dict.fromkeys(names[path], ("F32", shape))
     for name, row in whole.items():
         shapes[name] = "F32", tensors[row.theirs].shape
     with new_directory(out, sum(num_bytes(*x) for x in shapes.values())) as scratch:
@@ -233,7 +275,8 @@ def _write(
         with bar, SafetensorsWriter(scratch / f"{ADAPTER}.safetensors", shapes) as writer:
             for path, theirs in names.items():
                 (values,) = source.read([path])
-                for name, part in zip(theirs, values, strict=True):
+                parts = values if len(values.shape) == 3 else [values]
+                for name, part in zip(theirs, parts, strict=True):
                     writer.write(name, part.T)
                     bar.update()
             for name, row in whole.items():

@@ -313,6 +313,21 @@ def original(name: str) -> str:
     return _respelled(name, _TO_ORIGINAL)
 
 
+def in_memory(name: str) -> str:
+    """Returns a name of `TABLE` as modules of transformers 4.52 and later call it, and so peft.
+
+    In transformers 5 the towers' modules have lost "vision_model.", and peft converts these names.
+
+    >>> in_memory("language_model.model.norm.weight")
+    'model.language_model.norm.weight'
+    >>> in_memory("vision_tower.encoder.layers.0.mlp.fc1.weight")
+    'model.vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight'
+    """
+    whole = ("language_model.lm_head.", "lm_head."), ("language_model.model.", "language_model.")
+    name = _respelled(hub(name), whole)
+    return name if name.startswith("lm_head.") else f"model.{name}"
+
+
 def hub(name: str) -> str:
     """Returns a name of `TABLE` in the Hub's spelling, which transformers 4 and 5 read.
 

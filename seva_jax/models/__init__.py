@@ -4,16 +4,19 @@ Read next: `llava.py`, which puts the pieces together and which the rest of the 
 """
 
 from seva_jax.models.attention import Attention, attention_problem
+from seva_jax.models.clip import VISION_TARGETS
 from seva_jax.models.config import (
     LLAVA_15,
     InternConfig,
     LlavaConfig,
     LoraConfig,
+    LoraGroup,
     SiglipConfig,
     Target,
     TextConfig,
     TowerConfig,
     VisionConfig,
+    VisionTarget,
 )
 from seva_jax.models.init import abstract_params, abstract_variables, init_variables, num_parameters
 from seva_jax.models.layers import Remat

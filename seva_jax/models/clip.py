@@ -7,6 +7,8 @@ LLaVA and are not built. In the towers' files P counts the class token too.
 
 from __future__ import annotations
 
+import typing
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -14,9 +16,25 @@ import jax
 import jax.numpy as jnp
 
 from seva_jax.models.attention import plain
-from seva_jax.models.config import LlavaConfig, SiglipConfig, TowerConfig, VisionConfig
-from seva_jax.models.layers import LayerNorm, Linear, Remat, rematerialised
+from seva_jax.models.config import (
+    LlavaConfig,
+    LoraConfig,
+    SiglipConfig,
+    TowerConfig,
+    VisionConfig,
+    VisionTarget,
+)
+from seva_jax.models.layers import (
+    LayerNorm,
+    Linear,
+    Remat,
+    drawing,
+    place_keys,
+    rematerialised,
+)
 from seva_jax.sharding import constrain
+
+VISION_TARGETS: tuple[VisionTarget, ...] = typing.get_args(VisionTarget)
 
 
 def cut_patches(pixels_NHWC: jax.Array, config: TowerConfig) -> jax.Array:
@@ -55,27 +73,64 @@ def apply_layers(
     config: LlavaConfig,
     dtype: jnp.dtype,
     remat: Remat,
+    lora: LoraConfig | None,
+    keys_N: jax.Array | None,
 ) -> jax.Array:
     """Applies the layers that LLaVA needs; called inside a tower, whose variables they become.
 
     Args:
-        layer: the module of a layer, made from the tower's config and a dtype.
+        layer: the module of a layer, made from the tower's config, a dtype and `lora`.
         x_NPE: the input of the first layer.
         config: the architecture.
         dtype: compute dtype.
         remat: see `layers.rematerialised`.
+        lora: config of adapters; None for none, also where they are not on the tower.
+        keys_N: a random key for each tile, from which the dropout of adapters draws; None drops
+            nothing.
     """
     if not config.tower_depth:
         return x_NPE
     stack = nn.scan(
         rematerialised(layer, remat),
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "lora": 0},
         split_rngs={"params": True},
+        in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
         length=config.tower_depth,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    x_NPE, _ = stack(config.vision, dtype, name="layers")(x_NPE, None)
+    keys_NP = None if keys_N is None else place_keys(keys_N, x_NPE.shape[1])
+    layers = stack(config.vision, dtype, lora, name="layers")
+    x_NPE, _ = layers(x_NPE, jnp.arange(config.tower_depth), keys_NP)
     return x_NPE
+
+
+def tower_linear(
+    name: str,
+    target: VisionTarget,
+    features: int,
+    dims: tuple[str, str],
+    bias: bool,
+    dtype: jnp.dtype,
+    lora: LoraConfig | None,
+    layer: jax.Array,
+    keys_NP: jax.Array | None,
+) -> Callable[..., jax.Array]:
+    """Returns a linear layer of a tower, with an adapter if it is a target.
+
+    Args:
+        name: of the module.
+        target: what `LoraConfig.vision_targets` calls it.
+        features: output width.
+        dims: see `Linear`.
+        bias: whether there is a bias.
+        dtype: compute dtype.
+        lora: see `apply_layers`.
+        layer: which layer of the tower it belongs to.
+        keys_NP: a random key for each place of its input; None drops nothing.
+    """
+    adapter = lora.of("vision") if lora and target in lora.vision_targets else None
+    module = Linear(features, dims, bias, adapter, dtype, name=name)
+    return drawing(module, keys_NP, layer * len(VISION_TARGETS) + VISION_TARGETS.index(target))
 
 
 class VisionLayer(nn.Module):
@@ -83,16 +138,21 @@ class VisionLayer(nn.Module):
 
     config: VisionConfig | SiglipConfig
     dtype: jnp.dtype
+    lora: LoraConfig | None
 
     @nn.compact
-    def __call__(self, x_NPE: jax.Array, _: None = None) -> tuple[jax.Array, None]:
+    def __call__(self, x_NPE: jax.Array, layer: jax.Array, keys_NP: Any) -> tuple[jax.Array, None]:
         """Applies the layer: [N, P, E] -> ([N, P, E], None), as `nn.scan` expects."""
         cfg = self.config
         x_NPE = constrain(x_NPE, "batch", "length", "width")
         heads = (*x_NPE.shape[:2], cfg.num_heads, cfg.hidden_size // cfg.num_heads)
 
-        def linear(name: str, features: int, dims: tuple[str, str]) -> Linear:
-            return Linear(features, dims, bias=True, dtype=self.dtype, name=name)
+        def linear(
+            name: VisionTarget, features: int, dims: tuple[str, str]
+        ) -> Callable[..., jax.Array]:
+            return tower_linear(
+                name, name, features, dims, True, self.dtype, self.lora, layer, keys_NP
+            )
 
         y = LayerNorm(cfg.norm_eps, self.dtype, name="layer_norm1")(x_NPE)
         q = linear("q_proj", cfg.hidden_size, ("vision_embed", "vision_heads"))(y).reshape(heads)
@@ -117,9 +177,10 @@ class VisionTower(nn.Module):
     config: LlavaConfig
     dtype: jnp.dtype
     remat: Remat
+    lora: LoraConfig | None = None
 
     @nn.compact
-    def __call__(self, pixels_NHWC: jax.Array) -> jax.Array:
+    def __call__(self, pixels_NHWC: jax.Array, keys_N: jax.Array | None = None) -> jax.Array:
         """Maps normalised pixels [N, H, W, 3] to features [N, features of a tile, E]."""
         cfg = self.config.vision
         width = cfg.hidden_size
@@ -138,5 +199,5 @@ class VisionTower(nn.Module):
         )
         x = with_class_token(x, cls, position)
         x = LayerNorm(cfg.norm_eps, self.dtype, name="pre_layernorm")(x)
-        x = apply_layers(VisionLayer, x, self.config, self.dtype, self.remat)
+        x = apply_layers(VisionLayer, x, self.config, self.dtype, self.remat, self.lora, keys_N)
         return x if self.config.feature_select == "full" else x[:, 1:]

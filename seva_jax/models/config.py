@@ -246,11 +246,14 @@ LLAVA_15 = {
 
 
 Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# InternViT calls its out_proj projection_layer.
+VisionTarget = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+LoraGroup = Literal[Target, "vision", "connector"]
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters on the language model's linear layers.
+    """Low-rank adapters on linear layers: the language model's, and on request the others'.
 
     A run that trains the adapters of `Checkpoint.adapter` further takes all of this from them.
 
@@ -259,24 +262,42 @@ class LoraConfig:
         alpha: the output of an adapter is scaled by alpha / rank. For rank-stabilised LoRA (peft's
             `use_rslora`) multiply alpha by the square root of the rank.
         targets: which linear layers of every decoder layer have adapters.
-        rank_pattern: targets with another rank, such as `(("q_proj", 8),)`.
-        alpha_pattern: targets with another alpha.
+        rank_pattern: targets with another rank, such as `(("q_proj", 8),)`; "vision" and
+            "connector" stand for all adapters there.
+        alpha_pattern: targets with another alpha, likewise.
         dropout: share of the inputs of every adapter that training drops, as peft's `lora_dropout`.
             The reference, rollouts and evaluations never drop any.
+        vision: adapters on the layers of the vision tower, too. Image features then change from
+            step to step, so `TrainOptions.feature_cache` is refused.
+        vision_targets: which linear layers of every layer of the tower have adapters with `vision`.
+        connector: adapters on both linear layers of the projector, too.
     """
 
     rank: Annotated[int, Range(0, 2**16)] = 1024
     alpha: Annotated[float, Range(0, 1e6, above=True)] = 2048.0
     targets: tuple[Target, ...] = typing.get_args(Target)
-    rank_pattern: tuple[tuple[Target, int], ...] = ()
-    alpha_pattern: tuple[tuple[Target, float], ...] = ()
+    rank_pattern: tuple[tuple[LoraGroup, int], ...] = ()
+    alpha_pattern: tuple[tuple[LoraGroup, float], ...] = ()
     dropout: Annotated[float, DECAY, ADDED] = 0.0
+    vision: Annotated[bool, ADDED] = False
+    vision_targets: Annotated[tuple[VisionTarget, ...], ADDED] = typing.get_args(VisionTarget)
+    connector: Annotated[bool, ADDED] = False
 
     def of(self, target: str) -> LoraConfig:
-        """Returns the config of the adapters on one target, whose patterns are empty."""
+        """Returns the config of the adapters on one target, whose patterns are empty.
+
+        Args:
+            target: a linear layer of the language model, "vision" or "connector".
+        """
         rank = {str(name): rank for name, rank in self.rank_pattern}.get(target, self.rank)
         alpha = {str(name): alpha for name, alpha in self.alpha_pattern}.get(target, self.alpha)
         return LoraConfig(rank, alpha, self.targets, dropout=self.dropout)
+
+    def at(self, path: str) -> LoraConfig:
+        """Returns `of` the adapter at a path of the variables, such as "vision/layers/q_proj"."""
+        part, _, name = path.partition("/")
+        groups = {"vision": "vision", "projector": "connector"}
+        return self.of(groups.get(part) or name.rpartition("/")[2])
 
     @property
     def finished(self) -> LoraConfig:

@@ -6,6 +6,8 @@ decided in `seva_jax/sharding.py` alone.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -106,6 +108,27 @@ class Linear(nn.Module):
         boxed = nn.with_logical_partitioning(init, dims)
         made: Any = self.variable(LORA, name, lambda: boxed(self.make_rng("params"), shape)).value
         return constrain_parameter(made, *dims)
+
+
+def drawing(layer: Linear, keys_BS: Any, number: jax.Array | int) -> Callable[..., jax.Array]:
+    """Returns a layer whose adapter drops inputs in training.
+
+    Args:
+        layer: the layer.
+        keys_BS: a random key for each position of its input, the same for all layers; None drops
+            nothing.
+        number: of its adapter, so that no two adapters draw alike.
+    """
+    if layer.lora is None or keys_BS is None:
+        return layer
+    fold = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, number)))
+    return functools.partial(layer, keys=fold(keys_BS))
+
+
+def place_keys(keys_N: jax.Array, num: int) -> jax.Array:
+    """Returns a random key for each of `num` places of a tile, [N, num], from a key of the tile."""
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(fold, (0, None))(keys_N, jnp.arange(num))
 
 
 def _drawn(keys_N: jax.Array, share: float, num: int) -> jax.Array:

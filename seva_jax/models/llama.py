@@ -8,7 +8,6 @@ and separate for answering, see `seva_jax/models/unstacked.py`.
 
 from __future__ import annotations
 
-import functools
 import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 
 from seva_jax.models.attention import Attention, attend, attend_cached
 from seva_jax.models.config import LoraConfig, Target, TextConfig
-from seva_jax.models.layers import Linear, Remat, RMSNorm, rematerialised
+from seva_jax.models.layers import Linear, Remat, RMSNorm, drawing, rematerialised
 from seva_jax.sharding import constrain, constrain_logits, uneven
 from seva_jax.types import DataError
 
@@ -175,11 +174,7 @@ class DecoderLayer(nn.Module):
         ) -> Callable[..., jax.Array]:
             adapters = self.lora.of(name) if self.lora and name in self.lora.targets else None
             module = Linear(features, dims, bias, adapters, self.dtype, name=name)
-            if adapters is None or keys_BS is None:
-                return module
-            number = layer * len(TARGETS) + TARGETS.index(name)  # no two adapters draw alike
-            fold = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, number)))
-            return functools.partial(module, keys=fold(keys_BS))
+            return drawing(module, keys_BS, layer * len(TARGETS) + TARGETS.index(name))
 
         def heads(name: Target, num: int, dim: str) -> jax.Array:
             x = linear(name, num * cfg.head_dim, ("embed", dim), cfg.qkv_bias)(y)

@@ -25,7 +25,7 @@ from seva_jax.models.config import (
     VisionConfig,
 )
 from seva_jax.models.intern import InternTower
-from seva_jax.models.layers import LayerNorm, Linear, Remat
+from seva_jax.models.layers import LayerNorm, Linear, Remat, drawing, place_keys
 from seva_jax.models.llama import Cache, LayerCache, Llama
 from seva_jax.models.siglip import SiglipTower
 from seva_jax.sharding import constrain
@@ -39,6 +39,7 @@ _TOWERS: Mapping[type[TowerConfig], type[nn.Module]] = {
     InternConfig: InternTower,
 }
 _PROJECTOR_EPS = 1e-5  # of InternVL's norm; no config names it
+_PROJECTOR_ADAPTERS = 2**16  # number of the projector's first adapter; those before are the tower's
 
 
 class Projector(nn.Module):
@@ -49,24 +50,36 @@ class Projector(nn.Module):
 
     config: LlavaConfig
     dtype: jnp.dtype
+    lora: LoraConfig | None = None
 
     def setup(self) -> None:
         """Declares the layers and, where the model has them, the norm and the newline."""
         width, bias = self.config.text.hidden_size, self.config.projector_bias
+        lora = self.lora and self.lora.of("connector")
         if self.config.projector_norm:
             self.layer_norm = LayerNorm(_PROJECTOR_EPS, self.dtype)
-        self.linear_1 = Linear(width, ("vision_embed", "embed"), bias, dtype=self.dtype)
-        self.linear_2 = Linear(width, ("embed_in", "embed"), bias, dtype=self.dtype)
+        self.linear_1 = Linear(width, ("vision_embed", "embed"), bias, lora, self.dtype)
+        self.linear_2 = Linear(width, ("embed_in", "embed"), bias, lora, self.dtype)
         if self.config.newline:
             init = nn.with_logical_partitioning(nn.initializers.normal(width**-0.5), ("norm",))
             self.image_newline: Any = self.param("image_newline", init, (width,))
 
-    def __call__(self, features_BPE: jax.Array) -> jax.Array:
-        """Maps image features [B, P, E] to the width of the language model, [B, P, D]."""
+    def __call__(self, features_BPE: jax.Array, keys_BI: jax.Array | None = None) -> jax.Array:
+        """Maps image features [B, P, E] to the width of the language model, [B, P, D].
+
+        Args:
+            features_BPE: the features of I tiles, one tile after another.
+            keys_BI: see `Llava.features`.
+        """
+        keys_BP = None
+        if keys_BI is not None:
+            keys_NP = place_keys(keys_BI.reshape(-1), features_BPE.shape[1] // keys_BI.shape[1])
+            keys_BP = keys_NP.reshape(features_BPE.shape[:2])
         x = self.layer_norm(features_BPE) if self.config.projector_norm else features_BPE
-        x = self.linear_1(x)
+        x = drawing(self.linear_1, keys_BP, _PROJECTOR_ADAPTERS)(x)
         x = constrain(nn.gelu(x, approximate=False), "batch", "length", "width")
-        return constrain(self.linear_2(x), "batch", "length", "width")
+        x = drawing(self.linear_2, keys_BP, _PROJECTOR_ADAPTERS + 1)(x)
+        return constrain(x, "batch", "length", "width")
 
     def newline(self) -> jax.Array:
         """Returns the vector that ends a row of an image, [D]."""
@@ -78,7 +91,7 @@ class Llava(nn.Module):
 
     Attributes:
         config: the architecture.
-        lora: config of the language model's adapters; None for no adapters.
+        lora: config of the adapters; None for no adapters.
         dtype: compute dtype; parameters keep the dtype they are stored in.
         remat: what the backward pass recomputes, see `layers.rematerialised`.
         attention: which kernel computes attention, see `attention.attend`.
@@ -97,18 +110,23 @@ class Llava(nn.Module):
         """Declares the three parts."""
         lora = self.lora if self.lora and self.lora.rank else None
         tower: Any = _TOWERS[type(self.config.vision)]
-        self.vision = tower(self.config, self.dtype, self.remat)
-        self.projector = Projector(self.config, self.dtype)
+        in_tower, in_projector = lora and lora.vision, lora and lora.connector
+        self.vision = tower(self.config, self.dtype, self.remat, lora if in_tower else None)
+        self.projector = Projector(self.config, self.dtype, lora if in_projector else None)
         self.language = Llama(
             self.config.text, lora, self.dtype, self.remat, self.attention, self.stacked
         )
 
-    def features(self, images_BIX: jax.Array) -> jax.Array:
-        """Returns the tower's features of all tiles, which are constant while it is frozen.
+    def features(self, images_BIX: jax.Array, keys_BI: jax.Array | None = None) -> jax.Array:
+        """Returns the tower's features of all tiles.
+
+        They are constant while the tower is frozen and has no adapters.
 
         Args:
             images_BIX: preprocessed tiles [B, I, H, W, 3], or their features [B, I, P, E]; I may
                 be 0.
+            keys_BI: a random key for each tile, from which the dropout of adapters draws; None
+                drops nothing.
 
         Returns:
             [B, I * P, E], the input of the projector.
@@ -119,7 +137,8 @@ class Llava(nn.Module):
             return jnp.zeros((num, 0, width), self.dtype)
         if images_BIX.ndim == 4:
             return images_BIX.reshape(num, -1, width).astype(self.dtype)
-        features = self.vision(images_BIX.reshape(-1, *images_BIX.shape[2:]))
+        keys_N = None if keys_BI is None else keys_BI.reshape(-1)
+        features = self.vision(images_BIX.reshape(-1, *images_BIX.shape[2:]), keys_N)
         return features.reshape(num, -1, width)
 
     @property
@@ -133,6 +152,7 @@ class Llava(nn.Module):
         patch_BS: jax.Array,
         features_BPE: jax.Array,
         blend: Blend | None = None,
+        keys_BI: jax.Array | None = None,
     ) -> jax.Array:
         """Returns token embeddings, with projected image features at image positions.
 
@@ -141,6 +161,7 @@ class Llava(nn.Module):
             patch_BS: see `TreeBatch.patch_BS`.
             features_BPE: image features of each row, see `features`.
             blend: see `TreeBatch.blend`.
+            keys_BI: see `features`.
 
         Returns:
             [B, S, D].
@@ -149,7 +170,7 @@ class Llava(nn.Module):
         text_BSD = self.language.embed(jnp.where(patch_BS == TEXT, tokens_BS, 0))
         if not features_BPE.shape[1]:
             return text_BSD
-        image_BPD = self.projector(features_BPE)
+        image_BPD = self.projector(features_BPE, keys_BI)
 
         def taken(index_BS: jax.Array) -> jax.Array:
             return jnp.take_along_axis(image_BPD, jnp.maximum(index_BS, 0)[..., None], axis=1)
@@ -178,9 +199,10 @@ class Llava(nn.Module):
         slot: jax.Array | None = None,
         keys_BS: jax.Array | None = None,
         blend: Blend | None = None,
+        keys_BI: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Returns the final hidden states [B, S, D] and the updated cache, see `Llama`."""
-        x_BSD = self.embed(tokens_BS, patch_BS, features_BPE, blend)
+        x_BSD = self.embed(tokens_BS, patch_BS, features_BPE, blend, keys_BI)
         return self.language(x_BSD, positions_BS, mask_BSU, cache, slot, keys_BS)
 
     def hidden_and_input(

@@ -34,7 +34,8 @@ def merge_adapters(
         for parent in parents:
             adapter = adapter.get(parent, {}) if isinstance(adapter, Mapping) else {}
         if name == "kernel" and "a" in adapter:
-            merge = _program(lora.of(parents[-1]).scale, dtype, sharding, leaf.dtype == dtype)
+            scale = lora.at("/".join(parents)).scale
+            merge = _program(scale, dtype, sharding, leaf.dtype == dtype)
             return merge(leaf, adapter["a"], adapter["b"])
         if leaf.dtype == dtype:
             return leaf
@@ -50,12 +51,12 @@ def _program(scale: float, dtype: Any, sharding: Any, in_place: bool) -> Any:
     return jax.jit(merge, out_shardings=sharding, donate_argnums=(0,) if in_place else ())
 
 
-def _merged(
-    kernel_LFO: jax.Array, a_LFR: jax.Array, b_LRO: jax.Array, scale: float, dtype: Any
-) -> jax.Array:
+def _merged(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float, dtype: Any) -> jax.Array:
+    """Returns the merged kernel: of all layers [L, F, O], or the projector's [F, O]."""
+
     def layer(at: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         kernel_FO, a_FR, b_RO = at
         change_FO = jnp.matmul(a_FR, b_RO, precision="highest") * scale
         return (kernel_FO.astype(jnp.float32) + change_FO).astype(dtype)
 
-    return jax.lax.map(layer, (kernel_LFO, a_LFR, b_LRO))
+    return jax.lax.map(layer, (kernel, a, b)) if kernel.ndim == 3 else layer((kernel, a, b))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from seva_jax.models.clip import VisionLayer, apply_layers, cut_patches
-from seva_jax.models.config import LlavaConfig
+from seva_jax.models.config import LlavaConfig, LoraConfig
 from seva_jax.models.layers import Linear, Remat
 
 
@@ -24,9 +24,10 @@ class SiglipTower(nn.Module):
     config: LlavaConfig
     dtype: jnp.dtype
     remat: Remat
+    lora: LoraConfig | None = None
 
     @nn.compact
-    def __call__(self, pixels_NHWC: jax.Array) -> jax.Array:
+    def __call__(self, pixels_NHWC: jax.Array, keys_N: jax.Array | None = None) -> jax.Array:
         """Maps normalised pixels [N, H, W, 3] to features [N, patches, E]."""
         cfg = self.config.vision
         embedding = Linear(
@@ -42,4 +43,6 @@ class SiglipTower(nn.Module):
             (cfg.num_patches, cfg.hidden_size),
         )
         x_NPE = x_NPE + position.astype(self.dtype)
-        return apply_layers(VisionLayer, x_NPE, self.config, self.dtype, self.remat)
+        return apply_layers(
+            VisionLayer, x_NPE, self.config, self.dtype, self.remat, self.lora, keys_N
+        )

@@ -185,7 +185,7 @@ def answering(
     )
     short = max((suite.max_new_tokens for suite in experiment.evals), default=_SHORT)
     evaluated = needs(short)._replace(rows=layout.rows, fresh=layout.fresh).on_a_device(tensor)
-    adapters, adapter_bytes = _adapters(experiment, config, mesh, there, rows, fresh * prompt.width)
+    adapters, adapter_bytes = _adapters(experiment, config, mesh, there, rows, fresh, prompt)
     evaluated += resident + weights + adapter_bytes
     # A single chip keeps layers, and adapters, in one form if both do not fit.
     both, room = resident + weights + needed.on_a_device(tensor), limit * (1 - SPARE)
@@ -221,7 +221,8 @@ def _adapters(
     training: jax.sharding.Mesh,
     answering: jax.sharding.Mesh,
     rows: float,
-    positions: float,
+    started: float,
+    prompt: PrefillShape,
 ) -> tuple[tuple[Work, Work], float]:
     """Returns what adapters add to the work of a chip, and their bytes in both layouts.
 
@@ -231,14 +232,21 @@ def _adapters(
         training: the mesh of training.
         answering: the mesh on which the model answers.
         rows: rows on a chip in a token step.
-        positions: positions on a chip in a prefill.
+        started: rows on a chip in a prefill.
+        prompt: size of a prompt.
     """
     lora = experiment.lora
     if not lora.rank:
         return (Work(0, 0, 0), Work(0, 0, 0)), 0.0
-    there, here = (
-        bytes_on_a_device(abstract_training(experiment, config, mesh).state.trainable["lora"])
+    made, kept = (
+        abstract_training(experiment, config, mesh).state.trainable["lora"]
         for mesh in (answering, training)
     )
-    flops = forward(config, lora, RowShape(1, 1, 1, 1, 0, 1)).lora / answering.shape["tensor"]
-    return (Work(rows * flops, there, 0), Work(positions * flops, there, 0)), here + there
+    there, here = bytes_on_a_device(made), bytes_on_a_device(kept)
+    read = bytes_on_a_device(made.get("language", {}))  # for a token; images come with the prompt
+    tensor = answering.shape["tensor"]
+    flops = forward(config, lora, RowShape(1, 1, 1, 1, 0, 1)).lora / tensor
+    once = forward(config, lora, RowShape(1, 1, 1, 1, prompt.tiles, 1))
+    images = started * (once.tower_lora + once.projector_lora) / tensor
+    token, prefill = Work(rows * flops, read, 0), Work(started * prompt.width * flops, there, 0)
+    return (token, dataclasses.replace(prefill, flops=prefill.flops + images)), here + there

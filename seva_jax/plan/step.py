@@ -25,9 +25,11 @@ def step_flops(experiment: Experiment, config: LlavaConfig, shape: RowShape) -> 
     assert compute.remat != "auto"
     row = hardware_flops(once, train.trained, compute.remat)
     if experiment.objective.needs_reference and train.reference == "in_step":
-        # The frozen copy; it shares the features of the tower with the policy.
+        # The frozen copy; it shares the features of a tower that is not trained with the policy.
         plain = forward(config, LoraConfig(rank=0), shape)
         row += plain.language + plain.projector
+        if "vision" in train.trained or once.tower_lora:
+            row += plain.tower
     return train.batch_size * row
 
 

@@ -17,7 +17,7 @@ from seva_jax.batches.encoded import EncodedComparisons
 from seva_jax.batches.image_inputs import ImageInput, Pixels
 from seva_jax.batches.pipeline import ComparisonRows, RowShapes
 from seva_jax.batches.trees import RowShape
-from seva_jax.config import Assets, Experiment, make_model
+from seva_jax.config import Assets, Experiment, check, make_model
 from seva_jax.data import PromptSet
 from seva_jax.inference.passes import PassLayout
 from seva_jax.inference.rollouts import RolloutEngine
@@ -132,6 +132,7 @@ class RunContext:
         if adapters != config.lora:
             say(f"the base's own adapters are trained further, so lora is theirs: {adapters}")
             config = dataclasses.replace(config, lora=adapters)
+            check(config)
         lora = config.lora if config.lora.rank else None
         return cls(
             config,

@@ -138,9 +138,10 @@ class RecordedModel(PairModel):
         journal = self._journal(name, fingerprint("features", list(images)))
         rows = [_features(record) for record in journal.resume()]
         if len(rows) < len(images):
+            variables = self.variables()
             batches = mean_features(
-                ctx.base_model, {"params": self.variables()["params"]}, images[len(rows) :],
-                ctx.pixels(self.data), ctx.mesh, ctx.config.rollout.batch_size,
+                ctx.model_of(variables), variables, images[len(rows) :], ctx.pixels(self.data),
+                ctx.mesh, ctx.config.rollout.batch_size,
             )  # fmt: skip
             with ctx.workdir.bar(name, len(images), "image", len(rows)) as bar:
                 for batch in batches:

@@ -24,6 +24,8 @@ class Forward:
         down: the part of `linear` in the last product of each layer, whose result no gradient
             needs.
         lora: the language model's adapters.
+        tower_lora: the tower's.
+        projector_lora: the projector's.
         attention: scores and weighted sums of values, in blocks of queries, each with all keys up
             to the end of the block.
         head: logits at answer positions.
@@ -34,6 +36,8 @@ class Forward:
     linear: float
     down: float
     lora: float
+    tower_lora: float
+    projector_lora: float
     attention: float
     head: float
 
@@ -69,27 +73,45 @@ def forward(config: LlavaConfig, lora: LoraConfig, shape: RowShape) -> Forward:
     adapted = lora.targets if lora.rank else ()
     widths = sum(lora.of(name).rank * sum(sizes[name]) for name in adapted)
     adapters = 2 * length * t.num_layers * widths
+    tower_lora, projector_lora = _image_adapters(config, lora)
     seen = sum(
         (min(start + BLOCK, length) - start) * min(start + BLOCK, length)
         for start in range(0, length, BLOCK)
     )
     attention = 4 * seen * wide * t.num_layers
     head = 2 * shape.targets * t.hidden_size * t.vocab_size
+    tiles = shape.tiles
     return Forward(
-        shape.tiles * tower, shape.tiles * projector, linear, down, adapters, attention, head
-    )
+        tiles * tower, tiles * projector, linear, down, adapters, tiles * tower_lora,
+        tiles * projector_lora, attention, head,
+    )  # fmt: skip
+
+
+def _image_adapters(config: LlavaConfig, lora: LoraConfig) -> tuple[float, float]:
+    """Returns the operations of the adapters of tower and projector for one tile."""
+    v, width = config.vision, config.text.hidden_size
+    places = v.num_patches + v.class_token
+    mlp = v.hidden_size + v.mlp_size
+    sizes = dict.fromkeys(lora.vision_targets, 2 * v.hidden_size) | {"fc1": mlp, "fc2": mlp}
+    vision = lora.of("vision").rank * (lora.vision and lora.rank > 0)
+    tower = 2 * places * config.tower_depth * vision * sum(sizes[x] for x in lora.vision_targets)
+    connector = lora.of("connector").rank * (lora.connector and lora.rank > 0)
+    return tower, 2 * config.tile_features * connector * (config.feature_width + 3 * width)
 
 
 def model_flops(once: Forward, trained: tuple[str, ...]) -> float:
     """Counts the operations of a row, forward and backward, with nothing computed twice.
 
     The gradients of a product with respect to its input and to its weights each take as many
-    operations as the product; frozen weights need only the first, a frozen tower neither.
+    operations as the product; frozen weights need only the first, a frozen tower without adapters
+    neither.
     """
-    tower = once.tower * (3 if "vision" in trained else 1)
-    projector = once.projector * (1 + ("projector" in trained) + ("vision" in trained))
-    if "projector" in trained and "vision" not in trained:
+    reaches_tower = "vision" in trained or once.tower_lora > 0
+    tower = once.tower * (1 + reaches_tower + ("vision" in trained)) + once.tower_lora * 3
+    projector = once.projector * (1 + ("projector" in trained) + reaches_tower)
+    if not reaches_tower and ("projector" in trained or once.projector_lora):
         projector += once.projector / 2  # through its second layer, about half of it
+    projector += once.projector_lora * 3
     backward = 1 + ("language" in trained)
     language = once.linear * (1 + backward) + once.lora * 3 + once.attention * 3
     head = once.head * (1 + backward)
@@ -106,5 +128,7 @@ def hardware_flops(once: Forward, trained: tuple[str, ...], remat: Remat) -> flo
     if remat != "none":
         again += once.attention
     if remat == "layers":
-        again += once.linear - once.down + once.lora + (once.tower if "vision" in trained else 0.0)
+        again += once.linear - once.down + once.lora
+        if "vision" in trained or once.tower_lora:
+            again += once.tower + once.tower_lora
     return model_flops(once, trained) + again

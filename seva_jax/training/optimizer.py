@@ -18,7 +18,7 @@ class Optim:
 
     Attributes:
         lr: peak learning rate.
-        projector_lr: peak learning rate of the projector; 0 means `lr`.
+        projector_lr: peak learning rate of the projector, and of adapters on it; 0 means `lr`.
         schedule: learning rate after warm-up: cosine or linear decay to 0, or constant.
         warmup_ratio: share of all steps in which the learning rate rises linearly from 0, rounded
             up to whole steps.
@@ -74,7 +74,10 @@ def decays(trainable: Any) -> Any:
 
 
 def scale_projector(factor: float) -> optax.GradientTransformation:
-    """Returns a transformation that multiplies the updates of the projector by a factor."""
+    """Returns a transformation that multiplies the updates of the projector by a factor.
+
+    Those of its adapters, too, as in LLaVA and ms-swift, which go by the names of parameters.
+    """
 
     def scaled(updates: Any, _: Any) -> Any:
         return jax.tree.map_with_path(

@@ -36,7 +36,7 @@ class TrainOptions:
             computes them in every step from an untrained copy of the trained parts.
         feature_cache: directory for image features of the frozen vision tower, which this and other
             runs with the same tower reuse; empty computes them in every step. An image of LLaVA-1.5
-            takes 1.1 MiB in bfloat16.
+            takes 1.1 MiB in bfloat16. Refused where the tower or adapters on it are trained.
         save_every_s: seconds of training that a kill costs at most. A save starts early enough to
             finish within the interval, when metrics are logged; if writing takes too long, training
             waits for it.

@@ -17,7 +17,7 @@ import optax
 
 from seva_jax.models import Llava
 from seva_jax.objectives import NOTHING, Metrics, Need, Objective
-from seva_jax.training.dropout import token_keys
+from seva_jax.training.dropout import tile_keys, token_keys
 from seva_jax.training.token_stats import answer_statistics
 from seva_jax.types import BranchLogps, TreeBatch
 
@@ -81,9 +81,18 @@ def tree_mask(tree_BS: jax.Array, branch_BS: jax.Array) -> jax.Array:
     return causal_SU & same_tree & visible
 
 
-def image_features(model: Llava, variables: Variables, batch: TreeBatch) -> Any:
-    """Returns the vision tower's features of the images of a batch, [B, I * P, E]."""
-    return model.apply(variables, batch.images_BIX, method="features")
+def image_features(
+    model: Llava, variables: Variables, batch: TreeBatch, keys_BI: jax.Array | None = None
+) -> Any:
+    """Returns the vision tower's features of the images of a batch, [B, I * P, E].
+
+    Args:
+        model: the module.
+        variables: its variables.
+        batch: the rows.
+        keys_BI: random keys for the dropout of adapters, one for each tile; None drops nothing.
+    """
+    return model.apply(variables, batch.images_BIX, keys_BI, method="features")
 
 
 def tree_inputs(batch: TreeBatch, features_BPE: Any) -> dict[str, Any]:
@@ -110,6 +119,7 @@ def tree_hidden(
     batch: TreeBatch,
     features_BPE: Any,
     keys_BS: jax.Array | None = None,
+    keys_BI: jax.Array | None = None,
 ) -> jax.Array:
     """Returns the last hidden states of the rows, [B, S, D]; one pass serves all branches.
 
@@ -119,9 +129,12 @@ def tree_hidden(
         batch: the rows.
         features_BPE: image features, see `image_features`.
         keys_BS: random keys for the dropout of adapters; None drops nothing.
+        keys_BI: the same for each tile, see `image_features`.
     """
     inputs = tree_inputs(batch, features_BPE)
-    hidden_BSD, _ = model.apply(variables, **inputs, keys_BS=keys_BS, method="hidden")
+    hidden_BSD, _ = model.apply(
+        variables, **inputs, keys_BS=keys_BS, keys_BI=keys_BI, method="hidden"
+    )
     return hidden_BSD
 
 
@@ -375,18 +388,21 @@ class TrainStep:
         With a step, the policy's adapters drop inputs if they have dropout; the reference's never.
         """
         model, options, needs = self.model, self.options, self.objective.needs
-        drops = model.lora is not None and model.lora.dropout > 0
-        keys_BS = token_keys(self.seed, step, batch) if drops and step is not None else None
+        keys_BS = keys_BI = None
+        if model.lora is not None and model.lora.dropout > 0 and step is not None:
+            keys_BS = token_keys(self.seed, step, batch)
+            if model.lora.vision or model.lora.connector:
+                keys_BI = tile_keys(self.seed, step, batch, model.config.tile_features)
         variables = merge(frozen, trainable)
-        features_BPE = image_features(model, variables, batch)
-        hidden_BSD = tree_hidden(model, variables, batch, features_BPE, keys_BS)
+        features_BPE = image_features(model, variables, batch, keys_BI)
+        hidden_BSD = tree_hidden(model, variables, batch, features_BPE, keys_BS, keys_BI)
         if not self.objective.needs_reference:
             return tree_logps(model, variables, batch, options, hidden_BSD, needs), None
         if not self.reference_in_step:
             assert not self.objective.computes_reference, "a run asks for the reference in the step"
             policy = tree_logps(model, variables, batch, options, hidden_BSD, needs)
             return policy, blank_logps(batch)
-        if "vision" in trainable.get("params", {}):
+        if any("vision" in collection for collection in trainable.values()):
             features_BPE = image_features(model, frozen, batch)
         before_BSD = jax.lax.stop_gradient(tree_hidden(model, frozen, batch, features_BPE))
         policy = tree_logps(
