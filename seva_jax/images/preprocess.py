@@ -191,6 +191,11 @@ class ImageProcessing:
         return True
 
     @property
+    def native(self) -> bool:
+        """Whether images keep their own size, see `Layouts.native`."""
+        return False
+
+    @property
     def videos(self) -> bool:
         """Whether the model takes the frames of a video as one thing.
 
@@ -291,6 +296,10 @@ class ImageLayouts:
     @property
     def blended(self) -> int:
         return self.processing.blended
+
+    @property
+    def native(self) -> bool:
+        return self.processing.native
 
     @property
     def videos(self) -> bool:

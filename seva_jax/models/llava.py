@@ -20,6 +20,9 @@ from seva_jax.models.config import (
     InternConfig,
     LlavaConfig,
     LoraConfig,
+    Qwen2VisionConfig,
+    Qwen3VisionConfig,
+    Qwen25VisionConfig,
     SiglipConfig,
     TowerConfig,
     VisionConfig,
@@ -27,6 +30,7 @@ from seva_jax.models.config import (
 from seva_jax.models.intern import InternTower
 from seva_jax.models.layers import LayerNorm, Linear, Remat
 from seva_jax.models.llama import Cache, LayerCache, Llama
+from seva_jax.models.qwen import QwenMerger, QwenTower
 from seva_jax.models.siglip import SiglipTower
 from seva_jax.sharding import constrain
 from seva_jax.types import NEWLINE, TEXT, Blend
@@ -37,6 +41,9 @@ _TOWERS: Mapping[type[TowerConfig], type[nn.Module]] = {
     VisionConfig: VisionTower,
     SiglipConfig: SiglipTower,
     InternConfig: InternTower,
+    Qwen2VisionConfig: QwenTower,
+    Qwen25VisionConfig: QwenTower,
+    Qwen3VisionConfig: QwenTower,
 }
 _PROJECTOR_EPS = 1e-5  # of InternVL's norm; no config names it
 
@@ -68,6 +75,9 @@ class Projector(nn.Module):
         x = constrain(nn.gelu(x, approximate=False), "batch", "length", "width")
         return constrain(self.linear_2(x), "batch", "length", "width")
 
+    def deep(self, features_BPE: jax.Array) -> None:
+        """Returns what is added after the first layers of the language model: nothing."""
+
     def newline(self) -> jax.Array:
         """Returns the vector that ends a row of an image, [D]."""
         return self.image_newline.astype(self.dtype)
@@ -98,17 +108,19 @@ class Llava(nn.Module):
         lora = self.lora if self.lora and self.lora.rank else None
         tower: Any = _TOWERS[type(self.config.vision)]
         self.vision = tower(self.config, self.dtype, self.remat)
-        self.projector = Projector(self.config, self.dtype)
+        connector: Any = QwenMerger if self.config.vision.native else Projector
+        self.projector = connector(self.config, self.dtype)
         self.language = Llama(
             self.config.text, lora, self.dtype, self.remat, self.attention, self.stacked
         )
 
-    def features(self, images_BIX: jax.Array) -> jax.Array:
+    def features(self, images_BIX: jax.Array, place_BI5: jax.Array | None = None) -> jax.Array:
         """Returns the tower's features of all tiles, which are constant while it is frozen.
 
         Args:
             images_BIX: preprocessed tiles [B, I, H, W, 3], or their features [B, I, P, E]; I may
                 be 0.
+            place_BI5: see `TreeBatch.place_BI5`.
 
         Returns:
             [B, I * P, E], the input of the projector.
@@ -119,6 +131,9 @@ class Llava(nn.Module):
             return jnp.zeros((num, 0, width), self.dtype)
         if images_BIX.ndim == 4:
             return images_BIX.reshape(num, -1, width).astype(self.dtype)
+        if self.config.vision.native:
+            assert place_BI5 is not None, "towers of native resolution need the places of tiles"
+            return self.vision(images_BIX, place_BI5)
         features = self.vision(images_BIX.reshape(-1, *images_BIX.shape[2:]))
         return features.reshape(num, -1, width)
 
@@ -133,7 +148,7 @@ class Llava(nn.Module):
         patch_BS: jax.Array,
         features_BPE: jax.Array,
         blend: Blend | None = None,
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Returns token embeddings, with projected image features at image positions.
 
         Args:
@@ -143,29 +158,33 @@ class Llava(nn.Module):
             blend: see `TreeBatch.blend`.
 
         Returns:
-            [B, S, D].
+            [B, S, D]; and what is added after the first layers of the language model, see `Llama`.
         """
         # The id of the image token may be outside the vocabulary.
         text_BSD = self.language.embed(jnp.where(patch_BS == TEXT, tokens_BS, 0))
         if not features_BPE.shape[1]:
-            return text_BSD
+            return text_BSD, None
         image_BPD = self.projector(features_BPE)
 
-        def taken(index_BS: jax.Array) -> jax.Array:
-            return jnp.take_along_axis(image_BPD, jnp.maximum(index_BS, 0)[..., None], axis=1)
+        def taken(from_BPD: jax.Array, index_BS: jax.Array) -> jax.Array:
+            return jnp.take_along_axis(from_BPD, jnp.maximum(index_BS, 0)[..., None], axis=1)
 
         if blend is None:
-            image_BSD = taken(patch_BS)
+            image_BSD = taken(image_BPD, patch_BS)
         else:
             weight_BSM = blend.weight_BSM.astype(self.dtype)
             image_BSD = sum(
-                weight_BSM[..., m, None] * taken(blend.index_BSM[..., m])
+                weight_BSM[..., m, None] * taken(image_BPD, blend.index_BSM[..., m])
                 for m in range(weight_BSM.shape[-1])
             )
         x_BSD = jnp.where(patch_BS[..., None] >= 0, image_BSD, text_BSD)
         if self.config.newline:
             x_BSD = jnp.where(patch_BS[..., None] == NEWLINE, self.projector.newline(), x_BSD)
-        return x_BSD
+        deep_NBPD = self.projector.deep(features_BPE)
+        if deep_NBPD is None:
+            return x_BSD, None
+        deep_NBSD = jax.vmap(taken, (0, None))(deep_NBPD, patch_BS)
+        return x_BSD, jnp.where(patch_BS[..., None] >= 0, deep_NBSD, 0)
 
     def hidden(
         self,
@@ -180,8 +199,10 @@ class Llava(nn.Module):
         blend: Blend | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Returns the final hidden states [B, S, D] and the updated cache, see `Llama`."""
-        x_BSD = self.embed(tokens_BS, patch_BS, features_BPE, blend)
-        return self.language(x_BSD, positions_BS, mask_BSU, cache, slot, keys_BS)
+        x_BSD, deep_NBSD = self.embed(tokens_BS, patch_BS, features_BPE, blend)
+        return self.language(
+            x_BSD, positions_BS, mask_BSU, cache, slot, keys_BS, deep_NBSD=deep_NBSD
+        )
 
     def hidden_and_input(
         self,
@@ -194,8 +215,8 @@ class Llava(nn.Module):
         blend: Blend | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the final hidden states and the input of a decoder layer, both [B, S, D]."""
-        x_BSD = self.embed(tokens_BS, patch_BS, features_BPE, blend)
-        return self.language.with_input(x_BSD, positions_BS, mask_BSU, layer)
+        x_BSD, deep_NBSD = self.embed(tokens_BS, patch_BS, features_BPE, blend)
+        return self.language.with_input(x_BSD, positions_BS, mask_BSU, layer, deep_NBSD)
 
     def decode(
         self,
@@ -226,9 +247,10 @@ class Llava(nn.Module):
         patch_BS: jax.Array,
         pixels_BIHWC: jax.Array,
         blend: Blend | None = None,
+        place_BI5: jax.Array | None = None,
     ) -> jax.Array:
         """Returns logits [B, S, V] at every position; for initialisation and small inputs."""
-        features_BPE = self.features(pixels_BIHWC)
+        features_BPE = self.features(pixels_BIHWC, place_BI5)
         hidden_BSD, _ = self.hidden(
             tokens_BS, positions_BS, mask_BSU, patch_BS, features_BPE, blend=blend
         )

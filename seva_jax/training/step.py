@@ -83,7 +83,7 @@ def tree_mask(tree_BS: jax.Array, branch_BS: jax.Array) -> jax.Array:
 
 def image_features(model: Llava, variables: Variables, batch: TreeBatch) -> Any:
     """Returns the vision tower's features of the images of a batch, [B, I * P, E]."""
-    return model.apply(variables, batch.images_BIX, method="features")
+    return model.apply(variables, batch.images_BIX, batch.place_BI5, method="features")
 
 
 def tree_inputs(batch: TreeBatch, features_BPE: Any) -> dict[str, Any]:
