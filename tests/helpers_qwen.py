@@ -66,11 +66,7 @@ def random_qwen(
     config = transformers.CONFIG_MAPPING[family](
         vision_config=_TOWERS[family] | {"depth": DEPTH, "num_heads": 4} | (vision or {}),
         text_config=_TEXT | own | {"rope_parameters": rope} | (text or {}),
-        image_token_id=IMAGE_TOKEN,
-        video_token_id=IMAGE_TOKEN + 4,
-        vision_start_token_id=IMAGE_TOKEN + 5,
-        vision_end_token_id=IMAGE_TOKEN + 6,
-        **top,
+        **{"image_token_id": IMAGE_TOKEN, "video_token_id": IMAGE_TOKEN + 4} | top,
     )
     model = transformers.AutoModelForImageTextToText.from_config(config).eval()
     model.generation_config.pad_token_id = PAD

@@ -14,12 +14,20 @@ from typing import Any
 
 from seva_jax.convert.original import read_json
 from seva_jax.convert.processor import CHAT, OLD_CHAT, PROCESSOR, TOKENIZER
-from seva_jax.text.templates import CHATML, LLAMA_3, MISTRAL, ONEVISION, VICUNA_V1, Template
+from seva_jax.text.templates import (
+    CHATML,
+    LLAMA_3,
+    MISTRAL,
+    ONEVISION,
+    QWEN3_VL,
+    VICUNA_V1,
+    Template,
+)
 from seva_jax.types import IMAGE_MARKER, DataError
 
 _QUESTION, _ANSWER = "QUESTION", "ANSWER"
 _TEXT = f"{IMAGE_MARKER}\n{_QUESTION}"
-_KNOWN = (MISTRAL, LLAMA_3, CHATML, ONEVISION)
+_KNOWN = (MISTRAL, LLAMA_3, CHATML, ONEVISION, QWEN3_VL)
 # OPENING USER: <image>\nQUESTION SEP ASSISTANT:
 _PROMPT = re.compile(
     rf"(?P<opening>.*?)(?P<user>\w+): {IMAGE_MARKER}\n{_QUESTION}(?P<sep>\W*?)(?P<assistant>\w+):",

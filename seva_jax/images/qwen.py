@@ -12,14 +12,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from typing_extensions import override
 
-from seva_jax.images.preprocess import checked
+from seva_jax.images.preprocess import checked, stretch
 from seva_jax.images.processor_files import Fields
 from seva_jax.images.tiled import TiledProcessing
 from seva_jax.types import DataError, ExampleError, ImageLayout, Native, Size
@@ -30,6 +30,7 @@ FRAMES = 2  # of a video that a tile shows
 
 _KINDS = ("Qwen2VLImageProcessor",)
 _MOST_PIXELS = 2**28
+_SMALL = 8  # tiles along a side of an image that is only compared with others
 _MOST_ELONGATED = 200  # long side over short side
 
 
@@ -119,8 +120,9 @@ class QwenProcessing(TiledProcessing):
         height, width = resized(size, self.size, self.min_pixels, self.max_pixels)
         return height // self.size, width // self.size
 
-    def picture(self, image_HWC: np.ndarray) -> np.ndarray:
-        """Returns the whole image, resized and normalised: float32 [H, W, 3]."""
+    @override
+    def __call__(self, image_HWC: np.ndarray) -> np.ndarray:
+        """Returns the whole picture, resized and normalised: float32 [H, W, 3]."""
         image = checked(image_HWC)
         height, width = resized(
             (image.height, image.width), self.size, self.min_pixels, self.max_pixels
@@ -129,14 +131,48 @@ class QwenProcessing(TiledProcessing):
 
     @override
     def tiles(self, image_HWC: np.ndarray, alone: bool = True) -> np.ndarray:
-        return self.cut(self.picture(image_HWC))
+        return self._tiles(self(image_HWC))
 
-    def cut(self, picture_HWC: np.ndarray) -> np.ndarray:
-        """Cuts what `picture` returns into tiles, ordered by windows: [I, size, size, 3]."""
+    def _tiles(self, picture_HWC: np.ndarray) -> np.ndarray:
+        """Cuts a picture into tiles, ordered by windows: [I, size, size, 3]."""
         rows, columns = (x // self.size for x in picture_HWC.shape[:2])
         shape = (rows, self.size, columns, self.size, 3)
-        tiles_IHWC = picture_HWC.reshape(shape).swapaxes(1, 2).reshape(-1, self.size, self.size, 3)
+        tiles_IHWC = picture_HWC.reshape(shape).swapaxes(1, 2).reshape(-1, *shape[1::2], 3)
         return tiles_IHWC[window_order(rows, columns)]
+
+    @override
+    def view(self, tiles_IHWC: np.ndarray, size: Size) -> np.ndarray:
+        rows, columns = self.grid(size)
+        by_row = np.empty_like(tiles_IHWC)
+        by_row[window_order(rows, columns)] = tiles_IHWC
+        blocks = by_row.reshape(rows, columns, self.size, self.size, 3).swapaxes(1, 2)
+        return blocks.reshape(rows * self.size, columns * self.size, 3)
+
+    @override
+    def changed(
+        self, tiles_IHWC: np.ndarray, size: Size, change: Callable[[int, np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        """Applies a change to the whole picture.
+
+        The picture is enlarged to whole windows before, and cut after, because a change is compiled
+        for each size.
+        """
+        picture_HWC = self.view(tiles_IHWC, size)
+        height, width, _ = picture_HWC.shape
+        unit = WINDOW * self.size
+        more = (0, -height % unit), (0, -width % unit), (0, 0)
+        changed = change(0, np.pad(picture_HWC, more, mode="edge"))
+        return self._tiles(changed[:height, :width])
+
+    @override
+    def small(self, image_HWC: np.ndarray) -> np.ndarray:
+        side = _SMALL * self.size
+        image = stretch(checked(image_HWC), side, side, self.resample)
+        return self._tiles(self.normalise(np.asarray(image)))
+
+    @override
+    def small_layout(self, features: int) -> ImageLayout:
+        return grid_layout(1, _SMALL, _SMALL)
 
     @override
     def layouts(self, sizes: Sequence[Size], features: int) -> tuple[ImageLayout, ...]:

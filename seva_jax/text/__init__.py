@@ -18,6 +18,8 @@ from seva_jax.text.templates import (
     MISTRAL,
     ONEVISION,
     PLAIN,
+    QWEN2_VL,
+    QWEN3_VL,
     VICUNA_V1,
     Template,
 )
