@@ -209,8 +209,10 @@ def _patched(
             raise DataError(
                 "pixel_values: an image has different frames; give a video as pixel_values_videos"
             )
-        tiles_ICHW = blocks[:, :, :, :, 0].transpose(0, 3, 1, 4, 2, 5).reshape(
-            -1, 3, processing.size, processing.size
+        tiles_ICHW = (
+            blocks[:, :, :, :, 0]
+            .transpose(0, 3, 1, 4, 2, 5)
+            .reshape(-1, 3, processing.size, processing.size)
         )
         layout = grid_layout(1, rows, columns)
         pictures.append((layout, tiles_ICHW[window_order(rows, columns)]))
@@ -238,8 +240,7 @@ def _placed(
         if joint.native is not None:
             place_BI5[number, : joint.tiles] = joint.native.place_I5
         real_S = np.asarray(batch.mask_BS)[number]
-        at, _ = trunk_positions(image_BS[number, real_S], layouts)
-        positions_BS3[number, real_S] = at if at.ndim > 1 else at[:, None]
+        positions_BS3[number, real_S], _ = trunk_positions(image_BS[number, real_S], layouts, True)
     return batch._replace(place_BI5=place_BI5, positions_BS3=positions_BS3)
 
 
