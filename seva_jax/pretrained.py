@@ -105,6 +105,8 @@ class PretrainedLlava:
         image_sizes: np.ndarray | None = None,
         batch_num_images: np.ndarray | None = None,
         pixel_values_videos: np.ndarray | None = None,
+        image_grid_thw: np.ndarray | None = None,
+        mm_token_type_ids: np.ndarray | None = None,
     ) -> np.ndarray:
         """Returns the next-token logits at every position.
 
@@ -121,6 +123,9 @@ class PretrainedLlava:
             pixel_values_videos: processed videos of all rows, in order of appearance,
                 [N, frames, 3, H, W], all with the same number of frames (LLaVA-OneVision); a list
                 of [frames, 3, H, W] may have different ones. None when there is no video.
+            image_grid_thw: [N, 3] frames (1), rows and columns of patches of each image (Qwen-VL,
+                whose pixel_values are the patches of all images, [patches, values]).
+            mm_token_type_ids: [B, S], which tokens are of images (Qwen-VL); `input_ids` say it too.
 
         Returns:
             [B, S, V] float32, meaningless where the mask is 0.
@@ -130,7 +135,7 @@ class PretrainedLlava:
         """
         batch = self._rows(
             input_ids, pixel_values, attention_mask, image_sizes, batch_num_images,
-            pixel_values_videos,
+            pixel_values_videos, image_grid_thw, mm_token_type_ids,
         )  # fmt: skip
         with self._precision():
             return np.asarray(_logits(self.model, self.params, batch))
@@ -147,6 +152,8 @@ class PretrainedLlava:
         image_sizes: np.ndarray | None = None,
         batch_num_images: np.ndarray | None = None,
         pixel_values_videos: np.ndarray | None = None,
+        image_grid_thw: np.ndarray | None = None,
+        mm_token_type_ids: np.ndarray | None = None,
     ) -> np.ndarray:
         """Generates answers and returns them as transformers' `generate` does.
 
@@ -164,6 +171,8 @@ class PretrainedLlava:
             image_sizes: see `logits`.
             batch_num_images: see `logits`.
             pixel_values_videos: see `logits`.
+            image_grid_thw: see `logits`.
+            mm_token_type_ids: see `logits`.
 
         Returns:
             [B, S + T] int64: the prompts as given, then the new tokens including the stop token,
@@ -188,7 +197,7 @@ class PretrainedLlava:
 
         batch = self._rows(
             input_ids, pixel_values, attention_mask, image_sizes, batch_num_images,
-            pixel_values_videos,
+            pixel_values_videos, image_grid_thw, mm_token_type_ids,
         )  # fmt: skip
         rows = len(batch.tokens_BS)
         empty = np.flatnonzero(~np.asarray(batch.mask_BS).any(axis=1))
@@ -220,12 +229,16 @@ class PretrainedLlava:
         image_sizes: np.ndarray | None,
         batch_num_images: np.ndarray | None,
         pixel_values_videos: np.ndarray | None,
+        image_grid_thw: np.ndarray | None,
+        mm_token_type_ids: np.ndarray | None,
     ) -> PromptBatch:
         """Returns the rows of a processor's arrays; raises if there is one too many."""
         arrays = {
             "image_sizes": image_sizes,
             "batch_num_images": batch_num_images,
             "pixel_values_videos": pixel_values_videos,
+            "image_grid_thw": image_grid_thw,
+            "mm_token_type_ids": mm_token_type_ids,
         }
         for name, array in arrays.items():
             if array is not None and name not in self.family.image_arrays:
@@ -235,7 +248,7 @@ class PretrainedLlava:
                 )
         return to_rows(
             self.config, input_ids, pixel_values, attention_mask, self.layouts,
-            image_sizes, batch_num_images, pixel_values_videos,
+            image_sizes, batch_num_images, pixel_values_videos, image_grid_thw,
         )  # fmt: skip
 
     def _tokenizer_stop_ids(self) -> tuple[int, ...]:
@@ -302,6 +315,8 @@ def _logits(model: Llava, params: dict[str, Any], batch: PromptBatch) -> jax.Arr
     # only on differences of positions.
     rows, length = batch.tokens_BS.shape
     positions_BS = jnp.broadcast_to(jnp.arange(length), (rows, length))
+    if batch.positions_BS3 is not None:
+        positions_BS = batch.positions_BS3
     causal_SU = jnp.arange(length)[:, None] >= jnp.arange(length)
     # Padding attends to itself: a query without keys would divide by zero.
     mask_BSU = (causal_SU & jnp.asarray(batch.mask_BS)[:, None]) | jnp.eye(length, dtype=bool)
@@ -313,4 +328,5 @@ def _logits(model: Llava, params: dict[str, Any], batch: PromptBatch) -> jax.Arr
         batch.patch_BS,
         batch.pixels_BIHWC,
         batch.blend,
+        batch.place_BI5,
     )  # pyright: ignore[reportReturnType]

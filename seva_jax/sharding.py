@@ -39,6 +39,7 @@ LOGICAL_AXES: Mapping[str, str | None] = {
     "vocab": "tensor",
     "vision_embed": None,
     "vision_heads": "tensor",
+    "vision_qkv": None,  # queries, keys and values one after another: a split would cut across
     "vision_mlp": "tensor",
 }
 

@@ -197,6 +197,22 @@ Size = tuple[int, int]  # height and width of an image in pixels
 FRAME: Size = (-1, -1)  # in their place for a frame of a video, whose size does not matter
 
 
+class Native(NamedTuple):
+    """Where the tiles and tokens of an image lie that keeps its own size, as in Qwen-VL.
+
+    Attributes:
+        place_I5: int32, for each tile the picture that it belongs to (1, 2, ...; a frame of a video
+            is one), its row and column in the grid of tiles, and that grid's rows and columns.
+        position_N3: int32, for each token its position in time, its row and its column, counted
+            from the position of the image.
+        advance: by how much the position of what follows the image is larger than the image's.
+    """
+
+    place_I5: Array
+    position_N3: Array
+    advance: int
+
+
 class ImageLayout(NamedTuple):
     """How one image of a size becomes tiles for the vision tower and tokens of a trunk.
 
@@ -208,11 +224,13 @@ class ImageLayout(NamedTuple):
             features of all its tiles, or `NEWLINE`.
         blend: where tokens are sums of several features, these and their weights, [N, M]; M is the
             same for all images of a model.
+        native: for images that keep their own size, where tiles and tokens lie in it.
     """
 
     tiles: int
     patch_N: Array
     blend: Blend | None = None
+    native: Native | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -236,6 +254,11 @@ class Layouts(Protocol):
     @property
     def blended(self) -> int:
         """Features that an image token is a sum of, M; with 1, layouts have no `blend`."""
+        ...
+
+    @property
+    def native(self) -> bool:
+        """Whether images keep their own size: layouts have `native`, positions three axes."""
         ...
 
     @property
@@ -264,7 +287,7 @@ class TreeBatch(NamedTuple):
 
     Attributes:
         tokens_BS: int32 token ids; the image token at image positions.
-        positions_BS: int32 rotary positions.
+        positions_BS: int32 rotary positions; [B, S, 3] for models of three axes: time, row, column.
         tree_BS: int32, the tree (1, 2, ...) of each token; 0 for padding.
         branch_BS: int32, the branch of each token, unique within the row; 0 for the trunk.
         patch_BS: int32, index of each image position into the row's I * P image features; `TEXT`
@@ -281,6 +304,8 @@ class TreeBatch(NamedTuple):
         scores_BCK: float32, see `Comparison.scores`; zeros where there are none.
         spans_BCKT: float32, see `BranchLogps.spans_NKT`; zeros unless an objective needs them.
         blend: the features of image tokens that are sums of several; None where each is one.
+        place_BI5: where each tile lies, see `Native.place_I5`, with pictures counted over the row
+            and 0 for no tile; None for models whose images do not keep their own size.
     """
 
     tokens_BS: Array
@@ -299,6 +324,7 @@ class TreeBatch(NamedTuple):
     scores_BCK: Array
     spans_BCKT: Array
     blend: Blend | None = None
+    place_BI5: Array | None = None
 
 
 class BranchLogps(NamedTuple):

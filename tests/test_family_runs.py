@@ -18,6 +18,7 @@ torch = pytest.importorskip("torch")
 from helpers_devices import limited_devices  # noqa: E402
 from helpers_families import GRID, SIDE, random_model, tokens_of  # noqa: E402
 from helpers_llava import save  # noqa: E402
+from helpers_qwen import MOST, QWEN, image_processor, patch_of, random_qwen  # noqa: E402
 from helpers_tokenizer import llama_style_tokenizer, qwen2_style_tokenizer  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
@@ -49,11 +50,12 @@ from seva_jax.images import (  # noqa: E402
     InternvlProcessing,
     LlavaNextProcessing,
     LlavaOnevisionProcessing,
+    QwenProcessing,
 )
 from seva_jax.models import LoraConfig, is_quantised  # noqa: E402
 from seva_jax.run.rollouts import read_rollouts  # noqa: E402
 from seva_jax.runtime.run_records import read_metrics  # noqa: E402
-from seva_jax.text import CHATML, MISTRAL, ONEVISION, Sampling  # noqa: E402
+from seva_jax.text import CHATML, MISTRAL, ONEVISION, QWEN2_VL, QWEN3_VL, Sampling  # noqa: E402
 from seva_jax.training import Optim  # noqa: E402
 
 QUESTION = "What is it?"
@@ -85,7 +87,25 @@ def internvl_tokenizer(corpus):
     return qwen2_style_tokenizer(corpus, ("<img>", "</img>", "<IMG_CONTEXT>"))
 
 
+def qwen_tokenizer(corpus):
+    vision = (f"<|{name}|>" for name in ("vision_start", "vision_end", "image_pad", "video_pad"))
+    return qwen2_style_tokenizer(corpus, tuple(vision))
+
+
+def qwen(family):
+    theirs, third = image_processor(family), family == "qwen3_vl"
+    mean, std = tuple(theirs.image_mean), tuple(theirs.image_std)
+    return Made(
+        qwen_tokenizer,
+        "<|image_pad|>",
+        QWEN3_VL if third else QWEN2_VL,
+        QwenProcessing(size=2 * patch_of(family), mean=mean, std=std, **MOST),
+        theirs,
+    )
+
+
 FAMILIES = {
+    **{family: qwen(family) for family in QWEN},
     "llava_next": Made(
         lambda corpus: llama_style_tokenizer(corpus, 400),
         "<image>",
@@ -139,7 +159,7 @@ def checkpoint(request, tmp_path_factory):
     family, made = request.param, FAMILIES[request.param]
     tokenizer = made.tokenizer(CORPUS)
     token = tokenizer.convert_tokens_to_ids(made.image)
-    options = {"image_token_id" if family == "internvl" else "image_token_index": token}
+    options = {"image_token_index" if family.startswith("llava") else "image_token_id": token}
     if family == "internvl":
         options["tie_word_embeddings"] = False
     if family == "llava_onevision":
@@ -149,7 +169,8 @@ def checkpoint(request, tmp_path_factory):
         }
     end = tokenizer.eos_token_id
     text = {"vocab_size": len(tokenizer), "eos_token_id": end}
-    theirs = random_model(family, text=text, **options)
+    make = random_qwen if family in QWEN else random_model
+    theirs = make(family, text=text, **options)
     theirs.generation_config.eos_token_id = end
     directory = save(theirs, tmp_path_factory.mktemp(family) / "model")
     tokenizer.save_pretrained(directory)
@@ -166,6 +187,10 @@ def their_answer(family, made, theirs, tokenizer, picture, num_new):
         count = 4 * len(arrays["pixel_values"])
         image = f"<img>{made.image * count}</img>"
         inputs = {"pixel_values": arrays["pixel_values"]}
+    elif family in QWEN:
+        count = int(arrays["image_grid_thw"].prod()) // 4
+        image = f"<|vision_start|>{made.image * count}<|vision_end|>"
+        inputs = dict(arrays)
     else:
         (count,) = tokens_of(theirs, [(height, width)], True)
         image = made.image * count
@@ -178,6 +203,9 @@ def their_answer(family, made, theirs, tokenizer, picture, num_new):
     prompt = made.template.prompt(QUESTION).replace("<image>", image)
     ids = torch.tensor([tokenizer(prompt).input_ids])
     inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if family in QWEN:
+        image_id = tokenizer.convert_tokens_to_ids(made.image)
+        inputs["mm_token_type_ids"] = (ids == image_id).long()
     out = theirs.generate(**inputs, max_new_tokens=num_new, do_sample=False)[0, ids.shape[1] :]
     return tokenizer.decode(out, skip_special_tokens=True).strip()
 

@@ -144,12 +144,12 @@ class Pixels:
 
     def __call__(self, use: ImageUse) -> np.ndarray:
         if use.frame:
-            return self.whole(use.name)[None]
+            return self.small(use.name)
         return self.processing.tiles(self.load_image(use.name), use.alone)
 
-    def whole(self, name: str) -> np.ndarray:
-        """Returns one tile that shows the whole image, as far as the pipeline keeps it."""
-        return self.processing(self.load_image(name))
+    def small(self, name: str) -> np.ndarray:
+        """Returns tiles of the whole image, see `ImageProcessing.small`."""
+        return self.processing.small(self.load_image(name))
 
     def key(self, use: ImageUse) -> tuple[str, Size]:
         """Returns a hash of an image and of how it is preprocessed, and the image's size."""

@@ -94,6 +94,7 @@ class ComparisonRows:
             image_token_id=tokens.image_token_id,
             pad_id=tokens.pad_id,
             blended=tokens.layouts.blended,
+            native=tokens.layouts.native,
         )
 
     def _example(self, index: int) -> TreeExample | None:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from seva_jax.types import TEXT, Blend, DataError, ImageLayout, TreeBatch
+from seva_jax.types import TEXT, Blend, DataError, ImageLayout, Native, TreeBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +145,7 @@ def pack_row(
     image_token_id: int,
     pad_id: int,
     blended: int = 1,
+    native: bool = False,
 ) -> TreeBatch:
     """Lays examples one after another in a single row.
 
@@ -157,6 +158,7 @@ def pack_row(
         image_token_id: the token at the positions of images.
         pad_id: the token at unused positions.
         blended: how many features an image token of the model is a sum of, M; 1 makes no `blend`.
+        native: see `Layouts.native`.
 
     Returns:
         A `TreeBatch` without the leading B dim.
@@ -166,7 +168,9 @@ def pack_row(
     """
     S, C, K, T = shape.length, shape.comparisons, shape.branches, shape.answer
     tokens = np.full(S, pad_id, np.int32)
-    positions, tree, branch = (np.zeros(S, np.int32) for _ in range(3))
+    tree, branch = np.zeros(S, np.int32), np.zeros(S, np.int32)
+    positions = np.zeros((S, 3) if native else S, np.int32)
+    place = np.zeros((shape.tiles, 5), np.int32)
     patch = np.full(S, TEXT, np.int32)
     blend = Blend(np.zeros((S, blended), np.int32), np.zeros((S, blended), np.float32))
     pixels = np.zeros((shape.tiles, *image_shape), image_dtype)
@@ -176,7 +180,7 @@ def pack_row(
     weight, index = np.zeros(C, np.float32), np.full(C, -1, np.int32)
     scores, spans = np.zeros((C, K), np.float32), np.zeros((C, K, T), np.float32)
 
-    start = num_tiles = num_trees = num_branches = num_targets = 0
+    start = num_tiles = num_trees = num_branches = num_targets = num_pictures = 0
     for c, example in enumerate(examples):
         sizes = {
             "positions": (start + example.length, S),
@@ -207,18 +211,25 @@ def pack_row(
             at = start + trunk_length
             tree[start : at + sum(map(len, part.branches))] = num_trees
             tokens[start:at] = part.trunk
-            positions[start:at] = np.arange(trunk_length)
+            positions[start:at], after = trunk_positions(
+                part.trunk == image_token_id, layouts, native
+            )
             first = num_tiles * tile_features  # of its features in the row
             patch[image_at] = np.where(own.patch_N >= 0, own.patch_N + first, own.patch_N)
             if own.blend is not None:
                 blend.index_BSM[image_at] = own.blend.index_BSM + first
                 blend.weight_BSM[image_at] = own.blend.weight_BSM
             pixels[num_tiles : num_tiles + tiles] = part.images_IX
+            if own.native is not None:
+                place[num_tiles : num_tiles + tiles] = own.native.place_I5
+                place[num_tiles : num_tiles + tiles, 0] += num_pictures
+                num_pictures += own.native.place_I5[:, 0].max(initial=0)
             for answer in part.branches:
                 size = len(answer)
                 num_branches += 1
                 tokens[at : at + size] = answer
-                positions[at : at + size] = trunk_length + np.arange(size)
+                along = after + np.arange(size)
+                positions[at : at + size] = along[:, None] if native else along
                 branch[at : at + size] = num_branches
                 # Each answer token is predicted by the one before it, the first by the trunk's
                 # last.
@@ -240,7 +251,41 @@ def pack_row(
         tokens, positions, tree, branch, patch, pixels,
         source, target, slot, mask, weight, reference, index, scores, spans,
         blend if blended > 1 else None,
+        place if native else None,
     )  # fmt: skip
+
+
+def trunk_positions(
+    is_image_S: np.ndarray, layouts: Sequence[ImageLayout], native: bool
+) -> tuple[np.ndarray, int]:
+    """Returns the positions of a trunk's tokens, and the position of what follows it.
+
+    Text counts on from the largest position of an image before it, not from its number of tokens.
+
+    Args:
+        is_image_S: whether a token is of an image.
+        layouts: the layout of each image, in order.
+        native: see `Layouts.native`.
+
+    Returns:
+        int32 [S], or [S, 3] if `native`; and the position after the largest.
+    """
+    length = len(is_image_S)
+    if not native:
+        return np.arange(length, dtype=np.int32), length
+    positions = np.zeros((length, 3), np.int32)
+    starts = np.flatnonzero(is_image_S)
+    at = next_position = taken = 0
+    for layout in layouts:
+        assert layout.native is not None, "all images of such a model keep their own size"
+        first, num = int(starts[taken]), layout.num_tokens
+        positions[at:first] = next_position + np.arange(first - at)[:, None]
+        next_position += first - at
+        positions[first : first + num] = next_position + layout.native.position_N3
+        next_position += layout.native.advance
+        at, taken = first + num, taken + num
+    positions[at:] = next_position + np.arange(length - at)[:, None]
+    return positions, int(positions.max()) + 1
 
 
 def joint_layout(layouts: Sequence[ImageLayout], tile_features: int, blended: int) -> ImageLayout:
@@ -251,10 +296,15 @@ def joint_layout(layouts: Sequence[ImageLayout], tile_features: int, blended: in
         tile_features: features of a tile, P.
         blended: see `pack_row`.
     """
-    patches = [np.zeros(0, np.int32)]
+    patches, places = [np.zeros(0, np.int32)], [np.zeros((0, 5), np.int32)]
     parts = [Blend(np.zeros((0, blended), np.int32), np.zeros((0, blended), np.float32))]
-    tiles = 0
+    tiles = pictures = 0
     for layout in layouts:
+        if layout.native is not None:
+            place_I5 = layout.native.place_I5.copy()
+            place_I5[:, 0] += pictures
+            pictures = int(place_I5[:, 0].max(initial=pictures))
+            places.append(place_I5)
         first, patch_N = tiles * tile_features, layout.patch_N
         patches.append(np.where(patch_N >= 0, patch_N + first, patch_N))
         if blended > 1:
@@ -262,7 +312,10 @@ def joint_layout(layouts: Sequence[ImageLayout], tile_features: int, blended: in
             parts.append(Blend(layout.blend.index_BSM + first, layout.blend.weight_BSM))
         tiles += layout.tiles
     joined = Blend(*map(np.concatenate, zip(*parts, strict=True))) if blended > 1 else None
-    return ImageLayout(tiles, np.concatenate(patches), joined)
+    native = None
+    if len(places) > 1:
+        native = Native(np.concatenate(places), np.zeros((0, 3), np.int32), 0)
+    return ImageLayout(tiles, np.concatenate(patches), joined, native)
 
 
 def stack_rows(rows: Sequence[TreeBatch]) -> TreeBatch:

@@ -19,6 +19,7 @@ from seva_jax.text.templates import (
     LLAMA_3,
     MISTRAL,
     ONEVISION,
+    QWEN3_VL,
     QWEN_1_5,
     VICUNA_V1,
     Template,
@@ -27,7 +28,7 @@ from seva_jax.types import IMAGE_MARKER, DataError
 
 _QUESTION, _ANSWER = "QUESTION", "ANSWER"
 _TEXT = f"{IMAGE_MARKER}\n{_QUESTION}"
-_KNOWN = (MISTRAL, LLAMA_3, CHATML, ONEVISION)
+_KNOWN = (MISTRAL, LLAMA_3, CHATML, ONEVISION, QWEN3_VL)
 # OPENING USER: <image>\nQUESTION SEP ASSISTANT:
 _PROMPT = re.compile(
     rf"(?P<opening>.*?)(?P<user>\w+): {IMAGE_MARKER}\n{_QUESTION}(?P<sep>\W*?)(?P<assistant>\w+):",

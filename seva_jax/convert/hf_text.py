@@ -7,6 +7,7 @@ cover is refused here, by field and value. What does not live here: the other pa
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,9 @@ from seva_jax.models.rope import yarn_amplitude
 from seva_jax.types import DataError
 
 TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3")
+# The language models of Qwen-VL, and the one that each is with positions of three axes.
+_THREE_AXES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+_AXES = 3
 _ROPES = {
     "default": Rope,
     "linear": LinearRope,
@@ -53,22 +57,25 @@ def read_text_config(hf: Any, tied_head: bool) -> TextConfig:
         rope_base=hf.rope_parameters["rope_theta"],
         tied_head=tied_head,
         rope=_read_rope(hf),
-        qkv_bias=hf.model_type == "qwen2",
-        qk_norm=hf.model_type == "qwen3",
+        qkv_bias=_kind(hf) == "qwen2",
+        qk_norm=_kind(hf) == "qwen3",
         window=hf.sliding_window if _SLIDING in types else 0,
         full_layers=tuple(i for i, kind in enumerate(types) if kind == _FULL)
         if _SLIDING in types
         else (),
+        rope_sections=tuple(_sections(hf)),
+        rope_interleaved=_kind(hf) == "qwen3" and bool(_sections(hf)),
     )
 
 
-def text_problems(hf: Any) -> list[str]:
+def text_problems(hf: Any, kinds: Sequence[str] = TEXT_MODELS) -> list[str]:
     """Returns a line 'NAME is VALUE, supported: ...' for each field that we cannot honour.
 
     Args:
         hf: transformers' config of the language model.
+        kinds: the supported language models.
     """
-    problems = unsupported([(f"{_SECTION}.model_type", hf.model_type, TEXT_MODELS)])
+    problems = unsupported([(f"{_SECTION}.model_type", hf.model_type, kinds)])
     if problems:
         return problems
     values = _values(hf)
@@ -82,12 +89,12 @@ def text_problems(hf: Any) -> list[str]:
         for name, supported in (
             ("hidden_act", "silu"),
             # Llama and Qwen3 with it have a bias of the output, too; Qwen2 does not read it.
-            *([("attention_bias", False)] if hf.model_type != "qwen2" else []),
+            *([("attention_bias", False)] if _kind(hf) != "qwen2" else []),
             ("mlp_bias", False),
         )
     )
     if not problems:
-        problems += [*_head_problems(values), *_window_problems(hf)]
+        problems += [*_head_problems(values), *_window_problems(hf), *_section_problems(hf)]
     return problems + _rope_problems(hf)
 
 
@@ -136,6 +143,11 @@ def original_problem(config: TextConfig) -> str | None:
 
 
 def _model_type(config: TextConfig) -> str | None:
+    if config.rope_sections:
+        plain = dataclasses.replace(config, rope_sections=(), rope_interleaved=False)
+        wanted = "qwen3" if config.rope_interleaved else "qwen2"
+        three_axes = {kind: name for name, kind in reversed(_THREE_AXES.items())}
+        return three_axes[wanted] if _model_type(plain) == wanted else None
     if config.qkv_bias or config.qk_norm:
         both = config.qkv_bias and config.qk_norm
         return None if both else "qwen2" if config.qkv_bias else "qwen3"
@@ -168,7 +180,9 @@ def _head_problems(values: Mapping[str, Any]) -> list[str]:
 
 def _layer_types(hf: Any) -> Sequence[str]:
     """Returns the kind of attention of each layer, or one kind if all layers are alike."""
-    if hf.model_type in ("qwen2", "qwen3"):
+    if hf.model_type == "qwen3_vl_text":
+        return [_FULL]
+    if _kind(hf) in ("qwen2", "qwen3"):
         return hf.layer_types
     window = getattr(hf, "sliding_window", None) if hf.model_type == "mistral" else None
     return [_FULL if window is None else _SLIDING]
@@ -179,6 +193,8 @@ def _window_problems(hf: Any) -> list[str]:
     problems = []
     for kind in dict.fromkeys(types):
         problems += unsupported([(field, kind, (_FULL, _SLIDING))])
+    if _SLIDING in types and hf.model_type in _THREE_AXES:
+        problems.append(f"{field} has {_SLIDING!r}, supported with three axes: {_FULL!r}")
     given = getattr(hf, "layer_types", None)
     if hf.model_type == "mistral" and given is not None and {*given} != {*types}:
         problems.append(f"{field} is {given!r}, but all layers of a mistral are alike")
@@ -195,6 +211,8 @@ def _window_fields(config: TextConfig, kind: str) -> dict[str, Any]:
         return {}
     if kind == "mistral":
         return {"sliding_window": config.window}
+    if kind == "qwen3_vl_text":
+        return {}
     if not config.window:
         return {"use_sliding_window": False}
     full = {*config.full_layers}
@@ -205,6 +223,29 @@ def _window_fields(config: TextConfig, kind: str) -> dict[str, Any]:
         "max_window_layers": types.index(_SLIDING) if _SLIDING in types else config.num_layers,
         "layer_types": types,
     }
+
+
+def _kind(hf: Any) -> str:
+    """Returns the kind of decoder, whatever the axes of its positions."""
+    return str(_THREE_AXES.get(hf.model_type, hf.model_type))
+
+
+def _sections(hf: Any) -> Sequence[int]:
+    """Returns how many rotary frequencies turn by each axis; nothing for one axis."""
+    return hf.rope_parameters.get("mrope_section", ()) if hf.model_type in _THREE_AXES else ()
+
+
+def _section_problems(hf: Any) -> list[str]:
+    if hf.model_type not in _THREE_AXES:
+        return []
+    sections, half = _sections(hf), _values(hf)["head_dim"] // 2
+    whole = isinstance(sections, list | tuple) and all(type(x) is int and x > 0 for x in sections)
+    if whole and len(sections) == _AXES and sum(sections) == half:
+        return []
+    return [
+        f"{_SECTION}.rope_parameters.mrope_section is {sections!r}, supported: {_AXES} positive "
+        f"integers whose sum is half of head_dim, {half}"
+    ]
 
 
 def _rope_problems(hf: Any) -> list[str]:
@@ -315,6 +356,11 @@ def _rope_fields(config: TextConfig, context_length: int | None) -> dict[str, An
         # transformers 4 takes the ratio of both contexts for the factor if both are there.
         if context_length != rope.context:
             scaling["original_max_position_embeddings"] = rope.context
+    if config.rope_sections:
+        plain = {"rope_type": "default"} if config.rope_interleaved else {"type": "mrope"}
+        scaling = (scaling or plain) | {"mrope_section": list(config.rope_sections)}
+        if config.rope_interleaved:
+            scaling["mrope_interleaved"] = True
     context = {} if context_length is None else {"max_position_embeddings": context_length}
     scaled = {"rope_scaling": scaling} if scaling else {}
     return {**context, "rope_theta": config.rope_base, **scaled}

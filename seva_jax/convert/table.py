@@ -100,6 +100,34 @@ class PatchKernel(Transform):
 
 
 @dataclasses.dataclass(frozen=True)
+class FramesKernel(Transform):
+    """Patch embedding of several frames: theirs [E, 3, T, p, p], ours [T, p * p * 3, E].
+
+    T is the number of frames; see `PatchKernel`.
+    """
+
+    row_dim: ClassVar[int] = 2
+
+    @override
+    def their_shape(self, shape: Shape) -> Shape:
+        width, _, side, _ = PatchKernel().their_shape(shape[1:])
+        return width, 3, shape[0], side, side
+
+    @override
+    def read(self, source: Any, index: Index) -> np.ndarray:
+        kernel = source[(index[2], *[slice(None)] * 4)][:, :, index[0]]
+        width, _, frames, side, _ = kernel.shape
+        rows = kernel.transpose(2, 3, 4, 1, 0).reshape(frames, side * side * 3, width)
+        return rows[:, index[1]]
+
+    @override
+    def write(self, ours: np.ndarray) -> np.ndarray:
+        width, _, frames, side, _ = self.their_shape(ours.shape)
+        kernel = ours.reshape(frames, side, side, 3, width).transpose(4, 3, 0, 1, 2)
+        return np.ascontiguousarray(kernel)
+
+
+@dataclasses.dataclass(frozen=True)
 class Leading(Transform):
     """Theirs has dims of size 1 before ours.
 
@@ -184,9 +212,12 @@ _EMBEDDINGS = "vision_tower.embeddings"
 _PATCHES = f"{_EMBEDDINGS}.patch_embeddings.projection"
 _TOWER = "vision_tower.encoder.layers.{}"
 _INTERN = "vision_tower.encoder.layer.{}"
+_BLOCK = "visual.blocks.{}"
+_MERGER, _DEEP = "visual.merger", "visual.deepstack_merger_list.{}"
 _LLAMA = "language_model.model.layers.{}"
 _QKV = ("q_proj", "k_proj", "v_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj")
+_QWEN_MLP = ("linear_fc1", "linear_fc2")
 
 TABLE: tuple[Row, ...] = (
     Row(f"{_EMBEDDINGS}.class_embedding", "vision/class_embedding"),
@@ -216,6 +247,34 @@ TABLE: tuple[Row, ...] = (
     *_layer_norm("multi_modal_projector.layer_norm", "projector/layer_norm"),
     *_linear("multi_modal_projector", "projector", ("linear_1", "linear_2"), bias=True),
     Row("image_newline", "projector/image_newline"),
+    # Qwen-VL's towers and mergers.
+    Row("visual.patch_embed.proj.weight", "vision/patch_kernel", FramesKernel()),
+    Row("visual.patch_embed.proj.bias", "vision/patch_bias"),
+    Row("visual.pos_embed.weight", "vision/position_embedding"),
+    *(
+        row
+        for name in ("norm1", "norm2")
+        for row in (
+            *_layer_norm(f"{_BLOCK}.{name}", f"vision/layers/{name}"),
+            Row(f"{_BLOCK}.{name}.weight", f"vision/layers/{name}/scale"),
+        )
+    ),
+    *_linear(f"{_BLOCK}.attn", "vision/layers", ("qkv", "proj"), bias=True),
+    *_linear(f"{_BLOCK}.mlp", "vision/layers", ("fc1", "fc2", *_QWEN_MLP, *_MLP), bias=True),
+    *_layer_norm(f"{_MERGER}.ln_q", "projector/merger/ln_q"),
+    Row(f"{_MERGER}.ln_q.weight", "projector/merger/ln_q/scale"),
+    *(
+        row
+        for i in (0, 2)
+        for row in (
+            Row(f"{_MERGER}.mlp.{i}.weight", f"projector/merger/mlp_{i}/kernel", Transposed()),
+            Row(f"{_MERGER}.mlp.{i}.bias", f"projector/merger/mlp_{i}/bias"),
+        )
+    ),
+    *_layer_norm(f"{_MERGER}.norm", "projector/merger/norm"),
+    *_linear(_MERGER, "projector/merger", _QWEN_MLP, bias=True),
+    *_layer_norm(f"{_DEEP}.norm", "projector/deep_mergers/norm"),
+    *_linear(_DEEP, "projector/deep_mergers", _QWEN_MLP, bias=True),
     Row("language_model.model.embed_tokens.weight", "language/embedding"),
     _rms_norm("input_layernorm"),
     *_linear(f"{_LLAMA}.self_attn", "language/layers", _QKV, bias=True),
@@ -244,6 +303,7 @@ _PREFIXES = (
     ("model.vision_tower.vision_model.", "vision_tower."),
     ("model.vision_tower.", "vision_tower."),
     ("vision_tower.vision_model.", "vision_tower."),
+    ("model.visual.", "visual."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("model.image_newline", "image_newline"),
     ("model.language_model.", "language_model.model."),

@@ -9,5 +9,12 @@ from seva_jax.images.internvl import InternvlProcessing
 from seva_jax.images.llava_next import LlavaNextProcessing
 from seva_jax.images.llava_onevision import LlavaOnevisionProcessing
 from seva_jax.images.preprocess import ImageLayouts, ImageProcessing
+from seva_jax.images.qwen import QwenProcessing
 
-PROCESSINGS = (ImageProcessing, LlavaNextProcessing, LlavaOnevisionProcessing, InternvlProcessing)
+PROCESSINGS = (
+    ImageProcessing,
+    LlavaNextProcessing,
+    LlavaOnevisionProcessing,
+    InternvlProcessing,
+    QwenProcessing,
+)

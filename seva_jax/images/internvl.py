@@ -79,10 +79,9 @@ class InternvlProcessing(TiledProcessing):
             "max_patches": self.max_tiles,
         }
 
-    @property
     @override
-    def whole_tile(self) -> int:
-        return -1
+    def view(self, tiles_IHWC: np.ndarray, size: Size) -> np.ndarray:
+        return tiles_IHWC[-1]
 
     @property
     @override

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -204,10 +204,39 @@ class ImageProcessing:
 
         return crossed(*map(along, size))[None]
 
-    @property
-    def whole_tile(self) -> int:
-        """Which of an image's tiles shows the whole picture: its index, 0 or -1."""
-        return 0
+    def view(self, tiles_IHWC: np.ndarray, size: Size) -> np.ndarray:
+        """Returns the whole picture that the tiles of an image show, float32 [H, W, 3].
+
+        Args:
+            tiles_IHWC: see `tiles`.
+            size: height and width of the decoded image, or `FRAME`.
+        """
+        del size
+        return tiles_IHWC[0]
+
+    def changed(
+        self, tiles_IHWC: np.ndarray, size: Size, change: Callable[[int, np.ndarray], np.ndarray]
+    ) -> np.ndarray:
+        """Applies a change to the normalised pixels of an image, and returns its tiles.
+
+        Here it is applied to each tile: a tile is as large as the whole image of a model with one
+        tile for each image.
+
+        Args:
+            tiles_IHWC: see `tiles`.
+            size: see `view`.
+            change: takes a number and pixels [H, W, 3], and returns others.
+        """
+        del size
+        return np.stack([change(number, tile) for number, tile in enumerate(tiles_IHWC)])
+
+    def small(self, image_HWC: np.ndarray) -> np.ndarray:
+        """Returns tiles of the whole picture, as many for every image, see `small_layout`."""
+        return self(image_HWC)[None]
+
+    def small_layout(self, features: int) -> ImageLayout:
+        """Returns the layout of what `small` returns; for `features` see `layouts`."""
+        return _one_tile(features)
 
     @property
     def blended(self) -> int:
@@ -218,6 +247,11 @@ class ImageProcessing:
     def one_layout(self) -> bool:
         """Whether all images have the same layout, whatever their sizes."""
         return True
+
+    @property
+    def native(self) -> bool:
+        """Whether images keep their own size, see `Layouts.native`."""
+        return False
 
     @property
     def videos(self) -> bool:
@@ -320,6 +354,10 @@ class ImageLayouts:
     @property
     def blended(self) -> int:
         return self.processing.blended
+
+    @property
+    def native(self) -> bool:
+        return self.processing.native
 
     @property
     def videos(self) -> bool:

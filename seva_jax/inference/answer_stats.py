@@ -84,7 +84,8 @@ def image_attention(
         return padded_BA.reshape(len(x_BA), -1, _QUERIES).swapaxes(0, 1)
 
     def at(x_BS: jax.Array, row_BA: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(x_BS, row_BA, axis=1)
+        more = (1,) * (x_BS.ndim - 2)  # positions may have three axes
+        return jnp.take_along_axis(x_BS, row_BA.reshape(*row_BA.shape, *more), axis=1)
 
     def add(total_BCS: jax.Array, chunk: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         row_BA, owner_BA = chunk

@@ -110,15 +110,21 @@ def _corrupted(
                 changed_HWC = apply_pixels(corruption, key, load(use.name))
                 images.append(_clean(lambda _, x=changed_HWC: x, processing, use))
                 continue
-            # A tile is as large as the whole image of a model with one tile, and noise is drawn for
-            # each tile; the first one has the noise that the only one would have.
             tiles_IHWC, size = clean(use)
-            changed = [
-                apply_jitted(corruption, jax.random.fold_in(key, i) if i else key, tile_HWC)
-                for i, tile_HWC in enumerate(tiles_IHWC)
-            ]
-            images.append(_Image(np.stack(changed), size))
+            change = functools.partial(_changed, corruption, key)
+            images.append(_Image(processing.changed(tiles_IHWC, size, change), size))
     return images
+
+
+def _changed(
+    corruption: Corruption, key: jax.Array, number: int, image_HWC: np.ndarray
+) -> np.ndarray:
+    """Returns a tile, or a picture, under a corruption of normalised pixels.
+
+    Noise is drawn for each tile; the first one has the noise that the only one would have.
+    """
+    key = jax.random.fold_in(key, number) if number else key
+    return np.asarray(apply_jitted(corruption, key, image_HWC))
 
 
 def corrupted_views(
@@ -138,8 +144,8 @@ def corrupted_views(
         seed: the run's.
 
     Returns:
-        The name of each corruption of the comparison, and the images that it left: of each the
-        tile that shows all of it, float32 [H, W, 3].
+        The name of each corruption of the comparison, and the images that it left, each whole:
+        float32 [H, W, 3].
     """
     prompt = comparison.prompt
     load = functools.cache(load_image)
@@ -148,5 +154,5 @@ def corrupted_views(
     for index in comparison.corruptions:
         chosen = corruptions[index]
         images = _corrupted(prompt, load, clean, processing, chosen, index, seed)
-        views.append((str(chosen), [x.tiles_IHWC[processing.whole_tile] for x in images]))
+        views.append((str(chosen), [processing.view(*x) for x in images]))
     return views

@@ -19,7 +19,9 @@ from seva_jax.runtime.read_ahead import READERS, read_ahead
 from seva_jax.runtime.stores import is_remote
 from seva_jax.sharding import process_row_share, row_multiple
 from seva_jax.training.step import Variables
-from seva_jax.types import FRAME, ExampleError, Size
+from seva_jax.types import FRAME, ExampleError, ImageLayout, Size
+
+_Named = tuple[str, ImageLayout]
 
 
 def cached_features(
@@ -52,7 +54,7 @@ def cached_features(
     with ThreadPoolExecutor(_threads(pixels.remote)) as pool:
         my_keys = list(pool.map(lambda use: _key(pixels, use), mine))
     keys: dict[ImageUse, str] = {}
-    tiles: dict[str, int] = {}
+    layouts: dict[str, ImageLayout] = {}
     of_content: dict[str, ImageUse] = {}
     for process, part in enumerate(gather(my_keys)):
         for use, key in zip(uses[process::count], part, strict=True):
@@ -62,14 +64,13 @@ def cached_features(
                 of_content[hashed] = use
                 # An image that is not alone is laid out as one of several.
                 sizes = [FRAME] if use.frame else [(height, width)] * (1 if use.alone else 2)
-                layout, *_ = pixels.processing.layouts(sizes, cache.shape[0])
-                tiles[hashed] = layout.tiles
+                layouts[hashed], *_ = pixels.processing.layouts(sizes, cache.shape[0])
     # Process 0 decides: on a network file system, others may see its files later.
     missing = gather(cache.lacking(of_content) if number == 0 else [])[0]
     progress(len(uses) - len(missing))
     with ThreadPoolExecutor(_threads(is_remote(cache.directory))) as pool:
         computed = _tower_pass(
-            model, variables, [(key, tiles[key]) for key in missing], pixels, mesh, batch_size,
+            model, variables, [(key, layouts[key]) for key in missing], pixels, mesh, batch_size,
             lambda key: pixels(of_content[key]),
         )  # fmt: skip
         for group in computed:
@@ -103,20 +104,21 @@ def mean_features(
         float32 [N, E]; zeros for an image that cannot be read.
     """
     width = model.config.feature_width
+    layout = pixels.processing.small_layout(model.config.tile_features)
 
     def read(name: str) -> np.ndarray | None:
         try:
-            return pixels.whole(name)[None]
+            return pixels.small(name)
         except ExampleError:
             return None
 
-    one_each = [(name, 1) for name in names]
-    computed = _tower_pass(model, variables, one_each, pixels, mesh, batch_size, read)
+    images = [(name, layout) for name in names]
+    computed = _tower_pass(model, variables, images, pixels, mesh, batch_size, read)
     for group in computed:
         means = np.zeros((len(group), width), np.float32)
         for mean_E, (_, features_IPE) in zip(means, group, strict=True):
             if features_IPE is not None:
-                mean_E[:] = features_IPE[0].astype(np.float32).mean(axis=0)
+                mean_E[:] = features_IPE.astype(np.float32).mean(axis=(0, 1))
         means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
         yield means
 
@@ -124,7 +126,7 @@ def mean_features(
 def _tower_pass(
     model: Llava,
     variables: Variables,
-    images: Sequence[tuple[str, int]],
+    images: Sequence[_Named],
     pixels: Pixels,
     mesh: jax.sharding.Mesh,
     batch_size: int,
@@ -137,55 +139,63 @@ def _tower_pass(
     Args:
         model: the module.
         variables: its variables.
-        images: what each image is called, and how many tiles it has.
+        images: what each image is called, and its layout.
         pixels: the image pipeline.
         mesh: where the model lives.
         batch_size: tiles computed together, over all devices.
         read: returns the tiles of an image, [I, X]; None for one that cannot be read.
     """
     (share, num_shares), multiple = process_row_share(mesh), row_multiple(mesh)
-    total, most = sum(num for _, num in images), max((num for _, num in images), default=1)
-    rows = max(min(batch_size, total), most * num_shares)  # a share holds any one image
-    rows = -(-rows // multiple) * multiple
-    local = rows // num_shares
-    bins: list[list[tuple[str, int]]] = [[]]
+    sizes = [layout.tiles for _, layout in images]
+    room = max(-(-min(batch_size, sum(sizes)) // multiple), max(sizes, default=1))
+    rows = list[list[_Named]]([[]])  # each holds whole images: tiles of one may see each other
     for image in images:
-        if sum(num for _, num in bins[-1]) + image[1] > local:
-            bins.append([])
-        bins[-1].append(image)
-    bins += [[] for _ in range(-len(bins) % num_shares)]
+        if sum(layout.tiles for _, layout in rows[-1]) + image[1].tiles > room:
+            rows.append([])
+        rows[-1].append(image)
+    rows += [[] for _ in range(-len(rows) % multiple)]
+    groups = [rows[first : first + multiple] for first in range(0, len(rows), multiple)]
+    local = multiple // num_shares
+    mine = slice(share * local, (share + 1) * local)
 
-    def tower(variables: Variables, pixels_BIHWC: jax.Array) -> Any:
-        return model.apply(variables, pixels_BIHWC, method="features")
+    def tower(variables: Variables, tiles: tuple[jax.Array, jax.Array]) -> Any:
+        return model.apply(variables, *tiles, method="features")
 
     threads = _threads(pixels.remote)
-    mine = [name for part in bins[share::num_shares] for name, _ in part]
-    loaded = read_ahead(read, mine, threads, max(threads, local))
+    names = [name for group in groups for row in group[mine] for name, _ in row]
+    loaded = read_ahead(read, names, threads, max(threads, local * room))
 
-    def batches() -> Iterator[tuple[tuple[list[list[tuple[str, int]]], list[int]], np.ndarray]]:
-        for first in range(0, len(bins), num_shares):
-            group = bins[first : first + num_shares]
-            batch = np.zeros((local, 1, *pixels.shape), pixels.dtype)
-            missing, at = list[int](), 0
-            for _, num in group[share]:
-                tiles_IX = next(loaded)
-                if tiles_IX is None:
-                    missing.append(share * local + at)
-                else:
-                    batch[at : at + num, 0] = tiles_IX
-                at += num
-            yield (group, missing), batch
+    def batches() -> Iterator[tuple[tuple[list[list[_Named]], list[str]], tuple[Any, Any]]]:
+        for group in groups:
+            batch = np.zeros((local, room, *pixels.shape), pixels.dtype)
+            place_BI5 = np.zeros((local, room, 5), np.int32)
+            missing = list[str]()
+            for row, own in enumerate(group[mine]):
+                at = pictures = 0
+                for name, layout in own:
+                    tiles_IX, end = next(loaded), at + layout.tiles
+                    if tiles_IX is None:
+                        missing.append(name)
+                    else:
+                        batch[row, at:end] = tiles_IX
+                    if layout.native is not None:
+                        place_BI5[row, at:end] = layout.native.place_I5
+                        place_BI5[row, at:end, 0] += pictures
+                        pictures = place_BI5[row, at:end, 0].max()
+                    at = end
+            yield (group, missing), (batch, place_BI5)
 
     with contextlib.closing(loaded):
-        for (group, missing), features_NPE in run_pass(tower, variables, batches(), mesh):
-            missing = {place for part in gather(missing) for place in part}
+        for (group, missing), features_BNE in run_pass(tower, variables, batches(), mesh):
+            lost = {name for part in gather(missing) for name in part}
             out = list[tuple[str, np.ndarray | None]]()
-            for number, part in enumerate(group):
-                place = number * local
-                for name, num in part:
-                    own = None if place in missing else features_NPE[place : place + num]
+            for row, features_NE in zip(group, features_BNE, strict=True):
+                features_IPE = features_NE.reshape(room, -1, features_NE.shape[-1])
+                at = 0
+                for name, layout in row:
+                    own = None if name in lost else features_IPE[at : at + layout.tiles]
                     out.append((name, own))
-                    place += num
+                    at += layout.tiles
             yield out
 
 

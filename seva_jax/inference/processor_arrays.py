@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seva_jax.batches.trees import joint_layout
+from seva_jax.batches.trees import joint_layout, trunk_positions
 from seva_jax.images import ImageProcessing
+from seva_jax.images.qwen import FRAMES, MERGE, QwenProcessing, grid_layout, window_order
 from seva_jax.inference.sampler import PromptBatch
 from seva_jax.models import LlavaConfig
 from seva_jax.types import FRAME, TEXT, Blend, DataError, ImageLayout
@@ -29,6 +30,7 @@ def to_rows(
     image_sizes: np.ndarray | None = None,
     batch_num_images: np.ndarray | None = None,
     pixel_values_videos: np.ndarray | None = None,
+    image_grid_thw: np.ndarray | None = None,
 ) -> PromptBatch:
     """Regroups the processor's flat lists of images and videos by row, and checks all arrays.
 
@@ -42,6 +44,7 @@ def to_rows(
         image_sizes: heights and widths, which `processing` needs.
         batch_num_images: numbers of images that belong together.
         pixel_values_videos: the frames of videos; only with `processing`.
+        image_grid_thw: frames, rows and columns of patches of images that keep their own size.
 
     Returns:
         NumPy arrays; I is the largest number of tiles and frames in a row, and missing ones are
@@ -75,14 +78,19 @@ def to_rows(
     rows = tokens_BS.astype(np.int32), mask_BS.astype(bool)
     if processing is None:
         return PromptBatch(*rows, *_tile_by_tile(config, image_BS, pixel_values))
-    images = _images(config, processing, pixel_values, image_sizes, batch_num_images)
+    if isinstance(processing, QwenProcessing):
+        images = _patched(processing, pixel_values, image_grid_thw)
+    else:
+        images = _images(config, processing, pixel_values, image_sizes, batch_num_images)
     videos = _videos(config, processing, pixel_values_videos)
     by_row = zip(
         _by_row(image_BS, images, "image", "pixel_values"),
         _by_row(video_BS, videos, "video", "pixel_values_videos"),
         strict=True,
     )
-    return PromptBatch(*rows, *_laid_out(config, processing, (image_BS, video_BS), list(by_row)))
+    by_row = list(by_row)
+    batch = PromptBatch(*rows, *_laid_out(config, processing, (image_BS, video_BS), by_row))
+    return _placed(batch, image_BS, by_row) if processing.native else batch
 
 
 def _tile_by_tile(
@@ -160,6 +168,80 @@ def _images(
             f"image_sizes needs {most}; use the processor of this model"
         )
     return [(layout, tiles[: layout.tiles]) for layout, tiles in zip(layouts, pixels, strict=True)]
+
+
+def _patched(
+    processing: QwenProcessing,
+    pixel_values: np.ndarray | None,
+    image_grid_thw: np.ndarray | None,
+) -> list[_Picture]:
+    """Returns the layout and the tiles [I, 3, H, W] of images given as patches."""
+    if pixel_values is None:
+        return []
+    patch = processing.size // MERGE
+    width, patches = 3 * FRAMES * patch * patch, np.asarray(pixel_values)
+    if patches.ndim != 2 or patches.shape[1] != width:
+        raise DataError(
+            f"pixel_values is {list(patches.shape)}, expected [patches, {width}]; use the "
+            "processor of this model"
+        )
+    grids = np.zeros((0, 3), int) if image_grid_thw is None else np.asarray(image_grid_thw)
+    whole = grids.ndim == 2 and grids.shape[1:] == (3,) and grids.dtype.kind in "iu"
+    if not whole or (grids < 1).any() or (grids[:, 1:] % MERGE).any() or (grids[:, 0] != 1).any():
+        given = "missing" if image_grid_thw is None else str(grids.tolist())[:80]
+        raise DataError(
+            f"image_grid_thw is {given}, expected [1, rows, columns] of patches for each image, "
+            f"both multiples of {MERGE}"
+        )
+    counts = grids.prod(axis=1)
+    if counts.sum() != len(patches):
+        raise DataError(
+            f"pixel_values has {len(patches)} patches, but the images of image_grid_thw have "
+            f"{counts.sum()}"
+        )
+    pictures = list[_Picture]()
+    for grid, part in zip(grids, np.split(patches, np.cumsum(counts)[:-1]), strict=True):
+        rows, columns = (int(x) // MERGE for x in grid[1:])
+        # [tiles, rows of patches, columns of patches, colours, frames, rows, columns]; both frames
+        # of an image are the image.
+        blocks = part.reshape(-1, MERGE, MERGE, 3, FRAMES, patch, patch)
+        if not np.array_equal(blocks[:, :, :, :, 0], blocks[:, :, :, :, 1]):
+            raise DataError(
+                "pixel_values: an image has different frames; give a video as pixel_values_videos"
+            )
+        tiles_ICHW = (
+            blocks[:, :, :, :, 0]
+            .transpose(0, 3, 1, 4, 2, 5)
+            .reshape(-1, 3, processing.size, processing.size)
+        )
+        layout = grid_layout(1, rows, columns)
+        pictures.append((layout, tiles_ICHW[window_order(rows, columns)]))
+    return pictures
+
+
+def _placed(
+    batch: PromptBatch,
+    image_BS: np.ndarray,
+    by_row: Sequence[tuple[list[_Picture], list[_Picture]]],
+) -> PromptBatch:
+    """Adds the places of tiles, and positions of three axes.
+
+    Args:
+        batch: the rows.
+        image_BS: whether a token is of an image.
+        by_row: images and videos of each row.
+    """
+    rows, tiles = batch.pixels_BIHWC.shape[:2]
+    place_BI5 = np.zeros((rows, tiles, 5), np.int32)
+    positions_BS3 = np.zeros((*image_BS.shape, 3), np.int32)
+    for number, (images, _) in enumerate(by_row):
+        layouts = [layout for layout, _ in images]
+        joint = joint_layout(layouts, 1, 1)
+        if joint.native is not None:
+            place_BI5[number, : joint.tiles] = joint.native.place_I5
+        real_S = np.asarray(batch.mask_BS)[number]
+        positions_BS3[number, real_S], _ = trunk_positions(image_BS[number, real_S], layouts, True)
+    return batch._replace(place_BI5=place_BI5, positions_BS3=positions_BS3)
 
 
 def _videos(

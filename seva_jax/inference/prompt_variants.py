@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from seva_jax.batches.encoded import ImageTokens
-from seva_jax.batches.trees import joint_layout
+from seva_jax.batches.trees import joint_layout, trunk_positions
 from seva_jax.corrupt import Corruption
 from seva_jax.corrupt.base import changed_size
 from seva_jax.images import ImageProcessing
@@ -31,11 +31,13 @@ class Variant(NamedTuple):
         trunk: int32 [S], token ids.
         tiles_IHWC: float32, the tiles of all images; a changed sequence may have fewer images.
         images: the layout of all images together.
+        positions: int32 [S], or [S, 3], positions of the trunk, see `trunk_positions`.
     """
 
     trunk: np.ndarray
     tiles_IHWC: np.ndarray
     images: ImageLayout
+    positions: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,9 @@ class PromptVariants:
         for tree, (tiles_IHWC, sizes) in zip(trees, images, strict=True):
             trunk, own = self._fitted(tree, lambda _, known=sizes: known)
             joint = joint_layout(own, layouts.tile_features, layouts.blended)
-            variants.append(Variant(trunk, tiles_IHWC, joint))
+            is_image_S = trunk == self.encoder.image_token_id
+            positions, _ = trunk_positions(is_image_S, own, layouts.native)
+            variants.append(Variant(trunk, tiles_IHWC, joint, positions))
         return variants
 
     def sizes(

@@ -333,13 +333,16 @@ class RolloutEngine:
         weights = np.zeros((rows, shape.width, blended), np.float32)
         blend = Blend(np.zeros_like(weights, np.int32), weights)
         pixels = np.zeros((rows, shape.tiles, size, size, 3), np.float32)
+        native = self.encoder.layouts.native
+        places_of_tiles = np.zeros((rows, shape.tiles, 5), np.int32)
+        positions = np.zeros((rows, shape.width, 3), np.int32)
         words = np.zeros((rows, 3), np.uint32)
         tags = np.full(rows, -1, np.int32)
         places = np.full(layout.rows, -1, np.int32)
         pairs = iter(taken.pairs)
         for item in taken.items:
             name = f"{prompts[item.index].id}/answer"
-            for variant, (trunk, tiles, images) in enumerate(item.variants):
+            for variant, (trunk, tiles, images, at) in enumerate(item.variants):
                 row, place = next(pairs)
                 tokens[row, : len(trunk)] = trunk
                 mask[row, : len(trunk)] = True
@@ -349,10 +352,17 @@ class RolloutEngine:
                     blend.index_BSM[row, image_at] = images.blend.index_BSM
                     blend.weight_BSM[row, image_at] = images.blend.weight_BSM
                 pixels[row, : len(tiles)] = tiles
+                if images.native is not None:
+                    places_of_tiles[row, : len(tiles)] = images.native.place_I5
+                if native:
+                    positions[row, : len(trunk)] = at
                 words[row] = key_words(name, variant)
                 tags[row] = item.index * len(item.variants) + variant
                 places[place] = row % (rows // layout.parts)
-        batch = PromptBatch(tokens, mask, patch, pixels, blend if blended > 1 else None)
+        batch = PromptBatch(
+            tokens, mask, patch, pixels, blend if blended > 1 else None,
+            places_of_tiles if native else None, positions if native else None,
+        )  # fmt: skip
         return batch, words, tags, places
 
     def _text(self, prompt: Prompt, ids: np.ndarray) -> str:

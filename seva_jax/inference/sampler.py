@@ -30,6 +30,8 @@ class PromptBatch(NamedTuple):
         patch_BS: int32, see `TreeBatch.patch_BS`.
         pixels_BIHWC: float32 preprocessed tiles of images.
         blend: see `TreeBatch.blend`.
+        place_BI5: see `TreeBatch.place_BI5`.
+        positions_BS3: positions of three axes for models that have them; None counts tokens.
     """
 
     tokens_BS: Array
@@ -37,6 +39,8 @@ class PromptBatch(NamedTuple):
     patch_BS: Array
     pixels_BIHWC: Array
     blend: Blend | None = None
+    place_BI5: Array | None = None
+    positions_BS3: Array | None = None
 
 
 def choose(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling) -> jax.Array:
@@ -63,6 +67,7 @@ class Decoding(NamedTuple):
         clock: int32 scalar, decode steps so far.
         cache: the KV cache.
         seen_BS: bool, True for real tokens of the prompt.
+        next_B: int32, the position of the first token of the answer.
         key_data_BN: raw PRNG keys.
         tag_B: int32, the caller's tag of each row.
         count_B: int32, tokens of the answer so far.
@@ -75,6 +80,7 @@ class Decoding(NamedTuple):
     clock: jax.Array
     cache: Cache
     seen_BS: jax.Array
+    next_B: jax.Array
     key_data_BN: jax.Array
     tag_B: jax.Array
     count_B: jax.Array
@@ -121,6 +127,11 @@ class Sampler:
         """
         rows, width = batch.tokens_BS.shape
         positions_BS = jnp.maximum(jnp.cumsum(batch.mask_BS, axis=1) - 1, 0)
+        next_B = positions_BS[:, -1] + 1
+        if batch.positions_BS3 is not None:
+            positions_BS = batch.positions_BS3
+            real_BS1 = batch.mask_BS[..., None]
+            next_B = jnp.where(real_BS1, positions_BS, -1).max(axis=(1, 2)) + 1
         causal_SS = jnp.arange(width) <= jnp.arange(width)[:, None]
         # Padding attends to itself: kernels divide by the sum of a query's weights.
         mask_BSS = (batch.mask_BS[:, None] & causal_SS) | jnp.eye(width, dtype=bool)
@@ -130,7 +141,7 @@ class Sampler:
             positions_BS,
             mask_BSS,
             batch.patch_BS,
-            self.model.apply(variables, batch.pixels_BIHWC, method="features"),
+            self.model.apply(variables, batch.pixels_BIHWC, batch.place_BI5, method="features"),
             self.model.empty_cache(rows, num_slots, self.cache),
             jnp.int32(0),
             blend=batch.blend,
@@ -145,6 +156,7 @@ class Sampler:
             clock=jnp.int32(0),
             cache=cache,
             seen_BS=batch.mask_BS,
+            next_B=next_B.astype(jnp.int32),
             key_data_BN=jax.random.key_data(keys_B),
             tag_B=tag_B,
             count_B=jnp.zeros(rows, jnp.int32),
@@ -231,7 +243,6 @@ class Sampler:
         """Samples tokens until `enough` more rows are done, or all of them."""
         rows, width = state.seen_BS.shape
         num_new = self.sampling.max_new_tokens
-        length_B = state.seen_BS.sum(axis=1)
         prompt_BS = jnp.cumsum(state.seen_BS, axis=1) - 1  # positions in the prompt
         goal = jnp.minimum(state.done_B.sum() + enough, rows)
 
@@ -239,7 +250,7 @@ class Sampler:
             place = state.clock % num_new
             age_T = (place - jnp.arange(num_new)) % num_new
             mask_BU = jnp.concatenate([state.seen_BS, age_T < state.count_B[:, None]], axis=1)
-            position_B1 = (length_B + state.count_B - 1)[:, None]
+            position_B1 = (state.next_B + state.count_B - 1)[:, None]
             logits_B1V, cache = self.model.apply(
                 variables,
                 state.token_B[:, None],
@@ -322,6 +333,7 @@ def empty_state(sampler: Sampler, num_rows: int, width: int) -> Decoding:
         clock=jnp.int32(0),
         cache=sampler.model.empty_cache(num_rows, width + num_new, sampler.cache),
         seen_BS=full(False, width),
+        next_B=full(jnp.int32(0)),
         key_data_BN=full(key_data_N, len(key_data_N)),
         tag_B=full(jnp.int32(-1)),
         count_B=full(jnp.int32(0)),

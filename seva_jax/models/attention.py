@@ -63,15 +63,15 @@ def attend(
         return plain(query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU)
     arguments = query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU
     if kind == "cudnn":
-        return _on_mesh(cudnn, *arguments)
+        return _masked_on_mesh(cudnn, *arguments)
     if kind == "tokamax":
-        return _on_mesh(tokamax, *arguments)
+        return _masked_on_mesh(tokamax, *arguments)
     kernels: dict[str, Callable[..., jax.Array]] = {}
     width = query_BSHQ.shape[-1]
     if kind == "auto" and width % BLOCK == 0:
-        kernels["tpu"] = functools.partial(_on_mesh, splash)
+        kernels["tpu"] = functools.partial(_masked_on_mesh, splash)
     if kind == "auto" and _cudnn_takes(query_BSHQ.dtype, width, compute_capability()):
-        kernels["cuda"] = functools.partial(_on_mesh, fused)
+        kernels["cuda"] = functools.partial(_masked_on_mesh, fused)
     if not kernels:
         return blocks(*arguments)
     return jax.lax.platform_dependent(*arguments, **kernels, default=blocks)
@@ -301,22 +301,34 @@ def _pad_mask(mask_BSS: jax.Array, pad: int) -> jax.Array:
     return mask_BSS | jnp.diag(jnp.arange(length + pad) >= length)
 
 
-def _on_mesh(
+def _masked_on_mesh(kernel: Callable[..., jax.Array], *arguments: jax.Array) -> jax.Array:
+    return on_mesh(kernel, activation_spec("batch", "length", "length"), *arguments)
+
+
+def on_mesh(
     kernel: Callable[..., jax.Array],
+    rows: jax.sharding.PartitionSpec,
     query_BSHQ: jax.Array,
     key_BUGQ: jax.Array,
     value_BUGQ: jax.Array,
-    mask_BSU: jax.Array,
+    seen: jax.Array,
 ) -> jax.Array:
-    """Runs a kernel on every device for the rows and heads of that device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return kernel(query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU)
+    """Runs a kernel on every device for the rows and heads of that device.
+
+    Args:
+        kernel: takes the other arguments but `rows`.
+        rows: how `seen` is split.
+        query_BSHQ: queries.
+        key_BUGQ: keys.
+        value_BUGQ: values.
+        seen: what says which keys a query attends to.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return kernel(query_BSHQ, key_BUGQ, value_BUGQ, seen)
     heads = activation_spec("batch", "length", "heads", "head_dim")
-    rows = activation_spec("batch", "length", "length")
     return jax.shard_map(
         kernel, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
-    )(query_BSHQ, key_BUGQ, value_BUGQ, mask_BSU)
+    )(query_BSHQ, key_BUGQ, value_BUGQ, seen)
 
 
 def splash(

@@ -5,6 +5,7 @@ What does not live here: reading a config from a checkpoint directory (`seva_jax
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import typing
 from typing import Annotated, Literal
@@ -52,6 +53,16 @@ class TowerConfig:
     def merged(self) -> int:
         """Side of the square of neighbouring patches that are joined to one feature."""
         return 1
+
+    @property
+    def deep_layers(self) -> tuple[int, ...]:
+        """Layers whose features the first layers of the language model take too."""
+        return ()
+
+    @property
+    def native(self) -> bool:
+        """Whether all tiles of a row are one sequence, in which patches see their own picture."""
+        return False
 
     @property
     def layer_parameters(self) -> int:
@@ -136,6 +147,169 @@ class InternConfig(TowerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class QwenVisionConfig(TowerConfig, abc.ABC):
+    """Vision transformer of Qwen-VL, for images of native resolution.
+
+    A tile is a square of 2 x 2 patches, and becomes one feature.
+    """
+
+    image_size: Annotated[int, FROM_1] = 28
+    hidden_size: Annotated[int, FROM_1] = 1280
+    num_layers: Annotated[int, FROM_1] = 32
+    mlp_size: Annotated[int, FROM_1] = 5120
+    norm_eps: Annotated[float, Range(0, 1, above=True)] = 1e-6
+
+    @property
+    @override
+    def class_token(self) -> bool:
+        return False
+
+    @property
+    @override
+    def merged(self) -> int:
+        return 2
+
+    @property
+    @override
+    def native(self) -> bool:
+        return True
+
+    @property
+    @override
+    def norm_parameters(self) -> int:
+        return 0
+
+    @property
+    def gated(self) -> bool:
+        """Whether norms are RMSNorm and the MLP is gated by SiLU."""
+        return False
+
+    @property
+    def quick_gelu(self) -> bool:
+        """Whether the activation of an MLP without a gate is quick GELU, or GELU with tanh."""
+        return False
+
+    @property
+    def windows(self) -> int:
+        """Side of the windows in tiles; 0 for none."""
+        return 0
+
+    @property
+    def whole_layers(self) -> tuple[int, ...]:
+        """Layers in which a patch sees its whole picture, where there are windows."""
+        return ()
+
+    @property
+    def learned_grid(self) -> int:
+        """Side of the square of learned positions; 0 for none."""
+        return 0
+
+    @property
+    def patch_bias(self) -> bool:
+        """Whether the embedding of patches has a bias."""
+        return False
+
+    @property
+    def mlp_names(self) -> tuple[str, str]:
+        """Names of the linear layers of an MLP without a gate, as in checkpoints."""
+        return "fc1", "fc2"
+
+    @property
+    def merger_names(self) -> tuple[str, str, str]:
+        """Names of the merger's norm and linear layers, as in checkpoints."""
+        return "ln_q", "mlp_0", "mlp_2"
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen2VisionConfig(QwenVisionConfig):
+    """Tower of Qwen2-VL."""
+
+    @property
+    @override
+    def quick_gelu(self) -> bool:
+        return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen25VisionConfig(QwenVisionConfig):
+    """Tower of Qwen2.5-VL, with attention inside windows.
+
+    Attributes:
+        window: side of a window in tiles.
+        full_layers: layers without windows, counted from 0.
+    """
+
+    mlp_size: Annotated[int, FROM_1] = 3420
+    window: Annotated[int, FROM_1] = 4
+    full_layers: tuple[int, ...] = (7, 15, 23, 31)
+
+    @property
+    @override
+    def gated(self) -> bool:
+        return True
+
+    @property
+    @override
+    def windows(self) -> int:
+        return self.window
+
+    @property
+    @override
+    def whole_layers(self) -> tuple[int, ...]:
+        return self.full_layers
+
+    @property
+    @override
+    def layer_parameters(self) -> int:
+        width, mlp = self.hidden_size, self.mlp_size
+        return 4 * (width * width + width) + 3 * width * mlp + 2 * mlp + width + 2 * width
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen3VisionConfig(QwenVisionConfig):
+    """Tower of Qwen3-VL, with learned positions, some of whose layers go into DeepStack.
+
+    Attributes:
+        position_grid: side of the square of learned positions.
+        deep: layers whose features are added after the first layers of the language model (arXiv
+            2406.04334), ascending, counted from 0.
+    """
+
+    image_size: Annotated[int, FROM_1] = 32
+    patch_size: Annotated[int, FROM_1] = 16
+    hidden_size: Annotated[int, FROM_1] = 1152
+    num_layers: Annotated[int, FROM_1] = 27
+    mlp_size: Annotated[int, FROM_1] = 4304
+    position_grid: Annotated[int, FROM_1] = 48
+    deep: tuple[int, ...] = (8, 16, 24)
+
+    @property
+    @override
+    def deep_layers(self) -> tuple[int, ...]:
+        return self.deep
+
+    @property
+    @override
+    def learned_grid(self) -> int:
+        return self.position_grid
+
+    @property
+    @override
+    def patch_bias(self) -> bool:
+        return True
+
+    @property
+    @override
+    def mlp_names(self) -> tuple[str, str]:
+        return "linear_fc1", "linear_fc2"
+
+    @property
+    @override
+    def merger_names(self) -> tuple[str, str, str]:
+        return "norm", "linear_fc1", "linear_fc2"
+
+
+@dataclasses.dataclass(frozen=True)
 class TextConfig:
     """Decoder of the Llama kind: Llama, Vicuna, Mistral, Qwen2 and Qwen3 by their options.
 
@@ -157,6 +331,10 @@ class TextConfig:
         window: a token attends to this many tokens up to itself (Mistral's sliding window); 0 for
             all of them.
         full_layers: layers without the window, counted from 0.
+        rope_sections: how many rotary frequencies turn by time, rows and columns of an image
+            (M-RoPE of Qwen-VL); empty where all turn by the position in the text.
+        rope_interleaved: whether frequencies of the three axes alternate (Qwen3-VL), or follow one
+            another.
     """
 
     vocab_size: Annotated[int, FROM_1] = 32064
@@ -174,6 +352,18 @@ class TextConfig:
     qk_norm: Annotated[bool, ADDED] = False
     window: Annotated[int, FROM_0, ADDED] = 0
     full_layers: Annotated[tuple[int, ...], ADDED] = ()
+    rope_sections: Annotated[tuple[int, ...], ADDED] = ()
+    rope_interleaved: Annotated[bool, ADDED] = False
+
+    @property
+    def rope_axes(self) -> tuple[int, ...]:
+        """The axis that each rotary frequency turns by: 0 for time, 1 for rows, 2 for columns."""
+        num = self.head_dim // 2
+        if not self.rope_sections:
+            return (0,) * num
+        if not self.rope_interleaved:
+            return tuple(axis for axis, size in enumerate(self.rope_sections) for _ in range(size))
+        return tuple(i % 3 if i < 3 * self.rope_sections[i % 3] else 0 for i in range(num))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +405,8 @@ class LlavaConfig:
     @property
     def feature_width(self) -> int:
         """Width of a feature before the projector, E."""
-        return self.vision.hidden_size * self.vision.merged**2
+        per_layer = self.vision.hidden_size * self.vision.merged**2
+        return per_layer * (1 + len(self.vision.deep_layers))
 
     @property
     def tower_depth(self) -> int:

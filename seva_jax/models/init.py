@@ -17,7 +17,9 @@ def _init(model: Llava, key: jax.Array) -> Any:
     ids = jnp.zeros((1, 1), jnp.int32)
     side = model.config.vision.image_size
     pixels = jnp.zeros((1, 1, side, side, 3))
-    return model.init(key, ids, ids, jnp.ones((1, 1, 1), bool), ids, pixels)
+    place = jnp.ones((1, 1, 5), jnp.int32) if model.config.vision.native else None
+    mask = jnp.ones((1, 1, 1), bool)
+    return model.init(key, ids, ids, mask, ids, pixels, place_BI5=place)
 
 
 def _unbox(tree: Any) -> Any:

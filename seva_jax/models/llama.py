@@ -80,10 +80,19 @@ Carry = tuple[jax.Array, LayerCache | None, Input | None]
 
 
 def rotary(positions_BS: jax.Array, config: TextConfig) -> tuple[jax.Array, jax.Array]:
-    """Returns cosines and sines [B, S, 1, Q] in float32, in Hugging Face's half-split layout."""
+    """Returns cosines and sines [B, S, 1, Q] in float32, in Hugging Face's half-split layout.
+
+    Args:
+        positions_BS: positions; or [B, S, 3], those of the three axes of `rope_sections`.
+        config: the architecture.
+    """
     rope = config.rope
     frequency = jnp.asarray(rope.frequencies(config.rope_base, config.head_dim))
-    angle = positions_BS[..., None].astype(jnp.float32) * frequency
+    if positions_BS.ndim == 3:
+        place = jnp.take(positions_BS, jnp.array(config.rope_axes, jnp.int32), axis=-1)
+    else:
+        place = positions_BS[..., None]
+    angle = place.astype(jnp.float32) * frequency
     angle = jnp.concatenate([angle, angle], axis=-1)[:, :, None]
     return jnp.cos(angle) * rope.amplitude, jnp.sin(angle) * rope.amplitude
 
@@ -147,6 +156,7 @@ class DecoderLayer(nn.Module):
         slot: Any,
         keys_BS: Any = None,
         near_BSU: Any = None,
+        deep_NBSD: Any = None,
     ) -> tuple[Carry, None]:
         """Applies the layer.
 
@@ -160,6 +170,7 @@ class DecoderLayer(nn.Module):
             slot: scalar, first cache slot for the keys and values of x; None without a cache.
             keys_BS: random keys for the dropout of adapters; None drops nothing.
             near_BSU: see `window_mask`.
+            deep_NBSD: what is added after each of the first N layers (DeepStack), or None.
 
         Returns:
             The updated carry and None, as `nn.scan` expects.
@@ -208,6 +219,10 @@ class DecoderLayer(nn.Module):
             gate * linear("up_proj", cfg.mlp_size, ("embed", "mlp"))(y), "batch", "length", "mlp"
         )
         x = x + linear("down_proj", cfg.hidden_size, ("mlp", "embed"))(y)
+        if deep_NBSD is not None:
+            last = len(deep_NBSD) - 1
+            added = jax.lax.dynamic_index_in_dim(deep_NBSD, jnp.minimum(layer, last), 0, False)
+            x = x + jnp.where(layer <= last, added, 0)
         return (constrain(x, "batch", "length", "width"), cache, kept), None
 
 
@@ -241,7 +256,7 @@ class Llama(nn.Module):
                 rematerialised(DecoderLayer, self.remat),
                 variable_axes={"params": 0, "lora": 0},
                 split_rngs={"params": True},
-                in_axes=(0, *[nn.broadcast] * 5),  # pyright: ignore[reportArgumentType]
+                in_axes=(0, *[nn.broadcast] * 6),  # pyright: ignore[reportArgumentType]
                 length=cfg.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(*options)
@@ -270,26 +285,35 @@ class Llama(nn.Module):
         slot: jax.Array | None = None,
         keys_BS: jax.Array | None = None,
         key_positions_BU: jax.Array | None = None,
+        deep_NBSD: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Returns the final hidden states [B, S, D] of embeddings, and the updated cache.
 
         With a cache, x is either whole prompts, which start at slot 0, or one token per row, and
         layers are not stacked. Adapters drop inputs only where there are `keys_BS` to draw from.
         `key_positions_BU` are the positions of what the cache holds where x is one token per row,
-        which a sliding window needs; of other keys the positions are those of x.
+        which a sliding window needs; of other keys the positions are those of x. `deep_NBSD` is
+        added after the first N layers.
         """
         keys = positions_BS if key_positions_BU is None else key_positions_BU
         rope, near_BSU = self._positions(positions_BS, keys)
-        x, cache, _ = self._apply(x_BSD, cache, None, rope, mask_BSU, slot, keys_BS, near_BSU)
+        shared = (rope, mask_BSU, slot, keys_BS, near_BSU, deep_NBSD)
+        x, cache, _ = self._apply(x_BSD, cache, None, *shared)
         return self.norm(x), cache
 
     def with_input(
-        self, x_BSD: jax.Array, positions_BS: jax.Array, mask_BSU: jax.Array, layer: int
+        self,
+        x_BSD: jax.Array,
+        positions_BS: jax.Array,
+        mask_BSU: jax.Array,
+        layer: int,
+        deep_NBSD: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the final hidden states and the input of one layer, both [B, S, D]; no cache."""
         kept = Input(jnp.int32(layer), jnp.zeros_like(x_BSD))
         rope, near_BSU = self._positions(positions_BS, positions_BS)
-        x, _, kept = self._apply(x_BSD, None, kept, rope, mask_BSU, None, None, near_BSU)
+        shared = (rope, mask_BSU, None, None, near_BSU, deep_NBSD)
+        x, _, kept = self._apply(x_BSD, None, kept, *shared)
         assert kept is not None
         return self.norm(x), kept.x_BSD
 

@@ -20,6 +20,9 @@ from seva_jax.models.config import (
     InternConfig,
     LlavaConfig,
     LoraConfig,
+    Qwen2VisionConfig,
+    Qwen3VisionConfig,
+    Qwen25VisionConfig,
     SiglipConfig,
     TowerConfig,
     VisionConfig,
@@ -27,9 +30,10 @@ from seva_jax.models.config import (
 from seva_jax.models.intern import InternTower
 from seva_jax.models.layers import LayerNorm, Linear, Remat, drawing, place_keys
 from seva_jax.models.llama import Cache, LayerCache, Llama
+from seva_jax.models.qwen import QwenMerger, QwenTower
 from seva_jax.models.siglip import SiglipTower
 from seva_jax.sharding import constrain
-from seva_jax.types import NEWLINE, TEXT, Blend
+from seva_jax.types import NEWLINE, TEXT, Blend, DataError
 
 CacheKind = Literal["exact", "int8"]
 
@@ -37,6 +41,9 @@ _TOWERS: Mapping[type[TowerConfig], type[nn.Module]] = {
     VisionConfig: VisionTower,
     SiglipConfig: SiglipTower,
     InternConfig: InternTower,
+    Qwen2VisionConfig: QwenTower,
+    Qwen25VisionConfig: QwenTower,
+    Qwen3VisionConfig: QwenTower,
 }
 _PROJECTOR_EPS = 1e-5  # of InternVL's norm; no config names it
 _PROJECTOR_ADAPTERS = 2**16  # number of the projector's first adapter; those before are the tower's
@@ -81,6 +88,9 @@ class Projector(nn.Module):
         x = drawing(self.linear_2, keys_BP, _PROJECTOR_ADAPTERS + 1)(x)
         return constrain(x, "batch", "length", "width")
 
+    def deep(self, features_BPE: jax.Array) -> None:
+        """Returns what is added after the first layers of the language model: nothing."""
+
     def newline(self) -> jax.Array:
         """Returns the vector that ends a row of an image, [D]."""
         return self.image_newline.astype(self.dtype)
@@ -111,13 +121,27 @@ class Llava(nn.Module):
         lora = self.lora if self.lora and self.lora.rank else None
         tower: Any = _TOWERS[type(self.config.vision)]
         in_tower, in_projector = lora and lora.vision, lora and lora.connector
-        self.vision = tower(self.config, self.dtype, self.remat, lora if in_tower else None)
-        self.projector = Projector(self.config, self.dtype, lora if in_projector else None)
+        if self.config.vision.native:
+            if in_tower or in_projector:
+                raise DataError(
+                    "lora.vision and lora.connector: adapters on the tower and the merger of Qwen-VL "
+                    "are not supported; leave both off, or train them in full (train.trained)"
+                )
+            self.vision = QwenTower(self.config, self.dtype, self.remat)
+            self.projector = QwenMerger(self.config, self.dtype)
+        else:
+            self.vision = tower(self.config, self.dtype, self.remat, lora if in_tower else None)
+            self.projector = Projector(self.config, self.dtype, lora if in_projector else None)
         self.language = Llama(
             self.config.text, lora, self.dtype, self.remat, self.attention, self.stacked
         )
 
-    def features(self, images_BIX: jax.Array, keys_BI: jax.Array | None = None) -> jax.Array:
+    def features(
+        self,
+        images_BIX: jax.Array,
+        place_BI5: jax.Array | None = None,
+        keys_BI: jax.Array | None = None,
+    ) -> jax.Array:
         """Returns the tower's features of all tiles.
 
         They are constant while the tower is frozen and has no adapters.
@@ -125,6 +149,7 @@ class Llava(nn.Module):
         Args:
             images_BIX: preprocessed tiles [B, I, H, W, 3], or their features [B, I, P, E]; I may
                 be 0.
+            place_BI5: see `TreeBatch.place_BI5`.
             keys_BI: a random key for each tile, from which the dropout of adapters draws; None
                 drops nothing.
 
@@ -137,6 +162,9 @@ class Llava(nn.Module):
             return jnp.zeros((num, 0, width), self.dtype)
         if images_BIX.ndim == 4:
             return images_BIX.reshape(num, -1, width).astype(self.dtype)
+        if self.config.vision.native:
+            assert place_BI5 is not None, "towers of native resolution need the places of tiles"
+            return self.vision(images_BIX, place_BI5)
         keys_N = None if keys_BI is None else keys_BI.reshape(-1)
         features = self.vision(images_BIX.reshape(-1, *images_BIX.shape[2:]), keys_N)
         return features.reshape(num, -1, width)
@@ -153,7 +181,7 @@ class Llava(nn.Module):
         features_BPE: jax.Array,
         blend: Blend | None = None,
         keys_BI: jax.Array | None = None,
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, jax.Array | None]:
         """Returns token embeddings, with projected image features at image positions.
 
         Args:
@@ -164,29 +192,33 @@ class Llava(nn.Module):
             keys_BI: see `features`.
 
         Returns:
-            [B, S, D].
+            [B, S, D]; and what is added after the first layers of the language model, see `Llama`.
         """
         # The id of the image token may be outside the vocabulary.
         text_BSD = self.language.embed(jnp.where(patch_BS == TEXT, tokens_BS, 0))
         if not features_BPE.shape[1]:
-            return text_BSD
+            return text_BSD, None
         image_BPD = self.projector(features_BPE, keys_BI)
 
-        def taken(index_BS: jax.Array) -> jax.Array:
-            return jnp.take_along_axis(image_BPD, jnp.maximum(index_BS, 0)[..., None], axis=1)
+        def taken(from_BPD: jax.Array, index_BS: jax.Array) -> jax.Array:
+            return jnp.take_along_axis(from_BPD, jnp.maximum(index_BS, 0)[..., None], axis=1)
 
         if blend is None:
-            image_BSD = taken(patch_BS)
+            image_BSD = taken(image_BPD, patch_BS)
         else:
             weight_BSM = blend.weight_BSM.astype(self.dtype)
             image_BSD = sum(
-                weight_BSM[..., m, None] * taken(blend.index_BSM[..., m])
+                weight_BSM[..., m, None] * taken(image_BPD, blend.index_BSM[..., m])
                 for m in range(weight_BSM.shape[-1])
             )
         x_BSD = jnp.where(patch_BS[..., None] >= 0, image_BSD, text_BSD)
         if self.config.newline:
             x_BSD = jnp.where(patch_BS[..., None] == NEWLINE, self.projector.newline(), x_BSD)
-        return x_BSD
+        deep_NBPD = self.projector.deep(features_BPE)
+        if deep_NBPD is None:
+            return x_BSD, None
+        deep_NBSD = jax.vmap(taken, (0, None))(deep_NBPD, patch_BS)
+        return x_BSD, jnp.where(patch_BS[..., None] >= 0, deep_NBSD, 0)
 
     def hidden(
         self,
@@ -202,8 +234,10 @@ class Llava(nn.Module):
         keys_BI: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Returns the final hidden states [B, S, D] and the updated cache, see `Llama`."""
-        x_BSD = self.embed(tokens_BS, patch_BS, features_BPE, blend, keys_BI)
-        return self.language(x_BSD, positions_BS, mask_BSU, cache, slot, keys_BS)
+        x_BSD, deep_NBSD = self.embed(tokens_BS, patch_BS, features_BPE, blend, keys_BI)
+        return self.language(
+            x_BSD, positions_BS, mask_BSU, cache, slot, keys_BS, deep_NBSD=deep_NBSD
+        )
 
     def hidden_and_input(
         self,
@@ -216,8 +250,8 @@ class Llava(nn.Module):
         blend: Blend | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Returns the final hidden states and the input of a decoder layer, both [B, S, D]."""
-        x_BSD = self.embed(tokens_BS, patch_BS, features_BPE, blend)
-        return self.language.with_input(x_BSD, positions_BS, mask_BSU, layer)
+        x_BSD, deep_NBSD = self.embed(tokens_BS, patch_BS, features_BPE, blend)
+        return self.language.with_input(x_BSD, positions_BS, mask_BSU, layer, deep_NBSD)
 
     def decode(
         self,
@@ -248,9 +282,10 @@ class Llava(nn.Module):
         patch_BS: jax.Array,
         pixels_BIHWC: jax.Array,
         blend: Blend | None = None,
+        place_BI5: jax.Array | None = None,
     ) -> jax.Array:
         """Returns logits [B, S, V] at every position; for initialisation and small inputs."""
-        features_BPE = self.features(pixels_BIHWC)
+        features_BPE = self.features(pixels_BIHWC, place_BI5)
         hidden_BSD, _ = self.hidden(
             tokens_BS, positions_BS, mask_BSU, patch_BS, features_BPE, blend=blend
         )

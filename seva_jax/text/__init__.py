@@ -18,6 +18,8 @@ from seva_jax.text.templates import (
     MISTRAL,
     ONEVISION,
     PLAIN,
+    QWEN2_VL,
+    QWEN3_VL,
     QWEN_1_5,
     VICUNA_V1,
     Template,

@@ -1,7 +1,7 @@
 """Conversation templates: the exact words around a question and its answer.
 
-What lives here: `Template` and the templates of the LLaVA family and of InternVL3. What does not:
-token ids (`encode.py`), the chat template of an export (`seva_jax/convert/processor.py`). Read
+What lives here: `Template` and the templates of LLaVA's family, InternVL3 and Qwen-VL. What does
+not: token ids (`encode.py`), the chat template of an export (`seva_jax/convert/processor.py`). Read
 next: `encode.py`.
 """
 
@@ -183,3 +183,7 @@ INTERNVL3 = dataclasses.replace(
     system="你是书生·万象，英文名是InternVL，"
     "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。",
 )
+# Qwen/Qwen2-VL-*-Instruct and Qwen/Qwen2.5-VL-*-Instruct have a system prompt of their own, and
+# Qwen/Qwen3-VL-*-Instruct have none.
+QWEN2_VL = dataclasses.replace(CHATML, system="You are a helpful assistant.", image_end="")
+QWEN3_VL = dataclasses.replace(CHATML, image_end="")

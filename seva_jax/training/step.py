@@ -92,7 +92,7 @@ def image_features(
         batch: the rows.
         keys_BI: random keys for the dropout of adapters, one for each tile; None drops nothing.
     """
-    return model.apply(variables, batch.images_BIX, keys_BI, method="features")
+    return model.apply(variables, batch.images_BIX, batch.place_BI5, keys_BI, method="features")
 
 
 def tree_inputs(batch: TreeBatch, features_BPE: Any) -> dict[str, Any]:

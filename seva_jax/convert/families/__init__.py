@@ -14,12 +14,16 @@ from seva_jax.convert.families.internvl import Internvl
 from seva_jax.convert.families.llava import Llava
 from seva_jax.convert.families.llava_next import LlavaNext
 from seva_jax.convert.families.llava_onevision import LlavaOnevision
+from seva_jax.convert.families.qwen_vl import Qwen2Vl, Qwen3Vl, Qwen25Vl
 from seva_jax.convert.original import is_original, original_family, original_text
 from seva_jax.models import LlavaConfig
 from seva_jax.types import DataError
 
 LLAVA = Llava()
-FAMILIES: tuple[Family, ...] = (LLAVA, LlavaNext(), LlavaOnevision(), Internvl())
+FAMILIES: tuple[Family, ...] = (
+    *(LLAVA, LlavaNext(), LlavaOnevision(), Internvl()),
+    *(Qwen2Vl(), Qwen25Vl(), Qwen3Vl()),
+)
 
 
 def family_of_fields(path: Path, fields: dict[str, Any]) -> Family:

@@ -167,12 +167,7 @@ class Family(abc.ABC):
         Raises:
             DataError: see `text_fields`; or the pipeline is that of another family.
         """
-        if type(processing) is not self.processing:
-            raise DataError(
-                f"a model of the family {self.model_type} takes images as "
-                f"{self.processing.__name__} makes them, not {type(processing).__name__}; change "
-                "base.processing"
-            )
+        self.require_processing(processing)
         return {
             "model_type": self.model_type,
             "architectures": [self.architecture],
@@ -188,6 +183,15 @@ class Family(abc.ABC):
             },
             "text_config": text_fields(config.text, context_length),
         }
+
+    def require_processing(self, processing: ImageProcessing) -> None:
+        """Raises `DataError` unless an image pipeline is that of this family."""
+        if type(processing) is not self.processing:
+            raise DataError(
+                f"a model of the family {self.model_type} takes images as "
+                f"{self.processing.__name__} makes them, not {type(processing).__name__}; change "
+                "base.processing"
+            )
 
     def read_processing(self, directory: Path, pad_to_square: bool | None) -> ImageProcessing:
         """Reads the image pipeline of a checkpoint.

@@ -1,0 +1,56 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL against transformers in float32."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from helpers_qwen import QWEN, batch, random_qwen, torch_batch
+
+import seva_jax
+
+ODD = [(91, 260), (300, 71), (56, 60), (130, 130)]
+
+
+@pytest.fixture(scope="module", params=QWEN)
+def pair(request, tmp_path_factory):
+    """Returns the family, its model in transformers, and the same one opened by us."""
+    theirs = random_qwen(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    theirs.save_pretrained(folder)
+    return request.param, theirs, seva_jax.from_pretrained(folder)
+
+
+def compare(pair, arrays):
+    import torch
+
+    _, theirs, ours = pair
+    with torch.no_grad():
+        expected = theirs(**torch_batch(arrays)).logits.numpy()
+    real = arrays["attention_mask"] == 1
+    np.testing.assert_allclose(ours.logits(**arrays)[real], expected[real], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", ODD)
+def test_logits_of_one_image(pair, size):
+    compare(pair, batch(pair[0], [[size]], [9]))
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_logits_of_several_images_and_of_none(pair, padding):
+    compare(pair, batch(pair[0], [ODD[:3], [], ODD[3:]], [11, 8, 9], padding))
+
+
+def test_logits_without_images(pair):
+    compare(pair, batch(pair[0], [[], []], [7, 12]))
+
+
+def test_greedy_answers(pair):
+    import torch
+
+    family, theirs, ours = pair
+    arrays = batch(family, [ODD[:2], [ODD[2]], []], [11, 9, 12])
+    with torch.no_grad():
+        expected = theirs.generate(**torch_batch(arrays), max_new_tokens=12, do_sample=False)
+    found = ours.generate(**arrays, max_new_tokens=12)
+    np.testing.assert_array_equal(found, expected.numpy())
