@@ -191,14 +191,14 @@ def answering_needs(
     split = token + heads * (size + 4) + 3 * text.mlp_size * size
     whole = text.hidden_size * (4 * size + 8) + prompt  # the residual stream, norms; mask
     pixels = 3 * vision.image_size**2 * (4 + size)
-    tower = vision.num_patches * (vision.hidden_size * (8 * size + 8) + 2 * vision.mlp_size * size)
+    patch = vision.hidden_size * (8 * size + 8) + 2 * vision.mlp_size * size
     return AnsweringNeeds(
         devices=num_devices,
         rows=rows,
         fresh=fresh,
         row=token * (prompt + new),
         fresh_row=split * prompt + 8 * text.vocab_size,
-        fresh_row_whole=whole * prompt + tiles * (pixels + tower),
+        fresh_row_whole=whole * prompt + tiles * (pixels + vision.num_patches * patch),
     )
 
 

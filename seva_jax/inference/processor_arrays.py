@@ -209,8 +209,10 @@ def _patched(
             raise DataError(
                 "pixel_values: an image has different frames; give a video as pixel_values_videos"
             )
-        tiles_ICHW = blocks[:, :, :, :, 0].transpose(0, 3, 1, 4, 2, 5).reshape(
-            -1, 3, processing.size, processing.size
+        tiles_ICHW = (
+            blocks[:, :, :, :, 0]
+            .transpose(0, 3, 1, 4, 2, 5)
+            .reshape(-1, 3, processing.size, processing.size)
         )
         layout = grid_layout(1, rows, columns)
         pictures.append((layout, tiles_ICHW[window_order(rows, columns)]))

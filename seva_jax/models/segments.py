@@ -92,9 +92,7 @@ def _blocks(
 
     @jax.checkpoint
     def block(query: jax.Array, segment: jax.Array) -> jax.Array:
-        score = jnp.einsum(
-            "bshq,buhq->bhsu", query, key_BSHQ, preferred_element_type=jnp.float32
-        )
+        score = jnp.einsum("bshq,buhq->bhsu", query, key_BSHQ, preferred_element_type=jnp.float32)
         mask = segment[:, None, :, None] == segment_BS[:, None, None]
         weight = jax.nn.softmax(jnp.where(mask, score * width**-0.5, MASKED), axis=-1)
         out = jnp.einsum("bhsu,buhq->bshq", weight.astype(value_BSHQ.dtype), value_BSHQ)
