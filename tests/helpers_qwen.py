@@ -46,7 +46,10 @@ def patch_of(family: str) -> int:
 
 
 def random_qwen(
-    family: str, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any
+    family: str,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    **top: Any,
 ) -> Any:
     """Makes a model of transformers in float32 with random weights.
 

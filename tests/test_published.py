@@ -200,6 +200,17 @@ PUBLISHED |= {
     ],
     "internvl3_8b_seva": [_OTHER | {"text.max_length": 3328 + WORDS, "text.train.system": ""}],
 }
+# With LLaMA-Factory's numbers, from examples/train_lora/qwen2_5vl_lora_dpo.yaml (85b0f31) and
+# qwen3vl_lora_dpo.yaml (95ac3f2).
+_FACTORY = _OTHER | {
+    "base.max_pixels": 262144, "text.max_length": 2048, "lora.rank": 8, "lora.alpha": 16.0,
+    "optim.lr": 5e-6, "optim.warmup_ratio": 0.1, "optim.schedule": "cosine", "objective.beta": 0.1,
+    "train.trained": ["lora"],
+}  # fmt: skip
+PUBLISHED |= {
+    "qwen2_5_vl_7b_seva": [_FACTORY | {"text.train.system": "You are a helpful assistant."}],
+    "qwen3_vl_8b_seva": [_FACTORY | {"text.train.system": ""}],
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -66,7 +66,7 @@ def shrunk(e):
         vision = small(base.model.vision, hidden_size=16, num_layers=2, num_heads=2, mlp_size=32)
         text = small(
             base.model.text, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16,
-            mlp_size=32,
+            mlp_size=32, rope_sections=(4, 2, 2) if base.model.text.rope_sections else (),
         )  # fmt: skip
         base = small(base, model=small(base.model, vision=vision, text=text))
         base = small(base, steps=20, batch_size=8, prompts=small(base.prompts, num=160))

@@ -211,7 +211,9 @@ def pack_row(
             at = start + trunk_length
             tree[start : at + sum(map(len, part.branches))] = num_trees
             tokens[start:at] = part.trunk
-            positions[start:at], after = trunk_positions(part.trunk == image_token_id, layouts)
+            positions[start:at], after = trunk_positions(
+                part.trunk == image_token_id, layouts, native
+            )
             first = num_tiles * tile_features  # of its features in the row
             patch[image_at] = np.where(own.patch_N >= 0, own.patch_N + first, own.patch_N)
             if own.blend is not None:
@@ -254,7 +256,7 @@ def pack_row(
 
 
 def trunk_positions(
-    is_image_S: np.ndarray, layouts: Sequence[ImageLayout]
+    is_image_S: np.ndarray, layouts: Sequence[ImageLayout], native: bool
 ) -> tuple[np.ndarray, int]:
     """Returns the positions of a trunk's tokens, and the position of what follows it.
 
@@ -263,13 +265,13 @@ def trunk_positions(
     Args:
         is_image_S: whether a token is of an image.
         layouts: the layout of each image, in order.
+        native: see `Layouts.native`.
 
     Returns:
-        int32 [S]; [S, 3] for layouts of images that keep their own size. And the position after
-        the largest.
+        int32 [S], or [S, 3] if `native`; and the position after the largest.
     """
     length = len(is_image_S)
-    if not any(layout.native for layout in layouts):
+    if not native:
         return np.arange(length, dtype=np.int32), length
     positions = np.zeros((length, 3), np.int32)
     starts = np.flatnonzero(is_image_S)

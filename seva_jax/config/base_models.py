@@ -16,10 +16,10 @@ from seva_jax.convert import Adapter, lora_of, read_adapter, read_llava_config, 
 from seva_jax.convert.hf_config import read_family, read_layouts
 from seva_jax.convert.processor import image_processing
 from seva_jax.data import PromptSource
-from seva_jax.images import ImageLayouts, ImageProcessing
+from seva_jax.images import ImageLayouts, ImageProcessing, QwenProcessing
 from seva_jax.images.any_resolution import AnyResolution
 from seva_jax.models import LlavaConfig, LoraConfig
-from seva_jax.ranges import FROM_1
+from seva_jax.ranges import ADDED, FROM_1
 from seva_jax.runtime.stores import as_path
 from seva_jax.text import Encoder, Template
 from seva_jax.text.tokenizer import check_tokenizer, load_tokenizer, word_tokenizer
@@ -103,14 +103,16 @@ class BaseModel:
 class Checkpoint(BaseModel):
     """A directory with a model (config, tokenizer, safetensors) of one of the families.
 
-    These are LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision and InternVL3, in the layout of transformers.
+    These are LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision, InternVL3, Qwen2-VL, Qwen2.5-VL and Qwen3-VL,
+    in the layout of transformers.
 
     It is on a disk, or in an object store (gs://BUCKET/NAME); so are the other two directories.
 
     Attributes:
         path: the directory, for example a download of llava-hf/llava-1.5-7b-hf,
             llava-hf/llava-v1.6-vicuna-7b-hf, llava-hf/llava-onevision-qwen2-7b-ov-hf,
-            OpenGVLab/InternVL3-8B-hf or, in the original layout, liuhaotian/llava-v1.5-7b.
+            OpenGVLab/InternVL3-8B-hf, Qwen/Qwen2.5-VL-7B-Instruct or, in the original layout,
+            liuhaotian/llava-v1.5-7b.
         vision_tower: the CLIP directory that the original layout needs; empty takes the one that
             its config.json names.
         pad_to_square: pad images to a square before resizing, as the original LLaVA does. Of no
@@ -126,6 +128,8 @@ class Checkpoint(BaseModel):
             dropout of the run are the adapter's. In both cases the model with the
             adapter as it was loaded is the reference, also where log-probs of the reference are
             computed in the step.
+        max_pixels: an image of Qwen-VL is resized to at most this many pixels, which decides how
+            many tokens large images take; None takes the number of the checkpoint's processor.
 
     To users of TRL, `merge=False` is a PeftModel as the trainer's model: DPOTrainer of TRL 1.10
     keeps a frozen copy of the loaded adapter, "ref", as the reference. (TRL 0.x switched the
@@ -139,6 +143,7 @@ class Checkpoint(BaseModel):
     pad_to_square: bool | None = True
     adapter: str = ""
     merge: bool = True
+    max_pixels: Annotated[int | None, FROM_1, ADDED] = None
 
     @override
     def assets(self) -> Assets:
@@ -157,6 +162,8 @@ class Checkpoint(BaseModel):
                 f"vision tower takes {config.vision.image_size}; use the processor files that "
                 "belong to the weights"
             )
+        if self.max_pixels is not None:
+            processing = self._narrowed(processing, self.max_pixels)
         layouts = read_layouts(self.path, self.vision_tower)
         if (
             isinstance(layouts, AnyResolution)
@@ -168,6 +175,16 @@ class Checkpoint(BaseModel):
                 "(image_grid_pinpoints); use the processor files that belong to the weights"
             )
         return Assets(config, tokenizer, processing, family.image_text)
+
+    def _narrowed(self, processing: ImageProcessing, max_pixels: int) -> ImageProcessing:
+        """Returns an image pipeline with another `max_pixels`."""
+        if not isinstance(processing, QwenProcessing):
+            raise DataError(
+                f"base.max_pixels is {max_pixels}, but only Qwen-VL's images keep their own size; "
+                f"leave it unset for {self.path}"
+            )
+        least = min(processing.min_pixels, max_pixels)
+        return dataclasses.replace(processing, min_pixels=least, max_pixels=max_pixels)
 
     @override
     def lora(self, wanted: LoraConfig) -> LoraConfig:

@@ -225,7 +225,7 @@ def _window_fields(config: TextConfig, kind: str) -> dict[str, Any]:
 
 def _kind(hf: Any) -> str:
     """Returns the kind of decoder, whatever the axes of its positions."""
-    return _THREE_AXES.get(hf.model_type, hf.model_type)
+    return str(_THREE_AXES.get(hf.model_type, hf.model_type))
 
 
 def _sections(hf: Any) -> Sequence[int]:

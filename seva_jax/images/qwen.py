@@ -3,8 +3,9 @@
 What lives here: `QwenProcessing`, the size that an image is resized to, and the places of its tiles
 and tokens. What does not: positions of text between images (`seva_jax/batches/trees.py`).
 
-A tile is a square of 2 x 2 patches of the tower. Tiles are ordered by windows of 4 x 4 tiles, row by
-row in each, because patches of Qwen2.5-VL attend inside of windows; tokens are ordered row by row.
+A tile is a square of 2 x 2 patches of the tower. Tiles are ordered by windows of 4 x 4 tiles, and
+row by row in each, because patches of Qwen2.5-VL attend inside windows; tokens are ordered row by
+row.
 """
 
 from __future__ import annotations

@@ -240,8 +240,7 @@ def _placed(
         if joint.native is not None:
             place_BI5[number, : joint.tiles] = joint.native.place_I5
         real_S = np.asarray(batch.mask_BS)[number]
-        at, _ = trunk_positions(image_BS[number, real_S], layouts)
-        positions_BS3[number, real_S] = at if at.ndim > 1 else at[:, None]
+        positions_BS3[number, real_S], _ = trunk_positions(image_BS[number, real_S], layouts, True)
     return batch._replace(place_BI5=place_BI5, positions_BS3=positions_BS3)
 
 

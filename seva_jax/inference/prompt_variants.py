@@ -71,7 +71,8 @@ class PromptVariants:
         for tree, (tiles_IHWC, sizes) in zip(trees, images, strict=True):
             trunk, own = self._fitted(tree, lambda _, known=sizes: known)
             joint = joint_layout(own, layouts.tile_features, layouts.blended)
-            positions, _ = trunk_positions(trunk == self.encoder.image_token_id, own)
+            is_image_S = trunk == self.encoder.image_token_id
+            positions, _ = trunk_positions(is_image_S, own, layouts.native)
             variants.append(Variant(trunk, tiles_IHWC, joint, positions))
         return variants
 

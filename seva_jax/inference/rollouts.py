@@ -355,7 +355,7 @@ class RolloutEngine:
                 if images.native is not None:
                     places_of_tiles[row, : len(tiles)] = images.native.place_I5
                 if native:
-                    positions[row, : len(trunk)] = at if at.ndim > 1 else at[:, None]
+                    positions[row, : len(trunk)] = at
                 words[row] = key_words(name, variant)
                 tags[row] = item.index * len(item.variants) + variant
                 places[place] = row % (rows // layout.parts)

@@ -1,4 +1,4 @@
-"""Vision tower of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, for images of native resolution, and its merger.
+"""Vision tower and merger of Qwen2-VL, Qwen2.5-VL and Qwen3-VL, for images of native resolution.
 
 An image is cut into tiles of 2 x 2 patches, as many as its size asks for, and the tiles of all
 images of a row are one sequence. Where each tile lies is an argument (`ImageLayout.place_I5`):
@@ -8,6 +8,7 @@ A tile becomes one feature. In this file P counts the patches of a row, four for
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,10 +122,11 @@ class QwenTower(nn.Module):
             (bottom, left, down * (1 - over)),
             (bottom, right, down * over),
         )
-        return sum(
+        parts = [
             weight[..., None] * jnp.take(table, row * cfg.learned_grid + column, axis=0)
             for row, column, weight in corners
-        )
+        ]
+        return functools.reduce(jnp.add, parts)
 
 
 class QwenVisionLayer(nn.Module):
@@ -297,8 +299,7 @@ def _places(place_BI5: jax.Array, config: QwenVisionConfig) -> _Where:
 def _windows(place_BI5: jax.Array, config: QwenVisionConfig) -> jax.Array:
     """Returns a number for each tile's window, [B, I]; 0 for padding.
 
-    Windows of a row have different numbers where they meet, which is all that attention needs:
-    those of a picture are counted, and neighbouring pictures are told apart by a factor.
+    Windows of a picture are counted, and those of different pictures are told apart by a factor.
     """
     if not config.windows:
         return place_BI5[..., 0]
@@ -309,7 +310,7 @@ def _windows(place_BI5: jax.Array, config: QwenVisionConfig) -> jax.Array:
 
 
 def _rotary(where: _Where, width: int) -> tuple[jax.Array, jax.Array]:
-    """Returns cosines and sines [B, P, 1, Q]: half of the frequencies turn by rows, half by columns.
+    """Returns cosines and sines [B, P, 1, Q]; half of a head turns by rows, half by columns.
 
     Args:
         where: see `_places`.

@@ -1,7 +1,7 @@
 """Conversation templates: the exact words around a question and its answer.
 
-What lives here: `Template` and the templates of LLaVA's family, InternVL3 and Qwen-VL. What does not:
-token ids (`encode.py`), the chat template of an export (`seva_jax/convert/processor.py`). Read
+What lives here: `Template` and the templates of LLaVA's family, InternVL3 and Qwen-VL. What does
+not: token ids (`encode.py`), the chat template of an export (`seva_jax/convert/processor.py`). Read
 next: `encode.py`.
 """
 
