@@ -11,6 +11,7 @@ from helpers_devices import mesh_of
 from helpers_plan import SHAPE, experiment
 from tiny_models import PLANNED
 
+from seva_jax.config.base_models import Checkpoint
 from seva_jax.inference.prefill_shapes import PrefillShape
 from seva_jax.models import (
     Llava,
@@ -20,6 +21,8 @@ from seva_jax.models import (
     Qwen25VisionConfig,
     abstract_params,
 )
+from seva_jax.plan.answering import padded_prompt
+from seva_jax.plan.options import PlanOptions, row_shape, variants
 from seva_jax.plan.program import lower_rollout, lower_step
 from seva_jax.text.sampling import Sampling
 from seva_jax.training.flops import forward, hardware_flops
@@ -129,3 +132,23 @@ def test_products_of_tower_and_mergers(name, whole, tiles):
     for method, expected in (("features", once.tower), (merge, once.tower + once.projector)):
         traced = jax.make_jaxpr(functools.partial(apply, method=method))(params, pixels, place)
         assert products(traced.jaxpr, whole) == 2 * expected
+
+
+@pytest.mark.parametrize(
+    ("most", "size", "tokens"),
+    [
+        # Resized to 476 x 644 pixels; and to 420 x 588, the most below 262,144 with that shape.
+        (None, "qwen2.5-vl-7b", 17 * 23),
+        (262144, "qwen2.5-vl-7b", 15 * 21),
+        (262144, "7b", 576),
+    ],
+)
+def test_rows_of_an_image(most, size, tokens):
+    """A picture of 480 x 640 pixels has a token for each tile; `base.max_pixels` bounds them."""
+    options = PlanOptions(("h100:1",), size=(size,))
+    e = dataclasses.replace(experiment(), base=Checkpoint(path="nowhere", max_pixels=most))
+    (variant,) = variants(e, options)
+    assert variant.image.num_tokens == tokens
+    length = 1 + tokens + 64 + 2 * 128
+    assert row_shape(variant.image, options, 2).length == -(-length // 64) * 64
+    assert padded_prompt(variant.image, 64).tiles == (1 if size == "7b" else tokens)
