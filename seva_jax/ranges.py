@@ -126,8 +126,8 @@ def out_of_range(config: Any, name: str = "") -> Iterator[str]:
     """Yields a message such as "optim.lr must be above 0, not -1.0" for every bad number.
 
     A field annotated `int` must hold an int, one annotated `float` a float or an int. Every float
-    must be finite, and every int between -2^32 and 2^32. A `Range` bounds a field further, unless it
-    is None.
+    must be finite, and every int between -2^32 and 2^32. A `Range` bounds a field further, if its
+    value is not None.
 
     Args:
         config: a config dataclass, or the value of a field of one.
