@@ -126,7 +126,8 @@ def out_of_range(config: Any, name: str = "") -> Iterator[str]:
     """Yields a message such as "optim.lr must be above 0, not -1.0" for every bad number.
 
     A field annotated `int` must hold an int, one annotated `float` a float or an int. Every float
-    must be finite, and every int between -2^32 and 2^32. A `Range` bounds a field further.
+    must be finite, and every int between -2^32 and 2^32. A `Range` bounds a field further, if its
+    value is not None.
 
     Args:
         config: a config dataclass, or the value of a field of one.
@@ -141,7 +142,9 @@ def out_of_range(config: Any, name: str = "") -> Iterator[str]:
                 continue
             problems = list(out_of_range(value, inner))
             yield from problems
-            if not problems and allowed is not None and value not in allowed:
+            if problems or allowed is None or value is None:
+                continue
+            if value not in allowed:
                 yield f"{inner} must be {allowed.words()}, not {value!r}"
     elif isinstance(config, tuple | list):
         for index, item in enumerate(config):

@@ -163,8 +163,7 @@ class Checkpoint(BaseModel):
                 f"vision tower takes {config.vision.image_size}; use the processor files that "
                 "belong to the weights"
             )
-        if self.max_pixels is not None:
-            processing = self._narrowed(processing, self.max_pixels)
+        processing = self.narrowed(processing)
         layouts = read_layouts(self.path, self.vision_tower)
         if (
             isinstance(layouts, AnyResolution)
@@ -177,15 +176,22 @@ class Checkpoint(BaseModel):
             )
         return Assets(config, tokenizer, processing, family.image_text)
 
-    def _narrowed(self, processing: ImageProcessing, max_pixels: int) -> ImageProcessing:
-        """Returns an image pipeline with another `max_pixels`."""
+    def narrowed(self, processing: ImageProcessing) -> ImageProcessing:
+        """Returns an image pipeline with `max_pixels`, if that is set.
+
+        Raises:
+            DataError: it is set, and the pipeline is not Qwen-VL's.
+        """
+        most = self.max_pixels
+        if most is None:
+            return processing
         if not isinstance(processing, QwenProcessing):
             raise DataError(
-                f"base.max_pixels is {max_pixels}, but only Qwen-VL's images keep their own size; "
+                f"base.max_pixels is {most}, but only Qwen-VL's images keep their own size; "
                 f"leave it unset for {self.path}"
             )
-        least = min(processing.min_pixels, max_pixels)
-        return dataclasses.replace(processing, min_pixels=least, max_pixels=max_pixels)
+        least = min(processing.min_pixels, most)
+        return dataclasses.replace(processing, min_pixels=least, max_pixels=most)
 
     @override
     def lora(self, wanted: LoraConfig) -> LoraConfig:

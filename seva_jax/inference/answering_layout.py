@@ -189,9 +189,11 @@ def answering_needs(
     # In prefill: queries, keys and values, also in float32 for the rotation; gate, up, product.
     heads = 2 * (text.num_heads + text.num_kv_heads) * text.head_dim
     split = token + heads * (size + 4) + 3 * text.mlp_size * size
-    whole = text.hidden_size * (4 * size + 8) + prompt  # the residual stream, norms; mask
+    # The residual stream, norms, what is added for deep layers; mask.
+    deep = len(vision.deep_layers)
+    whole = text.hidden_size * ((4 + deep) * size + 8) + prompt
     pixels = 3 * vision.image_size**2 * (4 + size)
-    tower = vision.num_patches * (vision.hidden_size * (8 * size + 8) + 2 * vision.mlp_size * size)
+    patch = vision.hidden_size * ((8 + 2 * deep) * size + 8) + 2 * vision.mlp_size * size
     scores = tower_scores(model.config, model.dtype)
     return AnsweringNeeds(
         devices=num_devices,
@@ -199,7 +201,7 @@ def answering_needs(
         fresh=fresh,
         row=token * (prompt + new),
         fresh_row=split * prompt + 8 * text.vocab_size + tiles * scores,
-        fresh_row_whole=whole * prompt + tiles * (pixels + tower),
+        fresh_row_whole=whole * prompt + tiles * (pixels + vision.num_patches * patch),
     )
 
 

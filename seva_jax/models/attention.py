@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Attention = Literal["auto", "plain", "blocks", "cudnn", "tokamax"]
 BLOCK = 128  # queries in a block; also the lanes of a TPU's vector unit
 MASKED = -1e30  # score of a masked key: its exponential is 0 next to that of any other
-_LARGEST = 512  # largest side of the blocks that a kernel works on
+LARGEST = 512  # largest side of the blocks that a kernel works on
 _TOKAMAX = (0, 0, 17)  # the oldest version whose kernels this module has been tried with
 # On Blackwell, tokamax splits the keys if there are few blocks of queries, about half as many as a
 # card has multiprocessors, and then refuses a mask.
@@ -353,7 +353,7 @@ def splash(
     group = num_heads // key_BSGQ.shape[2]
     pad = -length % BLOCK
     mask_BSS = _pad_mask(mask_BSS, pad)
-    sizes = _block_sizes(length + pad)
+    sizes = splash_blocks(length + pad)
 
     def rows(x: jax.Array, *dims: int) -> jax.Array:
         """Reshapes [B, S, heads, Q] to [B, *dims, S, Q], with S padded."""
@@ -379,11 +379,11 @@ def splash(
 
 
 @functools.cache
-def _block_sizes(length: int) -> splash_attention_kernel.BlockSizes:
-    """Returns the largest block sizes, up to 512, that divide the length."""
+def splash_blocks(length: int) -> splash_attention_kernel.BlockSizes:
+    """Returns the largest block sizes of `splash`, up to 512, that divide the length."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
 
-    side = next(n for n in range(_LARGEST, 0, -BLOCK) if length % n == 0)
+    side = next(n for n in range(LARGEST, 0, -BLOCK) if length % n == 0)
     return splash_attention_kernel.BlockSizes(
         block_q=side, block_kv=side, block_kv_compute=side,
         block_q_dkv=side, block_kv_dkv=side, block_kv_dkv_compute=side,

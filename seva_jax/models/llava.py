@@ -124,8 +124,9 @@ class Llava(nn.Module):
         if self.config.vision.native:
             if in_tower or in_projector:
                 raise DataError(
-                    "lora.vision and lora.connector: adapters on the tower and the merger of Qwen-VL "
-                    "are not supported; leave both off, or train them in full (train.trained)"
+                    "lora.vision and lora.connector: adapters on the tower and the merger of "
+                    "Qwen-VL are not supported; leave both off, or train them in full "
+                    "(train.trained)"
                 )
             self.vision = QwenTower(self.config, self.dtype, self.remat)
             self.projector = QwenMerger(self.config, self.dtype)

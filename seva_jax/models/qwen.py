@@ -276,8 +276,9 @@ class _Merger(nn.Module):
         parts = joined if self.joined_norm else (*joined[:-1], cfg.num_patches, cfg.hidden_size)
         x = norm(features.reshape(parts)).reshape(joined)
         x = Linear(joined[-1], ("vision_embed", "embed_in"), True, dtype=self.dtype, name=first)(x)
-        x = nn.gelu(x, approximate=False)
-        return Linear(self.width, ("embed_in", "embed"), True, dtype=self.dtype, name=second)(x)
+        x = constrain(nn.gelu(x, approximate=False), "batch", "length", "width")
+        x = Linear(self.width, ("embed_in", "embed"), True, dtype=self.dtype, name=second)(x)
+        return constrain(x, "batch", "length", "width")
 
 
 _Where = tuple[jax.Array, jax.Array, jax.Array, jax.Array]

@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seva_jax.models.attention import MASKED, on_mesh
+from seva_jax.models.attention import BLOCK, LARGEST, MASKED, on_mesh, splash_blocks
 from seva_jax.sharding import activation_spec
 
-_BLOCK = 512  # queries of a block
+QUERIES = 512  # of a block
 _LANES = 128  # of a TPU: its kernels take heads of a multiple of this width
 
 
@@ -98,8 +98,8 @@ def _blocks(
         out = jnp.einsum("bhsu,buhq->bshq", weight.astype(value_BSHQ.dtype), value_BSHQ)
         return out.astype(query.dtype)
 
-    starts = range(0, length, _BLOCK)
-    parts = [block(query_BSHQ[:, i : i + _BLOCK], segment_BS[:, i : i + _BLOCK]) for i in starts]
+    starts = range(0, length, QUERIES)
+    parts = [block(query_BSHQ[:, i : i + QUERIES], segment_BS[:, i : i + QUERIES]) for i in starts]
     return jnp.concatenate(parts, axis=1)
 
 
@@ -125,7 +125,8 @@ def _splash(
     )
 
     length, heads, width = query_BSHQ.shape[1:]
-    pad, wider = -length % _LANES, -width % _LANES
+    # Small blocks take several times as long, more than the padding does.
+    pad, wider = -length % (LARGEST if length > LARGEST else BLOCK), -width % _LANES
 
     def padded(x: jax.Array) -> jax.Array:
         return jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, wider))).swapaxes(1, 2)
@@ -134,7 +135,9 @@ def _splash(
     mask = splash_attention_mask.MultiHeadMask(
         [splash_attention_mask.FullMask((whole, whole)) for _ in range(heads)]
     )
-    kernel: Any = splash_attention_kernel.make_splash_mha_single_device(mask, interpret=interpret)
+    kernel: Any = splash_attention_kernel.make_splash_mha_single_device(
+        mask, block_sizes=splash_blocks(whole), interpret=interpret
+    )
     segment_BS = jnp.pad(segment_BS, ((0, 0), (0, pad)))
     ids = splash_attention_kernel.SegmentIds(segment_BS, segment_BS)
     query = padded(query_BSHQ * width**-0.5).astype(query_BSHQ.dtype)

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import tyro
 
 from seva_jax.batches.trees import RowShape
-from seva_jax.config import Experiment, runs_of
-from seva_jax.images import ImageProcessing
+from seva_jax.config import Checkpoint, Experiment, runs_of
+from seva_jax.images import ImageProcessing, QwenProcessing
 from seva_jax.models import LlavaConfig
 from seva_jax.plan.answering import padded_prompt
 from seva_jax.plan.estimate import Plan, plan
@@ -42,7 +42,7 @@ class PlanOptions:
         question: tokens of a question, with its template.
         answer: tokens of an answer, on average; rows of training have this many for each answer.
         image: height and width of an image in pixels, on which its tiles and tokens depend in
-            families that cut images.
+            families that cut images; in Qwen-VL on --base.max-pixels, too.
         frames: frames of the video that each row has instead of an image, in families that take
             videos; 0 for an image.
         compile: compile the programs for TPU slices; --no-compile counts their memory and network
@@ -182,6 +182,8 @@ def variants(experiment: Experiment, options: PlanOptions) -> list[Variant]:
                 config, processing = assets.config, assets.processing
             else:
                 config, processing = PUBLISHED[size].config, PUBLISHED[size].processing
+                if isinstance(processing, QwenProcessing) and isinstance(run.base, Checkpoint):
+                    processing = run.base.narrowed(processing)
             image = image_layout(processing, config, options.image, options.frames)
             train = dataclasses.replace(run.train, batch_size=batch)
             lora = run.base.lora(run.lora) if size == "base" else run.lora

@@ -59,6 +59,7 @@ def lower_step(
         tile_features=config.tile_features,
         image_token_id=config.image_token_id,
         pad_id=0,
+        native=config.vision.native,
     )
     rows = (train.micro_batches, train.batch_size // train.micro_batches)
     split = batch_sharding(mesh, 1)
@@ -96,12 +97,14 @@ def lower_rollout(
     def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    fresh = layout.fresh
+    fresh, native = layout.fresh, config.vision.native
     batch = PromptBatch(
         array(jnp.int32, fresh, prompt.width),
         array(jnp.bool_, fresh, prompt.width),
         array(jnp.int32, fresh, prompt.width),
         array(jnp.float32, fresh, prompt.tiles, side, side, 3),
+        place_BI5=array(jnp.int32, fresh, prompt.tiles, 5) if native else None,
+        positions_BS3=array(jnp.int32, fresh, prompt.width, 3) if native else None,
     )
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), fresh))
     keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=sharding)

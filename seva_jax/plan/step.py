@@ -88,7 +88,8 @@ def counted_memory(
         everything = 8 * text.hidden_size + (10 * heads + 4 * text.mlp_size) / tensor
         temporaries = bytes_on_a_device(kept.state.trainable)
         temporaries += rows * shape.length * text.num_layers * everything * width
-    position = 6 * text.hidden_size + (6 * heads + 5 * text.mlp_size) / tensor
+    kept_deep = len(config.vision.deep_layers)  # what is added after the first layers
+    position = (6 + kept_deep) * text.hidden_size + (6 * heads + 5 * text.mlp_size) / tensor
     layer = 2 * _layer_parameters(config) * width / tensor
     answers = min(experiment.compute.head_chunk * shape.branches, shape.targets)
     logits = 3 * 4 * answers * text.vocab_size / tensor

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from seva_jax.batches.trees import RowShape
-from seva_jax.models import LlavaConfig, LoraConfig, Remat
+from seva_jax.models import LlavaConfig, LoraConfig, QwenVisionConfig, Remat
 from seva_jax.models.attention import BLOCK
 
 
@@ -19,7 +19,9 @@ class Forward:
 
     Attributes:
         tower: vision tower.
-        projector: projector.
+        projector: projector, or the mergers of Qwen-VL.
+        through: the part of `projector` in products through which gradients reach its first
+            weights: its second layer, or both if there is a norm before them.
         linear: the language model's own linear layers.
         down: the part of `linear` in the last product of each layer, whose result no gradient
             needs.
@@ -33,6 +35,7 @@ class Forward:
 
     tower: float
     projector: float
+    through: float
     linear: float
     down: float
     lora: float
@@ -49,14 +52,7 @@ class Forward:
 
 def forward(config: LlavaConfig, lora: LoraConfig, shape: RowShape) -> Forward:
     """Counts the operations of a forward pass over one row of a shape."""
-    v, t = config.vision, config.text
-    patches = v.num_patches
-    places = patches + v.class_token
-    per_layer = 2 * places * (4 * v.hidden_size**2 + 2 * v.hidden_size * v.mlp_size)
-    per_layer += 4 * places**2 * v.hidden_size
-    tower = config.tower_depth * per_layer + 2 * patches * v.patch_size**2 * 3 * v.hidden_size
-    tokens = config.tile_features
-    projector = 2 * tokens * (config.feature_width * t.hidden_size + t.hidden_size**2)
+    t = config.text
     wide, narrow = t.num_heads * t.head_dim, t.num_kv_heads * t.head_dim
     sizes = {
         "q_proj": (t.hidden_size, wide),
@@ -80,10 +76,13 @@ def forward(config: LlavaConfig, lora: LoraConfig, shape: RowShape) -> Forward:
     )
     attention = 4 * seen * wide * t.num_layers
     head = 2 * shape.targets * t.hidden_size * t.vocab_size
-    tiles = shape.tiles
+    tower = _native_tower if config.vision.native else _tower
+    first, second = _projector(config, shape.tiles)
+    has_norm = config.vision.native or config.projector_norm
+    tower_lora, projector_lora = _image_adapters(config, lora)
     return Forward(
-        tiles * tower, tiles * projector, linear, down, adapters, tiles * tower_lora,
-        tiles * projector_lora, attention, head,
+        tower(config, shape.tiles), first + second, second + has_norm * first, linear, down,
+        adapters, shape.tiles * tower_lora, shape.tiles * projector_lora, attention, head,
     )  # fmt: skip
 
 
@@ -99,6 +98,47 @@ def _image_adapters(config: LlavaConfig, lora: LoraConfig) -> tuple[float, float
     return tower, 2 * config.tile_features * connector * (config.feature_width + 3 * width)
 
 
+def _tower(config: LlavaConfig, tiles: int) -> float:
+    """Counts the operations of a tower that sees each tile by itself."""
+    v = config.vision
+    places = v.num_patches + v.class_token
+    per_layer = 2 * places * (4 * v.hidden_size**2 + 2 * v.hidden_size * v.mlp_size)
+    per_layer += 4 * places**2 * v.hidden_size
+    embedding = 2 * v.num_patches * v.patch_size**2 * 3 * v.hidden_size
+    return tiles * (config.tower_depth * per_layer + embedding)
+
+
+def _native_tower(config: LlavaConfig, tiles: int) -> float:
+    """Counts the operations of a tower for which the tiles of a row are one sequence.
+
+    A patch attends to all patches of the row, also where they are of other pictures, or in layers
+    with windows to those of three blocks, see `attend_windows`.
+    """
+    v = config.vision
+    assert isinstance(v, QwenVisionConfig)
+    patches = tiles * v.num_patches
+    products = 4 * v.hidden_size**2 + (3 if v.gated else 2) * v.hidden_size * v.mlp_size
+    linear = v.num_layers * products + v.patch_size**2 * 3 * v.hidden_size
+    whole = v.num_layers
+    seen = 0
+    if v.windows:
+        whole = len(set(v.whole_layers) & set(range(v.num_layers)))
+        block = v.windows**2 * v.num_patches
+        seen = (v.num_layers - whole) * -(-patches // block) * block * 3 * block
+    seen += whole * patches**2
+    return 2 * patches * linear + 4 * seen * v.hidden_size
+
+
+def _projector(config: LlavaConfig, tiles: int) -> tuple[float, float]:
+    """Counts the operations of both layers of the projector, or of a tower's mergers."""
+    width = config.text.hidden_size
+    mergers = 1 + len(config.vision.deep_layers)
+    joined = config.feature_width // mergers
+    inside = joined if config.vision.native else width
+    tokens = tiles * config.tile_features * mergers
+    return 2 * tokens * joined * inside, 2 * tokens * inside * width
+
+
 def model_flops(once: Forward, trained: tuple[str, ...]) -> float:
     """Counts the operations of a row, forward and backward, with nothing computed twice.
 
@@ -110,7 +150,7 @@ def model_flops(once: Forward, trained: tuple[str, ...]) -> float:
     tower = once.tower * (1 + reaches_tower + ("vision" in trained)) + once.tower_lora * 3
     projector = once.projector * (1 + ("projector" in trained) + reaches_tower)
     if not reaches_tower and ("projector" in trained or once.projector_lora):
-        projector += once.projector / 2  # through its second layer, about half of it
+        projector += once.through
     projector += once.projector_lora * 3
     backward = 1 + ("language" in trained)
     language = once.linear * (1 + backward) + once.lora * 3 + once.attention * 3

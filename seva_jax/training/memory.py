@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from seva_jax.models import Llava, LlavaConfig
+from seva_jax.models import Llava, LlavaConfig, QwenVisionConfig
+from seva_jax.models.segments import QUERIES
 from seva_jax.training.step import TrainState
 from seva_jax.types import TreeBatch
 
@@ -89,11 +90,16 @@ def tower_scores(config: LlavaConfig, dtype: Any) -> int:
     """Returns the bytes of a tile's attention scores in a layer of the vision tower.
 
     Towers compute the whole square of scores of every head, in float32, and keep their softmax in
-    the compute dtype beside it (`attention.plain`). `tensor` splits the heads.
+    the compute dtype beside it (`attention.plain`); those of native resolution the scores of a
+    block of queries at a time, or of windows (`segments.py`). `tensor` splits the heads.
     """
     vision = config.vision
     places = vision.num_patches + vision.class_token
-    return vision.num_heads * places**2 * (4 + jnp.dtype(dtype).itemsize)
+    seen = places
+    if isinstance(vision, QwenVisionConfig):
+        windows = 3 * vision.windows**2 * vision.num_patches
+        seen = max(windows, QUERIES)
+    return vision.num_heads * places * seen * (4 + jnp.dtype(dtype).itemsize)
 
 
 def device_limit() -> int | None:
