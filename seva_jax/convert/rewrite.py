@@ -134,7 +134,7 @@ def require_llava_opens(source: Source, out: Path) -> None:
     elif family is not LLAVA:
         raise DataError(
             f"{source.directory} is a {family.model_type} in Hugging Face's layout, and only "
-            "LLaVA-1.5 is converted to the original one; to-hf exports this model"
+            "LLaVA-1.5 is written in the original layout; to-hf exports this model"
         )
     problem = original_problem(source.config.text)
     if problem and family is LLAVA and text == "llama":
