@@ -42,8 +42,8 @@ LOGICAL_AXES: Mapping[str, str | None] = {
     "vision_mlp": "tensor",
 }
 
-# The vocabulary of a released model may be any number. Where tensor does not divide it, tensor splits
-# the width of the embedding and the head instead, beside fsdp.
+# The vocabulary of a released model may be any number. Where tensor does not divide it, tensor
+# splits the width of the embedding and the head instead, beside fsdp.
 VOCAB, WIDTH = "vocab", "embed"
 
 # Adapters are split like the kernels they adapt. Where fsdp does not split the kernel's dim, it
@@ -68,7 +68,8 @@ def constrain(x: jax.Array, *names: str) -> jax.Array:
     """Constrains the sharding of an activation; does nothing without a mesh (`jax.set_mesh`).
 
     Without constraints XLA may choose, layer by layer, to split widths instead of rows, and gather
-    whole stacks of weights or activations in between. A vocabulary that does not divide stays whole.
+    whole stacks of weights or activations in between. A vocabulary that does not divide stays
+    whole.
 
     Args:
         x: the activation.
