@@ -45,7 +45,7 @@ LOGICAL_AXES: Mapping[str, str | None] = {
 
 # The vocabulary of a released model may be any number. Where tensor does not divide it, tensor
 # splits the width of the embedding and the head instead, beside fsdp.
-VOCAB, WIDTH = "vocab", "embed"
+VOCAB, WIDTH, WIDTH_AXIS = "vocab", "embed", "fsdp"
 
 # Adapters are split like the kernels they adapt. Where fsdp does not split the kernel's dim, it
 # splits the rank if that divides evenly; a small rank makes adapters small enough to replicate.
@@ -296,7 +296,7 @@ def _spec(
             )
         axes.append(axis)
     if moved is not None:
-        dim, split = names.index(WIDTH), (LOGICAL_AXES[WIDTH], moved)
+        dim, split = names.index(WIDTH), (WIDTH_AXIS, moved)
         parts = math.prod(sizes[axis] for axis in split)
         if shape[dim] % parts:
             raise DataError(

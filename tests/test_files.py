@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import itertools
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from seva_jax.data.files import (
     SevaJson,
 )
 from seva_jax.data.mixed import Concatenated
+from seva_jax.data.tables import json_lines
 from seva_jax.types import DataError, ExampleError, Prompt
 
 
@@ -477,3 +479,20 @@ def test_published_run_has_the_published_number_of_steps():
     rate = experiment.optim.learning_rate(steps)
     assert [float(rate(6)), float(rate(steps))] == pytest.approx([2e-6, 0.0], abs=1e-12)
     assert float(rate(5)) < 2e-6  # 6 steps of warm-up
+
+
+def test_lines_are_read_one_at_a_time(tmp_path):
+    """Of a file of 20 MB, no more than some lines are in memory."""
+    path = tmp_path / "large.jsonl"
+    line = json.dumps({"text": "x" * 100_000})
+    path.write_text("\n".join([line] * 200), encoding="utf-8")
+    tracemalloc.start()
+    try:
+        records = [len(record["text"]) for _, record in json_lines(str(path))]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert records == [100_000] * 200
+    assert peak < 2_000_000
+    with pytest.raises(DataError, match=r"no\.jsonl: cannot be read"):
+        json_lines(str(tmp_path / "no.jsonl"))

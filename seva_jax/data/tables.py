@@ -15,7 +15,7 @@ from seva_jax.data.collect import FolderImages, Images
 from seva_jax.data.fields import LFS, Record, pointer_error
 from seva_jax.data.splits import of_split, shard_split
 from seva_jax.images.load import files_below
-from seva_jax.runtime.files import read_bytes
+from seva_jax.runtime.files import each_line, read_bytes
 from seva_jax.runtime.garbage import no_search_for_cycles
 from seva_jax.runtime.stores import as_path
 from seva_jax.types import DataError, ExampleError
@@ -122,8 +122,8 @@ def json_lines(path: str) -> Iterator[Record]:
     Raises:
         DataError: the file cannot be read.
     """
-    # Split bytes, not text: str.splitlines would also cut at U+2028 inside a question.
-    lines = enumerate(read_bytes(path).split(b"\n"), 1)
+    # Lines of bytes, not of text: str.splitlines would also cut at U+2028 inside a question.
+    lines = enumerate(each_line(path), 1)
     return ((f"line {n}", _line(line)) for n, line in lines if line.strip())
 
 

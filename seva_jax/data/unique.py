@@ -20,7 +20,7 @@ class UniqueIds:
 
     def __init__(self):
         self._ids = set[str]()
-        self._numbers = dict[str, int]()  # the last number that followed each id
+        self._numbers = dict[str, int]()  # the last number that followed a repeated id
         self._contents = set[bytes]()
 
     def add(self, example: _Example, stored: str) -> _Example:
@@ -41,7 +41,8 @@ class UniqueIds:
         while new in self._ids:
             number += 1
             new = f"{id_}@{number}"
-        self._numbers[id_] = number
+        if number > 1:  # of most ids there is one, so that nothing is kept for them
+            self._numbers[id_] = number
         self._contents.add(content)
         self._ids.add(new)
         return example if new == id_ else _renamed(example, new)

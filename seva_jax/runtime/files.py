@@ -299,3 +299,22 @@ def read_bytes(path: str | os.PathLike[str], size: int = -1) -> bytes:
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{path}: cannot be read ({reason}); check the path") from error
+
+
+def each_line(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """Returns the lines of a user's file, without their ends, one in memory at a time.
+
+    Raises:
+        DataError: there is no such file, or it cannot be read to its end.
+    """
+    read_bytes(path, 1)  # a missing file is an error at once, not at the first line
+
+    def lines() -> Iterator[bytes]:
+        try:
+            with as_path(path).open("rb") as file:
+                yield from (line.removesuffix(b"\n") for line in file)
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(f"{path}: cannot be read ({reason}); fetch it again") from error
+
+    return lines()
