@@ -7,8 +7,10 @@ import string
 import subprocess
 from pathlib import Path
 
-from seva_jax.config import flatten
+from seva_jax.config import Checkpoint, flatten
 from seva_jax.config.command_line import load_experiments
+from seva_jax.config.config_files import read_config
+from seva_jax.images import QwenProcessing
 from seva_jax.plan.__main__ import main as plan
 from seva_jax.plan.options import image_layout
 from seva_jax.plan.published import PUBLISHED
@@ -106,7 +108,12 @@ def test_the_table_of_other_families_is_what_the_planner_says(tmp_path, monkeypa
         else:
             start = words.index("--image") + 1
             size = int(words[start]), int(words[start + 1])
-        layout = image_layout(published.processing, published.config, size, frames)
+        processing = published.processing
+        if isinstance(processing, QwenProcessing):
+            base = read_config(Path(words[words.index("--config") + 1])).base
+            assert isinstance(base, Checkpoint)
+            processing = base.narrowed(processing)
+        layout = image_layout(processing, published.config, size, frames)
         shown = f"{frames} frames" if frames else f"{size[0]} x {size[1]}"
         image = shown, f"{layout.tiles}, {layout.num_tokens:,}"
         for row in csv.DictReader(file.read_text().splitlines()):
@@ -114,4 +121,4 @@ def test_the_table_of_other_families_is_what_the_planner_says(tmp_path, monkeypa
             planned.append([row["model"], *image, topology, *(row[x] for x in columns)])
     table = [line.strip("| ").split(" | ") for line in section.splitlines() if "LoRA r=" in line]
     assert [[x.replace(" (16)", "") for x in row] for row in table] == planned
-    assert len(planned) == 18
+    assert len(planned) == 24
