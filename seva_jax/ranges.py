@@ -142,9 +142,8 @@ def out_of_range(config: Any, name: str = "") -> Iterator[str]:
                 continue
             problems = list(out_of_range(value, inner))
             yield from problems
-            if problems or allowed is None or value is None:
-                continue
-            if value not in allowed:
+            known = value is not None and not problems
+            if known and allowed is not None and value not in allowed:
                 yield f"{inner} must be {allowed.words()}, not {value!r}"
     elif isinstance(config, tuple | list):
         for index, item in enumerate(config):

@@ -25,8 +25,8 @@ def folder(tmp_path_factory):
     write_config(folder, experiment)
     row = {"id": 1, "question": "what is this ?", "image": "b.png"}
     (folder / "missing.jsonl").write_text(json.dumps(row))
-    (folder / "qwen").mkdir()
-    (folder / "qwen" / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
+    (folder / "gemma").mkdir()
+    (folder / "gemma" / "config.json").write_text(json.dumps({"model_type": "gemma3"}))
     (folder / "used").mkdir()
     holder = lock.Holder(socket.gethostname() + "-2", 7, "", "noon")
     (folder / "used" / lock.NAME).write_text(json.dumps(holder._asdict()))
@@ -96,10 +96,10 @@ MISTAKES = {
         "here), delete lock.json there",
     ),
     "another kind of model": Mistake(
-        ("--base.path", "FOLDER/qwen"),
-        "error: FOLDER/qwen/config.json: model_type is 'qwen2_5_vl', supported: \"llava\", "
-        '"llava_next", "llava_onevision", "internvl"; give the directory of a model of one of '
-        "these families",
+        ("--base.path", "FOLDER/gemma"),
+        "error: FOLDER/gemma/config.json: model_type is 'gemma3', supported: \"llava\", "
+        '"llava_next", "llava_onevision", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"; give '
+        "the directory of a model of one of these families",
     ),
 }
 

@@ -21,6 +21,7 @@ TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen3")
 # The language models of Qwen-VL, and the one that each is with positions of three axes.
 _THREE_AXES = {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
 _AXES = 3
+_SECTIONS = {"qwen2": (16, 24, 24), "qwen3": (24, 20, 20)}  # what transformers takes by default
 _ROPES = {
     "default": Rope,
     "linear": LinearRope,
@@ -232,7 +233,9 @@ def _kind(hf: Any) -> str:
 
 def _sections(hf: Any) -> Sequence[int]:
     """Returns how many rotary frequencies turn by each axis; nothing for one axis."""
-    return hf.rope_parameters.get("mrope_section", ()) if hf.model_type in _THREE_AXES else ()
+    if hf.model_type not in _THREE_AXES:
+        return ()
+    return hf.rope_parameters.get("mrope_section", _SECTIONS[_kind(hf)])
 
 
 def _section_problems(hf: Any) -> list[str]:
