@@ -9,8 +9,9 @@ from pathlib import Path
 
 from seva_jax.config import flatten
 from seva_jax.config.command_line import load_experiments
+from seva_jax.config.config_files import read_config
 from seva_jax.plan.__main__ import main as plan
-from seva_jax.plan.options import image_layout
+from seva_jax.plan.options import image_layout, processing_of
 from seva_jax.plan.published import PUBLISHED
 
 ROOT = Path(__file__).parent.parent
@@ -99,14 +100,16 @@ def test_the_table_of_other_families_is_what_the_planner_says(tmp_path, monkeypa
         words = value.removeprefix("python -m seva_jax.plan ").split()
         file = tmp_path / "table.csv"
         plan([*words, "--csv", str(file)])
-        published = PUBLISHED[words[words.index("--size") + 1]]
+        size = words[words.index("--size") + 1]
+        published = PUBLISHED[size]
         start = words.index("--image") + 1
         height, width = map(int, words[start : start + 2])
-        layout = image_layout(published.processing, published.config, (height, width))
+        processing = processing_of(size, read_config(ROOT / words[words.index("--config") + 1]))
+        layout = image_layout(processing, published.config, (height, width))
         image = f"{height} x {width}", f"{layout.tiles}, {layout.num_tokens:,}"
         for row in csv.DictReader(file.read_text().splitlines()):
             topology = row["topology"].replace("h100", "one H100")
             planned.append([row["model"], *image, topology, *(row[x] for x in columns)])
     table = [line.strip("| ").split(" | ") for line in section.splitlines() if "LoRA r=" in line]
     assert [[x.replace(" (16)", "") for x in row] for row in table] == planned
-    assert len(planned) == 15
+    assert len(planned) == 21
