@@ -7,12 +7,11 @@ import string
 import subprocess
 from pathlib import Path
 
-from seva_jax.config import Checkpoint, flatten
+from seva_jax.config import flatten
 from seva_jax.config.command_line import load_experiments
 from seva_jax.config.config_files import read_config
-from seva_jax.images import QwenProcessing
 from seva_jax.plan.__main__ import main as plan
-from seva_jax.plan.options import image_layout
+from seva_jax.plan.options import image_layout, processing_of
 from seva_jax.plan.published import PUBLISHED
 
 ROOT = Path(__file__).parent.parent
@@ -101,20 +100,17 @@ def test_the_table_of_other_families_is_what_the_planner_says(tmp_path, monkeypa
         words = value.removeprefix("python -m seva_jax.plan ").split()
         file = tmp_path / "table.csv"
         plan([*words, "--csv", str(file)])
-        published = PUBLISHED[words[words.index("--size") + 1]]
-        size, frames = (480, 640), 0
+        size = words[words.index("--size") + 1]
+        published = PUBLISHED[size]
+        sides, frames = (480, 640), 0
         if "--frames" in words:
             frames = int(words[words.index("--frames") + 1])
         else:
             start = words.index("--image") + 1
-            size = int(words[start]), int(words[start + 1])
-        processing = published.processing
-        if isinstance(processing, QwenProcessing):
-            base = read_config(Path(words[words.index("--config") + 1])).base
-            assert isinstance(base, Checkpoint)
-            processing = base.narrowed(processing)
-        layout = image_layout(processing, published.config, size, frames)
-        shown = f"{frames} frames" if frames else f"{size[0]} x {size[1]}"
+            sides = int(words[start]), int(words[start + 1])
+        processing = processing_of(size, read_config(ROOT / words[words.index("--config") + 1]))
+        layout = image_layout(processing, published.config, sides, frames)
+        shown = f"{frames} frames" if frames else f"{sides[0]} x {sides[1]}"
         image = shown, f"{layout.tiles}, {layout.num_tokens:,}"
         for row in csv.DictReader(file.read_text().splitlines()):
             topology = row["topology"].replace("h100", "one H100")

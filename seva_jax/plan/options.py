@@ -126,6 +126,14 @@ def row_shape(image: ImageLayout, options: PlanOptions, branches: int) -> RowSha
     return RowShape(-(-length // 64) * 64, 1, branches, options.answer, image.tiles, targets)
 
 
+def processing_of(size: PublishedSize, experiment: Experiment) -> ImageProcessing:
+    """Returns the image pipeline of a published model, in Qwen-VL with the run's `max_pixels`."""
+    processing, base = PUBLISHED[size].processing, experiment.base
+    if isinstance(processing, QwenProcessing) and isinstance(base, Checkpoint):
+        return base.narrowed(processing)
+    return processing
+
+
 def image_layout(
     processing: ImageProcessing, config: LlavaConfig, size: Size, frames: int = 0
 ) -> ImageLayout:
@@ -181,9 +189,7 @@ def variants(experiment: Experiment, options: PlanOptions) -> list[Variant]:
                 assets = run.base.assets()
                 config, processing = assets.config, assets.processing
             else:
-                config, processing = PUBLISHED[size].config, PUBLISHED[size].processing
-                if isinstance(processing, QwenProcessing) and isinstance(run.base, Checkpoint):
-                    processing = run.base.narrowed(processing)
+                config, processing = PUBLISHED[size].config, processing_of(size, run)
             image = image_layout(processing, config, options.image, options.frames)
             train = dataclasses.replace(run.train, batch_size=batch)
             lora = run.base.lora(run.lora) if size == "base" else run.lora
