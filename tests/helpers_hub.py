@@ -12,6 +12,8 @@ from safetensors import safe_open
 # Heads of the names in llava-hf's repositories and in OpenGVLab/InternVL3-*-hf.
 _TOWER = r"vision_tower\.vision_model\.(embeddings|encoder\.layers|pre_layrnorm|post_layernorm)\."
 _INTERN = r"vision_tower\.(embeddings|encoder\.layer)\."
+_QWEN2 = r"(visual|model\.(embed_tokens|layers|norm))\.|lm_head\.weight$"
+_QWEN3 = r"model\.(visual|language_model\.(embed_tokens|layers|norm))\.|lm_head\.weight$"
 _OTHERS = (
     r"multi_modal_projector\.(layer_norm|linear_1|linear_2)\.",
     r"image_newline$",
@@ -43,13 +45,15 @@ def check_hub_spelling(directory: Path, family: str) -> None:
     """
     names = tensor_names(directory)
     heads = re.compile("|".join([_INTERN if family == "internvl" else _TOWER, *_OTHERS]))
+    if family.startswith("qwen"):
+        heads = re.compile(_QWEN3 if family == "qwen3_vl" else _QWEN2)
     assert not [name for name in names if not heads.match(name)]
     if (directory / "model.safetensors.index.json").exists():
         weights = read(directory / "model.safetensors.index.json")["weight_map"]
         assert sorted(weights) == sorted(names)
     config = read(directory / "config.json")
     assert config["model_type"] == family
-    assert ("image_token_id" if family == "internvl" else "image_token_index") in config
+    assert ("image_token_index" if family.startswith("llava") else "image_token_id") in config
     for section in (config, config["text_config"], config["vision_config"]):
         assert not {"rope_parameters", "dtype"} & section.keys()
     assert {"rope_theta", "tie_word_embeddings"} <= config["text_config"].keys()

@@ -1,13 +1,18 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL against transformers in float32."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
-from helpers_qwen import QWEN, batch, random_qwen, torch_batch
+from helpers_hub import check_hub_spelling
+from helpers_qwen import QWEN, batch, image_processor, random_qwen, torch_batch
 
 import seva_jax
+from seva_jax.convert.__main__ import open_source
+from seva_jax.convert.rewrite import to_hf
 
 ODD = [(91, 260), (300, 71), (56, 60), (130, 130)]
 
@@ -43,6 +48,24 @@ def test_logits_of_several_images_and_of_none(pair, padding):
 
 def test_logits_without_images(pair):
     compare(pair, batch(pair[0], [[], []], [7, 12]))
+
+
+def test_an_export_is_spelled_as_on_the_hub(pair, tmp_path):
+    """The files are those that transformers 5 wrote; transformers finds every tensor in them."""
+    from transformers import AutoModelForImageTextToText
+
+    family, theirs, ours = pair
+    shutil.copytree(ours.directory, tmp_path / "model")
+    image_processor(family).save_pretrained(tmp_path / "model")
+    to_hf(open_source(tmp_path / "model"), tmp_path / "out")
+    check_hub_spelling(tmp_path / "out", family)
+    again, loaded = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not loaded["missing_keys"]
+    assert not loaded["unexpected_keys"]
+    for name, values in theirs.state_dict().items():
+        assert (again.state_dict()[name] == values).all(), name
 
 
 def test_greedy_answers(pair):

@@ -10,7 +10,7 @@ parameter (`table.py`), the Hub's spelling of other files (`hub_files.py`), a ch
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -30,7 +30,7 @@ from seva_jax.convert.original import read_json
 from seva_jax.convert.original_config import aspect_ratio
 from seva_jax.convert.processor import replace_processing, write_chat_template
 from seva_jax.convert.source import Source
-from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, Row, canonical, hub
+from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, Row, canonical
 from seva_jax.convert.tensors import (
     Tensor,
     data_start,
@@ -84,7 +84,8 @@ def patched_copy(source: Source, out: Path) -> str:
             folder = PurePosixPath(inner.as_posix())
         if moved:
             files |= {path: folder / path.name for path in _copied(source.tower, tensors)}
-    names = {name: t.name if source.tower else hub(name) for name, t in tensors.items()}
+    spell = family_of(source.config).hub_name
+    names = {name: t.name if source.tower else spell(name) for name, t in tensors.items()}
     with new_directory(out, sum(path.stat().st_size for path in files)) as scratch:
         with Progress("copy", len(files), "file") as bar:
             for path, name in files.items():
@@ -93,7 +94,7 @@ def patched_copy(source: Source, out: Path) -> str:
                 _copy_respelled(path, scratch / name, inside)
                 bar.update()
         if source.tower is None:
-            _respell_index(scratch / INDEX_FILE)
+            _respell_index(scratch / INDEX_FILE, spell)
             respell_files(scratch, source.config)
             if source.processing is not None:
                 replace_processing(scratch, source.config, source.processing)
@@ -130,10 +131,12 @@ def _copy_respelled(path: Path, target: Path, tensors: Mapping[str, Tensor]) -> 
             writer.write_bytes(name, read_raw(tensor))
 
 
-def _respell_index(path: Path) -> None:
+def _respell_index(path: Path, spell: Callable[[str], str]) -> None:
     if path.exists():
         weights = read_json(path)["weight_map"]
-        update_json(path, {"weight_map": {hub(canonical(name)): x for name, x in weights.items()}})
+        update_json(
+            path, {"weight_map": {spell(canonical(name)): x for name, x in weights.items()}}
+        )
 
 
 def _keep_or_write_template(source: Source, template: Template, scratch: Path) -> None:

@@ -47,7 +47,7 @@ from seva_jax.convert.original import (
 from seva_jax.convert.original_config import original_fields
 from seva_jax.convert.processor import image_processing, write_chat_template, write_processor
 from seva_jax.convert.source import Source
-from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, hub, original
+from seva_jax.convert.table import EMBEDDING, HEAD, TABLE, original
 from seva_jax.convert.tensors import Tensor, num_bytes, read_raw, require_unchanged
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import Llava, LlavaConfig, abstract_params
@@ -104,6 +104,7 @@ def to_hf(source: Source, out: Path) -> str:
     config = dataclasses.replace(config, text=text)
     template = source.template or read_template(source.directory, tokenizer, original=True)
     tensors = read_headers(source.directory, source.tower)
+    spell = family_of(config).hub_name
     with new_directory(out, _size(tensors)) as scratch:
         fields = llava_config_fields(config, context, processing)
         fields |= {"torch_dtype": _torch_dtype(tensors)}
@@ -116,7 +117,7 @@ def to_hf(source: Source, out: Path) -> str:
             copy_file(source.directory / MODEL_FILE, scratch / MODEL_FILE)
         write_processor(scratch, config, processing)
         write_chat_template(scratch, template, family_of(config).chat_image)
-        num = _rewrite(source, tensors, scratch, lambda name: ("", hub(name)), rows)
+        num = _rewrite(source, tensors, scratch, lambda name: ("", spell(name)), rows)
     return f"{out}: {num} of {len(tensors)} tensors changed, Hugging Face's layout"
 
 
@@ -213,8 +214,9 @@ def write_new(
     """
     shapes = shapes_by_path(abstract_params(Llava(config)))
     rows = [row for row in TABLE if row.ours in shapes]
+    family = family_of(config)
     tensors = {
-        hub(name): ("F32", row.their_shape(shapes[row.ours]))
+        family.hub_name(name): ("F32", row.their_shape(shapes[row.ours]))
         for row in rows
         for name in row.names(shapes[row.ours])
     }
@@ -226,14 +228,13 @@ def write_new(
         write_json(scratch / "generation_config.json", ids)
         save_tokenizer(tokenizer, scratch)
         write_processor(scratch, config, processing)
-        family = family_of(config)
         write_chat_template(scratch, template, family.chat_image, family.chat_video)
         with SafetensorsWriter(scratch / SINGLE_FILE, tensors) as writer:
             for row in rows:
                 (values,) = read([f"params/{row.ours}"])
                 parts = values if row.stacked else [values]
                 for name, part in zip(row.names(values.shape), parts, strict=True):
-                    writer.write(hub(name), row.transform.write(part))
+                    writer.write(family.hub_name(name), row.transform.write(part))
 
 
 def _size(tensors: dict[str, Tensor]) -> int:

@@ -343,7 +343,7 @@ def canonical(name: str) -> str:
     >>> canonical("multi_modal_projector.linear_1.bias")
     'multi_modal_projector.linear_1.bias'
     """
-    return _respelled(name, _PREFIXES)
+    return respelled(name, _PREFIXES)
 
 
 def canonical_of_tower(name: str) -> str:
@@ -370,7 +370,7 @@ def original(name: str) -> str:
     >>> original("language_model.lm_head.weight")
     'lm_head.weight'
     """
-    return _respelled(name, _TO_ORIGINAL)
+    return respelled(name, _TO_ORIGINAL)
 
 
 def in_memory(name: str) -> str:
@@ -384,7 +384,7 @@ def in_memory(name: str) -> str:
     'model.vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight'
     """
     whole = ("language_model.lm_head.", "lm_head."), ("language_model.model.", "language_model.")
-    name = _respelled(hub(name), whole)
+    name = respelled(hub(name), whole)
     return name if name.startswith("lm_head.") else f"model.{name}"
 
 
@@ -403,10 +403,10 @@ def hub(name: str) -> str:
     """
     if name.startswith(_OF_INTERN):
         return name
-    return _respelled(name, (("vision_tower.", "vision_tower.vision_model."),))
+    return respelled(name, (("vision_tower.", "vision_tower.vision_model."),))
 
 
-def _respelled(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
+def respelled(name: str, prefixes: Sequence[tuple[str, str]]) -> str:
     """Returns the name with the first of the old prefixes that it has replaced by the new one."""
     for old, new in prefixes:
         if name.startswith(old):

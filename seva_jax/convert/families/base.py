@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from seva_jax.convert.hf_text import read_text_config, text_fields, text_problems
 from seva_jax.convert.original import unsupported
+from seva_jax.convert.table import hub
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig, TowerConfig
 from seva_jax.types import IMAGE_MARKER, VIDEO_MARKER, DataError
@@ -206,6 +207,10 @@ class Family(abc.ABC):
         """
         pads = pad_to_square if self.processing is ImageProcessing else None
         return self.processing.from_processor_config(directory, pads)
+
+    def hub_name(self, name: str) -> str:
+        """Returns a name of `TABLE` in the Hub's spelling, which transformers 4 and 5 read."""
+        return hub(name)
 
     def layouts(self, hf: Any) -> ImageProcessing | None:
         """Returns an image pipeline that lays out images as the model of a config does.

@@ -12,6 +12,7 @@ from typing_extensions import override
 from seva_jax.convert.families.base import Family
 from seva_jax.convert.hf_text import read_text_config, text_fields, text_problems
 from seva_jax.convert.original import unsupported
+from seva_jax.convert.table import respelled
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.images.qwen import FRAMES, MERGE, WINDOW, QwenProcessing
 from seva_jax.models import (
@@ -32,11 +33,16 @@ class QwenVl(Family, abc.ABC):
 
     Attributes:
         text_type: how config.json names the language model.
+        hub_prefixes: prefixes of names of tensors in `TABLE`, and those on the Hub.
         processor: the processor's class of transformers.
         activation: activation of the tower's MLP.
     """
 
     text_type: ClassVar[str]
+    hub_prefixes: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("language_model.lm_head.", "lm_head."),
+        ("language_model.model.", "model."),
+    )
     processor: ClassVar[str]
     activation: ClassVar[str]
     token_field = "image_token_id"
@@ -134,7 +140,7 @@ class QwenVl(Family, abc.ABC):
         self, config: LlavaConfig, processing: ImageProcessing, context_length: int | None
     ) -> dict[str, Any]:
         self.require_processing(processing)
-        tower = config.vision
+        tower, text = config.vision, text_fields(config.text, context_length)
         assert isinstance(tower, QwenVisionConfig)
         return {
             "model_type": self.model_type,
@@ -155,8 +161,12 @@ class QwenVl(Family, abc.ABC):
                 "temporal_patch_size": FRAMES,
                 **self.tower_fields_of(tower, config.text.hidden_size),
             },
-            **self.text_fields(text_fields(config.text, context_length)),
+            "text_config": text | {"model_type": self.text_type},
         }
+
+    @override
+    def hub_name(self, name: str) -> str:
+        return respelled(name, self.hub_prefixes)
 
     @abc.abstractmethod
     def tower_fields_of(self, tower: QwenVisionConfig, width: int) -> dict[str, Any]:
@@ -166,10 +176,6 @@ class QwenVl(Family, abc.ABC):
             tower: our config.
             width: that of the language model.
         """
-
-    def text_fields(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """Returns the language model's fields as config.json has them: here, on its top level."""
-        return {name: value for name, value in fields.items() if name != "model_type"}
 
     @override
     def layouts(self, hf: Any) -> ImageProcessing:
@@ -280,6 +286,11 @@ class Qwen3Vl(QwenVl):
     tower = Qwen3VisionConfig
     tower_type = "qwen3_vl_vision"
     text_type = "qwen3_vl_text"
+    hub_prefixes: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("language_model.lm_head.", "lm_head."),
+        ("language_model.model.", "model.language_model."),
+        ("visual.", "model.visual."),
+    )
     processor = "Qwen3VLProcessor"
     activation = "gelu_pytorch_tanh"
 
@@ -335,10 +346,6 @@ class Qwen3Vl(QwenVl):
             "num_position_embeddings": tower.learned_grid**2,
             "deepstack_visual_indexes": list(tower.deep_layers),
         }
-
-    @override
-    def text_fields(self, fields: dict[str, Any]) -> dict[str, Any]:
-        return {"text_config": fields}
 
 
 def _window(vision: Any) -> int:
