@@ -11,10 +11,6 @@ from seva_jax.models.config import (
     LlavaConfig,
     LoraConfig,
     LoraGroup,
-    Qwen2VisionConfig,
-    Qwen3VisionConfig,
-    Qwen25VisionConfig,
-    QwenVisionConfig,
     SiglipConfig,
     Target,
     TextConfig,
@@ -36,6 +32,12 @@ from seva_jax.models.quant import (
     quantise,
     quantise_all,
     require_qwix,
+)
+from seva_jax.models.qwen_config import (
+    Qwen2VisionConfig,
+    Qwen3VisionConfig,
+    Qwen25VisionConfig,
+    QwenVisionConfig,
 )
 from seva_jax.models.rope import DynamicRope, LinearRope, Llama3Rope, Rope, YarnRope
 from seva_jax.models.unstacked import restack, unstack

@@ -20,9 +20,6 @@ from seva_jax.models.config import (
     InternConfig,
     LlavaConfig,
     LoraConfig,
-    Qwen2VisionConfig,
-    Qwen3VisionConfig,
-    Qwen25VisionConfig,
     SiglipConfig,
     TowerConfig,
     VisionConfig,
@@ -31,6 +28,11 @@ from seva_jax.models.intern import InternTower
 from seva_jax.models.layers import LayerNorm, Linear, Remat, drawing, place_keys
 from seva_jax.models.llama import Cache, LayerCache, Llama
 from seva_jax.models.qwen import QwenMerger, QwenTower
+from seva_jax.models.qwen_config import (
+    Qwen2VisionConfig,
+    Qwen3VisionConfig,
+    Qwen25VisionConfig,
+)
 from seva_jax.models.siglip import SiglipTower
 from seva_jax.sharding import constrain
 from seva_jax.types import NEWLINE, TEXT, Blend, DataError

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from seva_jax.models.clip import cut_patches
-from seva_jax.models.config import LlavaConfig, QwenVisionConfig
+from seva_jax.models.config import LlavaConfig
 from seva_jax.models.layers import LayerNorm, Linear, Remat, RMSNorm, rematerialised
 from seva_jax.models.llama import rotate
+from seva_jax.models.qwen_config import QwenVisionConfig
 from seva_jax.models.rope import Rope
 from seva_jax.models.segments import attend_segments, attend_windows
 from seva_jax.sharding import constrain
