@@ -29,6 +29,9 @@ from seva_jax.models import (
     InternConfig,
     Llava,
     LlavaConfig,
+    Qwen2VisionConfig,
+    Qwen3VisionConfig,
+    Qwen25VisionConfig,
     SiglipConfig,
     abstract_params,
     abstract_variables,
@@ -129,6 +132,10 @@ def test_table_covers_the_models():
         TINY_HF,
         LlavaConfig(SiglipConfig(**sizes), biased, -1, "full", newline=True),
         LlavaConfig(InternConfig(**sizes, qk_norm=True), normed, -1, projector_norm=True),
+        *(
+            LlavaConfig(tower(hidden_size=16, num_heads=2), biased, -1, "full")
+            for tower in (Qwen2VisionConfig, Qwen25VisionConfig, Qwen3VisionConfig)
+        ),
     ]
     paths = [shapes_by_path(abstract_params(Llava(model))).keys() for model in models]
     ours = [row.ours for row in TABLE]

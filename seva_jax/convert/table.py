@@ -197,6 +197,12 @@ def _linear(theirs: str, ours: str, names: Sequence[str], bias: bool) -> Iterato
             yield Row(f"{theirs}.{name}.bias", f"{ours}/{name}/bias")
 
 
+def _numbered(theirs: str, ours: str, numbers: Sequence[int]) -> Iterator[Row]:
+    for number in numbers:
+        yield Row(f"{theirs}{number}.weight", f"{ours}{number}/kernel", Transposed())
+        yield Row(f"{theirs}{number}.bias", f"{ours}{number}/bias")
+
+
 def _layer_norm(theirs: str, ours: str) -> list[Row]:
     return [
         Row(f"{theirs}.weight", f"{ours}/norm/scale"),
@@ -250,7 +256,7 @@ TABLE: tuple[Row, ...] = (
     # Qwen-VL's towers and mergers.
     Row("visual.patch_embed.proj.weight", "vision/patch_kernel", FramesKernel()),
     Row("visual.patch_embed.proj.bias", "vision/patch_bias"),
-    Row("visual.pos_embed.weight", "vision/position_embedding"),
+    Row("visual.pos_embed.weight", "vision/position_grid"),
     *(
         row
         for name in ("norm1", "norm2")
@@ -260,17 +266,11 @@ TABLE: tuple[Row, ...] = (
         )
     ),
     *_linear(f"{_BLOCK}.attn", "vision/layers", ("qkv", "proj"), bias=True),
-    *_linear(f"{_BLOCK}.mlp", "vision/layers", ("fc1", "fc2", *_QWEN_MLP, *_MLP), bias=True),
+    *_linear(f"{_BLOCK}.mlp", "vision/layers", (*_QWEN_MLP, *_MLP), bias=True),
+    *_numbered(f"{_BLOCK}.mlp.fc", "vision/layers/mlp_fc", (1, 2)),
     *_layer_norm(f"{_MERGER}.ln_q", "projector/merger/ln_q"),
     Row(f"{_MERGER}.ln_q.weight", "projector/merger/ln_q/scale"),
-    *(
-        row
-        for i in (0, 2)
-        for row in (
-            Row(f"{_MERGER}.mlp.{i}.weight", f"projector/merger/mlp_{i}/kernel", Transposed()),
-            Row(f"{_MERGER}.mlp.{i}.bias", f"projector/merger/mlp_{i}/bias"),
-        )
-    ),
+    *_numbered(f"{_MERGER}.mlp.", "projector/merger/mlp_", (0, 2)),
     *_layer_norm(f"{_MERGER}.norm", "projector/merger/norm"),
     *_linear(_MERGER, "projector/merger", _QWEN_MLP, bias=True),
     *_layer_norm(f"{_DEEP}.norm", "projector/deep_mergers/norm"),

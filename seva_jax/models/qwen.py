@@ -106,7 +106,7 @@ class QwenTower(nn.Module):
         init = nn.with_logical_partitioning(
             nn.initializers.normal(0.02), ("position", "vision_embed")
         )
-        table: Any = self.param("position_embedding", init, (cfg.learned_grid**2, cfg.hidden_size))
+        table: Any = self.param("position_grid", init, (cfg.learned_grid**2, cfg.hidden_size))
         row_BP, column_BP, rows_BP, columns_BP = where
 
         def along(at_BP: jax.Array, num_BP: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

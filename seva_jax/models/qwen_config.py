@@ -81,12 +81,12 @@ class QwenVisionConfig(TowerConfig, abc.ABC):
 
     @property
     def mlp_names(self) -> tuple[str, str]:
-        """Names of the linear layers of an MLP without a gate, as in checkpoints."""
-        return "fc1", "fc2"
+        """Names of the linear layers of an MLP without a gate."""
+        return "mlp_fc1", "mlp_fc2"
 
     @property
     def merger_names(self) -> tuple[str, str, str]:
-        """Names of the merger's norm and linear layers, as in checkpoints."""
+        """Names of the merger's norm and linear layers."""
         return "ln_q", "mlp_0", "mlp_2"
 
 
