@@ -1,5 +1,6 @@
 """The commands of the page about launching: what can be tried of them without a project."""
 
+import contextlib
 import csv
 import re
 import shlex
@@ -116,5 +117,35 @@ def test_the_table_of_other_families_is_what_the_planner_says(tmp_path, monkeypa
             topology = row["topology"].replace("h100", "one H100")
             planned.append([row["model"], *image, topology, *(row[x] for x in columns)])
     table = [line.strip("| ").split(" | ") for line in section.splitlines() if "LoRA r=" in line]
-    assert [[x.replace(" (16)", "") for x in row] for row in table] == planned
-    assert len(planned) == 24
+    assert [[re.sub(r" \(\d+\)$", "", x) for x in row] for row in table] == planned
+    assert len(planned) == 26
+
+
+def test_the_largest_images_of_qwen_are_what_the_planner_says(tmp_path, monkeypatch):
+    """Each row of the table fits; on the smallest slice and the GPU, a tenth more does not."""
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "launch" / "README.md").read_text()
+    section = text.partition("The largest images of Qwen-VL")[2].partition("\n### ")[0]
+    table = [line.strip("| ").split(" | ") for line in section.splitlines() if "| `--" in line]
+    configs = {"qwen2.5-vl-7b": "qwen2_5_vl_7b_seva", "qwen3-vl-8b": "qwen3_vl_8b_seva"}
+    file = tmp_path / "plan.csv"
+
+    def planned(size, topology, pixels, options):
+        with contextlib.suppress(SystemExit):  # of a run that does not fit
+            plan([
+                *("--answer", "100", "--no-compile", "--image", "8000", "8000"),
+                *("--config", f"configs/{configs[size]}.py", "--size", size),
+                *("--topology", topology, "--base.max-pixels", str(pixels), "--rows", "64"),
+                *("--text.max-length", "65536", *options.strip("`").split(), "--csv", str(file)),
+            ])  # fmt: skip
+        (row,) = csv.DictReader(file.read_text().splitlines())
+        return row
+
+    for size, topology, pixels, _, *numbers, options in table:
+        most = int(pixels.replace(",", ""))
+        row = planned(size, topology, most, options)
+        assert row["fits"] == "yes"
+        assert [row[x] for x in ("s/step", "whole run min", "chip-hours")] == numbers
+        if topology in ("v5e:4x4", "h100"):
+            assert planned(size, topology, int(1.1 * most), options)["fits"] == "NO"
+    assert len(table) == 8
