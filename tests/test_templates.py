@@ -29,7 +29,17 @@ from seva_jax.convert.chat_template import read_template
 from seva_jax.convert.processor import chat_template, write_chat_template
 from seva_jax.run.own_template import early_text_problems
 from seva_jax.text.encode import Encoder
-from seva_jax.text.templates import CHATML, INTERNVL3, LLAMA_3, MISTRAL, ONEVISION, PLAIN, Template
+from seva_jax.text.templates import (
+    CHATML,
+    INTERNVL3,
+    LLAMA_3,
+    MISTRAL,
+    ONEVISION,
+    PLAIN,
+    QWEN2_VL,
+    QWEN3_VL,
+    Template,
+)
 from seva_jax.text.tokenizer import check_tokenizer, load_tokenizer, save_tokenizer
 from seva_jax.text.words import WordIds
 from seva_jax.types import DataError, ExampleError, ImageLayout, Prompt, View
@@ -41,6 +51,9 @@ SOURCES = {
     "onevision_before": "llava-hf/llava-onevision-qwen2-7b-si-hf at 974bbb6, chat_template.json",
     "internvl": "OpenGVLab/InternVL3-8B-hf, chat_template.jinja",
     "internvl3": "OpenGVLab/InternVL3-78B, tokenizer_config.json",
+    # As transformers' tests of the processor have it, and many public copies of both files.
+    "qwen2_vl": "Qwen/Qwen2-VL-7B-Instruct and Qwen/Qwen2.5-VL-7B-Instruct, chat_template.json",
+    "qwen3_vl": "Qwen/Qwen3-VL-8B-Instruct, chat_template.json, as we recall it",
 }
 _IMAGES = "{%- for c in m.content if c.type == 'image' -%}{{- IMAGE -}}{%- endfor -%}"
 _TEXTS = "{%- for c in m.content if c.type == 'text' -%}{{- TEXT -}}{%- endfor -%}"
@@ -69,7 +82,12 @@ _IN_ORDER = """\
 {%- endfor -%}
 {{- '<|im_start|>assistant\n' if add_generation_prompt -}}
 """
+QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+_QWEN = _IN_ORDER.replace("<IMG_CONTEXT>\n", QWEN_IMAGE)
 OWN = {
+    "qwen2_vl": "{%- if messages[0].role != 'system' -%}{{- '<|im_start|>system\nYou are a helpful "
+    f"assistant.<|im_end|>\n' -}}}}{{%- endif -%}}{_QWEN}",
+    "qwen3_vl": _QWEN,
     "mistral": """\
 {%- for m in messages -%}
   {%- if m.role == 'system' -%}
@@ -118,6 +136,8 @@ TEMPLATES = {
     "onevision_before": CHATML,
     "internvl": CHATML,
     "internvl3": INTERNVL3,
+    "qwen2_vl": QWEN2_VL,
+    "qwen3_vl": QWEN3_VL,
 }
 NAMES = sorted(OWN)
 QUESTION, ANSWER = "What is it?\n- 12345 é", "It is a red car, isn't it? 中"
@@ -138,6 +158,8 @@ def said(role: str, text: str):
 def tokenizers():
     internvl = ("<img>", "</img>", "<IMG_CONTEXT>", "<video>")
     qwen2, other = qwen2_style_tokenizer(CORPUS), qwen2_style_tokenizer(CORPUS, internvl)
+    vision = tuple(f"<|{x}|>" for x in ("vision_start", "vision_end", "image_pad", "video_pad"))
+    qwen_vl = qwen2_style_tokenizer(CORPUS, vision)
     return {
         "mistral": llama_style_tokenizer(CORPUS, 400),
         "llama_3": llama3_style_tokenizer(CORPUS),
@@ -145,6 +167,8 @@ def tokenizers():
         "onevision_before": qwen2,
         "internvl": other,
         "internvl3": other,
+        "qwen2_vl": qwen_vl,
+        "qwen3_vl": qwen_vl,
     }
 
 
@@ -164,18 +188,21 @@ def name(request):
 
 def image_of(name: str) -> str:
     """Returns what the chat template of a family writes for an image."""
+    if name.startswith("qwen"):
+        return QWEN_IMAGE
     return "<IMG_CONTEXT>" if name.startswith("internvl") else "<image>"
 
 
 def encoder(name: str, tokenizers, tokens: int = 3, **options) -> Encoder:
     image = image_of(name)
+    token = image.removeprefix("<|vision_start|>").removesuffix("<|vision_end|>")
     return Encoder(
         tokenizers[name],
         TEMPLATES[name],
-        tokenizers[name].convert_tokens_to_ids(image),
+        tokenizers[name].convert_tokens_to_ids(token),
         one_layout(tokens),
         600,
-        image_text=image if image == "<image>" else IMAGE_TEXT,
+        image_text=IMAGE_TEXT if image == "<IMG_CONTEXT>" else image,
         **options,
     )
 
@@ -189,6 +216,7 @@ def rendered(tokenizer, chat: str, messages, answer_next: bool = True) -> str:
 def as_processor(text: str, tokens: int = 3) -> str:
     """Expands images as the processors of transformers do."""
     text = text.replace("<image>", "<image>" * tokens)
+    text = text.replace("<|image_pad|>", "<|image_pad|>" * tokens)
     return text.replace("<IMG_CONTEXT>", f"<img>{'<IMG_CONTEXT>' * tokens}</img>")
 
 
