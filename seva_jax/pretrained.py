@@ -229,8 +229,8 @@ class PretrainedLlava:
         image_sizes: np.ndarray | None,
         batch_num_images: np.ndarray | None,
         pixel_values_videos: np.ndarray | None,
-        image_grid_thw: np.ndarray | None,
-        mm_token_type_ids: np.ndarray | None,
+        image_grid_thw: np.ndarray | None = None,
+        mm_token_type_ids: np.ndarray | None = None,
     ) -> PromptBatch:
         """Returns the rows of a processor's arrays; raises if there is one too many."""
         arrays = {

@@ -11,6 +11,8 @@ qwix = pytest.importorskip("qwix")
 
 from helpers_families import batch, batch_with_videos, random_model  # noqa: E402
 from helpers_llava import save  # noqa: E402
+from helpers_qwen import QWEN, random_qwen  # noqa: E402
+from helpers_qwen import batch as qwen_batch  # noqa: E402
 
 import seva_jax  # noqa: E402
 from seva_jax.convert import load_params  # noqa: E402
@@ -27,9 +29,13 @@ ROWS = {
 }
 
 
-@pytest.fixture(scope="module", params=ROWS)
+@pytest.fixture(scope="module", params=[*ROWS, *QWEN])
 def pair(request, tmp_path_factory):
     """Returns transformers' model and ours, and batches."""
+    if request.param in QWEN:
+        theirs = random_qwen(request.param)
+        ours = seva_jax.from_pretrained(save(theirs, tmp_path_factory.mktemp("model")))
+        return theirs, ours, [qwen_batch(request.param, [[WIDE, TALL], [], [TALL]], [5, 9, 3])]
     options = {"tie_word_embeddings": False} if request.param == "internvl" else {}
     theirs = random_model(request.param, **options)
     ours = seva_jax.from_pretrained(save(theirs, tmp_path_factory.mktemp("model")))

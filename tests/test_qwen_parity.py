@@ -1,7 +1,9 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL against transformers in float32."""
 
+import dataclasses
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,7 +14,10 @@ from helpers_qwen import QWEN, batch, image_processor, random_qwen, torch_batch
 
 import seva_jax
 from seva_jax.convert.__main__ import open_source
+from seva_jax.convert.load import leaves_by_path
+from seva_jax.convert.peft import to_peft
 from seva_jax.convert.rewrite import to_hf
+from seva_jax.models import Llava, LoraConfig, abstract_variables
 
 ODD = [(91, 260), (300, 71), (56, 60), (130, 130)]
 
@@ -66,6 +71,55 @@ def test_an_export_is_spelled_as_on_the_hub(pair, tmp_path):
     assert not loaded["unexpected_keys"]
     for name, values in theirs.state_dict().items():
         assert (again.state_dict()[name] == values).all(), name
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_adapters_are_those_of_peft(pair, tmp_path):
+    """Read from peft's files, and written so that peft reads them, on the language model alone."""
+    import copy
+
+    import peft
+    import torch
+
+    family, theirs, ours = pair
+    arrays = batch(family, [ODD[:2], [ODD[2]]], [11, 9])
+    layers = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+    config = peft.LoraConfig(r=3, lora_alpha=5.0, target_modules=layers)
+    adapted = peft.get_peft_model(copy.deepcopy(theirs), config)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+        expected = adapted(**torch_batch(arrays)).logits.numpy()
+    adapted.save_pretrained(tmp_path / "peft")
+    real = arrays["attention_mask"] == 1
+    merged = seva_jax.from_pretrained(ours.directory, adapter=tmp_path / "peft")
+    found = merged.logits(**arrays)
+    np.testing.assert_allclose(found[real], expected[real], atol=1e-4, rtol=1e-4)
+    assert np.abs(found - ours.logits(**arrays))[real].max() > 0.1
+
+    lora = LoraConfig(4, 6.0)
+    shapes = abstract_variables(Llava(ours.config, lora=lora))["lora"]
+    rng = np.random.default_rng(5)
+    values = leaves_by_path({
+        "lora": jax.tree.map(
+            lambda leaf: rng.normal(0, 0.2, leaf.value.shape).astype(np.float32),
+            shapes, is_leaf=lambda x: hasattr(x, "names"),
+        )
+    })  # fmt: skip
+    source = dataclasses.replace(
+        open_source(ours.directory), lora=lora,
+        trained={name: leaf.shape for name, leaf in values.items()},
+        read=lambda names: [values[name] for name in names],
+    )  # fmt: skip
+    to_peft(source, tmp_path / "adapter")
+    opened = peft.PeftModel.from_pretrained(copy.deepcopy(theirs), tmp_path / "adapter")
+    with torch.no_grad():
+        expected = opened(**torch_batch(arrays)).logits.numpy()
+    found = seva_jax.from_pretrained(ours.directory, adapter=tmp_path / "adapter").logits(**arrays)
+    np.testing.assert_allclose(found[real], expected[real], atol=1e-4, rtol=1e-4)
+    assert np.abs(found - ours.logits(**arrays))[real].max() > 0.1
 
 
 def test_greedy_answers(pair):

@@ -51,9 +51,9 @@ SOURCES = {
     "onevision_before": "llava-hf/llava-onevision-qwen2-7b-si-hf at 974bbb6, chat_template.json",
     "internvl": "OpenGVLab/InternVL3-8B-hf, chat_template.jinja",
     "internvl3": "OpenGVLab/InternVL3-78B, tokenizer_config.json",
-    # As transformers' tests of the processor have it, and many public copies of both files.
+    # As public copies of both files have them, the first also transformers' tests.
     "qwen2_vl": "Qwen/Qwen2-VL-7B-Instruct and Qwen/Qwen2.5-VL-7B-Instruct, chat_template.json",
-    "qwen3_vl": "Qwen/Qwen3-VL-8B-Instruct, chat_template.json, as we recall it",
+    "qwen3_vl": "Qwen/Qwen3-VL-8B-Instruct, chat_template.json",
 }
 _IMAGES = "{%- for c in m.content if c.type == 'image' -%}{{- IMAGE -}}{%- endfor -%}"
 _TEXTS = "{%- for c in m.content if c.type == 'text' -%}{{- TEXT -}}{%- endfor -%}"
