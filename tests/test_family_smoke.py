@@ -17,6 +17,7 @@ from seva_jax.config.smoke import reduced
 from seva_jax.convert.families import family_of
 from seva_jax.convert.hf_config import llava_config_fields
 from seva_jax.convert.processor import write_chat_template, write_processor
+from seva_jax.images import QwenProcessing
 from seva_jax.images.any_resolution import AnyResolution
 from seva_jax.plan.published import PUBLISHED, Published
 from seva_jax.runtime.run_records import read_metrics, read_stages
@@ -26,6 +27,7 @@ RECIPES = {
     "llava_next_7b_seva": "llava-v1.6-vicuna-7b",
     "llava_onevision_7b_seva": "llava-onevision-qwen2-7b",
     "internvl3_8b_seva": "internvl3-8b",
+    "qwen2_5_vl_7b_seva": "qwen2.5-vl-7b",
 }
 CONFIG = f"""
 import dataclasses
@@ -40,7 +42,7 @@ def get_config():
 """
 
 
-@pytest.mark.parametrize("name", RECIPES.values())
+@pytest.mark.parametrize("name", [*RECIPES.values(), "qwen2-vl-7b", "qwen3-vl-8b"])
 def test_a_reduced_model_makes_the_same_tokens(name):
     """Layers and widths shrink; what an image becomes and what the family is made of stay."""
     full, processing = PUBLISHED[name].config, PUBLISHED[name].processing
@@ -50,7 +52,7 @@ def test_a_reduced_model_makes_the_same_tokens(name):
     assert small.text.hidden_size < full.text.hidden_size
     for kept in ("tile_features", "newline", "projector_norm", "feature_select", "image_token_id"):
         assert getattr(small, kept) == getattr(full, kept)
-    for kept in ("vocab_size", "head_dim", "qkv_bias", "rope", "tied_head"):
+    for kept in ("vocab_size", "head_dim", "qkv_bias", "rope", "tied_head", "rope_axes"):
         assert getattr(small.text, kept) == getattr(full.text, kept)
     assert family_of(small) is family_of(full)
     layouts = processing.layouts([(480, 640)], full.tile_features)
@@ -59,7 +61,12 @@ def test_a_reduced_model_makes_the_same_tokens(name):
 
 
 def smaller(published):
-    """Returns a model with tiles of 112 x 112 pixels, and as many of them for an image."""
+    """Returns a model with tiles of 112 x 112 pixels, and as many of them for an image.
+
+    Qwen-VL has small tiles already.
+    """
+    if isinstance(published.processing, QwenProcessing):
+        return published
     vision = dataclasses.replace(published.config.vision, image_size=112)
     processing, more = published.processing, {}
     if isinstance(processing, AnyResolution):
@@ -83,6 +90,10 @@ def write_model(directory, recipe):
         tokenizer = llama_style_tokenizer(corpus, 400)
     elif recipe.startswith("llava_onevision"):
         tokenizer = qwen2_style_tokenizer(corpus)
+    elif recipe.startswith("qwen"):
+        image = "<|image_pad|>"
+        names = (image, "<|vision_start|>", "<|vision_end|>", "<video>")
+        tokenizer = qwen2_style_tokenizer(corpus, names)
     else:
         image = "<IMG_CONTEXT>"
         tokenizer = qwen2_style_tokenizer(corpus, ("<img>", "</img>", image))
