@@ -269,7 +269,7 @@ def from_pretrained(
     vision_tower: str | Path | None = None,
     adapter: str | Path | None = None,
 ) -> PretrainedLlava:
-    """Opens the directory of a LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision or InternVL3 model.
+    """Opens the directory of a model of one of the families (`seva_jax/models/README.md`).
 
     All are read in the layout of transformers, those of LLaVA, with LLaVA-Video, also in that of
     LLaVA's own code.

@@ -91,7 +91,7 @@ class QwenTower(nn.Module):
             ),
             (frames, width, cfg.hidden_size),
         )
-        # One product with the sum of both kernels; in float32, as the sum has another rounding.
+        # One product with the sum of both kernels, which is in float32 so as to be rounded once.
         summed = kernel.astype(jnp.float32).sum(0)
         x = patches_BPF.astype(self.dtype) @ summed.astype(self.dtype)
         if cfg.patch_bias:
