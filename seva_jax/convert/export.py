@@ -202,9 +202,13 @@ def changes(source: Source, row: Row) -> bool:
 
 def names_of(source: Source, row: Row) -> list[str]:
     """Returns the canonical names of a row's tensors."""
-    tower = row.ours.startswith("vision/")
-    layers = source.config.tower_depth if tower else source.config.text.num_layers
-    return row.names((layers,))
+    config = source.config
+    stacks = {
+        "vision": config.tower_depth,
+        "projector": len(config.vision.deep_layers),
+        "language": config.text.num_layers,
+    }
+    return row.names((stacks[row.ours.partition("/")[0]],))
 
 
 def merged(
