@@ -43,6 +43,7 @@ from seva_jax.config import (  # noqa: E402
 )
 from seva_jax.convert.__main__ import main as convert  # noqa: E402
 from seva_jax.convert.processor import write_chat_template, write_processor  # noqa: E402
+from seva_jax.convert.table import canonical  # noqa: E402
 from seva_jax.corrupt import DiffusionNoise, RandomResizedCrop  # noqa: E402
 from seva_jax.data import QuestionsJsonl, TrlPairs  # noqa: E402
 from seva_jax.evals import ExactAnswer  # noqa: E402
@@ -326,8 +327,10 @@ def test_adapters_on_a_quantised_base(checkpoint, tmp_path):
 
     convert(["to-hf", str(tmp_path / "run"), str(tmp_path / "merged")])
     convert(["to-peft", str(tmp_path / "run"), str(tmp_path / "adapter")])
-    exported = load_file(tmp_path / "merged" / "model.safetensors")
-    files = load_file(directory / "model.safetensors")
+    exported, files = (
+        {canonical(name): x for name, x in load_file(folder / "model.safetensors").items()}
+        for folder in (tmp_path / "merged", directory)
+    )
     adapters = jax.tree.map(np.asarray, out.aligned["lora"]["language"]["layers"])
     kernels = {
         f"{block}.{name}.weight": 2 * np.swapaxes(x["a"] @ x["b"], 1, 2)  # alpha / rank is 2

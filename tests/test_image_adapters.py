@@ -270,7 +270,7 @@ def test_devices_change_nothing(shape):
     (expected, loss), (found, other) = results
     assert other == pytest.approx(loss, rel=1e-6)
     largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
-    assert_close(found, expected, 1e-6 * max(largest, 1))
+    assert_close(found, expected, 1e-5 * max(largest, 1))
 
 
 @pytest.mark.parametrize("remat", ["none", "layers"])

@@ -46,7 +46,7 @@ def plain_pass(variables, tokens, pixels, layer):
         variables, tokens[None], jnp.arange(LONGEST)[None], mask, patch, features, layer,
         method="hidden_and_input",
     )  # fmt: skip
-    embedded = MODEL.apply(variables, tokens[None], patch, features, method="embed")
+    embedded, _ = MODEL.apply(variables, tokens[None], patch, features, method="embed")
     return embedded[0], x[0], MODEL.apply(variables, hidden, method="head")[0]
 
 
