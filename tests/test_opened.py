@@ -94,8 +94,8 @@ def test_a_mesh_of_several_devices(finished):
     assert answers(found.load(mesh), 16) == recorded(finished, "aligned")[:16]
     assert first_devices(2).shape["tensor"] == 2
     assert first_devices(None).size == len(jax.devices())
-    with pytest.raises(DataError, match=r"'vocab', size 35\) does not divide by mesh axis"):
-        found.load(first_devices(2))
+    # The axis does not divide the vocabulary of 35 words.
+    assert answers(found.load(first_devices(2)), 16) == recorded(finished, "aligned")[:16]
     with pytest.raises(DataError, match="99 devices are wanted, and there are 8"):
         first_devices(99)
 
