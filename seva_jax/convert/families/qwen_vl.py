@@ -52,6 +52,11 @@ class QwenVl(Family, abc.ABC):
     processing = QwenProcessing
     image_arrays = ("image_grid_thw", "mm_token_type_ids")
 
+    @property
+    @override
+    def chat_video(self) -> str:
+        return ""  # videos are not supported yet
+
     @override
     def problems(self, hf: Any) -> list[str]:
         vision = hf.vision_config
