@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import IO, TypeVar, cast
@@ -31,6 +32,7 @@ IMAGE_EXTENSIONS = tuple(
     for x in ("jpg", "jpeg", "png", "gif", "bmp", "webp", "tif", "tiff", "ppm", "avif", "jp2")
 )
 _STRIP_PIXELS = 2**18
+_ADDRESS = re.compile(r" <\S+ object at 0x[0-9a-f]+>")
 MAX_PIXELS = 30_000_000
 
 
@@ -151,8 +153,10 @@ def _open(
 
 
 def _unreadable(name: str, error: Exception) -> ExampleError:
+    # Pillow names the object that it reads from, with an address that means nothing to users.
+    reason = _ADDRESS.sub("", str(error))
     return ExampleError(
-        f"{name}: not a readable image ({type(error).__name__}: {error}); it may be cut short, or "
+        f"{name}: not a readable image ({type(error).__name__}: {reason}); it may be cut short, or "
         "an error page saved under the name of an image; fetch it again or drop it",
         "unreadable image",
     )
