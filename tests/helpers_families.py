@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from helpers_llava import EOS, IMAGE_TOKEN, PAD, VOCAB
+from helpers_llava import EOS, IMAGE_TOKEN, PAD, VOCAB, padded_ids
 
 VIDEO_TOKEN = IMAGE_TOKEN + 4
 SIDE = 56  # of a tile in pixels; 4 x 4 patches
@@ -149,14 +149,8 @@ def batch(
         for length, part in zip(lengths, parts[1:], strict=True):
             row += [IMAGE_TOKEN] * length + list(part)
         ids.append(row)
-    width = max(map(len, ids))
-    arrays = {
-        "input_ids": np.full((len(ids), width), PAD, np.int64),
-        "attention_mask": np.zeros((len(ids), width), np.int64),
-    }
-    for i, row in enumerate(ids):
-        at = slice(width - len(row), None) if padding == "left" else slice(len(row))
-        arrays["input_ids"][i, at], arrays["attention_mask"][i, at] = row, 1
+    ids_BS, mask_BS = padded_ids(ids, padding)
+    arrays = {"input_ids": ids_BS, "attention_mask": mask_BS}
     if not tiles:
         return arrays
     if family == "internvl":
@@ -214,11 +208,8 @@ def batch_with_videos(
                 videos.append(rng.standard_normal((frames, 3, side, side)))
         ids.append(own)
         nums += [len(images)] * bool(images)
-    width = max(map(len, ids))
-    arrays = {
-        "input_ids": np.array([[PAD] * (width - len(own)) + own for own in ids]),
-        "attention_mask": np.array([[0] * (width - len(own)) + [1] * len(own) for own in ids]),
-    }
+    ids_BS, mask_BS = padded_ids(ids)
+    arrays = {"input_ids": ids_BS, "attention_mask": mask_BS}
     if videos:
         arrays["pixel_values_videos"] = np.stack(videos).astype(np.float32)
     if tiles:

@@ -218,6 +218,20 @@ def random_llava(
     return model
 
 
+def padded_ids(rows: list[list[int]], padding: str = "left") -> tuple[np.ndarray, np.ndarray]:
+    """Pads rows of token ids with `PAD` on the side `padding`, "left" or "right".
+
+    Returns ids and attention mask, both int64 [B, S].
+    """
+    width = max(map(len, rows))
+    ids_BS = np.full((len(rows), width), PAD, np.int64)
+    mask_BS = np.zeros((len(rows), width), np.int64)
+    for i, row in enumerate(rows):
+        at = slice(width - len(row), None) if padding == "left" else slice(len(row))
+        ids_BS[i, at], mask_BS[i, at] = row, 1
+    return ids_BS, mask_BS
+
+
 def save(model: Any, directory: Path, **options: Any) -> Path:
     """Calls `save_pretrained` without a progress bar; returns `directory`."""
     from transformers.utils import logging

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from helpers_llava import EOS, IMAGE_TOKEN, PAD, VOCAB
+from helpers_llava import EOS, IMAGE_TOKEN, PAD, VOCAB, padded_ids
 
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 MOST = {"min_pixels": 56 * 56, "max_pixels": 280 * 280}
@@ -122,12 +122,7 @@ def batch(
         for part in parts[1:]:
             row += [IMAGE_TOKEN] * int(next(lengths)) + list(part)
         ids.append(row)
-    width = max(map(len, ids))
-    ids_BS = np.full((len(ids), width), PAD, np.int64)
-    mask_BS = np.zeros((len(ids), width), np.int64)
-    for i, row in enumerate(ids):
-        at = slice(width - len(row), None) if padding == "left" else slice(len(row))
-        ids_BS[i, at], mask_BS[i, at] = row, 1
+    ids_BS, mask_BS = padded_ids(ids, padding)
     kinds = {"mm_token_type_ids": (ids_BS == IMAGE_TOKEN).astype(np.int64)} if pictures else {}
     return {"input_ids": ids_BS, "attention_mask": mask_BS, **arrays, **kinds}
 

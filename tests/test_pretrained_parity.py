@@ -11,7 +11,15 @@ import pytest
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 
-from helpers_llava import EOS, IMAGE_TOKEN, PAD, VOCAB, random_llava, save  # noqa: E402
+from helpers_llava import (  # noqa: E402
+    EOS,
+    IMAGE_TOKEN,
+    PAD,
+    VOCAB,
+    padded_ids,
+    random_llava,
+    save,
+)
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 import seva_jax  # noqa: E402
@@ -80,12 +88,7 @@ def inputs(images, texts, padding, tile_features=4, seed=0):
         for part in parts[1:]:
             row += [IMAGE_TOKEN] * tile_features + list(part)
         rows.append(row)
-    width = max(map(len, rows))
-    input_ids = np.full((len(rows), width), PAD, np.int64)
-    mask = np.zeros((len(rows), width), np.int64)
-    for i, row in enumerate(rows):
-        at = slice(width - len(row), None) if padding == "left" else slice(len(row))
-        input_ids[i, at], mask[i, at] = row, 1
+    input_ids, mask = padded_ids(rows, padding)
     pixels = rng.standard_normal((sum(images), 3, 28, 28)).astype(np.float32)
     return input_ids, pixels if len(pixels) else None, mask
 

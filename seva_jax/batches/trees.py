@@ -221,9 +221,8 @@ def pack_row(
                 blend.weight_BSM[image_at] = own.blend.weight_BSM
             pixels[num_tiles : num_tiles + tiles] = part.images_IX
             if own.native is not None:
-                place[num_tiles : num_tiles + tiles] = own.native.place_I5
-                place[num_tiles : num_tiles + tiles, 0] += num_pictures
-                num_pictures += own.native.place_I5[:, 0].max(initial=0)
+                here = slice(num_tiles, num_tiles + tiles)
+                place[here], num_pictures = places_after(own.native, num_pictures)
             for answer in part.branches:
                 size = len(answer)
                 num_branches += 1
@@ -288,8 +287,22 @@ def trunk_positions(
     return positions, int(positions.max()) + 1
 
 
+def places_after(native: Native, pictures: int) -> tuple[np.ndarray, int]:
+    """Returns the places of an image's tiles in a row, and how many pictures the row has then.
+
+    Args:
+        native: the image's.
+        pictures: how many pictures precede it in the row.
+    """
+    place_I5 = native.place_I5.copy()
+    place_I5[:, 0] += pictures
+    return place_I5, int(place_I5[:, 0].max(initial=pictures))
+
+
 def joint_layout(layouts: Sequence[ImageLayout], tile_features: int, blended: int) -> ImageLayout:
     """Returns the layouts of several images as one, whose tiles follow one another.
+
+    Of its `native` there are the places of tiles alone: positions depend on the text in between.
 
     Args:
         layouts: the layout of each image, in order.
@@ -301,9 +314,7 @@ def joint_layout(layouts: Sequence[ImageLayout], tile_features: int, blended: in
     tiles = pictures = 0
     for layout in layouts:
         if layout.native is not None:
-            place_I5 = layout.native.place_I5.copy()
-            place_I5[:, 0] += pictures
-            pictures = int(place_I5[:, 0].max(initial=pictures))
+            place_I5, pictures = places_after(layout.native, pictures)
             places.append(place_I5)
         first, patch_N = tiles * tile_features, layout.patch_N
         patches.append(np.where(patch_N >= 0, patch_N + first, patch_N))

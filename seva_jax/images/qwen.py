@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from seva_jax.images.preprocess import checked, crossed, stretch
 from seva_jax.images.processor_files import Fields
-from seva_jax.images.tiled import TiledProcessing
+from seva_jax.images.tiled import TiledProcessing, cut_tiles, read_only
 from seva_jax.types import DataError, ExampleError, ImageLayout, Native, Size
 
 WINDOW = 4  # tiles along a side of a window
@@ -137,9 +137,7 @@ class QwenProcessing(TiledProcessing):
     def _tiles(self, picture_HWC: np.ndarray) -> np.ndarray:
         """Cuts a picture into tiles, ordered by windows: [I, size, size, 3]."""
         rows, columns = (x // self.size for x in picture_HWC.shape[:2])
-        shape = (rows, self.size, columns, self.size, 3)
-        tiles_IHWC = picture_HWC.reshape(shape).swapaxes(1, 2).reshape(-1, *shape[1::2], 3)
-        return tiles_IHWC[window_order(rows, columns)]
+        return cut_tiles(picture_HWC, self.size)[window_order(rows, columns)]
 
     @override
     def view(self, tiles_IHWC: np.ndarray, size: Size) -> np.ndarray:
@@ -180,12 +178,12 @@ class QwenProcessing(TiledProcessing):
 
     @override
     def small_layout(self, features: int) -> ImageLayout:
-        return grid_layout(1, _SMALL, _SMALL)
+        return grid_layout(_SMALL, _SMALL)
 
     @override
     def layouts(self, sizes: Sequence[Size], features: int) -> tuple[ImageLayout, ...]:
         del features  # one for each tile
-        return tuple(grid_layout(1, *self.grid(size)) for size in sizes)
+        return tuple(grid_layout(*self.grid(size)) for size in sizes)
 
 
 def resized(size: Size, tile: int, min_pixels: int, max_pixels: int) -> Size:
@@ -237,33 +235,16 @@ def window_order(rows: int, columns: int) -> np.ndarray:
 
 
 @functools.lru_cache(2**12)
-def grid_layout(frames: int, rows: int, columns: int, interval: float = 1.0) -> ImageLayout:
-    """Returns the layout of an image, or of a video.
-
-    Args:
-        frames: 1 for an image; of a video, how many pairs of frames it has.
-        rows: rows of tiles.
-        columns: columns of tiles.
-        interval: how far apart the positions of two pairs are.
-    """
-    per_frame = rows * columns
+def grid_layout(rows: int, columns: int) -> ImageLayout:
+    """Returns the layout of an image with a grid of tiles of this size."""
     order = window_order(rows, columns)
-    tokens = np.empty(per_frame, np.int32)
-    tokens[order] = np.arange(per_frame)  # where each token's tile is in the order of windows
-    frame_N = np.repeat(np.arange(frames), per_frame)
-    row_N, column_N = (
-        np.tile(x.ravel(), frames) for x in np.meshgrid(range(rows), range(columns), indexing="ij")
-    )
-    time_N = (frame_N * np.float32(interval)).astype(np.int64)
-    ordered = np.concatenate([frame * per_frame + order for frame in range(frames)])
-    place = np.stack([frame_N + 1, row_N, column_N, 0 * row_N + rows, 0 * row_N + columns], axis=1)
+    patch_N = np.empty(len(order), np.int32)
+    patch_N[order] = np.arange(len(order))  # where each token's tile is in the order of windows
+    row_N, column_N = crossed(np.arange(rows), np.arange(columns)).reshape(-1, 2).T
+    picture, same = (np.full(len(order), value) for value in (1, 0))
+    place_N5 = np.stack([picture, row_N, column_N, same + rows, same + columns], axis=1)
+    position_N3 = np.stack([same, row_N, column_N], axis=1)
     native = Native(
-        place[ordered].astype(np.int32),
-        np.stack([time_N, row_N, column_N], axis=1).astype(np.int32),
-        max(rows, columns),
+        place_N5[order].astype(np.int32), position_N3.astype(np.int32), max(rows, columns)
     )
-    for array in native[:2]:
-        array.setflags(write=False)
-    patch_N = (frame_N * per_frame + np.tile(tokens, frames)).astype(np.int32)
-    patch_N.setflags(write=False)
-    return ImageLayout(frames * per_frame, patch_N, None, native)
+    return read_only(ImageLayout(len(order), patch_N, None, native))

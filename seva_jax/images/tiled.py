@@ -135,14 +135,20 @@ class TiledProcessing(ImageProcessing, abc.ABC):
 
     def _cut(self, canvas: Image.Image) -> np.ndarray:
         """Cuts a canvas into tiles, row by row, and normalises them: [I, size, size, 3]."""
-        rows, columns = canvas.height // self.size, canvas.width // self.size
-        shape = (rows, self.size, columns, self.size, 3)
-        tiles_IHWC = np.asarray(canvas).reshape(shape).swapaxes(1, 2)
-        return self.normalise(tiles_IHWC.reshape(-1, self.size, self.size, 3))
+        return self.normalise(cut_tiles(np.asarray(canvas), self.size))
+
+
+def cut_tiles(picture_HWC: np.ndarray, size: int) -> np.ndarray:
+    """Cuts a picture into square tiles, row by row: [I, size, size, 3]."""
+    rows, columns = (length // size for length in picture_HWC.shape[:2])
+    tiles_IHWC = picture_HWC.reshape(rows, size, columns, size, 3).swapaxes(1, 2)
+    return tiles_IHWC.reshape(-1, size, size, 3)
 
 
 def read_only(layout: ImageLayout) -> ImageLayout:
     """Returns a layout whose arrays cannot be changed, because images of a layout share it."""
-    for array in (layout.patch_N, *(layout.blend or ())):
+    native = layout.native
+    places = () if native is None else (native.place_I5, native.position_N3)
+    for array in (layout.patch_N, *(layout.blend or ()), *places):
         array.setflags(write=False)
     return layout

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from seva_jax.batches.image_inputs import FeatureCache, Features, ImageUse, Pixels
+from seva_jax.batches.trees import places_after
 from seva_jax.inference.passes import run_pass
 from seva_jax.models import Llava
 from seva_jax.runtime.processes import barrier, gather
@@ -179,9 +180,7 @@ def _tower_pass(
                     else:
                         batch[row, at:end] = tiles_IX
                     if layout.native is not None:
-                        place_BI5[row, at:end] = layout.native.place_I5
-                        place_BI5[row, at:end, 0] += pictures
-                        pictures = place_BI5[row, at:end, 0].max()
+                        place_BI5[row, at:end], pictures = places_after(layout.native, pictures)
                     at = end
             yield (group, missing), (batch, place_BI5)
 

@@ -214,7 +214,7 @@ def _patched(
             .transpose(0, 3, 1, 4, 2, 5)
             .reshape(-1, 3, processing.size, processing.size)
         )
-        layout = grid_layout(1, rows, columns)
+        layout = grid_layout(rows, columns)
         pictures.append((layout, tiles_ICHW[window_order(rows, columns)]))
     return pictures
 

@@ -355,9 +355,8 @@ class Llama(nn.Module):
     def head(self, hidden: jax.Array) -> jax.Array:
         """Maps hidden states [..., D] to logits [..., V] in float32."""
         kernel = self.embedding.T if self.config.tied_head else self.head_kernel
-        if uneven(
-            self.config.vocab_size
-        ):  # every device adds the products of its part of the width
+        if uneven(self.config.vocab_size):
+            # Every device adds the products of its part of the width.
             kernel = constrain(kernel, "width_part", "vocab")
         logits = jnp.matmul(
             constrain(hidden, "batch", "length", "width").astype(self.dtype),

@@ -130,7 +130,7 @@ class Llava(nn.Module):
                     "Qwen-VL are not supported; leave both off, or train them in full "
                     "(train.trained)"
                 )
-            self.vision: Any = QwenTower(self.config, self.dtype, self.remat)
+            self.vision = tower(self.config, self.dtype, self.remat)
             self.projector: Any = QwenMerger(self.config, self.dtype)
         else:
             self.vision = tower(self.config, self.dtype, self.remat, lora if in_tower else None)

@@ -16,7 +16,6 @@ from seva_jax.models.attention import BLOCK, LARGEST, MASKED, on_mesh, splash_bl
 from seva_jax.sharding import activation_spec
 
 QUERIES = 512  # of a block
-_LANES = 128  # of a TPU: its kernels take heads of a multiple of this width
 
 
 def attend_segments(
@@ -125,8 +124,9 @@ def _splash(
     )
 
     length, heads, width = query_BSHQ.shape[1:]
-    # Small blocks take several times as long, more than the padding does.
-    pad, wider = -length % (LARGEST if length > LARGEST else BLOCK), -width % _LANES
+    # Small blocks take several times as long, more than the padding does. The kernels take heads of
+    # a multiple of the lanes of a TPU's vector unit.
+    pad, wider = -length % (LARGEST if length > LARGEST else BLOCK), -width % BLOCK
 
     def padded(x: jax.Array) -> jax.Array:
         return jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, wider))).swapaxes(1, 2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -105,10 +105,7 @@ class Family(abc.ABC):
             problems.append(
                 f"vision_feature_layer is {hf.vision_feature_layer!r}, supported: one integer"
             )
-        for name in _SIZES:
-            size = self.length(getattr(vision, name, 1))
-            if type(size) is not int or not 1 <= size < 2**31:
-                problems.append(f"vision_config.{name} is {size!r}, supported: a positive integer")
+        problems += self.size_problems(vision, _SIZES)
         problems += text_problems(hf.text_config)
         if problems:
             return problems
@@ -119,6 +116,15 @@ class Family(abc.ABC):
                 f"{patch_size} pixels"
             )
         return problems + self.layout_problems(hf)
+
+    def size_problems(self, vision: Any, names: Sequence[str]) -> list[str]:
+        """Returns the problems of sizes in the tower's config, see `problems`."""
+        sizes = {name: self.length(getattr(vision, name, 1)) for name in names}
+        return [
+            f"vision_config.{name} is {size!r}, supported: a positive integer"
+            for name, size in sizes.items()
+            if type(size) is not int or not 1 <= size < 2**31
+        ]
 
     def tower_problems(self, vision: Any) -> list[str]:
         """Returns the problems of the tower's config, see `problems`."""

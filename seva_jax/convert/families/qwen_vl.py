@@ -66,11 +66,7 @@ class QwenVl(Family, abc.ABC):
         ])  # fmt: skip
         if problems:
             return problems
-        problems += self.tower_problems(vision)
-        for name in self.sizes:
-            size = getattr(vision, name, None)
-            if type(size) is not int or not 1 <= size < 2**31:
-                problems.append(f"vision_config.{name} is {size!r}, supported: a positive integer")
+        problems += self.tower_problems(vision) + self.size_problems(vision, self.sizes)
         problems += text_problems(hf.text_config, (self.text_type,))
         return problems or self.layout_problems(hf)
 
