@@ -15,12 +15,11 @@ from PIL import Image
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 
-from helpers_families import GRID, SIDE, batch, random_model  # noqa: E402
+from helpers_families import GRID, SIDE, batch, batch_with_videos, random_model  # noqa: E402
 from helpers_llava import IMAGE_TOKEN, VOCAB  # noqa: E402
 from helpers_original import VIDEO_TOKEN, original_tensors, write_original_of  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 from test_family_parity import tokenizer_of  # noqa: E402
-from test_video_parity import arrays_of  # noqa: E402
 
 import seva_jax  # noqa: E402
 from seva_jax.convert.__main__ import open_source  # noqa: E402
@@ -80,7 +79,7 @@ def test_logits_of_images(pair, name):
 
 def test_logits_of_videos_with_one_newline(pair):
     theirs, ours = pair("onevision")
-    check(theirs, ours, arrays_of(theirs, [[2, {2}, 3, WIDE, 4], [3, {2}, 2]]))
+    check(theirs, ours, batch_with_videos(theirs, [[2, {2}, 3, WIDE, 4], [3, {2}, 2]]))
 
 
 def test_a_tower_with_weights_of_its_own(pair, tmp_path):
