@@ -21,5 +21,11 @@ def get_config():
         feature_layer=-1,
         feature_select="full",
     )
-    processing = QwenProcessing(size=8, min_pixels=32 * 32, max_pixels=64 * 64)
+    processing = QwenProcessing(
+        size=8,
+        min_pixels=32 * 32,
+        max_pixels=64 * 64,
+        min_video_pixels=32 * 32,
+        max_video_pixels=32 * 32,
+    )
     return tiny_llava_next.with_family("runs/tiny_qwen2_vl", model, processing, max_length=160)

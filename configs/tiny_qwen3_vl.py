@@ -30,5 +30,12 @@ def get_config():
         feature_layer=-1,
         feature_select="full",
     )
-    processing = QwenProcessing(size=8, min_pixels=32 * 32, max_pixels=64 * 64)
+    processing = QwenProcessing(
+        size=8,
+        min_pixels=32 * 32,
+        max_pixels=64 * 64,
+        min_video_pixels=32 * 32,
+        max_video_pixels=4 * 32 * 32,
+        timestamps=True,
+    )
     return tiny_llava_next.with_family("runs/tiny_qwen3_vl", model, processing, max_length=160)

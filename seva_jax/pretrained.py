@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from seva_jax.convert.hf_config import read_family, read_layouts
 from seva_jax.convert.processor import image_processing
 from seva_jax.images import ImageProcessing
 from seva_jax.inference.processor_arrays import to_rows
+from seva_jax.inference.qwen_arrays import ImageArrays
 from seva_jax.inference.sampler import PromptBatch, generate
 from seva_jax.models import Llava, LlavaConfig, unstack
 from seva_jax.runtime.stores import as_path
@@ -106,6 +108,8 @@ class PretrainedLlava:
         batch_num_images: np.ndarray | None = None,
         pixel_values_videos: np.ndarray | None = None,
         image_grid_thw: np.ndarray | None = None,
+        video_grid_thw: np.ndarray | None = None,
+        second_per_grid_ts: np.ndarray | Sequence[float] | None = None,
         mm_token_type_ids: np.ndarray | None = None,
     ) -> np.ndarray:
         """Returns the next-token logits at every position.
@@ -125,6 +129,10 @@ class PretrainedLlava:
                 of [frames, 3, H, W] may have different ones. None when there is no video.
             image_grid_thw: [N, 3] frames (1), rows and columns of patches of each image (Qwen-VL,
                 whose pixel_values are the patches of all images, [patches, values]).
+            video_grid_thw: [N, 3] pairs of frames, rows and columns of patches of each video
+                (Qwen-VL, likewise).
+            second_per_grid_ts: [N], how long two frames of each video take (Qwen2.5-VL); None for
+                1 second each.
             mm_token_type_ids: [B, S], which tokens are of images (Qwen-VL); `input_ids` say it too.
 
         Returns:
@@ -134,8 +142,11 @@ class PretrainedLlava:
             DataError: the arrays do not fit each other or the model.
         """
         batch = self._rows(
-            input_ids, pixel_values, attention_mask, image_sizes, batch_num_images,
-            pixel_values_videos, image_grid_thw, mm_token_type_ids,
+            input_ids, attention_mask,
+            ImageArrays(
+                pixel_values, image_sizes, batch_num_images, pixel_values_videos, image_grid_thw,
+                video_grid_thw, second_per_grid_ts, mm_token_type_ids,
+            ),
         )  # fmt: skip
         with self._precision():
             return np.asarray(_logits(self.model, self.params, batch))
@@ -153,6 +164,8 @@ class PretrainedLlava:
         batch_num_images: np.ndarray | None = None,
         pixel_values_videos: np.ndarray | None = None,
         image_grid_thw: np.ndarray | None = None,
+        video_grid_thw: np.ndarray | None = None,
+        second_per_grid_ts: np.ndarray | Sequence[float] | None = None,
         mm_token_type_ids: np.ndarray | None = None,
     ) -> np.ndarray:
         """Generates answers and returns them as transformers' `generate` does.
@@ -172,6 +185,8 @@ class PretrainedLlava:
             batch_num_images: see `logits`.
             pixel_values_videos: see `logits`.
             image_grid_thw: see `logits`.
+            video_grid_thw: see `logits`.
+            second_per_grid_ts: see `logits`.
             mm_token_type_ids: see `logits`.
 
         Returns:
@@ -196,8 +211,11 @@ class PretrainedLlava:
             attention_mask = np.asarray(input_ids) != pad_id
 
         batch = self._rows(
-            input_ids, pixel_values, attention_mask, image_sizes, batch_num_images,
-            pixel_values_videos, image_grid_thw, mm_token_type_ids,
+            input_ids, attention_mask,
+            ImageArrays(
+                pixel_values, image_sizes, batch_num_images, pixel_values_videos, image_grid_thw,
+                video_grid_thw, second_per_grid_ts, mm_token_type_ids,
+            ),
         )  # fmt: skip
         rows = len(batch.tokens_BS)
         empty = np.flatnonzero(~np.asarray(batch.mask_BS).any(axis=1))
@@ -222,34 +240,16 @@ class PretrainedLlava:
         return np.concatenate([np.asarray(input_ids, np.int64), new_BT], axis=1)
 
     def _rows(
-        self,
-        input_ids: np.ndarray,
-        pixel_values: np.ndarray | None,
-        attention_mask: np.ndarray | None,
-        image_sizes: np.ndarray | None,
-        batch_num_images: np.ndarray | None,
-        pixel_values_videos: np.ndarray | None,
-        image_grid_thw: np.ndarray | None = None,
-        mm_token_type_ids: np.ndarray | None = None,
+        self, input_ids: np.ndarray, attention_mask: np.ndarray | None, given: ImageArrays
     ) -> PromptBatch:
         """Returns the rows of a processor's arrays; raises if there is one too many."""
-        arrays = {
-            "image_sizes": image_sizes,
-            "batch_num_images": batch_num_images,
-            "pixel_values_videos": pixel_values_videos,
-            "image_grid_thw": image_grid_thw,
-            "mm_token_type_ids": mm_token_type_ids,
-        }
-        for name, array in arrays.items():
-            if array is not None and name not in self.family.image_arrays:
+        for name, array in given._asdict().items():
+            if array is not None and name not in ("pixel_values", *self.family.image_arrays):
                 raise DataError(
                     f"{name}: models of the family {self.family.model_type} take no such array; "
                     "use the processor of this model"
                 )
-        return to_rows(
-            self.config, input_ids, pixel_values, attention_mask, self.layouts,
-            image_sizes, batch_num_images, pixel_values_videos, image_grid_thw,
-        )  # fmt: skip
+        return to_rows(self.config, input_ids, attention_mask, given, self.layouts)
 
     def _tokenizer_stop_ids(self) -> tuple[int, ...]:
         eos = self.tokenizer.eos_token_id

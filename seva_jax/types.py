@@ -46,6 +46,7 @@ import jax
 Array = Any  # jax.Array inside a step, np.ndarray on the host: both have the same notation
 
 IMAGE_MARKER = "<image>"  # where an image goes in a question
+SECONDS = "seconds_per_frame"  # in `Prompt.meta`
 VIDEO_MARKER = "<video>"  # in a question whose images are the frames of one video
 
 # What `patch_BS` says of a position that no feature of an image takes.
@@ -81,7 +82,8 @@ class Prompt:
         question: the text, without template and image tokens. With `VIDEO_MARKER` in it, the
             images are the frames of one video, see `about_video`.
         images: names that the prompt source can load, in order of appearance.
-        meta: ground truth and provenance; strings, numbers and lists only.
+        meta: ground truth and provenance; strings, numbers and lists only. See also
+            `seconds_per_frame`.
         start: the beginning of the answer. It belongs to the trunk: answers continue it, and
             training does not learn it.
     """
@@ -100,6 +102,21 @@ class Prompt:
         is a word of the question.
         """
         return bool(self.images) and VIDEO_MARKER in self.question
+
+    @property
+    def seconds_per_frame(self) -> float:
+        """How far apart the frames of its video are, of which some models know the times.
+
+        Raises:
+            ExampleError: `meta` has something else than a positive number.
+        """
+        value = self.meta.get(SECONDS, 0.5)
+        if type(value) not in (int, float) or not 0 < value < 1e6:
+            raise ExampleError(
+                f"{SECONDS} is {value!r}; give a positive number, or leave it out for 0.5",
+                "seconds per frame",
+            )
+        return float(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +211,37 @@ class Blend(NamedTuple):
 
 
 Size = tuple[int, int]  # height and width of an image in pixels
-FRAME: Size = (-1, -1)  # in their place for a frame of a video, whose size does not matter
+
+
+class Frame(NamedTuple):
+    """What the layout of a video depends on, for each of its frames, in place of a size.
+
+    Attributes:
+        height: height of the video in pixels; 0 for models that give all frames one size.
+        width: its width; likewise.
+        seconds: when the frame is shown, counted from the first; likewise.
+        total: how many frames the video has; likewise.
+    """
+
+    height: int = 0
+    width: int = 0
+    seconds: float = 0.0
+    total: int = 0
+
+
+FRAME = Frame()
+ImageSize = Size | Frame
+
+
+def frames_of(size: Size, num: int, seconds: float) -> tuple[Frame, ...]:
+    """Returns the frames of a video.
+
+    Args:
+        size: height and width of the first one, which all count as having.
+        num: how many there are.
+        seconds: how far apart they are, see `Prompt.seconds_per_frame`.
+    """
+    return tuple(Frame(*size, number * seconds, num) for number in range(num))
 
 
 class Native(NamedTuple):
@@ -216,7 +263,8 @@ class Native(NamedTuple):
 class ImageLayout(NamedTuple):
     """How one image of a size becomes tiles for the vision tower and tokens of a trunk.
 
-    A video is laid out like an image: its tiles are its frames.
+    A video is laid out like an image: its tiles are its frames, or show two of them (Qwen-VL). One
+    with text between its frames has several layouts (Qwen3-VL).
 
     Attributes:
         tiles: how many inputs of the vision tower it becomes.
@@ -266,11 +314,15 @@ class Layouts(Protocol):
         """Whether the model takes the frames of a video as one thing."""
         ...
 
-    def __call__(self, sizes: Sequence[Size]) -> tuple[ImageLayout, ...]:
-        """Returns the layout of each image of a prompt, or that of its video.
+    def captions(self, frames: Sequence[Frame]) -> tuple[str, ...]:
+        """Returns the text in front of each layout of a video."""
+        ...
+
+    def __call__(self, sizes: Sequence[ImageSize]) -> tuple[ImageLayout, ...]:
+        """Returns the layout of each image of a prompt, or those of its video.
 
         Args:
-            sizes: heights and widths of the images; `FRAME` for each frame of a video.
+            sizes: heights and widths of the images; or the frames of a video.
 
         Raises:
             ExampleError: the model cannot take an image of this size.

@@ -127,6 +127,78 @@ def batch(
     return {"input_ids": ids_BS, "attention_mask": mask_BS, **arrays, **kinds}
 
 
+def batch_with_videos(
+    family: str,
+    rows: list[list[int | tuple[int, int] | dict[int, tuple[int, int]]]],
+    seconds: float = 1.0,
+    padding: str = "left",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Makes a batch as the family's processor does, with random pictures and tokens.
+
+    transformers makes a video's patches with torchvision, so they are cut here.
+
+    Args:
+        family: its `model_type`.
+        rows: for each row its parts: a number of text tokens; the height and width of an image; or
+            of a video, by its number of frames.
+        seconds: how long two frames of a video take.
+        padding: side, "left" or "right".
+        seed: of tokens and pictures.
+    """
+    rng = np.random.default_rng(seed)
+    tile = 2 * patch_of(family)
+    pixels: dict[str, list[np.ndarray]] = {"image": [], "video": []}
+    grids: dict[str, list[list[int]]] = {"image": [], "video": []}
+    ids, kinds = [], []
+    for parts in rows:
+        row, kind = list[int](), list[int]()
+        for part in parts:
+            if isinstance(part, int):
+                row += rng.integers(3, IMAGE_TOKEN, part).tolist()
+                kind += [0] * part
+                continue
+            is_video = isinstance(part, dict)
+            ((frames, size),) = part.items() if is_video else ((2, part),)
+            height, width = (max(round(x / tile), 1) * tile for x in size)
+            shown = rng.normal(size=(frames if is_video else 1, 3, height, width))
+            shown = np.concatenate([shown, shown[-1:]] if len(shown) % 2 else [shown])
+            name = "video" if is_video else "image"
+            pixels[name].append(patches_of(shown.astype(np.float32), tile // 2))
+            pairs, down, over = len(shown) // 2, height // tile, width // tile
+            grids[name].append([pairs, 2 * down, 2 * over])
+            token = IMAGE_TOKEN + 4 * is_video
+            for pair in range(pairs):
+                if pair and family == "qwen3_vl":  # timestamps
+                    row += rng.integers(3, IMAGE_TOKEN, 3).tolist()
+                    kind += [0] * 3
+                row += [token] * (down * over)
+                kind += [1 + is_video] * (down * over)
+        ids.append(row)
+        kinds.append(kind)
+    ids_BS, mask_BS = padded_ids(ids, padding)
+    kinds_BS = np.zeros(ids_BS.shape, np.int64)
+    kinds_BS[mask_BS == 1] = np.concatenate(kinds)
+    arrays: dict[str, Any] = {"input_ids": ids_BS, "attention_mask": mask_BS}
+    arrays["mm_token_type_ids"] = kinds_BS
+    for name, array in (("image", "pixel_values"), ("video", "pixel_values_videos")):
+        if grids[name]:
+            arrays[array] = np.concatenate(pixels[name])
+            arrays[f"{name}_grid_thw"] = np.array(grids[name])
+    if grids["video"] and family == "qwen2_5_vl":
+        arrays["second_per_grid_ts"] = np.full(len(grids["video"]), seconds, np.float32)
+    return arrays
+
+
+def patches_of(frames: np.ndarray, patch: int) -> np.ndarray:
+    """Cuts an even number of frames [T, 3, H, W] into the patches of transformers' processors."""
+    pairs, (height, width) = len(frames) // 2, (x // patch for x in frames.shape[2:])
+    blocks = frames.reshape(
+        pairs, 2, 3, height // 2, 2, patch, width // 2, 2, patch
+    ).transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)  # fmt: skip
+    return blocks.reshape(pairs * height * width, -1)
+
+
 def torch_batch(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """Returns the arrays as tensors."""
     import torch

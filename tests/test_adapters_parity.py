@@ -16,6 +16,7 @@ import seva_jax  # noqa: E402
 from seva_jax.config import Checkpoint  # noqa: E402
 from seva_jax.convert import load_params, read_lora  # noqa: E402
 from seva_jax.convert.pickles import from_bin  # noqa: E402
+from seva_jax.inference.qwen_arrays import ImageArrays  # noqa: E402
 from seva_jax.models import Llava, LoraConfig, abstract_variables  # noqa: E402
 from seva_jax.pretrained import to_rows  # noqa: E402
 from seva_jax.sharding import MeshShape, placed, variable_shardings  # noqa: E402
@@ -122,7 +123,7 @@ def further(directory, adapter, ids, pixels):
         "params": load_params(directory, model.config, adapter=opened.without_low_rank()),
         "lora": read_lora(opened, placed(boxed, variable_shardings(mesh, boxed))),
     }
-    batch = to_rows(model.config, ids, pixels, None)
+    batch = to_rows(model.config, ids, None, ImageArrays(pixels))
     mask = np.tril(np.ones((12, 12), bool))[None].repeat(2, 0)
     positions = np.arange(12)[None].repeat(2, 0)
     logits = module.apply(

@@ -24,6 +24,7 @@ from seva_jax.convert import load_params  # noqa: E402
 from seva_jax.convert.__main__ import open_source  # noqa: E402
 from seva_jax.convert.peft import to_peft  # noqa: E402
 from seva_jax.convert.rewrite import to_hf  # noqa: E402
+from seva_jax.inference.qwen_arrays import ImageArrays  # noqa: E402
 from seva_jax.models import Llava  # noqa: E402
 from seva_jax.pretrained import to_rows  # noqa: E402
 from seva_jax.training.step import merge  # noqa: E402
@@ -48,7 +49,7 @@ def run(tmp_path_factory):
     pixels = np.random.default_rng(1).normal(size=(2, 3, 28, 28)).astype(np.float32)
     base = seva_jax.from_pretrained(directory)
     source = open_source(root / "run")
-    batch = to_rows(base.config, ids, pixels, None)
+    batch = to_rows(base.config, ids, None, ImageArrays(pixels))
     variables = merge({"params": load_params(directory, base.config)}, trained)
     causal = np.tril(np.ones((12, 12), bool))[None].repeat(2, 0)
     positions = np.arange(12)[None].repeat(2, 0)

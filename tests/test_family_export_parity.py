@@ -26,6 +26,7 @@ from seva_jax.convert.table import canonical, is_unused  # noqa: E402
 from seva_jax.images.internvl import InternvlProcessing  # noqa: E402
 from seva_jax.images.llava_next import LlavaNextProcessing  # noqa: E402
 from seva_jax.images.llava_onevision import LlavaOnevisionProcessing  # noqa: E402
+from seva_jax.inference.qwen_arrays import ImageArrays  # noqa: E402
 from seva_jax.models import Llava  # noqa: E402
 from seva_jax.pretrained import to_rows  # noqa: E402
 from seva_jax.text import CHATML  # noqa: E402
@@ -70,9 +71,10 @@ def merged_logits(base, source, trained, arrays):
     """Returns our logits with adapters applied, not merged into files."""
     model = Llava(base.config, lora=source.lora)
     variables = merge({"params": load_params(base.directory, base.config)}, trained)
+    images = {name: x for name, x in arrays.items() if name in ImageArrays._fields}
     rows = to_rows(
-        base.config, *(arrays[name] for name in ("input_ids", "pixel_values", "attention_mask")),
-        base.layouts, arrays.get("image_sizes"), arrays.get("batch_num_images"),
+        base.config, arrays["input_ids"], arrays["attention_mask"], ImageArrays(**images),
+        base.layouts,
     )  # fmt: skip
     length = rows.tokens_BS.shape[1]
     causal = np.tril(np.ones((length, length), bool))

@@ -291,12 +291,9 @@ def test_adapters_on_a_quantised_base(checkpoint, tmp_path):
     folder.mkdir()
     for number in range(6):
         photograph(number).save(folder / f"{number}.png")
-    # One image, several, and for LLaVA-OneVision the frames of a video.
-    asked = [
-        QUESTION,
-        QUESTION,
-        f"<video>\n{QUESTION}" if family == "llava_onevision" else QUESTION,
-    ]
+    # One image, several, and for some families the frames of a video.
+    videos = family in ("llava_onevision", *QWEN)
+    asked = [QUESTION, QUESTION, f"<video>\n{QUESTION}" if videos else QUESTION]
     records = [
         {"id": str(i), "prompt": asked[i % 3], "chosen": "It is red", "rejected": "a car"}
         | {"images": [f"{(i + j) % 6}.png" for j in range((1, 2, 3)[i % 3])]}

@@ -49,7 +49,7 @@ def fill(tmp_path, variables, images, shape=(1, 1, 1), names=NAMES, model=MODEL)
     """Returns a cache filled with the features of the images; checks the progress bar."""
     cache = FeatureCache(tmp_path, *model.feature_kind)
     progress = []
-    uses = [ImageUse(name) for name in names]
+    uses = [ImageUse((name,)) for name in names]
     found = cached_features(
         cache, model, variables, uses, images.pixels, mesh_of(*shape), 2, progress.append
     )
@@ -63,11 +63,11 @@ def test_features_are_those_of_the_tower(tmp_path, variables, shape):
     images = Images()
     found = fill(tmp_path, variables, images, shape)
     for name in NAMES:
-        pixels = images.pixels(ImageUse(name))[None]
+        pixels = images.pixels(ImageUse((name,)))[None]
         expected = MODEL.apply(variables, pixels, method="features")[0]
-        np.testing.assert_allclose(found(ImageUse(name))[0], expected, atol=1e-5)
-        again = MODEL.apply(variables, found(ImageUse(name))[None], method="features")[0]
-        np.testing.assert_array_equal(again, found(ImageUse(name))[0])
+        np.testing.assert_allclose(found(ImageUse((name,)))[0], expected, atol=1e-5)
+        again = MODEL.apply(variables, found(ImageUse((name,)))[None], method="features")[0]
+        np.testing.assert_array_equal(again, found(ImageUse((name,)))[0])
 
 
 def test_only_what_is_new_is_computed(tmp_path, variables, monkeypatch):
@@ -84,11 +84,11 @@ def test_only_what_is_new_is_computed(tmp_path, variables, monkeypatch):
     images.images["1.png"] = images.images["1.png"] // 2
     images.images["copy.png"] = images.images["0.png"]
     later = fill(tmp_path, variables, images, names=[*NAMES, "copy.png"])
-    assert written == [later.keys[ImageUse("1.png")]]
+    assert written == [later.keys[ImageUse(("1.png",))]]
     assert (
-        later.keys[ImageUse("copy.png")]
-        == later.keys[ImageUse("0.png")]
-        == first.keys[ImageUse("0.png")]
+        later.keys[ImageUse(("copy.png",))]
+        == later.keys[ImageUse(("0.png",))]
+        == first.keys[ImageUse(("0.png",))]
     )
 
 
@@ -97,8 +97,12 @@ def test_a_key_depends_on_content_shape_and_preprocessing():
     images = Images()
     images.images["turned"] = images.images["0.png"].reshape(7, 9, 3)
     images.images["again"] = images.images["0.png"].copy()
-    keys = {images.pixels.key(ImageUse(name))[0] for name in ("0.png", "turned", "again", "1.png")}
-    keys.add(Pixels(images, ImageProcessing(size=8, pad_to_square=False)).key(ImageUse("0.png"))[0])
+    keys = {
+        images.pixels.key(ImageUse((name,)))[0] for name in ("0.png", "turned", "again", "1.png")
+    }
+    keys.add(
+        Pixels(images, ImageProcessing(size=8, pad_to_square=False)).key(ImageUse(("0.png",)))[0]
+    )
     assert len(keys) == 4
 
 
@@ -118,15 +122,15 @@ def test_an_unreadable_image_is_left_out(tmp_path, variables):
     del images.images["2.png"]
     found = fill(tmp_path, variables, images)
     with pytest.raises(ExampleError, match=r"2\.png"):
-        found(ImageUse("2.png"))
-    assert found(ImageUse("3.png")).shape == (1, TINY.tile_features, TINY.vision.hidden_size)
+        found(ImageUse(("2.png",)))
+    assert found(ImageUse(("3.png",))).shape == (1, TINY.tile_features, TINY.vision.hidden_size)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_a_damaged_file_is_named(tmp_path, variables, damage):
     """Checksums reveal the damage."""
     found = fill(tmp_path, variables, Images())
-    path = found.cache.path(found.keys[ImageUse("0.png")])
+    path = found.cache.path(found.keys[ImageUse(("0.png",))])
     data = bytearray(path.read_bytes())
     if damage == "gone":
         path.unlink()
@@ -134,7 +138,7 @@ def test_a_damaged_file_is_named(tmp_path, variables, damage):
         data[len(data) // 2] ^= 1
         path.write_bytes(data if damage == "flip" else data[:-200])
     with pytest.raises(DataError, match=str(path)):
-        found(ImageUse("0.png"))
+        found(ImageUse(("0.png",)))
 
 
 def test_log_probs_are_the_same(variables):

@@ -9,6 +9,7 @@ from helpers_llava import write_llava
 from tiny_models import TINY_HF
 
 import seva_jax
+from seva_jax.inference.qwen_arrays import ImageArrays
 from seva_jax.pretrained import to_rows
 from seva_jax.types import DataError
 
@@ -16,7 +17,7 @@ from seva_jax.types import DataError
 def test_images_of_a_batch_become_images_of_rows():
     image, pixels = [39] * 4, np.random.default_rng(0).standard_normal((3, 3, 28, 28))
     ids = np.array([[1] * 10, [1, *image, 2, *image], [0, 0, 1, *image, 2, 3, 4]])
-    rows = to_rows(TINY_HF, ids, pixels.astype(np.float32), None)
+    rows = to_rows(TINY_HF, ids, None, ImageArrays(pixels.astype(np.float32)))
     assert rows.pixels_BIHWC.shape == (3, 2, 28, 28, 3)
     expected = pixels.transpose(0, 2, 3, 1).astype(np.float32)
     np.testing.assert_array_equal(rows.pixels_BIHWC[1], expected[:2])
@@ -28,7 +29,7 @@ def test_images_of_a_batch_become_images_of_rows():
         [[-1] * 10, [-1, 0, 1, 2, 3, -1, 4, 5, 6, 7], [-1, -1, -1, 0, 1, 2, 3, -1, -1, -1]],
     )
     assert rows.mask_BS.all()
-    assert to_rows(TINY_HF, ids[:1], None, None).pixels_BIHWC.shape == (1, 0, 28, 28, 3)
+    assert to_rows(TINY_HF, ids[:1], None, ImageArrays()).pixels_BIHWC.shape == (1, 0, 28, 28, 3)
 
 
 PIXELS = np.zeros((1, 3, 28, 28), np.float32)
@@ -53,7 +54,7 @@ PIXELS = np.zeros((1, 3, 28, 28), np.float32)
 )
 def test_arrays_that_do_not_fit(input_ids, pixels, mask, message):
     with pytest.raises(DataError, match=message):
-        to_rows(TINY_HF, np.asarray(input_ids), pixels, mask)
+        to_rows(TINY_HF, np.asarray(input_ids), mask, ImageArrays(pixels))
 
 
 def test_options_out_of_range(tmp_path):

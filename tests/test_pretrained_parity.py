@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 
 import seva_jax  # noqa: E402
 from seva_jax.convert import SpecialTokens, load_params, read_llava_config  # noqa: E402
+from seva_jax.inference.qwen_arrays import ImageArrays  # noqa: E402
 from seva_jax.inference.sampler import generate  # noqa: E402
 from seva_jax.pretrained import to_rows  # noqa: E402
 from seva_jax.text.sampling import Sampling  # noqa: E402
@@ -206,7 +207,8 @@ def test_repetition_penalty(pair, penalty):
             expected = their_answers(theirs, batch, repetition_penalty=value, **options)
             found.append(expected[0, batch[0].shape[1] :].tolist())
             got = generate(
-                ours.model, {"params": ours.params}, to_rows(ours.config, *batch),
+                ours.model, {"params": ours.params},
+                to_rows(ours.config, batch[0], batch[2], ImageArrays(batch[1])),
                 jax.random.key(0)[None], Sampling(2 * NEW, repetition_penalty=value), (), PAD,
             )  # fmt: skip
             np.testing.assert_array_equal(got[0], found[-1])

@@ -1,13 +1,13 @@
 """config.json of Qwen-VL: read as transformers means it, written so that it reads back, refused."""
 
+import dataclasses
 import json
 
 import pytest
 from helpers_qwen import QWEN
 
 from seva_jax.convert import read_llava_config
-from seva_jax.convert.hf_config import llava_config_fields
-from seva_jax.images import QwenProcessing
+from seva_jax.convert.hf_config import llava_config_fields, read_layouts
 from seva_jax.models import Llava, LoraConfig, abstract_params
 from seva_jax.types import DataError
 
@@ -78,7 +78,14 @@ def test_what_is_written_reads_back(tmp_path, family):
     assert config.text.rope_interleaved == (family == "qwen3_vl")
     assert config.text.qkv_bias == (family != "qwen3_vl")
     assert config.text.rope_base == 1e6
-    processing = QwenProcessing(size=config.vision.image_size)
+    processing = read_layouts(tmp_path)
+    assert processing.timestamps == (family == "qwen3_vl")
+    # transformers' default where config.json does not say
+    assert processing.positions_per_second == (4 if family == "qwen2_5_vl" else 0)
+    with pytest.raises(DataError, match=rf"the family {family} has timestamps .*; change base"):
+        llava_config_fields(
+            config, 32768, dataclasses.replace(processing, timestamps=not processing.timestamps)
+        )
     fields = llava_config_fields(config, 32768, processing)
     assert read_llava_config(write(tmp_path, fields)) == config
     assert fields["text_config"]["model_type"] == f"{family}_text"

@@ -10,7 +10,7 @@ from seva_jax.batches.trees import trunk_positions
 from seva_jax.corrupt import DiffusionNoise, RandomResizedCrop
 from seva_jax.corrupt.diffusion import diffusion_schedule
 from seva_jax.images import QwenProcessing
-from seva_jax.images.qwen import resized, window_order
+from seva_jax.images.qwen_layouts import resized, window_order
 from seva_jax.inference.corrupted import prompt_images
 from seva_jax.types import DataError, ExampleError, Prompt
 

@@ -138,9 +138,12 @@ def test_a_tiny_recipe_trains(path, folder, capsys):
 
 
 @pytest.mark.slow
-def test_a_recipe_trains_on_videos(tmp_path):
-    """LLaVA-OneVision sees four frames as one video, with noise on all and in other orders."""
-    (path,) = (path for path in TINY if path.stem == "tiny_llava_onevision")
+@pytest.mark.parametrize(
+    "name", ["tiny_llava_onevision", "tiny_qwen2_vl", "tiny_qwen2_5_vl", "tiny_qwen3_vl"]
+)
+def test_a_recipe_trains_on_videos(tmp_path, name):
+    """Four frames are one video, with noise on all and in other orders."""
+    (path,) = (path for path in TINY if path.stem == name)
     (recipe,) = read_configs(path)
     videos = WorldSequences(dataclasses.replace(recipe.prompts.world, max_objects=1), video=True)
     recipe = dataclasses.replace(

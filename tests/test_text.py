@@ -470,9 +470,9 @@ def test_every_image_takes_its_own_number_of_tokens(llama):
     text = text[0] + "<image>" * 3 + text[1] + "<image>" * 7 + text[2]
     tree = encoder.encode(View(prompt, ("Yes.",)))
     assert tree.trunk.tolist() == llama(text).input_ids
-    assert tree.sizes == encoder.sizes(prompt.images) == ((1, 3), (1, 7))
+    assert tree.sizes == encoder.sizes(prompt) == ((1, 3), (1, 7))
     one = make_encoder(llama, PLAIN)
-    assert one.encode(View(prompt, ())).sizes == one.sizes(prompt.images) == ((0, 0), (0, 0))
+    assert one.encode(View(prompt, ())).sizes == one.sizes(prompt) == ((0, 0), (0, 0))
     for bad, reason in (("broken", "unreadable image"), ("51", "image too elongated")):
         views = [View(Prompt("", "Why?", (name,)), ()) for name in ("4", bad, "5")]
         first, error, last = encoder.trees(views)

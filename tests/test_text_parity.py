@@ -19,6 +19,7 @@ from seva_jax.convert.__main__ import open_source  # noqa: E402
 from seva_jax.convert.hf_config import llava_config_fields  # noqa: E402
 from seva_jax.convert.peft import to_peft  # noqa: E402
 from seva_jax.convert.rewrite import to_hf  # noqa: E402
+from seva_jax.inference.qwen_arrays import ImageArrays  # noqa: E402
 from seva_jax.models import (  # noqa: E402
     DynamicRope,
     LinearRope,
@@ -126,7 +127,7 @@ def test_exports_of_a_run_on_qwen2(tmp_path):
     source = open_source(tmp_path / "run")
     base = seva_jax.from_pretrained(directory)
     ids, pixels, _ = inputs((1, 1), (7, 7), "left")
-    batch = to_rows(base.config, ids, pixels, None)
+    batch = to_rows(base.config, ids, None, ImageArrays(pixels))
     variables = merge({"params": load_params(directory, base.config)}, trained)
     size = ids.shape[1]
     causal = np.tril(np.ones((size, size), bool))[None].repeat(2, 0)

@@ -151,7 +151,7 @@ def test_features_of_tiles_are_cached(processing, variables, tmp_path):
     """One image alone and among several are two entries where they are laid out differently."""
     pixels = Pixels(load_image, processing)
     uses = sorted({u for c in comparisons(8) for u in image_uses(c.prompt)})
-    uses += [u._replace(alone=not u.alone) for u in uses[:2]] + [ImageUse("broken")]
+    uses += [u._replace(alone=not u.alone) for u in uses[:2]] + [ImageUse(("broken",))]
     cache = FeatureCache(tmp_path, *MODEL.feature_kind)
     found = cached_features(
         cache, MODEL, variables, uses, pixels, mesh_of(2, 2, 1), 5, lambda num: None

@@ -32,7 +32,7 @@ from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.models import Llava, SiglipConfig
 from seva_jax.text import PLAIN, Encoder, Sampling
 from seva_jax.training.step import StepOptions, make_logps
-from seva_jax.types import FRAME, NEWLINE, Comparison, ExampleError, Prompt
+from seva_jax.types import FRAME, NEWLINE, Comparison, ExampleError, Frame, Prompt
 
 SIZE = 8
 GRIDS = ((8, 16), (16, 8), (16, 16))
@@ -184,20 +184,20 @@ def test_log_probs_depend_on_no_neighbour(variables):
 
 
 def test_features_of_frames_are_cached(variables, tmp_path):
-    """The same picture as an image and as a frame are two entries."""
+    """A video is one entry, other than those of its frames as images."""
     pixels = Pixels(load_image, ONEVISION)
     uses = sorted({use for prompt in prompts(8) for use in image_uses(prompt)})
-    frames = [use for use in uses if use.frame]
-    assert frames
-    assert not any(use.alone for use in frames)
-    uses += [ImageUse(use.name, alone) for use in frames[:2] for alone in (True, False)]
+    videos = [use for use in uses if use.seconds]
+    assert videos
+    assert not any(use.alone for use in videos)
+    uses += [ImageUse(use.names[:1], alone) for use in videos[:2] for alone in (True, False)]
     cache = FeatureCache(tmp_path, *MODEL.feature_kind)
     known = cached_features(
         cache, MODEL, variables, uses, pixels, mesh_of(2, 2, 1), 5, lambda num: None
     )
     assert len({*known.keys.values()}) == len(uses)
-    for use in frames:
-        assert known(use).shape[0] == 1
+    for use in videos:
+        assert known(use).shape[0] == len(use.names)
     rows, cached = rows_of(8), rows_of(8, known)
     compute = jax.jit(make_logps(MODEL, StepOptions()))
     for i in range(8):
@@ -228,7 +228,7 @@ def test_sequences_of_frames(corruption, kept):
         assert names == kept
     if isinstance(corruption, Drop):
         assert len(names) == 4 // corruption.groups
-    assert changed.sizes == (FRAME,) * len(names)
+    assert [size.total for size in changed.sizes] == [len(names)] * len(names)
 
 
 def test_noise_and_crops_of_frames():
@@ -241,7 +241,8 @@ def test_noise_and_crops_of_frames():
     for one, other in itertools.combinations(noise, 2):
         assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.4
     np.testing.assert_allclose(noise.std(), 1, atol=0.1)
-    assert noisy.sizes == cropped.sizes == (FRAME,) * 4
+    assert noisy.sizes == cropped.sizes == clean.sizes
+    assert clean.sizes[1] == Frame(7, 9, 0.5, 4)
 
 
 def test_prompts_about_videos_are_answered_alike(variables):

@@ -114,6 +114,7 @@ def test_prompts_about_videos(tmp_path, monkeypatch):
     assert video.about_video
     assert video.question == "<video>\nwhat"
     assert marked.question == "what happens <video>"
+    assert video.seconds_per_frame == 1
     assert [level(data.load_image(x)) for x in video.images] == [0, 10, 20]
     assert data.image_size(video.images[0]) == (48, 64)
     assert image.images == ("b.png",)

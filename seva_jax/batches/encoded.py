@@ -24,7 +24,16 @@ from seva_jax.batches.trees import RowShape, rounded
 from seva_jax.runtime.garbage import no_search_for_cycles
 from seva_jax.runtime.processes import gather_bytes, require_none
 from seva_jax.text import Encoder, expand_images
-from seva_jax.types import Comparison, DataError, ExampleError, ImageLayout, Layouts, Size
+from seva_jax.types import (
+    Comparison,
+    DataError,
+    ExampleError,
+    ImageLayout,
+    ImageSize,
+    Layouts,
+    Size,
+    frames_of,
+)
 
 
 class ImageTokens(NamedTuple):
@@ -73,7 +82,7 @@ class EncodedComparison:
 
     comparison: Comparison
     trees: tuple[tuple[np.ndarray, tuple[np.ndarray, ...]], ...]
-    sizes: tuple[tuple[Size, ...], ...]
+    sizes: tuple[tuple[ImageSize, ...], ...]
     spans: tuple[np.ndarray, ...] | None
 
 
@@ -130,13 +139,17 @@ class EncodedList(Sequence[EncodedComparison]):
         index = range(len(self))[index]
         comparison, at = self.comparisons[index], int(self._firsts[index])
         image = int(self._first_images[index])
-        trees, sizes = [], []
+        trees, sizes = [], list[tuple[ImageSize, ...]]()
         for view in comparison.views:
             trunk, *branches = map(self._ids.array, range(at, at + 1 + len(view.answers)))
             trees.append((trunk, tuple(branches)))
             at += 1 + len(branches)
             own = self._images[image : image + len(view.prompt.images)]
-            sizes.append(tuple((height, width) for height, width in own.tolist()))
+            known: list[Size] = [(height, width) for height, width in own.tolist()]
+            if view.prompt.about_video:
+                sizes.append(frames_of(known[0], len(known), view.prompt.seconds_per_frame))
+            else:
+                sizes.append(tuple(known))
             image += len(own)
         return EncodedComparison(comparison, tuple(trees), tuple(sizes), self._spans.get(index))
 
@@ -274,7 +287,7 @@ def _encode(comparisons: Sequence[Comparison], encoder: Encoder, first: int = 0)
             layouts = tokens.layouts(tree.sizes)
             tiles += sum(layout.tiles for layout in layouts)
             for size in tree.sizes:
-                image_sizes.extend(size)
+                image_sizes.extend(size[:2])
             for ids in (tokens.collapse(tree.trunk, layouts), *tree.branches):
                 lengths.append(len(ids))
                 flat += ids.astype(dtype).tobytes()

@@ -11,36 +11,53 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
 from seva_jax.images import ImageProcessing
-from seva_jax.runtime.read_ahead import read_ahead
+from seva_jax.runtime.read_ahead import READERS, read_ahead
 from seva_jax.runtime.stores import StorePath, is_remote
-from seva_jax.types import DataError, ExampleError, Prompt, Size
+from seva_jax.types import DataError, ExampleError, Frame, ImageSize, Prompt, Size, frames_of
 
 
 class ImageUse(NamedTuple):
-    """An image, and what its layout depends on besides its size.
+    """An image or a video, and what its layout depends on besides its size.
 
     Attributes:
-        name: its name.
+        names: the name of the image, or those of the frames of the video.
         alone: whether it is the only image of its prompt.
-        frame: whether it is a frame of a video, alone or not.
+        seconds: of a video, how far apart its frames are; 0 for an image.
     """
 
-    name: str
+    names: tuple[str, ...]
     alone: bool = True
-    frame: bool = False
+    seconds: float = 0.0
 
 
 def image_uses(prompt: Prompt) -> list[ImageUse]:
-    """Returns the uses of the images of one prompt."""
-    names, frame = prompt.images, prompt.about_video
-    return [ImageUse(name, len(names) == 1 and not frame, frame) for name in names]
+    """Returns the uses of the images of one prompt, or of its video.
+
+    Raises:
+        ExampleError: see `Prompt.seconds_per_frame`.
+    """
+    if prompt.about_video:
+        return [ImageUse(prompt.images, alone=False, seconds=prompt.seconds_per_frame)]
+    return [ImageUse((name,), len(prompt.images) == 1) for name in prompt.images]
+
+
+class Picture(NamedTuple):
+    """An image or a frame of a video, preprocessed.
+
+    Attributes:
+        tiles_IHWC: float32, its tiles before `ImageProcessing.joined`.
+        size: its height and width before it was preprocessed; or which frame it is.
+    """
+
+    tiles_IHWC: np.ndarray
+    size: ImageSize
 
 
 class ImageInput(Protocol):
@@ -140,27 +157,55 @@ class Pixels:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (self.processing.size, self.processing.size, 3)
+        return self.processing.tile_shape
 
     def __call__(self, use: ImageUse) -> np.ndarray:
-        if use.frame:
-            return self.small(use.name)
-        return self.processing.tiles(self.load_image(use.name), use.alone)
+        return self.processing.joined([tiles for tiles, _ in self.pictures(use)])
+
+    def pictures(self, use: ImageUse) -> list[Picture]:
+        """Returns an image, or each frame of a video, before `ImageProcessing.joined`."""
+        images = self._loaded(use)
+        sizes: Sequence[ImageSize] = [_size(image) for image in images]
+        if use.seconds:
+            sizes = frames_of(_size(images[0]), len(images), use.seconds)
+        return [self.picture(x, use, size) for x, size in zip(images, sizes, strict=True)]
+
+    def picture(self, image_HWC: np.ndarray, use: ImageUse, size: ImageSize) -> Picture:
+        """Returns an image before `ImageProcessing.joined`.
+
+        Args:
+            image_HWC: the image, which may have been changed since it was decoded.
+            use: see `pictures`.
+            size: what it is called in `Picture`; an image that is no frame has its own size.
+        """
+        if isinstance(size, Frame):
+            return Picture(self.processing.frame(image_HWC, size), size)
+        return Picture(self.processing.tiles(image_HWC, use.alone), _size(image_HWC))
 
     def small(self, name: str) -> np.ndarray:
         """Returns tiles of the whole image, see `ImageProcessing.small`."""
-        return self.processing.small(self.load_image(name))
+        return self.processing.joined([self.processing.small(self.load_image(name))])
 
     def key(self, use: ImageUse) -> tuple[str, Size]:
-        """Returns a hash of an image and of how it is preprocessed, and the image's size."""
-        image = self.load_image(use.name)
-        how = (image.shape, self.processing)
+        """Returns a hash of an image and of how it is preprocessed, and the size of its first."""
+        images = self._loaded(use)
+        how = ([image.shape for image in images], self.processing)
         if not self.processing.one_layout:
-            how = (*how, "frame" if use.frame else use.alone)
+            how = (*how, use.alone, use.seconds)
         hashed = hashlib.sha256(repr(how).encode())
-        hashed.update(np.ascontiguousarray(image).data)
-        height, width, _ = image.shape
-        return hashed.hexdigest(), (height, width)
+        for image in images:
+            hashed.update(np.ascontiguousarray(image).data)
+        return hashed.hexdigest(), _size(images[0])
+
+    def _loaded(self, use: ImageUse) -> list[np.ndarray]:
+        if not self.remote or len(use.names) == 1:
+            return [self.load_image(name) for name in use.names]
+        return list(read_ahead(self.load_image, use.names, READERS, READERS))
+
+
+def _size(image_HWC: np.ndarray) -> Size:
+    height, width, _ = image_HWC.shape
+    return height, width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,5 +293,5 @@ class Features:
 
     def __call__(self, use: ImageUse) -> np.ndarray:
         if use not in self.keys:
-            raise ExampleError(f"{use.name}: could not be read before", "unreadable image")
+            raise ExampleError(f"{use.names[0]}: could not be read before", "unreadable image")
         return self.cache.read(self.keys[use])

@@ -131,6 +131,8 @@ class Checkpoint(BaseModel):
             computed in the step.
         max_pixels: an image of Qwen-VL is resized to at most this many pixels, which decides how
             many tokens large images take; None takes the number of the checkpoint's processor.
+        max_video_pixels: likewise for each frame of a video of Qwen2-VL and Qwen2.5-VL, and for all
+            frames of one together of Qwen3-VL.
 
     To users of TRL, `merge=False` is a PeftModel as the trainer's model: DPOTrainer of TRL 1.10
     keeps a frozen copy of the loaded adapter, "ref", as the reference. (TRL 0.x switched the
@@ -145,6 +147,7 @@ class Checkpoint(BaseModel):
     adapter: str = ""
     merge: bool = True
     max_pixels: Annotated[int | None, FROM_1, ADDED] = None
+    max_video_pixels: Annotated[int | None, FROM_1, ADDED] = None
 
     @override
     def assets(self) -> Assets:
@@ -177,21 +180,24 @@ class Checkpoint(BaseModel):
         return Assets(config, tokenizer, processing, family.image_text)
 
     def narrowed(self, processing: ImageProcessing) -> ImageProcessing:
-        """Returns an image pipeline with `max_pixels`, if that is set.
+        """Returns an image pipeline with `max_pixels` and `max_video_pixels`, if these are set.
 
         Raises:
-            DataError: it is set, and the pipeline is not Qwen-VL's.
+            DataError: one is set, and the pipeline is not Qwen-VL's.
         """
-        most = self.max_pixels
-        if most is None:
-            return processing
-        if not isinstance(processing, QwenProcessing):
-            raise DataError(
-                f"base.max_pixels is {most}, but only Qwen-VL's images keep their own size; "
-                f"leave it unset for {self.path}"
-            )
-        least = min(processing.min_pixels, most)
-        return dataclasses.replace(processing, min_pixels=least, max_pixels=most)
+        for kind in ("", "video_"):
+            most = getattr(self, f"max_{kind}pixels")
+            if most is None:
+                continue
+            if not isinstance(processing, QwenProcessing):
+                raise DataError(
+                    f"base.max_{kind}pixels is {most}, but only Qwen-VL's images keep their own "
+                    f"size; leave it unset for {self.path}"
+                )
+            least = min(getattr(processing, f"min_{kind}pixels"), most)
+            bounds: dict[str, Any] = {f"min_{kind}pixels": least, f"max_{kind}pixels": most}
+            processing = dataclasses.replace(processing, **bounds)
+        return processing
 
     @override
     def lora(self, wanted: LoraConfig) -> LoraConfig:

@@ -159,6 +159,9 @@ def write_processor(directory: Path, config: LlavaConfig, processing: ImageProce
     fields = family_of(config).processor_fields(config)
     image = processing.to_processor_config() | {"processor_class": fields["processor_class"]}
     write_json(directory / IMAGES, image)
+    video = processing.to_video_config()
+    if video is not None:
+        write_json(directory / VIDEOS, video | {"processor_class": fields["processor_class"]})
     write_json(directory / PROCESSOR, fields)
 
 

@@ -1,7 +1,7 @@
 """Prompts whose image is a video file: its frames become their images.
 
 What lives here: `Videos`. What does not: decoding and the choice of frames
-(`seva_jax/images/video.py`), how a model sees a video (`seva_jax/images/llava_onevision.py`).
+(`seva_jax/images/video.py`), how a model sees a video (`llava_onevision.py` and `qwen.py` there).
 """
 
 from __future__ import annotations
@@ -18,10 +18,19 @@ from typing_extensions import override
 from seva_jax.data.collect import counted
 from seva_jax.data.sources import PreferenceSet, PromptSet, PromptSource
 from seva_jax.data.wrapped import changed
-from seva_jax.images.video import VideoFrames, is_video, require_decoder
+from seva_jax.images.video import FrameCount, VideoFrames, is_video, require_decoder
 from seva_jax.ranges import FROM_0, FROM_1
 from seva_jax.runtime.read_ahead import READERS, read_ahead
-from seva_jax.types import VIDEO_MARKER, Comparison, DataError, ExampleError, Prompt, Size, View
+from seva_jax.types import (
+    SECONDS,
+    VIDEO_MARKER,
+    Comparison,
+    DataError,
+    ExampleError,
+    Prompt,
+    Size,
+    View,
+)
 
 _PREFIX = "frame"
 
@@ -33,6 +42,9 @@ class Videos(PromptSource):
     An image whose name ends with .mp4, .webm, .mkv, .mov, .avi, .m4v, .mpg, .mpeg or .flv is a
     video. A prompt has one video and no other image; others are left out and counted ("several
     videos"), and those without a video are not changed. Decoding needs the extra `video`.
+
+    Qwen2.5-VL and Qwen3-VL know when frames are shown. With `fps`, that is read from the file; a
+    line may give `seconds_per_frame`, which comes first; otherwise they are half a second apart.
 
     Attributes:
         source: prompts or pairs.
@@ -109,10 +121,10 @@ class Videos(PromptSource):
 
     def _counts(
         self, videos: VideoFrames, names: Sequence[str], threads: int
-    ) -> dict[str, int | ExampleError]:
+    ) -> dict[str, FrameCount | ExampleError]:
         """Returns how many frames each video has, or why it cannot be read."""
 
-        def count(name: str) -> int | ExampleError:
+        def count(name: str) -> FrameCount | ExampleError:
             try:
                 return videos.count(name)
             except ExampleError as error:
@@ -121,7 +133,7 @@ class Videos(PromptSource):
         with contextlib.closing(read_ahead(count, names, threads, 2 * threads)) as counts:
             return dict(zip(names, counts, strict=True))
 
-    def _changed(self, prompt: Prompt, counts: dict[str, int | ExampleError]) -> Prompt:
+    def _changed(self, prompt: Prompt, counts: dict[str, FrameCount | ExampleError]) -> Prompt:
         """Returns a prompt with the frames of its video as images.
 
         Raises:
@@ -144,8 +156,11 @@ class Videos(PromptSource):
             question = question.replace(VIDEO_MARKER, "").strip()
         elif VIDEO_MARKER not in question:
             question = f"{VIDEO_MARKER}\n{question}"
-        images = tuple(f"{_PREFIX}:{number}:{name}" for number in range(count))
-        return dataclasses.replace(prompt, question=question, images=images)
+        images = tuple(f"{_PREFIX}:{number}:{name}" for number in range(count.num))
+        known = {} if count.seconds is None else {SECONDS: count.seconds}
+        return dataclasses.replace(
+            prompt, question=question, images=images, meta=known | prompt.meta
+        )
 
 
 def _frame(name: str, videos: Container[str]) -> tuple[str, int] | None:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from typing_extensions import override
 
-from seva_jax.images.preprocess import checked, stretch
+from seva_jax.images.preprocess import checked, still, stretch
 from seva_jax.images.processor_files import Fields
 from seva_jax.images.tiled import Grid, TiledProcessing, read_only
-from seva_jax.types import DataError, ImageLayout, Size
+from seva_jax.types import DataError, ImageLayout, ImageSize, Size
 
 _KIND = "GotOcr2ImageProcessor"
 _MOST_TILES = 256
@@ -80,7 +80,7 @@ class InternvlProcessing(TiledProcessing):
         }
 
     @override
-    def view(self, tiles_IHWC: np.ndarray, size: Size) -> np.ndarray:
+    def view(self, tiles_IHWC: np.ndarray, size: ImageSize) -> np.ndarray:
         return tiles_IHWC[-1]
 
     @property
@@ -113,10 +113,10 @@ class InternvlProcessing(TiledProcessing):
         return np.stack([*cut, whole] if len(cut) > 1 else [whole])
 
     @override
-    def layouts(self, sizes: Sequence[Size], features: int) -> tuple[ImageLayout, ...]:
+    def layouts(self, sizes: Sequence[ImageSize], features: int) -> tuple[ImageLayout, ...]:
         if self.one_layout:
             return (_layout(1, features),) * len(sizes)
-        grids = (self.grid(size) for size in sizes)
+        grids = (self.grid(size) for size in still(sizes))
         return tuple(
             _layout(rows * columns + (rows * columns > 1), features) for rows, columns in grids
         )

@@ -23,9 +23,10 @@ from seva_jax.images.any_resolution import (
     unpadded,
     with_newlines,
 )
+from seva_jax.images.preprocess import still
 from seva_jax.images.processor_files import Fields
 from seva_jax.images.tiled import Grid, read_only
-from seva_jax.types import NEWLINE, ImageLayout, Size
+from seva_jax.types import NEWLINE, ImageLayout, ImageSize, Size
 
 _KIND = "LlavaNextImageProcessor"
 
@@ -59,12 +60,13 @@ class LlavaNextProcessing(AnyResolution):
         }
 
     @override
-    def layouts(self, sizes: Sequence[Size], features: int) -> tuple[ImageLayout, ...]:
+    def layouts(self, sizes: Sequence[ImageSize], features: int) -> tuple[ImageLayout, ...]:
         side = side_of(features)
-        grids = [self.grid(size) for size in sizes]
+        images = still(sizes)
+        grids = [self.grid(size) for size in images]
         return tuple(
             _layout(grid, side, unpadded(size, grid, side))
-            for size, grid in zip(sizes, grids, strict=True)
+            for size, grid in zip(images, grids, strict=True)
         )
 
 

@@ -28,12 +28,27 @@ from seva_jax.images.any_resolution import (
     whole_features,
     with_newlines,
 )
-from seva_jax.images.preprocess import ImageProcessing, checked, colour, require_paddable
+from seva_jax.images.preprocess import (
+    ImageProcessing,
+    checked,
+    colour,
+    require_paddable,
+    still,
+)
 from seva_jax.images.processor_files import Fields
 from seva_jax.images.tiled import Grid, read_only
 from seva_jax.ranges import ADDED
 from seva_jax.runtime.stores import as_path
-from seva_jax.types import FRAME, NEWLINE, Blend, DataError, ExampleError, ImageLayout, Size
+from seva_jax.types import (
+    NEWLINE,
+    Blend,
+    DataError,
+    ExampleError,
+    Frame,
+    ImageLayout,
+    ImageSize,
+    Size,
+)
 
 VideoPool = Literal["bilinear", "average"]
 VideoNewline = Literal["one_token", "grid", "frame", "no_token"]
@@ -141,16 +156,17 @@ class LlavaOnevisionProcessing(AnyResolution):
         return ImageProcessing(size=self.size, pad_to_square=True).places(size, side)
 
     @override
-    def layouts(self, sizes: Sequence[Size], features: int) -> tuple[ImageLayout, ...]:
+    def layouts(self, sizes: Sequence[ImageSize], features: int) -> tuple[ImageLayout, ...]:
         side = side_of(features)
-        if FRAME in sizes:
+        if any(isinstance(size, Frame) for size in sizes):
             return (_video(len(sizes), side, self.video_pool, self.video_newline),)
-        if len(sizes) > 1:
-            for size in sizes:
+        images = still(sizes)
+        if len(images) > 1:
+            for size in images:
                 require_paddable(size, self.size)
-            return (_one_tile(features),) * len(sizes)
+            return (_one_tile(features),) * len(images)
         layouts = []
-        for size in sizes:
+        for size in images:
             grid = self.grid(size)
             span = unpadded(size, grid, side)
             layouts.append(_layout(grid, side, span, self.anyres_max))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from seva_jax.images.processor_files import CLIP_MEAN, CLIP_STD, Fields, read_fields
-from seva_jax.types import DataError, ExampleError, ImageLayout, Size
+from seva_jax.types import DataError, ExampleError, Frame, ImageLayout, ImageSize, Prompt, Size
 
 # A very long image would need an intermediate square or strip far larger than itself. Above this
 # many pixels that is never built, at the price of slightly different rounding.
@@ -102,6 +102,10 @@ class ImageProcessing:
             keep_aspect=keep_aspect,
             resample=fields.resample(),
         )
+
+    def to_video_config(self) -> dict[str, Any] | None:
+        """Returns the fields of video_preprocessor_config.json; None without such a file."""
+        return None
 
     def to_processor_config(self) -> dict[str, Any]:
         """Returns the fields of a preprocessor_config.json that `from_processor_config` reads.
@@ -204,18 +208,60 @@ class ImageProcessing:
 
         return crossed(*map(along, size))[None]
 
-    def view(self, tiles_IHWC: np.ndarray, size: Size) -> np.ndarray:
+    def frame(self, image_HWC: np.ndarray, frame: Frame) -> np.ndarray:
+        """Returns the tiles of a frame of a video; the frame may have another size than the video.
+
+        Args:
+            image_HWC: the decoded frame.
+            frame: which frame it is.
+        """
+        del frame
+        return self(image_HWC)[None]
+
+    def joined(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns what the model takes for an image, or for a video.
+
+        Args:
+            pictures: the tiles of the image, see `tiles`; or those of each frame of the video.
+
+        Returns:
+            float32 [I, *tile_shape].
+        """
+        return np.concatenate(pictures)
+
+    @property
+    def tile_shape(self) -> tuple[int, int, int]:
+        """Shape of a tile as the model takes it."""
+        return self.size, self.size, 3
+
+    def of_prompts(self, prompts: Iterable[Prompt]) -> Self:
+        """Returns the pipeline for a set of prompts: some have larger tiles where there are videos.
+
+        The prompts of one batch must be of one set.
+        """
+        del prompts
+        return self
+
+    def captions(self, frames: Sequence[Frame]) -> tuple[str, ...]:
+        """Returns the text in front of each layout of a video; here it is one, without text."""
+        del frames
+        return ("",)
+
+    def view(self, tiles_IHWC: np.ndarray, size: ImageSize) -> np.ndarray:
         """Returns the whole picture that the tiles of an image show, float32 [H, W, 3].
 
         Args:
-            tiles_IHWC: see `tiles`.
-            size: height and width of the decoded image, or `FRAME`.
+            tiles_IHWC: see `tiles`, or `frame`.
+            size: height and width of the decoded image, or which frame of a video it is.
         """
         del size
         return tiles_IHWC[0]
 
     def changed(
-        self, tiles_IHWC: np.ndarray, size: Size, change: Callable[[int, np.ndarray], np.ndarray]
+        self,
+        tiles_IHWC: np.ndarray,
+        size: ImageSize,
+        change: Callable[[int, np.ndarray], np.ndarray],
     ) -> np.ndarray:
         """Applies a change to the normalised pixels of an image, and returns its tiles.
 
@@ -223,7 +269,7 @@ class ImageProcessing:
         tile for each image.
 
         Args:
-            tiles_IHWC: see `tiles`.
+            tiles_IHWC: see `view`.
             size: see `view`.
             change: takes a number and pixels [H, W, 3], and returns others.
         """
@@ -255,18 +301,15 @@ class ImageProcessing:
 
     @property
     def videos(self) -> bool:
-        """Whether the model takes the frames of a video as one thing.
-
-        A frame is one tile, which shows the whole picture: what calling the pipeline returns.
-        """
+        """Whether the model takes the frames of a video as one thing."""
         return False
 
-    def layouts(self, sizes: Sequence[Size], features: int) -> tuple[ImageLayout, ...]:
-        """Returns the layout of each image of a prompt; with `videos`, also that of a video.
+    def layouts(self, sizes: Sequence[ImageSize], features: int) -> tuple[ImageLayout, ...]:
+        """Returns the layout of each image of a prompt; with `videos`, also those of a video.
 
         Args:
-            sizes: heights and widths of the decoded images, or `FRAME` for each frame of one
-                video; of no effect with `one_layout`.
+            sizes: heights and widths of the decoded images, or the frames of one video; of no
+                effect with `one_layout`.
             features: features that the vision tower makes of a tile.
 
         Raises:
@@ -363,7 +406,10 @@ class ImageLayouts:
     def videos(self) -> bool:
         return self.processing.videos
 
-    def __call__(self, sizes: Sequence[Size]) -> tuple[ImageLayout, ...]:
+    def captions(self, frames: Sequence[Frame]) -> tuple[str, ...]:
+        return self.processing.captions(frames)
+
+    def __call__(self, sizes: Sequence[ImageSize]) -> tuple[ImageLayout, ...]:
         return self.processing.layouts(sizes, self.tile_features)
 
 
@@ -381,6 +427,12 @@ def checked(image_HWC: np.ndarray) -> Image.Image:
     if not image_HWC.size:
         raise DataError(f"the image has no pixels: shape {image_HWC.shape}")
     return Image.fromarray(np.ascontiguousarray(image_HWC))
+
+
+def still(sizes: Sequence[ImageSize]) -> list[Size]:
+    """Returns the sizes of images that are not frames of a video."""
+    assert not any(isinstance(size, Frame) for size in sizes), "the model takes no videos"
+    return [(size[0], size[1]) for size in sizes]
 
 
 def require_paddable(size: Size, edge: int) -> None:

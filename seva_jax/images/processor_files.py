@@ -20,6 +20,8 @@ from seva_jax.types import DataError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+_PARTS = "processor_config.json"  # may hold both of these in parts
+_IMAGES, _VIDEOS = "preprocessor_config.json", "video_preprocessor_config.json"
 _MAX_EDGE = 2**14  # largest side of a model's input; a larger number means a damaged file
 _MAX_LEVEL = 1e6  # likewise for means and deviations
 
@@ -35,8 +37,26 @@ def read_fields(directory: str | Path) -> Fields:
     Raises:
         DataError: the file is missing or unreadable.
     """
-    directory = as_path(directory)
-    for name in ("processor_config.json", "preprocessor_config.json"):
+    fields = _read_part(as_path(directory), "image_processor", _IMAGES)
+    if fields is None:
+        raise DataError(
+            f"{as_path(directory) / _IMAGES}: no such file, nor a {_PARTS} with an "
+            "image_processor; save the model's processor there with save_pretrained"
+        )
+    return fields
+
+
+def read_video_fields(directory: str | Path) -> Fields | None:
+    """Reads the fields of the video processor in a local model directory; None without a file.
+
+    Raises:
+        DataError: the file is unreadable.
+    """
+    return _read_part(as_path(directory), "video_processor", _VIDEOS)
+
+
+def _read_part(directory: Path, part: str, own_file: str) -> Fields | None:
+    for name in (_PARTS, own_file):
         path = directory / name
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
@@ -44,17 +64,16 @@ def read_fields(directory: str | Path) -> Fields:
             continue
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: not readable as JSON ({error}); save it again") from error
-        if name == "processor_config.json" and isinstance(config, dict):
-            config = config.get("image_processor")
+        if name == _PARTS and isinstance(config, dict):
+            config = config.get(part)
             if config is None:
-                continue  # in transformers 4 this file has no image processor
+                continue  # in transformers 4 this file has no such part
         if not isinstance(config, dict):
-            raise DataError(f"{path}: expected a JSON object describing the image processor")
+            raise DataError(
+                f"{path}: expected a JSON object describing the {part.replace('_', ' ')}"
+            )
         return Fields(path, config)
-    raise DataError(
-        f"{directory / 'preprocessor_config.json'}: no such file, nor a processor_config.json with "
-        "an image_processor; save the model's processor there with save_pretrained"
-    )
+    return None
 
 
 @dataclasses.dataclass(frozen=True)

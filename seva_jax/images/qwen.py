@@ -1,57 +1,70 @@
 """Preprocesses images for Qwen2-VL, Qwen2.5-VL and Qwen3-VL, which keep their shape and size.
 
-What lives here: `QwenProcessing`, the size that an image is resized to, and the places of its tiles
-and tokens. What does not: positions of text between images (`seva_jax/batches/trees.py`).
-
-A tile is a square of 2 x 2 patches of the tower. Tiles are ordered by windows of 4 x 4 tiles, and
-row by row in each, because patches of Qwen2.5-VL attend inside windows; tokens are ordered row by
-row.
+What lives here: `QwenProcessing`. What does not: where tiles and tokens lie (`qwen_layouts.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from typing_extensions import override
 
 from seva_jax.images.preprocess import checked, crossed, stretch
-from seva_jax.images.processor_files import Fields
-from seva_jax.images.tiled import TiledProcessing, cut_tiles, read_only
-from seva_jax.types import DataError, ExampleError, ImageLayout, Native, Size
-
-WINDOW = 4  # tiles along a side of a window
-MERGE = 2  # patches along a side of a tile
-FRAMES = 2  # of a video that a tile shows
+from seva_jax.images.processor_files import Fields, read_video_fields
+from seva_jax.images.qwen_layouts import (
+    FRAMES,
+    MERGE,
+    WINDOW,
+    grid_layout,
+    resized,
+    video_resized,
+    window_order,
+)
+from seva_jax.images.tiled import TiledProcessing, cut_tiles
+from seva_jax.types import DataError, Frame, ImageLayout, ImageSize, Prompt, Size
 
 _KINDS = ("Qwen2VLImageProcessor",)
+_VIDEO_KINDS = ("Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor")
 _MOST_PIXELS = 2**28
 _SMALL = 8  # tiles along a side of an image that is only compared with others
-_MOST_ELONGATED = 200  # long side over short side
 
 
 @dataclasses.dataclass(frozen=True)
 class QwenProcessing(TiledProcessing):
-    """Preprocesses images as transformers' Qwen2VLImageProcessor.
+    """Preprocesses images and videos as transformers' processors for Qwen-VL.
 
     An image is resized to multiples of a tile, with about its own shape, and a number of pixels
-    within bounds. `max_pixels` decides how many tokens large images take: a token is a tile.
+    within bounds. `max_pixels` decides how many tokens large images take: a token is a tile. All
+    frames of a video get the size of the first; two of them share a tile, and an odd last one is
+    shown twice.
 
     Attributes:
         size: height and width of a tile in pixels, twice those of a patch.
         pad_colour: of no effect.
         min_pixels: fewest pixels of the resized image.
         max_pixels: most pixels of the resized image.
+        min_video_pixels: fewest pixels of a frame of a video; with `timestamps`, of all its frames
+            together.
+        max_video_pixels: most pixels of a frame of a video; with `timestamps`, of all its frames
+            together.
+        positions_per_second: how fast positions in time grow in a video (Qwen2.5-VL); 0 for 1
+            every two frames (Qwen2-VL).
+        timestamps: whether text in front of every two frames says when they are shown (Qwen3-VL).
+        frames: frames of a tile as the model takes it, see `of_prompts`.
     """
 
     size: int = 28
     min_pixels: int = 56 * 56
     max_pixels: int = 28 * 28 * 1280
+    min_video_pixels: int = 28 * 28 * 128
+    max_video_pixels: int = 28 * 28 * 768
+    positions_per_second: int = 0
+    timestamps: bool = False
+    frames: int = 1
 
     @override
     def __post_init__(self):
@@ -61,12 +74,13 @@ class QwenProcessing(TiledProcessing):
                 f"QwenProcessing.size is {self.size}; a tile is {MERGE} patches wide: give an even "
                 "number"
             )
-        if not self.size**2 <= self.min_pixels <= self.max_pixels <= _MOST_PIXELS:
-            raise DataError(
-                f"QwenProcessing: min_pixels is {self.min_pixels} and max_pixels "
-                f"{self.max_pixels}; give {self.size**2} (a tile) <= min_pixels <= max_pixels <= "
-                f"{_MOST_PIXELS}"
-            )
+        for least, most in (("min_pixels", "max_pixels"), ("min_video_pixels", "max_video_pixels")):
+            low, high = getattr(self, least), getattr(self, most)
+            if not self.size**2 <= low <= high <= _MOST_PIXELS:
+                raise DataError(
+                    f"QwenProcessing: {least} is {low} and {most} {high}; give {self.size**2} (a "
+                    f"tile) <= {least} <= {most} <= {_MOST_PIXELS}"
+                )
 
     @classmethod
     @override
@@ -75,22 +89,18 @@ class QwenProcessing(TiledProcessing):
         for name, supported in (("merge_size", MERGE), ("temporal_patch_size", FRAMES)):
             if fields.count(name, supported, 2**14) != supported:
                 raise fields.unsupported(name, f"must be {supported}")
-        size = fields.config.get("size")
-        bounds = dict(size) if isinstance(size, dict) else {}
-        # Newer files have both in `size`, under the names that other processors have for edges.
-        given = {
-            "min_pixels": fields.config.get("min_pixels") or bounds.get("shortest_edge"),
-            "max_pixels": fields.config.get("max_pixels") or bounds.get("longest_edge"),
-        }
-        for name, value in given.items():
-            if value is not None and (type(value) is not int or not 1 <= value <= _MOST_PIXELS):
-                raise DataError(
-                    f"{fields.path}: {name} is {value!r}: must be a whole number from 1 to "
-                    f"{_MOST_PIXELS}"
-                )
         side = MERGE * fields.count("patch_size", 14, 2**10)
-        known = {name: value for name, value in given.items() if value is not None}
-        return {"size": side, **known}
+        least, most = _bounds(fields)
+        # As in transformers, a checkpoint without a file for videos has the bounds of images.
+        video = read_video_fields(directory) or fields
+        least_video, most_video = _bounds(video)
+        bounds = {
+            "min_pixels": least,
+            "max_pixels": most,
+            "min_video_pixels": least_video,
+            "max_video_pixels": most_video,
+        }
+        return {"size": side, **{name: x for name, x in bounds.items() if x is not None}}
 
     @override
     def to_processor_config(self) -> dict[str, Any]:
@@ -104,35 +114,90 @@ class QwenProcessing(TiledProcessing):
             "temporal_patch_size": FRAMES,
         }
 
+    @override
+    def to_video_config(self) -> dict[str, Any]:
+        return super().to_processor_config() | {
+            "video_processor_type": _VIDEO_KINDS[self.timestamps],
+            "size": {
+                "shortest_edge": self.min_video_pixels,
+                "longest_edge": self.max_video_pixels,
+            },
+            "patch_size": self.size // MERGE,
+            "merge_size": MERGE,
+            "temporal_patch_size": FRAMES,
+        }
+
     @property
     @override
     def native(self) -> bool:
         return True
 
-    def grid(self, size: Size) -> tuple[int, int]:
-        """Returns the rows and columns of tiles that an image becomes.
+    @property
+    @override
+    def videos(self) -> bool:
+        return True
+
+    @property
+    @override
+    def tile_shape(self) -> tuple[int, int, int]:
+        return self.frames * self.size, self.size, 3
+
+    @override
+    def of_prompts(self, prompts: Iterable[Prompt]) -> Self:
+        """Returns the pipeline for a set of prompts.
+
+        Where some are about videos, all tiles show two frames, which are one under the other; of an
+        image they are equal.
+        """
+        frames = FRAMES if any(prompt.about_video for prompt in prompts) else 1
+        return dataclasses.replace(self, frames=frames)
+
+    def grid(self, size: ImageSize) -> tuple[int, int]:
+        """Returns the rows and columns of tiles that an image, or a frame, becomes.
 
         Args:
-            size: height and width of the decoded image.
+            size: height and width of the decoded image; or which frame of a video it is.
 
         Raises:
             ExampleError: the image is too elongated.
         """
-        height, width = resized(size, self.size, self.min_pixels, self.max_pixels)
+        if not isinstance(size, Frame):
+            height, width = resized(size, self.size, self.min_pixels, self.max_pixels)
+        else:
+            video = size.height, size.width
+            bounds = self.min_video_pixels, self.max_video_pixels
+            if self.timestamps:
+                height, width = video_resized(video, size.total, self.size, *bounds)
+            else:
+                height, width = resized(video, self.size, *bounds)
         return height // self.size, width // self.size
 
     @override
     def __call__(self, image_HWC: np.ndarray) -> np.ndarray:
         """Returns the whole picture, resized and normalised: float32 [H, W, 3]."""
-        image = checked(image_HWC)
-        height, width = resized(
-            (image.height, image.width), self.size, self.min_pixels, self.max_pixels
-        )
-        return self.normalise(np.asarray(image.resize((width, height), self.resample)))
+        height, width, _ = image_HWC.shape
+        return self._resized(image_HWC, (height, width))
+
+    def _resized(self, image_HWC: np.ndarray, size: ImageSize) -> np.ndarray:
+        rows, columns = self.grid(size)
+        target = columns * self.size, rows * self.size
+        return self.normalise(np.asarray(checked(image_HWC).resize(target, self.resample)))
 
     @override
     def tiles(self, image_HWC: np.ndarray, alone: bool = True) -> np.ndarray:
         return self._tiles(self(image_HWC))
+
+    @override
+    def frame(self, image_HWC: np.ndarray, frame: Frame) -> np.ndarray:
+        return self._tiles(self._resized(image_HWC, frame))
+
+    @override
+    def joined(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        if self.frames == 1:
+            return super().joined(pictures)
+        even = [*pictures, *([pictures[-1]] if len(pictures) % FRAMES else [])]
+        pairs = [np.stack(even[i : i + FRAMES], axis=1) for i in range(0, len(even), FRAMES)]
+        return np.concatenate(pairs).reshape(-1, *self.tile_shape)
 
     def _tiles(self, picture_HWC: np.ndarray) -> np.ndarray:
         """Cuts a picture into tiles, ordered by windows: [I, size, size, 3]."""
@@ -140,7 +205,7 @@ class QwenProcessing(TiledProcessing):
         return cut_tiles(picture_HWC, self.size)[window_order(rows, columns)]
 
     @override
-    def view(self, tiles_IHWC: np.ndarray, size: Size) -> np.ndarray:
+    def view(self, tiles_IHWC: np.ndarray, size: ImageSize) -> np.ndarray:
         rows, columns = self.grid(size)
         by_row = np.empty_like(tiles_IHWC)
         by_row[window_order(rows, columns)] = tiles_IHWC
@@ -156,7 +221,10 @@ class QwenProcessing(TiledProcessing):
 
     @override
     def changed(
-        self, tiles_IHWC: np.ndarray, size: Size, change: Callable[[int, np.ndarray], np.ndarray]
+        self,
+        tiles_IHWC: np.ndarray,
+        size: ImageSize,
+        change: Callable[[int, np.ndarray], np.ndarray],
     ) -> np.ndarray:
         """Applies a change to the whole picture.
 
@@ -181,70 +249,46 @@ class QwenProcessing(TiledProcessing):
         return grid_layout(_SMALL, _SMALL)
 
     @override
-    def layouts(self, sizes: Sequence[Size], features: int) -> tuple[ImageLayout, ...]:
+    def layouts(self, sizes: Sequence[ImageSize], features: int) -> tuple[ImageLayout, ...]:
         del features  # one for each tile
-        return tuple(grid_layout(*self.grid(size)) for size in sizes)
+        frames = [size for size in sizes if isinstance(size, Frame)]
+        if not frames:
+            return tuple(grid_layout(*self.grid(size)) for size in sizes)
+        grid, pairs = self.grid(frames[0]), -(-len(frames) // FRAMES)
+        if self.timestamps:
+            return (grid_layout(*grid),) * pairs
+        interval = 1.0
+        if self.positions_per_second and len(frames) > 1:
+            interval = self.positions_per_second * FRAMES * (frames[1].seconds - frames[0].seconds)
+        return (grid_layout(*grid, pairs, interval),)
+
+    @override
+    def captions(self, frames: Sequence[Frame]) -> tuple[str, ...]:
+        if not self.timestamps:
+            return super().captions(frames)
+        times = [frame.seconds for frame in frames]
+        firsts, lasts = times[::FRAMES], [*times[1::FRAMES], *times[-1:]]
+        return tuple(
+            f"<{(first + last) / FRAMES:.1f} seconds>"
+            for first, last in zip(firsts, lasts, strict=False)
+        )
 
 
-def resized(size: Size, tile: int, min_pixels: int, max_pixels: int) -> Size:
-    """Returns the height and width that an image is resized to.
+def _bounds(fields: Fields) -> tuple[int | None, int | None]:
+    """Returns the fewest and the most pixels that a processor file allows.
 
-    The arithmetic is that of `smart_resize` in transformers.
-
-    Args:
-        size: height and width of the image.
-        tile: what both become a multiple of.
-        min_pixels: fewest pixels.
-        max_pixels: most pixels.
-
-    Raises:
-        ExampleError: the image is too elongated.
+    Newer files have both in `size`, under the names that other processors have for edges.
     """
-    height, width = size
-    if max(size) > _MOST_ELONGATED * min(size):
-        raise ExampleError(
-            f"an image of {height} x {width} pixels is more than {_MOST_ELONGATED} times as long "
-            "as wide; crop it or drop it",
-            "image too elongated",
-        )
-    out = round(height / tile) * tile, round(width / tile) * tile
-    if out[0] * out[1] > max_pixels:
-        shrink = math.sqrt(height * width / max_pixels)
-        return (
-            max(tile, math.floor(height / shrink / tile) * tile),
-            max(tile, math.floor(width / shrink / tile) * tile),
-        )
-    if out[0] * out[1] < min_pixels:
-        grow = math.sqrt(min_pixels / (height * width))
-        return math.ceil(height * grow / tile) * tile, math.ceil(width * grow / tile) * tile
-    return out
-
-
-@functools.lru_cache(2**12)
-def window_order(rows: int, columns: int) -> np.ndarray:
-    """Returns the tiles of a grid, numbered row by row, in the order of windows."""
-    numbers = np.arange(rows * columns).reshape(rows, columns)
-    windows = [
-        numbers[top : top + WINDOW, left : left + WINDOW].ravel()
-        for top in range(0, rows, WINDOW)
-        for left in range(0, columns, WINDOW)
-    ]
-    order = np.concatenate(windows)
-    order.setflags(write=False)
-    return order
-
-
-@functools.lru_cache(2**12)
-def grid_layout(rows: int, columns: int) -> ImageLayout:
-    """Returns the layout of an image with a grid of tiles of this size."""
-    order = window_order(rows, columns)
-    patch_N = np.empty(len(order), np.int32)
-    patch_N[order] = np.arange(len(order))  # where each token's tile is in the order of windows
-    row_N, column_N = crossed(np.arange(rows), np.arange(columns)).reshape(-1, 2).T
-    picture, same = (np.full(len(order), value) for value in (1, 0))
-    place_N5 = np.stack([picture, row_N, column_N, same + rows, same + columns], axis=1)
-    position_N3 = np.stack([same, row_N, column_N], axis=1)
-    native = Native(
-        place_N5[order].astype(np.int32), position_N3.astype(np.int32), max(rows, columns)
-    )
-    return read_only(ImageLayout(len(order), patch_N, None, native))
+    size = fields.config.get("size")
+    bounds = dict(size) if isinstance(size, dict) else {}
+    given = {
+        "min_pixels": fields.config.get("min_pixels") or bounds.get("shortest_edge"),
+        "max_pixels": fields.config.get("max_pixels") or bounds.get("longest_edge"),
+    }
+    for name, value in given.items():
+        if value is not None and (type(value) is not int or not 1 <= value <= _MOST_PIXELS):
+            raise DataError(
+                f"{fields.path}: {name} is {value!r}: must be a whole number from 1 to "
+                f"{_MOST_PIXELS}"
+            )
+    return given["min_pixels"], given["max_pixels"]

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from seva_jax.images.compose import Box
-from seva_jax.images.preprocess import ImageProcessing
-from seva_jax.types import FRAME, DataError, ImageLayout, Size
+from seva_jax.images.preprocess import ImageProcessing, still
+from seva_jax.types import DataError, Frame, ImageLayout, ImageSize
 
 
 def shown_tokens(
     processing: ImageProcessing,
     features: int,
-    sizes: Sequence[Size],
+    sizes: Sequence[ImageSize],
     image: int,
     box: Box | None = None,
 ) -> np.ndarray:
@@ -42,14 +42,15 @@ def shown_tokens(
     Raises:
         DataError: the images are frames of a video.
     """
-    if FRAME in sizes:
+    if any(isinstance(size, Frame) for size in sizes):
         raise DataError("attention is measured to parts of images, not of videos; ask about images")
+    images = still(sizes)
     shown = [np.zeros(x.num_tokens, bool) for x in processing.layouts(sizes, features)]
     layout = processing.layouts(sizes, features)[image]
     shown[image][:] = True
     if box is not None:
         side = math.isqrt(features)
-        places_ISS2 = processing.places(sizes[image], side, len(sizes) == 1)
+        places_ISS2 = processing.places(images[image], side, len(sizes) == 1)
         # A tower that keeps its class token has that first; it is nowhere.
         places_IP2 = np.full((layout.tiles, features, 2), -1.0)
         places_IP2[:, features - side * side :] = places_ISS2.reshape(layout.tiles, -1, 2)

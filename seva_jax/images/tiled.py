@@ -19,7 +19,7 @@ from typing_extensions import override
 from seva_jax.images.preprocess import ImageProcessing, colour, crossed
 from seva_jax.images.processor_files import Fields, read_fields
 from seva_jax.runtime.stores import as_path
-from seva_jax.types import DataError, ImageLayout, Size
+from seva_jax.types import DataError, ImageLayout, ImageSize, Size
 
 Grid = tuple[int, int]  # rows and columns of tiles
 
@@ -108,7 +108,7 @@ class TiledProcessing(ImageProcessing, abc.ABC):
 
     @override
     @abc.abstractmethod
-    def layouts(self, sizes: Sequence[Size], features: int) -> tuple[ImageLayout, ...]: ...
+    def layouts(self, sizes: Sequence[ImageSize], features: int) -> tuple[ImageLayout, ...]: ...
 
     @override
     @abc.abstractmethod

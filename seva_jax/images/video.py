@@ -12,7 +12,7 @@ import dataclasses
 import io
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from typing_extensions import override
@@ -65,6 +65,18 @@ def require_decoder() -> None:
         ) from error
 
 
+class FrameCount(NamedTuple):
+    """How many frames of a video are chosen.
+
+    Attributes:
+        num: the number.
+        seconds: how far apart they are, on average; None where that is not known.
+    """
+
+    num: int
+    seconds: float | None = None
+
+
 class VideoFrames:
     """Gives the chosen frames of videos, and keeps those of the last two.
 
@@ -88,16 +100,19 @@ class VideoFrames:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(*state.values())
 
-    def count(self, name: str) -> int:
-        """Returns how many frames of a video are chosen.
+    def count(self, name: str) -> FrameCount:
+        """Returns how many frames of a video are chosen; with `fps` 0, without opening it.
 
         Raises:
             ExampleError: see `frame`.
         """
         if not self._fps:
-            return self._most
+            return FrameCount(self._most)
         with _opened(self._read(name), name) as (container, stream):
-            return len(self._chosen(container, stream))
+            chosen, rate = self._chosen(container, stream), float(stream.average_rate or 0)
+            if len(chosen) < 2 or not rate or chosen[0] == chosen[-1]:
+                return FrameCount(len(chosen))
+            return FrameCount(len(chosen), (chosen[-1] - chosen[0]) / (len(chosen) - 1) / rate)
 
     def frame(self, name: str, number: int) -> np.ndarray:
         """Returns one of the chosen frames, uint8 RGB [H, W, 3].

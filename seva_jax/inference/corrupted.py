@@ -7,17 +7,18 @@ What lives here: applying one corruption to one prompt on the host. What does no
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from seva_jax.batches.image_inputs import ImageUse, Pixels, image_uses
+from seva_jax.batches.image_inputs import ImageUse, Picture, Pixels, image_uses
 from seva_jax.corrupt import Corruption, SequenceCorruption, apply_pixels, corruption_key
 from seva_jax.corrupt.base import apply_jitted
 from seva_jax.images import ImageProcessing
-from seva_jax.types import FRAME, Comparison, Prompt, Size
+from seva_jax.types import Comparison, ImageSize, Prompt
 
 
 def corrupted_prompt(prompt: Prompt, corruption: Corruption, index: int, seed: int) -> Prompt:
@@ -32,17 +33,15 @@ class PromptImages(NamedTuple):
     """The images of a prompt as the model gets them.
 
     Attributes:
-        tiles_IHWC: float32, the tiles of all images.
-        sizes: height and width of each image before it was preprocessed; `FRAME` for frames.
+        tiles_IHWC: float32, the tiles of all images, or of the video.
+        sizes: height and width of each image before it was preprocessed; or the frames.
     """
 
     tiles_IHWC: np.ndarray
-    sizes: tuple[Size, ...]
+    sizes: tuple[ImageSize, ...]
 
 
-class _Image(NamedTuple):
-    tiles_IHWC: np.ndarray
-    size: Size
+_Pictures = list[list[Picture]]  # for each image or video, itself or its frames
 
 
 def prompt_images(
@@ -57,63 +56,61 @@ def prompt_images(
     Every image is decoded and preprocessed once. Corruptions run on the host's CPU, so the same
     images come out on every platform.
     """
-    load = functools.cache(load_image)
-    clean = functools.cache(functools.partial(_clean, load, processing))
-    variants = [[clean(use) for use in image_uses(prompt)]] + [
-        _corrupted(prompt, load, clean, processing, corruption, index, seed)
+    clean = Pixels(functools.cache(load_image), processing)
+    pictures_of = functools.cache(clean.pictures)
+    variants: list[_Pictures] = [[pictures_of(use) for use in image_uses(prompt)]] + [
+        _corrupted(prompt, clean, pictures_of, corruption, index, seed)
         for index, corruption in enumerate(corruptions)
     ]
-    none = np.zeros((0, processing.size, processing.size, 3), np.float32)
+
+    def joined(pictures: list[Picture]) -> np.ndarray:
+        return processing.joined([picture.tiles_IHWC for picture in pictures])
+
+    none = np.zeros((0, *processing.tile_shape), np.float32)
     return [
         PromptImages(
-            np.concatenate([none, *(image.tiles_IHWC for image in images)]),
-            tuple(image.size for image in images),
+            np.concatenate([none, *(joined(one) for one in each)]),
+            tuple(x.size for one in each for x in one),
         )
-        for images in variants
+        for each in variants
     ]
-
-
-def _clean(load: Callable[[str], np.ndarray], processing: ImageProcessing, use: ImageUse) -> _Image:
-    if use.frame:
-        return _Image(Pixels(load, processing)(use), FRAME)
-    height, width, _ = load(use.name).shape
-    return _Image(Pixels(load, processing)(use), (height, width))
 
 
 def _corrupted(
     prompt: Prompt,
-    load: Callable[[str], np.ndarray],
-    clean: Callable[[ImageUse], _Image],
-    processing: ImageProcessing,
+    clean: Pixels,
+    pictures_of: Callable[[ImageUse], list[Picture]],
     corruption: Corruption,
     index: int,
     seed: int,
-) -> list[_Image]:
+) -> _Pictures:
     """Returns the images of a prompt under corruption `index`.
 
     Args:
         prompt: the prompt.
-        load: gives a decoded image by name.
-        clean: gives a preprocessed image.
-        processing: image pipeline.
+        clean: decodes and preprocesses images.
+        pictures_of: its pictures, kept.
         corruption: the corruption.
         index: its index among those of the run.
         seed: the run's.
     """
     if corruption.space == "sequence":
-        return [clean(use) for use in image_uses(corrupted_prompt(prompt, corruption, index, seed))]
-    images = []
+        changed = corrupted_prompt(prompt, corruption, index, seed)
+        return [pictures_of(use) for use in image_uses(changed)]
+    numbers, out = itertools.count(), _Pictures()
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        for number, use in enumerate(image_uses(prompt)):
-            key = corruption_key(seed, f"{prompt.id}/{number}", index)
-            if corruption.space == "pixels":
-                changed_HWC = apply_pixels(corruption, key, load(use.name))
-                images.append(_clean(lambda _, x=changed_HWC: x, processing, use))
-                continue
-            tiles_IHWC, size = clean(use)
-            change = functools.partial(_changed, corruption, key)
-            images.append(_Image(processing.changed(tiles_IHWC, size, change), size))
-    return images
+        for use in image_uses(prompt):
+            out.append([])
+            for name, (tiles_IHWC, size) in zip(use.names, pictures_of(use), strict=True):
+                key = corruption_key(seed, f"{prompt.id}/{next(numbers)}", index)
+                if corruption.space == "pixels":
+                    changed_HWC = apply_pixels(corruption, key, clean.load_image(name))
+                    out[-1].append(clean.picture(changed_HWC, use, size))
+                    continue
+                change = functools.partial(_changed, corruption, key)
+                changed_IHWC = clean.processing.changed(tiles_IHWC, size, change)
+                out[-1].append(Picture(changed_IHWC, size))
+    return out
 
 
 def _changed(
@@ -148,11 +145,11 @@ def corrupted_views(
         float32 [H, W, 3].
     """
     prompt = comparison.prompt
-    load = functools.cache(load_image)
-    clean = functools.cache(functools.partial(_clean, load, processing))
+    clean = Pixels(functools.cache(load_image), processing)
+    pictures_of = functools.cache(clean.pictures)
     views = []
     for index in comparison.corruptions:
         chosen = corruptions[index]
-        images = _corrupted(prompt, load, clean, processing, chosen, index, seed)
-        views.append((str(chosen), [processing.view(*x) for x in images]))
+        pictures = _corrupted(prompt, clean, pictures_of, chosen, index, seed)
+        views.append((str(chosen), [processing.view(*x) for one in pictures for x in one]))
     return views

@@ -12,7 +12,8 @@ import jax
 import numpy as np
 
 from seva_jax.batches.image_inputs import FeatureCache, Features, ImageUse, Pixels
-from seva_jax.batches.trees import places_after
+from seva_jax.batches.trees import joint_layout, places_after
+from seva_jax.images import ImageProcessing
 from seva_jax.inference.passes import run_pass
 from seva_jax.models import Llava
 from seva_jax.runtime.processes import barrier, gather
@@ -20,7 +21,7 @@ from seva_jax.runtime.read_ahead import READERS, read_ahead
 from seva_jax.runtime.stores import is_remote
 from seva_jax.sharding import process_row_share, row_multiple
 from seva_jax.training.step import Variables
-from seva_jax.types import FRAME, ExampleError, ImageLayout, Size
+from seva_jax.types import ExampleError, ImageLayout, Size, frames_of
 
 _Named = tuple[str, ImageLayout]
 
@@ -60,12 +61,10 @@ def cached_features(
     for process, part in enumerate(gather(my_keys)):
         for use, key in zip(uses[process::count], part, strict=True):
             if key:
-                hashed, (height, width) = key
+                hashed, size = key
                 keys[use] = hashed
                 of_content[hashed] = use
-                # An image that is not alone is laid out as one of several.
-                sizes = [FRAME] if use.frame else [(height, width)] * (1 if use.alone else 2)
-                layouts[hashed], *_ = pixels.processing.layouts(sizes, cache.shape[0])
+                layouts[hashed] = _layout(pixels.processing, use, size, cache.shape[0])
     # Process 0 decides: on a network file system, others may see its files later.
     missing = gather(cache.lacking(of_content) if number == 0 else [])[0]
     progress(len(uses) - len(missing))
@@ -79,6 +78,22 @@ def cached_features(
             progress(len(group))
     barrier("image features")
     return Features(cache, keys)
+
+
+def _layout(processing: ImageProcessing, use: ImageUse, size: Size, features: int) -> ImageLayout:
+    """Returns the layout of an image or a video.
+
+    Args:
+        processing: the image pipeline.
+        use: the image or the video.
+        size: its height and width.
+        features: features of a tile.
+    """
+    if use.seconds:
+        parts = processing.layouts(frames_of(size, len(use.names), use.seconds), features)
+        return joint_layout(parts, features, processing.blended)
+    # An image that is not alone is laid out as one of several.
+    return processing.layouts([size] * (1 if use.alone else 2), features)[0]
 
 
 def mean_features(

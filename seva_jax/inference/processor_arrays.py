@@ -11,40 +11,31 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seva_jax.batches.trees import joint_layout, trunk_positions
+from seva_jax.batches.trees import joint_layout
 from seva_jax.images import ImageProcessing
-from seva_jax.images.qwen import FRAMES, MERGE, QwenProcessing, grid_layout, window_order
+from seva_jax.images.qwen import QwenProcessing
+from seva_jax.inference.qwen_arrays import ImageArrays, LaidOut, placed, qwen_pictures
 from seva_jax.inference.sampler import PromptBatch
 from seva_jax.models import LlavaConfig
 from seva_jax.types import FRAME, TEXT, Blend, DataError, ImageLayout
-
-_Picture = tuple[ImageLayout, np.ndarray]  # an image or a video: its layout and tiles [I, 3, H, W]
 
 
 def to_rows(
     config: LlavaConfig,
     input_ids: np.ndarray,
-    pixel_values: np.ndarray | None,
     attention_mask: np.ndarray | None,
+    given: ImageArrays,
     processing: ImageProcessing | None = None,
-    image_sizes: np.ndarray | None = None,
-    batch_num_images: np.ndarray | None = None,
-    pixel_values_videos: np.ndarray | None = None,
-    image_grid_thw: np.ndarray | None = None,
 ) -> PromptBatch:
     """Regroups the processor's flat lists of images and videos by row, and checks all arrays.
 
     Args:
         config: the architecture.
-        input_ids: see `PretrainedLlava.logits`; so are the other arrays.
-        pixel_values: one tile after another, or images with padded tiles.
+        input_ids: see `PretrainedLlava.logits`.
         attention_mask: 1 for real tokens.
+        given: the other arrays.
         processing: lays out images whose sizes matter; None takes every tile as an image whose
             features are its tokens.
-        image_sizes: heights and widths, which `processing` needs.
-        batch_num_images: numbers of images that belong together.
-        pixel_values_videos: the frames of videos; only with `processing`.
-        image_grid_thw: frames, rows and columns of patches of images that keep their own size.
 
     Returns:
         NumPy arrays; I is the largest number of tiles and frames in a row, and missing ones are
@@ -77,12 +68,12 @@ def to_rows(
         )
     rows = tokens_BS.astype(np.int32), mask_BS.astype(bool)
     if processing is None:
-        return PromptBatch(*rows, *_tile_by_tile(config, image_BS, pixel_values))
+        return PromptBatch(*rows, *_tile_by_tile(config, image_BS, given.pixel_values))
     if isinstance(processing, QwenProcessing):
-        images = _patched(processing, pixel_values, image_grid_thw)
+        images, videos = qwen_pictures(processing, given)
     else:
-        images = _images(config, processing, pixel_values, image_sizes, batch_num_images)
-    videos = _videos(config, processing, pixel_values_videos)
+        images = _images(config, processing, given)
+        videos = _videos(config, processing, given.pixel_values_videos)
     by_row = zip(
         _by_row(image_BS, images, "image", "pixel_values"),
         _by_row(video_BS, videos, "video", "pixel_values_videos"),
@@ -90,7 +81,7 @@ def to_rows(
     )
     by_row = list(by_row)
     batch = PromptBatch(*rows, *_laid_out(config, processing, (image_BS, video_BS), by_row))
-    return _placed(batch, image_BS, by_row) if processing.native else batch
+    return placed(batch, (image_BS, video_BS), by_row) if processing.native else batch
 
 
 def _tile_by_tile(
@@ -129,14 +120,13 @@ def _tile_by_tile(
 def _images(
     config: LlavaConfig,
     processing: ImageProcessing,
-    pixel_values: np.ndarray | None,
-    image_sizes: np.ndarray | None,
-    batch_num_images: np.ndarray | None,
-) -> list[_Picture]:
+    given: ImageArrays,
+) -> list[LaidOut]:
     """Returns the layout and the tiles [I, 3, H, W] of every image."""
-    if pixel_values is None:
+    if given.pixel_values is None:
         return []
-    side, pixels = config.vision.image_size, np.asarray(pixel_values)
+    side, pixels = config.vision.image_size, np.asarray(given.pixel_values)
+    image_sizes, batch_num_images = given.image_sizes, given.batch_num_images
     if pixels.ndim != 5 or pixels.shape[2:] != (3, side, side):
         raise DataError(
             f"pixel_values is {list(pixels.shape)}, expected [images, tiles, 3, {side}, {side}]; "
@@ -144,9 +134,9 @@ def _images(
         )
     sizes = np.zeros((0, 2), int) if image_sizes is None else np.asarray(image_sizes)
     if sizes.shape != (len(pixels), 2) or sizes.dtype.kind not in "iu" or (sizes < 1).any():
-        given = "missing" if image_sizes is None else f"{sizes.dtype}{list(sizes.shape)}"
+        shown = "missing" if image_sizes is None else f"{sizes.dtype}{list(sizes.shape)}"
         raise DataError(
-            f"image_sizes is {given}, expected the height and width of each of the "
+            f"image_sizes is {shown}, expected the height and width of each of the "
             f"{len(pixels)} images of pixel_values"
         )
     counts = np.ones(len(pixels), int)
@@ -170,87 +160,13 @@ def _images(
     return [(layout, tiles[: layout.tiles]) for layout, tiles in zip(layouts, pixels, strict=True)]
 
 
-def _patched(
-    processing: QwenProcessing,
-    pixel_values: np.ndarray | None,
-    image_grid_thw: np.ndarray | None,
-) -> list[_Picture]:
-    """Returns the layout and the tiles [I, 3, H, W] of images given as patches."""
-    if pixel_values is None:
-        return []
-    patch = processing.size // MERGE
-    width, patches = 3 * FRAMES * patch * patch, np.asarray(pixel_values)
-    if patches.ndim != 2 or patches.shape[1] != width:
-        raise DataError(
-            f"pixel_values is {list(patches.shape)}, expected [patches, {width}]; use the "
-            "processor of this model"
-        )
-    grids = np.zeros((0, 3), int) if image_grid_thw is None else np.asarray(image_grid_thw)
-    whole = grids.ndim == 2 and grids.shape[1:] == (3,) and grids.dtype.kind in "iu"
-    if not whole or (grids < 1).any() or (grids[:, 1:] % MERGE).any() or (grids[:, 0] != 1).any():
-        given = "missing" if image_grid_thw is None else str(grids.tolist())[:80]
-        raise DataError(
-            f"image_grid_thw is {given}, expected [1, rows, columns] of patches for each image, "
-            f"both multiples of {MERGE}"
-        )
-    counts = grids.prod(axis=1)
-    if counts.sum() != len(patches):
-        raise DataError(
-            f"pixel_values has {len(patches)} patches, but the images of image_grid_thw have "
-            f"{counts.sum()}"
-        )
-    pictures = list[_Picture]()
-    for grid, part in zip(grids, np.split(patches, np.cumsum(counts)[:-1]), strict=True):
-        rows, columns = (int(x) // MERGE for x in grid[1:])
-        # [tiles, rows of patches, columns of patches, colours, frames, rows, columns]; both frames
-        # of an image are the image.
-        blocks = part.reshape(-1, MERGE, MERGE, 3, FRAMES, patch, patch)
-        if not np.array_equal(blocks[:, :, :, :, 0], blocks[:, :, :, :, 1]):
-            raise DataError(
-                "pixel_values: an image has different frames; give a video as pixel_values_videos"
-            )
-        tiles_ICHW = (
-            blocks[:, :, :, :, 0]
-            .transpose(0, 3, 1, 4, 2, 5)
-            .reshape(-1, 3, processing.size, processing.size)
-        )
-        layout = grid_layout(rows, columns)
-        pictures.append((layout, tiles_ICHW[window_order(rows, columns)]))
-    return pictures
-
-
-def _placed(
-    batch: PromptBatch,
-    image_BS: np.ndarray,
-    by_row: Sequence[tuple[list[_Picture], list[_Picture]]],
-) -> PromptBatch:
-    """Adds the places of tiles, and positions of three axes.
-
-    Args:
-        batch: the rows.
-        image_BS: whether a token is of an image.
-        by_row: images and videos of each row.
-    """
-    rows, tiles = batch.pixels_BIHWC.shape[:2]
-    place_BI5 = np.zeros((rows, tiles, 5), np.int32)
-    positions_BS3 = np.zeros((*image_BS.shape, 3), np.int32)
-    for number, (images, _) in enumerate(by_row):
-        layouts = [layout for layout, _ in images]
-        joint = joint_layout(layouts, 1, 1)
-        if joint.native is not None:
-            place_BI5[number, : joint.tiles] = joint.native.place_I5
-        real_S = np.asarray(batch.mask_BS)[number]
-        positions_BS3[number, real_S], _ = trunk_positions(image_BS[number, real_S], layouts, True)
-    return batch._replace(place_BI5=place_BI5, positions_BS3=positions_BS3)
-
-
 def _videos(
     config: LlavaConfig,
     processing: ImageProcessing,
     pixel_values_videos: np.ndarray | Sequence[np.ndarray] | None,
-) -> list[_Picture]:
+) -> list[LaidOut]:
     """Returns the layout and the frames [I, 3, H, W] of every video."""
-    side, videos = config.vision.image_size, list[_Picture]()
+    side, videos = config.vision.image_size, list[LaidOut]()
     for number, video in enumerate([] if pixel_values_videos is None else pixel_values_videos):
         frames = np.asarray(video)
         if frames.ndim != 4 or frames.shape[1:] != (3, side, side) or not len(frames):
@@ -265,8 +181,8 @@ def _videos(
 
 
 def _by_row(
-    place_BS: np.ndarray, pictures: Sequence[_Picture], kind: str, array: str
-) -> list[list[_Picture]]:
+    place_BS: np.ndarray, pictures: Sequence[LaidOut], kind: str, array: str
+) -> list[list[LaidOut]]:
     """Returns the images, or the videos, of each row.
 
     Args:
@@ -282,9 +198,9 @@ def _by_row(
             f"input_ids has {num_tokens_B.sum()} {kind} tokens, but the {len(pictures)} {kind}s of "
             f"{array} make {total}; use the processor of this model"
         )
-    by_row, left = list[list[_Picture]](), list(pictures)
+    by_row, left = list[list[LaidOut]](), list(pictures)
     for row, num in enumerate(num_tokens_B):
-        own = list[_Picture]()
+        own = list[LaidOut]()
         while sum(layout.num_tokens for layout, _ in own) < num:
             own.append(left.pop(0))
         tokens = sum(layout.num_tokens for layout, _ in own)
@@ -300,7 +216,7 @@ def _laid_out(
     config: LlavaConfig,
     processing: ImageProcessing,
     places: tuple[np.ndarray, np.ndarray],
-    by_row: Sequence[tuple[list[_Picture], list[_Picture]]],
+    by_row: Sequence[tuple[list[LaidOut], list[LaidOut]]],
 ) -> tuple[np.ndarray, np.ndarray, Blend | None]:
     """Returns `patch_BS`, the pixels and the blend of rows whose images have layouts.
 
@@ -310,7 +226,7 @@ def _laid_out(
         places: [B, S] each, whether a token is of an image, and whether of a video.
         by_row: images and videos of each row; the tiles of images are first.
     """
-    side, features = config.vision.image_size, config.tile_features
+    features = config.tile_features
     rows = [[*images, *videos] for images, videos in by_row]
     joint = [
         joint_layout([layout for layout, _ in row], features, processing.blended) for row in rows
@@ -319,7 +235,10 @@ def _laid_out(
     blend = Blend(np.zeros(shape, np.int32), np.zeros(shape, np.float32))
     patch_BS = np.full(places[0].shape, TEXT, np.int32)
     most = max(layout.tiles for layout in joint)
-    pixels_BIHWC = np.zeros((len(rows), most, side, side, 3), np.float32)
+    side = config.vision.image_size
+    tiles = (tiles for row in rows for _, tiles in row)
+    shape = next((x.shape[1:] for x in tiles if len(x)), (3, side, side))
+    pixels_BIHWC = np.zeros((len(rows), most, *shape[1:], 3), np.float32)
     for number, (row, layout) in enumerate(zip(rows, joint, strict=True)):
         at = np.concatenate([np.flatnonzero(place_BS[number]) for place_BS in places])
         patch_BS[number, at] = layout.patch_N

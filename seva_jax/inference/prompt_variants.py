@@ -21,7 +21,7 @@ from seva_jax.corrupt.base import changed_size
 from seva_jax.images import ImageProcessing
 from seva_jax.inference.corrupted import corrupted_prompt, prompt_images
 from seva_jax.text import EncodedTree, Encoder
-from seva_jax.types import FRAME, ExampleError, ImageLayout, Prompt, Size, View
+from seva_jax.types import ExampleError, Frame, ImageLayout, ImageSize, Prompt, View
 
 
 class Variant(NamedTuple):
@@ -107,7 +107,7 @@ class PromptVariants:
     def _fitted(
         self,
         tree: EncodedTree | ExampleError,
-        change: Callable[[tuple[Size, ...]], tuple[Size, ...]],
+        change: Callable[[tuple[ImageSize, ...]], tuple[ImageSize, ...]],
     ) -> tuple[np.ndarray, tuple[ImageLayout, ...]]:
         """Returns the trunk of a prompt whose images have changed, and their layouts.
 
@@ -136,8 +136,10 @@ class PromptVariants:
         ]
 
 
-def _sizes_under(corruption: Corruption | None, sizes: tuple[Size, ...]) -> tuple[Size, ...]:
+def _sizes_under(
+    corruption: Corruption | None, sizes: tuple[ImageSize, ...]
+) -> tuple[ImageSize, ...]:
     """Returns the sizes of a prompt's images under a corruption; None changes nothing."""
     if corruption is None or corruption.space != "pixels":
         return sizes
-    return tuple(x if x == FRAME else changed_size(corruption, x) for x in sizes)
+    return tuple(x if isinstance(x, Frame) else changed_size(corruption, x) for x in sizes)

@@ -163,7 +163,7 @@ class RolloutEngine:
         prompts = data.prompts
         if start >= len(prompts):
             return
-        variants = 1 + len(corruptions)
+        variants, tile = 1 + len(corruptions), self.processing.of_prompts(prompts).tile_shape
         model, variables, mesh = self._form(prefills.shapes[-1], sampling, variants)
         share, num_shares = process_row_share(mesh)
         layout = rollout_rows(self.batch_size, self.refill, variants, mesh, num_shares)
@@ -193,7 +193,7 @@ class RolloutEngine:
             dropped |= {index: reason for _, _, drops in told for index, reason in drops}
             with jax.set_mesh(mesh):
                 if any(some for some, _, _ in told):
-                    arrays = self._arrays(taken, prompts, layout, prefills.shapes[shape or 0])
+                    arrays = self._arrays(taken, prompts, layout, prefills.shapes[shape or 0], tile)
                     batch, words, tags, places = put_batch(mesh, arrays)
                     state = refill(
                         sampler, variables, state, batch,
@@ -220,7 +220,8 @@ class RolloutEngine:
                 yield answered
 
     def _variants(self, data: PromptSet) -> PromptVariants:
-        return PromptVariants(self.encoder.sized(data.image_size), self.processing, self.seed)
+        processing = self.processing.of_prompts(data.prompts)
+        return PromptVariants(self.encoder.sized(data.image_size), processing, self.seed)
 
     def _form(self, prompt: PrefillShape, sampling: Sampling, variants: int) -> AnsweringForm:
         """Returns the model in the layout in which it answers, moved there if it is not.
@@ -321,10 +322,23 @@ class RolloutEngine:
         return _Taken(items, pairs, dropped, hungry and len(row_pairs(rest, layout)) >= variants)
 
     def _arrays(
-        self, taken: _Taken, prompts: Sequence[Prompt], layout: RolloutRows, shape: PrefillShape
+        self,
+        taken: _Taken,
+        prompts: Sequence[Prompt],
+        layout: RolloutRows,
+        shape: PrefillShape,
+        tile: tuple[int, ...],
     ) -> tuple[PromptBatch, np.ndarray, np.ndarray, np.ndarray]:
-        """Returns the prompts, words of keys, tags and from_B for `refill`."""
-        rows, size = layout.fresh, self.processing.size
+        """Returns the prompts, words of keys, tags and from_B for `refill`.
+
+        Args:
+            taken: the prompts that begin.
+            prompts: all prompts.
+            layout: the rows.
+            shape: their sizes.
+            tile: the shape of a tile.
+        """
+        rows = layout.fresh
         tokens = np.full((rows, shape.width), self.encoder.pad_id, np.int32)
         mask = np.zeros((rows, shape.width), bool)
         mask[:, 0] = True  # empty rows still need one real token
@@ -332,7 +346,7 @@ class RolloutEngine:
         blended = self.encoder.layouts.blended
         weights = np.zeros((rows, shape.width, blended), np.float32)
         blend = Blend(np.zeros_like(weights, np.int32), weights)
-        pixels = np.zeros((rows, shape.tiles, size, size, 3), np.float32)
+        pixels = np.zeros((rows, shape.tiles, *tile), np.float32)
         native = self.encoder.layouts.native
         places_of_tiles = np.zeros((rows, shape.tiles, 5), np.int32)
         positions = np.zeros((rows, shape.width, 3), np.int32)

@@ -40,7 +40,7 @@ class QwenTower(nn.Module):
         """Maps tiles to features.
 
         Args:
-            pixels_BIHWC: normalised pixels.
+            pixels_BIHWC: normalised pixels; of a video, of two frames one under the other.
             place_BI5: where each tile lies, see `ImageLayout.place_I5`; picture 0 is padding.
 
         Returns:
@@ -49,8 +49,11 @@ class QwenTower(nn.Module):
         """
         cfg = self._tower
         rows, tiles = pixels_BIHWC.shape[:2]
-        patches_NPF = cut_patches(pixels_BIHWC.reshape(-1, *pixels_BIHWC.shape[2:]), cfg)
-        x = self._embed(patches_NPF.reshape(rows, -1, patches_NPF.shape[-1]))
+        side = cfg.image_size
+        # [N, frames, height, width, 3]
+        frames = pixels_BIHWC.reshape(rows * tiles, -1, side, side, 3)
+        patches = jax.vmap(lambda x: cut_patches(x, cfg), in_axes=1)(frames)
+        x = self._embed(patches.reshape(len(patches), rows, -1, patches.shape[-1]))
         where = _places(place_BI5, cfg)
         if cfg.learned_grid:
             x = x + self._learned_positions(where)
@@ -79,10 +82,10 @@ class QwenTower(nn.Module):
         assert isinstance(self.config.vision, QwenVisionConfig)
         return self.config.vision
 
-    def _embed(self, patches_BPF: jax.Array) -> jax.Array:
-        """Embeds patches; theirs takes two frames, which for an image are equal."""
+    def _embed(self, patches: jax.Array) -> jax.Array:
+        """Embeds patches [1 or 2, B, P, F] of one frame or two; one counts as two equal ones."""
         cfg = self._tower
-        frames, width = 2, patches_BPF.shape[-1]
+        frames, width = 2, patches.shape[-1]
         kernel: Any = self.param(
             "patch_kernel",
             nn.with_logical_partitioning(
@@ -91,9 +94,10 @@ class QwenTower(nn.Module):
             ),
             (frames, width, cfg.hidden_size),
         )
-        # One product with the sum of both kernels, which is in float32 so as to be rounded once.
-        summed = kernel.astype(jnp.float32).sum(0)
-        x = patches_BPF.astype(self.dtype) @ summed.astype(self.dtype)
+        if len(patches) == 1:
+            # The product with the sum of both, which is in float32 so as to be rounded once.
+            kernel = kernel.astype(jnp.float32).sum(0, keepdims=True)
+        x = jnp.einsum("tbpf,tfe->bpe", patches.astype(self.dtype), kernel.astype(self.dtype))
         if cfg.patch_bias:
             init = nn.with_logical_partitioning(nn.initializers.zeros, ("vision_embed",))
             bias: Any = self.param("patch_bias", init, (cfg.hidden_size,))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from seva_jax.batches.trees import RowShape
+from seva_jax.batches.trees import RowShape, joint_layout
 from seva_jax.config import Checkpoint, Experiment, runs_of
 from seva_jax.images import ImageProcessing, QwenProcessing
 from seva_jax.models import LlavaConfig
@@ -17,7 +17,7 @@ from seva_jax.plan.estimate import Plan, plan
 from seva_jax.plan.published import PUBLISHED, PublishedSize
 from seva_jax.plan.whole_run import Amounts
 from seva_jax.sharding import MeshShape
-from seva_jax.types import FRAME, DataError, ImageLayout, Size
+from seva_jax.types import DataError, ImageLayout, Size, frames_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,10 +150,12 @@ def image_layout(
     """
     if frames and not processing.videos:
         raise DataError(
-            f"--frames {frames} plans for videos, which only LLaVA-OneVision takes; give its --size"
+            f"--frames {frames} plans for videos, which only LLaVA-OneVision and Qwen-VL take; "
+            "give the --size of one of them"
         )
-    (layout,) = processing.layouts([FRAME] * frames or [size], config.tile_features)
-    return layout
+    sizes = frames_of(size, frames, 0.5) if frames else (size,)
+    parts = processing.layouts(sizes, config.tile_features)
+    return joint_layout(parts, config.tile_features, processing.blended)
 
 
 def distinct_rounds(experiment: Experiment) -> list[tuple[str, Experiment]]:

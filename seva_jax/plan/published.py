@@ -116,10 +116,20 @@ def _qwen_vl(vision: QwenVisionConfig, text: TextConfig, vocab_size: int, tied: 
     if isinstance(vision, Qwen3VisionConfig):
         half = (0.5, 0.5, 0.5)
         processing = QwenProcessing(
-            size=32, mean=half, std=half, min_pixels=256 * 256, max_pixels=4096 * 4096
-        )
+            size=32, mean=half, std=half, min_pixels=256 * 256, max_pixels=4096 * 4096,
+            min_video_pixels=4096, max_video_pixels=25165824, timestamps=True,
+        )  # fmt: skip
         return Published(config, processing)
-    return Published(config, QwenProcessing(max_pixels=16384 * 28 * 28))
+    return Published(
+        config,
+        QwenProcessing(
+            max_pixels=16384 * 28 * 28,
+            # Without a file for videos, these have the bounds of images.
+            min_video_pixels=56 * 56,
+            max_video_pixels=16384 * 28 * 28,
+            positions_per_second=2 if isinstance(vision, Qwen25VisionConfig) else 0,
+        ),
+    )
 
 
 # Qwen2 and Qwen2.5, whose sizes are the same.

@@ -199,7 +199,8 @@ class RunContext:
 
     def pixels(self, data: PromptSet) -> Pixels:
         """Returns the images of prompts, decoded and preprocessed when they are asked for."""
-        return Pixels(data.load_image, self.assets.processing, data.remote)
+        processing = self.assets.processing.of_prompts(data.prompts)
+        return Pixels(data.load_image, processing, data.remote)
 
     def rows(
         self,

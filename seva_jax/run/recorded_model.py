@@ -31,7 +31,7 @@ from seva_jax.runtime.journal import Journal, Record
 from seva_jax.runtime.processes import say
 from seva_jax.text import Encoder, Sampling
 from seva_jax.training.step import Variables
-from seva_jax.types import FRAME, Comparison, DataError, ExampleError, Prompt, Size, View
+from seva_jax.types import Comparison, DataError, ExampleError, ImageSize, Prompt, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ class RecordedModel(PairModel):
     @override
     def image_tokens(self, prompt: Prompt, image: int, box: Box | None = None) -> np.ndarray:
         config, processing = self.ctx.assets.config, self.ctx.assets.processing
-        sizes = self._sizes(prompt)
+        sizes: tuple[ImageSize, ...] = self._encoder.sizes(prompt)
         if processing.one_layout and box is not None:
             # The padding, and with it the place of the box, is that of the shape that it gives.
             sizes = ((box.height, box.width),) * len(prompt.images)
@@ -155,12 +155,6 @@ class RecordedModel(PairModel):
             say(f"{name}: {missing:,} of {len(images):,} images cannot be read")
         return features
 
-    def _sizes(self, prompt: Prompt) -> tuple[Size, ...]:
-        """Returns what layouts of a prompt's images depend on, see `Layouts`."""
-        if prompt.about_video:
-            return (FRAME,) * len(prompt.images)
-        return self._encoder.sizes(prompt.images)
-
     def _check_measure(
         self, views: Sequence[View], layer: int | None, targets: Sequence[np.ndarray]
     ) -> None:
@@ -174,7 +168,7 @@ class RecordedModel(PairModel):
             )
         for view, target in zip(views, targets, strict=True):
             try:
-                sizes = self._sizes(view.prompt)
+                sizes = self._encoder.sizes(view.prompt)
             except ExampleError:
                 continue  # it is not measured
             layouts = self.ctx.assets.processing.layouts(sizes, config.tile_features)

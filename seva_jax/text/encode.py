@@ -25,10 +25,12 @@ from seva_jax.types import (
     VIDEO_MARKER,
     DataError,
     ExampleError,
+    ImageSize,
     Layouts,
     Prompt,
     Size,
     View,
+    frames_of,
 )
 
 if TYPE_CHECKING:
@@ -48,22 +50,22 @@ class EncodedTree(NamedTuple):
         branches: int32 [T] for each answer: at least one token, and the end token last unless the
             answer was cut.
         truncated: how many answers were cut.
-        sizes: size of each image of the prompt, see `Encoder.sizes`; `FRAME` for frames.
+        sizes: size of each image of the prompt, see `Encoder.sizes`.
     """
 
     trunk: np.ndarray
     branches: tuple[np.ndarray, ...]
     truncated: int
-    sizes: tuple[Size, ...]
+    sizes: tuple[ImageSize, ...]
 
 
 class _Images(NamedTuple):
-    """What a trunk has to know about its images: size and number of tokens of each.
+    """What a trunk has to know about its images: the size of each, and their numbers of tokens.
 
-    A video has the sizes of its frames, and one number of tokens.
+    A video has a size for each frame, and a number for each of its layouts.
     """
 
-    sizes: tuple[Size, ...]
+    sizes: tuple[ImageSize, ...]
     counts: np.ndarray
 
 
@@ -72,7 +74,7 @@ class _Texts(NamedTuple):
 
     Attributes:
         prompt: everything up to and including "ASSISTANT:".
-        num_images: images of the prompt; 1 for a video.
+        num_images: images of the prompt, or layouts of its video.
         start: see `Prompt.start`.
         before: everything before an answer.
         answers: the answers, without the spaces around them.
@@ -135,7 +137,8 @@ class Encoder:
                 f"{self.image_token_id}: use the tokenizer and image_token_id of the same model"
             )
         words = self._ids(
-            self._spelled(template.prompt(IMAGE_MARKER + template.user)), add_special_tokens=False
+            self._spelled(template.prompt(IMAGE_MARKER + template.user)),
+            add_special_tokens=False,
         )
         if self.unknown_id in words:
             raise DataError(
@@ -175,19 +178,25 @@ class Encoder:
         """The largest id that a text can have."""
         return max(self.image_token_id, *self.tokenizer.get_vocab().values())
 
-    def sizes(self, names: Sequence[str]) -> tuple[Size, ...]:
-        """Returns the size of each image; (0, 0) where all images have one layout.
+    def sizes(self, prompt: Prompt) -> tuple[ImageSize, ...]:
+        """Returns what the layouts of a prompt's images depend on, see `Layouts`.
 
-        Args:
-            names: names of images.
+        Returns:
+            The size of each image, (0, 0) where all images have one layout; or the frames of the
+            video.
 
         Raises:
-            ExampleError: an image cannot be read.
+            ExampleError: an image cannot be read, or see `Prompt.seconds_per_frame`.
         """
+        if prompt.about_video and not self.layouts.native:
+            return (FRAME,) * len(prompt.images)
         if self.layouts.one_layout:
-            return ((0, 0),) * len(names)
+            return ((0, 0),) * len(prompt.images)
         assert self.image_size is not None, "layouts depend on the sizes of images"
-        return tuple(self.image_size(name) for name in names)
+        if prompt.about_video:
+            size = self.image_size(prompt.images[0])
+            return frames_of(size, len(prompt.images), prompt.seconds_per_frame)
+        return tuple(self.image_size(name) for name in prompt.images)
 
     def sized(self, image_size: Callable[[str], Size]) -> Encoder:
         """Returns the encoder with another source of the sizes of images."""
@@ -360,21 +369,19 @@ class Encoder:
 
     def _images(self, prompt: Prompt) -> _Images:
         """Returns sizes and numbers of tokens of images; where all are alike, by their number."""
-        names = prompt.images
-        if prompt.about_video:
-            return self._laid_out((FRAME,) * len(names))
-        if not self.layouts.one_layout:
-            return self._laid_out(self.sizes(names))
-        images = self._alike.get(len(names))
+        num = len(prompt.images)
+        if prompt.about_video or not self.layouts.one_layout:
+            return self._laid_out(self.sizes(prompt))
+        images = self._alike.get(num)
         if images is None:
-            images = self._alike[len(names)] = self._laid_out(self.sizes(names))
+            images = self._alike[num] = self._laid_out(self.sizes(prompt))
         return images
 
     @functools.cached_property
     def _alike(self) -> dict[int, _Images]:
         return {}
 
-    def _laid_out(self, sizes: tuple[Size, ...]) -> _Images:
+    def _laid_out(self, sizes: tuple[ImageSize, ...]) -> _Images:
         return _Images(sizes, np.array([x.num_tokens for x in self.layouts(sizes)], np.int64))
 
     def _texts(self, view: View) -> _Texts:
@@ -384,20 +391,23 @@ class Encoder:
             ExampleError: see `Template.prompt`.
         """
         asked = view.prompt
-        question, num_images = self._question(asked)
-        prompt = self._spelled(self.template.prompt(question, num_images))
+        question, captions = self._question(asked)
+        prompt = self.template.prompt(question, 1 if asked.about_video else len(captions))
+        prompt = self._spelled(prompt, captions)
         answers = tuple(x.rstrip() if asked.start else x.strip() for x in view.answers)
         before = prompt + self.template.before_answer + asked.start
-        return _Texts(prompt, num_images, asked.start, before, answers)
+        return _Texts(prompt, len(captions), asked.start, before, answers)
 
-    def _question(self, prompt: Prompt) -> tuple[str, int]:
-        """Returns a question and how many images it is about; a video is written as one image.
+    def _question(self, prompt: Prompt) -> tuple[str, tuple[str, ...]]:
+        """Returns a question, and the text in front of each image, or each layout of a video.
+
+        A question has one marker for all of a video.
 
         Raises:
             ExampleError: it is about a video, and the model takes none, or there are more markers.
         """
         if not prompt.about_video:
-            return prompt.question, len(prompt.images)
+            return prompt.question, ("",) * len(prompt.images)
         if not self.layouts.videos:
             raise ExampleError(
                 f"the question has {VIDEO_MARKER}, but the model takes no videos, only images: "
@@ -411,10 +421,14 @@ class Encoder:
                 f"{prompt.question[:80]!r}; ask about one video, or about images",
                 "image markers",
             )
-        return words, 1
+        frames = frames_of((0, 0), len(prompt.images), prompt.seconds_per_frame)
+        return words, self.layouts.captions(frames)
 
-    def _spelled(self, prompt: str) -> str:
+    def _spelled(self, prompt: str, captions: Sequence[str] = ()) -> str:
         """Returns a prompt with images as the tokenizer knows them."""
+        if any(captions):  # a video
+            images = "".join(caption + self.image_text for caption in captions)
+            return prompt.replace(IMAGE_MARKER, images)
         return prompt.replace(IMAGE_MARKER, self.image_text)
 
     def _read(

@@ -18,7 +18,7 @@ from seva_jax.convert.original import unsupported
 from seva_jax.convert.table import hub
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig, TowerConfig
-from seva_jax.types import IMAGE_MARKER, VIDEO_MARKER, DataError
+from seva_jax.types import IMAGE_MARKER, DataError
 
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -54,6 +54,7 @@ class Family(abc.ABC):
         image_text: how text spells one image; of its tokens, the image token is repeated.
         chat_image: what chat templates write for one image, before the processor.
         processing: class of the image pipeline.
+        chat_video: what chat templates write for one video; empty without videos.
         image_arrays: arrays besides `pixel_values` that its processor returns for images and
             videos.
     """
@@ -72,11 +73,7 @@ class Family(abc.ABC):
     chat_image: ClassVar[str] = IMAGE_MARKER
     processing: ClassVar[type[ImageProcessing]] = ImageProcessing
     image_arrays: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def chat_video(self) -> str:
-        """What chat templates write for one video; empty without videos."""
-        return VIDEO_MARKER if self.video_field else ""
+    chat_video: ClassVar[str] = ""
 
     @abc.abstractmethod
     def hf_config(self, fields: dict[str, Any]) -> Any:

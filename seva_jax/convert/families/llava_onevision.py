@@ -15,6 +15,7 @@ from seva_jax.convert.original import unsupported
 from seva_jax.images.llava_onevision import LlavaOnevisionProcessing
 from seva_jax.images.preprocess import ImageProcessing
 from seva_jax.models import LlavaConfig, SiglipConfig
+from seva_jax.types import VIDEO_MARKER
 
 _ANYRES_MAX = re.compile(r"anyres_max_([1-9]\d{0,3})")
 
@@ -32,6 +33,7 @@ class LlavaOnevision(Family):
     newline = True
     processing = LlavaOnevisionProcessing
     video_field = "video_token_index"
+    chat_video = VIDEO_MARKER
     image_arrays = ("image_sizes", "batch_num_images", "pixel_values_videos")
 
     @override

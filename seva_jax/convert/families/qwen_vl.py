@@ -5,16 +5,19 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from typing_extensions import override
 
 from seva_jax.convert.families.base import Family
 from seva_jax.convert.hf_text import read_text_config, text_fields, text_problems
-from seva_jax.convert.original import unsupported
+from seva_jax.convert.original import read_json, unsupported
 from seva_jax.convert.table import respelled
 from seva_jax.images.preprocess import ImageProcessing
-from seva_jax.images.qwen import FRAMES, MERGE, WINDOW, QwenProcessing
+from seva_jax.images.qwen import QwenProcessing
+from seva_jax.images.qwen_layouts import FRAMES, MERGE, WINDOW
 from seva_jax.models import (
     LlavaConfig,
     Qwen2VisionConfig,
@@ -22,6 +25,7 @@ from seva_jax.models import (
     Qwen25VisionConfig,
     QwenVisionConfig,
 )
+from seva_jax.types import DataError
 
 # Ids that text has around an image; every released model has these.
 _VISION_START, _VISION_END = 151652, 151653
@@ -35,6 +39,8 @@ class QwenVl(Family, abc.ABC):
         text_type: how config.json names the language model.
         hub_prefixes: prefixes of names of tensors in `TABLE`, and those on the Hub.
         processor: the processor's class of transformers.
+        timestamps: see `QwenProcessing`.
+        counts_seconds: whether positions in time count seconds, or pairs of frames.
         activation: activation of the tower's MLP.
     """
 
@@ -44,18 +50,19 @@ class QwenVl(Family, abc.ABC):
         ("language_model.model.", "model."),
     )
     processor: ClassVar[str]
+    timestamps: ClassVar[bool] = False
+    counts_seconds: ClassVar[bool] = False
     activation: ClassVar[str]
     token_field = "image_token_id"
     video_field = "video_token_id"
     image_text = "<|vision_start|><|image_pad|><|vision_end|>"
     chat_image = "<|vision_start|><|image_pad|><|vision_end|>"
     processing = QwenProcessing
-    image_arrays = ("image_grid_thw", "mm_token_type_ids")
-
-    @property
-    @override
-    def chat_video(self) -> str:
-        return ""  # videos are not supported yet
+    image_arrays = (
+        *("image_grid_thw", "mm_token_type_ids"),
+        *("pixel_values_videos", "video_grid_thw", "second_per_grid_ts"),
+    )
+    chat_video = "<|vision_start|><|video_pad|><|vision_end|>"
 
     @override
     def problems(self, hf: Any) -> list[str]:
@@ -183,7 +190,43 @@ class QwenVl(Family, abc.ABC):
         return QwenProcessing(
             size=MERGE * hf.vision_config.patch_size,
             min_pixels=(MERGE * hf.vision_config.patch_size) ** 2,
+            min_video_pixels=(MERGE * hf.vision_config.patch_size) ** 2,
+            positions_per_second=self.positions_per_second(vars(hf.vision_config)),
+            timestamps=self.timestamps,
         )
+
+    @override
+    def read_processing(self, directory: Path, pad_to_square: bool | None) -> ImageProcessing:
+        processing = super().read_processing(directory, pad_to_square)
+        assert isinstance(processing, QwenProcessing)
+        vision = read_json(directory / "config.json").get("vision_config") or {}
+        return dataclasses.replace(
+            processing,
+            positions_per_second=self.positions_per_second(vision),
+            timestamps=self.timestamps,
+        )
+
+    def positions_per_second(self, vision: Mapping[str, Any]) -> int:
+        """Returns how fast positions in time grow in a video, see `QwenProcessing`.
+
+        Args:
+            vision: fields of the tower's config.
+        """
+        # The default is that of transformers; released models have 2.
+        return vision.get("tokens_per_second", 4) if self.counts_seconds else 0
+
+    @override
+    def require_processing(self, processing: ImageProcessing) -> None:
+        super().require_processing(processing)
+        assert isinstance(processing, QwenProcessing)
+        found = processing.timestamps, bool(processing.positions_per_second)
+        if found != (self.timestamps, self.counts_seconds):
+            raise DataError(
+                f"base.processing has timestamps {processing.timestamps} and positions_per_second "
+                f"{processing.positions_per_second}, but a model of the family {self.model_type} "
+                f"has timestamps {self.timestamps} and "
+                f"{'above 0' if self.counts_seconds else '0'}; change base.processing"
+            )
 
     @override
     def processor_fields(self, config: LlavaConfig) -> dict[str, Any]:
@@ -242,6 +285,7 @@ class Qwen25Vl(QwenVl):
     tower_type = "qwen2_5_vl_vision"
     text_type = "qwen2_5_vl_text"
     processor = "Qwen2_5_VLProcessor"
+    counts_seconds = True
     activation = "silu"
 
     @override
@@ -253,7 +297,16 @@ class Qwen25Vl(QwenVl):
     @property
     @override
     def sizes(self) -> tuple[str, ...]:
-        return (*super().sizes, "intermediate_size")
+        return (*super().sizes, "intermediate_size", "tokens_per_second")
+
+    @override
+    def fields(
+        self, config: LlavaConfig, processing: ImageProcessing, context_length: int | None
+    ) -> dict[str, Any]:
+        assert isinstance(processing, QwenProcessing)
+        fields = super().fields(config, processing, context_length)
+        fields["vision_config"]["tokens_per_second"] = processing.positions_per_second
+        return fields
 
     @override
     def tower_problems(self, vision: Any) -> list[str]:
@@ -293,6 +346,7 @@ class Qwen3Vl(QwenVl):
         ("visual.", "model.visual."),
     )
     processor = "Qwen3VLProcessor"
+    timestamps = True
     activation = "gelu_pytorch_tanh"
 
     @override
