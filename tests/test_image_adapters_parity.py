@@ -12,6 +12,8 @@ peft = pytest.importorskip("peft")
 
 from helpers_families import batch, random_model  # noqa: E402
 from helpers_llava import IMAGE_TOKEN, random_llava, save  # noqa: E402
+from helpers_qwen import QWEN, random_qwen  # noqa: E402
+from helpers_qwen import batch as qwen_batch  # noqa: E402
 from transformers import AutoModelForImageTextToText  # noqa: E402
 
 import seva_jax  # noqa: E402
@@ -21,6 +23,7 @@ from seva_jax.convert.__main__ import open_source  # noqa: E402
 from seva_jax.convert.load import leaves_by_path  # noqa: E402
 from seva_jax.convert.peft import to_peft  # noqa: E402
 from seva_jax.convert.rewrite import to_hf  # noqa: E402
+from seva_jax.inference.qwen_arrays import ImageArrays  # noqa: E402
 from seva_jax.models import Llava, LoraConfig, abstract_variables, merge_adapters  # noqa: E402
 from seva_jax.sharding import MeshShape, placed, variable_shardings  # noqa: E402
 
@@ -40,11 +43,14 @@ TARGETS = {
     "everything": "all-linear",
     "some": ["q_proj", "v_proj", "fc2"],  # of decoder and tower; InternViT's fc2, too
     "images alone": r".*(vision_tower.*|multi_modal_projector)\."
-    r"(q_proj|k_proj|v_proj|out_proj|projection_layer|fc1|fc2|linear_1|linear_2)",
+    r"(q_proj|k_proj|v_proj|out_proj|projection_layer|fc1|fc2|linear_1|linear_2)"
+    r"|.*visual\.(blocks|merger|deepstack_merger_list)\..*"
+    r"(qkv|proj|gate_proj|up_proj|down_proj|fc\d|mlp\.0|mlp\.2)",
 }
+SOME_OF_QWEN = ["q_proj", "v_proj", "qkv"]
 
 
-@pytest.fixture(scope="module", params=["llava", *ROWS])
+@pytest.fixture(scope="module", params=["llava", *ROWS, *QWEN])
 def model(request, tmp_path_factory):
     """Returns a directory with a small model of a family, and arrays as its processor makes them.
 
@@ -57,6 +63,9 @@ def model(request, tmp_path_factory):
         ids[:, 2:6] = IMAGE_TOKEN
         pixels = np.random.default_rng(1).normal(size=(2, 3, 28, 28)).astype(np.float32)
         return save(random_llava(), directory), {"input_ids": ids, "pixel_values": pixels}
+    if family in QWEN:
+        arrays = qwen_batch(family, [[(91, 260)], [(56, 60), (30, 31)]], [7, 9])
+        return save(random_qwen(family), directory), arrays
     made = random_model(family)
     return save(made, directory), batch(made, ROWS[family], [7, 9])
 
@@ -99,13 +108,16 @@ def opened(directory, adapter):
 
 
 def our_logits(ours, module, variables, arrays):
-    rest = ("pixel_values", "attention_mask", "image_sizes", "batch_num_images")
-    given = ours._rows(arrays["input_ids"], *(arrays.get(x) for x in rest), None)
+    images = {name: x for name, x in arrays.items() if name in ImageArrays._fields}
+    given = ours._rows(arrays["input_ids"], arrays.get("attention_mask"), ImageArrays(**images))
     length = given.tokens_BS.shape[1]
     causal = jnp.tril(jnp.ones((length, length), bool)) & jnp.asarray(given.mask_BS)[:, None]
+    positions = given.positions_BS3
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(length), given.tokens_BS.shape)
     logits = module.apply(
-        variables, given.tokens_BS, jnp.broadcast_to(jnp.arange(length), given.tokens_BS.shape),
-        causal | jnp.eye(length, dtype=bool), given.patch_BS, given.pixels_BIHWC, given.blend,
+        variables, given.tokens_BS, positions, causal | jnp.eye(length, dtype=bool),
+        given.patch_BS, given.pixels_BIHWC, given.blend, given.place_BI5,
     )  # fmt: skip
     return np.asarray(logits)
 
@@ -119,7 +131,10 @@ def check(found, expected, arrays):
 def test_logits(model, tmp_path, which):
     """Ours with the adapter beside the weights, and merged into them, are those of peft."""
     directory, arrays = model
-    theirs = with_random_adapters(directory, target_modules=TARGETS[which])
+    targets = TARGETS[which]
+    if which == "some" and "mm_token_type_ids" in arrays:
+        targets = SOME_OF_QWEN
+    theirs = with_random_adapters(directory, target_modules=targets)
     theirs.save_pretrained(tmp_path / "adapter")
     expected = their_logits(theirs, arrays)
     ours, module, variables = opened(directory, tmp_path / "adapter")

@@ -184,7 +184,11 @@ PUBLISHED = {
          "objective.beta": 0.1, "objective.sft_weight": 1.0,
          "optim.warmup_ratio": 0.05, "optim.schedule": "cosine", "optim.weight_decay": 0.1,
          "optim.b2": 0.95, "optim.clip_norm": 1.0, "train.epochs": 1, "train.trained": ["lora"],
-         "pairs.max_ratio": 1.5, "corrupt.0.groups": groups}
+         "pairs.max_ratio": 1.5, "corrupt.0.groups": groups,
+         "text.max_length": 16384,
+         "prompts.source.fps": 1.0, "prompts.source.max_frames": 600,
+         "rollout.sampling.max_new_tokens": 8192}
+        | ({"base.max_video_pixels": 9_000_000} if groups == 16 else {})  # later it is the base's
         for groups in (16, 8, 4, 2)
     ] + [{"optim.lr": 1e-4, "optim.warmup_ratio": 0.05, "lora.rank": 32, "lora.alpha": 32.0,
           "lora.vision": True, "lora.connector": False,

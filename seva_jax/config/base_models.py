@@ -131,8 +131,8 @@ class Checkpoint(BaseModel):
             computed in the step.
         max_pixels: an image of Qwen-VL is resized to at most this many pixels, which decides how
             many tokens large images take; None takes the number of the checkpoint's processor.
-        max_video_pixels: likewise for each frame of a video of Qwen2-VL and Qwen2.5-VL, and for all
-            frames of one together of Qwen3-VL.
+        max_video_pixels: a video of Qwen-VL has at most this many pixels, all frames together;
+            Qwen2-VL and Qwen2.5-VL count two frames as one, see `QwenProcessing`.
 
     To users of TRL, `merge=False` is a PeftModel as the trainer's model: DPOTrainer of TRL 1.10
     keeps a frozen copy of the loaded adapter, "ref", as the reference. (TRL 0.x switched the
@@ -185,17 +185,21 @@ class Checkpoint(BaseModel):
         Raises:
             DataError: one is set, and the pipeline is not Qwen-VL's.
         """
-        for kind in ("", "video_"):
-            most = getattr(self, f"max_{kind}pixels")
+        for name in ("max_pixels", "max_video_pixels"):
+            most = getattr(self, name)
             if most is None:
                 continue
             if not isinstance(processing, QwenProcessing):
                 raise DataError(
-                    f"base.max_{kind}pixels is {most}, but only Qwen-VL's images keep their own "
-                    f"size; leave it unset for {self.path}"
+                    f"base.{name} is {most}, but only Qwen-VL's images keep their own size; leave "
+                    f"it unset for {self.path}"
                 )
-            least = min(getattr(processing, f"min_{kind}pixels"), most)
-            bounds: dict[str, Any] = {f"min_{kind}pixels": least, f"max_{kind}pixels": most}
+            if name == "max_video_pixels" and not processing.timestamps:
+                processing = dataclasses.replace(processing, total_video_pixels=most)
+                continue
+            at_least = name.replace("max", "min")
+            least = min(getattr(processing, at_least), most)
+            bounds: dict[str, Any] = {at_least: least, name: most}
             processing = dataclasses.replace(processing, **bounds)
         return processing
 

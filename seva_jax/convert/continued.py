@@ -32,6 +32,8 @@ _GROUPS: Mapping[str, tuple[LoraGroup, str]] = {
     "vision": ("vision", " of the vision tower"),
     "projector": ("connector", " of the projector"),
 }
+# What `LoraConfig.vision_targets` calls some of our linear layers.
+_OTHER_NAMES = {"projection_layer": "out_proj", "mlp_fc1": "fc1", "mlp_fc2": "fc2"}
 
 
 def lora_of(adapter: Adapter, config: LlavaConfig) -> LoraConfig:
@@ -65,14 +67,18 @@ def lora_of(adapter: Adapter, config: LlavaConfig) -> LoraConfig:
         if len(kinds) > 1:
             problems.append(f"{target}{where} has ranks or alphas that differ between layers")
         found.setdefault(group, set()).update(kinds)
-        layers.setdefault(group, []).append(target)
+        layers.setdefault(group, []).append(row.theirs if group == "connector" else target)
     for group, where in _GROUPS.values():
         if len(found.get(group, ())) > 1:
             problems.append(f"the linear layers{where} have ranks or alphas that differ")
-    if len(layers["connector"]) == 1:
+    linear = {
+        row.theirs
+        for row in TABLE
+        if row.ours in shapes and row.ours.startswith("projector/") and row.ours.endswith("/kernel")
+    }
+    if layers["connector"] and {*layers["connector"]} != linear:
         problems.append(
-            f"multi_modal_projector.{layers['connector'][0]}.weight is changed without the other "
-            "layer of the projector"
+            f"{layers['connector'][0]} is changed without the other linear layers of the projector"
         )
     if problems:
         raise DataError(
@@ -82,7 +88,7 @@ def lora_of(adapter: Adapter, config: LlavaConfig) -> LoraConfig:
         )
     of = {group: kinds.pop() for group, kinds in found.items()}
     (rank, alpha), _ = Counter(of.values()).most_common(1)[0]
-    in_tower = {"out_proj" if name == "projection_layer" else name for name in layers["vision"]}
+    in_tower = {_OTHER_NAMES.get(name, name) for name in layers["vision"]}
     plain = LoraConfig()
     targets: list[Target] = [target for target in plain.targets if target in of]
     groups: list[LoraGroup] = [*targets, *(name for name, _ in _GROUPS.values() if name in of)]
@@ -94,7 +100,9 @@ def lora_of(adapter: Adapter, config: LlavaConfig) -> LoraConfig:
         tuple((group, of[group][1]) for group in groups if of[group][1] != alpha),
         adapter.dropout,
         vision="vision" in of,
-        vision_targets=tuple(x for x in VISION_TARGETS if x in in_tower) or plain.vision_targets,
+        vision_targets=plain.vision_targets
+        if not in_tower or in_tower == config.vision.linear_sizes.keys()
+        else tuple(x for x in VISION_TARGETS if x in in_tower),
         connector="connector" in of,
     )
 

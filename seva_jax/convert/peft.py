@@ -230,7 +230,10 @@ def _by_pattern(
     """
     lora = source.lora
     others = {"vision": lora.vision, "connector": lora.connector}
-    modules = {"vision": r"vision_tower\..*", "connector": r"(multi_modal|mm)_projector\..*"}
+    modules = {
+        "vision": r"(vision_tower|visual\.blocks)\..*",
+        "connector": r"((multi_modal|mm)_projector|visual\.merger|deepstack_merger_list)\..*",
+    }
     first = {modules[name]: of(name) for name, on in others.items() if on and given}
     return first | {str(name): value for name, value in given if name not in others}
 

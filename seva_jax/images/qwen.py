@@ -51,6 +51,9 @@ class QwenProcessing(TiledProcessing):
             together.
         max_video_pixels: most pixels of a frame of a video; with `timestamps`, of all its frames
             together.
+        total_video_pixels: most pixels of all tiles of a video, without `timestamps`; 0 for no such
+            bound. It is VIDEO_TOTAL_PIXELS of qwen-vl-utils, which counts two frames as one, and
+            leaves each at least 1.05 times `min_video_pixels`.
         positions_per_second: how fast positions in time grow in a video (Qwen2.5-VL); 0 for 1
             every two frames (Qwen2-VL).
         timestamps: whether text in front of every two frames says when they are shown (Qwen3-VL).
@@ -62,6 +65,7 @@ class QwenProcessing(TiledProcessing):
     max_pixels: int = 28 * 28 * 1280
     min_video_pixels: int = 28 * 28 * 128
     max_video_pixels: int = 28 * 28 * 768
+    total_video_pixels: int = 0
     positions_per_second: int = 0
     timestamps: bool = False
     frames: int = 1
@@ -169,6 +173,9 @@ class QwenProcessing(TiledProcessing):
             if self.timestamps:
                 height, width = video_resized(video, size.total, self.size, *bounds)
             else:
+                if self.total_video_pixels:
+                    share = self.total_video_pixels * FRAMES // size.total
+                    bounds = bounds[0], max(min(bounds[1], share), int(1.05 * bounds[0]))
                 height, width = resized(video, self.size, *bounds)
         return height // self.size, width // self.size
 

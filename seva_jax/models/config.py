@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from typing_extensions import override
@@ -62,6 +63,15 @@ class TowerConfig:
     def native(self) -> bool:
         """Whether all tiles of a row are one sequence, in which patches see their own picture."""
         return False
+
+    @property
+    def linear_sizes(self) -> Mapping[VisionTarget, int]:
+        """Inputs and outputs together of each linear layer in a layer, by its name."""
+        same, mlp = 2 * self.hidden_size, self.hidden_size + self.mlp_size
+        return {
+            "q_proj": same, "k_proj": same, "v_proj": same, "out_proj": same,
+            "fc1": mlp, "fc2": mlp,
+        }  # fmt: skip
 
     @property
     def layer_parameters(self) -> int:
@@ -274,7 +284,11 @@ LLAVA_15 = {
 
 Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # InternViT calls its out_proj projection_layer.
-VisionTarget = Literal["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+VisionTarget = Literal[
+    "q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2",
+    # Of Qwen-VL's towers, which also have the last two above (Qwen2-VL).
+    "qkv", "proj", "gate_proj", "up_proj", "down_proj", "linear_fc1", "linear_fc2",
+]  # fmt: skip
 LoraGroup = Literal[Target, "vision", "connector"]
 
 
@@ -297,7 +311,8 @@ class LoraConfig:
         vision: adapters on the layers of the vision tower, too. Image features then change from
             step to step, so `TrainOptions.feature_cache` is refused.
         vision_targets: which linear layers of every layer of the tower have adapters with `vision`.
-        connector: adapters on both linear layers of the projector, too.
+            Names that a tower does not have mean nothing to it.
+        connector: adapters on all linear layers of the projector, too.
     """
 
     rank: Annotated[int, Range(0, 2**16)] = 1024

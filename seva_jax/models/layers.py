@@ -37,6 +37,10 @@ def rematerialised(layer: type[nn.Module], remat: Remat) -> type[nn.Module]:
     return nn.remat(layer, prevent_cse=False, policy=kept if remat == "matmuls" else None)
 
 
+# Number of the projector's first adapter, see `drawing`; those before are the tower's.
+PROJECTOR_ADAPTERS = 2**16
+
+
 class Linear(nn.Module):
     """Linear layer: y = x W (+ b) (+ alpha / R * x A B if the "lora" collection is given).
 

@@ -25,7 +25,14 @@ from seva_jax.models.config import (
     VisionConfig,
 )
 from seva_jax.models.intern import InternTower
-from seva_jax.models.layers import LayerNorm, Linear, Remat, drawing, place_keys
+from seva_jax.models.layers import (
+    PROJECTOR_ADAPTERS,
+    LayerNorm,
+    Linear,
+    Remat,
+    drawing,
+    place_keys,
+)
 from seva_jax.models.llama import Cache, LayerCache, Llama
 from seva_jax.models.qwen import QwenMerger, QwenTower
 from seva_jax.models.qwen_config import (
@@ -48,7 +55,6 @@ _TOWERS: Mapping[type[TowerConfig], type[nn.Module]] = {
     Qwen3VisionConfig: QwenTower,
 }
 _PROJECTOR_EPS = 1e-5  # of InternVL's norm; no config names it
-_PROJECTOR_ADAPTERS = 2**16  # number of the projector's first adapter; those before are the tower's
 
 
 class Projector(nn.Module):
@@ -85,12 +91,12 @@ class Projector(nn.Module):
             keys_NP = place_keys(keys_BI.reshape(-1), features_BPE.shape[1] // keys_BI.shape[1])
             keys_BP = keys_NP.reshape(features_BPE.shape[:2])
         x = self.layer_norm(features_BPE) if self.config.projector_norm else features_BPE
-        x = drawing(self.linear_1, keys_BP, _PROJECTOR_ADAPTERS)(x)
+        x = drawing(self.linear_1, keys_BP, PROJECTOR_ADAPTERS)(x)
         x = constrain(nn.gelu(x, approximate=False), "batch", "length", "width")
-        x = drawing(self.linear_2, keys_BP, _PROJECTOR_ADAPTERS + 1)(x)
+        x = drawing(self.linear_2, keys_BP, PROJECTOR_ADAPTERS + 1)(x)
         return constrain(x, "batch", "length", "width")
 
-    def deep(self, features_BPE: jax.Array) -> None:
+    def deep(self, features_BPE: jax.Array, keys_BI: jax.Array | None = None) -> None:
         """Returns what is added after the first layers of the language model: nothing."""
 
     def newline(self) -> jax.Array:
@@ -123,18 +129,15 @@ class Llava(nn.Module):
         lora = self.lora if self.lora and self.lora.rank else None
         tower: Any = _TOWERS[type(self.config.vision)]
         in_tower, in_projector = lora and lora.vision, lora and lora.connector
-        if self.config.vision.native:
-            if in_tower or in_projector:
-                raise DataError(
-                    "lora.vision and lora.connector: adapters on the tower and the merger of "
-                    "Qwen-VL are not supported; leave both off, or train them in full "
-                    "(train.trained)"
-                )
-            self.vision = tower(self.config, self.dtype, self.remat)
-            self.projector: Any = QwenMerger(self.config, self.dtype)
-        else:
-            self.vision = tower(self.config, self.dtype, self.remat, lora if in_tower else None)
-            self.projector = Projector(self.config, self.dtype, lora if in_projector else None)
+        names = self.config.vision.linear_sizes
+        if lora and in_tower and not names.keys() & {*lora.vision_targets}:
+            raise DataError(
+                f"lora.vision_targets names {', '.join(lora.vision_targets)}, but the linear "
+                f"layers of this tower are {', '.join(names)}; choose some of these"
+            )
+        projector: Any = QwenMerger if self.config.vision.native else Projector
+        self.vision = tower(self.config, self.dtype, self.remat, lora if in_tower else None)
+        self.projector = projector(self.config, self.dtype, lora if in_projector else None)
         self.language = Llama(
             self.config.text, lora, self.dtype, self.remat, self.attention, self.stacked
         )
@@ -167,7 +170,7 @@ class Llava(nn.Module):
             return images_BIX.reshape(num, -1, width).astype(self.dtype)
         if self.config.vision.native:
             assert place_BI5 is not None, "towers of native resolution need the places of tiles"
-            return self.vision(images_BIX, place_BI5)
+            return self.vision(images_BIX, place_BI5, keys_BI)
         keys_N = None if keys_BI is None else keys_BI.reshape(-1)
         features = self.vision(images_BIX.reshape(-1, *images_BIX.shape[2:]), keys_N)
         return features.reshape(num, -1, width)
@@ -217,7 +220,7 @@ class Llava(nn.Module):
         x_BSD = jnp.where(patch_BS[..., None] >= 0, image_BSD, text_BSD)
         if self.config.newline:
             x_BSD = jnp.where(patch_BS[..., None] == NEWLINE, self.projector.newline(), x_BSD)
-        deep_NBPD = self.projector.deep(features_BPE)
+        deep_NBPD = self.projector.deep(features_BPE, keys_BI)
         if deep_NBPD is None:
             return x_BSD, None
         deep_NBSD = jax.vmap(taken, (0, None))(deep_NBPD, patch_BS)

@@ -9,21 +9,32 @@ A tile becomes one feature. In this file P counts the patches of a row, four for
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from seva_jax.models.clip import cut_patches
-from seva_jax.models.config import LlavaConfig
-from seva_jax.models.layers import LayerNorm, Linear, Remat, RMSNorm, rematerialised
+from seva_jax.models.clip import cut_patches, tower_linear
+from seva_jax.models.config import LlavaConfig, LoraConfig, VisionTarget
+from seva_jax.models.layers import (
+    PROJECTOR_ADAPTERS,
+    LayerNorm,
+    Linear,
+    Remat,
+    RMSNorm,
+    drawing,
+    place_keys,
+    rematerialised,
+)
 from seva_jax.models.llama import rotate
 from seva_jax.models.qwen_config import QwenVisionConfig
 from seva_jax.models.rope import Rope
 from seva_jax.models.segments import attend_segments, attend_windows
 from seva_jax.sharding import constrain
+
+_Map = Callable[[jax.Array], jax.Array]
 
 _ROPE_BASE = 10000.0  # of the tower; no config names it
 
@@ -34,14 +45,18 @@ class QwenTower(nn.Module):
     config: LlavaConfig
     dtype: jnp.dtype
     remat: Remat
+    lora: LoraConfig | None = None
 
     @nn.compact
-    def __call__(self, pixels_BIHWC: jax.Array, place_BI5: jax.Array) -> jax.Array:
+    def __call__(
+        self, pixels_BIHWC: jax.Array, place_BI5: jax.Array, keys_BI: jax.Array | None = None
+    ) -> jax.Array:
         """Maps tiles to features.
 
         Args:
             pixels_BIHWC: normalised pixels; of a video, of two frames one under the other.
             place_BI5: where each tile lies, see `ImageLayout.place_I5`; picture 0 is padding.
+            keys_BI: see `Llava.features`.
 
         Returns:
             [B, I, E]: for each tile its patches after the last layer, side by side, and then those
@@ -65,14 +80,17 @@ class QwenTower(nn.Module):
         deep = jnp.zeros((room, *x.shape), x.dtype)
         stack = nn.scan(
             rematerialised(QwenVisionLayer, self.remat),
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
-            in_axes=(0, *[nn.broadcast] * 3),  # pyright: ignore[reportArgumentType]
+            in_axes=(0, *[nn.broadcast] * 4),  # pyright: ignore[reportArgumentType]
             length=cfg.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        (x, deep), _ = stack(cfg, self.dtype, name="layers")(
-            (x, deep), jnp.arange(cfg.num_layers), rope, picture_BP, window_BP
+        keys_BP = None
+        if keys_BI is not None:
+            keys_BP = place_keys(keys_BI.reshape(-1), cfg.num_patches).reshape(picture_BP.shape)
+        (x, deep), _ = stack(cfg, self.dtype, self.lora, name="layers")(
+            (x, deep), jnp.arange(cfg.num_layers), rope, picture_BP, window_BP, keys_BP
         )
         every = [x, *deep[:-1]]
         return jnp.concatenate([y.reshape(rows, tiles, -1) for y in every], axis=-1)
@@ -139,6 +157,7 @@ class QwenVisionLayer(nn.Module):
 
     config: QwenVisionConfig
     dtype: jnp.dtype
+    lora: LoraConfig | None
 
     @nn.compact
     def __call__(
@@ -148,6 +167,7 @@ class QwenVisionLayer(nn.Module):
         rope: tuple[jax.Array, jax.Array],
         picture_BP: jax.Array,
         window_BP: jax.Array,
+        keys_BP: jax.Array | None,
     ) -> tuple[tuple[jax.Array, jax.Array], None]:
         """Applies the layer.
 
@@ -157,6 +177,8 @@ class QwenVisionLayer(nn.Module):
             rope: cosines and sines of the places of patches.
             picture_BP: the picture of each patch.
             window_BP: the window of each patch.
+            keys_BP: a random key for each patch, from which the dropout of adapters draws; None
+                drops nothing.
 
         Returns:
             The updated carry and None, as `nn.scan` expects.
@@ -164,7 +186,15 @@ class QwenVisionLayer(nn.Module):
         x_BPE, deep = carry
         cfg = self.config
         x_BPE = constrain(x_BPE, "batch", "length", "width")
-        y = self._linear("qkv", 3 * cfg.hidden_size, ("vision_embed", "vision_qkv"))(
+
+        def linear(
+            name: VisionTarget, features: int, dims: tuple[str, str], module: str = ""
+        ) -> _Map:
+            return tower_linear(
+                module or name, name, features, dims, True, self.dtype, self.lora, layer, keys_BP
+            )
+
+        y = linear("qkv", 3 * cfg.hidden_size, ("vision_embed", "vision_qkv"))(
             self._norm("norm1")(x_BPE)
         )
         heads = (*x_BPE.shape[:2], cfg.num_heads, cfg.hidden_size // cfg.num_heads)
@@ -174,16 +204,13 @@ class QwenVisionLayer(nn.Module):
         )
         q, k = rotate(q, *rope), rotate(k, *rope)
         y = self._attend(q, k, v, layer, picture_BP, window_BP).reshape(x_BPE.shape)
-        x = x_BPE + self._linear("proj", cfg.hidden_size, ("vision_heads", "vision_embed"))(y)
-        x = x + self._mlp(self._norm("norm2")(x))
+        x = x_BPE + linear("proj", cfg.hidden_size, ("vision_heads", "vision_embed"))(y)
+        x = x + self._mlp(linear, self._norm("norm2")(x))
         x = constrain(x, "batch", "length", "width")
         if cfg.deep_layers:  # what a layer after the last of them writes is not read
             place = jnp.searchsorted(jnp.array(cfg.deep_layers, jnp.int32), layer)
             deep = jax.lax.dynamic_update_index_in_dim(deep, x, place, 0)
         return (x, deep), None
-
-    def _linear(self, name: str, features: int, dims: tuple[str, str]) -> Linear:
-        return Linear(features, dims, bias=True, dtype=self.dtype, name=name)
 
     def _norm(self, name: str) -> nn.Module:
         norm = RMSNorm if self.config.gated else LayerNorm
@@ -209,17 +236,17 @@ class QwenVisionLayer(nn.Module):
             lambda: attend_windows(q, k, v, window_BP, longest),
         )
 
-    def _mlp(self, y: jax.Array) -> jax.Array:
+    def _mlp(self, linear: Callable[..., _Map], y: jax.Array) -> jax.Array:
         cfg = self.config
+        inwards, outwards = ("vision_embed", "vision_mlp"), ("vision_mlp", "vision_embed")
         if cfg.gated:
-            gate = self._linear("gate_proj", cfg.mlp_size, ("vision_embed", "vision_mlp"))(y)
-            up = self._linear("up_proj", cfg.mlp_size, ("vision_embed", "vision_mlp"))(y)
-            out = self._linear("down_proj", cfg.hidden_size, ("vision_mlp", "vision_embed"))
-            return out(nn.silu(gate) * up)
-        first, second = cfg.mlp_names
-        y = self._linear(first, cfg.mlp_size, ("vision_embed", "vision_mlp"))(y)
+            gate = linear("gate_proj", cfg.mlp_size, inwards)(y)
+            up = linear("up_proj", cfg.mlp_size, inwards)(y)
+            return linear("down_proj", cfg.hidden_size, outwards)(nn.silu(gate) * up)
+        (first, second), modules = cfg.mlp_targets, cfg.mlp_names
+        y = linear(first, cfg.mlp_size, inwards, modules[0])(y)
         y = y * nn.sigmoid(1.702 * y) if cfg.quick_gelu else nn.gelu(y)
-        return self._linear(second, cfg.hidden_size, ("vision_mlp", "vision_embed"))(y)
+        return linear(second, cfg.hidden_size, outwards, modules[1])(y)
 
 
 class QwenMerger(nn.Module):
@@ -227,17 +254,20 @@ class QwenMerger(nn.Module):
 
     config: LlavaConfig
     dtype: jnp.dtype
+    lora: LoraConfig | None = None
 
     def setup(self) -> None:
         """Declares a merger for the last layer, and one for each of the deep layers."""
         assert isinstance(self.config.vision, QwenVisionConfig)
-        options = (self.config.vision, self.config.text.hidden_size, self.dtype)
+        lora = self.lora and self.lora.of("connector")
+        options = (self.config.vision, self.config.text.hidden_size, self.dtype, lora)
         self.merger = _Merger(*options)
         self.deep_layers = self.config.vision.deep_layers
         if self.deep_layers:
             each = nn.vmap(
                 _Merger,
-                variable_axes={"params": 0},
+                in_axes=(0, None, 0),  # pyright: ignore[reportArgumentType]
+                variable_axes={"params": 0, "lora": 0},
                 split_rngs={"params": True},
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
@@ -246,18 +276,26 @@ class QwenMerger(nn.Module):
     def __call__(self, features_BPE: jax.Array, keys_BI: jax.Array | None = None) -> jax.Array:
         """Maps features of tiles to what takes the place of image tokens, [B, P, D].
 
-        It has no adapters, which `keys_BI` are for.
+        Args:
+            features_BPE: what the tower returns.
+            keys_BI: see `Llava.features`.
         """
-        return self.merger(self._split(features_BPE)[0])
+        return self.merger(self._split(features_BPE)[0], keys_BI, PROJECTOR_ADAPTERS)
 
-    def deep(self, features_BPE: jax.Array) -> jax.Array | None:
+    def deep(self, features_BPE: jax.Array, keys_BI: jax.Array | None = None) -> jax.Array | None:
         """Returns what is added after the first layers of the language model, [N, B, P, D].
 
-        None for towers without deep layers.
+        Args:
+            features_BPE: what the tower returns.
+            keys_BI: see `Llava.features`.
+
+        Returns:
+            None for towers without deep layers.
         """
         if not self.deep_layers:
             return None
-        return self.deep_mergers(jnp.stack(self._split(features_BPE)[1:]))
+        numbers = PROJECTOR_ADAPTERS + 2 + 2 * jnp.arange(len(self.deep_layers))
+        return self.deep_mergers(jnp.stack(self._split(features_BPE)[1:]), keys_BI, numbers)
 
     def _split(self, features_BPE: jax.Array) -> list[jax.Array]:
         return jnp.split(features_BPE, 1 + len(self.deep_layers), axis=-1)
@@ -269,20 +307,32 @@ class _Merger(nn.Module):
     config: QwenVisionConfig
     width: int
     dtype: jnp.dtype
+    lora: LoraConfig | None
     joined_norm: bool = False  # whether the norm is over all patches of a tile, or over each
 
     @nn.compact
-    def __call__(self, features: jax.Array) -> jax.Array:
-        """Maps [..., E] to [..., D]."""
+    def __call__(
+        self, features: jax.Array, keys: jax.Array | None, number: jax.Array | int
+    ) -> jax.Array:
+        """Maps [..., E] to [..., D].
+
+        Args:
+            features: of tiles.
+            keys: see `layers.drawing`.
+            number: of the first adapter, likewise.
+        """
         cfg = self.config
         norm_name, first, second = cfg.merger_names
         norm = (RMSNorm if cfg.gated else LayerNorm)(cfg.norm_eps, self.dtype, name=norm_name)
         joined = features.shape
         parts = joined if self.joined_norm else (*joined[:-1], cfg.num_patches, cfg.hidden_size)
         x = norm(features.reshape(parts)).reshape(joined)
-        x = Linear(joined[-1], ("vision_embed", "embed_in"), True, dtype=self.dtype, name=first)(x)
+        dims = ("vision_embed", "embed_in"), ("embed_in", "embed")
+        inner = Linear(joined[-1], dims[0], True, self.lora, self.dtype, name=first)
+        outer = Linear(self.width, dims[1], True, self.lora, self.dtype, name=second)
+        x = drawing(inner, keys, number)(x)
         x = constrain(nn.gelu(x, approximate=False), "batch", "length", "width")
-        x = Linear(self.width, ("embed_in", "embed"), True, dtype=self.dtype, name=second)(x)
+        x = drawing(outer, keys, number + 1)(x)
         return constrain(x, "batch", "length", "width")
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated
 
 from typing_extensions import override
 
-from seva_jax.models.config import TowerConfig
+from seva_jax.models.config import TowerConfig, VisionTarget
 from seva_jax.ranges import FROM_1, Range
 
 
@@ -89,6 +90,20 @@ class QwenVisionConfig(TowerConfig, abc.ABC):
         """Names of the merger's norm and linear layers."""
         return "ln_q", "mlp_0", "mlp_2"
 
+    @property
+    @override
+    def linear_sizes(self) -> Mapping[VisionTarget, int]:
+        sizes: dict[VisionTarget, int] = {
+            "qkv": 4 * self.hidden_size,
+            "proj": 2 * self.hidden_size,
+        }
+        return sizes | dict.fromkeys(self.mlp_targets, self.hidden_size + self.mlp_size)
+
+    @property
+    def mlp_targets(self) -> tuple[VisionTarget, ...]:
+        """What `LoraConfig.vision_targets` calls the linear layers of the MLP."""
+        return "fc1", "fc2"
+
 
 @dataclasses.dataclass(frozen=True)
 class Qwen2VisionConfig(QwenVisionConfig):
@@ -117,6 +132,11 @@ class Qwen25VisionConfig(QwenVisionConfig):
     @override
     def gated(self) -> bool:
         return True
+
+    @property
+    @override
+    def mlp_targets(self) -> tuple[VisionTarget, ...]:
+        return "gate_proj", "up_proj", "down_proj"
 
     @property
     @override
@@ -157,6 +177,11 @@ class Qwen3VisionConfig(QwenVisionConfig):
     @override
     def deep_layers(self) -> tuple[int, ...]:
         return self.deep
+
+    @property
+    @override
+    def mlp_targets(self) -> tuple[VisionTarget, ...]:
+        return "linear_fc1", "linear_fc2"
 
     @property
     @override

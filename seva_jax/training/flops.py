@@ -90,10 +90,9 @@ def _image_adapters(config: LlavaConfig, lora: LoraConfig) -> tuple[float, float
     """Returns the operations of the adapters of tower and projector for one tile."""
     v, width = config.vision, config.text.hidden_size
     places = v.num_patches + v.class_token
-    mlp = v.hidden_size + v.mlp_size
-    sizes = dict.fromkeys(lora.vision_targets, 2 * v.hidden_size) | {"fc1": mlp, "fc2": mlp}
+    sizes = sum(size for name, size in v.linear_sizes.items() if name in lora.vision_targets)
     vision = lora.of("vision").rank * (lora.vision and lora.rank > 0)
-    tower = 2 * places * config.tower_depth * vision * sum(sizes[x] for x in lora.vision_targets)
+    tower = 2 * places * config.tower_depth * vision * sizes
     connector = lora.of("connector").rank * (lora.connector and lora.rank > 0)
     return tower, 2 * config.tile_features * connector * (config.feature_width + 3 * width)
 
