@@ -1,7 +1,8 @@
 """SIGKILL in every stage of the real command does not change what a run ends with.
 
 Checkpoints are published late here, so a kill during a save comes at the worst moment. Each seed
-makes ten kills, at fixed moments and after drawn delays; SEVA_JAX_KILLS=30 takes three seeds.
+makes ten kills on a disk and three in a bucket, at fixed moments and after drawn delays;
+SEVA_JAX_KILLS=30 takes three seeds.
 """
 
 import os
@@ -38,12 +39,16 @@ def finished(workdir):
     return {path: lines(path) for name in names for path in workdir.glob(name)}
 
 
-def kill_and_compare(whole_run, workdir, seed, env):
-    """Kills the command ten times, and compares what it ends with to an undisturbed run."""
+# A request to a bucket takes long, so there are fewer: saves, and the last stage.
+IN_A_BUCKET = (MOMENTS[1], MOMENTS[6], MOMENTS[9])
+
+
+def kill_and_compare(whole_run, workdir, seed, env, moments=MOMENTS):
+    """Kills the command at moments, and compares what it ends with to an undisturbed run."""
     draw = random.Random(seed)
     cache = whole_run / "cache"
     options = ("--train.save-every", SAVE_EVERY)
-    for stage, condition in MOMENTS:
+    for stage, condition in moments:
         before, since = finished(workdir), time.time()
         with train(cache, workdir, *options, env={"COMMIT_S": "0.3"} | env) as run:
             run.when(lambda: condition(workdir, since))  # noqa: B023
@@ -72,8 +77,9 @@ def test_ten_kills(whole_run, tmp_path, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
-def test_ten_kills_in_a_bucket(whole_run, bucket, proxy, seed):
+def test_kills_in_a_bucket(whole_run, bucket, proxy, seed):
     """So it is in a bucket, where one request in a hundred fails, and equal to a run on a disk."""
     proxy.disturb(seed, 0.01)
-    kill_and_compare(whole_run, bucket / "run", seed, helpers_gcs.environment(proxy.url))
-    assert proxy.count() > 1000
+    env = helpers_gcs.environment(proxy.url)
+    kill_and_compare(whole_run, bucket / "run", seed, env, IN_A_BUCKET)
+    assert proxy.count() > 300

@@ -11,12 +11,21 @@ torch = pytest.importorskip("torch")
 
 from helpers_devices import mesh_of  # noqa: E402
 from helpers_llava import IMAGE_TOKEN, PAD, save  # noqa: E402
-from helpers_qwen import MOST, QWEN, image_processor, patch_of, random_qwen  # noqa: E402
+from helpers_qwen import (  # noqa: E402
+    MOST,
+    QWEN,
+    batch_with_videos,
+    image_processor,
+    patch_of,
+    random_qwen,
+    torch_batch,
+)
 
 from seva_jax.batches.trees import RowShape, TreeExample, pack_row, stack_rows  # noqa: E402
 from seva_jax.convert import load_params  # noqa: E402
 from seva_jax.convert.hf_config import read_llava_config  # noqa: E402
 from seva_jax.images import QwenProcessing  # noqa: E402
+from seva_jax.inference.qwen_arrays import ImageArrays, qwen_pictures  # noqa: E402
 from seva_jax.models import Llava, abstract_variables  # noqa: E402
 from seva_jax.sharding import batch_sharding, variable_shardings  # noqa: E402
 from seva_jax.training.step import StepOptions, make_logps  # noqa: E402
@@ -30,6 +39,26 @@ def pair(request, tmp_path_factory):
     theirs = random_qwen(request.param)
     folder = save(theirs, tmp_path_factory.mktemp(request.param) / "model")
     return request.param, theirs, folder, Llava(read_llava_config(folder))
+
+
+def video_example(family):
+    """Returns a comparison about a video of three frames and an image, and transformers' arrays."""
+    arrays = batch_with_videos(family, [[3, {3: (91, 120)}, 2, (56, 60), 4]], 0.5)
+    given = ImageArrays(**{name: x for name, x in arrays.items() if name in ImageArrays._fields})
+    side = 2 * patch_of(family)
+    processing = QwenProcessing(
+        size=side, positions_per_second=4 if family == "qwen2_5_vl" else 0,
+        timestamps=family == "qwen3_vl",
+    )  # fmt: skip
+    images, videos = qwen_pictures(processing, given)
+    laid_out = [*videos, *images]  # as in the row
+    tiles = np.concatenate([tiles for _, tiles in laid_out]).transpose(0, 2, 3, 1)
+    trunk = arrays["input_ids"][0].astype(np.int32)
+    trunk[arrays["mm_token_type_ids"][0] > 0] = IMAGE_TOKEN
+    rng = np.random.default_rng(3)
+    branches = tuple(rng.integers(5, IMAGE_TOKEN, num).astype(np.int32) for num in (4, 2))
+    layouts = tuple(layout for layout, _ in laid_out)
+    return TreeExample(trunk, branches, tiles, index=0, layouts=layouts), arrays
 
 
 def examples(family):
@@ -63,7 +92,7 @@ def examples(family):
     return out
 
 
-def packed(family, groups):
+def packed(family, groups, frames=1):
     """Returns a batch with a row for each list of examples."""
     side = 2 * patch_of(family)
     shape = RowShape.covering([example for group in groups for example in group])
@@ -74,7 +103,7 @@ def packed(family, groups):
     )  # fmt: skip
     rows = [
         pack_row(
-            group, shape, image_shape=(side, side, 3), tile_features=1,
+            group, shape, image_shape=(frames * side, side, 3), tile_features=1,
             image_token_id=IMAGE_TOKEN, pad_id=PAD, native=True,
         )
         for group in groups
@@ -120,6 +149,25 @@ def test_trees_equal_separate_rows(pair):
     logps = jax.jit(make_logps(model, StepOptions(head_chunk=7)))
     found = np.asarray(logps({"params": params}, batch))
     check(found, batch, expected)
+
+
+def test_trees_about_a_video_equal_separate_rows(pair):
+    family, theirs, folder, model = pair
+    example, arrays = video_example(family)
+    expected = []
+    for branch in example.branches:
+        num, given = len(branch), dict(arrays)
+        given["input_ids"] = np.concatenate([arrays["input_ids"], branch[None]], axis=1)
+        given["attention_mask"] = np.ones_like(given["input_ids"])
+        given["mm_token_type_ids"] = np.pad(arrays["mm_token_type_ids"], [(0, 0), (0, num)])
+        with torch.no_grad():
+            logits = theirs(**torch_batch(given)).logits[0]
+        scores = torch.log_softmax(logits[-num - 1 : -1], -1).numpy()
+        expected.append(scores[np.arange(num), branch])
+    batch = packed(family, [[example]], frames=2)
+    logps = jax.jit(make_logps(model, StepOptions(head_chunk=7)))
+    params = load_params(folder, model.config)
+    check(np.asarray(logps({"params": params}, batch)), batch, {0: expected})
 
 
 def test_rows_on_a_mesh_are_those_of_one_device(pair):

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers_run import ROOT, answers, assert_same_run, lines, rows, train
+from helpers_run import ROOT, assert_same_run, lines, rows, train
 from helpers_signals import compiling, started
 
 from seva_jax.runtime.shutdown import Status
@@ -34,7 +34,6 @@ OF_TWO = (
     (compiling, 1),
     (lambda _, w: lines(w / "rollouts.jsonl"), 1),
     (lambda _, w: rows(w, "align"), 0),
-    (lambda _, w: len(answers(w, "base")) > 2, 1),
 )
 
 

@@ -305,7 +305,7 @@ def write_photos(folder, num):
 
 @pytest.mark.slow
 def test_a_7b_config_without_weights(tmp_path, monkeypatch):
-    """All stages run in the shapes of images and tokens of LLaVA-1.5-7B; twice, from new."""
+    """All stages run in the shapes of images and tokens of LLaVA-1.5-7B."""
     monkeypatch.chdir(tmp_path)  # paths of the config are relative
     model = tmp_path / "llava7b"
     model.mkdir()
@@ -344,9 +344,6 @@ def test_a_7b_config_without_weights(tmp_path, monkeypatch):
     config = read_config(workdir / "config.py")
     assert isinstance(config.base, ReducedBase)
     assert config.base.assets().config.tile_features == 576
-    (workdir / "left.txt").write_text("of the run before")
-    command(tmp_path, *options)
-    assert not (workdir / "left.txt").exists()
 
 
 @pytest.mark.slow
@@ -375,7 +372,18 @@ def test_given_pairs_and_the_original_layout(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["tiny_realign", "tiny_apasi", "tiny_sweep"])
+@pytest.mark.parametrize("name", ["tiny_apasi", "tiny_sweep"])
 def test_systems_whose_pairs_need_more_than_random_words(tmp_path, name):
     said = command(tmp_path, "--config", config_directory() / f"{name}.py")
     assert "smoke run finished" in said
+
+
+@pytest.mark.slow
+def test_a_smoke_run_begins_anew(tmp_path):
+    """What another one left in its directory is deleted."""
+    config = config_directory() / "tiny_gapo.py"
+    command(tmp_path, "--config", config)
+    (left,) = tmp_path.glob("runs/*-smoke")
+    (left / "left.txt").write_text("of the run before")
+    assert "smoke run finished" in command(tmp_path, "--config", config)
+    assert not (left / "left.txt").exists()
