@@ -10,7 +10,9 @@ from seva_jax.batches.trees import trunk_positions
 from seva_jax.corrupt import DiffusionNoise, RandomResizedCrop
 from seva_jax.corrupt.diffusion import diffusion_schedule
 from seva_jax.images import QwenProcessing
+from seva_jax.images.compose import Box
 from seva_jax.images.qwen_layouts import resized, window_order
+from seva_jax.images.shown import shown_tokens
 from seva_jax.inference.corrupted import prompt_images
 from seva_jax.types import DataError, ExampleError, Prompt
 
@@ -54,6 +56,20 @@ def test_windows_follow_one_another_and_tokens_are_in_reading_order():
     by_token = place[layout.patch_N]
     np.testing.assert_array_equal(by_token[:, 1] * 6 + by_token[:, 2], np.arange(30))
     assert [{*x} for x in place[:, [0, 3, 4]].T] == [{1}, {5}, {6}]
+
+
+def test_tokens_that_show_a_part_of_an_image():
+    """They are those whose centre is in it, as for MIA-DPO's attention."""
+    processing, size = processing_of("qwen2_5_vl"), (150, 180)
+    rows, columns = processing.grid(size)
+    box = Box(top=40, left=0, height=150, width=180, bottom=110, right=60)
+    shown = shown_tokens(processing, 1, [size, (60, 60)], 0, box)
+    y, x = np.mgrid[:rows, :columns] + 0.5
+    inside = (y / rows >= 40 / 150) & (y / rows < 110 / 150) & (x / columns < 60 / 180)
+    assert inside.any()
+    np.testing.assert_array_equal(shown, [*inside.ravel(), *[False] * 4])
+    other = shown_tokens(processing, 1, [size, (60, 60)], 1)
+    assert other.tolist() == [False] * (rows * columns) + [True] * 4
 
 
 def test_text_counts_on_from_the_largest_position_of_an_image():

@@ -1,6 +1,7 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL against transformers in float32."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -118,6 +119,44 @@ def test_adapters_are_those_of_peft(pair, tmp_path):
     with torch.no_grad():
         expected = opened(**torch_batch(arrays)).logits.numpy()
     found = seva_jax.from_pretrained(ours.directory, adapter=tmp_path / "adapter").logits(**arrays)
+    np.testing.assert_allclose(found[real], expected[real], atol=1e-4, rtol=1e-4)
+    assert np.abs(found - ours.logits(**arrays))[real].max() > 0.1
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_a_trained_merger_is_stored_whole(pair, tmp_path):
+    """Peft replaces the base's modules by it, those of DeepStack too; transformers finds all."""
+    import copy
+
+    import peft
+    import torch
+
+    family, theirs, ours = pair
+    arrays = batch(family, [ODD[:2], [ODD[2]]], [11, 9])
+    lora = LoraConfig(4, 6.0, targets=("q_proj",))
+    shapes = abstract_variables(Llava(ours.config, lora=lora))
+    rng = np.random.default_rng(5)
+    trained = {"lora": shapes["lora"], "params": {"projector": shapes["params"]["projector"]}}
+    values = leaves_by_path(
+        jax.tree.map(
+            lambda leaf: rng.normal(0, 0.2, leaf.value.shape).astype(np.float32),
+            trained, is_leaf=lambda x: hasattr(x, "names"),
+        )
+    )  # fmt: skip
+    source = dataclasses.replace(
+        open_source(ours.directory), lora=lora,
+        trained={name: leaf.shape for name, leaf in values.items()},
+        read=lambda names: [values[name] for name in names],
+    )  # fmt: skip
+    to_peft(source, tmp_path / "adapter")
+    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    deep = [f"visual.deepstack_merger_list.{i}" for i in range(2 * (family == "qwen3_vl"))]
+    assert saved["modules_to_save"] == [*deep, "visual.merger"]
+    opened = peft.PeftModel.from_pretrained(copy.deepcopy(theirs), tmp_path / "adapter")
+    with torch.no_grad():
+        expected = opened(**torch_batch(arrays)).logits.numpy()
+    found = seva_jax.from_pretrained(ours.directory, adapter=tmp_path / "adapter").logits(**arrays)
+    real = arrays["attention_mask"] == 1
     np.testing.assert_allclose(found[real], expected[real], atol=1e-4, rtol=1e-4)
     assert np.abs(found - ours.logits(**arrays))[real].max() > 0.1
 

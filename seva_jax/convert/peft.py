@@ -19,7 +19,7 @@ from seva_jax.convert.files import (
     update_json,
     write_json,
 )
-from seva_jax.convert.load import read_headers
+from seva_jax.convert.load import read_headers, shapes_by_path
 from seva_jax.convert.original import (
     ADAPTER,
     ADAPTER_CONFIG,
@@ -30,14 +30,17 @@ from seva_jax.convert.original import (
 from seva_jax.convert.source import Source
 from seva_jax.convert.table import TABLE, Row, in_memory, original
 from seva_jax.convert.tensors import num_bytes
+from seva_jax.models import Llava, abstract_params
 from seva_jax.runtime.progress import Progress
 from seva_jax.types import DataError
 
 _PREFIX = "base_model.model."  # PeftModel -> LoraModel -> their model
-_PROJECTOR = "multi_modal_projector"
+# Modules of the projector, the last ones of Qwen-VL; "{}" stands for a number.
+_PROJECTOR = ("multi_modal_projector", "visual.merger", "visual.deepstack_merger_list.{}")
 # The pattern that names the language model's layers is precise, because the vision tower has layers
 # of the same names.
 _HF_PATTERN, _LLAVA_PATTERN = r".*language_model\.layers", r"model\.layers"
+_MODULE = re.compile("|".join(re.escape(x).replace(r"\{\}", r"\d+") for x in _PROJECTOR))
 _OTHERS = f"{ADAPTER_OTHERS}.bin"
 
 
@@ -62,13 +65,14 @@ def to_peft(source: Source, out: Path) -> str:
     if source.tower and source.processing:
         source.processing.to_processor_config()  # raises if to-hf cannot write the base
     projector = _require_adapters(source)
-    whole = {_PREFIX + in_memory(row.theirs): row for row in projector}
     # peft opens this path as it stands, so it is whole, unlike those in configs and pages. An
     # adapter of an original LLaVA fits its conversion, which may be anywhere.
     base = None if source.tower else str(source.directory.absolute())
     fields = _fields(source, base, _HF_PATTERN, in_memory)
-    fields["modules_to_save"] = [_PROJECTOR] if whole else None
-    num = _write(source, out, fields, in_memory, whole)
+    names = (name for row in projector for name in names_of(source, row))
+    modules = {match[0] for name in names if (match := _MODULE.match(name))}
+    fields["modules_to_save"] = sorted(modules) or None
+    num = _write(source, out, fields, in_memory, projector)
     summary = f"{out}: rank {source.lora.rank} adapters, {num} tensors"
     if source.tower:
         summary += (
@@ -135,7 +139,7 @@ def to_llava_lora(source: Source, out: Path) -> str:
                 others[f"{_PREFIX}{original(name)}"] = torch.from_numpy(values.copy())
         torch.save(others, scratch / _OTHERS)
 
-    num = _write(source, out, fields, original, {}, write_others)
+    num = _write(source, out, fields, original, (), write_others)
     return (
         f"{out}: rank {source.lora.rank} adapters, {num} tensors; LLaVA opens it with --model-path "
         f"{out} --model-base {source.directory}"
@@ -165,16 +169,16 @@ def _require_adapters(source: Source) -> list[Row]:
     bare = [row.theirs for row in TABLE if extra and _is_whole(source, row)]
     # peft stores modules whole, adapts parameters of two or three dims, and trains single rows of
     # embeddings; a parameter of one dim outside of a module is none of these.
-    if bare := [name for name in bare if not name.startswith(f"{_PROJECTOR}.")]:
+    if bare := [name for name in bare if not name.startswith(_PROJECTOR)]:
         raise DataError(
             f"the run trained {', '.join(bare)} with the projector, which is no module that peft "
             "could store whole; to-hf exports the whole model (a run with --train.trained lora "
             "trains adapters alone)"
         )
     # All of the projector's tensors, as peft asks for all of a module.
-    tensors = read_headers(source.directory, source.tower)
-    rows = [row for row in TABLE if extra and row.theirs.startswith(f"{_PROJECTOR}.")]
-    return [row for row in rows if row.theirs in tensors]
+    known = shapes_by_path(abstract_params(Llava(source.config)))
+    rows = [row for row in TABLE if extra and row.theirs.startswith(_PROJECTOR)]
+    return [row for row in rows if row.ours in known]
 
 
 def _fields(
@@ -248,7 +252,7 @@ def _write(
     out: Path,
     fields: Mapping[str, object],
     spell: Callable[[str], str],
-    whole: Mapping[str, Row],
+    whole: Sequence[Row],
     more: Callable[[Path], None] = lambda scratch: None,
 ) -> int:
     """Writes the directory, and returns the number of tensors in adapter_model.safetensors.
@@ -258,7 +262,7 @@ def _write(
         out: the new directory.
         fields: adapter_config.json.
         spell: returns a name of `TABLE` as their modules have it.
-        whole: parameters that are stored whole, by their names.
+        whole: the rows of parameters that are stored whole.
         more: writes further files to the directory that it is given.
     """
     tensors = read_headers(source.directory, source.tower)
@@ -271,8 +275,9 @@ def _write(
             names[path] = tuple(f"{_PREFIX}{module}.{theirs}.weight" for module in modules)
             shape = row.their_shape(source.trained[path])
             shapes |= dict.fromkeys(names[path], ("F32", shape))
-    for name, row in whole.items():
-        shapes[name] = "F32", tensors[row.theirs].shape
+    for row in whole:
+        for name in names_of(source, row):
+            shapes[_PREFIX + spell(name)] = "F32", tensors[name].shape
     with new_directory(out, sum(num_bytes(*x) for x in shapes.values())) as scratch:
         bar = Progress("write", len(shapes), "tensor")
         with bar, SafetensorsWriter(scratch / f"{ADAPTER}.safetensors", shapes) as writer:
@@ -282,9 +287,9 @@ def _write(
                 for name, part in zip(theirs, parts, strict=True):
                     writer.write(name, part.T)
                     bar.update()
-            for name, row in whole.items():
-                for _, values in merged(source, row, tensors):
-                    writer.write(name, values)
+            for row in whole:
+                for name, values in merged(source, row, tensors):
+                    writer.write(_PREFIX + spell(name), values)
                     bar.update()
         write_json(scratch / ADAPTER_CONFIG, fields)
         more(scratch)
