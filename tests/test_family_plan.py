@@ -143,3 +143,14 @@ def test_videos_of_models_that_take_none(size):
     options = PlanOptions(("h100:1",), size=(size,), frames=16)
     with pytest.raises(DataError, match="--frames 16 plans for videos, which only LLaVA-OneVision"):
         variants(read_config(config_directory() / "rrpo.py"), options)
+
+
+def test_videos_of_qwen_have_half_as_many_pictures():
+    """Two frames share a tile; the bounds of Qwen3-VL are those of the whole video."""
+    for name, tokens in (("qwen2.5-vl-7b", 17 * 23 * 8), ("qwen3-vl-8b", 15 * 20 * 8)):
+        published = PUBLISHED[name]
+        layout = image_layout(published.processing, published.config, (480, 640), 16)
+        assert layout.tiles == layout.num_tokens == tokens
+    bounded = dataclasses.replace(published.processing, max_video_pixels=32 * 32 * 16 * 50)
+    layout = image_layout(bounded, published.config, (480, 640), 16)
+    assert layout.tiles == 8 * 6 * 8

@@ -155,6 +155,8 @@ def image_layout(
         )
     sizes = frames_of(size, frames, 0.5) if frames else (size,)
     parts = processing.layouts(sizes, config.tile_features)
+    if len(parts) == 1:
+        return parts[0]
     return joint_layout(parts, config.tile_features, processing.blended)
 
 
