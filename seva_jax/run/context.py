@@ -7,7 +7,7 @@ the stages themselves, which `seva_jax/train.py` lists.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -18,7 +18,7 @@ from seva_jax.batches.image_inputs import ImageInput, Pixels
 from seva_jax.batches.pipeline import ComparisonRows, RowShapes
 from seva_jax.batches.trees import RowShape
 from seva_jax.config import Assets, Experiment, check, make_model
-from seva_jax.data import PromptSet
+from seva_jax.data import PreferenceSet, PromptSet
 from seva_jax.inference.passes import PassLayout
 from seva_jax.inference.rollouts import RolloutEngine
 from seva_jax.models import Llava, attention_problem
@@ -31,7 +31,7 @@ from seva_jax.text import Encoder, Template
 from seva_jax.training.flops import forward, model_flops
 from seva_jax.training.memory import bytes_on_a_device
 from seva_jax.training.step import StepOptions, Variables
-from seva_jax.types import DataError, Size
+from seva_jax.types import DataError, Prompt, Size
 
 
 def rollout_engine(
@@ -199,7 +199,10 @@ class RunContext:
 
     def pixels(self, data: PromptSet) -> Pixels:
         """Returns the images of prompts, decoded and preprocessed when they are asked for."""
-        processing = self.assets.processing.of_prompts(data.prompts)
+        prompts: Iterable[Prompt] = data.prompts
+        if isinstance(data, PreferenceSet):
+            prompts = (view.prompt for pair in data.comparisons for view in pair.views)
+        processing = self.assets.processing.of_prompts(prompts)
         return Pixels(data.load_image, processing, data.remote)
 
     def rows(

@@ -31,7 +31,7 @@ from seva_jax.runtime.journal import Journal, Record
 from seva_jax.runtime.processes import say
 from seva_jax.text import Encoder, Sampling
 from seva_jax.training.step import Variables
-from seva_jax.types import Comparison, DataError, ExampleError, ImageSize, Prompt, View
+from seva_jax.types import SECONDS, Comparison, DataError, ExampleError, ImageSize, Prompt, View
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +196,8 @@ class RecordedModel(PairModel):
 
 def _prompt_key(prompt: Prompt) -> list[Any]:
     """Returns everything that an answer depends on."""
-    return [prompt.question, list(prompt.images), prompt.start]
+    times = [prompt.meta[SECONDS]] if prompt.about_video and SECONDS in prompt.meta else []
+    return [prompt.question, list(prompt.images), prompt.start, *times]
 
 
 def _stats_record(stats: TokenStats | None, target_P: np.ndarray | None) -> Record:
