@@ -83,6 +83,21 @@ def random_qwen(
     return model
 
 
+def opened_pair(family: str, factory: Any) -> tuple[str, Any, Any]:
+    """Returns the family, a random model in transformers, and the same one opened by us.
+
+    Args:
+        family: its `model_type`.
+        factory: pytest's, of directories.
+    """
+    import seva_jax
+
+    theirs = random_qwen(family)
+    folder = factory.mktemp(family)
+    theirs.save_pretrained(folder)
+    return family, theirs, seva_jax.from_pretrained(folder)
+
+
 def image_processor(family: str) -> Any:
     """Returns transformers' image processor of the family."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil

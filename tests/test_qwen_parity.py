@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 from helpers_hub import check_hub_spelling
-from helpers_qwen import QWEN, batch, image_processor, random_qwen, torch_batch
+from helpers_qwen import QWEN, batch, image_processor, opened_pair, torch_batch
 
 import seva_jax
 from seva_jax.convert.__main__ import open_source
@@ -26,10 +26,23 @@ ODD = [(91, 260), (300, 71), (56, 60), (130, 130)]
 @pytest.fixture(scope="module", params=QWEN)
 def pair(request, tmp_path_factory):
     """Returns the family, its model in transformers, and the same one opened by us."""
-    theirs = random_qwen(request.param)
-    folder = tmp_path_factory.mktemp(request.param)
-    theirs.save_pretrained(folder)
-    return request.param, theirs, seva_jax.from_pretrained(folder)
+    return opened_pair(request.param, tmp_path_factory)
+
+
+def trained_source(ours, lora, shapes, *collections):
+    """Returns a run on a model with random values of the variables of these shapes."""
+    rng = np.random.default_rng(5)
+    values = leaves_by_path(
+        jax.tree.map(
+            lambda leaf: rng.normal(0, 0.2, leaf.value.shape).astype(np.float32),
+            {name: shapes[name] for name in collections}, is_leaf=lambda x: hasattr(x, "names"),
+        )
+    )  # fmt: skip
+    return dataclasses.replace(
+        open_source(ours.directory), lora=lora,
+        trained={name: leaf.shape for name, leaf in values.items()},
+        read=lambda names: [values[name] for name in names],
+    )  # fmt: skip
 
 
 def compare(pair, arrays):
@@ -101,19 +114,7 @@ def test_adapters_are_those_of_peft(pair, tmp_path):
     assert np.abs(found - ours.logits(**arrays))[real].max() > 0.1
 
     lora = LoraConfig(4, 6.0)
-    shapes = abstract_variables(Llava(ours.config, lora=lora))["lora"]
-    rng = np.random.default_rng(5)
-    values = leaves_by_path({
-        "lora": jax.tree.map(
-            lambda leaf: rng.normal(0, 0.2, leaf.value.shape).astype(np.float32),
-            shapes, is_leaf=lambda x: hasattr(x, "names"),
-        )
-    })  # fmt: skip
-    source = dataclasses.replace(
-        open_source(ours.directory), lora=lora,
-        trained={name: leaf.shape for name, leaf in values.items()},
-        read=lambda names: [values[name] for name in names],
-    )  # fmt: skip
+    source = trained_source(ours, lora, abstract_variables(Llava(ours.config, lora=lora)), "lora")
     to_peft(source, tmp_path / "adapter")
     opened = peft.PeftModel.from_pretrained(copy.deepcopy(theirs), tmp_path / "adapter")
     with torch.no_grad():
@@ -135,19 +136,8 @@ def test_a_trained_merger_is_stored_whole(pair, tmp_path):
     arrays = batch(family, [ODD[:2], [ODD[2]]], [11, 9])
     lora = LoraConfig(4, 6.0, targets=("q_proj",))
     shapes = abstract_variables(Llava(ours.config, lora=lora))
-    rng = np.random.default_rng(5)
-    trained = {"lora": shapes["lora"], "params": {"projector": shapes["params"]["projector"]}}
-    values = leaves_by_path(
-        jax.tree.map(
-            lambda leaf: rng.normal(0, 0.2, leaf.value.shape).astype(np.float32),
-            trained, is_leaf=lambda x: hasattr(x, "names"),
-        )
-    )  # fmt: skip
-    source = dataclasses.replace(
-        open_source(ours.directory), lora=lora,
-        trained={name: leaf.shape for name, leaf in values.items()},
-        read=lambda names: [values[name] for name in names],
-    )  # fmt: skip
+    shapes["params"] = {"projector": shapes["params"]["projector"]}
+    source = trained_source(ours, lora, shapes, "lora", "params")
     to_peft(source, tmp_path / "adapter")
     saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     deep = [f"visual.deepstack_merger_list.{i}" for i in range(2 * (family == "qwen3_vl"))]

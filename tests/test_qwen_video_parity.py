@@ -7,9 +7,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from helpers_qwen import QWEN, batch_with_videos, random_qwen, torch_batch
+from helpers_qwen import QWEN, batch_with_videos, opened_pair, torch_batch
 
-import seva_jax
 from seva_jax.types import DataError
 
 WIDE, TALL, SMALL = (91, 260), (300, 71), (56, 60)
@@ -18,10 +17,7 @@ WIDE, TALL, SMALL = (91, 260), (300, 71), (56, 60)
 @pytest.fixture(scope="module", params=QWEN)
 def pair(request, tmp_path_factory):
     """Returns the family, its model in transformers, and the same one opened by us."""
-    theirs = random_qwen(request.param)
-    folder = tmp_path_factory.mktemp(request.param)
-    theirs.save_pretrained(folder)
-    return request.param, theirs, seva_jax.from_pretrained(folder)
+    return opened_pair(request.param, tmp_path_factory)
 
 
 def positions_of(family, theirs, arrays):
