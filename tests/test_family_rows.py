@@ -10,6 +10,7 @@ from seva_jax.convert import SpecialTokens
 from seva_jax.convert.families import FAMILIES
 from seva_jax.images.llava_next import LlavaNextProcessing
 from seva_jax.images.llava_onevision import LlavaOnevisionProcessing
+from seva_jax.inference.qwen_arrays import ImageArrays
 from seva_jax.pretrained import PretrainedLlava, to_rows
 from seva_jax.types import NEWLINE, TEXT, DataError
 
@@ -34,8 +35,15 @@ def arrays(**changes):
     return made | changes
 
 
+def rows_of(**changes):
+    """Returns the rows of `arrays`."""
+    made = arrays(**changes)
+    given = ImageArrays(**{name: x for name, x in made.items() if name in ImageArrays._fields})
+    return to_rows(NEXT, made["input_ids"], made["attention_mask"], given, made["processing"])
+
+
 def test_an_image_of_several_tiles():
-    rows = to_rows(NEXT, **arrays())
+    rows = rows_of()
     whole, first, second = [0, 1, 2, 3], [4, 5, 8, 9, NEWLINE], [6, 7, 10, 11, NEWLINE]
     assert rows.patch_BS[0].tolist() == [TEXT, *whole, *first, *second]
     assert (rows.patch_BS[1] == TEXT).all()
@@ -52,12 +60,8 @@ def test_images_of_a_row_follow_each_other():
     one = arrays()
     ids = np.concatenate([one["input_ids"][:1], one["input_ids"][:1]], axis=1)
     sizes = np.array([[28, 56], [28, 56]])
-    rows = to_rows(
-        NEXT,
-        **arrays(
-            input_ids=ids, pixel_values=np.repeat(one["pixel_values"], 2, 0), image_sizes=sizes
-        ),
-    )
+    pixels = np.repeat(one["pixel_values"], 2, 0)
+    rows = rows_of(input_ids=ids, pixel_values=pixels, image_sizes=sizes)
     first, second = np.split(rows.patch_BS[0], 2)
     np.testing.assert_array_equal(np.where(first >= 0, first + 3 * TILE, first), second)
     assert rows.pixels_BIHWC.shape[:2] == (1, 6)
@@ -70,7 +74,8 @@ def test_blends_of_a_row_follow_each_other():
     assert layout.blend is not None
     ids = np.full((1, 2 * layout.num_tokens), IMAGE)
     pixels = np.zeros((2, 5, 3, 28, 28), np.float32)
-    rows = to_rows(NEXT, ids, pixels, None, processing, np.array([[56, 56]] * 2), np.array([1, 1]))
+    given = ImageArrays(pixels, np.array([[56, 56]] * 2), np.array([1, 1]))
+    rows = to_rows(NEXT, ids, None, given, processing)
     assert rows.blend is not None
     index, weight = rows.blend.index_BSM[0], rows.blend.weight_BSM[0]
     ends = rows.patch_BS[0] == NEWLINE
@@ -97,13 +102,13 @@ def test_blends_of_a_row_follow_each_other():
 )
 def test_arrays_that_do_not_fit_are_named(changes, message):
     with pytest.raises(DataError, match=message):
-        to_rows(NEXT, **arrays(**changes))
+        rows_of(**changes)
 
 
 def test_an_image_is_not_split_over_rows():
     ids = np.full((2, TOKENS // 2), IMAGE)
     with pytest.raises(DataError, match="row 0 has 7 image tokens, but its images make 14"):
-        to_rows(NEXT, **arrays(input_ids=ids))
+        rows_of(input_ids=ids)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)

@@ -143,7 +143,11 @@ def test_mixtures_of_experts_are_refused(tmp_path):
         read_llava_config(write(tmp_path, FIELDS["qwen3_vl"] | {"model_type": "qwen3_vl_moe"}))
 
 
-def test_adapters_on_the_tower_are_refused(tmp_path):
+def test_adapters_on_layers_that_the_tower_lacks_are_refused(tmp_path):
     config = read_llava_config(write(tmp_path, FIELDS["qwen2_5_vl"]))
-    with pytest.raises(DataError, match="are not supported; leave both off"):
-        abstract_params(Llava(config, LoraConfig(rank=2, vision=True)))
+    lora = LoraConfig(rank=2, vision=True, vision_targets=("q_proj", "fc1"))
+    message = (
+        "vision_targets names q_proj, fc1, but .* are qkv, proj, gate_proj, up_proj, down_proj"
+    )
+    with pytest.raises(DataError, match=message):
+        abstract_params(Llava(config, lora))
