@@ -187,7 +187,7 @@ class Pixels:
         return self.processing.joined([self.processing.small(self.load_image(name))])
 
     def key(self, use: ImageUse) -> tuple[str, Size]:
-        """Returns a hash of an image and of how it is preprocessed, and the size of its first."""
+        """Returns a hash of the images and how they are preprocessed, and the first one's size."""
         images = self._loaded(use)
         how = ([image.shape for image in images], self.processing)
         if not self.processing.one_layout:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from seva_jax.convert.original import original_text, read_json
-from seva_jax.convert.processor import CHAT, OLD_CHAT, PROCESSOR, TOKENIZER
+from seva_jax.convert.processor import CHAT, OLD_CHAT, TOKENIZER
+from seva_jax.images.processor_files import PROCESSOR
 from seva_jax.text.templates import (
     CHATML,
     LLAMA_3,

@@ -15,7 +15,8 @@ from typing import Any
 from seva_jax.convert.files import write_json
 from seva_jax.convert.hf_config import llava_config_fields, read_context_length, read_layouts
 from seva_jax.convert.original import read_json
-from seva_jax.convert.processor import IMAGES, PROCESSOR, TOKENIZER, VIDEOS
+from seva_jax.convert.processor import TOKENIZER
+from seva_jax.images.processor_files import IMAGES, PROCESSOR, VIDEOS
 from seva_jax.models import LlavaConfig
 from seva_jax.text.tokenizer import load_tokenizer, save_tokenizer
 

@@ -16,13 +16,13 @@ from seva_jax.convert.hf_config import read_family, read_layouts
 from seva_jax.convert.original import read_json
 from seva_jax.convert.original_config import original_processing
 from seva_jax.images.preprocess import ImageProcessing
+from seva_jax.images.processor_files import IMAGES, PROCESSOR, VIDEOS
 from seva_jax.models import LlavaConfig
 from seva_jax.runtime.stores import as_path
 from seva_jax.text.templates import Template
 from seva_jax.types import IMAGE_MARKER, DataError
 
-IMAGES, VIDEOS = "preprocessor_config.json", "video_preprocessor_config.json"
-PROCESSOR, CHAT = "processor_config.json", "chat_template.jinja"
+CHAT = "chat_template.jinja"
 # Where older versions of transformers look for a chat template, some of them before `CHAT`.
 OLD_CHAT = "chat_template.json"
 TOKENIZER = "tokenizer_config.json"

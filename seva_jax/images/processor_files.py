@@ -20,8 +20,8 @@ from seva_jax.types import DataError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-_PARTS = "processor_config.json"  # may hold both of these in parts
-_IMAGES, _VIDEOS = "preprocessor_config.json", "video_preprocessor_config.json"
+IMAGES, VIDEOS = "preprocessor_config.json", "video_preprocessor_config.json"
+PROCESSOR = "processor_config.json"  # may have what belongs into these in parts of its own
 _MAX_EDGE = 2**14  # largest side of a model's input; a larger number means a damaged file
 _MAX_LEVEL = 1e6  # likewise for means and deviations
 
@@ -37,10 +37,10 @@ def read_fields(directory: str | Path) -> Fields:
     Raises:
         DataError: the file is missing or unreadable.
     """
-    fields = _read_part(as_path(directory), "image_processor", _IMAGES)
+    fields = _read_part(as_path(directory), "image_processor", IMAGES)
     if fields is None:
         raise DataError(
-            f"{as_path(directory) / _IMAGES}: no such file, nor a {_PARTS} with an "
+            f"{as_path(directory) / IMAGES}: no such file, nor a {PROCESSOR} with an "
             "image_processor; save the model's processor there with save_pretrained"
         )
     return fields
@@ -52,11 +52,11 @@ def read_video_fields(directory: str | Path) -> Fields | None:
     Raises:
         DataError: the file is unreadable.
     """
-    return _read_part(as_path(directory), "video_processor", _VIDEOS)
+    return _read_part(as_path(directory), "video_processor", VIDEOS)
 
 
 def _read_part(directory: Path, part: str, own_file: str) -> Fields | None:
-    for name in (_PARTS, own_file):
+    for name in (PROCESSOR, own_file):
         path = directory / name
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def _read_part(directory: Path, part: str, own_file: str) -> Fields | None:
             continue
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: not readable as JSON ({error}); save it again") from error
-        if name == _PARTS and isinstance(config, dict):
+        if name == PROCESSOR and isinstance(config, dict):
             config = config.get(part)
             if config is None:
                 continue  # in transformers 4 this file has no such part

@@ -154,8 +154,8 @@ def placed(
 ) -> PromptBatch:
     """Adds the places of tiles, and positions of three axes.
 
-    After a video, text goes on from its largest position, as in the code that released models were
-    trained with; transformers 5 takes the largest of its rows and columns only.
+    The text after a video continues from the video's largest position. So did the code that trained
+    the released models; transformers 5 continues from the larger of its rows and columns.
 
     Args:
         batch: the rows, whose tiles are those of images and then those of videos.
